@@ -1,0 +1,30 @@
+//! Compiles `proto/` without `protoc`, and writes the descriptor sets that reflection, transcoding and OpenAPI read.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out_dir = PathBuf::from(env::var("OUT_DIR")?);
+
+    // What an error can carry: the transcoding layer renders these as JSON whatever service stands behind it.
+    let mut details = protox::Compiler::new(["proto"])?;
+    details.include_imports(true).open_files(["google/rpc/error_details.proto", "google/rpc/status.proto"])?;
+    fs::write(out_dir.join("google_rpc.bin"), details.encode_file_descriptor_set())?;
+
+    #[cfg(feature = "server")]
+    {
+        let mut api = protox::Compiler::new(["proto"])?;
+        api.include_imports(true).include_source_info(true).open_file("sessiond/v1/session_service.proto")?;
+        // The raw bytes: re-encoding the typed set would drop `google.api.http` and our own options without a word.
+        fs::write(out_dir.join("sessiond.bin"), api.encode_file_descriptor_set())?;
+        tonic_prost_build::configure()
+            // Tokens travel in these; a `Debug` would carry them into a log.
+            .skip_debug([
+                "sessiond.v1.CreateSessionResponse",
+                "sessiond.v1.RefreshSessionRequest",
+                "sessiond.v1.RefreshSessionResponse",
+            ])
+            .compile_fds(api.file_descriptor_set())?;
+    }
+    Ok(())
+}
