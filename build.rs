@@ -18,6 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The raw bytes: re-encoding the typed set would drop `google.api.http` and our own options without a word.
         fs::write(out_dir.join("sessiond.bin"), api.encode_file_descriptor_set())?;
         tonic_prost_build::configure()
+            // In the order of their keys, so that the same request always has the same bytes (see `request_id`).
+            .btree_map(".sessiond")
+            .build_transport(false)
             // Tokens travel in these; a `Debug` would carry them into a log.
             .skip_debug([
                 "sessiond.v1.CreateSessionResponse",

@@ -1,0 +1,116 @@
+//! Opening a session.
+
+use uuid::Uuid;
+
+use super::{App, Caller, Error, Grant, Service, grant::Granted};
+use crate::{
+    clock::{self, Timestamp},
+    id::{ProjectId, SessionId},
+    session::{
+        Policy, Refusal, RevokeReason, Session,
+        opening::{self, Draft, Opening},
+        refusal::Violation,
+        rotation::Chain,
+    },
+    store::{self, Repeat, Revocation, StoredSession, Tx},
+    token::{self, refresh::RowSecret},
+};
+
+/// A session to open.
+pub struct CreateRequest {
+    /// What is asked for.
+    pub draft: Draft,
+    /// The id under which the request may be repeated, with a digest of all that it says.
+    pub repeatable: Option<(Uuid, [u8; 32])>,
+}
+
+impl CreateRequest {
+    /// Takes a request; `said` is all of it but the id, in bytes that are the same for the same request.
+    pub fn new(draft: Draft, request_id: Option<Uuid>, said: &[u8]) -> Self {
+        Self { draft, repeatable: request_id.map(|id| (id, token::fingerprint(said))) }
+    }
+}
+
+/// What the transaction came to. A refusal is a value here, like any other outcome.
+type Outcome = Result<Granted, Refusal>;
+
+impl App {
+    /// Opens a session for a service.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller or of the request; the store's; a key's.
+    pub async fn create_session(&self, caller: Caller, request: CreateRequest) -> Result<Grant, Error> {
+        let Service { project, .. } = self.service(caller).await?;
+        let now = self.clock.now();
+        let opening = opening::check(request.draft, now).map_err(Refusal::Schema)?;
+        // A key that was found is of a project that exists; it may be younger than the snapshot.
+        let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
+        let policy = *snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?;
+
+        let repeatable = request.repeatable;
+        let work = move |mut tx: Tx| async move {
+            match open(&mut tx, project, opening, repeatable, now, &policy).await? {
+                Ok(granted) => tx.commit(Ok(granted)).await,
+                // Nothing was opened, so nothing stays: the request id is free for a better try.
+                Err(refusal) => tx.rollback(Err(refusal)).await,
+            }
+        };
+        let granted = self.store.transact("create_session", work).await??;
+        self.grant(&snapshot, granted, now)
+    }
+}
+
+async fn open(
+    tx: &mut Tx,
+    project: ProjectId,
+    opening: Opening,
+    repeatable: Option<(Uuid, [u8; 32])>,
+    now: Timestamp,
+    policy: &Policy,
+) -> Result<Outcome, store::Error> {
+    let id = clock::new_session_id(now);
+    if let Some((request, digest)) = repeatable {
+        match tx.request_claim(&project, request, id, &digest, now).await? {
+            Repeat::First => {}
+            Repeat::Again(session) => return repeat(tx, &project, session, now, policy).await,
+            Repeat::Another => return Ok(Err(Violation::refuse("request_id", "was used for another request"))),
+        }
+    }
+    if let Some(replaced) = opening.replaces {
+        let stored = tx.session_lock(&project, replaced).await?;
+        if stored.is_none_or(|stored| stored.session.user != opening.user) {
+            return Ok(Err(Refusal::SessionNotFound));
+        }
+        let revocation = Revocation { project: project.clone(), session: replaced, at: now, reason: RevokeReason::Replaced };
+        tx.sessions_revoke(&[revocation]).await?;
+    }
+    tx.user_ensure(&project, &opening.user).await?;
+    let epoch = tx.epoch_share(&project, &opening.user).await?.ok_or_else(|| store::Error::Inconsistent {
+        table: "users",
+        column: "epoch",
+        row: project.to_string(),
+    })?;
+    let session = Session::open(id, project, epoch, opening, now, policy);
+    let (chain, secret) = (Chain::start(now), RowSecret::generate());
+    let access_expires_at = session.access_expires_at(now, policy);
+    let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
+    tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;
+    Ok(Ok(granted))
+}
+
+/// Answers a repeat with the session that the first try opened, and with the refresh token that it was given.
+async fn repeat(tx: &mut Tx, project: &ProjectId, id: SessionId, now: Timestamp, policy: &Policy) -> Result<Outcome, store::Error> {
+    let over = || Violation::refuse("request_id", "was used for a session that has ended");
+    let Some(StoredSession { session, chain, secret, .. }) = tx.session_lock(project, id).await? else {
+        return Ok(Err(over()));
+    };
+    let live = tx.epoch_share(project, &session.user).await?.is_some_and(|present| session.is_live(now, present));
+    if !live {
+        return Ok(Err(over()));
+    }
+    let access_expires_at = session.access_expires_at(now, policy);
+    tx.session_rotate(&session, &chain, access_expires_at).await?;
+    let link = Chain::start(session.created_at).head();
+    Ok(Ok(Granted { session, secret, link, access_expires_at }))
+}

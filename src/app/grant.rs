@@ -1,0 +1,72 @@
+//! The tokens of a session, made anew each time: nothing is stored per token issued.
+
+use secrecy::SecretString;
+
+use super::{App, Error, keys::Snapshot};
+use crate::{
+    clock::{self, Timestamp},
+    session::{Session, lifecycle::Impersonator},
+    token::{
+        access::{Actor, Claims},
+        refresh::{Link, RowSecret},
+    },
+};
+
+/// What a client goes on with.
+pub struct Grant {
+    /// The access token.
+    pub access_token: SecretString,
+    /// The refresh token.
+    pub refresh_token: SecretString,
+    /// How many seconds the access token lasts.
+    pub expires_in: i32,
+    /// The session.
+    pub session: Session,
+}
+
+/// What the store has committed, and a grant is made of.
+pub(super) struct Granted {
+    pub(super) session: Session,
+    pub(super) secret: RowSecret,
+    pub(super) link: Link,
+    pub(super) access_expires_at: Timestamp,
+}
+
+impl App {
+    /// Makes the tokens of a session.
+    ///
+    /// # Errors
+    ///
+    /// When the project has no key.
+    pub(super) fn grant(&self, snapshot: &Snapshot, granted: Granted, now: Timestamp) -> Result<Grant, Error> {
+        let Granted { session, secret, link, access_expires_at } = granted;
+        let claims = self.claims_of(&session, access_expires_at, now);
+        let expires_in = i32::try_from(claims.exp - claims.iat).unwrap_or(i32::MAX);
+        let access_token = snapshot.signs_for(&session.project, now)?.sign(&claims).map_err(super::KeyError::from)?;
+        let refresh_token = snapshot.refreshes_for(&session.project, now)?.mint(session.id, link, &secret);
+        Ok(Grant { access_token, refresh_token, expires_in, session })
+    }
+
+    fn claims_of(&self, session: &Session, expires_at: Timestamp, now: Timestamp) -> Claims {
+        let project = session.project.as_str();
+        Claims {
+            iss: self.issuer.of(project),
+            sub: session.user.as_str().to_owned(),
+            aud: project.to_owned(),
+            client_id: project.to_owned(),
+            iat: now.as_seconds(),
+            // Rounded down: a token never outlives its session.
+            exp: expires_at.as_seconds(),
+            jti: clock::new_uuid().to_string(),
+            sid: session.id.to_string(),
+            epoch: [session.epoch.project, session.epoch.user],
+            project_id: project.to_owned(),
+            refresh_token_id: session.id.to_string(),
+            auth_time: session.authentication.time.map(Timestamp::as_seconds),
+            acr: session.authentication.acr.clone(),
+            amr: session.authentication.amr.clone(),
+            act: session.impersonator.clone().map(|Impersonator(sub)| Actor { sub }),
+            own: session.claims.clone(),
+        }
+    }
+}

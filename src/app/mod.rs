@@ -1,0 +1,83 @@
+//! What the service does, a file per verb: gather, decide, record, answer. Three hops from a handler to SQL.
+
+mod create;
+mod credentials;
+mod grant;
+mod keys;
+mod projects;
+mod refresh;
+mod revoke;
+
+pub use create::CreateRequest;
+pub use credentials::{AccessToken, Caller, Service};
+pub use grant::Grant;
+pub use keys::{KeyCache, KeyError, RELOAD_INTERVAL};
+pub use projects::ProjectError;
+pub use revoke::{Ended, TokenHolder};
+
+use crate::{
+    clock::Clock,
+    session::Refusal,
+    store::{self, Store},
+    token::access::Issuer,
+};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The answer is no.
+    #[error("refused")]
+    Refused(Refusal),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A key failed: it does not open, or there is none.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// The service. Clones are one and the same.
+#[derive(Clone)]
+pub struct App {
+    pub(crate) store: Store,
+    pub(crate) keys: KeyCache,
+    pub(crate) issuer: Issuer,
+    pub(crate) clock: Clock,
+}
+
+impl App {
+    /// Puts the service together.
+    pub const fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
+        Self { store, keys, issuer, clock }
+    }
+
+    /// The keys and policies as they are known now.
+    pub const fn keys(&self) -> &KeyCache {
+        &self.keys
+    }
+
+    /// What time it is.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// How many connections to the database there are, and how many of them are idle.
+    pub fn pool_size(&self) -> (usize, usize) {
+        self.store.pool_size()
+    }
+
+    /// Whether the service can do its work: the database answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn ready(&self) -> Result<(), store::Error> {
+        self.store.ping().await
+    }
+}

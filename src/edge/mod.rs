@@ -1,0 +1,81 @@
+//! HTTP: one port for gRPC, grpc-web and REST, and the whole stack on this page.
+
+mod cors;
+mod guardrail;
+mod identify;
+mod observe;
+mod serve;
+mod well_known;
+
+use axum::Router;
+use tonic::{body::Body, service::Routes};
+use tonic_health::server::HealthReporter;
+use tonic_web::GrpcWebLayer;
+use tower::{ServiceBuilder, ServiceExt as _, util::BoxCloneSyncService};
+
+pub use cors::OriginError;
+pub use serve::{BindError, Server};
+
+use crate::{
+    app::App,
+    config::{Limits, Web},
+    pb::{self, session_service_server::SessionServiceServer},
+    rpc::{SessionService, status},
+    telemetry::Metrics,
+    transcode::RestLayer,
+};
+
+/// The largest gRPC message that is read, in bytes. The largest that makes sense is a session with all it may carry.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Puts the stack together, outermost first.
+///
+/// # Errors
+///
+/// When an origin is malformed.
+fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: HealthReporter) -> Result<Router, OriginError> {
+    let rest = RestLayer::builder()
+        .max_body_bytes(limits.body_bytes_max)
+        .error_domain(status::DOMAIN);
+    let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
+    let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
+
+    let api = ServiceBuilder::new()
+        // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
+        .layer(rest)
+        // The browser's framing in, gRPC's out; and back.
+        .layer(GrpcWebLayer::new())
+        // Counts every call under its RPC, its wire and its code.
+        .layer(observe::ObserveLayer::new(metrics.clone()))
+        // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
+        // and a panic, which must cost one request and not the connection.
+        .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
+        .service(routes(app, health));
+    // One type in place of a page of them: the compiler is faster, and its messages are shorter.
+    let api = BoxCloneSyncService::new(api.map_response(|response| response.map(axum::body::Body::new)));
+
+    let router = well_known::routes(app.clone(), &web.base_paths).fallback_service(api);
+    let router = match cors::layer(&web.cors_origins)? {
+        // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    // Every request gets an id, and every answer tells it.
+    Ok(router.layer(axum::middleware::from_fn(identify::identify)))
+}
+
+/// The gRPC services.
+fn routes(app: &App, health: HealthReporter) -> Routes {
+    let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were compiled in");
+    let health = tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(health));
+    Routes::new(sessions).add_service(reflection).add_service(health).prepare()
+}
+
+/// What travels between the layers inside the transcoder.
+type GrpcRequest = http::Request<Body>;
+type GrpcResponse = http::Response<Body>;

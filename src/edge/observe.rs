@@ -1,0 +1,173 @@
+//! Counts every call under its RPC, its wire and its code. A unary call's code is in its trailers, so the body is watched
+//! to its end.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use prost_reflect::DescriptorPool;
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{GrpcRequest, GrpcResponse};
+use crate::{
+    pb,
+    telemetry::{self, Metrics, Wire},
+};
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct ObserveLayer {
+    metrics: Metrics,
+    /// The paths that there are: any other is counted as one, or a client could make labels without end.
+    known: Arc<HashSet<String>>,
+}
+
+impl ObserveLayer {
+    /// Counts into these metrics.
+    pub(super) fn new(metrics: Metrics) -> Self {
+        let sets = [pb::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+        let methods = sets.iter().flat_map(|set| {
+            let pool = DescriptorPool::decode(*set).expect("the descriptors were compiled in");
+            let paths = pool.services().flat_map(|service| {
+                service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name())).collect::<Vec<_>>()
+            });
+            paths.collect::<Vec<_>>()
+        });
+        Self { metrics, known: Arc::new(methods.collect()) }
+    }
+}
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, layer: self.clone() }
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Observe<S> {
+    inner: S,
+    layer: ObserveLayer,
+}
+
+impl<S> Service<GrpcRequest> for Observe<S>
+where
+    S: Service<GrpcRequest, Response = GrpcResponse, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = GrpcResponse;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<GrpcResponse, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: GrpcRequest) -> Self::Future {
+        let path = request.uri().path();
+        let rpc = self.layer.known.get(path).map_or("unknown", String::as_str).trim_start_matches('/').to_owned();
+        let call = Call { rpc, wire: *request.extensions().get().unwrap_or(&Wire::Grpc), started: Instant::now(), metrics: self.layer.metrics.clone(), code: None };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            Ok(call.watch(response))
+        })
+    }
+}
+
+/// A call under way. Counted once, when its code is known or its body is dropped.
+struct Call {
+    rpc: String,
+    wire: Wire,
+    started: Instant,
+    metrics: Metrics,
+    code: Option<Code>,
+}
+
+impl Call {
+    fn watch(mut self, response: GrpcResponse) -> GrpcResponse {
+        self.note(response.headers());
+        response.map(|body| Body::new(Watched { body, call: self }))
+    }
+
+    fn note(&mut self, headers: &HeaderMap) {
+        if let Some(status) = Status::from_header_map(headers) {
+            self.code = Some(status.code());
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // No code means that nobody waited for the end.
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let took = self.started.elapsed();
+        self.metrics.request(&self.rpc, self.wire, name(code), took);
+        let (rpc, wire, code, took_ms) = (&self.rpc, self.wire, name(code), took.as_secs_f64() * 1e3);
+        tracing::debug!(rpc, %wire, code, took_ms, request_id = %telemetry::request_id(), "answered");
+    }
+}
+
+/// A body that knows whose it is.
+struct Watched {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.call.note(trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The code as `google.rpc.Code` spells it.
+const fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

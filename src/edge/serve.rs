@@ -1,0 +1,221 @@
+//! The listeners: accepts, bounds and drains connections.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, extract::ConnectInfo, routing::get};
+use http::{Request, header};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::ServiceExt as _;
+
+use super::{OriginError, stack};
+use crate::{
+    app::App,
+    config::{Limits, Listen, Web},
+    pb::session_service_server::SERVICE_NAME,
+    telemetry::Metrics,
+};
+
+/// How long a client may take to send a request's head. A slow one would hold a connection for nothing.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most calls at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 256;
+
+/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// How often the database's health is looked at for `grpc.health.v1`.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// An origin is malformed.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+}
+
+/// A server that has its ports, and does not serve yet.
+pub struct Server {
+    listener: TcpListener,
+    metrics_listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    app: App,
+    metrics: Metrics,
+    health: HealthReporter,
+}
+
+impl Server {
+    /// Takes the ports and puts the stack together.
+    ///
+    /// # Errors
+    ///
+    /// When a port is not to be had, or an origin is malformed.
+    pub async fn bind(app: App, listen: &Listen, web: &Web, limits: Limits, metrics: Metrics) -> Result<Self, BindError> {
+        let health = HealthReporter::new();
+        let router = stack(&app, web, &limits, &metrics, health.clone())?;
+        let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
+        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health })
+    }
+
+    /// Where gRPC, grpc-web and REST are answered.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not know.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the metrics are answered.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not know.
+    pub fn metrics_addr(&self) -> io::Result<SocketAddr> {
+        self.metrics_listener.local_addr()
+    }
+
+    /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { listener, metrics_listener, router, limits, app, metrics, health } = self;
+        let tasks = [
+            tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
+            tokio::spawn(watch_health(health.clone(), app.clone())),
+            tokio::spawn(reload_keys(app)),
+        ];
+        let graceful = GracefulShutdown::new();
+        tokio::select! {
+            () = accept(listener, router, &limits, &graceful) => {}
+            () = stop => {}
+        }
+        health.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+        if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some requests did not end in time");
+        }
+        tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn take(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError::Listen { address, source })
+}
+
+async fn accept(listener: TcpListener, router: Router, limits: &Limits, graceful: &GracefulShutdown) {
+    let slots = Arc::new(Semaphore::new(limits.connections_max));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: it passes, and trying at once would only spin.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let connection = graceful.watcher();
+        let served = connect(stream, peer, router.clone(), limits, connection);
+        tokio::spawn(async move {
+            let _slot = slot;
+            served.await;
+        });
+    }
+}
+
+/// Serves one connection, HTTP/1.1 or HTTP/2 as it speaks.
+fn connect(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: &Limits,
+    watcher: hyper_util::server::graceful::Watcher,
+) -> impl Future<Output = ()> + Send + 'static {
+    // Answers are small and latency is what counts; where this fails they are late, not wrong.
+    let _ = stream.set_nodelay(true);
+    let service = router.map_request(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .max_buf_size(limits.header_bytes_max);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(limits.header_bytes_max.try_into().unwrap_or(u32::MAX))
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    async move {
+        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        // How a connection ends is the client's business.
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(error, "a connection ended early");
+        }
+    }
+}
+
+async fn serve_metrics(listener: TcpListener, metrics: Metrics, app: App) {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let page = move || {
+        let (connections, idle) = app.pool_size();
+        metrics.pool(connections, idle);
+        let page = metrics.render();
+        async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
+    };
+    if let Err(error) = axum::serve(listener, Router::new().route("/metrics", get(page))).await {
+        tracing::error!(%error, "the metrics are no longer served");
+    }
+}
+
+/// Tells `grpc.health.v1` whether the database answers.
+async fn watch_health(health: HealthReporter, app: App) {
+    let mut ticks = interval(HEALTH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let status = if app.ready().await.is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", SERVICE_NAME] {
+            health.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Reads keys and policies again from time to time. What is known stays good while the database is away.
+async fn reload_keys(app: App) {
+    let mut ticks = interval(crate::app::RELOAD_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = app.keys().reload().await {
+            tracing::warn!(error = %error, "cannot read the keys; going on with those that are known");
+        }
+    }
+}

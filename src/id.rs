@@ -1,0 +1,132 @@
+//! The names of things: project, user, session, key. Each is checked once, at the door, and passed on as a type.
+
+use std::{fmt, sync::Arc};
+
+use uuid::Uuid;
+
+/// A tenant. Sessions, keys and tokens of one project mean nothing in another.
+///
+/// 1 to 64 characters of `A-Z a-z 0-9 - _`, so that it is safe in a URL, a JWT and a metric label as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProjectId(Arc<str>);
+
+impl ProjectId {
+    /// The longest name, in bytes.
+    pub const LENGTH_MAX: usize = 64;
+
+    /// Reads a project's name; `None` when it is empty, too long or has another character.
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        let fits = (1..=Self::LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed);
+        fits.then(|| Self(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProjectId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// The host application's own id of a signed-in user, opaque to us: the `sub` of its tokens.
+///
+/// 1 to 255 bytes of UTF-8 without control characters, and not `me`, which in a request means the caller.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserId(Arc<str>);
+
+impl UserId {
+    /// The longest id, in bytes.
+    pub const LENGTH_MAX: usize = 255;
+
+    /// Reads a user's id; `None` outside the bounds above.
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (1..=Self::LENGTH_MAX).contains(&text.len()) && !text.chars().any(char::is_control) && text != "me";
+        fits.then(|| Self(text.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// Takes a UUID that was made or read elsewhere.
+            pub const fn from_uuid(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// Reads the canonical, hyphenated text form; `None` for anything else.
+            pub fn parse(text: &str) -> Option<Self> {
+                // Other spellings of the same UUID are refused: one session, one name.
+                let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+                canonical.then(|| Uuid::try_parse(text).ok()).flatten().map(Self)
+            }
+
+            /// The UUID itself.
+            pub const fn as_uuid(self) -> Uuid {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(formatter)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// One sign-in on one device: a UUIDv7, so that rows and listings come in the order of time (RFC 9562 §5.7).
+    SessionId
+}
+
+uuid_id! {
+    /// A signing key (its `kid`), a refresh-token key or a server key.
+    KeyId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_is_bounded_and_never_me() {
+        assert!(UserId::parse("ada").is_some());
+        assert!(UserId::parse("ada@example.org/Ä").is_some());
+        assert!(UserId::parse(&"x".repeat(255)).is_some());
+        for refused in ["", "me", "a\nb", "a\u{7f}", &"x".repeat(256)] {
+            assert!(UserId::parse(refused).is_none(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_project_id_is_safe_wherever_it_is_printed() {
+        assert!(ProjectId::parse("demo").is_some());
+        assert!(ProjectId::parse(&"x".repeat(64)).is_some());
+        for refused in ["", "a/b", "a b", "ä", "a.b", &"x".repeat(65)] {
+            assert!(ProjectId::parse(refused).is_none(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_has_one_spelling() {
+        let canonical = "01890a5d-ac96-774b-bcce-b302099a8057";
+        assert_eq!(SessionId::parse(canonical).expect("canonical").to_string(), canonical);
+        for refused in ["01890A5D-AC96-774B-BCCE-B302099A8057", "01890a5dac96774bbcceb302099a8057", "current", ""] {
+            assert!(SessionId::parse(refused).is_none(), "{refused:?}");
+        }
+    }
+}

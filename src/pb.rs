@@ -1,0 +1,8 @@
+//! What `proto/` compiles to.
+
+#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its comments are the proto's")]
+
+tonic::include_proto!("sessiond.v1");
+
+/// The descriptors of the API and all that it imports, options and comments included.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sessiond.bin"));

@@ -1,0 +1,101 @@
+//! Who asks, as the metadata says. Reads credentials and believes none of them.
+
+use tonic::metadata::MetadataMap;
+
+use crate::{
+    app::{AccessToken, Caller, TokenHolder},
+    pb::RefreshSessionRequest,
+    session::{Refusal, refusal::Violation},
+    token::{
+        refresh::RefreshToken,
+        server_key::{self, ServerKey},
+    },
+};
+
+const AUTHORIZATION: &str = "authorization";
+
+/// Where a refresh token may be, besides a request's body. The second is the name that the seed's documentation prints.
+const REFRESH_TOKEN: [&str; 2] = ["x-refresh-token", "x-stack-refresh-token"];
+
+/// The most refresh tokens that one sign-out looks at.
+const REFRESH_TOKENS_MAX: usize = 4;
+
+/// Everything that a sign-out may end a session by.
+pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusal> {
+    let (access, server_key) = match bearer(metadata)? {
+        Caller::User(token) => (Some(token), false),
+        Caller::Service(_) | Caller::MalformedServerKey => (None, true),
+        Caller::Nobody => (None, false),
+    };
+    let tokens = refresh_tokens(metadata);
+    if tokens.len() > REFRESH_TOKENS_MAX {
+        return Err(Violation::refuse(REFRESH_TOKEN[0], "must be sent at most four times"));
+    }
+    Ok(TokenHolder { access, refresh: tokens.into_iter().map(RefreshToken::parse).collect(), server_key })
+}
+
+/// The one caller of a method that takes a user or a service.
+pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
+    if refresh_tokens(metadata).is_empty() {
+        return bearer(metadata);
+    }
+    match bearer(metadata)? {
+        Caller::Nobody => Err(Refusal::InsufficientAccessType),
+        Caller::User(_) | Caller::Service(_) | Caller::MalformedServerKey => Err(mixture()),
+    }
+}
+
+/// The one refresh token of a method that takes nothing else; `None` when it has not the form of one.
+pub(super) fn refresh_token(metadata: &MetadataMap, message: RefreshSessionRequest) -> Result<Option<RefreshToken>, Refusal> {
+    let mut tokens = refresh_tokens(metadata);
+    let body = message.refresh_token.unwrap_or_default();
+    if !body.is_empty() && !tokens.contains(&body.as_str()) {
+        tokens.push(&body);
+    }
+    match (tokens.as_slice(), bearer(metadata)?) {
+        ([token], Caller::Nobody) => Ok(RefreshToken::parse(token)),
+        ([], Caller::Nobody) => Err(Refusal::CredentialsMissing),
+        ([], _) => Err(Refusal::InsufficientAccessType),
+        (_, Caller::Nobody) => Err(Violation::refuse("refresh_token", "must be the same wherever it is sent")),
+        (_, _) => Err(mixture()),
+    }
+}
+
+fn mixture() -> Refusal {
+    Violation::refuse(AUTHORIZATION, "must not be sent together with a refresh token")
+}
+
+/// What `authorization` holds (RFC 6750 §2.1).
+fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
+    let mut values = metadata.get_all(AUTHORIZATION).iter();
+    let (value, None) = (values.next(), values.next()) else {
+        return Err(Violation::refuse(AUTHORIZATION, "must be sent once"));
+    };
+    let Some(value) = value else { return Ok(Caller::Nobody) };
+    // Another scheme, or a value that is not text, is a credential all the same: one that we cannot read.
+    let text = value.to_str().unwrap_or_default();
+    let token = match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_matches(' '),
+        _ => "",
+    };
+    if !token.starts_with(server_key::PREFIX) {
+        return Ok(Caller::User(AccessToken(token.to_owned())));
+    }
+    // A browser sends its origin, and a server key that is in a browser is everyone's.
+    if metadata.contains_key("origin") {
+        return Err(Refusal::ServerKeyInBrowser);
+    }
+    Ok(ServerKey::parse(token).map_or(Caller::MalformedServerKey, Caller::Service))
+}
+
+/// The refresh tokens in the metadata, each once. An empty one counts as none; one that is not text, as a malformed one.
+fn refresh_tokens(metadata: &MetadataMap) -> Vec<&str> {
+    let mut tokens = vec![];
+    for value in REFRESH_TOKEN.iter().flat_map(|name| metadata.get_all(*name)) {
+        let token = value.to_str().unwrap_or("?");
+        if !token.is_empty() && !tokens.contains(&token) {
+            tokens.push(token);
+        }
+    }
+    tokens
+}

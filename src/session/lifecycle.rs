@@ -1,0 +1,200 @@
+//! What a session is, and when it is over.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use super::{opening::Opening, policy::Policy};
+use crate::{
+    clock::Timestamp,
+    id::{ProjectId, SessionId, UserId},
+};
+
+/// A counter per project and one per user. Raising either ends every session that was opened under a smaller one.
+/// No clocks are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    /// The project's.
+    pub project: i64,
+    /// The user's.
+    pub user: i64,
+}
+
+impl Epoch {
+    /// Whether a session opened under this epoch is ended by the present one.
+    pub const fn is_before(self, present: Self) -> bool {
+        self.project < present.project || self.user < present.user
+    }
+}
+
+/// Why a session ended before its time. The numbers are stored: they are never given a second meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RevokeReason {
+    /// The user signed out of it.
+    SignedOut,
+    /// An old refresh token came back: two parties held the chain.
+    RefreshTokenReused,
+    /// A new session took its place.
+    Replaced,
+}
+
+/// Someone who acts as the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impersonator(pub String);
+
+/// How and when the user proved who they are, as far as the creating service said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Authentication {
+    /// When.
+    pub time: Option<Timestamp>,
+    /// The authentication context class.
+    pub acr: Option<String>,
+    /// The methods (RFC 8176).
+    pub amr: Vec<String>,
+}
+
+/// What is known of the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// A name that a person would recognise.
+    pub name: Option<String>,
+    /// Its `User-Agent`.
+    pub user_agent: Option<String>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+}
+
+/// One sign-in of one user on one device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// Its id within the project.
+    pub id: SessionId,
+    /// Its project.
+    pub project: ProjectId,
+    /// Its user.
+    pub user: UserId,
+    /// The epoch it was opened under.
+    pub epoch: Epoch,
+    /// When it was opened.
+    pub created_at: Timestamp,
+    /// When it was last refreshed.
+    pub last_used_at: Timestamp,
+    /// When it ends at the latest. Half-open: at exactly this moment it is over.
+    pub expires_at: Timestamp,
+    /// How long it may stay unused.
+    pub idle_ttl: Duration,
+    /// When it ends if it is not refreshed before. Half-open, and never after `expires_at`.
+    pub idle_expires_at: Timestamp,
+    /// When and why it was ended before its time.
+    pub revoked: Option<(Timestamp, RevokeReason)>,
+    /// Who acts as the user, when someone does.
+    pub impersonator: Option<Impersonator>,
+    /// How the user proved who they are.
+    pub authentication: Authentication,
+    /// The device.
+    pub device: Device,
+    /// The host application's own labels.
+    pub labels: BTreeMap<String, String>,
+    /// The host application's own claims, merged into every access token.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Session {
+    /// Opens a session as asked.
+    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, opening: Opening, now: Timestamp, policy: &Policy) -> Self {
+        let expires_at = now + opening.ttl;
+        let idle_ttl = opening.idle_ttl.unwrap_or(policy.idle_ttl);
+        Self {
+            id,
+            project,
+            user: opening.user,
+            epoch,
+            created_at: now,
+            last_used_at: now,
+            expires_at,
+            idle_ttl,
+            idle_expires_at: expires_at.min(now + idle_ttl),
+            revoked: None,
+            impersonator: opening.impersonator,
+            authentication: opening.authentication,
+            device: opening.device,
+            labels: opening.labels,
+            claims: opening.claims,
+        }
+    }
+
+    /// Whether the session is live at this moment, under the present epoch of its user and project.
+    pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
+        self.revoked.is_none()
+            && now < self.expires_at
+            && now < self.idle_expires_at
+            && !self.epoch.is_before(present)
+    }
+
+    /// Notes that the session was used: its idle time starts anew.
+    pub fn touch(&mut self, now: Timestamp) {
+        // A replica whose clock is behind must not turn back what another has written.
+        self.last_used_at = self.last_used_at.max(now);
+        self.idle_expires_at = self.idle_expires_at.max(self.expires_at.min(now + self.idle_ttl));
+    }
+
+    /// When an access token issued at this moment expires: it never outlives its session.
+    pub fn access_expires_at(&self, now: Timestamp, policy: &Policy) -> Timestamp {
+        (now + policy.access_token_ttl).min(self.expires_at).min(self.idle_expires_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_seconds(1_000_000);
+    const NOW: Epoch = Epoch { project: 1, user: 1 };
+    const TICK: Duration = Duration::from_micros(1);
+
+    fn session(ttl: Duration, idle_ttl: Duration) -> Session {
+        let opening = Opening { ttl, idle_ttl: Some(idle_ttl), ..Opening::of(UserId::parse("ada").expect("an id")) };
+        let project = ProjectId::parse("demo").expect("a name");
+        Session::open(crate::clock::new_session_id(START), project, NOW, opening, START, &Policy::default())
+    }
+
+    #[test]
+    fn both_limits_are_half_open() {
+        let absolute = session(Duration::from_secs(10), Duration::from_secs(100));
+        let idle = session(Duration::from_secs(100), Duration::from_secs(10));
+        let end = START + Duration::from_secs(10);
+        for session in [absolute, idle] {
+            assert!(session.is_live(end - TICK, NOW), "just before");
+            assert!(!session.is_live(end, NOW), "at");
+            assert!(!session.is_live(end + TICK, NOW), "just after");
+        }
+    }
+
+    #[test]
+    fn a_raised_epoch_of_either_kind_ends_it() {
+        let session = session(Duration::from_secs(10), Duration::from_secs(10));
+        assert!(session.is_live(START, NOW));
+        assert!(!session.is_live(START, Epoch { project: 2, user: 1 }));
+        assert!(!session.is_live(START, Epoch { project: 1, user: 2 }));
+    }
+
+    #[test]
+    fn use_moves_the_idle_limit_up_to_the_absolute_one_and_never_back() {
+        let mut session = session(Duration::from_secs(25), Duration::from_secs(10));
+        session.touch(START + Duration::from_secs(8));
+        assert_eq!(session.idle_expires_at, START + Duration::from_secs(18));
+        session.touch(START + Duration::from_secs(3));
+        assert_eq!(session.idle_expires_at, START + Duration::from_secs(18), "a slower clock changes nothing");
+        session.touch(START + Duration::from_secs(17));
+        assert_eq!(session.idle_expires_at, session.expires_at);
+    }
+
+    #[test]
+    fn an_access_token_never_outlives_its_session() {
+        let policy = Policy { access_token_ttl: Duration::from_secs(10), ..Policy::default() };
+        let long = session(Duration::from_secs(100), Duration::from_secs(100));
+        assert_eq!(long.access_expires_at(START, &policy), START + Duration::from_secs(10));
+        let short = session(Duration::from_secs(5), Duration::from_secs(100));
+        assert_eq!(short.access_expires_at(START, &policy), short.expires_at);
+        let idle = session(Duration::from_secs(100), Duration::from_secs(5));
+        assert_eq!(idle.access_expires_at(START, &policy), idle.idle_expires_at);
+    }
+}

@@ -1,0 +1,21 @@
+//! The rules. Pure: no I/O, no clock, no async. Values go in, a decision comes out, and the store records it; so a
+//! detected theft is a decision like any other, and a rollback cannot forget it.
+
+/// What a session is, and when it is over.
+pub mod lifecycle;
+
+/// What becomes of a presented refresh token.
+pub mod rotation;
+
+/// What may be asked of a new session.
+pub mod opening;
+
+/// What a project has set.
+pub mod policy;
+
+/// Why we say no.
+pub mod refusal;
+
+pub use lifecycle::{Epoch, RevokeReason, Session};
+pub use policy::Policy;
+pub use refusal::Refusal;

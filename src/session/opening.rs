@@ -1,0 +1,290 @@
+//! What may be asked of a new session. Each bound is stated once, here; the proto's comments repeat them.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use super::{
+    lifecycle::{Authentication, Device, Impersonator},
+    policy::{SESSION_TTL_DEFAULT, SESSION_TTL_MAX, SESSION_TTL_MIN},
+    refusal::Violation,
+};
+use crate::{
+    clock::Timestamp,
+    id::{SessionId, UserId},
+    token::access,
+};
+
+/// The most bytes that the host application's claims may take as JSON: they ride on every request of every client.
+pub const CLAIMS_BYTES_MAX: usize = 4_096;
+/// How deep the claims may be nested.
+pub const CLAIMS_DEPTH_MAX: usize = 8;
+/// The most labels.
+pub const LABELS_MAX: usize = 32;
+/// The longest key of a label, in bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 63;
+/// The longest of the short texts (a label's value, a device's name, an `acr`, an impersonator), in bytes.
+pub const TEXT_BYTES_MAX: usize = 255;
+/// The longest `User-Agent`, in bytes.
+pub const USER_AGENT_BYTES_MAX: usize = 1_024;
+/// The most authentication methods.
+pub const AMR_MAX: usize = 16;
+/// The longest name of an authentication method, in bytes.
+pub const AMR_BYTES_MAX: usize = 64;
+
+/// A session to open, as the creating service describes it: not yet checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Draft {
+    /// The user.
+    pub user_id: String,
+    /// How long the session lasts at most, in milliseconds.
+    pub expires_in_millis: Option<i64>,
+    /// How long it may stay unused, in milliseconds.
+    pub idle_timeout_millis: Option<i64>,
+    /// Whether someone else acts as the user.
+    pub is_impersonation: bool,
+    /// Who does.
+    pub impersonator_id: Option<String>,
+    /// When and how the user proved who they are.
+    pub authentication: Authentication,
+    /// A session of the same user that this one replaces.
+    pub replaces_session_id: Option<String>,
+    /// Claims for the access token.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+    /// A name for the device.
+    pub device_name: Option<String>,
+    /// Its `User-Agent`.
+    pub user_agent: Option<String>,
+    /// Its address.
+    pub ip: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A session to open, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opening {
+    /// The user.
+    pub user: UserId,
+    /// How long the session lasts at most.
+    pub ttl: Duration,
+    /// How long it may stay unused; the project's limit when nobody says.
+    pub idle_ttl: Option<Duration>,
+    /// Who acts as the user, when someone does.
+    pub impersonator: Option<Impersonator>,
+    /// When and how the user proved who they are.
+    pub authentication: Authentication,
+    /// A session of the same user that this one replaces.
+    pub replaces: Option<SessionId>,
+    /// The device.
+    pub device: Device,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Claims for the access token.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Opening {
+    /// The plainest session of a user.
+    pub fn of(user: UserId) -> Self {
+        Self {
+            user,
+            ttl: SESSION_TTL_DEFAULT,
+            idle_ttl: None,
+            impersonator: None,
+            authentication: Authentication::default(),
+            replaces: None,
+            device: Device::default(),
+            labels: BTreeMap::new(),
+            claims: serde_json::Map::new(),
+        }
+    }
+}
+
+/// Checks a draft against every bound.
+///
+/// # Errors
+///
+/// All that is wrong with it at once, so that a caller need not find out one at a time.
+pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
+    let mut found = Findings::default();
+    let user = found.need(UserId::parse(&draft.user_id), "user_id", "must be 1 to 255 bytes without control characters, and not `me`");
+    let ttl = found.ttl(draft.expires_in_millis, "expires_in_millis");
+    let idle_ttl = found.ttl(draft.idle_timeout_millis, "idle_timeout_millis");
+    let impersonator = found.impersonator(draft.is_impersonation, draft.impersonator_id);
+    found.authentication(&draft.authentication, now);
+    let replaces = draft
+        .replaces_session_id
+        .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
+    let device = found.device(draft.device_name, draft.user_agent, draft.ip);
+    found.labels(&draft.labels);
+    found.claims(&draft.claims);
+
+    match user {
+        Some(user) if found.0.is_empty() => Ok(Opening {
+            user,
+            ttl: ttl.unwrap_or(SESSION_TTL_DEFAULT),
+            idle_ttl,
+            impersonator,
+            authentication: draft.authentication,
+            replaces,
+            device,
+            labels: draft.labels,
+            claims: draft.claims,
+        }),
+        _ => Err(found.0),
+    }
+}
+
+/// What was found wrong so far.
+#[derive(Default)]
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn check(&mut self, fits: bool, field: &'static str, expected: &'static str) {
+        if !fits {
+            self.0.push(Violation { field, expected });
+        }
+    }
+
+    fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
+        self.check(value.is_some(), field, expected);
+        value
+    }
+
+    fn ttl(&mut self, millis: Option<i64>, field: &'static str) -> Option<Duration> {
+        let ttl = Duration::from_millis(millis?.try_into().unwrap_or(0));
+        let fits = (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&ttl);
+        self.check(fits, field, "must be 1000 (1 s) to 31708800000 (367 d)");
+        Some(ttl)
+    }
+
+    fn impersonator(&mut self, is_impersonation: bool, id: Option<String>) -> Option<Impersonator> {
+        const FIELD: &str = "impersonator_id";
+        self.check(is_impersonation || id.is_none(), FIELD, "must be absent unless `is_impersonation`");
+        self.check(!is_impersonation || id.is_some(), FIELD, "must say who acts as the user");
+        let id = id?;
+        self.check(!id.is_empty() && is_text(&id, TEXT_BYTES_MAX), FIELD, "must be 1 to 255 bytes without control characters");
+        Some(Impersonator(id))
+    }
+
+    fn authentication(&mut self, authentication: &Authentication, now: Timestamp) {
+        // A minute of leeway: the caller's clock is not ours.
+        let leeway = Duration::from_secs(60);
+        let past = |time| Timestamp::from_seconds(0) <= time && time <= now + leeway;
+        self.check(authentication.time.is_none_or(past), "auth_time", "must be a past moment since 1970");
+        let acr = authentication.acr.as_deref().is_none_or(|acr| is_text(acr, TEXT_BYTES_MAX));
+        self.check(acr, "acr", "must be at most 255 bytes without control characters");
+        let methods = &authentication.amr;
+        let fits = methods.len() <= AMR_MAX && methods.iter().all(|method| !method.is_empty() && is_text(method, AMR_BYTES_MAX));
+        self.check(fits, "amr", "must be at most 16 names of 1 to 64 bytes");
+    }
+
+    fn device(&mut self, name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Device {
+        let fits = |text: &Option<String>, bytes_max| text.as_deref().is_none_or(|text| is_text(text, bytes_max));
+        self.check(fits(&name, TEXT_BYTES_MAX), "device_name", "must be at most 255 bytes without control characters");
+        self.check(fits(&user_agent, USER_AGENT_BYTES_MAX), "user_agent", "must be at most 1024 bytes without control characters");
+        let ip = ip.and_then(|ip| self.need(ip.parse::<IpAddr>().ok(), "ip", "must be an IPv4 or IPv6 address, without a port"));
+        Device { name, user_agent, ip }
+    }
+
+    fn labels(&mut self, labels: &BTreeMap<String, String>) {
+        let fits = |(key, value): (&String, &String)| {
+            !key.is_empty() && is_text(key, LABEL_KEY_BYTES_MAX) && is_text(value, TEXT_BYTES_MAX)
+        };
+        let expected = "must be at most 32 labels, with keys of 1 to 63 bytes and values of at most 255";
+        self.check(labels.len() <= LABELS_MAX && labels.iter().all(fits), "labels", expected);
+    }
+
+    fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>) {
+        let reserved = claims.keys().any(|name| access::RESERVED.contains(&name.as_str()));
+        self.check(!reserved, "claims", "must not use a reserved claim name");
+        let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
+        self.check(!deep, "claims", "must not be nested deeper than 8");
+        let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
+        self.check(bytes <= CLAIMS_BYTES_MAX, "claims", "must be at most 4096 bytes as JSON");
+        // Postgres keeps no NUL in text, and no token should carry one.
+        self.check(!claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)), "claims", "must not hold a NUL character");
+    }
+}
+
+fn is_text(text: &str, bytes_max: usize) -> bool {
+    text.len() <= bytes_max && !text.chars().any(char::is_control)
+}
+
+fn depth(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+fn has_nul(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::String(text) => text.contains('\0'),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+
+    fn draft() -> Draft {
+        Draft { user_id: "ada".into(), ..Draft::default() }
+    }
+
+    #[track_caller]
+    fn assert_refused(draft: Draft, field: &str) {
+        let violations = check(draft, NOW).expect_err(field);
+        assert_eq!(violations.iter().map(|violation| violation.field).collect::<Vec<_>>(), [field]);
+    }
+
+    #[test]
+    fn the_plainest_draft_opens_the_plainest_session() {
+        assert_eq!(check(draft(), NOW), Ok(Opening::of(UserId::parse("ada").expect("an id"))));
+    }
+
+    #[test]
+    fn lifetimes_are_bounded_on_both_sides() {
+        for (millis, fits) in [(999, false), (1_000, true), (31_708_800_000, true), (31_708_800_001, false), (-1, false)] {
+            let asked = Draft { expires_in_millis: Some(millis), ..draft() };
+            assert_eq!(check(asked, NOW).is_ok(), fits, "{millis}");
+            let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
+            assert_eq!(check(asked, NOW).is_ok(), fits, "idle {millis}");
+        }
+    }
+
+    #[test]
+    fn reserved_deep_large_and_broken_claims_are_refused() {
+        let deep = (0..9).fold(json!(1), |inner, _| json!([inner]));
+        for claims in [json!({"sub": "eve"}), json!({"x": "x".repeat(4_096)}), json!({"x": deep}), json!({"x": "\0"})] {
+            let claims = claims.as_object().expect("an object").clone();
+            assert_refused(Draft { claims, ..draft() }, "claims");
+        }
+    }
+
+    #[test]
+    fn every_other_bound_names_its_field() {
+        assert_refused(Draft { user_id: "me".into(), ..draft() }, "user_id");
+        assert_refused(Draft { is_impersonation: true, ..draft() }, "impersonator_id");
+        assert_refused(Draft { impersonator_id: Some("root".into()), ..draft() }, "impersonator_id");
+        assert_refused(Draft { replaces_session_id: Some("current".into()), ..draft() }, "replaces_session_id");
+        assert_refused(Draft { ip: Some("10.0.0.1:80".into()), ..draft() }, "ip");
+        assert_refused(Draft { user_agent: Some("x".repeat(1_025)), ..draft() }, "user_agent");
+        assert_refused(Draft { device_name: Some("a\nb".into()), ..draft() }, "device_name");
+        let labels = (0..33).map(|n| (n.to_string(), String::new())).collect();
+        assert_refused(Draft { labels, ..draft() }, "labels");
+        let tomorrow = Authentication { time: Some(NOW + Duration::from_secs(86_400)), ..Authentication::default() };
+        assert_refused(Draft { authentication: tomorrow, ..draft() }, "auth_time");
+        let amr = Authentication { amr: vec![String::new()], ..Authentication::default() };
+        assert_refused(Draft { authentication: amr, ..draft() }, "amr");
+    }
+}

@@ -1,0 +1,70 @@
+//! Why we say no. The wire's words for each, its status and its text, are in one table: `rpc/status.rs`.
+
+use std::time::Duration;
+
+use crate::{
+    clock::Timestamp,
+    id::{ProjectId, SessionId, UserId},
+};
+
+/// A refusal: the request was understood, and the answer is no. Nothing has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No credential was presented where one is needed.
+    CredentialsMissing,
+    /// The access token is not one of ours. One answer for all the ways in which that can be.
+    UnparsableAccessToken,
+    /// The access token is genuine, and over.
+    AccessTokenExpired {
+        /// When it expired.
+        expired_at: Timestamp,
+        /// Its project.
+        project: ProjectId,
+        /// Its user.
+        user: UserId,
+        /// Its session.
+        session: SessionId,
+    },
+    /// The access token's key belongs to one project and its audience names another.
+    WrongProject {
+        /// The project of the key.
+        expected: String,
+        /// The project that the token names.
+        actual: String,
+    },
+    /// The token is genuine, and its session has ended.
+    SessionRevoked,
+    /// The server key is unknown or revoked.
+    InvalidServerKey,
+    /// Unknown, malformed, expired, revoked: one answer, so that there is nothing to probe.
+    RefreshTokenNotFoundOrExpired,
+    /// The right credentials, from the wrong kind of caller.
+    InsufficientAccessType,
+    /// A server key in a browser: it has no business there.
+    ServerKeyInBrowser,
+    /// No such session, or none that the caller may know of.
+    SessionNotFound,
+    /// The request does not fit its schema.
+    Schema(Vec<Violation>),
+    /// Too many in too short a time.
+    RateLimited {
+        /// After how long a repeat has a chance.
+        retry_after: Duration,
+    },
+}
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The field's name as the proto spells it, with dots for nested ones.
+    pub field: &'static str,
+    /// What is expected instead. A phrase that reads on from the field's name.
+    pub expected: &'static str,
+}
+
+impl Violation {
+    /// The refusal of a request with this one thing wrong.
+    pub fn refuse(field: &'static str, expected: &'static str) -> Refusal {
+        Refusal::Schema(vec![Self { field, expected }])
+    }
+}

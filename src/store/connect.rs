@@ -1,0 +1,163 @@
+//! Ways to the database: one of several hosts, each with a deadline of its own, over TLS where the URL asks for it.
+
+use std::{
+    path::Path,
+    str::FromStr as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use diesel::{ConnectionError, ConnectionResult};
+use diesel_async::AsyncPgConnection;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::timeout;
+use tokio_postgres::{
+    Config,
+    config::{Host, SslMode, TargetSessionAttrs},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Why a database URL cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// It does not parse. What it says is not repeated: there is a password in it.
+    #[error("the database URL is not one that Postgres knows: postgres://user:password@host:port/database")]
+    Malformed(#[source] tokio_postgres::Error),
+    /// It names no host.
+    #[error("the database URL names no host")]
+    NoHost,
+    /// The file of certificates is not one.
+    #[error("the file of trusted certificates cannot be read")]
+    Certificates(#[source] rustls::pki_types::pem::Error),
+    /// The certificates cannot be used.
+    #[error("the trusted certificates cannot be used")]
+    Tls(#[source] rustls::Error),
+}
+
+/// Where the database is.
+pub(super) struct Target {
+    /// One configuration per host: the driver would try them in order under a single deadline, and a primary that is
+    /// paused rather than dead would hold up every connection.
+    hosts: Vec<Config>,
+    tls: MakeRustlsConnect,
+    /// For each host, the TCP connect and the handshake together.
+    deadline: Duration,
+    /// The host that answered last; the next connection begins there.
+    preferred: AtomicUsize,
+}
+
+impl Target {
+    /// Reads a database URL, several hosts and all.
+    ///
+    /// # Errors
+    ///
+    /// When the URL or the file of certificates is malformed.
+    pub(super) fn new(url: &SecretString, trusted: Option<&Path>, deadline: Duration) -> Result<Self, UrlError> {
+        let config = Config::from_str(url.expose_secret()).map_err(UrlError::Malformed)?;
+        let hosts: Vec<Config> = (0..config.get_hosts().len()).map(|at| only_host(&config, at)).collect();
+        if hosts.is_empty() {
+            return Err(UrlError::NoHost);
+        }
+        Ok(Self { hosts, tls: tls(trusted)?, deadline, preferred: AtomicUsize::new(0) })
+    }
+
+    /// Connects to the first host that can be written to, beginning with the one that answered last.
+    ///
+    /// # Errors
+    ///
+    /// The last host's error, when none answered.
+    pub(super) async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut outcome = Err(ConnectionError::BadConnection("no host was tried".into()));
+        for step in 0..self.hosts.len() {
+            let at = (first + step) % self.hosts.len();
+            outcome = match timeout(self.deadline, self.connect_to(at)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(ConnectionError::BadConnection("the host did not answer in time".into())),
+            };
+            if outcome.is_ok() {
+                self.preferred.store(at, Ordering::Relaxed);
+                break;
+            }
+        }
+        outcome
+    }
+
+    async fn connect_to(&self, at: usize) -> ConnectionResult<AsyncPgConnection> {
+        let (client, connection) = self.hosts[at]
+            .connect(self.tls.clone())
+            .await
+            .map_err(|error| ConnectionError::BadConnection(with_cause(&error)))?;
+        AsyncPgConnection::try_from_client_and_connection(client, connection).await
+    }
+}
+
+/// The driver's own words and those of what lies below: `ConnectionError` has room for a text only.
+fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The configuration with one of its hosts.
+fn only_host(all: &Config, at: usize) -> Config {
+    let mut one = Config::new();
+    match &all.get_hosts()[at] {
+        Host::Tcp(name) => one.host(name),
+        Host::Unix(path) => one.host_path(path),
+    };
+    // One port stands for all hosts, as in libpq.
+    if let Some(port) = all.get_ports().get(at).or_else(|| all.get_ports().first()) {
+        one.port(*port);
+    }
+    if let Some(address) = all.get_hostaddrs().get(at) {
+        one.hostaddr(*address);
+    }
+    if let Some(user) = all.get_user() {
+        one.user(user);
+    }
+    if let Some(password) = all.get_password() {
+        one.password(password);
+    }
+    if let Some(name) = all.get_dbname() {
+        one.dbname(name);
+    }
+    if let Some(options) = all.get_options() {
+        one.options(options);
+    }
+    one.application_name(all.get_application_name().unwrap_or("sessiond"));
+    one.ssl_mode(all.get_ssl_mode());
+    one.ssl_negotiation(all.get_ssl_negotiation());
+    one.channel_binding(all.get_channel_binding());
+    one.keepalives_idle(Duration::from_secs(30));
+    // A standby accepts connections and refuses every write: it is not where we want to be.
+    one.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    if one.get_ssl_mode() == SslMode::Prefer && matches!(all.get_hosts()[at], Host::Unix(_)) {
+        one.ssl_mode(SslMode::Disable);
+    }
+    one
+}
+
+/// Certificates are always checked when TLS is spoken, against the file where one is given and else against the system's.
+fn tls(trusted: Option<&Path>) -> Result<MakeRustlsConnect, UrlError> {
+    let mut roots = rustls::RootCertStore::empty();
+    match trusted {
+        Some(file) => {
+            for certificate in CertificateDer::pem_file_iter(file).map_err(UrlError::Certificates)? {
+                roots.add(certificate.map_err(UrlError::Certificates)?).map_err(UrlError::Tls)?;
+            }
+        }
+        None => {
+            // The system's store may hold what rustls cannot read; the rest is good.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(UrlError::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}

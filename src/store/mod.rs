@@ -1,0 +1,224 @@
+//! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
+//! [`Error::Unavailable`] and is never mistaken for it.
+//!
+//! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
+//! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
+
+mod connect;
+mod error;
+mod keys;
+mod migrate;
+mod projects;
+mod requests;
+mod rows;
+mod schema;
+mod server_keys;
+mod sessions;
+mod statements;
+mod tx;
+mod users;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use diesel::sql_types::Text;
+use diesel_async::{
+    AsyncPgConnection, RunQueryDsl as _,
+    pooled_connection::{
+        AsyncDieselConnectionManager, ManagerConfig, PoolableConnection as _, RecyclingMethod, deadpool::Pool,
+    },
+};
+use secrecy::SecretString;
+use tokio::time::{Instant, timeout};
+
+pub use connect::UrlError;
+pub use error::Error;
+pub use keys::{Inventory, SealedKey};
+pub use migrate::MigrateError;
+pub use projects::Project;
+pub use requests::Repeat;
+pub use server_keys::{Role, ServerKeyRow};
+pub use sessions::{Revocation, StoredSession};
+pub use tx::{Done, Tx};
+
+use crate::telemetry::Metrics;
+
+/// How to reach the database, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `postgres://user:password@host:port,host:port/database`.
+    pub url: SecretString,
+    /// Certificates to trust instead of the system's, in PEM.
+    pub trusted_certificates: Option<PathBuf>,
+    /// The most connections. Each sign-out under way needs one, for about a millisecond.
+    pub connections_max: usize,
+    /// How long one host may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long an operation may take from the pool to the commit.
+    pub operation_timeout: Duration,
+}
+
+/// The database.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool<AsyncPgConnection>,
+    operation_timeout: Duration,
+    metrics: Metrics,
+}
+
+/// What a database promises about what it acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// A commit is on disk.
+    Kept,
+    /// `fsync` is off: a crash of the machine loses commits, and maybe the database.
+    FsyncOff,
+    /// `synchronous_commit` is off: a crash of the server loses the last commits.
+    AsynchronousCommit,
+}
+
+impl Store {
+    /// Prepares the pool. Connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// When the URL or the certificates are malformed.
+    pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
+        let target = connect::Target::new(&options.url, options.trusted_certificates.as_deref(), options.connect_timeout)?;
+        let target = Arc::new(target);
+        let mut config = ManagerConfig::default();
+        // The default sends a SELECT before each use: a round trip per request, to learn what the request itself finds.
+        config.recycling_method = RecyclingMethod::Fast;
+        config.custom_setup = Box::new(move |_| {
+            let target = Arc::clone(&target);
+            Box::pin(async move { target.connect().await })
+        });
+        let manager = AsyncDieselConnectionManager::new_with_config("", config);
+        let pool = Pool::builder(manager)
+            .max_size(options.connections_max)
+            .build()
+            .expect("only timeouts need a runtime, and the pool has none of its own");
+        Ok(Self { pool, operation_timeout: options.operation_timeout, metrics })
+    }
+
+    /// Runs a transaction on a task of its own: a caller that hangs up does not stop it half-way. The name labels its
+    /// metrics and errors.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work, and [`Error::Unavailable`] when the database is away or the time is over. An `Err` rolls back;
+    /// so a refusal that changes something is a value, not an `Err`.
+    pub async fn transact<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(Tx) -> W + Send + 'static,
+        W: Future<Output = Result<Done<T>, Error>> + Send,
+        T: Send + 'static,
+    {
+        let store = self.clone();
+        self.on_its_own(operation, async move { work(store.begin(operation).await?).await }).await
+    }
+
+    /// Runs a single statement, and once more when the connection turned out to be dead: so the statement must be one
+    /// that is safe to repeat.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::transact`].
+    async fn once<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
+    where
+        F: Fn(Tx) -> W + Send + Sync + 'static,
+        W: Future<Output = Result<Done<T>, Error>> + Send,
+        T: Send + 'static,
+    {
+        let store = self.clone();
+        self.on_its_own(operation, async move {
+            // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
+            for _ in 0..store.pool.status().size {
+                match work(Tx::single(store.checkout(operation).await?, operation)).await {
+                    Err(Error::Unavailable { .. }) => {}
+                    outcome => return outcome,
+                }
+            }
+            work(Tx::single(store.checkout(operation).await?, operation)).await
+        })
+        .await
+    }
+
+    async fn on_its_own<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
+    where
+        W: Future<Output = Result<Done<T>, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let started = Instant::now();
+        let task = tokio::spawn(timeout(self.operation_timeout, work));
+        let outcome = match task.await {
+            Ok(Ok(outcome)) => outcome.map(|done| done.0),
+            Ok(Err(_)) => Err(Error::late(operation)),
+            Err(join) => match join.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => Err(Error::late(operation)),
+            },
+        };
+        self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
+        outcome
+    }
+
+    async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
+        // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
+        for _ in 0..self.pool.status().size {
+            match Tx::begin(self.checkout(operation).await?, operation).await {
+                Err(Error::Unavailable { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        Tx::begin(self.checkout(operation).await?, operation).await
+    }
+
+    async fn checkout(
+        &self,
+        operation: &'static str,
+    ) -> Result<diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>, Error> {
+        self.pool.get().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.once("ping", |mut tx| async move {
+            let alive = tx.pg().ping(&RecyclingMethod::Verified).await;
+            alive.map_err(|error| tx.failed(error))?;
+            tx.commit(()).await
+        })
+        .await
+    }
+
+    /// What the database promises about what it acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub async fn durability(&self) -> Result<Durability, Error> {
+        self.once("durability", |mut tx| async move {
+            let setting = |name| diesel::dsl::sql::<Text>(name);
+            let settings = (setting("current_setting('fsync')"), setting("current_setting('synchronous_commit')"));
+            let rows = diesel::select(settings).load::<(String, String)>(tx.pg()).await;
+            let off = |(fsync, commit): (String, String)| (fsync == "off", commit == "off");
+            let durability = match rows.map_err(|error| tx.failed(error))?.pop().map(off) {
+                Some((true, _)) => Durability::FsyncOff,
+                Some((false, true)) => Durability::AsynchronousCommit,
+                Some((false, false)) | None => Durability::Kept,
+            };
+            tx.commit(durability).await
+        })
+        .await
+    }
+
+    /// How many connections there are, and how many of them are idle.
+    pub fn pool_size(&self) -> (usize, usize) {
+        let status = self.pool.status();
+        (status.size, status.available)
+    }
+}

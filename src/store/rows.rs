@@ -1,0 +1,188 @@
+//! Rows as the tables hold them, and their translation into the words of the rules.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use diesel::{Insertable, Queryable, Selectable, pg::data_types::PgTimestamp};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    error::Error,
+    schema,
+    sessions::StoredSession,
+};
+use crate::{
+    clock::Timestamp,
+    id::{ProjectId, SessionId, UserId},
+    session::{
+        Epoch, RevokeReason, Session,
+        lifecycle::{Authentication, Device, Impersonator},
+        rotation::{Chain, Issue},
+    },
+    token::refresh::RowSecret,
+};
+
+/// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+pub(super) const fn to_pg(time: Timestamp) -> PgTimestamp {
+    PgTimestamp(time.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS))
+}
+
+pub(super) const fn from_pg(time: PgTimestamp) -> Timestamp {
+    Timestamp::from_micros(time.0.saturating_add(POSTGRES_EPOCH_MICROS))
+}
+
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What is stored for a reason. A number is never given a second meaning.
+pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
+    match reason {
+        RevokeReason::SignedOut => 1,
+        RevokeReason::RefreshTokenReused => 2,
+        RevokeReason::Replaced => 3,
+    }
+}
+
+const fn reason_of(number: i16) -> Option<RevokeReason> {
+    match number {
+        1 => Some(RevokeReason::SignedOut),
+        2 => Some(RevokeReason::RefreshTokenReused),
+        3 => Some(RevokeReason::Replaced),
+        _ => None,
+    }
+}
+
+/// A row of `sessions`.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = schema::sessions)]
+pub(super) struct SessionRow {
+    project_id: String,
+    id: Uuid,
+    user_id: String,
+    project_epoch: i64,
+    user_epoch: i64,
+    created_at: PgTimestamp,
+    last_used_at: PgTimestamp,
+    expires_at: PgTimestamp,
+    idle_ttl_ms: i64,
+    idle_expires_at: PgTimestamp,
+    access_expires_at: PgTimestamp,
+    revoked_at: Option<PgTimestamp>,
+    revoke_reason: Option<i16>,
+    refresh_secret: Vec<u8>,
+    refresh_generation: i64,
+    refresh_attempts: Vec<i64>,
+    refresh_issued_at: Vec<PgTimestamp>,
+    impersonator_id: Option<String>,
+    auth_time: Option<PgTimestamp>,
+    acr: Option<String>,
+    amr: Vec<String>,
+    device_name: Option<String>,
+    user_agent: Option<String>,
+    ip: Option<String>,
+    labels: Value,
+    claims: Value,
+}
+
+/// A chain, in its three columns: generation, attempts, times of issue.
+pub(super) fn chain_columns(chain: &Chain) -> (i64, Vec<i64>, Vec<PgTimestamp>) {
+    let issues = chain.issues();
+    let attempts = issues.iter().map(|issue| issue.attempt.into()).collect();
+    (chain.generation().into(), attempts, issues.iter().map(|issue| to_pg(issue.issued_at)).collect())
+}
+
+impl SessionRow {
+    pub(super) fn new(stored: StoredSession) -> Self {
+        let StoredSession { session, chain, secret, access_expires_at } = stored;
+        let (refresh_generation, refresh_attempts, refresh_issued_at) = chain_columns(&chain);
+        Self {
+            project_id: session.project.as_str().to_owned(),
+            id: session.id.as_uuid(),
+            user_id: session.user.as_str().to_owned(),
+            project_epoch: session.epoch.project,
+            user_epoch: session.epoch.user,
+            created_at: to_pg(session.created_at),
+            last_used_at: to_pg(session.last_used_at),
+            expires_at: to_pg(session.expires_at),
+            idle_ttl_ms: millis(session.idle_ttl),
+            idle_expires_at: to_pg(session.idle_expires_at),
+            access_expires_at: to_pg(access_expires_at),
+            revoked_at: session.revoked.map(|(at, _)| to_pg(at)),
+            revoke_reason: session.revoked.map(|(_, reason)| reason_number(reason)),
+            refresh_secret: secret.as_bytes().to_vec(),
+            refresh_generation,
+            refresh_attempts,
+            refresh_issued_at,
+            impersonator_id: session.impersonator.map(|Impersonator(id)| id),
+            auth_time: session.authentication.time.map(to_pg),
+            acr: session.authentication.acr,
+            amr: session.authentication.amr,
+            device_name: session.device.name,
+            user_agent: session.device.user_agent,
+            ip: session.device.ip.map(|ip| ip.to_string()),
+            labels: session.labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
+            claims: Value::Object(session.claims),
+        }
+    }
+
+    /// Reads the row.
+    ///
+    /// # Errors
+    ///
+    /// When a column holds what we never write there.
+    pub(super) fn into_stored(self) -> Result<StoredSession, Error> {
+        let row = format!("{}/{}", self.project_id, self.id);
+        let bad = |column| Error::Inconsistent { table: "sessions", column, row: row.clone() };
+        let chain = read_chain(self.refresh_generation, &self.refresh_attempts, &self.refresh_issued_at);
+        let revoked = match (self.revoked_at, self.revoke_reason) {
+            (Some(at), Some(reason)) => Some((from_pg(at), reason_of(reason).ok_or_else(|| bad("revoke_reason"))?)),
+            (None, _) | (_, None) => None,
+        };
+        let session = Session {
+            id: SessionId::from_uuid(self.id),
+            project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
+            user: UserId::parse(&self.user_id).ok_or_else(|| bad("user_id"))?,
+            epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
+            created_at: from_pg(self.created_at),
+            last_used_at: from_pg(self.last_used_at),
+            expires_at: from_pg(self.expires_at),
+            idle_ttl: Duration::from_millis(self.idle_ttl_ms.try_into().map_err(|_| bad("idle_ttl_ms"))?),
+            idle_expires_at: from_pg(self.idle_expires_at),
+            revoked,
+            impersonator: self.impersonator_id.map(Impersonator),
+            authentication: Authentication { time: self.auth_time.map(from_pg), acr: self.acr, amr: self.amr },
+            device: Device {
+                name: self.device_name,
+                user_agent: self.user_agent,
+                ip: self.ip.map(|ip| ip.parse().map_err(|_| bad("ip"))).transpose()?,
+            },
+            labels: read_labels(self.labels).ok_or_else(|| bad("labels"))?,
+            claims: match self.claims {
+                Value::Object(claims) => claims,
+                _ => return Err(bad("claims")),
+            },
+        };
+        Ok(StoredSession {
+            session,
+            chain: chain.ok_or_else(|| bad("refresh_attempts"))?,
+            secret: RowSecret::from_bytes(&self.refresh_secret).ok_or_else(|| bad("refresh_secret"))?,
+            access_expires_at: from_pg(self.access_expires_at),
+        })
+    }
+}
+
+fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp]) -> Option<Chain> {
+    let issue = |(attempt, issued_at): (&i64, &PgTimestamp)| {
+        Some(Issue { attempt: u32::try_from(*attempt).ok()?, issued_at: from_pg(*issued_at) })
+    };
+    let issues = attempts.iter().zip(issued_at).map(issue).collect::<Option<_>>()?;
+    Chain::from_parts(generation.try_into().ok()?, issues)
+}
+
+fn read_labels(labels: Value) -> Option<BTreeMap<String, String>> {
+    let Value::Object(labels) = labels else { return None };
+    labels.into_iter().map(|(key, value)| Some((key, value.as_str()?.to_owned()))).collect()
+}

@@ -1,0 +1,95 @@
+//! The tables as the migrations leave them. A test compares the two.
+
+diesel::table! {
+    projects (id) {
+        id -> Text,
+        created_at -> Timestamptz,
+        epoch -> BigInt,
+        access_token_ttl_ms -> BigInt,
+        refresh_grace_ms -> BigInt,
+        idle_ttl_ms -> BigInt,
+        strict_refresh -> Bool,
+    }
+}
+
+diesel::table! {
+    signing_keys (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        sealed_private -> Binary,
+        created_at -> Timestamptz,
+        signs_from -> Timestamptz,
+        retired_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    refresh_keys (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        sealed_secret -> Binary,
+        created_at -> Timestamptz,
+        signs_from -> Timestamptz,
+        retired_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    server_keys (id) {
+        id -> Uuid,
+        project_id -> Text,
+        digest -> Binary,
+        role -> Text,
+        created_at -> Timestamptz,
+        revoked_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    users (project_id, user_id) {
+        project_id -> Text,
+        user_id -> Text,
+        epoch -> BigInt,
+    }
+}
+
+diesel::table! {
+    sessions (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        user_id -> Text,
+        project_epoch -> BigInt,
+        user_epoch -> BigInt,
+        created_at -> Timestamptz,
+        last_used_at -> Timestamptz,
+        expires_at -> Timestamptz,
+        idle_ttl_ms -> BigInt,
+        idle_expires_at -> Timestamptz,
+        access_expires_at -> Timestamptz,
+        revoked_at -> Nullable<Timestamptz>,
+        revoke_reason -> Nullable<SmallInt>,
+        refresh_secret -> Binary,
+        refresh_generation -> BigInt,
+        refresh_attempts -> Array<BigInt>,
+        refresh_issued_at -> Array<Timestamptz>,
+        impersonator_id -> Nullable<Text>,
+        auth_time -> Nullable<Timestamptz>,
+        acr -> Nullable<Text>,
+        amr -> Array<Text>,
+        device_name -> Nullable<Text>,
+        user_agent -> Nullable<Text>,
+        ip -> Nullable<Text>,
+        labels -> Jsonb,
+        claims -> Jsonb,
+    }
+}
+
+diesel::table! {
+    session_requests (project_id, request_id) {
+        project_id -> Text,
+        request_id -> Uuid,
+        session_id -> Uuid,
+        digest -> Binary,
+        created_at -> Timestamptz,
+    }
+}

@@ -1,0 +1,100 @@
+//! `server_keys`: which service may act for which project.
+
+use diesel::{ExpressionMethods as _, QueryDsl as _};
+use diesel_async::RunQueryDsl as _;
+use uuid::Uuid;
+
+use super::{Store, error::Error, rows::to_pg, schema::server_keys};
+use crate::{
+    clock::Timestamp,
+    id::{KeyId, ProjectId},
+    token::server_key::Digest,
+};
+
+/// What a server key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Act on sessions and tokens.
+    Service,
+    /// That, and on policy and keys.
+    Admin,
+}
+
+impl Role {
+    /// The role's name, as it is stored and printed.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Reads a role's name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Service, Self::Admin].into_iter().find(|role| role.as_str() == text)
+    }
+}
+
+/// A server key as it is stored.
+pub struct ServerKeyRow {
+    /// Which key.
+    pub id: KeyId,
+    /// Whose.
+    pub project: ProjectId,
+    /// What it may do.
+    pub role: Role,
+    /// What its secret must hash to.
+    pub digest: Digest,
+}
+
+type Columns = (Uuid, String, Vec<u8>, String);
+
+impl Store {
+    /// A server key that is not revoked.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn server_key_find(&self, id: KeyId) -> Result<Option<ServerKeyRow>, Error> {
+        self.once("server_key_find", move |mut tx| async move {
+            let query = server_keys::table
+                .filter(server_keys::id.eq(id.as_uuid()))
+                .filter(server_keys::revoked_at.is_null())
+                .select((server_keys::id, server_keys::project_id, server_keys::digest, server_keys::role));
+            let rows: Result<Vec<Columns>, _> = query.load(tx.pg()).await;
+            let found = rows.map_err(|error| tx.failed(error))?.pop();
+            tx.commit(found.map(read).transpose()?).await
+        })
+        .await
+    }
+
+    /// Stores a new server key's digest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] when there is no such project.
+    pub async fn server_key_insert(&self, key: ServerKeyRow, now: Timestamp) -> Result<(), Error> {
+        self.transact("server_key_insert", move |mut tx| async move {
+            let insert = diesel::insert_into(server_keys::table).values((
+                server_keys::id.eq(key.id.as_uuid()),
+                server_keys::project_id.eq(key.project.as_str()),
+                server_keys::digest.eq(key.digest.as_bytes().as_slice()),
+                server_keys::role.eq(key.role.as_str()),
+                server_keys::created_at.eq(to_pg(now)),
+            ));
+            insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            tx.commit(()).await
+        })
+        .await
+    }
+}
+
+fn read((id, project, digest, role): Columns) -> Result<ServerKeyRow, Error> {
+    let bad = |column| Error::Inconsistent { table: "server_keys", column, row: id.to_string() };
+    Ok(ServerKeyRow {
+        id: KeyId::from_uuid(id),
+        project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
+        role: Role::parse(&role).ok_or_else(|| bad("role"))?,
+        digest: Digest::from_bytes(&digest).ok_or_else(|| bad("digest"))?,
+    })
+}

@@ -1,0 +1,127 @@
+//! Statements by hand. Diesel prepares an `update` or a `sql_query` anew on every call, because it cannot tell that the
+//! text is always the same; these have a fixed text and a static id, so each connection prepares them once.
+
+use diesel::{
+    pg::{Pg, data_types::PgTimestamp},
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    result::QueryResult,
+    sql_types::{Array, BigInt, Binary, SmallInt, Text, Timestamptz, Uuid as SqlUuid},
+};
+use uuid::Uuid;
+
+/// Declares a statement: its text, with a bound field between one piece and the next, and what its rows hold.
+macro_rules! statement {
+    (
+        $(#[$doc:meta])*
+        $name:ident -> $rows:ty =
+        $first:literal $([$field:ident: $rust:ty as $sql:ty] $text:literal)*
+    ) => {
+        $(#[$doc])*
+        pub(super) struct $name {
+            $(pub(super) $field: $rust,)*
+        }
+
+        impl QueryFragment<Pg> for $name {
+            fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+                out.push_sql($first);
+                $(
+                    out.push_bind_param::<$sql, $rust>(&self.$field)?;
+                    out.push_sql($text);
+                )*
+                Ok(())
+            }
+        }
+
+        impl QueryId for $name {
+            type QueryId = Self;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl Query for $name {
+            type SqlType = $rows;
+        }
+    };
+}
+
+statement! {
+    /// Ends those of the sessions that are live, and names them: the sign-outs of many callers share one statement.
+    ///
+    /// A session that ran out or fell to a raised epoch had already ended: it is left as it is, and not named.
+    SessionsRevoke -> (Text, SqlUuid) =
+    "UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ", "
+    [at: Vec<PgTimestamp> as Array<Timestamptz>]
+    ", "
+    [reasons: Vec<i16> as Array<SmallInt>]
+    ") AS asked (project_id, id, at, reason)
+     WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
+       AND s.expires_at > asked.at AND s.idle_expires_at > asked.at
+       AND NOT EXISTS (SELECT FROM users AS u
+           WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
+       AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
+     RETURNING s.project_id, s.id"
+}
+
+statement! {
+    /// Records what a refresh did to a session: its chain, its last use, and how long its newest access token lasts.
+    SessionRotate -> () =
+    "UPDATE sessions SET last_used_at = "
+    [last_used_at: PgTimestamp as Timestamptz]
+    ", idle_expires_at = "
+    [idle_expires_at: PgTimestamp as Timestamptz]
+    ", access_expires_at = greatest(access_expires_at, "
+    [access_expires_at: PgTimestamp as Timestamptz]
+    "), refresh_generation = "
+    [generation: i64 as BigInt]
+    ", refresh_attempts = "
+    [attempts: Vec<i64> as Array<BigInt>]
+    ", refresh_issued_at = "
+    [issued_at: Vec<PgTimestamp> as Array<Timestamptz>]
+    " WHERE project_id = "
+    [project: String as Text]
+    " AND id = "
+    [id: Uuid as SqlUuid]
+    ""
+}
+
+statement! {
+    /// Sees to it that a user has an epoch.
+    UserEnsure -> () =
+    "INSERT INTO users (project_id, user_id, epoch) VALUES ("
+    [project: String as Text]
+    ", "
+    [user: String as Text]
+    ", 0) ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING"
+}
+
+statement! {
+    /// Reads the present epochs of a project and a user. Whoever raises the user's waits for us, and the other way round.
+    ///
+    /// The project's row is read without a lock: every session of the project would queue for it. A session that slips
+    /// through while the project's epoch is raised carries the smaller one, and so is ended all the same.
+    EpochShare -> (BigInt, BigInt) =
+    "SELECT p.epoch, u.epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
+    [project: String as Text]
+    " AND u.user_id = "
+    [user: String as Text]
+    " FOR SHARE OF u"
+}
+
+statement! {
+    /// Claims a request id; no row when it is taken.
+    RequestClaim -> SqlUuid =
+    "INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at) VALUES ("
+    [project: String as Text]
+    ", "
+    [request: Uuid as SqlUuid]
+    ", "
+    [session: Uuid as SqlUuid]
+    ", "
+    [digest: Vec<u8> as Binary]
+    ", "
+    [created_at: PgTimestamp as Timestamptz]
+    ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING session_id"
+}

@@ -1,0 +1,87 @@
+//! One unit of work on one connection: what is done in it is committed, or the connection is thrown away.
+
+use diesel_async::{
+    AnsiTransactionManager, AsyncPgConnection, TransactionManager as _,
+    pooled_connection::{PoolableConnection as _, deadpool::Object},
+};
+
+use super::error::Error;
+
+/// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
+/// neither an open transaction nor a statement still under way goes back to the pool.
+pub struct Tx {
+    connection: Option<Object<AsyncPgConnection>>,
+    operation: &'static str,
+    explicit: bool,
+}
+
+/// A result with nothing left open behind it: only [`Tx::commit`] and [`Tx::rollback`] make one, so no operation can
+/// answer before it has committed.
+pub struct Done<T>(pub(super) T);
+
+impl Tx {
+    /// For a single statement, which Postgres commits by itself.
+    pub(super) const fn single(connection: Object<AsyncPgConnection>, operation: &'static str) -> Self {
+        Self { connection: Some(connection), operation, explicit: false }
+    }
+
+    /// Opens a transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the connection turns out to be dead. Nothing was done: another one may be tried.
+    pub(super) async fn begin(connection: Object<AsyncPgConnection>, operation: &'static str) -> Result<Self, Error> {
+        let mut tx = Self { connection: Some(connection), operation, explicit: true };
+        let begun = AnsiTransactionManager::begin_transaction(tx.pg()).await;
+        begun.map_err(|error| tx.failed(error))?;
+        Ok(tx)
+    }
+
+    /// Commits, and hands the result on.
+    ///
+    /// # Errors
+    ///
+    /// When the database did not confirm. It may have committed all the same: every operation is safe to repeat.
+    pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
+        if self.explicit {
+            let done = AnsiTransactionManager::commit_transaction(self.pg()).await;
+            done.map_err(|error| self.failed(error))?;
+        }
+        // Back into the pool: whole again.
+        drop(self.connection.take());
+        Ok(Done(value))
+    }
+
+    /// Undoes everything, and hands the result on: for a refusal that must leave no trace.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost; then too, nothing stays.
+    pub async fn rollback<T>(mut self, value: T) -> Result<Done<T>, Error> {
+        if self.explicit {
+            let done = AnsiTransactionManager::rollback_transaction(self.pg()).await;
+            done.map_err(|error| self.failed(error))?;
+        }
+        drop(self.connection.take());
+        Ok(Done(value))
+    }
+
+    /// The connection, for a statement.
+    pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
+        self.connection.as_mut().expect("lent until it is committed")
+    }
+
+    /// Names a driver's error after what was being done.
+    pub(super) fn failed(&mut self, error: diesel::result::Error) -> Error {
+        let broken = self.pg().is_broken();
+        Error::from_diesel(self.operation, error, broken)
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Object::take(connection));
+        }
+    }
+}

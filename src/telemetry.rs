@@ -1,0 +1,156 @@
+//! What the operator sees: the log, and the metrics in the format of Prometheus. Neither ever holds a token, a key, a
+//! digest, a user's id or a full address.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Over which of the three wires a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Wire {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// grpc-web, as browsers speak it.
+    GrpcWeb,
+    /// JSON over HTTP.
+    Rest,
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Grpc => "grpc",
+            Self::GrpcWeb => "grpc-web",
+            Self::Rest => "rest",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    rpc: String,
+    wire: Wire,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LatencyLabels {
+    rpc: String,
+    wire: Wire,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabels {
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+/// The counters. Clones count together.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    latency: Family<LatencyLabels, Histogram>,
+    operations: Family<OperationLabels, Histogram>,
+    connections: Gauge,
+    connections_idle: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("sessiond");
+        let requests = Family::default();
+        registry.register("requests", "Answered requests by RPC, wire and gRPC code", requests.clone());
+        let latency = Family::new_with_constructor(durations as fn() -> Histogram);
+        let help = "Time from the request's head to the answer's";
+        registry.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
+        let operations = Family::new_with_constructor(durations as fn() -> Histogram);
+        let help = "Time of a database operation, the wait for a connection included";
+        registry.register_with_unit("store_operation_duration", help, Unit::Seconds, operations.clone());
+        let connections = Gauge::default();
+        registry.register("store_connections", "Open connections to the database", connections.clone());
+        let connections_idle = Gauge::default();
+        registry.register("store_connections_idle", "Open connections that nobody uses", connections_idle.clone());
+        Self { registry: Arc::new(registry), requests, latency, operations, connections, connections_idle }
+    }
+}
+
+impl Metrics {
+    /// Counts an answered request.
+    pub fn request(&self, rpc: &str, wire: Wire, code: &str, took: Duration) {
+        let rpc = rpc.to_owned();
+        self.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code: code.to_owned() }).inc();
+        self.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a database operation.
+    pub fn store_operation(&self, operation: &'static str, ok: bool, took: Duration) {
+        let labels = OperationLabels { operation, outcome: if ok { "ok" } else { "error" } };
+        self.operations.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Notes the size of the pool.
+    pub fn pool(&self, connections: usize, idle: usize) {
+        self.connections.set(connections.try_into().unwrap_or(i64::MAX));
+        self.connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Everything, in the text format of OpenMetrics.
+    pub fn render(&self) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry).expect("a string takes whatever is written to it");
+        page
+    }
+}
+
+/// From 0.25 ms to 4 s.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
+}
+
+tokio::task_local! {
+    /// The id of the request that this task answers.
+    pub static REQUEST_ID: Arc<str>;
+}
+
+/// The id of the request that this task answers; empty outside of one.
+pub fn request_id() -> Arc<str> {
+    REQUEST_ID.try_with(Arc::clone).unwrap_or_default()
+}
+
+/// Why the log cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("`--log {filter}` is not a filter: use a level such as `info`, or `target=level`")]
+pub struct FilterError {
+    filter: String,
+    #[source]
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// Sends the log to standard error, from now on and for the whole process.
+///
+/// # Errors
+///
+/// When the filter is malformed.
+pub fn init(log: &Log) -> Result<(), FilterError> {
+    let source_of = |source| FilterError { filter: log.log.clone(), source };
+    let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.log_format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! Access tokens: JWTs in the profile of RFC 9068, signed with ES256, that other services verify by themselves.
+
+use jsonwebtoken::{Algorithm, Header, Validation};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use super::keys::SigningKey;
+use crate::{clock::Timestamp, id::KeyId};
+
+/// The longest token that is read, in bytes. Ours are below 8 KiB: claims of the host application are bounded.
+pub const LENGTH_MAX: usize = 16 * 1024;
+
+/// The `typ` of RFC 9068 §2.1, which keeps an ID token or a logout token from passing for an access token.
+const TYPE: &str = "at+jwt";
+
+/// Names that the host application's own claims may not use.
+pub const RESERVED: [&str; 23] = [
+    "iss", "sub", "aud", "client_id", "iat", "exp", "nbf", "jti", "sid", "epoch", "project_id", "refresh_token_id",
+    "auth_time", "acr", "amr", "act", "typ", "cnf", "scope", "azp", "events", "may_act", "nonce",
+];
+
+/// What an access token says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Who issued it: the installation's base URL, and the project.
+    pub iss: String,
+    /// The user.
+    pub sub: String,
+    /// Whom it is for: the project.
+    pub aud: String,
+    /// The OAuth client (RFC 9068 §2.2): the project.
+    pub client_id: String,
+    /// When it was issued, in seconds.
+    pub iat: i64,
+    /// From when on it is not to be accepted, in seconds. Half-open (RFC 7519 §4.1.4).
+    pub exp: i64,
+    /// This token's own id.
+    pub jti: String,
+    /// The session.
+    pub sid: String,
+    /// The project's and the user's epoch when the session was opened.
+    pub epoch: [i64; 2],
+    /// The project.
+    pub project_id: String,
+    /// The session again, under the name that clients of the seed API look for.
+    pub refresh_token_id: String,
+    /// When the user proved who they are, in seconds (OpenID Connect Core §2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<i64>,
+    /// The authentication context class (OpenID Connect Core §2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
+    /// The authentication methods (RFC 8176).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub amr: Vec<String>,
+    /// Who acts as the user, when someone does (RFC 8693 §4.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act: Option<Actor>,
+    /// The host application's own claims. Not read back: nothing here decides by them.
+    #[serde(flatten, skip_deserializing)]
+    pub own: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Who acts as the user (RFC 8693 §4.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// The impersonator, in the host application's own words.
+    pub sub: String,
+}
+
+impl Claims {
+    /// Whether the token is over at this moment: at `exp` exactly, it is (RFC 7519 §4.1.4).
+    pub fn expired_at(&self, now: Timestamp) -> bool {
+        Timestamp::from_seconds(self.exp) <= now
+    }
+}
+
+/// Why a token is not believed. That it has expired is not among them: a sign-out takes an expired token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// Not a JWT, not ES256, not an access token, a bad signature, or another issuer's.
+    Unparsable,
+    /// Genuine, but its `kid` belongs to one project and its `aud` names another.
+    WrongProject {
+        /// The project of the key.
+        expected: String,
+        /// The project that the token names.
+        actual: String,
+    },
+}
+
+/// A token whose header was read, and nothing else: it says which key to look for.
+pub struct Presented<'a> {
+    text: &'a str,
+    key: KeyId,
+}
+
+impl<'a> Presented<'a> {
+    /// Reads the header: ES256, `typ: at+jwt`, a `kid` of ours in form, no `crit`.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::Unparsable`] for anything else, without a word on what exactly: that would help only a forger.
+    pub fn parse(text: &'a str) -> Result<Self, Rejection> {
+        if text.len() > LENGTH_MAX {
+            return Err(Rejection::Unparsable);
+        }
+        let header = jsonwebtoken::decode_header(text).map_err(|_| Rejection::Unparsable)?;
+        let typed = header.typ.as_deref().is_some_and(|typ| {
+            // RFC 7515 §4.1.9: the `application/` may be left out, and media types ignore case.
+            typ.eq_ignore_ascii_case(TYPE) || typ.eq_ignore_ascii_case("application/at+jwt")
+        });
+        // RFC 7515 §4.1.11: what `crit` names must be understood, and we understand none.
+        let key = header.kid.as_deref().and_then(KeyId::parse);
+        match key {
+            Some(key) if typed && header.alg == Algorithm::ES256 && header.crit.is_none() => Ok(Self { text, key }),
+            _ => Err(Rejection::Unparsable),
+        }
+    }
+
+    /// The key that the token says it was signed with.
+    pub const fn key(&self) -> KeyId {
+        self.key
+    }
+
+    /// Checks everything but the time: the signature, the issuer, the audience, and that they agree on the project.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rejection`] says.
+    pub fn verify(&self, key: &SigningKey, issuer: &Issuer) -> Result<Claims, Rejection> {
+        let mut checks = Validation::new(Algorithm::ES256);
+        checks.required_spec_claims.clear();
+        // The library asks the system's clock, with a leeway; we ask ours, without. The audience is compared below.
+        checks.validate_exp = false;
+        checks.validate_aud = false;
+        let claims = jsonwebtoken::decode::<Claims>(self.text, &key.verifying().decoding, &checks)
+            .map_err(|_| Rejection::Unparsable)?
+            .claims;
+        let project = key.project();
+        if claims.aud != project.as_str() || claims.project_id != project.as_str() {
+            return Err(Rejection::WrongProject { expected: project.to_string(), actual: claims.aud });
+        }
+        if claims.iss != issuer.of(project.as_str()) {
+            return Err(Rejection::Unparsable);
+        }
+        Ok(claims)
+    }
+}
+
+/// The installation's base URL; with a project's path behind it, the `iss` of its tokens.
+#[derive(Clone, Debug)]
+pub struct Issuer(String);
+
+impl Issuer {
+    /// Takes the base URL; a slash at its end makes no difference.
+    pub fn new(base: &str) -> Self {
+        Self(base.trim_end_matches('/').to_owned())
+    }
+
+    /// The `iss` of one project's tokens; its JWKS is below it, at `/.well-known/jwks.json`.
+    pub fn of(&self, project: &str) -> String {
+        format!("{}/projects/{project}", self.0)
+    }
+}
+
+impl SigningKey {
+    /// Signs the claims.
+    ///
+    /// # Errors
+    ///
+    /// When the library cannot: out of randomness, or claims that are not JSON. Neither is the caller's fault.
+    pub fn sign(&self, claims: &Claims) -> Result<SecretString, CannotSign> {
+        let header =
+            Header { typ: Some(TYPE.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
+        Ok(jsonwebtoken::encode(&header, claims, self.private())?.into())
+    }
+}
+
+/// Signing failed inside the library.
+#[derive(Debug, thiserror::Error)]
+#[error("the access token could not be signed")]
+pub struct CannotSign(#[from] jsonwebtoken::errors::Error);
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use jsonwebtoken::EncodingKey;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+    use crate::id::ProjectId;
+
+    fn key() -> SigningKey {
+        SigningKey::generate(ProjectId::parse("demo").expect("a name")).0
+    }
+
+    fn issuer() -> Issuer {
+        Issuer::new("https://sessions.example.org/")
+    }
+
+    fn claims() -> Claims {
+        Claims {
+            iss: issuer().of("demo"),
+            sub: "ada".into(),
+            aud: "demo".into(),
+            client_id: "demo".into(),
+            iat: 1_000,
+            exp: 1_600,
+            jti: "j".into(),
+            sid: "s".into(),
+            epoch: [0, 3],
+            project_id: "demo".into(),
+            refresh_token_id: "s".into(),
+            auth_time: None,
+            acr: None,
+            amr: vec![],
+            act: None,
+            own: serde_json::Map::new(),
+        }
+    }
+
+    fn verify(text: &str, key: &SigningKey) -> Result<Claims, Rejection> {
+        Presented::parse(text)?.verify(key, &issuer())
+    }
+
+    #[test]
+    fn a_token_of_ours_is_believed() {
+        let key = key();
+        let mut said = claims();
+        said.own.insert("role".into(), "authenticated".into());
+        let token = key.sign(&said).expect("signs");
+        let read = verify(token.expose_secret(), &key).expect("its own key");
+        assert_eq!(read, Claims { own: serde_json::Map::new(), ..said });
+        assert!(!read.expired_at(Timestamp::from_micros(1_599_999_999)));
+        assert!(read.expired_at(Timestamp::from_seconds(1_600)), "half-open");
+    }
+
+    #[test]
+    fn another_key_issuer_or_project_is_refused() {
+        let (ours, theirs) = (key(), key());
+        let token = ours.sign(&claims()).expect("signs");
+        assert_eq!(verify(token.expose_secret(), &theirs), Err(Rejection::Unparsable));
+
+        let elsewhere = ours.sign(&Claims { iss: "https://evil.example/projects/demo".into(), ..claims() });
+        assert_eq!(verify(elsewhere.expect("signs").expose_secret(), &ours), Err(Rejection::Unparsable));
+
+        let foreign = ours.sign(&Claims { aud: "other".into(), ..claims() }).expect("signs");
+        let expected = Rejection::WrongProject { expected: "demo".into(), actual: "other".into() };
+        assert_eq!(verify(foreign.expose_secret(), &ours), Err(expected));
+    }
+
+    #[test]
+    fn other_algorithms_and_kinds_of_token_are_refused() {
+        let key = key();
+        let (x, y) = key.verifying().coordinates();
+        let public = [&[4], x, y].concat();
+        let kid = Some(key.id().to_string());
+
+        let hmac = Header { typ: Some(TYPE.into()), kid: kid.clone(), ..Header::new(Algorithm::HS256) };
+        let confused = jsonwebtoken::encode(&hmac, &claims(), &EncodingKey::from_secret(&public)).expect("signs");
+        assert_eq!(verify(&confused, &key), Err(Rejection::Unparsable));
+
+        for (typ, kid) in [(Some("JWT".into()), kid.clone()), (None, kid), (Some(TYPE.into()), None)] {
+            let header = Header { typ, kid, ..Header::new(Algorithm::ES256) };
+            let token = jsonwebtoken::encode(&header, &claims(), key.private()).expect("signs");
+            assert_eq!(verify(&token, &key), Err(Rejection::Unparsable));
+        }
+
+        let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"none","typ":"at+jwt","kid":"{}"}}"#, key.id()));
+        let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims()).expect("claims are JSON"));
+        for signature in ["", "AA"] {
+            assert_eq!(verify(&format!("{header}.{payload}.{signature}"), &key), Err(Rejection::Unparsable));
+        }
+    }
+
+    #[test]
+    fn a_damaged_token_is_refused_wherever_it_is_cut() {
+        let key = key();
+        let token = key.sign(&claims()).expect("signs");
+        let text = token.expose_secret();
+        for cut in 0..text.len() {
+            assert_eq!(verify(&text[..cut], &key), Err(Rejection::Unparsable), "cut at {cut}");
+        }
+        assert_eq!(verify(&"a.".repeat(LENGTH_MAX), &key), Err(Rejection::Unparsable));
+    }
+}

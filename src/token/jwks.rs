@@ -1,0 +1,57 @@
+//! The public halves of the signing keys, for everyone (RFC 7517, RFC 7518 §6.2).
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{
+    encode,
+    keys::{Keyring, Schedule, SigningKey},
+};
+use crate::{clock::Timestamp, id::ProjectId};
+
+/// A JWK Set (RFC 7517 §5).
+#[derive(Debug, Serialize)]
+pub struct JwkSet {
+    keys: Vec<Jwk>,
+}
+
+#[derive(Debug, Serialize)]
+struct Jwk {
+    kty: &'static str,
+    crv: &'static str,
+    alg: &'static str,
+    #[serde(rename = "use")]
+    usage: &'static str,
+    kid: String,
+    x: String,
+    y: String,
+}
+
+/// The keys of one project that a verifier may meet now: those that sign, those about to, and those retired whose
+/// tokens may still live. `None` when there is no such project.
+pub fn of_project(keyring: &Keyring, project: &ProjectId, now: Timestamp, token_ttl_max: Duration) -> Option<JwkSet> {
+    let keys = keyring.signing_of(project)?;
+    Some(JwkSet { keys: keys.filter_map(|(schedule, key)| published(schedule, key, now, token_ttl_max)).collect() })
+}
+
+/// The same of every project: what a verifier of a single-project installation asks for.
+pub fn of_all(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> JwkSet {
+    let mut keys: Vec<Jwk> = keyring
+        .projects()
+        .filter_map(|project| of_project(keyring, project, now, token_ttl_max))
+        .flat_map(|set| set.keys)
+        .collect();
+    // The ring has no order; the document has, so that caches see no change where there is none.
+    keys.sort_by(|one, other| one.kid.cmp(&other.kid));
+    JwkSet { keys }
+}
+
+fn published(schedule: &Schedule, key: &SigningKey, now: Timestamp, token_ttl_max: Duration) -> Option<Jwk> {
+    if schedule.retired_at.is_some_and(|retired| retired + token_ttl_max <= now) {
+        return None;
+    }
+    let (x, y) = key.verifying().coordinates();
+    let kid = key.id().to_string();
+    Some(Jwk { kty: "EC", crv: "P-256", alg: "ES256", usage: "sig", kid, x: encode(x), y: encode(y) })
+}

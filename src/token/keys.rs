@@ -1,0 +1,214 @@
+//! Signing keys, refresh-token keys, and the ring that holds them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use aws_lc_rs::{
+    hmac,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use jsonwebtoken::{DecodingKey, EncodingKey};
+use secrecy::zeroize::Zeroizing;
+
+use crate::{
+    clock::{self, Timestamp},
+    id::{KeyId, ProjectId},
+};
+
+/// A private key that has not the form of one: the database holds something that we never wrote.
+#[derive(Debug, thiserror::Error)]
+#[error("the private key is not a P-256 key in PKCS#8")]
+pub struct Malformed;
+
+/// An ES256 key pair of one project.
+pub struct SigningKey {
+    id: KeyId,
+    project: ProjectId,
+    private: EncodingKey,
+    verifying: VerifyingKey,
+}
+
+/// The public half: 65 bytes, an uncompressed point on P-256.
+pub struct VerifyingKey {
+    pub(super) decoding: DecodingKey,
+    point: [u8; 65],
+}
+
+impl SigningKey {
+    /// A new key pair for a project, and its private half in PKCS#8 to be sealed and stored.
+    pub fn generate(project: ProjectId) -> (Self, Zeroizing<Vec<u8>>) {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("the library has randomness");
+        let pkcs8 = pair.to_pkcs8v1().expect("a generated key can be written down");
+        let private = Zeroizing::new(pkcs8.as_ref().to_vec());
+        let key = Self::from_private(KeyId::from_uuid(clock::new_uuid()), project, &private);
+        (key.expect("a generated key can be read back"), private)
+    }
+
+    /// Reads a private half that was opened. The public half is derived from it: what is stored beside it is not believed.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a P-256 key in PKCS#8.
+    pub fn from_private(id: KeyId, project: ProjectId, pkcs8: &[u8]) -> Result<Self, Malformed> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| Malformed)?;
+        let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| Malformed)?;
+        let verifying = VerifyingKey { decoding: DecodingKey::from_ec_der(&point), point };
+        Ok(Self { id, project, private: EncodingKey::from_ec_der(pkcs8), verifying })
+    }
+
+    /// The `kid`.
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// Whose tokens it signs.
+    pub const fn project(&self) -> &ProjectId {
+        &self.project
+    }
+
+    /// The public half.
+    pub const fn verifying(&self) -> &VerifyingKey {
+        &self.verifying
+    }
+
+    pub(super) const fn private(&self) -> &EncodingKey {
+        &self.private
+    }
+}
+
+impl VerifyingKey {
+    /// The point's two coordinates, 32 bytes each, as RFC 7518 §6.2.1 names them.
+    pub fn coordinates(&self) -> (&[u8], &[u8]) {
+        self.point[1..].split_at(32)
+    }
+}
+
+/// The key that authenticates the refresh tokens of one project: HMAC-SHA-256.
+pub struct RefreshKey {
+    id: KeyId,
+    project: ProjectId,
+    secret: Zeroizing<[u8; 32]>,
+    mac: hmac::Key,
+}
+
+impl RefreshKey {
+    /// A new key for a project.
+    pub fn generate(project: ProjectId) -> Self {
+        Self::new(KeyId::from_uuid(clock::new_uuid()), project, clock::random())
+    }
+
+    /// Reads a key that was opened; `None` when it is not 32 bytes.
+    pub fn from_secret(id: KeyId, project: ProjectId, secret: &[u8]) -> Option<Self> {
+        Some(Self::new(id, project, secret.try_into().ok()?))
+    }
+
+    fn new(id: KeyId, project: ProjectId, secret: [u8; 32]) -> Self {
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        Self { id, project, secret: Zeroizing::new(secret), mac }
+    }
+
+    /// Which key this is.
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// Whose tokens it makes.
+    pub const fn project(&self) -> &ProjectId {
+        &self.project
+    }
+
+    /// The bytes to seal and store.
+    pub fn secret(&self) -> &[u8] {
+        self.secret.as_slice()
+    }
+
+    /// Signs the parts in a row. Each caller starts with a text of its own, and only the last part varies in length.
+    pub(super) fn sign(&self, parts: &[&[u8]]) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.mac);
+        parts.iter().for_each(|part| context.update(part));
+        context.sign()
+    }
+}
+
+/// When a key does what. A key is published before it signs, and verifies for as long as its tokens last.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// From when on it signs (or makes refresh tokens).
+    pub signs_from: Timestamp,
+    /// From when on it no longer does.
+    pub retired_at: Option<Timestamp>,
+}
+
+impl Schedule {
+    /// Whether the key signs at this moment.
+    pub fn signs_at(&self, now: Timestamp) -> bool {
+        self.signs_from <= now && self.retired_at.is_none_or(|retired| now < retired)
+    }
+}
+
+/// Every project's keys, opened. Immutable: a change in the database makes a new ring.
+#[derive(Default)]
+pub struct Keyring {
+    signing: HashMap<KeyId, Arc<SigningKey>>,
+    refresh: HashMap<KeyId, Arc<RefreshKey>>,
+    projects: HashMap<ProjectId, ProjectKeys>,
+}
+
+/// One project's keys, each with its schedule, in the order in which they were added.
+#[derive(Default)]
+struct ProjectKeys {
+    signing: Vec<(Schedule, Arc<SigningKey>)>,
+    refresh: Vec<(Schedule, Arc<RefreshKey>)>,
+}
+
+impl Keyring {
+    /// Takes in a signing key.
+    pub fn add_signing(&mut self, key: SigningKey, schedule: Schedule) {
+        let key = Arc::new(key);
+        self.signing.insert(key.id(), Arc::clone(&key));
+        self.projects.entry(key.project().clone()).or_default().signing.push((schedule, key));
+    }
+
+    /// Takes in a refresh-token key.
+    pub fn add_refresh(&mut self, key: RefreshKey, schedule: Schedule) {
+        let key = Arc::new(key);
+        self.refresh.insert(key.id(), Arc::clone(&key));
+        self.projects.entry(key.project().clone()).or_default().refresh.push((schedule, key));
+    }
+
+    /// The signing key of this `kid`, whatever its project and schedule: it may still have tokens to verify.
+    pub fn signing(&self, id: KeyId) -> Option<&Arc<SigningKey>> {
+        self.signing.get(&id)
+    }
+
+    /// The refresh-token key of this id, whatever its project and schedule.
+    pub fn refresh(&self, id: KeyId) -> Option<&Arc<RefreshKey>> {
+        self.refresh.get(&id)
+    }
+
+    /// The key that signs for the project now: of several, the one that began last.
+    pub fn signs_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<SigningKey>> {
+        newest(&self.projects.get(project)?.signing, now)
+    }
+
+    /// The key that makes the project's refresh tokens now: of several, the one that began last.
+    pub fn refreshes_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<RefreshKey>> {
+        newest(&self.projects.get(project)?.refresh, now)
+    }
+
+    /// The project's signing keys with their schedules; `None` when it has none at all.
+    pub fn signing_of(&self, project: &ProjectId) -> Option<impl Iterator<Item = (&Schedule, &SigningKey)>> {
+        Some(self.projects.get(project)?.signing.iter().map(|(schedule, key)| (schedule, &**key)))
+    }
+
+    /// Every project that has keys, in no order.
+    pub fn projects(&self) -> impl Iterator<Item = &ProjectId> {
+        self.projects.keys()
+    }
+}
+
+fn newest<K>(keys: &[(Schedule, Arc<K>)], now: Timestamp) -> Option<&Arc<K>> {
+    keys.iter()
+        .filter(|(schedule, _)| schedule.signs_at(now))
+        .max_by_key(|(schedule, _)| schedule.signs_from)
+        .map(|(_, key)| key)
+}

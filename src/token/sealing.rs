@@ -1,0 +1,161 @@
+//! Private keys at rest: AES-256-GCM under a sealing key from the configuration, so that a stolen database alone
+//! signs nothing. What a blob is for, its project and its id are bound to it as associated data: a sealed key moved
+//! to another row does not open.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use secrecy::zeroize::Zeroizing;
+
+use crate::{
+    clock,
+    id::{KeyId, ProjectId},
+};
+
+/// What a sealed key is for. Part of what is bound to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Signs access tokens.
+    Signing,
+    /// Authenticates refresh tokens.
+    Refresh,
+}
+
+/// Why a sealed key does not open.
+#[derive(Debug, thiserror::Error)]
+#[error("the key {id} of project {project} does not open with the configured sealing key")]
+pub struct CannotOpen {
+    /// The project whose key it is.
+    pub project: ProjectId,
+    /// The key.
+    pub id: KeyId,
+}
+
+/// Seals with the present key, and opens with the present or the previous one, so that a change of keys needs no pause.
+pub struct Sealer {
+    present: RandomizedNonceKey,
+    previous: Option<RandomizedNonceKey>,
+}
+
+impl Sealer {
+    /// Takes the present sealing key, and the one before it during a change: 32 bytes each.
+    pub fn new(present: &SealingKey, previous: Option<&SealingKey>) -> Self {
+        Self { present: present.cipher(), previous: previous.map(SealingKey::cipher) }
+    }
+
+    /// Seals a private key for the row it will be stored in: nonce, ciphertext and tag in one.
+    pub fn seal(&self, purpose: Purpose, project: &ProjectId, id: KeyId, secret: &[u8]) -> Vec<u8> {
+        let mut text = Zeroizing::new(secret.to_vec());
+        let bound = Aad::from(associated_data(purpose, project, id));
+        let nonce = self
+            .present
+            .seal_in_place_append_tag(bound, &mut *text)
+            .expect("a key of a hundred bytes is far below the cipher's limit");
+        [nonce.as_ref().as_slice(), &text].concat()
+    }
+
+    /// Opens what [`Sealer::seal`] made for this very row.
+    ///
+    /// # Errors
+    ///
+    /// When neither sealing key fits, or the blob is another row's.
+    pub fn open(
+        &self,
+        purpose: Purpose,
+        project: &ProjectId,
+        id: KeyId,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, CannotOpen> {
+        std::iter::once(&self.present)
+            .chain(&self.previous)
+            .find_map(|key| open_with(key, &associated_data(purpose, project, id), sealed))
+            .ok_or_else(|| CannotOpen { project: project.clone(), id })
+    }
+}
+
+/// 32 random bytes that seal the private keys of every project. Lost, they take the keys along; so keep a copy.
+pub struct SealingKey(Zeroizing<[u8; 32]>);
+
+impl SealingKey {
+    /// A new one.
+    pub fn generate() -> Self {
+        Self(Zeroizing::new(clock::random()))
+    }
+
+    /// Reads 32 bytes as standard base64, the way `openssl rand -base64 32` prints them; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = Zeroizing::new(STANDARD.decode(text.trim()).ok()?);
+        Some(Self(Zeroizing::new(bytes.as_slice().try_into().ok()?)))
+    }
+
+    /// The text that [`SealingKey::parse`] reads.
+    pub fn expose(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(self.0.as_slice()))
+    }
+
+    fn cipher(&self) -> RandomizedNonceKey {
+        RandomizedNonceKey::new(&AES_256_GCM, self.0.as_slice()).expect("the key has the cipher's length")
+    }
+}
+
+const NONCE_LENGTH: usize = 12;
+
+fn open_with(key: &RandomizedNonceKey, bound: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (nonce, text) = sealed.split_at_checked(NONCE_LENGTH)?;
+    let mut text = Zeroizing::new(text.to_vec());
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    let length = key.open_in_place(nonce, Aad::from(bound), &mut text).ok()?.len();
+    text.truncate(length);
+    Some(text)
+}
+
+fn associated_data(purpose: Purpose, project: &ProjectId, id: KeyId) -> Vec<u8> {
+    let purpose = match purpose {
+        Purpose::Signing => "sessiond signing key v1",
+        Purpose::Refresh => "sessiond refresh key v1",
+    };
+    // The project's name comes last and the rest has a fixed length, so no two rows give the same bytes.
+    [purpose.as_bytes(), id.as_uuid().as_bytes(), project.as_str().as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demo() -> ProjectId {
+        ProjectId::parse("demo").expect("a name")
+    }
+
+    #[test]
+    fn a_sealed_key_opens_only_in_its_own_row() {
+        let sealer = Sealer::new(&SealingKey::generate(), None);
+        let id = KeyId::from_uuid(clock::new_uuid());
+        let sealed = sealer.seal(Purpose::Signing, &demo(), id, b"private");
+        assert_eq!(sealer.open(Purpose::Signing, &demo(), id, &sealed).expect("its own row").as_slice(), b"private");
+
+        let other = ProjectId::parse("other").expect("a name");
+        assert!(sealer.open(Purpose::Signing, &other, id, &sealed).is_err());
+        assert!(sealer.open(Purpose::Refresh, &demo(), id, &sealed).is_err());
+        assert!(sealer.open(Purpose::Signing, &demo(), KeyId::from_uuid(clock::new_uuid()), &sealed).is_err());
+        for cut in 0..sealed.len() {
+            assert!(sealer.open(Purpose::Signing, &demo(), id, &sealed[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_previous_key_still_opens_during_a_change() {
+        let (old, new) = (SealingKey::generate(), SealingKey::generate());
+        let id = KeyId::from_uuid(clock::new_uuid());
+        let sealed = Sealer::new(&old, None).seal(Purpose::Refresh, &demo(), id, b"mac");
+        assert!(Sealer::new(&new, Some(&old)).open(Purpose::Refresh, &demo(), id, &sealed).is_ok());
+        assert!(Sealer::new(&new, None).open(Purpose::Refresh, &demo(), id, &sealed).is_err());
+    }
+
+    #[test]
+    fn a_sealing_key_is_32_bytes_of_base64() {
+        let key = SealingKey::generate();
+        assert!(SealingKey::parse(&key.expose()).is_some());
+        for refused in ["", "short", &"A".repeat(100)] {
+            assert!(SealingKey::parse(refused).is_none());
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Server keys: `sdsk_` and 64 characters, an id and 256 random bits. Only the SHA-256 digest is stored: the secret has
+//! too many bits to be guessed, so a slow hash would protect nothing and cost every call.
+
+use aws_lc_rs::constant_time;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::{decode, encode, fingerprint};
+use crate::{clock, id::KeyId};
+
+/// What every server key starts with, so that a scanner of repositories can find a leaked one.
+pub const PREFIX: &str = "sdsk_";
+
+/// A server key as a caller presents it. Has no `Debug`: it must not reach a log.
+pub struct ServerKey {
+    id: KeyId,
+    secret: [u8; 32],
+}
+
+impl ServerKey {
+    /// A new key.
+    pub fn generate() -> Self {
+        Self { id: KeyId::from_uuid(clock::new_uuid()), secret: clock::random() }
+    }
+
+    /// Reads a presented key; `None` when it has not the form of one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; 48] = decode(text.strip_prefix(PREFIX)?)?;
+        let (id, secret) = bytes.split_first_chunk::<16>()?;
+        Some(Self { id: KeyId::from_uuid(Uuid::from_bytes(*id)), secret: secret.try_into().ok()? })
+    }
+
+    /// Which key it claims to be.
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// What is stored of it.
+    pub fn digest(&self) -> Digest {
+        Digest(fingerprint(&self.secret))
+    }
+
+    /// The text to hand to the operator, once.
+    pub fn expose(&self) -> SecretString {
+        let bytes = [self.id.as_uuid().as_bytes().as_slice(), &self.secret].concat();
+        format!("{PREFIX}{}", encode(&bytes)).into()
+    }
+}
+
+/// The SHA-256 digest of a server key's secret. Has no `Debug` and no `==`; see [`Digest::matches`].
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Takes the bytes from the database; `None` when they are not 32.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes to store.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Compares in constant time, so that the answer's delay tells nothing.
+    pub fn matches(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn a_key_survives_the_round_trip_and_no_other_matches() {
+        let key = ServerKey::generate();
+        let read = ServerKey::parse(key.expose().expose_secret()).expect("its own text");
+        assert_eq!(read.id(), key.id());
+        assert!(read.digest().matches(&key.digest()));
+        assert!(!ServerKey::generate().digest().matches(&key.digest()));
+    }
+
+    #[test]
+    fn what_is_no_key_is_not_read() {
+        let key = ServerKey::generate();
+        let text = key.expose().expose_secret().to_owned();
+        for refused in ["", PREFIX, &text[1..], &text[..text.len() - 1], &format!("{text}A"), &format!("{text}=")] {
+            assert!(ServerKey::parse(refused).is_none(), "{} characters", refused.len());
+        }
+    }
+}
