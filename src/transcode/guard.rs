@@ -1,0 +1,75 @@
+//! The path always wins: what a body or a query must not name, because the URL's path has said it already.
+//!
+//! A request whose body could override what its path names gets past every check made on the path; this class of
+//! mistake has been a CVE in peers.
+
+use super::schema::{FieldIndex, MessageId, Schema};
+
+/// The part of a message that is spoken for.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    /// Fields that must not be named at all.
+    taken: Vec<FieldIndex>,
+    /// Oneofs in which one member was chosen; naming another would unset it.
+    oneofs: Vec<(u16, FieldIndex)>,
+    /// Messages of which a part is spoken for.
+    children: Vec<(FieldIndex, Guard)>,
+}
+
+/// Why a field must not be named here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Objection {
+    Taken,
+    /// Another member of the same oneof is.
+    OneofTaken,
+}
+
+impl Guard {
+    /// Takes the field at the end of `path`. Each index is of the message that the one before it leads to.
+    ///
+    /// # Errors
+    ///
+    /// When the field, a part of it, the whole that it is a part of, or a oneof sibling of any of these is taken.
+    pub(super) fn take(&mut self, schema: &Schema, message: MessageId, path: &[FieldIndex]) -> Result<(), Objection> {
+        let Some((&index, rest)) = path.split_first() else { return Ok(()) };
+        self.check(schema, message, index)?;
+        let field = schema.message(message).at(index);
+        if let Some(oneof) = field.oneof
+            && !self.oneofs.contains(&(oneof, index))
+        {
+            self.oneofs.push((oneof, index));
+        }
+        let place = self.children.iter().position(|(child, _)| *child == index);
+        match field.kind {
+            super::schema::Kind::Message(inner) if !rest.is_empty() => {
+                let place = place.unwrap_or_else(|| {
+                    self.children.push((index, Guard::default()));
+                    self.children.len() - 1
+                });
+                self.children[place].1.take(schema, inner, rest)
+            }
+            _ if place.is_some() => Err(Objection::Taken),
+            _ => {
+                self.taken.push(index);
+                Ok(())
+            }
+        }
+    }
+
+    /// Says whether a field may be named, whole or in part; for a part, ask its [`Guard::child`] as well.
+    pub(super) fn check(&self, schema: &Schema, message: MessageId, index: FieldIndex) -> Result<(), Objection> {
+        if self.taken.contains(&index) {
+            return Err(Objection::Taken);
+        }
+        let oneof = schema.message(message).at(index).oneof;
+        match oneof.and_then(|oneof| self.oneofs.iter().find(|(other, _)| *other == oneof)) {
+            Some((_, chosen)) if *chosen != index => Err(Objection::OneofTaken),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is spoken for inside a field, if anything is.
+    pub(super) fn child(&self, index: FieldIndex) -> Option<&Guard> {
+        self.children.iter().find(|(child, _)| *child == index).map(|(_, guard)| guard)
+    }
+}

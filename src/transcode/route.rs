@@ -1,0 +1,415 @@
+//! From method and path to a route: a trie, so that a thousand routes cost what ten do.
+//!
+//! The rules, most of them from http.proto:
+//! - literals before `*` before `**`, whatever the order of declaration, with backtracking;
+//! - per method: the most specific template *that has the method* wins, and 405 is said only when no template has it;
+//! - a registered verb owns its URL; an unregistered `a:b` is a value;
+//! - nothing is normalised: no double slashes, no dot segments, no case folding, and literals match undecoded.
+
+use std::collections::HashMap;
+
+use http::Method;
+
+use super::template::{Segment, Template};
+
+/// A path with more segments than this has no route.
+const SEGMENTS_MAX: usize = 128;
+
+/// All templates under all base paths. Routes are numbers here; what they mean is the caller's.
+#[derive(Debug)]
+pub(super) struct Router {
+    nodes: Vec<Node>,
+}
+
+/// A place in the trie, reached by the segments before it.
+#[derive(Debug, Default)]
+struct Node {
+    literals: HashMap<Box<str>, usize>,
+    single: Option<usize>,
+    /// What ends here.
+    end: Leaf,
+    /// What ends here with a `**` that takes all that follows.
+    rest: Leaf,
+}
+
+/// Templates of one shape: by verb, then by method.
+#[derive(Debug, Default)]
+struct Leaf(Vec<(Option<Box<str>>, Vec<(Verb, usize)>)>);
+
+/// The HTTP method of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verb {
+    Method(Method),
+    /// `custom { kind: "*" }`.
+    Any,
+}
+
+/// What a request line leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome<'p> {
+    Route {
+        route: usize,
+        path: Path<'p>,
+    },
+    /// The path is known, but not with this method. The methods that it has, in the order of the `Allow` header.
+    OtherMethods(Vec<Method>),
+    Unknown,
+}
+
+/// A path in pieces, without a registered verb.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Path<'p> {
+    text: &'p str,
+    /// Where each segment starts and ends in `text`.
+    segments: Vec<(usize, usize)>,
+    /// How many segments of base path stand in front of the template's own.
+    base: usize,
+}
+
+impl Router {
+    pub(super) fn new() -> Router {
+        Router { nodes: vec![Node::default()] }
+    }
+
+    /// Adds a template under a base path, given as its segments.
+    ///
+    /// # Errors
+    ///
+    /// With the route that has this method, shape and verb already.
+    pub(super) fn insert(
+        &mut self,
+        base: &[Box<str>],
+        template: &Template,
+        verb: &Verb,
+        route: usize,
+    ) -> Result<(), usize> {
+        let mut node = 0;
+        for literal in base {
+            node = self.literal(node, literal);
+        }
+        let mut rest = false;
+        for segment in &template.segments {
+            match segment {
+                Segment::Literal(literal) => node = self.literal(node, literal),
+                Segment::Single => {
+                    node = match self.nodes[node].single {
+                        Some(next) => next,
+                        None => {
+                            let next = self.add();
+                            *self.nodes[node].single.insert(next)
+                        }
+                    };
+                }
+                Segment::Rest => rest = true,
+            }
+        }
+        let node = &mut self.nodes[node];
+        let leaf = if rest { &mut node.rest } else { &mut node.end };
+        leaf.insert(template.verb.as_deref(), verb, route)
+    }
+
+    fn add(&mut self) -> usize {
+        self.nodes.push(Node::default());
+        self.nodes.len() - 1
+    }
+
+    fn literal(&mut self, node: usize, literal: &str) -> usize {
+        // "If the LITERAL contains any reserved character, such characters should be percent-encoded before the
+        // matching" (http.proto): a client may send either form, so both lead to the same place.
+        let encoded = percent_encode(literal);
+        let known = &self.nodes[node].literals;
+        let next = known.get(literal).or_else(|| known.get(encoded.as_str())).copied();
+        let next = next.unwrap_or_else(|| self.add());
+        self.nodes[node].literals.insert(literal.into(), next);
+        self.nodes[node].literals.insert(encoded.into(), next);
+        next
+    }
+
+    /// Finds the route of a request. How much of the path is base path only the route knows: see [`Path::with_base`].
+    pub(super) fn find<'p>(&self, method: &Method, text: &'p str) -> Outcome<'p> {
+        let Some(path) = Path::split(text) else { return Outcome::Unknown };
+        // A registered verb owns its URL, whatever the method: else `x:cancel` would be an id for GET.
+        if let Some((shorter, verb)) = path.split_verb() {
+            match self.find_with(method, &shorter, Some(verb)) {
+                Search::Found(route) => return Outcome::Route { route, path: shorter },
+                Search::Other(methods) => return Outcome::OtherMethods(methods),
+                Search::Nothing => {}
+            }
+        }
+        match self.find_with(method, &path, None) {
+            Search::Found(route) => Outcome::Route { route, path },
+            Search::Other(methods) => Outcome::OtherMethods(methods),
+            Search::Nothing => Outcome::Unknown,
+        }
+    }
+
+    fn find_with(&self, method: &Method, path: &Path<'_>, verb: Option<&str>) -> Search {
+        let mut found = None;
+        self.walk(0, path, 0, verb, &mut |methods| {
+            found = pick(methods, method);
+            found.is_some()
+        });
+        if let Some(route) = found {
+            return Search::Found(route);
+        }
+        let mut known = Vec::new();
+        self.walk(0, path, 0, verb, &mut |methods| {
+            known.extend(methods.iter().map(|(verb, _)| verb.clone()));
+            false
+        });
+        if known.is_empty() { Search::Nothing } else { Search::Other(allowed(&known)) }
+    }
+
+    /// Visits every template that matches, the most specific first, until `visit` says that it is enough.
+    ///
+    /// Each node is reached by one way only, so this is bounded by the size of the trie at the very worst.
+    fn walk(
+        &self,
+        node: usize,
+        path: &Path<'_>,
+        position: usize,
+        verb: Option<&str>,
+        visit: &mut impl FnMut(&[(Verb, usize)]) -> bool,
+    ) -> bool {
+        let node = &self.nodes[node];
+        let done = match path.segment(position) {
+            None => node.end.with_verb(verb).is_some_and(&mut *visit),
+            Some("") => return false,
+            Some(segment) => {
+                let literal = node.literals.get(segment).copied();
+                [literal, node.single]
+                    .into_iter()
+                    .flatten()
+                    .any(|next| self.walk(next, path, position + 1, verb, &mut *visit))
+            }
+        };
+        done || (path.all_filled_from(position) && node.rest.with_verb(verb).is_some_and(visit))
+    }
+}
+
+enum Search {
+    Found(usize),
+    Other(Vec<Method>),
+    Nothing,
+}
+
+impl Leaf {
+    fn insert(&mut self, verb: Option<&str>, method: &Verb, route: usize) -> Result<(), usize> {
+        let place = self.0.iter().position(|(other, _)| other.as_deref() == verb).unwrap_or_else(|| {
+            self.0.push((verb.map(Into::into), Vec::new()));
+            self.0.len() - 1
+        });
+        let methods = &mut self.0[place].1;
+        if let Some((_, other)) = methods.iter().find(|(other, _)| other == method) {
+            return Err(*other);
+        }
+        methods.push((method.clone(), route));
+        Ok(())
+    }
+
+    fn with_verb(&self, verb: Option<&str>) -> Option<&[(Verb, usize)]> {
+        self.0.iter().find(|(other, _)| other.as_deref() == verb).map(|(_, methods)| methods.as_slice())
+    }
+}
+
+/// The method itself, else GET for a HEAD (RFC 9110 §9.3.2), else the rule for every method. OPTIONS is the layer's own
+/// to answer, unless a rule names it.
+fn pick(methods: &[(Verb, usize)], method: &Method) -> Option<usize> {
+    let find = |wanted: &Verb| methods.iter().find(|(verb, _)| verb == wanted).map(|(_, route)| *route);
+    find(&Verb::Method(method.clone()))
+        .or_else(|| if method == Method::HEAD { find(&Verb::Method(Method::GET)) } else { None })
+        .or_else(|| if method == Method::OPTIONS { None } else { find(&Verb::Any) })
+}
+
+/// The methods for `Allow`, without repeats, in an order that does not depend on the rules'.
+fn allowed(known: &[Verb]) -> Vec<Method> {
+    const COMMON: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    let has = |method: &Method| known.contains(&Verb::Any) || known.contains(&Verb::Method(method.clone()));
+    let mut methods: Vec<Method> =
+        COMMON.into_iter().filter(|method| has(method) || (*method == Method::HEAD && has(&Method::GET))).collect();
+    for verb in known {
+        if let Verb::Method(method) = verb
+            && !methods.contains(method)
+        {
+            methods.push(method.clone());
+        }
+    }
+    methods
+}
+
+impl<'p> Path<'p> {
+    fn split(text: &'p str) -> Option<Path<'p>> {
+        let rest = text.strip_prefix('/')?;
+        let mut segments = Vec::with_capacity(8);
+        let mut start = 1;
+        // "/" is the template without segments, not one empty segment.
+        if !rest.is_empty() {
+            for segment in rest.split('/') {
+                // Nothing but a normaliser in front of us would give these a meaning, and not always the same one.
+                if is_dot_segment(segment) || segments.len() == SEGMENTS_MAX {
+                    return None;
+                }
+                segments.push((start, start + segment.len()));
+                start += segment.len() + 1;
+            }
+        }
+        Some(Path { text, segments, base: 0 })
+    }
+
+    /// Cuts off what stands behind the last colon of the last segment.
+    fn split_verb(&self) -> Option<(Path<'p>, &'p str)> {
+        let (start, end) = *self.segments.last()?;
+        let colon = start + self.text[start..end].rfind(':')?;
+        let mut segments = self.segments.clone();
+        segments.pop();
+        // `/:verb` is the verb of the path without segments; `/a/:verb` of one that ends in an empty segment.
+        if colon > 1 || start > 1 {
+            segments.push((start, colon));
+        }
+        Some((Path { text: self.text, segments, base: 0 }, &self.text[colon + 1..end]))
+    }
+
+    fn segment(&self, position: usize) -> Option<&'p str> {
+        self.segments.get(position).map(|&(start, end)| &self.text[start..end])
+    }
+
+    fn all_filled_from(&self, position: usize) -> bool {
+        self.segments[position.min(self.segments.len())..].iter().all(|(start, end)| start < end)
+    }
+
+    /// Says how many segments of base path the route has.
+    pub(super) fn with_base(mut self, base: usize) -> Path<'p> {
+        self.base = base;
+        self
+    }
+
+    /// What the template's segments from `start` to before `end` matched, undecoded. A `**` at the end takes the rest.
+    pub(super) fn capture(&self, start: usize, end: usize, template_length: usize) -> &'p str {
+        let count = self.segments.len();
+        let (first, last) = (self.base + start, if end == template_length { count } else { self.base + end });
+        match (self.segments.get(first), last.checked_sub(1).and_then(|last| self.segments.get(last))) {
+            (Some(&(from, _)), Some(&(_, to))) if from <= to => &self.text[from..to],
+            _ => "",
+        }
+    }
+}
+
+fn is_dot_segment(segment: &str) -> bool {
+    // Most segments are longer than `%2e%2e`, or start otherwise.
+    segment.len() <= 6
+        && segment.starts_with(['.', '%'])
+        && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
+}
+
+/// Escapes all but `[-_.~0-9a-zA-Z]` and escapes that are there already, in upper case.
+fn percent_encode(literal: &str) -> String {
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'%');
+    utf8_percent_encode(literal, RESERVED).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Routes are numbered in the order given.
+    fn router(rules: &[(&str, &str)]) -> (Router, Vec<Template>) {
+        let mut router = Router::new();
+        let mut templates = Vec::new();
+        for (route, (method, template)) in rules.iter().enumerate() {
+            let verb = if *method == "*" { Verb::Any } else { Verb::Method(method.parse().unwrap()) };
+            let template = Template::parse(template).unwrap();
+            router.insert(&[], &template, &verb, route).unwrap();
+            templates.push(template);
+        }
+        (router, templates)
+    }
+
+    /// `Some(route)`, or the methods allowed.
+    fn find(router: &Router, method: &str, path: &str) -> Result<usize, String> {
+        match router.find(&method.parse().unwrap(), path) {
+            Outcome::Route { route, .. } => Ok(route),
+            Outcome::OtherMethods(methods) => Err(methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")),
+            Outcome::Unknown => Err("404".to_owned()),
+        }
+    }
+
+    #[test]
+    fn literals_win_in_any_order_of_declaration() {
+        for rules in [[("GET", "/s/current"), ("GET", "/s/{id}")], [("GET", "/s/{id}"), ("GET", "/s/current")]] {
+            let (router, templates) = router(&rules);
+            let route = find(&router, "GET", "/s/current").unwrap();
+            assert!(templates[route].variables.is_empty());
+            let route = find(&router, "GET", "/s/other").unwrap();
+            assert!(!templates[route].variables.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_search_comes_back_from_a_dead_end() {
+        let (router, _) = router(&[("GET", "/a/b/c"), ("GET", "/a/*/d"), ("GET", "/{rest=**}")]);
+        assert_eq!(find(&router, "GET", "/a/b/c"), Ok(0));
+        assert_eq!(find(&router, "GET", "/a/b/d"), Ok(1));
+        assert_eq!(find(&router, "GET", "/a/b/e"), Ok(2));
+        assert_eq!(find(&router, "GET", "/"), Ok(2));
+    }
+
+    #[test]
+    fn a_less_specific_template_may_have_the_method() {
+        let (router, _) = router(&[("GET", "/s/current"), ("DELETE", "/s/{id}"), ("*", "/any")]);
+        assert_eq!(find(&router, "DELETE", "/s/current"), Ok(1));
+        assert_eq!(find(&router, "HEAD", "/s/current"), Ok(0));
+        assert_eq!(find(&router, "PUT", "/s/current"), Err("GET, HEAD, DELETE".to_owned()));
+        assert_eq!(find(&router, "PURGE", "/any"), Ok(2));
+    }
+
+    #[test]
+    fn a_registered_verb_owns_its_url_and_others_are_values() {
+        let (router, _) = router(&[("POST", "/i/{id}:cancel"), ("GET", "/i/{id}"), ("POST", "/{n=**}:read")]);
+        assert_eq!(find(&router, "POST", "/i/x:cancel"), Ok(0));
+        assert_eq!(find(&router, "GET", "/i/x:cancel"), Err("POST".to_owned()));
+        assert_eq!(find(&router, "GET", "/i/x:other"), Ok(1));
+        assert_eq!(find(&router, "GET", "/i/x%3Acancel"), Ok(1));
+        assert_eq!(find(&router, "POST", "/a/b/c:read"), Ok(2));
+        assert_eq!(find(&router, "POST", "/:read"), Ok(2));
+        assert_eq!(find(&router, "GET", "/i/:cancel"), Ok(1), "no id before the verb, so it is no verb");
+    }
+
+    #[test]
+    fn nothing_is_normalised() {
+        let (router, _) = router(&[("GET", "/a/{id}"), ("GET", "/f/{n=**}"), ("GET", "/@me")]);
+        for path in
+            ["//a/b", "/a//b", "/a/", "/a/b/", "/A/b", "/a/..", "/a/%2e%2E", "/f/../a", "/f/x//y", "a/b", "", "*"]
+        {
+            assert_eq!(find(&router, "GET", path), Err("404".to_owned()), "{path}");
+        }
+        assert_eq!(find(&router, "GET", "/f"), Ok(1));
+        assert_eq!(find(&router, "GET", "/f/x/y"), Ok(1));
+        assert_eq!(find(&router, "GET", "/@me"), Ok(2));
+        assert_eq!(find(&router, "GET", "/%40me"), Ok(2));
+        assert_eq!(find(&router, "GET", &"/x".repeat(70_000)), Err("404".to_owned()));
+    }
+
+    #[test]
+    fn captures_keep_their_escapes() {
+        let (router, templates) = router(&[("GET", "/v1/{name=shelves/*/books/**}:read")]);
+        let Outcome::Route { route, path } = router.find(&Method::GET, "/v1/shelves/a%2Fb/books/c/d:read") else {
+            panic!("no route");
+        };
+        let variable = &templates[route].variables[0];
+        let captured = path.capture(variable.start, variable.end, templates[route].segments.len());
+        assert_eq!(captured, "shelves/a%2Fb/books/c/d");
+    }
+
+    #[test]
+    fn one_shape_has_one_route() {
+        let mut router = Router::new();
+        let get = Verb::Method(Method::GET);
+        let insert =
+            |router: &mut Router, text: &str, route| router.insert(&[], &Template::parse(text).unwrap(), &get, route);
+        assert_eq!(insert(&mut router, "/a/{x}", 0), Ok(()));
+        assert_eq!(insert(&mut router, "/a/{y=*}", 1), Err(0));
+        assert_eq!(insert(&mut router, "/a/{x}:verb", 2), Ok(()));
+        assert_eq!(insert(&mut router, "/a/{y=**}", 3), Ok(()));
+    }
+}

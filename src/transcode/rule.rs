@@ -1,0 +1,488 @@
+//! `google.api.http` rules: read from the descriptors, checked against the messages, all faults reported at once.
+
+use std::{fmt, sync::Arc};
+
+use http::{Method, uri::PathAndQuery};
+use prost_reflect::{DescriptorPool, FieldDescriptor, Kind as ProtoKind, MethodDescriptor};
+
+use super::{
+    guard::{Guard, Objection},
+    layer::Matched,
+    route::{Router, Verb},
+    schema::{FieldIndex, Label, Message, MessageId, Schema, Shape},
+    template::{Template, Variable},
+};
+
+/// One way to call one method.
+#[derive(Debug)]
+pub(super) struct Binding {
+    pub matched: Matched,
+    pub input: MessageId,
+    pub output: MessageId,
+    pub server_streaming: bool,
+    pub variables: Vec<BoundVariable>,
+    pub template_length: usize,
+    pub body: Body,
+    /// The response field to answer with, instead of the whole response.
+    pub response_body: Option<FieldIndex>,
+    /// Whether the answer is a `google.api.HttpBody`, and so no JSON.
+    pub raw_reply: bool,
+    /// What the path says, and with `body: "field"` that field too: for the query.
+    pub query_guard: Guard,
+    /// What the path says: for the body.
+    pub body_guard: Guard,
+}
+
+/// A variable and the field it fills: each index is of the message that the one before it leads to.
+#[derive(Debug)]
+pub(super) struct BoundVariable {
+    pub variable: Variable,
+    pub path: Vec<FieldIndex>,
+}
+
+/// What a rule's `body` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// None: everything that the path does not bind is the query's.
+    None,
+    /// `"*"`: everything that the path does not bind.
+    Whole,
+    /// One field; the rest is the query's.
+    Field(FieldIndex),
+}
+
+/// Why a descriptor set makes no layer: every fault of it, not only the first.
+#[derive(Debug, thiserror::Error)]
+pub struct BuildErrors(pub(super) Vec<BuildError>);
+
+impl BuildErrors {
+    /// Goes through the faults, in the order of the descriptor set.
+    pub fn iter(&self) -> std::slice::Iter<'_, BuildError> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for BuildErrors {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, error) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "\n" };
+            write!(formatter, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One fault, and whose it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{service}/{method}: {reason}")]
+pub struct BuildError {
+    /// The service's full name; empty when the fault is the whole set's.
+    pub service: String,
+    /// The method's name; empty when the fault is the whole set's.
+    pub method: String,
+    /// What is wrong.
+    pub reason: RuleError,
+}
+
+/// What can be wrong with a rule, or with the set that holds it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleError {
+    /// The bytes are no file descriptor set, or one that lacks files it imports.
+    #[error("not a complete file descriptor set")]
+    Descriptors(#[source] prost_reflect::DescriptorError),
+    /// No method has a rule. Re-encoding a set with a tool that does not know `google.api.http` drops them silently.
+    #[error("no method has a google.api.http rule; was the descriptor set re-encoded without its extensions?")]
+    NoRules,
+    /// A base path that is not `/` or `/segments/like/these`.
+    #[error("the base path {0:?} is not \"/\" or literal segments after a \"/\"")]
+    BasePath(String),
+    /// The rule names no HTTP method and path.
+    #[error("the rule has no pattern")]
+    NoPattern,
+    /// The kind of a custom pattern is not an HTTP method.
+    #[error("custom kind {0:?} is no HTTP method")]
+    CustomKind(String),
+    /// The path template breaks the grammar of http.proto.
+    #[error("template {template:?}: {source}")]
+    Template {
+        /// The template as it was given.
+        template: String,
+        /// What the grammar says.
+        source: http_path_template::ParseError,
+    },
+    /// A variable, `body` or `response_body` names what is not there.
+    #[error("no field {field} in {message}")]
+    UnknownField {
+        /// The name as the rule has it.
+        field: String,
+        /// The message that has no such field.
+        message: String,
+    },
+    /// http.proto: a variable must refer to a field that is not repeated and not a message.
+    #[error("path variable {0} must be a non-repeated primitive field")]
+    VariableType(String),
+    /// Two variables, or a variable and the body, fill the same field or two members of one oneof.
+    #[error("field {0} is bound twice")]
+    BoundTwice(String),
+    /// http.proto: `additional_bindings` nest one level only.
+    #[error("additional_bindings nest one level only")]
+    NestedBindings,
+    /// A stream of requests has no HTTP form (AIP-127).
+    #[error("client streaming has no HTTP mapping")]
+    ClientStreaming,
+    /// A body on a method whose body has no meaning (RFC 9110 §9.3.1, §9.3.2).
+    #[error("{0} takes no body")]
+    BodyNotAllowed(Method),
+    /// Another rule has the same method, shape and verb.
+    #[error("ambiguous route: {template:?} has the method and shape of a rule of {other}")]
+    Ambiguous {
+        /// The template that came second.
+        template: String,
+        /// The method whose rule came first.
+        other: String,
+    },
+    /// Proto2 groups have no JSON form here.
+    #[error("field {0} is a group")]
+    Group(String),
+}
+
+/// `google.api.HttpRule`, the fields we read.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HttpRule {
+    #[prost(oneof = "Pattern", tags = "2, 3, 4, 5, 6, 8")]
+    pattern: Option<Pattern>,
+    #[prost(string, tag = "7")]
+    body: String,
+    #[prost(message, repeated, tag = "11")]
+    additional_bindings: Vec<HttpRule>,
+    #[prost(string, tag = "12")]
+    response_body: String,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Pattern {
+    #[prost(string, tag = "2")]
+    Get(String),
+    #[prost(string, tag = "3")]
+    Put(String),
+    #[prost(string, tag = "4")]
+    Post(String),
+    #[prost(string, tag = "5")]
+    Delete(String),
+    #[prost(string, tag = "6")]
+    Patch(String),
+    #[prost(message, tag = "8")]
+    Custom(CustomPattern),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CustomPattern {
+    #[prost(string, tag = "1")]
+    kind: String,
+    #[prost(string, tag = "2")]
+    path: String,
+}
+
+/// Everything that the rules of a descriptor set come to.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub router: Router,
+    /// What the router's numbers mean: a binding, and how many segments its base path has.
+    pub routes: Vec<(usize, usize)>,
+    pub bindings: Vec<Binding>,
+}
+
+/// Reads every rule of the pool.
+pub(super) fn read(pool: &DescriptorPool, schema: &Schema, base_paths: &[String]) -> Result<Rules, BuildErrors> {
+    let mut rules =
+        Reader { schema, errors: Vec::new(), bases: Vec::new(), owners: Vec::new(), rules: Rules::default() };
+    rules.read_bases(base_paths);
+    if let Some(extension) = pool.get_extension_by_name("google.api.http") {
+        for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+            let options = method.options();
+            if !options.has_extension(&extension) {
+                continue;
+            }
+            let rule = options.get_extension(&extension);
+            match rule.as_message().map(|rule| rule.transcode_to::<HttpRule>()) {
+                Some(Ok(rule)) => rules.method(&method, &rule),
+                _ => rules.fail(&method, RuleError::NoPattern),
+            }
+        }
+    }
+    rules.finish()
+}
+
+struct Reader<'s> {
+    schema: &'s Schema,
+    errors: Vec<BuildError>,
+    bases: Vec<Vec<Box<str>>>,
+    /// Whose each route is, also where the rule came to no binding.
+    owners: Vec<String>,
+    rules: Rules,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { router: Router::new(), routes: Vec::new(), bindings: Vec::new() }
+    }
+}
+
+impl Reader<'_> {
+    fn read_bases(&mut self, base_paths: &[String]) {
+        for base in base_paths {
+            let segments = match base.as_str() {
+                "/" => Some(Vec::new()),
+                _ => Template::parse(base).ok().and_then(|template| literals(&template)),
+            };
+            match segments {
+                Some(segments) => self.bases.push(segments),
+                None => self.errors.push(BuildError::of_set(RuleError::BasePath(base.clone()))),
+            }
+        }
+        if base_paths.is_empty() {
+            self.bases.push(Vec::new());
+        }
+    }
+
+    fn finish(mut self) -> Result<Rules, BuildErrors> {
+        if self.rules.bindings.is_empty() && self.errors.is_empty() {
+            self.errors.push(BuildError::of_set(RuleError::NoRules));
+        }
+        if self.errors.is_empty() { Ok(self.rules) } else { Err(BuildErrors(self.errors)) }
+    }
+
+    fn fail(&mut self, method: &MethodDescriptor, reason: RuleError) {
+        self.errors.push(BuildError {
+            service: method.parent_service().full_name().to_owned(),
+            method: method.name().to_owned(),
+            reason,
+        });
+    }
+
+    fn method(&mut self, method: &MethodDescriptor, rule: &HttpRule) {
+        if method.is_client_streaming() {
+            return self.fail(method, RuleError::ClientStreaming);
+        }
+        for group in groups(method) {
+            self.fail(method, RuleError::Group(group));
+        }
+        self.binding(method, rule);
+        for additional in &rule.additional_bindings {
+            if !additional.additional_bindings.is_empty() {
+                self.fail(method, RuleError::NestedBindings);
+            }
+            self.binding(method, additional);
+        }
+    }
+
+    fn binding(&mut self, method: &MethodDescriptor, rule: &HttpRule) {
+        let (verb, text) = match verb_and_template(rule) {
+            Ok(found) => found,
+            Err(reason) => return self.fail(method, reason),
+        };
+        let template = match Template::parse(text) {
+            Ok(template) => template,
+            Err(source) => {
+                return self.fail(method, RuleError::Template { template: text.to_owned(), source });
+            }
+        };
+        let before = self.errors.len();
+        if let Verb::Method(http_method @ (Method::GET | Method::HEAD)) = &verb
+            && !rule.body.is_empty()
+        {
+            self.fail(method, RuleError::BodyNotAllowed(http_method.clone()));
+        }
+        let binding = self.check(method, rule, text, &template);
+        self.insert(method, text, &template, &verb);
+        if self.errors.len() == before
+            && let Some(binding) = binding
+        {
+            self.rules.bindings.push(binding);
+        }
+    }
+
+    /// Enters the template under every base path, even if the rule has other faults, so that those hide no conflict.
+    fn insert(&mut self, method: &MethodDescriptor, text: &str, template: &Template, verb: &Verb) {
+        for position in 0..self.bases.len() {
+            let route = self.rules.routes.len();
+            let binding = self.rules.bindings.len();
+            match self.rules.router.insert(&self.bases[position], template, verb, route) {
+                Ok(()) => {
+                    self.rules.routes.push((binding, self.bases[position].len()));
+                    self.owners.push(method.full_name().to_owned());
+                }
+                Err(other) => {
+                    let other = self.owners[other].clone();
+                    return self.fail(method, RuleError::Ambiguous { template: text.to_owned(), other });
+                }
+            }
+        }
+    }
+
+    /// Checks the rule against the messages. Every fault is reported; `None` when there was one.
+    fn check(
+        &mut self,
+        method: &MethodDescriptor,
+        rule: &HttpRule,
+        text: &str,
+        template: &Template,
+    ) -> Option<Binding> {
+        let before = self.errors.len();
+        let schema = self.schema;
+        let input = schema.find(method.input().full_name())?;
+        let output = schema.find(method.output().full_name())?;
+        let (mut body_guard, mut query_guard) = (Guard::default(), Guard::default());
+        let mut variables = Vec::new();
+        for variable in &template.variables {
+            match self.variable(input, variable) {
+                Ok(path) => {
+                    let taken = body_guard.take(schema, input, &path).and(query_guard.take(schema, input, &path));
+                    if taken.is_err() {
+                        self.fail(method, RuleError::BoundTwice(variable.field_path.to_string()));
+                    }
+                    variables.push(BoundVariable { variable: variable.clone(), path });
+                }
+                Err(reason) => self.fail(method, reason),
+            }
+        }
+        let body = match rule.body.as_str() {
+            "" => Body::None,
+            "*" => Body::Whole,
+            name => match top_level(schema.message(input), name) {
+                Ok(index) => {
+                    if body_guard.check(schema, input, index).is_err() {
+                        self.fail(method, RuleError::BoundTwice(name.to_owned()));
+                    }
+                    match query_guard.take(schema, input, &[index]) {
+                        // A part of it is the path's, and no part of it is the query's.
+                        Ok(()) | Err(Objection::Taken) => {}
+                        Err(Objection::OneofTaken) => self.fail(method, RuleError::BoundTwice(name.to_owned())),
+                    }
+                    Body::Field(index)
+                }
+                Err(reason) => {
+                    self.fail(method, reason);
+                    Body::None
+                }
+            },
+        };
+        let response_body = match rule.response_body.as_str() {
+            "" => None,
+            name => match top_level(schema.message(output), name) {
+                Ok(index) => Some(index),
+                Err(reason) => {
+                    self.fail(method, reason);
+                    None
+                }
+            },
+        };
+        let reply_shape = match response_body.map(|index| schema.message(output).at(index)) {
+            None => Some(schema.message(output).shape),
+            Some(field) if field.label == Label::Singular => schema.message_of(field).map(|message| message.shape),
+            Some(_) => None,
+        };
+        let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        let binding = Binding {
+            matched: Matched { grpc_path: PathAndQuery::try_from(grpc_path).ok()?, template: Arc::from(text) },
+            input,
+            output,
+            server_streaming: method.is_server_streaming(),
+            variables,
+            template_length: template.segments.len(),
+            body,
+            response_body,
+            raw_reply: reply_shape == Some(Shape::HttpBody),
+            query_guard,
+            body_guard,
+        };
+        (self.errors.len() == before).then_some(binding)
+    }
+
+    fn variable(&self, input: MessageId, variable: &Variable) -> Result<Vec<FieldIndex>, RuleError> {
+        let mut message = self.schema.message(input);
+        let mut path = Vec::new();
+        let mut names = variable.field_path.split('.').peekable();
+        while let Some(name) = names.next() {
+            // Rules spell fields as the proto does.
+            let index = top_level(message, name)?;
+            let field = message.at(index);
+            path.push(index);
+            let inner = self.schema.message_of(field);
+            match inner {
+                _ if field.label != Label::Singular => {}
+                None if names.peek().is_none() => return Ok(path),
+                Some(inner) if names.peek().is_some() && inner.shape == Shape::Object => {
+                    message = inner;
+                    continue;
+                }
+                _ => {}
+            }
+            break;
+        }
+        Err(RuleError::VariableType(variable.field_path.to_string()))
+    }
+}
+
+impl BuildError {
+    fn of_set(reason: RuleError) -> BuildError {
+        BuildError { service: String::new(), method: String::new(), reason }
+    }
+
+    pub(super) fn of_descriptors(error: prost_reflect::DescriptorError) -> BuildErrors {
+        BuildErrors(vec![BuildError::of_set(RuleError::Descriptors(error))])
+    }
+}
+
+fn verb_and_template(rule: &HttpRule) -> Result<(Verb, &str), RuleError> {
+    match rule.pattern.as_ref().ok_or(RuleError::NoPattern)? {
+        Pattern::Get(path) => Ok((Verb::Method(Method::GET), path)),
+        Pattern::Put(path) => Ok((Verb::Method(Method::PUT), path)),
+        Pattern::Post(path) => Ok((Verb::Method(Method::POST), path)),
+        Pattern::Delete(path) => Ok((Verb::Method(Method::DELETE), path)),
+        Pattern::Patch(path) => Ok((Verb::Method(Method::PATCH), path)),
+        Pattern::Custom(custom) if custom.kind == "*" => Ok((Verb::Any, &custom.path)),
+        Pattern::Custom(custom) => match Method::from_bytes(custom.kind.as_bytes()) {
+            Ok(method) => Ok((Verb::Method(method), &custom.path)),
+            Err(_) => Err(RuleError::CustomKind(custom.kind.clone())),
+        },
+    }
+}
+
+/// A field of the message itself, by its proto name.
+fn top_level(message: &Message, name: &str) -> Result<FieldIndex, RuleError> {
+    message
+        .fields
+        .iter()
+        .position(|field| &*field.name == name)
+        .map(|index| index as FieldIndex)
+        .ok_or_else(|| RuleError::UnknownField { field: name.to_owned(), message: message.full_name.to_string() })
+}
+
+fn literals(template: &Template) -> Option<Vec<Box<str>>> {
+    use super::template::Segment;
+    let plain = |segment: &Segment| match segment {
+        Segment::Literal(text) => Some(text.clone()),
+        Segment::Single | Segment::Rest => None,
+    };
+    if template.verb.is_some() { None } else { template.segments.iter().map(plain).collect() }
+}
+
+/// The groups anywhere in what a method takes and gives.
+fn groups(method: &MethodDescriptor) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    let mut ahead = vec![method.input(), method.output()];
+    let mut found = Vec::new();
+    while let Some(message) = ahead.pop() {
+        if !seen.insert(message.full_name().to_owned()) {
+            continue;
+        }
+        found.extend(message.fields().filter(FieldDescriptor::is_group).map(|field| field.full_name().to_owned()));
+        ahead.extend(message.fields().filter_map(|field| match field.kind() {
+            ProtoKind::Message(inner) => Some(inner),
+            _ => None,
+        }));
+    }
+    found
+}

@@ -1,0 +1,312 @@
+//! The descriptors, compiled once into tables: what a request costs is a lookup, never a walk over descriptors.
+
+use std::collections::HashMap;
+
+use prost_reflect::{
+    Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind as ProtoKind, MessageDescriptor,
+};
+
+use super::wire::WireType;
+
+/// Every message and enum of a descriptor set.
+#[derive(Debug)]
+pub(super) struct Schema {
+    messages: Vec<Message>,
+    enums: Vec<Enum>,
+    by_name: HashMap<Box<str>, MessageId>,
+}
+
+/// Points into [`Schema`]; messages may contain themselves, so they cannot own each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct MessageId(u32);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct EnumId(u32);
+
+/// A field's place in [`Message::fields`].
+pub(super) type FieldIndex = u16;
+
+/// One message type, its fields in the order of their numbers.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub full_name: Box<str>,
+    pub shape: Shape,
+    pub fields: Vec<Field>,
+    /// How many oneofs it has, not counting those that `optional` stands for.
+    pub oneofs: u16,
+    by_name: HashMap<Box<str>, FieldIndex>,
+    /// From number to index for the small numbers that nearly all fields have.
+    by_small_number: Vec<Option<FieldIndex>>,
+}
+
+/// The JSON form that ProtoJSON gives a message type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// An object with a member per field.
+    Object,
+    Any,
+    Timestamp,
+    Duration,
+    FieldMask,
+    Struct,
+    Value,
+    ListValue,
+    /// `google.protobuf.StringValue` and its kin: the bare value of field 1.
+    Wrapper,
+    /// `google.api.HttpBody`: an object where it is nested, the raw body where it is all there is.
+    HttpBody,
+}
+
+#[derive(Debug)]
+pub(super) struct Field {
+    pub number: u32,
+    pub name: Box<str>,
+    pub label: Label,
+    pub kind: Kind,
+    /// Whether absence differs from the default. Such a field is printed only when it is set.
+    pub presence: bool,
+    pub oneof: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Label {
+    Singular,
+    Repeated {
+        packed: bool,
+    },
+    /// The field's kind is the entry message, with the key as field 1 and the value as field 2.
+    Map,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Double,
+    Float,
+    Int32,
+    Int64,
+    Uint32,
+    Uint64,
+    Sint32,
+    Sint64,
+    Fixed32,
+    Fixed64,
+    Sfixed32,
+    Sfixed64,
+    Bool,
+    String,
+    Bytes,
+    Enum(EnumId),
+    Message(MessageId),
+}
+
+#[derive(Debug)]
+pub(super) struct Enum {
+    /// `google.protobuf.NullValue`, which JSON writes as `null`.
+    pub is_null: bool,
+    names: HashMap<Box<str>, i32>,
+    numbers: HashMap<i32, Box<str>>,
+}
+
+impl Schema {
+    pub(super) fn new(pool: &DescriptorPool) -> Schema {
+        let by_name: HashMap<Box<str>, MessageId> =
+            pool.all_messages().zip(0..).map(|(message, id)| (message.full_name().into(), MessageId(id))).collect();
+        let enum_ids: HashMap<Box<str>, EnumId> =
+            pool.all_enums().zip(0..).map(|(item, id)| (item.full_name().into(), EnumId(id))).collect();
+        Schema {
+            messages: pool.all_messages().map(|message| Message::new(&message, &by_name, &enum_ids)).collect(),
+            enums: pool.all_enums().map(|item| Enum::new(&item)).collect(),
+            by_name,
+        }
+    }
+
+    pub(super) fn message(&self, id: MessageId) -> &Message {
+        &self.messages[id.0 as usize]
+    }
+
+    pub(super) fn enumeration(&self, id: EnumId) -> &Enum {
+        &self.enums[id.0 as usize]
+    }
+
+    /// Finds a message by its full name, without a leading dot.
+    pub(super) fn find(&self, full_name: &str) -> Option<MessageId> {
+        self.by_name.get(full_name).copied()
+    }
+
+    /// The message type of a field, or `None` for a scalar or an enum.
+    pub(super) fn message_of(&self, field: &Field) -> Option<&Message> {
+        match field.kind {
+            Kind::Message(id) => Some(self.message(id)),
+            _ => None,
+        }
+    }
+}
+
+impl Message {
+    fn new(
+        message: &MessageDescriptor,
+        messages: &HashMap<Box<str>, MessageId>,
+        enums: &HashMap<Box<str>, EnumId>,
+    ) -> Message {
+        let oneofs: Vec<_> = message.oneofs().filter(|oneof| !oneof.is_synthetic()).collect();
+        let mut descriptors: Vec<FieldDescriptor> = message.fields().collect();
+        descriptors.sort_by_key(FieldDescriptor::number);
+        let mut by_name = HashMap::new();
+        let mut by_small_number = Vec::new();
+        for (field, index) in descriptors.iter().zip(0..) {
+            by_name.insert(field.json_name().into(), index);
+            if field.number() < 256 {
+                by_small_number.resize(field.number() as usize + 1, None);
+                by_small_number[field.number() as usize] = Some(index);
+            }
+        }
+        for (field, index) in descriptors.iter().zip(0..) {
+            // Where one field's name is another's JSON name, the JSON name has the better right (ProtoJSON).
+            by_name.entry(field.name().into()).or_insert(index);
+        }
+        let fields = descriptors
+            .iter()
+            .map(|field| Field {
+                number: field.number(),
+                name: field.name().into(),
+                label: label(field),
+                kind: kind(field, messages, enums),
+                presence: field.supports_presence(),
+                oneof: field
+                    .containing_oneof()
+                    .and_then(|oneof| oneofs.iter().position(|other| *other == oneof))
+                    .map(|position| position as u16),
+            })
+            .collect();
+        Message {
+            full_name: message.full_name().into(),
+            shape: Shape::of(message.full_name()),
+            fields,
+            oneofs: oneofs.len() as u16,
+            by_name,
+            by_small_number,
+        }
+    }
+
+    /// Finds a field by its proto name or its JSON name.
+    pub(super) fn field(&self, name: &str) -> Option<FieldIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn field_by_number(&self, number: u32) -> Option<FieldIndex> {
+        match self.by_small_number.get(number as usize) {
+            Some(index) => *index,
+            None => {
+                self.fields.binary_search_by_key(&number, |field| field.number).ok().map(|index| index as FieldIndex)
+            }
+        }
+    }
+
+    pub(super) fn at(&self, index: FieldIndex) -> &Field {
+        &self.fields[usize::from(index)]
+    }
+}
+
+impl Shape {
+    fn of(full_name: &str) -> Shape {
+        match full_name {
+            "google.protobuf.Any" => Shape::Any,
+            "google.protobuf.Timestamp" => Shape::Timestamp,
+            "google.protobuf.Duration" => Shape::Duration,
+            "google.protobuf.FieldMask" => Shape::FieldMask,
+            "google.protobuf.Struct" => Shape::Struct,
+            "google.protobuf.Value" => Shape::Value,
+            "google.protobuf.ListValue" => Shape::ListValue,
+            "google.protobuf.DoubleValue"
+            | "google.protobuf.FloatValue"
+            | "google.protobuf.Int64Value"
+            | "google.protobuf.UInt64Value"
+            | "google.protobuf.Int32Value"
+            | "google.protobuf.UInt32Value"
+            | "google.protobuf.BoolValue"
+            | "google.protobuf.StringValue"
+            | "google.protobuf.BytesValue" => Shape::Wrapper,
+            "google.api.HttpBody" => Shape::HttpBody,
+            _ => Shape::Object,
+        }
+    }
+
+    /// Whether its JSON is an object of its fields, as opposed to a form of its own.
+    pub(super) fn is_object(self) -> bool {
+        matches!(self, Shape::Object | Shape::HttpBody)
+    }
+}
+
+impl Kind {
+    pub(super) fn wire_type(self) -> WireType {
+        match self {
+            Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => WireType::Fixed64,
+            Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => WireType::Fixed32,
+            Kind::Int32
+            | Kind::Int64
+            | Kind::Uint32
+            | Kind::Uint64
+            | Kind::Sint32
+            | Kind::Sint64
+            | Kind::Bool
+            | Kind::Enum(_) => WireType::Varint,
+            Kind::String | Kind::Bytes | Kind::Message(_) => WireType::Delimited,
+        }
+    }
+}
+
+impl Enum {
+    fn new(item: &EnumDescriptor) -> Enum {
+        let mut numbers = HashMap::new();
+        for value in item.values() {
+            // Of several names for one number the first is the canonical one (ProtoJSON, `allow_alias`).
+            numbers.entry(value.number()).or_insert_with(|| value.name().into());
+        }
+        Enum {
+            is_null: item.full_name() == "google.protobuf.NullValue",
+            names: item.values().map(|value| (value.name().into(), value.number())).collect(),
+            numbers,
+        }
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<i32> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn name(&self, number: i32) -> Option<&str> {
+        self.numbers.get(&number).map(|name| &**name)
+    }
+}
+
+fn label(field: &FieldDescriptor) -> Label {
+    if field.is_map() {
+        Label::Map
+    } else if field.cardinality() == Cardinality::Repeated {
+        Label::Repeated { packed: field.is_packed() }
+    } else {
+        Label::Singular
+    }
+}
+
+fn kind(field: &FieldDescriptor, messages: &HashMap<Box<str>, MessageId>, enums: &HashMap<Box<str>, EnumId>) -> Kind {
+    match field.kind() {
+        ProtoKind::Double => Kind::Double,
+        ProtoKind::Float => Kind::Float,
+        ProtoKind::Int32 => Kind::Int32,
+        ProtoKind::Int64 => Kind::Int64,
+        ProtoKind::Uint32 => Kind::Uint32,
+        ProtoKind::Uint64 => Kind::Uint64,
+        ProtoKind::Sint32 => Kind::Sint32,
+        ProtoKind::Sint64 => Kind::Sint64,
+        ProtoKind::Fixed32 => Kind::Fixed32,
+        ProtoKind::Fixed64 => Kind::Fixed64,
+        ProtoKind::Sfixed32 => Kind::Sfixed32,
+        ProtoKind::Sfixed64 => Kind::Sfixed64,
+        ProtoKind::Bool => Kind::Bool,
+        ProtoKind::String => Kind::String,
+        ProtoKind::Bytes => Kind::Bytes,
+        // A pool is closed: every type that a field names is in it.
+        ProtoKind::Enum(item) => Kind::Enum(enums[item.full_name()]),
+        ProtoKind::Message(message) => Kind::Message(messages[message.full_name()]),
+    }
+}
