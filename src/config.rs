@@ -60,6 +60,11 @@ pub struct Web {
     /// every origin in, which is safe: no cookie is ever read.
     #[arg(long = "cors-origin", env = "SESSIOND_CORS_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
+
+    /// A host name that requests may be addressed to, without a port; may be given more than once. Others are answered
+    /// with 421. None given lets every name in.
+    #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    pub allowed_hosts: Vec<String>,
 }
 
 /// Where the database is.

@@ -154,3 +154,9 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     }
     Ok(())
 }
+
+/// An error and all that caused it, on one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

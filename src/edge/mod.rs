@@ -2,16 +2,20 @@
 
 mod cors;
 mod guardrail;
+mod hosts;
 mod identify;
 mod observe;
 mod serve;
 mod well_known;
 
-use axum::Router;
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+};
 use tonic::{body::Body, service::Routes};
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
-use tower::{ServiceBuilder, ServiceExt as _, util::BoxCloneSyncService};
+use tower::{ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
 
 pub use cors::OriginError;
 pub use serve::{BindError, Server};
@@ -52,7 +56,8 @@ fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: Healt
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
         .service(routes(app, health));
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
-    let api = BoxCloneSyncService::new(api.map_response(|response| response.map(axum::body::Body::new)));
+    let api = ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
+    let api = BoxCloneSyncService::new(api);
 
     let router = well_known::routes(app.clone(), &web.base_paths).fallback_service(api);
     let router = match cors::layer(&web.cors_origins)? {
@@ -60,8 +65,11 @@ fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: Healt
         Some(cors) => router.layer(cors),
         None => router,
     };
-    // Every request gets an id, and every answer tells it.
-    Ok(router.layer(axum::middleware::from_fn(identify::identify)))
+    Ok(router
+        // Before anything is looked at: a request for another host is not for us.
+        .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
+        // Every request gets an id, and every answer tells it.
+        .layer(from_fn(identify::identify)))
 }
 
 /// The gRPC services.

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use prost_reflect::DescriptorPool;
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};

@@ -41,11 +41,11 @@ pub fn of(error: app::Error) -> Status {
     match error {
         app::Error::Refused(refusal) => refused(refusal),
         app::Error::Store(store::Error::Unavailable { .. }) => {
-            tracing::warn!(error = %chain(&error), request_id = %telemetry::request_id(), "the database is unavailable");
+            tracing::warn!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "the database is unavailable");
             unavailable()
         }
         app::Error::Store(_) | app::Error::Key(_) => {
-            tracing::error!(error = %chain(&error), request_id = %telemetry::request_id(), "internal error");
+            tracing::error!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "internal error");
             internal()
         }
     }
@@ -124,10 +124,4 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
         _ => vec![],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// An error and all that caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -21,6 +21,8 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::telemetry::chain;
+
 /// Why a database URL cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UrlError {
@@ -91,14 +93,10 @@ impl Target {
         let (client, connection) = self.hosts[at]
             .connect(self.tls.clone())
             .await
-            .map_err(|error| ConnectionError::BadConnection(with_cause(&error)))?;
+            // `ConnectionError` has room for a text only, and the driver's own says little without its cause.
+            .map_err(|error| ConnectionError::BadConnection(chain(&error)))?;
         AsyncPgConnection::try_from_client_and_connection(client, connection).await
     }
-}
-
-/// The driver's own words and those of what lies below: `ConnectionError` has room for a text only.
-fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The configuration with one of its hosts.

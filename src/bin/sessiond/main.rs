@@ -1,1 +1,73 @@
-fn main() {}
+//! The command line: a short list of commands, and a file for each.
+
+mod dev;
+mod migrate;
+mod policy;
+mod project;
+mod serve;
+mod server_key;
+mod setup;
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use sessiond::{cluster, config::Log, telemetry};
+
+/// The session half of auth: opens, refreshes and ends sessions over gRPC, grpc-web and REST, on Postgres.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything at once with nothing set up: a Postgres of its own, a demo project, and a curl to paste.
+    Dev(Box<dev::Args>),
+    /// Run the server.
+    Serve(Box<serve::Args>),
+    /// Bring the database's tables up to date.
+    Migrate(migrate::Args),
+    /// Manage projects: the tenants.
+    #[command(subcommand)]
+    Project(project::Command),
+    /// Manage server keys: how an internal service shows who it is.
+    #[command(subcommand)]
+    ServerKey(server_key::Command),
+}
+
+/// What a command comes to. Errors are read by people: each level says its own part.
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    // Before anything else is parsed: the watchdog is started by us, and wants no runtime.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|command| command == cluster::WATCHDOG_COMMAND) {
+        return cluster::watchdog_main(args);
+    }
+    let Cli { command, log } = Cli::parse();
+    match run(command, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sessiond: {}", telemetry::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, log: &Log) -> Outcome {
+    telemetry::init(log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Dev(args) => dev::run(*args).await,
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Migrate(args) => migrate::run(args).await,
+            Command::Project(command) => project::run(command).await,
+            Command::ServerKey(command) => server_key::run(command).await,
+        }
+    })
+}

@@ -1,0 +1,23 @@
+//! `sessiond migrate`.
+
+use sessiond::{config::Database, telemetry::Metrics};
+
+use crate::{Outcome, setup};
+
+/// Flags of `sessiond migrate`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    database: Database,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let store = setup::store(args.database.database_url, &args.database.pool, &Metrics::default())?;
+    setup::reach(&store).await?;
+    let applied = store.migrate().await?;
+    applied.iter().for_each(|name| println!("applied {name}"));
+    if applied.is_empty() {
+        println!("the database is up to date");
+    }
+    Ok(())
+}

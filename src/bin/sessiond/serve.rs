@@ -1,0 +1,64 @@
+//! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
+
+use sessiond::{
+    config::{Database, Limits, Listen, Sealing, Web},
+    edge::Server,
+    store::{Durability, Store},
+    telemetry::Metrics,
+};
+
+use crate::{Outcome, setup};
+
+/// Flags of `sessiond serve`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    listen: Listen,
+    #[command(flatten)]
+    database: Database,
+    #[command(flatten)]
+    sealing: Sealing,
+    #[command(flatten)]
+    web: Web,
+    #[command(flatten)]
+    limits: Limits,
+    /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
+    /// could come undone.
+    #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY")]
+    allow_unsafe_durability: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let stop = setup::told_to_stop()?;
+    let metrics = Metrics::default();
+    let sealer = setup::sealer(&args.sealing)?;
+    let store = setup::store(args.database.database_url, &args.database.pool, &metrics)?;
+    setup::reach(&store).await?;
+    check(&store, args.allow_unsafe_durability).await?;
+    let app = setup::app(store, sealer, &args.web.issuer);
+    app.keys().reload().await?;
+
+    let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;
+    tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
+    server.run(stop).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn check(store: &Store, allow_unsafe_durability: bool) -> Outcome {
+    let pending = store.pending_migrations().await?;
+    if !pending.is_empty() {
+        return Err(format!("the database lacks {}; run `sessiond migrate`", pending.join(", ")).into());
+    }
+    let setting = match store.durability().await? {
+        Durability::Kept => return Ok(()),
+        Durability::FsyncOff => "fsync",
+        Durability::AsynchronousCommit => "synchronous_commit",
+    };
+    if allow_unsafe_durability {
+        tracing::warn!(setting, "the database may lose what it has acknowledged");
+        return Ok(());
+    }
+    let why = "a sign-out that was acknowledged could come undone. Turn it on, or say --allow-unsafe-durability";
+    Err(format!("the database has {setting} off: {why}").into())
+}

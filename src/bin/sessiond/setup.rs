@@ -1,0 +1,79 @@
+//! What several commands set up alike.
+
+use std::{future::Future, time::Duration};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sessiond::{
+    app::{App, KeyCache},
+    clock::Clock,
+    config::{Pool, Sealing},
+    store::{Options, Store, UrlError},
+    telemetry::Metrics,
+    token::{
+        access::Issuer,
+        sealing::{Sealer, SealingKey},
+    },
+};
+use tokio::{signal::unix::{SignalKind, signal}, time::{Instant, sleep}};
+
+use crate::Outcome;
+
+/// How long a command waits for a database that does not answer yet: one that is just being started, say.
+const DATABASE_WAIT: Duration = Duration::from_secs(10);
+
+/// The database, not connected yet.
+pub(crate) fn store(url: SecretString, pool: &Pool, metrics: &Metrics) -> Result<Store, UrlError> {
+    let options = Options {
+        url,
+        trusted_certificates: pool.database_ca_file.clone(),
+        connections_max: pool.database_connections_max,
+        connect_timeout: pool.database_connect_timeout,
+        operation_timeout: pool.database_timeout,
+    };
+    Store::new(&options, metrics.clone())
+}
+
+/// Waits until the database answers.
+pub(crate) async fn reach(store: &Store) -> Outcome {
+    let started = Instant::now();
+    loop {
+        match store.ping().await {
+            Ok(()) => return Ok(()),
+            Err(error) if started.elapsed() >= DATABASE_WAIT => return Err(error.into()),
+            Err(error) => tracing::info!(%error, "waiting for the database"),
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// The service over a database, with the keys still to be read.
+pub(crate) fn app(store: Store, sealer: Sealer, issuer: &str) -> App {
+    App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), Clock::system())
+}
+
+/// Reads the sealing keys.
+pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
+    let parse = |name, text: &SecretString| {
+        SealingKey::parse(text.expose_secret())
+            .ok_or_else(|| format!("{name} is not 32 bytes in base64; `openssl rand -base64 32` makes one"))
+    };
+    let present = parse("SESSIOND_SEALING_KEY", &sealing.sealing_key)?;
+    let previous = sealing.previous_sealing_key.as_ref();
+    let previous = previous.map(|text| parse("SESSIOND_PREVIOUS_SEALING_KEY", text)).transpose()?;
+    Ok(Sealer::new(&present, previous.as_ref()))
+}
+
+/// Comes to an end when the operator says so: Ctrl-C, or SIGTERM.
+///
+/// # Errors
+///
+/// When the system lets nobody listen to signals.
+pub(crate) fn told_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

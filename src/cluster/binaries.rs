@@ -1,0 +1,134 @@
+use std::cmp::Reverse;
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use super::Error;
+use super::place::Place;
+
+/// Where packagers put one directory per major version: a parent, what the version's entry starts with, what follows.
+const PACKAGED: [(&str, &str, &str); 7] = [
+    ("/usr/lib/postgresql", "", "bin"),                          // Debian, Ubuntu, Gentoo
+    ("/usr", "pgsql-", "bin"),                                   // the PostgreSQL project's RPMs
+    ("/usr/lib", "postgresql", "bin"),                           // SUSE
+    ("/usr/libexec", "postgresql", ""),                          // Alpine
+    ("/opt/homebrew/opt", "postgresql", "bin"),                  // Homebrew on Apple silicon
+    ("/usr/local/opt", "postgresql", "bin"),                     // Homebrew on Intel
+    ("/Applications/Postgres.app/Contents/Versions", "", "bin"), // Postgres.app
+];
+
+/// The server's programs of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Binaries {
+    dir: PathBuf,
+    major: u32,
+}
+
+impl Binaries {
+    /// Every server on this machine, at least one: those on PATH in its order, then the packaged ones, newest first.
+    ///
+    /// `asked` is the caller's own choice of a directory; then no other is looked at.
+    pub(super) fn installed(asked: Option<&Path>) -> Result<Vec<Self>, Error> {
+        if let Some(dir) = asked {
+            return Ok(vec![Self::at(dir).ok_or_else(|| Error::NotPostgres { dir: dir.to_path_buf() })?]);
+        }
+        let path = env::var_os("PATH").unwrap_or_default();
+        // An empty or relative entry means "wherever I stand", and nothing found there was installed.
+        let on_path = env::split_paths(&path).filter(|dir| dir.is_absolute());
+        let mut found: Vec<Self> = on_path.filter_map(|dir| Self::at(&dir)).collect();
+
+        let mut packaged: Vec<Self> = Vec::new();
+        for (parent, prefix, suffix) in PACKAGED {
+            let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+            let versions = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+            packaged.extend(versions.filter_map(|entry| Self::at(&entry.path().join(suffix))));
+        }
+        packaged.sort_by_key(|binaries| Reverse(binaries.major));
+        found.extend(packaged);
+        if found.is_empty() { Err(Error::NotInstalled { advice: advice() }) } else { Ok(found) }
+    }
+
+    /// The first that can open the cluster in its place, or just the first if there is no cluster yet.
+    pub(super) fn choose(installed: Vec<Self>, place: &Place) -> Result<Self, Error> {
+        let wanted = place.version();
+        let found: Vec<String> = installed.iter().map(|binaries| binaries.major.to_string()).collect();
+        let fits = |binaries: &Self| wanted.is_none_or(|wanted| binaries.major == wanted);
+        installed.into_iter().find(fits).ok_or_else(|| Error::WrongVersion {
+            data: place.data(),
+            wanted: wanted.unwrap_or_default(),
+            found: found.join(", "),
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn at(dir: &Path) -> Option<Self> {
+        if !["postgres", "initdb", "pg_ctl"].iter().all(|name| dir.join(name).is_file()) {
+            return None;
+        }
+        // Asked, not guessed from the path: a directory on PATH names no version, and a broken installation does not answer.
+        let output = Command::new(dir.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
+        let dir = dir.canonicalize().ok()?;
+        Some(Self { dir, major: major(&String::from_utf8_lossy(&output.stdout))? })
+    }
+}
+
+/// The major version in what `postgres --version` prints: `postgres (PostgreSQL) 17.2 (Debian …)`, `… 18beta1`.
+fn major(version: &str) -> Option<u32> {
+    let number = version.split_once("(PostgreSQL) ")?.1;
+    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    number[..end].parse().ok()
+}
+
+/// What to type where there is no server, by the package manager that is there.
+fn advice() -> &'static str {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let has = |program: &str| env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    let known = [
+        ("apt-get", "apt-get install postgresql"),
+        ("dnf", "dnf install postgresql-server"),
+        ("yum", "yum install postgresql-server"),
+        ("zypper", "zypper install postgresql-server"),
+        ("pacman", "pacman -S postgresql"),
+        ("apk", "apk add postgresql"),
+        ("brew", "brew install postgresql@17"),
+    ];
+    let fitting = known.into_iter().find(|(manager, _)| has(manager));
+    fitting.map_or("install PostgreSQL, or name its directory with --postgres-bin", |(_, advice)| advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_major_version_is_read_from_what_postgres_prints() {
+        assert_eq!(major("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
+        assert_eq!(major("postgres (PostgreSQL) 18beta1\n"), Some(18));
+        assert_eq!(major("postgres (PostgreSQL) 17\n"), Some(17));
+        assert_eq!(major("postgres: command not found\n"), None);
+        assert_eq!(major("postgres (PostgreSQL) devel\n"), None);
+    }
+
+    #[test]
+    fn a_directory_without_a_server_is_refused_by_name() {
+        let refused = Binaries::installed(Some(Path::new("/nonexistent")));
+        let message = refused.expect_err("there is nothing").to_string();
+        assert_eq!(message, "/nonexistent holds no Postgres server (postgres, initdb and pg_ctl)");
+    }
+
+    #[test]
+    fn missing_servers_are_answered_with_one_line() {
+        let message = Error::NotInstalled { advice: advice() }.to_string();
+        assert!(message.starts_with("no Postgres server is installed: ") && !message.contains('\n'), "{message}");
+    }
+}

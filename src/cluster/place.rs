@@ -1,0 +1,247 @@
+use std::fs;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::lchown;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use super::Error;
+
+/// A socket's path must fit in `sockaddr_un`, its NUL included: 108 bytes on Linux, 104 on macOS and the BSDs.
+const SOCKET_PATH_MAX: usize = 103;
+
+/// The name Postgres gives its socket, by the port it would have; a private directory needs no other.
+const SOCKET_NAME: &str = ".s.PGSQL.5432";
+
+/// A user that Postgres can run under when we are root, which it refuses to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// Where one cluster lives on disk. Both directories are the server's user's own, mode 0700.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The cluster's data, and its log.
+    pub(super) home: PathBuf,
+    /// Where its socket is: `home`, unless that is too long a path for one.
+    pub(super) socket_dir: PathBuf,
+    /// Whom to run as, when not as ourselves.
+    pub(super) user: Option<User>,
+}
+
+impl Place {
+    /// Finds the place for the cluster of a data directory and makes its directories.
+    ///
+    /// It is `postgres` in that directory. Root's own directories (below `/root`, say) are closed to the user that the
+    /// server must run under; then it is a directory in `/var/tmp` that is named after the data directory.
+    pub(super) fn settle(data_dir: &Path) -> Result<Self, Error> {
+        let us = id("-u", None)?.ok_or(Error::NoUser)?;
+        let user = if us == 0 { Some(unprivileged()?) } else { None };
+        let name = format!("sessiond-{:016x}", fnv1a(data_dir.as_os_str().as_bytes()));
+
+        let inside = data_dir.join("postgres");
+        let home = if reaches(user, data_dir) { inside } else { Path::new("/var/tmp").join(&name) };
+        let fits = home.join(SOCKET_NAME).as_os_str().len() <= SOCKET_PATH_MAX;
+        // Not the temporary directory of the environment: that one can be long itself, and differ from start to start.
+        let socket_dir = if fits { home.clone() } else { Path::new("/tmp").join(&name) };
+
+        let owner = user.unwrap_or(User { uid: us, gid: id("-g", None)?.ok_or(Error::NoUser)? });
+        for dir in [&home, &socket_dir] {
+            make_private(dir, us, owner)?;
+        }
+        Ok(Self { home, socket_dir, user })
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.home.join("postgres.log")
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.socket_dir.join(SOCKET_NAME)
+    }
+
+    /// The major version that made the data, if there are any.
+    pub(super) fn version(&self) -> Option<u32> {
+        fs::read_to_string(self.data().join("PG_VERSION")).ok()?.trim().parse().ok()
+    }
+
+    /// The lines of `postmaster.pid`: process id, data directory, start time, port, socket directory, and so on.
+    pub(super) fn pid_file(&self) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
+        Some(text.lines().map(|line| line.trim().to_owned()).collect())
+    }
+
+    /// A command that runs as the server's user, in its home, and knows nothing of our environment: no `PGPORT` or
+    /// `PGOPTIONS` that would change the server, no secret of ours that the user could read out of its processes.
+    pub(super) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.home).env_clear().stdin(Stdio::null());
+        for kept in ["PATH", "LD_LIBRARY_PATH"] {
+            command.envs(std::env::var_os(kept).map(|value| (kept, value)));
+        }
+        // Its messages are matched, so they come in one language; and UTC spares initdb a search for the local time zone.
+        command.env("LC_ALL", "C").env("TZ", "UTC");
+        run_as(&mut command, self.user);
+        command
+    }
+
+    /// Deletes the cluster.
+    pub(super) fn delete(&self) -> io::Result<()> {
+        for dir in [&self.home, &self.socket_dir] {
+            match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run_as(command: &mut Command, user: Option<User>) {
+    if let Some(user) = user {
+        // Setting the user also drops root's supplementary groups.
+        command.uid(user.uid).gid(user.gid);
+    }
+}
+
+/// The user for a server of root's: the one that packages create for Postgres, or the one that owns nothing.
+fn unprivileged() -> Result<User, Error> {
+    for name in ["postgres", "nobody"] {
+        if let (Some(uid), Some(gid)) = (id("-u", Some(name))?, id("-g", Some(name))?) {
+            return Ok(User { uid, gid });
+        }
+    }
+    Err(Error::NoUser)
+}
+
+/// Asks `id`, which every Unix has; the system calls themselves would need `unsafe`. `None` for an unknown name.
+fn id(flag: &str, name: Option<&str>) -> Result<Option<u32>, Error> {
+    let mut command = Command::new("id");
+    let output = command.arg(flag).args(name).stdin(Stdio::null()).output().map_err(Error::run(Path::new("id")))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())
+}
+
+/// Whether the user can enter a directory. Tried, not computed from modes, which know nothing of ACLs and mounts.
+fn reaches(user: Option<User>, dir: &Path) -> bool {
+    let mut command = Command::new("true");
+    run_as(&mut command, user);
+    command.current_dir(dir).stdin(Stdio::null()).status().is_ok()
+}
+
+/// Creates a directory that only `owner` can enter, or makes sure that the one that is there is such.
+///
+/// The name can be known to others and `/tmp` is everybody's, so whatever is there already is suspect.
+fn make_private(dir: &Path, us: u32, owner: User) -> Result<(), Error> {
+    let refuse = |reason| Err(Error::NotPrivate { path: dir.to_path_buf(), reason });
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::file("create", dir)(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let found = fs::symlink_metadata(dir).map_err(Error::file("examine", dir))?;
+    if !found.is_dir() {
+        return refuse("it is a symbolic link or a file");
+    }
+    if found.uid() != owner.uid && found.uid() != us {
+        return refuse("it belongs to another user");
+    }
+    if found.mode() & 0o077 != 0 {
+        return refuse("it is open to other users (its mode is not 0700)");
+    }
+    if found.uid() != owner.uid {
+        lchown(dir, Some(owner.uid), Some(owner.gid)).map_err(Error::file("hand over", dir))?;
+    }
+    Ok(())
+}
+
+/// FNV-1a: the same for the same path in every release, which the standard library's hasher does not promise.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A directory of the test's own, gone at its end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("sessiond-place-{name}-{}", std::process::id()));
+            fs::create_dir_all(&dir).expect("the temporary directory is writable");
+            Self(dir.canonicalize().expect("it was just created"))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn ourselves() -> User {
+        let number = |flag| id(flag, None).expect("id runs").expect("and prints a number");
+        User { uid: number("-u"), gid: number("-g") }
+    }
+
+    fn reason(refused: Result<(), Error>) -> String {
+        refused.expect_err("it is not private").to_string()
+    }
+
+    #[test]
+    fn a_private_directory_is_made_once_and_recognised_afterwards() {
+        let scratch = Scratch::new("made");
+        let (dir, us) = (scratch.0.join("home"), ourselves());
+        make_private(&dir, us.uid, us).expect("it is made");
+        assert_eq!(fs::metadata(&dir).expect("it exists").mode() & 0o777, 0o700);
+        make_private(&dir, us.uid, us).expect("it is recognised");
+    }
+
+    #[test]
+    fn what_somebody_else_prepared_is_refused() {
+        let scratch = Scratch::new("refused");
+        let us = ourselves();
+
+        let open = scratch.0.join("open");
+        fs::create_dir(&open).expect("it is made");
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        assert!(reason(make_private(&open, us.uid, us)).contains("open to other users"));
+
+        let link = scratch.0.join("link");
+        symlink(&open, &link).expect("it is made");
+        assert!(reason(make_private(&link, us.uid, us)).contains("symbolic link"));
+
+        let foreign = scratch.0.join("foreign");
+        make_private(&foreign, us.uid, us).expect("it is made");
+        let other = User { uid: us.uid + 1, gid: us.gid };
+        assert!(reason(make_private(&foreign, other.uid, other)).contains("another user"));
+    }
+
+    #[test]
+    fn a_data_directory_with_a_long_name_gets_a_short_socket() {
+        let scratch = Scratch::new("long");
+        let long = scratch.0.join("a".repeat(120));
+        fs::create_dir(&long).expect("it is made");
+        let place = Place::settle(&long).expect("it has a place");
+        assert_eq!(place.home, long.join("postgres"));
+        assert!(place.socket().as_os_str().len() <= SOCKET_PATH_MAX, "{}", place.socket().display());
+        assert_eq!(Place::settle(&long).expect("it is there"), place, "the same directory has the same place");
+        place.delete().expect("it can be deleted");
+        assert!(!place.home.exists() && !place.socket_dir.exists());
+    }
+}

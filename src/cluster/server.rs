@@ -1,0 +1,129 @@
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ChildStdin;
+use std::process::Command;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time;
+
+use super::Error;
+use super::Mode;
+use super::watchdog::IMMEDIATE;
+use super::watchdog::Orders;
+use super::watchdog::READY;
+use super::watchdog::WATCHDOG_COMMAND;
+
+/// How long a start may take. A crash recovery replays what was written since the last checkpoint, five minutes at most.
+const START_MAX: Duration = Duration::from_secs(120);
+
+/// How long a stop may take; beyond what the watchdog itself gives Postgres before it kills it.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// How many lines of the log explain a failed start.
+const TAIL_LINES: usize = 12;
+
+/// A running Postgres, as far as its owner sees it: the watchdog that minds it.
+///
+/// It ends when this is dropped, because the watchdog's standard input closes then.
+#[derive(Debug)]
+pub(super) struct Server {
+    stdin: ChildStdin,
+    state: watch::Receiver<State>,
+    log: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Starting,
+    Ready,
+    Gone,
+}
+
+impl Server {
+    /// Starts the watchdog, and it Postgres.
+    pub(super) fn spawn(watchdog: &Path, orders: &Orders) -> Result<Self, Error> {
+        let log = orders.place.log();
+        let log_file = File::create(&log).map_err(Error::file("create", &log))?;
+        let mut command = Command::new(watchdog);
+        command.arg(WATCHDOG_COMMAND).args(orders.to_args());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
+        // In a process group of its own, so that a Ctrl-C in the terminal ends us first and the database last.
+        command.process_group(0);
+        let mut child = command.spawn().map_err(Error::run(watchdog))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::run(watchdog)(io::Error::other("it has no pipes")));
+        };
+
+        // A thread and not a task: the watchdog is seen to the end, and reaped, whatever becomes of any runtime.
+        let (sender, state) = watch::channel(State::Starting);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line == READY {
+                    sender.send_replace(State::Ready);
+                }
+            }
+            let _ = child.wait();
+            sender.send_replace(State::Gone);
+        });
+        Ok(Self { stdin, state, log })
+    }
+
+    /// Waits until Postgres accepts connections.
+    pub(super) async fn ready(&self) -> Result<(), Error> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| *state != State::Starting);
+        match time::timeout(START_MAX, settled).await {
+            Err(_) => Err(Error::TooSlow { action: "start", seconds: START_MAX.as_secs(), log: self.log.clone() }),
+            Ok(Ok(state)) if *state == State::Ready => Ok(()),
+            Ok(Ok(_) | Err(_)) => Err(Error::Exited { log: self.log.clone(), tail: tail(&self.log) }),
+        }
+    }
+
+    /// Waits until Postgres is no longer minded: it ended, or its watchdog did.
+    pub(super) async fn gone(&self) {
+        // An error means that the thread is gone, and with it the watchdog.
+        let _ = self.state.clone().wait_for(|state| *state == State::Gone).await;
+    }
+
+    /// Stops Postgres and waits until its processes are gone.
+    pub(super) async fn stop(self, mode: Mode) -> Result<(), Error> {
+        let Self { mut stdin, state, log } = self;
+        match mode {
+            Mode::Fast => {}
+            // A watchdog that cannot be written to is gone already.
+            Mode::Immediate => drop(writeln!(stdin, "{IMMEDIATE}")),
+        }
+        drop(stdin);
+        let mut state = state;
+        match time::timeout(STOP_MAX, state.wait_for(|state| *state == State::Gone)).await {
+            Ok(Ok(_) | Err(_)) => Ok(()),
+            Err(_) => Err(Error::TooSlow { action: "stop", seconds: STOP_MAX.as_secs(), log }),
+        }
+    }
+}
+
+/// Puts the log of the last run aside, so that there are never more than two.
+pub(super) fn rotate(log: &Path) -> Result<(), Error> {
+    let previous = log.with_extension("log.1");
+    match fs::rename(log, &previous) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("rename", log)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
