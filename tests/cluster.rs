@@ -293,8 +293,8 @@ impl Owner {
         }
         let mut process = Reaped(command.spawn().expect("this program can run again"));
         let stdout = process.0.stdout.take().expect("it is piped");
-        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-        let line = lines.skip_while(|line| !line.starts_with("owner: ")).next().expect("the owner starts");
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.starts_with("owner: ")).expect("the owner starts");
         let mut words = line.split(' ').skip(1);
         let server_pid = words.next().expect("a process id").parse().expect("which is a number");
         let url = words.next().expect("a URL").to_owned();

@@ -9,21 +9,17 @@
 //! sees to even after a `kill -9`. If the watchdog was killed too, the next start stops the orphan.
 
 mod binaries;
+mod create;
 mod error;
 mod lock;
+mod orphan;
 mod place;
 mod server;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::fs;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::path::PathBuf;
-use std::process::Output;
-use std::process::Stdio;
 use std::time::Duration;
 
 use percent_encoding::AsciiSet;
@@ -48,9 +44,6 @@ const ROLE: &str = "postgres";
 /// Together they are a bound of about ten seconds.
 const ATTEMPTS_MAX: u32 = 100;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a server that was left behind gets to stop before the start gives up.
-const ORPHAN_STOP_MAX_SECONDS: u32 = 30;
 
 /// What percent-encoding leaves alone in a URL, for the sake of those who read it.
 const URL_PLAIN: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -114,12 +107,12 @@ impl Cluster {
         let binaries = Binaries::choose(installed, &place)?;
         if options.durability == Durability::Disposable {
             // There is something only if an owner and its watchdog were both killed.
-            stop_orphan(&place, &binaries).await?;
-            remove(&place.data())?;
+            orphan::stop(&place, &binaries).await?;
+            place.delete_data()?;
         }
         let is_new = place.version().is_none();
         if is_new {
-            create(&place, &binaries, options.durability).await?;
+            create::cluster(&place, &binaries, options.durability).await?;
         }
         let mut cluster = Self { options, binaries, place, is_new, server: None, lock };
         cluster.start_server().await?;
@@ -167,7 +160,7 @@ impl Cluster {
             server.stop(mode).await?;
         }
         // Still there only if its watchdog was killed.
-        stop_orphan(&self.place, &self.binaries).await
+        orphan::stop(&self.place, &self.binaries).await
     }
 
     /// Starts the server again, over the same data and socket.
@@ -183,11 +176,11 @@ impl Cluster {
                     self.server = Some(server);
                     return Ok(());
                 }
-                Err(Error::Exited { tail, .. }) if attempts < ATTEMPTS_MAX && is_occupied(&tail) => {
+                Err(Error::Exited { tail, .. }) if attempts < ATTEMPTS_MAX && orphan::is_occupied(&tail) => {
                     attempts += 1;
-                    forget_strangers(&self.place)?;
+                    orphan::forget_strangers(&self.place)?;
                     time::sleep(ATTEMPT_PAUSE).await;
-                    stop_orphan(&self.place, &self.binaries).await?;
+                    orphan::stop(&self.place, &self.binaries).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -248,92 +241,4 @@ impl Cluster {
         settings.extend(self.options.settings.iter().map(|(name, value)| (name.as_str(), value.into())));
         settings
     }
-}
-
-/// Creates the data where they do not look like a cluster's until they are one: a crash in between costs nothing.
-async fn create(place: &Place, binaries: &Binaries, durability: Durability) -> Result<(), Error> {
-    const UNFINISHED: &str = "data.unfinished.";
-    let entries = fs::read_dir(&place.home).map_err(Error::file("read", &place.home))?;
-    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
-        // The initdb of an owner that was just killed may still write there; then it stays until the next time.
-        let _ = fs::remove_dir_all(entry.path());
-    }
-
-    let unfinished = place.home.join(format!("{UNFINISHED}{}", std::process::id()));
-    let mut initdb = place.command(&binaries.program("initdb"));
-    initdb.arg("--pgdata").arg(&unfinished).args(["--username", ROLE]);
-    initdb.args(["--encoding", "UTF8", "--locale", "C", "--auth-local", "trust", "--auth-host", "reject"]);
-    match durability {
-        Durability::Full => {}
-        Durability::Disposable => drop(initdb.arg("--no-sync")),
-    }
-    let output = run(initdb).await?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::Failed { program: "initdb", status: output.status, output: said });
-    }
-    fs::rename(&unfinished, place.data()).map_err(Error::file("rename", &unfinished))?;
-    let home = File::open(&place.home).and_then(|home| home.sync_all());
-    home.map_err(Error::file("sync", &place.home))
-}
-
-/// Stops a server that nobody minds any more. The caller holds the lock, so it is no one else's.
-async fn stop_orphan(place: &Place, binaries: &Binaries) -> Result<(), Error> {
-    // The process id in a file can by now be any process's. Whoever answers on the socket is the server.
-    let is_running = || place.pid_file().is_some() && UnixStream::connect(place.socket()).is_ok();
-    if !is_running() {
-        return Ok(());
-    }
-    let mut pg_ctl = place.command(&binaries.program("pg_ctl"));
-    pg_ctl.args(["stop", "--mode", "fast", "--wait", "--timeout", &ORPHAN_STOP_MAX_SECONDS.to_string()]);
-    pg_ctl.arg("--pgdata").arg(place.data());
-    // It also fails if the server's old watchdog was faster. What counts is that it is gone.
-    run(pg_ctl).await?;
-    if is_running() {
-        return Err(Error::TooSlow { action: "stop", seconds: ORPHAN_STOP_MAX_SECONDS.into(), log: place.log() });
-    }
-    Ok(())
-}
-
-/// Whether a start failed only because an older server, or what is left of one, has the data. That passes.
-fn is_occupied(tail: &str) -> bool {
-    (tail.contains("lock file \"") && tail.contains("\" already exists"))
-        || tail.contains("pre-existing shared memory block")
-}
-
-/// Removes pid files that outlived a crash of the machine and now name some other program, which Postgres would
-/// take for a server and wait for. A file that names a Postgres stays: that one is on its way out.
-fn forget_strangers(place: &Place) -> Result<(), Error> {
-    let socket_lock = place.socket_dir.join(".s.PGSQL.5432.lock");
-    for path in [place.data().join("postmaster.pid"), socket_lock] {
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let pid: Option<u32> = text.lines().next().and_then(|line| line.trim().parse().ok());
-        let Some(name) = pid.and_then(process_name) else { continue };
-        if !name.contains("postgres") && !name.contains("postmaster") {
-            tracing::warn!(path = %path.display(), name, "removing the pid file of a server that is long gone");
-            fs::remove_file(&path).map_err(Error::file("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// What program a process runs, if that can be told.
-fn process_name(pid: u32) -> Option<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).or_else(|_| {
-        let ps = std::process::Command::new("ps").args(["-o", "comm=", "-p", &pid.to_string()]).output();
-        ps.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-    });
-    name.ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
-}
-
-/// Deletes a directory that may not be there.
-fn remove(dir: &Path) -> Result<(), Error> {
-    if dir.exists() { fs::remove_dir_all(dir).map_err(Error::file("delete", dir)) } else { Ok(()) }
-}
-
-async fn run(command: std::process::Command) -> Result<Output, Error> {
-    let program = PathBuf::from(command.get_program());
-    // The program is ended when we are cancelled; a stray initdb would be in the next one's way.
-    let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true).stdin(Stdio::null()).output().await.map_err(Error::run(&program))
 }

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Output;
 use std::process::Stdio;
 
 use super::Error;
@@ -97,6 +98,12 @@ impl Place {
         command
     }
 
+    /// Deletes the data, if there are any, and leaves the rest.
+    pub(super) fn delete_data(&self) -> Result<(), Error> {
+        let data = self.data();
+        if data.exists() { fs::remove_dir_all(&data).map_err(Error::file("delete", &data)) } else { Ok(()) }
+    }
+
     /// Deletes the cluster.
     pub(super) fn delete(&self) -> io::Result<()> {
         for dir in [&self.home, &self.socket_dir] {
@@ -107,6 +114,13 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Runs a command to its end, or ends it when the caller is cancelled: a stray initdb would be in the next one's way.
+pub(super) async fn run(command: Command) -> Result<Output, Error> {
+    let program = PathBuf::from(command.get_program());
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true).stdin(Stdio::null()).output().await.map_err(Error::run(&program))
 }
 
 fn run_as(command: &mut Command, user: Option<User>) {

@@ -97,14 +97,12 @@ impl Server {
 
     /// Stops Postgres and waits until its processes are gone.
     pub(super) async fn stop(self, mode: Mode) -> Result<(), Error> {
-        let Self { mut stdin, state, log } = self;
-        match mode {
-            Mode::Fast => {}
+        let Self { mut stdin, mut state, log } = self;
+        if mode == Mode::Immediate {
             // A watchdog that cannot be written to is gone already.
-            Mode::Immediate => drop(writeln!(stdin, "{IMMEDIATE}")),
+            let _ = writeln!(stdin, "{IMMEDIATE}");
         }
         drop(stdin);
-        let mut state = state;
         match time::timeout(STOP_MAX, state.wait_for(|state| *state == State::Gone)).await {
             Ok(Ok(_) | Err(_)) => Ok(()),
             Err(_) => Err(Error::TooSlow { action: "stop", seconds: STOP_MAX.as_secs(), log }),

@@ -1,0 +1,82 @@
+# Sourced by ./run, ./test and .ci/run: installs what a bare machine lacks, with its own package manager, and says so.
+# A Rust toolchain is assumed. POSIX sh.
+
+say() { printf '%s\n' "$*" >&2; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif has sudo; then sudo "$@"; else
+        say "This needs root, and there is no sudo: $*"
+        return 1
+    fi
+}
+
+manager() {
+    for manager in apt-get dnf yum zypper pacman apk brew; do
+        if has "$manager"; then echo "$manager" && return; fi
+    done
+}
+
+install() {
+    say "Installing $* with $(manager)"
+    case $(manager) in
+        apt-get)
+            as_root apt-get -qq update || say "Going on with the package lists that are there"
+            as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+                install --yes --no-install-recommends "$@" >/dev/null ;;
+        dnf | yum) as_root "$(manager)" install --quiet --assumeyes "$@" ;;
+        zypper) as_root zypper --quiet --non-interactive install "$@" ;;
+        pacman) as_root pacman --sync --needed --noconfirm "$@" ;;
+        apk) as_root apk add --quiet "$@" ;;
+        brew) brew install --quiet "$@" ;;
+        *) say "No known package manager here; please install: $*" && return 1 ;;
+    esac
+}
+
+# The places are those where sessiond looks: src/cluster/binaries.rs.
+has_postgres() {
+    if has postgres && has initdb && has pg_ctl; then return; fi
+    for initdb in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /usr/lib/postgresql*/bin/initdb \
+        /usr/libexec/postgresql*/initdb /opt/homebrew/opt/postgresql*/bin/initdb \
+        /usr/local/opt/postgresql*/bin/initdb /Applications/Postgres.app/Contents/Versions/*/bin/initdb; do
+        if [ -x "$initdb" ]; then return; fi
+    done
+    return 1
+}
+
+# Only the programs are wanted. Debian's package also starts a server on port 5432, unless it is told not to.
+need_postgres() {
+    if has_postgres; then return; fi
+    case $(manager) in
+        apt-get)
+            no_server=/etc/postgresql-common/createcluster.d/sessiond.conf
+            as_root mkdir -p "${no_server%/*}"
+            echo 'create_main_cluster = false' | as_root tee "$no_server" >/dev/null
+            installed=0 && install postgresql || installed=$?
+            # The next server that is installed here is none of our business.
+            as_root rm "$no_server"
+            return "$installed" ;;
+        dnf | yum | zypper) install postgresql-server ;;
+        brew) install postgresql@17 ;;
+        *) install postgresql ;;
+    esac
+}
+
+# Some crates contain C.
+need_cc() {
+    if has cc; then return; fi
+    case $(manager) in
+        apt-get) install gcc libc6-dev ;;
+        apk) install gcc musl-dev ;;
+        brew) say "There is no C compiler; get one with: xcode-select --install" && return 1 ;;
+        *) install gcc ;;
+    esac
+}
+
+need_cargo() {
+    # Where rustup puts it; a shell that was open before does not know yet.
+    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    if has cargo; then return; fi
+    say "There is no Rust toolchain; get one at https://rustup.rs, then run this again."
+    return 1
+}
