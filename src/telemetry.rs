@@ -1,10 +1,10 @@
 //! What the operator sees: the log, and the metrics in the format of Prometheus. Neither ever holds a token, a key, a
 //! digest, a user's id or a full address.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    encoding::{EncodeLabelSet, text},
     metrics::{
         counter::Counter,
         family::Family,
@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Log, LogFormat};
 
 /// Over which of the three wires a request came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
     /// gRPC over HTTP/2.
     Grpc,
@@ -28,27 +28,28 @@ pub enum Wire {
     Rest,
 }
 
-impl fmt::Display for Wire {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl Wire {
+    /// The name, in metrics and the log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Grpc => "grpc",
             Self::GrpcWeb => "grpc-web",
             Self::Rest => "rest",
-        })
+        }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     rpc: String,
-    wire: Wire,
-    code: String,
+    wire: &'static str,
+    code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LatencyLabels {
     rpc: String,
-    wire: Wire,
+    wire: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,9 +90,9 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Counts an answered request.
-    pub fn request(&self, rpc: &str, wire: Wire, code: &str, took: Duration) {
-        let rpc = rpc.to_owned();
-        self.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code: code.to_owned() }).inc();
+    pub fn request(&self, rpc: &str, wire: Wire, code: &'static str, took: Duration) {
+        let (rpc, wire) = (rpc.to_owned(), wire.as_str());
+        self.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code }).inc();
         self.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
     }
 
@@ -149,7 +150,7 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.log_format {
-        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())

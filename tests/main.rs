@@ -1,4 +1,14 @@
 //! One binary for all integration tests. This file is their table of contents.
 
+#![allow(missing_docs, unreachable_pub, reason = "a test's name and body say what it is")]
+
+// The real server, its database, its clients.
+mod harness;
+
+// What the service does, over all three wires.
+mod create;
+mod refresh;
+mod revoke;
+
 // The private Postgres: its life, and above all its deaths.
 mod cluster;

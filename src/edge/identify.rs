@@ -21,6 +21,8 @@ pub(super) async fn identify(mut request: Request, next: Next) -> Response {
     let mut response = REQUEST_ID.scope(Arc::clone(&id), next.run(request)).await;
     let value = HeaderValue::from_str(&id).expect("hexadecimal digits are a header value");
     response.headers_mut().insert(HEADER, value);
+    // Tokens travel in answers (RFC 6749 §5.1); what may be kept says so itself.
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 

@@ -115,8 +115,8 @@ impl Drop for Call {
         let code = self.code.unwrap_or(Code::Cancelled);
         let took = self.started.elapsed();
         self.metrics.request(&self.rpc, self.wire, name(code), took);
-        let (rpc, wire, code, took_ms) = (&self.rpc, self.wire, name(code), took.as_secs_f64() * 1e3);
-        tracing::debug!(rpc, %wire, code, took_ms, request_id = %telemetry::request_id(), "answered");
+        let (rpc, wire, code, took_ms) = (&self.rpc, self.wire.as_str(), name(code), took.as_secs_f64() * 1e3);
+        tracing::debug!(rpc, wire, code, took_ms, request_id = %telemetry::request_id(), "answered");
     }
 }
 

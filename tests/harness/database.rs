@@ -1,0 +1,101 @@
+//! One private Postgres for the whole test process, one migrated template in it, and a copy of that per test.
+
+use std::{
+    path::PathBuf,
+    process,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use sessiond::{
+    cluster::{Cluster, Durability, Options},
+    store::Store,
+    telemetry::Metrics,
+};
+
+const TEMPLATE: &str = "template_sessiond";
+
+/// A database of a test's own. Dropped with the cluster, which ends with the process.
+pub struct Database {
+    pub url: String,
+    pub name: String,
+}
+
+impl Database {
+    pub async fn create() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        // Copying the files beats replaying them through the log: 22 ms against 45.
+        administer(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")).await;
+        Self { url: url_of(&name), name }
+    }
+
+    /// An empty one, without tables.
+    pub async fn create_empty() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("empty_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        administer(&format!("CREATE DATABASE {name}")).await;
+        Self { url: url_of(&name), name }
+    }
+
+    /// Runs SQL behind the server's back.
+    pub async fn run(&self, sql: &str) {
+        let mut connection = AsyncPgConnection::establish(&self.url).await.expect("connects");
+        connection.batch_execute(sql).await.expect("runs");
+    }
+
+    pub async fn connect(&self) -> AsyncPgConnection {
+        AsyncPgConnection::establish(&self.url).await.expect("connects")
+    }
+}
+
+/// Where a cluster of a test's own may be.
+pub fn fresh_dir(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("sessiond-test-{}-{name}", process::id()))
+}
+
+pub fn disposable(name: &str) -> Options {
+    Options {
+        data_dir: fresh_dir(name),
+        postgres_bin: None,
+        watchdog: env!("CARGO_BIN_EXE_sessiond").into(),
+        settings: vec![("max_connections".to_owned(), "500".to_owned())],
+        durability: Durability::Disposable,
+    }
+}
+
+async fn administer(sql: &str) {
+    let mut connection = AsyncPgConnection::establish(&url_of("postgres")).await.expect("connects");
+    connection.batch_execute(sql).await.expect("runs");
+}
+
+fn url_of(database: &str) -> String {
+    static BASE: OnceLock<String> = OnceLock::new();
+    let base = BASE.get_or_init(|| {
+        let (send, receive) = mpsc::channel();
+        // On a thread and a runtime of its own: those of the test that comes first end with that test.
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let cluster = Cluster::start(disposable("shared")).await.expect("Postgres starts");
+                prepare(&cluster).await;
+                send.send(cluster.database_url("DATABASE")).expect("somebody waits");
+                std::future::pending::<()>().await;
+            });
+        });
+        receive.recv().expect("Postgres starts")
+    });
+    base.replace("DATABASE", database)
+}
+
+async fn prepare(cluster: &Cluster) {
+    let mut connection = AsyncPgConnection::establish(&cluster.database_url("postgres")).await.expect("connects");
+    connection.batch_execute(&format!("CREATE DATABASE {TEMPLATE}")).await.expect("creates the template");
+    let options = super::options(&cluster.database_url(TEMPLATE));
+    Store::new(&options, Metrics::default()).expect("a good URL").migrate().await.expect("migrates");
+}

@@ -1,0 +1,241 @@
+//! Starts the real server on a port of its own, over a real database of its own, with the clock in the test's hand.
+
+/// The shared Postgres, and a database per test.
+pub mod database;
+
+/// The three wires, called alike.
+pub mod wire;
+
+use std::{net::SocketAddr, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret as _, SecretString};
+use sessiond::{
+    app::{App, KeyCache},
+    clock::Clock,
+    config::{Limits, Listen, Web},
+    edge::Server,
+    id::{ProjectId, SessionId},
+    pb::{
+        CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse, RevokeCurrentRequest,
+        RevokeCurrentResponse,
+    },
+    session::Policy,
+    store::{Options, Role, Store},
+    telemetry::Metrics,
+    token::{
+        access::Issuer,
+        sealing::{Sealer, SealingKey},
+    },
+};
+use tokio::task::JoinHandle;
+
+pub use wire::{Refused, Wire};
+
+pub const PROJECT: &str = "demo";
+pub const ISSUER: &str = "https://sessions.example.org";
+pub const REFRESH_GRACE: Duration = Duration::from_secs(60);
+pub const REFUSED_REFRESH: &str = "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED";
+
+/// Asserts that a call was refused for this reason.
+#[macro_export]
+macro_rules! assert_refused {
+    ($call:expr, $reason:expr) => {
+        match $call.await {
+            Ok(_) => panic!("not refused, where {} was expected", $reason),
+            Err(refused) => assert_eq!(refused.reason, $reason, "{refused:?}"),
+        }
+    };
+}
+
+/// A running server, and all that a test may want of it.
+pub struct Service {
+    pub addr: SocketAddr,
+    pub metrics_addr: SocketAddr,
+    pub clock: Clock,
+    pub app: App,
+    pub store: Store,
+    pub server_key: SecretString,
+    pub wires: wire::Wires,
+    pub database: database::Database,
+    server: JoinHandle<()>,
+}
+
+impl Service {
+    pub async fn start() -> Self {
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// Starts with settings of the test's own.
+    pub async fn start_with(change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+        let database = database::Database::create().await;
+        Self::start_on(database, change).await
+    }
+
+    pub async fn start_on(database: database::Database, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+        let metrics = Metrics::default();
+        let clock = Clock::frozen();
+        let store = Store::new(&options(&database.url), metrics.clone()).expect("a good URL");
+        let sealer = Sealer::new(&SealingKey::generate(), None);
+        let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone());
+        let server_key = create_project(&app, PROJECT).await;
+
+        let (mut web, mut limits) = (web(), limits());
+        change(&mut web, &mut limits);
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let listen = Listen { listen: any, metrics_listen: any };
+        let server = Server::bind(app.clone(), &listen, &web, limits, metrics).await.expect("binds");
+        let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
+        let server = tokio::spawn(server.run(std::future::pending()));
+        Self { addr, metrics_addr, clock, app, store, server_key, wires: wire::Wires::to(addr), database, server }
+    }
+
+    pub async fn create_project(&self, name: &str) -> SecretString {
+        create_project(&self.app, name).await
+    }
+
+    /// Signs a user in, and hands over the device.
+    pub async fn sign_in(&self, user: &str, device: &str) -> Device<'_> {
+        let request = CreateSessionRequest {
+            user_id: user.to_owned(),
+            device_name: Some(device.to_owned()),
+            ..CreateSessionRequest::default()
+        };
+        self.device(self.create(Wire::Grpc, request).await.expect("signs in"))
+    }
+
+    pub fn device(&self, created: CreateSessionResponse) -> Device<'_> {
+        Device {
+            service: self,
+            session: created.session.expect("a session").id,
+            access_token: created.access_token,
+            refresh_token: created.refresh_token,
+        }
+    }
+
+    pub async fn create(&self, wire: Wire, request: CreateSessionRequest) -> Result<CreateSessionResponse, Refused> {
+        self.create_as(wire, &self.server_key, request).await
+    }
+
+    pub async fn create_as(
+        &self,
+        wire: Wire,
+        key: &SecretString,
+        request: CreateSessionRequest,
+    ) -> Result<CreateSessionResponse, Refused> {
+        self.wires.call(wire, "CreateSession", bearer(key.expose_secret()), &request).await
+    }
+
+    pub async fn revoke_current(&self, wire: Wire, headers: HeaderMap) -> Result<RevokeCurrentResponse, Refused> {
+        self.wires.call(wire, "RevokeCurrent", headers, &RevokeCurrentRequest {}).await
+    }
+
+    pub async fn refresh(&self, wire: Wire, headers: HeaderMap) -> Result<RefreshSessionResponse, Refused> {
+        self.wires.call(wire, "RefreshSession", headers, &RefreshSessionRequest::default()).await
+    }
+
+    pub async fn is_live(&self, session: &str) -> bool {
+        let project = ProjectId::parse(PROJECT).expect("a name");
+        let stored = self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
+        stored.is_some_and(|stored| stored.session.is_live(self.clock.now(), stored.session.epoch))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A device with the tokens of one session, as a client keeps them.
+#[derive(Clone)]
+pub struct Device<'a> {
+    service: &'a Service,
+    pub session: String,
+    pub access_token: String,
+    pub refresh_token: String,
+}
+
+impl Device<'_> {
+    /// Whoever has copied the storage has everything.
+    pub fn stolen_copy(&self) -> Self {
+        self.clone()
+    }
+
+    /// Refreshes, and keeps what it is given.
+    pub async fn refresh(&mut self) -> Result<(), Refused> {
+        let tokens = self.refresh_without_keeping().await?;
+        self.access_token = tokens.access_token;
+        self.refresh_token = tokens.refresh_token;
+        Ok(())
+    }
+
+    /// Refreshes, and loses the answer.
+    pub async fn refresh_without_keeping(&self) -> Result<RefreshSessionResponse, Refused> {
+        self.service.refresh(Wire::Rest, refresh_token(&self.refresh_token)).await
+    }
+
+    pub async fn sign_out(&self) -> Result<RevokeCurrentResponse, Refused> {
+        self.service.revoke_current(Wire::Rest, bearer(&self.access_token)).await
+    }
+
+    pub async fn is_signed_in(&self) -> bool {
+        self.service.is_live(&self.session).await
+    }
+}
+
+pub fn bearer(token: &str) -> HeaderMap {
+    header("authorization", &format!("Bearer {token}"))
+}
+
+pub fn refresh_token(token: &str) -> HeaderMap {
+    header("x-refresh-token", token)
+}
+
+pub fn header(name: &'static str, value: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(value).expect("a header value");
+    HeaderMap::from_iter([(HeaderName::from_static(name), value)])
+}
+
+pub fn both(mut one: HeaderMap, other: HeaderMap) -> HeaderMap {
+    one.extend(other);
+    one
+}
+
+pub fn options(url: &str) -> Options {
+    Options {
+        url: url.to_owned().into(),
+        trusted_certificates: None,
+        connections_max: 8,
+        connect_timeout: Duration::from_millis(700),
+        operation_timeout: Duration::from_millis(1_500),
+    }
+}
+
+pub fn web() -> Web {
+    Web {
+        issuer: ISSUER.to_owned(),
+        base_paths: vec!["/".to_owned(), "/api/v1".to_owned()],
+        cors_origins: vec![],
+        allowed_hosts: vec![],
+    }
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        request_timeout: Duration::from_secs(10),
+        body_bytes_max: 1024 * 1024,
+        header_bytes_max: 32 * 1024,
+        connections_max: 1_000,
+        requests_max: 1_000,
+        shutdown_timeout: Duration::from_secs(1),
+    }
+}
+
+async fn create_project(app: &App, name: &str) -> SecretString {
+    let project = ProjectId::parse(name).expect("a name");
+    let policy = Policy { refresh_grace: REFRESH_GRACE, ..Policy::default() };
+    app.project_create(project.clone(), policy).await.expect("creates the project");
+    app.keys().reload().await.expect("reads the keys");
+    app.server_key_create(project, Role::Service).await.expect("makes a key").1
+}

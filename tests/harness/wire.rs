@@ -1,0 +1,177 @@
+//! The three wires, called alike: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
+use serde_json::Value;
+use sessiond::pb;
+use tonic::{Code, Status, body::Body, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
+use tonic_types::StatusExt as _;
+use tonic_web::{GrpcWebCall, GrpcWebClientLayer, GrpcWebClientService};
+use tower::ServiceBuilder;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Grpc,
+    GrpcWeb,
+    Rest,
+}
+
+impl Wire {
+    pub const ALL: [Self; 3] = [Self::Grpc, Self::GrpcWeb, Self::Rest];
+}
+
+/// A refusal, told alike over all wires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub reason: String,
+    pub code: Code,
+    /// The fields that were found wrong.
+    pub fields: Vec<String>,
+    /// Only over REST.
+    pub http: Option<StatusCode>,
+}
+
+type GrpcClient = Client<HttpConnector, Body>;
+type WebClient = GrpcWebClientService<Client<HttpConnector, GrpcWebCall<Body>>>;
+
+/// A client of each kind.
+pub struct Wires {
+    addr: SocketAddr,
+    grpc: GrpcClient,
+    web: WebClient,
+    rest: Client<HttpConnector, Full<Bytes>>,
+    rest_h2: Client<HttpConnector, Full<Bytes>>,
+    pool: DescriptorPool,
+}
+
+impl Wires {
+    pub fn to(addr: SocketAddr) -> Self {
+        let client = || Client::builder(TokioExecutor::new());
+        Self {
+            addr,
+            grpc: client().http2_only(true).build_http(),
+            web: ServiceBuilder::new().layer(GrpcWebClientLayer::new()).service(client().build_http()),
+            rest: client().build_http(),
+            rest_h2: client().http2_only(true).build_http(),
+            pool: DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("the descriptors decode"),
+        }
+    }
+
+    pub async fn call<A, B>(&self, wire: Wire, method: &str, headers: HeaderMap, request: &A) -> Result<B, Refused>
+    where
+        A: Message + Clone + 'static,
+        B: Message + Default + 'static,
+    {
+        match wire {
+            Wire::Grpc => unary(Grpc::with_origin(self.grpc.clone(), self.origin()), method, headers, request).await,
+            Wire::GrpcWeb => unary(Grpc::with_origin(self.web.clone(), self.origin()), method, headers, request).await,
+            Wire::Rest => self.rest_call(method, headers, request).await,
+        }
+    }
+
+    /// A plain HTTP/1.1 request.
+    pub async fn http(&self, method: Method, path: &str, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Bytes> {
+        collect(self.rest.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
+    }
+
+    /// The same over HTTP/2.
+    pub async fn http2(&self, method: Method, path: &str, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Bytes> {
+        collect(self.rest_h2.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
+    }
+
+    async fn rest_call<A: Message, B: Message + Default>(&self, method: &str, headers: HeaderMap, request: &A) -> Result<B, Refused> {
+        let descriptor = self.method(method);
+        let (verb, path) = match method {
+            "RevokeCurrent" => (Method::DELETE, "/auth/sessions/current"),
+            "CreateSession" => (Method::POST, "/auth/sessions"),
+            "RefreshSession" => (Method::POST, "/auth/sessions/current/refresh"),
+            other => panic!("{other} has no REST path here"),
+        };
+        let mut headers = headers;
+        let mut body = Bytes::new();
+        if verb == Method::POST {
+            headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+            let message = DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
+            let options = SerializeOptions::new().use_proto_field_name(true);
+            let json = message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes");
+            body = json.to_string().into();
+        }
+        let response = self.http(verb, path, headers, body).await;
+        let json: Value = serde_json::from_slice(response.body()).expect("a JSON body");
+        if response.status() != StatusCode::OK {
+            return Err(refused_json(response.status(), &json));
+        }
+        let message = DynamicMessage::deserialize(descriptor.output(), json).expect("ProtoJSON");
+        Ok(B::decode(message.encode_to_vec().as_slice()).expect("decodes"))
+    }
+
+    fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("http://{}{path}", self.addr).parse().expect("a URI");
+        *request.headers_mut() = headers;
+        request
+    }
+
+    fn method(&self, name: &str) -> MethodDescriptor {
+        let service = self.pool.get_service_by_name("sessiond.v1.SessionService").expect("the service");
+        service.methods().find(|method| method.name() == name).expect("the method")
+    }
+
+    fn origin(&self) -> Uri {
+        format!("http://{}", self.addr).parse().expect("a URI")
+    }
+}
+
+async fn collect(response: Response<Incoming>) -> Response<Bytes> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    Response::from_parts(head, body)
+}
+
+async fn unary<S, R, A, B>(mut client: Grpc<S>, method: &str, headers: HeaderMap, request: &A) -> Result<B, Refused>
+where
+    S: tonic::client::GrpcService<Body, ResponseBody = R>,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    A: Message + Clone + 'static,
+    B: Message + Default + 'static,
+{
+    let path = PathAndQuery::try_from(format!("/sessiond.v1.SessionService/{method}")).expect("a path");
+    let request = tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), request.clone());
+    if client.ready().await.is_err() {
+        panic!("the client is not ready");
+    }
+    let answer = client.unary(request, path, tonic_prost::ProstCodec::<A, B>::default()).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
+}
+
+fn refused(status: &Status) -> Refused {
+    let details = status.get_error_details();
+    let reason = details.error_info().map_or_else(|| format!("{status:?}"), |info| info.reason.clone());
+    let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
+    let fields = violations.into_iter().map(|violation| violation.field).collect();
+    Refused { reason, code: status.code(), fields, http: None }
+}
+
+pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
+    let details = json["details"].as_array().cloned().unwrap_or_default();
+    let of_type = |name: &str| details.iter().find(|one| one["@type"] == format!("type.googleapis.com/google.rpc.{name}"));
+    let reason = of_type("ErrorInfo").map_or_else(|| json.to_string(), |info| info["reason"].as_str().unwrap_or("").to_owned());
+    let violations = of_type("BadRequest").map(|bad| bad["field_violations"].clone());
+    let violations = violations.and_then(|list| list.as_array().cloned()).unwrap_or_default();
+    let fields = violations.iter().map(|one| one["field"].as_str().unwrap_or("").to_owned()).collect();
+    let code = Code::from_i32(json["code"].as_i64().and_then(|code| code.try_into().ok()).unwrap_or(2));
+    Refused { reason, code, fields, http: Some(http) }
+}
+

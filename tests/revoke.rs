@@ -1,0 +1,168 @@
+//! Signing out: it always works, and never by a token that is not genuine.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::HeaderMap;
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    id::ProjectId,
+    token::{
+        access::{Claims, Presented},
+        keys::SigningKey,
+    },
+};
+use tonic::Code;
+
+use crate::{
+    assert_refused,
+    harness::{PROJECT, REFUSED_REFRESH, Service, Wire, bearer, both, header, refresh_token},
+};
+
+/// The same sign-out over gRPC, grpc-web and REST: the same result, and the same errors after it.
+#[tokio::test]
+async fn a_sign_out_is_the_same_over_all_three_wires() {
+    let service = Service::start().await;
+    for wire in Wire::ALL {
+        let phone = service.sign_in("ada", "phone").await;
+        let ended = service.revoke_current(wire, bearer(&phone.access_token)).await.expect("signs out");
+        assert!(ended.success && ended.already_revoked.is_none(), "{wire:?}");
+
+        let again = service.revoke_current(wire, bearer(&phone.access_token)).await.expect("twice is fine");
+        assert_eq!((again.success, again.already_revoked), (true, Some(true)), "{wire:?}");
+
+        assert_refused!(service.refresh(wire, refresh_token(&phone.refresh_token)), REFUSED_REFRESH);
+        assert_refused!(service.revoke_current(wire, HeaderMap::new()), "CREDENTIALS_MISSING");
+        assert!(!phone.is_signed_in().await);
+    }
+}
+
+#[tokio::test]
+async fn signing_out_on_one_device_leaves_the_others() {
+    let service = Service::start().await;
+    let (phone, mut laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    phone.sign_out().await.expect("signs out");
+    assert!(!phone.is_signed_in().await && laptop.is_signed_in().await);
+    laptop.refresh().await.expect("goes on");
+}
+
+#[tokio::test]
+async fn an_expired_access_token_ends_its_session() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    service.clock.advance(std::time::Duration::from_secs(30 * 86_400));
+    assert!(phone.is_signed_in().await);
+    let ended = phone.sign_out().await.expect("signs out");
+    assert_eq!(ended.already_revoked, None);
+    assert!(!phone.is_signed_in().await);
+}
+
+#[tokio::test]
+async fn a_refresh_token_alone_ends_its_session_current_or_older() {
+    let service = Service::start().await;
+    for rotations in [0, 1, 3] {
+        let mut phone = service.sign_in("ada", "phone").await;
+        let oldest = phone.refresh_token.clone();
+        for _ in 0..rotations {
+            phone.refresh().await.expect("refreshes");
+        }
+        let ended = service.revoke_current(Wire::Rest, refresh_token(&oldest)).await.expect("signs out");
+        assert_eq!(ended.already_revoked, None);
+        assert_refused!(phone.refresh(), REFUSED_REFRESH);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_ran_out_or_was_swept_was_already_over() {
+    let service = Service::start().await;
+    let (lapsed, swept) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    service.database.run(&format!("DELETE FROM sessions WHERE id = '{}'", swept.session)).await;
+    service.clock.advance(std::time::Duration::from_secs(366 * 86_400));
+    for device in [lapsed, swept] {
+        for headers in [bearer(&device.access_token), refresh_token(&device.refresh_token)] {
+            let ended = service.revoke_current(Wire::Rest, headers).await.expect("is over");
+            assert_eq!(ended.already_revoked, Some(true));
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_several_tokens_every_genuine_one_ends_its_session() {
+    let service = Service::start().await;
+    let (one, other) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    let headers = both(bearer(&one.access_token), refresh_token(&other.refresh_token));
+    service.revoke_current(Wire::Grpc, headers).await.expect("signs out");
+    assert!(!one.is_signed_in().await && !other.is_signed_in().await);
+
+    let third = service.sign_in("ada", "watch").await;
+    let headers = both(bearer("rubbish"), refresh_token(&third.refresh_token));
+    service.revoke_current(Wire::Grpc, headers).await.expect("one genuine token is enough");
+    assert!(!third.is_signed_in().await);
+
+    let neither = both(bearer("rubbish"), refresh_token("rubbish"));
+    assert_refused!(service.revoke_current(Wire::Grpc, neither), "UNPARSABLE_ACCESS_TOKEN");
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothing() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let (key, claims) = signing_key(&service, &phone.access_token);
+    let stranger = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
+    let segments: Vec<&str> = phone.access_token.split('.').collect();
+    let foreign = Claims { aud: "other".into(), project_id: "other".into(), client_id: "other".into(), ..claims.clone() };
+    let header_of = |alg: &str| URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{}"}}"#, key.id()));
+    let refused = [
+        ("", "UNPARSABLE_ACCESS_TOKEN"),
+        ("rubbish", "UNPARSABLE_ACCESS_TOKEN"),
+        ("a.b.c", "UNPARSABLE_ACCESS_TOKEN"),
+        (&phone.access_token[..phone.access_token.len() - 2], "UNPARSABLE_ACCESS_TOKEN"),
+        (&format!("{}.{}.", header_of("none"), segments[1]), "UNPARSABLE_ACCESS_TOKEN"),
+        (&format!("{}.{}.{}", header_of("HS256"), segments[1], segments[2]), "UNPARSABLE_ACCESS_TOKEN"),
+        (stranger.sign(&claims).expect("signs").expose_secret(), "UNPARSABLE_ACCESS_TOKEN"),
+        (key.sign(&foreign).expect("signs").expose_secret(), "INVALID_PROJECT_FOR_ACCESS_TOKEN"),
+    ];
+    for (token, reason) in refused {
+        for wire in Wire::ALL {
+            let refused = service.revoke_current(wire, bearer(token)).await.expect_err(reason);
+            assert_eq!((refused.reason.as_str(), refused.code), (reason, Code::Unauthenticated), "{wire:?}");
+        }
+    }
+    for token in ["rubbish", "sdrt_rubbish", &flip(&phone.refresh_token, 20), &flip(&phone.refresh_token, 100)] {
+        assert_refused!(service.revoke_current(Wire::Rest, refresh_token(token)), REFUSED_REFRESH);
+    }
+    assert!(phone.is_signed_in().await);
+}
+
+#[tokio::test]
+async fn a_token_of_another_project_ends_nothing_here() {
+    let service = Service::start().await;
+    let other = service.create_project("other").await;
+    let phone = service.sign_in("ada", "phone").await;
+    let request = sessiond::pb::CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
+    let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("signs in");
+    service.revoke_current(Wire::Rest, bearer(&elsewhere.access_token)).await.expect("signs out there");
+    assert!(phone.is_signed_in().await);
+}
+
+#[tokio::test]
+async fn a_server_key_is_the_wrong_kind_of_credential() {
+    let service = Service::start().await;
+    let key = service.server_key.expose_secret();
+    let refused = service.revoke_current(Wire::Rest, bearer(key)).await.expect_err("refused");
+    assert_eq!((refused.reason.as_str(), refused.http.map(|http| http.as_u16())), ("INSUFFICIENT_ACCESS_TYPE", Some(403)));
+    let in_a_browser = both(bearer(key), header("origin", "https://app.example.org"));
+    assert_refused!(service.revoke_current(Wire::Rest, in_a_browser), "INSUFFICIENT_ACCESS_TYPE");
+}
+
+/// The project's own key, and what a token of it says.
+fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, Claims) {
+    let presented = Presented::parse(token).expect("genuine");
+    let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
+    let claims = presented.verify(&key, &sessiond::token::access::Issuer::new(crate::harness::ISSUER)).expect("genuine");
+    (key, claims)
+}
+
+/// The token with one character changed.
+pub fn flip(token: &str, at: usize) -> String {
+    let other = if token.as_bytes()[at] == b'A' { 'B' } else { 'A' };
+    format!("{}{other}{}", &token[..at], &token[at + 1..])
+}
