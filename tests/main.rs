@@ -12,3 +12,6 @@ mod revoke;
 
 // The private Postgres: its life, and above all its deaths.
 mod cluster;
+
+// The transcoding layer by itself, over services that know no session.
+mod transcode;

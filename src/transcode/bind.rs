@@ -259,7 +259,8 @@ fn put_text(
     let field = schema.message(message).at(index);
     match field.kind {
         Kind::Message(inner) if rest.is_empty() => {
-            let body = message_from_text(schema, inner, text).map_err(|mismatch| mismatch.to_string())?;
+            let convert = |kind| Scalar::from_text(schema, kind, text);
+            let body = message_from_text(schema, inner, text, convert).map_err(|mismatch| mismatch.to_string())?;
             wire::put_bytes(out, field.number, &body);
             Ok(())
         }

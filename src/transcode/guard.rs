@@ -3,7 +3,7 @@
 //! A request whose body could override what its path names gets past every check made on the path; this class of
 //! mistake has been a CVE in peers.
 
-use super::schema::{FieldIndex, MessageId, Schema};
+use super::schema::{FieldIndex, Kind, MessageId, Schema};
 
 /// The part of a message that is spoken for.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Guard {
         }
         let place = self.children.iter().position(|(child, _)| *child == index);
         match field.kind {
-            super::schema::Kind::Message(inner) if !rest.is_empty() => {
+            Kind::Message(inner) if !rest.is_empty() => {
                 let place = place.unwrap_or_else(|| {
                     self.children.push((index, Guard::default()));
                     self.children.len() - 1
@@ -54,6 +54,22 @@ impl Guard {
                 Ok(())
             }
         }
+    }
+
+    /// Takes a field of the message itself, whatever part of it is taken already: what `body: "field"` leaves to the
+    /// query.
+    ///
+    /// # Errors
+    ///
+    /// When the field itself or a oneof sibling is taken.
+    pub(super) fn take_whole(
+        &mut self,
+        schema: &Schema,
+        message: MessageId,
+        index: FieldIndex,
+    ) -> Result<(), Objection> {
+        self.children.retain(|(child, _)| *child != index);
+        self.take(schema, message, &[index])
     }
 
     /// Says whether a field may be named, whole or in part; for a part, ask its [`Guard::child`] as well.

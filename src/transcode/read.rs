@@ -262,7 +262,8 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
         let schema = self.place.schema;
-        self.scalar(|kind| Scalar::from_text(schema, kind, text), |id| message_from_text(schema, id, text))
+        let convert = |kind| Scalar::from_json_string(schema, kind, text);
+        self.scalar(convert, |id| message_from_text(schema, id, text, convert))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<bool, A::Error> {
@@ -312,12 +313,18 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
     }
 }
 
-/// A message that JSON writes as a string: also what a query parameter of that type holds.
+/// A message that JSON writes as a string: also what a query parameter of that type holds. `convert` reads the text
+/// for a wrapper.
 ///
 /// # Errors
 ///
 /// When the type has no string form, or the text is not of it.
-pub(super) fn message_from_text(schema: &Schema, id: MessageId, text: &str) -> Result<Vec<u8>, Mismatch> {
+pub(super) fn message_from_text<'t>(
+    schema: &Schema,
+    id: MessageId,
+    text: &str,
+    convert: impl FnOnce(Kind) -> Result<Scalar<'t>, Mismatch>,
+) -> Result<Vec<u8>, Mismatch> {
     let message = schema.message(id);
     let mut body = Vec::new();
     match message.shape {
@@ -325,7 +332,7 @@ pub(super) fn message_from_text(schema: &Schema, id: MessageId, text: &str) -> R
         Shape::Value => wire::put_bytes(&mut body, 3, text.as_bytes()),
         Shape::Wrapper => {
             let value = message.at(0);
-            Scalar::from_text(schema, value.kind, text)?.put(&mut body, value.number);
+            convert(value.kind)?.put(&mut body, value.number);
         }
         _ => return Err(expected_shape(message)),
     }
@@ -468,8 +475,7 @@ fn any<'de, A: MapAccess<'de>>(
                 return Err(place.refuse(format!("no message type {:?}", clip(&type_url))));
             };
             wire::put_bytes(out, url.number, type_url.as_bytes());
-            put_delimited(out, value.number, |out| any_payload(place, out, id, rest))
-                .map_err(|error| A::Error::custom(error))?;
+            put_delimited(out, value.number, |out| any_payload(place, out, id, rest)).map_err(A::Error::custom)?;
         }
     }
     place.leave();

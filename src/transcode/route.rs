@@ -34,7 +34,10 @@ struct Node {
 
 /// Templates of one shape: by verb, then by method.
 #[derive(Debug, Default)]
-struct Leaf(Vec<(Option<Box<str>>, Vec<(Verb, usize)>)>);
+struct Leaf(Vec<(Option<Box<str>>, Methods)>);
+
+/// The rules of one template: whose method, and which route.
+type Methods = Vec<(Verb, usize)>;
 
 /// The HTTP method of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]

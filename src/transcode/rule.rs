@@ -6,7 +6,7 @@ use http::{Method, uri::PathAndQuery};
 use prost_reflect::{DescriptorPool, FieldDescriptor, Kind as ProtoKind, MethodDescriptor};
 
 use super::{
-    guard::{Guard, Objection},
+    guard::Guard,
     layer::Matched,
     route::{Router, Verb},
     schema::{FieldIndex, Label, Message, MessageId, Schema, Shape},
@@ -352,13 +352,8 @@ impl Reader<'_> {
             "*" => Body::Whole,
             name => match top_level(schema.message(input), name) {
                 Ok(index) => {
-                    if body_guard.check(schema, input, index).is_err() {
+                    if query_guard.take_whole(schema, input, index).is_err() {
                         self.fail(method, RuleError::BoundTwice(name.to_owned()));
-                    }
-                    match query_guard.take(schema, input, &[index]) {
-                        // A part of it is the path's, and no part of it is the query's.
-                        Ok(()) | Err(Objection::Taken) => {}
-                        Err(Objection::OneofTaken) => self.fail(method, RuleError::BoundTwice(name.to_owned())),
                     }
                     Body::Field(index)
                 }

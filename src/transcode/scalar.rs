@@ -1,7 +1,7 @@
 //! Single values: from text or a JSON number to the wire, by the rules of ProtoJSON.
 //!
-//! Path variables, query parameters and JSON strings all pass through [`Scalar::from_text`], so a value cannot mean one
-//! thing in the path and another in the body.
+//! Path variables, query parameters, map keys and JSON strings all pass through [`Scalar::from_text`], so a value cannot
+//! mean one thing in the path and another in the body.
 
 use std::borrow::Cow;
 
@@ -73,6 +73,19 @@ impl<'a> Scalar<'a> {
             | Kind::Fixed64
             | Kind::Sfixed32
             | Kind::Sfixed64 => Scalar::from_number_text(kind, text),
+        }
+    }
+
+    /// Reads a JSON string. Stricter than text at large, because JSON has words for booleans and numbers for enums.
+    pub(super) fn from_json_string(schema: &Schema, kind: Kind, text: &'a str) -> Result<Scalar<'a>, Mismatch> {
+        let expected = Mismatch(expectation(kind));
+        match kind {
+            Kind::Bool => Err(expected),
+            Kind::Enum(id) => {
+                let number = schema.enumeration(id).number(text).ok_or(expected)?;
+                Ok(Scalar::Varint(i64::from(number) as u64))
+            }
+            _ => Scalar::from_text(schema, kind, text),
         }
     }
 
