@@ -110,6 +110,8 @@ async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothin
     let segments: Vec<&str> = phone.access_token.split('.').collect();
     let foreign = Claims { aud: "other".into(), project_id: "other".into(), client_id: "other".into(), ..claims.clone() };
     let header_of = |alg: &str| URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{}"}}"#, key.id()));
+    let by_a_stranger = stranger.sign(&claims).expect("signs");
+    let for_another = key.sign(&foreign).expect("signs");
     let refused = [
         ("", "UNPARSABLE_ACCESS_TOKEN"),
         ("rubbish", "UNPARSABLE_ACCESS_TOKEN"),
@@ -117,8 +119,8 @@ async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothin
         (&phone.access_token[..phone.access_token.len() - 2], "UNPARSABLE_ACCESS_TOKEN"),
         (&format!("{}.{}.", header_of("none"), segments[1]), "UNPARSABLE_ACCESS_TOKEN"),
         (&format!("{}.{}.{}", header_of("HS256"), segments[1], segments[2]), "UNPARSABLE_ACCESS_TOKEN"),
-        (stranger.sign(&claims).expect("signs").expose_secret(), "UNPARSABLE_ACCESS_TOKEN"),
-        (key.sign(&foreign).expect("signs").expose_secret(), "INVALID_PROJECT_FOR_ACCESS_TOKEN"),
+        (by_a_stranger.expose_secret(), "UNPARSABLE_ACCESS_TOKEN"),
+        (for_another.expose_secret(), "INVALID_PROJECT_FOR_ACCESS_TOKEN"),
     ];
     for (token, reason) in refused {
         for wire in Wire::ALL {
