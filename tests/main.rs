@@ -10,6 +10,18 @@ mod create;
 mod refresh;
 mod revoke;
 
+// What holds at the edge, and when things fail.
+mod grpc;
+mod outage;
+mod rest;
+
+// The binary as people run it.
+mod binary;
+
+// The tables and the tree.
+mod floors;
+mod migrations;
+
 // The private Postgres: its life, and above all its deaths.
 mod cluster;
 

@@ -1,0 +1,103 @@
+//! The tree is the diagram: a module uses only lower floors, some crates have one home, and some calls are not made.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Lowest first. Modules on one floor ignore each other.
+const FLOORS: &[&[&str]] = &[
+    &["id"],
+    &["clock", "config", "cluster", "pb"],
+    &["telemetry"],
+    &["token"],
+    &["session"],
+    &["store"],
+    &["app"],
+    &["rpc", "transcode"],
+    &["edge"],
+];
+
+/// A crate, and the only modules that may name it.
+const WALLS: &[(&str, &[&str])] = &[
+    ("diesel", &["store"]),
+    ("diesel_async", &["store"]),
+    ("tokio_postgres", &["store"]),
+    ("jsonwebtoken", &["token"]),
+    ("aws_lc_rs", &["token"]),
+    ("tonic", &["pb", "rpc", "edge"]),
+    ("prost_reflect", &["transcode", "edge"]),
+    ("axum", &["edge"]),
+    ("clap", &["config"]),
+    ("getrandom", &["clock"]),
+];
+
+/// Every file below `src/` but the binary's: its module, its path, and its code without comments.
+fn files() -> Vec<(String, PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut dirs = vec![root.clone()];
+    let mut files = vec![];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("reads") {
+            let path = entry.expect("an entry").path();
+            let below = path.strip_prefix(&root).expect("below the root").to_owned();
+            let module = below.iter().next().expect("a name").to_string_lossy().trim_end_matches(".rs").to_owned();
+            match path.extension() {
+                None if module != "bin" => dirs.push(path),
+                Some(_) if module != "lib" => {
+                    let text = fs::read_to_string(&path).expect("reads");
+                    let code = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
+                    files.push((module, below, code));
+                }
+                _ => {}
+            }
+        }
+    }
+    files
+}
+
+/// The modules that a file names as `crate::module`. One path to a line, so that this is all there is to it.
+fn used(code: &str) -> BTreeSet<String> {
+    let name = |rest: &str| rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+    code.split("crate::").skip(1).map(name).collect()
+}
+
+fn floor(module: &str) -> usize {
+    FLOORS.iter().position(|floor| floor.contains(&module)).unwrap_or_else(|| panic!("{module} stands on no floor"))
+}
+
+#[test]
+fn a_module_uses_only_lower_floors() {
+    let files = files();
+    assert!(files.len() > 50, "the tree was found");
+    let mut upward = vec![];
+    for (module, path, code) in &files {
+        assert!(!code.contains("use crate::{"), "{}: one path to a line", path.display());
+        for other in used(code) {
+            if other != *module && floor(&other) >= floor(module) {
+                upward.push(format!("{} uses {other}", path.display()));
+            }
+        }
+    }
+    assert!(upward.is_empty(), "{upward:#?}");
+}
+
+#[test]
+fn a_walled_crate_is_named_only_at_home() {
+    for (module, path, code) in files() {
+        for (name, homes) in WALLS {
+            let named = code.contains(&format!("{name}::")) || code.contains(&format!("use {name};"));
+            assert!(!named || homes.contains(&module.as_str()), "{} names {name}", path.display());
+        }
+    }
+}
+
+/// Both return at the first row, which is before the commit.
+#[test]
+fn no_write_is_acknowledged_before_its_commit() {
+    for (module, path, code) in files() {
+        let early = [".get_result(", ".get_result::<", ".first(", ".first::<"].iter().find(|call| code.contains(**call));
+        assert!(module != "store" || early.is_none(), "{} calls {early:?}", path.display());
+    }
+}

@@ -1,0 +1,84 @@
+//! The database away: a clear 503 in time, never "not found", and service again without a restart.
+
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method, StatusCode};
+use sessiond::cluster::{Cluster, Mode};
+use tonic::Code;
+
+use crate::harness::{
+    Service, Wire, bearer,
+    database::{Database, disposable},
+    refresh_token,
+};
+
+/// What the issue of an outage may cost, and the return from one.
+const BOUND: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
+    let mut cluster = Cluster::start(disposable("outage")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    let service = Service::start_on(database, |_, _| {}).await;
+    let mut phone = service.sign_in("ada", "phone").await;
+    // More connections than one, so that more than one is dead afterwards.
+    let many = (0..8).map(|_| phone.refresh_without_keeping());
+    futures_util::future::join_all(many).await.into_iter().for_each(|one| assert!(one.is_ok()));
+
+    for mode in [Mode::Fast, Mode::Immediate] {
+        cluster.stop_server(mode).await.expect("stops");
+        for wire in Wire::ALL {
+            let started = Instant::now();
+            let refused = service.revoke_current(wire, bearer(&phone.access_token)).await.expect_err("no database");
+            assert_eq!((refused.reason.as_str(), refused.code), ("STORE_UNAVAILABLE", Code::Unavailable), "{wire:?}");
+            let refused = service.refresh(wire, refresh_token(&phone.refresh_token)).await.err().expect("no database");
+            assert_eq!(refused.reason, "STORE_UNAVAILABLE", "{wire:?}");
+            assert!(started.elapsed() < 2 * BOUND, "{:?}", started.elapsed());
+        }
+        let path = "/auth/sessions/current";
+        let response = service.wires.http(Method::DELETE, path, bearer(&phone.access_token), "").await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let ready = async || service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status();
+        assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE);
+
+        cluster.start_server().await.expect("starts again");
+        let started = Instant::now();
+        while phone.refresh().await.is_err() {
+            assert!(started.elapsed() < BOUND, "still away");
+        }
+        assert_eq!(ready().await, StatusCode::OK);
+    }
+    phone.sign_out().await.expect("signs out");
+    assert!(!phone.is_signed_in().await);
+    drop(service);
+    cluster.stop().await.expect("stops");
+}
+
+/// A server that accepts connections and says nothing, as one behind a dead network does.
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_a_503_in_time() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = silent.local_addr().expect("bound").port();
+    let options = crate::harness::options(&format!("postgres://u@127.0.0.1:{port}/d"));
+    let store = sessiond::store::Store::new(&options, sessiond::telemetry::Metrics::default()).expect("a good URL");
+    let started = Instant::now();
+    assert!(matches!(store.ping().await, Err(sessiond::store::Error::Unavailable { .. })));
+    assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
+}
+
+/// The first of several hosts is paused, not dead: it must not hold up the connections to the second.
+#[tokio::test]
+async fn a_silent_host_is_passed_over_for_the_next() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = silent.local_addr().expect("bound").port();
+    let database = Database::create().await;
+    let url = database.url.replacen("@", &format!("@127.0.0.1:{port},"), 1);
+    let store = sessiond::store::Store::new(&crate::harness::options(&url), sessiond::telemetry::Metrics::default());
+    let store = store.expect("a good URL");
+    store.ping().await.expect("the second host answers");
+    let started = Instant::now();
+    store.ping().await.expect("and is remembered");
+    assert!(started.elapsed() < Duration::from_millis(700), "{:?}", started.elapsed());
+}
