@@ -48,12 +48,12 @@
 //! - **Streams**: NDJSON, or server-sent events where `Accept` names them. The status line waits for the first message. A
 //!   failure afterwards is a last line `{"error": …}` or an event `error`.
 //! - **`google.api.HttpBody`** both ways, streamed replies included.
-//! - Requests and responses carry [`Matched`] as an extension, for metrics and logs.
+//! - Requests and responses carry [`Matched`](crate::transcode::Matched) as an extension, for metrics and logs.
 //!
 //! # Bounds
 //!
-//! The body (1 MiB, [`RestLayerBuilder::max_body_bytes`]), 64 levels and 65,536 members and elements of JSON, 256 query
-//! parameters of 16 names each, 128 path segments, 64 MiB for one reply message and 100 levels of it.
+//! The body (1 MiB, [`max_body_bytes`](crate::transcode::RestLayerBuilder::max_body_bytes)), 64 levels and 65,536 members
+//! and elements of JSON, 256 query parameters of 16 names each, 128 path segments, 64 MiB for one reply message and 100 levels of it.
 //!
 //! # Limitations
 //!
