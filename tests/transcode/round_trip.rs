@@ -223,3 +223,69 @@ async fn no_reply_takes_the_printer_down() {
         serde_json::from_slice::<serde_json::Value>(&body).unwrap();
     }
 }
+
+/// Whatever a client sends, it is the client's fault: never a panic, never a 5xx.
+#[tokio::test]
+async fn no_request_takes_the_layer_down() {
+    const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "OPTIONS", "BREW"];
+    const PIECES: [&str; 24] = [
+        "/",
+        "x",
+        "tags",
+        "%2F",
+        "%2e",
+        "%",
+        "%C3",
+        "%A9",
+        ":",
+        "?",
+        "&",
+        "=",
+        ".",
+        "inner",
+        "b=true",
+        "seq=1e9",
+        "at=",
+        "kinds=9",
+        "v1",
+        "any",
+        "+",
+        "f.user_id",
+        "é",
+        "%00",
+    ];
+    let descriptors = descriptor_set("values");
+    let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
+    let layer = RestLayer::new(&descriptors).unwrap();
+    let everything = pool.get_message_by_name("values.v1.Everything").unwrap();
+    let service = service_fn(|_: Request<RequestBody<Full<Bytes>>>| {
+        let mut end = HeaderMap::new();
+        end.insert("grpc-status", HeaderValue::from_static("0"));
+        let frames = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 5]))), Ok(Frame::trailers(end))];
+        std::future::ready(Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(frames)))))
+    });
+    let service = layer.layer(service);
+    let mut dice = Dice(3);
+    let mut answered = std::collections::BTreeMap::new();
+    for _ in 0..MESSAGES {
+        let mut target = ["/x", "/x/", "/x/tags", "/x?", "/v1/any"][dice.below(5) as usize].to_owned();
+        for _ in 0..dice.below(6) {
+            target.push_str(PIECES[dice.below(24) as usize]);
+        }
+        let mut json = serde_json::to_vec(&dice.message(&everything, 0)).unwrap();
+        for _ in 0..dice.below(3) {
+            let position = dice.below(json.len() as u64) as usize;
+            json[position] = dice.roll() as u8;
+        }
+        let request = Request::builder().method(METHODS[dice.below(6) as usize]).uri(&target);
+        // A URI that http does not take never gets here.
+        let Ok(request) = request.header("content-type", "application/json").body(Full::from(json)) else { continue };
+        let response = service.clone().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        assert!(status < 500, "{status} to {target}");
+        *answered.entry(status).or_insert(0) += 1;
+    }
+    for status in [200, 204, 400, 404, 405] {
+        assert!(answered.contains_key(&status), "{status} was never answered: {answered:?}");
+    }
+}
