@@ -1,4 +1,72 @@
-//! HTTP/JSON in front of any tonic service.
+//! HTTP and JSON in front of any tonic service, by the `google.api.http` rules of its own protos.
+//!
+//! A tower [`Layer`](tower_layer::Layer), built from a `FileDescriptorSet`: it turns a request into a gRPC frame for the
+//! service behind it, and the reply back into JSON. Interceptors, authentication, deadlines, metrics and limits stand
+//! behind it, once, and cannot differ between gRPC and REST. gRPC and grpc-web requests pass untouched.
+//!
+//! # Example
+//!
+//! Ten lines for a service of your own. The bytes are what `protox`'s `encode_file_descriptor_set` or
+//! `protoc --include_imports --descriptor_set_out` wrote, unchanged.
+//!
+//! ```
+//! use sessiond::transcode::{BuildErrors, RestLayer, RestService};
+//! use tower_layer::Layer;
+//!
+//! /// `service` is `GrpcWebLayer::new().layer(routes)`, or tonic's `Routes` alone.
+//! fn rest<S>(descriptor_set: &[u8], service: S) -> Result<RestService<S>, BuildErrors> {
+//!     let layer = RestLayer::builder()
+//!         .base_path("/")
+//!         .base_path("/api/v1")
+//!         .max_body_bytes(64 * 1024)
+//!         .error_domain("library.example.com")
+//!         .build(descriptor_set)?;
+//!     Ok(layer.layer(service))
+//! }
+//!
+//! // Every fault of every rule comes at once, with service, method and reason.
+//! let errors = rest(b"not a descriptor set", ()).unwrap_err();
+//! assert_eq!(errors.iter().count(), 1);
+//! ```
+//!
+//! # Where it stands
+//!
+//! Outermost of the three: `RestLayer → GrpcWebLayer → Routes`, since tonic-web answers 400 to every HTTP/1.1 request
+//! that is not grpc-web. Serve it with hyper-util or axum. `tonic::transport::Server` puts its timeout outside of every
+//! layer, and a REST client would get HTTP 200 with a `grpc-status`. CORS stands outside of this layer; deadlines inside,
+//! where `grpc-timeout` arrives as metadata.
+//!
+//! # What it does
+//!
+//! - **Routes**: the whole grammar of http.proto, verbs, `additional_bindings`, `custom` kinds. The most specific template
+//!   that has the method wins. HEAD is answered from GET, OPTIONS by the layer, 405 with `Allow`.
+//! - **Requests**: path, query and body, and *the path always wins*: what it binds, no query and no body may name, in
+//!   either spelling or as a oneof sibling. Nothing may be said twice. JSON must say that it is JSON.
+//! - **Replies**: proto field names, defaults printed, 64-bit integers as strings, `google.rpc.Status` with typed details
+//!   for errors, `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`, never `DebugInfo`. Metadata becomes
+//!   headers, of unary replies the trailing metadata too.
+//! - **Streams**: NDJSON, or server-sent events where `Accept` names them. The status line waits for the first message. A
+//!   failure afterwards is a last line `{"error": …}` or an event `error`.
+//! - **`google.api.HttpBody`** both ways, streamed replies included.
+//! - Requests and responses carry [`Matched`](crate::transcode::Matched) as an extension, for metrics and logs.
+//!
+//! # Bounds
+//!
+//! The body (1 MiB, [`max_body_bytes`](crate::transcode::RestLayerBuilder::max_body_bytes)), 64 levels and 65,536 members
+//! and elements of JSON, 256 query parameters of 16 names each, 128 path segments, 64 MiB for one reply message and 100 levels of it.
+//!
+//! # Limitations
+//!
+//! - Client streaming has no mapping; a rule on such a method fails the build.
+//! - GET and HEAD rules with a `body` fail the build (RFC 9110 §9.3.1).
+//! - Rules come from annotations alone; there is no service configuration in YAML, and no selector.
+//! - Literals match as they are written, or fully percent-encoded; a path that escapes letters (`%63urrent`) is another
+//!   path. A path with `.` or `..` for a segment, escaped or not, has no route.
+//! - Extensions of proto2 messages are not read or printed, and groups fail the build.
+//! - `*-bin` headers and metadata are dropped, both ways. gRPC clients have other means, REST clients no use for them.
+//! - FieldMask input takes snake_case beside the lowerCamelCase that ProtoJSON has, because replies spell fields so.
+//! - An `Any` in a reply whose type is not in the descriptor set makes the reply a 500; in error details it is left out.
+//! - Compressed requests are 415, and replies are not compressed here; put a compression layer outside.
 
 mod bind;
 mod body;

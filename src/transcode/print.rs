@@ -330,7 +330,7 @@ impl<'s, 'a> Printer<'s, 'a> {
     fn packed(&mut self, type_url: &str, payload: &'a [u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
         out.push(b'{');
         if !type_url.is_empty() || !payload.is_empty() {
-            let name = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
+            let (_, name) = type_url.rsplit_once('/').ok_or(Malformed)?;
             let id = self.schema.find(name).ok_or(Malformed)?;
             out.extend_from_slice(b"\"@type\":");
             string(out, type_url)?;

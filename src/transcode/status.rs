@@ -220,7 +220,7 @@ impl Failure {
         let bytes = packed.to_str().ok().and_then(scalar::decode_base64);
         let Some(status) = bytes.and_then(|bytes| RpcStatus::decode(bytes.as_slice()).ok()) else { return };
         for detail in status.details {
-            match detail.type_url.rsplit_once('/').map(|(_, name)| name) {
+            match detail.type_url.rsplit('/').next() {
                 // Stack traces and the like: for those who run the service, never for its clients.
                 Some("google.rpc.DebugInfo") => continue,
                 Some("google.rpc.RetryInfo") => self.retry_after(&detail),

@@ -1,7 +1,12 @@
 //! The transcoding layer, over real sockets, in front of services that have nothing to do with sessions.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 /// Every case of `conformance.json`.
 mod conformance;
+
+/// What is printed is read back the same, field kind by field kind.
+mod round_trip;
 
 /// What one stranger's tonic service looks like behind the layer.
 mod stranger;
