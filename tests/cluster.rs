@@ -234,6 +234,7 @@ async fn a_server_that_does_not_start_has_the_last_word() {
     let refused = Cluster::start(options).await.expect_err("the setting makes no sense");
     assert!(matches!(refused, Error::Exited { .. }), "{refused:?}");
     assert!(refused.to_string().contains("invalid value for parameter \"max_connections\": \"lots\""), "{refused}");
+    assert!(!scratch.data_dir().exists(), "and nothing is left of it");
 }
 
 #[tokio::test]

@@ -70,7 +70,9 @@ pub struct Options {
 pub enum Durability {
     /// What is committed stays, whatever is killed and however the machine goes down.
     Full,
-    /// Survives the server's processes but not the machine's, and is deleted when its owner ends. For tests.
+    /// Survives the end of the server's processes but not of the machine, and is deleted when its owner ends. For tests.
+    ///
+    /// It begins with nothing: a cluster that is already in its place is deleted first.
     Disposable,
 }
 
@@ -115,7 +117,11 @@ impl Cluster {
             create::cluster(&place, &binaries, options.durability).await?;
         }
         let mut cluster = Self { options, binaries, place, is_new, server: None, lock };
-        cluster.start_server().await?;
+        if let Err(error) = cluster.start_server().await {
+            // Only to clear a disposable cluster away; the first error is the one to know.
+            let _ = cluster.stop().await;
+            return Err(error);
+        }
         tracing::info!(home = %cluster.place.home.display(), is_new, "Postgres is ready");
         Ok(cluster)
     }
@@ -141,13 +147,13 @@ impl Cluster {
         self.place.log()
     }
 
-    /// The process id of the server, while it runs.
+    /// The process id of the server. Of its last one, if that was killed.
     pub fn server_pid(&self) -> Option<u32> {
         self.place.pid_file()?.first()?.parse().ok()
     }
 
     /// Waits until the server is gone without having been told to: it, or its watchdog, was killed.
-    /// [`Cluster::start_server`] brings it back.
+    /// [`Cluster::start_server`] brings it back. Returns at once if no server was started.
     pub async fn exited(&self) {
         if let Some(server) = &self.server {
             server.gone().await;
