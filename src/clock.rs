@@ -1,13 +1,13 @@
 //! Time and dice. The only home of the system's clock and of randomness, so that tests hold both in hand.
 
-use std::{
-    ops::{Add, Sub},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::ops::Add;
+use std::ops::Sub;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
@@ -98,7 +98,9 @@ impl Clock {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
 fn system_micros() -> i64 {
     // Before 1970 is not a time that a server runs at; it reads as 1970, where every token is still to be issued.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| i64::try_from(passed.as_micros()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |passed| i64::try_from(passed.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Random bytes from the operating system, fit for keys.

@@ -1,6 +1,8 @@
 //! Every setting: a flag and an environment variable each, with its unit, bound and default. `--help` is the manual.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use secrecy::SecretString;
@@ -155,5 +157,9 @@ fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String>
 fn base_path(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let fits = text.starts_with('/') && !text.contains("//") && text.bytes().all(plain);
-    if fits { Ok(text.to_owned()) } else { Err("must start with `/` and be a plain path, such as `/api/v1`".to_owned()) }
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("must start with `/` and be a plain path, such as `/api/v1`".to_owned())
+    }
 }

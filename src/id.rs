@@ -1,6 +1,7 @@
 //! The names of things: project, user, session, key. Each is checked once, at the door, and passed on as a type.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 

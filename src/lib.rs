@@ -1,31 +1,78 @@
-//! The session half of auth.
+//! The session half of auth: opens sessions, hands out short access tokens and long refresh tokens, and ends a session so
+//! that it is over everywhere.
+//!
+//! Below is the map, lowest floor first. A module uses only what stands above it in this list, and neighbours on one floor
+//! ignore each other; `tests/floors.rs` sees to both. There is one road down and one road up:
+//!
+//! ```text
+//! requests fall:  edge → transcode → rpc → app → store
+//! rules decide:                            app ↔ session, token
+//! ```
+//!
+//! | floor | must never know |
+//! |---|---|
+//! | `session` | I/O, async, the clock: values in, a decision out |
+//! | `token` | sessions' rules, the database |
+//! | `store` | HTTP, gRPC, why anything is asked |
+//! | `app` | which wire a request came over |
+//! | `rpc` | a rule, a query |
+//! | `transcode` | anything about sessions at all |
 
-/// Names.
+// What things are called.
+
+/// The names of things: project, user, session, key.
 #[cfg(feature = "server")]
 pub mod id;
-#[cfg(feature = "server")]
-pub mod config;
+
+// The ground floor: the world outside.
+
+/// Time and dice.
 #[cfg(feature = "server")]
 pub mod clock;
+
+/// Every setting, with its unit, bound and default.
 #[cfg(feature = "server")]
-pub mod pb;
-#[cfg(feature = "server")]
-pub mod telemetry;
-#[cfg(feature = "server")]
-pub mod token;
-#[cfg(feature = "server")]
-pub mod session;
-#[cfg(feature = "server")]
-pub mod store;
-#[cfg(feature = "server")]
-pub mod app;
-#[cfg(feature = "server")]
-pub mod rpc;
-#[cfg(feature = "server")]
-pub mod edge;
-/// `google.api.http` for tonic: REST requests in, gRPC frames to the inner service, JSON back.
-pub mod transcode;
+pub mod config;
 
 /// A Postgres of our own, for `sessiond dev` and the tests: it lives as long as the process that started it.
 #[cfg(feature = "server")]
 pub mod cluster;
+
+/// The log and the metrics.
+#[cfg(feature = "server")]
+pub mod telemetry;
+
+/// What `proto/` compiles to.
+#[cfg(feature = "server")]
+pub mod pb;
+
+// What is true of sessions, whoever asks.
+
+/// Tokens, and the keys that make them.
+#[cfg(feature = "server")]
+pub mod token;
+
+/// The rules.
+#[cfg(feature = "server")]
+pub mod session;
+
+/// What is remembered, in Postgres.
+#[cfg(feature = "server")]
+pub mod store;
+
+/// What the service does, a file per verb.
+#[cfg(feature = "server")]
+pub mod app;
+
+// How it is asked.
+
+/// The wire: decode, one call, encode.
+#[cfg(feature = "server")]
+pub mod rpc;
+
+/// `google.api.http` for any tonic service: JSON in, a gRPC frame to the inner service, JSON out.
+pub mod transcode;
+
+/// HTTP: one port, and the whole stack on one page.
+#[cfg(feature = "server")]
+pub mod edge;

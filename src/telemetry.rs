@@ -1,21 +1,23 @@
 //! What the operator sees: the log, and the metrics in the format of Prometheus. Neither ever holds a token, a key, a
 //! digest, a user's id or a full address.
 
-use std::{io::IsTerminal as _, sync::Arc, time::Duration};
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::time::Duration;
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::{Registry, Unit},
-};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::exponential_buckets;
+use prometheus_client::registry::Registry;
+use prometheus_client::registry::Unit;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+use crate::config::Log;
+use crate::config::LogFormat;
 
 /// Over which of the three wires a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

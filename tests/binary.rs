@@ -66,6 +66,8 @@ impl Dev {
     }
 
     fn kill(&mut self) {
+        // Or the next start would find it and take it for its own.
+        fs::remove_file(self.dir.join("dev.env")).expect("removes");
         self.process.kill().expect("a child");
         self.process.wait().expect("a child");
     }
@@ -166,7 +168,11 @@ fn bad_settings_are_refused_by_name() {
     assert_says(&sessiond(&["serve"], &env), false, "SESSIOND_SEALING_KEY is not 32 bytes");
     assert_says(&sessiond(&["serve"], &[]), false, "--database-url");
     assert_says(&sessiond(&["serve", "--request-timeout", "1h"], &env), false, "--request-timeout");
-    assert_says(&sessiond(&["migrate"], &[("DATABASE_URL", "mysql://u:hunter2@h/d")]), false, "not one that Postgres knows");
+    assert_says(
+        &sessiond(&["migrate"], &[("DATABASE_URL", "mysql://u:hunter2@h/d")]),
+        false,
+        "not one that Postgres knows",
+    );
     assert_says(&sessiond(&["dev", "--listen", "0.0.0.0:0"], &[]), false, "loopback only");
     let secret = sessiond(&["migrate"], &[("DATABASE_URL", "mysql://u:hunter2@h/d")]);
     assert!(!String::from_utf8_lossy(&secret.stderr).contains("hunter2"));
@@ -174,7 +180,14 @@ fn bad_settings_are_refused_by_name() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in [&["--help"][..], &["dev", "--help"], &["serve", "--help"], &["migrate", "--help"], &["project", "create", "--help"], &["server-key", "create", "--help"]] {
+    for command in [
+        &["--help"][..],
+        &["dev", "--help"],
+        &["serve", "--help"],
+        &["migrate", "--help"],
+        &["project", "create", "--help"],
+        &["server-key", "create", "--help"],
+    ] {
         assert_says(&sessiond(command, &[]), true, "Usage: sessiond");
     }
     let help = sessiond(&["serve", "--help"], &[("SESSIOND_SEALING_KEY", "hunter2"), ("DATABASE_URL", "hunter2")]);

@@ -91,9 +91,17 @@ async fn a_repeat_answers_with_the_same_session() {
     let again = service.create(Wire::Grpc, asked.clone()).await.expect("repeats");
     assert_eq!((first.session, &first.refresh_token), (again.session, &again.refresh_token));
 
-    let many = (0..8).map(|_| service.create(Wire::Grpc, CreateSessionRequest { request_id: Some("0c0de0e6-9f7b-4b0c-8f59-6f0a8f0a9b11".into()), ..request("bob") }));
+    let many = (0..8).map(|_| {
+        service.create(
+            Wire::Grpc,
+            CreateSessionRequest { request_id: Some("0c0de0e6-9f7b-4b0c-8f59-6f0a8f0a9b11".into()), ..request("bob") },
+        )
+    });
     let many = futures_util::future::join_all(many).await;
-    let ids: Vec<String> = many.into_iter().map(|one: Result<CreateSessionResponse, _>| one.expect("opens").session.expect("a session").id).collect();
+    let ids: Vec<String> = many
+        .into_iter()
+        .map(|one: Result<CreateSessionResponse, _>| one.expect("opens").session.expect("a session").id)
+        .collect();
     assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
 
     let other = CreateSessionRequest { device_name: Some("another".into()), ..asked.clone() };
@@ -111,12 +119,17 @@ async fn re_authentication_ends_the_session_it_replaces() {
     let bobs = service.sign_in("bob", "phone").await;
     let id = Some("9e3b0c8e-5a0a-4a49-a2c6-4f3c1f7b9f10".to_owned());
 
-    let of_another = CreateSessionRequest { replaces_session_id: Some(bobs.session.clone()), request_id: id.clone(), ..request("ada") };
+    let of_another = CreateSessionRequest {
+        replaces_session_id: Some(bobs.session.clone()),
+        request_id: id.clone(),
+        ..request("ada")
+    };
     assert_refused!(service.create(Wire::Rest, of_another), "SESSION_NOT_FOUND");
     assert!(bobs.is_signed_in().await);
 
     // The refusal left no trace: the same request id is free for a better try.
-    let own = CreateSessionRequest { replaces_session_id: Some(phone.session.clone()), request_id: id, ..request("ada") };
+    let own =
+        CreateSessionRequest { replaces_session_id: Some(phone.session.clone()), request_id: id, ..request("ada") };
     service.create(Wire::Rest, own).await.expect("opens");
     assert_refused!(phone.refresh(), REFUSED_REFRESH);
 }

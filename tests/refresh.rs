@@ -135,7 +135,8 @@ async fn credentials_are_not_mixed() {
     assert_refused!(service.refresh(Wire::Rest, http::HeaderMap::new()), "CREDENTIALS_MISSING");
     let two = sessiond::pb::RefreshSessionRequest { refresh_token: Some("sdrt_other".into()) };
     let headers = refresh_token(&phone.refresh_token);
-    let call = service.wires.call::<_, sessiond::pb::RefreshSessionResponse>(Wire::Grpc, "RefreshSession", headers, &two);
+    let call =
+        service.wires.call::<_, sessiond::pb::RefreshSessionResponse>(Wire::Grpc, "RefreshSession", headers, &two);
     assert_refused!(call, "SCHEMA_ERROR");
 }
 

@@ -31,7 +31,11 @@ async fn a_body_that_does_not_fit_is_a_400_that_names_the_field() {
             let response = service.wires.http(Method::POST, path, headers.clone(), body.clone()).await;
             let json: Value = serde_json::from_slice(response.body()).expect("JSON");
             let refused = refused_json(response.status(), &json);
-            assert_eq!((response.status(), refused.reason.as_str()), (StatusCode::BAD_REQUEST, "SCHEMA_ERROR"), "{json}");
+            assert_eq!(
+                (response.status(), refused.reason.as_str()),
+                (StatusCode::BAD_REQUEST, "SCHEMA_ERROR"),
+                "{json}"
+            );
             assert!(refused.fields.iter().any(|found| found.contains(field)), "{field} in {json}");
         }
     }
@@ -75,9 +79,14 @@ async fn a_body_of_10_mb_is_a_413() {
         headers["authorization"].to_str().expect("text"),
         body.len()
     );
-    assert!(exchange(&service, &[head.as_bytes(), &body.as_bytes()[..64 * 1024]].concat()).await.starts_with("HTTP/1.1 413 "));
+    assert!(
+        exchange(&service, &[head.as_bytes(), &body.as_bytes()[..64 * 1024]].concat())
+            .await
+            .starts_with("HTTP/1.1 413 ")
+    );
 
-    let response = service.wires.http2(Method::POST, "/auth/sessions", headers, body[..2 * 1024 * 1024].to_owned()).await;
+    let response =
+        service.wires.http2(Method::POST, "/auth/sessions", headers, body[..2 * 1024 * 1024].to_owned()).await;
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
@@ -116,10 +125,14 @@ async fn the_public_keys_are_cacheable_and_per_project() {
     let path = format!("/api/v1/projects/{PROJECT}/.well-known/jwks.json");
     let response = service.wires.http(Method::GET, &path, HeaderMap::new(), "").await;
     let key = serde_json::from_slice::<Value>(response.body()).expect("JSON")["keys"][0].clone();
-    assert_eq!((&key["kty"], &key["crv"], &key["alg"], &key["use"]), (&json!("EC"), &json!("P-256"), &json!("ES256"), &json!("sig")));
+    assert_eq!(
+        (&key["kty"], &key["crv"], &key["alg"], &key["use"]),
+        (&json!("EC"), &json!("P-256"), &json!("ES256"), &json!("sig"))
+    );
     assert!(key.get("d").is_none(), "the private half stays here");
 
-    let response = service.wires.http(Method::GET, "/projects/nobody/.well-known/jwks.json", HeaderMap::new(), "").await;
+    let response =
+        service.wires.http(Method::GET, "/projects/nobody/.well-known/jwks.json", HeaderMap::new(), "").await;
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
 }
 
@@ -143,7 +156,10 @@ async fn only_the_configured_origins_may_call_from_a_browser() {
 
     // Even a refusal can be read by the page that caused it.
     let answer = service.wires.http(Method::DELETE, path, header("origin", ours), "").await;
-    assert_eq!((answer.status(), &answer.headers()["access-control-allow-origin"]), (StatusCode::UNAUTHORIZED, &HeaderValue::from_static(ours)));
+    assert_eq!(
+        (answer.status(), &answer.headers()["access-control-allow-origin"]),
+        (StatusCode::UNAUTHORIZED, &HeaderValue::from_static(ours))
+    );
 }
 
 #[tokio::test]

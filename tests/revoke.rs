@@ -108,8 +108,10 @@ async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothin
     let (key, claims) = signing_key(&service, &phone.access_token);
     let stranger = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
     let segments: Vec<&str> = phone.access_token.split('.').collect();
-    let foreign = Claims { aud: "other".into(), project_id: "other".into(), client_id: "other".into(), ..claims.clone() };
-    let header_of = |alg: &str| URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{}"}}"#, key.id()));
+    let foreign =
+        Claims { aud: "other".into(), project_id: "other".into(), client_id: "other".into(), ..claims.clone() };
+    let header_of =
+        |alg: &str| URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}","typ":"at+jwt","kid":"{}"}}"#, key.id()));
     let by_a_stranger = stranger.sign(&claims).expect("signs");
     let for_another = key.sign(&foreign).expect("signs");
     let refused = [
@@ -150,7 +152,10 @@ async fn a_server_key_is_the_wrong_kind_of_credential() {
     let service = Service::start().await;
     let key = service.server_key.expose_secret();
     let refused = service.revoke_current(Wire::Rest, bearer(key)).await.expect_err("refused");
-    assert_eq!((refused.reason.as_str(), refused.http.map(|http| http.as_u16())), ("INSUFFICIENT_ACCESS_TYPE", Some(403)));
+    assert_eq!(
+        (refused.reason.as_str(), refused.http.map(|http| http.as_u16())),
+        ("INSUFFICIENT_ACCESS_TYPE", Some(403))
+    );
     let in_a_browser = both(bearer(key), header("origin", "https://app.example.org"));
     assert_refused!(service.revoke_current(Wire::Rest, in_a_browser), "INSUFFICIENT_ACCESS_TYPE");
 }
@@ -159,7 +164,8 @@ async fn a_server_key_is_the_wrong_kind_of_credential() {
 fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, Claims) {
     let presented = Presented::parse(token).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
-    let claims = presented.verify(&key, &sessiond::token::access::Issuer::new(crate::harness::ISSUER)).expect("genuine");
+    let claims =
+        presented.verify(&key, &sessiond::token::access::Issuer::new(crate::harness::ISSUER)).expect("genuine");
     (key, claims)
 }
 

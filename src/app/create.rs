@@ -2,19 +2,32 @@
 
 use uuid::Uuid;
 
-use super::{App, Caller, Error, Grant, Service, grant::Granted};
-use crate::{
-    clock::{self, Timestamp},
-    id::{ProjectId, SessionId},
-    session::{
-        Policy, Refusal, RevokeReason, Session,
-        opening::{self, Draft, Opening},
-        refusal::Violation,
-        rotation::Chain,
-    },
-    store::{self, Repeat, Revocation, StoredSession, Tx},
-    token::{self, refresh::RowSecret},
-};
+use super::App;
+use super::Caller;
+use super::Error;
+use super::Grant;
+use super::Service;
+use super::grant::Granted;
+use crate::clock;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::session::Policy;
+use crate::session::Refusal;
+use crate::session::RevokeReason;
+use crate::session::Session;
+use crate::session::opening;
+use crate::session::opening::Draft;
+use crate::session::opening::Opening;
+use crate::session::refusal::Violation;
+use crate::session::rotation::Chain;
+use crate::store;
+use crate::store::Repeat;
+use crate::store::Revocation;
+use crate::store::StoredSession;
+use crate::store::Tx;
+use crate::token;
+use crate::token::refresh::RowSecret;
 
 /// A session to open.
 pub struct CreateRequest {
@@ -82,7 +95,8 @@ async fn open(
         if stored.is_none_or(|stored| stored.session.user != opening.user) {
             return Ok(Err(Refusal::SessionNotFound));
         }
-        let revocation = Revocation { project: project.clone(), session: replaced, at: now, reason: RevokeReason::Replaced };
+        let revocation =
+            Revocation { project: project.clone(), session: replaced, at: now, reason: RevokeReason::Replaced };
         tx.sessions_revoke(&[revocation]).await?;
     }
     tx.user_ensure(&project, &opening.user).await?;
@@ -100,7 +114,13 @@ async fn open(
 }
 
 /// Answers a repeat with the session that the first try opened, and with the refresh token that it was given.
-async fn repeat(tx: &mut Tx, project: &ProjectId, id: SessionId, now: Timestamp, policy: &Policy) -> Result<Outcome, store::Error> {
+async fn repeat(
+    tx: &mut Tx,
+    project: &ProjectId,
+    id: SessionId,
+    now: Timestamp,
+    policy: &Policy,
+) -> Result<Outcome, store::Error> {
     let over = || Violation::refuse("request_id", "was used for a session that has ended");
     let Some(StoredSession { session, chain, secret, .. }) = tx.session_lock(project, id).await? else {
         return Ok(Err(over()));

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{App, Error};
-use crate::{
-    id::{ProjectId, SessionId},
-    session::Refusal,
-    store::Role,
-    token::{
-        access::{Claims, Presented, Rejection},
-        server_key::ServerKey,
-    },
-};
+use super::App;
+use super::Error;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::session::Refusal;
+use crate::store::Role;
+use crate::token::access::Claims;
+use crate::token::access::Presented;
+use crate::token::access::Rejection;
+use crate::token::server_key::ServerKey;
 
 /// An access token as it was presented. Has no `Debug`: it must not reach a log.
 pub struct AccessToken(pub String);
@@ -72,12 +72,8 @@ impl App {
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
     pub(super) async fn bearer(&self, token: &AccessToken) -> Result<Bearer, Error> {
         let claims = self.claims(token).await?;
-        let read = || {
-            Some(Bearer {
-                project: ProjectId::parse(&claims.project_id)?,
-                session: SessionId::parse(&claims.sid)?,
-            })
-        };
+        let read =
+            || Some(Bearer { project: ProjectId::parse(&claims.project_id)?, session: SessionId::parse(&claims.sid)? });
         Ok(read().ok_or(Refusal::UnparsableAccessToken)?)
     }
 

@@ -2,15 +2,17 @@
 
 use secrecy::SecretString;
 
-use super::{App, Error, keys::Snapshot};
-use crate::{
-    clock::{self, Timestamp},
-    session::{Session, lifecycle::Impersonator},
-    token::{
-        access::{Actor, Claims},
-        refresh::{Link, RowSecret},
-    },
-};
+use super::App;
+use super::Error;
+use super::keys::Snapshot;
+use crate::clock;
+use crate::clock::Timestamp;
+use crate::session::Session;
+use crate::session::lifecycle::Impersonator;
+use crate::token::access::Actor;
+use crate::token::access::Claims;
+use crate::token::refresh::Link;
+use crate::token::refresh::RowSecret;
 
 /// What a client goes on with.
 pub struct Grant {

@@ -1,25 +1,29 @@
 //! Every project's policy and opened keys, in memory: read at the start, again every few seconds, and at once when a
 //! token names a key that is not there.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::RwLock;
+use std::time::Duration;
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use crate::{
-    clock::Timestamp,
-    id::{KeyId, ProjectId},
-    session::Policy,
-    store::{self, Inventory, SealedKey, Store},
-    token::{
-        access::CannotSign,
-        keys::{Keyring, RefreshKey, SigningKey},
-        sealing::{CannotOpen, Purpose, Sealer},
-    },
-};
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::session::Policy;
+use crate::store;
+use crate::store::Inventory;
+use crate::store::SealedKey;
+use crate::store::Store;
+use crate::token::access::CannotSign;
+use crate::token::keys::Keyring;
+use crate::token::keys::RefreshKey;
+use crate::token::keys::SigningKey;
+use crate::token::sealing::CannotOpen;
+use crate::token::sealing::Purpose;
+use crate::token::sealing::Sealer;
 
 /// How often the keys are read again.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -123,7 +127,11 @@ impl KeyCache {
     /// Seals a new refresh-token key for its project.
     pub(super) fn new_refresh_key(&self, project: &ProjectId, schedule: crate::token::keys::Schedule) -> SealedKey {
         let key = RefreshKey::generate(project.clone());
-        SealedKey { id: key.id(), sealed: self.sealer.seal(Purpose::Refresh, project, key.id(), key.secret()), schedule }
+        SealedKey {
+            id: key.id(),
+            sealed: self.sealer.seal(Purpose::Refresh, project, key.id(), key.secret()),
+            schedule,
+        }
     }
 }
 

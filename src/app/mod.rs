@@ -9,18 +9,22 @@ mod refresh;
 mod revoke;
 
 pub use create::CreateRequest;
-pub use credentials::{AccessToken, Caller, Service};
+pub use credentials::AccessToken;
+pub use credentials::Caller;
+pub use credentials::Service;
 pub use grant::Grant;
-pub use keys::{KeyCache, KeyError, RELOAD_INTERVAL};
+pub use keys::KeyCache;
+pub use keys::KeyError;
+pub use keys::RELOAD_INTERVAL;
 pub use projects::ProjectError;
-pub use revoke::{Ended, TokenHolder};
+pub use revoke::Ended;
+pub use revoke::TokenHolder;
 
-use crate::{
-    clock::Clock,
-    session::Refusal,
-    store::{self, Store},
-    token::access::Issuer,
-};
+use crate::clock::Clock;
+use crate::session::Refusal;
+use crate::store;
+use crate::store::Store;
+use crate::token::access::Issuer;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

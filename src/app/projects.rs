@@ -3,13 +3,15 @@
 use secrecy::SecretString;
 
 use super::App;
-use crate::{
-
-    id::{KeyId, ProjectId},
-    session::Policy,
-    store::{self, Project, Role, ServerKeyRow},
-    token::{keys::Schedule, server_key::ServerKey},
-};
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::session::Policy;
+use crate::store;
+use crate::store::Project;
+use crate::store::Role;
+use crate::store::ServerKeyRow;
+use crate::token::keys::Schedule;
+use crate::token::server_key::ServerKey;
 
 /// Why the operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +41,9 @@ impl App {
         let refresh = self.keys.new_refresh_key(&id, schedule);
         let project = Project { id: id.clone(), policy };
         match self.store.project_insert(project, signing, refresh, now).await {
-            Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => Err(ProjectError::Exists(id)),
+            Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => {
+                Err(ProjectError::Exists(id))
+            }
             outcome => outcome.map_err(ProjectError::Store),
         }
     }
@@ -62,7 +66,11 @@ impl App {
     /// # Errors
     ///
     /// When there is no such project; the store's.
-    pub async fn server_key_create(&self, project: ProjectId, role: Role) -> Result<(KeyId, SecretString), ProjectError> {
+    pub async fn server_key_create(
+        &self,
+        project: ProjectId,
+        role: Role,
+    ) -> Result<(KeyId, SecretString), ProjectError> {
         let key = ServerKey::generate();
         let row = ServerKeyRow { id: key.id(), project: project.clone(), role, digest: key.digest() };
         match self.store.server_key_insert(row, self.clock.now()).await {

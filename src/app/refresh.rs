@@ -1,19 +1,23 @@
 //! Trading a refresh token for the next one.
 
-use super::{App, Error, Grant, grant::Granted};
-use crate::{
-    clock::Timestamp,
-    id::ProjectId,
-    session::{
-        Policy, Refusal, RevokeReason,
-        rotation::{self, Rotation},
-    },
-    store::{self, Revocation, StoredSession, Tx},
-    token::{
-        keys::RefreshKey,
-        refresh::{Link, RefreshToken},
-    },
-};
+use super::App;
+use super::Error;
+use super::Grant;
+use super::grant::Granted;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::session::Policy;
+use crate::session::Refusal;
+use crate::session::RevokeReason;
+use crate::session::rotation;
+use crate::session::rotation::Rotation;
+use crate::store;
+use crate::store::Revocation;
+use crate::store::StoredSession;
+use crate::store::Tx;
+use crate::token::keys::RefreshKey;
+use crate::token::refresh::Link;
+use crate::token::refresh::RefreshToken;
 
 impl App {
     /// Refreshes the session of a refresh token.
@@ -74,7 +78,13 @@ async fn rotate(
     }
 }
 
-async fn use_session(tx: &mut Tx, stored: StoredSession, link: Link, now: Timestamp, policy: &Policy) -> Result<Granted, store::Error> {
+async fn use_session(
+    tx: &mut Tx,
+    stored: StoredSession,
+    link: Link,
+    now: Timestamp,
+    policy: &Policy,
+) -> Result<Granted, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
     let access_expires_at = session.access_expires_at(now, policy);
@@ -83,5 +93,10 @@ async fn use_session(tx: &mut Tx, stored: StoredSession, link: Link, now: Timest
 }
 
 fn reused(project: &ProjectId, presented: &RefreshToken, now: Timestamp) -> Revocation {
-    Revocation { project: project.clone(), session: presented.session(), at: now, reason: RevokeReason::RefreshTokenReused }
+    Revocation {
+        project: project.clone(),
+        session: presented.session(),
+        at: now,
+        reason: RevokeReason::RefreshTokenReused,
+    }
 }

@@ -1,13 +1,15 @@
 //! Signing out. It always works: any genuine token of the session ends it, fresh or expired, current or older, and once
 //! more is as good as once.
 
-use super::{AccessToken, App, Error};
-use crate::{
-    id::{ProjectId, SessionId},
-    session::{Refusal, RevokeReason},
-    store::Revocation,
-    token::refresh::RefreshToken,
-};
+use super::AccessToken;
+use super::App;
+use super::Error;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::session::Refusal;
+use crate::session::RevokeReason;
+use crate::store::Revocation;
+use crate::token::refresh::RefreshToken;
 
 /// Everything that was presented with a sign-out.
 #[derive(Default)]
@@ -44,16 +46,22 @@ impl App {
         let mut targets = vec![];
         let mut refused = None;
         if let Some(token) = &holder.access {
-            note(self.bearer(token).await.map(|bearer| Target { project: bearer.project, session: bearer.session }), &mut targets, &mut refused)?;
+            note(
+                self.bearer(token).await.map(|bearer| Target { project: bearer.project, session: bearer.session }),
+                &mut targets,
+                &mut refused,
+            )?;
         }
         for token in &holder.refresh {
             note(self.session_of(token.as_ref()).await, &mut targets, &mut refused)?;
         }
         if targets.is_empty() {
-            let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
+            let otherwise =
+                if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
             return Err(refused.unwrap_or(otherwise).into());
         }
-        let revocation = |Target { project, session }| Revocation { project, session, at: now, reason: RevokeReason::SignedOut };
+        let revocation =
+            |Target { project, session }| Revocation { project, session, at: now, reason: RevokeReason::SignedOut };
         let ended = self.store.sessions_revoke(targets.into_iter().map(revocation).collect()).await?;
         Ok(Ended { already: ended.is_empty() })
     }

@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use tower_http::cors::AllowOrigin;
+use tower_http::cors::Any;
+use tower_http::cors::CorsLayer;
 
 /// How long a browser may remember a preflight: a day, which is as long as any of them does.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,21 +1,25 @@
 //! What keeps one request from harming others: a bound on those under way, a deadline, and a net for panics. Each answers
 //! with a gRPC status, which every wire renders in its own way.
 
-use std::{
-    convert::Infallible,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
 
-use futures_util::{FutureExt as _, future::BoxFuture};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::HeaderMap;
-use tokio::{sync::Semaphore, time::timeout};
-use tower::{Layer, Service};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tower::Layer;
+use tower::Service;
 
-use super::{GrpcRequest, GrpcResponse};
-use crate::{rpc::status, telemetry};
+use super::GrpcRequest;
+use super::GrpcResponse;
+use crate::rpc::status;
+use crate::telemetry;
 
 /// See the module.
 #[derive(Clone)]
@@ -108,7 +112,10 @@ mod tests {
     use super::*;
 
     fn read(value: &'static str) -> Option<Duration> {
-        asked(&HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), http::HeaderValue::from_static(value))]))
+        asked(&HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-timeout"),
+            http::HeaderValue::from_static(value),
+        )]))
     }
 
     #[test]

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::{IntoResponse as _, Response},
-};
-use http::{HeaderValue, StatusCode, header};
+use axum::extract::Request;
+use axum::extract::State;
+use axum::middleware::Next;
+use axum::response::IntoResponse as _;
+use axum::response::Response;
+use http::HeaderValue;
+use http::StatusCode;
+use http::header;
 
 /// The names; none lets every name in.
 #[derive(Clone)]

@@ -3,13 +3,17 @@
 
 use std::sync::Arc;
 
-use axum::{extract::Request, middleware::Next, response::Response};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::header;
 
-use crate::{
-    clock,
-    telemetry::{REQUEST_ID, Wire},
-};
+use crate::clock;
+use crate::telemetry::REQUEST_ID;
+use crate::telemetry::Wire;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 

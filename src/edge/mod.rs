@@ -8,26 +8,30 @@ mod observe;
 mod serve;
 mod well_known;
 
-use axum::{
-    Router,
-    middleware::{from_fn, from_fn_with_state},
-};
-use tonic::{body::Body, service::Routes};
+use axum::Router;
+use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
+use tonic::body::Body;
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
-use tower::{ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
+use tower::ServiceBuilder;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
 
 pub use cors::OriginError;
-pub use serve::{BindError, Server};
+pub use serve::BindError;
+pub use serve::Server;
 
-use crate::{
-    app::App,
-    config::{Limits, Web},
-    pb::{self, session_service_server::SessionServiceServer},
-    rpc::{SessionService, status},
-    telemetry::Metrics,
-    transcode::RestLayer,
-};
+use crate::app::App;
+use crate::config::Limits;
+use crate::config::Web;
+use crate::pb;
+use crate::pb::session_service_server::SessionServiceServer;
+use crate::rpc::SessionService;
+use crate::rpc::status;
+use crate::telemetry::Metrics;
+use crate::transcode::RestLayer;
 
 /// The largest gRPC message that is read, in bytes. The largest that makes sense is a session with all it may carry.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -37,10 +41,14 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// # Errors
 ///
 /// When an origin is malformed.
-fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: HealthReporter) -> Result<Router, OriginError> {
-    let rest = RestLayer::builder()
-        .max_body_bytes(limits.body_bytes_max)
-        .error_domain(status::DOMAIN);
+fn stack(
+    app: &App,
+    web: &Web,
+    limits: &Limits,
+    metrics: &Metrics,
+    health: HealthReporter,
+) -> Result<Router, OriginError> {
+    let rest = RestLayer::builder().max_body_bytes(limits.body_bytes_max).error_domain(status::DOMAIN);
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
 
@@ -56,7 +64,8 @@ fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: Healt
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
         .service(routes(app, health));
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
-    let api = ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
+    let api =
+        ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
     let api = BoxCloneSyncService::new(api);
 
     let router = well_known::routes(app.clone(), &web.base_paths).fallback_service(api);
@@ -74,13 +83,16 @@ fn stack(app: &App, web: &Web, limits: &Limits, metrics: &Metrics, health: Healt
 
 /// The gRPC services.
 fn routes(app: &App, health: HealthReporter) -> Routes {
-    let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let sessions =
+        SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("the descriptors were compiled in");
-    let health = tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(health));
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health),
+    );
     Routes::new(sessions).add_service(reflection).add_service(health).prepare()
 }
 

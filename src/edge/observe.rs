@@ -1,28 +1,32 @@
 //! Counts every call under its RPC, its wire and its code. A unary call's code is in its trailers, so the body is watched
 //! to its end.
 
-use std::{
-    collections::HashSet,
-    convert::Infallible,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
+use http_body::SizeHint;
 use prost_reflect::DescriptorPool;
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body};
-use tower::{Layer, Service};
+use tonic::Code;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Layer;
+use tower::Service;
 
-use super::{GrpcRequest, GrpcResponse};
-use crate::{
-    pb,
-    telemetry::{self, Metrics, Wire},
-};
+use super::GrpcRequest;
+use super::GrpcResponse;
+use crate::pb;
+use crate::telemetry;
+use crate::telemetry::Metrics;
+use crate::telemetry::Wire;
 
 /// See the module.
 #[derive(Clone)]
@@ -39,7 +43,10 @@ impl ObserveLayer {
         let methods = sets.iter().flat_map(|set| {
             let pool = DescriptorPool::decode(*set).expect("the descriptors were compiled in");
             let paths = pool.services().flat_map(|service| {
-                service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name())).collect::<Vec<_>>()
+                service
+                    .methods()
+                    .map(|method| format!("/{}/{}", service.full_name(), method.name()))
+                    .collect::<Vec<_>>()
             });
             paths.collect::<Vec<_>>()
         });
@@ -78,7 +85,13 @@ where
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
         let path = request.uri().path();
         let rpc = self.layer.known.get(path).map_or("unknown", String::as_str).trim_start_matches('/').to_owned();
-        let call = Call { rpc, wire: *request.extensions().get().unwrap_or(&Wire::Grpc), started: Instant::now(), metrics: self.layer.metrics.clone(), code: None };
+        let call = Call {
+            rpc,
+            wire: *request.extensions().get().unwrap_or(&Wire::Grpc),
+            started: Instant::now(),
+            metrics: self.layer.metrics.clone(),
+            code: None,
+        };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;

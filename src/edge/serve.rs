@@ -1,31 +1,42 @@
 //! The listeners: accepts, bounds and drains connections.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{Router, body::Body, extract::ConnectInfo, routing::get};
-use http::{Request, header};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::routing::get;
+use http::Request;
+use http::header;
 use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinHandle,
-    time::{MissedTickBehavior, interval, timeout},
-};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio::time::interval;
+use tokio::time::timeout;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
-use super::{OriginError, stack};
-use crate::{
-    app::App,
-    config::{Limits, Listen, Web},
-    pb::session_service_server::SERVICE_NAME,
-    telemetry::Metrics,
-};
+use super::OriginError;
+use super::stack;
+use crate::app::App;
+use crate::config::Limits;
+use crate::config::Listen;
+use crate::config::Web;
+use crate::pb::session_service_server::SERVICE_NAME;
+use crate::telemetry::Metrics;
 
 /// How long a client may take to send a request's head. A slow one would hold a connection for nothing.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,7 +84,13 @@ impl Server {
     /// # Errors
     ///
     /// When a port is not to be had, or an origin is malformed.
-    pub async fn bind(app: App, listen: &Listen, web: &Web, limits: Limits, metrics: Metrics) -> Result<Self, BindError> {
+    pub async fn bind(
+        app: App,
+        listen: &Listen,
+        web: &Web,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Result<Self, BindError> {
         let health = HealthReporter::new();
         let router = stack(&app, web, &limits, &metrics, health.clone())?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);

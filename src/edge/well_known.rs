@@ -1,21 +1,22 @@
 //! What is no RPC: the public keys, and whether the server is alive and ready.
 
-use axum::{
-    Json, Router,
-    extract::{Path, State},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use http::{HeaderValue, StatusCode, header};
+use axum::Json;
+use axum::Router;
+use axum::extract::Path;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use http::HeaderValue;
+use http::StatusCode;
+use http::header;
 use serde_json::json;
 
-use crate::{
-    app::App,
-    id::ProjectId,
-    rpc::status::DOMAIN,
-    session::policy::ACCESS_TOKEN_TTL_MAX,
-    token::jwks,
-};
+use crate::app::App;
+use crate::id::ProjectId;
+use crate::rpc::status::DOMAIN;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::token::jwks;
 
 /// How long a verifier may keep the keys, in seconds: an hour. A new key is published at least this long before it signs.
 const JWKS_MAX_AGE: &str = "public, max-age=3600";

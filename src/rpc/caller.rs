@@ -2,15 +2,15 @@
 
 use tonic::metadata::MetadataMap;
 
-use crate::{
-    app::{AccessToken, Caller, TokenHolder},
-    pb::RefreshSessionRequest,
-    session::{Refusal, refusal::Violation},
-    token::{
-        refresh::RefreshToken,
-        server_key::{self, ServerKey},
-    },
-};
+use crate::app::AccessToken;
+use crate::app::Caller;
+use crate::app::TokenHolder;
+use crate::pb::RefreshSessionRequest;
+use crate::session::Refusal;
+use crate::session::refusal::Violation;
+use crate::token::refresh::RefreshToken;
+use crate::token::server_key;
+use crate::token::server_key::ServerKey;
 
 const AUTHORIZATION: &str = "authorization";
 
@@ -46,7 +46,10 @@ pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
 }
 
 /// The one refresh token of a method that takes nothing else; `None` when it has not the form of one.
-pub(super) fn refresh_token(metadata: &MetadataMap, message: RefreshSessionRequest) -> Result<Option<RefreshToken>, Refusal> {
+pub(super) fn refresh_token(
+    metadata: &MetadataMap,
+    message: RefreshSessionRequest,
+) -> Result<Option<RefreshToken>, Refusal> {
     let mut tokens = refresh_tokens(metadata);
     let body = message.refresh_token.unwrap_or_default();
     if !body.is_empty() && !tokens.contains(&body.as_str()) {

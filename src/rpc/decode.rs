@@ -1,20 +1,19 @@
 //! From the wire into the words of the app. Checks the form alone; what may be asked is a rule (`session::opening`).
 
 use prost::Message as _;
-use prost_types::{Struct, Value, value::Kind};
+use prost_types::Struct;
+use prost_types::Value;
+use prost_types::value::Kind;
 use uuid::Uuid;
 
-use crate::{
-    app::CreateRequest,
-    clock::Timestamp,
-    pb::CreateSessionRequest,
-    session::{
-        Refusal,
-        lifecycle::Authentication,
-        opening::{CLAIMS_BYTES_MAX, Draft},
-        refusal::Violation,
-    },
-};
+use crate::app::CreateRequest;
+use crate::clock::Timestamp;
+use crate::pb::CreateSessionRequest;
+use crate::session::Refusal;
+use crate::session::lifecycle::Authentication;
+use crate::session::opening::CLAIMS_BYTES_MAX;
+use crate::session::opening::Draft;
+use crate::session::refusal::Violation;
 
 /// How deep a `Struct` is followed. Deeper than any rule allows, and shallow enough for any stack.
 const DEPTH_MAX: usize = 32;
@@ -51,7 +50,8 @@ fn uuid(text: String) -> Result<Uuid, Refusal> {
 }
 
 fn timestamp(time: prost_types::Timestamp) -> Result<Timestamp, Refusal> {
-    let micros = time.seconds.checked_mul(1_000_000).and_then(|micros| micros.checked_add(i64::from(time.nanos / 1_000)));
+    let micros =
+        time.seconds.checked_mul(1_000_000).and_then(|micros| micros.checked_add(i64::from(time.nanos / 1_000)));
     micros.map(Timestamp::from_micros).ok_or_else(|| Violation::refuse("auth_time", "must be a past moment since 1970"))
 }
 

@@ -2,12 +2,13 @@
 
 use secrecy::ExposeSecret as _;
 
-use crate::{
-    app::{Ended, Grant},
-    clock::Timestamp,
-    pb,
-    session::{RevokeReason, Session, lifecycle::Impersonator},
-};
+use crate::app::Ended;
+use crate::app::Grant;
+use crate::clock::Timestamp;
+use crate::pb;
+use crate::session::RevokeReason;
+use crate::session::Session;
+use crate::session::lifecycle::Impersonator;
 
 pub(super) fn ended(ended: Ended) -> pb::RevokeCurrentResponse {
     pb::RevokeCurrentResponse { success: true, already_revoked: ended.already.then_some(true) }

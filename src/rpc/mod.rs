@@ -7,12 +7,13 @@ mod encode;
 /// Every answer that is no: the one table of gRPC codes and reasons.
 pub mod status;
 
-use tonic::{Request, Response, Status};
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
 
-use crate::{
-    app::App,
-    pb::{self, session_service_server},
-};
+use crate::app::App;
+use crate::pb;
+use crate::pb::session_service_server;
 
 /// The API's handlers.
 #[derive(Clone)]

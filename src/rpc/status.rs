@@ -1,12 +1,18 @@
 //! Every answer that is no. The only place that names a gRPC code for our own errors; how a code becomes an HTTP status
 //! is the transcoding layer's table. Each status carries `google.rpc.ErrorInfo` (AIP-193).
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
+use std::time::Duration;
 
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic::Code;
+use tonic::Status;
+use tonic_types::ErrorDetails;
+use tonic_types::StatusExt as _;
 
-use crate::{app, session::Refusal, store, telemetry};
+use crate::app;
+use crate::session::Refusal;
+use crate::store;
+use crate::telemetry;
 
 /// The domain of our reasons.
 pub const DOMAIN: &str = "sessiond";

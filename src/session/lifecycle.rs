@@ -1,12 +1,15 @@
 //! What a session is, and when it is over.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
-use super::{opening::Opening, policy::Policy};
-use crate::{
-    clock::Timestamp,
-    id::{ProjectId, SessionId, UserId},
-};
+use super::opening::Opening;
+use super::policy::Policy;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
 
 /// A counter per project and one per user. Raising either ends every session that was opened under a smaller one.
 /// No clocks are compared.
@@ -99,7 +102,14 @@ pub struct Session {
 
 impl Session {
     /// Opens a session as asked.
-    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, opening: Opening, now: Timestamp, policy: &Policy) -> Self {
+    pub fn open(
+        id: SessionId,
+        project: ProjectId,
+        epoch: Epoch,
+        opening: Opening,
+        now: Timestamp,
+        policy: &Policy,
+    ) -> Self {
         let expires_at = now + opening.ttl;
         let idle_ttl = opening.idle_ttl.unwrap_or(policy.idle_ttl);
         Self {
@@ -123,10 +133,7 @@ impl Session {
 
     /// Whether the session is live at this moment, under the present epoch of its user and project.
     pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
-        self.revoked.is_none()
-            && now < self.expires_at
-            && now < self.idle_expires_at
-            && !self.epoch.is_before(present)
+        self.revoked.is_none() && now < self.expires_at && now < self.idle_expires_at && !self.epoch.is_before(present)
     }
 
     /// Notes that the session was used: its idle time starts anew.

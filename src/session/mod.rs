@@ -16,6 +16,8 @@ pub mod policy;
 /// Why we say no.
 pub mod refusal;
 
-pub use lifecycle::{Epoch, RevokeReason, Session};
+pub use lifecycle::Epoch;
+pub use lifecycle::RevokeReason;
+pub use lifecycle::Session;
 pub use policy::Policy;
 pub use refusal::Refusal;

@@ -1,17 +1,20 @@
 //! What may be asked of a new session. Each bound is stated once, here; the proto's comments repeat them.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
-use super::{
-    lifecycle::{Authentication, Device, Impersonator},
-    policy::{SESSION_TTL_DEFAULT, SESSION_TTL_MAX, SESSION_TTL_MIN},
-    refusal::Violation,
-};
-use crate::{
-    clock::Timestamp,
-    id::{SessionId, UserId},
-    token::access,
-};
+use super::lifecycle::Authentication;
+use super::lifecycle::Device;
+use super::lifecycle::Impersonator;
+use super::policy::SESSION_TTL_DEFAULT;
+use super::policy::SESSION_TTL_MAX;
+use super::policy::SESSION_TTL_MIN;
+use super::refusal::Violation;
+use crate::clock::Timestamp;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::token::access;
 
 /// The most bytes that the host application's claims may take as JSON: they ride on every request of every client.
 pub const CLAIMS_BYTES_MAX: usize = 4_096;
@@ -106,7 +109,11 @@ impl Opening {
 /// All that is wrong with it at once, so that a caller need not find out one at a time.
 pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
     let mut found = Findings::default();
-    let user = found.need(UserId::parse(&draft.user_id), "user_id", "must be 1 to 255 bytes without control characters, and not `me`");
+    let user = found.need(
+        UserId::parse(&draft.user_id),
+        "user_id",
+        "must be 1 to 255 bytes without control characters, and not `me`",
+    );
     let ttl = found.ttl(draft.expires_in_millis, "expires_in_millis");
     let idle_ttl = found.ttl(draft.idle_timeout_millis, "idle_timeout_millis");
     let impersonator = found.impersonator(draft.is_impersonation, draft.impersonator_id);
@@ -162,7 +169,11 @@ impl Findings {
         self.check(is_impersonation || id.is_none(), FIELD, "must be absent unless `is_impersonation`");
         self.check(!is_impersonation || id.is_some(), FIELD, "must say who acts as the user");
         let id = id?;
-        self.check(!id.is_empty() && is_text(&id, TEXT_BYTES_MAX), FIELD, "must be 1 to 255 bytes without control characters");
+        self.check(
+            !id.is_empty() && is_text(&id, TEXT_BYTES_MAX),
+            FIELD,
+            "must be 1 to 255 bytes without control characters",
+        );
         Some(Impersonator(id))
     }
 
@@ -174,15 +185,22 @@ impl Findings {
         let acr = authentication.acr.as_deref().is_none_or(|acr| is_text(acr, TEXT_BYTES_MAX));
         self.check(acr, "acr", "must be at most 255 bytes without control characters");
         let methods = &authentication.amr;
-        let fits = methods.len() <= AMR_MAX && methods.iter().all(|method| !method.is_empty() && is_text(method, AMR_BYTES_MAX));
+        let fits = methods.len() <= AMR_MAX
+            && methods.iter().all(|method| !method.is_empty() && is_text(method, AMR_BYTES_MAX));
         self.check(fits, "amr", "must be at most 16 names of 1 to 64 bytes");
     }
 
     fn device(&mut self, name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Device {
         let fits = |text: &Option<String>, bytes_max| text.as_deref().is_none_or(|text| is_text(text, bytes_max));
         self.check(fits(&name, TEXT_BYTES_MAX), "device_name", "must be at most 255 bytes without control characters");
-        self.check(fits(&user_agent, USER_AGENT_BYTES_MAX), "user_agent", "must be at most 1024 bytes without control characters");
-        let ip = ip.and_then(|ip| self.need(ip.parse::<IpAddr>().ok(), "ip", "must be an IPv4 or IPv6 address, without a port"));
+        self.check(
+            fits(&user_agent, USER_AGENT_BYTES_MAX),
+            "user_agent",
+            "must be at most 1024 bytes without control characters",
+        );
+        let ip = ip.and_then(|ip| {
+            self.need(ip.parse::<IpAddr>().ok(), "ip", "must be an IPv4 or IPv6 address, without a port")
+        });
         Device { name, user_agent, ip }
     }
 
@@ -202,7 +220,11 @@ impl Findings {
         let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
         self.check(bytes <= CLAIMS_BYTES_MAX, "claims", "must be at most 4096 bytes as JSON");
         // Postgres keeps no NUL in text, and no token should carry one.
-        self.check(!claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)), "claims", "must not hold a NUL character");
+        self.check(
+            !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+            "claims",
+            "must not hold a NUL character",
+        );
     }
 }
 
@@ -254,7 +276,9 @@ mod tests {
 
     #[test]
     fn lifetimes_are_bounded_on_both_sides() {
-        for (millis, fits) in [(999, false), (1_000, true), (31_708_800_000, true), (31_708_800_001, false), (-1, false)] {
+        for (millis, fits) in
+            [(999, false), (1_000, true), (31_708_800_000, true), (31_708_800_001, false), (-1, false)]
+        {
             let asked = Draft { expires_in_millis: Some(millis), ..draft() };
             assert_eq!(check(asked, NOW).is_ok(), fits, "{millis}");
             let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };

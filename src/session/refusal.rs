@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{
-    clock::Timestamp,
-    id::{ProjectId, SessionId, UserId},
-};
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
 
 /// A refusal: the request was understood, and the answer is no. Nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]

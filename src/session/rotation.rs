@@ -9,8 +9,10 @@
 
 use std::time::Duration;
 
-use super::policy::{LateRepeat, Policy};
-use crate::{clock::Timestamp, token::refresh::Link};
+use super::policy::LateRepeat;
+use super::policy::Policy;
+use crate::clock::Timestamp;
+use crate::token::refresh::Link;
 
 /// The most rotations within one grace. A client that refreshes so often is out of control; it is asked to wait, and
 /// the record of issues stays bounded.

@@ -1,24 +1,24 @@
 //! Ways to the database: one of several hosts, each with a deadline of its own, over TLS where the URL asks for it.
 
-use std::{
-    path::Path,
-    str::FromStr as _,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::path::Path;
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use diesel::{ConnectionError, ConnectionResult};
+use diesel::ConnectionError;
+use diesel::ConnectionResult;
 use diesel_async::AsyncPgConnection;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use secrecy::{ExposeSecret as _, SecretString};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
 use tokio::time::timeout;
-use tokio_postgres::{
-    Config,
-    config::{Host, SslMode, TargetSessionAttrs},
-};
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::telemetry::chain;
@@ -107,7 +107,7 @@ fn only_host(all: &Config, at: usize) -> Config {
         Host::Unix(path) => one.host_path(path),
     };
     // One port stands for all hosts, as in libpq.
-    if let Some(port) = all.get_ports().get(at).or_else(|| all.get_ports().first()) {
+    if let Some(port) = all.get_ports().get(at).or_else(|| all.get_ports().last()) {
         one.port(*port);
     }
     if let Some(address) = all.get_hostaddrs().get(at) {

@@ -1,6 +1,7 @@
 //! What can go wrong with the database. That something is not there is no error: it is an `Option`.
 
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::DatabaseErrorKind;
+use diesel::result::Error as DieselError;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]

@@ -1,20 +1,23 @@
 //! `signing_keys` and `refresh_keys`: sealed as they come, unsealed nowhere in here.
 
-use diesel::{ExpressionMethods as _, QueryDsl as _, pg::data_types::PgTimestamp};
+use diesel::ExpressionMethods as _;
+use diesel::QueryDsl as _;
+use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::{
-    Project, Store, Tx,
-    error::Error,
-    rows::{from_pg, to_pg},
-    schema::{refresh_keys, signing_keys},
-};
-use crate::{
-    clock::Timestamp,
-    id::{KeyId, ProjectId},
-    token::keys::Schedule,
-};
+use super::Project;
+use super::Store;
+use super::Tx;
+use super::error::Error;
+use super::rows::from_pg;
+use super::rows::to_pg;
+use super::schema::refresh_keys;
+use super::schema::signing_keys;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::token::keys::Schedule;
 
 /// A private key as it is stored. Has no `Debug`.
 pub struct SealedKey {
@@ -64,7 +67,11 @@ impl Store {
             let projects = tx.projects().await?;
             let signing: Vec<Columns> = signing.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
             let refresh: Vec<Columns> = refresh.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
-            let inventory = Inventory { projects, signing: read(signing, "signing_keys")?, refresh: read(refresh, "refresh_keys")? };
+            let inventory = Inventory {
+                projects,
+                signing: read(signing, "signing_keys")?,
+                refresh: read(refresh, "refresh_keys")?,
+            };
             tx.commit(inventory).await
         })
         .await
@@ -72,7 +79,12 @@ impl Store {
 }
 
 impl Tx {
-    pub(super) async fn signing_key_insert(&mut self, project: &ProjectId, key: SealedKey, now: Timestamp) -> Result<(), Error> {
+    pub(super) async fn signing_key_insert(
+        &mut self,
+        project: &ProjectId,
+        key: SealedKey,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         let insert = diesel::insert_into(signing_keys::table).values((
             signing_keys::project_id.eq(project.as_str()),
             signing_keys::id.eq(key.id.as_uuid()),
@@ -85,7 +97,12 @@ impl Tx {
         Ok(())
     }
 
-    pub(super) async fn refresh_key_insert(&mut self, project: &ProjectId, key: SealedKey, now: Timestamp) -> Result<(), Error> {
+    pub(super) async fn refresh_key_insert(
+        &mut self,
+        project: &ProjectId,
+        key: SealedKey,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         let insert = diesel::insert_into(refresh_keys::table).values((
             refresh_keys::project_id.eq(project.as_str()),
             refresh_keys::id.eq(key.id.as_uuid()),

@@ -1,10 +1,17 @@
 //! The migrations, compiled in.
 
-use diesel::{migration::MigrationSource, pg::Pg};
-use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
+use diesel::migration::MigrationSource;
+use diesel::pg::Pg;
+use diesel_async::AsyncMigrationHarness;
+use diesel_async::AsyncPgConnection;
+use diesel_async::RunQueryDsl as _;
+use diesel_async::SimpleAsyncConnection as _;
+use diesel_migrations::EmbeddedMigrations;
+use diesel_migrations::MigrationHarness as _;
+use diesel_migrations::embed_migrations;
 
-use super::{Error, Store};
+use super::Error;
+use super::Store;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -61,7 +68,8 @@ impl Store {
                 if exists != [true] {
                     return tx.commit(vec![]).await;
                 }
-                let versions = diesel::dsl::sql::<diesel::sql_types::Text>("SELECT version FROM __diesel_schema_migrations");
+                let versions =
+                    diesel::dsl::sql::<diesel::sql_types::Text>("SELECT version FROM __diesel_schema_migrations");
                 let versions: Vec<String> = versions.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
                 tx.commit(versions).await
             })

@@ -18,27 +18,35 @@ mod statements;
 mod tx;
 mod users;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::sql_types::Text;
-use diesel_async::{
-    AsyncPgConnection, RunQueryDsl as _,
-    pooled_connection::{
-        AsyncDieselConnectionManager, ManagerConfig, PoolableConnection as _, RecyclingMethod, deadpool::Pool,
-    },
-};
+use diesel_async::AsyncPgConnection;
+use diesel_async::RunQueryDsl as _;
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::pooled_connection::ManagerConfig;
+use diesel_async::pooled_connection::PoolableConnection as _;
+use diesel_async::pooled_connection::RecyclingMethod;
+use diesel_async::pooled_connection::deadpool::Pool;
 use secrecy::SecretString;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
+use tokio::time::timeout;
 
 pub use connect::UrlError;
 pub use error::Error;
-pub use keys::{Inventory, SealedKey};
+pub use keys::Inventory;
+pub use keys::SealedKey;
 pub use migrate::MigrateError;
 pub use projects::Project;
 pub use requests::Repeat;
-pub use server_keys::{Role, ServerKeyRow};
-pub use sessions::{Revocation, StoredSession};
-pub use tx::{Done, Tx};
+pub use server_keys::Role;
+pub use server_keys::ServerKeyRow;
+pub use sessions::Revocation;
+pub use sessions::StoredSession;
+pub use tx::Done;
+pub use tx::Tx;
 
 use crate::telemetry::Metrics;
 
@@ -83,7 +91,8 @@ impl Store {
     ///
     /// When the URL or the certificates are malformed.
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
-        let target = connect::Target::new(&options.url, options.trusted_certificates.as_deref(), options.connect_timeout)?;
+        let target =
+            connect::Target::new(&options.url, options.trusted_certificates.as_deref(), options.connect_timeout)?;
         let target = Arc::new(target);
         let mut config = ManagerConfig::default();
         // The default sends a SELECT before each use: a round trip per request, to learn what the request itself finds.

@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
-use diesel::{ExpressionMethods as _, Insertable, Queryable, Selectable, SelectableHelper as _, QueryDsl as _, pg::data_types::PgTimestamp};
+use diesel::ExpressionMethods as _;
+use diesel::Insertable;
+use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
+use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 
-use super::{
-    Store,
-    error::Error,
-    keys::SealedKey,
-    rows::{millis, to_pg},
-    schema::projects,
-};
-use crate::{
-    clock::Timestamp,
-    id::ProjectId,
-    session::{Policy, policy::LateRepeat},
-};
+use super::Store;
+use super::error::Error;
+use super::keys::SealedKey;
+use super::rows::millis;
+use super::rows::to_pg;
+use super::schema::projects;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::session::Policy;
+use crate::session::policy::LateRepeat;
 
 /// A project and what it has set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +78,13 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Conflict`] when the name is taken or a setting is out of bounds.
-    pub async fn project_insert(&self, project: Project, signing: SealedKey, refresh: SealedKey, now: Timestamp) -> Result<(), Error> {
+    pub async fn project_insert(
+        &self,
+        project: Project,
+        signing: SealedKey,
+        refresh: SealedKey,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         self.transact("project_insert", move |mut tx| async move {
             let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
             insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;

@@ -1,14 +1,18 @@
 //! `session_requests`: what a `request_id` was used for (AIP-155).
 
-use diesel::{ExpressionMethods as _, QueryDsl as _};
+use diesel::ExpressionMethods as _;
+use diesel::QueryDsl as _;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::{Tx, error::Error, rows::to_pg, schema::session_requests, statements::RequestClaim};
-use crate::{
-    clock::Timestamp,
-    id::{ProjectId, SessionId},
-};
+use super::Tx;
+use super::error::Error;
+use super::rows::to_pg;
+use super::schema::session_requests;
+use super::statements::RequestClaim;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
 
 /// Whether a request id is new.
 #[derive(Clone, Debug, PartialEq, Eq)]

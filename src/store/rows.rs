@@ -1,26 +1,31 @@
 //! Rows as the tables hold them, and their translation into the words of the rules.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use diesel::{Insertable, Queryable, Selectable, pg::data_types::PgTimestamp};
+use diesel::Insertable;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::pg::data_types::PgTimestamp;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{
-    error::Error,
-    schema,
-    sessions::StoredSession,
-};
-use crate::{
-    clock::Timestamp,
-    id::{ProjectId, SessionId, UserId},
-    session::{
-        Epoch, RevokeReason, Session,
-        lifecycle::{Authentication, Device, Impersonator},
-        rotation::{Chain, Issue},
-    },
-    token::refresh::RowSecret,
-};
+use super::error::Error;
+use super::schema;
+use super::sessions::StoredSession;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::Epoch;
+use crate::session::RevokeReason;
+use crate::session::Session;
+use crate::session::lifecycle::Authentication;
+use crate::session::lifecycle::Device;
+use crate::session::lifecycle::Impersonator;
+use crate::session::rotation::Chain;
+use crate::session::rotation::Issue;
+use crate::token::refresh::RowSecret;
 
 /// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;

@@ -1,15 +1,18 @@
 //! `server_keys`: which service may act for which project.
 
-use diesel::{ExpressionMethods as _, QueryDsl as _};
+use diesel::ExpressionMethods as _;
+use diesel::QueryDsl as _;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::{Store, error::Error, rows::to_pg, schema::server_keys};
-use crate::{
-    clock::Timestamp,
-    id::{KeyId, ProjectId},
-    token::server_key::Digest,
-};
+use super::Store;
+use super::error::Error;
+use super::rows::to_pg;
+use super::schema::server_keys;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::token::server_key::Digest;
 
 /// What a server key may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

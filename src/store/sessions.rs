@@ -2,22 +2,27 @@
 
 use std::collections::HashSet;
 
-use diesel::{QueryDsl as _, SelectableHelper as _};
+use diesel::QueryDsl as _;
+use diesel::SelectableHelper as _;
 use diesel_async::RunQueryDsl as _;
 
-use super::{
-    Store, Tx,
-    error::Error,
-    rows::{SessionRow, chain_columns, reason_number, to_pg},
-    schema::sessions,
-    statements::{SessionRotate, SessionsRevoke},
-};
-use crate::{
-    clock::Timestamp,
-    id::{ProjectId, SessionId},
-    session::{RevokeReason, Session, rotation::Chain},
-    token::refresh::RowSecret,
-};
+use super::Store;
+use super::Tx;
+use super::error::Error;
+use super::rows::SessionRow;
+use super::rows::chain_columns;
+use super::rows::reason_number;
+use super::rows::to_pg;
+use super::schema::sessions;
+use super::statements::SessionRotate;
+use super::statements::SessionsRevoke;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::session::RevokeReason;
+use crate::session::Session;
+use crate::session::rotation::Chain;
+use crate::token::refresh::RowSecret;
 
 /// A session with what only we know of it.
 pub struct StoredSession {
@@ -112,7 +117,12 @@ impl Tx {
     }
 
     /// Records a refresh: the session's last use and its chain, and until when its newest access token lasts.
-    pub async fn session_rotate(&mut self, session: &Session, chain: &Chain, access_expires_at: Timestamp) -> Result<(), Error> {
+    pub async fn session_rotate(
+        &mut self,
+        session: &Session,
+        chain: &Chain,
+        access_expires_at: Timestamp,
+    ) -> Result<(), Error> {
         let (generation, attempts, issued_at) = chain_columns(chain);
         let statement = SessionRotate {
             last_used_at: to_pg(session.last_used_at),

@@ -1,12 +1,20 @@
 //! Statements by hand. Diesel prepares an `update` or a `sql_query` anew on every call, because it cannot tell that the
 //! text is always the same; these have a fixed text and a static id, so each connection prepares them once.
 
-use diesel::{
-    pg::{Pg, data_types::PgTimestamp},
-    query_builder::{AstPass, Query, QueryFragment, QueryId},
-    result::QueryResult,
-    sql_types::{Array, BigInt, Binary, SmallInt, Text, Timestamptz, Uuid as SqlUuid},
-};
+use diesel::pg::Pg;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::query_builder::AstPass;
+use diesel::query_builder::Query;
+use diesel::query_builder::QueryFragment;
+use diesel::query_builder::QueryId;
+use diesel::result::QueryResult;
+use diesel::sql_types::Array;
+use diesel::sql_types::BigInt;
+use diesel::sql_types::Binary;
+use diesel::sql_types::SmallInt;
+use diesel::sql_types::Text;
+use diesel::sql_types::Timestamptz;
+use diesel::sql_types::Uuid as SqlUuid;
 use uuid::Uuid;
 
 /// Declares a statement: its text, with a bound field between one piece and the next, and what its rows hold.

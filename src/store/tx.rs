@@ -1,9 +1,10 @@
 //! One unit of work on one connection: what is done in it is committed, or the connection is thrown away.
 
-use diesel_async::{
-    AnsiTransactionManager, AsyncPgConnection, TransactionManager as _,
-    pooled_connection::{PoolableConnection as _, deadpool::Object},
-};
+use diesel_async::AnsiTransactionManager;
+use diesel_async::AsyncPgConnection;
+use diesel_async::TransactionManager as _;
+use diesel_async::pooled_connection::PoolableConnection as _;
+use diesel_async::pooled_connection::deadpool::Object;
 
 use super::error::Error;
 

@@ -2,15 +2,13 @@
 
 use diesel_async::RunQueryDsl as _;
 
-use super::{
-    Tx,
-    error::Error,
-    statements::{EpochShare, UserEnsure},
-};
-use crate::{
-    id::{ProjectId, UserId},
-    session::Epoch,
-};
+use super::Tx;
+use super::error::Error;
+use super::statements::EpochShare;
+use super::statements::UserEnsure;
+use crate::id::ProjectId;
+use crate::id::UserId;
+use crate::session::Epoch;
 
 impl Tx {
     /// Sees to it that a user has an epoch: zero, unless there is one.

@@ -1,11 +1,15 @@
 //! Access tokens: JWTs in the profile of RFC 9068, signed with ES256, that other services verify by themselves.
 
-use jsonwebtoken::{Algorithm, Header, Validation};
+use jsonwebtoken::Algorithm;
+use jsonwebtoken::Header;
+use jsonwebtoken::Validation;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde::Serialize;
 
 use super::keys::SigningKey;
-use crate::{clock::Timestamp, id::KeyId};
+use crate::clock::Timestamp;
+use crate::id::KeyId;
 
 /// The longest token that is read, in bytes. Ours are below 8 KiB: claims of the host application are bounded.
 pub const LENGTH_MAX: usize = 16 * 1024;
@@ -15,8 +19,29 @@ const TYPE: &str = "at+jwt";
 
 /// Names that the host application's own claims may not use.
 pub const RESERVED: [&str; 23] = [
-    "iss", "sub", "aud", "client_id", "iat", "exp", "nbf", "jti", "sid", "epoch", "project_id", "refresh_token_id",
-    "auth_time", "acr", "amr", "act", "typ", "cnf", "scope", "azp", "events", "may_act", "nonce",
+    "iss",
+    "sub",
+    "aud",
+    "client_id",
+    "iat",
+    "exp",
+    "nbf",
+    "jti",
+    "sid",
+    "epoch",
+    "project_id",
+    "refresh_token_id",
+    "auth_time",
+    "acr",
+    "amr",
+    "act",
+    "typ",
+    "cnf",
+    "scope",
+    "azp",
+    "events",
+    "may_act",
+    "nonce",
 ];
 
 /// What an access token says.
@@ -184,7 +209,8 @@ pub struct CannotSign(#[from] jsonwebtoken::errors::Error);
 
 #[cfg(test)]
 mod tests {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use jsonwebtoken::EncodingKey;
     use secrecy::ExposeSecret as _;
 

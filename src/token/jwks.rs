@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{
-    encode,
-    keys::{Keyring, Schedule, SigningKey},
-};
-use crate::{clock::Timestamp, id::ProjectId};
+use super::encode;
+use super::keys::Keyring;
+use super::keys::Schedule;
+use super::keys::SigningKey;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
 
 /// A JWK Set (RFC 7517 §5).
 #[derive(Debug, Serialize)]

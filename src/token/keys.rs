@@ -1,18 +1,20 @@
 //! Signing keys, refresh-token keys, and the ring that holds them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use aws_lc_rs::{
-    hmac,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
-};
-use jsonwebtoken::{DecodingKey, EncodingKey};
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+use aws_lc_rs::signature::EcdsaKeyPair;
+use aws_lc_rs::signature::KeyPair as _;
+use jsonwebtoken::DecodingKey;
+use jsonwebtoken::EncodingKey;
 use secrecy::zeroize::Zeroizing;
 
-use crate::{
-    clock::{self, Timestamp},
-    id::{KeyId, ProjectId},
-};
+use crate::clock;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
 
 /// A private key that has not the form of one: the database holds something that we never wrote.
 #[derive(Debug, thiserror::Error)]

@@ -26,7 +26,8 @@ pub mod sealing;
 pub mod jwks;
 
 use aws_lc_rs::digest;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// The SHA-256 digest of a request, to know it again.
 pub fn fingerprint(said: &[u8]) -> [u8; 32] {

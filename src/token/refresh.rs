@@ -8,15 +8,17 @@
 //! of it, and a genuine one is known even when its session is long swept. The *mac* is one over the first four and a
 //! random secret in the session's row: so neither the database nor the key alone makes a token.
 
-use aws_lc_rs::{constant_time, hmac};
+use aws_lc_rs::constant_time;
+use aws_lc_rs::hmac;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{decode, encode, keys::RefreshKey};
-use crate::{
-    clock,
-    id::{KeyId, SessionId},
-};
+use super::decode;
+use super::encode;
+use super::keys::RefreshKey;
+use crate::clock;
+use crate::id::KeyId;
+use crate::id::SessionId;
 
 /// What every refresh token starts with, so that a scanner of repositories can find a leaked one.
 pub const PREFIX: &str = "sdrt_";
@@ -136,7 +138,8 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::{clock::Timestamp, id::ProjectId};
+    use crate::clock::Timestamp;
+    use crate::id::ProjectId;
 
     fn key() -> RefreshKey {
         RefreshKey::generate(ProjectId::parse("demo").expect("a name"))

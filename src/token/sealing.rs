@@ -2,14 +2,17 @@
 //! signs nothing. What a blob is for, its project and its id are bound to it as associated data: a sealed key moved
 //! to another row does not open.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use aws_lc_rs::aead::AES_256_GCM;
+use aws_lc_rs::aead::Aad;
+use aws_lc_rs::aead::Nonce;
+use aws_lc_rs::aead::RandomizedNonceKey;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use secrecy::zeroize::Zeroizing;
 
-use crate::{
-    clock,
-    id::{KeyId, ProjectId},
-};
+use crate::clock;
+use crate::id::KeyId;
+use crate::id::ProjectId;
 
 /// What a sealed key is for. Part of what is bound to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

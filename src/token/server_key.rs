@@ -5,8 +5,11 @@ use aws_lc_rs::constant_time;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{decode, encode, fingerprint};
-use crate::{clock, id::KeyId};
+use super::decode;
+use super::encode;
+use super::fingerprint;
+use crate::clock;
+use crate::id::KeyId;
 
 /// What every server key starts with, so that a scanner of repositories can find a leaked one.
 pub const PREFIX: &str = "sdsk_";

@@ -3,20 +3,28 @@
 //! Protobuf merges: the bytes of two messages in a row are the message of both, and for a single field the later one
 //! counts. So the body comes first and the path last, and even a fault in the checks could not let a body win over it.
 
-use std::{borrow::Cow, convert::Infallible};
+use std::borrow::Cow;
+use std::convert::Infallible;
 
 use percent_encoding::percent_decode;
 
-use super::{
-    guard::{Guard, Objection},
-    read::{self, message_from_text},
-    route::Path,
-    rule::{Binding, Body},
-    scalar::Scalar,
-    schema::{FieldIndex, Kind, Label, MessageId, Schema, Shape},
-    violation::{Violation, clip},
-    wire,
-};
+use super::guard::Guard;
+use super::guard::Objection;
+use super::read;
+use super::read::message_from_text;
+use super::route::Path;
+use super::rule::Binding;
+use super::rule::Body;
+use super::scalar::Scalar;
+use super::schema::FieldIndex;
+use super::schema::Kind;
+use super::schema::Label;
+use super::schema::MessageId;
+use super::schema::Schema;
+use super::schema::Shape;
+use super::violation::Violation;
+use super::violation::clip;
+use super::wire;
 
 /// How many query parameters a request may have.
 pub(super) const QUERY_PARAMETERS_MAX: usize = 256;

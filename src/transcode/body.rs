@@ -1,13 +1,14 @@
 //! The bodies that pass through the layer. Named types: a boxed trait object in a bound loses `Send` on the way.
 
-use std::{
-    error::Error,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::error::Error;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
 use pin_project_lite::pin_project;
 
 use super::stream::ReplyStream;

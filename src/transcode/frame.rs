@@ -2,7 +2,9 @@
 //!
 //! Source: grpc's `doc/PROTOCOL-HTTP2.md`.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Buf;
+use bytes::Bytes;
+use bytes::BytesMut;
 
 /// The length of a frame's head.
 pub(super) const HEAD: usize = 5;

@@ -3,7 +3,10 @@
 //! A request whose body could override what its path names gets past every check made on the path; this class of
 //! mistake has been a CVE in peers.
 
-use super::schema::{FieldIndex, Kind, MessageId, Schema};
+use super::schema::FieldIndex;
+use super::schema::Kind;
+use super::schema::MessageId;
+use super::schema::Schema;
 
 /// The part of a message that is spoken for.
 #[derive(Debug, Default)]

@@ -1,6 +1,9 @@
 //! Headers to metadata and back: what belongs to one connection or one encoding stays behind.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::header;
 
 /// Headers of one connection (RFC 9110 §7.6.1), never passed on, in either direction.
 fn is_hop_by_hop(name: &str) -> bool {

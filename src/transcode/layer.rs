@@ -1,16 +1,24 @@
 //! The tower layer: what a request goes through, in order.
 
-use std::{
-    fmt,
-    future::Future,
-    mem,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, Uri, Version, uri::PathAndQuery};
+use bytes::Bytes;
+use bytes::BytesMut;
+use http::HeaderMap;
+use http::Method;
+use http::Request;
+use http::Response;
+use http::Uri;
+use http::Version;
+use http::uri::PathAndQuery;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
@@ -18,16 +26,25 @@ use prost_reflect::DescriptorPool;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{
-    bind::{self, Content},
-    body::{BoxError, RequestBody, ResponseBody},
-    frame, headers,
-    reply::Asked,
-    route::{Outcome, Path},
-    rule::{self, Binding, Body, BuildError, BuildErrors, Rules},
-    schema::Schema,
-    status::{Details, Refusal},
-};
+use super::bind;
+use super::bind::Content;
+use super::body::BoxError;
+use super::body::RequestBody;
+use super::body::ResponseBody;
+use super::frame;
+use super::headers;
+use super::reply::Asked;
+use super::route::Outcome;
+use super::route::Path;
+use super::rule;
+use super::rule::Binding;
+use super::rule::Body;
+use super::rule::BuildError;
+use super::rule::BuildErrors;
+use super::rule::Rules;
+use super::schema::Schema;
+use super::status::Details;
+use super::status::Refusal;
 
 /// Bodies up to this size are read unless the builder says otherwise: 1 MiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -89,7 +89,15 @@ mod violation;
 mod well_known;
 mod wire;
 
-pub use body::{BoxError, RequestBody, ResponseBody};
-pub use layer::{Matched, ResponseFuture, RestLayer, RestLayerBuilder, RestService};
-pub use rule::{BuildError, BuildErrors, RuleError};
+pub use body::BoxError;
+pub use body::RequestBody;
+pub use body::ResponseBody;
+pub use layer::Matched;
+pub use layer::ResponseFuture;
+pub use layer::RestLayer;
+pub use layer::RestLayerBuilder;
+pub use layer::RestService;
+pub use rule::BuildError;
+pub use rule::BuildErrors;
+pub use rule::RuleError;
 pub use status::Code;

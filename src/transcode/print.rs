@@ -3,15 +3,25 @@
 //! The rules are ProtoJSON's, with two options taken: names as the proto spells them (snake_case), and fields without
 //! presence printed even when they hold their default, so that a client finds every member it was promised.
 
-use std::{borrow::Cow, io::Write as _};
+use std::borrow::Cow;
+use std::io::Write as _;
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 
-use super::{
-    schema::{Field, FieldIndex, Kind, Label, Message, MessageId, Schema, Shape},
-    well_known,
-    wire::{self, Malformed, Raw, WireType},
-};
+use super::schema::Field;
+use super::schema::FieldIndex;
+use super::schema::Kind;
+use super::schema::Label;
+use super::schema::Message;
+use super::schema::MessageId;
+use super::schema::Schema;
+use super::schema::Shape;
+use super::well_known;
+use super::wire;
+use super::wire::Malformed;
+use super::wire::Raw;
+use super::wire::WireType;
 
 /// How deep a reply may nest; protobuf's own decoders stop there too.
 const DEPTH_MAX: usize = 100;

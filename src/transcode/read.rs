@@ -3,19 +3,38 @@
 //! The rules are ProtoJSON's (<https://protobuf.dev/programming-guides/json/>): both spellings of a name, numbers as
 //! strings, `null` as absence, unknown names refused. Stricter than that: nothing may be said twice.
 
-use std::{borrow::Cow, collections::HashSet, fmt};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor, value::MapDeserializer};
+use serde::de::DeserializeSeed;
+use serde::de::Deserializer;
+use serde::de::Error;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
+use serde::de::value::MapDeserializer;
 
-use super::{
-    guard::{Guard, Objection},
-    scalar::{self, Mismatch, Scalar},
-    schema::{Field, Kind, Label, Message, MessageId, Schema, Shape},
-    strict::StrictValue,
-    violation::{Step, Violation, clip, path_text},
-    well_known,
-    wire::{self, put_delimited},
-};
+use super::guard::Guard;
+use super::guard::Objection;
+use super::scalar;
+use super::scalar::Mismatch;
+use super::scalar::Scalar;
+use super::schema::Field;
+use super::schema::Kind;
+use super::schema::Label;
+use super::schema::Message;
+use super::schema::MessageId;
+use super::schema::Schema;
+use super::schema::Shape;
+use super::strict::StrictValue;
+use super::violation::Step;
+use super::violation::Violation;
+use super::violation::clip;
+use super::violation::path_text;
+use super::well_known;
+use super::wire;
+use super::wire::put_delimited;
 
 /// How deep objects and lists may nest. protobuf's own decoders stop at 100.
 pub(super) const DEPTH_MAX: usize = 64;

@@ -1,23 +1,37 @@
 //! The service's answer to ours: headers from metadata, JSON from frames, the HTTP status from the call's end.
 
-use std::{pin::pin, sync::Arc};
+use std::pin::pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use http::Response;
+use http::StatusCode;
+use http::header;
+use http::response;
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use super::{
-    body::{BoxError, ResponseBody},
-    frame::Deframer,
-    headers,
-    layer::Shared,
-    print::{print_field, print_message},
-    rule::Binding,
-    status::{self, Failure, Refusal},
-    stream::{self, Format, ReplyStream},
-    wire::{self, Malformed, Raw},
-};
+use super::body::BoxError;
+use super::body::ResponseBody;
+use super::frame::Deframer;
+use super::headers;
+use super::layer::Shared;
+use super::print::print_field;
+use super::print::print_message;
+use super::rule::Binding;
+use super::status;
+use super::status::Failure;
+use super::status::Refusal;
+use super::stream;
+use super::stream::Format;
+use super::stream::ReplyStream;
+use super::wire;
+use super::wire::Malformed;
+use super::wire::Raw;
 
 /// What the answer depends on besides the service's own.
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use std::collections::HashMap;
 
 use http::Method;
 
-use super::template::{Segment, Template};
+use super::template::Segment;
+use super::template::Template;
 
 /// A path with more segments than this has no route.
 const SEGMENTS_MAX: usize = 128;
@@ -306,7 +307,9 @@ fn is_dot_segment(segment: &str) -> bool {
 
 /// Escapes all but `[-_.~0-9a-zA-Z]` and escapes that are there already, in upper case.
 fn percent_encode(literal: &str) -> String {
-    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    use percent_encoding::AsciiSet;
+    use percent_encoding::NON_ALPHANUMERIC;
+    use percent_encoding::utf8_percent_encode;
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'%');
     utf8_percent_encode(literal, RESERVED).to_string()
 }

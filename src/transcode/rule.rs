@@ -1,17 +1,27 @@
 //! `google.api.http` rules: read from the descriptors, checked against the messages, all faults reported at once.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
+use std::sync::Arc;
 
-use http::{Method, uri::PathAndQuery};
-use prost_reflect::{DescriptorPool, FieldDescriptor, Kind as ProtoKind, MethodDescriptor};
+use http::Method;
+use http::uri::PathAndQuery;
+use prost_reflect::DescriptorPool;
+use prost_reflect::FieldDescriptor;
+use prost_reflect::Kind as ProtoKind;
+use prost_reflect::MethodDescriptor;
 
-use super::{
-    guard::Guard,
-    layer::Matched,
-    route::{Router, Verb},
-    schema::{FieldIndex, Label, Message, MessageId, Schema, Shape},
-    template::{Template, Variable},
-};
+use super::guard::Guard;
+use super::layer::Matched;
+use super::route::Router;
+use super::route::Verb;
+use super::schema::FieldIndex;
+use super::schema::Label;
+use super::schema::Message;
+use super::schema::MessageId;
+use super::schema::Schema;
+use super::schema::Shape;
+use super::template::Template;
+use super::template::Variable;
 
 /// One way to call one method.
 #[derive(Debug)]

@@ -5,15 +5,16 @@
 
 use std::borrow::Cow;
 
-use base64::{
-    Engine, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::GeneralPurpose;
+use base64::engine::GeneralPurposeConfig;
 
-use super::{
-    schema::{Kind, Schema},
-    wire::{self, WireType},
-};
+use super::schema::Kind;
+use super::schema::Schema;
+use super::wire;
+use super::wire::WireType;
 
 /// One value, ready for the wire.
 #[derive(Debug, Clone, PartialEq)]

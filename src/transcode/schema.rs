@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
-use prost_reflect::{
-    Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind as ProtoKind, MessageDescriptor,
-};
+use prost_reflect::Cardinality;
+use prost_reflect::DescriptorPool;
+use prost_reflect::EnumDescriptor;
+use prost_reflect::FieldDescriptor;
+use prost_reflect::Kind as ProtoKind;
+use prost_reflect::MessageDescriptor;
 
 use super::wire::WireType;
 

@@ -1,14 +1,21 @@
 //! The one table from gRPC codes to HTTP, and the layer's own refusals.
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::HeaderMap;
+use http::HeaderValue;
+use http::Method;
+use http::StatusCode;
+use http::header;
 use percent_encoding::percent_decode;
-use prost_reflect::{
-    prost::Message as _,
-    prost_types::{Any, Duration},
-};
-use serde_json::{Value, json};
+use prost_reflect::prost::Message as _;
+use prost_reflect::prost_types::Any;
+use prost_reflect::prost_types::Duration;
+use serde_json::Value;
+use serde_json::json;
 
-use super::{print, scalar, schema::Schema, violation::Violation};
+use super::print;
+use super::scalar;
+use super::schema::Schema;
+use super::violation::Violation;
 
 /// The canonical gRPC codes. Source: `google/rpc/code.proto`, whose comments give the HTTP mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,7 +292,8 @@ struct RetryInfo {
 
 #[cfg(test)]
 mod tests {
-    use base64::{Engine, prelude::BASE64_STANDARD};
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
 
     use super::*;
 

@@ -1,24 +1,24 @@
 //! Server streams: a line, an event or a chunk per message, written as soon as the message is there.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
+use http::StatusCode;
 use http_body::Body;
 
-use super::{
-    body::BoxError,
-    frame::Deframer,
-    layer::Shared,
-    reply,
-    rule::Binding,
-    status::{Failure, Refusal},
-};
+use super::body::BoxError;
+use super::frame::Deframer;
+use super::layer::Shared;
+use super::reply;
+use super::rule::Binding;
+use super::status::Failure;
+use super::status::Refusal;
 
 /// How the messages of a stream are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,10 +2,16 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeSeed;
+use serde::de::Deserializer;
+use serde::de::Error;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
 use serde_json::Value;
 
-use super::read::{Name, Place};
+use super::read::Name;
+use super::read::Place;
 
 /// Reads any value.
 pub(super) struct StrictValue<'r, 's> {

@@ -1,6 +1,9 @@
 //! Path templates, flattened: a list of segments to match and a list of stretches to capture.
 
-use http_path_template::{Grammar, ParseError, PathTemplate, Segment as Parsed};
+use http_path_template::Grammar;
+use http_path_template::ParseError;
+use http_path_template::PathTemplate;
+use http_path_template::Segment as Parsed;
 use percent_encoding::percent_decode_str;
 
 /// A template as the router needs it.

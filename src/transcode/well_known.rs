@@ -1,11 +1,13 @@
 //! The message types that ProtoJSON writes as a string: Timestamp, Duration, FieldMask.
 
-use prost_reflect::{
-    prost::Message,
-    prost_types::{Duration, FieldMask, Timestamp},
-};
+use prost_reflect::prost::Message;
+use prost_reflect::prost_types::Duration;
+use prost_reflect::prost_types::FieldMask;
+use prost_reflect::prost_types::Timestamp;
 
-use super::{scalar::Mismatch, schema::Shape, wire::Malformed};
+use super::scalar::Mismatch;
+use super::schema::Shape;
+use super::wire::Malformed;
 
 /// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the range that `timestamp.proto` allows.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;

@@ -17,8 +17,8 @@ use sessiond::{
     edge::Server,
     id::{ProjectId, SessionId},
     pb::{
-        CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse, RevokeCurrentRequest,
-        RevokeCurrentResponse,
+        CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse,
+        RevokeCurrentRequest, RevokeCurrentResponse,
     },
     session::Policy,
     store::{Options, Role, Store},
@@ -136,7 +136,8 @@ impl Service {
 
     pub async fn is_live(&self, session: &str) -> bool {
         let project = ProjectId::parse(PROJECT).expect("a name");
-        let stored = self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
+        let stored =
+            self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
         stored.is_some_and(|stored| stored.session.is_live(self.clock.now(), stored.session.epoch))
     }
 }

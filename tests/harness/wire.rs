@@ -80,16 +80,33 @@ impl Wires {
     }
 
     /// A plain HTTP/1.1 request.
-    pub async fn http(&self, method: Method, path: &str, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Bytes> {
+    pub async fn http(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: impl Into<Bytes>,
+    ) -> Response<Bytes> {
         collect(self.rest.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
     }
 
     /// The same over HTTP/2.
-    pub async fn http2(&self, method: Method, path: &str, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Bytes> {
+    pub async fn http2(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: impl Into<Bytes>,
+    ) -> Response<Bytes> {
         collect(self.rest_h2.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
     }
 
-    async fn rest_call<A: Message, B: Message + Default>(&self, method: &str, headers: HeaderMap, request: &A) -> Result<B, Refused> {
+    async fn rest_call<A: Message, B: Message + Default>(
+        &self,
+        method: &str,
+        headers: HeaderMap,
+        request: &A,
+    ) -> Result<B, Refused> {
         let descriptor = self.method(method);
         let (verb, path) = match method {
             "RevokeCurrent" => (Method::DELETE, "/auth/sessions/current"),
@@ -101,7 +118,8 @@ impl Wires {
         let mut body = Bytes::new();
         if verb == Method::POST {
             headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-            let message = DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
+            let message =
+                DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
             let options = SerializeOptions::new().use_proto_field_name(true);
             let json = message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes");
             body = json.to_string().into();
@@ -148,7 +166,8 @@ where
     B: Message + Default + 'static,
 {
     let path = PathAndQuery::try_from(format!("/sessiond.v1.SessionService/{method}")).expect("a path");
-    let request = tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), request.clone());
+    let request =
+        tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), request.clone());
     if client.ready().await.is_err() {
         panic!("the client is not ready");
     }
@@ -166,12 +185,13 @@ fn refused(status: &Status) -> Refused {
 
 pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
     let details = json["details"].as_array().cloned().unwrap_or_default();
-    let of_type = |name: &str| details.iter().find(|one| one["@type"] == format!("type.googleapis.com/google.rpc.{name}"));
-    let reason = of_type("ErrorInfo").map_or_else(|| json.to_string(), |info| info["reason"].as_str().unwrap_or("").to_owned());
+    let of_type =
+        |name: &str| details.iter().find(|one| one["@type"] == format!("type.googleapis.com/google.rpc.{name}"));
+    let reason =
+        of_type("ErrorInfo").map_or_else(|| json.to_string(), |info| info["reason"].as_str().unwrap_or("").to_owned());
     let violations = of_type("BadRequest").map(|bad| bad["field_violations"].clone());
     let violations = violations.and_then(|list| list.as_array().cloned()).unwrap_or_default();
     let fields = violations.iter().map(|one| one["field"].as_str().unwrap_or("").to_owned()).collect();
     let code = Code::from_i32(json["code"].as_i64().and_then(|code| code.try_into().ok()).unwrap_or(2));
     Refused { reason, code, fields, http: Some(http) }
 }
-

@@ -1,32 +1,42 @@
 //! `sessiond dev`: the main job with nothing set up. A Postgres of its own, migrations, a demo project, keys and a session;
 //! then it serves, and prints a curl to paste.
 
-use std::{
-    fmt::Write as _,
-    fs, io,
-    io::Write as _,
-    net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
 
-use secrecy::{ExposeSecret as _, SecretString};
-use sessiond::{
-    app::{App, Caller, CreateRequest, Grant, ProjectError},
-    cluster::{self, Cluster},
-    config::{Limits, Listen, Pool, Web},
-    edge::Server,
-    id::ProjectId,
-    session::{Policy, opening::Draft},
-    store::{Role, Store},
-    telemetry::Metrics,
-    token::{
-        sealing::{Sealer, SealingKey},
-        server_key::ServerKey,
-    },
-};
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
+use sessiond::app::App;
+use sessiond::app::Caller;
+use sessiond::app::CreateRequest;
+use sessiond::app::Grant;
+use sessiond::app::ProjectError;
+use sessiond::cluster;
+use sessiond::cluster::Cluster;
+use sessiond::config::Limits;
+use sessiond::config::Listen;
+use sessiond::config::Pool;
+use sessiond::config::Web;
+use sessiond::edge::Server;
+use sessiond::id::ProjectId;
+use sessiond::session::Policy;
+use sessiond::session::opening::Draft;
+use sessiond::store::Role;
+use sessiond::store::Store;
+use sessiond::telemetry::Metrics;
+use sessiond::token::sealing::Sealer;
+use sessiond::token::sealing::SealingKey;
+use sessiond::token::server_key::ServerKey;
 
-use crate::{Outcome, policy::PolicyArgs, setup};
+use crate::Outcome;
+use crate::policy::PolicyArgs;
+use crate::setup;
 
 /// The demo project's name.
 const PROJECT: &str = "demo";
@@ -141,7 +151,9 @@ async fn migrate(store: &Store, allowed: bool) -> Outcome {
     }
     match store.pending_migrations().await?.as_slice() {
         [] => Ok(()),
-        pending => Err(format!("the database lacks {}; say --migrate, or run `sessiond migrate`", pending.join(", ")).into()),
+        pending => {
+            Err(format!("the database lacks {}; say --migrate, or run `sessiond migrate`", pending.join(", ")).into())
+        }
     }
 }
 
@@ -234,7 +246,8 @@ impl Files {
     /// The sealing key, made on the first run.
     fn sealer(&self) -> Result<Sealer, Box<dyn std::error::Error>> {
         let key = match self.read(Self::SEALING_KEY) {
-            Ok(text) => SealingKey::parse(&text).ok_or_else(|| format!("{} is damaged", self.path(Self::SEALING_KEY).display()))?,
+            Ok(text) => SealingKey::parse(&text)
+                .ok_or_else(|| format!("{} is damaged", self.path(Self::SEALING_KEY).display()))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = SealingKey::generate();
                 self.write(Self::SEALING_KEY, &key.expose())?;

@@ -8,10 +8,14 @@ mod serve;
 mod server_key;
 mod setup;
 
-use std::{error::Error, process::ExitCode};
+use std::error::Error;
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use sessiond::{cluster, config::Log, telemetry};
+use clap::Parser;
+use clap::Subcommand;
+use sessiond::cluster;
+use sessiond::config::Log;
+use sessiond::telemetry;
 
 /// The session half of auth: opens, refreshes and ends sessions over gRPC, grpc-web and REST, on Postgres.
 #[derive(Parser)]

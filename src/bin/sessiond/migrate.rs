@@ -1,8 +1,10 @@
 //! `sessiond migrate`.
 
-use sessiond::{config::Database, telemetry::Metrics};
+use sessiond::config::Database;
+use sessiond::telemetry::Metrics;
 
-use crate::{Outcome, setup};
+use crate::Outcome;
+use crate::setup;
 
 /// Flags of `sessiond migrate`.
 #[derive(clap::Args)]

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use sessiond::{
-    config::duration,
-    session::{Policy, policy::LateRepeat},
-};
+use sessiond::config::duration;
+use sessiond::session::Policy;
+use sessiond::session::policy::LateRepeat;
 
 /// What a project may set. Absent flags take the defaults.
 #[derive(Args, Clone, Debug)]

@@ -1,13 +1,14 @@
 //! `sessiond project …`.
 
 use clap::Subcommand;
-use sessiond::{
-    config::{Database, Sealing},
-    id::ProjectId,
-    telemetry::Metrics,
-};
+use sessiond::config::Database;
+use sessiond::config::Sealing;
+use sessiond::id::ProjectId;
+use sessiond::telemetry::Metrics;
 
-use crate::{Outcome, policy::PolicyArgs, setup};
+use crate::Outcome;
+use crate::policy::PolicyArgs;
+use crate::setup;
 
 /// Commands on projects.
 #[derive(Subcommand)]

@@ -1,13 +1,17 @@
 //! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
 
-use sessiond::{
-    config::{Database, Limits, Listen, Sealing, Web},
-    edge::Server,
-    store::{Durability, Store},
-    telemetry::Metrics,
-};
+use sessiond::config::Database;
+use sessiond::config::Limits;
+use sessiond::config::Listen;
+use sessiond::config::Sealing;
+use sessiond::config::Web;
+use sessiond::edge::Server;
+use sessiond::store::Durability;
+use sessiond::store::Store;
+use sessiond::telemetry::Metrics;
 
-use crate::{Outcome, setup};
+use crate::Outcome;
+use crate::setup;
 
 /// Flags of `sessiond serve`.
 #[derive(clap::Args)]

@@ -2,15 +2,16 @@
 
 use clap::Subcommand;
 use secrecy::ExposeSecret as _;
-use sessiond::{
-    config::Database,
-    id::ProjectId,
-    store::Role,
-    telemetry::Metrics,
-    token::sealing::{Sealer, SealingKey},
-};
+use sessiond::config::Database;
+use sessiond::id::ProjectId;
+use sessiond::store::Role;
+use sessiond::telemetry::Metrics;
+use sessiond::token::sealing::Sealer;
+use sessiond::token::sealing::SealingKey;
 
-use crate::{Outcome, project::project_id, setup};
+use crate::Outcome;
+use crate::project::project_id;
+use crate::setup;
 
 /// Commands on server keys.
 #[derive(Subcommand)]

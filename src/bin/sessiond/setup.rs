@@ -1,20 +1,26 @@
 //! What several commands set up alike.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::time::Duration;
 
-use secrecy::{ExposeSecret as _, SecretString};
-use sessiond::{
-    app::{App, KeyCache},
-    clock::Clock,
-    config::{Pool, Sealing},
-    store::{Options, Store, UrlError},
-    telemetry::Metrics,
-    token::{
-        access::Issuer,
-        sealing::{Sealer, SealingKey},
-    },
-};
-use tokio::{signal::unix::{SignalKind, signal}, time::{Instant, sleep}};
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
+use sessiond::app::App;
+use sessiond::app::KeyCache;
+use sessiond::clock::Clock;
+use sessiond::config::Pool;
+use sessiond::config::Sealing;
+use sessiond::store::Options;
+use sessiond::store::Store;
+use sessiond::store::UrlError;
+use sessiond::telemetry::Metrics;
+use sessiond::token::access::Issuer;
+use sessiond::token::sealing::Sealer;
+use sessiond::token::sealing::SealingKey;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::time::Instant;
+use tokio::time::sleep;
 
 use crate::Outcome;
 
