@@ -26,13 +26,18 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration::<100, 300_000>, value_name = "DURATION")]
     pub request_timeout: Duration,
 
-    /// The largest JSON body, in bytes; a larger one is answered with 413.
-    #[arg(long, env = "SESSIOND_BODY_BYTES_MAX", default_value_t = 1024 * 1024, value_parser = size::<1024, 16_777_216>, value_name = "BYTES")]
+    /// The largest message, in bytes, on each wire; a larger JSON body is answered with 413.
+    #[arg(long, env = "SESSIOND_BODY_BYTES_MAX", default_value_t = 256 * 1024, value_parser = size::<1024, 16_777_216>, value_name = "BYTES")]
     pub body_bytes_max: usize,
 
-    /// The largest header section, in bytes, on HTTP/1.1 and HTTP/2 alike; a larger one is answered with 431.
-    #[arg(long, env = "SESSIOND_HEADER_BYTES_MAX", default_value_t = 32 * 1024, value_parser = size::<8192, 1_048_576>, value_name = "BYTES")]
+    /// The largest header section, in bytes, on HTTP/1.1 and HTTP/2 alike; a larger one is answered with 431. At
+    /// least 24576, for the largest access token has to fit.
+    #[arg(long, env = "SESSIOND_HEADER_BYTES_MAX", default_value_t = 32 * 1024, value_parser = size::<24_576, 1_048_576>, value_name = "BYTES")]
     pub header_bytes_max: usize,
+
+    /// How long a client may take to send a request's head; a slower one is cut off.
+    #[arg(long, env = "SESSIOND_HEADER_TIMEOUT", default_value = "10s", value_parser = duration::<10, 300_000>, value_name = "DURATION")]
+    pub header_timeout: Duration,
 
     /// The most open connections; further ones wait to be accepted.
     #[arg(long, env = "SESSIOND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
@@ -72,7 +77,8 @@ pub struct Web {
 /// Where the database is.
 #[derive(Args, Clone, Debug)]
 pub struct Database {
-    /// Postgres, as postgres://user:password@host:port/database; several hosts with commas between them.
+    /// Postgres, as postgres://user:password@host:port/database; several hosts with commas between them. With
+    /// `sslmode=require`, only over TLS; wherever TLS is spoken, certificates are checked.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: SecretString,
 

@@ -142,6 +142,9 @@ pub struct FilterError {
     source: tracing_subscriber::filter::ParseError,
 }
 
+/// Libraries that would put secrets into the log, were they asked for all they know.
+const TALKATIVE: [&str; 7] = ["tokio_postgres", "diesel", "diesel_async", "h2", "hyper", "hyper_util", "rustls"];
+
 /// Sends the log to standard error, from now on and for the whole process.
 ///
 /// # Errors
@@ -150,6 +153,10 @@ pub struct FilterError {
 pub fn init(log: &Log) -> Result<(), FilterError> {
     let source_of = |source| FilterError { filter: log.log.clone(), source };
     let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
+    // These write down what they carry: parameters of statements, headers.
+    let filter = TALKATIVE.iter().fold(filter, |filter, target| {
+        filter.add_directive(format!("{target}=info").parse().expect("a target and a level"))
+    });
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.log_format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),

@@ -5,8 +5,14 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::HeaderMap;
 use prost_types::{Struct, Timestamp, Value, value::Kind};
+use secrecy::ExposeSecret as _;
 use serde_json::json;
-use sessiond::pb::{CreateSessionRequest, CreateSessionResponse};
+use sessiond::{
+    id::ProjectId,
+    pb::{CreateSessionRequest, CreateSessionResponse},
+    session::Policy,
+    store::Role,
+};
 
 use crate::{
     assert_refused,
@@ -110,6 +116,14 @@ async fn a_repeat_answers_with_the_same_session() {
 
     service.revoke_current(Wire::Rest, bearer(&first.access_token)).await.expect("signs out");
     assert_refused!(service.create(Wire::Rest, asked), "SCHEMA_ERROR");
+
+    // Once its client has gone on, a second holder of the chain would end the session for both.
+    let asked =
+        CreateSessionRequest { request_id: Some("5d1c61b2-84dc-4a8c-9ed0-7c4e2f4bd2f5".into()), ..request("ada") };
+    let mut phone = service.device(service.create(Wire::Rest, asked.clone()).await.expect("opens"));
+    phone.refresh().await.expect("goes on");
+    assert_refused!(service.create(Wire::Rest, asked), "SCHEMA_ERROR");
+    assert!(phone.is_signed_in().await);
 }
 
 #[tokio::test]
@@ -171,5 +185,28 @@ async fn only_a_service_opens_sessions() {
         let request = request("ada");
         let call = service.wires.call::<_, CreateSessionResponse>(Wire::Rest, "CreateSession", headers, &request);
         assert_refused!(call, reason);
+    }
+}
+
+/// Another process may have created the project a moment ago.
+#[tokio::test]
+async fn a_project_works_from_the_moment_it_is_there() {
+    let service = Service::start().await;
+    let project = ProjectId::parse("brand-new").expect("a name");
+    service.app.project_create(project.clone(), Policy::default()).await.expect("creates");
+    let (_, key) = service.app.server_key_create(project, Role::Service).await.expect("makes a key");
+    let created = service.create_as(Wire::Rest, &key, request("ada")).await.expect("opens");
+    service.revoke_current(Wire::Rest, bearer(&created.access_token)).await.expect("signs out");
+}
+
+/// What is no message of the method is the caller's mistake, and not our internal error.
+#[tokio::test]
+async fn bytes_that_are_no_message_are_refused_as_such() {
+    let service = Service::start().await;
+    let not_text: Vec<u8> = vec![0xff];
+    for wire in [Wire::Grpc, Wire::GrpcWeb] {
+        let headers = bearer(service.server_key.expose_secret());
+        let call = service.wires.call::<_, CreateSessionResponse>(wire, "CreateSession", headers, &not_text);
+        assert_refused!(call, "SCHEMA_ERROR");
     }
 }

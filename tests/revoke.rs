@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::HeaderMap;
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    id::ProjectId,
+    id::{ProjectId, SessionId},
     token::{
         access::{Claims, Presented},
         keys::SigningKey,
@@ -84,6 +84,20 @@ async fn a_session_that_ran_out_or_was_swept_was_already_over() {
     }
 }
 
+/// A refresh under way may have read an earlier time: what has run out is ended for good all the same.
+#[tokio::test]
+async fn a_session_that_ran_out_is_ended_for_good_by_a_sign_out() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    service.clock.advance(std::time::Duration::from_secs(91 * 86_400));
+    assert!(!phone.is_signed_in().await);
+    phone.sign_out().await.expect("is over");
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    let id = SessionId::parse(&phone.session).expect("an id");
+    let stored = service.store.session_find(project, id).await.expect("answers").expect("is there");
+    assert!(stored.session.revoked.is_some(), "a slower clock would find it live");
+}
+
 #[tokio::test]
 async fn of_several_tokens_every_genuine_one_ends_its_session() {
     let service = Service::start().await;
@@ -96,6 +110,12 @@ async fn of_several_tokens_every_genuine_one_ends_its_session() {
     let headers = both(bearer("rubbish"), refresh_token(&third.refresh_token));
     service.revoke_current(Wire::Grpc, headers).await.expect("one genuine token is enough");
     assert!(!third.is_signed_in().await);
+
+    let fourth = service.sign_in("ada", "tv").await;
+    let mut doubled = bearer("rubbish");
+    doubled.append("authorization", format!("Bearer {}", fourth.access_token).parse().expect("a value"));
+    service.revoke_current(Wire::Grpc, doubled).await.expect("bad company does not spoil it");
+    assert!(!fourth.is_signed_in().await);
 
     let neither = both(bearer("rubbish"), refresh_token("rubbish"));
     assert_refused!(service.revoke_current(Wire::Grpc, neither), "UNPARSABLE_ACCESS_TOKEN");
@@ -134,6 +154,37 @@ async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothin
         assert_refused!(service.revoke_current(Wire::Rest, refresh_token(token)), REFUSED_REFRESH);
     }
     assert!(phone.is_signed_in().await);
+}
+
+/// Made-up keys are looked for together, and one project's broken key is nobody else's trouble.
+#[tokio::test]
+async fn made_up_keys_are_401s_and_cost_a_query_between_them() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let broken =
+        "INSERT INTO signing_keys SELECT project_id, gen_random_uuid(), 'broken', now(), now(), NULL FROM signing_keys";
+    service.database.run(broken).await;
+    let (_, claims) = signing_key(&service, &phone.access_token);
+    let forged = (0..200).map(|_| {
+        let stranger = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
+        bearer(stranger.sign(&claims).expect("signs").expose_secret())
+    });
+    let before = inventories(&service).await;
+    let answers =
+        futures_util::future::join_all(forged.map(|headers| service.revoke_current(Wire::Rest, headers))).await;
+    for answer in answers {
+        assert_eq!(answer.expect_err("refused").reason, "UNPARSABLE_ACCESS_TOKEN");
+    }
+    let queries = inventories(&service).await - before;
+    assert!(queries <= 20, "{queries} readings of the keys for 200 made-up ones");
+    phone.sign_out().await.expect("the good key still works");
+}
+
+/// How often the keys were read.
+async fn inventories(service: &Service) -> u64 {
+    let line = r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"} "#;
+    let page = service.metrics_page().await;
+    page.lines().find_map(|found| found.strip_prefix(line)).map_or(0, |count| count.parse().expect("a number"))
 }
 
 #[tokio::test]

@@ -68,3 +68,6 @@ CREATE TABLE session_requests (
     CONSTRAINT session_requests_pkey PRIMARY KEY (project_id, request_id),
     CONSTRAINT session_requests_digest_check CHECK (octet_length(digest) = 32)
 );
+
+-- The oldest first, for whoever sweeps them.
+CREATE INDEX session_requests_created_idx ON session_requests (project_id, created_at);

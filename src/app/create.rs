@@ -114,6 +114,9 @@ async fn open(
 }
 
 /// Answers a repeat with the session that the first try opened, and with the refresh token that it was given.
+///
+/// Once that token has been used the first answer did arrive, and its client has gone on: a second holder of the chain would
+/// end the session for both.
 async fn repeat(
     tx: &mut Tx,
     project: &ProjectId,
@@ -125,12 +128,14 @@ async fn repeat(
     let Some(StoredSession { session, chain, secret, .. }) = tx.session_lock(project, id).await? else {
         return Ok(Err(over()));
     };
+    if chain.generation() > 0 {
+        return Ok(Err(Violation::refuse("request_id", "was used for a session that is in use by now")));
+    }
     let live = tx.epoch_share(project, &session.user).await?.is_some_and(|present| session.is_live(now, present));
     if !live {
         return Ok(Err(over()));
     }
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    let link = Chain::start(session.created_at).head();
-    Ok(Ok(Granted { session, secret, link, access_expires_at }))
+    Ok(Ok(Granted { session, secret, link: chain.head(), access_expires_at }))
 }

@@ -3,11 +3,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::RwLock;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::future::Shared;
 use tokio::time::Instant;
+use tokio::time::sleep_until;
 
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -28,8 +32,8 @@ use crate::token::sealing::Sealer;
 /// How often the keys are read again.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// An unknown key is looked for at most this often: made-up ones must not become a query each.
-const RELOAD_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Unknown keys are looked for at most this often, however many ask: made-up ones must not become a query each.
+const RELOAD_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// What is wrong with a key. Our operator's business, and nobody else's.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,9 @@ pub enum KeyError {
     /// It opened, and is not a key.
     #[error("the key {0} of project {1} opens, but is no key")]
     Malformed(KeyId, ProjectId),
+    /// Not one key opens.
+    #[error("no key in the database opens with the configured sealing key")]
+    SealedByAnother,
     /// The project has none for the purpose at this moment.
     #[error("project {0} has no key that signs now")]
     NoKey(ProjectId),
@@ -54,6 +61,8 @@ pub struct Snapshot {
     /// The keys.
     pub keyring: Keyring,
     policies: HashMap<ProjectId, Policy>,
+    /// Keys that did not open: their projects cannot work, and all others can.
+    unopened: usize,
 }
 
 impl Snapshot {
@@ -61,7 +70,15 @@ impl Snapshot {
     pub fn policy(&self, project: &ProjectId) -> Option<&Policy> {
         self.policies.get(project)
     }
+
+    /// Whether there are keys, and not one of them opens: the sealing key is another installation's.
+    pub fn is_sealed_by_another(&self) -> bool {
+        self.unopened > 0 && self.keyring.projects().next().is_none()
+    }
 }
+
+/// A reading under way or done, which all who want one share.
+type Reading = Shared<BoxFuture<'static, Result<Arc<Snapshot>, Arc<store::Error>>>>;
 
 /// The present snapshot, shared. Clones are one and the same.
 #[derive(Clone)]
@@ -69,14 +86,14 @@ pub struct KeyCache {
     store: Store,
     sealer: Arc<Sealer>,
     present: Arc<RwLock<Arc<Snapshot>>>,
-    /// When the last reading began. Held while one is under way, so that many ask once.
-    reloaded: Arc<Mutex<Option<Instant>>>,
+    /// The last reading, with the moment at which it begins.
+    reading: Arc<Mutex<Option<(Instant, Reading)>>>,
 }
 
 impl KeyCache {
     /// Prepares an empty cache; see [`KeyCache::reload`].
     pub fn new(store: Store, sealer: Sealer) -> Self {
-        Self { store, sealer: Arc::new(sealer), present: Arc::default(), reloaded: Arc::default() }
+        Self { store, sealer: Arc::new(sealer), present: Arc::default(), reading: Arc::default() }
     }
 
     /// What is known now.
@@ -84,16 +101,8 @@ impl KeyCache {
         Arc::clone(&self.present.read().expect("no one panics while holding it"))
     }
 
-    /// Reads everything anew.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away, or a key does not open: what was known stays.
-    pub async fn reload(&self) -> Result<Arc<Snapshot>, super::Error> {
-        self.reload_if(|_| true).await
-    }
-
-    /// The snapshot, once it has what is looked for or is fresh: a project or a key may be a moment old.
+    /// The snapshot, when it has what is looked for; else one that was read after this call, with or without it. So what
+    /// is not there does not exist, or did not when we were asked.
     ///
     /// # Errors
     ///
@@ -103,18 +112,44 @@ impl KeyCache {
         if has(&snapshot) {
             return Ok(snapshot);
         }
-        self.reload_if(|last| last.is_none_or(|last| last.elapsed() >= RELOAD_INTERVAL_MIN)).await
+        self.reload().await
     }
 
-    async fn reload_if(&self, due: impl Fn(Option<Instant>) -> bool) -> Result<Arc<Snapshot>, super::Error> {
-        let mut reloaded = self.reloaded.lock().await;
-        if !due(*reloaded) {
-            return Ok(self.snapshot());
+    /// Reads everything anew. Everyone who asks while a reading is still to begin shares it.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away: what was known stays.
+    pub async fn reload(&self) -> Result<Arc<Snapshot>, super::Error> {
+        Ok(self.next_reading().await?)
+    }
+
+    fn next_reading(&self) -> Reading {
+        let now = Instant::now();
+        let mut last = self.reading.lock().expect("no one panics while holding it");
+        // One that has begun may have missed what we look for; one that has not will not.
+        if let Some((begins, reading)) = &*last
+            && *begins > now
+        {
+            return reading.clone();
         }
-        let began = Instant::now();
-        let snapshot = Arc::new(open(self.store.inventory().await?, &self.sealer)?);
+        let begins = last.as_ref().map_or(now, |(begins, _)| now.max(*begins + RELOAD_INTERVAL_MIN));
+        let cache = self.clone();
+        // On a task of its own: whoever asked may hang up, and others wait for it too.
+        let task = tokio::spawn(async move {
+            sleep_until(begins).await;
+            cache.read().await
+        });
+        let stopped = |_| Err(Arc::new(store::Error::Unavailable { operation: "inventory", source: None }));
+        let reading = async move { task.await.unwrap_or_else(stopped) }.boxed().shared();
+        *last = Some((begins, reading.clone()));
+        reading
+    }
+
+    async fn read(&self) -> Result<Arc<Snapshot>, Arc<store::Error>> {
+        let inventory = self.store.inventory().await?;
+        let snapshot = Arc::new(open(inventory, &self.sealer, &self.snapshot()));
         *self.present.write().expect("no one panics while holding it") = Arc::clone(&snapshot);
-        *reloaded = Some(began);
         Ok(snapshot)
     }
 
@@ -155,19 +190,44 @@ impl Snapshot {
     }
 }
 
-fn open(inventory: store::Inventory, sealer: &Sealer) -> Result<Snapshot, KeyError> {
+/// Opens what is new. What the last snapshot had opened is taken from there: a key never changes, only its schedule.
+fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
     let Inventory { projects, signing, refresh } = inventory;
-    let mut keyring = Keyring::default();
+    let mut next = Snapshot::default();
     for (project, SealedKey { id, sealed, schedule }) in signing {
-        let private = sealer.open(Purpose::Signing, &project, id, &sealed)?;
-        let key = SigningKey::from_private(id, project.clone(), &private);
-        keyring.add_signing(key.map_err(|_| KeyError::Malformed(id, project))?, schedule);
+        let known = last.keyring.signing(id).filter(|key| *key.project() == project).cloned();
+        match known.map_or_else(|| open_signing(sealer, &project, id, &sealed), Ok) {
+            Ok(key) => next.keyring.add_signing(key, schedule),
+            Err(error) => next.skip(&error),
+        }
     }
     for (project, SealedKey { id, sealed, schedule }) in refresh {
-        let secret = sealer.open(Purpose::Refresh, &project, id, &sealed)?;
-        let key = RefreshKey::from_secret(id, project.clone(), &secret);
-        keyring.add_refresh(key.ok_or(KeyError::Malformed(id, project))?, schedule);
+        let known = last.keyring.refresh(id).filter(|key| *key.project() == project).cloned();
+        match known.map_or_else(|| open_refresh(sealer, &project, id, &sealed), Ok) {
+            Ok(key) => next.keyring.add_refresh(key, schedule),
+            Err(error) => next.skip(&error),
+        }
     }
-    let policies = projects.into_iter().map(|project| (project.id, project.policy)).collect();
-    Ok(Snapshot { keyring, policies })
+    next.policies = projects.into_iter().map(|project| (project.id, project.policy)).collect();
+    next
+}
+
+impl Snapshot {
+    /// One key that does not open is the trouble of one project.
+    fn skip(&mut self, error: &KeyError) {
+        tracing::error!(%error, "a key is left out");
+        self.unopened += 1;
+    }
+}
+
+fn open_signing(sealer: &Sealer, project: &ProjectId, id: KeyId, sealed: &[u8]) -> Result<Arc<SigningKey>, KeyError> {
+    let private = sealer.open(Purpose::Signing, project, id, sealed)?;
+    let key = SigningKey::from_private(id, project.clone(), &private);
+    key.map(Arc::new).map_err(|_| KeyError::Malformed(id, project.clone()))
+}
+
+fn open_refresh(sealer: &Sealer, project: &ProjectId, id: KeyId, sealed: &[u8]) -> Result<Arc<RefreshKey>, KeyError> {
+    let secret = sealer.open(Purpose::Refresh, project, id, sealed)?;
+    let key = RefreshKey::from_secret(id, project.clone(), &secret);
+    key.map(Arc::new).ok_or_else(|| KeyError::Malformed(id, project.clone()))
 }

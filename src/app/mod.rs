@@ -20,6 +20,8 @@ pub use projects::ProjectError;
 pub use revoke::Ended;
 pub use revoke::TokenHolder;
 
+use std::sync::Arc;
+
 use crate::clock::Clock;
 use crate::session::Refusal;
 use crate::store;
@@ -32,12 +34,18 @@ pub enum Error {
     /// The answer is no.
     #[error("refused")]
     Refused(Refusal),
-    /// The database failed.
+    /// The database failed. Shared, because many may have waited for the same operation.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Store(#[from] Arc<store::Error>),
     /// A key failed: it does not open, or there is none.
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
 }
 
 impl From<Refusal> for Error {
@@ -69,6 +77,18 @@ impl App {
     /// What time it is.
     pub const fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// Whether the sealing key is the one that this database's keys are sealed with.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::SealedByAnother`] when it is not; the store's.
+    pub async fn check_sealing(&self) -> Result<(), Error> {
+        match self.keys.reload().await?.is_sealed_by_another() {
+            true => Err(KeyError::SealedByAnother.into()),
+            false => Ok(()),
+        }
     }
 
     /// How many connections to the database there are, and how many of them are idle.

@@ -3,6 +3,7 @@
 use secrecy::SecretString;
 
 use super::App;
+use super::Error;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::session::Policy;
@@ -22,9 +23,9 @@ pub enum ProjectError {
     /// There is none of this name.
     #[error("there is no project {0}")]
     Missing(ProjectId),
-    /// The database failed.
+    /// Its keys would be sealed with another sealing key than all others, or the database failed.
     #[error(transparent)]
-    Store(store::Error),
+    Failed(#[from] Error),
 }
 
 impl App {
@@ -34,6 +35,7 @@ impl App {
     ///
     /// When the name is taken; the store's.
     pub async fn project_create(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
+        self.check_sealing().await?;
         let now = self.clock.now();
         // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist.
         let schedule = Schedule { signs_from: now, retired_at: None };
@@ -44,7 +46,7 @@ impl App {
             Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => {
                 Err(ProjectError::Exists(id))
             }
-            outcome => outcome.map_err(ProjectError::Store),
+            outcome => outcome.map_err(|error| ProjectError::Failed(error.into())),
         }
     }
 
@@ -57,7 +59,7 @@ impl App {
         match self.store.project_update(Project { id: id.clone(), policy }).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(ProjectError::Missing(id)),
-            Err(error) => Err(ProjectError::Store(error)),
+            Err(error) => Err(ProjectError::Failed(error.into())),
         }
     }
 
@@ -78,7 +80,7 @@ impl App {
             Err(store::Error::Conflict { constraint, .. }) if constraint == "server_keys_project_fkey" => {
                 Err(ProjectError::Missing(project))
             }
-            Err(error) => Err(ProjectError::Store(error)),
+            Err(error) => Err(ProjectError::Failed(error.into())),
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Trading a refresh token for the next one.
 
+use std::time::Duration;
+
 use super::App;
 use super::Error;
 use super::Grant;
 use super::grant::Granted;
+use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::session::Policy;
@@ -15,6 +18,7 @@ use crate::store;
 use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
+use crate::telemetry::request_id;
 use crate::token::keys::RefreshKey;
 use crate::token::refresh::Link;
 use crate::token::refresh::RefreshToken;
@@ -29,7 +33,11 @@ impl App {
     pub async fn refresh_session(&self, presented: Option<RefreshToken>) -> Result<Grant, Error> {
         let now = self.clock.now();
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
-        let snapshot = self.keys.with(|snapshot| snapshot.keyring.refresh(presented.key()).is_some()).await?;
+        let known = |snapshot: &Snapshot| {
+            let key = snapshot.keyring.refresh(presented.key());
+            key.is_some_and(|key| snapshot.policy(key.project()).is_some())
+        };
+        let snapshot = self.keys.with(known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = *snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         // A made-up token ends here, before the database hears of it.
@@ -37,44 +45,58 @@ impl App {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
 
+        let (project, session) = (key.project().clone(), presented.session());
         let work = move |mut tx: Tx| async move {
             let outcome = rotate(&mut tx, &key, &presented, now, &policy).await?;
             tx.commit(outcome).await
         };
-        let outcome = self.store.transact("refresh_session", work).await?;
-        self.grant(&snapshot, outcome?, now)
+        match self.store.transact("refresh_session", work).await? {
+            Outcome::Granted(granted) => self.grant(&snapshot, *granted, now),
+            Outcome::Throttled(retry_after) => Err(Refusal::RateLimited { retry_after }.into()),
+            Outcome::Reused => {
+                tracing::warn!(%project, %session, request_id = %request_id(), "refresh token reused; the session has ended");
+                Err(Refusal::RefreshTokenNotFoundOrExpired.into())
+            }
+            Outcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
+        }
     }
 }
 
-/// Locks, judges and records. What is refused is a value: an error would roll back, and forget a theft.
+/// What was committed. A refusal is a value: an error would roll back, and forget a theft.
+enum Outcome {
+    Granted(Box<Granted>),
+    Throttled(Duration),
+    Reused,
+    Refused,
+}
+
+/// Locks, judges and records.
 async fn rotate(
     tx: &mut Tx,
     key: &RefreshKey,
     presented: &RefreshToken,
     now: Timestamp,
     policy: &Policy,
-) -> Result<Result<Granted, Refusal>, store::Error> {
-    let refused = Ok(Err(Refusal::RefreshTokenNotFoundOrExpired));
+) -> Result<Outcome, store::Error> {
     let project = key.project();
-    let Some(mut stored) = tx.session_lock(project, presented.session()).await? else { return refused };
+    let Some(mut stored) = tx.session_lock(project, presented.session()).await? else { return Ok(Outcome::Refused) };
     let present = tx.epoch_share(project, &stored.session.user).await?;
     let live = present.is_some_and(|present| stored.session.is_live(now, present));
     if !key.has_made(presented, &stored.secret) || !live {
-        return refused;
+        return Ok(Outcome::Refused);
     }
     match rotation::decide(&stored.chain, presented.link(), now, policy) {
-        Rotation::Repeated(link) => use_session(tx, stored, link, now, policy).await.map(Ok),
+        Rotation::Repeated(link) => use_session(tx, stored, link, now, policy).await,
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            use_session(tx, stored, link, now, policy).await.map(Ok)
+            use_session(tx, stored, link, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, now)]).await?;
-            tracing::warn!(project = %project, session = %presented.session(), "refresh token reused; session ended");
-            refused
+            Ok(Outcome::Reused)
         }
-        Rotation::Throttled(retry_after) => Ok(Err(Refusal::RateLimited { retry_after })),
-        Rotation::Unknown => refused,
+        Rotation::Throttled(retry_after) => Ok(Outcome::Throttled(retry_after)),
+        Rotation::Unknown => Ok(Outcome::Refused),
     }
 }
 
@@ -84,12 +106,12 @@ async fn use_session(
     link: Link,
     now: Timestamp,
     policy: &Policy,
-) -> Result<Granted, store::Error> {
+) -> Result<Outcome, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(Granted { session, secret, link, access_expires_at })
+    Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at })))
 }
 
 fn reused(project: &ProjectId, presented: &RefreshToken, now: Timestamp) -> Revocation {

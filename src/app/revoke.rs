@@ -14,8 +14,8 @@ use crate::token::refresh::RefreshToken;
 /// Everything that was presented with a sign-out.
 #[derive(Default)]
 pub struct TokenHolder {
-    /// An access token.
-    pub access: Option<AccessToken>,
+    /// Access tokens.
+    pub access: Vec<AccessToken>,
     /// Refresh tokens; `None` for one that has not the form of one.
     pub refresh: Vec<Option<RefreshToken>>,
     /// Whether a server key was presented: the right credential for other methods.
@@ -43,27 +43,33 @@ impl App {
     /// When none of them is genuine, what is wrong with the first; the store's.
     pub async fn revoke_current(&self, holder: TokenHolder) -> Result<Ended, Error> {
         let now = self.clock.now();
-        let mut targets = vec![];
-        let mut refused = None;
-        if let Some(token) = &holder.access {
-            note(
-                self.bearer(token).await.map(|bearer| Target { project: bearer.project, session: bearer.session }),
-                &mut targets,
-                &mut refused,
-            )?;
+        let mut outcomes = vec![];
+        for token in &holder.access {
+            let bearer = self.bearer(token).await;
+            outcomes.push(bearer.map(|bearer| Target { project: bearer.project, session: bearer.session }));
         }
         for token in &holder.refresh {
-            note(self.session_of(token.as_ref()).await, &mut targets, &mut refused)?;
+            outcomes.push(self.session_of(token.as_ref()).await);
         }
+        let (mut targets, mut errors) = (vec![], vec![]);
+        for outcome in outcomes {
+            match outcome {
+                Ok(target) => targets.push(target),
+                Err(error) => errors.push(error),
+            }
+        }
+        let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
         if targets.is_empty() {
-            let otherwise =
-                if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
-            return Err(refused.unwrap_or(otherwise).into());
+            return Err(first_failure(errors).unwrap_or(otherwise.into()));
         }
         let revocation =
             |Target { project, session }| Revocation { project, session, at: now, reason: RevokeReason::SignedOut };
         let ended = self.store.sessions_revoke(targets.into_iter().map(revocation).collect()).await?;
-        Ok(Ended { already: ended.is_empty() })
+        // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.
+        match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
+            Some(failure) => Err(failure),
+            None => Ok(Ended { already: ended.is_empty() }),
+        }
     }
 
     /// The session of a refresh token, when the token is genuine.
@@ -82,14 +88,8 @@ impl App {
     }
 }
 
-/// Sorts what became of one token: a target, or a refusal of which the first is kept. Failures end it all.
-fn note(outcome: Result<Target, Error>, targets: &mut Vec<Target>, refused: &mut Option<Refusal>) -> Result<(), Error> {
-    match outcome {
-        Ok(target) => targets.push(target),
-        Err(Error::Refused(refusal)) => {
-            refused.get_or_insert(refusal);
-        }
-        Err(failure @ (Error::Store(_) | Error::Key(_))) => return Err(failure),
-    }
-    Ok(())
+/// A failure before any refusal: where one token could not be judged, that none is genuine is not known.
+fn first_failure(mut errors: Vec<Error>) -> Option<Error> {
+    let failure = errors.iter().position(|error| !matches!(error, Error::Refused(_))).unwrap_or(0);
+    (failure < errors.len()).then(|| errors.swap_remove(failure))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
+use http::HeaderValue;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::Layer;
@@ -74,12 +75,19 @@ where
             let _slot = slot;
             let Ok(call) = call else { return Ok(panicked()) };
             match timeout(deadline, AssertUnwindSafe(call).catch_unwind()).await {
+                Ok(Ok(Ok(response))) if is_undecodable(response.headers()) => Ok(status::undecodable().into_http()),
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => Ok(panicked()),
                 Err(_) => Ok(status::late().into_http()),
             }
         })
     }
+}
+
+/// Whether tonic could not read the request. It calls that an internal error or out of range, without details; ours have them.
+fn is_undecodable(headers: &HeaderMap) -> bool {
+    let code = headers.get("grpc-status").map(HeaderValue::as_bytes);
+    matches!(code, Some(b"13" | b"11")) && !headers.contains_key("grpc-status-details-bin")
 }
 
 fn panicked() -> GrpcResponse {

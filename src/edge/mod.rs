@@ -22,6 +22,7 @@ use tower::util::BoxCloneSyncService;
 pub use cors::OriginError;
 pub use serve::BindError;
 pub use serve::Server;
+use well_known::Readiness;
 
 use crate::app::App;
 use crate::config::Limits;
@@ -32,9 +33,6 @@ use crate::rpc::SessionService;
 use crate::rpc::status;
 use crate::telemetry::Metrics;
 use crate::transcode::RestLayer;
-
-/// The largest gRPC message that is read, in bytes. The largest that makes sense is a session with all it may carry.
-const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Puts the stack together, outermost first.
 ///
@@ -47,6 +45,7 @@ fn stack(
     limits: &Limits,
     metrics: &Metrics,
     health: HealthReporter,
+    ready: Readiness,
 ) -> Result<Router, OriginError> {
     let rest = RestLayer::builder().max_body_bytes(limits.body_bytes_max).error_domain(status::DOMAIN);
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
@@ -62,13 +61,13 @@ fn stack(
         // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
         // and a panic, which must cost one request and not the connection.
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
-        .service(routes(app, health));
+        .service(routes(app, limits.body_bytes_max, health));
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
     let api =
         ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
     let api = BoxCloneSyncService::new(api);
 
-    let router = well_known::routes(app.clone(), &web.base_paths).fallback_service(api);
+    let router = well_known::routes(app.clone(), ready, &web.base_paths).fallback_service(api);
     let router = match cors::layer(&web.cors_origins)? {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),
@@ -82,9 +81,9 @@ fn stack(
 }
 
 /// The gRPC services.
-fn routes(app: &App, health: HealthReporter) -> Routes {
-    let sessions =
-        SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
+    // A map of short texts is larger in protobuf than in JSON; what the transcoder has let in must not fail here.
+    let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(2 * bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

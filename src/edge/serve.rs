@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +23,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
@@ -37,9 +40,6 @@ use crate::config::Listen;
 use crate::config::Web;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry::Metrics;
-
-/// How long a client may take to send a request's head. A slow one would hold a connection for nothing.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
@@ -76,6 +76,7 @@ pub struct Server {
     app: App,
     metrics: Metrics,
     health: HealthReporter,
+    ready: watch::Sender<bool>,
 }
 
 impl Server {
@@ -92,9 +93,10 @@ impl Server {
         metrics: Metrics,
     ) -> Result<Self, BindError> {
         let health = HealthReporter::new();
-        let router = stack(&app, web, &limits, &metrics, health.clone())?;
+        let (ready, readiness) = watch::channel(false);
+        let router = stack(&app, web, &limits, &metrics, health.clone(), readiness)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
-        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health })
+        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready })
     }
 
     /// Where gRPC, grpc-web and REST are answered.
@@ -117,18 +119,23 @@ impl Server {
 
     /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, metrics_listener, router, limits, app, metrics, health } = self;
+        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready } = self;
         let tasks = [
             tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
-            tokio::spawn(watch_health(health.clone(), app.clone())),
-            tokio::spawn(reload_keys(app)),
+            tokio::spawn(reload_keys(app.clone())),
         ];
+        let looks = tokio::spawn(watch_health(health.clone(), ready, app));
         let graceful = GracefulShutdown::new();
         tokio::select! {
             () = accept(listener, router, &limits, &graceful) => {}
             () = stop => {}
         }
-        health.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+        // No more looks at the database: one would take the notice back. Then whoever watches is told, and let go.
+        looks.abort();
+        for service in ["", SERVICE_NAME] {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+            health.clear_service_status(service).await;
+        }
         if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
@@ -172,7 +179,10 @@ fn connect(
 ) -> impl Future<Output = ()> + Send + 'static {
     // Answers are small and latency is what counts; where this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
+    let spoken = Arc::new(AtomicBool::new(false));
+    let speaks = Arc::clone(&spoken);
     let service = router.map_request(move |request: Request<Incoming>| {
+        speaks.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
         request
@@ -181,7 +191,7 @@ fn connect(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.header_bytes_max);
     builder
         .http2()
@@ -190,12 +200,25 @@ fn connect(
         .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
+    let header_timeout = limits.header_timeout;
     async move {
         let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-        // How a connection ends is the client's business.
-        if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(error, "a connection ended early");
+        tokio::select! {
+            // How a connection ends is the client's business.
+            outcome = watcher.watch(connection) => if let Err(error) = outcome {
+                tracing::debug!(error, "a connection ended early");
+            },
+            () = still_silent(&spoken, header_timeout) => tracing::debug!("a connection that asked for nothing was closed"),
         }
+    }
+}
+
+/// Comes to an end when the client has not sent a request's head in time. hyper counts the time only once it knows which
+/// version of HTTP is spoken, and until then a silent client would hold a connection for ever.
+async fn still_silent(spoken: &AtomicBool, header_timeout: Duration) {
+    tokio::time::sleep(header_timeout).await;
+    if spoken.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 
@@ -212,13 +235,15 @@ async fn serve_metrics(listener: TcpListener, metrics: Metrics, app: App) {
     }
 }
 
-/// Tells `grpc.health.v1` whether the database answers.
-async fn watch_health(health: HealthReporter, app: App) {
+/// Tells `grpc.health.v1` and `/readyz` whether the database answers.
+async fn watch_health(health: HealthReporter, ready: watch::Sender<bool>, app: App) {
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let status = if app.ready().await.is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let answers = app.ready().await.is_ok();
+        ready.send_replace(answers);
+        let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, status).await;
         }

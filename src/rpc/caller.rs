@@ -1,6 +1,8 @@
 //! Who asks, as the metadata says. Reads credentials and believes none of them.
 
+use tonic::metadata::Ascii;
 use tonic::metadata::MetadataMap;
+use tonic::metadata::MetadataValue;
 
 use crate::app::AccessToken;
 use crate::app::Caller;
@@ -17,21 +19,23 @@ const AUTHORIZATION: &str = "authorization";
 /// Where a refresh token may be, besides a request's body. The second is the name that the seed's documentation prints.
 const REFRESH_TOKEN: [&str; 2] = ["x-refresh-token", "x-stack-refresh-token"];
 
-/// The most refresh tokens that one sign-out looks at.
-const REFRESH_TOKENS_MAX: usize = 4;
+/// The most tokens that one sign-out looks at.
+const TOKENS_MAX: usize = 4;
 
-/// Everything that a sign-out may end a session by.
+/// Everything that a sign-out may end a session by. Bad company does not spoil a genuine token: each is looked at by itself.
 pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusal> {
-    let (access, server_key) = match bearer(metadata)? {
-        Caller::User(token) => (Some(token), false),
-        Caller::Service(_) | Caller::MalformedServerKey => (None, true),
-        Caller::Nobody => (None, false),
-    };
-    let tokens = refresh_tokens(metadata);
-    if tokens.len() > REFRESH_TOKENS_MAX {
-        return Err(Violation::refuse(REFRESH_TOKEN[0], "must be sent at most four times"));
+    let refresh = refresh_tokens(metadata);
+    let (mut access, mut server_key) = (vec![], false);
+    for value in metadata.get_all(AUTHORIZATION) {
+        match bearer_token(value) {
+            token if token.starts_with(server_key::PREFIX) => server_key = true,
+            token => access.push(AccessToken(token.to_owned())),
+        }
     }
-    Ok(TokenHolder { access, refresh: tokens.into_iter().map(RefreshToken::parse).collect(), server_key })
+    if access.len() + refresh.len() > TOKENS_MAX {
+        return Err(Violation::refuse(AUTHORIZATION, "must not come with more than four tokens in all"));
+    }
+    Ok(TokenHolder { access, refresh: refresh.into_iter().map(RefreshToken::parse).collect(), server_key })
 }
 
 /// The one caller of a method that takes a user or a service.
@@ -75,12 +79,7 @@ fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
         return Err(Violation::refuse(AUTHORIZATION, "must be sent once"));
     };
     let Some(value) = value else { return Ok(Caller::Nobody) };
-    // Another scheme, or a value that is not text, is a credential all the same: one that we cannot read.
-    let text = value.to_str().unwrap_or_default();
-    let token = match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_matches(' '),
-        _ => "",
-    };
+    let token = bearer_token(value);
     if !token.starts_with(server_key::PREFIX) {
         return Ok(Caller::User(AccessToken(token.to_owned())));
     }
@@ -89,6 +88,15 @@ fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
         return Err(Refusal::ServerKeyInBrowser);
     }
     Ok(ServerKey::parse(token).map_or(Caller::MalformedServerKey, Caller::Service))
+}
+
+/// The token of a bearer credential. Another scheme, or a value that is not text, is a credential all the same: one that we
+/// cannot read.
+fn bearer_token(value: &MetadataValue<Ascii>) -> &str {
+    match value.to_str().unwrap_or_default().split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_matches(' '),
+        _ => "",
+    }
 }
 
 /// The refresh tokens in the metadata, each once. An empty one counts as none; one that is not text, as a malformed one.

@@ -11,6 +11,7 @@ use tonic_types::StatusExt as _;
 
 use crate::app;
 use crate::session::Refusal;
+use crate::session::refusal::Violation;
 use crate::store;
 use crate::telemetry;
 
@@ -21,7 +22,8 @@ pub const DOMAIN: &str = "sessiond";
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The reasons that a method need not list, because any method can answer with them.
-pub const COMMON_REASONS: [&str; 4] = ["SCHEMA_ERROR", "RATE_LIMITED", "STORE_UNAVAILABLE", "INTERNAL"];
+pub const COMMON_REASONS: [&str; 5] =
+    ["SCHEMA_ERROR", "RATE_LIMITED", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"];
 
 /// The status of a refusal.
 pub fn refused(refusal: Refusal) -> Status {
@@ -44,9 +46,9 @@ pub fn refused(refusal: Refusal) -> Status {
 
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
 pub fn of(error: app::Error) -> Status {
-    match error {
-        app::Error::Refused(refusal) => refused(refusal),
-        app::Error::Store(store::Error::Unavailable { .. }) => {
+    match &error {
+        app::Error::Refused(refusal) => refused(refusal.clone()),
+        app::Error::Store(failure) if matches!(**failure, store::Error::Unavailable { .. }) => {
             tracing::warn!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "the database is unavailable");
             unavailable()
         }
@@ -74,6 +76,11 @@ pub fn internal() -> Status {
 /// Too much is under way.
 pub fn overloaded() -> Status {
     refused(Refusal::RateLimited { retry_after: Duration::from_secs(1) })
+}
+
+/// What came is no message of the method: tonic calls that an internal error, and it is the caller's.
+pub fn undecodable() -> Status {
+    refused(Violation::refuse("", "must be a message of this method, in the protobuf encoding, and not too large"))
 }
 
 /// The request took too long; whether it did what was asked is not known.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use diesel::ConnectionError;
 use diesel::ConnectionResult;
 use diesel_async::AsyncPgConnection;
+use diesel_async::SimpleAsyncConnection as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use secrecy::ExposeSecret as _;
-use secrecy::SecretString;
 use tokio::time::timeout;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
@@ -21,6 +21,9 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::Demand;
+use super::Options;
+use super::durability;
 use crate::telemetry::chain;
 
 /// Why a database URL cannot be used.
@@ -48,6 +51,9 @@ pub(super) struct Target {
     tls: MakeRustlsConnect,
     /// For each host, the TCP connect and the handshake together.
     deadline: Duration,
+    /// SQL for every new connection.
+    settings: String,
+    demand: Demand,
     /// The host that answered last; the next connection begins there.
     preferred: AtomicUsize,
 }
@@ -58,13 +64,19 @@ impl Target {
     /// # Errors
     ///
     /// When the URL or the file of certificates is malformed.
-    pub(super) fn new(url: &SecretString, trusted: Option<&Path>, deadline: Duration) -> Result<Self, UrlError> {
-        let config = Config::from_str(url.expose_secret()).map_err(UrlError::Malformed)?;
+    pub(super) fn new(options: &Options) -> Result<Self, UrlError> {
+        // With TLS, certificates are always checked; so what libpq calls `verify-full` is our `require`.
+        let url = options.url.expose_secret().replace("sslmode=verify-full", "sslmode=require");
+        let config = Config::from_str(&url).map_err(UrlError::Malformed)?;
         let hosts: Vec<Config> = (0..config.get_hosts().len()).map(|at| only_host(&config, at)).collect();
         if hosts.is_empty() {
             return Err(UrlError::NoHost);
         }
-        Ok(Self { hosts, tls: tls(trusted)?, deadline, preferred: AtomicUsize::new(0) })
+        // Time must be left for a second host.
+        let deadline = options.connect_timeout.min(options.operation_timeout / 2);
+        let tls = tls(options.trusted_certificates.as_deref())?;
+        let settings = settings(options.operation_timeout);
+        Ok(Self { hosts, tls, deadline, settings, demand: options.demand, preferred: AtomicUsize::new(0) })
     }
 
     /// Connects to the first host that can be written to, beginning with the one that answered last.
@@ -81,8 +93,10 @@ impl Target {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ConnectionError::BadConnection("the host did not answer in time".into())),
             };
+            // A host that failed is passed over by the next connection too: whoever asked may have no time left for the rest.
+            let preferred = if outcome.is_ok() { at } else { at + 1 };
+            self.preferred.store(preferred, Ordering::Relaxed);
             if outcome.is_ok() {
-                self.preferred.store(at, Ordering::Relaxed);
                 break;
             }
         }
@@ -95,8 +109,21 @@ impl Target {
             .await
             // `ConnectionError` has room for a text only, and the driver's own says little without its cause.
             .map_err(|error| ConnectionError::BadConnection(chain(&error)))?;
-        AsyncPgConnection::try_from_client_and_connection(client, connection).await
+        let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
+        connection.batch_execute(&self.settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        match self.demand {
+            Demand::Durable => durability::demand(&mut connection).await?,
+            Demand::Nothing => {}
+        }
+        Ok(connection)
     }
+}
+
+/// A lock that we wait for in vain is given up by the server too, and a transaction whose client froze gives up its locks:
+/// nobody is left behind to block a sign-out.
+fn settings(operation_timeout: Duration) -> String {
+    let millis = operation_timeout.as_millis();
+    format!("SET lock_timeout = {millis}; SET idle_in_transaction_session_timeout = {}", 2 * millis)
 }
 
 /// The configuration with one of its hosts.

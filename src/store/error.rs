@@ -78,10 +78,12 @@ fn is_outage(kind: &DatabaseErrorKind, message: &str) -> bool {
         | DatabaseErrorKind::ClosedConnection
         // The old primary after a failover: the next connection finds the new one.
         | DatabaseErrorKind::ReadOnlyTransaction
-        // Deadlocks and the like: nothing happened, and a repeat may go through.
+        // Nothing happened, and a repeat may go through.
         | DatabaseErrorKind::SerializationFailure => true,
-        // The driver keeps no SQLSTATE of these. A server that shuts down closes the connection too, but the message
-        // may be here first.
-        _ => message.starts_with("terminating connection") || message.starts_with("the database system is"),
+        // The driver keeps no SQLSTATE of these. A server that shuts down closes the connection too, but the message may be
+        // here first; a deadlock and a lock that is held too long have undone the statement, and a repeat may go through.
+        _ => ["terminating connection", "the database system is", "deadlock detected", "canceling statement due to lock"]
+            .iter()
+            .any(|start| message.starts_with(start)),
     }
 }

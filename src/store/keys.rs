@@ -4,6 +4,7 @@ use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
 use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
+use diesel_async::SimpleAsyncConnection as _;
 use uuid::Uuid;
 
 use super::Project;
@@ -48,7 +49,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn inventory(&self) -> Result<Inventory, Error> {
-        // Not one snapshot, so the order counts: a project is created with its keys, and so is not known before them.
+        // One snapshot: a project without its keys, or keys without their project, would be a refusal to someone.
         self.transact("inventory", |mut tx| async move {
             let signing = signing_keys::table.select((
                 signing_keys::project_id,
@@ -64,6 +65,9 @@ impl Store {
                 refresh_keys::signs_from,
                 refresh_keys::retired_at,
             ));
+            let one_snapshot =
+                tx.pg().batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").await;
+            one_snapshot.map_err(|error| tx.failed(error))?;
             let projects = tx.projects().await?;
             let signing: Vec<Columns> = signing.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
             let refresh: Vec<Columns> = refresh.load(tx.pg()).await.map_err(|error| tx.failed(error))?;

@@ -1,10 +1,13 @@
 //! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
 //! [`Error::Unavailable`] and is never mistaken for it.
 //!
+//! Locks are taken in one order, session before user, so that no two transactions wait for each other.
+//!
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
 mod connect;
+mod durability;
 mod error;
 mod keys;
 mod migrate;
@@ -22,19 +25,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::sql_types::Text;
 use diesel_async::AsyncPgConnection;
-use diesel_async::RunQueryDsl as _;
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::pooled_connection::ManagerConfig;
 use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::RecyclingMethod;
 use diesel_async::pooled_connection::deadpool::Pool;
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
 pub use connect::UrlError;
+pub use durability::Demand;
+pub use durability::Durability;
 pub use error::Error;
 pub use keys::Inventory;
 pub use keys::SealedKey;
@@ -63,6 +67,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long an operation may take from the pool to the commit.
     pub operation_timeout: Duration,
+    /// What a host must promise to be used at all.
+    pub demand: Demand,
 }
 
 /// The database.
@@ -70,19 +76,14 @@ pub struct Options {
 pub struct Store {
     pool: Pool<AsyncPgConnection>,
     operation_timeout: Duration,
+    /// One permit per operation under way or waiting for a connection. Callers that hang up leave theirs running, so their
+    /// own bound is not enough.
+    queue: Arc<Semaphore>,
     metrics: Metrics,
 }
 
-/// What a database promises about what it acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// A commit is on disk.
-    Kept,
-    /// `fsync` is off: a crash of the machine loses commits, and maybe the database.
-    FsyncOff,
-    /// `synchronous_commit` is off: a crash of the server loses the last commits.
-    AsynchronousCommit,
-}
+/// The most operations that wait for each connection.
+const OPERATIONS_PER_CONNECTION_MAX: usize = 128;
 
 impl Store {
     /// Prepares the pool. Connects to nothing yet.
@@ -91,9 +92,7 @@ impl Store {
     ///
     /// When the URL or the certificates are malformed.
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
-        let target =
-            connect::Target::new(&options.url, options.trusted_certificates.as_deref(), options.connect_timeout)?;
-        let target = Arc::new(target);
+        let target = Arc::new(connect::Target::new(options)?);
         let mut config = ManagerConfig::default();
         // The default sends a SELECT before each use: a round trip per request, to learn what the request itself finds.
         config.recycling_method = RecyclingMethod::Fast;
@@ -106,7 +105,8 @@ impl Store {
             .max_size(options.connections_max)
             .build()
             .expect("only timeouts need a runtime, and the pool has none of its own");
-        Ok(Self { pool, operation_timeout: options.operation_timeout, metrics })
+        let queue = Arc::new(Semaphore::new(options.connections_max * OPERATIONS_PER_CONNECTION_MAX));
+        Ok(Self { pool, operation_timeout: options.operation_timeout, queue, metrics })
     }
 
     /// Runs a transaction on a task of its own: a caller that hangs up does not stop it half-way. The name labels its
@@ -158,7 +158,12 @@ impl Store {
         T: Send + 'static,
     {
         let started = Instant::now();
-        let task = tokio::spawn(timeout(self.operation_timeout, work));
+        let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else { return Err(Error::late(operation)) };
+        let work = timeout(self.operation_timeout, work);
+        let task = tokio::spawn(async move {
+            let _place = place;
+            work.await
+        });
         let outcome = match task.await {
             Ok(Ok(outcome)) => outcome.map(|done| done.0),
             Ok(Err(_)) => Err(Error::late(operation)),
@@ -211,15 +216,8 @@ impl Store {
     /// When it does not answer.
     pub async fn durability(&self) -> Result<Durability, Error> {
         self.once("durability", |mut tx| async move {
-            let setting = |name| diesel::dsl::sql::<Text>(name);
-            let settings = (setting("current_setting('fsync')"), setting("current_setting('synchronous_commit')"));
-            let rows = diesel::select(settings).load::<(String, String)>(tx.pg()).await;
-            let off = |(fsync, commit): (String, String)| (fsync == "off", commit == "off");
-            let durability = match rows.map_err(|error| tx.failed(error))?.pop().map(off) {
-                Some((true, _)) => Durability::FsyncOff,
-                Some((false, true)) => Durability::AsynchronousCommit,
-                Some((false, false)) | None => Durability::Kept,
-            };
+            let durability = durability::read(tx.pg()).await;
+            let durability = durability.map_err(|error| tx.failed(error))?;
             tx.commit(durability).await
         })
         .await

@@ -50,7 +50,8 @@ pub struct Revocation {
 }
 
 impl Store {
-    /// Ends sessions, in one statement and so in one transaction; answers with those that were live until now.
+    /// Ends sessions, in one statement and so in one transaction; answers with those that were live until now. Any other
+    /// had run out, had been ended before, or is unknown.
     ///
     /// # Errors
     ///
@@ -88,18 +89,17 @@ impl Store {
 impl Tx {
     /// As [`Store::sessions_revoke`], within a transaction.
     pub async fn sessions_revoke(&mut self, asked: &[Revocation]) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        let mut asked: Vec<&Revocation> = asked.iter().collect();
-        // Everyone locks the rows in the same order, so that no two batches wait for each other.
-        asked.sort_by(|one, other| (&one.project, one.session).cmp(&(&other.project, other.session)));
         let statement = SessionsRevoke {
             projects: asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
             ids: asked.iter().map(|one| one.session.as_uuid()).collect(),
             at: asked.iter().map(|one| to_pg(one.at)).collect(),
             reasons: asked.iter().map(|one| reason_number(one.reason)).collect(),
         };
-        let ended: Result<Vec<(String, uuid::Uuid)>, _> = statement.get_results(self.pg()).await;
-        let known = |(project, id): (String, uuid::Uuid)| Some((ProjectId::parse(&project)?, SessionId::from_uuid(id)));
-        Ok(ended.map_err(|error| self.failed(error))?.into_iter().filter_map(known).collect())
+        let ended: Result<Vec<(String, uuid::Uuid, bool)>, _> = statement.get_results(self.pg()).await;
+        let was_live = |(project, id, live): (String, uuid::Uuid, bool)| {
+            live.then(|| Some((ProjectId::parse(&project)?, SessionId::from_uuid(id)))).flatten()
+        };
+        Ok(ended.map_err(|error| self.failed(error))?.into_iter().filter_map(was_live).collect())
     }
 
     /// Locks a session until the end of the transaction, and reads it.

@@ -11,6 +11,7 @@ use diesel::result::QueryResult;
 use diesel::sql_types::Array;
 use diesel::sql_types::BigInt;
 use diesel::sql_types::Binary;
+use diesel::sql_types::Bool;
 use diesel::sql_types::SmallInt;
 use diesel::sql_types::Text;
 use diesel::sql_types::Timestamptz;
@@ -52,11 +53,15 @@ macro_rules! statement {
 }
 
 statement! {
-    /// Ends those of the sessions that are live, and names them: the sign-outs of many callers share one statement.
+    /// Ends those of the sessions that nobody has ended yet, and tells of each whether it was live until now: the sign-outs
+    /// of many callers share one statement.
     ///
-    /// A session that ran out or fell to a raised epoch had already ended: it is left as it is, and not named.
-    SessionsRevoke -> (Text, SqlUuid) =
-    "UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM unnest("
+    /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
+    /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
+    /// two such statements wait for each other.
+    SessionsRevoke -> (Text, SqlUuid, Bool) =
+    "WITH asked (project_id, id, at, reason) AS MATERIALIZED (
+         SELECT s.project_id, s.id, a.at, a.reason FROM unnest("
     [projects: Vec<String> as Array<Text>]
     ", "
     [ids: Vec<Uuid> as Array<SqlUuid>]
@@ -64,13 +69,16 @@ statement! {
     [at: Vec<PgTimestamp> as Array<Timestamptz>]
     ", "
     [reasons: Vec<i16> as Array<SmallInt>]
-    ") AS asked (project_id, id, at, reason)
+    ") AS a (project_id, id, at, reason)
+         JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+         WHERE s.revoked_at IS NULL ORDER BY s.project_id, s.id FOR UPDATE OF s
+     )
+     UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM asked
      WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
-       AND s.expires_at > asked.at AND s.idle_expires_at > asked.at
+     RETURNING s.project_id, s.id, s.expires_at > asked.at AND s.idle_expires_at > asked.at
        AND NOT EXISTS (SELECT FROM users AS u
            WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
-       AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
-     RETURNING s.project_id, s.id"
+       AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)"
 }
 
 statement! {

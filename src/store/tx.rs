@@ -1,8 +1,10 @@
 //! One unit of work on one connection: what is done in it is committed, or the connection is thrown away.
+//!
+//! The transaction is opened and closed in plain SQL: diesel's own manager calls a connection with an open transaction
+//! broken, and then a statement that the database refused could not be told from an outage.
 
-use diesel_async::AnsiTransactionManager;
 use diesel_async::AsyncPgConnection;
-use diesel_async::TransactionManager as _;
+use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::deadpool::Object;
 
@@ -33,7 +35,7 @@ impl Tx {
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
     pub(super) async fn begin(connection: Object<AsyncPgConnection>, operation: &'static str) -> Result<Self, Error> {
         let mut tx = Self { connection: Some(connection), operation, explicit: true };
-        let begun = AnsiTransactionManager::begin_transaction(tx.pg()).await;
+        let begun = tx.pg().batch_execute("BEGIN").await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
     }
@@ -45,7 +47,7 @@ impl Tx {
     /// When the database did not confirm. It may have committed all the same: every operation is safe to repeat.
     pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
-            let done = AnsiTransactionManager::commit_transaction(self.pg()).await;
+            let done = self.pg().batch_execute("COMMIT").await;
             done.map_err(|error| self.failed(error))?;
         }
         // Back into the pool: whole again.
@@ -60,7 +62,7 @@ impl Tx {
     /// When the connection is lost; then too, nothing stays.
     pub async fn rollback<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
-            let done = AnsiTransactionManager::rollback_transaction(self.pg()).await;
+            let done = self.pg().batch_execute("ROLLBACK").await;
             done.map_err(|error| self.failed(error))?;
         }
         drop(self.connection.take());

@@ -11,14 +11,15 @@ use super::keys::SigningKey;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 
-/// The longest token that is read, in bytes. Ours are below 8 KiB: claims of the host application are bounded.
+/// The longest token that is read, in bytes. Ours stay below it: what the host application
+/// adds is bounded.
 pub const LENGTH_MAX: usize = 16 * 1024;
 
 /// The `typ` of RFC 9068 §2.1, which keeps an ID token or a logout token from passing for an access token.
 const TYPE: &str = "at+jwt";
 
 /// Names that the host application's own claims may not use.
-pub const RESERVED: [&str; 23] = [
+pub const RESERVED: [&str; 21] = [
     "iss",
     "sub",
     "aud",
@@ -40,8 +41,6 @@ pub const RESERVED: [&str; 23] = [
     "scope",
     "azp",
     "events",
-    "may_act",
-    "nonce",
 ];
 
 /// What an access token says.

@@ -164,15 +164,13 @@ struct ProjectKeys {
 
 impl Keyring {
     /// Takes in a signing key.
-    pub fn add_signing(&mut self, key: SigningKey, schedule: Schedule) {
-        let key = Arc::new(key);
+    pub fn add_signing(&mut self, key: Arc<SigningKey>, schedule: Schedule) {
         self.signing.insert(key.id(), Arc::clone(&key));
         self.projects.entry(key.project().clone()).or_default().signing.push((schedule, key));
     }
 
     /// Takes in a refresh-token key.
-    pub fn add_refresh(&mut self, key: RefreshKey, schedule: Schedule) {
-        let key = Arc::new(key);
+    pub fn add_refresh(&mut self, key: Arc<RefreshKey>, schedule: Schedule) {
         self.refresh.insert(key.id(), Arc::clone(&key));
         self.projects.entry(key.project().clone()).or_default().refresh.push((schedule, key));
     }

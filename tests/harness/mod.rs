@@ -28,7 +28,11 @@ use sessiond::{
         sealing::{Sealer, SealingKey},
     },
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
 
 pub use wire::{Refused, Wire};
 
@@ -134,6 +138,15 @@ impl Service {
         self.wires.call(wire, "RefreshSession", headers, &RefreshSessionRequest::default()).await
     }
 
+    /// What the operator's Prometheus reads.
+    pub async fn metrics_page(&self) -> String {
+        let mut socket = TcpStream::connect(self.metrics_addr).await.expect("connects");
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("sends");
+        let mut page = String::new();
+        socket.read_to_string(&mut page).await.expect("answers");
+        page
+    }
+
     pub async fn is_live(&self, session: &str) -> bool {
         let project = ProjectId::parse(PROJECT).expect("a name");
         let stored =
@@ -210,6 +223,7 @@ pub fn options(url: &str) -> Options {
         connections_max: 8,
         connect_timeout: Duration::from_millis(700),
         operation_timeout: Duration::from_millis(1_500),
+        demand: sessiond::store::Demand::Nothing,
     }
 }
 
@@ -225,8 +239,9 @@ pub fn web() -> Web {
 pub fn limits() -> Limits {
     Limits {
         request_timeout: Duration::from_secs(10),
-        body_bytes_max: 1024 * 1024,
+        body_bytes_max: 256 * 1024,
         header_bytes_max: 32 * 1024,
+        header_timeout: Duration::from_secs(10),
         connections_max: 1_000,
         requests_max: 1_000,
         shutdown_timeout: Duration::from_secs(1),

@@ -27,6 +27,7 @@ use sessiond::edge::Server;
 use sessiond::id::ProjectId;
 use sessiond::session::Policy;
 use sessiond::session::opening::Draft;
+use sessiond::store::Demand;
 use sessiond::store::Role;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
@@ -86,7 +87,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let files = Files::open(&args.data_dir)?;
     let (mut cluster, url) = database(&args).await?;
     let metrics = Metrics::default();
-    let store = setup::store(url.clone(), &args.pool, &metrics)?;
+    let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
     let app = setup::app(store, files.sealer()?, &args.web.issuer);

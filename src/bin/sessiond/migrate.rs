@@ -1,6 +1,7 @@
 //! `sessiond migrate`.
 
 use sessiond::config::Database;
+use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
@@ -14,7 +15,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    let store = setup::store(args.database.database_url, &args.database.pool, &Metrics::default())?;
+    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     let applied = store.migrate().await?;
     applied.iter().for_each(|name| println!("applied {name}"));

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
+use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
@@ -37,7 +38,7 @@ pub(crate) fn project_id(text: &str) -> Result<ProjectId, &'static str> {
 
 pub(crate) async fn run(command: Command) -> Outcome {
     let Command::Create(args) = command;
-    let store = setup::store(args.database.database_url, &args.database.pool, &Metrics::default())?;
+    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     // Creating a project issues nothing, so the issuer does not matter here.
     let app = setup::app(store, setup::sealer(&args.sealing)?, "");

@@ -6,6 +6,7 @@ use sessiond::config::Listen;
 use sessiond::config::Sealing;
 use sessiond::config::Web;
 use sessiond::edge::Server;
+use sessiond::store::Demand;
 use sessiond::store::Durability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
@@ -36,11 +37,18 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let stop = setup::told_to_stop()?;
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
-    let store = setup::store(args.database.database_url, &args.database.pool, &metrics)?;
+    let demand = if args.allow_unsafe_durability { Demand::Nothing } else { Demand::Durable };
+    let pool = &args.database.pool;
+    check(
+        &setup::store(args.database.database_url.clone(), pool, Demand::Nothing, &metrics)?,
+        args.allow_unsafe_durability,
+    )
+    .await?;
+    // From here on each connection is checked: a failover must not lead to a host that promises less.
+    let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
-    check(&store, args.allow_unsafe_durability).await?;
     let app = setup::app(store, sealer, &args.web.issuer);
-    app.keys().reload().await?;
+    app.check_sealing().await?;
 
     let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;
     tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
@@ -50,6 +58,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
 }
 
 async fn check(store: &Store, allow_unsafe_durability: bool) -> Outcome {
+    setup::reach(store).await?;
     let pending = store.pending_migrations().await?;
     if !pending.is_empty() {
         return Err(format!("the database lacks {}; run `sessiond migrate`", pending.join(", ")).into());

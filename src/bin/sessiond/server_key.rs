@@ -4,6 +4,7 @@ use clap::Subcommand;
 use secrecy::ExposeSecret as _;
 use sessiond::config::Database;
 use sessiond::id::ProjectId;
+use sessiond::store::Demand;
 use sessiond::store::Role;
 use sessiond::telemetry::Metrics;
 use sessiond::token::sealing::Sealer;
@@ -39,7 +40,7 @@ fn role(text: &str) -> Result<Role, &'static str> {
 
 pub(crate) async fn run(command: Command) -> Outcome {
     let Command::Create(args) = command;
-    let store = setup::store(args.database.database_url, &args.database.pool, &Metrics::default())?;
+    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     // A server key is hashed, not sealed: the operator need not hold the sealing key to make one.
     let app = setup::app(store, Sealer::new(&SealingKey::generate(), None), "");

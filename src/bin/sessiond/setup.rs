@@ -10,6 +10,7 @@ use sessiond::app::KeyCache;
 use sessiond::clock::Clock;
 use sessiond::config::Pool;
 use sessiond::config::Sealing;
+use sessiond::store::Demand;
 use sessiond::store::Options;
 use sessiond::store::Store;
 use sessiond::store::UrlError;
@@ -28,13 +29,14 @@ use crate::Outcome;
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
 
 /// The database, not connected yet.
-pub(crate) fn store(url: SecretString, pool: &Pool, metrics: &Metrics) -> Result<Store, UrlError> {
+pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Metrics) -> Result<Store, UrlError> {
     let options = Options {
         url,
         trusted_certificates: pool.database_ca_file.clone(),
         connections_max: pool.database_connections_max,
         connect_timeout: pool.database_connect_timeout,
         operation_timeout: pool.database_timeout,
+        demand,
     };
     Store::new(&options, metrics.clone())
 }
