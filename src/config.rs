@@ -122,6 +122,7 @@ pub struct Sealing {
 
 /// How the log is written.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Log")]
 pub struct Log {
     /// What is logged, as `level` or `target=level`, with commas between them.
     #[arg(long, env = "SESSIOND_LOG", default_value = "info", value_name = "FILTER", global = true)]

@@ -33,6 +33,11 @@ struct Dev {
 
 impl Dev {
     async fn start(dir: &Path) -> Self {
+        Self::start_in(dir, &HashMap::new()).await
+    }
+
+    /// Starts in a shell that has these variables.
+    async fn start_in(dir: &Path, shell: &HashMap<String, String>) -> Self {
         fs::create_dir_all(dir).expect("creates");
         let log = File::options().create(true).append(true).open(dir.join("log")).expect("opens");
         let mut process = Command::new(BINARY)
@@ -40,6 +45,7 @@ impl Dev {
             .arg(dir)
             .env("SESSIOND_LOG", "trace")
             .env_remove("DATABASE_URL")
+            .envs(shell)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
@@ -96,7 +102,8 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     dev.kill();
     assert_eq!(first, (StatusCode::OK, json!({"success": true})));
 
-    let mut dev = Dev::start(&dir).await;
+    // In the same shell, which has read `dev.env`.
+    let mut dev = Dev::start_in(&dir, &dev.env).await;
     let again = dev.call(Method::DELETE, CURRENT, bearer(&access)).await;
     assert_eq!(again, (StatusCode::OK, json!({"success": true, "already_revoked": true})));
     let (status, body) = dev.call(Method::POST, REFRESH, refresh_token(&refresh)).await;

@@ -85,7 +85,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     args.web.allowed_hosts = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
 
     let files = Files::open(&args.data_dir)?;
-    let (mut cluster, url) = database(&args).await?;
+    let (mut cluster, url) = database(&args, &files).await?;
     let metrics = Metrics::default();
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
@@ -119,8 +119,13 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
 }
 
 /// The database: the one that was named, or one of our own.
-async fn database(args: &Args) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
-    if let Some(url) = &args.database_url {
+///
+/// `dev.env` names it too, so that other tools find it; a shell that has read an earlier one names our own.
+async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
+    let own = files.read(Files::OWN_DATABASE).unwrap_or_default();
+    if let Some(url) = &args.database_url
+        && url.expose_secret() != own.trim()
+    {
         return Ok((None, url.clone()));
     }
     let options = cluster::Options {
@@ -131,8 +136,9 @@ async fn database(args: &Args) -> Result<(Option<Cluster>, SecretString), Box<dy
         durability: cluster::Durability::Full,
     };
     let cluster = Cluster::start(options).await?;
-    let url = cluster.database_url("postgres").into();
-    Ok((Some(cluster), url))
+    let url = cluster.database_url("postgres");
+    files.write(Files::OWN_DATABASE, &url)?;
+    Ok((Some(cluster), url.into()))
 }
 
 /// Brings a Postgres of our own back when it dies.
@@ -202,6 +208,7 @@ struct Files {
 
 impl Files {
     const ENV: &str = "dev.env";
+    const OWN_DATABASE: &str = "own-database";
     const SEALING_KEY: &str = "sealing-key";
     const SERVER_KEY: &str = "server-key";
 
