@@ -121,9 +121,16 @@ impl Target {
 
 /// A lock that we wait for in vain is given up by the server too, and a transaction whose client froze gives up its locks:
 /// nobody is left behind to block a sign-out.
+///
+/// Each statement finds its rows by an index, whatever its parameters and however young the statistics; left to itself,
+/// Postgres plans one over an array anew on every call, which takes longer than to run it.
 fn settings(operation_timeout: Duration) -> String {
     let millis = operation_timeout.as_millis();
-    format!("SET lock_timeout = {millis}; SET idle_in_transaction_session_timeout = {}", 2 * millis)
+    format!(
+        "SET lock_timeout = {millis}; SET idle_in_transaction_session_timeout = {}; \
+         SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+        2 * millis
+    )
 }
 
 /// The configuration with one of its hosts.
