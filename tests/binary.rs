@@ -9,13 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use diesel::{QueryableByName, sql_query, sql_types::BigInt};
+use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::harness::{
     REFUSED_REFRESH, bearer,
     database::{Database, fresh_dir},
-    header, refresh_token,
+    eventually, header, refresh_token,
     wire::{Wires, refused_json},
 };
 
@@ -118,7 +121,49 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     dev.kill();
 
     nothing_replayable(&dev, &[&access, &refresh, &dev.env["SESSIOND_SERVER_KEY"], &dev.env["SESSIOND_ACCESS_TOKEN"]]);
-    fs::remove_dir_all(&dir).expect("removes");
+    remove(&dir).await;
+}
+
+/// Postgres may still be on its way out after a `kill -9` of its owner.
+async fn remove(dir: &Path) {
+    eventually("the directory goes", async || fs::remove_dir_all(dir).is_ok()).await;
+}
+
+/// Told to stop, the server takes no more connections, finishes what is under way, and leaves nothing running.
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_server_stops() {
+    let dir = fresh_dir("drain");
+    let mut dev = Dev::start(&dir).await;
+    let database = Database { url: dev.env["DATABASE_URL"].clone() };
+    // Two connections: within a transaction, Postgres tells of the others as they were at first.
+    let (mut holder, mut watcher) = (database.connect().await, database.connect().await);
+    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+
+    let access = dev.env["SESSIOND_ACCESS_TOKEN"].clone();
+    let wires = Wires::to(dev.env["SESSIOND_URL"].trim_start_matches("http://").parse().expect("an address"));
+    let request = tokio::spawn(async move { wires.http(Method::DELETE, CURRENT, bearer(&access), "").await.status() });
+    let waiting = "SELECT count(*) AS waiting FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    eventually("the sign-out waits", async || {
+        sql_query(waiting).get_results::<Waiting>(&mut watcher).await.expect("answers")[0].waiting > 0
+    })
+    .await;
+
+    let told = Command::new("kill").args(["-TERM", &dev.process.id().to_string()]).status().expect("runs");
+    assert!(told.success());
+    let addr = dev.env["SESSIOND_URL"].trim_start_matches("http://").to_owned();
+    eventually("no more connections", async || TcpStream::connect(&addr).await.is_err()).await;
+    assert!(!request.is_finished(), "it waits for the lock");
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    assert_eq!(request.await.expect("ends"), StatusCode::OK);
+    drop((holder, watcher));
+    assert!(dev.process.wait().expect("a child").success());
+    remove(&dir).await;
+}
+
+#[derive(QueryableByName)]
+struct Waiting {
+    #[diesel(sql_type = BigInt)]
+    waiting: i64,
 }
 
 /// The log, at its most talkative, holds no token and no part of one that could be used.

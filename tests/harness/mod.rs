@@ -6,7 +6,10 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -214,6 +217,15 @@ pub fn header(name: &'static str, value: &str) -> HeaderMap {
 pub fn both(mut one: HeaderMap, other: HeaderMap) -> HeaderMap {
     one.extend(other);
     one
+}
+
+/// Waits until something is so. What waits for ever fails instead.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 pub fn options(url: &str) -> Options {
