@@ -165,8 +165,11 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// An error and all that caused it, on one line.
+/// An error and all that caused it, on one line. A cause that the levels above have spelled out already is not repeated.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.map(ToString::to_string).fold(error.to_string(), |said, cause| match said.contains(&cause) {
+        true => said,
+        false => format!("{said}: {cause}"),
+    })
 }

@@ -136,6 +136,14 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
         durability: cluster::Durability::Full,
     };
     let cluster = Cluster::start(options).await?;
+    // For root the database may be elsewhere than the files, and outlive them.
+    if !cluster.is_new() && files.read(Files::SEALING_KEY).is_err() {
+        let home = cluster.log().parent().map(Path::to_owned).unwrap_or_default();
+        let home = home.display();
+        return Err(
+            format!("the keys in {home} were sealed with a key that is gone; delete {home} to start anew").into()
+        );
+    }
     let url = cluster.database_url("postgres");
     files.write(Files::OWN_DATABASE, &url)?;
     Ok((Some(cluster), url.into()))
