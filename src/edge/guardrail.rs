@@ -13,6 +13,8 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tonic::Code;
+use tonic::Status;
 use tower::Layer;
 use tower::Service;
 
@@ -74,11 +76,21 @@ where
             let _slot = slot;
             let Ok(call) = call else { return Ok(panicked()) };
             match timeout(deadline, AssertUnwindSafe(call).catch_unwind()).await {
-                Ok(Ok(response)) => response,
+                Ok(Ok(Ok(response))) => Ok(reasoned(response)),
                 Ok(Err(_)) => Ok(panicked()),
                 Err(_) => Ok(status::late().into_http()),
             }
         })
+    }
+}
+
+/// tonic refuses a message that is too large by itself, and gives no reason; every answer of ours has one.
+fn reasoned(response: GrpcResponse) -> GrpcResponse {
+    match Status::from_header_map(response.headers()) {
+        Some(refusal) if refusal.code() == Code::OutOfRange && refusal.details().is_empty() => {
+            status::too_large().into_http()
+        }
+        _ => response,
     }
 }
 

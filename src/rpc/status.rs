@@ -11,6 +11,7 @@ use tonic_types::StatusExt as _;
 
 use crate::app;
 use crate::session::Refusal;
+use crate::session::refusal::Violation;
 use crate::store;
 use crate::telemetry;
 
@@ -129,6 +130,11 @@ pub fn unavailable() -> Status {
 pub fn internal() -> Status {
     let metadata = HashMap::from([("request_id".to_owned(), telemetry::request_id().to_string())]);
     of_reason(Reason::Internal, info(Reason::Internal, metadata))
+}
+
+/// The message is larger than any that makes sense, and was not read.
+pub fn too_large() -> Status {
+    refused(Violation::refuse("", "must be smaller: no session takes that much"))
 }
 
 /// Too much is under way.
