@@ -73,6 +73,17 @@ need_cc() {
     esac
 }
 
+# With virtual environments, which Debian packs apart: `venv` is there without it, and `ensurepip` is not.
+need_python() {
+    if has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; then return; fi
+    case $(manager) in
+        apt-get) install python3 python3-venv ;;
+        pacman) install python ;;
+        brew) install python@3 ;;
+        *) install python3 ;;
+    esac
+}
+
 need_cargo() {
     # Where rustup puts it; a shell that was open before does not know yet.
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

@@ -161,7 +161,12 @@ fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String>
     if (MIN..=MAX).contains(&size) { Ok(size) } else { Err(format!("must be {MIN} to {MAX}")) }
 }
 
-fn base_path(text: &str) -> Result<String, String> {
+/// Reads a base path: `/`, or a plain path such as `/api/v1`.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn base_path(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let fits = text.starts_with('/') && !text.contains("//") && text.bytes().all(plain);
     if fits {

@@ -237,6 +237,7 @@ fn every_command_explains_itself() {
         &["dev", "--help"],
         &["serve", "--help"],
         &["migrate", "--help"],
+        &["openapi", "--help"],
         &["project", "create", "--help"],
         &["server-key", "create", "--help"],
     ] {

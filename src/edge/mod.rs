@@ -5,6 +5,7 @@ mod guardrail;
 mod hosts;
 mod identify;
 mod observe;
+mod openapi;
 mod serve;
 mod well_known;
 
@@ -20,6 +21,7 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 pub use cors::OriginError;
+pub use openapi::document;
 pub use serve::BindError;
 pub use serve::Server;
 use well_known::Readiness;
@@ -67,7 +69,8 @@ fn stack(
         ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
     let api = BoxCloneSyncService::new(api);
 
-    let router = well_known::routes(app.clone(), ready, &web.base_paths).fallback_service(api);
+    let plain = well_known::routes(app.clone(), ready, &web.base_paths).merge(openapi::routes(&web.base_paths));
+    let router = plain.fallback_service(api);
     let router = match cors::layer(&web.cors_origins)? {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),

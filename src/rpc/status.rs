@@ -22,14 +22,74 @@ pub const DOMAIN: &str = "sessiond";
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The reasons that a method need not list, because any method can answer with them.
-pub const COMMON_REASONS: [&str; 5] =
-    ["SCHEMA_ERROR", "RATE_LIMITED", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"];
+pub const COMMON_REASONS: [Reason; 5] =
+    [Reason::Schema, Reason::RateLimited, Reason::StoreUnavailable, Reason::DeadlineExceeded, Reason::Internal];
+
+/// Makes the table of reasons: each with its name on the wire, its code, and what it says.
+macro_rules! reasons {
+    ($($reason:ident $name:literal $code:ident $message:literal,)*) => {
+        /// Why an answer is no, in the wire's words.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the table says what each means")]
+        pub enum Reason {
+            $($reason,)*
+        }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &[Self] = &[$(Self::$reason,)*];
+
+            /// `ErrorInfo.reason`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)*
+                }
+            }
+
+            /// The code of the status.
+            pub const fn code(self) -> Code {
+                match self {
+                    $(Self::$reason => Code::$code,)*
+                }
+            }
+
+            /// The message of the status, where there is nothing better to say.
+            pub const fn message(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $message,)*
+                }
+            }
+        }
+    };
+}
+
+// The table. The API's description prints it too.
+reasons! {
+    CredentialsMissing "CREDENTIALS_MISSING" Unauthenticated "No credential was presented.",
+    UnparsableAccessToken "UNPARSABLE_ACCESS_TOKEN" Unauthenticated "The access token is not one of ours.",
+    AccessTokenExpired "ACCESS_TOKEN_EXPIRED" Unauthenticated "The access token has expired.",
+    WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project than its key.",
+    SessionRevoked "SESSION_REVOKED" Unauthenticated "The session has ended.",
+    InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
+    RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
+        "The refresh token was not found, or has expired.",
+    InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
+    SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
+    Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
+    RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
+    StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
+    DeadlineExceeded "DEADLINE_EXCEEDED" DeadlineExceeded "The deadline passed.",
+    Internal "INTERNAL" Internal "Something went wrong on our side.",
+}
 
 /// The status of a refusal.
 pub fn refused(refusal: Refusal) -> Status {
-    let (code, reason, message) = describe(&refusal);
-    let mut details = ErrorDetails::new();
-    details.set_error_info(reason, DOMAIN, metadata(&refusal));
+    let reason = reason(&refusal);
+    let message = match refusal {
+        Refusal::ServerKeyInBrowser => "A server key has no business in a browser.",
+        _ => reason.message(),
+    };
+    let mut details = info(reason, metadata(&refusal));
     match refusal {
         Refusal::Schema(violations) => {
             for violation in violations {
@@ -41,7 +101,7 @@ pub fn refused(refusal: Refusal) -> Status {
         }
         _ => {}
     }
-    Status::with_error_details(code, message, details)
+    Status::with_error_details(reason.code(), message, details)
 }
 
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
@@ -61,16 +121,15 @@ pub fn of(error: app::Error) -> Status {
 
 /// The database is away: try again.
 pub fn unavailable() -> Status {
-    let mut details = ErrorDetails::with_error_info("STORE_UNAVAILABLE", DOMAIN, HashMap::new());
+    let mut details = info(Reason::StoreUnavailable, HashMap::new());
     details.set_retry_info(Some(STORE_RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, "The database is unavailable; try again.", details)
+    of_reason(Reason::StoreUnavailable, details)
 }
 
 /// Our bug: the caller gets a request id to tell us, and nothing more.
 pub fn internal() -> Status {
     let metadata = HashMap::from([("request_id".to_owned(), telemetry::request_id().to_string())]);
-    let details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, metadata);
-    Status::with_error_details(Code::Internal, "Something went wrong on our side.", details)
+    of_reason(Reason::Internal, info(Reason::Internal, metadata))
 }
 
 /// Too much is under way.
@@ -85,41 +144,31 @@ pub fn undecodable() -> Status {
 
 /// The request took too long; whether it did what was asked is not known.
 pub fn late() -> Status {
-    let details = ErrorDetails::with_error_info("DEADLINE_EXCEEDED", DOMAIN, HashMap::new());
-    Status::with_error_details(Code::DeadlineExceeded, "The deadline passed.", details)
+    of_reason(Reason::DeadlineExceeded, info(Reason::DeadlineExceeded, HashMap::new()))
 }
 
-/// The table.
-const fn describe(refusal: &Refusal) -> (Code, &'static str, &'static str) {
+fn info(reason: Reason, metadata: HashMap<String, String>) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
+}
+
+fn of_reason(reason: Reason, details: ErrorDetails) -> Status {
+    Status::with_error_details(reason.code(), reason.message(), details)
+}
+
+/// The reason of each refusal.
+const fn reason(refusal: &Refusal) -> Reason {
     match refusal {
-        Refusal::CredentialsMissing => (Code::Unauthenticated, "CREDENTIALS_MISSING", "No credential was presented."),
-        Refusal::UnparsableAccessToken => {
-            (Code::Unauthenticated, "UNPARSABLE_ACCESS_TOKEN", "The access token is not one of ours.")
-        }
-        Refusal::AccessTokenExpired { .. } => {
-            (Code::Unauthenticated, "ACCESS_TOKEN_EXPIRED", "The access token has expired.")
-        }
-        Refusal::WrongProject { .. } => (
-            Code::Unauthenticated,
-            "INVALID_PROJECT_FOR_ACCESS_TOKEN",
-            "The access token is of another project than its key.",
-        ),
-        Refusal::SessionRevoked => (Code::Unauthenticated, "SESSION_REVOKED", "The session has ended."),
-        Refusal::InvalidServerKey => (Code::Unauthenticated, "INVALID_SERVER_KEY", "The server key is not valid."),
-        Refusal::RefreshTokenNotFoundOrExpired => (
-            Code::Unauthenticated,
-            "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED",
-            "The refresh token was not found, or has expired.",
-        ),
-        Refusal::InsufficientAccessType => {
-            (Code::PermissionDenied, "INSUFFICIENT_ACCESS_TYPE", "Another kind of caller may do this.")
-        }
-        Refusal::ServerKeyInBrowser => {
-            (Code::PermissionDenied, "INSUFFICIENT_ACCESS_TYPE", "A server key has no business in a browser.")
-        }
-        Refusal::SessionNotFound => (Code::NotFound, "SESSION_NOT_FOUND", "The session was not found."),
-        Refusal::Schema(_) => (Code::InvalidArgument, "SCHEMA_ERROR", "The request does not fit its schema."),
-        Refusal::RateLimited { .. } => (Code::ResourceExhausted, "RATE_LIMITED", "Too many requests; try again later."),
+        Refusal::CredentialsMissing => Reason::CredentialsMissing,
+        Refusal::UnparsableAccessToken => Reason::UnparsableAccessToken,
+        Refusal::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
+        Refusal::WrongProject { .. } => Reason::WrongProject,
+        Refusal::SessionRevoked => Reason::SessionRevoked,
+        Refusal::InvalidServerKey => Reason::InvalidServerKey,
+        Refusal::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
+        Refusal::InsufficientAccessType | Refusal::ServerKeyInBrowser => Reason::InsufficientAccessType,
+        Refusal::SessionNotFound => Reason::SessionNotFound,
+        Refusal::Schema(_) => Reason::Schema,
+        Refusal::RateLimited { .. } => Reason::RateLimited,
     }
 }
 

@@ -1,5 +1,5 @@
 //! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
-//! [`Error::Unavailable`] and is never mistaken for it.
+//! `Error::Unavailable` and is never mistaken for it.
 //!
 //! Locks are taken in one order, session before user, so that no two transactions wait for each other.
 //!

@@ -3,9 +3,9 @@
 //!
 //! | token | who reads it | what makes it genuine |
 //! |---|---|---|
-//! | [`access`] | anyone, offline | an ES256 signature by a [`keys::SigningKey`] of the project |
-//! | [`refresh`] | only us | a MAC under a [`keys::RefreshKey`] over its fields and a secret in the session's row |
-//! | [`server_key`] | only us | its SHA-256 digest, which is all that is stored of it |
+//! | `access` | anyone, offline | an ES256 signature by a `keys::SigningKey` of the project |
+//! | `refresh` | only us | a MAC under a `keys::RefreshKey` over its fields and a secret in the session's row |
+//! | `server_key` | only us | its SHA-256 digest, which is all that is stored of it |
 
 /// Access tokens: JWTs that other services verify by themselves.
 pub mod access;

@@ -50,7 +50,7 @@ use super::status::Refusal;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// What an error can carry, whatever service stands behind the layer.
-const GOOGLE_RPC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google_rpc.bin"));
+pub(super) const GOOGLE_RPC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google_rpc.bin"));
 
 /// Answers HTTP and JSON for a gRPC service, by the `google.api.http` rules of its descriptors.
 ///

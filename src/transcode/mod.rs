@@ -48,6 +48,7 @@
 //! - **Streams**: NDJSON, or server-sent events where `Accept` names them. The status line waits for the first message. A
 //!   failure afterwards is a last line `{"error": …}` or an event `error`.
 //! - **`google.api.HttpBody`** both ways, streamed replies included.
+//! - **OpenAPI**: [`OpenApi`](crate::transcode::OpenApi) describes the same rules as an OpenAPI 3.1 document.
 //! - Requests and responses carry [`Matched`](crate::transcode::Matched) as an extension, for metrics and logs.
 //!
 //! # Bounds
@@ -74,6 +75,7 @@ mod frame;
 mod guard;
 mod headers;
 mod layer;
+mod openapi;
 mod print;
 mod read;
 mod reply;
@@ -97,6 +99,8 @@ pub use layer::ResponseFuture;
 pub use layer::RestLayer;
 pub use layer::RestLayerBuilder;
 pub use layer::RestService;
+pub use openapi::ErrorReason;
+pub use openapi::OpenApi;
 pub use rule::BuildError;
 pub use rule::BuildErrors;
 pub use rule::RuleError;

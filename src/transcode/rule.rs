@@ -27,6 +27,7 @@ use super::template::Variable;
 #[derive(Debug)]
 pub(super) struct Binding {
     pub matched: Matched,
+    pub verb: Verb,
     pub input: MessageId,
     pub output: MessageId,
     pub server_streaming: bool,
@@ -155,6 +156,15 @@ pub enum RuleError {
     /// Proto2 groups have no JSON form here.
     #[error("field {0} is a group")]
     Group(String),
+    /// An option that a description was told to read is no extension of the set.
+    #[error("the set has no extension {0}")]
+    UnknownExtension(String),
+    /// A method lists a reason that the table of reasons does not have.
+    #[error("reason {0:?} is not in the table of reasons")]
+    UnknownReason(String),
+    /// A method lists a credential that no security scheme stands for.
+    #[error("no security scheme stands for credential {0:?}")]
+    UnknownCredential(String),
 }
 
 /// `google.api.HttpRule`, the fields we read.
@@ -304,7 +314,7 @@ impl Reader<'_> {
         {
             self.fail(method, RuleError::BodyNotAllowed(http_method.clone()));
         }
-        let binding = self.check(method, rule, text, &template);
+        let binding = self.check(method, rule, text, &template, &verb);
         self.insert(method, text, &template, &verb);
         if self.errors.len() == before
             && let Some(binding) = binding
@@ -338,6 +348,7 @@ impl Reader<'_> {
         rule: &HttpRule,
         text: &str,
         template: &Template,
+        verb: &Verb,
     ) -> Option<Binding> {
         let before = self.errors.len();
         let schema = self.schema;
@@ -391,6 +402,7 @@ impl Reader<'_> {
         let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let binding = Binding {
             matched: Matched { grpc_path: PathAndQuery::try_from(grpc_path).ok()?, template: Arc::from(text) },
+            verb: verb.clone(),
             input,
             output,
             server_streaming: method.is_server_streaming(),
@@ -431,7 +443,7 @@ impl Reader<'_> {
 }
 
 impl BuildError {
-    fn of_set(reason: RuleError) -> BuildError {
+    pub(super) fn of_set(reason: RuleError) -> BuildError {
         BuildError { service: String::new(), method: String::new(), reason }
     }
 

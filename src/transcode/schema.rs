@@ -211,7 +211,7 @@ impl Message {
 }
 
 impl Shape {
-    fn of(full_name: &str) -> Shape {
+    pub(super) fn of(full_name: &str) -> Shape {
         match full_name {
             "google.protobuf.Any" => Shape::Any,
             "google.protobuf.Timestamp" => Shape::Timestamp,

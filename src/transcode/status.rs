@@ -113,7 +113,7 @@ pub(super) enum Refusal {
 
 impl Refusal {
     /// The layer's own table: code, HTTP status, reason.
-    fn row(&self) -> (Code, StatusCode, &'static str) {
+    pub(super) fn row(&self) -> (Code, StatusCode, &'static str) {
         match self {
             Refusal::RouteNotFound => (Code::NotFound, StatusCode::NOT_FOUND, "ROUTE_NOT_FOUND"),
             Refusal::MethodNotAllowed(_) => (Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"),
@@ -155,7 +155,7 @@ impl Refusal {
         if let Refusal::Schema(violations) = self {
             let violations: Vec<Value> = violations
                 .iter()
-                .map(|Violation { field, description }| json!({"field": field, "description": description}))
+                .map(|Violation { field, description }| json!({"field": field, "description": description, "reason": ""}))
                 .collect();
             details.push(json!({
                 "@type": "type.googleapis.com/google.rpc.BadRequest",

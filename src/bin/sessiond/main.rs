@@ -2,6 +2,7 @@
 
 mod dev;
 mod migrate;
+mod openapi;
 mod policy;
 mod project;
 mod serve;
@@ -35,6 +36,8 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Bring the database's tables up to date.
     Migrate(migrate::Args),
+    /// Print the REST API as an OpenAPI 3.1 document: what a server answers at /openapi.json.
+    Openapi(openapi::Args),
     /// Manage projects: the tenants.
     #[command(subcommand)]
     Project(project::Command),
@@ -70,6 +73,7 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::Dev(args) => dev::run(*args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
+            Command::Openapi(args) => openapi::run(&args),
             Command::Project(command) => project::run(command).await,
             Command::ServerKey(command) => server_key::run(command).await,
         }

@@ -1,0 +1,198 @@
+//! The API's description: of our own service, and of one that has a bit of everything.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use http::{HeaderMap, Method, StatusCode};
+use prost_reflect::{DescriptorPool, Value as Reflected};
+use serde_json::{Value, json};
+use sessiond::{
+    pb,
+    rpc::status::{COMMON_REASONS, Reason},
+    transcode::{Code, ErrorReason, OpenApi},
+};
+
+use crate::harness::Service;
+
+/// The command's document.
+fn printed() -> (String, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_sessiond"))
+        .arg("openapi")
+        .env_remove("SESSIOND_BASE_PATHS")
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    let document = serde_json::from_str(&text).expect("JSON");
+    (text, document)
+}
+
+/// Method, path and operation of each operation.
+fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
+    let paths = document["paths"].as_object().expect("an object");
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let item = item.as_object().expect("an object");
+        item.iter().map(|(method, operation)| {
+            let method = method.to_ascii_uppercase().parse().expect("a method");
+            (method, path.clone(), operation)
+        })
+    });
+    operations.collect()
+}
+
+/// What each method's options say: `Service_Method`, and the values of a repeated string option.
+fn options(name: &str) -> Vec<(String, BTreeSet<String>)> {
+    let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
+    let extension = pool.get_extension_by_name(name).expect("is there");
+    let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let read = |method: prost_reflect::MethodDescriptor| {
+        let options = method.options();
+        let values = options.get_extension(&extension);
+        let values = values.as_list().expect("repeated").iter().filter_map(Reflected::as_str).map(str::to_owned);
+        (format!("{}_{}", method.parent_service().name(), method.name()), values.collect())
+    };
+    methods.map(read).collect()
+}
+
+#[tokio::test]
+async fn the_server_answers_what_the_command_prints() {
+    let service = Service::start().await;
+    let (text, _) = printed();
+    for path in ["/openapi.json", "/api/v1/openapi.json"] {
+        let response = service.wires.http(Method::GET, path, HeaderMap::new(), "").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(response.headers()["cache-control"], "public, max-age=3600");
+        assert_eq!(response.body(), text.as_bytes());
+    }
+}
+
+/// The layer's table has a route for each rule of the proto; so has the document, and no other.
+#[tokio::test]
+async fn every_operation_is_described_and_answered() {
+    let service = Service::start().await;
+    let (_, document) = printed();
+    let operations = operations(&document);
+    let ids: BTreeSet<&str> =
+        operations.iter().filter_map(|(_, _, operation)| operation["operationId"].as_str()).collect();
+    assert_eq!(ids.len(), operations.len(), "each has an id of its own");
+    let methods = options("sessiond.v1.reasons");
+    for (method, _) in &methods {
+        assert!(ids.contains(method.as_str()), "{method} is described");
+    }
+    for (method, path, _) in &operations {
+        for base in document["servers"].as_array().expect("a list") {
+            let path = format!("{}{path}", base["url"].as_str().expect("text").trim_end_matches('/'));
+            let response = service.wires.http(method.clone(), &path, HeaderMap::new(), "").await;
+            let body = String::from_utf8_lossy(response.body());
+            let unknown = ["ROUTE_NOT_FOUND", "METHOD_NOT_ALLOWED"].iter().any(|reason| body.contains(reason));
+            assert!(!unknown, "{method} {path}: {body}");
+        }
+    }
+}
+
+#[test]
+fn every_operation_has_its_reasons() {
+    let (_, document) = printed();
+    let operations = operations(&document);
+    let common: BTreeSet<String> = COMMON_REASONS.iter().map(|reason| reason.name().to_owned()).collect();
+    let of_the_layer = ["BAD_REPLY", "BODY_TOO_LARGE", "BODY_UNREADABLE", "METHOD_NOT_ALLOWED", "ROUTE_NOT_FOUND"];
+    for (method, own) in options("sessiond.v1.reasons") {
+        for reason in &own {
+            assert!(Reason::ALL.iter().any(|known| known.name() == reason), "{method}: {reason} is in the table");
+            assert!(!common.contains(reason), "{method}: {reason} goes without saying");
+        }
+        for (_, _, operation) in
+            operations.iter().filter(|(_, _, operation)| operation["operationId"] == method.as_str())
+        {
+            let responses = operation["responses"].as_object().expect("an object").values();
+            let said: BTreeSet<String> = responses
+                .filter_map(|response| resolve(&document, response)["x-reasons"].as_array())
+                .flatten()
+                .filter_map(|reason| Some(reason.as_str()?.to_owned()))
+                .filter(|reason| !of_the_layer.contains(&reason.as_str()) && reason != "UNSUPPORTED_MEDIA_TYPE")
+                .collect();
+            assert_eq!(said, own.union(&common).cloned().collect(), "{method}");
+        }
+    }
+}
+
+fn resolve<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
+    match value["$ref"].as_str() {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).expect("leads somewhere"),
+        None => value,
+    }
+}
+
+#[test]
+fn every_operation_says_what_to_show() {
+    let (_, document) = printed();
+    let security = |id: &str| {
+        let operations = operations(&document);
+        let found = operations.iter().find(|(_, _, operation)| operation["operationId"] == id);
+        found.expect("is there").2["security"].clone()
+    };
+    assert_eq!(security("SessionService_RevokeCurrent"), json!([{"bearer": []}, {"refreshToken": []}]));
+    assert_eq!(security("SessionService_CreateSession"), json!([{"bearer": []}]));
+    assert_eq!(security("SessionService_RefreshSession"), json!([{"refreshToken": []}, {}]));
+}
+
+/// A descriptor set that was compiled from `tests/openapi/described.proto`.
+fn shelves() -> Vec<u8> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut compiler = protox::Compiler::new([root.join("tests/openapi"), root.join("proto")]).expect("opens");
+    compiler.include_imports(true).include_source_info(true).open_file("described.proto").expect("compiles");
+    compiler.encode_file_descriptor_set()
+}
+
+fn reasons() -> [ErrorReason; 3] {
+    [
+        ErrorReason::new("SHELF_GONE", Code::NotFound, "The shelf is gone."),
+        ErrorReason::new("NO_ROOM", Code::FailedPrecondition, "There is no room."),
+        ErrorReason::new("BUSY", Code::Unavailable, "Come back later."),
+    ]
+}
+
+/// The whole of it is in `described.json`; run with `ACCEPT=1` to accept a change, and read what changed.
+#[test]
+fn a_bit_of_everything_is_described() {
+    let document = OpenApi::new("Shelves", "1.2.3")
+        .description("Keeps shelves.")
+        .server("/")
+        .reasons("described.v1.why", reasons())
+        .common_reasons(["BUSY"])
+        .security_scheme("libraryCard", json!({"type": "http", "scheme": "bearer"}))
+        .security("described.v1.shows", [("card", Some("libraryCard")), ("nothing", None)])
+        .build(&shelves())
+        .expect("builds");
+    let text = format!("{document:#}\n");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi/described.json");
+    if std::env::var_os("ACCEPT").is_some() {
+        fs::write(&path, &text).expect("writes");
+    }
+    assert!(fs::read_to_string(&path).expect("reads") == text, "not as in described.json: {text}");
+}
+
+#[test]
+fn without_a_table_of_reasons_any_error_may_come() {
+    let document = OpenApi::new("Shelves", "1").build(&shelves()).expect("builds");
+    for (_, path, operation) in operations(&document).iter().filter(|(_, path, _)| path != "/pictures") {
+        assert_eq!(operation["responses"]["default"]["description"], "Any other error.", "{path}");
+        assert!(operation["security"].is_null());
+    }
+}
+
+/// All at once, each with its method.
+#[test]
+fn what_nobody_has_explained_is_a_fault() {
+    let errors = OpenApi::new("Shelves", "1")
+        .reasons("described.v1.why", [])
+        .security("described.v1.shows", [("card", None)])
+        .build(&shelves())
+        .expect_err("unexplained");
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert!(texts.iter().any(|text| text.contains("Shelves/MoveShelf") && text.contains("NO_ROOM")), "{texts:#?}");
+    assert!(texts.iter().any(|text| text.contains("Shelves/GetShelf") && text.contains("nothing")), "{texts:#?}");
+
+    let errors = OpenApi::new("Shelves", "1").reasons("described.v1.no", []).build(&shelves()).expect_err("no option");
+    assert!(errors.to_string().contains("described.v1.no"), "{errors}");
+}
