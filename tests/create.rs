@@ -204,9 +204,12 @@ async fn a_project_works_from_the_moment_it_is_there() {
 async fn bytes_that_are_no_message_are_refused_as_such() {
     let service = Service::start().await;
     let not_text: Vec<u8> = vec![0xff];
+    let too_large: Vec<u8> = vec![b'x'; 600 * 1024];
     for wire in [Wire::Grpc, Wire::GrpcWeb] {
-        let headers = bearer(service.server_key.expose_secret());
-        let call = service.wires.call::<_, CreateSessionResponse>(wire, "CreateSession", headers, &not_text);
-        assert_refused!(call, "SCHEMA_ERROR");
+        for message in [&not_text, &too_large] {
+            let headers = bearer(service.server_key.expose_secret());
+            let call = service.wires.call::<_, CreateSessionResponse>(wire, "CreateSession", headers, message);
+            assert_refused!(call, "SCHEMA_ERROR");
+        }
     }
 }

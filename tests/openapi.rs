@@ -95,7 +95,8 @@ fn every_operation_has_its_reasons() {
     let (_, document) = printed();
     let operations = operations(&document);
     let common: BTreeSet<String> = COMMON_REASONS.iter().map(|reason| reason.name().to_owned()).collect();
-    let of_the_layer = ["BAD_REPLY", "BODY_TOO_LARGE", "BODY_UNREADABLE", "METHOD_NOT_ALLOWED", "ROUTE_NOT_FOUND"];
+    let of_the_layer =
+        ["BAD_REPLY", "BODY_TIMEOUT", "BODY_TOO_LARGE", "BODY_UNREADABLE", "METHOD_NOT_ALLOWED", "ROUTE_NOT_FOUND"];
     for (method, own) in options("sessiond.v1.reasons") {
         for reason in &own {
             assert!(Reason::ALL.iter().any(|known| known.name() == reason), "{method}: {reason} is in the table");

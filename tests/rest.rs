@@ -92,18 +92,6 @@ async fn a_body_of_10_mb_is_a_413() {
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
-/// Within what the layer reads, and beyond what the service does.
-#[tokio::test]
-async fn a_message_of_400_kb_is_refused_with_a_reason() {
-    let service = Service::start().await;
-    let headers = both(bearer(service.server_key.expose_secret()), json_type());
-    let body = format!(r#"{{"user_id": "ada", "user_agent": "{}"}}"#, "x".repeat(400 * 1024));
-    let response = service.wires.http(Method::POST, "/auth/sessions", headers, body).await;
-    let json: Value = serde_json::from_slice(response.body()).expect("JSON");
-    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
-    assert_eq!(refused_json(response.status(), &json).reason, "SCHEMA_ERROR");
-}
-
 #[tokio::test]
 async fn a_header_of_64_kb_is_a_431_on_both_versions_of_http() {
     let service = Service::start().await;

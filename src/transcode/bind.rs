@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 
+use http::Uri;
 use percent_encoding::percent_decode;
 
 use super::guard::Guard;
@@ -53,20 +54,20 @@ pub(super) enum Content<'b> {
 pub(super) fn bind(
     schema: &Schema,
     binding: &Binding,
-    path: &Path<'_>,
-    query: &str,
+    path: &Path,
+    uri: &Uri,
     ignored: &[String],
     content: Content<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Vec<Violation>> {
     body(schema, binding, content, out).map_err(|violation| vec![violation])?;
     let mut violations = Vec::new();
-    if !query.is_empty() {
+    if let Some(query) = uri.query() {
         bind_query(schema, binding, query, ignored, out, &mut violations);
     }
     for bound in &binding.variables {
         let variable = &bound.variable;
-        let raw = path.capture(variable.start, variable.end, binding.template_length);
+        let raw = path.capture(uri.path(), variable.start, variable.end, binding.template_length);
         let written = match variable.decode(raw) {
             Ok(text) => put_text(schema, binding.input, &bound.path, &text, out),
             Err(error) => Err(error.to_string()),
@@ -74,19 +75,6 @@ pub(super) fn bind(
         violations.extend(written.err().map(|reason| Violation::new(&*variable.field_path, reason)));
     }
     if violations.is_empty() { Ok(()) } else { Err(violations) }
-}
-
-/// Whether the rule's body is a `google.api.HttpBody`: any content type, any bytes.
-pub(super) fn takes_raw_body(schema: &Schema, binding: &Binding) -> bool {
-    let shape = match binding.body {
-        Body::None => return false,
-        Body::Whole => Some(schema.message(binding.input).shape),
-        Body::Field(index) => {
-            let field = schema.message(binding.input).at(index);
-            schema.message_of(field).filter(|_| field.label == Label::Singular).map(|message| message.shape)
-        }
-    };
-    shape == Some(Shape::HttpBody)
 }
 
 fn body(schema: &Schema, binding: &Binding, content: Content<'_>, out: &mut Vec<u8>) -> Result<(), Violation> {

@@ -29,24 +29,35 @@ fn is_hop_by_hop(name: &str) -> bool {
 /// gRPC reads as base64; `Expect`; and headers that ask for another method, so that a proxy and the service cannot
 /// disagree about what was called.
 pub(super) fn to_metadata(headers: &mut HeaderMap) {
-    let unwanted: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| {
-            let name = name.as_str();
-            is_hop_by_hop(name)
-                || name.starts_with("content-")
-                || (name.starts_with("grpc-") && name != "grpc-timeout")
-                || name.ends_with("-bin")
-                || matches!(name, "expect" | "x-http-method-override" | "x-http-method" | "x-method-override")
-        })
-        .cloned()
-        .chain(named_by_connection(headers))
-        .collect();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    // Nearly every request has this one.
+    headers.remove(header::CONTENT_LENGTH);
+    remove(headers, |name| {
+        is_hop_by_hop(name)
+            || (name.starts_with("content-") && name != "content-type")
+            || (name.starts_with("grpc-") && name != "grpc-timeout")
+            || name.ends_with("-bin")
+            || matches!(name, "expect" | "x-http-method-override" | "x-http-method" | "x-method-override")
+    });
+}
+
+/// Removes what `Connection` names, and what `unwanted` says; `te` and the content type have a value of our own by now.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    if headers.contains_key(header::CONNECTION) {
+        for name in named_by_connection(headers) {
+            if name != header::TE && name != header::CONTENT_TYPE {
+                headers.remove(name);
+            }
+        }
+        headers.remove(header::CONNECTION);
+    }
+    // Most have nothing more to remove, and an empty list takes no memory.
+    let unwanted: Vec<HeaderName> =
+        headers.keys().filter(|name| **name != header::TE && unwanted(name.as_str())).cloned().collect();
     for name in unwanted {
         headers.remove(name);
     }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
 }
 
 /// `Connection: close, x-secret` says that `x-secret` is for the next hop alone.
@@ -60,18 +71,22 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Adds metadata to a reply's headers, except for what is hop-by-hop, `grpc-*`, `*-bin`, or of the frame.
+/// Turns the metadata of a reply into headers, in place, and adds the trailing metadata to it. Left out: what is
+/// hop-by-hop or named by `Connection`, `grpc-*`, `*-bin`, and what describes the frame.
 ///
-/// A name that `headers` has already is replaced: what the service says of its reply counts.
-pub(super) fn from_metadata(metadata: &HeaderMap, headers: &mut HeaderMap) {
-    for name in metadata.keys() {
-        let text = name.as_str();
-        let of_the_frame = matches!(text, "content-type" | "content-length" | "content-encoding");
-        if is_hop_by_hop(text) || text.starts_with("grpc-") || text.ends_with("-bin") || of_the_frame {
-            continue;
-        }
-        headers.remove(name);
-        for value in metadata.get_all(name) {
+/// The content type stays; the caller sets another.
+pub(super) fn from_metadata(headers: &mut HeaderMap, trailers: &HeaderMap) {
+    let unwanted = |name: &str| {
+        is_hop_by_hop(name)
+            || name.starts_with("grpc-")
+            || name.ends_with("-bin")
+            || matches!(name, "content-length" | "content-encoding")
+    };
+    headers.remove(header::TE);
+    remove(headers, unwanted);
+    for (name, value) in trailers {
+        // Trailing metadata stands beside initial metadata of its name, as it does for gRPC clients.
+        if !unwanted(name.as_str()) && name != header::CONTENT_TYPE {
             headers.append(name, value.clone());
         }
     }
@@ -95,6 +110,9 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
+    if value.as_bytes() == b"application/json" {
+        return true;
+    }
     let Ok(value) = value.to_str() else { return false };
     let mut parts = value.split(';').map(|part| part.trim().to_ascii_lowercase());
     let essence = parts.next().unwrap_or_default();
@@ -166,6 +184,26 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["authorization", "content-type", "grpc-timeout", "te"]);
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn a_reply_keeps_both_its_metadata_and_nothing_of_the_connection() {
+        let mut initial = headers(&[
+            ("content-type", "application/grpc"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("te", "trailers"),
+            ("grpc-encoding", "identity"),
+            ("trace-bin", "AA"),
+            ("x-both", "initial"),
+        ]);
+        let trailing =
+            headers(&[("grpc-status", "0"), ("trace-bin", "AA"), ("x-both", "trailing"), ("content-length", "7")]);
+        from_metadata(&mut initial, &trailing);
+        let mut names: Vec<_> = initial.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "x-both"]);
+        assert_eq!(initial.get_all("x-both").iter().collect::<Vec<_>>(), ["initial", "trailing"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
 use std::pin::pin;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -18,11 +20,14 @@ use http::Request;
 use http::Response;
 use http::Uri;
 use http::Version;
+use http::header;
+use http::request;
 use http::uri::PathAndQuery;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use prost_reflect::DescriptorPool;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -31,9 +36,14 @@ use super::bind::Content;
 use super::body::BoxError;
 use super::body::RequestBody;
 use super::body::ResponseBody;
+use super::deadline;
 use super::frame;
 use super::headers;
+use super::reply::Answer;
 use super::reply::Asked;
+use super::reply::Opening;
+use super::reply::Reply;
+use super::reply::Unary;
 use super::route::Outcome;
 use super::route::Path;
 use super::rule;
@@ -48,6 +58,12 @@ use super::status::Refusal;
 
 /// Bodies up to this size are read unless the builder says otherwise: 1 MiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// No builder can ask for more: a frame's length has four bytes, and a message can take more of them than its JSON. 1 GiB.
+const BODY_BYTES_CEILING: usize = 1024 * 1024 * 1024;
+
+/// How long a body may take to arrive unless the builder says otherwise.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an error can carry, whatever service stands behind the layer.
 pub(super) const GOOGLE_RPC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/google_rpc.bin"));
@@ -68,6 +84,7 @@ pub(super) struct Shared {
     pub rules: Rules,
     ignored: Vec<String>,
     body_bytes_max: usize,
+    body_timeout: Duration,
     pub error_domain: String,
 }
 
@@ -101,13 +118,14 @@ impl RestLayer {
         RestLayer::builder().build(descriptor_set)
     }
 
-    /// Starts from the defaults: base path `/`, bodies of at most 1 MiB, every query parameter a field, errors in the
-    /// domain `transcode`.
+    /// Starts from the defaults: base path `/`, bodies of at most 1 MiB that arrive within 10 seconds, every query
+    /// parameter a field, errors in the domain `transcode`.
     pub fn builder() -> RestLayerBuilder {
         RestLayerBuilder {
             base_paths: Vec::new(),
             ignored: Vec::new(),
             body_bytes_max: BODY_BYTES_MAX,
+            body_timeout: BODY_TIMEOUT,
             error_domain: "transcode".to_owned(),
         }
     }
@@ -127,6 +145,7 @@ pub struct RestLayerBuilder {
     base_paths: Vec<String>,
     ignored: Vec<String>,
     body_bytes_max: usize,
+    body_timeout: Duration,
     error_domain: String,
 }
 
@@ -139,10 +158,20 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Refuses request bodies of more bytes than this, with 413. Default: 1,048,576 (1 MiB).
+    /// Refuses request bodies of more bytes than this, with 413. Default: 1,048,576 (1 MiB); more than 1 GiB is 1 GiB.
     #[must_use]
     pub fn max_body_bytes(mut self, bytes: usize) -> RestLayerBuilder {
-        self.body_bytes_max = bytes;
+        self.body_bytes_max = bytes.min(BODY_BYTES_CEILING);
+        self
+    }
+
+    /// Refuses request bodies that take longer than this to arrive, with 408. Default: 10 seconds. A smaller
+    /// `grpc-timeout` of the request counts instead, and what the body used of it is gone for the call.
+    ///
+    /// The service behind the layer is asked only when the body is there, so no deadline of its own covers the wait.
+    #[must_use]
+    pub fn body_timeout(mut self, timeout: Duration) -> RestLayerBuilder {
+        self.body_timeout = timeout;
         self
     }
 
@@ -176,6 +205,7 @@ impl RestLayerBuilder {
             rules,
             ignored: self.ignored,
             body_bytes_max: self.body_bytes_max,
+            body_timeout: self.body_timeout,
             error_domain: self.error_domain,
         };
         Ok(RestLayer { shared: Arc::new(shared) })
@@ -200,7 +230,7 @@ where
 {
     type Response = Response<ResponseBody<RB>>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, RB, S::Error>;
+    type Future = ResponseFuture<S::Future, B, RB, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -209,138 +239,221 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if headers::is_grpc(request.headers()) {
             let call = self.inner.call(request.map(RequestBody::untouched));
-            return ResponseFuture { kind: FutureKind::Untouched { call } };
+            return ResponseFuture { state: State::Untouched { call } };
+        }
+        let (parts, body) = request.into_parts();
+        let mut asked = Asked::new(&self.shared, &parts.method);
+        let path = match find(&self.shared, &parts, &mut asked) {
+            Ok(path) => path,
+            Err(answer) => return ResponseFuture::answered(answer),
+        };
+        let binding = asked.binding();
+        if let Err(refusal) = check_content(&self.shared, binding, &parts.headers, &body) {
+            return ResponseFuture::answered(asked.refuse(&refusal));
+        }
+        if binding.body == Body::None || body.is_end_stream() {
+            // Nothing to wait for, so nothing to keep: no box, and no second handle on the service.
+            return match call_parts(&self.shared, binding, &path, parts, &[]) {
+                Ok((parts, frame)) => {
+                    let unread = (!body.is_end_stream()).then(|| Unread::new(body, self.shared.body_bytes_max));
+                    let call = self.inner.call(Request::from_parts(parts, RequestBody::frame(frame)));
+                    ResponseFuture { state: State::Calling { call, asked: Some(asked), unread } }
+                }
+                Err(refusal) => ResponseFuture::answered(asked.refuse(&refusal)),
+            };
         }
         // The one that is ready must be the one that is called.
         let next = self.inner.clone();
         let inner = mem::replace(&mut self.inner, next);
-        let call = Box::pin(transcode(Arc::clone(&self.shared), inner, request));
-        ResponseFuture { kind: FutureKind::Transcoded { call } }
+        ResponseFuture { state: State::Reading { reading: Box::pin(read(inner, asked, path, parts, body)) } }
     }
 }
 
-/// A boxed call through the layer.
-type Transcoded<RB, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<RB>>, E>> + Send>>;
+/// What comes after a body was read.
+enum Next<F, RB> {
+    Call { call: F, asked: Asked },
+    Answer(Answer<RB>),
+}
+
+/// A body on its way.
+type Reading<F, RB, E> = Pin<Box<dyn Future<Output = Result<Next<F, RB>, E>> + Send>>;
 
 pin_project! {
     /// The answer to come. Dropping it drops the call.
-    pub struct ResponseFuture<F, RB, E> {
+    pub struct ResponseFuture<F, B, RB, E> {
         #[pin]
-        kind: FutureKind<F, RB, E>,
+        state: State<F, B, RB, E>,
     }
 }
 
 pin_project! {
-    #[project = FutureProjection]
-    enum FutureKind<F, RB, E> {
+    #[project = StateProjection]
+    enum State<F, B, RB, E> {
         // A gRPC or grpc-web call, not ours.
         Untouched { #[pin] call: F },
-        // A call that we translate.
-        Transcoded { call: Transcoded<RB, E> },
+        // An answer of the layer's own.
+        Answered { answer: Option<Answer<RB>> },
+        // The body is not there yet, as a whole.
+        Reading { reading: Reading<F, RB, E> },
+        // The service has the call.
+        Calling { #[pin] call: F, asked: Option<Asked>, unread: Option<Unread<B>> },
+        // The service answers with one message.
+        Gathering { #[pin] reply: Unary<RB> },
+        // The service answers with a stream; its first message decides.
+        Opening { reply: Opening<RB> },
     }
 }
 
-impl<F, RB, E> Future for ResponseFuture<F, RB, E>
+impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
+    fn answered(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Answered { answer: Some(answer) } }
+    }
+}
+
+impl<F, B, RB, E> Future for ResponseFuture<F, B, RB, E>
 where
     F: Future<Output = Result<Response<RB>, E>>,
+    B: HttpBody<Data = Bytes>,
+    RB: HttpBody<Data = Bytes> + Send + 'static,
+    RB::Error: Into<BoxError>,
 {
     type Output = Result<Response<ResponseBody<RB>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().kind.project() {
-            FutureProjection::Untouched { call } => {
-                let response = ready!(call.poll(cx))?;
-                Poll::Ready(Ok(response.map(ResponseBody::untouched)))
-            }
-            FutureProjection::Transcoded { call } => call.as_mut().poll(cx),
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const OVER: &str = "a future is not polled after its end";
+        loop {
+            let next = match self.as_mut().project().state.project() {
+                StateProjection::Untouched { call } => {
+                    let response = ready!(call.poll(cx))?;
+                    return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+                }
+                StateProjection::Answered { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
+                StateProjection::Reading { reading } => match ready!(reading.as_mut().poll(cx))? {
+                    Next::Call { call, asked } => State::Calling { call, asked: Some(asked), unread: None },
+                    Next::Answer(answer) => return Poll::Ready(Ok(answer)),
+                },
+                StateProjection::Calling { call, asked, unread } => {
+                    if unread.as_mut().is_some_and(|unread| unread.poll(cx).is_ready()) {
+                        *unread = None;
+                    }
+                    let response = ready!(call.poll(cx))?;
+                    match asked.take().expect(OVER).reply(response) {
+                        Reply::Answer(answer) => return Poll::Ready(Ok(answer)),
+                        Reply::Unary(reply) => State::Gathering { reply },
+                        Reply::Stream(reply) => State::Opening { reply },
+                    }
+                }
+                StateProjection::Gathering { reply } => return reply.poll(cx).map(Ok),
+                StateProjection::Opening { reply } => return reply.as_mut().poll(cx).map(Ok),
+            };
+            self.as_mut().project().state.set(next);
         }
     }
 }
 
-impl<F, RB, E> fmt::Debug for ResponseFuture<F, RB, E> {
+impl<F, B, RB, E> fmt::Debug for ResponseFuture<F, B, RB, E> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-/// Match, read, bind, call, reply.
-async fn transcode<S, B, RB>(
-    shared: Arc<Shared>,
-    mut inner: S,
-    request: Request<B>,
-) -> Result<Response<ResponseBody<RB>>, S::Error>
-where
-    S: Service<Request<RequestBody<B>>, Response = Response<RB>>,
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-    RB: HttpBody<Data = Bytes>,
-    RB::Error: Into<BoxError>,
-{
-    let (mut parts, body) = request.into_parts();
-    let mut asked = Asked {
-        shared: Arc::clone(&shared),
-        binding: None,
-        is_head: parts.method == Method::HEAD,
-        wants_events: headers::wants_events(&parts.headers),
-    };
-    let (index, path) = match shared.rules.router.find(&parts.method, parts.uri.path()) {
+/// Matches the request, and notes what it was matched to. The error is the answer.
+fn find<RB>(shared: &Shared, parts: &request::Parts, asked: &mut Asked) -> Result<Path, Answer<RB>> {
+    match shared.rules.router.find(&parts.method, parts.uri.path()) {
         Outcome::Route { route, path } => {
             let (binding, base) = shared.rules.routes[route];
-            (binding, path.with_base(base))
+            asked.matched(binding, &parts.headers);
+            Ok(path.with_base(base))
         }
-        Outcome::OtherMethods(methods) if parts.method == Method::OPTIONS => return Ok(asked.options(methods)),
-        Outcome::OtherMethods(methods) => return Ok(asked.refuse(&Refusal::MethodNotAllowed(methods))),
-        Outcome::Unknown => return Ok(asked.refuse(&Refusal::RouteNotFound)),
-    };
-    asked.binding = Some(index);
-    let binding = &shared.rules.bindings[index];
-    let frame = match read_body(&shared, binding, &parts.headers, body).await {
-        Ok(body) => make_frame(&shared, binding, &path, &parts.uri, &parts.headers, &body),
-        Err(refusal) => Err(refusal),
-    };
-    let frame = match frame {
-        Ok(frame) => frame,
-        Err(refusal) => return Ok(asked.refuse(&refusal)),
-    };
-
-    parts.uri = call_uri(&parts.uri, &binding.matched.grpc_path);
-    parts.method = Method::POST;
-    // tonic-web passes on nothing else that is not grpc-web.
-    parts.version = Version::HTTP_2;
-    headers::to_metadata(&mut parts.headers);
-    parts.extensions.insert(binding.matched.clone());
-    let response = inner.call(Request::from_parts(parts, RequestBody::frame(frame))).await?;
-    Ok(asked.reply(index, response).await)
+        Outcome::OtherMethods(methods) if parts.method == Method::OPTIONS => Err(asked.options(methods)),
+        Outcome::OtherMethods(methods) => Err(asked.refuse(&Refusal::MethodNotAllowed(methods))),
+        Outcome::Unknown => Err(asked.refuse(&Refusal::RouteNotFound)),
+    }
 }
 
-/// Reads the body, within the limit. A rule that has no place for one gets it read all the same and thrown away, so
-/// that the connection can go on.
-async fn read_body<B>(shared: &Shared, binding: &Binding, headers: &HeaderMap, body: B) -> Result<Bytes, Refusal>
+/// Refuses what the headers alone condemn, before any of the body is read.
+fn check_content<B>(shared: &Shared, binding: &Binding, headers: &HeaderMap, body: &B) -> Result<(), Refusal>
 where
+    B: HttpBody,
+{
+    if binding.body == Body::None {
+        return Ok(());
+    }
+    if !headers::is_unencoded(headers) {
+        return Err(Refusal::ContentEncoding);
+    }
+    let announced = body.size_hint().lower();
+    // A type that is not JSON is refused on an empty body too: a page of another origin can send one without asking.
+    if !binding.raw_body && (announced > 0 || headers.contains_key(header::CONTENT_TYPE)) && !headers::is_json(headers)
+    {
+        return Err(Refusal::UnsupportedMediaType);
+    }
+    if announced > shared.body_bytes_max as u64 {
+        return Err(Refusal::BodyTooLarge(shared.body_bytes_max));
+    }
+    Ok(())
+}
+
+/// Reads the body, then makes the call.
+///
+/// The service is ready when this starts. Where the body is there at once, as nearly always, that is the one that is
+/// called; where it has to be waited for, readiness is given back, since it may stand for a slot that others need.
+async fn read<S, B, RB>(
+    mut inner: S,
+    asked: Asked,
+    path: Path,
+    mut parts: request::Parts,
+    body: B,
+) -> Result<Next<S::Future, RB>, S::Error>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone,
     B: HttpBody<Data = Bytes>,
 {
-    let wanted = binding.body != Body::None;
-    if wanted && !headers::is_unencoded(headers) {
-        return Err(Refusal::UnsupportedMediaType("a body without a content encoding"));
-    }
-    let limit = shared.body_bytes_max;
-    if body.size_hint().lower() > limit as u64 {
-        return Err(Refusal::BodyTooLarge(limit));
-    }
+    let shared = Arc::clone(&asked.shared);
+    let mut collecting = pin!(collect(body, shared.body_bytes_max));
+    let at_once = poll_fn(|cx| match collecting.as_mut().poll(cx) {
+        Poll::Ready(body) => Poll::Ready(Some(body)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    let body = match at_once.await {
+        Some(body) => body,
+        None => {
+            inner = inner.clone();
+            let since = Instant::now();
+            let asked_for = deadline::read(&parts.headers);
+            let limit = asked_for.map_or(shared.body_timeout, |asked_for| asked_for.min(shared.body_timeout));
+            let body = tokio::time::timeout(limit, collecting).await.unwrap_or(Err(Refusal::BodyTooSlow));
+            if let Some(asked_for) = asked_for
+                && body.is_ok()
+            {
+                deadline::write(&mut parts.headers, asked_for.saturating_sub(since.elapsed()));
+            }
+            if body.is_ok() {
+                poll_fn(|cx| inner.poll_ready(cx)).await?;
+            }
+            body
+        }
+    };
+    let prepared = body.and_then(|body| call_parts(&shared, asked.binding(), &path, parts, &body));
+    Ok(match prepared {
+        Ok((parts, frame)) => {
+            Next::Call { call: inner.call(Request::from_parts(parts, RequestBody::frame(frame))), asked }
+        }
+        Err(refusal) => Next::Answer(asked.refuse(&refusal)),
+    })
+}
+
+/// Puts a body together, within the limit.
+async fn collect<B: HttpBody<Data = Bytes>>(body: B, limit: usize) -> Result<Bytes, Refusal> {
     let mut body = pin!(body);
-    let mut length = 0_usize;
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
     while !body.is_end_stream()
         && let Some(frame) = body.frame().await
     {
         let Ok(data) = frame.map_err(|_| Refusal::BodyUnreadable)?.into_data() else { continue };
-        length = length.saturating_add(data.len());
-        if length > limit {
+        if data.len() > limit - first.len().max(more.len()) {
             return Err(Refusal::BodyTooLarge(limit));
-        }
-        if !wanted {
-            continue;
         }
         if first.is_empty() {
             first = data;
@@ -354,38 +467,71 @@ where
     Ok(if more.is_empty() { first } else { more.freeze() })
 }
 
-fn make_frame(
+/// A body that its rule has no place for. It is thrown away as it comes, beside the call, so that the connection can go
+/// on; the call does not wait for it, and what is beyond the limit is not read at all.
+struct Unread<B> {
+    body: Pin<Box<B>>,
+    left: usize,
+}
+
+impl<B: HttpBody<Data = Bytes>> Unread<B> {
+    fn new(body: B, limit: usize) -> Unread<B> {
+        Unread { body: Box::pin(body), left: limit }
+    }
+
+    /// Ready when there is nothing more to read, or nothing more that will be.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(Ok(frame)) = ready!(self.body.as_mut().poll_frame(cx)) {
+            // A frame counts even if it is empty.
+            let length = frame.data_ref().map_or(0, Bytes::len) + 1;
+            match self.left.checked_sub(length) {
+                Some(left) => self.left = left,
+                None => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Turns the request's head and body into the call's head and frame.
+fn call_parts(
     shared: &Shared,
     binding: &Binding,
-    path: &Path<'_>,
-    uri: &Uri,
-    headers: &HeaderMap,
+    path: &Path,
+    mut parts: request::Parts,
     body: &[u8],
-) -> Result<Bytes, Refusal> {
-    let content = if bind::takes_raw_body(&shared.schema, binding) {
-        let content_type = headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+) -> Result<(request::Parts, Bytes), Refusal> {
+    let content = if binding.body == Body::None {
+        Content::None
+    } else if binding.raw_body {
+        let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         Content::Raw { content_type, data: body }
     } else if body.is_empty() {
         Content::None
-    } else if headers::is_json(headers) {
+    } else if headers::is_json(&parts.headers) {
         Content::Json(body)
     } else {
-        return Err(Refusal::UnsupportedMediaType("application/json"));
+        return Err(Refusal::UnsupportedMediaType);
     };
     let mut frame = Vec::with_capacity(frame::HEAD + body.len() + 64);
     frame.extend_from_slice(&[0; frame::HEAD]);
-    bind::bind(&shared.schema, binding, path, uri.query().unwrap_or_default(), &shared.ignored, content, &mut frame)
+    bind::bind(&shared.schema, binding, path, &parts.uri, &shared.ignored, content, &mut frame)
         .map_err(Refusal::Schema)?;
-    Ok(frame::finish(frame))
+    parts.uri = call_uri(parts.uri, &binding.matched.grpc_path);
+    parts.method = Method::POST;
+    // tonic-web passes on nothing else that is not grpc-web.
+    parts.version = Version::HTTP_2;
+    headers::to_metadata(&mut parts.headers);
+    parts.extensions.insert(binding.matched.clone());
+    Ok((parts, frame::finish(frame)))
 }
 
 /// The method's URI, on the authority that the client addressed.
-fn call_uri(uri: &Uri, grpc_path: &PathAndQuery) -> Uri {
-    let mut call = http::uri::Parts::default();
-    if let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) {
-        call.scheme = Some(scheme.clone());
-        call.authority = Some(authority.clone());
-    }
+fn call_uri(uri: Uri, grpc_path: &PathAndQuery) -> Uri {
+    let mut call = uri.into_parts();
     call.path_and_query = Some(grpc_path.clone());
+    if call.scheme.is_none() || call.authority.is_none() {
+        (call.scheme, call.authority) = (None, None);
+    }
     Uri::from_parts(call).unwrap_or_else(|_| Uri::from(grpc_path.clone()))
 }

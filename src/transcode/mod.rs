@@ -71,6 +71,7 @@
 
 mod bind;
 mod body;
+mod deadline;
 mod frame;
 mod guard;
 mod headers;

@@ -36,8 +36,9 @@ use super::well_known;
 use super::wire;
 use super::wire::put_delimited;
 
-/// How deep objects and lists may nest. protobuf's own decoders stop at 100.
-pub(super) const DEPTH_MAX: usize = 64;
+/// How deep messages may nest, counted as the wire has them: protobuf's own decoders stop at 100 below the first. An
+/// object in a `Struct` is three levels there (`Value`, `Struct`, map entry), a list in a `ListValue` two.
+pub(super) const DEPTH_MAX: usize = 96;
 
 /// How many members, elements and map entries one body may have. An empty message costs three bytes of JSON and
 /// hundreds of memory; the size of the body alone is no bound.
@@ -112,6 +113,7 @@ impl Place<'_> {
         E::custom("refused")
     }
 
+    /// Goes one message deeper.
     pub(super) fn enter<E: Error>(&mut self) -> Result<(), E> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
@@ -181,6 +183,10 @@ impl<'s> Slot<'_, 's> {
         convert_message: impl FnOnce(MessageId) -> Result<Vec<u8>, Mismatch>,
     ) -> Result<bool, E> {
         let Slot { place, out, target } = self;
+        if let Ok((_, Kind::Message(_))) = target.single() {
+            place.enter()?;
+            place.leave();
+        }
         let written = target.single().and_then(|(number, kind)| {
             match (kind, number) {
                 (Kind::Message(id), Some(number)) => wire::put_bytes(out, number, &convert_message(id)?),
@@ -224,12 +230,14 @@ impl<'s> Slot<'_, 's> {
             Target::Field(_, guard) | Target::Body(_, guard) => guard,
             Target::One(_) | Target::Packed(_) => None,
         };
+        place.enter()?;
         match target.single() {
             Ok((Some(number), Kind::Message(id))) => put_delimited(out, number, |out| write(place, out, id, guard))?,
             Ok((None, Kind::Message(id))) => write(place, out, id, guard)?,
             Ok((_, kind)) => return Err(place.refuse(Mismatch(scalar::expectation(kind)).to_string())),
             Err(mismatch) => return Err(place.refuse(mismatch.to_string())),
         }
+        place.leave();
         Ok(true)
     }
 }
@@ -299,7 +307,10 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
                     let list = message.at(5);
                     let values = schema.message_of(list).map(|list| list.at(0));
                     let values = values.ok_or_else(|| place.refuse("no list of values in this schema"))?;
-                    put_delimited(out, list.number, |out| elements(place, out, values, sequence))
+                    place.enter()?;
+                    put_delimited(out, list.number, |out| elements(place, out, values, sequence))?;
+                    place.leave();
+                    Ok(())
                 }
                 _ => Err(place.refuse(expected_shape(message).to_string())),
             }
@@ -322,7 +333,10 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
                     let object = message.at(4);
                     let fields = schema.message_of(object).map(|object| object.at(0));
                     let fields = fields.ok_or_else(|| place.refuse("no object of values in this schema"))?;
-                    put_delimited(out, object.number, |out| entries(place, out, fields, map))
+                    place.enter()?;
+                    put_delimited(out, object.number, |out| entries(place, out, fields, map))?;
+                    place.leave();
+                    Ok(())
                 }
                 Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::ListValue | Shape::Wrapper => {
                     Err(place.refuse(expected_shape(message).to_string()))
@@ -366,7 +380,6 @@ fn members<'de, 's, A: MapAccess<'de>>(
     guard: Option<&'s Guard>,
     mut map: A,
 ) -> Result<(), A::Error> {
-    place.enter()?;
     let schema = place.schema;
     let message = schema.message(id);
     let mut named = Seen::new(message.fields.len());
@@ -397,7 +410,6 @@ fn members<'de, 's, A: MapAccess<'de>>(
         }
         place.path.pop();
     }
-    place.leave();
     Ok(())
 }
 
@@ -408,7 +420,6 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
     field: &'s Field,
     mut sequence: A,
 ) -> Result<(), A::Error> {
-    place.enter()?;
     let packed = field.label == Label::Repeated { packed: true };
     let mut read_all = |out: &mut Vec<u8>| {
         for position in 0.. {
@@ -428,7 +439,6 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
     } else {
         read_all(out)?
     }
-    place.leave();
     Ok(())
 }
 
@@ -439,13 +449,13 @@ fn entries<'de, 's, A: MapAccess<'de>>(
     field: &'s Field,
     mut map: A,
 ) -> Result<(), A::Error> {
-    place.enter()?;
     let schema = place.schema;
     let Some(entry) = schema.message_of(field) else { return Err(place.refuse("no map in this schema")) };
     let (key, value) = (entry.at(0), entry.at(1));
     let mut keys = HashSet::new();
     while let Some(name) = map.next_key_seed(Name)? {
         place.count()?;
+        place.enter()?;
         place.path.push(Step::Key(name.to_string()));
         let mut encoded = Vec::new();
         Scalar::from_text(schema, key.kind, &name)
@@ -460,8 +470,8 @@ fn entries<'de, 's, A: MapAccess<'de>>(
             return Err(place.refuse("given more than once"));
         }
         place.path.pop();
+        place.leave();
     }
-    place.leave();
     Ok(())
 }
 
@@ -472,7 +482,6 @@ fn any<'de, A: MapAccess<'de>>(
     message: &Message,
     mut map: A,
 ) -> Result<(), A::Error> {
-    place.enter()?;
     let mut type_url = None;
     let mut rest: Vec<(String, serde_json::Value)> = Vec::new();
     while let Some(name) = map.next_key_seed(Name)? {
@@ -497,7 +506,6 @@ fn any<'de, A: MapAccess<'de>>(
             put_delimited(out, value.number, |out| any_payload(place, out, id, rest)).map_err(A::Error::custom)?;
         }
     }
-    place.leave();
     Ok(())
 }
 
@@ -508,7 +516,10 @@ fn any_payload(
     mut rest: Vec<(String, serde_json::Value)>,
 ) -> Result<(), serde_json::Error> {
     if place.schema.message(id).shape.is_object() {
-        return members(place, out, id, None, MapDeserializer::new(rest.into_iter()));
+        place.enter()?;
+        members(place, out, id, None, MapDeserializer::new(rest.into_iter()))?;
+        place.leave();
+        return Ok(());
     }
     // A type whose JSON is not an object stands in a member of its own (ProtoJSON, Any).
     match (rest.pop(), rest.is_empty()) {

@@ -1,9 +1,15 @@
 //! The service's answer to ours: headers from metadata, JSON from frames, the HTTP status from the call's end.
 
-use std::pin::pin;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
 
 use bytes::Bytes;
+use http::Extensions;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -14,6 +20,7 @@ use http::header;
 use http::response;
 use http_body::Body;
 use http_body_util::BodyExt;
+use pin_project_lite::pin_project;
 
 use super::body::BoxError;
 use super::body::ResponseBody;
@@ -33,24 +40,66 @@ use super::wire;
 use super::wire::Malformed;
 use super::wire::Raw;
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// What the answer depends on besides the service's own.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub shared: Arc<Shared>,
     /// The binding, once a route was found.
-    pub binding: Option<usize>,
+    binding: Option<usize>,
     /// A HEAD gets the headers alone.
-    pub is_head: bool,
-    pub wants_events: bool,
+    is_head: bool,
+    wants_events: bool,
 }
 
 /// Where an answer has got to.
-type Answer<B> = Response<ResponseBody<B>>;
+pub(super) type Answer<B> = Response<ResponseBody<B>>;
+
+/// A stream whose first message has not come yet.
+pub(super) type Opening<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
+
+/// The service's answer, or the way to it.
+pub(super) enum Reply<B> {
+    Answer(Answer<B>),
+    Unary(Unary<B>),
+    Stream(Opening<B>),
+}
+
+/// What the service said besides its messages.
+#[derive(Debug, Default)]
+struct Said {
+    headers: HeaderMap,
+    trailers: HeaderMap,
+    extensions: Extensions,
+}
+
+impl Said {
+    /// What is left of it when the answer is not the service's any more.
+    fn unsaid(self) -> Said {
+        Said { extensions: self.extensions, ..Said::default() }
+    }
+}
 
 impl Asked {
+    pub(super) fn new(shared: &Arc<Shared>, method: &Method) -> Asked {
+        Asked { shared: Arc::clone(shared), binding: None, is_head: *method == Method::HEAD, wants_events: false }
+    }
+
+    /// Notes the binding that was found.
+    pub(super) fn matched(&mut self, binding: usize, headers: &HeaderMap) {
+        self.binding = Some(binding);
+        self.wants_events = self.binding().server_streaming && headers::wants_events(headers);
+    }
+
+    /// The binding that was found; the first of all before that.
+    pub(super) fn binding(&self) -> &Binding {
+        &self.shared.rules.bindings[self.binding.unwrap_or_default()]
+    }
+
     /// The layer's own no.
     pub(super) fn refuse<B>(&self, refusal: &Refusal) -> Answer<B> {
-        self.fail(refusal.answer(&self.shared.error_domain), &[])
+        self.refuse_after(refusal, Said::default())
     }
 
     /// OPTIONS, answered here: what the path can do (RFC 9110 §9.3.7).
@@ -62,25 +111,30 @@ impl Asked {
         response
     }
 
-    /// A call that failed. `metadata` is what the service said besides its status.
-    fn fail<B>(&self, failure: Failure, metadata: &[&HeaderMap]) -> Answer<B> {
-        let body = failure.body();
-        let mut response = self.whole("application/json".parse().ok(), body.into(), failure.headers, metadata);
-        *response.status_mut() = failure.status;
-        response
+    fn bad_reply<B>(&self, what: &'static str, said: Said) -> Answer<B> {
+        self.refuse_after(&Refusal::BadReply(what), said.unsaid())
     }
 
-    fn whole<B>(
-        &self,
-        content_type: Option<HeaderValue>,
-        body: Bytes,
-        mut headers: HeaderMap,
-        metadata: &[&HeaderMap],
-    ) -> Answer<B> {
-        for metadata in metadata {
-            headers::from_metadata(metadata, &mut headers);
+    fn refuse_after<B>(&self, refusal: &Refusal, said: Said) -> Answer<B> {
+        self.fail(refusal.answer(&self.shared.error_domain), said)
+    }
+
+    /// A call that failed.
+    fn fail<B>(&self, failure: Failure, said: Said) -> Answer<B> {
+        let body = failure.body();
+        let mut answer = self.whole(JSON, body.into(), said);
+        *answer.status_mut() = failure.status;
+        for (name, value) in failure.headers.iter() {
+            // The service's own word counts.
+            answer.headers_mut().entry(name).or_insert_with(|| value.clone());
         }
-        headers.extend(content_type.map(|value| (header::CONTENT_TYPE, value)));
+        answer
+    }
+
+    fn whole<B>(&self, content_type: HeaderValue, body: Bytes, said: Said) -> Answer<B> {
+        let Said { mut headers, trailers, extensions } = said;
+        headers::from_metadata(&mut headers, &trailers);
+        headers.insert(header::CONTENT_TYPE, content_type);
         let body = if self.is_head {
             // The headers are GET's, and so is the length, although nothing follows.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -88,157 +142,212 @@ impl Asked {
         } else {
             body
         };
-        let mut response = Response::new(ResponseBody::whole(body));
+        self.response(ResponseBody::whole(body), headers, extensions)
+    }
+
+    fn response<B>(&self, body: ResponseBody<B>, headers: HeaderMap, mut extensions: Extensions) -> Answer<B> {
+        if self.binding.is_some() {
+            extensions.insert(self.binding().matched.clone());
+        }
+        let mut response = Response::new(body);
         *response.headers_mut() = headers;
-        self.mark(&mut response);
+        *response.extensions_mut() = extensions;
         response
     }
 
-    fn mark<B>(&self, response: &mut Answer<B>) {
-        let binding = self.binding.map(|binding| &self.shared.rules.bindings[binding]);
-        if let Some(binding) = binding {
-            response.extensions_mut().insert(binding.matched.clone());
-        }
-    }
-
     /// Turns the service's answer into ours.
-    pub(super) async fn reply<B>(self, binding: usize, response: Response<B>) -> Answer<B>
+    pub(super) fn reply<B>(self, response: Response<B>) -> Reply<B>
     where
-        B: Body<Data = Bytes>,
+        B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let (parts, body) = response.into_parts();
-        let ended = parts.status != StatusCode::OK || parts.headers.contains_key("grpc-status");
-        let server_streaming = self.shared.rules.bindings[binding].server_streaming;
-        let failure = if ended { Failure::of_call(&self.shared.details(), parts.status, &parts.headers) } else { None };
-        let extensions = parts.extensions.clone();
-        let mut answer = match failure {
-            Some(failure) => self.fail(failure, &[&parts.headers]),
-            None if server_streaming => self.stream(binding, parts, body, ended).await,
-            None => self.unary(binding, &parts, body).await,
-        };
-        let ours = std::mem::replace(answer.extensions_mut(), extensions);
-        answer.extensions_mut().extend(ours);
-        answer
+        let response::Parts { status, headers, extensions, .. } = parts;
+        let said = Said { headers, trailers: HeaderMap::new(), extensions };
+        let ended = status != StatusCode::OK || said.headers.contains_key(status::GRPC_STATUS);
+        let streams = self.binding().server_streaming;
+        if ended && let Some(failure) = Failure::of_call(&self.shared.details(), status, &said.headers) {
+            return Reply::Answer(self.fail(failure, said));
+        }
+        match (streams, ended) {
+            (true, _) if self.is_head || ended => {
+                Reply::Answer(self.streamed(None, None, Deframer::default(), None, said))
+            }
+            (true, _) => Reply::Stream(Box::pin(self.open(said, body))),
+            (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", said)),
+            (false, false) => {
+                Reply::Unary(Unary { asked: self, body, said, deframer: Deframer::default(), message: None })
+            }
+        }
     }
 
-    async fn unary<B>(&self, binding: usize, parts: &response::Parts, body: B) -> Answer<B>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<BoxError>,
-    {
-        let binding = &self.shared.rules.bindings[binding];
-        let mut body = pin!(body);
-        let mut deframer = Deframer::default();
-        let mut message = None;
-        let mut trailers = HeaderMap::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else { return self.refuse(&Refusal::BadReply("the reply broke off")) };
-            match frame.into_data() {
-                Ok(data) => deframer.push(data),
-                Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
-            }
-            // Taken as they come, so that no more than one message is ever held.
-            loop {
-                match deframer.next() {
-                    Ok(Some(next)) if message.is_none() => message = Some(next),
-                    Ok(Some(_)) => return self.refuse(&Refusal::BadReply("more than one reply to a unary call")),
-                    Ok(None) => break,
-                    Err(_) => return self.refuse(&Refusal::BadReply("the reply is no gRPC frame")),
-                }
-            }
+    /// The end of a unary call.
+    fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: Said) -> Answer<B> {
+        if let Some(failure) = Failure::of_call(&self.shared.details(), StatusCode::OK, &said.trailers) {
+            return self.fail(failure, said);
         }
-        if let Some(failure) = Failure::of_call(&self.shared.details(), parts.status, &trailers) {
-            return self.fail(failure, &[&parts.headers, &trailers]);
-        }
-        let message = match message {
-            Some(message) if deframer.end().is_ok() => message,
-            _ => return self.refuse(&Refusal::BadReply("no reply to a unary call")),
+        let Some(message) = message.filter(|_| whole) else {
+            return self.bad_reply("no reply to a unary call", said);
         };
-        let metadata = [&parts.headers, &trailers];
+        let binding = self.binding();
         if binding.raw_reply {
             return match http_body(&self.shared, binding, &message) {
-                Ok(raw) => self.whole(Some(raw.content_type), raw.data, HeaderMap::new(), &metadata),
-                Err(what) => self.refuse(&Refusal::BadReply(what)),
+                Ok(raw) => self.whole(raw.content_type, raw.data, said),
+                Err(what) => self.bad_reply(what, said),
             };
         }
         let mut json = Vec::with_capacity(message.len() * 2 + 64);
         match print(&self.shared, binding, &message, &mut json) {
-            Ok(()) => {
-                let json_type = HeaderValue::from_static("application/json");
-                self.whole(Some(json_type), json.into(), HeaderMap::new(), &metadata)
-            }
-            Err(what) => self.refuse(&Refusal::BadReply(what)),
+            Ok(()) => self.whole(JSON, json.into(), mem::take(&mut said)),
+            Err(what) => self.bad_reply(what, said),
         }
     }
 
     /// Waits for the first message or the end of the call: until then, the status line may still be an error's.
-    async fn stream<B>(&self, index: usize, parts: response::Parts, body: B, ended: bool) -> Answer<B>
+    async fn open<B>(self, mut said: Said, body: B) -> Answer<B>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
     {
-        let binding = &self.shared.rules.bindings[index];
-        let format = match binding.raw_reply {
-            true => Format::Raw,
-            false if self.wants_events => Format::Events,
-            false => Format::Lines,
-        };
-        let mut content_type = HeaderValue::from_static(format.content_type());
         let mut body = Box::pin(body);
         let mut deframer = Deframer::default();
-        let mut trailers = HeaderMap::new();
-        let mut open = !ended;
+        let mut open = true;
         let first = loop {
             match deframer.next() {
                 Ok(Some(message)) => break Some(message),
                 Ok(None) if !open => break None,
                 Ok(None) => {}
-                Err(_) => return self.refuse(&Refusal::BadReply("the reply is no gRPC frame")),
+                Err(_) => return self.bad_reply("the reply is no gRPC frame", said),
             }
             match body.frame().await.transpose() {
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(data) => deframer.push(data),
                     Err(frame) => {
-                        trailers = frame.into_trailers().unwrap_or_default();
+                        said.trailers = frame.into_trailers().unwrap_or_default();
                         open = false;
                     }
                 },
                 Ok(None) => open = false,
-                Err(_) => return self.refuse(&Refusal::BadReply("the reply broke off")),
+                Err(_) => return self.bad_reply("the reply broke off", said),
             }
         };
-        if !open
-            && !ended
-            && let Some(failure) = Failure::of_call(&self.shared.details(), parts.status, &trailers)
-        {
-            return self.fail(failure, &[&parts.headers, &trailers]);
+        if !open && let Some(failure) = Failure::of_call(&self.shared.details(), StatusCode::OK, &said.trailers) {
+            return self.fail(failure, said);
         }
-        let first = match first.map(|message| {
-            if binding.raw_reply {
-                content_type = http_body(&self.shared, binding, &message)?.content_type;
+        if first.is_none() && deframer.end().is_err() {
+            return self.bad_reply("the reply is cut off", said);
+        }
+        let (binding, format) = (self.binding(), self.format());
+        let written = first.map(|message| {
+            let content_type = match format {
+                Format::Raw => Some(http_body(&self.shared, binding, &message)?.content_type),
+                Format::Lines | Format::Events => None,
+            };
+            Ok((content_type, stream::write(&self.shared, binding, format, &message)?))
+        });
+        match written.transpose() {
+            Ok(written) => {
+                let (content_type, first) = written.unzip();
+                self.streamed(content_type.flatten(), first, deframer, open.then_some(body), said)
             }
-            stream::write(&self.shared, binding, format, &message)
-        }) {
-            Some(Err(what)) => return self.refuse(&Refusal::BadReply(what)),
-            Some(Ok(first)) => Some(first),
-            None => None,
+            Err(what) => self.bad_reply(what, said),
+        }
+    }
+
+    fn format(&self) -> Format {
+        match self.binding().raw_reply {
+            true => Format::Raw,
+            false if self.wants_events => Format::Events,
+            false => Format::Lines,
+        }
+    }
+
+    /// A stream that has begun. `content_type` is the first message's; a HEAD has not waited for one.
+    fn streamed<B>(
+        &self,
+        content_type: Option<HeaderValue>,
+        first: Option<Bytes>,
+        deframer: Deframer,
+        body: Option<Pin<Box<B>>>,
+        said: Said,
+    ) -> Answer<B> {
+        let format = self.format();
+        let Said { mut headers, extensions, .. } = said;
+        headers::from_metadata(&mut headers, &HeaderMap::new());
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+        // nginx holds back what it proxies unless it is told not to.
+        headers.entry(HeaderName::from_static("x-accel-buffering")).or_insert(HeaderValue::from_static("no"));
+        match content_type {
+            Some(content_type) => headers.insert(header::CONTENT_TYPE, content_type),
+            // Only the first message could tell, and a HEAD has none.
+            None if self.is_head && format == Format::Raw => headers.remove(header::CONTENT_TYPE),
+            None => headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
         };
+        if format != Format::Raw {
+            // Which of the two it is, `Accept` decided (RFC 9110 §12.5.5).
+            headers.append(header::VARY, HeaderValue::from_name(header::ACCEPT));
+        }
         let body = if self.is_head {
             ResponseBody::empty()
         } else {
-            let body = open.then_some(body);
-            ResponseBody::stream(ReplyStream::new(Arc::clone(&self.shared), index, format, first, deframer, body))
+            let binding = self.binding.unwrap_or_default();
+            ResponseBody::stream(ReplyStream::new(Arc::clone(&self.shared), binding, format, first, deframer, body))
         };
-        let mut response = Response::new(body);
-        let headers = response.headers_mut();
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        // nginx holds back what it proxies unless it is told not to.
-        headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-        headers::from_metadata(&parts.headers, headers);
-        headers.insert(header::CONTENT_TYPE, content_type);
-        self.mark(&mut response);
-        response
+        self.response(body, headers, extensions)
+    }
+}
+
+pin_project! {
+    /// The answer to a unary call, being put together.
+    pub(super) struct Unary<B> {
+        asked: Asked,
+        #[pin]
+        body: B,
+        said: Said,
+        deframer: Deframer,
+        message: Option<Bytes>,
+    }
+}
+
+impl<B> Future for Unary<B>
+where
+    B: Body<Data = Bytes>,
+{
+    type Output = Answer<B>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<B>> {
+        let mut this = self.project();
+        loop {
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => {
+                    return Poll::Ready(this.asked.bad_reply("the reply broke off", mem::take(this.said)));
+                }
+                None => break,
+            };
+            match frame.into_data() {
+                Ok(data) => this.deframer.push(data),
+                Err(frame) => {
+                    this.said.trailers = frame.into_trailers().unwrap_or_default();
+                    break;
+                }
+            }
+            // Taken as they come, so that no more than one message is ever held.
+            loop {
+                let what = match this.deframer.next() {
+                    Ok(Some(next)) if this.message.is_none() => {
+                        *this.message = Some(next);
+                        continue;
+                    }
+                    Ok(Some(_)) => "more than one reply to a unary call",
+                    Ok(None) => break,
+                    Err(_) => "the reply is no gRPC frame",
+                };
+                return Poll::Ready(this.asked.bad_reply(what, mem::take(this.said)));
+            }
+        }
+        let whole = this.deframer.end().is_ok();
+        Poll::Ready(this.asked.unary(this.message.take(), whole, mem::take(this.said)))
     }
 }
 

@@ -6,15 +6,16 @@
 //! - a registered verb owns its URL; an unregistered `a:b` is a value;
 //! - nothing is normalised: no double slashes, no dot segments, no case folding, and literals match undecoded.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use http::Method;
+use rustc_hash::FxHashMap;
 
 use super::template::Segment;
 use super::template::Template;
 
 /// A path with more segments than this has no route.
-const SEGMENTS_MAX: usize = 128;
+pub(super) const SEGMENTS_MAX: usize = 128;
 
 /// All templates under all base paths. Routes are numbers here; what they mean is the caller's.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub(super) struct Router {
 /// A place in the trie, reached by the segments before it.
 #[derive(Debug, Default)]
 struct Node {
-    literals: HashMap<Box<str>, usize>,
+    /// What is looked up comes from clients, but what it can meet there is from the descriptors: no keyed hash is needed.
+    literals: FxHashMap<Box<str>, usize>,
     single: Option<usize>,
     /// What ends here.
     end: Leaf,
@@ -50,22 +52,21 @@ pub(super) enum Verb {
 
 /// What a request line leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome<'p> {
+pub(super) enum Outcome {
     Route {
         route: usize,
-        path: Path<'p>,
+        path: Path,
     },
     /// The path is known, but not with this method. The methods that it has, in the order of the `Allow` header.
     OtherMethods(Vec<Method>),
     Unknown,
 }
 
-/// A path in pieces, without a registered verb.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Path<'p> {
-    text: &'p str,
-    /// Where each segment starts and ends in `text`.
-    segments: Vec<(usize, usize)>,
+/// Where a path's segments end, without a registered verb. The text is the URI's; no URI is longer than 65,535 bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Path {
+    ends: [u16; SEGMENTS_MAX],
+    count: usize,
     /// How many segments of base path stand in front of the template's own.
     base: usize,
 }
@@ -120,36 +121,40 @@ impl Router {
     fn literal(&mut self, node: usize, literal: &str) -> usize {
         // "If the LITERAL contains any reserved character, such characters should be percent-encoded before the
         // matching" (http.proto): a client may send either form, so both lead to the same place.
-        let encoded = percent_encode(literal);
+        let plain = upper_case_escapes(literal);
+        let encoded = percent_encode(&plain);
         let known = &self.nodes[node].literals;
-        let next = known.get(literal).or_else(|| known.get(encoded.as_str())).copied();
+        let next = known.get(&*plain).or_else(|| known.get(encoded.as_str())).copied();
         let next = next.unwrap_or_else(|| self.add());
-        self.nodes[node].literals.insert(literal.into(), next);
+        self.nodes[node].literals.insert(plain.into(), next);
         self.nodes[node].literals.insert(encoded.into(), next);
         next
     }
 
     /// Finds the route of a request. How much of the path is base path only the route knows: see [`Path::with_base`].
-    pub(super) fn find<'p>(&self, method: &Method, text: &'p str) -> Outcome<'p> {
-        let Some(path) = Path::split(text) else { return Outcome::Unknown };
+    pub(super) fn find(&self, method: &Method, text: &str) -> Outcome {
+        let Some(mut path) = Path::split(text) else { return Outcome::Unknown };
         // A registered verb owns its URL, whatever the method: else `x:cancel` would be an id for GET.
-        if let Some((shorter, verb)) = path.split_verb() {
-            match self.find_with(method, &shorter, Some(verb)) {
-                Search::Found(route) => return Outcome::Route { route, path: shorter },
+        if let Some((colon, verb)) = path.verb(text) {
+            let whole = path.cut(colon);
+            match self.find_with(method, text, &path, Some(verb)) {
+                Search::Nothing => path.restore(whole),
+                // What is left may be a dot segment only now.
+                _ if path.last(text).is_some_and(is_dot_segment) => return Outcome::Unknown,
+                Search::Found(route) => return Outcome::Route { route, path },
                 Search::Other(methods) => return Outcome::OtherMethods(methods),
-                Search::Nothing => {}
             }
         }
-        match self.find_with(method, &path, None) {
+        match self.find_with(method, text, &path, None) {
             Search::Found(route) => Outcome::Route { route, path },
             Search::Other(methods) => Outcome::OtherMethods(methods),
             Search::Nothing => Outcome::Unknown,
         }
     }
 
-    fn find_with(&self, method: &Method, path: &Path<'_>, verb: Option<&str>) -> Search {
+    fn find_with(&self, method: &Method, text: &str, path: &Path, verb: Option<&str>) -> Search {
         let mut found = None;
-        self.walk(0, path, 0, verb, &mut |methods| {
+        self.walk(0, text, path, 0, verb, &mut |methods| {
             found = pick(methods, method);
             found.is_some()
         });
@@ -157,7 +162,7 @@ impl Router {
             return Search::Found(route);
         }
         let mut known = Vec::new();
-        self.walk(0, path, 0, verb, &mut |methods| {
+        self.walk(0, text, path, 0, verb, &mut |methods| {
             known.extend(methods.iter().map(|(verb, _)| verb.clone()));
             false
         });
@@ -170,24 +175,27 @@ impl Router {
     fn walk(
         &self,
         node: usize,
-        path: &Path<'_>,
+        text: &str,
+        path: &Path,
         position: usize,
         verb: Option<&str>,
         visit: &mut impl FnMut(&[(Verb, usize)]) -> bool,
     ) -> bool {
         let node = &self.nodes[node];
-        let done = match path.segment(position) {
+        let done = match path.segment(text, position) {
             None => node.end.with_verb(verb).is_some_and(&mut *visit),
             Some("") => return false,
             Some(segment) => {
-                let literal = node.literals.get(segment).copied();
+                let literal = node.literals.get(&*upper_case_escapes(segment)).copied();
                 [literal, node.single]
                     .into_iter()
                     .flatten()
-                    .any(|next| self.walk(next, path, position + 1, verb, &mut *visit))
+                    .any(|next| self.walk(next, text, path, position + 1, verb, &mut *visit))
             }
         };
-        done || (path.all_filled_from(position) && node.rest.with_verb(verb).is_some_and(visit))
+        done || (!node.rest.0.is_empty()
+            && path.all_filled_from(position)
+            && node.rest.with_verb(verb).is_some_and(visit))
     }
 }
 
@@ -241,64 +249,101 @@ fn allowed(known: &[Verb]) -> Vec<Method> {
     methods
 }
 
-impl<'p> Path<'p> {
-    fn split(text: &'p str) -> Option<Path<'p>> {
+impl Path {
+    fn split(text: &str) -> Option<Path> {
         let rest = text.strip_prefix('/')?;
-        let mut segments = Vec::with_capacity(8);
-        let mut start = 1;
+        let mut path = Path { ends: [0; SEGMENTS_MAX], count: 0, base: 0 };
         // "/" is the template without segments, not one empty segment.
         if !rest.is_empty() {
+            let mut end = 0;
             for segment in rest.split('/') {
                 // Nothing but a normaliser in front of us would give these a meaning, and not always the same one.
-                if is_dot_segment(segment) || segments.len() == SEGMENTS_MAX {
+                if is_dot_segment(segment) {
                     return None;
                 }
-                segments.push((start, start + segment.len()));
-                start += segment.len() + 1;
+                end += 1 + segment.len();
+                *path.ends.get_mut(path.count)? = u16::try_from(end).ok()?;
+                path.count += 1;
             }
         }
-        Some(Path { text, segments, base: 0 })
+        Some(path)
     }
 
-    /// Cuts off what stands behind the last colon of the last segment.
-    fn split_verb(&self) -> Option<(Path<'p>, &'p str)> {
-        let (start, end) = *self.segments.last()?;
-        let colon = start + self.text[start..end].rfind(':')?;
-        let mut segments = self.segments.clone();
-        segments.pop();
+    fn bounds(&self, position: usize) -> (usize, usize) {
+        let before = position.checked_sub(1).map_or(0, |before| self.ends[before].into());
+        (before + 1, self.ends[position].into())
+    }
+
+    fn segment<'p>(&self, text: &'p str, position: usize) -> Option<&'p str> {
+        let (start, end) = if position < self.count { self.bounds(position) } else { return None };
+        text.get(start..end)
+    }
+
+    fn last<'p>(&self, text: &'p str) -> Option<&'p str> {
+        self.segment(text, self.count.checked_sub(1)?)
+    }
+
+    /// Where the last colon of the last segment is, and what stands behind it.
+    fn verb<'p>(&self, text: &'p str) -> Option<(usize, &'p str)> {
+        let (start, end) = self.bounds(self.count.checked_sub(1)?);
+        let colon = start + text[start..end].rfind(':')?;
+        Some((colon, &text[colon + 1..end]))
+    }
+
+    /// Ends the path before the colon. Gives back what [`Path::restore`] wants.
+    fn cut(&mut self, colon: usize) -> (usize, u16) {
+        let whole = (self.count, self.ends[self.count - 1]);
         // `/:verb` is the verb of the path without segments; `/a/:verb` of one that ends in an empty segment.
-        if colon > 1 || start > 1 {
-            segments.push((start, colon));
+        if colon == 1 {
+            self.count = 0;
+        } else {
+            self.ends[self.count - 1] = colon as u16;
         }
-        Some((Path { text: self.text, segments, base: 0 }, &self.text[colon + 1..end]))
+        whole
     }
 
-    fn segment(&self, position: usize) -> Option<&'p str> {
-        self.segments.get(position).map(|&(start, end)| &self.text[start..end])
+    fn restore(&mut self, (count, end): (usize, u16)) {
+        self.count = count;
+        self.ends[count - 1] = end;
     }
 
     fn all_filled_from(&self, position: usize) -> bool {
-        self.segments[position.min(self.segments.len())..].iter().all(|(start, end)| start < end)
+        (position..self.count).map(|position| self.bounds(position)).all(|(start, end)| start < end)
     }
 
     /// Says how many segments of base path the route has.
-    pub(super) fn with_base(mut self, base: usize) -> Path<'p> {
+    pub(super) fn with_base(mut self, base: usize) -> Path {
         self.base = base;
         self
     }
 
-    /// What the template's segments from `start` to before `end` matched, undecoded. A `**` at the end takes the rest.
-    pub(super) fn capture(&self, start: usize, end: usize, template_length: usize) -> &'p str {
-        let count = self.segments.len();
-        let (first, last) = (self.base + start, if end == template_length { count } else { self.base + end });
-        match (self.segments.get(first), last.checked_sub(1).and_then(|last| self.segments.get(last))) {
-            (Some(&(from, _)), Some(&(_, to))) if from <= to => &self.text[from..to],
-            _ => "",
+    /// What the template's segments from `start` to before `end` matched in `text`, which is the path that was found,
+    /// undecoded. A `**` at the end takes the rest.
+    pub(super) fn capture<'p>(&self, text: &'p str, start: usize, end: usize, template_length: usize) -> &'p str {
+        let first = self.base + start;
+        let last = if end == template_length { self.count } else { self.base + end };
+        if first >= last || last > self.count {
+            return "";
         }
+        text.get(self.bounds(first).0..self.bounds(last - 1).1).unwrap_or_default()
     }
 }
 
-fn is_dot_segment(segment: &str) -> bool {
+/// Escapes in upper case, in which `%2b` and `%2B` are one (RFC 3986 §6.2.2.1).
+fn upper_case_escapes(segment: &str) -> Cow<'_, str> {
+    if !segment.contains('%') {
+        return Cow::Borrowed(segment);
+    }
+    let mut left = 0;
+    let letters = segment.chars().map(|letter| {
+        left = if letter == '%' { 2 } else { i32::max(left - 1, -1) };
+        if left >= 0 { letter.to_ascii_uppercase() } else { letter }
+    });
+    Cow::Owned(letters.collect())
+}
+
+/// `.` or `..`, escaped or not.
+pub(super) fn is_dot_segment(segment: &str) -> bool {
     // Most segments are longer than `%2e%2e`, or start otherwise.
     segment.len() <= 6
         && segment.starts_with(['.', '%'])
@@ -397,13 +442,35 @@ mod tests {
     }
 
     #[test]
+    fn a_verb_does_not_bring_dot_segments_back() {
+        let (router, _) = router(&[("POST", "/i/{id}:cancel"), ("POST", "/o/{n=**}:cancel"), ("GET", "/i/{id}")]);
+        for path in ["/i/..:cancel", "/i/%2e%2E:cancel", "/i/.:cancel", "/o/a/..:cancel", "/o/%2e:cancel"] {
+            assert_eq!(find(&router, "POST", path), Err("404".to_owned()), "{path}");
+        }
+        assert_eq!(find(&router, "POST", "/i/...:cancel"), Ok(0));
+        assert_eq!(find(&router, "GET", "/i/..:other"), Ok(2), "no verb, so no dot segment");
+    }
+
+    #[test]
+    fn escapes_are_one_in_either_case() {
+        let (router, _) = router(&[("GET", "/langs/c++"), ("GET", "/langs/{id}"), ("GET", "/x/c%2b")]);
+        for path in ["/langs/c++", "/langs/c%2B%2B", "/langs/c%2b%2b", "/langs/c%2b%2B"] {
+            assert_eq!(find(&router, "GET", path), Ok(0), "{path}");
+        }
+        assert_eq!(find(&router, "GET", "/langs/C%2b%2b"), Ok(1), "letters keep their case");
+        assert_eq!(find(&router, "GET", "/x/c%2B"), Ok(2));
+        assert_eq!(find(&router, "GET", "/x/c%2b"), Ok(2));
+    }
+
+    #[test]
     fn captures_keep_their_escapes() {
         let (router, templates) = router(&[("GET", "/v1/{name=shelves/*/books/**}:read")]);
         let Outcome::Route { route, path } = router.find(&Method::GET, "/v1/shelves/a%2Fb/books/c/d:read") else {
             panic!("no route");
         };
         let variable = &templates[route].variables[0];
-        let captured = path.capture(variable.start, variable.end, templates[route].segments.len());
+        let text = "/v1/shelves/a%2Fb/books/c/d:read";
+        let captured = path.capture(text, variable.start, variable.end, templates[route].segments.len());
         assert_eq!(captured, "shelves/a%2Fb/books/c/d");
     }
 

@@ -13,7 +13,10 @@ use prost_reflect::MethodDescriptor;
 use super::guard::Guard;
 use super::layer::Matched;
 use super::route::Router;
+use super::route::SEGMENTS_MAX;
 use super::route::Verb;
+use super::route::is_dot_segment;
+use super::schema::Field;
 use super::schema::FieldIndex;
 use super::schema::Label;
 use super::schema::Message;
@@ -34,6 +37,8 @@ pub(super) struct Binding {
     pub variables: Vec<BoundVariable>,
     pub template_length: usize,
     pub body: Body,
+    /// Whether the body is a `google.api.HttpBody`: any content type, any bytes.
+    pub raw_body: bool,
     /// The response field to answer with, instead of the whole response.
     pub response_body: Option<FieldIndex>,
     /// Whether the answer is a `google.api.HttpBody`, and so no JSON.
@@ -122,6 +127,17 @@ pub enum RuleError {
         /// What the grammar says.
         source: http_path_template::ParseError,
     },
+    /// No path that a client can send ever matches the template.
+    #[error("template {template:?} never matches: {why}")]
+    NeverMatches {
+        /// The template, or the base path, as it was given.
+        template: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The method's name makes no URL.
+    #[error("the method's name makes no path")]
+    MethodName,
     /// A variable, `body` or `response_body` names what is not there.
     #[error("no field {field} in {message}")]
     UnknownField {
@@ -133,6 +149,15 @@ pub enum RuleError {
     /// http.proto: a variable must refer to a field that is not repeated and not a message.
     #[error("path variable {0} must be a non-repeated primitive field")]
     VariableType(String),
+    /// The request has a JSON form of its own, such as `google.protobuf.Any`, and is no object of its fields: a body could
+    /// say what the path says.
+    #[error("path variable {field} would be a part of {message}, which has a JSON form of its own")]
+    VariableInside {
+        /// The variable.
+        field: String,
+        /// The request message.
+        message: String,
+    },
     /// Two variables, or a variable and the body, fill the same field or two members of one oneof.
     #[error("field {0} is bound twice")]
     BoundTwice(String),
@@ -257,7 +282,15 @@ impl Reader<'_> {
                 _ => Template::parse(base).ok().and_then(|template| literals(&template)),
             };
             match segments {
-                Some(segments) => self.bases.push(segments),
+                Some(segments) => {
+                    let dots = segments.iter().any(|segment| is_dot_segment(segment));
+                    if dots || segments.len() > SEGMENTS_MAX {
+                        let why = if dots { "it has a dot segment" } else { "it has more than 128 segments" };
+                        let reason = RuleError::NeverMatches { template: base.clone(), why };
+                        self.errors.push(BuildError::of_set(reason));
+                    }
+                    self.bases.push(segments);
+                }
                 None => self.errors.push(BuildError::of_set(RuleError::BasePath(base.clone()))),
             }
         }
@@ -309,6 +342,10 @@ impl Reader<'_> {
             }
         };
         let before = self.errors.len();
+        let base = self.bases.iter().map(Vec::len).max().unwrap_or_default();
+        if let Some(why) = template.unreachable(base) {
+            self.fail(method, RuleError::NeverMatches { template: text.to_owned(), why });
+        }
         if let Verb::Method(http_method @ (Method::GET | Method::HEAD)) = &verb
             && !rule.body.is_empty()
         {
@@ -352,8 +389,7 @@ impl Reader<'_> {
     ) -> Option<Binding> {
         let before = self.errors.len();
         let schema = self.schema;
-        let input = schema.find(method.input().full_name())?;
-        let output = schema.find(method.output().full_name())?;
+        let (input, output) = (schema.id(&method.input()), schema.id(&method.output()));
         let (mut body_guard, mut query_guard) = (Guard::default(), Guard::default());
         let mut variables = Vec::new();
         for variable in &template.variables {
@@ -396,12 +432,20 @@ impl Reader<'_> {
         };
         let reply_shape = match response_body.map(|index| schema.message(output).at(index)) {
             None => Some(schema.message(output).shape),
-            Some(field) if field.label == Label::Singular => schema.message_of(field).map(|message| message.shape),
-            Some(_) => None,
+            Some(field) => single_shape(schema, field),
+        };
+        let body_shape = match body {
+            Body::None => None,
+            Body::Whole => Some(schema.message(input).shape),
+            Body::Field(index) => single_shape(schema, schema.message(input).at(index)),
         };
         let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        let Ok(grpc_path) = PathAndQuery::try_from(grpc_path) else {
+            self.fail(method, RuleError::MethodName);
+            return None;
+        };
         let binding = Binding {
-            matched: Matched { grpc_path: PathAndQuery::try_from(grpc_path).ok()?, template: Arc::from(text) },
+            matched: Matched { grpc_path, template: Arc::from(text) },
             verb: verb.clone(),
             input,
             output,
@@ -409,6 +453,7 @@ impl Reader<'_> {
             variables,
             template_length: template.segments.len(),
             body,
+            raw_body: body_shape == Some(Shape::HttpBody),
             response_body,
             raw_reply: reply_shape == Some(Shape::HttpBody),
             query_guard,
@@ -419,6 +464,10 @@ impl Reader<'_> {
 
     fn variable(&self, input: MessageId, variable: &Variable) -> Result<Vec<FieldIndex>, RuleError> {
         let mut message = self.schema.message(input);
+        if message.shape != Shape::Object {
+            let (field, message) = (variable.field_path.to_string(), message.full_name.to_string());
+            return Err(RuleError::VariableInside { field, message });
+        }
         let mut path = Vec::new();
         let mut names = variable.field_path.split('.').peekable();
         while let Some(name) = names.next() {
@@ -450,6 +499,11 @@ impl BuildError {
     pub(super) fn of_descriptors(error: prost_reflect::DescriptorError) -> BuildErrors {
         BuildErrors(vec![BuildError::of_set(RuleError::Descriptors(error))])
     }
+}
+
+/// The JSON form of a field that is one message.
+fn single_shape(schema: &Schema, field: &Field) -> Option<Shape> {
+    if field.label == Label::Singular { schema.message_of(field).map(|message| message.shape) } else { None }
 }
 
 fn verb_and_template(rule: &HttpRule) -> Result<(Verb, &str), RuleError> {

@@ -37,9 +37,8 @@ const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// The first number beyond `i64`, and beyond `u64`, both exact as floating point.
-const I64_END: f64 = 9_223_372_036_854_775_808.0;
-const U64_END: f64 = 18_446_744_073_709_551_616.0;
+/// The first integer whose neighbour a double cannot tell from it: 2^53.
+const EXACT_END: f64 = 9_007_199_254_740_992.0;
 
 impl<'a> Scalar<'a> {
     /// Reads a value written as text. `Kind::Message` is always a mismatch.
@@ -96,12 +95,17 @@ impl<'a> Scalar<'a> {
         if !is_json_number(text) {
             return Err(expected);
         }
-        if let Ok(number) = text.parse() {
-            Scalar::from_i64(kind, number)
-        } else if let Ok(number) = text.parse() {
-            Scalar::from_u64(kind, number)
-        } else {
-            Scalar::from_f64(kind, text.parse().map_err(|_| expected)?)
+        if matches!(kind, Kind::Double | Kind::Float) {
+            return Scalar::from_f64(kind, text.parse().map_err(|_| expected)?);
+        }
+        // Never by way of a float, which would change what lies beyond 2^53.
+        let whole = match text.parse::<i64>() {
+            Ok(number) => i128::from(number),
+            Err(_) => whole_number(text).ok_or(expected)?,
+        };
+        match i64::try_from(whole) {
+            Ok(number) => Scalar::from_i64(kind, number),
+            Err(_) => Scalar::from_u64(kind, u64::try_from(whole).map_err(|_| expected)?),
         }
     }
 
@@ -143,17 +147,16 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// Integers take a number with an exponent or a fraction as long as its value is whole (ProtoJSON).
+    /// Integers take a number with an exponent or a fraction as long as its value is whole (ProtoJSON), and certain: from
+    /// 2^53 on, the text may have said another number than the float that the JSON reader made of it.
     pub(super) fn from_f64(kind: Kind, value: f64) -> Result<Scalar<'a>, Mismatch> {
         let expected = Mismatch(expectation(kind));
         match kind {
             Kind::Double if value.is_finite() => Ok(Scalar::float(kind, value)),
             Kind::Float if (value as f32).is_finite() => Ok(Scalar::float(kind, value)),
             Kind::Double | Kind::Float => Err(expected),
-            _ if value.fract() != 0.0 => Err(expected),
-            _ if (-I64_END..I64_END).contains(&value) => Scalar::from_i64(kind, value as i64),
-            _ if (0.0..U64_END).contains(&value) => Scalar::from_u64(kind, value as u64),
-            _ => Err(expected),
+            _ if value.fract() != 0.0 || value.abs() >= EXACT_END => Err(expected),
+            _ => Scalar::from_i64(kind, value as i64),
         }
     }
 
@@ -208,6 +211,24 @@ pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     if text.contains(['-', '_']) { URL_SAFE.decode(text).ok() } else { STANDARD.decode(text).ok() }
 }
 
+/// The value of a JSON number, if it is whole and near the 64-bit integers, by shifting its digits.
+fn whole_number(text: &str) -> Option<i128> {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [whole, fraction].concat();
+    let significant = digits.trim_end_matches('0');
+    if significant.is_empty() {
+        return Some(0);
+    }
+    let shift = exponent.parse::<i64>().ok()?.checked_sub(fraction.len() as i64)?;
+    // Zeros at the end of the digits take up what the exponent takes away.
+    let shift = shift.checked_add((digits.len() - significant.len()) as i64)?;
+    let value = significant.trim_start_matches('0').parse::<i128>().ok()?;
+    let value = value.checked_mul(10_i128.checked_pow(u32::try_from(shift).ok()?)?)?;
+    Some(if unsigned.len() < text.len() { -value } else { value })
+}
+
 /// `-? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?` (RFC 8259 §6).
 fn is_json_number(text: &str) -> bool {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
@@ -258,6 +279,31 @@ mod tests {
         assert!(read(Kind::Int32, "1.5").is_err());
         assert!(read(Kind::Float, "3.5e38").is_err());
         assert!(read(Kind::Double, "1e999").is_err());
+    }
+
+    #[test]
+    fn an_integer_is_bound_as_it_is_or_not_at_all() {
+        for text in ["9007199254740993.0", "9007199254740993e0", "900719925474099.3e1", "90071992547409930.00e-1"] {
+            assert_eq!(read(Kind::Int64, text), Ok(Scalar::Varint(9_007_199_254_740_993)), "{text}");
+        }
+        assert_eq!(read(Kind::Uint64, "1.8446744073709551615e19"), Ok(Scalar::Varint(u64::MAX)));
+        assert_eq!(read(Kind::Int64, "-9.223372036854775808e18"), Ok(Scalar::Varint(1 << 63)));
+        for text in ["0", "-0", "0.00", "0e99999999999", "-0.0e5"] {
+            assert_eq!(read(Kind::Int64, text), Ok(Scalar::Varint(0)), "{text}");
+        }
+        for text in ["1e-400", "1e400", "1e99999999999", "1e-99999999999", "0.5", "12345e-1", "1e39", "-1e39"] {
+            assert!(read(Kind::Int64, text).is_err(), "{text}");
+            assert!(read(Kind::Uint64, text).is_err(), "{text}");
+        }
+        assert_eq!(Scalar::from_f64(Kind::Int64, 9_007_199_254_740_991.0), Ok(Scalar::Varint((1 << 53) - 1)));
+        assert!(Scalar::from_f64(Kind::Int64, 9_007_199_254_740_992.0).is_err());
+        assert!(Scalar::from_f64(Kind::Int64, f64::INFINITY).is_err());
+    }
+
+    #[test]
+    fn zero_keeps_its_sign_where_it_can() {
+        assert_eq!(read(Kind::Double, "-0"), Ok(Scalar::Fixed64((-0.0_f64).to_bits())));
+        assert_eq!(read(Kind::Float, "-0"), Ok(Scalar::Fixed32((-0.0_f32).to_bits())));
     }
 
     #[test]

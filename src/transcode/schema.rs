@@ -1,22 +1,23 @@
 //! The descriptors, compiled once into tables: what a request costs is a lookup, never a walk over descriptors.
 
-use std::collections::HashMap;
-
 use prost_reflect::Cardinality;
 use prost_reflect::DescriptorPool;
 use prost_reflect::EnumDescriptor;
 use prost_reflect::FieldDescriptor;
 use prost_reflect::Kind as ProtoKind;
 use prost_reflect::MessageDescriptor;
+use rustc_hash::FxHashMap;
 
 use super::wire::WireType;
 
 /// Every message and enum of a descriptor set.
+///
+/// All keys of its tables come from the descriptors, so that nobody can choose them to collide, and a fast hash will do.
 #[derive(Debug)]
 pub(super) struct Schema {
     messages: Vec<Message>,
     enums: Vec<Enum>,
-    by_name: HashMap<Box<str>, MessageId>,
+    by_name: FxHashMap<Box<str>, MessageId>,
 }
 
 /// Points into [`Schema`]; messages may contain themselves, so they cannot own each other.
@@ -34,10 +35,12 @@ pub(super) type FieldIndex = u16;
 pub(super) struct Message {
     pub full_name: Box<str>,
     pub shape: Shape,
+    /// `google.rpc.DebugInfo`, which no client gets to see in an error.
+    pub is_debug_info: bool,
     pub fields: Vec<Field>,
     /// How many oneofs it has, not counting those that `optional` stands for.
     pub oneofs: u16,
-    by_name: HashMap<Box<str>, FieldIndex>,
+    by_name: FxHashMap<Box<str>, FieldIndex>,
     /// From number to index for the small numbers that nearly all fields have.
     by_small_number: Vec<Option<FieldIndex>>,
 }
@@ -106,15 +109,15 @@ pub(super) enum Kind {
 pub(super) struct Enum {
     /// `google.protobuf.NullValue`, which JSON writes as `null`.
     pub is_null: bool,
-    names: HashMap<Box<str>, i32>,
-    numbers: HashMap<i32, Box<str>>,
+    names: FxHashMap<Box<str>, i32>,
+    numbers: FxHashMap<i32, Box<str>>,
 }
 
 impl Schema {
     pub(super) fn new(pool: &DescriptorPool) -> Schema {
-        let by_name: HashMap<Box<str>, MessageId> =
+        let by_name: FxHashMap<Box<str>, MessageId> =
             pool.all_messages().zip(0..).map(|(message, id)| (message.full_name().into(), MessageId(id))).collect();
-        let enum_ids: HashMap<Box<str>, EnumId> =
+        let enum_ids: FxHashMap<Box<str>, EnumId> =
             pool.all_enums().zip(0..).map(|(item, id)| (item.full_name().into(), EnumId(id))).collect();
         Schema {
             messages: pool.all_messages().map(|message| Message::new(&message, &by_name, &enum_ids)).collect(),
@@ -129,6 +132,12 @@ impl Schema {
 
     pub(super) fn enumeration(&self, id: EnumId) -> &Enum {
         &self.enums[id.0 as usize]
+    }
+
+    /// The message of a descriptor of the pool that this was made of.
+    pub(super) fn id(&self, message: &MessageDescriptor) -> MessageId {
+        // A pool is closed: every type that a method names is in it.
+        self.by_name[message.full_name()]
     }
 
     /// Finds a message by its full name, without a leading dot.
@@ -148,13 +157,13 @@ impl Schema {
 impl Message {
     fn new(
         message: &MessageDescriptor,
-        messages: &HashMap<Box<str>, MessageId>,
-        enums: &HashMap<Box<str>, EnumId>,
+        messages: &FxHashMap<Box<str>, MessageId>,
+        enums: &FxHashMap<Box<str>, EnumId>,
     ) -> Message {
         let oneofs: Vec<_> = message.oneofs().filter(|oneof| !oneof.is_synthetic()).collect();
         let mut descriptors: Vec<FieldDescriptor> = message.fields().collect();
         descriptors.sort_by_key(FieldDescriptor::number);
-        let mut by_name = HashMap::new();
+        let mut by_name = FxHashMap::default();
         let mut by_small_number = Vec::new();
         for (field, index) in descriptors.iter().zip(0..) {
             by_name.insert(field.json_name().into(), index);
@@ -184,6 +193,7 @@ impl Message {
         Message {
             full_name: message.full_name().into(),
             shape: Shape::of(message.full_name()),
+            is_debug_info: message.full_name() == "google.rpc.DebugInfo",
             fields,
             oneofs: oneofs.len() as u16,
             by_name,
@@ -260,7 +270,7 @@ impl Kind {
 
 impl Enum {
     fn new(item: &EnumDescriptor) -> Enum {
-        let mut numbers = HashMap::new();
+        let mut numbers = FxHashMap::default();
         for value in item.values() {
             // Of several names for one number the first is the canonical one (ProtoJSON, `allow_alias`).
             numbers.entry(value.number()).or_insert_with(|| value.name().into());
@@ -291,7 +301,11 @@ fn label(field: &FieldDescriptor) -> Label {
     }
 }
 
-fn kind(field: &FieldDescriptor, messages: &HashMap<Box<str>, MessageId>, enums: &HashMap<Box<str>, EnumId>) -> Kind {
+fn kind(
+    field: &FieldDescriptor,
+    messages: &FxHashMap<Box<str>, MessageId>,
+    enums: &FxHashMap<Box<str>, EnumId>,
+) -> Kind {
     match field.kind() {
         ProtoKind::Double => Kind::Double,
         ProtoKind::Float => Kind::Float,

@@ -1,6 +1,7 @@
 //! The one table from gRPC codes to HTTP, and the layer's own refusals.
 
 use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
 use http::StatusCode;
@@ -16,6 +17,10 @@ use super::print;
 use super::scalar;
 use super::schema::Schema;
 use super::violation::Violation;
+
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// The canonical gRPC codes. Source: `google/rpc/code.proto`, whose comments give the HTTP mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +107,10 @@ impl Code {
 pub(super) enum Refusal {
     RouteNotFound,
     MethodNotAllowed(Vec<Method>),
-    UnsupportedMediaType(&'static str),
+    UnsupportedMediaType,
+    ContentEncoding,
+    /// The body took longer to arrive than it may.
+    BodyTooSlow,
     BodyTooLarge(usize),
     /// The request's body ended in an error; most often nobody is left to read this.
     BodyUnreadable,
@@ -117,10 +125,11 @@ impl Refusal {
         match self {
             Refusal::RouteNotFound => (Code::NotFound, StatusCode::NOT_FOUND, "ROUTE_NOT_FOUND"),
             Refusal::MethodNotAllowed(_) => (Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"),
-            Refusal::UnsupportedMediaType(_) => {
+            Refusal::UnsupportedMediaType | Refusal::ContentEncoding => {
                 (Code::InvalidArgument, StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE")
             }
             Refusal::BodyTooLarge(_) => (Code::OutOfRange, StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE"),
+            Refusal::BodyTooSlow => (Code::DeadlineExceeded, StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT"),
             Refusal::BodyUnreadable => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "BODY_UNREADABLE"),
             Refusal::Schema(_) => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "SCHEMA_ERROR"),
             Refusal::BadReply(_) => (Code::Internal, StatusCode::INTERNAL_SERVER_ERROR, "BAD_REPLY"),
@@ -131,7 +140,9 @@ impl Refusal {
         match self {
             Refusal::RouteNotFound => "no such route".to_owned(),
             Refusal::MethodNotAllowed(_) => "the path is known, but not with this method".to_owned(),
-            Refusal::UnsupportedMediaType(expected) => format!("expected {expected}"),
+            Refusal::UnsupportedMediaType => "expected application/json".to_owned(),
+            Refusal::ContentEncoding => "expected a body without a content encoding".to_owned(),
+            Refusal::BodyTooSlow => "the body did not arrive in time".to_owned(),
             Refusal::BodyTooLarge(limit) => format!("the body is larger than {limit} bytes"),
             Refusal::BodyUnreadable => "the body could not be read".to_owned(),
             Refusal::Schema(violations) => match violations.first() {
@@ -163,8 +174,13 @@ impl Refusal {
             }));
         }
         let mut headers = HeaderMap::new();
-        if let Refusal::MethodNotAllowed(methods) = self {
-            headers.insert(header::ALLOW, allow(methods));
+        match self {
+            Refusal::MethodNotAllowed(methods) => drop(headers.insert(header::ALLOW, allow(methods))),
+            // Which encodings would do (RFC 9110 §15.5.16).
+            Refusal::ContentEncoding => {
+                headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            }
+            _ => {}
         }
         let details = details.iter().map(|detail| detail.to_string().into_bytes()).collect();
         Failure { status, headers, code, message: self.message(), details }
@@ -195,7 +211,7 @@ impl Failure {
     ///
     /// `None` when the call succeeded. `status` is the HTTP status that the service answered with.
     pub(super) fn of_call(details: &Details<'_>, status: StatusCode, end: &HeaderMap) -> Option<Failure> {
-        let code = match end.get("grpc-status").map(|code| code.to_str().ok().and_then(|code| code.parse().ok())) {
+        let code = match end.get(GRPC_STATUS).map(|code| code.to_str().ok().and_then(|code| code.parse().ok())) {
             Some(Some(number)) => Code::from_number(number),
             Some(None) => Code::Unknown,
             // Never guessed to be a success: without its status a call did not end, it broke off.
@@ -205,14 +221,14 @@ impl Failure {
         if code == Code::Ok {
             return None;
         }
-        let message = match end.get("grpc-message") {
+        let message = match end.get(GRPC_MESSAGE) {
             Some(message) => percent_decode(message.as_bytes()).decode_utf8_lossy().into_owned(),
-            None if end.contains_key("grpc-status") => String::new(),
+            None if end.contains_key(GRPC_STATUS) => String::new(),
             None => "the service gave no status".to_owned(),
         };
         let mut failure =
             Failure { status: code.http_status(), headers: HeaderMap::new(), code, message, details: Vec::new() };
-        if let Some(packed) = end.get("grpc-status-details-bin") {
+        if let Some(packed) = end.get(GRPC_STATUS_DETAILS) {
             failure.unpack(details, packed);
         }
         if failure.status == StatusCode::UNAUTHORIZED {
@@ -270,7 +286,7 @@ impl Details<'_> {
     fn render(&self, detail: &Any) -> Option<Vec<u8>> {
         [self.google_rpc, self.service].into_iter().find_map(|schema| {
             let mut json = Vec::new();
-            print::print_any(schema, &detail.type_url, &detail.value, &mut json).ok()?;
+            print::print_detail(schema, &detail.type_url, &detail.value, &mut json).ok()?;
             Some(json)
         })
     }
@@ -312,7 +328,9 @@ mod tests {
         let refusals = [
             Refusal::RouteNotFound,
             Refusal::MethodNotAllowed(vec![]),
-            Refusal::UnsupportedMediaType(""),
+            Refusal::UnsupportedMediaType,
+            Refusal::ContentEncoding,
+            Refusal::BodyTooSlow,
             Refusal::BodyTooLarge(1),
             Refusal::BodyUnreadable,
             Refusal::Schema(vec![]),
@@ -331,6 +349,8 @@ mod tests {
                 "404 5 ROUTE_NOT_FOUND",
                 "405 12 METHOD_NOT_ALLOWED",
                 "415 3 UNSUPPORTED_MEDIA_TYPE",
+                "415 3 UNSUPPORTED_MEDIA_TYPE",
+                "408 4 BODY_TIMEOUT",
                 "413 11 BODY_TOO_LARGE",
                 "400 3 BODY_UNREADABLE",
                 "400 3 SCHEMA_ERROR",

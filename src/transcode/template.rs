@@ -6,6 +6,9 @@ use http_path_template::PathTemplate;
 use http_path_template::Segment as Parsed;
 use percent_encoding::percent_decode_str;
 
+use super::route::SEGMENTS_MAX;
+use super::route::is_dot_segment;
+
 /// A template as the router needs it.
 #[derive(Debug)]
 pub(super) struct Template {
@@ -49,6 +52,18 @@ impl Template {
             template.push(segment);
         }
         Ok(template)
+    }
+
+    /// Why no path can ever match, if none can, below a base path of so many segments.
+    pub(super) fn unreachable(&self, base: usize) -> Option<&'static str> {
+        let dots = |segment: &Segment| matches!(segment, Segment::Literal(text) if is_dot_segment(text));
+        if self.segments.iter().any(dots) {
+            Some("a path with a dot segment has no route")
+        } else if base + self.segments.len() > SEGMENTS_MAX {
+            Some("a path of more than 128 segments has no route")
+        } else {
+            None
+        }
     }
 
     fn push(&mut self, segment: &Parsed<'_>) {
@@ -144,6 +159,16 @@ mod tests {
         assert_eq!(spans, [("parent", 1, 3, true), ("book.name", 4, 5, true)]);
         assert!(Template::parse("/v1/{a=**}/b").is_err());
         assert!(Template::parse("v1").is_err());
+    }
+
+    #[test]
+    fn what_no_path_matches_is_told() {
+        for text in ["/a/../b", "/.", "/a/%2e", "/a/%2E."] {
+            assert!(Template::parse(text).unwrap().unreachable(0).is_some(), "{text}");
+        }
+        let long = Template::parse(&"/a".repeat(128)).unwrap();
+        assert_eq!(long.unreachable(0), None);
+        assert!(long.unreachable(1).is_some());
     }
 
     #[test]

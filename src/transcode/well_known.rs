@@ -127,16 +127,26 @@ fn print_field_mask(mask: &FieldMask) -> Result<String, Malformed> {
         if position > 0 {
             text.push(',');
         }
+        let start = text.len();
         let mut characters = path.chars();
         while let Some(character) = characters.next() {
             match character {
                 '_' => match characters.next() {
                     Some(letter @ 'a'..='z') => text.push(letter.to_ascii_uppercase()),
-                    _ => return Err(Malformed),
+                    // `address_1` has no lowerCamelCase; as it is, it reads back as itself.
+                    _ => {
+                        text.truncate(start);
+                        text.push_str(path);
+                        break;
+                    }
                 },
+                // Would read back as another path.
                 'A'..='Z' => return Err(Malformed),
                 _ => text.push(character),
             }
+        }
+        if text[start..].contains('_') && path.contains(|letter: char| letter.is_ascii_uppercase()) {
+            return Err(Malformed);
         }
     }
     Ok(text)
@@ -203,5 +213,24 @@ mod tests {
         assert_eq!(round_trip(Shape::FieldMask, "device_name").as_deref(), Some("deviceName"));
         assert_eq!(round_trip(Shape::FieldMask, "").as_deref(), Some(""));
         assert_eq!(round_trip(Shape::FieldMask, "a b"), None);
+    }
+
+    #[test]
+    fn a_mask_that_is_read_is_printed() {
+        for (text, printed) in [
+            ("address_1", "address_1"),
+            ("homeAddress_1,a", "home_address_1,a"),
+            ("a__b", "a__b"),
+            ("a_", "a_"),
+            ("_", "_"),
+            ("A", "A"),
+            ("a.bC_2.d", "a.b_c_2.d"),
+        ] {
+            let bytes = read(Shape::FieldMask, text).unwrap();
+            assert_eq!(print(Shape::FieldMask, &bytes).as_deref(), Ok(printed));
+            assert_eq!(read(Shape::FieldMask, printed).unwrap(), bytes, "{text}");
+        }
+        let odd = FieldMask { paths: vec!["a_1B".to_owned()] };
+        assert_eq!(print(Shape::FieldMask, &odd.encode_to_vec()), Err(Malformed));
     }
 }

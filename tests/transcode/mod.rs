@@ -5,6 +5,12 @@
 /// Every case of `conformance.json`.
 mod conformance;
 
+/// Request bodies as they arrive.
+mod bodies;
+
+/// Replies that no well-behaved service sends.
+mod replies;
+
 /// What is printed is read back the same, field kind by field kind.
 mod round_trip;
 

@@ -143,6 +143,12 @@ impl Dice {
 
 /// Sends JSON through the layer to a service that gives back what it got. Returns that, and the JSON that came of it.
 async fn echo(layer: &RestLayer, json: String) -> (Bytes, Bytes) {
+    let (status, got, body) = try_echo(layer, json.clone()).await;
+    assert_eq!(status, 200, "{json}: {body:?}");
+    (got, body)
+}
+
+async fn try_echo(layer: &RestLayer, json: String) -> (u16, Bytes, Bytes) {
     let got = Arc::new(Mutex::new(Bytes::new()));
     let kept = Arc::clone(&got);
     let service = service_fn(move |request: Request<RequestBody<Full<Bytes>>>| {
@@ -157,14 +163,44 @@ async fn echo(layer: &RestLayer, json: String) -> (Bytes, Bytes) {
             Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
         }
     });
-    let request =
-        Request::post("/x").header("content-type", "application/json").body(Full::from(json.clone())).unwrap();
+    let request = Request::post("/x").header("content-type", "application/json").body(Full::from(json)).unwrap();
     let response = layer.layer(service).oneshot(request).await.unwrap();
-    let status = response.status();
+    let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(status, 200, "{json}: {body:?}");
     let got = got.lock().unwrap().clone();
-    (got, body)
+    (status, got, body)
+}
+
+/// How deep a body may be is counted as the decoder behind the layer counts: what is let in, it takes.
+#[tokio::test]
+async fn what_is_not_too_deep_for_the_layer_is_not_too_deep_for_a_decoder() {
+    let descriptors = descriptor_set("values");
+    let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
+    let layer = RestLayer::new(&descriptors).unwrap();
+    let everything = pool.get_message_by_name("values.v1.Everything").unwrap();
+    for (prefix, open, innermost, close) in [
+        ("", r#"{"inner":"#, "{}", "}"),
+        ("", r#"{"inner":"#, r#"{"at":"2024-01-02T03:04:05Z"}"#, "}"),
+        ("", r#"{"any":{"@type":"x/values.v1.Everything","inner":"#, "{}", "}}"),
+        (r#"{"any":"#, r#"{"@type":"x/values.v1.Everything","any":"#, "{}", "}"),
+        (r#"{"object":"#, r#"{"a":"#, "{}", "}"),
+        (r#"{"value":"#, r#"{"a":"#, "1", "}"),
+        (r#"{"list":"#, "[", "[]", "]"),
+        (r#"{"list":"#, r#"[{"a":"#, "null", "}]"),
+    ] {
+        let mut answers = std::collections::BTreeSet::new();
+        for depth in 1..110 {
+            let end = if prefix.is_empty() { "" } else { "}" };
+            let json = format!("{prefix}{}{innermost}{}{end}", open.repeat(depth), close.repeat(depth));
+            let (status, bound, printed) = try_echo(&layer, json.clone()).await;
+            assert!(status == 200 || status == 400, "{status} at depth {depth}: {json} {printed:?}");
+            answers.insert(status);
+            if status == 200 {
+                DynamicMessage::decode(everything.clone(), bound).unwrap();
+            }
+        }
+        assert_eq!(answers.into_iter().collect::<Vec<_>>(), [200, 400], "{open}");
+    }
 }
 
 #[tokio::test]

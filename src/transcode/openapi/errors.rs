@@ -64,7 +64,10 @@ impl Errors {
         let description = match refusal {
             Refusal::RouteNotFound => "A value in the path makes it a path that does not exist.",
             Refusal::MethodNotAllowed(_) => "A value in the path makes it another path, without this method.",
-            Refusal::UnsupportedMediaType(_) => "The body is of another media type, or encoded.",
+            Refusal::UnsupportedMediaType | Refusal::ContentEncoding => {
+                "The body is of another media type, or encoded."
+            }
+            Refusal::BodyTooSlow => "The body took too long to arrive.",
             Refusal::BodyTooLarge(_) => "The body is too large.",
             Refusal::BodyUnreadable => "The body could not be read.",
             Refusal::Schema(_) => "The request does not fit its schema; `google.rpc.BadRequest` says where.",

@@ -305,10 +305,15 @@ impl Document<'_> {
                 }
             }
         }
-        let mut refusals =
-            vec![Refusal::Schema(vec![]), Refusal::BodyUnreadable, Refusal::BodyTooLarge(0), Refusal::BadReply("")];
+        let mut refusals = vec![
+            Refusal::Schema(vec![]),
+            Refusal::BodyUnreadable,
+            Refusal::BodyTooSlow,
+            Refusal::BodyTooLarge(0),
+            Refusal::BadReply(""),
+        ];
         if described.binding.body != Body::None {
-            refusals.push(Refusal::UnsupportedMediaType(""));
+            refusals.push(Refusal::UnsupportedMediaType);
         }
         if has_parameters {
             refusals.extend([Refusal::RouteNotFound, Refusal::MethodNotAllowed(vec![])]);

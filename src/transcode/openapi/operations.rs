@@ -14,7 +14,6 @@ use super::paths::Path;
 use super::schemas::Schemas;
 use super::schemas::Way;
 use super::schemas::nullable;
-use crate::transcode::bind;
 use crate::transcode::guard::Guard;
 use crate::transcode::rule::Binding;
 use crate::transcode::rule::Body;
@@ -144,7 +143,7 @@ impl Described<'_> {
         if self.binding.body == Body::None {
             return None;
         }
-        if bind::takes_raw_body(self.schema, self.binding) {
+        if self.binding.raw_body {
             return Some(json!({"content": {"*/*": {}}}));
         }
         let guard = &self.binding.body_guard;

@@ -1,0 +1,212 @@
+//! What the transcoding layer adds to a call: `cargo bench --bench transcode`.
+//!
+//! The same method of the same `Routes`, once as a gRPC frame and once over REST, through the same stack and without a
+//! socket. The difference between the two lines of a group is the layer's. Then the same call in a table of ten routes
+//! and of a thousand.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on says so by panicking")]
+
+use std::convert::Infallible;
+use std::fmt::Write;
+
+use bytes::Bytes;
+use criterion::BatchSize;
+use criterion::Criterion;
+use criterion::criterion_group;
+use criterion::criterion_main;
+use futures_util::FutureExt;
+use http::Request;
+use http::Response;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use prost_reflect::prost::Message;
+use sessiond::pb;
+use sessiond::pb::session_service_server::SessionService;
+use sessiond::pb::session_service_server::SessionServiceServer;
+use sessiond::transcode::RequestBody;
+use sessiond::transcode::ResponseBody;
+use sessiond::transcode::RestLayer;
+use sessiond::transcode::RestService;
+use tonic::Status;
+use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
+use tonic_web::GrpcWebService;
+use tower::Layer;
+use tower::ServiceExt;
+use tower::service_fn;
+
+/// About what an access token of ours takes.
+const ACCESS_TOKEN_BYTES: usize = 520;
+
+/// Answers at once, so that what is measured is the way there and back.
+struct Stub {
+    access_token: String,
+}
+
+#[tonic::async_trait]
+impl SessionService for Stub {
+    async fn revoke_current(
+        &self,
+        _: tonic::Request<pb::RevokeCurrentRequest>,
+    ) -> Result<tonic::Response<pb::RevokeCurrentResponse>, Status> {
+        Ok(tonic::Response::new(pb::RevokeCurrentResponse { success: true, already_revoked: None }))
+    }
+
+    async fn create_session(
+        &self,
+        _: tonic::Request<pb::CreateSessionRequest>,
+    ) -> Result<tonic::Response<pb::CreateSessionResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn refresh_session(
+        &self,
+        request: tonic::Request<pb::RefreshSessionRequest>,
+    ) -> Result<tonic::Response<pb::RefreshSessionResponse>, Status> {
+        Ok(tonic::Response::new(pb::RefreshSessionResponse {
+            access_token: self.access_token.clone(),
+            refresh_token: request.into_inner().refresh_token.unwrap_or_default(),
+            expires_in: 600,
+        }))
+    }
+}
+
+type Stack = RestService<GrpcWebService<Routes>>;
+
+fn stack() -> Stack {
+    let routes = Routes::new(SessionServiceServer::new(Stub { access_token: "a".repeat(ACCESS_TOKEN_BYTES) }));
+    RestLayer::new(pb::DESCRIPTOR_SET).unwrap().layer(GrpcWebLayer::new().layer(routes.prepare()))
+}
+
+fn grpc(method: &str, message: &impl Message) -> Request<Full<Bytes>> {
+    let mut frame = vec![0; 5];
+    message.encode(&mut frame).unwrap();
+    let length = frame.len() as u32 - 5;
+    frame[1..5].copy_from_slice(&length.to_be_bytes());
+    Request::post(format!("http://localhost/sessiond.v1.SessionService/{method}"))
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "bench/1")
+        .header("authorization", "Bearer token")
+        .body(Full::from(frame))
+        .unwrap()
+}
+
+fn rest(method: &str, path: &str, json: &'static str) -> Request<Full<Bytes>> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("http://localhost{path}"))
+        .version(http::Version::HTTP_2)
+        .header("accept", "*/*")
+        .header("user-agent", "bench/1")
+        .header("authorization", "Bearer token");
+    if !json.is_empty() {
+        request = request.header("content-type", "application/json").header("content-length", json.len());
+    }
+    request.body(Full::from(json)).unwrap()
+}
+
+/// The whole call, its answer read to the end. Nothing in it ever waits, so no runtime is measured.
+fn call(stack: Stack, request: Request<Full<Bytes>>) -> Bytes {
+    let read = async {
+        let response = stack.oneshot(request).await.unwrap_or_else(|never| match never {});
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.unwrap().to_bytes()
+    };
+    read.now_or_never().expect("the stub does not wait")
+}
+
+fn empty_message(criterion: &mut Criterion) {
+    let stack = stack();
+    let mut group = criterion.benchmark_group("empty_message");
+    group.bench_function("grpc", |bencher| {
+        let request = || (stack.clone(), grpc("RevokeCurrent", &pb::RevokeCurrentRequest {}));
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+    });
+    group.bench_function("rest", |bencher| {
+        let request = || (stack.clone(), rest("DELETE", "/auth/sessions/current", ""));
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+fn small_message(criterion: &mut Criterion) {
+    const TOKEN: &str = "sr_k1_0199c6f6e1f07a0c8d3c6c1c5f7e2d91_12_1_q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
+    const JSON: &str = r#"{"refresh_token":"sr_k1_0199c6f6e1f07a0c8d3c6c1c5f7e2d91_12_1_q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA"}"#;
+    let stack = stack();
+    let answer = call(stack.clone(), rest("POST", "/auth/sessions/current/refresh", JSON));
+    assert!(answer.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes()), "both wires carry the same");
+    let message = pb::RefreshSessionRequest { refresh_token: Some(TOKEN.to_owned()) };
+    let mut group = criterion.benchmark_group("small_message");
+    group.bench_function("grpc", |bencher| {
+        let request = || (stack.clone(), grpc("RefreshSession", &message));
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+    });
+    group.bench_function("rest", |bencher| {
+        let request = || (stack.clone(), rest("POST", "/auth/sessions/current/refresh", JSON));
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+/// A service of so many methods, half of them below a variable.
+fn table(routes: usize) -> RestLayer {
+    let mut proto = String::from(
+        "syntax = \"proto3\";\npackage table.v1;\nimport \"google/api/annotations.proto\";\n\
+         message M { string id = 1; }\nservice Table {\n",
+    );
+    for number in 0..routes {
+        let path = if number % 2 == 0 { format!("/v1/r{number}/{{id}}/end") } else { format!("/v1/{{id}}/s{number}") };
+        writeln!(proto, "rpc R{number}(M) returns (M) {{ option (google.api.http) = {{get: \"{path}\"}}; }}").unwrap();
+    }
+    proto.push('}');
+    let mut files = protox::file::ChainFileResolver::new();
+    files.add(Text(proto));
+    files.add(protox::file::IncludeFileResolver::new(concat!(env!("CARGO_MANIFEST_DIR"), "/proto").into()));
+    files.add(protox::file::GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(files);
+    compiler.include_imports(true).open_file("table.proto").unwrap();
+    RestLayer::new(&compiler.encode_file_descriptor_set()).unwrap()
+}
+
+struct Text(String);
+
+impl protox::file::FileResolver for Text {
+    fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
+        match name {
+            "table.proto" => protox::file::File::from_source(name, &self.0),
+            _ => Err(protox::Error::file_not_found(name)),
+        }
+    }
+}
+
+fn routing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("routing");
+    for routes in [10, 1_000] {
+        // A service that does nothing: the layer alone.
+        let service = table(routes).layer(service_fn(|_: Request<RequestBody<Full<Bytes>>>| {
+            let response = Response::builder().header("grpc-status", "5").body(Full::<Bytes>::default());
+            std::future::ready(Ok::<_, Infallible>(response.unwrap()))
+        }));
+        for path in [format!("/v1/r{}/x/end", routes - 2), format!("/v1/x/s{}", routes - 1)] {
+            let kind = if path.ends_with("end") { "literal" } else { "variable" };
+            group.bench_function(format!("{kind}/{routes}"), |bencher| {
+                bencher.iter_batched(
+                    || (service.clone(), rest("GET", &path, "")),
+                    |(service, request)| {
+                        let response: Response<ResponseBody<_>> =
+                            service.oneshot(request).now_or_never().unwrap().unwrap();
+                        assert_eq!(response.status(), 404);
+                        response
+                    },
+                    BatchSize::SmallInput,
+                );
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, empty_message, small_message, routing);
+criterion_main!(benches);
