@@ -19,3 +19,6 @@ mod stranger;
 
 /// Protos compiled at test time, a gRPC service that does as a case says, and a plain HTTP client.
 mod harness;
+
+/// The fuzzer's corpus, again.
+mod corpus;
