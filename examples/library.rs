@@ -9,9 +9,8 @@
 //! curl -i localhost:8081/shelves/1/books/9                            # 404, as google.rpc.Status
 //! ```
 //!
-//! gRPC and grpc-web answer on the same port. All that is the layer's stands in `main`.
+//! gRPC and grpc-web answer on the same port. All that is the layer's is one line of `serve`.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::sync::Mutex;
 
@@ -28,6 +27,7 @@ use library::v1::GetBookRequest;
 use library::v1::ReadShelfRequest;
 use library::v1::library_service_server::LibraryService;
 use library::v1::library_service_server::LibraryServiceServer;
+use sessiond::transcode::BoxError;
 use sessiond::transcode::RestLayer;
 use tokio::net::TcpListener;
 use tonic::Request;
@@ -53,11 +53,15 @@ mod google {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), BoxError> {
+    serve(TcpListener::bind("127.0.0.1:8081").await?).await
+}
+
+/// The layer, and then what any hyper server does. A test calls this too.
+pub(crate) async fn serve(listener: TcpListener) -> Result<(), BoxError> {
     let routes = Routes::new(LibraryServiceServer::new(Library::default()));
     let service = RestLayer::new(library::v1::DESCRIPTOR_SET)?.layer(GrpcWebLayer::new().layer(routes));
 
-    let listener = TcpListener::bind("127.0.0.1:8081").await?;
     println!("listening on http://{}", listener.local_addr()?);
     loop {
         let (connection, _) = listener.accept().await?;
