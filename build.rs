@@ -28,6 +28,19 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "sessiond.v1.RefreshSessionResponse",
             ])
             .compile_fds(api.file_descriptor_set())?;
+
+        // The example's, in a folder of its own: it has a `google.api` too. This is all that a stranger's build needs.
+        println!("cargo:rerun-if-changed=examples/library.proto");
+        let out_dir = out_dir.join("library");
+        fs::create_dir_all(&out_dir)?;
+        let mut library = protox::Compiler::new(["examples", "proto"])?;
+        library.include_imports(true).open_file("library.proto")?;
+        fs::write(out_dir.join("library.bin"), library.encode_file_descriptor_set())?;
+        tonic_prost_build::configure()
+            .build_transport(false)
+            .build_client(false)
+            .out_dir(&out_dir)
+            .compile_fds(library.file_descriptor_set())?;
     }
     Ok(())
 }

@@ -38,6 +38,9 @@ use tower::service_fn;
 /// About what an access token of ours takes.
 const ACCESS_TOKEN_BYTES: usize = 520;
 
+/// Few enough at a time that what is measured is the calls, and not the memory for the requests to come.
+const BATCH: BatchSize = BatchSize::NumIterations(64);
+
 /// Answers at once, so that what is measured is the way there and back.
 struct Stub {
     access_token: String,
@@ -122,11 +125,11 @@ fn empty_message(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("empty_message");
     group.bench_function("grpc", |bencher| {
         let request = || (stack.clone(), grpc("RevokeCurrent", &pb::RevokeCurrentRequest {}));
-        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BATCH);
     });
     group.bench_function("rest", |bencher| {
         let request = || (stack.clone(), rest("DELETE", "/auth/sessions/current", ""));
-        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BATCH);
     });
     group.finish();
 }
@@ -141,11 +144,11 @@ fn small_message(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("small_message");
     group.bench_function("grpc", |bencher| {
         let request = || (stack.clone(), grpc("RefreshSession", &message));
-        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BATCH);
     });
     group.bench_function("rest", |bencher| {
         let request = || (stack.clone(), rest("POST", "/auth/sessions/current/refresh", JSON));
-        bencher.iter_batched(request, |(stack, request)| call(stack, request), BatchSize::SmallInput);
+        bencher.iter_batched(request, |(stack, request)| call(stack, request), BATCH);
     });
     group.finish();
 }
@@ -200,7 +203,7 @@ fn routing(criterion: &mut Criterion) {
                         assert_eq!(response.status(), 404);
                         response
                     },
-                    BatchSize::SmallInput,
+                    BATCH,
                 );
             });
         }

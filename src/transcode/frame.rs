@@ -9,6 +9,9 @@ use bytes::BytesMut;
 /// The length of a frame's head.
 pub(super) const HEAD: usize = 5;
 
+/// The frame of a message without fields.
+pub(super) const EMPTY: Bytes = Bytes::from_static(&[0; HEAD]);
+
 /// A reply message larger than this is refused, so that a length field alone cannot claim memory.
 pub(super) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 

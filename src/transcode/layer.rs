@@ -243,9 +243,19 @@ where
         }
         let (parts, body) = request.into_parts();
         let mut asked = Asked::new(&self.shared, &parts.method);
-        let path = match find(&self.shared, &parts, &mut asked) {
-            Ok(path) => path,
-            Err(answer) => return ResponseFuture::answered(answer),
+        let path = match self.shared.rules.router.find(&parts.method, parts.uri.path()) {
+            Outcome::Route { route, path } => {
+                let (binding, base) = self.shared.rules.routes[route];
+                asked.matched(binding, &parts.headers);
+                path.with_base(base)
+            }
+            Outcome::OtherMethods(methods) if parts.method == Method::OPTIONS => {
+                return ResponseFuture::answered(asked.options(methods));
+            }
+            Outcome::OtherMethods(methods) => {
+                return ResponseFuture::answered(asked.refuse(&Refusal::MethodNotAllowed(methods)));
+            }
+            Outcome::Unknown => return ResponseFuture::answered(asked.refuse(&Refusal::RouteNotFound)),
         };
         let binding = asked.binding();
         if let Err(refusal) = check_content(&self.shared, binding, &parts.headers, &body) {
@@ -272,7 +282,7 @@ where
 /// What comes after a body was read.
 enum Next<F, RB> {
     Call { call: F, asked: Asked },
-    Answer(Answer<RB>),
+    Answer(Box<Answer<RB>>),
 }
 
 /// A body on its way.
@@ -330,7 +340,7 @@ where
                 StateProjection::Answered { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
                 StateProjection::Reading { reading } => match ready!(reading.as_mut().poll(cx))? {
                     Next::Call { call, asked } => State::Calling { call, asked: Some(asked), unread: None },
-                    Next::Answer(answer) => return Poll::Ready(Ok(answer)),
+                    Next::Answer(answer) => return Poll::Ready(Ok(*answer)),
                 },
                 StateProjection::Calling { call, asked, unread } => {
                     if unread.as_mut().is_some_and(|unread| unread.poll(cx).is_ready()) {
@@ -354,20 +364,6 @@ where
 impl<F, B, RB, E> fmt::Debug for ResponseFuture<F, B, RB, E> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-/// Matches the request, and notes what it was matched to. The error is the answer.
-fn find<RB>(shared: &Shared, parts: &request::Parts, asked: &mut Asked) -> Result<Path, Answer<RB>> {
-    match shared.rules.router.find(&parts.method, parts.uri.path()) {
-        Outcome::Route { route, path } => {
-            let (binding, base) = shared.rules.routes[route];
-            asked.matched(binding, &parts.headers);
-            Ok(path.with_base(base))
-        }
-        Outcome::OtherMethods(methods) if parts.method == Method::OPTIONS => Err(asked.options(methods)),
-        Outcome::OtherMethods(methods) => Err(asked.refuse(&Refusal::MethodNotAllowed(methods))),
-        Outcome::Unknown => Err(asked.refuse(&Refusal::RouteNotFound)),
     }
 }
 
@@ -439,7 +435,7 @@ where
         Ok((parts, frame)) => {
             Next::Call { call: inner.call(Request::from_parts(parts, RequestBody::frame(frame))), asked }
         }
-        Err(refusal) => Next::Answer(asked.refuse(&refusal)),
+        Err(refusal) => Next::Answer(Box::new(asked.refuse(&refusal))),
     })
 }
 
@@ -513,17 +509,23 @@ fn call_parts(
     } else {
         return Err(Refusal::UnsupportedMediaType);
     };
-    let mut frame = Vec::with_capacity(frame::HEAD + body.len() + 64);
-    frame.extend_from_slice(&[0; frame::HEAD]);
-    bind::bind(&shared.schema, binding, path, &parts.uri, &shared.ignored, content, &mut frame)
-        .map_err(Refusal::Schema)?;
+    let says_nothing = matches!(content, Content::None) && binding.variables.is_empty() && parts.uri.query().is_none();
+    let frame = if says_nothing {
+        frame::EMPTY
+    } else {
+        let mut frame = Vec::with_capacity(frame::HEAD + body.len() + 64);
+        frame.extend_from_slice(&[0; frame::HEAD]);
+        bind::bind(&shared.schema, binding, path, &parts.uri, &shared.ignored, content, &mut frame)
+            .map_err(Refusal::Schema)?;
+        frame::finish(frame)
+    };
     parts.uri = call_uri(parts.uri, &binding.matched.grpc_path);
     parts.method = Method::POST;
     // tonic-web passes on nothing else that is not grpc-web.
     parts.version = Version::HTTP_2;
     headers::to_metadata(&mut parts.headers);
     parts.extensions.insert(binding.matched.clone());
-    Ok((parts, frame::finish(frame)))
+    Ok((parts, frame))
 }
 
 /// The method's URI, on the authority that the client addressed.

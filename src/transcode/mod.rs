@@ -43,8 +43,8 @@
 //! - **Requests**: path, query and body, and *the path always wins*: what it binds, no query and no body may name, in
 //!   either spelling or as a oneof sibling. Nothing may be said twice. JSON must say that it is JSON.
 //! - **Replies**: proto field names, defaults printed, 64-bit integers as strings, `google.rpc.Status` with typed details
-//!   for errors, `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`, never `DebugInfo`. Metadata becomes
-//!   headers, of unary replies the trailing metadata too.
+//!   for errors, `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`, and in errors never a `DebugInfo`,
+//!   however deep. Metadata becomes headers; of unary replies the trailing metadata stands beside the initial.
 //! - **Streams**: NDJSON, or server-sent events where `Accept` names them. The status line waits for the first message. A
 //!   failure afterwards is a last line `{"error": …}` or an event `error`.
 //! - **`google.api.HttpBody`** both ways, streamed replies included.
@@ -53,19 +53,32 @@
 //!
 //! # Bounds
 //!
-//! The body (1 MiB, [`max_body_bytes`](crate::transcode::RestLayerBuilder::max_body_bytes)), 64 levels and 65,536 members
-//! and elements of JSON, 256 query parameters of 16 names each, 128 path segments, 64 MiB for one reply message and 100 levels of it.
+//! The body (1 MiB, [`max_body_bytes`](crate::transcode::RestLayerBuilder::max_body_bytes)) and the time it takes to
+//! arrive (10 s, [`body_timeout`](crate::transcode::RestLayerBuilder::body_timeout), or a smaller `grpc-timeout`); 96
+//! levels, counted as protobuf's decoders count them, and 65,536 members and elements of JSON; 256 query parameters of 16
+//! names each; 64 path segments; 64 MiB for one reply message, and 100 levels below it.
 //!
 //! # Limitations
 //!
 //! - Client streaming has no mapping; a rule on such a method fails the build.
+//! - The service is asked when the body is there, so limits and metrics behind the layer do not see the wait for it; the
+//!   deadline for that is the layer's own, and its timer is tokio's.
+//! - A body on a rule without one is thrown away as it comes. It delays no call, and none is refused for it; when the answer
+//!   comes first, the rest is not read, and HTTP/1.1 then closes the connection.
+//! - A HEAD on a server stream is answered when the headers are there, and may miss a failure that comes before the first
+//!   message.
+//! - A whole number with a fraction or an exponent is taken for an integer exactly, in strings, paths and queries; as a
+//!   bare JSON number only below 2^53, and one too small for a double is 0.
+//! - A path variable needs a request that is an object of its fields: one inside of `google.protobuf.Any`, a wrapper or
+//!   `google.api.HttpBody` fails the build.
 //! - GET and HEAD rules with a `body` fail the build (RFC 9110 §9.3.1).
 //! - Rules come from annotations alone; there is no service configuration in YAML, and no selector.
-//! - Literals match as they are written, or fully percent-encoded; a path that escapes letters (`%63urrent`) is another
+//! - Literals match as they are written, or fully percent-encoded, with escapes in either case; a path that escapes letters (`%63urrent`) is another
 //!   path. A path with `.` or `..` for a segment, escaped or not, has no route.
 //! - Extensions of proto2 messages are not read or printed, and groups fail the build.
 //! - `*-bin` headers and metadata are dropped, both ways. gRPC clients have other means, REST clients no use for them.
 //! - FieldMask input takes snake_case beside the lowerCamelCase that ProtoJSON has, because replies spell fields so.
+//!   A path without a lowerCamelCase form, such as `address_1`, is printed as it is.
 //! - An `Any` in a reply whose type is not in the descriptor set makes the reply a 500; in error details it is left out.
 //! - Compressed requests are 415, and replies are not compressed here; put a compression layer outside.
 

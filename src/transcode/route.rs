@@ -15,7 +15,7 @@ use super::template::Segment;
 use super::template::Template;
 
 /// A path with more segments than this has no route.
-pub(super) const SEGMENTS_MAX: usize = 128;
+pub(super) const SEGMENTS_MAX: usize = 64;
 
 /// All templates under all base paths. Routes are numbers here; what they mean is the caller's.
 #[derive(Debug)]

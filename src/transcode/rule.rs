@@ -285,7 +285,7 @@ impl Reader<'_> {
                 Some(segments) => {
                     let dots = segments.iter().any(|segment| is_dot_segment(segment));
                     if dots || segments.len() > SEGMENTS_MAX {
-                        let why = if dots { "it has a dot segment" } else { "it has more than 128 segments" };
+                        let why = if dots { "it has a dot segment" } else { "it has more than 64 segments" };
                         let reason = RuleError::NeverMatches { template: base.clone(), why };
                         self.errors.push(BuildError::of_set(reason));
                     }

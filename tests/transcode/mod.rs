@@ -17,5 +17,11 @@ mod round_trip;
 /// What one stranger's tonic service looks like behind the layer.
 mod stranger;
 
+/// The example, over a socket.
+mod example;
+
 /// Protos compiled at test time, a gRPC service that does as a case says, and a plain HTTP client.
 mod harness;
+
+/// The fuzzer's corpus, again.
+mod corpus;

@@ -1,23 +1,33 @@
 //! What one stranger's tonic service looks like behind the layer: real `Routes`, an interceptor, nothing of ours.
 
-use std::net::SocketAddr;
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::Request;
+use http_body_util::{BodyExt, Full};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
     service::TowerToHyperService,
 };
 use prost_reflect::prost_types::FileDescriptorSet;
-use sessiond::transcode::{Matched, RestLayer};
+use sessiond::transcode::{Matched, RequestBody, RestLayer};
 use tokio::net::TcpListener;
 use tonic::{
     Status,
+    body::Body,
     service::{InterceptorLayer, Routes},
 };
 use tonic_web::GrpcWebLayer;
-use tower::Layer;
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 use super::harness::{WIRES, descriptor_set, send};
 
@@ -75,6 +85,91 @@ async fn an_interceptor_acts_on_rest_too() {
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
         assert_eq!(answer.json()["message"], "who are you?");
     }
+}
+
+/// Puts a layer of the gRPC side in front of the health service, and the REST layer in front of that.
+async fn ask_behind<S>(
+    service: S,
+    headers: &[(&'static str, &'static str)],
+) -> (u16, http::HeaderMap, serde_json::Value)
+where
+    S: Service<Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let layer = RestLayer::new(&descriptor_set("health")).unwrap();
+    let service = layer.layer(service.map_request(|request: Request<RequestBody<Full<Bytes>>>| request.map(Body::new)));
+    let mut request = Request::get("/health/books");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = service.oneshot(request.body(Full::default()).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    (parts.status.as_u16(), parts.headers, serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap())
+}
+
+async fn health() -> Routes {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("books", tonic_health::ServingStatus::Serving).await;
+    Routes::new(health)
+}
+
+#[tokio::test]
+async fn a_rate_limit_acts_on_rest_too() {
+    let (left, routes) = (Arc::new(AtomicUsize::new(2)), health().await);
+    let limited = service_fn(move |request: Request<Body>| {
+        let allowed = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let routes = routes.clone();
+        async move {
+            match allowed {
+                true => routes.oneshot(request).await,
+                false => Ok(Status::resource_exhausted("slower").into_http()),
+            }
+        }
+    });
+    for expected in [200, 200, 429] {
+        assert_eq!(ask_behind(limited.clone(), &[]).await.0, expected);
+    }
+    let (_, headers, json) = ask_behind(limited, &[]).await;
+    assert_eq!((&headers["content-type"], &json["message"]), (&"application/json".parse().unwrap(), &"slower".into()));
+}
+
+#[tokio::test]
+async fn a_deadline_acts_on_rest_too() {
+    let routes = health().await;
+    let slow = service_fn(move |request: Request<Body>| {
+        let routes = routes.clone();
+        async move {
+            assert_eq!(request.headers()["grpc-timeout"], "20m");
+            let call = async {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                routes.oneshot(request).await
+            };
+            let late = |_| Ok(Status::deadline_exceeded("too late").into_http());
+            tokio::time::timeout(Duration::from_millis(20), call).await.unwrap_or_else(late)
+        }
+    });
+    let (status, headers, json) = ask_behind(slow, &[("grpc-timeout", "20m")]).await;
+    assert_eq!((status, &json["code"]), (504, &4.into()));
+    assert!(!headers.contains_key("grpc-status"));
+}
+
+/// What a layer of the gRPC side finds out about the caller reaches the handler, or here an interceptor.
+#[tokio::test]
+async fn extensions_act_on_rest_too() {
+    #[derive(Clone)]
+    struct Caller(String);
+    let interceptor = InterceptorLayer::new(|request: tonic::Request<()>| match request.extensions().get::<Caller>() {
+        Some(Caller(name)) if name == "ada" => Ok(request),
+        _ => Err(Status::permission_denied("only ada")),
+    });
+    let intercepted = interceptor.layer(health().await).map_request(|mut request: Request<Body>| {
+        let name = request.headers().get("x-name").map_or("", |name| name.to_str().unwrap()).to_owned();
+        request.extensions_mut().insert(Caller(name));
+        request
+    });
+    let identified = intercepted.map_response(|response| response.map(Body::new));
+    assert_eq!(ask_behind(identified.clone(), &[("x-name", "ada")]).await.0, 200);
+    assert_eq!(ask_behind(identified, &[("x-name", "eve")]).await.0, 403);
 }
 
 /// A method that the rules name and the service does not have.
