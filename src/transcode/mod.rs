@@ -6,27 +6,32 @@
 //!
 //! # Example
 //!
-//! Ten lines for a service of your own. The bytes are what `protox`'s `encode_file_descriptor_set` or
-//! `protoc --include_imports --descriptor_set_out` wrote, unchanged.
+//! Ten lines for a service of your own; `examples/library.rs` is a whole one. The bytes are what `protox`'s
+//! `encode_file_descriptor_set` or `protoc --include_imports --descriptor_set_out` wrote, unchanged.
 //!
 //! ```
-//! use sessiond::transcode::{BuildErrors, RestLayer, RestService};
-//! use tower_layer::Layer;
+//! use sessiond::transcode::RestLayer;
+//! use tonic::service::Routes;
+//! use tonic_web::GrpcWebLayer;
+//! use tower::{Layer as _, ServiceExt as _};
 //!
-//! /// `service` is `GrpcWebLayer::new().layer(routes)`, or tonic's `Routes` alone.
-//! fn rest<S>(descriptor_set: &[u8], service: S) -> Result<RestService<S>, BuildErrors> {
-//!     let layer = RestLayer::builder()
-//!         .base_path("/")
-//!         .base_path("/api/v1")
-//!         .max_body_bytes(64 * 1024)
-//!         .error_domain("library.example.com")
-//!         .build(descriptor_set)?;
-//!     Ok(layer.layer(service))
-//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Usually the build script's work.
+//! let mut protos = protox::Compiler::new(["examples", "proto"])?;
+//! let descriptor_set = protos.include_imports(true).open_file("library.proto")?.encode_file_descriptor_set();
 //!
 //! // Every fault of every rule comes at once, with service, method and reason.
-//! let errors = rest(b"not a descriptor set", ()).unwrap_err();
-//! assert_eq!(errors.iter().count(), 1);
+//! let layer = RestLayer::builder().base_path("/api/v1").error_domain("library.example.com").build(&descriptor_set)?;
+//! // Here `Routes` is empty; `Routes::new(LibraryServiceServer::new(…))` has your service.
+//! let service = layer.layer(GrpcWebLayer::new().layer(Routes::default()));
+//!
+//! let request = http::Request::get("/api/v1/shelves/1/books/1").body(String::new())?;
+//! assert_eq!(service.clone().oneshot(request).await?.status(), 501, "routed, and nobody there");
+//! let request = http::Request::get("/api/v1/shelves").body(String::new())?;
+//! assert_eq!(service.oneshot(request).await?.status(), 404, "no rule has that path");
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! # Where it stands
