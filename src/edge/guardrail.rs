@@ -21,6 +21,7 @@ use super::GrpcRequest;
 use super::GrpcResponse;
 use crate::rpc::status;
 use crate::telemetry;
+use crate::transcode::grpc_timeout;
 
 /// See the module.
 #[derive(Clone)]
@@ -68,7 +69,8 @@ where
         let Ok(slot) = Arc::clone(&self.limits.slots).try_acquire_owned() else {
             return Box::pin(async { Ok(status::overloaded().into_http()) });
         };
-        let deadline = asked(request.headers()).map_or(self.limits.deadline, |asked| asked.min(self.limits.deadline));
+        let deadline =
+            grpc_timeout(request.headers()).map_or(self.limits.deadline, |asked| asked.min(self.limits.deadline));
         // The call itself may panic too, before there is a future.
         let call = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         Box::pin(async move {
@@ -94,44 +96,4 @@ fn panicked() -> GrpcResponse {
     // What it said is on standard error, by the panic hook.
     tracing::error!(request_id = %telemetry::request_id(), "a handler panicked");
     status::internal().into_http()
-}
-
-/// What `grpc-timeout` asks for: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed is absent.
-fn asked(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3_600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(value: &'static str) -> Option<Duration> {
-        asked(&HeaderMap::from_iter([(
-            http::HeaderName::from_static("grpc-timeout"),
-            http::HeaderValue::from_static(value),
-        )]))
-    }
-
-    #[test]
-    fn a_timeout_is_eight_digits_and_a_unit() {
-        assert_eq!(read("50m"), Some(Duration::from_millis(50)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
-        for malformed in ["", "m", "50", "-5m", "123456789m", "5x", "5 m"] {
-            assert_eq!(read(malformed), None, "{malformed:?}");
-        }
-    }
 }

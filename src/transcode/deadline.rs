@@ -8,8 +8,9 @@ use http::HeaderValue;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Reads at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed is absent.
-pub(super) fn read(headers: &HeaderMap) -> Option<Duration> {
+/// How long a request's `grpc-timeout` gives it: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed
+/// is absent. For the layer behind this one that keeps deadlines.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -57,14 +58,14 @@ mod tests {
             ("99999999H", "99999999H"),
         ] {
             let mut headers = HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(text))]);
-            let timeout = read(&headers).unwrap();
+            let timeout = grpc_timeout(&headers).unwrap();
             write(&mut headers, timeout);
             assert_eq!(headers[GRPC_TIMEOUT], written);
-            assert_eq!(read(&headers), Some(timeout));
+            assert_eq!(grpc_timeout(&headers), Some(timeout));
         }
         for malformed in ["", "m", "50", "-5m", "123456789m", "5x", "5 m"] {
             let headers = HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(malformed))]);
-            assert_eq!(read(&headers), None, "{malformed:?}");
+            assert_eq!(grpc_timeout(&headers), None, "{malformed:?}");
         }
     }
 }

@@ -416,7 +416,7 @@ where
         None => {
             inner = inner.clone();
             let since = Instant::now();
-            let asked_for = deadline::read(&parts.headers);
+            let asked_for = deadline::grpc_timeout(&parts.headers);
             let limit = asked_for.map_or(shared.body_timeout, |asked_for| asked_for.min(shared.body_timeout));
             let body = tokio::time::timeout(limit, collecting).await.unwrap_or(Err(Refusal::BodyTooSlow));
             if let Some(asked_for) = asked_for

@@ -113,6 +113,7 @@ mod wire;
 pub use body::BoxError;
 pub use body::RequestBody;
 pub use body::ResponseBody;
+pub use deadline::grpc_timeout;
 pub use layer::Matched;
 pub use layer::ResponseFuture;
 pub use layer::RestLayer;
