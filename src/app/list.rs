@@ -22,6 +22,9 @@ use crate::token::page::PageToken;
 /// The most rows that one page looks at. Where few of many are selected, a page is short rather than late (AIP-158).
 const ROWS_MAX: usize = 2_000;
 
+/// So many rows are read at least, once the first were not enough: a query for each would be late as well.
+const ROWS_MIN: usize = 250;
+
 /// What to list.
 pub struct ListRequest {
     /// Whose sessions: `me`, a user's id, or nobody's in particular.
@@ -124,7 +127,9 @@ impl App {
         let (mut items, mut looked_at) = (vec![], 0);
         loop {
             // One more than fits tells whether there is a next page.
-            asked.rows_max = (page_size - items.len() + 1).min(ROWS_MAX - looked_at);
+            let wanted = page_size - items.len() + 1;
+            let wanted = if looked_at == 0 { wanted } else { wanted.max(ROWS_MIN) };
+            asked.rows_max = wanted.min(ROWS_MAX - looked_at);
             let rows = self.store.sessions_page(asked.clone()).await?;
             let is_last = rows.len() < asked.rows_max;
             looked_at += rows.len();
