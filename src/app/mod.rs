@@ -6,7 +6,10 @@ mod grant;
 mod keys;
 mod projects;
 mod refresh;
+mod reseal;
 mod revoke;
+mod revoke_key;
+mod rotate_key;
 
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
@@ -17,8 +20,13 @@ pub use keys::KeyCache;
 pub use keys::KeyError;
 pub use keys::RELOAD_INTERVAL;
 pub use projects::ProjectError;
+pub use projects::Taken;
+pub use reseal::Resealed;
 pub use revoke::Ended;
 pub use revoke::TokenHolder;
+pub use revoke_key::KeyRevoked;
+pub use rotate_key::Haste;
+pub use rotate_key::Rotated;
 
 use std::sync::Arc;
 

@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
-use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use serde_json::json;
@@ -17,9 +16,6 @@ use crate::id::ProjectId;
 use crate::rpc::status::DOMAIN;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::token::jwks;
-
-/// How long a verifier may keep the keys, in seconds: an hour. A new key is published at least this long before it signs.
-const JWKS_MAX_AGE: &str = "public, max-age=3600";
 
 /// Whether the database answered when it was last looked at.
 pub(super) type Readiness = tokio::sync::watch::Receiver<bool>;
@@ -77,7 +73,8 @@ async fn project_keys(State(app): State<App>, Path(project): Path<String>) -> Re
 }
 
 fn cacheable(keys: jwks::JwkSet) -> Response {
-    ([(header::CACHE_CONTROL, HeaderValue::from_static(JWKS_MAX_AGE))], Json(keys)).into_response()
+    let max_age = format!("public, max-age={}", jwks::MAX_AGE.as_secs());
+    ([(header::CACHE_CONTROL, max_age)], Json(keys)).into_response()
 }
 
 fn no_project() -> Response {

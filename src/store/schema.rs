@@ -20,6 +20,7 @@ diesel::table! {
         created_at -> Timestamptz,
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -31,6 +32,7 @@ diesel::table! {
         created_at -> Timestamptz,
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
     }
 }
 
