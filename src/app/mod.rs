@@ -19,6 +19,7 @@ pub use grant::Grant;
 pub use keys::KeyCache;
 pub use keys::KeyError;
 pub use keys::RELOAD_INTERVAL;
+pub use keys::Snapshot;
 pub use projects::ProjectError;
 pub use projects::Taken;
 pub use reseal::Resealed;

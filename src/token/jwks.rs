@@ -47,6 +47,12 @@ pub fn of_all(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> Jwk
     ordered(sets.flat_map(|set| set.keys).collect())
 }
 
+/// The next moment at which a key leaves a set by itself, because its last token has expired; `None` when none will.
+pub fn next_change(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> Option<Timestamp> {
+    let keys = keyring.projects().filter_map(|project| keyring.signing_of(project)).flatten();
+    keys.filter_map(|(schedule, _)| schedule.verifies_until(token_ttl_max)).filter(|end| now < *end).min()
+}
+
 /// The ring has no order; the document has, so that caches see no change where there is none.
 fn ordered(mut keys: Vec<Jwk>) -> JwkSet {
     keys.sort_by(|one, other| one.kid.cmp(&other.kid));

@@ -60,10 +60,15 @@ impl Schedule {
         self.stage(now) == Stage::Signing
     }
 
-    /// Whether a token that the key signed may still be good at this moment: until the longest-lived one has expired that
-    /// a replica may have issued before it knew that the key was retired.
+    /// Whether a token that the key signed may still be good at this moment: see [`Schedule::verifies_until`].
     pub fn verifies_at(&self, now: Timestamp, token_ttl_max: Duration) -> bool {
-        self.retired_at.is_none_or(|retired| now < retired + token_ttl_max + MARGIN)
+        self.verifies_until(token_ttl_max).is_none_or(|end| now < end)
+    }
+
+    /// When the longest-lived token has expired that a replica may have signed before it knew that the key was retired;
+    /// `None` as long as nobody has retired it. Half-open: at this moment exactly, it verifies no longer.
+    pub fn verifies_until(&self, token_ttl_max: Duration) -> Option<Timestamp> {
+        self.retired_at.map(|retired| retired + token_ttl_max + MARGIN)
     }
 }
 
