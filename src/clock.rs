@@ -1,5 +1,6 @@
 //! Time and dice. The only home of the system's clock and of randomness, so that tests hold both in hand.
 
+use std::fmt;
 use std::ops::Add;
 use std::ops::Sub;
 use std::sync::Arc;
@@ -48,6 +49,18 @@ impl Timestamp {
         Duration::from_micros(self.0.saturating_sub(earlier.0).try_into().unwrap_or(0))
     }
 }
+
+/// As RFC 3339 writes it, in UTC, to the second, rounded down: for people, and for JSON.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // RFC 3339 knows four digits of year; what lies outside 1970 to 9999 prints as the nearest that does not.
+        let seconds = self.as_seconds().clamp(0, SECONDS_MAX).unsigned_abs();
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).fmt(formatter)
+    }
+}
+
+/// 9999-12-31T23:59:59Z.
+const SECONDS_MAX: i64 = 253_402_300_799;
 
 impl Add<Duration> for Timestamp {
     type Output = Self;
@@ -149,6 +162,13 @@ mod tests {
         assert_eq!(Timestamp::from_micros(1_999_999).as_seconds(), 1);
         assert_eq!(Timestamp::from_micros(-1).as_seconds(), -1);
         assert_eq!(Timestamp::from_micros(0).since(Timestamp::from_micros(5)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_moment_prints_as_rfc_3339_wherever_it_lies() {
+        assert_eq!(Timestamp::from_micros(1_999_999).to_string(), "1970-01-01T00:00:01Z");
+        assert_eq!(Timestamp::from_micros(i64::MIN).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(Timestamp::from_micros(i64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

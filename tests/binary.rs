@@ -178,14 +178,15 @@ fn nothing_replayable(dev: &Dev, secrets: &[&str]) {
     assert!(!log.contains(sealing_key.trim()), "the sealing key in the log");
 }
 
-fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
+/// Runs a command to its end.
+pub fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
     command.output().expect("runs")
 }
 
 #[track_caller]
-fn assert_says(output: &Output, success: bool, text: &str) {
+pub fn assert_says(output: &Output, success: bool, text: &str) {
     let said = [output.stdout.as_slice(), &output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert_eq!(output.status.success(), success, "{said}");
@@ -239,7 +240,19 @@ fn every_command_explains_itself() {
         &["migrate", "--help"],
         &["openapi", "--help"],
         &["project", "create", "--help"],
+        &["project", "list", "--help"],
+        &["project", "show", "--help"],
+        &["project", "update", "--help"],
         &["server-key", "create", "--help"],
+        &["server-key", "list", "--help"],
+        &["server-key", "revoke", "--help"],
+        &["signing-key", "rotate", "--help"],
+        &["signing-key", "list", "--help"],
+        &["signing-key", "revoke", "--help"],
+        &["refresh-key", "rotate", "--help"],
+        &["refresh-key", "list", "--help"],
+        &["refresh-key", "revoke", "--help"],
+        &["reseal", "--help"],
     ] {
         assert_says(&sessiond(command, &[]), true, "Usage: sessiond");
     }

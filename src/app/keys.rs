@@ -25,6 +25,7 @@ use crate::token::access::CannotSign;
 use crate::token::keys::Keyring;
 use crate::token::keys::RefreshKey;
 use crate::token::keys::SigningKey;
+use crate::token::schedule::Schedule;
 use crate::token::sealing::CannotOpen;
 use crate::token::sealing::Purpose;
 use crate::token::sealing::Sealer;
@@ -80,12 +81,15 @@ impl Snapshot {
 /// A reading under way or done, which all who want one share.
 type Reading = Shared<BoxFuture<'static, Result<Arc<Snapshot>, Arc<store::Error>>>>;
 
+/// A snapshot, and when its reading began; that which there is before the first one has none.
+type Dated = (Option<Instant>, Arc<Snapshot>);
+
 /// The present snapshot, shared. Clones are one and the same.
 #[derive(Clone)]
 pub struct KeyCache {
     store: Store,
     sealer: Arc<Sealer>,
-    present: Arc<RwLock<Arc<Snapshot>>>,
+    present: Arc<RwLock<Dated>>,
     /// The last reading, with the moment at which it begins.
     reading: Arc<Mutex<Option<(Instant, Reading)>>>,
 }
@@ -98,7 +102,7 @@ impl KeyCache {
 
     /// What is known now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.present.read().expect("no one panics while holding it"))
+        Arc::clone(&self.present.read().expect("no one panics while holding it").1)
     }
 
     /// The snapshot, when it has what is looked for; else one that was read after this call, with or without it. So what
@@ -138,7 +142,7 @@ impl KeyCache {
         // On a task of its own: whoever asked may hang up, and others wait for it too.
         let task = tokio::spawn(async move {
             sleep_until(begins).await;
-            cache.read().await
+            cache.read(begins).await
         });
         let stopped = |_| Err(Arc::new(store::Error::Unavailable { operation: "inventory", source: None }));
         let reading = async move { task.await.unwrap_or_else(stopped) }.boxed().shared();
@@ -146,27 +150,36 @@ impl KeyCache {
         reading
     }
 
-    async fn read(&self) -> Result<Arc<Snapshot>, Arc<store::Error>> {
+    async fn read(&self, begins: Instant) -> Result<Arc<Snapshot>, Arc<store::Error>> {
         let inventory = self.store.inventory().await?;
         let snapshot = Arc::new(open(inventory, &self.sealer, &self.snapshot()));
-        *self.present.write().expect("no one panics while holding it") = Arc::clone(&snapshot);
+        let mut present = self.present.write().expect("no one panics while holding it");
+        // A reading that took long must not bring back what a later one has found revoked.
+        if present.0.is_none_or(|last| last < begins) {
+            *present = (Some(begins), Arc::clone(&snapshot));
+        }
+        drop(present);
         Ok(snapshot)
     }
 
-    /// Seals a new signing key for its project.
-    pub(super) fn new_signing_key(&self, project: &ProjectId, schedule: crate::token::keys::Schedule) -> SealedKey {
-        let (key, private) = SigningKey::generate(project.clone());
-        SealedKey { id: key.id(), sealed: self.sealer.seal(Purpose::Signing, project, key.id(), &private), schedule }
+    /// Makes a key for a project, and seals it.
+    pub(super) fn new_key(&self, purpose: Purpose, project: &ProjectId, schedule: Schedule) -> SealedKey {
+        let (id, sealed) = match purpose {
+            Purpose::Signing => {
+                let (key, private) = SigningKey::generate(project.clone());
+                (key.id(), self.sealer.seal(purpose, project, key.id(), &private))
+            }
+            Purpose::Refresh => {
+                let key = RefreshKey::generate(project.clone());
+                (key.id(), self.sealer.seal(purpose, project, key.id(), key.secret()))
+            }
+        };
+        SealedKey { id, sealed, schedule }
     }
 
-    /// Seals a new refresh-token key for its project.
-    pub(super) fn new_refresh_key(&self, project: &ProjectId, schedule: crate::token::keys::Schedule) -> SealedKey {
-        let key = RefreshKey::generate(project.clone());
-        SealedKey {
-            id: key.id(),
-            sealed: self.sealer.seal(Purpose::Refresh, project, key.id(), key.secret()),
-            schedule,
-        }
+    /// Seals, and opens.
+    pub(super) fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.sealer)
     }
 }
 
@@ -190,7 +203,8 @@ impl Snapshot {
     }
 }
 
-/// Opens what is new. What the last snapshot had opened is taken from there: a key never changes, only its schedule.
+/// Opens what is new. What the last snapshot had opened is taken from there: a key never changes, only its schedule. What
+/// the inventory no longer has, a revoked key, is gone from here too.
 fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
     let Inventory { projects, signing, refresh } = inventory;
     let mut next = Snapshot::default();

@@ -4,14 +4,18 @@ use secrecy::SecretString;
 
 use super::App;
 use super::Error;
+use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::session::Policy;
 use crate::store;
 use crate::store::Project;
 use crate::store::Role;
+use crate::store::ServerKeyFacts;
 use crate::store::ServerKeyRow;
-use crate::token::keys::Schedule;
+use crate::store::Tx;
+use crate::token::schedule::Schedule;
+use crate::token::sealing::Purpose;
 use crate::token::server_key::ServerKey;
 
 /// Why the operator's wish was not granted.
@@ -23,9 +27,49 @@ pub enum ProjectError {
     /// There is none of this name.
     #[error("there is no project {0}")]
     Missing(ProjectId),
+    /// It has no such key; nothing is said of whether another project has.
+    #[error("project {project} has no {purpose} {id}; `list` shows those that it has")]
+    MissingKey {
+        /// The project.
+        project: ProjectId,
+        /// What the key would be for.
+        purpose: Purpose,
+        /// The key.
+        id: KeyId,
+    },
+    /// There is no such server key.
+    #[error("there is no server key {0}; `list` shows those of a project")]
+    MissingServerKey(KeyId),
+    /// A key waits to take over already.
+    #[error(
+        "a rotation is under way: {purpose} {heir} of project {project} takes over at {from}. Rotate again after that, or \
+         say --now to have it take over at once"
+    )]
+    UnderWay {
+        /// The project.
+        project: ProjectId,
+        /// What the key is for.
+        purpose: Purpose,
+        /// The key that waits.
+        heir: KeyId,
+        /// When it takes over.
+        from: Timestamp,
+    },
+    /// Its settings do not go together.
+    #[error("{0}")]
+    BadPolicy(&'static str),
     /// Its keys would be sealed with another sealing key than all others, or the database failed.
     #[error(transparent)]
     Failed(#[from] Error),
+}
+
+/// A key is revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// By this call.
+    Now,
+    /// It was before, and nothing has changed.
+    Before,
 }
 
 impl App {
@@ -33,14 +77,14 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When the name is taken; the store's.
+    /// When the name is taken, or the policy does not hold together; the store's.
     pub async fn project_create(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
+        policy.check().map_err(ProjectError::BadPolicy)?;
         self.check_sealing().await?;
         let now = self.clock.now();
         // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist.
-        let schedule = Schedule { signs_from: now, retired_at: None };
-        let signing = self.keys.new_signing_key(&id, schedule);
-        let refresh = self.keys.new_refresh_key(&id, schedule);
+        let signing = self.keys.new_key(Purpose::Signing, &id, Schedule::at_once(now));
+        let refresh = self.keys.new_key(Purpose::Refresh, &id, Schedule::at_once(now));
         let project = Project { id: id.clone(), policy };
         match self.store.project_insert(project, signing, refresh, now).await {
             Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => {
@@ -50,17 +94,48 @@ impl App {
         }
     }
 
-    /// Sets a project's policy. Takes effect on every replica within [`super::keys::RELOAD_INTERVAL`].
+    /// Changes a project's policy, and answers with the project as it is now. What the change leaves alone stays as it is,
+    /// whoever else changes it meanwhile. Takes effect on every replica within [`super::keys::RELOAD_INTERVAL`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no such project, or its policy would not hold together; the store's.
+    pub async fn project_update(
+        &self,
+        id: ProjectId,
+        change: impl FnOnce(&mut Policy) + Send + 'static,
+    ) -> Result<Project, ProjectError> {
+        let name = id;
+        let work = move |mut tx: Tx| async move {
+            let Some(mut project) = tx.project_lock(&name).await? else {
+                return tx.commit(Err(ProjectError::Missing(name))).await;
+            };
+            change(&mut project.policy);
+            if let Err(why) = project.policy.check() {
+                return tx.commit(Err(ProjectError::BadPolicy(why))).await;
+            }
+            tx.project_set(&project).await?;
+            tx.commit(Ok(project)).await
+        };
+        self.store.transact("project_update", work).await.map_err(Error::from)?
+    }
+
+    /// A project.
     ///
     /// # Errors
     ///
     /// When there is no such project; the store's.
-    pub async fn project_update(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
-        match self.store.project_update(Project { id: id.clone(), policy }).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(ProjectError::Missing(id)),
-            Err(error) => Err(ProjectError::Failed(error.into())),
-        }
+    pub async fn project(&self, id: ProjectId) -> Result<Project, ProjectError> {
+        self.store.project_find(id.clone()).await.map_err(Error::from)?.ok_or(ProjectError::Missing(id))
+    }
+
+    /// Every project and when it was created, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    pub async fn projects(&self) -> Result<Vec<(ProjectId, Timestamp)>, ProjectError> {
+        Ok(self.store.projects_list().await.map_err(Error::from)?)
     }
 
     /// Makes a server key. Its text is shown this once: only a digest is kept.
@@ -82,5 +157,25 @@ impl App {
             }
             Err(error) => Err(ProjectError::Failed(error.into())),
         }
+    }
+
+    /// A project's server keys, the revoked ones too, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such project; the store's.
+    pub async fn server_keys(&self, project: ProjectId) -> Result<Vec<ServerKeyFacts>, ProjectError> {
+        let keys = self.store.server_keys_list(project.clone()).await.map_err(Error::from)?;
+        keys.ok_or(ProjectError::Missing(project))
+    }
+
+    /// Takes a server key away: every replica refuses it from this moment on, for each asks the database on each call.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such key; the store's.
+    pub async fn server_key_revoke(&self, id: KeyId) -> Result<Taken, ProjectError> {
+        let outcome = self.store.server_key_revoke(id, self.clock.now()).await.map_err(Error::from)?;
+        outcome.map(|before| if before { Taken::Before } else { Taken::Now }).ok_or(ProjectError::MissingServerKey(id))
     }
 }

@@ -4,6 +4,7 @@ mod cors;
 mod guardrail;
 mod hosts;
 mod identify;
+mod jwks;
 mod observe;
 mod openapi;
 mod serve;

@@ -1,7 +1,8 @@
 //! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
 //! `Error::Unavailable` and is never mistaken for it.
 //!
-//! Locks are taken in one order, session before user, so that no two transactions wait for each other.
+//! Locks are taken in one order, session before user, so that no two transactions wait for each other; whoever changes
+//! a project's keys or policy locks its row, and nothing else before it.
 //!
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
@@ -42,6 +43,8 @@ pub use durability::Demand;
 pub use durability::Durability;
 pub use error::Error;
 pub use keys::Inventory;
+pub use keys::KeyRow;
+pub use keys::RESEAL_PAGE;
 pub use keys::SealedKey;
 pub use migrate::MigrateError;
 pub use projects::Project;
@@ -51,6 +54,7 @@ pub use revocations::CutOff;
 pub use revocations::Record;
 pub use revocations::RecordQuery;
 pub use server_keys::Role;
+pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;
 pub use sessions::Outline;
 pub use sessions::PageQuery;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::Store;
 use super::error::Error;
 use super::keys::SealedKey;
+use super::rows::from_pg;
 use super::rows::millis;
 use super::rows::to_pg;
 use super::schema::projects;
@@ -25,6 +26,7 @@ use crate::session::Policy;
 use crate::session::policy::LateRepeat;
 use crate::session::policy::Overflow;
 use crate::session::policy::SessionLimit;
+use crate::token::sealing::Purpose;
 
 /// A project and what it has set.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,24 +146,45 @@ impl Store {
         self.transact("project_insert", move |mut tx| async move {
             let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
             insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
-            tx.signing_key_insert(&project.id, signing, now).await?;
-            tx.refresh_key_insert(&project.id, refresh, now).await?;
+            tx.key_insert(Purpose::Signing, &project.id, signing, now).await?;
+            tx.key_insert(Purpose::Refresh, &project.id, refresh, now).await?;
             tx.commit(()).await
         })
         .await
     }
 
-    /// Sets a project's policy. Whether there is such a project.
+    /// A project; `None` when there is none of this name.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when a setting is out of bounds.
-    pub async fn project_update(&self, project: Project) -> Result<bool, Error> {
-        self.transact("project_update", move |mut tx| async move {
-            let update = diesel::update(projects::table.find(project.id.as_str()));
-            let update = update.set(PolicyColumns::new(&project.policy));
-            let rows = update.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
-            tx.commit(rows == 1).await
+    /// When the database is away.
+    pub async fn project_find(&self, id: ProjectId) -> Result<Option<Project>, Error> {
+        self.once("project_find", move |mut tx| {
+            let id = id.clone();
+            async move {
+                let project = tx.project_find(&id).await?;
+                tx.commit(project).await
+            }
+        })
+        .await
+    }
+
+    /// Every project, in the order of their names, with the moment at which it was created. They are few; a replica
+    /// holds them all in memory.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn projects_list(&self) -> Result<Vec<(ProjectId, Timestamp)>, Error> {
+        self.once("projects_list", |mut tx| async move {
+            let query = projects::table.select((projects::id, projects::created_at)).order(projects::id);
+            let rows: Result<Vec<(String, PgTimestamp)>, _> = query.load(tx.pg()).await;
+            let read = |(id, created_at): (String, PgTimestamp)| {
+                let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
+                Ok((ProjectId::parse(&id).ok_or_else(bad)?, from_pg(created_at)))
+            };
+            let projects: Result<Vec<_>, _> = rows.map_err(|error| tx.failed(error))?.into_iter().map(read).collect();
+            tx.commit(projects?).await
         })
         .await
     }
@@ -172,5 +195,34 @@ impl super::Tx {
     pub(super) async fn projects(&mut self) -> Result<Vec<Project>, Error> {
         let rows = projects::table.select(ProjectRow::as_select()).load(self.pg()).await;
         rows.map_err(|error| self.failed(error))?.into_iter().map(ProjectRow::into_project).collect()
+    }
+
+    /// A project as it is now.
+    pub(super) async fn project_find(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
+        let rows = projects::table.find(id.as_str()).select(ProjectRow::as_select()).load(self.pg()).await;
+        rows.map_err(|error| self.failed(error))?.pop().map(ProjectRow::into_project).transpose()
+    }
+
+    /// A project as it is until the end of the transaction. Whoever changes its policy or its keys takes this lock first,
+    /// so that two operators take turns; requests read the row without one and do not wait.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn project_lock(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
+        let query = projects::table.find(id.as_str()).select(ProjectRow::as_select()).for_no_key_update();
+        let rows = query.load(self.pg()).await.map_err(|error| self.failed(error))?.pop();
+        rows.map(ProjectRow::into_project).transpose()
+    }
+
+    /// Writes a project's policy down.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] when a setting is out of bounds.
+    pub async fn project_set(&mut self, project: &Project) -> Result<(), Error> {
+        let update = diesel::update(projects::table.find(project.id.as_str()));
+        let update = update.set(PolicyColumns::new(&project.policy));
+        update.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
     }
 }

@@ -28,6 +28,7 @@ diesel::table! {
         created_at -> Timestamptz,
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -39,6 +40,7 @@ diesel::table! {
         created_at -> Timestamptz,
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -2,11 +2,13 @@
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
+use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
 use super::Store;
 use super::error::Error;
+use super::rows::from_pg;
 use super::rows::to_pg;
 use super::schema::server_keys;
 use crate::clock::Timestamp;
@@ -50,6 +52,21 @@ pub struct ServerKeyRow {
     pub digest: Digest,
 }
 
+/// What is known of a server key, without its digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerKeyFacts {
+    /// Which key.
+    pub id: KeyId,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was revoked: from then on it is refused.
+    pub revoked_at: Option<Timestamp>,
+}
+
+type Facts = (Uuid, String, PgTimestamp, Option<PgTimestamp>);
+
 type Columns = (Uuid, String, Vec<u8>, String);
 
 impl Store {
@@ -90,6 +107,43 @@ impl Store {
         })
         .await
     }
+
+    /// A project's server keys, the revoked ones too, oldest first; `None` when there is no such project.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn server_keys_list(&self, project: ProjectId) -> Result<Option<Vec<ServerKeyFacts>>, Error> {
+        self.transact("server_keys_list", move |mut tx| async move {
+            let Some(_) = tx.project_find(&project).await? else { return tx.commit(None).await };
+            let query = server_keys::table
+                .filter(server_keys::project_id.eq(project.as_str()))
+                .select((server_keys::id, server_keys::role, server_keys::created_at, server_keys::revoked_at))
+                .order((server_keys::created_at, server_keys::id));
+            let rows: Result<Vec<Facts>, _> = query.load(tx.pg()).await;
+            let keys: Result<Vec<_>, _> = rows.map_err(|error| tx.failed(error))?.into_iter().map(facts).collect();
+            tx.commit(Some(keys?)).await
+        })
+        .await
+    }
+
+    /// Takes a server key away, and tells whether it was taken away before: then that moment stays. `None` when there is no
+    /// such key.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn server_key_revoke(&self, id: KeyId, now: Timestamp) -> Result<Option<bool>, Error> {
+        self.transact("server_key_revoke", move |mut tx| async move {
+            let live = server_keys::table.find(id.as_uuid()).filter(server_keys::revoked_at.is_null());
+            let update = diesel::update(live).set(server_keys::revoked_at.eq(to_pg(now)));
+            let revoked = update.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            let known = server_keys::table.find(id.as_uuid()).select(server_keys::id).load::<Uuid>(tx.pg()).await;
+            let known = !known.map_err(|error| tx.failed(error))?.is_empty();
+            tx.commit(known.then_some(revoked == 0)).await
+        })
+        .await
+    }
 }
 
 fn read((id, project, digest, role): Columns) -> Result<ServerKeyRow, Error> {
@@ -99,5 +153,15 @@ fn read((id, project, digest, role): Columns) -> Result<ServerKeyRow, Error> {
         project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
         role: Role::parse(&role).ok_or_else(|| bad("role"))?,
         digest: Digest::from_bytes(&digest).ok_or_else(|| bad("digest"))?,
+    })
+}
+
+fn facts((id, role, created_at, revoked_at): Facts) -> Result<ServerKeyFacts, Error> {
+    let bad = || Error::Inconsistent { table: "server_keys", column: "role", row: id.to_string() };
+    Ok(ServerKeyFacts {
+        id: KeyId::from_uuid(id),
+        role: Role::parse(&role).ok_or_else(bad)?,
+        created_at: from_pg(created_at),
+        revoked_at: revoked_at.map(from_pg),
     })
 }

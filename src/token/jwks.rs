@@ -6,10 +6,15 @@ use serde::Serialize;
 
 use super::encode;
 use super::keys::Keyring;
-use super::keys::Schedule;
 use super::keys::SigningKey;
+use super::schedule::Schedule;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
+
+/// How long a verifier may keep a set before it asks again. A new key is published at least this long before it signs.
+///
+/// Longer and a rotation takes longer, and a revoked key is believed for longer; shorter and verifiers ask more often.
+pub const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// A JWK Set (RFC 7517 §5).
 #[derive(Debug, Serialize)]
@@ -33,23 +38,29 @@ struct Jwk {
 /// tokens may still live. `None` when there is no such project.
 pub fn of_project(keyring: &Keyring, project: &ProjectId, now: Timestamp, token_ttl_max: Duration) -> Option<JwkSet> {
     let keys = keyring.signing_of(project)?;
-    Some(JwkSet { keys: keys.filter_map(|(schedule, key)| published(schedule, key, now, token_ttl_max)).collect() })
+    Some(ordered(keys.filter_map(|(schedule, key)| published(schedule, key, now, token_ttl_max)).collect()))
 }
 
 /// The same of every project: what a verifier of a single-project installation asks for.
 pub fn of_all(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> JwkSet {
-    let mut keys: Vec<Jwk> = keyring
-        .projects()
-        .filter_map(|project| of_project(keyring, project, now, token_ttl_max))
-        .flat_map(|set| set.keys)
-        .collect();
-    // The ring has no order; the document has, so that caches see no change where there is none.
+    let sets = keyring.projects().filter_map(|project| of_project(keyring, project, now, token_ttl_max));
+    ordered(sets.flat_map(|set| set.keys).collect())
+}
+
+/// The next moment at which a key leaves a set by itself, because its last token has expired; `None` when none will.
+pub fn next_change(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> Option<Timestamp> {
+    let keys = keyring.projects().filter_map(|project| keyring.signing_of(project)).flatten();
+    keys.filter_map(|(schedule, _)| schedule.verifies_until(token_ttl_max)).filter(|end| now < *end).min()
+}
+
+/// The ring has no order; the document has, so that caches see no change where there is none.
+fn ordered(mut keys: Vec<Jwk>) -> JwkSet {
     keys.sort_by(|one, other| one.kid.cmp(&other.kid));
     JwkSet { keys }
 }
 
 fn published(schedule: &Schedule, key: &SigningKey, now: Timestamp, token_ttl_max: Duration) -> Option<Jwk> {
-    if schedule.retired_at.is_some_and(|retired| retired + token_ttl_max <= now) {
+    if !schedule.verifies_at(now, token_ttl_max) {
         return None;
     }
     let (x, y) = key.verifying().coordinates();

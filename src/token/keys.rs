@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
@@ -11,6 +12,7 @@ use jsonwebtoken::DecodingKey;
 use jsonwebtoken::EncodingKey;
 use secrecy::zeroize::Zeroizing;
 
+use super::schedule::Schedule;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -131,23 +133,7 @@ impl RefreshKey {
     }
 }
 
-/// When a key does what. A key is published before it signs, and verifies for as long as its tokens last.
-#[derive(Clone, Copy, Debug)]
-pub struct Schedule {
-    /// From when on it signs (or makes refresh tokens).
-    pub signs_from: Timestamp,
-    /// From when on it no longer does.
-    pub retired_at: Option<Timestamp>,
-}
-
-impl Schedule {
-    /// Whether the key signs at this moment.
-    pub fn signs_at(&self, now: Timestamp) -> bool {
-        self.signs_from <= now && self.retired_at.is_none_or(|retired| now < retired)
-    }
-}
-
-/// Every project's keys, opened. Immutable: a change in the database makes a new ring.
+/// Every project's keys, opened, without the revoked ones. Immutable: a change in the database makes a new ring.
 #[derive(Default)]
 pub struct Keyring {
     signing: HashMap<KeyId, Arc<SigningKey>>,
@@ -180,6 +166,15 @@ impl Keyring {
         self.signing.get(&id)
     }
 
+    /// The signing key of this `kid`, as long as a token that it signed may still be good: what it signed is refused from
+    /// then on, but for a sign-out, so that a retired key that leaks makes no tokens.
+    pub fn verifies(&self, id: KeyId, now: Timestamp, token_ttl_max: Duration) -> Option<&Arc<SigningKey>> {
+        let key = self.signing.get(&id)?;
+        let keys = &self.projects.get(key.project())?.signing;
+        let (schedule, _) = keys.iter().find(|(_, key)| key.id() == id)?;
+        schedule.verifies_at(now, token_ttl_max).then_some(key)
+    }
+
     /// The refresh-token key of this id, whatever its project and schedule.
     pub fn refresh(&self, id: KeyId) -> Option<&Arc<RefreshKey>> {
         self.refresh.get(&id)
@@ -187,12 +182,12 @@ impl Keyring {
 
     /// The key that signs for the project now: of several, the one that began last.
     pub fn signs_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<SigningKey>> {
-        newest(&self.projects.get(project)?.signing, now)
+        newest(&self.projects.get(project)?.signing, now, |key| key.id())
     }
 
     /// The key that makes the project's refresh tokens now: of several, the one that began last.
     pub fn refreshes_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<RefreshKey>> {
-        newest(&self.projects.get(project)?.refresh, now)
+        newest(&self.projects.get(project)?.refresh, now, |key| key.id())
     }
 
     /// The project's signing keys with their schedules; `None` when it has none at all.
@@ -206,9 +201,10 @@ impl Keyring {
     }
 }
 
-fn newest<K>(keys: &[(Schedule, Arc<K>)], now: Timestamp) -> Option<&Arc<K>> {
+fn newest<K>(keys: &[(Schedule, Arc<K>)], now: Timestamp, id: impl Fn(&K) -> KeyId) -> Option<&Arc<K>> {
     keys.iter()
         .filter(|(schedule, _)| schedule.signs_at(now))
-        .max_by_key(|(schedule, _)| schedule.signs_from)
+        // Of two that began together, every replica takes the same.
+        .max_by_key(|(schedule, key)| (schedule.signs_from, id(key)))
         .map(|(_, key)| key)
 }

@@ -22,6 +22,9 @@ pub mod server_key;
 /// Signing keys, refresh-token keys, and the ring that holds them.
 pub mod keys;
 
+/// When a key does what: published, signing, retired.
+pub mod schedule;
+
 /// Private keys at rest: sealed under a key from the configuration.
 pub mod sealing;
 

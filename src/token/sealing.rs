@@ -2,6 +2,8 @@
 //! signs nothing. What a blob is for, its project and its id are bound to it as associated data: a sealed key moved
 //! to another row does not open.
 
+use std::fmt;
+
 use aws_lc_rs::aead::AES_256_GCM;
 use aws_lc_rs::aead::Aad;
 use aws_lc_rs::aead::Nonce;
@@ -21,6 +23,15 @@ pub enum Purpose {
     Signing,
     /// Authenticates refresh tokens.
     Refresh,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Signing => "signing key",
+            Self::Refresh => "refresh key",
+        })
+    }
 }
 
 /// Why a sealed key does not open.
@@ -72,6 +83,25 @@ impl Sealer {
             .chain(&self.previous)
             .find_map(|key| open_with(key, &associated_data(purpose, project, id), sealed))
             .ok_or_else(|| CannotOpen { project: project.clone(), id })
+    }
+
+    /// Seals anew, under the present key, what only the previous one opens; `None` for what the present one opens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sealer::open`].
+    pub fn reseal(
+        &self,
+        purpose: Purpose,
+        project: &ProjectId,
+        id: KeyId,
+        sealed: &[u8],
+    ) -> Result<Option<Vec<u8>>, CannotOpen> {
+        if open_with(&self.present, &associated_data(purpose, project, id), sealed).is_some() {
+            return Ok(None);
+        }
+        let secret = self.open(purpose, project, id, sealed)?;
+        Ok(Some(self.seal(purpose, project, id, &secret)))
     }
 }
 
@@ -151,6 +181,12 @@ mod tests {
         let sealed = Sealer::new(&old, None).seal(Purpose::Refresh, &demo(), id, b"mac");
         assert!(Sealer::new(&new, Some(&old)).open(Purpose::Refresh, &demo(), id, &sealed).is_ok());
         assert!(Sealer::new(&new, None).open(Purpose::Refresh, &demo(), id, &sealed).is_err());
+
+        let (both, alone) = (Sealer::new(&new, Some(&old)), Sealer::new(&new, None));
+        let resealed = both.reseal(Purpose::Refresh, &demo(), id, &sealed).expect("opens").expect("with the old key");
+        assert_eq!(alone.open(Purpose::Refresh, &demo(), id, &resealed).expect("the new key").as_slice(), b"mac");
+        assert!(both.reseal(Purpose::Refresh, &demo(), id, &resealed).expect("opens").is_none(), "once is enough");
+        assert!(alone.reseal(Purpose::Refresh, &demo(), id, &sealed).is_err());
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub struct Service {
     pub server_key: SecretString,
     pub wires: wire::Wires,
     pub database: database::Database,
+    sealing_key: SealingKey,
     server: JoinHandle<()>,
 }
 
@@ -83,7 +84,8 @@ impl Service {
         let metrics = Metrics::default();
         let clock = Clock::frozen();
         let store = Store::new(&options(&database.url), metrics.clone()).expect("a good URL");
-        let sealer = Sealer::new(&SealingKey::generate(), None);
+        let sealing_key = SealingKey::generate();
+        let sealer = Sealer::new(&sealing_key, None);
         let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone());
         let server_key = create_project(&app, PROJECT).await;
 
@@ -94,7 +96,16 @@ impl Service {
         let server = Server::bind(app.clone(), &listen, &web, limits, metrics).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let server = tokio::spawn(server.run(std::future::pending()));
-        Self { addr, metrics_addr, clock, app, store, server_key, wires: wire::Wires::to(addr), database, server }
+        let wires = wire::Wires::to(addr);
+        Self { addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
+    }
+
+    /// Another process on the same database, under the same clock, with keys that it reads for itself: a replica, or an
+    /// operator at the command line.
+    pub fn replica(&self) -> App {
+        let sealer = Sealer::new(&self.sealing_key, None);
+        let keys = KeyCache::new(self.store.clone(), sealer);
+        App::new(self.store.clone(), keys, Issuer::new(ISSUER), self.clock.clone())
     }
 
     pub async fn create_project(&self, name: &str) -> SecretString {

@@ -176,7 +176,9 @@ async fn migrate(store: &Store, allowed: bool) -> Outcome {
 async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretString, Box<dyn std::error::Error>> {
     let project = ProjectId::parse(PROJECT).expect("a good name");
     match app.project_create(project.clone(), policy.clone()).await {
-        Err(ProjectError::Exists(_)) => app.project_update(project.clone(), policy).await?,
+        Err(ProjectError::Exists(_)) => {
+            app.project_update(project.clone(), move |present| *present = policy).await?;
+        }
         outcome => outcome?,
     }
     app.keys().reload().await?;

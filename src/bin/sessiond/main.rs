@@ -1,13 +1,18 @@
 //! The command line: a short list of commands, and a file for each.
 
 mod dev;
+mod keys;
 mod migrate;
 mod openapi;
 mod policy;
+mod print;
 mod project;
+mod refresh_key;
+mod reseal;
 mod serve;
 mod server_key;
 mod setup;
+mod signing_key;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -44,6 +49,18 @@ enum Command {
     /// Manage server keys: how an internal service shows who it is.
     #[command(subcommand)]
     ServerKey(server_key::Command),
+    /// Manage signing keys: what access tokens are signed with.
+    #[command(subcommand)]
+    SigningKey(signing_key::Command),
+    /// Manage refresh keys: what refresh tokens are made with.
+    #[command(subcommand)]
+    RefreshKey(refresh_key::Command),
+    /// Seal every private key in the database anew: under --sealing-key, where only --previous-sealing-key opens it.
+    ///
+    /// To change the sealing key, give every server the new one as SESSIOND_SEALING_KEY and the old one as
+    /// SESSIOND_PREVIOUS_SEALING_KEY; then run this with both; then take the old one away. It may be interrupted, and
+    /// run again, at any time.
+    Reseal(reseal::Args),
 }
 
 /// What a command comes to. Errors are read by people: each level says its own part.
@@ -76,6 +93,9 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::Openapi(args) => openapi::run(&args),
             Command::Project(command) => project::run(command).await,
             Command::ServerKey(command) => server_key::run(command).await,
+            Command::SigningKey(command) => signing_key::run(command).await,
+            Command::RefreshKey(command) => refresh_key::run(command).await,
+            Command::Reseal(args) => reseal::run(args).await,
         }
     })
 }

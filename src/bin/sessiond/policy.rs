@@ -1,40 +1,161 @@
-//! A project's policy, as flags.
+//! A project's policy, as flags and as text.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::Map;
+use serde_json::Value;
 use sessiond::config::duration;
 use sessiond::session::Policy;
 use sessiond::session::policy::LateRepeat;
+use sessiond::session::policy::Overflow;
+use sessiond::session::policy::Preset;
+use sessiond::session::policy::SESSIONS_MAX;
+use sessiond::session::policy::SessionLimit;
 
-/// What a project may set. Absent flags take the defaults.
-#[derive(Args, Clone, Debug)]
+use crate::print;
+
+/// What a project may set. Absent flags leave a setting as it is; a new project starts with the defaults.
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PolicyArgs {
-    /// How long an access token lasts at most: 1s to 1day.
-    #[arg(long, default_value = "10m", value_parser = duration::<1_000, 86_400_000>, value_name = "DURATION")]
-    access_token_ttl: Duration,
+    /// Take the reauthentication limits of an assurance level of NIST SP 800-63B-4, as default and as bound: aal1 30d in
+    /// all; aal2 24h, and 1h unused; aal3 12h, and 15m unused. Other flags are applied on top.
+    #[arg(long, value_parser = preset, value_name = "LEVEL")]
+    preset: Option<Preset>,
 
-    /// How long after a refresh the old refresh token still gets the same new one: 0s to 1h.
-    #[arg(long, default_value = "60s", value_parser = duration::<0, 3_600_000>, value_name = "DURATION")]
-    refresh_grace: Duration,
+    /// How long an access token lasts at most: 1s to 1day. A new project has 10m.
+    #[arg(long, value_parser = duration::<1_000, 86_400_000>, value_name = "DURATION")]
+    access_token_ttl: Option<Duration>,
 
-    /// How long a session may stay unused, unless its creator says otherwise: 1s to 367days.
-    #[arg(long, default_value = "90d", value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
-    idle_ttl: Duration,
+    /// How long after a refresh the old refresh token still gets the same new one: 0s to 1h. A new project has 60s.
+    #[arg(long, value_parser = duration::<0, 3_600_000>, value_name = "DURATION")]
+    refresh_grace: Option<Duration>,
 
-    /// Take a refresh token that comes back after the grace for stolen, even when its successor was never used.
-    #[arg(long)]
-    strict_refresh: bool,
+    /// How long a session lasts, unless its creator says otherwise: 1s to 367days. A new project has 365d.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    session_ttl: Option<Duration>,
+
+    /// The longest that a creator may ask for: 1s to 367days. A new project has 367d.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    session_ttl_max: Option<Duration>,
+
+    /// How long a session may stay unused, unless its creator says otherwise: 1s to 367days. A new project has 90d.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    idle_ttl: Option<Duration>,
+
+    /// The longest that a creator may ask for: 1s to 367days. A new project has 367d.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    idle_ttl_max: Option<Duration>,
+
+    /// Take a refresh token that comes back after the grace for stolen, even when its successor was never used. A new
+    /// project does not; `--strict-refresh=false` goes back to that.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    strict_refresh: Option<bool>,
+
+    /// How many live sessions a user may have, impersonations apart: 1 to 1000, or `none` for any number, as a new
+    /// project has.
+    #[arg(long, value_parser = sessions_max, value_name = "COUNT")]
+    sessions_max: Option<SessionsMax>,
+
+    /// What happens when a user with as many signs in once more: `reject`, `evict-oldest` (the one opened first ends), or
+    /// `evict-idle` (the one longest unused ends). A new limit rejects.
+    #[arg(long, value_parser = overflow, value_name = "WHAT")]
+    sessions_overflow: Option<Overflow>,
+
+    /// Claims for every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of the
+    /// same name wins. A new project has none.
+    #[arg(long, value_parser = claims, value_name = "JSON")]
+    default_claims: Option<Claims>,
+}
+
+/// A limit, or none.
+#[derive(Clone, Copy, Debug)]
+struct SessionsMax(Option<u32>);
+
+type Claims = Arc<Map<String, Value>>;
+
+const PRESETS: [(&str, Preset); 3] = [("aal1", Preset::Aal1), ("aal2", Preset::Aal2), ("aal3", Preset::Aal3)];
+
+const OVERFLOWS: [(&str, Overflow); 3] =
+    [("reject", Overflow::Reject), ("evict-oldest", Overflow::EvictOldest), ("evict-idle", Overflow::EvictIdle)];
+
+fn preset(text: &str) -> Result<Preset, &'static str> {
+    named(&PRESETS, text).ok_or("must be `aal1`, `aal2` or `aal3`")
+}
+
+fn overflow(text: &str) -> Result<Overflow, &'static str> {
+    named(&OVERFLOWS, text).ok_or("must be `reject`, `evict-oldest` or `evict-idle`")
+}
+
+fn named<T: Copy>(all: &[(&str, T)], text: &str) -> Option<T> {
+    all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
+}
+
+fn sessions_max(text: &str) -> Result<SessionsMax, &'static str> {
+    if text == "none" {
+        return Ok(SessionsMax(None));
+    }
+    let max = text.parse().ok().filter(|max| (1..=SESSIONS_MAX).contains(max));
+    max.map(|max| SessionsMax(Some(max))).ok_or("must be 1 to 1000, or `none`")
+}
+
+fn claims(text: &str) -> Result<Claims, &'static str> {
+    serde_json::from_str(text).map(Arc::new).map_err(|_| "must be a JSON object")
 }
 
 impl PolicyArgs {
-    pub(crate) fn policy(&self) -> Policy {
-        Policy {
-            access_token_ttl: self.access_token_ttl,
-            refresh_grace: self.refresh_grace,
-            idle_ttl: self.idle_ttl,
-            late_repeat: if self.strict_refresh { LateRepeat::Theft } else { LateRepeat::Forgiven },
-            ..Policy::default()
+    /// Sets what was given, and nothing else.
+    pub(crate) fn apply(&self, policy: &mut Policy) {
+        let Self { preset, access_token_ttl, refresh_grace, session_ttl, session_ttl_max, idle_ttl, .. } = self;
+        let Self { idle_ttl_max, strict_refresh, sessions_max, sessions_overflow, default_claims, .. } = self;
+        if let Some(preset) = preset {
+            policy.preset(*preset);
+        }
+        policy.access_token_ttl = access_token_ttl.unwrap_or(policy.access_token_ttl);
+        policy.refresh_grace = refresh_grace.unwrap_or(policy.refresh_grace);
+        policy.session_ttl = session_ttl.unwrap_or(policy.session_ttl);
+        policy.session_ttl_max = session_ttl_max.unwrap_or(policy.session_ttl_max);
+        policy.idle_ttl = idle_ttl.unwrap_or(policy.idle_ttl);
+        policy.idle_ttl_max = idle_ttl_max.unwrap_or(policy.idle_ttl_max);
+        if let Some(strict) = strict_refresh {
+            policy.late_repeat = if *strict { LateRepeat::Theft } else { LateRepeat::Forgiven };
+        }
+        if let Some(SessionsMax(max)) = sessions_max {
+            let overflow = policy.sessions.map_or(Overflow::Reject, |limit| limit.overflow);
+            policy.sessions = max.map(|max| SessionLimit { max, overflow });
+        }
+        if let (Some(limit), Some(overflow)) = (&mut policy.sessions, sessions_overflow) {
+            limit.overflow = *overflow;
+        }
+        if let Some(claims) = default_claims {
+            policy.default_claims = Arc::clone(claims);
         }
     }
+
+    /// The policy of a new project.
+    pub(crate) fn policy(&self) -> Policy {
+        let mut policy = Policy::default();
+        self.apply(&mut policy);
+        policy
+    }
+}
+
+/// Every setting under its flag's name, with an underscore, and in its flag's words.
+pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
+    let overflow = |limit: SessionLimit| {
+        OVERFLOWS.iter().find(|(_, overflow)| *overflow == limit.overflow).map_or("reject", |(name, _)| *name)
+    };
+    vec![
+        ("access_token_ttl", print::duration(policy.access_token_ttl).into()),
+        ("refresh_grace", print::duration(policy.refresh_grace).into()),
+        ("session_ttl", print::duration(policy.session_ttl).into()),
+        ("session_ttl_max", print::duration(policy.session_ttl_max).into()),
+        ("idle_ttl", print::duration(policy.idle_ttl).into()),
+        ("idle_ttl_max", print::duration(policy.idle_ttl_max).into()),
+        ("strict_refresh", (policy.late_repeat == LateRepeat::Theft).into()),
+        ("sessions_max", policy.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
+        ("sessions_overflow", policy.sessions.map_or("reject", overflow).into()),
+        ("default_claims", Value::Object((*policy.default_claims).clone())),
+    ]
 }

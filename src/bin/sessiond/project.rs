@@ -4,11 +4,13 @@ use clap::Subcommand;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
-use sessiond::store::Demand;
-use sessiond::telemetry::Metrics;
+use sessiond::store::Project;
 
 use crate::Outcome;
+use crate::policy;
 use crate::policy::PolicyArgs;
+use crate::print;
+use crate::print::Format;
 use crate::setup;
 
 /// Commands on projects.
@@ -16,6 +18,12 @@ use crate::setup;
 pub(crate) enum Command {
     /// Create a project, with its first signing key and refresh-token key.
     Create(Box<Create>),
+    /// List the projects.
+    List(List),
+    /// Show a project's settings, each as its flag takes it.
+    Show(Show),
+    /// Change those of a project's settings that are given. Running servers take them up within five seconds.
+    Update(Box<Update>),
 }
 
 /// Flags of `sessiond project create`.
@@ -32,17 +40,83 @@ pub(crate) struct Create {
     database: Database,
 }
 
+/// Flags of `sessiond project list`.
+#[derive(clap::Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond project show`.
+#[derive(clap::Args)]
+pub(crate) struct Show {
+    /// Its name.
+    #[arg(value_parser = project_id)]
+    id: ProjectId,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond project update`.
+#[derive(clap::Args)]
+pub(crate) struct Update {
+    /// Its name.
+    #[arg(value_parser = project_id)]
+    id: ProjectId,
+    #[command(flatten)]
+    policy: Option<PolicyArgs>,
+    #[command(flatten)]
+    database: Database,
+}
+
 pub(crate) fn project_id(text: &str) -> Result<ProjectId, &'static str> {
     ProjectId::parse(text).ok_or("must be 1 to 64 characters of `A-Z a-z 0-9 - _`")
 }
 
 pub(crate) async fn run(command: Command) -> Outcome {
-    let Command::Create(args) = command;
-    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
-    setup::reach(&store).await?;
-    // Creating a project issues nothing, so the issuer does not matter here.
-    let app = setup::app(store, setup::sealer(&args.sealing)?, "");
+    match command {
+        Command::Create(args) => create(*args).await,
+        Command::List(args) => list(args).await,
+        Command::Show(args) => show(args).await,
+        Command::Update(args) => update(*args).await,
+    }
+}
+
+async fn create(args: Create) -> Outcome {
+    let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     app.project_create(args.id.clone(), args.policy.policy()).await?;
     println!("created project {}", args.id);
     Ok(())
+}
+
+async fn list(args: List) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    let projects = app.projects().await?;
+    let row = |(id, created_at): (ProjectId, _)| {
+        vec![("id", id.as_str().into()), ("created_at", print::time(Some(created_at)))]
+    };
+    let nothing = "there are no projects; `sessiond project create` makes one";
+    Ok(print::list(projects.into_iter().map(row).collect(), args.format, nothing)?)
+}
+
+async fn show(args: Show) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    Ok(print::one(row(&app.project(args.id).await?), args.format)?)
+}
+
+async fn update(args: Update) -> Outcome {
+    let Some(policy) = args.policy else {
+        return Err("there is nothing to change: give a setting; `sessiond project update --help` shows them".into());
+    };
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    let project = app.project_update(args.id, move |present| policy.apply(present)).await?;
+    Ok(print::one(row(&project), Format::TEXT)?)
+}
+
+fn row(project: &Project) -> print::Row {
+    std::iter::once(("id", project.id.as_str().into())).chain(policy::settings(&project.policy)).collect()
 }

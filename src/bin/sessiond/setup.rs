@@ -1,5 +1,6 @@
 //! What several commands set up alike.
 
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use secrecy::SecretString;
 use sessiond::app::App;
 use sessiond::app::KeyCache;
 use sessiond::clock::Clock;
+use sessiond::config::Database;
 use sessiond::config::Pool;
 use sessiond::config::Sealing;
 use sessiond::store::Demand;
@@ -57,6 +59,19 @@ pub(crate) async fn reach(store: &Store) -> Outcome {
 /// The service over a database, with the keys still to be read.
 pub(crate) fn app(store: Store, sealer: Sealer, issuer: &str) -> App {
     App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), Clock::system())
+}
+
+/// The service as an operator's command uses it: over a database that answers. It issues nothing, so the issuer does not
+/// matter.
+pub(crate) async fn operator(database: Database, sealer: Sealer) -> Result<App, Box<dyn Error>> {
+    let store = store(database.database_url, &database.pool, Demand::Nothing, &Metrics::default())?;
+    reach(&store).await?;
+    Ok(app(store, sealer, ""))
+}
+
+/// For a command that neither seals nor opens a key: its operator need not hold the sealing key.
+pub(crate) fn no_sealer() -> Sealer {
+    Sealer::new(&SealingKey::generate(), None)
 }
 
 /// Reads the sealing keys.

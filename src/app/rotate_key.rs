@@ -1,0 +1,136 @@
+//! A new key in place of the present one: published now, in use when everyone knows it, and the present one retires in
+//! that very moment.
+
+use std::time::Duration;
+
+use super::App;
+use super::Error;
+use super::ProjectError;
+use super::keys::KeyCache;
+use super::keys::RELOAD_INTERVAL;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::store;
+use crate::store::KeyRow;
+use crate::store::Tx;
+use crate::token::jwks;
+use crate::token::schedule;
+use crate::token::schedule::Keys;
+use crate::token::schedule::MARGIN;
+use crate::token::schedule::Rotation;
+use crate::token::schedule::Schedule;
+use crate::token::schedule::Succession;
+use crate::token::schedule::Urgency;
+use crate::token::sealing::Purpose;
+
+/// How long a new key is known before it is used: a signing key, until the last verifier that fetched the JWKS before its
+/// publication has to ask again; a refresh-token key, which no one but the replicas needs, a few of their readings.
+const fn lead(purpose: Purpose) -> Duration {
+    match purpose {
+        Purpose::Signing => jwks::MAX_AGE.saturating_add(RELOAD_INTERVAL).saturating_add(MARGIN),
+        Purpose::Refresh => RELOAD_INTERVAL.saturating_mul(3).saturating_add(MARGIN),
+    }
+}
+
+/// How a key is rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Without anyone noticing.
+    Planned,
+    /// At once; verifiers with an older JWKS refuse the new key's tokens until they ask again.
+    Emergency,
+}
+
+/// A new key is in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// The new key.
+    pub heir: KeyId,
+    /// From when on it signs.
+    pub from: Timestamp,
+    /// The keys that sign until then.
+    pub retired: Vec<KeyId>,
+}
+
+impl App {
+    /// Rotates a project's key of this purpose. A rotation at a time: [`Haste::Emergency`] ends the one under way.
+    ///
+    /// # Errors
+    ///
+    /// [`ProjectError::Missing`], [`ProjectError::UnderWay`]; a key's, when ours is not the sealing key; the store's.
+    pub async fn rotate_key(
+        &self,
+        purpose: Purpose,
+        project: ProjectId,
+        haste: Haste,
+    ) -> Result<Rotated, ProjectError> {
+        self.check_sealing().await?;
+        let urgency = match haste {
+            Haste::Planned => Urgency::After(lead(purpose)),
+            Haste::Emergency => Urgency::Now,
+        };
+        let (app, name) = (self.clone(), project.clone());
+        let work = move |mut tx: Tx| async move {
+            let Some(_) = tx.project_lock(&name).await? else { return tx.commit(None).await };
+            // Read now that no other operator can come in between: an earlier moment may lie before their change.
+            let now = app.clock.now();
+            let keys = unrevoked(&tx.keys_of(purpose, &name).await?);
+            let outcome = match schedule::rotate(&keys, now, urgency) {
+                Rotation::UnderWay { heir, from } => Err((heir, from)),
+                Rotation::Succeed(plan) => {
+                    let heir = succeed(&mut tx, &app.keys, purpose, &name, &keys, &plan, now).await?;
+                    Ok(Rotated { heir, from: plan.from, retired: plan.retire })
+                }
+            };
+            tx.commit(Some(outcome)).await
+        };
+        match self.store.transact("rotate_key", work).await.map_err(Error::from)? {
+            None => Err(ProjectError::Missing(project)),
+            Some(Err((heir, from))) => Err(ProjectError::UnderWay { project, purpose, heir, from }),
+            Some(Ok(rotated)) => Ok(rotated),
+        }
+    }
+
+    /// A project's keys, the revoked ones too, in the order in which they begin to sign.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such project; the store's.
+    pub async fn list_keys(&self, purpose: Purpose, project: ProjectId) -> Result<Vec<KeyRow>, ProjectError> {
+        let keys = self.store.keys_list(purpose, project.clone()).await.map_err(Error::from)?;
+        keys.ok_or(ProjectError::Missing(project))
+    }
+}
+
+pub(super) fn unrevoked(keys: &[KeyRow]) -> Vec<(KeyId, Schedule)> {
+    keys.iter().filter(|key| key.revoked_at.is_none()).map(|key| (key.id, key.schedule)).collect()
+}
+
+/// Carries a succession out, and answers with the heir.
+pub(super) async fn succeed(
+    tx: &mut Tx,
+    cache: &KeyCache,
+    purpose: Purpose,
+    project: &ProjectId,
+    keys: &Keys,
+    plan: &Succession,
+    now: Timestamp,
+) -> Result<KeyId, store::Error> {
+    for (id, schedule) in keys.iter().filter(|(id, _)| plan.retire.contains(id)) {
+        tx.key_schedule(purpose, project, *id, Schedule { retired_at: Some(plan.from), ..*schedule }).await?;
+    }
+    let schedule = Schedule::from(plan.from);
+    match plan.heir {
+        Some(heir) => {
+            tx.key_schedule(purpose, project, heir, schedule).await?;
+            Ok(heir)
+        }
+        None => {
+            let key = cache.new_key(purpose, project, schedule);
+            let heir = key.id;
+            tx.key_insert(purpose, project, key, now).await?;
+            Ok(heir)
+        }
+    }
+}

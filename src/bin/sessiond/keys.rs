@@ -1,0 +1,114 @@
+//! What `sessiond signing-key` and `sessiond refresh-key` do alike.
+
+use serde_json::Value;
+use sessiond::app::Haste;
+use sessiond::app::KeyRevoked;
+use sessiond::app::RELOAD_INTERVAL;
+use sessiond::app::Rotated;
+use sessiond::clock::Timestamp;
+use sessiond::config::Database;
+use sessiond::config::Sealing;
+use sessiond::id::KeyId;
+use sessiond::id::ProjectId;
+use sessiond::store::KeyRow;
+use sessiond::token::schedule::Stage;
+use sessiond::token::sealing::Purpose;
+
+use crate::Outcome;
+use crate::print;
+use crate::print::Format;
+use crate::project::project_id;
+use crate::setup;
+
+/// Flags of `list`.
+#[derive(clap::Args)]
+pub(crate) struct List {
+    /// The project whose keys they are.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `revoke`.
+#[derive(clap::Args)]
+pub(crate) struct Revoke {
+    /// The key, as `list` shows it.
+    #[arg(value_parser = key_id, value_name = "KEY")]
+    key: KeyId,
+    /// The project whose key it is.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    #[command(flatten)]
+    sealing: Sealing,
+    #[command(flatten)]
+    database: Database,
+}
+
+pub(crate) fn key_id(text: &str) -> Result<KeyId, &'static str> {
+    KeyId::parse(text).ok_or("must be a key's id as `list` shows it, such as `01890a5d-ac96-474b-bcce-b302099a8057`")
+}
+
+pub(crate) async fn rotate(
+    purpose: Purpose,
+    project: ProjectId,
+    haste: Haste,
+    sealing: Sealing,
+    database: Database,
+) -> Result<Rotated, Box<dyn std::error::Error>> {
+    let app = setup::operator(database, setup::sealer(&sealing)?).await?;
+    let rotated = app.rotate_key(purpose, project.clone(), haste).await?;
+    let Rotated { heir, from, retired } = &rotated;
+    println!("{purpose} {heir} of project {project} takes over at {from}");
+    for key in retired {
+        println!("{purpose} {key} retires then");
+    }
+    Ok(rotated)
+}
+
+pub(crate) async fn list(purpose: Purpose, args: List) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    let nothing = format!("project {} has no {purpose}; `rotate` makes one", args.project);
+    let keys = app.list_keys(purpose, args.project).await?;
+    let now = app.clock().now();
+    Ok(print::list(keys.iter().map(|key| row(key, now)).collect(), args.format, &nothing)?)
+}
+
+fn row(key: &KeyRow, now: Timestamp) -> print::Row {
+    let state = match (key.revoked_at, key.schedule.stage(now)) {
+        (Some(_), _) => "revoked",
+        (None, Stage::Waiting) => "waiting",
+        (None, Stage::Signing) => "signing",
+        (None, Stage::Retired) => "retired",
+    };
+    vec![
+        ("id", Value::from(key.id.to_string())),
+        ("state", state.into()),
+        ("created_at", print::time(Some(key.created_at))),
+        ("signs_from", print::time(Some(key.schedule.signs_from))),
+        ("retired_at", print::time(key.schedule.retired_at)),
+        ("revoked_at", print::time(key.revoked_at)),
+    ]
+}
+
+pub(crate) async fn revoke(purpose: Purpose, args: Revoke) -> Result<KeyRevoked, Box<dyn std::error::Error>> {
+    let Revoke { key, project, sealing, database } = args;
+    let app = setup::operator(database, setup::sealer(&sealing)?).await?;
+    let revoked = app.revoke_key(purpose, project, key).await?;
+    let known = format!("every server knows within {} s", RELOAD_INTERVAL.as_secs());
+    match revoked {
+        KeyRevoked::Before => println!("{purpose} {key} was revoked before"),
+        KeyRevoked::Alone => println!("revoked {purpose} {key}; {known}"),
+        KeyRevoked::CalledOff(last) => {
+            println!("revoked {purpose} {key}, which was to take over; {known}");
+            println!("{purpose} {last} goes on; the rotation is called off, and `rotate` begins another");
+        }
+        KeyRevoked::Replaced(heir) => {
+            println!("revoked {purpose} {key}; {known}");
+            println!("{purpose} {heir} takes over at once");
+        }
+    }
+    Ok(revoked)
+}

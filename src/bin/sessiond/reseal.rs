@@ -1,0 +1,32 @@
+//! `sessiond reseal`.
+
+use sessiond::app::Resealed;
+use sessiond::config::Database;
+use sessiond::config::Sealing;
+
+use crate::Outcome;
+use crate::setup;
+
+/// Flags of `sessiond reseal`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    sealing: Sealing,
+    #[command(flatten)]
+    database: Database,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
+    let Resealed { resealed, present, unopened } = app.reseal().await?;
+    println!("sealed {resealed} keys anew; {present} were under the present sealing key already");
+    match unopened.as_slice() {
+        [] => Ok(()),
+        lost => {
+            lost.iter().for_each(|error| eprintln!("{error}, present or previous"));
+            let what =
+                "give the sealing key that they were sealed with as SESSIOND_PREVIOUS_SEALING_KEY, or revoke them";
+            Err(format!("{} keys open with neither sealing key and were left as they are; {what}", lost.len()).into())
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The public keys, for services that verify tokens by themselves (RFC 7517). They change rarely and are asked for often,
+//! by anyone: so the documents are put together once for each change, and whoever has one already is told that it is
+//! still good.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::RwLock;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::Path;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::StatusCode;
+use http::header;
+use serde_json::json;
+
+use super::well_known::unavailable;
+use crate::app::App;
+use crate::app::Snapshot;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::rpc::status::DOMAIN;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::token;
+use crate::token::jwks;
+use crate::token::jwks::JwkSet;
+
+/// The routes, under every base path.
+pub(super) fn routes(app: App, base_paths: &[String]) -> Router {
+    let keys = |router: Router<Keys>, base: &String| {
+        let base = base.trim_end_matches('/');
+        router
+            .route(&format!("{base}/.well-known/jwks.json"), get(all_keys))
+            .route(&format!("{base}/projects/{{project_id}}/.well-known/jwks.json"), get(project_keys))
+    };
+    base_paths.iter().fold(Router::new(), keys).with_state(Keys { app, documents: Arc::default() })
+}
+
+#[derive(Clone)]
+struct Keys {
+    app: App,
+    documents: Arc<RwLock<Option<Arc<Documents>>>>,
+}
+
+/// Every document there is, as put together from one snapshot of the keys.
+struct Documents {
+    snapshot: Arc<Snapshot>,
+    /// From when until when they say what they should: a retired key leaves by itself.
+    from: Timestamp,
+    until: Option<Timestamp>,
+    all: Document,
+    projects: HashMap<ProjectId, Document>,
+}
+
+/// A JWK set as it is sent, and the tag that it is known by (RFC 9110 §8.8.3).
+#[derive(Clone)]
+struct Document {
+    text: Bytes,
+    tag: String,
+}
+
+async fn all_keys(State(keys): State<Keys>, headers: HeaderMap) -> Response {
+    keys.documents(keys.app.keys().snapshot()).all.answer(&headers)
+}
+
+async fn project_keys(State(keys): State<Keys>, Path(project): Path<String>, headers: HeaderMap) -> Response {
+    let Some(project) = ProjectId::parse(&project) else { return no_project() };
+    let snapshot = match keys.app.keys().with(|snapshot| snapshot.policy(&project).is_some()).await {
+        Ok(snapshot) => snapshot,
+        // What is known stays good; that a project is unknown is not known while the database is away.
+        Err(_) => return unavailable(),
+    };
+    match keys.documents(snapshot).projects.get(&project) {
+        Some(document) => document.answer(&headers),
+        None => no_project(),
+    }
+}
+
+impl Keys {
+    /// The documents of this snapshot at this moment. Two that ask for new ones at once both make them: no harm.
+    fn documents(&self, snapshot: Arc<Snapshot>) -> Arc<Documents> {
+        let now = self.app.clock().now();
+        let last = self.documents.read().expect("no one panics while holding it").clone();
+        if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.snapshot, &snapshot) && last.are_good_at(now)) {
+            return last;
+        }
+        let documents = Arc::new(Documents::new(snapshot, now));
+        *self.documents.write().expect("no one panics while holding it") = Some(Arc::clone(&documents));
+        documents
+    }
+}
+
+impl Documents {
+    fn new(snapshot: Arc<Snapshot>, now: Timestamp) -> Self {
+        let ring = &snapshot.keyring;
+        let of = |project: &ProjectId| {
+            let set = jwks::of_project(ring, project, now, ACCESS_TOKEN_TTL_MAX)?;
+            Some((project.clone(), Document::new(&set)))
+        };
+        let projects = ring.projects().filter_map(of).collect();
+        let all = Document::new(&jwks::of_all(ring, now, ACCESS_TOKEN_TTL_MAX));
+        let until = jwks::next_change(ring, now, ACCESS_TOKEN_TTL_MAX);
+        Self { from: now, until, all, projects, snapshot }
+    }
+
+    fn are_good_at(&self, now: Timestamp) -> bool {
+        self.from <= now && self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl Document {
+    fn new(set: &JwkSet) -> Self {
+        let text = serde_json::to_vec(set).expect("strings in a struct are JSON");
+        let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(token::fingerprint(&text)));
+        Self { text: text.into(), tag }
+    }
+
+    fn answer(&self, asked: &HeaderMap) -> Response {
+        let max_age = format!("public, max-age={}", jwks::MAX_AGE.as_secs());
+        let headers = [(header::CACHE_CONTROL, max_age), (header::ETAG, self.tag.clone())];
+        if self.is_known_to(asked) {
+            return (StatusCode::NOT_MODIFIED, headers).into_response();
+        }
+        (headers, [(header::CONTENT_TYPE, "application/json")], self.text.clone()).into_response()
+    }
+
+    /// Whether the caller has this very document: `If-None-Match`, compared weakly (RFC 9110 §13.1.2).
+    fn is_known_to(&self, asked: &HeaderMap) -> bool {
+        let values = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut tags = values.flat_map(|value| value.split(',')).map(str::trim);
+        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.tag)
+    }
+}
+
+fn no_project() -> Response {
+    let reason = json!({
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "PROJECT_NOT_FOUND",
+        "domain": DOMAIN,
+        "metadata": {},
+    });
+    let body = json!({"code": 5, "message": "There is no such project.", "details": [reason]});
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
