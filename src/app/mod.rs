@@ -11,6 +11,7 @@ mod revoke;
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
+pub use credentials::Client;
 pub use credentials::Service;
 pub use grant::Grant;
 pub use keys::KeyCache;

@@ -1,11 +1,13 @@
 //! Who asks, as the metadata says. Reads credentials and believes none of them.
 
+use tonic::Extensions;
 use tonic::metadata::Ascii;
 use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
 
 use crate::app::AccessToken;
 use crate::app::Caller;
+use crate::app::Client;
 use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
 use crate::session::Refusal;
@@ -36,6 +38,11 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
         return Err(Violation::refuse(AUTHORIZATION, "must not come with more than four tokens in all"));
     }
     Ok(TokenHolder { access, refresh: refresh.into_iter().map(RefreshToken::parse).collect(), server_key })
+}
+
+/// The OAuth client on whose behalf the edge asks. Not in the metadata, where anyone could name one.
+pub(super) fn client(extensions: &Extensions) -> Option<Client> {
+    extensions.get().cloned()
 }
 
 /// The one caller of a method that takes a user or a service.

@@ -34,7 +34,8 @@ type Reply<T> = Result<Response<T>, Status>;
 impl session_service_server::SessionService for SessionService {
     async fn revoke_current(&self, request: Request<pb::RevokeCurrentRequest>) -> Reply<pb::RevokeCurrentResponse> {
         let holder = caller::token_holder(request.metadata()).map_err(status::refused)?;
-        let ended = self.app.revoke_current(holder).await.map_err(status::of)?;
+        let client = caller::client(request.extensions());
+        let ended = self.app.revoke_current(holder, client).await.map_err(status::of)?;
         Ok(Response::new(encode::ended(ended)))
     }
 
@@ -46,9 +47,9 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn refresh_session(&self, request: Request<pb::RefreshSessionRequest>) -> Reply<pb::RefreshSessionResponse> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let presented = caller::refresh_token(&metadata, message).map_err(status::refused)?;
-        let grant = self.app.refresh_session(presented).await.map_err(status::of)?;
+        let grant = self.app.refresh_session(presented, caller::client(&extensions)).await.map_err(status::of)?;
         Ok(Response::new(encode::refreshed(&grant)))
     }
 }
