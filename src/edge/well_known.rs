@@ -19,7 +19,7 @@ use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::token::jwks;
 
 /// How long a verifier may keep the keys, in seconds: an hour. A new key is published at least this long before it signs.
-const JWKS_MAX_AGE: &str = "public, max-age=3600";
+pub(super) const JWKS_MAX_AGE: &str = "public, max-age=3600";
 
 /// Whether the database answered when it was last looked at.
 pub(super) type Readiness = tokio::sync::watch::Receiver<bool>;
@@ -50,7 +50,7 @@ fn readiness(ready: bool) -> Response {
     if ready { probe(StatusCode::OK, "ready") } else { unavailable() }
 }
 
-fn unavailable() -> Response {
+pub(super) fn unavailable() -> Response {
     probe(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable")
 }
 
@@ -80,7 +80,7 @@ fn cacheable(keys: jwks::JwkSet) -> Response {
     ([(header::CACHE_CONTROL, HeaderValue::from_static(JWKS_MAX_AGE))], Json(keys)).into_response()
 }
 
-fn no_project() -> Response {
+pub(super) fn no_project() -> Response {
     let reason = json!({
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "PROJECT_NOT_FOUND",
