@@ -21,6 +21,12 @@ const TOKEN: &str = "/oauth2/token";
 const REVOKE: &str = "/oauth2/revoke";
 const CHALLENGE: &str = r#"Basic realm="sessiond", charset="UTF-8""#;
 
+/// A form's parameters, in order.
+type Form<'a> = Vec<(&'a str, &'a str)>;
+
+/// A request that is refused: what is wrong with it, its headers and its form; the status and the error to come.
+type Row<'a> = (&'a str, HeaderMap, Form<'a>, u16, &'a str);
+
 fn basic(id: &str, secret: &str) -> HeaderMap {
     header("authorization", &format!("Basic {}", STANDARD.encode(format!("{id}:{secret}"))))
 }
@@ -65,7 +71,7 @@ fn assert_done(response: &Response<Bytes>, case: &str) {
 async fn a_client_of_each_kind_refreshes_under_every_base_path() {
     let service = Service::start().await;
     let secret = service.server_key.expose_secret();
-    let clients: [(&str, HeaderMap, Vec<(&str, &str)>); 6] = [
+    let clients: [(&str, HeaderMap, Form); 6] = [
         ("Basic", basic(PROJECT, secret), vec![]),
         ("Basic, form-encoded within", basic("d%65mo", &secret.replace('_', "%5F")), vec![]),
         ("Basic, the id said again", basic(PROJECT, secret), vec![("client_id", PROJECT)]),
@@ -182,7 +188,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
     let in_a_browser = || header("origin", "https://app.example.org");
     let grant = ("grant_type", "refresh_token");
     let (public, presented) = (("client_id", PROJECT), ("refresh_token", refresh));
-    let tokens: Vec<(&str, HeaderMap, Vec<(&str, &str)>, u16, &str)> = vec![
+    let tokens: Vec<Row> = vec![
         ("no grant type", ours_by_basic(), vec![presented], 400, "invalid_request"),
         ("an empty grant type", ours_by_basic(), vec![("grant_type", ""), presented], 400, "invalid_request"),
         ("no refresh token", ours_by_basic(), vec![grant], 400, "invalid_request"),
@@ -205,7 +211,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ("another's client, public", none(), vec![grant, presented, ("client_id", "other")], 400, "invalid_grant"),
         ("another's client", basic("other", others), vec![grant, presented], 400, "invalid_grant"),
     ];
-    let clients: Vec<(&str, HeaderMap, Vec<(&str, &str)>, u16, &str)> = vec![
+    let clients: Vec<Row> = vec![
         ("nobody", none(), vec![], 401, "invalid_client"),
         ("no such client", none(), vec![("client_id", "nobody")], 401, "invalid_client"),
         ("no name of a client", none(), vec![("client_id", "a/b")], 401, "invalid_client"),
@@ -224,7 +230,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ("two ids", ours_by_basic(), vec![("client_id", "other")], 400, "invalid_request"),
         ("two headers", twice(), vec![], 400, "invalid_request"),
     ];
-    let revocations: Vec<(&str, HeaderMap, Vec<(&str, &str)>, u16, &str)> = vec![
+    let revocations: Vec<Row> = vec![
         ("no token", ours_by_basic(), vec![], 400, "invalid_request"),
         ("an empty token", ours_by_basic(), vec![("token", "")], 400, "invalid_request"),
         ("two tokens", none(), vec![public, ("token", access), ("token", refresh)], 400, "invalid_request"),
