@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "sessiond.v1.CreateSessionResponse",
                 "sessiond.v1.RefreshSessionRequest",
                 "sessiond.v1.RefreshSessionResponse",
+                "sessiond.v1.IntrospectTokenRequest",
+                "sessiond.v1.BatchIntrospectRequest",
             ])
             .compile_fds(api.file_descriptor_set())?;
 

@@ -117,8 +117,13 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 /// A new session's id: a UUIDv7 of this moment, with 74 random bits (RFC 9562 §5.7).
 pub fn new_session_id(now: Timestamp) -> SessionId {
+    SessionId::from_uuid(new_record_id(now))
+}
+
+/// A UUIDv7 of this moment, for what is kept in the order of time.
+pub fn new_record_id(now: Timestamp) -> Uuid {
     let millis = now.as_millis().try_into().unwrap_or(0);
-    SessionId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random()).into_uuid())
+    uuid::Builder::from_unix_timestamp_millis(millis, &random()).into_uuid()
 }
 
 /// A UUIDv4: for keys, requests and tokens, which have no order.

@@ -27,7 +27,7 @@ pub struct Limits {
     pub request_timeout: Duration,
 
     /// The largest message, in bytes, on each wire; a larger JSON body is answered with 413.
-    #[arg(long, env = "SESSIOND_BODY_BYTES_MAX", default_value_t = 256 * 1024, value_parser = size::<1024, 16_777_216>, value_name = "BYTES")]
+    #[arg(long, env = "SESSIOND_BODY_BYTES_MAX", default_value_t = 1024 * 1024, value_parser = size::<1024, 16_777_216>, value_name = "BYTES")]
     pub body_bytes_max: usize,
 
     /// The largest header section, in bytes, on HTTP/1.1 and HTTP/2 alike; a larger one is answered with 431. At

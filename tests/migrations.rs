@@ -60,6 +60,7 @@ fn postgres_type(kind: &str) -> String {
         "Timestamptz" => "timestamp with time zone",
         "BigInt" => "bigint",
         "SmallInt" => "smallint",
+        "Integer" => "integer",
         "Bool" => "boolean",
         "Uuid" => "uuid",
         "Binary" => "bytea",

@@ -48,7 +48,7 @@ async fn the_edges_of_http_are_answered_as_json() {
     let service = Service::start().await;
     let cases = [
         (Method::GET, "/nope", HeaderMap::new(), StatusCode::NOT_FOUND),
-        (Method::GET, "/auth/sessions/current", HeaderMap::new(), StatusCode::METHOD_NOT_ALLOWED),
+        (Method::PUT, "/auth/sessions/current", HeaderMap::new(), StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/auth/sessions", header("content-type", "text/plain"), StatusCode::UNSUPPORTED_MEDIA_TYPE),
         (Method::DELETE, "/auth/sessions/current?refresh_token=x", HeaderMap::new(), StatusCode::BAD_REQUEST),
         (Method::DELETE, "/auth/sessions/current", HeaderMap::new(), StatusCode::UNAUTHORIZED),

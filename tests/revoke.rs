@@ -94,8 +94,8 @@ async fn a_session_that_ran_out_is_ended_for_good_by_a_sign_out() {
     phone.sign_out().await.expect("is over");
     let project = ProjectId::parse(PROJECT).expect("a name");
     let id = SessionId::parse(&phone.session).expect("an id");
-    let stored = service.store.session_find(project, id).await.expect("answers").expect("is there");
-    assert!(stored.session.revoked.is_some(), "a slower clock would find it live");
+    let seen = service.store.session_find(project, id).await.expect("answers").expect("is there");
+    assert!(seen.stored.session.revoked.is_some(), "a slower clock would find it live");
 }
 
 #[tokio::test]

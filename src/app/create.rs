@@ -12,16 +12,23 @@ use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::session::Epoch;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::session::Session;
+use crate::session::limit;
+use crate::session::limit::Admission;
+use crate::session::limit::Occupant;
 use crate::session::opening;
 use crate::session::opening::Draft;
 use crate::session::opening::Opening;
 use crate::session::refusal::Violation;
 use crate::session::rotation::Chain;
 use crate::store;
+use crate::store::Remembered;
 use crate::store::Repeat;
 use crate::store::Revocation;
 use crate::store::StoredSession;
@@ -54,16 +61,17 @@ impl App {
     ///
     /// A refusal of the caller or of the request; the store's; a key's.
     pub async fn create_session(&self, caller: Caller, request: CreateRequest) -> Result<Grant, Error> {
-        let Service { project, .. } = self.service(caller).await?;
+        let Service { project, key, .. } = self.service(caller).await?;
         let now = self.clock.now();
-        let opening = opening::check(request.draft, now).map_err(Refusal::Schema)?;
         // A key that was found is of a project that exists; it may be younger than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
-        let policy = *snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?;
+        let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
+        let opening = opening::check(request.draft, now, &policy).map_err(Refusal::Schema)?;
 
-        let repeatable = request.repeatable;
+        let sign_in =
+            SignIn { project, opening, repeatable: request.repeatable, by: EndedBy::Service(key), now, policy };
         let work = move |mut tx: Tx| async move {
-            match open(&mut tx, project, opening, repeatable, now, &policy).await? {
+            match open(&mut tx, sign_in).await? {
                 Ok(granted) => tx.commit(Ok(granted)).await,
                 // Nothing was opened, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
@@ -74,43 +82,85 @@ impl App {
     }
 }
 
-async fn open(
-    tx: &mut Tx,
+/// A sign-in, checked, and all that it is judged by.
+struct SignIn {
     project: ProjectId,
     opening: Opening,
     repeatable: Option<(Uuid, [u8; 32])>,
+    /// Who ends a session that is replaced.
+    by: EndedBy,
     now: Timestamp,
-    policy: &Policy,
-) -> Result<Outcome, store::Error> {
+    policy: Policy,
+}
+
+/// Locks are taken in this order: the user's queue, the request id, sessions, the user.
+async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
+    let SignIn { project, opening, repeatable, by, now, policy } = sign_in;
+    let limit = policy.sessions.filter(|_| opening.impersonator.is_none());
+    if limit.is_some() {
+        tx.user_queue(&project, &opening.user).await?;
+    }
     let id = clock::new_session_id(now);
     if let Some((request, digest)) = repeatable {
-        match tx.request_claim(&project, request, id, &digest, now).await? {
+        match tx.request_claim(&project, request, Remembered::Opened(id), &digest, now).await? {
             Repeat::First => {}
-            Repeat::Again(session) => return repeat(tx, &project, session, now, policy).await,
-            Repeat::Another => return Ok(Err(Violation::refuse("request_id", "was used for another request"))),
+            Repeat::Again(Remembered::Opened(session)) => return repeat(tx, &project, session, now, &policy).await,
+            Repeat::Again(Remembered::RevokedAll(_)) | Repeat::Another => {
+                return Ok(Err(Violation::refuse("request_id", "was used for another request")));
+            }
         }
     }
+    let end = |session, reason, by| Revocation { project: project.clone(), session, at: now, reason, by, ip: None };
     if let Some(replaced) = opening.replaces {
         let stored = tx.session_lock(&project, replaced).await?;
         if stored.is_none_or(|stored| stored.session.user != opening.user) {
             return Ok(Err(Refusal::SessionNotFound));
         }
-        let revocation =
-            Revocation { project: project.clone(), session: replaced, at: now, reason: RevokeReason::Replaced };
-        tx.sessions_revoke(&[revocation]).await?;
+        tx.sessions_revoke(&[end(replaced, RevokeReason::Replaced, by)]).await?;
     }
-    tx.user_ensure(&project, &opening.user).await?;
-    let epoch = tx.epoch_share(&project, &opening.user).await?.ok_or_else(|| store::Error::Inconsistent {
-        table: "users",
-        column: "epoch",
-        row: project.to_string(),
-    })?;
-    let session = Session::open(id, project, epoch, opening, now, policy);
+    if let Some(limit) = limit {
+        match limit::admit(occupants(tx, &project, &opening.user, now).await?, limit) {
+            Admission::Refused => return Ok(Err(Refusal::SessionLimitReached)),
+            Admission::Admitted(evicted) => {
+                let evictions: Vec<_> =
+                    evicted.into_iter().map(|one| end(one, RevokeReason::Evicted, EndedBy::Sessiond)).collect();
+                tx.sessions_revoke(&evictions).await?;
+            }
+        }
+    }
+    let epoch = epoch(tx, &project, &opening.user).await?;
+    let session = Session::open(id, project, epoch, opening, now);
     let (chain, secret) = (Chain::start(now), RowSecret::generate());
-    let access_expires_at = session.access_expires_at(now, policy);
+    let access_expires_at = session.access_expires_at(now, &policy);
     let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
     tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;
     Ok(Ok(granted))
+}
+
+/// The user's live sessions, as far as they count against a limit.
+async fn occupants(
+    tx: &mut Tx,
+    project: &ProjectId,
+    user: &UserId,
+    now: Timestamp,
+) -> Result<Vec<Occupant>, store::Error> {
+    // Not locked yet: sessions come before the user. Whoever raises the epoch meanwhile makes only more room.
+    let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
+    let outlines = tx.session_outlines(project, user).await?.into_iter();
+    let live = outlines.filter(|one| !one.is_impersonation && one.lifetime.is_live(now, present));
+    Ok(live.map(|one| one.occupant).collect())
+}
+
+/// The epoch to open a session under. It stays as it is until the end of the transaction.
+async fn epoch(tx: &mut Tx, project: &ProjectId, user: &UserId) -> Result<Epoch, store::Error> {
+    // Whoever erases the user may take the row away between the two. Nobody does that over and over.
+    for _ in 0..3 {
+        tx.user_ensure(project, user).await?;
+        if let Some(epoch) = tx.epoch_share(project, user).await? {
+            return Ok(epoch);
+        }
+    }
+    Err(store::Error::Inconsistent { table: "users", column: "epoch", row: project.to_string() })
 }
 
 /// Answers a repeat with the session that the first try opened, and with the refresh token that it was given.

@@ -1,14 +1,20 @@
 //! Who asks. A credential is read in `rpc`; here it is believed, or not.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::id::UserId;
 use crate::session::Refusal;
+use crate::session::Session;
 use crate::store::Role;
+use crate::store::Seen;
 use crate::token::access::Claims;
 use crate::token::access::Presented;
 use crate::token::access::Rejection;
@@ -45,6 +51,33 @@ pub struct Service {
     pub project: ProjectId,
     /// What it may do.
     pub role: Role,
+    /// The key it did so with.
+    pub key: KeyId,
+}
+
+/// A user, by a genuine access token that has not expired. Whether its session still lives is for its row to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SignedIn {
+    pub(super) project: ProjectId,
+    pub(super) user: UserId,
+    pub(super) session: SessionId,
+    /// Someone else acts as the user: an impersonation can look, and end only itself.
+    pub(super) is_impersonation: bool,
+}
+
+/// A caller that has shown who it is.
+pub(super) enum Principal {
+    User(SignedIn),
+    Service(Service),
+}
+
+/// Where a request comes from, as far as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The client's address.
+    pub ip: Option<IpAddr>,
+    /// What it calls itself.
+    pub user_agent: Option<String>,
 }
 
 /// What a genuine access token says, expired or not.
@@ -72,7 +105,68 @@ impl App {
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
-        Ok(Service { project: row.project, role: row.role })
+        Ok(Service { project: row.project, role: row.role, key: row.id })
+    }
+
+    /// The user or the service behind a credential.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::service`] and [`App::signed_in`].
+    pub(super) async fn principal(&self, caller: Caller) -> Result<Principal, Error> {
+        match caller {
+            Caller::User(token) => Ok(Principal::User(self.signed_in(&token).await?)),
+            service => Ok(Principal::Service(self.service(service).await?)),
+        }
+    }
+
+    /// The user behind a caller, where no one else will do.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a service; as [`App::signed_in`].
+    pub(super) async fn user(&self, caller: Caller) -> Result<SignedIn, Error> {
+        match caller {
+            Caller::User(token) => self.signed_in(&token).await,
+            Caller::Service(_) | Caller::MalformedServerKey => Err(Refusal::InsufficientAccessType.into()),
+            Caller::Nobody => Err(Refusal::CredentialsMissing.into()),
+        }
+    }
+
+    /// The user behind an access token, which must not have expired.
+    async fn signed_in(&self, token: &AccessToken) -> Result<SignedIn, Error> {
+        let claims = self.claims(token).await?;
+        let read = || {
+            Some(SignedIn {
+                project: ProjectId::parse(&claims.project_id)?,
+                user: UserId::parse(&claims.sub)?,
+                session: SessionId::parse(&claims.sid)?,
+                is_impersonation: claims.act.is_some(),
+            })
+        };
+        let signed_in = read().ok_or(Refusal::UnparsableAccessToken)?;
+        if claims.expired_at(self.clock.now()) {
+            let SignedIn { project, user, session, .. } = signed_in;
+            let expired_at = Timestamp::from_seconds(claims.exp);
+            return Err(Refusal::AccessTokenExpired { expired_at, project, user, session }.into());
+        }
+        Ok(signed_in)
+    }
+
+    /// The session of a signed-in user, as it is now. Notes that it is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionRevoked`] when it has ended, one way or another; the store's.
+    pub(super) async fn own_session(&self, signed_in: &SignedIn) -> Result<Session, Error> {
+        let now = self.clock.now();
+        let found = self.store.session_find(signed_in.project.clone(), signed_in.session).await?;
+        let Some(Seen { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
+        if !stored.session.is_live(now, present) {
+            return Err(Refusal::SessionRevoked.into());
+        }
+        self.usage.note(&stored.session, now);
+        Ok(stored.session)
     }
 
     /// The project that an OAuth client is confined to; `None` for a caller that is none.

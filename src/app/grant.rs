@@ -34,6 +34,9 @@ pub(super) struct Granted {
     pub(super) access_expires_at: Timestamp,
 }
 
+/// The host application's own claims.
+type Own = serde_json::Map<String, serde_json::Value>;
+
 impl App {
     /// Makes the tokens of a session.
     ///
@@ -42,15 +45,18 @@ impl App {
     /// When the project has no key.
     pub(super) fn grant(&self, snapshot: &Snapshot, granted: Granted, now: Timestamp) -> Result<Grant, Error> {
         let Granted { session, secret, link, access_expires_at } = granted;
-        let claims = self.claims_of(&session, access_expires_at, now);
+        let defaults = snapshot.policy(&session.project).map(|policy| &*policy.default_claims);
+        let claims = self.claims_of(&session, defaults, access_expires_at, now);
         let expires_in = i32::try_from(claims.exp - claims.iat).unwrap_or(i32::MAX);
         let access_token = snapshot.signs_for(&session.project, now)?.sign(&claims).map_err(super::KeyError::from)?;
         let refresh_token = snapshot.refreshes_for(&session.project, now)?.mint(session.id, link, &secret);
         Ok(Grant { access_token, refresh_token, expires_in, session })
     }
 
-    fn claims_of(&self, session: &Session, expires_at: Timestamp, now: Timestamp) -> Claims {
+    fn claims_of(&self, session: &Session, defaults: Option<&Own>, expires_at: Timestamp, now: Timestamp) -> Claims {
         let project = session.project.as_str();
+        let mut own = defaults.cloned().unwrap_or_default();
+        own.extend(session.claims.clone());
         Claims {
             iss: self.issuer.of(project),
             sub: session.user.as_str().to_owned(),
@@ -68,7 +74,7 @@ impl App {
             acr: session.authentication.acr.clone(),
             amr: session.authentication.amr.clone(),
             act: session.impersonator.clone().map(|Impersonator(sub)| Actor { sub }),
-            own: session.claims.clone(),
+            own,
         }
     }
 }

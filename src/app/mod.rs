@@ -2,26 +2,43 @@
 
 mod create;
 mod credentials;
+mod erase;
 mod grant;
+mod introspect;
 mod keys;
+mod list;
 mod projects;
 mod refresh;
 mod revoke;
+mod revoke_all;
+mod revoke_session;
+mod update;
+mod usage;
 
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
+pub use credentials::Origin;
 pub use credentials::Service;
 pub use grant::Grant;
+pub use introspect::Introspection;
+pub use introspect::TOKENS_MAX;
 pub use keys::KeyCache;
 pub use keys::KeyError;
 pub use keys::RELOAD_INTERVAL;
+pub use list::ListRequest;
+pub use list::Listed;
+pub use list::Page;
 pub use projects::ProjectError;
 pub use revoke::Ended;
 pub use revoke::TokenHolder;
+pub use revoke_all::RevokeAllRequest;
+pub use usage::FLUSH_INTERVAL;
 
 use std::sync::Arc;
+
+use usage::Usage;
 
 use crate::clock::Clock;
 use crate::session::Refusal;
@@ -62,12 +79,13 @@ pub struct App {
     pub(crate) keys: KeyCache,
     pub(crate) issuer: Issuer,
     pub(crate) clock: Clock,
+    usage: Usage,
 }
 
 impl App {
     /// Puts the service together.
-    pub const fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
-        Self { store, keys, issuer, clock }
+    pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
+        Self { store, keys, issuer, clock, usage: Usage::default() }
     }
 
     /// The keys and policies as they are known now.

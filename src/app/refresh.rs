@@ -1,15 +1,18 @@
 //! Trading a refresh token for the next one.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::App;
 use super::Client;
 use super::Error;
 use super::Grant;
+use super::Origin;
 use super::grant::Granted;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
+use crate::session::EndedBy;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
@@ -35,6 +38,7 @@ impl App {
         &self,
         presented: Option<RefreshToken>,
         client: Option<Client>,
+        origin: Origin,
     ) -> Result<Grant, Error> {
         let now = self.clock.now();
         let within = self.client_project(client).await?;
@@ -45,7 +49,7 @@ impl App {
         };
         let snapshot = self.keys.with(known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
-        let policy = *snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
+        let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         // A made-up token ends here, before the database hears of it; so does one that was issued to another client.
         if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
@@ -53,7 +57,7 @@ impl App {
 
         let (project, session) = (key.project().clone(), presented.session());
         let work = move |mut tx: Tx| async move {
-            let outcome = rotate(&mut tx, &key, &presented, now, &policy).await?;
+            let outcome = rotate(&mut tx, &key, &presented, origin, now, &policy).await?;
             tx.commit(outcome).await
         };
         match self.store.transact("refresh_session", work).await? {
@@ -81,6 +85,7 @@ async fn rotate(
     tx: &mut Tx,
     key: &RefreshKey,
     presented: &RefreshToken,
+    origin: Origin,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
@@ -98,7 +103,7 @@ async fn rotate(
             use_session(tx, stored, link, now, policy).await
         }
         Rotation::Reused => {
-            tx.sessions_revoke(&[reused(project, presented, now)]).await?;
+            tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
             Ok(Outcome::Reused)
         }
         Rotation::Throttled(retry_after) => Ok(Outcome::Throttled(retry_after)),
@@ -120,11 +125,13 @@ async fn use_session(
     Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at })))
 }
 
-fn reused(project: &ProjectId, presented: &RefreshToken, now: Timestamp) -> Revocation {
+fn reused(project: &ProjectId, presented: &RefreshToken, ip: Option<IpAddr>, now: Timestamp) -> Revocation {
     Revocation {
         project: project.clone(),
         session: presented.session(),
         at: now,
         reason: RevokeReason::RefreshTokenReused,
+        by: EndedBy::Sessiond,
+        ip,
     }
 }

@@ -5,8 +5,10 @@ use super::AccessToken;
 use super::App;
 use super::Client;
 use super::Error;
+use super::Origin;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::session::EndedBy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::store::Revocation;
@@ -55,30 +57,38 @@ impl App {
     /// # Errors
     ///
     /// When none of them is genuine, what is wrong with the first; what is wrong with the client; the store's.
-    pub async fn revoke_current(&self, holder: TokenHolder, client: Option<Client>) -> Result<Ended, Error> {
+    pub async fn revoke_current(
+        &self,
+        holder: TokenHolder,
+        client: Option<Client>,
+        origin: Origin,
+    ) -> Result<Ended, Error> {
         let now = self.clock.now();
         let within = self.client_project(client).await?;
-        let mut outcomes = vec![];
+        let (mut targets, mut errors) = (vec![], vec![]);
+        let mut sort = |outcome: Result<Target, Error>| match outcome.and_then(|one| one.within(within.as_ref())) {
+            Ok(target) => targets.push(target),
+            Err(error) => errors.push(error),
+        };
         for token in &holder.access {
             let bearer = self.bearer(token).await;
-            outcomes.push(bearer.map(|bearer| Target { project: bearer.project, session: bearer.session }));
+            sort(bearer.map(|bearer| Target { project: bearer.project, session: bearer.session }));
         }
         for token in &holder.refresh {
-            outcomes.push(self.session_of(token.as_ref()).await);
-        }
-        let (mut targets, mut errors) = (vec![], vec![]);
-        for outcome in outcomes {
-            match outcome.and_then(|target| target.within(within.as_ref())) {
-                Ok(target) => targets.push(target),
-                Err(error) => errors.push(error),
-            }
+            sort(self.session_of(token.as_ref()).await);
         }
         let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
         if targets.is_empty() {
             return Err(first_failure(errors).unwrap_or(otherwise.into()));
         }
-        let revocation =
-            |Target { project, session }| Revocation { project, session, at: now, reason: RevokeReason::SignedOut };
+        let revocation = |Target { project, session }| Revocation {
+            project,
+            session,
+            at: now,
+            reason: RevokeReason::SignedOut,
+            by: EndedBy::Holder,
+            ip: origin.ip,
+        };
         let ended = self.store.sessions_revoke(targets.into_iter().map(revocation).collect()).await?;
         // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.
         match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
@@ -96,7 +106,7 @@ impl App {
         let target = Target { project: key.project().clone(), session: token.session() };
         // A session long swept has no secret to check against; the tag has shown that the token was ours, and it is over.
         let stored = self.store.session_find(target.project.clone(), target.session).await?;
-        if stored.is_some_and(|stored| !key.has_made(token, &stored.secret)) {
+        if stored.is_some_and(|seen| !key.has_made(token, &seen.stored.secret)) {
             return Err(REFUSED.into());
         }
         Ok(target)

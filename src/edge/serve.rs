@@ -123,8 +123,9 @@ impl Server {
         let tasks = [
             tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
             tokio::spawn(reload_keys(app.clone())),
+            tokio::spawn(flush_usage(app.clone())),
         ];
-        let looks = tokio::spawn(watch_health(health.clone(), ready, app));
+        let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone()));
         let graceful = GracefulShutdown::new();
         tokio::select! {
             () = accept(listener, router, &limits, &graceful) => {}
@@ -140,6 +141,8 @@ impl Server {
             tracing::warn!("some requests did not end in time");
         }
         tasks.iter().for_each(JoinHandle::abort);
+        // What the last seconds brought; nobody waits for it.
+        let _ = app.flush_usage().await;
     }
 }
 
@@ -258,6 +261,18 @@ async fn reload_keys(app: App) {
         ticks.tick().await;
         if let Err(error) = app.keys().reload().await {
             tracing::warn!(error = %error, "cannot read the keys; going on with those that are known");
+        }
+    }
+}
+
+/// Writes down which sessions were used.
+async fn flush_usage(app: App) {
+    let mut ticks = interval(crate::app::FLUSH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = app.flush_usage().await {
+            tracing::debug!(error = %error, "when sessions were last used was not written down");
         }
     }
 }

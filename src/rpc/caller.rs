@@ -1,6 +1,7 @@
 //! Who asks, as the metadata says. Reads credentials and believes none of them.
 
 use tonic::Extensions;
+use tonic::Request;
 use tonic::metadata::Ascii;
 use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
@@ -8,6 +9,7 @@ use tonic::metadata::MetadataValue;
 use crate::app::AccessToken;
 use crate::app::Caller;
 use crate::app::Client;
+use crate::app::Origin;
 use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
 use crate::session::Refusal;
@@ -38,6 +40,11 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
         return Err(Violation::refuse(AUTHORIZATION, "must not come with more than four tokens in all"));
     }
     Ok(TokenHolder { access, refresh: refresh.into_iter().map(RefreshToken::parse).collect(), server_key })
+}
+
+/// Where a request comes from, as the edge has made it out.
+pub(super) fn origin<T>(request: &Request<T>) -> Origin {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 /// The OAuth client on whose behalf the edge asks. Not in the metadata, where anyone could name one.

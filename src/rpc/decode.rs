@@ -7,10 +7,22 @@ use prost_types::value::Kind;
 use uuid::Uuid;
 
 use crate::app::CreateRequest;
+use crate::app::ListRequest;
+use crate::app::RevokeAllRequest;
+use crate::app::TOKENS_MAX;
 use crate::clock::Timestamp;
+use crate::pb::BatchIntrospectRequest;
 use crate::pb::CreateSessionRequest;
+use crate::pb::IntrospectTokenRequest;
+use crate::pb::ListSessionsRequest;
+use crate::pb::RevokeAllSessionsRequest;
+use crate::pb::SessionState;
+use crate::pb::UpdateSessionRequest;
 use crate::session::Refusal;
+use crate::session::change::Change;
 use crate::session::lifecycle::Authentication;
+use crate::session::listing::Filter;
+use crate::session::listing::State;
 use crate::session::opening::CLAIMS_BYTES_MAX;
 use crate::session::opening::Draft;
 use crate::session::refusal::Violation;
@@ -41,6 +53,66 @@ pub(super) fn create(mut request: CreateSessionRequest) -> Result<CreateRequest,
         labels: request.labels,
     };
     Ok(CreateRequest::new(draft, request_id, &said))
+}
+
+pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refusal> {
+    let page_token = std::mem::take(&mut request.page_token);
+    // The size may change from page to page; all else is the query (AIP-158).
+    let page_size = request.page_size.take();
+    let said = request.encode_to_vec();
+    let state = match SessionState::try_from(request.state) {
+        Ok(SessionState::Unspecified | SessionState::Live) => State::Live,
+        Ok(SessionState::Ended) => State::Ended,
+        Ok(SessionState::Any) => State::Any,
+        Err(_) => return Err(Violation::refuse("state", "must be a state that there is")),
+    };
+    let (filter, page_size) =
+        Filter::check(state, &request.labels, request.device_name, page_size).map_err(Refusal::Schema)?;
+    Ok(ListRequest { user_id: request.user_id, filter, page_size, page_token, said })
+}
+
+pub(super) fn revoke_all(request: RevokeAllSessionsRequest) -> Result<RevokeAllRequest, Refusal> {
+    let request_id = request.request_id.filter(|id| !id.is_empty()).map(uuid).transpose()?;
+    Ok(RevokeAllRequest { user_id: request.user_id, except_current: request.except_current, request_id })
+}
+
+/// The session's id, and its new values: those that the mask lists, or without one those that are there.
+pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), Refusal> {
+    let session = request.session.ok_or_else(|| Violation::refuse("session", "must be there"))?;
+    let listed = match request.update_mask.map(|mask| mask.paths).filter(|paths| !paths.is_empty()) {
+        None => [session.claims.is_some(), !session.labels.is_empty(), session.device_name.is_some()],
+        Some(paths) => {
+            let known = ["claims", "labels", "device_name"];
+            if !paths.iter().all(|path| path == "*" || known.contains(&path.as_str())) {
+                return Err(Violation::refuse(
+                    "update_mask",
+                    "must list `claims`, `labels` and `device_name` alone, or `*`",
+                ));
+            }
+            known.map(|name| paths.iter().any(|path| path == name || path == "*"))
+        }
+    };
+    let [has_claims, has_labels, has_device_name] = listed;
+    let change = Change {
+        claims: has_claims.then(|| session.claims.map(claims).transpose()).transpose()?.map(Option::unwrap_or_default),
+        labels: has_labels.then_some(session.labels),
+        device_name: has_device_name.then_some(session.device_name.filter(|name| !name.is_empty())),
+    };
+    Ok((session.id, change))
+}
+
+pub(super) fn token(request: IntrospectTokenRequest) -> Result<Vec<String>, Refusal> {
+    match request.token.is_empty() {
+        true => Err(Violation::refuse("token", "must be there")),
+        false => Ok(vec![request.token]),
+    }
+}
+
+pub(super) fn tokens(request: BatchIntrospectRequest) -> Result<Vec<String>, Refusal> {
+    match (1..=TOKENS_MAX).contains(&request.tokens.len()) {
+        true => Ok(request.tokens),
+        false => Err(Violation::refuse("tokens", "must be 1 to 1000")),
+    }
 }
 
 fn uuid(text: String) -> Result<Uuid, Refusal> {

@@ -1,13 +1,18 @@
 //! From the words of the app onto the wire.
 
+use prost_types::value::Kind;
 use secrecy::ExposeSecret as _;
 
 use crate::app::Ended;
 use crate::app::Grant;
+use crate::app::Introspection;
+use crate::app::Listed;
+use crate::app::Page;
 use crate::clock::Timestamp;
 use crate::pb;
 use crate::session::RevokeReason;
 use crate::session::Session;
+use crate::session::lifecycle::Authentication;
 use crate::session::lifecycle::Impersonator;
 
 pub(super) fn ended(ended: Ended) -> pb::RevokeCurrentResponse {
@@ -19,7 +24,8 @@ pub(super) fn created(grant: Grant) -> pb::CreateSessionResponse {
         access_token: grant.access_token.expose_secret().to_owned(),
         refresh_token: grant.refresh_token.expose_secret().to_owned(),
         expires_in: grant.expires_in,
-        session: Some(session(grant.session)),
+        // The caller is the service that opens it, and not in it.
+        session: Some(session(grant.session, false)),
     }
 }
 
@@ -31,7 +37,66 @@ pub(super) fn refreshed(grant: &Grant) -> pb::RefreshSessionResponse {
     }
 }
 
-fn session(session: Session) -> pb::Session {
+pub(super) fn revoked(ended: Ended) -> pb::RevokeSessionResponse {
+    pb::RevokeSessionResponse { success: true, already_revoked: ended.already.then_some(true) }
+}
+
+pub(super) fn page(page: Page) -> pb::ListSessionsResponse {
+    pb::ListSessionsResponse { items: page.items.into_iter().map(listed).collect(), next_page_token: page.next }
+}
+
+pub(super) fn current(current: Listed) -> pb::GetCurrentSessionResponse {
+    pb::GetCurrentSessionResponse { session: Some(listed(current)) }
+}
+
+pub(super) fn updated(updated: Session) -> pb::UpdateSessionResponse {
+    pb::UpdateSessionResponse { session: Some(session(updated, false)) }
+}
+
+pub(super) fn introspection(worth: Introspection) -> pb::IntrospectTokenResponse {
+    match worth {
+        Introspection::Inactive => pb::IntrospectTokenResponse::default(),
+        Introspection::Access(claims, session) => pb::IntrospectTokenResponse {
+            token_type: Some("access_token".to_owned()),
+            jti: Some(claims.jti),
+            iat: Some(timestamp(Timestamp::from_seconds(claims.iat))),
+            exp: Some(timestamp(Timestamp::from_seconds(claims.exp))),
+            ..active(*session, claims.iss)
+        },
+        Introspection::Refresh { session, issuer } => pb::IntrospectTokenResponse {
+            token_type: Some("refresh_token".to_owned()),
+            exp: Some(timestamp(session.expires_at.min(session.idle_expires_at))),
+            ..active(*session, issuer)
+        },
+    }
+}
+
+/// What either kind of token says.
+fn active(session: Session, issuer: String) -> pb::IntrospectTokenResponse {
+    let Authentication { time, acr, amr } = session.authentication;
+    let amr: Vec<prost_types::Value> = amr.into_iter().map(|method| Kind::StringValue(method).into()).collect();
+    pb::IntrospectTokenResponse {
+        active: true,
+        sub: Some(session.user.as_str().to_owned()),
+        client_id: Some(session.project.to_string()),
+        aud: Some(session.project.to_string()),
+        iss: Some(issuer),
+        auth_time: time.map(timestamp),
+        sid: Some(session.id.to_string()),
+        project_id: Some(session.project.to_string()),
+        acr,
+        amr: (!amr.is_empty()).then_some(prost_types::ListValue { values: amr }),
+        impersonator_id: session.impersonator.map(|Impersonator(id)| id),
+        claims: (!session.claims.is_empty()).then(|| object(session.claims)),
+        ..pb::IntrospectTokenResponse::default()
+    }
+}
+
+fn listed(listed: Listed) -> pb::Session {
+    session(listed.session, listed.is_current)
+}
+
+fn session(session: Session, is_current: bool) -> pb::Session {
     pb::Session {
         id: session.id.to_string(),
         project_id: session.project.to_string(),
@@ -42,15 +107,35 @@ fn session(session: Session) -> pb::Session {
         idle_expires_at: Some(timestamp(session.idle_expires_at)),
         revoked_at: session.revoked.map(|(at, _)| timestamp(at)),
         revoke_reason: session.revoked.map(|(_, why)| reason(why).into()),
-        // The caller is the service that opens it, and not in it.
-        is_current_session: false,
+        is_current_session: is_current,
         is_impersonation: session.impersonator.is_some(),
         impersonator_id: session.impersonator.map(|Impersonator(id)| id),
         ip: session.device.ip.map(|ip| ip.to_string()).unwrap_or_default(),
         user_agent: session.device.user_agent.unwrap_or_default(),
         device_name: session.device.name,
         labels: session.labels,
+        claims: Some(object(session.claims)),
     }
+}
+
+fn object(object: serde_json::Map<String, serde_json::Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: object.into_iter().map(|(name, field)| (name, value(field))).collect() }
+}
+
+fn value(json: serde_json::Value) -> prost_types::Value {
+    use serde_json::Value as Json;
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(value),
+        // They came in as doubles.
+        Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(0.0)),
+        Json::String(text) => Kind::StringValue(text),
+        Json::Array(items) => {
+            Kind::ListValue(prost_types::ListValue { values: items.into_iter().map(value).collect() })
+        }
+        Json::Object(fields) => Kind::StructValue(object(fields)),
+    };
+    kind.into()
 }
 
 const fn reason(reason: RevokeReason) -> pb::RevokeReason {
@@ -58,6 +143,10 @@ const fn reason(reason: RevokeReason) -> pb::RevokeReason {
         RevokeReason::SignedOut => pb::RevokeReason::SignedOut,
         RevokeReason::RefreshTokenReused => pb::RevokeReason::RefreshTokenReused,
         RevokeReason::Replaced => pb::RevokeReason::Replaced,
+        RevokeReason::Revoked => pb::RevokeReason::Revoked,
+        RevokeReason::RevokedAll => pb::RevokeReason::RevokedAll,
+        RevokeReason::Evicted => pb::RevokeReason::Evicted,
+        RevokeReason::Erased => pb::RevokeReason::Erased,
     }
 }
 

@@ -34,8 +34,8 @@ type Reply<T> = Result<Response<T>, Status>;
 impl session_service_server::SessionService for SessionService {
     async fn revoke_current(&self, request: Request<pb::RevokeCurrentRequest>) -> Reply<pb::RevokeCurrentResponse> {
         let holder = caller::token_holder(request.metadata()).map_err(status::refused)?;
-        let client = caller::client(request.extensions());
-        let ended = self.app.revoke_current(holder, client).await.map_err(status::of)?;
+        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
+        let ended = self.app.revoke_current(holder, client, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::ended(ended)))
     }
 
@@ -47,9 +47,81 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn refresh_session(&self, request: Request<pb::RefreshSessionRequest>) -> Reply<pb::RefreshSessionResponse> {
-        let (metadata, extensions, message) = request.into_parts();
+        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
+        let (metadata, _, message) = request.into_parts();
         let presented = caller::refresh_token(&metadata, message).map_err(status::refused)?;
-        let grant = self.app.refresh_session(presented, caller::client(&extensions)).await.map_err(status::of)?;
+        let grant = self.app.refresh_session(presented, client, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::refreshed(&grant)))
+    }
+
+    async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Reply<pb::ListSessionsResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let asked = decode::list(request.into_inner()).map_err(status::refused)?;
+        let page = self.app.list_sessions(caller, asked).await.map_err(status::of)?;
+        Ok(Response::new(encode::page(page)))
+    }
+
+    async fn get_current_session(
+        &self,
+        request: Request<pb::GetCurrentSessionRequest>,
+    ) -> Reply<pb::GetCurrentSessionResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let listed = self.app.current_session(caller).await.map_err(status::of)?;
+        Ok(Response::new(encode::current(listed)))
+    }
+
+    async fn revoke_session(&self, request: Request<pb::RevokeSessionRequest>) -> Reply<pb::RevokeSessionResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let origin = caller::origin(&request);
+        let pb::RevokeSessionRequest { id, user_id } = request.into_inner();
+        let ended = self.app.revoke_session(caller, &id, user_id, origin).await.map_err(status::of)?;
+        Ok(Response::new(encode::revoked(ended)))
+    }
+
+    async fn revoke_all_sessions(
+        &self,
+        request: Request<pb::RevokeAllSessionsRequest>,
+    ) -> Reply<pb::RevokeAllSessionsResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let origin = caller::origin(&request);
+        let asked = decode::revoke_all(request.into_inner()).map_err(status::refused)?;
+        let revoked_count = self.app.revoke_all_sessions(caller, asked, origin).await.map_err(status::of)?;
+        Ok(Response::new(pb::RevokeAllSessionsResponse { revoked_count }))
+    }
+
+    async fn update_session(&self, request: Request<pb::UpdateSessionRequest>) -> Reply<pb::UpdateSessionResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let (id, change) = decode::update(request.into_inner()).map_err(status::refused)?;
+        let session = self.app.update_session(caller, &id, change).await.map_err(status::of)?;
+        Ok(Response::new(encode::updated(session)))
+    }
+
+    async fn erase_user(&self, request: Request<pb::EraseUserRequest>) -> Reply<pb::EraseUserResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let origin = caller::origin(&request);
+        let user_id = request.into_inner().user_id;
+        let erased_session_count = self.app.erase_user(caller, &user_id, origin).await.map_err(status::of)?;
+        Ok(Response::new(pb::EraseUserResponse { erased_session_count }))
+    }
+
+    async fn introspect_token(
+        &self,
+        request: Request<pb::IntrospectTokenRequest>,
+    ) -> Reply<pb::IntrospectTokenResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let tokens = decode::token(request.into_inner()).map_err(status::refused)?;
+        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        Ok(Response::new(worth.into_iter().map(encode::introspection).next().unwrap_or_default()))
+    }
+
+    async fn batch_introspect(
+        &self,
+        request: Request<pb::BatchIntrospectRequest>,
+    ) -> Reply<pb::BatchIntrospectResponse> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let tokens = decode::tokens(request.into_inner()).map_err(status::refused)?;
+        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        let items = worth.into_iter().map(encode::introspection).collect();
+        Ok(Response::new(pb::BatchIntrospectResponse { items }))
     }
 }

@@ -74,7 +74,11 @@ reasons! {
     RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
         "The refresh token was not found, or has expired.",
     InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
+    NotYourUser "NOT_YOUR_USER" PermissionDenied "A user may ask about their own sessions only.",
     SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
+    CannotDeleteCurrentSession "CANNOT_DELETE_CURRENT_SESSION" FailedPrecondition
+        "This is the current session: sign out of it instead.",
+    SessionLimitReached "SESSION_LIMIT_REACHED" FailedPrecondition "The user has as many sessions as the project allows.",
     Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
     RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
     StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
@@ -166,7 +170,10 @@ const fn reason(refusal: &Refusal) -> Reason {
         Refusal::InvalidServerKey => Reason::InvalidServerKey,
         Refusal::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
         Refusal::InsufficientAccessType | Refusal::ServerKeyInBrowser => Reason::InsufficientAccessType,
+        Refusal::NotYourUser => Reason::NotYourUser,
         Refusal::SessionNotFound => Reason::SessionNotFound,
+        Refusal::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,
+        Refusal::SessionLimitReached => Reason::SessionLimitReached,
         Refusal::Schema(_) => Reason::Schema,
         Refusal::RateLimited { .. } => Reason::RateLimited,
     }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::limit::Occupant;
 use super::opening::Opening;
 use super::policy::Policy;
 use crate::clock::Timestamp;
+use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
@@ -37,6 +39,29 @@ pub enum RevokeReason {
     RefreshTokenReused,
     /// A new session took its place.
     Replaced,
+    /// It was ended by its id.
+    Revoked,
+    /// All sessions of its user, or of its project, were ended at once.
+    RevokedAll,
+    /// It made room for a new one.
+    Evicted,
+    /// Its user was erased.
+    Erased,
+}
+
+/// Who ended a session. Written down with it, for the audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndedBy {
+    /// Somebody with a token of the session itself.
+    Holder,
+    /// Its user, from another session.
+    User(SessionId),
+    /// A service, by its server key.
+    Service(KeyId),
+    /// We ourselves, by a rule.
+    Sessiond,
+    /// The operator, from the command line.
+    Operator,
 }
 
 /// Someone who acts as the user.
@@ -100,18 +125,39 @@ pub struct Session {
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
+/// What decides whether a session is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The epoch it was opened under.
+    pub epoch: Epoch,
+    /// When it ends at the latest.
+    pub expires_at: Timestamp,
+    /// When it ends if it is not refreshed before.
+    pub idle_expires_at: Timestamp,
+    /// Whether it was ended before its time.
+    pub is_revoked: bool,
+}
+
+impl Lifetime {
+    /// Whether the session is live at this moment, under the present epoch of its user and project.
+    pub fn is_live(self, now: Timestamp, present: Epoch) -> bool {
+        !self.is_revoked && now < self.expires_at && now < self.idle_expires_at && !self.epoch.is_before(present)
+    }
+}
+
+/// When the epochs of a project and a user were last raised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Raised {
+    /// The project's.
+    pub project: Option<Timestamp>,
+    /// The user's.
+    pub user: Option<Timestamp>,
+}
+
 impl Session {
     /// Opens a session as asked.
-    pub fn open(
-        id: SessionId,
-        project: ProjectId,
-        epoch: Epoch,
-        opening: Opening,
-        now: Timestamp,
-        policy: &Policy,
-    ) -> Self {
-        let expires_at = now + opening.ttl;
-        let idle_ttl = opening.idle_ttl.unwrap_or(policy.idle_ttl);
+    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, opening: Opening, now: Timestamp) -> Self {
+        let (expires_at, idle_ttl) = (now + opening.ttl, opening.idle_ttl);
         Self {
             id,
             project,
@@ -133,7 +179,31 @@ impl Session {
 
     /// Whether the session is live at this moment, under the present epoch of its user and project.
     pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
-        self.revoked.is_none() && now < self.expires_at && now < self.idle_expires_at && !self.epoch.is_before(present)
+        self.lifetime().is_live(now, present)
+    }
+
+    const fn lifetime(&self) -> Lifetime {
+        Lifetime {
+            epoch: self.epoch,
+            expires_at: self.expires_at,
+            idle_expires_at: self.idle_expires_at,
+            is_revoked: self.revoked.is_some(),
+        }
+    }
+
+    /// The session as it is shown: one that fell to a raised epoch was ended then, though nobody has touched its row.
+    #[must_use]
+    pub fn as_seen(mut self, present: Epoch, raised: Raised) -> Self {
+        let by_project = (self.epoch.project < present.project).then_some(raised.project).flatten();
+        let by_user = (self.epoch.user < present.user).then_some(raised.user).flatten();
+        let fell = by_project.into_iter().chain(by_user).min().map(|at| (at, RevokeReason::RevokedAll));
+        self.revoked = self.revoked.into_iter().chain(fell).min_by_key(|(at, _)| *at);
+        self
+    }
+
+    /// What the limit on a user's sessions needs to know of it.
+    pub const fn occupant(&self) -> Occupant {
+        Occupant { session: self.id, last_used_at: self.last_used_at }
     }
 
     /// Notes that the session was used: its idle time starts anew.
@@ -158,9 +228,10 @@ mod tests {
     const TICK: Duration = Duration::from_micros(1);
 
     fn session(ttl: Duration, idle_ttl: Duration) -> Session {
-        let opening = Opening { ttl, idle_ttl: Some(idle_ttl), ..Opening::of(UserId::parse("ada").expect("an id")) };
+        let user = UserId::parse("ada").expect("an id");
+        let opening = Opening { ttl, idle_ttl, ..Opening::of(user, &Policy::default()) };
         let project = ProjectId::parse("demo").expect("a name");
-        Session::open(crate::clock::new_session_id(START), project, NOW, opening, START, &Policy::default())
+        Session::open(crate::clock::new_session_id(START), project, NOW, opening, START)
     }
 
     #[test]
@@ -181,6 +252,18 @@ mod tests {
         assert!(session.is_live(START, NOW));
         assert!(!session.is_live(START, Epoch { project: 2, user: 1 }));
         assert!(!session.is_live(START, Epoch { project: 1, user: 2 }));
+    }
+
+    #[test]
+    fn a_session_that_fell_shows_when_it_did() {
+        let (ttl, raised_at) = (Duration::from_secs(10), START + Duration::from_secs(5));
+        let raised = Raised { project: None, user: Some(raised_at) };
+        assert_eq!(session(ttl, ttl).as_seen(NOW, raised).revoked, None, "opened after");
+        let fallen = session(ttl, ttl).as_seen(Epoch { project: 1, user: 2 }, raised);
+        assert_eq!(fallen.revoked, Some((raised_at, RevokeReason::RevokedAll)));
+        let before = (raised_at - TICK, RevokeReason::SignedOut);
+        let signed_out = Session { revoked: Some(before), ..session(ttl, ttl) };
+        assert_eq!(signed_out.as_seen(Epoch { project: 1, user: 2 }, raised).revoked, Some(before), "what came first");
     }
 
     #[test]

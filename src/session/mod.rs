@@ -13,9 +13,19 @@ pub mod opening;
 /// What a project has set.
 pub mod policy;
 
+/// How many sessions a user may have.
+pub mod limit;
+
+/// What may be asked of a listing, and what is in it.
+pub mod listing;
+
+/// What may be changed of a session.
+pub mod change;
+
 /// Why we say no.
 pub mod refusal;
 
+pub use lifecycle::EndedBy;
 pub use lifecycle::Epoch;
 pub use lifecycle::RevokeReason;
 pub use lifecycle::Session;

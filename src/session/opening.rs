@@ -7,8 +7,7 @@ use std::time::Duration;
 use super::lifecycle::Authentication;
 use super::lifecycle::Device;
 use super::lifecycle::Impersonator;
-use super::policy::SESSION_TTL_DEFAULT;
-use super::policy::SESSION_TTL_MAX;
+use super::policy::Policy;
 use super::policy::SESSION_TTL_MIN;
 use super::refusal::Violation;
 use crate::clock::Timestamp;
@@ -69,8 +68,8 @@ pub struct Opening {
     pub user: UserId,
     /// How long the session lasts at most.
     pub ttl: Duration,
-    /// How long it may stay unused; the project's limit when nobody says.
-    pub idle_ttl: Option<Duration>,
+    /// How long it may stay unused.
+    pub idle_ttl: Duration,
     /// Who acts as the user, when someone does.
     pub impersonator: Option<Impersonator>,
     /// When and how the user proved who they are.
@@ -87,11 +86,11 @@ pub struct Opening {
 
 impl Opening {
     /// The plainest session of a user.
-    pub fn of(user: UserId) -> Self {
+    pub fn of(user: UserId, policy: &Policy) -> Self {
         Self {
             user,
-            ttl: SESSION_TTL_DEFAULT,
-            idle_ttl: None,
+            ttl: policy.session_ttl,
+            idle_ttl: policy.idle_ttl,
             impersonator: None,
             authentication: Authentication::default(),
             replaces: None,
@@ -102,20 +101,20 @@ impl Opening {
     }
 }
 
-/// Checks a draft against every bound.
+/// Checks a draft against every bound, the project's among them.
 ///
 /// # Errors
 ///
 /// All that is wrong with it at once, so that a caller need not find out one at a time.
-pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
+pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, Vec<Violation>> {
     let mut found = Findings::default();
     let user = found.need(
         UserId::parse(&draft.user_id),
         "user_id",
         "must be 1 to 255 bytes without control characters, and not `me`",
     );
-    let ttl = found.ttl(draft.expires_in_millis, "expires_in_millis");
-    let idle_ttl = found.ttl(draft.idle_timeout_millis, "idle_timeout_millis");
+    let ttl = found.ttl(draft.expires_in_millis, policy.session_ttl_max, "expires_in_millis");
+    let idle_ttl = found.ttl(draft.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
     let impersonator = found.impersonator(draft.is_impersonation, draft.impersonator_id);
     found.authentication(&draft.authentication, now);
     let replaces = draft
@@ -123,13 +122,13 @@ pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
         .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
     let device = found.device(draft.device_name, draft.user_agent, draft.ip);
     found.labels(&draft.labels);
-    found.claims(&draft.claims);
+    found.claims(&draft.claims, CLAIMS_BYTES_MAX);
 
     match user {
         Some(user) if found.0.is_empty() => Ok(Opening {
             user,
-            ttl: ttl.unwrap_or(SESSION_TTL_DEFAULT),
-            idle_ttl,
+            ttl: ttl.unwrap_or(policy.session_ttl),
+            idle_ttl: idle_ttl.unwrap_or(policy.idle_ttl),
             impersonator,
             authentication: draft.authentication,
             replaces,
@@ -143,24 +142,34 @@ pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
 
 /// What was found wrong so far.
 #[derive(Default)]
-struct Findings(Vec<Violation>);
+pub(super) struct Findings(Vec<Violation>);
 
 impl Findings {
-    fn check(&mut self, fits: bool, field: &'static str, expected: &'static str) {
+    /// Whether nothing was.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The value, when nothing was found wrong; else all that was.
+    pub(super) fn unless_any<T>(self, value: T) -> Result<T, Vec<Violation>> {
+        if self.is_empty() { Ok(value) } else { Err(self.0) }
+    }
+
+    pub(super) fn check(&mut self, fits: bool, field: &'static str, expected: &'static str) {
         if !fits {
             self.0.push(Violation { field, expected });
         }
     }
 
-    fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
+    pub(super) fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
         self.check(value.is_some(), field, expected);
         value
     }
 
-    fn ttl(&mut self, millis: Option<i64>, field: &'static str) -> Option<Duration> {
+    fn ttl(&mut self, millis: Option<i64>, max: Duration, field: &'static str) -> Option<Duration> {
         let ttl = Duration::from_millis(millis?.try_into().unwrap_or(0));
-        let fits = (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&ttl);
-        self.check(fits, field, "must be 1000 (1 s) to 31708800000 (367 d)");
+        let fits = (SESSION_TTL_MIN..=max).contains(&ttl);
+        self.check(fits, field, "must be 1000 (1 s) to the project's limit, which is 31708800000 (367 d) or less");
         Some(ttl)
     }
 
@@ -191,10 +200,9 @@ impl Findings {
     }
 
     fn device(&mut self, name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Device {
-        let fits = |text: &Option<String>, bytes_max| text.as_deref().is_none_or(|text| is_text(text, bytes_max));
-        self.check(fits(&name, TEXT_BYTES_MAX), "device_name", "must be at most 255 bytes without control characters");
+        self.device_name(name.as_deref());
         self.check(
-            fits(&user_agent, USER_AGENT_BYTES_MAX),
+            user_agent.as_deref().is_none_or(|text| is_text(text, USER_AGENT_BYTES_MAX)),
             "user_agent",
             "must be at most 1024 bytes without control characters",
         );
@@ -204,7 +212,12 @@ impl Findings {
         Device { name, user_agent, ip }
     }
 
-    fn labels(&mut self, labels: &BTreeMap<String, String>) {
+    pub(super) fn device_name(&mut self, name: Option<&str>) {
+        let fits = name.is_none_or(|name| is_text(name, TEXT_BYTES_MAX));
+        self.check(fits, "device_name", "must be at most 255 bytes without control characters");
+    }
+
+    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
         let fits = |(key, value): (&String, &String)| {
             !key.is_empty() && is_text(key, LABEL_KEY_BYTES_MAX) && is_text(value, TEXT_BYTES_MAX)
         };
@@ -212,13 +225,13 @@ impl Findings {
         self.check(labels.len() <= LABELS_MAX && labels.iter().all(fits), "labels", expected);
     }
 
-    fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>) {
+    pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
         let reserved = claims.keys().any(|name| access::RESERVED.contains(&name.as_str()));
         self.check(!reserved, "claims", "must not use a reserved claim name");
         let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
         self.check(!deep, "claims", "must not be nested deeper than 8");
         let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
-        self.check(bytes <= CLAIMS_BYTES_MAX, "claims", "must be at most 4096 bytes as JSON");
+        self.check(bytes <= bytes_max, "claims", "must be at most 4096 bytes as JSON");
         // Postgres keeps no NUL in text, and no token should carry one.
         self.check(
             !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
@@ -259,6 +272,10 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
+    fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
+        super::check(draft, now, &Policy::default())
+    }
+
     fn draft() -> Draft {
         Draft { user_id: "ada".into(), ..Draft::default() }
     }
@@ -271,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_plainest_draft_opens_the_plainest_session() {
-        assert_eq!(check(draft(), NOW), Ok(Opening::of(UserId::parse("ada").expect("an id"))));
+        assert_eq!(check(draft(), NOW), Ok(Opening::of(UserId::parse("ada").expect("an id"), &Policy::default())));
     }
 
     #[test]
@@ -283,6 +300,22 @@ mod tests {
             assert_eq!(check(asked, NOW).is_ok(), fits, "{millis}");
             let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
             assert_eq!(check(asked, NOW).is_ok(), fits, "idle {millis}");
+        }
+    }
+
+    #[test]
+    fn a_project_s_own_limits_are_bounds_and_defaults() {
+        let mut policy = Policy::default();
+        policy.preset(crate::session::policy::Preset::Aal2);
+        let opening = super::check(draft(), NOW, &policy).expect("the defaults fit");
+        assert_eq!((opening.ttl, opening.idle_ttl), (policy.session_ttl, policy.idle_ttl));
+        for (millis, fits) in [(86_400_000, true), (86_400_001, false)] {
+            let asked = Draft { expires_in_millis: Some(millis), ..draft() };
+            assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "{millis}");
+        }
+        for (millis, fits) in [(3_600_000, true), (3_600_001, false)] {
+            let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
+            assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "idle {millis}");
         }
     }
 

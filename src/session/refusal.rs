@@ -44,6 +44,12 @@ pub enum Refusal {
     ServerKeyInBrowser,
     /// No such session, or none that the caller may know of.
     SessionNotFound,
+    /// A user asks about another user.
+    NotYourUser,
+    /// A user's own current session ends by signing out, not by its id.
+    CannotDeleteCurrentSession,
+    /// The user has as many sessions as the project allows.
+    SessionLimitReached,
     /// The request does not fit its schema.
     Schema(Vec<Violation>),
     /// Too many in too short a time.

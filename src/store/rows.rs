@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::schema;
+use super::sessions::Seen;
 use super::sessions::StoredSession;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
@@ -23,6 +24,7 @@ use crate::session::Session;
 use crate::session::lifecycle::Authentication;
 use crate::session::lifecycle::Device;
 use crate::session::lifecycle::Impersonator;
+use crate::session::lifecycle::Raised;
 use crate::session::rotation::Chain;
 use crate::session::rotation::Issue;
 use crate::token::refresh::RowSecret;
@@ -48,16 +50,17 @@ pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
         RevokeReason::SignedOut => 1,
         RevokeReason::RefreshTokenReused => 2,
         RevokeReason::Replaced => 3,
+        RevokeReason::Revoked => 4,
+        RevokeReason::RevokedAll => 5,
+        RevokeReason::Evicted => 6,
+        RevokeReason::Erased => 7,
     }
 }
 
-const fn reason_of(number: i16) -> Option<RevokeReason> {
-    match number {
-        1 => Some(RevokeReason::SignedOut),
-        2 => Some(RevokeReason::RefreshTokenReused),
-        3 => Some(RevokeReason::Replaced),
-        _ => None,
-    }
+pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
+    use RevokeReason::*;
+    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased];
+    all.into_iter().find(|reason| reason_number(*reason) == number)
 }
 
 /// A row of `sessions`.
@@ -128,7 +131,7 @@ impl SessionRow {
             device_name: session.device.name,
             user_agent: session.device.user_agent,
             ip: session.device.ip.map(|ip| ip.to_string()),
-            labels: session.labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
+            labels: labels_column(session.labels),
             claims: Value::Object(session.claims),
         }
     }
@@ -179,12 +182,25 @@ impl SessionRow {
     }
 }
 
+/// What a `Seen` is made of: the row, the present epochs of its project and its user, and when each was last raised.
+pub(super) type SeenColumns = (SessionRow, i64, i64, Option<PgTimestamp>, Option<PgTimestamp>);
+
+pub(super) fn seen((row, project, user, project_at, user_at): SeenColumns) -> Result<Seen, Error> {
+    let raised = Raised { project: project_at.map(from_pg), user: user_at.map(from_pg) };
+    Ok(Seen { stored: row.into_stored()?, present: Epoch { project, user }, raised })
+}
+
 fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp]) -> Option<Chain> {
     let issue = |(attempt, issued_at): (&i64, &PgTimestamp)| {
         Some(Issue { attempt: u32::try_from(*attempt).ok()?, issued_at: from_pg(*issued_at) })
     };
     let issues = attempts.iter().zip(issued_at).map(issue).collect::<Option<_>>()?;
     Chain::from_parts(generation.try_into().ok()?, issues)
+}
+
+/// Labels, as their column holds them.
+pub(super) fn labels_column(labels: BTreeMap<String, String>) -> Value {
+    labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
 }
 
 fn read_labels(labels: Value) -> Option<BTreeMap<String, String>> {

@@ -9,6 +9,14 @@ diesel::table! {
         refresh_grace_ms -> BigInt,
         idle_ttl_ms -> BigInt,
         strict_refresh -> Bool,
+        session_ttl_ms -> BigInt,
+        session_ttl_max_ms -> BigInt,
+        idle_ttl_max_ms -> BigInt,
+        sessions_max -> Nullable<Integer>,
+        sessions_overflow -> SmallInt,
+        default_claims -> Jsonb,
+        epoch_raised_at -> Nullable<Timestamptz>,
+        users_epoch_base -> BigInt,
     }
 }
 
@@ -50,6 +58,7 @@ diesel::table! {
         project_id -> Text,
         user_id -> Text,
         epoch -> BigInt,
+        epoch_raised_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -88,8 +97,29 @@ diesel::table! {
     session_requests (project_id, request_id) {
         project_id -> Text,
         request_id -> Uuid,
-        session_id -> Uuid,
+        session_id -> Nullable<Uuid>,
         digest -> Binary,
         created_at -> Timestamptz,
+        revoked_count -> Nullable<Integer>,
     }
 }
+
+diesel::table! {
+    revocations (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        at -> Timestamptz,
+        reason -> SmallInt,
+        session_id -> Nullable<Uuid>,
+        user_epoch -> Nullable<BigInt>,
+        project_epoch -> Nullable<BigInt>,
+        spared_session_id -> Nullable<Uuid>,
+        user_id -> Nullable<Text>,
+        access_expires_at -> Timestamptz,
+        actor -> SmallInt,
+        actor_id -> Nullable<Uuid>,
+        ip -> Nullable<Text>,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(sessions, users, projects);

@@ -1,28 +1,69 @@
 //! `sessions`: one row per sign-in.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
+use diesel::BoolExpressionMethods as _;
+use diesel::ExpressionMethods as _;
+use diesel::JoinOnDsl as _;
 use diesel::QueryDsl as _;
 use diesel::SelectableHelper as _;
+use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
+use uuid::Uuid;
 
 use super::Store;
 use super::Tx;
 use super::error::Error;
+use super::revocations::actor_columns;
+use super::rows::SeenColumns;
 use super::rows::SessionRow;
 use super::rows::chain_columns;
+use super::rows::from_pg;
+use super::rows::labels_column;
 use super::rows::reason_number;
+use super::rows::seen;
 use super::rows::to_pg;
+use super::schema::projects;
 use super::schema::sessions;
+use super::schema::users;
+use super::statements::SessionChange;
 use super::statements::SessionRotate;
+use super::statements::SessionSpare;
 use super::statements::SessionsRevoke;
+use super::statements::SessionsTouch;
+use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::session::Epoch;
 use crate::session::RevokeReason;
 use crate::session::Session;
+use crate::session::lifecycle::Lifetime;
+use crate::session::lifecycle::Raised;
+use crate::session::limit::Occupant;
 use crate::session::rotation::Chain;
 use crate::token::refresh::RowSecret;
+
+/// Sessions beside the present epochs of their projects and users. A macro, because the type of a join fills a page.
+macro_rules! seen {
+    () => {
+        sessions::table
+            .inner_join(
+                users::table.on(users::project_id.eq(sessions::project_id).and(users::user_id.eq(sessions::user_id))),
+            )
+            .inner_join(projects::table.on(projects::id.eq(sessions::project_id)))
+            .select((
+                SessionRow::as_select(),
+                projects::epoch,
+                users::epoch,
+                projects::epoch_raised_at,
+                users::epoch_raised_at,
+            ))
+    };
+}
 
 /// A session with what only we know of it.
 pub struct StoredSession {
@@ -36,7 +77,46 @@ pub struct StoredSession {
     pub access_expires_at: Timestamp,
 }
 
-/// A session to end.
+/// A session, and what its epoch is to be held against.
+pub struct Seen {
+    /// The session.
+    pub stored: StoredSession,
+    /// The present epoch of its project and its user.
+    pub present: Epoch,
+    /// When each was last raised.
+    pub raised: Raised,
+}
+
+/// As much of a session as its user's other sign-ins need to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Outline {
+    /// Which, and when it was last used.
+    pub occupant: Occupant,
+    /// When it is over.
+    pub lifetime: Lifetime,
+    /// Whether someone else acts as the user.
+    pub is_impersonation: bool,
+}
+
+/// The most sessions of one user that are looked at in one go.
+const OUTLINES_MAX: i64 = 100_000;
+
+type OutlineColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>);
+
+/// Where a page begins, and whose sessions are on it.
+#[derive(Clone, Debug)]
+pub struct PageQuery {
+    /// The project.
+    pub project: ProjectId,
+    /// The user; without one, the whole project.
+    pub user: Option<UserId>,
+    /// The page holds older sessions than this one.
+    pub before: Option<SessionId>,
+    /// The most rows.
+    pub rows_max: usize,
+}
+
+/// A session to end, as the audit will tell of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Revocation {
     /// Its project.
@@ -47,6 +127,21 @@ pub struct Revocation {
     pub at: Timestamp,
     /// Why.
     pub reason: RevokeReason,
+    /// Who ends it.
+    pub by: EndedBy,
+    /// From where, as far as is known.
+    pub ip: Option<IpAddr>,
+}
+
+/// A session that was in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use<'a> {
+    /// Its project.
+    pub project: &'a ProjectId,
+    /// The session.
+    pub session: SessionId,
+    /// When.
+    pub at: Timestamp,
 }
 
 impl Store {
@@ -67,19 +162,75 @@ impl Store {
         .await
     }
 
+    /// Sessions as they are now, in no order; those that there are not are not among them.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn sessions_find(&self, project: ProjectId, ids: Vec<SessionId>) -> Result<Vec<Seen>, Error> {
+        let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
+        self.once("sessions_find", move |mut tx| {
+            let (project, ids) = (project.clone(), ids.clone());
+            async move {
+                let query = seen!().filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
+                let rows: Result<Vec<SeenColumns>, _> = query.load(tx.pg()).await;
+                let found = rows.map_err(|error| tx.failed(error))?;
+                tx.commit(found.into_iter().map(seen).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+
     /// A session as it is now.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn session_find(&self, project: ProjectId, id: SessionId) -> Result<Option<StoredSession>, Error> {
-        self.once("session_find", move |mut tx| {
-            let project = project.clone();
+    pub async fn session_find(&self, project: ProjectId, id: SessionId) -> Result<Option<Seen>, Error> {
+        Ok(self.sessions_find(project, vec![id]).await?.pop())
+    }
+
+    /// Sessions, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<Seen>, Error> {
+        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
+        let before = asked.before.map_or(Uuid::max(), SessionId::as_uuid);
+        self.once("sessions_page", move |mut tx| {
+            let asked = asked.clone();
             async move {
-                let query = sessions::table.find((project.as_str(), id.as_uuid())).select(SessionRow::as_select());
-                let rows = query.load(tx.pg()).await;
-                let found = rows.map_err(|error| tx.failed(error))?.pop();
-                tx.commit(found.map(SessionRow::into_stored).transpose()?).await
+                let page = seen!()
+                    .filter(sessions::project_id.eq(asked.project.as_str()))
+                    .filter(sessions::id.lt(before))
+                    .order(sessions::id.desc())
+                    .limit(rows_max);
+                let rows: Result<Vec<SeenColumns>, _> = match &asked.user {
+                    Some(user) => page.filter(sessions::user_id.eq(user.as_str())).load(tx.pg()).await,
+                    None => page.load(tx.pg()).await,
+                };
+                let found = rows.map_err(|error| tx.failed(error))?;
+                tx.commit(found.into_iter().map(seen).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+
+    /// Notes when sessions were last used, where that is later than what is noted.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn sessions_touch(&self, used: &[Use<'_>]) -> Result<(), Error> {
+        let projects: Vec<String> = used.iter().map(|one| one.project.as_str().to_owned()).collect();
+        let ids: Vec<Uuid> = used.iter().map(|one| one.session.as_uuid()).collect();
+        let at: Vec<PgTimestamp> = used.iter().map(|one| to_pg(one.at)).collect();
+        self.once("sessions_touch", move |mut tx| {
+            let statement = SessionsTouch { projects: projects.clone(), ids: ids.clone(), at: at.clone() };
+            async move {
+                statement.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+                tx.commit(()).await
             }
         })
         .await
@@ -94,9 +245,13 @@ impl Tx {
             ids: asked.iter().map(|one| one.session.as_uuid()).collect(),
             at: asked.iter().map(|one| to_pg(one.at)).collect(),
             reasons: asked.iter().map(|one| reason_number(one.reason)).collect(),
+            records: asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
+            actors: asked.iter().map(|one| actor_columns(one.by).0).collect(),
+            actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
+            ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
         };
-        let ended: Result<Vec<(String, uuid::Uuid, bool)>, _> = statement.get_results(self.pg()).await;
-        let was_live = |(project, id, live): (String, uuid::Uuid, bool)| {
+        let ended: Result<Vec<(String, Uuid, bool)>, _> = statement.get_results(self.pg()).await;
+        let was_live = |(project, id, live): (String, Uuid, bool)| {
             live.then(|| Some((ProjectId::parse(&project)?, SessionId::from_uuid(id)))).flatten()
         };
         Ok(ended.map_err(|error| self.failed(error))?.into_iter().filter_map(was_live).collect())
@@ -107,6 +262,85 @@ impl Tx {
         let query = sessions::table.find((project.as_str(), id.as_uuid())).select(SessionRow::as_select()).for_update();
         let rows = query.load(self.pg()).await;
         rows.map_err(|error| self.failed(error))?.pop().map(SessionRow::into_stored).transpose()
+    }
+
+    /// Locks two sessions of a project until the end of the transaction, in the one order in which many are locked, and
+    /// reads them. One that there is not is not among them.
+    pub async fn sessions_lock(
+        &mut self,
+        project: &ProjectId,
+        ids: [SessionId; 2],
+    ) -> Result<Vec<StoredSession>, Error> {
+        let query = sessions::table
+            .filter(sessions::project_id.eq(project.as_str()))
+            .filter(sessions::id.eq_any(ids.map(SessionId::as_uuid)))
+            .order((sessions::project_id, sessions::id))
+            .select(SessionRow::as_select())
+            .for_update();
+        let rows = query.load(self.pg()).await;
+        rows.map_err(|error| self.failed(error))?.into_iter().map(SessionRow::into_stored).collect()
+    }
+
+    /// A user's sessions that nobody has ended, in no order.
+    pub async fn session_outlines(&mut self, project: &ProjectId, user: &UserId) -> Result<Vec<Outline>, Error> {
+        let query = sessions::table
+            .filter(sessions::project_id.eq(project.as_str()))
+            .filter(sessions::user_id.eq(user.as_str()))
+            .filter(sessions::revoked_at.is_null())
+            .select((
+                sessions::id,
+                sessions::project_epoch,
+                sessions::user_epoch,
+                sessions::expires_at,
+                sessions::idle_expires_at,
+                sessions::last_used_at,
+                sessions::impersonator_id,
+            ))
+            .limit(OUTLINES_MAX);
+        let rows: Result<Vec<OutlineColumns>, _> = query.load(self.pg()).await;
+        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(outline).collect())
+    }
+
+    /// Takes a session over into its user's present epoch.
+    pub async fn session_spare(&mut self, project: &ProjectId, id: SessionId, epoch: i64) -> Result<(), Error> {
+        let statement = SessionSpare { epoch, project: project.as_str().to_owned(), id: id.as_uuid() };
+        statement.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// Writes what the host application keeps with a session.
+    pub async fn session_change(&mut self, session: &Session) -> Result<(), Error> {
+        let statement = SessionChange {
+            claims: serde_json::Value::Object(session.claims.clone()),
+            labels: labels_column(session.labels.clone()),
+            device_name: session.device.name.clone(),
+            project: session.project.as_str().to_owned(),
+            id: session.id.as_uuid(),
+        };
+        statement.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// Some of a user's sessions, oldest first, whatever their state.
+    pub async fn sessions_of_user(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        rows_max: usize,
+    ) -> Result<Vec<SessionId>, Error> {
+        let some = sessions::table
+            .filter(sessions::project_id.eq(project.as_str()))
+            .filter(sessions::user_id.eq(user.as_str()))
+            .order(sessions::id)
+            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
+            .select(sessions::id);
+        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
+        Ok(ids.map_err(|error| self.failed(error))?.into_iter().map(SessionId::from_uuid).collect())
+    }
+
+    /// Deletes sessions that this transaction has ended, and so has locked.
+    pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
+        diesel::delete(these).execute(self.pg()).await.map_err(|error| self.failed(error))
     }
 
     /// Writes a new session.
@@ -136,5 +370,18 @@ impl Tx {
         };
         statement.execute(self.pg()).await.map_err(|error| self.failed(error))?;
         Ok(())
+    }
+}
+
+fn outline((id, project, user, expires_at, idle_expires_at, last_used_at, impersonator): OutlineColumns) -> Outline {
+    Outline {
+        occupant: Occupant { session: SessionId::from_uuid(id), last_used_at: from_pg(last_used_at) },
+        lifetime: Lifetime {
+            epoch: Epoch { project, user },
+            expires_at: from_pg(expires_at),
+            idle_expires_at: from_pg(idle_expires_at),
+            is_revoked: false,
+        },
+        is_impersonation: impersonator.is_some(),
     }
 }

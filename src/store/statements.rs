@@ -12,10 +12,14 @@ use diesel::sql_types::Array;
 use diesel::sql_types::BigInt;
 use diesel::sql_types::Binary;
 use diesel::sql_types::Bool;
+use diesel::sql_types::Integer;
+use diesel::sql_types::Jsonb;
+use diesel::sql_types::Nullable;
 use diesel::sql_types::SmallInt;
 use diesel::sql_types::Text;
 use diesel::sql_types::Timestamptz;
 use diesel::sql_types::Uuid as SqlUuid;
+use serde_json::Value;
 use uuid::Uuid;
 
 /// Declares a statement: its text, with a bound field between one piece and the next, and what its rows hold.
@@ -53,15 +57,15 @@ macro_rules! statement {
 }
 
 statement! {
-    /// Ends those of the sessions that nobody has ended yet, and tells of each whether it was live until now: the sign-outs
-    /// of many callers share one statement.
+    /// Ends those of the sessions that nobody has ended yet, writes down who did, and tells of each whether it was live
+    /// until now: the sign-outs of many callers share one statement.
     ///
     /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
     /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
     /// two such statements wait for each other.
     SessionsRevoke -> (Text, SqlUuid, Bool) =
-    "WITH asked (project_id, id, at, reason) AS MATERIALIZED (
-         SELECT s.project_id, s.id, a.at, a.reason FROM unnest("
+    "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
+         SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
     [projects: Vec<String> as Array<Text>]
     ", "
     [ids: Vec<Uuid> as Array<SqlUuid>]
@@ -69,16 +73,99 @@ statement! {
     [at: Vec<PgTimestamp> as Array<Timestamptz>]
     ", "
     [reasons: Vec<i16> as Array<SmallInt>]
-    ") AS a (project_id, id, at, reason)
+    ", "
+    [records: Vec<Uuid> as Array<SqlUuid>]
+    ", "
+    [actors: Vec<i16> as Array<SmallInt>]
+    ", "
+    [actor_ids: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>]
+    ", "
+    [ips: Vec<Option<String>> as Array<Nullable<Text>>]
+    ") AS a (project_id, id, at, reason, record, actor, actor_id, ip)
          JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
          WHERE s.revoked_at IS NULL ORDER BY s.project_id, s.id FOR UPDATE OF s
+     ), ended AS (
+         UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM asked
+         WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
+         RETURNING s.project_id, s.id, s.user_id, s.access_expires_at, asked.at, asked.reason, asked.record, asked.actor,
+           asked.actor_id, asked.ip, s.expires_at > asked.at AND s.idle_expires_at > asked.at
+             AND NOT EXISTS (SELECT FROM users AS u
+                 WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
+             AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch) AS was_live
+     ), recorded AS (
+         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, actor_id, ip)
+         SELECT project_id, record, at, reason, id, user_id, access_expires_at, actor, actor_id, ip FROM ended
      )
-     UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM asked
-     WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
-     RETURNING s.project_id, s.id, s.expires_at > asked.at AND s.idle_expires_at > asked.at
-       AND NOT EXISTS (SELECT FROM users AS u
-           WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
-       AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)"
+     SELECT project_id, id, was_live FROM ended"
+}
+
+statement! {
+    /// Raises a user's epoch, which ends every session opened under a smaller one.
+    EpochRaise -> BigInt =
+    "UPDATE users SET epoch = epoch + 1, epoch_raised_at = "
+    [at: PgTimestamp as Timestamptz]
+    " WHERE project_id = "
+    [project: String as Text]
+    " AND user_id = "
+    [user: String as Text]
+    " RETURNING epoch"
+}
+
+statement! {
+    /// Takes a session over into its user's present epoch.
+    SessionSpare -> () =
+    "UPDATE sessions SET user_epoch = "
+    [epoch: i64 as BigInt]
+    " WHERE project_id = "
+    [project: String as Text]
+    " AND id = "
+    [id: Uuid as SqlUuid]
+    ""
+}
+
+statement! {
+    /// Changes what the host application keeps with a session.
+    SessionChange -> () =
+    "UPDATE sessions SET claims = "
+    [claims: Value as Jsonb]
+    ", labels = "
+    [labels: Value as Jsonb]
+    ", device_name = "
+    [device_name: Option<String> as Nullable<Text>]
+    " WHERE project_id = "
+    [project: String as Text]
+    " AND id = "
+    [id: Uuid as SqlUuid]
+    ""
+}
+
+statement! {
+    /// Notes when sessions were last used. A row that somebody is writing is passed over: it is in use anyway.
+    SessionsTouch -> () =
+    "WITH used (project_id, id, at) AS MATERIALIZED (
+         SELECT s.project_id, s.id, a.at FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ", "
+    [at: Vec<PgTimestamp> as Array<Timestamptz>]
+    ") AS a (project_id, id, at) JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+         WHERE s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
+     )
+     UPDATE sessions AS s SET last_used_at = used.at FROM used WHERE s.project_id = used.project_id AND s.id = used.id"
+}
+
+statement! {
+    /// Lets those that sign the same user in take turns, where their number is limited. Released with the transaction.
+    ///
+    /// Not the user's row: whoever refreshes a session of the user holds that session while waiting for the row, and to
+    /// make room we would wait for the session. Two users whose names hash alike take turns too, which does no harm.
+    UserQueue -> Bool =
+    "SELECT pg_advisory_xact_lock(hashtextextended("
+    [user: String as Text]
+    ", hashtextextended("
+    [project: String as Text]
+    ", 7305504))) IS NOT NULL"
 }
 
 statement! {
@@ -106,11 +193,24 @@ statement! {
 statement! {
     /// Sees to it that a user has an epoch.
     UserEnsure -> () =
-    "INSERT INTO users (project_id, user_id, epoch) VALUES ("
-    [project: String as Text]
-    ", "
+    "INSERT INTO users (project_id, user_id, epoch) SELECT id, "
     [user: String as Text]
-    ", 0) ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING"
+    ", users_epoch_base FROM projects WHERE id = "
+    [project: String as Text]
+    " ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING"
+}
+
+statement! {
+    /// Forgets a user, and has every new one begin above that epoch.
+    UserDelete -> () =
+    "WITH gone AS (
+         DELETE FROM users WHERE project_id = "
+    [project: String as Text]
+    " AND user_id = "
+    [user: String as Text]
+    " RETURNING project_id, epoch
+     )
+     UPDATE projects SET users_epoch_base = greatest(users_epoch_base, gone.epoch + 1) FROM gone WHERE id = gone.project_id"
 }
 
 statement! {
@@ -127,17 +227,29 @@ statement! {
 }
 
 statement! {
+    /// Reads the present epochs of a project and a user, and waits for nobody: they may be raised at any time.
+    EpochRead -> (BigInt, BigInt) =
+    "SELECT p.epoch, u.epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
+    [project: String as Text]
+    " AND u.user_id = "
+    [user: String as Text]
+    ""
+}
+
+statement! {
     /// Claims a request id; no row when it is taken.
     RequestClaim -> SqlUuid =
-    "INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at) VALUES ("
+    "INSERT INTO session_requests (project_id, request_id, session_id, revoked_count, digest, created_at) VALUES ("
     [project: String as Text]
     ", "
     [request: Uuid as SqlUuid]
     ", "
-    [session: Uuid as SqlUuid]
+    [session: Option<Uuid> as Nullable<SqlUuid>]
+    ", "
+    [revoked_count: Option<i32> as Nullable<Integer>]
     ", "
     [digest: Vec<u8> as Binary]
     ", "
     [created_at: PgTimestamp as Timestamptz]
-    ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING session_id"
+    ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING request_id"
 }

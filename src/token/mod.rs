@@ -13,6 +13,9 @@ pub mod access;
 /// Refresh tokens: opaque to clients, and never stored.
 pub mod refresh;
 
+/// Page tokens: where a listing goes on.
+pub mod page;
+
 /// Server keys: how an internal service shows who it is.
 pub mod server_key;
 

@@ -152,9 +152,8 @@ impl Service {
 
     pub async fn is_live(&self, session: &str) -> bool {
         let project = ProjectId::parse(PROJECT).expect("a name");
-        let stored =
-            self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
-        stored.is_some_and(|stored| stored.session.is_live(self.clock.now(), stored.session.epoch))
+        let seen = self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
+        seen.is_some_and(|seen| seen.stored.session.is_live(self.clock.now(), seen.present))
     }
 }
 
@@ -251,7 +250,7 @@ pub fn web() -> Web {
 pub fn limits() -> Limits {
     Limits {
         request_timeout: Duration::from_secs(10),
-        body_bytes_max: 256 * 1024,
+        body_bytes_max: 1024 * 1024,
         header_bytes_max: 32 * 1024,
         header_timeout: Duration::from_secs(10),
         connections_max: 1_000,

@@ -112,27 +112,50 @@ impl Wires {
         request: &A,
     ) -> Result<B, Refused> {
         let descriptor = self.method(method);
-        let (verb, path) = match method {
-            "RevokeCurrent" => (Method::DELETE, "/auth/sessions/current"),
-            "CreateSession" => (Method::POST, "/auth/sessions"),
-            "RefreshSession" => (Method::POST, "/auth/sessions/current/refresh"),
+        let message = DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
+        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(true);
+        let json = message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes");
+        let Value::Object(mut fields) = json else { panic!("a message is an object") };
+        let (verb, mut path) = match method {
+            "RevokeCurrent" => (Method::DELETE, "/auth/sessions/current".to_owned()),
+            "CreateSession" => (Method::POST, "/auth/sessions".to_owned()),
+            "RefreshSession" => (Method::POST, "/auth/sessions/current/refresh".to_owned()),
+            "ListSessions" => (Method::GET, "/auth/sessions".to_owned()),
+            "GetCurrentSession" => (Method::GET, "/auth/sessions/current".to_owned()),
+            "RevokeSession" => (Method::DELETE, format!("/auth/sessions/{}", segment(fields.remove("id")))),
+            "RevokeAllSessions" => (Method::POST, "/auth/sessions:revokeAll".to_owned()),
+            "UpdateSession" => {
+                let session = fields.get_mut("session").and_then(Value::as_object_mut).expect("a session");
+                (Method::PATCH, format!("/auth/sessions/{}", segment(session.remove("id"))))
+            }
+            "EraseUser" => (Method::POST, "/auth/users:erase".to_owned()),
+            "IntrospectToken" => (Method::POST, "/auth/tokens:introspect".to_owned()),
+            "BatchIntrospect" => (Method::POST, "/auth/tokens:batchIntrospect".to_owned()),
             other => panic!("{other} has no REST path here"),
         };
         let mut headers = headers;
         let mut body = Bytes::new();
+        let json = http::HeaderValue::from_static("application/json");
         if verb == Method::POST {
-            headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-            let message =
-                DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
-            let options = SerializeOptions::new().use_proto_field_name(true);
-            let json = message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes");
-            body = json.to_string().into();
+            headers.insert(http::header::CONTENT_TYPE, json);
+            body = Value::Object(fields).to_string().into();
+        } else {
+            if verb == Method::PATCH {
+                headers.insert(http::header::CONTENT_TYPE, json);
+                body = fields.remove("session").expect("a session").to_string().into();
+            }
+            path = query(path, &fields);
         }
-        let response = self.http(verb, path, headers, body).await;
+        let response = self.http(verb, &path, headers, body).await;
         let json: Value = serde_json::from_slice(response.body()).expect("a JSON body");
         if response.status() != StatusCode::OK {
             return Err(refused_json(response.status(), &json));
         }
+        // Where `response_body` names a field, the body is that field's value.
+        let json = match method {
+            "GetCurrentSession" | "UpdateSession" => serde_json::json!({"session": json}),
+            _ => json,
+        };
         let message = DynamicMessage::deserialize(descriptor.output(), json).expect("ProtoJSON");
         Ok(B::decode(message.encode_to_vec().as_slice()).expect("decodes"))
     }
@@ -198,4 +221,25 @@ pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
     let fields = violations.iter().map(|one| one["field"].as_str().unwrap_or("").to_owned()).collect();
     let code = Code::from_i32(json["code"].as_i64().and_then(|code| code.try_into().ok()).unwrap_or(2));
     Refused { reason, code, fields, http: Some(http) }
+}
+
+/// A value, as one segment of a path.
+fn segment(value: Option<Value>) -> String {
+    let text = value.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
+    percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// The path with these fields as its query.
+fn query(path: String, fields: &serde_json::Map<String, Value>) -> String {
+    let pairs = fields.iter().flat_map(|(name, value)| match value {
+        Value::Array(items) => items.iter().map(|item| (name, item)).collect(),
+        one => vec![(name, one)],
+    });
+    let pairs: Vec<String> = pairs
+        .map(|(name, value)| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            format!("{name}={}", percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC))
+        })
+        .collect();
+    if pairs.is_empty() { path } else { format!("{path}?{}", pairs.join("&")) }
 }

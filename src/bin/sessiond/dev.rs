@@ -175,7 +175,7 @@ async fn migrate(store: &Store, allowed: bool) -> Outcome {
 /// Sees to it that there is a demo project under this policy, and a server key for it.
 async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretString, Box<dyn std::error::Error>> {
     let project = ProjectId::parse(PROJECT).expect("a good name");
-    match app.project_create(project.clone(), policy).await {
+    match app.project_create(project.clone(), policy.clone()).await {
         Err(ProjectError::Exists(_)) => app.project_update(project.clone(), policy).await?,
         outcome => outcome?,
     }

@@ -34,6 +34,7 @@ impl PolicyArgs {
             refresh_grace: self.refresh_grace,
             idle_ttl: self.idle_ttl,
             late_repeat: if self.strict_refresh { LateRepeat::Theft } else { LateRepeat::Forgiven },
+            ..Policy::default()
         }
     }
 }

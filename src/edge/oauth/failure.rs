@@ -93,6 +93,9 @@ impl From<Status> for Failure {
                 | Reason::AccessTokenExpired
                 | Reason::SessionRevoked
                 | Reason::SessionNotFound
+                | Reason::NotYourUser
+                | Reason::CannotDeleteCurrentSession
+                | Reason::SessionLimitReached
                 | Reason::Internal,
             )
             | None => Self::SERVER_ERROR,

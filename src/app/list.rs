@@ -1,0 +1,175 @@
+//! Looking at sessions: a page of them, or the caller's own.
+
+use super::App;
+use super::Caller;
+use super::Error;
+use super::credentials::Principal;
+use super::credentials::SignedIn;
+use super::keys::Snapshot;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::Refusal;
+use crate::session::Session;
+use crate::session::listing::Filter;
+use crate::session::refusal::Violation;
+use crate::store::PageQuery;
+use crate::store::Seen;
+use crate::token::page;
+use crate::token::page::PageToken;
+
+/// The most rows that one page looks at. Where few of many are selected, a page is short rather than late (AIP-158).
+const ROWS_MAX: usize = 2_000;
+
+/// So many rows are read at least, once the first were not enough: a query for each would be late as well.
+const ROWS_MIN: usize = 250;
+
+/// What to list.
+pub struct ListRequest {
+    /// Whose sessions: `me`, a user's id, or nobody's in particular.
+    pub user_id: Option<String>,
+    /// Which of them.
+    pub filter: Filter,
+    /// The most on a page.
+    pub page_size: usize,
+    /// Where to go on; empty at the beginning.
+    pub page_token: String,
+    /// All of the query but the page, in bytes that are the same for the same query.
+    pub said: Vec<u8>,
+}
+
+/// A session as somebody sees it.
+pub struct Listed {
+    /// The session.
+    pub session: Session,
+    /// Whether it is the caller's own.
+    pub is_current: bool,
+}
+
+/// A page of sessions.
+pub struct Page {
+    /// The sessions, newest first.
+    pub items: Vec<Listed>,
+    /// Leads to the next page; empty on the last one.
+    pub next: String,
+}
+
+/// Whose sessions are listed, and to whom.
+struct Scope {
+    project: ProjectId,
+    user: Option<UserId>,
+    current: Option<SessionId>,
+}
+
+impl App {
+    /// A page of sessions, newest first.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller or of the request, [`Refusal::NotYourUser`] among them; the store's.
+    pub async fn list_sessions(&self, caller: Caller, request: ListRequest) -> Result<Page, Error> {
+        let principal = self.principal(caller).await?;
+        let is_user = matches!(principal, Principal::User(_));
+        let scope = self.scope(principal, request.user_id).await?;
+        let filter = Filter { impersonations: !is_user, ..request.filter };
+        let now = self.clock.now();
+        let snapshot = self.keys.snapshot();
+        let query = page::Query { project: &scope.project, user: scope.user.as_ref(), said: &request.said };
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(page_start(&snapshot, token, &query)?),
+        };
+
+        let asked = PageQuery { project: scope.project.clone(), user: scope.user.clone(), before, rows_max: 0 };
+        let (items, last) = self.walk(asked, &filter, request.page_size, now).await?;
+        let next = match last {
+            Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
+            None => String::new(),
+        };
+        let listed = |session: Session| Listed { is_current: scope.current == Some(session.id), session };
+        Ok(Page { items: items.into_iter().map(listed).collect(), next })
+    }
+
+    /// The session that the caller's access token belongs to.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller; the store's.
+    pub async fn current_session(&self, caller: Caller) -> Result<Listed, Error> {
+        let signed_in = self.user(caller).await?;
+        Ok(Listed { session: self.own_session(&signed_in).await?, is_current: true })
+    }
+
+    async fn scope(&self, principal: Principal, user_id: Option<String>) -> Result<Scope, Error> {
+        match principal {
+            Principal::User(signed_in) => {
+                self.own_session(&signed_in).await?;
+                let SignedIn { project, user, session, .. } = signed_in;
+                own_user(user_id.as_deref(), &user)?;
+                Ok(Scope { project, user: Some(user), current: Some(session) })
+            }
+            Principal::Service(service) => {
+                let user = user_id.as_deref().map(named_user).transpose()?;
+                Ok(Scope { project: service.project, user, current: None })
+            }
+        }
+    }
+
+    /// Sessions that the filter selects, as many as fit on a page, and where the next page goes on, if there is one.
+    async fn walk(
+        &self,
+        mut asked: PageQuery,
+        filter: &Filter,
+        page_size: usize,
+        now: Timestamp,
+    ) -> Result<(Vec<Session>, Option<SessionId>), Error> {
+        let (mut items, mut looked_at) = (vec![], 0);
+        loop {
+            // One more than fits tells whether there is a next page.
+            let wanted = page_size - items.len() + 1;
+            let wanted = if looked_at == 0 { wanted } else { wanted.max(ROWS_MIN) };
+            asked.rows_max = wanted.min(ROWS_MAX - looked_at);
+            let rows = self.store.sessions_page(asked.clone()).await?;
+            let is_last = rows.len() < asked.rows_max;
+            looked_at += rows.len();
+            for Seen { stored, present, raised } in rows {
+                if items.len() == page_size {
+                    return Ok((items, asked.before));
+                }
+                asked.before = Some(stored.session.id);
+                if filter.selects(&stored.session, now, present) {
+                    items.push(stored.session.as_seen(present, raised));
+                }
+            }
+            match asked.before {
+                Some(_) if is_last => return Ok((items, None)),
+                Some(last) if looked_at >= ROWS_MAX => return Ok((items, Some(last))),
+                Some(_) => {}
+                None => return Ok((items, None)),
+            }
+        }
+    }
+}
+
+fn page_start(snapshot: &Snapshot, token: &str, query: &page::Query<'_>) -> Result<SessionId, Refusal> {
+    let refused = || Violation::refuse("page_token", "must be `next_page_token` of the same query's page before");
+    let token = PageToken::parse(token).ok_or_else(refused)?;
+    let key = snapshot.keyring.refresh(token.key()).filter(|key| key.project() == query.project);
+    key.and_then(|key| key.page_start(&token, query)).ok_or_else(refused)
+}
+
+/// Sees to it that a user names nobody else.
+pub(super) fn own_user(named: Option<&str>, own: &UserId) -> Result<(), Refusal> {
+    match named {
+        None | Some("me") => Ok(()),
+        Some(other) if other == own.as_str() => Ok(()),
+        Some(_) => Err(Refusal::NotYourUser),
+    }
+}
+
+/// The user whom a service names.
+pub(super) fn named_user(named: &str) -> Result<UserId, Refusal> {
+    const EXPECTED: &str = "must be 1 to 255 bytes without control characters, and not `me`, for a service is no user";
+    UserId::parse(named).ok_or_else(|| Violation::refuse("user_id", EXPECTED))
+}

@@ -1,0 +1,147 @@
+//! Ending every session of a user at once. Not one by one: the user's epoch is raised, and what was opened under a smaller
+//! one is over.
+
+use uuid::Uuid;
+
+use super::App;
+use super::Caller;
+use super::Error;
+use super::Origin;
+use super::credentials::Principal;
+use super::credentials::SignedIn;
+use super::list::named_user;
+use super::list::own_user;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::session::Epoch;
+use crate::session::Refusal;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::session::refusal::Violation;
+use crate::store;
+use crate::store::CutOff;
+use crate::store::Remembered;
+use crate::store::Repeat;
+use crate::store::Tx;
+use crate::token;
+
+/// Whose sessions to end.
+pub struct RevokeAllRequest {
+    /// `me`, or a user's id.
+    pub user_id: Option<String>,
+    /// Whether the caller's own session goes on.
+    pub except_current: bool,
+    /// The id under which the request may be repeated.
+    pub request_id: Option<Uuid>,
+}
+
+/// How many sessions were live until now; or why none was ended.
+type Outcome = Result<i32, Refusal>;
+
+/// A cut-off, and all that it is judged by.
+struct Order {
+    project: ProjectId,
+    user: UserId,
+    /// The user's own session, which must be live.
+    own: Option<SessionId>,
+    spares_own: bool,
+    repeatable: Option<(Uuid, [u8; 32])>,
+    by: EndedBy,
+    origin: Origin,
+    now: Timestamp,
+}
+
+impl App {
+    /// Ends every session of a user: the caller's own, or any user's of a service's project. Answers with how many were
+    /// live.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller or of the request; the store's.
+    pub async fn revoke_all_sessions(
+        &self,
+        caller: Caller,
+        request: RevokeAllRequest,
+        origin: Origin,
+    ) -> Result<i32, Error> {
+        let now = self.clock.now();
+        let (project, user, own, by) = match self.principal(caller).await? {
+            Principal::User(SignedIn { is_impersonation: true, .. }) => {
+                return Err(Refusal::InsufficientAccessType.into());
+            }
+            Principal::User(SignedIn { project, user, session, .. }) => {
+                own_user(request.user_id.as_deref(), &user)?;
+                (project, user, Some(session), EndedBy::User(session))
+            }
+            Principal::Service(_) if request.except_current => {
+                return Err(
+                    Violation::refuse("except_current", "must be false for a service: it has no session").into()
+                );
+            }
+            Principal::Service(service) => {
+                let user = named_user(request.user_id.as_deref().unwrap_or_default())?;
+                (service.project, user, None, EndedBy::Service(service.key))
+            }
+        };
+        let repeatable = request.request_id.map(|id| (id, digest(&user, own, request.except_current)));
+        let order = Order { project, user, own, spares_own: request.except_current, repeatable, by, origin, now };
+        let work = move |mut tx: Tx| async move {
+            match cut_off(&mut tx, order).await? {
+                Ok(count) => tx.commit(Ok(count)).await,
+                // Nothing was ended, so nothing stays: the request id is free for a better try.
+                Err(refusal) => tx.rollback(Err(refusal)).await,
+            }
+        };
+        Ok(self.store.transact("revoke_all_sessions", work).await??)
+    }
+}
+
+/// Locks are taken in this order: the request id, the caller's session, the user.
+async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
+    let Order { project, user, own, spares_own, repeatable, by, origin, now } = order;
+    if let Some((request, digest)) = repeatable {
+        // Before the caller's session is looked at: the first try may have ended it, and a repeat answers as the first.
+        match tx.request_claim(&project, request, Remembered::RevokedAll(0), &digest, now).await? {
+            Repeat::First => {}
+            Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(count)),
+            Repeat::Again(Remembered::Opened(_)) | Repeat::Another => {
+                return Ok(Err(Violation::refuse("request_id", "was used for another request")));
+            }
+        }
+    }
+    let held = match own {
+        Some(id) => tx.session_lock(&project, id).await?.map(|stored| stored.session),
+        None => None,
+    };
+    let Some(epoch) = tx.epoch_raise(&project, &user, now).await? else {
+        // Nobody ever signed in under this name, or the user was erased.
+        return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(0) });
+    };
+    // The user's row is ours now: the epoch before this one is the one that sessions are held against.
+    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(0)) };
+    let before = Epoch { user: epoch - 1, ..raised };
+    if own.is_some() && held.is_none_or(|session| session.user != user || !session.is_live(now, before)) {
+        return Ok(Err(Refusal::SessionRevoked));
+    }
+    let spared = own.filter(|_| spares_own);
+    let live = |one: &&store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
+    let count = tx.session_outlines(&project, &user).await?.iter().filter(live).count();
+    let count = i32::try_from(count).unwrap_or(i32::MAX);
+    if let Some(spared) = spared {
+        tx.session_spare(&project, spared, epoch).await?;
+    }
+    if let Some((request, _)) = repeatable {
+        tx.request_answer(&project, request, Remembered::RevokedAll(count)).await?;
+    }
+    let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
+    tx.cut_off_insert(CutOff { project, user, epoch, spared, at: now, access_expires_at, by, ip }).await?;
+    Ok(Ok(count))
+}
+
+/// What a repeat must agree in. The name in front keeps it from being taken for a request of another kind.
+fn digest(user: &UserId, own: Option<SessionId>, spares_own: bool) -> [u8; 32] {
+    let own = own.map(|id| id.to_string()).unwrap_or_default();
+    token::fingerprint(format!("RevokeAllSessions\n{}\n{own}\n{spares_own}", user.as_str()).as_bytes())
+}

@@ -1,0 +1,126 @@
+//! Ending a session by its id.
+
+use super::App;
+use super::Caller;
+use super::Ended;
+use super::Error;
+use super::Origin;
+use super::credentials::Principal;
+use super::credentials::SignedIn;
+use super::list::named_user;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::session::Refusal;
+use crate::session::RevokeReason;
+use crate::session::refusal::Violation;
+use crate::store;
+use crate::store::Revocation;
+use crate::store::Tx;
+
+/// A refusal is a value: what was decided in a transaction is told after its commit.
+type Outcome = Result<Ended, Refusal>;
+
+impl App {
+    /// Ends a session by its id: another one of the calling user's, or any of a service's project.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller or of the request; [`Refusal::SessionNotFound`] also for a session that the caller may not
+    /// know of; the store's.
+    pub async fn revoke_session(
+        &self,
+        caller: Caller,
+        id: &str,
+        user_id: Option<String>,
+        origin: Origin,
+    ) -> Result<Ended, Error> {
+        let now = self.clock.now();
+        let principal = self.principal(caller).await?;
+        let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("id", "must be a session's id"))?;
+        let outcome = match principal {
+            Principal::User(signed_in) => {
+                if signed_in.is_impersonation {
+                    return Err(Refusal::InsufficientAccessType.into());
+                }
+                if user_id.is_some_and(|named| named != "me" && named != signed_in.user.as_str()) {
+                    return Err(Refusal::SessionNotFound.into());
+                }
+                let work = move |mut tx: Tx| async move {
+                    let outcome = end_own(&mut tx, &signed_in, id, &origin, now).await?;
+                    tx.commit(outcome).await
+                };
+                self.store.transact("revoke_session", work).await?
+            }
+            Principal::Service(service) => {
+                let user = user_id.as_deref().map(named_user).transpose()?;
+                let by = EndedBy::Service(service.key);
+                let work = move |mut tx: Tx| async move {
+                    let outcome = end_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
+                    tx.commit(outcome).await
+                };
+                self.store.transact("revoke_session", work).await?
+            }
+        };
+        Ok(outcome?)
+    }
+}
+
+/// Ends another session of a user, whose own must be live.
+async fn end_own(
+    tx: &mut Tx,
+    signed_in: &SignedIn,
+    id: SessionId,
+    origin: &Origin,
+    now: Timestamp,
+) -> Result<Outcome, store::Error> {
+    let SignedIn { project, user, session: own, .. } = signed_in;
+    let locked = tx.sessions_lock(project, [*own, id]).await?;
+    let present = tx.epoch_share(project, user).await?;
+    let find =
+        |id| locked.iter().map(|stored| &stored.session).find(|session| session.id == id && session.user == *user);
+    let is_live = find(*own).zip(present).is_some_and(|(session, present)| session.is_live(now, present));
+    if !is_live {
+        return Ok(Err(Refusal::SessionRevoked));
+    }
+    if id == *own {
+        return Ok(Err(Refusal::CannotDeleteCurrentSession));
+    }
+    // Sessions in which someone else acts as the user are not the user's to see.
+    if find(id).is_none_or(|session| session.impersonator.is_some()) {
+        return Ok(Err(Refusal::SessionNotFound));
+    }
+    end(tx, project, id, EndedBy::User(*own), origin, now).await
+}
+
+/// Ends a session of a project, of this user where one is named.
+async fn end_any(
+    tx: &mut Tx,
+    project: &ProjectId,
+    user: Option<&UserId>,
+    id: SessionId,
+    by: EndedBy,
+    origin: &Origin,
+    now: Timestamp,
+) -> Result<Outcome, store::Error> {
+    let stored = tx.session_lock(project, id).await?;
+    if stored.is_none_or(|stored| user.is_some_and(|user| stored.session.user != *user)) {
+        return Ok(Err(Refusal::SessionNotFound));
+    }
+    end(tx, project, id, by, origin, now).await
+}
+
+async fn end(
+    tx: &mut Tx,
+    project: &ProjectId,
+    session: SessionId,
+    by: EndedBy,
+    origin: &Origin,
+    now: Timestamp,
+) -> Result<Outcome, store::Error> {
+    let (project, reason, ip) = (project.clone(), RevokeReason::Revoked, origin.ip);
+    let ended = tx.sessions_revoke(&[Revocation { project, session, at: now, reason, by, ip }]).await?;
+    Ok(Ok(Ended { already: ended.is_empty() }))
+}

@@ -1,0 +1,38 @@
+//! Changing what the host application keeps with a session.
+
+use super::App;
+use super::Caller;
+use super::Error;
+use crate::id::SessionId;
+use crate::session::Refusal;
+use crate::session::Session;
+use crate::session::change::Change;
+use crate::session::refusal::Violation;
+use crate::store::Tx;
+
+impl App {
+    /// Changes a live session of a service's project.
+    ///
+    /// # Errors
+    ///
+    /// A refusal of the caller or of the request; [`Refusal::SessionNotFound`] also for one that has ended; the store's.
+    pub async fn update_session(&self, caller: Caller, id: &str, change: Change) -> Result<Session, Error> {
+        let service = self.service(caller).await?;
+        let now = self.clock.now();
+        let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("session.id", "must be a session's id"))?;
+        let change = change.check().map_err(Refusal::Schema)?;
+        let work = move |mut tx: Tx| async move {
+            let Some(stored) = tx.session_lock(&service.project, id).await? else { return tx.commit(None).await };
+            let mut session = stored.session;
+            let present = tx.epoch_share(&service.project, &session.user).await?;
+            if !present.is_some_and(|present| session.is_live(now, present)) {
+                return tx.commit(None).await;
+            }
+            change.apply(&mut session);
+            tx.session_change(&session).await?;
+            tx.commit(Some(session)).await
+        };
+        let changed = self.store.transact("update_session", work).await?;
+        Ok(changed.ok_or(Refusal::SessionNotFound)?)
+    }
+}

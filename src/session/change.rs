@@ -1,0 +1,51 @@
+//! What may be changed of a session: what the host application keeps with it.
+
+use std::collections::BTreeMap;
+
+use super::lifecycle::Session;
+use super::opening::CLAIMS_BYTES_MAX;
+use super::opening::Findings;
+use super::refusal::Violation;
+
+/// New values; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Change {
+    /// The claims, as a whole.
+    pub claims: Option<serde_json::Map<String, serde_json::Value>>,
+    /// The labels, as a whole.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The device's name; `Some(None)` takes it away.
+    pub device_name: Option<Option<String>>,
+}
+
+impl Change {
+    /// Checks the new values against the bounds of a new session.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with them.
+    pub fn check(self) -> Result<Self, Vec<Violation>> {
+        let mut found = Findings::default();
+        if let Some(claims) = &self.claims {
+            found.claims(claims, CLAIMS_BYTES_MAX);
+        }
+        if let Some(labels) = &self.labels {
+            found.labels(labels);
+        }
+        found.device_name(self.device_name.as_ref().and_then(Option::as_deref));
+        found.unless_any(self)
+    }
+
+    /// Makes the change.
+    pub fn apply(self, session: &mut Session) {
+        if let Some(claims) = self.claims {
+            session.claims = claims;
+        }
+        if let Some(labels) = self.labels {
+            session.labels = labels;
+        }
+        if let Some(name) = self.device_name {
+            session.device.name = name;
+        }
+    }
+}

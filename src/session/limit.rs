@@ -1,0 +1,80 @@
+//! How many sessions a user may have.
+
+use super::policy::Overflow;
+use super::policy::SessionLimit;
+use crate::clock::Timestamp;
+use crate::id::SessionId;
+
+/// A live session that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupant {
+    /// Which. Its order is that of opening.
+    pub session: SessionId,
+    /// When it was last used.
+    pub last_used_at: Timestamp,
+}
+
+/// What becomes of one more sign-in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is let in, and these make room: none, as a rule, and several where the limit was lowered.
+    Admitted(Vec<SessionId>),
+    /// It is not.
+    Refused,
+}
+
+/// Judges one more sign-in of a user with these live sessions, in any order.
+pub fn admit(mut live: Vec<Occupant>, limit: SessionLimit) -> Admission {
+    let excess = (live.len() + 1).saturating_sub(usize::try_from(limit.max).unwrap_or(usize::MAX));
+    match limit.overflow {
+        Overflow::Reject if excess > 0 => return Admission::Refused,
+        Overflow::Reject | Overflow::EvictOldest => live.sort_unstable_by_key(|one| one.session),
+        Overflow::EvictIdle => live.sort_unstable_by_key(|one| (one.last_used_at, one.session)),
+    }
+    live.truncate(excess);
+    Admission::Admitted(live.into_iter().map(|one| one.session).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    /// Opened in this order; the middle one unused for longest.
+    fn live() -> Vec<Occupant> {
+        [(1, 30), (2, 10), (3, 20)]
+            .map(|(opened, used)| Occupant {
+                session: clock::new_session_id(Timestamp::from_seconds(opened)),
+                last_used_at: Timestamp::from_seconds(used),
+            })
+            .into()
+    }
+
+    fn admit(live: &[Occupant], max: u32, overflow: Overflow) -> Admission {
+        super::admit(live.to_vec(), SessionLimit { max, overflow })
+    }
+
+    #[test]
+    fn below_the_limit_nobody_has_to_go() {
+        for overflow in [Overflow::Reject, Overflow::EvictOldest, Overflow::EvictIdle] {
+            assert_eq!(admit(&live(), 4, overflow), Admission::Admitted(vec![]), "{overflow:?}");
+        }
+    }
+
+    #[test]
+    fn at_the_limit_the_policy_decides() {
+        let live = live();
+        assert_eq!(admit(&live, 3, Overflow::Reject), Admission::Refused);
+        assert_eq!(admit(&live, 3, Overflow::EvictOldest), Admission::Admitted(vec![live[0].session]));
+        assert_eq!(admit(&live, 3, Overflow::EvictIdle), Admission::Admitted(vec![live[1].session]));
+    }
+
+    #[test]
+    fn a_lowered_limit_makes_room_for_all_at_once() {
+        let live = live();
+        let all_but_newest = vec![live[0].session, live[1].session];
+        assert_eq!(admit(&live, 2, Overflow::EvictOldest), Admission::Admitted(all_but_newest));
+        let all = vec![live[1].session, live[2].session, live[0].session];
+        assert_eq!(admit(&live, 1, Overflow::EvictIdle), Admission::Admitted(all));
+    }
+}

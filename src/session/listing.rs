@@ -1,0 +1,107 @@
+//! What may be asked of a listing, and what is in it.
+
+use std::ops::RangeInclusive;
+
+use super::lifecycle::Epoch;
+use super::lifecycle::Session;
+use super::opening::Findings;
+use super::refusal::Violation;
+use crate::clock::Timestamp;
+
+/// How many sessions a page may be asked to hold.
+pub const PAGE_SIZES: RangeInclusive<i32> = 1..=1_000;
+/// How many it holds when nobody says.
+pub const PAGE_SIZE_DEFAULT: i32 = 50;
+/// The most labels that one listing selects by.
+pub const LABELS_MAX: usize = 8;
+
+/// Which sessions, by whether they are live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Those that are.
+    Live,
+    /// Those that are not.
+    Ended,
+    /// All.
+    Any,
+}
+
+/// What a listing selects by. All must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Live or not.
+    pub state: State,
+    /// Labels, each with its value.
+    pub labels: Vec<(String, String)>,
+    /// The device's name.
+    pub device_name: Option<String>,
+    /// Whether sessions in which someone else acts as the user are shown: to services alone.
+    pub impersonations: bool,
+}
+
+impl Filter {
+    /// Reads what was asked for: labels as `key=value`, and the number of sessions on a page.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it.
+    pub fn check(
+        state: State,
+        labels: &[String],
+        device_name: Option<String>,
+        page_size: Option<i32>,
+    ) -> Result<(Self, usize), Vec<Violation>> {
+        let mut found = Findings::default();
+        let pairs: Option<Vec<_>> = labels.iter().map(|label| label.split_once('=')).collect();
+        let pairs = pairs.filter(|pairs| pairs.len() <= LABELS_MAX);
+        let pairs = found.need(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();
+        let labels = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        found.device_name(device_name.as_deref());
+        let page_size = page_size.unwrap_or(PAGE_SIZE_DEFAULT);
+        found.check(PAGE_SIZES.contains(&page_size), "page_size", "must be 1 to 1000");
+        let filter = Self { state, labels, device_name, impersonations: true };
+        found.unless_any((filter, usize::try_from(page_size).unwrap_or(0)))
+    }
+
+    /// Whether a session is in the listing.
+    pub fn selects(&self, session: &Session, now: Timestamp, present: Epoch) -> bool {
+        let in_state = match self.state {
+            State::Live => session.is_live(now, present),
+            State::Ended => !session.is_live(now, present),
+            State::Any => true,
+        };
+        in_state
+            && (self.impersonations || session.impersonator.is_none())
+            && self.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value))
+            && self.device_name.as_ref().is_none_or(|name| session.device.name.as_ref() == Some(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(labels: &[&str], page_size: Option<i32>) -> Result<(Filter, usize), Vec<Violation>> {
+        let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        Filter::check(State::Live, &labels, None, page_size)
+    }
+
+    #[test]
+    fn page_sizes_are_bounded_on_both_sides() {
+        assert_eq!(check(&[], None).expect("the default").1, 50);
+        for (size, fits) in [(0, false), (1, true), (1_000, true), (1_001, false), (-1, false), (1_000_000_000, false)]
+        {
+            assert_eq!(check(&[], Some(size)).is_ok(), fits, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_a_key_and_a_value() {
+        let (filter, _) = check(&["team=blue", "path=a=b"], None).expect("both are labels");
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(filter.labels, [pair("team", "blue"), pair("path", "a=b")]);
+        for bad in [&["team"][..], &["a=b"; 9]] {
+            assert_eq!(check(bad, None).expect_err("refused")[0].field, "labels");
+        }
+    }
+}

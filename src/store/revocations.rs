@@ -1,0 +1,199 @@
+//! `revocations`: who ended what, when, why and from where. Sessions' own are written by the statement that ends them.
+
+use std::net::IpAddr;
+
+use diesel::ExpressionMethods as _;
+use diesel::QueryDsl as _;
+use diesel::pg::data_types::PgTimestamp;
+use diesel_async::RunQueryDsl as _;
+use uuid::Uuid;
+
+use super::Store;
+use super::Tx;
+use super::error::Error;
+use super::rows::from_pg;
+use super::rows::reason_number;
+use super::rows::reason_of;
+use super::rows::to_pg;
+use super::schema::revocations;
+use crate::clock;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::session::RevokeReason;
+
+/// The end of all sessions of a user that were opened under an epoch smaller than this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// The project.
+    pub project: ProjectId,
+    /// The user.
+    pub user: UserId,
+    /// The epoch.
+    pub epoch: i64,
+    /// The one session that goes on.
+    pub spared: Option<SessionId>,
+    /// When.
+    pub at: Timestamp,
+    /// Until then some verifier may hold a token that this ends.
+    pub access_expires_at: Timestamp,
+    /// Who did it.
+    pub by: EndedBy,
+    /// From where, as far as is known.
+    pub ip: Option<IpAddr>,
+}
+
+/// A line of the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its own id. Their order is that of time.
+    pub id: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: RevokeReason,
+    /// The session that ended; none for a cut-off, which ended all of the user's.
+    pub session: Option<SessionId>,
+    /// The one session that a cut-off left.
+    pub spared: Option<SessionId>,
+    /// Whose session; none for a whole project, and once the user was erased.
+    pub user: Option<String>,
+    /// Who did it.
+    pub by: EndedBy,
+    /// From where, as far as is known, for as long as addresses are kept.
+    pub ip: Option<String>,
+}
+
+/// What of the audit to read.
+#[derive(Clone, Debug)]
+pub struct RecordQuery {
+    /// The project.
+    pub project: ProjectId,
+    /// The user; without one, the whole project.
+    pub user: Option<UserId>,
+    /// The most lines.
+    pub rows_max: usize,
+}
+
+type Columns = (Uuid, PgTimestamp, i16, Option<Uuid>, Option<Uuid>, Option<String>, i16, Option<Uuid>, Option<String>);
+
+impl Store {
+    /// The newest lines of the audit, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<Record>, Error> {
+        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
+        self.once("revocations", move |mut tx| {
+            let asked = asked.clone();
+            async move {
+                let newest = revocations::table
+                    .filter(revocations::project_id.eq(asked.project.as_str()))
+                    .order(revocations::id.desc())
+                    .limit(rows_max)
+                    .select((
+                        revocations::id,
+                        revocations::at,
+                        revocations::reason,
+                        revocations::session_id,
+                        revocations::spared_session_id,
+                        revocations::user_id,
+                        revocations::actor,
+                        revocations::actor_id,
+                        revocations::ip,
+                    ));
+                let rows: Result<Vec<Columns>, _> = match &asked.user {
+                    Some(user) => newest.filter(revocations::user_id.eq(user.as_str())).load(tx.pg()).await,
+                    None => newest.load(tx.pg()).await,
+                };
+                let found = rows.map_err(|error| tx.failed(error))?;
+                tx.commit(found.into_iter().map(record).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+}
+
+impl Tx {
+    /// Writes down that all sessions of a user were ended.
+    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<(), Error> {
+        let (actor, actor_id) = actor_columns(cut_off.by);
+        let insert = diesel::insert_into(revocations::table).values((
+            revocations::project_id.eq(cut_off.project.as_str()),
+            revocations::id.eq(clock::new_record_id(cut_off.at)),
+            revocations::at.eq(to_pg(cut_off.at)),
+            revocations::reason.eq(reason_number(RevokeReason::RevokedAll)),
+            revocations::user_epoch.eq(cut_off.epoch),
+            revocations::spared_session_id.eq(cut_off.spared.map(SessionId::as_uuid)),
+            revocations::user_id.eq(cut_off.user.as_str()),
+            revocations::access_expires_at.eq(to_pg(cut_off.access_expires_at)),
+            revocations::actor.eq(actor),
+            revocations::actor_id.eq(actor_id),
+            revocations::ip.eq(cut_off.ip.map(|ip| ip.to_string())),
+        ));
+        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// Takes a user's name and addresses out of the audit: at most so many lines of it. Answers with how many there were.
+    pub async fn revocations_anonymise(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        rows_max: usize,
+    ) -> Result<usize, Error> {
+        let some = revocations::table
+            .filter(revocations::project_id.eq(project.as_str()))
+            .filter(revocations::user_id.eq(user.as_str()))
+            .order(revocations::id)
+            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
+            .select(revocations::id)
+            .for_update();
+        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
+        let ids = ids.map_err(|error| self.failed(error))?;
+        let these =
+            revocations::table.filter(revocations::project_id.eq(project.as_str())).filter(revocations::id.eq_any(ids));
+        let update =
+            diesel::update(these).set((revocations::user_id.eq(None::<String>), revocations::ip.eq(None::<String>)));
+        update.execute(self.pg()).await.map_err(|error| self.failed(error))
+    }
+}
+
+/// What is stored for whoever did it. A number is never given a second meaning.
+pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
+    match by {
+        EndedBy::Holder => (1, None),
+        EndedBy::User(session) => (2, Some(session.as_uuid())),
+        EndedBy::Service(key) => (3, Some(key.as_uuid())),
+        EndedBy::Sessiond => (4, None),
+        EndedBy::Operator => (5, None),
+    }
+}
+
+fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
+    match (number, id) {
+        (1, None) => Some(EndedBy::Holder),
+        (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),
+        (3, Some(key)) => Some(EndedBy::Service(KeyId::from_uuid(key))),
+        (4, None) => Some(EndedBy::Sessiond),
+        (5, None) => Some(EndedBy::Operator),
+        _ => None,
+    }
+}
+
+fn record((id, at, reason, session, spared, user, by, by_id, ip): Columns) -> Result<Record, Error> {
+    let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
+    Ok(Record {
+        id,
+        at: from_pg(at),
+        reason: reason_of(reason).ok_or_else(|| bad("reason"))?,
+        session: session.map(SessionId::from_uuid),
+        spared: spared.map(SessionId::from_uuid),
+        user,
+        by: actor(by, by_id).ok_or_else(|| bad("actor"))?,
+        ip,
+    })
+}
