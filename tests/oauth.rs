@@ -1,4 +1,4 @@
-//! OAuth 2.0: the endpoints by the letter of RFC 6749, RFC 7009 and RFC 8414, over a real socket. What they do to a session
+//! OAuth 2.0: the endpoints by the letter of RFC 6749, RFC 7009, RFC 7662 and RFC 8414, over a real socket. What they do to a session
 //! is in the files of the RPCs; that they are the same RPCs is here. An independent client is in `tests/oauth/run`.
 
 use std::time::Duration;
@@ -7,8 +7,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, Response, StatusCode};
-use secrecy::ExposeSecret as _;
+use prost_types::value::Kind;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use sessiond::pb::CreateSessionRequest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
 
 const TOKEN: &str = "/oauth2/token";
 const REVOKE: &str = "/oauth2/revoke";
+const INTROSPECT: &str = "/oauth2/introspect";
 const CHALLENGE: &str = r#"Basic realm="sessiond", charset="UTF-8""#;
 
 /// A form's parameters, in order.
@@ -169,6 +172,101 @@ async fn a_token_that_is_none_is_revoked_with_success_and_nothing_happens() {
     assert!(phone.is_signed_in().await);
 }
 
+/// RFC 7662 §2.2: the claims' own names, times in seconds, and the host's own claims beside them.
+#[tokio::test]
+async fn a_live_token_is_described_to_whoever_has_the_secret() {
+    let service = Service::start().await;
+    let secret = service.server_key.expose_secret();
+    let now = service.clock.now().as_seconds();
+    let claim = |kind| prost_types::Value { kind: Some(kind) };
+    let own = [
+        ("role", claim(Kind::StringValue("admin".into()))),
+        ("level", claim(Kind::NumberValue(3.0))),
+        ("active", claim(Kind::BoolValue(false))),
+    ];
+    let request = CreateSessionRequest {
+        user_id: "ada".into(),
+        is_impersonation: true,
+        impersonator_id: Some("eve".into()),
+        auth_time: Some(prost_types::Timestamp { seconds: now - 60, nanos: 0 }),
+        acr: Some("aal2".into()),
+        amr: vec!["pwd".into(), "otp".into()],
+        claims: Some(prost_types::Struct { fields: own.map(|(name, value)| (name.into(), value)).into() }),
+        ..CreateSessionRequest::default()
+    };
+    let phone = service.device(service.create(Wire::Grpc, request).await.expect("signs in"));
+    let common = json!({
+        "active": true,
+        "sub": "ada",
+        "iss": format!("{ISSUER}/projects/{PROJECT}"),
+        "aud": PROJECT,
+        "client_id": PROJECT,
+        "project_id": PROJECT,
+        "sid": phone.session,
+        "auth_time": now - 60,
+        "acr": "aal2",
+        "amr": ["pwd", "otp"],
+        "act": {"sub": "eve"},
+        "role": "admin",
+        "level": 3,
+    });
+    let in_the_body = vec![("client_id", PROJECT), ("client_secret", secret)];
+    for (headers, client) in [(basic(PROJECT, secret), vec![]), (HeaderMap::new(), in_the_body)] {
+        for hint in ["access_token", "refresh_token", "x"] {
+            for (token, is_access) in [(&phone.access_token, true), (&phone.refresh_token, false)] {
+                let form = [&[("token", token.as_str()), ("token_type_hint", hint)], &client[..]].concat();
+                let response = post(&service, INTROSPECT, headers.clone(), &form).await;
+                assert_eq!(response.status(), StatusCode::OK);
+                assert_eq!(response.headers()["cache-control"], "no-store");
+                assert_eq!(response.headers()["content-type"], "application/json");
+                let mut found = json_of(&response);
+                let mut expected = common.clone();
+                if is_access {
+                    assert!(found["jti"].take().is_string(), "{found}");
+                    expected["jti"] = Value::Null;
+                    expected["token_type"] = "Bearer".into();
+                    expected["iat"] = now.into();
+                    expected["exp"] = (now + 600).into();
+                } else {
+                    expected["token_type"] = "refresh_token".into();
+                    expected["exp"] = (now + 90 * 86_400).into();
+                }
+                assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+/// RFC 7662 §2.2: of a token that is not good here, nothing is said but that; and asking does not wear one out.
+#[tokio::test]
+async fn a_token_that_is_not_live_is_inactive_and_no_more() {
+    let service = Service::start().await;
+    let other = service.create_project("other").await;
+    let worth = async |key: &SecretString, client: &str, token: &str| {
+        let response = post(&service, INTROSPECT, basic(client, key.expose_secret()), &[("token", token)]).await;
+        assert_eq!(response.status(), StatusCode::OK, "{:?}", response.body());
+        json_of(&response)
+    };
+    let inactive = json!({"active": false});
+    let mut phone = service.sign_in("ada", "phone").await;
+    let (ours, first) = (&service.server_key, phone.clone());
+    for token in [&first.access_token, &first.refresh_token] {
+        assert_eq!(worth(ours, PROJECT, token).await["active"], true);
+        assert_eq!(worth(&other, "other", token).await, inactive, "another project's");
+    }
+    for token in ["rubbish", "sdrt_rubbish", "a.b.c", "ä\n", ours.expose_secret(), &"x".repeat(20_000)] {
+        assert_eq!(worth(ours, PROJECT, token).await, inactive);
+    }
+    service.clock.advance(Duration::from_secs(600));
+    assert_eq!(worth(ours, PROJECT, &first.access_token).await, inactive, "expired");
+    phone.refresh().await.expect("was not worn out by being asked about");
+    assert_eq!(worth(ours, PROJECT, &phone.access_token).await["active"], true);
+    phone.sign_out().await.expect("signs out");
+    for token in [&phone.access_token, &phone.refresh_token, &first.refresh_token] {
+        assert_eq!(worth(ours, PROJECT, token).await, inactive, "signed out");
+    }
+}
+
 /// RFC 6749 §5.2 and RFC 7009 §2.2.1, row by row. Nothing of it changes anything.
 #[tokio::test]
 async fn each_refusal_is_the_one_that_the_rfc_names() {
@@ -239,6 +337,15 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ("another's refresh token", none(), vec![("client_id", "other"), ("token", refresh)], 400, "invalid_grant"),
         ("the same with a secret", basic("other", others), vec![("token", refresh)], 400, "invalid_grant"),
     ];
+    let introspections: Vec<Row> = vec![
+        ("a public client", none(), vec![public, ("token", access)], 401, "invalid_client"),
+        ("a public client, by Basic", basic(PROJECT, ""), vec![("token", access)], 401, "invalid_client"),
+        ("no token", ours_by_basic(), vec![], 400, "invalid_request"),
+        ("two tokens", ours_by_basic(), vec![("token", access), ("token", access)], 400, "invalid_request"),
+    ];
+    for (case, headers, form, status, error) in introspections {
+        assert_no(&post(&service, INTROSPECT, headers, &form).await, status, error, case);
+    }
     for (case, headers, form, status, error) in tokens {
         assert_no(&post(&service, TOKEN, headers, &form).await, status, error, case);
     }
@@ -247,8 +354,14 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
     }
     // Who asks comes before what is asked: a good token and a bad one meet the same answer.
     for (case, headers, client, status, error) in clients {
-        let asked =
-            [(TOKEN, vec![grant, presented]), (REVOKE, vec![("token", access)]), (REVOKE, vec![("token", "x")])];
+        let (good, bad) = (vec![("token", access)], vec![("token", "x")]);
+        let asked = [
+            (TOKEN, vec![grant, presented]),
+            (REVOKE, good.clone()),
+            (REVOKE, bad.clone()),
+            (INTROSPECT, good),
+            (INTROSPECT, bad),
+        ];
         for (path, form) in asked {
             let form = [form, client.clone()].concat();
             assert_no(&post(&service, path, headers.clone(), &form).await, status, error, case);
@@ -265,7 +378,9 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
 async fn what_is_no_form_or_no_post_is_refused_in_the_same_words() {
     let service = Service::start_with(|_, limits| limits.body_bytes_max = 64 * 1024).await;
     let form_type = || header("content-type", "application/x-www-form-urlencoded");
-    for path in [TOKEN, REVOKE, "/api/v1/oauth2/token", "/api/v1/oauth2/revoke"] {
+    for path in ["", "/api/v1"].iter().flat_map(|base| [TOKEN, REVOKE, INTROSPECT].map(|path| format!("{base}{path}")))
+    {
+        let path = path.as_str();
         for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS] {
             let response = service.wires.http(method.clone(), path, HeaderMap::new(), "").await;
             assert_no(&response, 405, "invalid_request", &format!("{method} {path}"));
@@ -303,13 +418,16 @@ async fn a_form_that_does_not_arrive_is_a_408() {
 /// The endpoints stand behind the same layers as the RPCs: the bound on requests under way, and the deadline.
 #[tokio::test]
 async fn what_the_server_cannot_do_now_is_told_with_a_time_to_come_back() {
-    let forms = [
-        (TOKEN, vec![("grant_type", "refresh_token"), ("refresh_token", "x"), ("client_id", PROJECT)]),
-        (REVOKE, vec![("token", "x"), ("client_id", PROJECT)]),
-    ];
     let busy = Service::start_with(|_, limits| limits.requests_max = 0).await;
-    for (path, form) in &forms {
-        let response = post(&busy, path, HeaderMap::new(), form).await;
+    let secret = busy.server_key.expose_secret();
+    let public = ("client_id", PROJECT);
+    let asked = [
+        (TOKEN, HeaderMap::new(), vec![("grant_type", "refresh_token"), ("refresh_token", "x"), public]),
+        (REVOKE, HeaderMap::new(), vec![("token", "x"), public]),
+        (INTROSPECT, basic(PROJECT, secret), vec![("token", "x")]),
+    ];
+    for (path, headers, form) in asked {
+        let response = post(&busy, path, headers, &form).await;
         assert_no(&response, 429, "temporarily_unavailable", path);
         assert_eq!(response.headers()["retry-after"], "1");
     }
@@ -398,9 +516,11 @@ async fn every_project_has_a_document_that_says_where_the_endpoints_are() {
             "response_types_supported": [],
             "revocation_endpoint": format!("{ISSUER}/oauth2/revoke"),
             "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
+            "introspection_endpoint": format!("{ISSUER}/oauth2/introspect"),
+            "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
         })
     );
-    for member in ["jwks_uri", "token_endpoint", "revocation_endpoint"] {
+    for member in ["jwks_uri", "token_endpoint", "revocation_endpoint", "introspection_endpoint"] {
         let path = document[member].as_str().expect("a URL").strip_prefix(ISSUER).expect("ours");
         let response = service.wires.http(Method::GET, path, HeaderMap::new(), "").await;
         assert_ne!(response.status(), StatusCode::NOT_FOUND, "{member} leads nowhere");

@@ -1,4 +1,4 @@
-//! HTTP: one port for gRPC, grpc-web and REST, and the whole stack on this page.
+//! HTTP: one port for gRPC, grpc-web, REST and OAuth, and the whole stack on this page.
 
 mod cors;
 mod guardrail;

@@ -7,6 +7,7 @@ mod encode;
 /// Every answer that is no: the one table of gRPC codes and reasons.
 pub mod status;
 
+pub(crate) use decode::claims;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -109,8 +110,9 @@ impl session_service_server::SessionService for SessionService {
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Reply<pb::IntrospectTokenResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let client = caller::client(request.extensions());
         let tokens = decode::token(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        let worth = self.app.introspect(caller, client, tokens).await.map_err(status::of)?;
         Ok(Response::new(worth.into_iter().map(encode::introspection).next().unwrap_or_default()))
     }
 
@@ -120,7 +122,7 @@ impl session_service_server::SessionService for SessionService {
     ) -> Reply<pb::BatchIntrospectResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let tokens = decode::tokens(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        let worth = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
         let items = worth.into_iter().map(encode::introspection).collect();
         Ok(Response::new(pb::BatchIntrospectResponse { items }))
     }

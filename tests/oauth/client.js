@@ -33,6 +33,11 @@ async function revoke(as, auth, token, hint) {
     await oauth.processRevocationResponse(await oauth.revocationRequest(as, client, auth, token, options));
 }
 
+async function introspect(as, auth, token) {
+    const response = await oauth.introspectionRequest(as, client, auth, token, insecure);
+    return await oauth.processIntrospectionResponse(as, client, response);
+}
+
 /** The library reads the status, the challenge and the body; this says which it was. */
 async function assertRefused(request, status, error) {
     await assert.rejects(request, (thrown) => {
@@ -60,6 +65,7 @@ const confidential = {
 const all = { ...confidential, none: oauth.None() };
 assert.deepEqual(as.token_endpoint_auth_methods_supported, Object.keys(all));
 assert.deepEqual(as.revocation_endpoint_auth_methods_supported, Object.keys(all));
+assert.deepEqual(as.introspection_endpoint_auth_methods_supported, Object.keys(confidential));
 
 for (const [method, auth] of Object.entries(all)) {
     // RFC 6749 §6, and a token by RFC 9068, under a key of the document's `jwks_uri`.
@@ -82,10 +88,26 @@ for (const [method, auth] of Object.entries(all)) {
     console.log(`${method}: refreshed, verified, revoked`);
 }
 
+for (const [method, auth] of Object.entries(confidential)) {
+    // RFC 7662. The library sees to it that `iss` and `aud` are what they should be, and times are numbers.
+    const session = await signIn();
+    const access = await introspect(as, auth, session.access_token);
+    assert.deepEqual([access.active, access.sub, access.token_type], [true, "ada", "Bearer"]);
+    const refresh = await introspect(as, auth, session.refresh_token);
+    assert.deepEqual([refresh.active, refresh.sub, refresh.sid], [true, "ada", access.sid]);
+    await revoke(as, auth, session.access_token);
+    for (const token of [session.access_token, session.refresh_token, "rubbish"]) {
+        assert.deepEqual(await introspect(as, auth, token), { active: false });
+    }
+    console.log(`${method}: introspected`);
+}
+await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401);
+
 for (const wrong of [oauth.ClientSecretBasic, oauth.ClientSecretPost].map((way) => way("wrong"))) {
     const session = await signIn();
     await assertRefused(refresh(as, wrong, session.refresh_token), 401);
     await assertRefused(revoke(as, wrong, session.refresh_token), 401);
+    await assertRefused(introspect(as, wrong, session.refresh_token), 401);
     await refresh(as, oauth.None(), session.refresh_token);
 }
 console.log("a wrong secret: refused, and nothing ended");

@@ -46,6 +46,8 @@ async fn document(State(app): State<App>, Path(issuer_path): Path<String>) -> Re
         "response_types_supported": [],
         "revocation_endpoint": format!("{base}/oauth2/revoke"),
         "revocation_endpoint_auth_methods_supported": any_client,
+        "introspection_endpoint": format!("{base}/oauth2/introspect"),
+        "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
     });
     ([(header::CACHE_CONTROL, JWKS_MAX_AGE)], Json(body)).into_response()
 }

@@ -8,6 +8,7 @@
 mod client;
 mod failure;
 mod form;
+mod introspection;
 mod metadata;
 
 use axum::Json;
@@ -20,13 +21,16 @@ use axum::routing::post;
 use http::Extensions;
 use http::HeaderValue;
 use http::header;
+use secrecy::ExposeSecret as _;
 use serde_json::json;
+use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
 
 use self::failure::Failure;
 use self::form::Form;
 use super::GrpcService;
 use crate::app::App;
+use crate::app::Client;
 use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
@@ -51,6 +55,7 @@ pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &
         router
             .route(&format!("{base}/oauth2/token"), post(token).fallback(only_post))
             .route(&format!("{base}/oauth2/revoke"), post(revoke).fallback(only_post))
+            .route(&format!("{base}/oauth2/introspect"), post(introspect).fallback(only_post))
     };
     base_paths.iter().fold(Router::new(), under).with_state(endpoint).merge(metadata::routes(app))
 }
@@ -62,9 +67,10 @@ struct Endpoint {
     form: form::Limits,
 }
 
-/// A request that was read: the form, and what a call takes along. Has no `Debug`: there are secrets in both.
+/// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
 struct Asked {
     form: Form,
+    client: Client,
     extensions: Extensions,
 }
 
@@ -73,19 +79,17 @@ impl Endpoint {
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.form).await?;
         let client = client::named(&parts.headers, &mut form)?;
-        // What the layers outside have found out travels on, and so does the client: no header could say either.
-        let mut extensions = parts.extensions;
-        extensions.insert(Wire::OAuth);
-        extensions.insert(client);
-        Ok(Asked { form, extensions })
+        Ok(Asked { form, client, extensions: parts.extensions })
     }
 }
 
 impl Asked {
-    fn call<M>(self, message: M) -> tonic::Request<M> {
-        let mut request = tonic::Request::new(message);
-        *request.extensions_mut() = self.extensions;
-        request
+    /// A call on behalf of the client. What the layers outside have found out travels on, and so does the client: no header
+    /// could say either.
+    fn call<M>(mut self, message: M) -> tonic::Request<M> {
+        self.extensions.insert(Wire::OAuth);
+        self.extensions.insert(self.client);
+        tonic::Request::from_parts(MetadataMap::new(), self.extensions, message)
     }
 }
 
@@ -132,6 +136,20 @@ async fn revoke(State(mut endpoint): State<Endpoint>, request: Request) -> Resul
 
 fn is_of_no_session(status: &tonic::Status) -> bool {
     matches!(failure::reason(status), Some(Reason::UnparsableAccessToken | Reason::RefreshTokenNotFoundOrExpired))
+}
+
+/// RFC 7662. The hint is not looked at here either.
+async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+    let mut asked = endpoint.read(request).await?;
+    // §2.1: not for everyone, or it could be asked about tokens until one is good.
+    let key = asked.client.key.take().ok_or(Failure::NO_CLIENT)?;
+    let token = asked.form.required("token")?;
+    let mut call = asked.call(pb::IntrospectTokenRequest { token });
+    let credential = format!("Bearer {}", key.expose().expose_secret());
+    let credential = MetadataValue::try_from(credential).expect("a server key is letters, digits, `-` and `_`");
+    call.metadata_mut().insert("authorization", credential);
+    let answer = endpoint.sessions.introspect_token(call).await?.into_inner();
+    Ok((UNCACHED, Json(introspection::render(answer)?)).into_response())
 }
 
 /// RFC 6749 §3.2, RFC 7009 §2.1 and RFC 7662 §2.1 all say POST; axum adds `Allow`.
