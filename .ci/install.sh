@@ -84,6 +84,14 @@ need_python() {
     esac
 }
 
+need_npm() {
+    if has npm; then return; fi
+    case $(manager) in
+        brew) install node ;;
+        *) install nodejs npm ca-certificates ;;
+    esac
+}
+
 need_cargo() {
     # Where rustup puts it; a shell that was open before does not know yet.
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Log;
 use crate::config::LogFormat;
 
-/// Over which of the three wires a request came in.
+/// Over which wire a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
     /// gRPC over HTTP/2.
@@ -28,6 +28,8 @@ pub enum Wire {
     GrpcWeb,
     /// JSON over HTTP.
     Rest,
+    /// OAuth 2.0: forms in, its own JSON out.
+    OAuth,
 }
 
 impl Wire {
@@ -37,6 +39,7 @@ impl Wire {
             Self::Grpc => "grpc",
             Self::GrpcWeb => "grpc-web",
             Self::Rest => "rest",
+            Self::OAuth => "oauth",
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use diesel::{QueryableByName, sql_query, sql_types::BigInt};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    REFUSED_REFRESH, bearer,
+    REFUSED_REFRESH, bearer, both,
     database::{Database, fresh_dir},
     eventually, header, refresh_token,
     wire::{Wires, refused_json},
@@ -116,11 +117,19 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     assert_ne!(dev.env["SESSIOND_ACCESS_TOKEN"], access);
     let (status, _) = dev.call(Method::POST, REFRESH, refresh_token(&dev.env["SESSIOND_REFRESH_TOKEN"])).await;
     assert_eq!(status, StatusCode::OK);
+    let basic = STANDARD.encode(format!("demo:{}", dev.env["SESSIOND_SERVER_KEY"]));
+    let headers = both(
+        header("authorization", &format!("Basic {basic}")),
+        header("content-type", "application/x-www-form-urlencoded"),
+    );
+    let revoke = format!("token={}", dev.env["SESSIOND_REFRESH_TOKEN"]);
+    assert_eq!(dev.wires.http(Method::POST, "/oauth2/revoke", headers, revoke).await.status(), StatusCode::OK);
     let rebound = dev.wires.http(Method::GET, "/nope", header("host", "evil.example"), "").await;
     assert_eq!(rebound.status(), StatusCode::MISDIRECTED_REQUEST);
     dev.kill();
 
-    nothing_replayable(&dev, &[&access, &refresh, &dev.env["SESSIOND_SERVER_KEY"], &dev.env["SESSIOND_ACCESS_TOKEN"]]);
+    let ours = ["SESSIOND_SERVER_KEY", "SESSIOND_ACCESS_TOKEN", "SESSIOND_REFRESH_TOKEN"].map(|name| &dev.env[name]);
+    nothing_replayable(&dev, &[&access, &refresh, &basic, ours[0], ours[1], ours[2]]);
     remove(&dir).await;
 }
 

@@ -13,6 +13,7 @@ mod revoke;
 
 // What holds at the edge, and when things fail.
 mod grpc;
+mod oauth;
 mod openapi;
 mod outage;
 mod rest;

@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::harness::{
     Service, Wire, bearer,
     database::{Database, disposable},
-    refresh_token,
+    header, refresh_token,
 };
 
 /// What the issue of an outage may cost, and the return from one.
@@ -38,6 +38,11 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         }
         let path = "/auth/sessions/current";
         let response = service.wires.http(Method::DELETE, path, bearer(&phone.access_token), "").await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let form = format!("client_id=demo&token={}", phone.access_token);
+        let typed = header("content-type", "application/x-www-form-urlencoded");
+        let response = service.wires.http(Method::POST, "/oauth2/revoke", typed, form).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
         becomes_ready(&service, StatusCode::SERVICE_UNAVAILABLE).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::App;
 use super::Error;
+use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -32,6 +33,15 @@ pub enum Caller {
     Service(ServerKey),
     /// Somebody with a server key that has not the form of one.
     MalformedServerKey,
+}
+
+/// An OAuth client (RFC 6749 §2), named and not yet believed. What it asks concerns the tokens of its own project alone.
+#[derive(Clone)]
+pub struct Client {
+    /// Its id: the project.
+    pub project: ProjectId,
+    /// Its secret, a server key of the project; `None` for a public client, which cannot keep one (RFC 6749 §2.1).
+    pub key: Option<ServerKey>,
 }
 
 /// A service that has shown who it is.
@@ -157,6 +167,22 @@ impl App {
         }
         self.usage.note(&stored.session, now);
         Ok(stored.session)
+    }
+
+    /// The project that an OAuth client is confined to; `None` for a caller that is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InvalidServerKey`] when the key is not one of that project, or a public client names a project that there
+    /// is not; or the store's.
+    pub(super) async fn client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
+        let Some(Client { project, key }) = client else { return Ok(None) };
+        let exists = |snapshot: &Snapshot| snapshot.policy(&project).is_some();
+        let believed = match key {
+            Some(key) => self.service(Caller::Service(key)).await?.project == project,
+            None => exists(&*self.keys.with(exists).await?),
+        };
+        if believed { Ok(Some(project)) } else { Err(Refusal::InvalidServerKey.into()) }
     }
 
     /// What a genuine access token says, expired or not: all that a sign-out needs.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use super::App;
 use super::Caller;
+use super::Client;
 use super::Error;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
@@ -61,9 +63,17 @@ impl App {
     ///
     /// # Errors
     ///
-    /// A refusal of the caller; the store's.
-    pub async fn introspect(&self, caller: Caller, tokens: Vec<String>) -> Result<Vec<Introspection>, Error> {
+    /// A refusal of the caller, or of the client that it says it is; the store's.
+    pub async fn introspect(
+        &self,
+        caller: Caller,
+        client: Option<Client>,
+        tokens: Vec<String>,
+    ) -> Result<Vec<Introspection>, Error> {
         let project = self.service(caller).await?.project;
+        if client.is_some_and(|client| client.project != project) {
+            return Err(Refusal::InvalidServerKey.into());
+        }
         let now = self.clock.now();
         let snapshot = self.keys.with(|snapshot| tokens.iter().all(|token| is_key_known(snapshot, token))).await?;
         let genuine = self.genuine(&snapshot, &project, tokens).await;

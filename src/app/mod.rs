@@ -21,6 +21,7 @@ mod usage;
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
+pub use credentials::Client;
 pub use credentials::Origin;
 pub use credentials::Service;
 pub use grant::Grant;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::App;
+use super::Client;
 use super::Error;
 use super::Grant;
 use super::Origin;
@@ -27,14 +28,20 @@ use crate::token::refresh::Link;
 use crate::token::refresh::RefreshToken;
 
 impl App {
-    /// Refreshes the session of a refresh token.
+    /// Refreshes the session of a refresh token; on behalf of an OAuth client, only in the client's project.
     ///
     /// # Errors
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
-    /// [`Refusal::RateLimited`]; the store's; a key's.
-    pub async fn refresh_session(&self, presented: Option<RefreshToken>, origin: Origin) -> Result<Grant, Error> {
+    /// [`Refusal::RateLimited`]; what is wrong with the client; the store's; a key's.
+    pub async fn refresh_session(
+        &self,
+        presented: Option<RefreshToken>,
+        client: Option<Client>,
+        origin: Origin,
+    ) -> Result<Grant, Error> {
         let now = self.clock.now();
+        let within = self.client_project(client).await?;
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
             let key = snapshot.keyring.refresh(presented.key());
@@ -43,8 +50,8 @@ impl App {
         let snapshot = self.keys.with(known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
-        // A made-up token ends here, before the database hears of it.
-        if !key.may_have_made(&presented) {
+        // A made-up token ends here, before the database hears of it; so does one that was issued to another client.
+        if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
 

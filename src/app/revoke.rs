@@ -3,6 +3,7 @@
 
 use super::AccessToken;
 use super::App;
+use super::Client;
 use super::Error;
 use super::Origin;
 use crate::id::ProjectId;
@@ -37,16 +38,35 @@ struct Target {
     session: SessionId,
 }
 
+impl Target {
+    /// The same, when it belongs to the project; whoever asks for one project ends nothing in another.
+    fn within(self, project: Option<&ProjectId>) -> Result<Self, Error> {
+        match project {
+            Some(project) if *project != self.project => {
+                let (expected, actual) = (project.to_string(), self.project.to_string());
+                Err(Refusal::WrongProject { expected, actual }.into())
+            }
+            Some(_) | None => Ok(self),
+        }
+    }
+}
+
 impl App {
-    /// Ends the session of every genuine token presented.
+    /// Ends the session of every genuine token presented; on behalf of an OAuth client, only in the client's project.
     ///
     /// # Errors
     ///
-    /// When none of them is genuine, what is wrong with the first; the store's.
-    pub async fn revoke_current(&self, holder: TokenHolder, origin: Origin) -> Result<Ended, Error> {
+    /// When none of them is genuine, what is wrong with the first; what is wrong with the client; the store's.
+    pub async fn revoke_current(
+        &self,
+        holder: TokenHolder,
+        client: Option<Client>,
+        origin: Origin,
+    ) -> Result<Ended, Error> {
         let now = self.clock.now();
+        let within = self.client_project(client).await?;
         let (mut targets, mut errors) = (vec![], vec![]);
-        let mut sort = |outcome| match outcome {
+        let mut sort = |outcome: Result<Target, Error>| match outcome.and_then(|one| one.within(within.as_ref())) {
             Ok(target) => targets.push(target),
             Err(error) => errors.push(error),
         };

@@ -123,8 +123,7 @@ impl Document {
     }
 
     fn answer(&self, asked: &HeaderMap) -> Response {
-        let max_age = format!("public, max-age={}", jwks::MAX_AGE.as_secs());
-        let headers = [(header::CACHE_CONTROL, max_age), (header::ETAG, self.tag.clone())];
+        let headers = [(header::CACHE_CONTROL, cache_control()), (header::ETAG, self.tag.clone())];
         if self.is_known_to(asked) {
             return (StatusCode::NOT_MODIFIED, headers).into_response();
         }
@@ -139,7 +138,12 @@ impl Document {
     }
 }
 
-fn no_project() -> Response {
+/// How long a verifier may keep the keys. A new key is published at least this long before it signs.
+pub(super) fn cache_control() -> String {
+    format!("public, max-age={}", jwks::MAX_AGE.as_secs())
+}
+
+pub(super) fn no_project() -> Response {
     let reason = json!({
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "PROJECT_NOT_FOUND",

@@ -1,14 +1,17 @@
-//! HTTP: one port for gRPC, grpc-web and REST, and the whole stack on this page.
+//! HTTP: one port for gRPC, grpc-web, REST and OAuth, and the whole stack on this page.
 
 mod cors;
 mod guardrail;
 mod hosts;
 mod identify;
 mod jwks;
+mod oauth;
 mod observe;
 mod openapi;
 mod serve;
 mod well_known;
+
+use std::convert::Infallible;
 
 use axum::Router;
 use axum::middleware::from_fn;
@@ -54,24 +57,30 @@ fn stack(
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
 
-    let api = ServiceBuilder::new()
-        // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
-        .layer(rest)
-        // The browser's framing in, gRPC's out; and back.
-        .layer(GrpcWebLayer::new())
+    let grpc = ServiceBuilder::new()
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))
         // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
         // and a panic, which must cost one request and not the connection.
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
         .service(routes(app, limits.body_bytes_max, health));
+    let grpc: GrpcService = BoxCloneSyncService::new(grpc);
+    // Forms in, calls out; and the RFCs' own answers back.
+    let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
+
+    let api = ServiceBuilder::new()
+        // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
+        .layer(rest)
+        // The browser's framing in, gRPC's out; and back.
+        .layer(GrpcWebLayer::new())
+        .service(grpc);
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
     let api =
         ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
     let api = BoxCloneSyncService::new(api);
 
     let plain = well_known::routes(app.clone(), ready, &web.base_paths).merge(openapi::routes(&web.base_paths));
-    let router = plain.fallback_service(api);
+    let router = plain.merge(oauth).fallback_service(api);
     let router = match cors::layer(&web.cors_origins)? {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),
@@ -102,3 +111,6 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
 /// What travels between the layers inside the transcoder.
 type GrpcRequest = http::Request<Body>;
 type GrpcResponse = http::Response<Body>;
+
+/// The gRPC services and what every call passes on its way to them, whichever wire it came over.
+type GrpcService = BoxCloneSyncService<GrpcRequest, GrpcResponse, Infallible>;

@@ -1,5 +1,6 @@
 //! Who asks, as the metadata says. Reads credentials and believes none of them.
 
+use tonic::Extensions;
 use tonic::Request;
 use tonic::metadata::Ascii;
 use tonic::metadata::MetadataMap;
@@ -7,6 +8,7 @@ use tonic::metadata::MetadataValue;
 
 use crate::app::AccessToken;
 use crate::app::Caller;
+use crate::app::Client;
 use crate::app::Origin;
 use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
@@ -43,6 +45,11 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
 /// Where a request comes from, as the edge has made it out.
 pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     request.extensions().get().cloned().unwrap_or_default()
+}
+
+/// The OAuth client on whose behalf the edge asks. Not in the metadata, where anyone could name one.
+pub(super) fn client(extensions: &Extensions) -> Option<Client> {
+    extensions.get().cloned()
 }
 
 /// The one caller of a method that takes a user or a service.

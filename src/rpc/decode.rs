@@ -127,7 +127,8 @@ fn timestamp(time: prost_types::Timestamp) -> Result<Timestamp, Refusal> {
     micros.map(Timestamp::from_micros).ok_or_else(|| Violation::refuse("auth_time", "must be a past moment since 1970"))
 }
 
-fn claims(claims: Struct) -> Result<serde_json::Map<String, serde_json::Value>, Refusal> {
+/// The claims in a `Struct`, as JSON.
+pub(crate) fn claims(claims: Struct) -> Result<serde_json::Map<String, serde_json::Value>, Refusal> {
     if claims.encoded_len() > 4 * CLAIMS_BYTES_MAX {
         return Err(Violation::refuse("claims", "must be at most 4096 bytes as JSON"));
     }

@@ -7,6 +7,7 @@ mod encode;
 /// Every answer that is no: the one table of gRPC codes and reasons.
 pub mod status;
 
+pub(crate) use decode::claims;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -34,7 +35,8 @@ type Reply<T> = Result<Response<T>, Status>;
 impl session_service_server::SessionService for SessionService {
     async fn revoke_current(&self, request: Request<pb::RevokeCurrentRequest>) -> Reply<pb::RevokeCurrentResponse> {
         let holder = caller::token_holder(request.metadata()).map_err(status::refused)?;
-        let ended = self.app.revoke_current(holder, caller::origin(&request)).await.map_err(status::of)?;
+        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
+        let ended = self.app.revoke_current(holder, client, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::ended(ended)))
     }
 
@@ -46,10 +48,10 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn refresh_session(&self, request: Request<pb::RefreshSessionRequest>) -> Reply<pb::RefreshSessionResponse> {
-        let origin = caller::origin(&request);
+        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
         let (metadata, _, message) = request.into_parts();
         let presented = caller::refresh_token(&metadata, message).map_err(status::refused)?;
-        let grant = self.app.refresh_session(presented, origin).await.map_err(status::of)?;
+        let grant = self.app.refresh_session(presented, client, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::refreshed(&grant)))
     }
 
@@ -108,8 +110,9 @@ impl session_service_server::SessionService for SessionService {
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Reply<pb::IntrospectTokenResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let client = caller::client(request.extensions());
         let tokens = decode::token(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        let worth = self.app.introspect(caller, client, tokens).await.map_err(status::of)?;
         Ok(Response::new(worth.into_iter().map(encode::introspection).next().unwrap_or_default()))
     }
 
@@ -119,7 +122,7 @@ impl session_service_server::SessionService for SessionService {
     ) -> Reply<pb::BatchIntrospectResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let tokens = decode::tokens(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, tokens).await.map_err(status::of)?;
+        let worth = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
         let items = worth.into_iter().map(encode::introspection).collect();
         Ok(Response::new(pb::BatchIntrospectResponse { items }))
     }

@@ -182,6 +182,11 @@ impl Issuer {
         Self(base.trim_end_matches('/').to_owned())
     }
 
+    /// The base URL, without a slash at its end.
+    pub fn base(&self) -> &str {
+        &self.0
+    }
+
     /// The `iss` of one project's tokens; its JWKS is below it, at `/.well-known/jwks.json`.
     pub fn of(&self, project: &str) -> String {
         format!("{}/projects/{project}", self.0)

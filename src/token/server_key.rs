@@ -15,6 +15,7 @@ use crate::id::KeyId;
 pub const PREFIX: &str = "sdsk_";
 
 /// A server key as a caller presents it. Has no `Debug`: it must not reach a log.
+#[derive(Clone)]
 pub struct ServerKey {
     id: KeyId,
     secret: [u8; 32],

@@ -1,0 +1,162 @@
+//! Every answer that is no, in the words of RFC 6749 §5.2 and RFC 7009 §2.2.1: one table, and which of ours becomes which.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use http::HeaderValue;
+use http::StatusCode;
+use http::header;
+use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::UNCACHED;
+use crate::rpc::status::Reason;
+
+/// Every 401 says how to do better (RFC 9110 §15.5.2, RFC 6749 §5.2).
+const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Basic realm="sessiond", charset="UTF-8""#);
+
+/// After how long to try again where nobody has said.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An answer that is no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    status: StatusCode,
+    error: &'static str,
+    /// For the client's developer: ASCII without quotation marks and backslashes (RFC 6749 §5.2).
+    description: &'static str,
+    retry_after: Option<Duration>,
+}
+
+/// Makes the table.
+macro_rules! failures {
+    ($($name:ident $status:ident $error:literal $description:literal,)*) => {
+        impl Failure {
+            $(pub(super) const $name: Self = Self {
+                status: StatusCode::$status, error: $error, description: $description, retry_after: None,
+            };)*
+
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+failures! {
+    NOT_POST METHOD_NOT_ALLOWED "invalid_request" "This endpoint takes POST.",
+    NOT_A_FORM BAD_REQUEST "invalid_request" "The body must be a form: application/x-www-form-urlencoded.",
+    CUT_OFF BAD_REQUEST "invalid_request" "The body ended early.",
+    TOO_SLOW REQUEST_TIMEOUT "invalid_request" "The body took too long to arrive.",
+    TOO_LARGE PAYLOAD_TOO_LARGE "invalid_request" "The body is too large.",
+    REPEATED BAD_REQUEST "invalid_request" "A parameter is there more than once.",
+    MISSING BAD_REQUEST "invalid_request" "A required parameter is missing.",
+    MALFORMED BAD_REQUEST "invalid_request" "A parameter is malformed.",
+    TWO_CLIENTS BAD_REQUEST "invalid_request" "The client names or authenticates itself in more than one way.",
+    INVALID_CLIENT UNAUTHORIZED "invalid_client" "There is no such client, or its secret is not one of its server keys.",
+    NO_CLIENT UNAUTHORIZED "invalid_client" "Client authentication is missing.",
+    OTHER_SCHEME UNAUTHORIZED "invalid_client" "Clients authenticate with HTTP Basic, or in the body.",
+    IN_A_BROWSER UNAUTHORIZED "invalid_client" "A server key has no business in a browser.",
+    INVALID_GRANT BAD_REQUEST "invalid_grant" "The token was not found, or has expired.",
+    NOT_YOURS BAD_REQUEST "invalid_grant" "The token was issued to another client.",
+    INVALID_SCOPE BAD_REQUEST "invalid_scope" "No scope was granted, so none can be asked for.",
+    UNSUPPORTED_GRANT_TYPE BAD_REQUEST "unsupported_grant_type" "The one grant type here is refresh_token.",
+    UNSUPPORTED_TOKEN_TYPE BAD_REQUEST "unsupported_token_type" "Access tokens and refresh tokens can be revoked here, and server keys cannot.",
+    // The RFCs have a name for these two at the authorization endpoint alone (RFC 6749 §4.1.2.1).
+    TOO_MANY TOO_MANY_REQUESTS "temporarily_unavailable" "Too many requests; try again later.",
+    UNAVAILABLE SERVICE_UNAVAILABLE "temporarily_unavailable" "Whether the token is still good is not known; try again.",
+    SERVER_ERROR INTERNAL_SERVER_ERROR "server_error" "Something went wrong on our side.",
+}
+
+/// The reason that one of our own statuses gives.
+pub(super) fn reason(status: &Status) -> Option<Reason> {
+    let info = status.get_details_error_info()?;
+    Reason::ALL.iter().copied().find(|reason| reason.name() == info.reason)
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let failure = match reason(&status) {
+            Some(Reason::InvalidServerKey) => Self::INVALID_CLIENT,
+            Some(Reason::RefreshTokenNotFoundOrExpired) => Self::INVALID_GRANT,
+            Some(Reason::WrongProject) => Self::NOT_YOURS,
+            // Only a sign-out can be handed the wrong kind of credential.
+            Some(Reason::InsufficientAccessType) => Self::UNSUPPORTED_TOKEN_TYPE,
+            Some(Reason::Schema) => Self::MALFORMED,
+            Some(Reason::RateLimited) => Self::TOO_MANY,
+            Some(Reason::StoreUnavailable | Reason::DeadlineExceeded) => Self::UNAVAILABLE,
+            Some(
+                Reason::CredentialsMissing
+                | Reason::UnparsableAccessToken
+                | Reason::AccessTokenExpired
+                | Reason::SessionRevoked
+                | Reason::SessionNotFound
+                | Reason::NotYourUser
+                | Reason::CannotDeleteCurrentSession
+                | Reason::SessionLimitReached
+                | Reason::Internal,
+            )
+            | None => Self::SERVER_ERROR,
+        };
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        Self { retry_after, ..failure }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = json!({"error": self.error, "error_description": self.description});
+        let mut response = (self.status, UNCACHED, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
+        }
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            let delay = self.retry_after.unwrap_or(RETRY_AFTER);
+            // Whole seconds (RFC 9110 §10.2.3), and none too few.
+            let seconds = (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1);
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::status;
+    use crate::session::Refusal;
+
+    #[test]
+    fn a_description_has_only_the_characters_that_one_may_have() {
+        for failure in Failure::ALL {
+            let fits = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+            assert!(failure.description.bytes().all(fits), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn what_passes_says_when_to_come_back() {
+        let refused = |millis| status::refused(Refusal::RateLimited { retry_after: Duration::from_millis(millis) });
+        for (status, http, seconds) in [
+            (refused(0), 429, "1"),
+            (refused(1_000), 429, "1"),
+            (refused(1_001), 429, "2"),
+            (status::unavailable(), 503, "1"),
+            (status::late(), 503, "1"),
+        ] {
+            let response = Failure::from(status).into_response();
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["retry-after"]),
+                (http, &HeaderValue::from_static(seconds))
+            );
+        }
+        for status in [status::internal(), Status::unimplemented("no details")] {
+            let response = Failure::from(status).into_response();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(!response.headers().contains_key("retry-after"));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Where the endpoints are, and what they take (RFC 8414). Every project is an issuer of its own, so there is a document
+//! for each; nothing in it depends on the request.
+
+use axum::Json;
+use axum::Router;
+use axum::extract::Path;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use http::Uri;
+use http::header;
+use serde_json::json;
+
+use crate::app::App;
+use crate::edge::jwks::cache_control;
+use crate::edge::jwks::no_project;
+use crate::edge::well_known::unavailable;
+use crate::id::ProjectId;
+
+/// §3.1: the name stands between the issuer's host and its path, so it is under no base path.
+pub(super) fn routes(app: App) -> Router {
+    Router::new().route("/.well-known/oauth-authorization-server/{*issuer}", get(document)).with_state(app)
+}
+
+async fn document(State(app): State<App>, Path(issuer_path): Path<String>) -> Response {
+    let base = app.issuer.base();
+    let base_path = base.parse::<Uri>().map(|uri| uri.path().trim_end_matches('/').to_owned()).unwrap_or_default();
+    let project = format!("/{issuer_path}").strip_prefix(&format!("{base_path}/projects/")).and_then(ProjectId::parse);
+    let Some(project) = project else { return no_project() };
+    match app.keys().with(|snapshot| snapshot.policy(&project).is_some()).await {
+        Ok(snapshot) if snapshot.policy(&project).is_none() => return no_project(),
+        Ok(_) => {}
+        // What is known stays good; that a project is unknown is not known while the database is away.
+        Err(_) => return unavailable(),
+    }
+    let issuer = app.issuer.of(project.as_str());
+    let any_client = ["client_secret_basic", "client_secret_post", "none"];
+    let body = json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
+        "token_endpoint": format!("{base}/oauth2/token"),
+        "token_endpoint_auth_methods_supported": any_client,
+        "grant_types_supported": ["refresh_token"],
+        // Required, though there is no authorization endpoint that could respond (§2).
+        "response_types_supported": [],
+        "revocation_endpoint": format!("{base}/oauth2/revoke"),
+        "revocation_endpoint_auth_methods_supported": any_client,
+        "introspection_endpoint": format!("{base}/oauth2/introspect"),
+        "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+    });
+    ([(header::CACHE_CONTROL, cache_control())], Json(body)).into_response()
+}

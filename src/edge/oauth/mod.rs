@@ -1,0 +1,158 @@
+//! OAuth 2.0 for clients that speak nothing else: trading a refresh token (RFC 6749 §6), signing out (RFC 7009), asking
+//! about a token (RFC 7662), and the document that tells of them (RFC 8414). An adapter: forms in, the API's own calls
+//! through the same layers as every other wire's, the RFCs' bodies out.
+//!
+//! A client's id is a project, its secret a server key of that project. A client without a secret is public: it may refresh
+//! and sign out, with a token that it holds.
+
+mod client;
+mod failure;
+mod form;
+mod introspection;
+mod metadata;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::Request;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::post;
+use http::Extensions;
+use http::HeaderValue;
+use http::header;
+use secrecy::ExposeSecret as _;
+use serde_json::json;
+use tonic::metadata::MetadataMap;
+use tonic::metadata::MetadataValue;
+
+use self::failure::Failure;
+use self::form::Form;
+use super::GrpcService;
+use crate::app::App;
+use crate::app::Client;
+use crate::config::Limits;
+use crate::pb;
+use crate::pb::session_service_client::SessionServiceClient;
+use crate::rpc::status::Reason;
+use crate::telemetry::Wire;
+use crate::token::refresh;
+
+/// Tokens must not be kept on the way (RFC 6749 §5.1); HTTP/1.0 knows the second alone.
+const UNCACHED: [(http::HeaderName, HeaderValue); 2] = [
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::PRAGMA, HeaderValue::from_static("no-cache")),
+];
+
+/// The routes, under every base path; the document's place follows from the issuer.
+pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {
+    let endpoint = Endpoint {
+        sessions: SessionServiceClient::new(grpc),
+        form: form::Limits { bytes_max: limits.body_bytes_max, timeout: limits.request_timeout },
+    };
+    let under = |router: Router<Endpoint>, base: &String| {
+        let base = base.trim_end_matches('/');
+        router
+            .route(&format!("{base}/oauth2/token"), post(token).fallback(only_post))
+            .route(&format!("{base}/oauth2/revoke"), post(revoke).fallback(only_post))
+            .route(&format!("{base}/oauth2/introspect"), post(introspect).fallback(only_post))
+    };
+    base_paths.iter().fold(Router::new(), under).with_state(endpoint).merge(metadata::routes(app))
+}
+
+/// What every endpoint needs.
+#[derive(Clone)]
+struct Endpoint {
+    sessions: SessionServiceClient<GrpcService>,
+    form: form::Limits,
+}
+
+/// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
+struct Asked {
+    form: Form,
+    client: Client,
+    extensions: Extensions,
+}
+
+impl Endpoint {
+    async fn read(&self, request: Request) -> Result<Asked, Failure> {
+        let (parts, body) = request.into_parts();
+        let mut form = Form::read(&parts.headers, body, self.form).await?;
+        let client = client::named(&parts.headers, &mut form)?;
+        Ok(Asked { form, client, extensions: parts.extensions })
+    }
+}
+
+impl Asked {
+    /// A call on behalf of the client. What the layers outside have found out travels on, and so does the client: no header
+    /// could say either.
+    fn call<M>(mut self, message: M) -> tonic::Request<M> {
+        self.extensions.insert(Wire::OAuth);
+        self.extensions.insert(self.client);
+        tonic::Request::from_parts(MetadataMap::new(), self.extensions, message)
+    }
+}
+
+/// RFC 6749 §6.
+async fn token(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+    let mut asked = endpoint.read(request).await?;
+    if asked.form.required("grant_type")? != "refresh_token" {
+        return Err(Failure::UNSUPPORTED_GRANT_TYPE);
+    }
+    let presented = asked.form.required("refresh_token")?;
+    // No token of ours has a scope, and none may be asked for that was not granted.
+    if asked.form.take("scope").is_some() {
+        return Err(Failure::INVALID_SCOPE);
+    }
+    let call = asked.call(pb::RefreshSessionRequest { refresh_token: Some(presented) });
+    let granted = endpoint.sessions.refresh_session(call).await?.into_inner();
+    let body = json!({
+        "access_token": granted.access_token,
+        "token_type": "Bearer",
+        "expires_in": granted.expires_in,
+        "refresh_token": granted.refresh_token,
+    });
+    Ok((UNCACHED, Json(body)).into_response())
+}
+
+/// RFC 7009. The hint is not looked at (§2.1 leaves that to us): a token's kind can be seen.
+async fn revoke(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+    let mut asked = endpoint.read(request).await?;
+    let presented = asked.form.required("token")?;
+    let (name, text) = match presented.starts_with(refresh::PREFIX) {
+        true => ("x-refresh-token", presented),
+        false => ("authorization", format!("Bearer {presented}")),
+    };
+    let mut call = asked.call(pb::RevokeCurrentRequest {});
+    // What no header can hold is no token of ours, and neither is this; but whether the client is one is to be looked at.
+    let value = MetadataValue::try_from(text).unwrap_or(MetadataValue::from_static("?"));
+    call.metadata_mut().insert(name, value);
+    match endpoint.sessions.revoke_current(call).await {
+        Err(status) if !is_of_no_session(&status) => Err(status.into()),
+        // §2.2: a token that is not valid is as good as revoked, and that is all that the client wanted.
+        Ok(_) | Err(_) => Ok(UNCACHED.into_response()),
+    }
+}
+
+fn is_of_no_session(status: &tonic::Status) -> bool {
+    matches!(failure::reason(status), Some(Reason::UnparsableAccessToken | Reason::RefreshTokenNotFoundOrExpired))
+}
+
+/// RFC 7662. The hint is not looked at here either.
+async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+    let mut asked = endpoint.read(request).await?;
+    // §2.1: not for everyone, or it could be asked about tokens until one is good.
+    let key = asked.client.key.take().ok_or(Failure::NO_CLIENT)?;
+    let token = asked.form.required("token")?;
+    let mut call = asked.call(pb::IntrospectTokenRequest { token });
+    let credential = format!("Bearer {}", key.expose().expose_secret());
+    let credential = MetadataValue::try_from(credential).expect("a server key is letters, digits, `-` and `_`");
+    call.metadata_mut().insert("authorization", credential);
+    let answer = endpoint.sessions.introspect_token(call).await?.into_inner();
+    Ok((UNCACHED, Json(introspection::render(answer)?)).into_response())
+}
+
+/// RFC 6749 §3.2, RFC 7009 §2.1 and RFC 7662 §2.1 all say POST; axum adds `Allow`.
+async fn only_post() -> Failure {
+    Failure::NOT_POST
+}

@@ -1,0 +1,113 @@
+// oauth4webapi against a running `sessiond dev`; ./run starts both. It holds every answer against the RFCs by itself, so
+// what is checked here is mostly that it has nothing to object to, and that a session is over when it should be.
+
+import assert from "node:assert/strict";
+import * as oauth from "oauth4webapi";
+
+const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
+
+// Loopback has no TLS.
+const insecure = { [oauth.allowInsecureRequests]: true };
+const client = { client_id: SESSIOND_PROJECT_ID };
+
+/** Opens a session, which no OAuth request can. */
+async function signIn() {
+    const response = await fetch(`${SESSIOND_URL}/auth/sessions`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${SESSIOND_SERVER_KEY}`, "content-type": "application/json" },
+        body: JSON.stringify({ user_id: "ada" }),
+    });
+    assert.equal(response.status, 200);
+    return await response.json();
+}
+
+async function refresh(as, auth, token) {
+    const response = await oauth.refreshTokenGrantRequest(as, client, auth, token, insecure);
+    assert.match(response.headers.get("cache-control"), /no-store/);
+    return await oauth.processRefreshTokenResponse(as, client, response);
+}
+
+async function revoke(as, auth, token, hint) {
+    const additionalParameters = hint ? { token_type_hint: hint } : {};
+    const options = { ...insecure, additionalParameters };
+    await oauth.processRevocationResponse(await oauth.revocationRequest(as, client, auth, token, options));
+}
+
+async function introspect(as, auth, token) {
+    const response = await oauth.introspectionRequest(as, client, auth, token, insecure);
+    return await oauth.processIntrospectionResponse(as, client, response);
+}
+
+/** The library reads the status, the challenge and the body; this says which it was. */
+async function assertRefused(request, status, error) {
+    await assert.rejects(request, (thrown) => {
+        if (status === 401) {
+            assert.ok(thrown instanceof oauth.WWWAuthenticateChallengeError, thrown);
+            assert.deepEqual(thrown.cause.map((challenge) => challenge.scheme), ["basic"]);
+        } else {
+            assert.ok(thrown instanceof oauth.ResponseBodyError, thrown);
+            assert.equal(thrown.error, error);
+        }
+        assert.equal(thrown.status, status);
+        return true;
+    });
+}
+
+// RFC 8414: found from the issuer alone, and the issuer is the one that was asked for.
+const issuer = new URL(`${SESSIOND_URL}/projects/${SESSIOND_PROJECT_ID}`);
+const discovered = await oauth.discoveryRequest(issuer, { ...insecure, algorithm: "oauth2" });
+const as = await oauth.processDiscoveryResponse(issuer, discovered);
+
+const confidential = {
+    client_secret_basic: oauth.ClientSecretBasic(SESSIOND_SERVER_KEY),
+    client_secret_post: oauth.ClientSecretPost(SESSIOND_SERVER_KEY),
+};
+const all = { ...confidential, none: oauth.None() };
+assert.deepEqual(as.token_endpoint_auth_methods_supported, Object.keys(all));
+assert.deepEqual(as.revocation_endpoint_auth_methods_supported, Object.keys(all));
+assert.deepEqual(as.introspection_endpoint_auth_methods_supported, Object.keys(confidential));
+
+for (const [method, auth] of Object.entries(all)) {
+    // RFC 6749 §6, and a token by RFC 9068, under a key of the document's `jwks_uri`.
+    const granted = await refresh(as, auth, (await signIn()).refresh_token);
+    const presented = new Request(SESSIOND_URL, { headers: { authorization: `Bearer ${granted.access_token}` } });
+    const claims = await oauth.validateJwtAccessToken(as, presented, SESSIOND_PROJECT_ID, insecure);
+    assert.equal(claims.sub, "ada");
+
+    // RFC 7009, by either token and whatever the hint; twice is fine, and so is what was never a token.
+    for (const kind of ["access_token", "refresh_token"]) {
+        for (const hint of [undefined, "access_token", "refresh_token", "saml2"]) {
+            const session = await signIn();
+            await revoke(as, auth, session[kind], hint);
+            await assertRefused(refresh(as, auth, session.refresh_token), 400, "invalid_grant");
+            await revoke(as, auth, session[kind], hint);
+        }
+    }
+    await revoke(as, auth, "rubbish");
+    await assertRefused(revoke(as, auth, SESSIOND_SERVER_KEY), 400, "unsupported_token_type");
+    console.log(`${method}: refreshed, verified, revoked`);
+}
+
+for (const [method, auth] of Object.entries(confidential)) {
+    // RFC 7662. The library sees to it that `iss` and `aud` are what they should be, and times are numbers.
+    const session = await signIn();
+    const access = await introspect(as, auth, session.access_token);
+    assert.deepEqual([access.active, access.sub, access.token_type], [true, "ada", "Bearer"]);
+    const refresh = await introspect(as, auth, session.refresh_token);
+    assert.deepEqual([refresh.active, refresh.sub, refresh.sid], [true, "ada", access.sid]);
+    await revoke(as, auth, session.access_token);
+    for (const token of [session.access_token, session.refresh_token, "rubbish"]) {
+        assert.deepEqual(await introspect(as, auth, token), { active: false });
+    }
+    console.log(`${method}: introspected`);
+}
+await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401);
+
+for (const wrong of [oauth.ClientSecretBasic, oauth.ClientSecretPost].map((way) => way("wrong"))) {
+    const session = await signIn();
+    await assertRefused(refresh(as, wrong, session.refresh_token), 401);
+    await assertRefused(revoke(as, wrong, session.refresh_token), 401);
+    await assertRefused(introspect(as, wrong, session.refresh_token), 401);
+    await refresh(as, oauth.None(), session.refresh_token);
+}
+console.log("a wrong secret: refused, and nothing ended");
