@@ -24,6 +24,10 @@
 #[cfg(feature = "server")]
 pub mod id;
 
+/// What a device is called.
+#[cfg(feature = "server")]
+pub mod device;
+
 // The ground floor: the world outside.
 
 /// Time and dice.
