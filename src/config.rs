@@ -1,10 +1,13 @@
 //! Every setting: a flag and an environment variable each, with its unit, bound and default. `--help` is the manual.
 
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
+use ipnet::Ipv4Net;
 use secrecy::SecretString;
 
 /// How the server is reached.
@@ -72,6 +75,26 @@ pub struct Web {
     /// with 421. None given lets every name in.
     #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
+
+    /// A reverse proxy whose word on the client's address is taken: an address or a network, such as `10.0.0.0/8`; may be
+    /// given more than once. Each proxy must add the address that it was called from, and only proxies may call from
+    /// there. None given: the client is whoever opened the connection.
+    #[arg(long = "trusted-proxy", env = "SESSIOND_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
+    pub trusted_proxies: Vec<IpNet>,
+
+    /// The header in which the trusted proxies name the client's address. The other one is not read: the proxies let it
+    /// through as the client wrote it.
+    #[arg(long, env = "SESSIOND_FORWARDED_HEADER", default_value = "x-forwarded-for", value_name = "HEADER")]
+    pub forwarded_header: ForwardedHeader,
+}
+
+/// A header that names the addresses that a request came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`: a list of addresses.
+    XForwardedFor,
+    /// `Forwarded`, as RFC 7239 has it.
+    Forwarded,
 }
 
 /// Where the database is.
@@ -159,6 +182,26 @@ pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Res
 fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     let size = text.parse().map_err(|_| "must be a whole number".to_owned())?;
     if (MIN..=MAX).contains(&size) { Ok(size) } else { Err(format!("must be {MIN} to {MAX}")) }
+}
+
+/// Reads a network such as `10.0.0.0/8` or `fd00::/8`, or an address, which is the network of that one. A network of
+/// IPv4 addresses mapped into IPv6 (RFC 4291 §2.5.5.2) is one of IPv4 addresses.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn network(text: &str) -> Result<IpNet, String> {
+    let alone = text.parse::<IpAddr>().map(IpNet::from);
+    let network =
+        alone.or_else(|_| text.parse()).map_err(|_| "must be an address, or a network such as `10.0.0.0/8`")?;
+    Ok(match network {
+        IpNet::V6(mapped) if mapped.prefix_len() >= 96 => {
+            let address = mapped.addr().to_ipv4_mapped();
+            let network = address.and_then(|address| Ipv4Net::new(address, mapped.prefix_len() - 96).ok());
+            network.map_or(IpNet::V6(mapped), IpNet::V4)
+        }
+        other => other,
+    })
 }
 
 /// Reads a base path: `/`, or a plain path such as `/api/v1`.

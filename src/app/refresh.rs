@@ -8,7 +8,9 @@ use super::Grant;
 use super::grant::Granted;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
+use crate::device;
 use crate::id::ProjectId;
+use crate::session::Origin;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
@@ -24,13 +26,13 @@ use crate::token::refresh::Link;
 use crate::token::refresh::RefreshToken;
 
 impl App {
-    /// Refreshes the session of a refresh token.
+    /// Refreshes the session of a refresh token; it shows where the session is now.
     ///
     /// # Errors
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
     /// [`Refusal::RateLimited`]; the store's; a key's.
-    pub async fn refresh_session(&self, presented: Option<RefreshToken>) -> Result<Grant, Error> {
+    pub async fn refresh_session(&self, presented: Option<RefreshToken>, origin: Origin) -> Result<Grant, Error> {
         let now = self.clock.now();
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
@@ -45,9 +47,11 @@ impl App {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
 
+        // Not while the session is locked and the time of the database's operation runs.
+        device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let work = move |mut tx: Tx| async move {
-            let outcome = rotate(&mut tx, &key, &presented, now, &policy).await?;
+            let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy).await?;
             tx.commit(outcome).await
         };
         match self.store.transact("refresh_session", work).await? {
@@ -75,6 +79,7 @@ async fn rotate(
     tx: &mut Tx,
     key: &RefreshKey,
     presented: &RefreshToken,
+    origin: &Origin,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
@@ -86,10 +91,10 @@ async fn rotate(
         return Ok(Outcome::Refused);
     }
     match rotation::decide(&stored.chain, presented.link(), now, policy) {
-        Rotation::Repeated(link) => use_session(tx, stored, link, now, policy).await,
+        Rotation::Repeated(link) => use_session(tx, stored, link, origin, now, policy).await,
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            use_session(tx, stored, link, now, policy).await
+            use_session(tx, stored, link, origin, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, now)]).await?;
@@ -104,11 +109,13 @@ async fn use_session(
     tx: &mut Tx,
     stored: StoredSession,
     link: Link,
+    origin: &Origin,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
+    session.device.seen_from(origin);
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
     Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at })))

@@ -6,6 +6,7 @@ mod hosts;
 mod identify;
 mod observe;
 mod openapi;
+mod origin;
 mod serve;
 mod well_known;
 
@@ -77,6 +78,8 @@ fn stack(
         None => router,
     };
     Ok(router
+        // Where the request comes from, for whoever further in limits or remembers it.
+        .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
         // Before anything is looked at: a request for another host is not for us.
         .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
         // Every request gets an id, and every answer tells it.

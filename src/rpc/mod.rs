@@ -14,6 +14,7 @@ use tonic::Status;
 use crate::app::App;
 use crate::pb;
 use crate::pb::session_service_server;
+use crate::session::Origin;
 
 /// The API's handlers.
 #[derive(Clone)]
@@ -46,9 +47,10 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn refresh_session(&self, request: Request<pb::RefreshSessionRequest>) -> Reply<pb::RefreshSessionResponse> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, mut extensions, message) = request.into_parts();
         let presented = caller::refresh_token(&metadata, message).map_err(status::refused)?;
-        let grant = self.app.refresh_session(presented).await.map_err(status::of)?;
+        let origin = extensions.remove::<Origin>().unwrap_or_default();
+        let grant = self.app.refresh_session(presented, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::refreshed(&grant)))
     }
 }

@@ -133,7 +133,7 @@ pub fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
             impersonator,
             authentication: draft.authentication,
             replaces,
-            device,
+            device: device.named(),
             labels: draft.labels,
             claims: draft.claims,
         }),

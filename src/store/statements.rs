@@ -12,6 +12,7 @@ use diesel::sql_types::Array;
 use diesel::sql_types::BigInt;
 use diesel::sql_types::Binary;
 use diesel::sql_types::Bool;
+use diesel::sql_types::Nullable;
 use diesel::sql_types::SmallInt;
 use diesel::sql_types::Text;
 use diesel::sql_types::Timestamptz;
@@ -82,7 +83,8 @@ statement! {
 }
 
 statement! {
-    /// Records what a refresh did to a session: its chain, its last use, and how long its newest access token lasts.
+    /// Records what a refresh did to a session: its chain, its last use and the device then, and how long its newest access
+    /// token lasts.
     SessionRotate -> () =
     "UPDATE sessions SET last_used_at = "
     [last_used_at: PgTimestamp as Timestamptz]
@@ -96,6 +98,12 @@ statement! {
     [attempts: Vec<i64> as Array<BigInt>]
     ", refresh_issued_at = "
     [issued_at: Vec<PgTimestamp> as Array<Timestamptz>]
+    ", device_name = "
+    [device_name: Option<String> as Nullable<Text>]
+    ", user_agent = "
+    [user_agent: Option<String> as Nullable<Text>]
+    ", ip = "
+    [ip: Option<String> as Nullable<Text>]
     " WHERE project_id = "
     [project: String as Text]
     " AND id = "

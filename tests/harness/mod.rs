@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sessiond::{
     app::{App, KeyCache},
     clock::Clock,
-    config::{Limits, Listen, Web},
+    config::{ForwardedHeader, Limits, Listen, Web},
     edge::Server,
     id::{ProjectId, SessionId},
     pb::{
@@ -24,7 +24,7 @@ use sessiond::{
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
     session::Policy,
-    store::{Options, Role, Store},
+    store::{Options, Role, Store, StoredSession},
     telemetry::Metrics,
     token::{
         access::Issuer,
@@ -141,6 +141,12 @@ impl Service {
         self.wires.call(wire, "RefreshSession", headers, &RefreshSessionRequest::default()).await
     }
 
+    /// A session as it is in the database.
+    pub async fn stored(&self, session: &str) -> Option<StoredSession> {
+        let project = ProjectId::parse(PROJECT).expect("a name");
+        self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers")
+    }
+
     /// What the operator's Prometheus reads.
     pub async fn metrics_page(&self) -> String {
         let mut socket = TcpStream::connect(self.metrics_addr).await.expect("connects");
@@ -151,9 +157,7 @@ impl Service {
     }
 
     pub async fn is_live(&self, session: &str) -> bool {
-        let project = ProjectId::parse(PROJECT).expect("a name");
-        let stored =
-            self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
+        let stored = self.stored(session).await;
         stored.is_some_and(|stored| stored.session.is_live(self.clock.now(), stored.session.epoch))
     }
 }
@@ -245,6 +249,8 @@ pub fn web() -> Web {
         base_paths: vec!["/".to_owned(), "/api/v1".to_owned()],
         cors_origins: vec![],
         allowed_hosts: vec![],
+        trusted_proxies: vec![],
+        forwarded_header: ForwardedHeader::XForwardedFor,
     }
 }
 
