@@ -97,6 +97,38 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
+/// How much any one caller may ask for, on each replica by itself. What is over it is answered with RESOURCE_EXHAUSTED,
+/// which over REST is 429, and with the time to wait.
+#[derive(Args, Clone, Debug)]
+pub struct Rates {
+    /// The requests per second that one address may make in the long run: 0 to 1000000; 0 sets no limit. Those with a
+    /// genuine server key do not count, and sign-outs have a count of their own. Of IPv6, the network (/64) is one
+    /// address; so are all clients behind a proxy that is not a --trusted-proxy.
+    #[arg(long, env = "SESSIOND_ADDRESS_RATE", default_value_t = 100, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub address_rate: u32,
+
+    /// The requests that one address may make at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_ADDRESS_BURST", default_value_t = 400, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub address_burst: u32,
+
+    /// The requests per second with genuine credentials of one project: 0 to 1000000; 0 sets no limit. Sign-outs do not
+    /// count: they are not refused for what others in the project do.
+    #[arg(long, env = "SESSIOND_PROJECT_RATE", default_value_t = 5_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub project_rate: u32,
+
+    /// The requests with genuine credentials of one project that may come at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_PROJECT_BURST", default_value_t = 10_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub project_burst: u32,
+
+    /// The requests per second with one server key: 0 to 1000000; 0 sets no limit.
+    #[arg(long, env = "SESSIOND_SERVER_KEY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub server_key_rate: u32,
+
+    /// The requests with one server key that may come at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_SERVER_KEY_BURST", default_value_t = 4_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub server_key_burst: u32,
+}
+
 /// Where the database is.
 #[derive(Args, Clone, Debug)]
 pub struct Database {
@@ -182,6 +214,11 @@ pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Res
 fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     let size = text.parse().map_err(|_| "must be a whole number".to_owned())?;
     if (MIN..=MAX).contains(&size) { Ok(size) } else { Err(format!("must be {MIN} to {MAX}")) }
+}
+
+fn number<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
+    let number = text.parse().map_err(|_| "must be a whole number".to_owned())?;
+    if (MIN..=MAX).contains(&number) { Ok(number) } else { Err(format!("must be {MIN} to {MAX}")) }
 }
 
 /// Reads a network such as `10.0.0.0/8` or `fd00::/8`, or an address, which is the network of that one. A network of

@@ -50,6 +50,10 @@ pub mod telemetry;
 #[cfg(feature = "server")]
 pub mod pb;
 
+/// How much any one caller may ask for.
+#[cfg(feature = "server")]
+pub mod rates;
+
 // What is true of sessions, whoever asks.
 
 /// Tokens, and the keys that make them.

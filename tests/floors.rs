@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["id", "device"],
     &["clock", "config", "cluster", "pb"],
     &["telemetry"],
-    &["token"],
+    &["rates", "token"],
     &["session"],
     &["store"],
     &["app"],

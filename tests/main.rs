@@ -15,6 +15,7 @@ mod revoke;
 mod grpc;
 mod openapi;
 mod outage;
+mod rates;
 mod rest;
 
 // The binary as people run it.

@@ -6,6 +6,7 @@ use super::App;
 use super::Error;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::rates::Of;
 use crate::session::Refusal;
 use crate::store::Role;
 use crate::token::access::Claims;
@@ -47,10 +48,14 @@ pub(super) struct Bearer {
 impl App {
     /// The service behind a server key.
     ///
+    /// Only the genuine key takes from its bucket and its project's: whoever knows no more than the key's id could drain
+    /// them otherwise. A stranger's attempts are bounded by the stranger's address, which pays for them; a genuine key's are
+    /// not. Where nothing is left, not even the database is asked.
+    ///
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a user, [`Refusal::InvalidServerKey`] for
-    /// one that is malformed, unknown or revoked; or the store's.
+    /// one that is malformed, unknown or revoked; [`Refusal::RateLimited`]; or the store's.
     pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
         let key = match caller {
             Caller::Service(key) => key,
@@ -58,10 +63,14 @@ impl App {
             Caller::User(_) => return Err(Refusal::InsufficientAccessType.into()),
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
+        self.rates.look(Of::ServerKey(key.id()))?;
         let row = self.store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
+        self.rates.give_back();
+        self.rates.take(Of::ServerKey(key.id()))?;
+        self.rates.take(Of::Project(&row.project))?;
         Ok(Service { project: row.project, role: row.role })
     }
 

@@ -23,9 +23,13 @@ pub use revoke::TokenHolder;
 use std::sync::Arc;
 
 use crate::clock::Clock;
+use crate::config;
+use crate::rates;
+use crate::rates::Limiter;
 use crate::session::Refusal;
 use crate::store;
 use crate::store::Store;
+use crate::telemetry::Metrics;
 use crate::token::access::Issuer;
 
 /// Why there is no answer.
@@ -54,6 +58,12 @@ impl From<Refusal> for Error {
     }
 }
 
+impl From<rates::Empty> for Error {
+    fn from(empty: rates::Empty) -> Self {
+        Self::Refused(empty.into())
+    }
+}
+
 /// The service. Clones are one and the same.
 #[derive(Clone)]
 pub struct App {
@@ -61,12 +71,24 @@ pub struct App {
     pub(crate) keys: KeyCache,
     pub(crate) issuer: Issuer,
     pub(crate) clock: Clock,
+    pub(crate) rates: Limiter,
 }
 
 impl App {
-    /// Puts the service together.
+    /// Puts the service together. It lets in all who come; see [`App::with_rates`].
     pub const fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
-        Self { store, keys, issuer, clock }
+        Self { store, keys, issuer, clock, rates: Limiter::off() }
+    }
+
+    /// Lets in only so many.
+    #[must_use]
+    pub fn with_rates(self, rates: &config::Rates, metrics: Metrics) -> Self {
+        Self { rates: Limiter::new(rates, self.clock.clone(), metrics), ..self }
+    }
+
+    /// How much any one caller may ask for.
+    pub const fn rates(&self) -> &Limiter {
+        &self.rates
     }
 
     /// The keys and policies as they are known now.

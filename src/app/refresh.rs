@@ -10,6 +10,7 @@ use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::device;
 use crate::id::ProjectId;
+use crate::rates::Of;
 use crate::session::Origin;
 use crate::session::Policy;
 use crate::session::Refusal;
@@ -28,6 +29,9 @@ use crate::token::refresh::RefreshToken;
 impl App {
     /// Refreshes the session of a refresh token; it shows where the session is now.
     ///
+    /// A genuine token takes from its project's bucket; where nothing is left there, the token is not even looked at. One
+    /// that is made up takes nothing, or anyone could drain it: the key's id is in every token of the project.
+    ///
     /// # Errors
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
@@ -42,10 +46,12 @@ impl App {
         let snapshot = self.keys.with(known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = *snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
+        self.rates.look(Of::Project(key.project()))?;
         // A made-up token ends here, before the database hears of it.
         if !key.may_have_made(&presented) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
+        self.rates.take(Of::Project(key.project()))?;
 
         // Not while the session is locked and the time of the database's operation runs.
         device::prepare();

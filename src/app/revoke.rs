@@ -1,5 +1,6 @@
 //! Signing out. It always works: any genuine token of the session ends it, fresh or expired, current or older, and once
-//! more is as good as once.
+//! more is as good as once. So it takes from no bucket that others can drain, the project's above all: only the sign-outs of
+//! one address are bounded (`edge::rate`).
 
 use super::AccessToken;
 use super::App;

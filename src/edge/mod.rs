@@ -7,6 +7,7 @@ mod identify;
 mod observe;
 mod openapi;
 mod origin;
+mod rate;
 mod serve;
 mod well_known;
 
@@ -61,6 +62,8 @@ fn stack(
         .layer(GrpcWebLayer::new())
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))
+        // Whoever asks too often from one address is told so before anything is done for it. Counted above like any call.
+        .layer(rate::RateLayer::new(app.rates().clone()))
         // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
         // and a panic, which must cost one request and not the connection.
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
