@@ -4,9 +4,11 @@ use std::fmt;
 use std::ops::Add;
 use std::ops::Sub;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
@@ -100,6 +102,14 @@ impl Clock {
         Timestamp(self.hand.as_ref().map_or_else(system_micros, |hand| hand.load(Ordering::SeqCst)))
     }
 
+    /// How long it is from some moment in the past, the same for as long as the process runs: for measuring, where a time
+    /// of day that is set back must do no harm. Never goes back; a frozen clock's stands still with it.
+    pub fn elapsed(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let hand = self.hand.as_ref().map(|hand| hand.load(Ordering::SeqCst));
+        hand.map_or_else(|| START.elapsed(), |micros| Duration::from_micros(micros.try_into().unwrap_or(0)))
+    }
+
     /// Moves a frozen clock on. The system's clock goes by itself: there this does nothing.
     pub fn advance(&self, by: Duration) {
         if let Some(hand) = &self.hand {
@@ -155,6 +165,9 @@ mod tests {
         assert_eq!(clock.now(), before);
         clock.clone().advance(Duration::from_secs(1));
         assert_eq!(clock.now().since(before), Duration::from_secs(1));
+        let elapsed = clock.elapsed();
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(clock.elapsed(), elapsed + Duration::from_secs(1));
     }
 
     #[test]

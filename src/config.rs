@@ -1,10 +1,13 @@
 //! Every setting: a flag and an environment variable each, with its unit, bound and default. `--help` is the manual.
 
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
+use ipnet::Ipv4Net;
 use secrecy::SecretString;
 
 /// How the server is reached.
@@ -72,6 +75,58 @@ pub struct Web {
     /// with 421. None given lets every name in.
     #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
+
+    /// A reverse proxy whose word on the client's address is taken: an address or a network, such as `10.0.0.0/8`; may be
+    /// given more than once. Each proxy must add the address that it was called from, and only proxies may call from
+    /// there. None given: the client is whoever opened the connection.
+    #[arg(long = "trusted-proxy", env = "SESSIOND_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
+    pub trusted_proxies: Vec<IpNet>,
+
+    /// The header in which the trusted proxies name the client's address. The other one is not read: the proxies let it
+    /// through as the client wrote it.
+    #[arg(long, env = "SESSIOND_FORWARDED_HEADER", default_value = "x-forwarded-for", value_name = "HEADER")]
+    pub forwarded_header: ForwardedHeader,
+}
+
+/// A header that names the addresses that a request came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`: a list of addresses.
+    XForwardedFor,
+    /// `Forwarded`, as RFC 7239 has it.
+    Forwarded,
+}
+
+/// How much any one caller may ask for, on each replica by itself. What is over it is answered with RESOURCE_EXHAUSTED,
+/// which over REST is 429, and with the time to wait.
+#[derive(Args, Clone, Debug)]
+pub struct Rates {
+    /// The requests per second that one address may make in the long run: 0 to 1000000; 0 sets no limit. Those with a
+    /// genuine server key do not count, and sign-outs have a count of their own. Of IPv6, the network (/64) is one
+    /// address; so are all clients behind a proxy that is not a --trusted-proxy.
+    #[arg(long, env = "SESSIOND_ADDRESS_RATE", default_value_t = 100, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub address_rate: u32,
+
+    /// The requests that one address may make at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_ADDRESS_BURST", default_value_t = 400, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub address_burst: u32,
+
+    /// The requests per second with genuine credentials of one project: 0 to 1000000; 0 sets no limit. Sign-outs do not
+    /// count: they are not refused for what others in the project do.
+    #[arg(long, env = "SESSIOND_PROJECT_RATE", default_value_t = 5_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub project_rate: u32,
+
+    /// The requests with genuine credentials of one project that may come at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_PROJECT_BURST", default_value_t = 10_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub project_burst: u32,
+
+    /// The requests per second with one server key: 0 to 1000000; 0 sets no limit.
+    #[arg(long, env = "SESSIOND_SERVER_KEY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub server_key_rate: u32,
+
+    /// The requests with one server key that may come at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_SERVER_KEY_BURST", default_value_t = 4_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub server_key_burst: u32,
 }
 
 /// Where the database is.
@@ -159,6 +214,31 @@ pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Res
 fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     let size = text.parse().map_err(|_| "must be a whole number".to_owned())?;
     if (MIN..=MAX).contains(&size) { Ok(size) } else { Err(format!("must be {MIN} to {MAX}")) }
+}
+
+fn number<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
+    let number = text.parse().map_err(|_| "must be a whole number".to_owned())?;
+    if (MIN..=MAX).contains(&number) { Ok(number) } else { Err(format!("must be {MIN} to {MAX}")) }
+}
+
+/// Reads a network such as `10.0.0.0/8` or `fd00::/8`, or an address, which is the network of that one. A network of
+/// IPv4 addresses mapped into IPv6 (RFC 4291 §2.5.5.2) is one of IPv4 addresses.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn network(text: &str) -> Result<IpNet, String> {
+    let alone = text.parse::<IpAddr>().map(IpNet::from);
+    let network =
+        alone.or_else(|_| text.parse()).map_err(|_| "must be an address, or a network such as `10.0.0.0/8`")?;
+    Ok(match network {
+        IpNet::V6(mapped) if mapped.prefix_len() >= 96 => {
+            let address = mapped.addr().to_ipv4_mapped();
+            let network = address.and_then(|address| Ipv4Net::new(address, mapped.prefix_len() - 96).ok());
+            network.map_or(IpNet::V6(mapped), IpNet::V4)
+        }
+        other => other,
+    })
 }
 
 /// Reads a base path: `/`, or a plain path such as `/api/v1`.

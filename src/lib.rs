@@ -24,6 +24,10 @@
 #[cfg(feature = "server")]
 pub mod id;
 
+/// What a device is called.
+#[cfg(feature = "server")]
+pub mod device;
+
 // The ground floor: the world outside.
 
 /// Time and dice.
@@ -45,6 +49,10 @@ pub mod telemetry;
 /// What `proto/` compiles to.
 #[cfg(feature = "server")]
 pub mod pb;
+
+/// How much any one caller may ask for.
+#[cfg(feature = "server")]
+pub mod rates;
 
 // What is true of sessions, whoever asks.
 

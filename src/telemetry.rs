@@ -63,12 +63,18 @@ struct OperationLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BucketLabels {
+    bucket: &'static str,
+}
+
 /// The counters. Clones count together.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
     requests: Family<RequestLabels, Counter>,
     latency: Family<LatencyLabels, Histogram>,
+    rate_limited: Family<BucketLabels, Counter>,
     operations: Family<OperationLabels, Histogram>,
     connections: Gauge,
     connections_idle: Gauge,
@@ -82,6 +88,8 @@ impl Default for Metrics {
         let latency = Family::new_with_constructor(durations as fn() -> Histogram);
         let help = "Time from the request's head to the answer's";
         registry.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
+        let rate_limited = Family::default();
+        registry.register("rate_limited", "Requests refused by the bucket that was empty", rate_limited.clone());
         let operations = Family::new_with_constructor(durations as fn() -> Histogram);
         let help = "Time of a database operation, the wait for a connection included";
         registry.register_with_unit("store_operation_duration", help, Unit::Seconds, operations.clone());
@@ -89,7 +97,8 @@ impl Default for Metrics {
         registry.register("store_connections", "Open connections to the database", connections.clone());
         let connections_idle = Gauge::default();
         registry.register("store_connections_idle", "Open connections that nobody uses", connections_idle.clone());
-        Self { registry: Arc::new(registry), requests, latency, operations, connections, connections_idle }
+        let registry = Arc::new(registry);
+        Self { registry, requests, latency, rate_limited, operations, connections, connections_idle }
     }
 }
 
@@ -99,6 +108,11 @@ impl Metrics {
         let (rpc, wire) = (rpc.to_owned(), wire.as_str());
         self.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code }).inc();
         self.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a request that was refused because this kind of bucket was empty.
+    pub fn rate_limited(&self, bucket: &'static str) {
+        self.rate_limited.get_or_create(&BucketLabels { bucket }).inc();
     }
 
     /// Counts a database operation.

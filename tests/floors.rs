@@ -8,10 +8,10 @@ use std::{
 
 /// Lowest first. Modules on one floor ignore each other.
 const FLOORS: &[&[&str]] = &[
-    &["id"],
+    &["id", "device"],
     &["clock", "config", "cluster", "pb"],
     &["telemetry"],
-    &["token"],
+    &["rates", "token"],
     &["session"],
     &["store"],
     &["app"],
@@ -29,6 +29,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("tonic", &["pb", "rpc", "edge"]),
     ("prost_reflect", &["transcode", "edge"]),
     ("axum", &["edge"]),
+    ("ua_parser", &["device"]),
     ("clap", &["config"]),
     ("getrandom", &["clock"]),
 ];

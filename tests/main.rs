@@ -8,6 +8,7 @@ mod harness;
 // What the service does, over all three wires.
 mod create;
 mod keys;
+mod origin;
 mod refresh;
 mod revoke;
 
@@ -16,6 +17,7 @@ mod grpc;
 mod oauth;
 mod openapi;
 mod outage;
+mod rates;
 mod rest;
 
 // The binary as people run it.

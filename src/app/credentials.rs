@@ -1,6 +1,5 @@
 //! Who asks. A credential is read in `rpc`; here it is believed, or not.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::App;
@@ -11,13 +10,14 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::rates::Of;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::store::Role;
 use crate::store::Seen;
-use crate::token::access::Claims;
 use crate::token::access::Presented;
 use crate::token::access::Rejection;
+use crate::token::keys::SigningKey;
 use crate::token::server_key::ServerKey;
 
 /// An access token as it was presented. Has no `Debug`: it must not reach a log.
@@ -71,15 +71,6 @@ pub(super) enum Principal {
     Service(Service),
 }
 
-/// Where a request comes from, as far as is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origin {
-    /// The client's address.
-    pub ip: Option<IpAddr>,
-    /// What it calls itself.
-    pub user_agent: Option<String>,
-}
-
 /// What a genuine access token says, expired or not.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Bearer {
@@ -90,10 +81,14 @@ pub(super) struct Bearer {
 impl App {
     /// The service behind a server key.
     ///
+    /// Only the genuine key takes from its bucket and its project's: whoever knows no more than the key's id could drain
+    /// them otherwise. A stranger's attempts are bounded by the stranger's address, which pays for them; a genuine key's are
+    /// not. Where nothing is left, not even the database is asked.
+    ///
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a user, [`Refusal::InvalidServerKey`] for
-    /// one that is malformed, unknown or revoked; or the store's.
+    /// one that is malformed, unknown or revoked; [`Refusal::RateLimited`]; or the store's.
     pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
         let key = match caller {
             Caller::Service(key) => key,
@@ -101,10 +96,14 @@ impl App {
             Caller::User(_) => return Err(Refusal::InsufficientAccessType.into()),
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
+        self.rates.look(Of::ServerKey(key.id()))?;
         let row = self.store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
+        self.rates.give_back();
+        self.rates.take(Of::ServerKey(key.id()))?;
+        self.rates.take(Of::Project(&row.project))?;
         Ok(Service { project: row.project, role: row.role, key: row.id })
     }
 
@@ -133,9 +132,13 @@ impl App {
         }
     }
 
-    /// The user behind an access token, which must not have expired.
+    /// The user behind an access token, which must not have expired. A genuine one takes from its project's bucket.
     async fn signed_in(&self, token: &AccessToken) -> Result<SignedIn, Error> {
-        let claims = self.claims(token).await?;
+        let presented = Presented::parse(&token.0).map_err(refusal)?;
+        let key = self.key_of(&presented).await?;
+        self.rates.look(Of::Project(key.project()))?;
+        let claims = presented.verify(&key, &self.issuer).map_err(refusal)?;
+        self.rates.take(Of::Project(key.project()))?;
         let read = || {
             Some(SignedIn {
                 project: ProjectId::parse(&claims.project_id)?,
@@ -191,17 +194,17 @@ impl App {
     ///
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
     pub(super) async fn bearer(&self, token: &AccessToken) -> Result<Bearer, Error> {
-        let claims = self.claims(token).await?;
+        let presented = Presented::parse(&token.0).map_err(refusal)?;
+        let claims = presented.verify(&*self.key_of(&presented).await?, &self.issuer).map_err(refusal)?;
         let read =
             || Some(Bearer { project: ProjectId::parse(&claims.project_id)?, session: SessionId::parse(&claims.sid)? });
         Ok(read().ok_or(Refusal::UnparsableAccessToken)?)
     }
 
-    async fn claims(&self, token: &AccessToken) -> Result<Claims, Error> {
-        let presented = Presented::parse(&token.0).map_err(refusal)?;
+    /// The key that a token says it was signed with.
+    async fn key_of(&self, presented: &Presented<'_>) -> Result<Arc<SigningKey>, Error> {
         let snapshot = self.keys.with(|snapshot| snapshot.keyring.signing(presented.key()).is_some()).await?;
-        let key = snapshot.keyring.signing(presented.key()).ok_or(Refusal::UnparsableAccessToken)?;
-        Ok(presented.verify(&Arc::clone(key), &self.issuer).map_err(refusal)?)
+        Ok(Arc::clone(snapshot.keyring.signing(presented.key()).ok_or(Refusal::UnparsableAccessToken)?))
     }
 }
 

@@ -3,12 +3,12 @@
 use super::App;
 use super::Caller;
 use super::Error;
-use super::Origin;
 use super::list::named_user;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::UserId;
 use crate::session::EndedBy;
+use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::store;

@@ -22,7 +22,6 @@ pub use create::CreateRequest;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
-pub use credentials::Origin;
 pub use credentials::Service;
 pub use grant::Grant;
 pub use introspect::Introspection;
@@ -50,9 +49,13 @@ use std::sync::Arc;
 use usage::Usage;
 
 use crate::clock::Clock;
+use crate::config;
+use crate::rates;
+use crate::rates::Limiter;
 use crate::session::Refusal;
 use crate::store;
 use crate::store::Store;
+use crate::telemetry::Metrics;
 use crate::token::access::Issuer;
 
 /// Why there is no answer.
@@ -81,6 +84,12 @@ impl From<Refusal> for Error {
     }
 }
 
+impl From<rates::Empty> for Error {
+    fn from(empty: rates::Empty) -> Self {
+        Self::Refused(empty.into())
+    }
+}
+
 /// The service. Clones are one and the same.
 #[derive(Clone)]
 pub struct App {
@@ -88,13 +97,25 @@ pub struct App {
     pub(crate) keys: KeyCache,
     pub(crate) issuer: Issuer,
     pub(crate) clock: Clock,
+    pub(crate) rates: Limiter,
     usage: Usage,
 }
 
 impl App {
-    /// Puts the service together.
+    /// Puts the service together. It lets in all who come; see [`App::with_rates`].
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
-        Self { store, keys, issuer, clock, usage: Usage::default() }
+        Self { store, keys, issuer, clock, rates: Limiter::off(), usage: Usage::default() }
+    }
+
+    /// Lets in only so many.
+    #[must_use]
+    pub fn with_rates(self, rates: &config::Rates, metrics: Metrics) -> Self {
+        Self { rates: Limiter::new(rates, self.clock.clone(), metrics), ..self }
+    }
+
+    /// How much any one caller may ask for.
+    pub const fn rates(&self) -> &Limiter {
+        &self.rates
     }
 
     /// The keys and policies as they are known now.

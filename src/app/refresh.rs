@@ -7,12 +7,14 @@ use super::App;
 use super::Client;
 use super::Error;
 use super::Grant;
-use super::Origin;
 use super::grant::Granted;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
+use crate::device;
 use crate::id::ProjectId;
+use crate::rates::Of;
 use crate::session::EndedBy;
+use crate::session::Origin;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
@@ -28,7 +30,11 @@ use crate::token::refresh::Link;
 use crate::token::refresh::RefreshToken;
 
 impl App {
-    /// Refreshes the session of a refresh token; on behalf of an OAuth client, only in the client's project.
+    /// Refreshes the session of a refresh token; it shows where the session is now. On behalf of an OAuth client, only in the
+    /// client's project.
+    ///
+    /// A genuine token takes from its project's bucket; where nothing is left there, the token is not even looked at. One
+    /// that is made up takes nothing, or anyone could drain it: the key's id is in every token of the project.
     ///
     /// # Errors
     ///
@@ -50,14 +56,18 @@ impl App {
         let snapshot = self.keys.with(known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
+        self.rates.look(Of::Project(key.project()))?;
         // A made-up token ends here, before the database hears of it; so does one that was issued to another client.
         if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
+        self.rates.take(Of::Project(key.project()))?;
 
+        // Not while the session is locked and the time of the database's operation runs.
+        device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let work = move |mut tx: Tx| async move {
-            let outcome = rotate(&mut tx, &key, &presented, origin, now, &policy).await?;
+            let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy).await?;
             tx.commit(outcome).await
         };
         match self.store.transact("refresh_session", work).await? {
@@ -85,7 +95,7 @@ async fn rotate(
     tx: &mut Tx,
     key: &RefreshKey,
     presented: &RefreshToken,
-    origin: Origin,
+    origin: &Origin,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
@@ -97,10 +107,10 @@ async fn rotate(
         return Ok(Outcome::Refused);
     }
     match rotation::decide(&stored.chain, presented.link(), now, policy) {
-        Rotation::Repeated(link) => use_session(tx, stored, link, now, policy).await,
+        Rotation::Repeated(link) => use_session(tx, stored, link, origin, now, policy).await,
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            use_session(tx, stored, link, now, policy).await
+            use_session(tx, stored, link, origin, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
@@ -115,11 +125,13 @@ async fn use_session(
     tx: &mut Tx,
     stored: StoredSession,
     link: Link,
+    origin: &Origin,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
+    session.device.seen_from(origin);
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
     Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at })))

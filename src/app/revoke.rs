@@ -1,14 +1,15 @@
 //! Signing out. It always works: any genuine token of the session ends it, fresh or expired, current or older, and once
-//! more is as good as once.
+//! more is as good as once. So it takes from no bucket that others can drain, the project's above all: only the sign-outs of
+//! one address are bounded (`edge::rate`).
 
 use super::AccessToken;
 use super::App;
 use super::Client;
 use super::Error;
-use super::Origin;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::session::EndedBy;
+use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::store::Revocation;

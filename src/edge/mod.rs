@@ -8,6 +8,8 @@ mod jwks;
 mod oauth;
 mod observe;
 mod openapi;
+mod origin;
+mod rate;
 mod serve;
 mod well_known;
 
@@ -60,6 +62,8 @@ fn stack(
     let grpc = ServiceBuilder::new()
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))
+        // Whoever asks too often from one address is told so before anything is done for it. Counted above like any call.
+        .layer(rate::RateLayer::new(app.rates().clone()))
         // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
         // and a panic, which must cost one request and not the connection.
         .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
@@ -87,6 +91,8 @@ fn stack(
         None => router,
     };
     Ok(router
+        // Where the request comes from, for whoever further in limits or remembers it.
+        .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
         // Before anything is looked at: a request for another host is not for us.
         .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
         // Every request gets an id, and every answer tells it.

@@ -38,6 +38,7 @@ use crate::app::App;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
+use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry::Metrics;
 
@@ -120,6 +121,8 @@ impl Server {
     /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready } = self;
+        // On a thread of its own, or the first refresh would wait for it and stop a worker.
+        tokio::task::spawn_blocking(device::prepare);
         let tasks = [
             tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
             tokio::spawn(reload_keys(app.clone())),

@@ -4,6 +4,9 @@
 /// What a session is, and when it is over.
 pub mod lifecycle;
 
+/// Where a request comes from, and what a session learns from that.
+pub mod origin;
+
 /// What becomes of a presented refresh token.
 pub mod rotation;
 
@@ -29,5 +32,6 @@ pub use lifecycle::EndedBy;
 pub use lifecycle::Epoch;
 pub use lifecycle::RevokeReason;
 pub use lifecycle::Session;
+pub use origin::Origin;
 pub use policy::Policy;
 pub use refusal::Refusal;

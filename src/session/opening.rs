@@ -132,7 +132,7 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
             impersonator,
             authentication: draft.authentication,
             replaces,
-            device,
+            device: device.named(),
             labels: draft.labels,
             claims: draft.claims,
         }),

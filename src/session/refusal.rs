@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::rates;
 
 /// A refusal: the request was understood, and the answer is no. Nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,12 @@ pub enum Refusal {
         /// After how long a repeat has a chance.
         retry_after: Duration,
     },
+}
+
+impl From<rates::Empty> for Refusal {
+    fn from(empty: rates::Empty) -> Self {
+        Self::RateLimited { retry_after: empty.retry_after }
+    }
 }
 
 /// What is wrong with one field of a request.

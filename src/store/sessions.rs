@@ -350,7 +350,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Records a refresh: the session's last use and its chain, and until when its newest access token lasts.
+    /// Records a refresh: the session's last use, its device and its chain, and until when its newest access token lasts.
     pub async fn session_rotate(
         &mut self,
         session: &Session,
@@ -365,6 +365,9 @@ impl Tx {
             generation,
             attempts,
             issued_at,
+            device_name: session.device.name.clone(),
+            user_agent: session.device.user_agent.clone(),
+            ip: session.device.ip.map(|ip| ip.to_string()),
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };

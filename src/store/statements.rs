@@ -169,7 +169,8 @@ statement! {
 }
 
 statement! {
-    /// Records what a refresh did to a session: its chain, its last use, and how long its newest access token lasts.
+    /// Records what a refresh did to a session: its chain, its last use and the device then, and how long its newest access
+    /// token lasts.
     SessionRotate -> () =
     "UPDATE sessions SET last_used_at = "
     [last_used_at: PgTimestamp as Timestamptz]
@@ -183,6 +184,12 @@ statement! {
     [attempts: Vec<i64> as Array<BigInt>]
     ", refresh_issued_at = "
     [issued_at: Vec<PgTimestamp> as Array<Timestamptz>]
+    ", device_name = "
+    [device_name: Option<String> as Nullable<Text>]
+    ", user_agent = "
+    [user_agent: Option<String> as Nullable<Text>]
+    ", ip = "
+    [ip: Option<String> as Nullable<Text>]
     " WHERE project_id = "
     [project: String as Text]
     " AND id = "

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sessiond::{
     app::{App, KeyCache},
     clock::Clock,
-    config::{Limits, Listen, Web},
+    config::{ForwardedHeader, Limits, Listen, Rates, Web, network},
     edge::Server,
     id::{ProjectId, SessionId},
     pb::{
@@ -24,7 +24,7 @@ use sessiond::{
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
     session::Policy,
-    store::{Options, Role, Store},
+    store::{Options, Role, Seen, Store},
     telemetry::Metrics,
     token::{
         access::Issuer,
@@ -80,13 +80,26 @@ impl Service {
         Self::start_on(database, change).await
     }
 
+    /// Starts with these limits on how much any one caller may ask for, behind a proxy that says who the caller is.
+    pub async fn start_rated(rates: Rates) -> Self {
+        let behind_a_proxy = |web: &mut Web, _: &mut Limits| {
+            web.trusted_proxies = vec![network("127.0.0.1").expect("an address")];
+        };
+        Self::start_as(database::Database::create().await, rates, behind_a_proxy).await
+    }
+
     pub async fn start_on(database: database::Database, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+        Self::start_as(database, rates(), change).await
+    }
+
+    async fn start_as(database: database::Database, rates: Rates, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
         let metrics = Metrics::default();
         let clock = Clock::frozen();
         let store = Store::new(&options(&database.url), metrics.clone()).expect("a good URL");
         let sealing_key = SealingKey::generate();
         let sealer = Sealer::new(&sealing_key, None);
-        let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone());
+        let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone())
+            .with_rates(&rates, metrics.clone());
         let server_key = create_project(&app, PROJECT).await;
 
         let (mut web, mut limits) = (web(), limits());
@@ -152,6 +165,20 @@ impl Service {
         self.wires.call(wire, "RefreshSession", headers, &RefreshSessionRequest::default()).await
     }
 
+    /// A session as it is in the database.
+    /// A session as the database has it.
+    pub async fn seen(&self, session: &str) -> Option<Seen> {
+        let project = ProjectId::parse(PROJECT).expect("a name");
+        self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers")
+    }
+
+    /// A number that the operator's Prometheus reads; 0 when it is not there yet.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let page = self.metrics_page().await;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a number"))
+    }
+
     /// What the operator's Prometheus reads.
     pub async fn metrics_page(&self) -> String {
         let mut socket = TcpStream::connect(self.metrics_addr).await.expect("connects");
@@ -162,9 +189,7 @@ impl Service {
     }
 
     pub async fn is_live(&self, session: &str) -> bool {
-        let project = ProjectId::parse(PROJECT).expect("a name");
-        let seen = self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers");
-        seen.is_some_and(|seen| seen.stored.session.is_live(self.clock.now(), seen.present))
+        self.seen(session).await.is_some_and(|seen| seen.stored.session.is_live(self.clock.now(), seen.present))
     }
 }
 
@@ -255,6 +280,8 @@ pub fn web() -> Web {
         base_paths: vec!["/".to_owned(), "/api/v1".to_owned()],
         cors_origins: vec![],
         allowed_hosts: vec![],
+        trusted_proxies: vec![],
+        forwarded_header: ForwardedHeader::XForwardedFor,
     }
 }
 
@@ -267,6 +294,18 @@ pub fn limits() -> Limits {
         connections_max: 1_000,
         requests_max: 1_000,
         shutdown_timeout: Duration::from_secs(1),
+    }
+}
+
+/// No limits: a test's clock stands still, and so would its buckets.
+pub fn rates() -> Rates {
+    Rates {
+        address_rate: 0,
+        address_burst: 1,
+        project_rate: 0,
+        project_burst: 1,
+        server_key_rate: 0,
+        server_key_burst: 1,
     }
 }
 

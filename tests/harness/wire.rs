@@ -1,6 +1,6 @@
 //! The three wires, called alike: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -37,8 +37,12 @@ pub struct Refused {
     pub code: Code,
     /// The fields that were found wrong.
     pub fields: Vec<String>,
+    /// After how long a repeat has a chance.
+    pub retry_after: Option<Duration>,
     /// Only over REST.
     pub http: Option<StatusCode>,
+    /// `Retry-After`, in seconds. Only over REST.
+    pub retry_after_seconds: Option<u64>,
 }
 
 type GrpcClient = Client<HttpConnector, Body>;
@@ -149,7 +153,9 @@ impl Wires {
         let response = self.http(verb, &path, headers, body).await;
         let json: Value = serde_json::from_slice(response.body()).expect("a JSON body");
         if response.status() != StatusCode::OK {
-            return Err(refused_json(response.status(), &json));
+            let header = response.headers().get(http::header::RETRY_AFTER);
+            let retry_after_seconds = header.map(|value| value.to_str().expect("text").parse().expect("a number"));
+            return Err(Refused { retry_after_seconds, ..refused_json(response.status(), &json) });
         }
         // Where `response_body` names a field, the body is that field's value.
         let json = match method {
@@ -207,7 +213,8 @@ fn refused(status: &Status) -> Refused {
     let reason = details.error_info().map_or_else(|| format!("{status:?}"), |info| info.reason.clone());
     let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
     let fields = violations.into_iter().map(|violation| violation.field).collect();
-    Refused { reason, code: status.code(), fields, http: None }
+    let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+    Refused { reason, code: status.code(), fields, retry_after, http: None, retry_after_seconds: None }
 }
 
 pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
@@ -220,7 +227,9 @@ pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
     let violations = violations.and_then(|list| list.as_array().cloned()).unwrap_or_default();
     let fields = violations.iter().map(|one| one["field"].as_str().unwrap_or("").to_owned()).collect();
     let code = Code::from_i32(json["code"].as_i64().and_then(|code| code.try_into().ok()).unwrap_or(2));
-    Refused { reason, code, fields, http: Some(http) }
+    let retry_after = of_type("RetryInfo").map(|info| info["retry_delay"].as_str().unwrap_or("").trim_end_matches('s'));
+    let retry_after = retry_after.map(|seconds| Duration::from_secs_f64(seconds.parse().expect("a number")));
+    Refused { reason, code, fields, retry_after, http: Some(http), retry_after_seconds: None }
 }
 
 /// A value, as one segment of a path.

@@ -22,6 +22,7 @@ use sessiond::cluster::Cluster;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
 use sessiond::config::Pool;
+use sessiond::config::Rates;
 use sessiond::config::Web;
 use sessiond::edge::Server;
 use sessiond::id::ProjectId;
@@ -45,8 +46,13 @@ const PROJECT: &str = "demo";
 /// The demo user's id.
 const USER: &str = "ada";
 
-/// Flags of `sessiond dev`.
+/// Flags of `sessiond dev`. Those of [`Rates`] have other defaults here: all who come to loopback have one address.
 #[derive(clap::Args)]
+#[command(
+    mut_arg("address_rate", |arg| arg.default_value("0")),
+    mut_arg("project_rate", |arg| arg.default_value("0")),
+    mut_arg("server_key_rate", |arg| arg.default_value("0"))
+)]
 pub(crate) struct Args {
     /// Address for gRPC, grpc-web and REST; loopback only. Port 0 takes a free one.
     #[arg(long, env = "SESSIOND_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
@@ -74,6 +80,8 @@ pub(crate) struct Args {
     web: Web,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    rates: Rates,
 }
 
 pub(crate) async fn run(mut args: Args) -> Outcome {
@@ -90,7 +98,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
-    let app = setup::app(store, files.sealer()?, &args.web.issuer);
+    let app = setup::app(store, files.sealer()?, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
     let grant = sign_in(&app, &server_key).await?;
 

@@ -3,6 +3,7 @@
 use sessiond::config::Database;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
+use sessiond::config::Rates;
 use sessiond::config::Sealing;
 use sessiond::config::Web;
 use sessiond::edge::Server;
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     web: Web,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    rates: Rates,
     /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
     /// could come undone.
     #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY")]
@@ -47,7 +50,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     // From here on each connection is checked: a failover must not lead to a host that promises less.
     let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
-    let app = setup::app(store, sealer, &args.web.issuer);
+    let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     app.check_sealing().await?;
 
     let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;

@@ -1,0 +1,256 @@
+//! Where a request comes from: the client's address and its `User-Agent`.
+//!
+//! The address is that of whoever opened the connection, unless that is a proxy that we trust. Each proxy adds the address
+//! that it was called from to the end of a header, so the header is read from its end, for as long as a trusted proxy has
+//! written it: the first address that is none of theirs is the client's, and what stands before it is the client's own
+//! invention. Where the header is missing, malformed or hides the address, the last good one stands.
+//!
+//! Only the configured header is read. A proxy that keeps one of the two lets the other through as the client sent it, so
+//! whoever read both would believe the client.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::ConnectInfo;
+use axum::extract::Request;
+use axum::extract::State;
+use axum::middleware::Next;
+use axum::response::Response;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::header;
+use ipnet::IpNet;
+
+use crate::config::ForwardedHeader;
+use crate::config::Web;
+use crate::session::Origin;
+use crate::session::opening::USER_AGENT_BYTES_MAX;
+
+/// The most proxies that are followed.
+const PROXIES_MAX: usize = 32;
+
+/// Whose word is taken, and where it is read.
+#[derive(Clone)]
+pub(super) struct Trust {
+    proxies: Arc<[IpNet]>,
+    header: ForwardedHeader,
+}
+
+impl Trust {
+    /// As configured.
+    pub(super) fn new(web: &Web) -> Self {
+        Self { proxies: web.trusted_proxies.iter().copied().collect(), header: web.forwarded_header }
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(&ip))
+    }
+
+    /// The client's address.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let (name, address): (_, fn(&str) -> Option<IpAddr>) = match self.header {
+            ForwardedHeader::XForwardedFor => (HeaderName::from_static("x-forwarded-for"), node),
+            ForwardedHeader::Forwarded => (header::FORWARDED, forwarded_for),
+        };
+        let mut client = peer.to_canonical();
+        // Several lines are one list, in their order (RFC 9110 §5.3).
+        let lines = headers.get_all(name).iter().rev();
+        // Empty elements are none (RFC 9110 §5.6.1), and count towards the bound all the same.
+        let elements = lines.flat_map(|line| pieces_from_the_end(line.to_str().unwrap_or("?"), b','));
+        for element in elements.take(PROXIES_MAX).filter(|element| !element.is_empty()) {
+            if !self.has(client) {
+                break;
+            }
+            let Some(ip) = address(element) else { break };
+            client = ip.to_canonical();
+        }
+        client
+    }
+}
+
+/// Notes the origin for whoever answers the request.
+pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let headers = request.headers();
+    let origin = Origin {
+        ip: peer.map(|peer| trust.client(peer, headers)),
+        user_agent: headers.get(header::USER_AGENT).and_then(user_agent),
+    };
+    request.extensions_mut().insert(origin);
+    next.run(request).await
+}
+
+/// What a session may keep of a `User-Agent`: its beginning; nothing of one that is not text.
+fn user_agent(value: &HeaderValue) -> Option<String> {
+    let text = std::str::from_utf8(value.as_bytes()).ok()?;
+    let text = &text[..text.floor_char_boundary(USER_AGENT_BYTES_MAX)];
+    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+}
+
+/// The pieces between the separators, the last one first, without the blanks around them. A separator in a quoted string
+/// is none (RFC 9110 §5.6.4); what a client has left open at the beginning does not reach the end.
+fn pieces_from_the_end(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let mut quoted = false;
+        let at = text.bytes().enumerate().rev().find_map(|(at, byte)| {
+            let escapes = || text.as_bytes()[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+            quoted ^= byte == b'"' && escapes() % 2 == 0;
+            (byte == separator && !quoted).then_some(at)
+        });
+        rest = at.map(|at| &text[..at]);
+        Some(text[at.map_or(0, |at| at + 1)..].trim_matches([' ', '\t']))
+    })
+}
+
+/// The address in an element of `Forwarded` (RFC 7239 §4): that of its one `for`.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut found = None;
+    for pair in pieces_from_the_end(element, b';').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=')?;
+        if name.eq_ignore_ascii_case("for") {
+            // "MUST NOT occur more than once" (RFC 7239 §4).
+            if found.is_some() {
+                return None;
+            }
+            let quoted = value.strip_prefix('"').map(|value| value.strip_suffix('"'));
+            found = Some(node(quoted.unwrap_or(Some(value))?)?);
+        }
+    }
+    found
+}
+
+/// The address of a node (RFC 7239 §6), with or without a port, an IPv6 address in its brackets or, as in
+/// `X-Forwarded-For`, without. `None` for `unknown`, for a name that stands for an address, and for whatever else.
+fn node(text: &str) -> Option<IpAddr> {
+    let port = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if let Some((ip, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        let ends = rest.is_empty() || rest.strip_prefix(':').is_some_and(port);
+        return ip.parse().ok().filter(|ip: &IpAddr| ends && ip.is_ipv6());
+    }
+    match text.split_once(':') {
+        Some((ip, after)) if !after.contains(':') => ip.parse().ok().filter(|_| port(after)),
+        _ => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::network;
+
+    const XFF: ForwardedHeader = ForwardedHeader::XForwardedFor;
+    const RFC: ForwardedHeader = ForwardedHeader::Forwarded;
+
+    /// Who the client is, with the proxies in 10.0.0.0/8 and fd00::/8 trusted.
+    fn client(header: ForwardedHeader, peer: &str, lines: &[(&'static str, &str)]) -> String {
+        let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| network(text).expect("a network"));
+        let trust = Trust { proxies: proxies.into(), header };
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
+        }
+        trust.client(peer.parse().expect("an address"), &headers).to_string()
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_is_believed() {
+        let said = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
+        assert_eq!(client(XFF, "10.0.0.1", &said), "192.0.2.1");
+        assert_eq!(client(RFC, "10.0.0.1", &said), "192.0.2.1");
+        assert_eq!(client(XFF, "198.51.100.1", &said), "198.51.100.1");
+        assert_eq!(client(XFF, "::ffff:198.51.100.1", &said), "198.51.100.1", "a mapped address is the IPv4 one");
+        assert_eq!(client(XFF, "::ffff:10.0.0.1", &said), "192.0.2.1", "for trust, too");
+    }
+
+    #[test]
+    fn the_list_is_read_from_its_end() {
+        for (list, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("6.6.6.6, 192.0.2.1", "192.0.2.1"),
+            ("6.6.6.6, 192.0.2.1, 10.0.0.2,10.0.0.3", "192.0.2.1"),
+            ("192.0.2.1, fd00::1", "192.0.2.1"),
+            ("6.6.6.6, 2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]:4711", "2001:db8::1"),
+            ("192.0.2.1:4711", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            (" , 192.0.2.1 ,, ", "192.0.2.1"),
+            ("10.0.0.9", "10.0.0.9"),
+            ("", "10.0.0.1"),
+            // Malformed or hidden: the last good one.
+            ("192.0.2.1, unknown", "10.0.0.1"),
+            ("192.0.2.1, _hidden, 10.0.0.2", "10.0.0.2"),
+            ("192.0.2.1, 10.0.0.256", "10.0.0.1"),
+            ("192.0.2.1, fe80::1%eth0", "10.0.0.1"),
+            ("192.0.2.1, 192.0.2.2:x y", "10.0.0.1"),
+            ("192.0.2.1, \"192.0.2.2", "10.0.0.1"),
+            ("192.0.2.1, ü", "10.0.0.1"),
+        ] {
+            assert_eq!(client(XFF, "10.0.0.1", &[("x-forwarded-for", list)]), expected, "{list}");
+        }
+        let lines = [("x-forwarded-for", "6.6.6.6, 192.0.2.1"), ("x-forwarded-for", "10.0.0.2")];
+        assert_eq!(client(XFF, "10.0.0.1", &lines), "192.0.2.1", "several lines are one list");
+    }
+
+    #[test]
+    fn forwarded_is_read_as_rfc_7239_has_it() {
+        for (list, expected) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("For=\"192.0.2.1:4711\";proto=https;by=10.0.0.1", "192.0.2.1"),
+            ("for=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
+            ("for=6.6.6.6, for=192.0.2.1;host=a, proto=http;for=10.0.0.2", "192.0.2.1"),
+            ("for=192.0.2.1;by=\"a,b;c\\\",\"", "192.0.2.1"),
+            ("for=\"192.0.2.1:_port\"", "192.0.2.1"),
+            // What the client left open does not reach what the proxy wrote.
+            ("for=\"x, for=192.0.2.1", "192.0.2.1"),
+            ("for=\"x\\, for=192.0.2.1", "192.0.2.1"),
+            // A client's own text within a proxy's quotes is no element.
+            ("for=192.0.2.1;host=\"a,for=6.6.6.6\"", "192.0.2.1"),
+            ("for=192.0.2.1;host=\"a;for=6.6.6.6\"", "192.0.2.1"),
+            // Malformed or hidden: the last good one.
+            ("for=_hidden", "10.0.0.1"),
+            ("for=unknown", "10.0.0.1"),
+            ("for=\"_hidden\", for=10.0.0.2", "10.0.0.2"),
+            ("for=192.0.2.1;for=192.0.2.2", "10.0.0.1"),
+            ("proto=https", "10.0.0.1"),
+            ("192.0.2.1", "10.0.0.1"),
+            ("for=\"192.0.2.1", "10.0.0.1"),
+            ("for=192.0.2.1;nonsense", "10.0.0.1"),
+        ] {
+            assert_eq!(client(RFC, "10.0.0.1", &[("forwarded", list)]), expected, "{list}");
+        }
+    }
+
+    /// A proxy that keeps one of the headers lets the other through.
+    #[test]
+    fn the_other_header_is_not_read() {
+        let smuggled = [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "192.0.2.1")];
+        assert_eq!(client(XFF, "10.0.0.1", &smuggled), "192.0.2.1");
+        assert_eq!(client(RFC, "10.0.0.1", &smuggled[1..]), "10.0.0.1");
+        assert_eq!(client(XFF, "10.0.0.1", &smuggled[..1]), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_work_is_bounded() {
+        let long = format!("6.6.6.6{}", ", 10.0.0.2".repeat(100));
+        assert_eq!(client(XFF, "10.0.0.1", &[("x-forwarded-for", &long)]), "10.0.0.2");
+        for nasty in ["\"".repeat(32_000), "\\\"".repeat(16_000), ",".repeat(32_000), "\\".repeat(32_000)] {
+            let started = std::time::Instant::now();
+            assert_eq!(client(RFC, "10.0.0.1", &[("forwarded", &nasty)]), "10.0.0.1");
+            assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+        }
+    }
+
+    #[test]
+    fn a_user_agent_is_cut_and_must_be_text() {
+        let read = |bytes: &[u8]| user_agent(&HeaderValue::from_bytes(bytes).expect("a value"));
+        assert_eq!(read(b"curl/8").as_deref(), Some("curl/8"));
+        assert_eq!((read(b""), read(b"a\tb"), read(b"\xff")), (None, None, None));
+        assert_eq!(read("a".repeat(2_000).as_bytes()).map(|text| text.len()), Some(1_024));
+        assert_eq!(read("é".repeat(1_000).as_bytes()).map(|text| text.len()), Some(1_024));
+        assert_eq!(read(format!("a{}", "é".repeat(1_000)).as_bytes()).map(|text| text.len()), Some(1_023));
+    }
+}
