@@ -240,31 +240,40 @@ fn bad_settings_are_refused_by_name() {
     assert!(!String::from_utf8_lossy(&secret.stderr).contains("hunter2"));
 }
 
+/// The manual is what the binary says of itself, every command there is; run with `ACCEPT=1` to write it anew.
 #[test]
-fn every_command_explains_itself() {
-    for command in [
-        &["--help"][..],
-        &["dev", "--help"],
-        &["serve", "--help"],
-        &["migrate", "--help"],
-        &["openapi", "--help"],
-        &["project", "create", "--help"],
-        &["project", "list", "--help"],
-        &["project", "show", "--help"],
-        &["project", "update", "--help"],
-        &["server-key", "create", "--help"],
-        &["server-key", "list", "--help"],
-        &["server-key", "revoke", "--help"],
-        &["signing-key", "rotate", "--help"],
-        &["signing-key", "list", "--help"],
-        &["signing-key", "revoke", "--help"],
-        &["refresh-key", "rotate", "--help"],
-        &["refresh-key", "list", "--help"],
-        &["refresh-key", "revoke", "--help"],
-        &["reseal", "--help"],
-    ] {
-        assert_says(&sessiond(command, &[]), true, "Usage: sessiond");
+fn the_manual_is_what_the_binary_says() {
+    let mut manual = "# Manual\n\nWhat `sessiond COMMAND --help` says. The procedures are in [operators.md](operators.md).\n".to_owned();
+    let mut commands = vec![];
+    explain(&mut vec![], &mut manual, &mut commands);
+    for known in ["dev", "serve", "migrate", "project update", "signing-key rotate", "server-key revoke", "reseal"] {
+        assert!(commands.iter().any(|command| command == known), "{known} is not among {commands:?}");
     }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/manual.md");
+    if std::env::var_os("ACCEPT").is_some() {
+        fs::write(&path, &manual).expect("writes");
+    }
+    assert!(fs::read_to_string(&path).expect("reads") == manual, "docs/manual.md is out of date: {manual}");
+
     let help = sessiond(&["serve", "--help"], &[("SESSIOND_SEALING_KEY", "hunter2"), ("DATABASE_URL", "hunter2")]);
     assert!(!String::from_utf8_lossy(&help.stdout).contains("hunter2"), "a secret in the help");
+}
+
+/// Adds what a command says of itself, and then what those below it do.
+fn explain(command: &mut Vec<String>, manual: &mut String, commands: &mut Vec<String>) {
+    let args: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
+    let help = sessiond(&args, &[("COLUMNS", "110")]);
+    assert_says(&help, true, "Usage: sessiond");
+    let text = String::from_utf8(help.stdout).expect("text");
+    let name = command.join(" ");
+    manual.push_str(&format!("\n## sessiond {name}\n\n```text\n{}\n```\n", text.trim_end()).replace("sessiond \n", "sessiond\n"));
+    commands.push(name);
+    let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let below: Vec<String> =
+        listed.filter_map(|line| Some(line.strip_prefix("  ")?.split(' ').next()?.to_owned())).collect();
+    for name in below.into_iter().filter(|name| !name.is_empty() && name != "help") {
+        command.push(name);
+        explain(command, manual, commands);
+        command.pop();
+    }
 }
