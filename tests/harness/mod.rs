@@ -116,9 +116,9 @@ impl Service {
     /// Another process on the same database, under the same clock, with keys that it reads for itself: a replica, or an
     /// operator at the command line.
     pub fn replica(&self) -> App {
-        let sealer = Sealer::new(&self.sealing_key, None);
-        let keys = KeyCache::new(self.store.clone(), sealer);
-        App::new(self.store.clone(), keys, Issuer::new(ISSUER), self.clock.clone())
+        let store = Store::new(&patient(&self.database.url), Metrics::default()).expect("a good URL");
+        let keys = KeyCache::new(store.clone(), Sealer::new(&self.sealing_key, None));
+        App::new(store, keys, Issuer::new(ISSUER), self.clock.clone())
     }
 
     pub async fn create_project(&self, name: &str) -> SecretString {
@@ -272,6 +272,12 @@ pub fn options(url: &str) -> Options {
         operation_timeout: Duration::from_millis(1_500),
         demand: sessiond::store::Demand::Nothing,
     }
+}
+
+/// For what is not about deadlines: a machine with much else to do is no failure.
+pub fn patient(url: &str) -> Options {
+    let wait = Duration::from_secs(20);
+    Options { connect_timeout: wait, operation_timeout: wait, ..options(url) }
 }
 
 pub fn web() -> Web {
