@@ -243,7 +243,9 @@ fn bad_settings_are_refused_by_name() {
 /// The manual is what the binary says of itself, every command there is; run with `ACCEPT=1` to write it anew.
 #[test]
 fn the_manual_is_what_the_binary_says() {
-    let mut manual = "# Manual\n\nWhat `sessiond COMMAND --help` says. The procedures are in [operators.md](operators.md).\n".to_owned();
+    let mut manual =
+        "# Manual\n\nWhat `sessiond COMMAND --help` says. The procedures are in [operators.md](operators.md).\n"
+            .to_owned();
     let mut commands = vec![];
     explain(&mut vec![], &mut manual, &mut commands);
     for known in ["dev", "serve", "migrate", "project update", "signing-key rotate", "server-key revoke", "reseal"] {
@@ -266,7 +268,9 @@ fn explain(command: &mut Vec<String>, manual: &mut String, commands: &mut Vec<St
     assert_says(&help, true, "Usage: sessiond");
     let text = String::from_utf8(help.stdout).expect("text");
     let name = command.join(" ");
-    manual.push_str(&format!("\n## sessiond {name}\n\n```text\n{}\n```\n", text.trim_end()).replace("sessiond \n", "sessiond\n"));
+    manual.push_str(
+        &format!("\n## sessiond {name}\n\n```text\n{}\n```\n", text.trim_end()).replace("sessiond \n", "sessiond\n"),
+    );
     commands.push(name);
     let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let below: Vec<String> =

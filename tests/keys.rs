@@ -721,17 +721,45 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
     let env = &env[..2];
     assert_eq!(listed(&["project", "list"], env)[0]["id"], "shop");
 
-    let settings = |ttl: &str, grace: &str, idle: &str, strict: bool| {
-        json!({
-            "id": "shop", "access_token_ttl": ttl, "refresh_grace": grace, "idle_ttl": idle, "strict_refresh": strict,
-        })
-    };
-    assert_eq!(listed(&["project", "show", "shop"], env), [settings("5m", "1m", "90d", true)]);
+    let show = || listed(&["project", "show", "shop"], env).remove(0);
+    let fresh = json!({
+        "id": "shop", "access_token_ttl": "5m", "refresh_grace": "1m", "session_ttl": "365d", "session_ttl_max": "367d",
+        "idle_ttl": "90d", "idle_ttl_max": "367d", "strict_refresh": true, "sessions_max": "none",
+        "sessions_overflow": "reject", "default_claims": {},
+    });
+    assert_eq!(show(), fresh);
     assert_says(&sessiond(&["project", "update", "shop"], env), false, "there is nothing to change");
-    assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "36h"], env), true, "idle-ttl          36h");
+    assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "36h"], env), true, "36h");
     let relax = ["project", "update", "shop", "--strict-refresh=false", "--refresh-grace", "1500ms"];
-    assert_says(&sessiond(&relax, env), true, "strict-refresh    false");
-    assert_eq!(listed(&["project", "show", "shop"], env), [settings("5m", "1500ms", "36h", false)]);
+    assert_says(&sessiond(&relax, env), true, "1500ms");
+    let changed = |changes: Value| {
+        let mut settings = fresh.as_object().expect("an object").clone();
+        settings.extend(changes.as_object().expect("an object").clone());
+        Value::Object(settings)
+    };
+    assert_eq!(show(), changed(json!({"refresh_grace": "1500ms", "idle_ttl": "36h", "strict_refresh": false})));
+    let limit = ["--preset", "aal2", "--sessions-max", "3", "--sessions-overflow", "evict-idle"];
+    let update = [&["project", "update", "shop", "--default-claims", r#"{"tier":"gold"}"#][..], &limit].concat();
+    assert_says(&sessiond(&update, env), true, "evict-idle");
+    let limited = changed(json!({
+        "refresh_grace": "1500ms", "strict_refresh": false, "session_ttl": "1d", "session_ttl_max": "1d",
+        "idle_ttl": "1h", "idle_ttl_max": "1h", "sessions_max": 3, "sessions_overflow": "evict-idle",
+        "default_claims": {"tier": "gold"},
+    }));
+    assert_eq!(show(), limited);
+    for (flags, why) in [
+        (["--idle-ttl", "2h"], "the longest idle limit must be no shorter"),
+        (["--session-ttl-max", "1h"], "the longest lifetime must be no shorter"),
+        (["--sessions-max", "0"], "must be 1 to 1000, or `none`"),
+        (["--preset", "aal4"], "must be `aal1`, `aal2` or `aal3`"),
+        (["--default-claims", "[]"], "must be a JSON object"),
+        (["--default-claims", r#"{"sub":"eve"}"#], "without reserved names"),
+    ] {
+        let update = [&["project", "update", "shop"][..], &flags].concat();
+        assert_says(&sessiond(&update, env), false, why);
+    }
+    assert_eq!(show(), limited, "a refused change changes nothing");
+    assert_says(&sessiond(&["project", "update", "shop", "--sessions-max", "none"], env), true, "none");
     assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "400d"], env), false, "must be 1s to");
     assert_says(&sessiond(&["project", "update", "none", "--idle-ttl", "1d"], env), false, "there is no project none");
     assert_says(&sessiond(&["project", "show", "none"], env), false, "there is no project none");
