@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use prost_types::value::Kind;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use sessiond::pb::CreateSessionRequest;
+use sessiond::{config::Rates, pb::CreateSessionRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -443,6 +443,32 @@ async fn what_the_server_cannot_do_now_is_told_with_a_time_to_come_back() {
     // RFC 7009 §2.2.1: the client must take it that the token still exists.
     late.database.run("ALTER TABLE sessions RENAME TO hidden").await;
     assert_no(&post(&late, REVOKE, HeaderMap::new(), &form).await, 500, "server_error", "our bug");
+}
+
+/// A client's own secret pays for its refreshes, once each; its sign-outs get through when there is nothing left.
+#[tokio::test]
+async fn a_client_with_nothing_left_can_still_sign_out() {
+    let three = Rates {
+        address_rate: 1,
+        address_burst: 1,
+        project_rate: 1,
+        project_burst: 3,
+        server_key_rate: 1,
+        server_key_burst: 3,
+    };
+    let service = Service::start_rated(three).await;
+    let secret = service.server_key.expose_secret();
+    let phone = service.sign_in("ada", "phone").await;
+    let form = [("grant_type", "refresh_token"), ("refresh_token", phone.refresh_token.as_str())];
+    for _ in 0..2 {
+        assert_eq!(post(&service, TOKEN, basic(PROJECT, secret), &form).await.status(), StatusCode::OK);
+    }
+    let refused = post(&service, TOKEN, basic(PROJECT, secret), &form).await;
+    assert_no(&refused, 429, "temporarily_unavailable", "the fourth of three");
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let form = [("token", phone.refresh_token.as_str())];
+    assert_done(&post(&service, REVOKE, basic(PROJECT, secret), &form).await, "with nothing left");
+    assert!(!phone.is_signed_in().await);
 }
 
 #[tokio::test]

@@ -97,13 +97,19 @@ impl App {
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
         self.rates.look(Of::ServerKey(key.id()))?;
+        let service = self.holder_of(&key).await?;
+        self.rates.give_back();
+        self.rates.take(Of::ServerKey(key.id()))?;
+        self.rates.take(Of::Project(&service.project))?;
+        Ok(service)
+    }
+
+    /// The service that a genuine server key is of. Takes from no bucket.
+    async fn holder_of(&self, key: &ServerKey) -> Result<Service, Error> {
         let row = self.store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
-        self.rates.give_back();
-        self.rates.take(Of::ServerKey(key.id()))?;
-        self.rates.take(Of::Project(&row.project))?;
         Ok(Service { project: row.project, role: row.role, key: row.id })
     }
 
@@ -172,7 +178,8 @@ impl App {
         Ok(stored.session)
     }
 
-    /// The project that an OAuth client is confined to; `None` for a caller that is none.
+    /// The project that an OAuth client is confined to; `None` for a caller that is none. Takes from no bucket: a sign-out
+    /// has to get through.
     ///
     /// # Errors
     ///
@@ -182,10 +189,26 @@ impl App {
         let Some(Client { project, key }) = client else { return Ok(None) };
         let exists = |snapshot: &Snapshot| snapshot.policy(&project).is_some();
         let believed = match key {
-            Some(key) => self.service(Caller::Service(key)).await?.project == project,
+            Some(key) => self.holder_of(&key).await?.project == project,
             None => exists(&*self.keys.with(exists).await?),
         };
         if believed { Ok(Some(project)) } else { Err(Refusal::InvalidServerKey.into()) }
+    }
+
+    /// The same, where a client's server key pays for the call, as any service's does. The project pays for what is asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::client_project`], and [`Refusal::RateLimited`].
+    pub(super) async fn paying_client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
+        let Some(key) = client.as_ref().and_then(|client| client.key.as_ref()).map(ServerKey::id) else {
+            return self.client_project(client).await;
+        };
+        self.rates.look(Of::ServerKey(key))?;
+        let project = self.client_project(client).await?;
+        self.rates.give_back();
+        self.rates.take(Of::ServerKey(key))?;
+        Ok(project)
     }
 
     /// What a genuine access token says, expired or not: all that a sign-out needs.

@@ -47,7 +47,7 @@ impl App {
         origin: Origin,
     ) -> Result<Grant, Error> {
         let now = self.clock.now();
-        let within = self.client_project(client).await?;
+        let within = self.paying_client_project(client).await?;
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
             let key = snapshot.keyring.refresh(presented.key());
