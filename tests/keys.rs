@@ -37,7 +37,7 @@ use crate::{
     binary::{assert_says, sessiond},
     harness::{
         ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, header,
-        patient, refresh_token,
+        options, refresh_token,
     },
 };
 
@@ -503,7 +503,7 @@ fn installation(store: &Store, present: &SealingKey, previous: Option<&SealingKe
 }
 
 fn store(database: &Database) -> Store {
-    Store::new(&patient(&database.url), Metrics::default()).expect("a good URL")
+    Store::new(&options(&database.url), Metrics::default()).expect("a good URL")
 }
 
 #[tokio::test]

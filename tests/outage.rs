@@ -20,7 +20,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
     let mut cluster = Cluster::start(disposable("outage")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
-    let service = Service::start_on(database, |_, _| {}).await;
+    let service = Service::start_hasty_on(database).await;
     let mut phone = service.sign_in("ada", "phone").await;
     // More connections than one, so that more than one is dead afterwards.
     let many = (0..8).map(|_| phone.refresh_without_keeping());
@@ -73,7 +73,7 @@ async fn becomes_ready(service: &Service, status: StatusCode) {
 async fn a_database_that_does_not_answer_is_a_503_in_time() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let port = silent.local_addr().expect("bound").port();
-    let options = crate::harness::options(&format!("postgres://u@127.0.0.1:{port}/d"));
+    let options = crate::harness::hasty(&format!("postgres://u@127.0.0.1:{port}/d"));
     let store = sessiond::store::Store::new(&options, sessiond::telemetry::Metrics::default()).expect("a good URL");
     let started = Instant::now();
     assert!(matches!(store.ping().await, Err(sessiond::store::Error::Unavailable { .. })));
@@ -87,7 +87,7 @@ async fn a_silent_host_is_passed_over_for_the_next() {
     let port = silent.local_addr().expect("bound").port();
     let database = Database::create().await;
     let url = database.url.replacen("@", &format!("@127.0.0.1:{port},"), 1);
-    let store = sessiond::store::Store::new(&crate::harness::options(&url), sessiond::telemetry::Metrics::default());
+    let store = sessiond::store::Store::new(&crate::harness::hasty(&url), sessiond::telemetry::Metrics::default());
     let store = store.expect("a good URL");
     store.ping().await.expect("the second host answers");
     let started = Instant::now();

@@ -77,7 +77,8 @@ impl Service {
     /// Starts with settings of the test's own.
     pub async fn start_with(change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
         let database = database::Database::create().await;
-        Self::start_on(database, change).await
+        let options = options(&database.url);
+        Self::start_as(database, &options, rates(), change).await
     }
 
     /// Starts with these limits on how much any one caller may ask for, behind a proxy that says who the caller is.
@@ -85,17 +86,26 @@ impl Service {
         let behind_a_proxy = |web: &mut Web, _: &mut Limits| {
             web.trusted_proxies = vec![network("127.0.0.1").expect("an address")];
         };
-        Self::start_as(database::Database::create().await, rates, behind_a_proxy).await
+        let database = database::Database::create().await;
+        let options = options(&database.url);
+        Self::start_as(database, &options, rates, behind_a_proxy).await
     }
 
-    pub async fn start_on(database: database::Database, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
-        Self::start_as(database, rates(), change).await
+    /// Starts on a database of the test's own, with no more patience than in production.
+    pub async fn start_hasty_on(database: database::Database) -> Self {
+        let options = hasty(&database.url);
+        Self::start_as(database, &options, rates(), |_, _| {}).await
     }
 
-    async fn start_as(database: database::Database, rates: Rates, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+    async fn start_as(
+        database: database::Database,
+        options: &Options,
+        rates: Rates,
+        change: impl FnOnce(&mut Web, &mut Limits),
+    ) -> Self {
         let metrics = Metrics::default();
         let clock = Clock::frozen();
-        let store = Store::new(&options(&database.url), metrics.clone()).expect("a good URL");
+        let store = Store::new(options, metrics.clone()).expect("a good URL");
         let sealing_key = SealingKey::generate();
         let sealer = Sealer::new(&sealing_key, None);
         let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone())
@@ -116,7 +126,7 @@ impl Service {
     /// Another process on the same database, under the same clock, with keys that it reads for itself: a replica, or an
     /// operator at the command line.
     pub fn replica(&self) -> App {
-        let store = Store::new(&patient(&self.database.url), Metrics::default()).expect("a good URL");
+        let store = Store::new(&options(&self.database.url), Metrics::default()).expect("a good URL");
         let keys = KeyCache::new(store.clone(), Sealer::new(&self.sealing_key, None));
         App::new(store, keys, Issuer::new(ISSUER), self.clock.clone())
     }
@@ -263,7 +273,14 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// For what is not about deadlines: a machine with much else to do is no failure.
 pub fn options(url: &str) -> Options {
+    let wait = Duration::from_secs(20);
+    Options { connect_timeout: wait, operation_timeout: wait, ..hasty(url) }
+}
+
+/// What the settings are by default.
+pub fn hasty(url: &str) -> Options {
     Options {
         url: url.to_owned().into(),
         trusted_certificates: None,
@@ -272,12 +289,6 @@ pub fn options(url: &str) -> Options {
         operation_timeout: Duration::from_millis(1_500),
         demand: sessiond::store::Demand::Nothing,
     }
-}
-
-/// For what is not about deadlines: a machine with much else to do is no failure.
-pub fn patient(url: &str) -> Options {
-    let wait = Duration::from_secs(20);
-    Options { connect_timeout: wait, operation_timeout: wait, ..options(url) }
 }
 
 pub fn web() -> Web {
@@ -293,7 +304,7 @@ pub fn web() -> Web {
 
 pub fn limits() -> Limits {
     Limits {
-        request_timeout: Duration::from_secs(10),
+        request_timeout: Duration::from_secs(60),
         body_bytes_max: 1024 * 1024,
         header_bytes_max: 32 * 1024,
         header_timeout: Duration::from_secs(10),
