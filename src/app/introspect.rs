@@ -113,7 +113,7 @@ impl App {
         }
         let session = Box::new(stored.session.clone());
         match token {
-            Genuine::Access(claims, _) => (!claims.expired_at(now)).then(|| Introspection::Access(claims, session)),
+            Genuine::Access(claims, _) => (!claims.expired_at(now)).then_some(Introspection::Access(claims, session)),
             Genuine::Refresh(token) => {
                 let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(&token, &stored.secret))?;
                 let policy = snapshot.policy(key.project())?;
