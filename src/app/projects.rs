@@ -1,5 +1,7 @@
 //! Projects and server keys: the operator's business, from the command line.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 use super::App;
@@ -13,6 +15,9 @@ use crate::store::Role;
 use crate::store::ServerKeyRow;
 use crate::token::keys::Schedule;
 use crate::token::server_key::ServerKey;
+
+/// How far apart the clocks of two servers may be.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Why the operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +42,9 @@ impl App {
     pub async fn project_create(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
         self.check_sealing().await?;
         let now = self.clock.now();
-        // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist.
-        let schedule = Schedule { signs_from: now, retired_at: None };
+        // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist. At once for servers whose
+        // clocks are behind ours, too.
+        let schedule = Schedule { signs_from: now - CLOCK_SKEW_MAX, retired_at: None };
         let signing = self.keys.new_signing_key(&id, schedule);
         let refresh = self.keys.new_refresh_key(&id, schedule);
         let project = Project { id: id.clone(), policy };

@@ -264,16 +264,13 @@ impl Tx {
         rows.map_err(|error| self.failed(error))?.pop().map(SessionRow::into_stored).transpose()
     }
 
-    /// Locks two sessions of a project until the end of the transaction, in the one order in which many are locked, and
-    /// reads them. One that there is not is not among them.
-    pub async fn sessions_lock(
-        &mut self,
-        project: &ProjectId,
-        ids: [SessionId; 2],
-    ) -> Result<Vec<StoredSession>, Error> {
+    /// Locks sessions of a project until the end of the transaction, in the one order in which many are locked, and reads
+    /// them. One that there is not is not among them.
+    pub async fn sessions_lock(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<Vec<StoredSession>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let query = sessions::table
             .filter(sessions::project_id.eq(project.as_str()))
-            .filter(sessions::id.eq_any(ids.map(SessionId::as_uuid)))
+            .filter(sessions::id.eq_any(ids))
             .order((sessions::project_id, sessions::id))
             .select(SessionRow::as_select())
             .for_update();

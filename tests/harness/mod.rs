@@ -6,8 +6,12 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
+// What a service and its users ask, beyond signing in and out.
+mod calls;
+
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -37,6 +41,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use calls::any_of;
 pub use wire::{Refused, Wire};
 
 pub const PROJECT: &str = "demo";
@@ -65,6 +70,7 @@ pub struct Service {
     pub server_key: SecretString,
     pub wires: wire::Wires,
     pub database: database::Database,
+    sealing_key: Arc<SealingKey>,
     server: JoinHandle<()>,
 }
 
@@ -80,12 +86,31 @@ impl Service {
     }
 
     pub async fn start_on(database: database::Database, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+        let sealing_key = Arc::new(SealingKey::generate());
+        let mut service = Self::serve(database, sealing_key, change).await;
+        service.server_key = create_project(&service.app, PROJECT).await;
+        service
+    }
+
+    /// Another server over the same database, with a clock of its own that shows the present moment.
+    pub async fn replica(&self) -> Self {
+        let database = database::Database { url: self.database.url.clone() };
+        let mut replica = Self::serve(database, Arc::clone(&self.sealing_key), |_, _| {}).await;
+        replica.app.keys().reload().await.expect("reads the keys");
+        replica.server_key = self.server_key.clone();
+        replica
+    }
+
+    async fn serve(
+        database: database::Database,
+        sealing_key: Arc<SealingKey>,
+        change: impl FnOnce(&mut Web, &mut Limits),
+    ) -> Self {
         let metrics = Metrics::default();
         let clock = Clock::frozen();
         let store = Store::new(&options(&database.url), metrics.clone()).expect("a good URL");
-        let sealer = Sealer::new(&SealingKey::generate(), None);
-        let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone());
-        let server_key = create_project(&app, PROJECT).await;
+        let keys = KeyCache::new(store.clone(), Sealer::new(&sealing_key, None));
+        let app = App::new(store.clone(), keys, Issuer::new(ISSUER), clock.clone());
 
         let (mut web, mut limits) = (web(), limits());
         change(&mut web, &mut limits);
@@ -94,7 +119,8 @@ impl Service {
         let server = Server::bind(app.clone(), &listen, &web, limits, metrics).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let server = tokio::spawn(server.run(std::future::pending()));
-        Self { addr, metrics_addr, clock, app, store, server_key, wires: wire::Wires::to(addr), database, server }
+        let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());
+        Self { addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
     }
 
     pub async fn create_project(&self, name: &str) -> SecretString {
