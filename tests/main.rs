@@ -7,6 +7,7 @@ mod harness;
 
 // What the service does, over all three wires.
 mod create;
+mod list;
 mod manage;
 mod policy;
 mod refresh;
