@@ -7,6 +7,7 @@ mod harness;
 
 // What the service does, over all three wires.
 mod create;
+mod introspect;
 mod list;
 mod manage;
 mod policy;
