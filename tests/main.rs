@@ -14,7 +14,12 @@ mod policy;
 mod refresh;
 mod revoke;
 
+// What it does not do, whatever is sent, and in whatever order.
+mod input;
+mod model;
+
 // What holds at the edge, and when things fail.
+mod errors;
 mod grpc;
 mod openapi;
 mod outage;
