@@ -23,7 +23,7 @@ fn request(user: &str) -> CreateSessionRequest {
     CreateSessionRequest { user_id: user.to_owned(), ..CreateSessionRequest::default() }
 }
 
-fn claims_of(token: &str) -> serde_json::Value {
+pub fn claims_of(token: &str) -> serde_json::Value {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("a payload")).expect("base64");
     serde_json::from_slice(&payload).expect("JSON")
 }

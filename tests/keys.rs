@@ -89,7 +89,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
     assert_eq!(published(&service).await, [old].into());
 
     let began = service.clock.now();
-    let Rotated { heir, from, retired } = rotate(&service.replica(), Purpose::Signing, Haste::Planned).await;
+    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Signing, Haste::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(began) >= jwks::MAX_AGE + RELOAD_INTERVAL, "{:?}", from.since(began));
     service.app.keys().reload().await.expect("reads");
@@ -142,7 +142,7 @@ async fn whoever_has_the_keys_is_told_that_they_are_still_good() {
         assert!(!body.is_empty() && !tags.contains(&tag));
         tags.push(tag);
     }
-    rotate(&service.replica(), Purpose::Signing, Haste::Planned).await;
+    rotate(&service.operator(), Purpose::Signing, Haste::Planned).await;
     service.app.keys().reload().await.expect("reads");
     let mut now = vec![];
     for (path, tag) in paths.iter().zip(&tags) {
@@ -156,7 +156,7 @@ async fn refresh_tokens_outlive_the_key_that_made_them() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
-    let Rotated { heir, from, retired } = rotate(&service.replica(), Purpose::Refresh, Haste::Planned).await;
+    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Refresh, Haste::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(service.clock.now()) >= 3 * RELOAD_INTERVAL);
     service.app.keys().reload().await.expect("reads");
@@ -175,7 +175,7 @@ async fn refresh_tokens_outlive_the_key_that_made_them() {
     phone.refresh().await.expect("made by the new key");
 
     let stale = service.sign_in("ada", "tablet").await;
-    rotate(&service.replica(), Purpose::Refresh, Haste::Emergency).await;
+    rotate(&service.operator(), Purpose::Refresh, Haste::Emergency).await;
     service.app.keys().reload().await.expect("reads");
     service.clock.advance(Duration::from_secs(30 * 86_400));
     let ended = service.revoke_current(Wire::Rest, refresh_token(&stale.refresh_token)).await.expect("signs out");
@@ -187,7 +187,7 @@ async fn refresh_tokens_outlive_the_key_that_made_them() {
 async fn a_key_that_signs_at_once_is_looked_for_by_whoever_does_not_know_it() {
     let service = Service::start().await;
     let old = kid(&service.sign_in("ada", "phone").await.access_token);
-    let elsewhere = service.replica();
+    let elsewhere = service.operator();
     let Rotated { heir, from, .. } = rotate(&elsewhere, Purpose::Signing, Haste::Emergency).await;
     let refresh = rotate(&elsewhere, Purpose::Refresh, Haste::Emergency).await;
     assert_eq!((from, refresh.from), (service.clock.now(), service.clock.now()));
@@ -267,7 +267,7 @@ async fn keys_are_rotated_under_load_and_nobody_notices() {
     const STEP: Duration = Duration::from_secs(60);
     const TTL: Duration = Duration::from_secs(600);
     let service = Service::start().await;
-    let operator = service.replica();
+    let operator = service.operator();
     let load = Load::default();
 
     let drive = async {
@@ -318,7 +318,7 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
         devices.push(service.sign_in("ada", device).await);
     }
     let old = kid(&devices[0].access_token);
-    let operator = service.replica();
+    let operator = service.operator();
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
     let KeyRevoked::Replaced(heir) = revoked else { panic!("{revoked:?}") };
 
@@ -357,7 +357,7 @@ async fn nothing_under_a_revoked_refresh_key_is_accepted() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
-    let revoked = service.replica().revoke_key(Purpose::Refresh, demo(), old).await.expect("revokes");
+    let revoked = service.operator().revoke_key(Purpose::Refresh, demo(), old).await.expect("revokes");
     assert!(matches!(revoked, KeyRevoked::Replaced(_)), "{revoked:?}");
     service.app.keys().reload().await.expect("reads");
     for wire in Wire::ALL {
@@ -372,7 +372,7 @@ async fn nothing_under_a_revoked_refresh_key_is_accepted() {
 #[tokio::test]
 async fn a_key_that_waits_can_be_revoked_or_brought_forward() {
     let service = Service::start().await;
-    let operator = service.replica();
+    let operator = service.operator();
     let first = kid(&service.sign_in("ada", "phone").await.access_token);
     let signs = async || {
         service.app.keys().reload().await.expect("reads");
@@ -430,7 +430,7 @@ async fn another_projects_key_is_none_of_ours() {
 async fn operators_that_act_at_once_take_turns() {
     let service = Service::start().await;
     let planned = (0..8).map(|_| {
-        let operator = service.replica();
+        let operator = service.operator();
         tokio::spawn(async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await })
     });
     let outcomes = futures_util::future::join_all(planned.collect::<Vec<_>>()).await;
@@ -441,7 +441,7 @@ async fn operators_that_act_at_once_take_turns() {
     let keys = service.app.list_keys(Purpose::Signing, demo()).await.expect("lists");
     let known: Vec<KeyId> = keys.iter().map(|key| key.id).collect();
     let mixed = (0..12).map(|number| {
-        let (operator, key) = (service.replica(), known[number % known.len()]);
+        let (operator, key) = (service.operator(), known[number % known.len()]);
         tokio::spawn(async move {
             match number % 3 {
                 0 => operator.rotate_key(Purpose::Signing, demo(), Haste::Emergency).await.map(drop),
@@ -475,7 +475,7 @@ async fn a_revoked_server_key_is_refused_in_the_same_instant() {
     let request = || CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
     let sign_in = async |wire, key: &SecretString| service.create_as(wire, key, request()).await;
     let id = ServerKey::parse(service.server_key.expose_secret()).expect("a key").id();
-    let operator = service.replica();
+    let operator = service.operator();
 
     for wire in Wire::ALL {
         sign_in(wire, &service.server_key).await.expect("a good key");
@@ -576,7 +576,7 @@ async fn an_update_changes_what_was_given_and_nothing_else() {
     let service = Service::start().await;
     let minute = Duration::from_secs(60);
     let set = |change: fn(&mut Policy)| {
-        let operator = service.replica();
+        let operator = service.operator();
         tokio::spawn(async move { operator.project_update(demo(), change).await.expect("changes") })
     };
     let one = set(|policy| policy.idle_ttl = Duration::from_secs(3_600));

@@ -7,12 +7,21 @@ mod harness;
 
 // What the service does, over all three wires.
 mod create;
+mod introspect;
 mod keys;
+mod list;
+mod manage;
 mod origin;
+mod policy;
 mod refresh;
 mod revoke;
 
+// What it does not do, whatever is sent, and in whatever order.
+mod input;
+mod model;
+
 // What holds at the edge, and when things fail.
+mod errors;
 mod grpc;
 mod oauth;
 mod openapi;

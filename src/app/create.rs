@@ -111,22 +111,25 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
         }
     }
     let end = |session, reason, by| Revocation { project: project.clone(), session, at: now, reason, by, ip: None };
-    if let Some(replaced) = opening.replaces {
-        let stored = tx.session_lock(&project, replaced).await?;
-        if stored.is_none_or(|stored| stored.session.user != opening.user) {
+    let replaced = opening.replaces;
+    let admission = match limit {
+        Some(limit) => limit::admit(occupants(tx, &project, &opening.user, replaced, now).await?, limit),
+        None => Admission::Admitted(vec![]),
+    };
+    if let Some(replaced) = replaced {
+        // With those that make room, because of the one order: none of them may be waited for while holding another.
+        let ids = [admission.evicted(), &[replaced]].concat();
+        let locked = tx.sessions_lock(&project, &ids).await?;
+        if !locked.iter().any(|stored| stored.session.id == replaced && stored.session.user == opening.user) {
             return Ok(Err(Refusal::SessionNotFound));
         }
-        tx.sessions_revoke(&[end(replaced, RevokeReason::Replaced, by)]).await?;
     }
-    if let Some(limit) = limit {
-        match limit::admit(occupants(tx, &project, &opening.user, now).await?, limit) {
-            Admission::Refused => return Ok(Err(Refusal::SessionLimitReached)),
-            Admission::Admitted(evicted) => {
-                let evictions: Vec<_> =
-                    evicted.into_iter().map(|one| end(one, RevokeReason::Evicted, EndedBy::Sessiond)).collect();
-                tx.sessions_revoke(&evictions).await?;
-            }
-        }
+    let Admission::Admitted(evicted) = admission else { return Ok(Err(Refusal::SessionLimitReached)) };
+    let replaced = replaced.map(|one| end(one, RevokeReason::Replaced, by));
+    let evicted = evicted.into_iter().map(|one| end(one, RevokeReason::Evicted, EndedBy::Sessiond));
+    let ends: Vec<_> = replaced.into_iter().chain(evicted).collect();
+    if !ends.is_empty() {
+        tx.sessions_revoke(&ends).await?;
     }
     let epoch = epoch(tx, &project, &opening.user).await?;
     let session = Session::open(id, project, epoch, opening, now);
@@ -137,18 +140,19 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     Ok(Ok(granted))
 }
 
-/// The user's live sessions, as far as they count against a limit.
+/// The user's live sessions, as far as they count against a limit: not the one that is replaced.
 async fn occupants(
     tx: &mut Tx,
     project: &ProjectId,
     user: &UserId,
+    replaced: Option<SessionId>,
     now: Timestamp,
 ) -> Result<Vec<Occupant>, store::Error> {
     // Not locked yet: sessions come before the user. Whoever raises the epoch meanwhile makes only more room.
     let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
     let outlines = tx.session_outlines(project, user).await?.into_iter();
     let live = outlines.filter(|one| !one.is_impersonation && one.lifetime.is_live(now, present));
-    Ok(live.map(|one| one.occupant).collect())
+    Ok(live.map(|one| one.occupant).filter(|one| Some(one.session) != replaced).collect())
 }
 
 /// The epoch to open a session under. It stays as it is until the end of the transaction.

@@ -22,9 +22,6 @@ use crate::token::page::PageToken;
 /// The most rows that one page looks at. Where few of many are selected, a page is short rather than late (AIP-158).
 const ROWS_MAX: usize = 2_000;
 
-/// So many rows are read at least, once the first were not enough: a query for each would be late as well.
-const ROWS_MIN: usize = 250;
-
 /// What to list.
 pub struct ListRequest {
     /// Whose sessions: `me`, a user's id, or nobody's in particular.
@@ -72,17 +69,28 @@ impl App {
         let principal = self.principal(caller).await?;
         let is_user = matches!(principal, Principal::User(_));
         let scope = self.scope(principal, request.user_id).await?;
-        let filter = Filter { impersonations: !is_user, ..request.filter };
         let now = self.clock.now();
-        let snapshot = self.keys.snapshot();
         let query = page::Query { project: &scope.project, user: scope.user.as_ref(), said: &request.said };
-        let before = match request.page_token.as_str() {
+        let token = match request.page_token.as_str() {
             "" => None,
-            token => Some(page_start(&snapshot, token, &query)?),
+            text => Some(PageToken::parse(text).ok_or_else(not_of_this_query)?),
         };
+        // Another replica may have made the project, or the key of the page before, a moment ago.
+        let known = |snapshot: &Snapshot| {
+            let key = token.as_ref().map(PageToken::key);
+            snapshot.policy(&scope.project).is_some() && key.is_none_or(|key| snapshot.keyring.refresh(key).is_some())
+        };
+        let snapshot = self.keys.with(known).await?;
+        let before = token.map(|token| page_start(&snapshot, &token, &query)).transpose()?;
 
-        let asked = PageQuery { project: scope.project.clone(), user: scope.user.clone(), before, rows_max: 0 };
-        let (items, last) = self.walk(asked, &filter, request.page_size, now).await?;
+        let asked = PageQuery {
+            project: scope.project.clone(),
+            user: scope.user.clone(),
+            impersonations: !is_user,
+            before,
+            rows_max: 0,
+        };
+        let (items, last) = self.walk(asked, &request.filter, request.page_size, now).await?;
         let next = match last {
             Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
             None => String::new(),
@@ -124,12 +132,12 @@ impl App {
         page_size: usize,
         now: Timestamp,
     ) -> Result<(Vec<Session>, Option<SessionId>), Error> {
-        let (mut items, mut looked_at) = (vec![], 0);
+        // One more than fits tells whether there is a next page.
+        let (mut items, mut looked_at, mut rows_max) = (vec![], 0, page_size + 1);
         loop {
-            // One more than fits tells whether there is a next page.
-            let wanted = page_size - items.len() + 1;
-            let wanted = if looked_at == 0 { wanted } else { wanted.max(ROWS_MIN) };
-            asked.rows_max = wanted.min(ROWS_MAX - looked_at);
+            asked.rows_max = rows_max.min(ROWS_MAX - looked_at);
+            // Where few of many are selected, a small page must not cost a query for every few rows.
+            rows_max *= 2;
             let rows = self.store.sessions_page(asked.clone()).await?;
             let is_last = rows.len() < asked.rows_max;
             looked_at += rows.len();
@@ -152,11 +160,13 @@ impl App {
     }
 }
 
-fn page_start(snapshot: &Snapshot, token: &str, query: &page::Query<'_>) -> Result<SessionId, Refusal> {
-    let refused = || Violation::refuse("page_token", "must be `next_page_token` of the same query's page before");
-    let token = PageToken::parse(token).ok_or_else(refused)?;
+fn page_start(snapshot: &Snapshot, token: &PageToken, query: &page::Query<'_>) -> Result<SessionId, Refusal> {
     let key = snapshot.keyring.refresh(token.key()).filter(|key| key.project() == query.project);
-    key.and_then(|key| key.page_start(&token, query)).ok_or_else(refused)
+    key.and_then(|key| key.page_start(token, query)).ok_or_else(not_of_this_query)
+}
+
+fn not_of_this_query() -> Refusal {
+    Violation::refuse("page_token", "must be `next_page_token` of the same query's page before")
 }
 
 /// Sees to it that a user names nobody else.

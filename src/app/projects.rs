@@ -1,5 +1,7 @@
 //! Projects and server keys: the operator's business, from the command line.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 use super::App;
@@ -17,6 +19,9 @@ use crate::store::Tx;
 use crate::token::schedule::Schedule;
 use crate::token::sealing::Purpose;
 use crate::token::server_key::ServerKey;
+
+/// How far apart the clocks of two servers may be.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Why the operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +87,11 @@ impl App {
         policy.check().map_err(ProjectError::BadPolicy)?;
         self.check_sealing().await?;
         let now = self.clock.now();
-        // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist.
-        let signing = self.keys.new_key(Purpose::Signing, &id, Schedule::at_once(now));
-        let refresh = self.keys.new_key(Purpose::Refresh, &id, Schedule::at_once(now));
+        // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist. At once for servers whose
+        // clocks are behind ours, too.
+        let schedule = Schedule::at_once(now - CLOCK_SKEW_MAX);
+        let signing = self.keys.new_key(Purpose::Signing, &id, schedule);
+        let refresh = self.keys.new_key(Purpose::Refresh, &id, schedule);
         let project = Project { id: id.clone(), policy };
         match self.store.project_insert(project, signing, refresh, now).await {
             Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => {

@@ -126,7 +126,10 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
-    let live = |one: &&store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
+    // Sessions in which someone else acts as the user end too, but are not the user's to know of.
+    let shown = |one: &store::Outline| own.is_none() || !one.is_impersonation;
+    let live =
+        |one: &&store::Outline| shown(one) && one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
     let count = tx.session_outlines(&project, &user).await?.iter().filter(live).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
     if let Some(spared) = spared {

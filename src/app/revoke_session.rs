@@ -77,7 +77,7 @@ async fn end_own(
     now: Timestamp,
 ) -> Result<Outcome, store::Error> {
     let SignedIn { project, user, session: own, .. } = signed_in;
-    let locked = tx.sessions_lock(project, [*own, id]).await?;
+    let locked = tx.sessions_lock(project, &[*own, id]).await?;
     let present = tx.epoch_share(project, user).await?;
     let find =
         |id| locked.iter().map(|stored| &stored.session).find(|session| session.id == id && session.user == *user);

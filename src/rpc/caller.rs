@@ -52,14 +52,14 @@ pub(super) fn client(extensions: &Extensions) -> Option<Client> {
     extensions.get().cloned()
 }
 
-/// The one caller of a method that takes a user or a service.
+/// The one caller of a method that takes a user or a service. Nobody is refused here, before the request is looked at:
+/// whoever shows no credential is told so, and not what is wrong with the rest.
 pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
-    if refresh_tokens(metadata).is_empty() {
-        return bearer(metadata);
-    }
-    match bearer(metadata)? {
-        Caller::Nobody => Err(Refusal::InsufficientAccessType),
-        Caller::User(_) | Caller::Service(_) | Caller::MalformedServerKey => Err(mixture()),
+    match (bearer(metadata)?, refresh_tokens(metadata).is_empty()) {
+        (Caller::Nobody, true) => Err(Refusal::CredentialsMissing),
+        (Caller::Nobody, false) => Err(Refusal::InsufficientAccessType),
+        (caller, true) => Ok(caller),
+        (_, false) => Err(mixture()),
     }
 }
 

@@ -192,10 +192,17 @@ impl Session {
     }
 
     /// The session as it is shown: one that fell to a raised epoch was ended then, though nobody has touched its row.
+    ///
+    /// Only the last raise has a time. Where it was the only one since the session was opened, and came when the session
+    /// had run out, it ended nothing.
     #[must_use]
     pub fn as_seen(mut self, present: Epoch, raised: Raised) -> Self {
-        let by_project = (self.epoch.project < present.project).then_some(raised.project).flatten();
-        let by_user = (self.epoch.user < present.user).then_some(raised.user).flatten();
+        let end = self.expires_at.min(self.idle_expires_at);
+        let fell_at = |own: i64, present: i64, at: Option<Timestamp>| {
+            at.filter(|at| own + 1 < present || (own < present && *at < end))
+        };
+        let by_project = fell_at(self.epoch.project, present.project, raised.project);
+        let by_user = fell_at(self.epoch.user, present.user, raised.user);
         let fell = by_project.into_iter().chain(by_user).min().map(|at| (at, RevokeReason::RevokedAll));
         self.revoked = self.revoked.into_iter().chain(fell).min_by_key(|(at, _)| *at);
         self
@@ -264,6 +271,12 @@ mod tests {
         let before = (raised_at - TICK, RevokeReason::SignedOut);
         let signed_out = Session { revoked: Some(before), ..session(ttl, ttl) };
         assert_eq!(signed_out.as_seen(Epoch { project: 1, user: 2 }, raised).revoked, Some(before), "what came first");
+
+        let short = Duration::from_secs(5);
+        let lapsed = session(ttl, short).as_seen(Epoch { project: 1, user: 2 }, raised);
+        assert_eq!(lapsed.revoked, None, "it ran out at that very moment");
+        let earlier = session(ttl, short).as_seen(Epoch { project: 1, user: 3 }, raised);
+        assert!(earlier.revoked.is_some(), "it fell to a raise before that one");
     }
 
     #[test]

@@ -23,6 +23,16 @@ pub enum Admission {
     Refused,
 }
 
+impl Admission {
+    /// Those that make room.
+    pub fn evicted(&self) -> &[SessionId] {
+        match self {
+            Self::Admitted(evicted) => evicted,
+            Self::Refused => &[],
+        }
+    }
+}
+
 /// Judges one more sign-in of a user with these live sessions, in any order.
 pub fn admit(mut live: Vec<Occupant>, limit: SessionLimit) -> Admission {
     let excess = (live.len() + 1).saturating_sub(usize::try_from(limit.max).unwrap_or(usize::MAX));

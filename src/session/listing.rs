@@ -35,8 +35,6 @@ pub struct Filter {
     pub labels: Vec<(String, String)>,
     /// The device's name.
     pub device_name: Option<String>,
-    /// Whether sessions in which someone else acts as the user are shown: to services alone.
-    pub impersonations: bool,
 }
 
 impl Filter {
@@ -59,7 +57,7 @@ impl Filter {
         found.device_name(device_name.as_deref());
         let page_size = page_size.unwrap_or(PAGE_SIZE_DEFAULT);
         found.check(PAGE_SIZES.contains(&page_size), "page_size", "must be 1 to 1000");
-        let filter = Self { state, labels, device_name, impersonations: true };
+        let filter = Self { state, labels, device_name };
         found.unless_any((filter, usize::try_from(page_size).unwrap_or(0)))
     }
 
@@ -71,7 +69,6 @@ impl Filter {
             State::Any => true,
         };
         in_state
-            && (self.impersonations || session.impersonator.is_none())
             && self.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value))
             && self.device_name.as_ref().is_none_or(|name| session.device.name.as_ref() == Some(name))
     }

@@ -43,6 +43,9 @@ pub enum Repeat {
     Another,
 }
 
+/// The session, the count, the digest.
+type Columns = (Option<Uuid>, Option<i32>, Vec<u8>);
+
 impl Tx {
     /// Claims a request id for what is about to be done. Waits for a transaction that is claiming it just now.
     pub async fn request_claim(
@@ -71,7 +74,7 @@ impl Tx {
             session_requests::revoked_count,
             session_requests::digest,
         ));
-        let rows: Result<Vec<(Option<Uuid>, Option<i32>, Vec<u8>)>, _> = query.load(self.pg()).await;
+        let rows: Result<Vec<Columns>, _> = query.load(self.pg()).await;
         match rows.map_err(|error| self.failed(error))?.pop() {
             Some((Some(session), _, stored)) if stored == digest => {
                 Ok(Repeat::Again(Remembered::Opened(SessionId::from_uuid(session))))

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use diesel::BoolExpressionMethods as _;
 use diesel::ExpressionMethods as _;
+use diesel::IntoSql as _;
 use diesel::JoinOnDsl as _;
 use diesel::QueryDsl as _;
 use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
@@ -110,6 +112,9 @@ pub struct PageQuery {
     pub project: ProjectId,
     /// The user; without one, the whole project.
     pub user: Option<UserId>,
+    /// Whether sessions in which someone else acts as the user are on it. Left out here and not by who reads the page:
+    /// a hidden one must not be where the next page begins.
+    pub impersonations: bool,
     /// The page holds older sessions than this one.
     pub before: Option<SessionId>,
     /// The most rows.
@@ -204,6 +209,7 @@ impl Store {
                 let page = seen!()
                     .filter(sessions::project_id.eq(asked.project.as_str()))
                     .filter(sessions::id.lt(before))
+                    .filter(sessions::impersonator_id.is_null().or(asked.impersonations.into_sql::<Bool>()))
                     .order(sessions::id.desc())
                     .limit(rows_max);
                 let rows: Result<Vec<SeenColumns>, _> = match &asked.user {
@@ -264,16 +270,13 @@ impl Tx {
         rows.map_err(|error| self.failed(error))?.pop().map(SessionRow::into_stored).transpose()
     }
 
-    /// Locks two sessions of a project until the end of the transaction, in the one order in which many are locked, and
-    /// reads them. One that there is not is not among them.
-    pub async fn sessions_lock(
-        &mut self,
-        project: &ProjectId,
-        ids: [SessionId; 2],
-    ) -> Result<Vec<StoredSession>, Error> {
+    /// Locks sessions of a project until the end of the transaction, in the one order in which many are locked, and reads
+    /// them. One that there is not is not among them.
+    pub async fn sessions_lock(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<Vec<StoredSession>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let query = sessions::table
             .filter(sessions::project_id.eq(project.as_str()))
-            .filter(sessions::id.eq_any(ids.map(SessionId::as_uuid)))
+            .filter(sessions::id.eq_any(ids))
             .order((sessions::project_id, sessions::id))
             .select(SessionRow::as_select())
             .for_update();

@@ -198,13 +198,23 @@ statement! {
 }
 
 statement! {
-    /// Sees to it that a user has an epoch.
-    UserEnsure -> () =
+    /// Sees to it that a user has an epoch; no row when there was one.
+    UserEnsure -> BigInt =
     "INSERT INTO users (project_id, user_id, epoch) SELECT id, "
     [user: String as Text]
     ", users_epoch_base FROM projects WHERE id = "
     [project: String as Text]
-    " ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING"
+    " ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING RETURNING epoch"
+}
+
+statement! {
+    /// Lifts a new user to where new users of the project begin at this moment.
+    UserBegin -> () =
+    "UPDATE users AS u SET epoch = p.users_epoch_base FROM projects AS p WHERE u.project_id = "
+    [project: String as Text]
+    " AND u.user_id = "
+    [user: String as Text]
+    " AND p.id = u.project_id AND u.epoch < p.users_epoch_base"
 }
 
 statement! {

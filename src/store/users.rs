@@ -8,6 +8,7 @@ use super::rows::to_pg;
 use super::statements::EpochRaise;
 use super::statements::EpochRead;
 use super::statements::EpochShare;
+use super::statements::UserBegin;
 use super::statements::UserDelete;
 use super::statements::UserEnsure;
 use super::statements::UserQueue;
@@ -19,9 +20,14 @@ use crate::session::Epoch;
 impl Tx {
     /// Sees to it that a user has an epoch.
     pub async fn user_ensure(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
-        let statement = UserEnsure { user: user.as_str().to_owned(), project: project.as_str().to_owned() };
-        statement.execute(self.pg()).await.map_err(|error| self.failed(error))?;
-        Ok(())
+        let (user, project) = (user.as_str().to_owned(), project.as_str().to_owned());
+        let statement = UserEnsure { user: user.clone(), project: project.clone() };
+        let begun: Result<Vec<i64>, _> = statement.get_results(self.pg()).await;
+        if begun.map_err(|error| self.failed(error))?.is_empty() {
+            return Ok(());
+        }
+        // It may have waited for the same user to be forgotten, and have read where to begin before that.
+        UserBegin { project, user }.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
     }
 
     /// The present epochs; the user's stays as it is until the end of the transaction. `None` for an unknown user.

@@ -1,6 +1,7 @@
 //! One private Postgres for the whole test process, one migrated template in it, and a copy of that per test.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     process,
     sync::{
@@ -11,7 +12,8 @@ use std::{
     thread,
 };
 
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use diesel::{QueryableByName, sql_query, sql_types::Text};
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use sessiond::{
     cluster::{Cluster, Durability, Options},
     store::Store,
@@ -19,6 +21,12 @@ use sessiond::{
 };
 
 const TEMPLATE: &str = "template_sessiond";
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
 
 /// A database of a test's own. Dropped with the cluster, which ends with the process.
 pub struct Database {
@@ -50,6 +58,26 @@ impl Database {
     /// Runs SQL behind the server's back.
     pub async fn run(&self, sql: &str) {
         self.connect().await.batch_execute(sql).await.expect("runs");
+    }
+
+    /// Every row of every table that a request may write to, as text: equal before and after when nothing has changed.
+    pub async fn contents(&self) -> BTreeMap<&'static str, String> {
+        let mut connection = self.connect().await;
+        let mut contents = BTreeMap::new();
+        for table in ["projects", "server_keys", "users", "sessions", "session_requests", "revocations"] {
+            let query =
+                format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') AS line FROM {table} AS t");
+            let rows: Vec<Line> = sql_query(query).load(&mut connection).await.expect("reads");
+            contents.insert(table, rows.into_iter().map(|row| row.line).collect());
+        }
+        contents
+    }
+
+    /// The first column of a query, as text.
+    pub async fn lines(&self, query: &str) -> Vec<String> {
+        let query = format!("SELECT line::text AS line FROM ({query}) AS q (line)");
+        let rows: Vec<Line> = sql_query(query).load(&mut self.connect().await).await.expect("reads");
+        rows.into_iter().map(|row| row.line).collect()
     }
 
     pub async fn connect(&self) -> AsyncPgConnection {

@@ -6,8 +6,12 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
+// What a service and its users ask, beyond signing in and out.
+mod calls;
+
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -37,6 +41,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+#[allow(unused_imports, reason = "the benches use the rest")]
+pub use calls::any_of;
 pub use wire::{Refused, Wire};
 
 pub const PROJECT: &str = "demo";
@@ -65,7 +71,7 @@ pub struct Service {
     pub server_key: SecretString,
     pub wires: wire::Wires,
     pub database: database::Database,
-    sealing_key: SealingKey,
+    sealing_key: Arc<SealingKey>,
     server: JoinHandle<()>,
 }
 
@@ -103,14 +109,34 @@ impl Service {
         rates: Rates,
         change: impl FnOnce(&mut Web, &mut Limits),
     ) -> Self {
+        let sealing_key = Arc::new(SealingKey::generate());
+        let mut service = Self::serve(database, options, rates, sealing_key, change).await;
+        service.server_key = create_project(&service.app, PROJECT).await;
+        service
+    }
+
+    /// Another server over the same database, with a clock of its own that shows the present moment.
+    pub async fn replica(&self) -> Self {
+        let database = database::Database { url: self.database.url.clone() };
+        let options = options(&database.url);
+        let mut replica = Self::serve(database, &options, rates(), Arc::clone(&self.sealing_key), |_, _| {}).await;
+        replica.app.keys().reload().await.expect("reads the keys");
+        replica.server_key = self.server_key.clone();
+        replica
+    }
+
+    async fn serve(
+        database: database::Database,
+        options: &Options,
+        rates: Rates,
+        sealing_key: Arc<SealingKey>,
+        change: impl FnOnce(&mut Web, &mut Limits),
+    ) -> Self {
         let metrics = Metrics::default();
         let clock = Clock::frozen();
         let store = Store::new(options, metrics.clone()).expect("a good URL");
-        let sealing_key = SealingKey::generate();
-        let sealer = Sealer::new(&sealing_key, None);
-        let app = App::new(store.clone(), KeyCache::new(store.clone(), sealer), Issuer::new(ISSUER), clock.clone())
-            .with_rates(&rates, metrics.clone());
-        let server_key = create_project(&app, PROJECT).await;
+        let keys = KeyCache::new(store.clone(), Sealer::new(&sealing_key, None));
+        let app = App::new(store.clone(), keys, Issuer::new(ISSUER), clock.clone()).with_rates(&rates, metrics.clone());
 
         let (mut web, mut limits) = (web(), limits());
         change(&mut web, &mut limits);
@@ -119,13 +145,13 @@ impl Service {
         let server = Server::bind(app.clone(), &listen, &web, limits, metrics).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let server = tokio::spawn(server.run(std::future::pending()));
-        let wires = wire::Wires::to(addr);
+        let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());
         Self { addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
     }
 
-    /// Another process on the same database, under the same clock, with keys that it reads for itself: a replica, or an
-    /// operator at the command line.
-    pub fn replica(&self) -> App {
+    /// Another process on the same database, under the same clock, with keys that it reads for itself: an operator at the
+    /// command line.
+    pub fn operator(&self) -> App {
         let store = Store::new(&options(&self.database.url), Metrics::default()).expect("a good URL");
         let keys = KeyCache::new(store.clone(), Sealer::new(&self.sealing_key, None));
         App::new(store, keys, Issuer::new(ISSUER), self.clock.clone())

@@ -11,10 +11,17 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
 use serde_json::Value;
 use sessiond::pb;
-use tonic::{Code, Status, body::Body, client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
+use tonic::{
+    Code, Status,
+    body::Body,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
+    metadata::MetadataMap,
+};
 use tonic_types::StatusExt as _;
 use tonic_web::{GrpcWebCall, GrpcWebClientLayer, GrpcWebClientService};
 use tower::ServiceBuilder;
@@ -81,10 +88,49 @@ impl Wires {
         B: Message + Default + 'static,
     {
         match wire {
-            Wire::Grpc => unary(Grpc::with_origin(self.grpc.clone(), self.origin()), method, headers, request).await,
-            Wire::GrpcWeb => unary(Grpc::with_origin(self.web.clone(), self.origin()), method, headers, request).await,
-            Wire::Rest => self.rest_call(method, headers, request).await,
+            Wire::Grpc => self.grpc(method, headers, request.clone(), tonic_prost::ProstCodec::default()).await,
+            Wire::GrpcWeb => self.grpc_web(method, headers, request.clone(), tonic_prost::ProstCodec::default()).await,
+            Wire::Rest => {
+                let descriptor = self.method(method);
+                let message = DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice());
+                let json = self.rest_call(method, headers, &message.expect("decodes")).await?;
+                let message = DynamicMessage::deserialize(descriptor.output(), json).expect("ProtoJSON");
+                Ok(B::decode(message.encode_to_vec().as_slice()).expect("decodes"))
+            }
         }
+    }
+
+    /// A call in which both messages are ProtoJSON, whatever the wire makes of them.
+    pub async fn ask(&self, wire: Wire, method: &str, headers: HeaderMap, request: &Value) -> Result<Value, Refused> {
+        let descriptor = self.method(method);
+        let message = DynamicMessage::deserialize(descriptor.input(), request).expect("ProtoJSON");
+        let codec = DynamicCodec(descriptor.output());
+        let answer = match wire {
+            Wire::Grpc => self.grpc(method, headers, message, codec).await?,
+            Wire::GrpcWeb => self.grpc_web(method, headers, message, codec).await?,
+            Wire::Rest => return self.rest_call(method, headers, &message).await,
+        };
+        Ok(json(&answer))
+    }
+
+    async fn grpc<C: Codec<Encode: Sync, Decode: Sync>>(
+        &self,
+        method: &str,
+        headers: HeaderMap,
+        request: C::Encode,
+        codec: C,
+    ) -> Result<C::Decode, Refused> {
+        unary(Grpc::with_origin(self.grpc.clone(), self.origin()), method, headers, request, codec).await
+    }
+
+    async fn grpc_web<C: Codec<Encode: Sync, Decode: Sync>>(
+        &self,
+        method: &str,
+        headers: HeaderMap,
+        request: C::Encode,
+        codec: C,
+    ) -> Result<C::Decode, Refused> {
+        unary(Grpc::with_origin(self.web.clone(), self.origin()), method, headers, request, codec).await
     }
 
     /// A plain HTTP/1.1 request.
@@ -109,17 +155,8 @@ impl Wires {
         collect(self.rest_h2.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
     }
 
-    async fn rest_call<A: Message, B: Message + Default>(
-        &self,
-        method: &str,
-        headers: HeaderMap,
-        request: &A,
-    ) -> Result<B, Refused> {
-        let descriptor = self.method(method);
-        let message = DynamicMessage::decode(descriptor.input(), request.encode_to_vec().as_slice()).expect("decodes");
-        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(true);
-        let json = message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes");
-        let Value::Object(mut fields) = json else { panic!("a message is an object") };
+    async fn rest_call(&self, method: &str, headers: HeaderMap, message: &DynamicMessage) -> Result<Value, Refused> {
+        let Value::Object(mut fields) = json(message) else { panic!("a message is an object") };
         let (verb, mut path) = match method {
             "RevokeCurrent" => (Method::DELETE, "/auth/sessions/current".to_owned()),
             "CreateSession" => (Method::POST, "/auth/sessions".to_owned()),
@@ -158,12 +195,10 @@ impl Wires {
             return Err(Refused { retry_after_seconds, ..refused_json(response.status(), &json) });
         }
         // Where `response_body` names a field, the body is that field's value.
-        let json = match method {
+        Ok(match method {
             "GetCurrentSession" | "UpdateSession" => serde_json::json!({"session": json}),
             _ => json,
-        };
-        let message = DynamicMessage::deserialize(descriptor.output(), json).expect("ProtoJSON");
-        Ok(B::decode(message.encode_to_vec().as_slice()).expect("decodes"))
+        })
     }
 
     fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
@@ -190,21 +225,68 @@ async fn collect(response: Response<Incoming>) -> Response<Bytes> {
     Response::from_parts(head, body)
 }
 
-async fn unary<S, R, A, B>(mut client: Grpc<S>, method: &str, headers: HeaderMap, request: &A) -> Result<B, Refused>
+/// A message as REST clients write it.
+fn json(message: &DynamicMessage) -> Value {
+    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(true);
+    message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes")
+}
+
+/// Messages whose type is known by its descriptor alone.
+struct DynamicCodec(MessageDescriptor);
+
+impl Codec for DynamicCodec {
+    type Encode = DynamicMessage;
+    type Decode = DynamicMessage;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self(self.0.clone())
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Encoder for DynamicCodec {
+    type Item = DynamicMessage;
+    type Error = Status;
+
+    fn encode(&mut self, item: DynamicMessage, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        item.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl Decoder for DynamicCodec {
+    type Item = DynamicMessage;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<DynamicMessage>, Status> {
+        let message = DynamicMessage::decode(self.0.clone(), buffer);
+        message.map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+async fn unary<S, R, C>(
+    mut client: Grpc<S>,
+    method: &str,
+    headers: HeaderMap,
+    request: C::Encode,
+    codec: C,
+) -> Result<C::Decode, Refused>
 where
     S: tonic::client::GrpcService<Body, ResponseBody = R>,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    A: Message + Clone + 'static,
-    B: Message + Default + 'static,
+    C: Codec<Encode: Sync, Decode: Sync>,
 {
     let path = PathAndQuery::try_from(format!("/sessiond.v1.SessionService/{method}")).expect("a path");
-    let request =
-        tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), request.clone());
+    let request = tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), request);
     if client.ready().await.is_err() {
         panic!("the client is not ready");
     }
-    let answer = client.unary(request, path, tonic_prost::ProstCodec::<A, B>::default()).await;
+    let answer = client.unary(request, path, codec).await;
     answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
 }
 

@@ -1,9 +1,12 @@
 """Bounds that no schema can say, kept in half of the requests, so that both outcomes are seen.
 
-The proto's comments state them; `src/session/opening.rs` has them.
+The proto's comments state them; `src/session/opening.rs` and `src/session/listing.rs` have them. Ids and tokens are those
+of the sessions that `run` has opened.
 """
 
 import json
+import os
+import zlib
 
 import schemathesis
 
@@ -24,13 +27,74 @@ OPENING = {
     "labels": {"team": "blue"},
 }
 
+# What a session is changed to.
+CHANGE = {name: OPENING[name] for name in ("claims", "device_name", "labels")}
+
+# What is listed. Page tokens are good for the query that they came from alone: there is none to offer.
+LISTING = {
+    "user_id": "ada",
+    "state": "SESSION_STATE_ANY",
+    "labels": ["team=blue"],
+    "device_name": "phone",
+    "page_size": 10,
+}
+
+
+def half(value):
+    return zlib.crc32(json.dumps(value, default=str).encode()) % 2 == 0
+
+
+def operation(context):
+    return context.operation.definition.raw["operationId"].removeprefix("SessionService_")
+
+
+def known(good, asked):
+    return {name: good[name] for name in asked if name in good}
+
 
 @schemathesis.hook
-def map_body(_, body):
-    if not isinstance(body, dict) or "user_id" not in body or len(json.dumps(body, default=str)) % 2:
+def map_body(context, body):
+    if not isinstance(body, dict) or not half(body):
         return body
-    good = {name: OPENING[name] for name in body if name in OPENING}
-    # Each needs the other.
-    if "is_impersonation" in good or "impersonator_id" in good:
-        good |= {name: OPENING[name] for name in ("is_impersonation", "impersonator_id")}
-    return good
+    match operation(context):
+        case "CreateSession":
+            good = known(OPENING, body)
+            # Each needs the other.
+            if "is_impersonation" in good or "impersonator_id" in good:
+                good |= {name: OPENING[name] for name in ("is_impersonation", "impersonator_id")}
+            return good
+        case "UpdateSession":
+            return known(CHANGE, body)
+        case "RevokeAllSessions" | "EraseUser":
+            return {"user_id": "ada"}
+        case "IntrospectToken":
+            return {"token": os.environ["KEPT_ACCESS_TOKEN"]}
+        case "BatchIntrospect":
+            return {"tokens": [os.environ["KEPT_ACCESS_TOKEN"], "rubbish", os.environ["KEPT_REFRESH_TOKEN"]]}
+    return body
+
+
+@schemathesis.hook
+def map_query(context, query):
+    if not query or not half(query):
+        return query
+    match operation(context):
+        case "ListSessions":
+            return known(LISTING, query)
+        case "RevokeSession":
+            return known({"user_id": "user of ENDED"}, query)
+        case "UpdateSession":
+            return known({"update_mask": "claims,labels,deviceName"}, query)
+    return query
+
+
+@schemathesis.hook
+def map_path_parameters(context, parameters):
+    if not parameters or not half(parameters):
+        return parameters
+    match operation(context):
+        case "RevokeSession":
+            return parameters | {"id": os.environ["ENDED_SESSION"]}
+        case "UpdateSession":
+            return parameters | {"session.id": os.environ["KEPT_SESSION"]}
+    return parameters

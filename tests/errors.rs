@@ -1,0 +1,132 @@
+//! The table of reasons, pinned by the text that is published: `docs/errors.md`. Run with `ACCEPT=1` to accept a change,
+//! and read what changed.
+
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
+
+use prost_reflect::DescriptorPool;
+use sessiond::{
+    pb,
+    rpc::status::{COMMON_REASONS, Reason},
+    transcode::Code,
+};
+
+const INTRODUCTION: &str = "\
+# What each error means
+
+Every error carries `google.rpc.ErrorInfo` with the domain `sessiond` and a `reason`: the one thing to branch on. The gRPC
+code is the status of the call; over REST it becomes the HTTP status beside it. Messages are for people, and may change.
+
+This text is made and checked by `tests/errors.rs`.
+
+";
+
+/// What whoever meets it does next.
+fn what_to_do(reason: Reason) -> &'static str {
+    match reason {
+        Reason::CredentialsMissing => "Send `authorization: Bearer …`, or a refresh token where the method takes one.",
+        Reason::UnparsableAccessToken => {
+            "Refresh, and use the new token. Where that happens again: is it the token of this installation, and whole?"
+        }
+        Reason::AccessTokenExpired => "Refresh, and repeat the call with the new token. Signing out works as it is.",
+        Reason::WrongProject => "Use the token with the service of its own project; the metadata names both.",
+        Reason::SessionRevoked => "Sign in again. Repeating the call or refreshing will not help.",
+        Reason::InvalidServerKey => {
+            "Check which key the service was given, and whether it was revoked; make a new one."
+        }
+        Reason::RefreshTokenNotFoundOrExpired => {
+            "Sign in again. If it was reused, the audit says `REFRESH_TOKEN_REUSED`: someone may hold a copy."
+        }
+        Reason::InsufficientAccessType => {
+            "Send the kind of credential that the method takes: a user's token, a server key, one with the role `admin`. \
+             A server key must not come from a browser, and who acts as a user ends only that session."
+        }
+        Reason::NotYourUser => "Leave `user_id` out, or say `me`. For other users, ask as a service.",
+        Reason::SessionNotFound => "Treat it as gone: it never was, was removed, or is not the caller's to know of.",
+        Reason::CannotDeleteCurrentSession => "Sign out instead: `RevokeCurrent`, with the same token.",
+        Reason::SessionLimitReached => {
+            "Have the user end a session first, or let the project's policy make room: `evict_oldest`, `evict_idle`."
+        }
+        Reason::Schema => {
+            "Mend the request: `google.rpc.BadRequest` names each field that is wrong, and what is expected."
+        }
+        Reason::RateLimited => "Wait as long as `google.rpc.RetryInfo` or `Retry-After` says, then repeat.",
+        Reason::StoreUnavailable => {
+            "Repeat after `Retry-After`: every call is safe to repeat. Operators: is Postgres up, and reachable?"
+        }
+        Reason::DeadlineExceeded => {
+            "Whether it was done is not known. Repeat, with more time: every call is safe to repeat."
+        }
+        Reason::Internal => "Our fault. Tell us the `request_id` in the metadata: it finds the cause in the log.",
+    }
+}
+
+/// Which methods answer with it.
+fn answered_by(reason: Reason) -> String {
+    if COMMON_REASONS.contains(&reason) {
+        return "any".to_owned();
+    }
+    let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
+    let extension = pool.get_extension_by_name("sessiond.v1.reasons").expect("is there");
+    let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let answers = |method: &prost_reflect::MethodDescriptor| {
+        let options = method.options();
+        let said = options.get_extension(&extension);
+        said.as_list().expect("repeated").iter().any(|name| name.as_str() == Some(reason.name()))
+    };
+    let names: Vec<String> = methods.filter(answers).map(|method| method.name().to_owned()).collect();
+    names.join(", ")
+}
+
+/// The code as the protocol spells it: `NotFound` is `NOT_FOUND`.
+fn code_name(code: Code) -> String {
+    let name = format!("{code:?}");
+    let spelled = name.chars().enumerate().map(|(at, letter)| {
+        let gap = if at > 0 && letter.is_ascii_uppercase() { "_" } else { "" };
+        format!("{gap}{}", letter.to_ascii_uppercase())
+    });
+    spelled.collect()
+}
+
+fn published() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for reason in Reason::ALL.iter().copied() {
+        let code = Code::from_number(reason.code() as i32);
+        writeln!(text, "## `{}`\n", reason.name()).expect("writes");
+        writeln!(text, "| gRPC | HTTP | methods |\n|---|---|---|").expect("writes");
+        let methods = answered_by(reason);
+        writeln!(text, "| `{}` | {} | {methods} |\n", code_name(code), code.http_status().as_u16()).expect("writes");
+        writeln!(text, "{} {}\n", reason.message(), what_to_do(reason)).expect("writes");
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+#[test]
+fn every_reason_is_explained_as_published() {
+    let text = published();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    if std::env::var_os("ACCEPT").is_some() {
+        fs::create_dir_all(path.parent().expect("a directory")).expect("makes it");
+        fs::write(&path, &text).expect("writes");
+    }
+    assert!(fs::read_to_string(&path).unwrap_or_default() == text, "not as in docs/errors.md: {text}");
+}
+
+/// A reason that no method answers with has no place in the table; and no two have one name.
+#[test]
+fn every_reason_is_some_method_s() {
+    let names: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(names.len(), Reason::ALL.len());
+    for reason in Reason::ALL.iter().copied() {
+        assert!(!answered_by(reason).is_empty(), "{}", reason.name());
+    }
+}
+
+/// A client error is never told as a fault of the server, nor the other way round.
+#[test]
+fn codes_and_statuses_agree() {
+    for reason in Reason::ALL.iter().copied() {
+        let status = Code::from_number(reason.code() as i32).http_status();
+        let ours = matches!(reason, Reason::StoreUnavailable | Reason::DeadlineExceeded | Reason::Internal);
+        assert_eq!(status.is_server_error(), ours, "{}", reason.name());
+    }
+}
