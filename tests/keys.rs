@@ -10,6 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use diesel::{QueryableByName, sql_query, sql_types::BigInt};
+use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -425,16 +427,44 @@ async fn another_projects_key_is_none_of_ours() {
     assert_eq!(kid(&service.sign_in("ada", "phone").await.access_token), key);
 }
 
+/// Lets operators act until each waits for the project, and then lets them all go at once.
+async fn at_once<T: Send + 'static>(
+    service: &Service,
+    acts: Vec<impl Future<Output = Result<T, ProjectError>> + Send + 'static>,
+) -> Vec<Result<T, ProjectError>> {
+    // Not above: it would take the atomics' `load` for a query.
+    use diesel_async::RunQueryDsl as _;
+
+    let (mut holder, mut watcher) = (service.database.connect().await, service.database.connect().await);
+    holder.batch_execute("BEGIN; SELECT FROM projects FOR NO KEY UPDATE").await.expect("holds the project");
+    let acts: Vec<_> = acts.into_iter().map(tokio::spawn).collect();
+    let waiting = "SELECT count(*) AS waiting FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("everyone waits", async || {
+        let rows: Vec<Waiting> = sql_query(waiting).get_results(&mut watcher).await.expect("answers");
+        usize::try_from(rows[0].waiting) == Ok(acts.len())
+    })
+    .await;
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    futures_util::future::join_all(acts).await.into_iter().map(|outcome| outcome.expect("ends")).collect()
+}
+
+#[derive(QueryableByName)]
+struct Waiting {
+    #[diesel(sql_type = BigInt)]
+    waiting: i64,
+}
+
 /// Operators at many terminals: one rotation, and whatever they do, one key signs at each moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_that_act_at_once_take_turns() {
     let service = Service::start().await;
     let planned = (0..8).map(|_| {
         let operator = service.replica();
-        tokio::spawn(async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await })
+        async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await }
     });
-    let outcomes = futures_util::future::join_all(planned.collect::<Vec<_>>()).await;
-    let refused = outcomes.into_iter().filter_map(|outcome| outcome.expect("ends").err()).collect::<Vec<_>>();
+    let outcomes = at_once(&service, planned.collect()).await;
+    let refused = outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>();
     assert_eq!(refused.len(), 7, "one rotation");
     assert!(refused.iter().all(|error| matches!(error, ProjectError::UnderWay { .. })), "{refused:?}");
 
@@ -442,16 +472,15 @@ async fn operators_that_act_at_once_take_turns() {
     let known: Vec<KeyId> = keys.iter().map(|key| key.id).collect();
     let mixed = (0..12).map(|number| {
         let (operator, key) = (service.replica(), known[number % known.len()]);
-        tokio::spawn(async move {
+        async move {
             match number % 3 {
                 0 => operator.rotate_key(Purpose::Signing, demo(), Haste::Emergency).await.map(drop),
                 1 => operator.revoke_key(Purpose::Signing, demo(), key).await.map(drop),
                 _ => operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await.map(drop),
             }
-        })
+        }
     });
-    for outcome in futures_util::future::join_all(mixed.collect::<Vec<_>>()).await {
-        let outcome = outcome.expect("ends");
+    for outcome in at_once(&service, mixed.collect()).await {
         assert!(matches!(outcome, Ok(()) | Err(ProjectError::UnderWay { .. })), "{outcome:?}");
     }
     let keys = service.app.list_keys(Purpose::Signing, demo()).await.expect("lists");
@@ -575,14 +604,17 @@ async fn a_key_that_no_sealing_key_opens_is_named_and_the_others_are_resealed() 
 async fn an_update_changes_what_was_given_and_nothing_else() {
     let service = Service::start().await;
     let minute = Duration::from_secs(60);
-    let set = |change: fn(&mut Policy)| {
+    let changes: [fn(&mut Policy); 2] = [
+        |policy| policy.idle_ttl = Duration::from_secs(3_600),
+        |policy| policy.access_token_ttl = Duration::from_secs(60),
+    ];
+    let set = changes.map(|change| {
         let operator = service.replica();
-        tokio::spawn(async move { operator.project_update(demo(), change).await.expect("changes") })
-    };
-    let one = set(|policy| policy.idle_ttl = Duration::from_secs(3_600));
-    let other = set(|policy| policy.access_token_ttl = Duration::from_secs(60));
-    one.await.expect("ends");
-    other.await.expect("ends");
+        async move { operator.project_update(demo(), change).await }
+    });
+    for outcome in at_once(&service, set.into()).await {
+        outcome.expect("changes");
+    }
     let policy = service.app.project(demo()).await.expect("is there").policy;
     let expected = Policy {
         idle_ttl: 60 * minute,
