@@ -10,6 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use diesel::{QueryableByName, sql_query, sql_types::BigInt};
+use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -68,6 +70,10 @@ async fn published(service: &Service) -> BTreeSet<KeyId> {
     let set = jwks(service).await;
     let everywhere = service.wires.http(Method::GET, "/.well-known/jwks.json", HeaderMap::new(), "").await;
     assert_eq!(serde_json::from_slice::<JwkSet>(everywhere.body()).expect("a JWK set"), set);
+    kids(&set)
+}
+
+fn kids(set: &JwkSet) -> BTreeSet<KeyId> {
     set.keys.iter().map(|key| KeyId::parse(key.common.key_id.as_deref().expect("a kid")).expect("an id")).collect()
 }
 
@@ -272,7 +278,7 @@ async fn keys_are_rotated_under_load_and_nobody_notices() {
 
     let drive = async {
         let mut verifiers = vec![Verifier::new(&service).await];
-        let (mut young, mut kids) = (vec![], BTreeSet::new());
+        let (mut young, mut signed_by) = (vec![], BTreeSet::new());
         let mut laptop = service.sign_in("grace", "laptop").await;
         for step in 0..150 {
             if step % 70 == 10 {
@@ -299,12 +305,12 @@ async fn keys_are_rotated_under_load_and_nobody_notices() {
                 for (number, verifier) in verifiers.iter_mut().enumerate() {
                     assert!(verifier.accepts(&service, token).await, "verifier {number} at step {step}");
                 }
-                kids.insert(kid(token));
+                signed_by.insert(kid(token));
             }
             young.extend(fresh.into_iter().map(|token| (now, token)));
         }
         load.done.store(true, Ordering::SeqCst);
-        assert_eq!(kids.len(), 3, "two rotations");
+        assert_eq!(signed_by.len(), 3, "two rotations");
     };
     let users = ["ada", "alan"].map(|user| load.run(&service, user));
     tokio::join!(drive, futures_util::future::join_all(users));
@@ -323,7 +329,8 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     let KeyRevoked::Replaced(heir) = revoked else { panic!("{revoked:?}") };
 
     // By itself: nobody tells the server.
-    eventually("the server knows", async || published(&service).await == [heir].into()).await;
+    eventually("the server knows", async || kids(&jwks(&service).await) == [heir].into()).await;
+    assert_eq!(published(&service).await, [heir].into());
     for (wire, device) in Wire::ALL.into_iter().zip(&mut devices) {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);
         assert!(device.is_signed_in().await, "whoever has the key ends nothing with it");
@@ -425,16 +432,44 @@ async fn another_projects_key_is_none_of_ours() {
     assert_eq!(kid(&service.sign_in("ada", "phone").await.access_token), key);
 }
 
+/// Lets operators act until each waits for the project, and then lets them all go at once.
+async fn at_once<T: Send + 'static>(
+    service: &Service,
+    acts: Vec<impl Future<Output = Result<T, ProjectError>> + Send + 'static>,
+) -> Vec<Result<T, ProjectError>> {
+    // Not above: it would take the atomics' `load` for a query.
+    use diesel_async::RunQueryDsl as _;
+
+    let (mut holder, mut watcher) = (service.database.connect().await, service.database.connect().await);
+    holder.batch_execute("BEGIN; SELECT FROM projects FOR NO KEY UPDATE").await.expect("holds the project");
+    let acts: Vec<_> = acts.into_iter().map(tokio::spawn).collect();
+    let waiting = "SELECT count(*) AS waiting FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("everyone waits", async || {
+        let rows: Vec<Waiting> = sql_query(waiting).get_results(&mut watcher).await.expect("answers");
+        usize::try_from(rows[0].waiting) == Ok(acts.len())
+    })
+    .await;
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    futures_util::future::join_all(acts).await.into_iter().map(|outcome| outcome.expect("ends")).collect()
+}
+
+#[derive(QueryableByName)]
+struct Waiting {
+    #[diesel(sql_type = BigInt)]
+    waiting: i64,
+}
+
 /// Operators at many terminals: one rotation, and whatever they do, one key signs at each moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_that_act_at_once_take_turns() {
     let service = Service::start().await;
     let planned = (0..8).map(|_| {
         let operator = service.operator();
-        tokio::spawn(async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await })
+        async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await }
     });
-    let outcomes = futures_util::future::join_all(planned.collect::<Vec<_>>()).await;
-    let refused = outcomes.into_iter().filter_map(|outcome| outcome.expect("ends").err()).collect::<Vec<_>>();
+    let outcomes = at_once(&service, planned.collect()).await;
+    let refused = outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>();
     assert_eq!(refused.len(), 7, "one rotation");
     assert!(refused.iter().all(|error| matches!(error, ProjectError::UnderWay { .. })), "{refused:?}");
 
@@ -442,16 +477,15 @@ async fn operators_that_act_at_once_take_turns() {
     let known: Vec<KeyId> = keys.iter().map(|key| key.id).collect();
     let mixed = (0..12).map(|number| {
         let (operator, key) = (service.operator(), known[number % known.len()]);
-        tokio::spawn(async move {
+        async move {
             match number % 3 {
                 0 => operator.rotate_key(Purpose::Signing, demo(), Haste::Emergency).await.map(drop),
                 1 => operator.revoke_key(Purpose::Signing, demo(), key).await.map(drop),
                 _ => operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await.map(drop),
             }
-        })
+        }
     });
-    for outcome in futures_util::future::join_all(mixed.collect::<Vec<_>>()).await {
-        let outcome = outcome.expect("ends");
+    for outcome in at_once(&service, mixed.collect()).await {
         assert!(matches!(outcome, Ok(()) | Err(ProjectError::UnderWay { .. })), "{outcome:?}");
     }
     let keys = service.app.list_keys(Purpose::Signing, demo()).await.expect("lists");
@@ -575,14 +609,17 @@ async fn a_key_that_no_sealing_key_opens_is_named_and_the_others_are_resealed() 
 async fn an_update_changes_what_was_given_and_nothing_else() {
     let service = Service::start().await;
     let minute = Duration::from_secs(60);
-    let set = |change: fn(&mut Policy)| {
+    let changes: [fn(&mut Policy); 2] = [
+        |policy| policy.idle_ttl = Duration::from_secs(3_600),
+        |policy| policy.access_token_ttl = Duration::from_secs(60),
+    ];
+    let set = changes.map(|change| {
         let operator = service.operator();
-        tokio::spawn(async move { operator.project_update(demo(), change).await.expect("changes") })
-    };
-    let one = set(|policy| policy.idle_ttl = Duration::from_secs(3_600));
-    let other = set(|policy| policy.access_token_ttl = Duration::from_secs(60));
-    one.await.expect("ends");
-    other.await.expect("ends");
+        async move { operator.project_update(demo(), change).await }
+    });
+    for outcome in at_once(&service, set.into()).await {
+        outcome.expect("changes");
+    }
     let policy = service.app.project(demo()).await.expect("is there").policy;
     let expected = Policy {
         idle_ttl: 60 * minute,
