@@ -13,7 +13,7 @@ use sessiond::{
 };
 
 use crate::{
-    harness::{Service, Wire, any_of, bearer, refresh_token},
+    harness::{Service, Wire, bearer, calls::any_of, refresh_token},
     revoke::flip,
 };
 

@@ -8,7 +8,7 @@ use sessiond::pb::{CreateSessionRequest, ListSessionsRequest, RevokeReason, Sess
 
 use crate::{
     assert_refused,
-    harness::{Device, Service, Wire, any_of, bearer, eventually},
+    harness::{Device, Service, Wire, bearer, calls::any_of, eventually},
 };
 
 /// Ids made within one millisecond have no order.

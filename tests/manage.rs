@@ -18,7 +18,7 @@ use crate::{
     assert_refused,
     create::claims_of,
     harness::{
-        Device, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, any_of, bearer, both, eventually, header,
+        Device, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, both, calls::any_of, eventually, header,
     },
 };
 

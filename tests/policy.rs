@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::{
     assert_refused,
     create::claims_of,
-    harness::{Device, REFUSED_REFRESH, Refused, Service, Wire, any_of, refresh_token},
+    harness::{Device, REFUSED_REFRESH, Refused, Service, Wire, calls::any_of, refresh_token},
 };
 
 const MICRO: Duration = Duration::from_micros(1);

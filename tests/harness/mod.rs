@@ -6,8 +6,8 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
-// What a service and its users ask, beyond signing in and out.
-mod calls;
+/// What a service and its users ask, beyond signing in and out.
+pub mod calls;
 
 use std::{
     net::SocketAddr,
@@ -41,8 +41,6 @@ use tokio::{
     task::JoinHandle,
 };
 
-#[allow(unused_imports, reason = "the benches use the rest")]
-pub use calls::any_of;
 pub use wire::{Refused, Wire};
 
 pub const PROJECT: &str = "demo";
