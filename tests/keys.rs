@@ -25,7 +25,7 @@ use sessiond::{
     store::Store,
     telemetry::Metrics,
     token::{
-        access::{Issuer, Presented},
+        access::{Claims, Issuer, Presented},
         jwks,
         refresh::RefreshToken,
         schedule::{MARGIN, Stage},
@@ -114,12 +114,28 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
     assert!(verifies(service.clock.now()));
     advance_to(&service, end);
     assert_eq!(published(&service).await, [heir].into());
-    assert!(!verifies(service.clock.now()), "a retired key that leaks makes no tokens");
+    assert!(!verifies(service.clock.now()));
+
+    // A retired key that leaks makes no tokens, and one that was only slow is told to refresh.
+    let leaked = forged(&service, &first.access_token, end + Duration::from_secs(600));
+    for wire in Wire::ALL {
+        assert_refused!(service.current(wire, bearer(leaked.expose_secret())), "UNPARSABLE_ACCESS_TOKEN");
+        assert_refused!(service.current(wire, bearer(&first.access_token)), "ACCESS_TOKEN_EXPIRED");
+        assert!(!service.introspect(wire, service.key(), leaked.expose_secret()).await.expect("answers").active);
+    }
 
     // And for a sign-out, long after that.
     service.clock.advance(Duration::from_secs(60 * 86_400));
     let ended = first.sign_out().await.expect("signs out");
     assert_eq!(ended.already_revoked, None);
+}
+
+/// What a genuine token says, until another moment, under the same key.
+fn forged(service: &Service, genuine: &str, until: Timestamp) -> SecretString {
+    let presented = Presented::parse(genuine).expect("genuine");
+    let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
+    let claims = presented.verify(&key, &Issuer::new(ISSUER)).expect("genuine");
+    key.sign(&Claims { exp: until.as_seconds(), ..claims }).expect("signs")
 }
 
 /// Verifiers ask all the time, and the answer is nearly always the one that they have.

@@ -13,6 +13,7 @@ use crate::id::UserId;
 use crate::rates::Of;
 use crate::session::Refusal;
 use crate::session::Session;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::Role;
 use crate::store::Seen;
 use crate::token::access::Presented;
@@ -154,12 +155,17 @@ impl App {
             })
         };
         let signed_in = read().ok_or(Refusal::UnparsableAccessToken)?;
-        if claims.expired_at(self.clock.now()) {
+        let now = self.clock.now();
+        if claims.expired_at(now) {
             let SignedIn { project, user, session, .. } = signed_in;
             let expired_at = Timestamp::from_seconds(claims.exp);
             return Err(Refusal::AccessTokenExpired { expired_at, project, user, session }.into());
         }
-        Ok(signed_in)
+        // A key that has signed nothing for so long has leaked, if a token under it says that it is fresh.
+        match self.keys.snapshot().keyring.verifies(presented.key(), now, ACCESS_TOKEN_TTL_MAX) {
+            Some(_) => Ok(signed_in),
+            None => Err(Refusal::UnparsableAccessToken.into()),
+        }
     }
 
     /// The session of a signed-in user, as it is now. Notes that it is in use.

@@ -14,6 +14,7 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::session::Refusal;
 use crate::session::Session;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
 use crate::store::Seen;
@@ -76,7 +77,7 @@ impl App {
         }
         let now = self.clock.now();
         let snapshot = self.keys.with(|snapshot| tokens.iter().all(|token| is_key_known(snapshot, token))).await?;
-        let genuine = self.genuine(&snapshot, &project, tokens).await;
+        let genuine = self.genuine(&snapshot, &project, tokens, now).await;
 
         let ids: HashSet<SessionId> = genuine.iter().flatten().map(Genuine::session).collect();
         let found = match ids.is_empty() {
@@ -98,9 +99,10 @@ impl App {
         snapshot: &Arc<Snapshot>,
         project: &ProjectId,
         tokens: Vec<String>,
+        now: Timestamp,
     ) -> Vec<Option<Genuine>> {
         if let [token] = tokens.as_slice() {
-            return vec![genuine(snapshot, &self.issuer, project, token)];
+            return vec![genuine(snapshot, &self.issuer, project, token, now)];
         }
         // On threads that may be busy: a thousand signatures would hold up every other request on this one.
         let tokens = Arc::new(tokens);
@@ -109,7 +111,10 @@ impl App {
             let (issuer, project) = (self.issuer.clone(), project.clone());
             tokio::task::spawn_blocking(move || {
                 let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end].iter().map(|token| genuine(&snapshot, &issuer, &project, token)).collect::<Vec<_>>()
+                tokens[start..end]
+                    .iter()
+                    .map(|token| genuine(&snapshot, &issuer, &project, token, now))
+                    .collect::<Vec<_>>()
             })
         });
         let chunks = futures_util::future::join_all(chunks).await;
@@ -151,13 +156,14 @@ fn is_key_known(snapshot: &Snapshot, token: &str) -> bool {
     Presented::parse(token).map_or(true, |presented| snapshot.keyring.signing(presented.key()).is_some())
 }
 
-fn genuine(snapshot: &Snapshot, issuer: &Issuer, project: &ProjectId, token: &str) -> Option<Genuine> {
+fn genuine(snapshot: &Snapshot, issuer: &Issuer, project: &ProjectId, token: &str, now: Timestamp) -> Option<Genuine> {
     if let Some(token) = RefreshToken::parse(token) {
         let key = snapshot.keyring.refresh(token.key()).filter(|key| key.project() == project)?;
         return key.may_have_made(&token).then_some(Genuine::Refresh(token));
     }
     let presented = Presented::parse(token).ok()?;
-    let key = snapshot.keyring.signing(presented.key()).filter(|key| key.project() == project)?;
+    let key = snapshot.keyring.verifies(presented.key(), now, ACCESS_TOKEN_TTL_MAX);
+    let key = key.filter(|key| key.project() == project)?;
     let claims = presented.verify(key, issuer).ok()?;
     let session = SessionId::parse(&claims.sid)?;
     Some(Genuine::Access(Box::new(claims), session))
