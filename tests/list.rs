@@ -378,11 +378,14 @@ async fn last_used_moves_with_use_and_no_more_than_once_a_minute() {
     service.app.flush_usage().await.expect("writes");
     assert_eq!(service.database.lines("SELECT xmin FROM sessions").await, rows, "not written again");
 
-    // What a service looks at is not in use by it.
+    // A service asks about an access token because somebody has just used it there; a refresh token is only looked at.
     service.clock.advance(Duration::from_secs(400));
-    service.introspect(Wire::Grpc, service.key(), &phone.access_token).await.expect("answers");
+    service.introspect(Wire::Grpc, service.key(), &phone.refresh_token).await.expect("answers");
     service.app.flush_usage().await.expect("writes");
     assert_eq!(service.database.lines("SELECT xmin FROM sessions").await, rows);
+    service.introspect(Wire::Grpc, service.key(), &phone.access_token).await.expect("answers");
+    service.app.flush_usage().await.expect("writes");
+    eventually("that is written down", async || last_used().await.seconds == opened.seconds + 60 + 59 + 400).await;
 }
 
 #[tokio::test]
