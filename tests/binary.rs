@@ -178,14 +178,14 @@ fn nothing_replayable(dev: &Dev, secrets: &[&str]) {
     assert!(!log.contains(sealing_key.trim()), "the sealing key in the log");
 }
 
-fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
+pub fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
     command.output().expect("runs")
 }
 
 #[track_caller]
-fn assert_says(output: &Output, success: bool, text: &str) {
+pub fn assert_says(output: &Output, success: bool, text: &str) {
     let said = [output.stdout.as_slice(), &output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert_eq!(output.status.success(), success, "{said}");
@@ -240,6 +240,8 @@ fn every_command_explains_itself() {
         &["openapi", "--help"],
         &["project", "create", "--help"],
         &["server-key", "create", "--help"],
+        &["sweep", "--help"],
+        &["audit", "--help"],
     ] {
         assert_says(&sessiond(command, &[]), true, "Usage: sessiond");
     }

@@ -9,6 +9,7 @@ mod harness;
 mod create;
 mod refresh;
 mod revoke;
+mod sweep;
 
 // What holds at the edge, and when things fail.
 mod grpc;

@@ -12,6 +12,7 @@ mod refresh;
 mod revoke;
 mod revoke_all;
 mod revoke_session;
+mod sweep;
 mod update;
 mod usage;
 
@@ -33,6 +34,12 @@ pub use projects::ProjectError;
 pub use revoke::Ended;
 pub use revoke::TokenHolder;
 pub use revoke_all::RevokeAllRequest;
+pub use sweep::Kind;
+pub use sweep::PASS_INTERVAL;
+pub use sweep::Removed;
+pub use sweep::Start;
+pub use sweep::Step;
+pub use sweep::Sweeper;
 pub use usage::FLUSH_INTERVAL;
 
 use std::sync::Arc;

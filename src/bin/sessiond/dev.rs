@@ -17,11 +17,14 @@ use sessiond::app::Caller;
 use sessiond::app::CreateRequest;
 use sessiond::app::Grant;
 use sessiond::app::ProjectError;
+use sessiond::app::Sweeper;
+use sessiond::clock::Clock;
 use sessiond::cluster;
 use sessiond::cluster::Cluster;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
 use sessiond::config::Pool;
+use sessiond::config::Retention;
 use sessiond::config::Web;
 use sessiond::edge::Server;
 use sessiond::id::ProjectId;
@@ -74,6 +77,8 @@ pub(crate) struct Args {
     web: Web,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    retention: Retention,
 }
 
 pub(crate) async fn run(mut args: Args) -> Outcome {
@@ -90,6 +95,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
+    let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention.clone(), metrics.clone());
     let app = setup::app(store, files.sealer()?, &args.web.issuer);
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
     let grant = sign_in(&app, &server_key).await?;
@@ -109,7 +115,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     greet(&files, address);
 
     tokio::select! {
-        () = server.run(stop) => {}
+        () = server.sweeping(sweeper).run(stop) => {}
         outcome = keep_alive(cluster.as_mut()) => outcome?,
     }
     if let Some(cluster) = cluster {

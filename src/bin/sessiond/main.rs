@@ -1,5 +1,6 @@
 //! The command line: a short list of commands, and a file for each.
 
+mod audit;
 mod dev;
 mod migrate;
 mod openapi;
@@ -8,6 +9,7 @@ mod project;
 mod serve;
 mod server_key;
 mod setup;
+mod sweep;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -44,6 +46,10 @@ enum Command {
     /// Manage server keys: how an internal service shows who it is.
     #[command(subcommand)]
     ServerKey(server_key::Command),
+    /// Remove what is over, now: ended sessions, old request ids, the end of the audit. Servers do so by themselves.
+    Sweep(sweep::Args),
+    /// Read the audit: who ended which sessions, when, why, and from where.
+    Audit(audit::Args),
 }
 
 /// What a command comes to. Errors are read by people: each level says its own part.
@@ -76,6 +82,8 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::Openapi(args) => openapi::run(&args),
             Command::Project(command) => project::run(command).await,
             Command::ServerKey(command) => server_key::run(command).await,
+            Command::Sweep(args) => sweep::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
         }
     })
 }
