@@ -122,7 +122,6 @@ pub struct Sealing {
 
 /// How long what is over is kept. What is due leaves within hours, not at the second: see `docs/operators.md`.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Retention")]
 pub struct Retention {
     /// How long a session stays in the database after it ended, for listings of ended sessions; its address and its
     /// device leave with it. 1h to 10 years.

@@ -23,6 +23,7 @@ mod binary;
 // The tables and the tree.
 mod floors;
 mod migrations;
+mod plans;
 
 // The private Postgres: its life, and above all its deaths.
 mod cluster;
