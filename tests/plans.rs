@@ -194,7 +194,8 @@ async fn every_statement_finds_its_rows_by_an_index() {
             assert!(wrong.is_empty(), "with enable_seqscan {seqscan}: {wrong}");
         }
         // And what has no index is found out.
-        for bad in ["SELECT id FROM sessions WHERE device_name = 'x'", "SELECT id FROM revocations ORDER BY at LIMIT 9"] {
+        for bad in ["SELECT id FROM sessions WHERE device_name = 'x'", "SELECT id FROM revocations ORDER BY at LIMIT 9"]
+        {
             assert!(!judge(bad, &[]).await.is_empty(), "{bad}");
         }
     }

@@ -215,6 +215,10 @@ type SessionColumns = (
     Option<PgTimestamp>,
 );
 
+type LineColumns = (String, Uuid, PgTimestamp, PgTimestamp, bool);
+
+type UserColumns = (String, String, Option<PgTimestamp>, bool);
+
 impl Tx {
     /// Takes a task for the rest of the transaction; `None` while another replica has it.
     pub async fn sweep_claim(&mut self, task: Task) -> Result<Option<Progress>, Error> {
@@ -282,8 +286,8 @@ impl Tx {
     /// The next lines of the audit, in order.
     pub async fn revocations_walk(&mut self, from: &Position, rows_max: i64) -> Result<Vec<SweptLine>, Error> {
         let walk = RevocationsWalk { project: from.project.clone(), id: from.id(), rows_max };
-        let rows: Result<Vec<(String, Uuid, PgTimestamp, PgTimestamp, bool)>, _> = walk.get_results(self.pg()).await;
-        let line = |(project, id, at, access_expires_at, has_address)| SweptLine {
+        let rows: Result<Vec<LineColumns>, _> = walk.get_results(self.pg()).await;
+        let line = |(project, id, at, access_expires_at, has_address): LineColumns| SweptLine {
             project,
             id,
             at: from_pg(at),
@@ -310,8 +314,8 @@ impl Tx {
     /// The next users in the order of their keys.
     pub async fn users_walk(&mut self, from: &Position, rows_max: i64) -> Result<Vec<SweptUser>, Error> {
         let walk = UsersWalk { project: from.project.clone(), user: from.key.clone(), rows_max };
-        let rows: Result<Vec<(String, String, Option<PgTimestamp>, bool)>, _> = walk.get_results(self.pg()).await;
-        let user = |(project, user, raised_at, has_session): (_, _, Option<PgTimestamp>, _)| SweptUser {
+        let rows: Result<Vec<UserColumns>, _> = walk.get_results(self.pg()).await;
+        let user = |(project, user, raised_at, has_session): UserColumns| SweptUser {
             project,
             user,
             raised_at: raised_at.map(from_pg),
