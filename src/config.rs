@@ -175,6 +175,30 @@ pub struct Sealing {
     pub previous_sealing_key: Option<SecretString>,
 }
 
+/// How long what is over is kept. What is due leaves within hours, not at the second: see `docs/operators.md`.
+#[derive(Args, Clone, Debug)]
+pub struct Retention {
+    /// How long a session stays in the database after it ended, for listings of ended sessions; its address and its
+    /// device leave with it. 1h to 10 years.
+    #[arg(long, env = "SESSIOND_ENDED_SESSION_RETENTION", default_value = "30d", value_parser = duration::<HOUR, { 3_660 * DAY }>, value_name = "DURATION")]
+    pub ended_session_retention: Duration,
+
+    /// How long the audit remembers who ended what; revoked server keys stay as long. 1d to 20 years.
+    #[arg(long, env = "SESSIOND_AUDIT_RETENTION", default_value = "400d", value_parser = duration::<DAY, { 7_320 * DAY }>, value_name = "DURATION")]
+    pub audit_retention: Duration,
+
+    /// How long the audit keeps the addresses from which sessions were ended. 0s to 20 years; never longer than the
+    /// audit itself.
+    #[arg(long, env = "SESSIOND_ADDRESS_RETENTION", default_value = "30d", value_parser = duration::<0, { 7_320 * DAY }>, value_name = "DURATION")]
+    pub address_retention: Duration,
+}
+
+/// In milliseconds.
+const HOUR: u64 = 60 * 60 * 1_000;
+
+/// In milliseconds.
+const DAY: u64 = 24 * HOUR;
+
 /// How the log is written.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Log")]

@@ -68,6 +68,16 @@ struct BucketLabels {
     bucket: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
 /// The counters. Clones count together.
 #[derive(Clone)]
 pub struct Metrics {
@@ -78,6 +88,9 @@ pub struct Metrics {
     operations: Family<OperationLabels, Histogram>,
     connections: Gauge,
     connections_idle: Gauge,
+    sweep_steps: Family<TaskLabels, Histogram>,
+    sweeps_completed: Family<TaskLabels, Gauge>,
+    swept: Family<KindLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -97,8 +110,30 @@ impl Default for Metrics {
         registry.register("store_connections", "Open connections to the database", connections.clone());
         let connections_idle = Gauge::default();
         registry.register("store_connections_idle", "Open connections that nobody uses", connections_idle.clone());
-        let registry = Arc::new(registry);
-        Self { registry, requests, latency, rate_limited, operations, connections, connections_idle }
+        let sweep_steps = Family::new_with_constructor(durations as fn() -> Histogram);
+        registry.register_with_unit(
+            "sweep_step_duration",
+            "Time of a sweep's step",
+            Unit::Seconds,
+            sweep_steps.clone(),
+        );
+        let sweeps_completed = Family::default();
+        let help = "When a sweep last came to the end of its table, by whichever replica, as a Unix time";
+        registry.register_with_unit("sweep_completed_timestamp", help, Unit::Seconds, sweeps_completed.clone());
+        let swept = Family::default();
+        registry.register("swept_rows", "Rows that this replica's sweeps have removed, by kind", swept.clone());
+        Self {
+            registry: Arc::new(registry),
+            requests,
+            latency,
+            rate_limited,
+            operations,
+            connections,
+            connections_idle,
+            sweep_steps,
+            sweeps_completed,
+            swept,
+        }
     }
 }
 
@@ -125,6 +160,21 @@ impl Metrics {
     pub fn pool(&self, connections: usize, idle: usize) {
         self.connections.set(connections.try_into().unwrap_or(i64::MAX));
         self.connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts a step of a sweep.
+    pub fn sweep_step(&self, task: &'static str, took: Duration) {
+        self.sweep_steps.get_or_create(&TaskLabels { task }).observe(took.as_secs_f64());
+    }
+
+    /// Notes when a sweep last came to the end of its table, in seconds since 1970.
+    pub fn sweep_completed(&self, task: &'static str, at_seconds: i64) {
+        self.sweeps_completed.get_or_create(&TaskLabels { task }).set(at_seconds);
+    }
+
+    /// Counts what a sweep has removed.
+    pub fn swept(&self, kind: &'static str, rows: usize) {
+        self.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
     }
 
     /// Everything, in the text format of OpenMetrics.

@@ -248,7 +248,17 @@ fn the_manual_is_what_the_binary_says() {
             .to_owned();
     let mut commands = vec![];
     explain(&mut vec![], &mut manual, &mut commands);
-    for known in ["dev", "serve", "migrate", "project update", "signing-key rotate", "server-key revoke", "reseal"] {
+    for known in [
+        "dev",
+        "serve",
+        "migrate",
+        "project update",
+        "signing-key rotate",
+        "server-key revoke",
+        "reseal",
+        "sweep",
+        "audit",
+    ] {
         assert!(commands.iter().any(|command| command == known), "{known} is not among {commands:?}");
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/manual.md");

@@ -15,6 +15,7 @@ mod origin;
 mod policy;
 mod refresh;
 mod revoke;
+mod sweep;
 
 // What it does not do, whatever is sent, and in whatever order.
 mod input;
@@ -35,6 +36,7 @@ mod binary;
 // The tables and the tree.
 mod floors;
 mod migrations;
+mod plans;
 
 // The private Postgres: its life, and above all its deaths.
 mod cluster;

@@ -20,7 +20,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
     let mut cluster = Cluster::start(disposable("outage")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
-    let service = Service::start_hasty_on(database).await;
+    let service = Service::start_on(database).await;
     let mut phone = service.sign_in("ada", "phone").await;
     // More connections than one, so that more than one is dead afterwards.
     let many = (0..8).map(|_| phone.refresh_without_keeping());

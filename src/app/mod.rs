@@ -15,6 +15,7 @@ mod revoke_all;
 mod revoke_key;
 mod revoke_session;
 mod rotate_key;
+mod sweep;
 mod update;
 mod usage;
 
@@ -42,6 +43,12 @@ pub use revoke_all::RevokeAllRequest;
 pub use revoke_key::KeyRevoked;
 pub use rotate_key::Haste;
 pub use rotate_key::Rotated;
+pub use sweep::Kind;
+pub use sweep::PASS_INTERVAL;
+pub use sweep::Removed;
+pub use sweep::Start;
+pub use sweep::Step;
+pub use sweep::Sweeper;
 pub use usage::FLUSH_INTERVAL;
 
 use std::sync::Arc;

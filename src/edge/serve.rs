@@ -35,6 +35,7 @@ use tower::ServiceExt as _;
 use super::OriginError;
 use super::stack;
 use crate::app::App;
+use crate::app::Sweeper;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
@@ -78,6 +79,7 @@ pub struct Server {
     metrics: Metrics,
     health: HealthReporter,
     ready: watch::Sender<bool>,
+    sweeper: Option<Sweeper>,
 }
 
 impl Server {
@@ -97,7 +99,13 @@ impl Server {
         let (ready, readiness) = watch::channel(false);
         let router = stack(&app, web, &limits, &metrics, health.clone(), readiness)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
-        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready })
+        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready, sweeper: None })
+    }
+
+    /// Has the server sweep in the background, for as long as it runs.
+    #[must_use]
+    pub fn sweeping(self, sweeper: Sweeper) -> Self {
+        Self { sweeper: Some(sweeper), ..self }
     }
 
     /// Where gRPC, grpc-web and REST are answered.
@@ -120,7 +128,7 @@ impl Server {
 
     /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready } = self;
+        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready, sweeper } = self;
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
         let tasks = [
@@ -128,6 +136,8 @@ impl Server {
             tokio::spawn(reload_keys(app.clone())),
             tokio::spawn(flush_usage(app.clone())),
         ];
+        // A step under way when it is stopped is on a task of its own, and comes to its end.
+        let sweep = sweeper.map(|sweeper| tokio::spawn(sweeper.run()));
         let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone()));
         let graceful = GracefulShutdown::new();
         tokio::select! {
@@ -143,7 +153,7 @@ impl Server {
         if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
-        tasks.iter().for_each(JoinHandle::abort);
+        tasks.iter().chain(&sweep).for_each(JoinHandle::abort);
         // What the last seconds brought; nobody waits for it.
         let _ = app.flush_usage().await;
     }

@@ -25,6 +25,9 @@ pub mod listing;
 /// What may be changed of a session.
 pub mod change;
 
+/// How long what is over is kept.
+pub mod retention;
+
 /// Why we say no.
 pub mod refusal;
 

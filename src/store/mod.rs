@@ -20,6 +20,7 @@ mod schema;
 mod server_keys;
 mod sessions;
 mod statements;
+mod sweep;
 mod tx;
 mod users;
 
@@ -62,6 +63,16 @@ pub use sessions::Revocation;
 pub use sessions::Seen;
 pub use sessions::StoredSession;
 pub use sessions::Use;
+pub use sweep::KeyTable;
+pub use sweep::Keyed;
+pub use sweep::Position;
+pub use sweep::Progress;
+pub use sweep::SweptKey;
+pub use sweep::SweptLine;
+pub use sweep::SweptRequest;
+pub use sweep::SweptSession;
+pub use sweep::SweptUser;
+pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
 

@@ -124,4 +124,13 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sweeps (task) {
+        task -> Text,
+        project_id -> Text,
+        key -> Text,
+        completed_at -> Nullable<Timestamptz>,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(sessions, users, projects);

@@ -270,3 +270,169 @@ statement! {
     [created_at: PgTimestamp as Timestamptz]
     ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING request_id"
 }
+
+statement! {
+    /// Takes the row of a sweep's task until the end of the transaction; no row when another replica has it.
+    SweepClaim -> (Text, Text, Nullable<Timestamptz>) =
+    "SELECT project_id, key, completed_at FROM sweeps WHERE task = "
+    [task: &'static str as Text]
+    " FOR UPDATE SKIP LOCKED"
+}
+
+statement! {
+    /// Writes down how far a sweep has come.
+    SweepNote -> () =
+    "UPDATE sweeps SET project_id = "
+    [project: String as Text]
+    ", key = "
+    [key: String as Text]
+    ", completed_at = coalesce("
+    [completed_at: Option<PgTimestamp> as Nullable<Timestamptz>]
+    ", completed_at) WHERE task = "
+    [task: &'static str as Text]
+    ""
+}
+
+statement! {
+    /// The next sessions in the order of their keys, with all that tells when they were over.
+    ///
+    /// The limits within keep the planner from joining whole tables for a thousand rows: how many there will be, it cannot
+    /// know.
+    SessionsWalk -> (
+        Text, SqlUuid, Timestamptz, Nullable<Timestamptz>, Timestamptz, Timestamptz,
+        BigInt, BigInt, BigInt, BigInt, Nullable<Timestamptz>, Nullable<Timestamptz>
+    ) =
+    "SELECT s.project_id, s.id, s.created_at, s.revoked_at, s.expires_at, s.idle_expires_at, s.project_epoch, s.user_epoch,
+         coalesce(p.epoch, s.project_epoch), coalesce(u.epoch, s.user_epoch), p.epoch_raised_at, u.epoch_raised_at
+     FROM (SELECT project_id, id, user_id, created_at, revoked_at, expires_at, idle_expires_at, project_epoch, user_epoch
+         FROM sessions WHERE (project_id, id) > ("
+    [project: String as Text]
+    ", "
+    [id: Uuid as SqlUuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as BigInt]
+    ") AS s
+     LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM projects WHERE id = s.project_id LIMIT 1) AS p ON true
+     LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM users
+         WHERE project_id = s.project_id AND user_id = s.user_id LIMIT 1) AS u ON true"
+}
+
+statement! {
+    /// Deletes sessions that are as they were judged. A row that somebody is writing is left for the next pass.
+    SessionsSweep -> () =
+    "WITH gone (project_id, id) AS MATERIALIZED (
+         SELECT s.project_id, s.id FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ", "
+    [idle_expires_at: Vec<PgTimestamp> as Array<Timestamptz>]
+    ", "
+    [user_epochs: Vec<i64> as Array<BigInt>]
+    ") AS a (project_id, id, idle_expires_at, user_epoch)
+         JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+         WHERE s.idle_expires_at = a.idle_expires_at AND s.user_epoch = a.user_epoch FOR UPDATE OF s SKIP LOCKED
+     )
+     DELETE FROM sessions AS s USING gone WHERE s.project_id = gone.project_id AND s.id = gone.id"
+}
+
+statement! {
+    /// The next requests, each project's oldest first.
+    RequestsWalk -> (Text, SqlUuid, Timestamptz) =
+    "SELECT project_id, request_id, created_at FROM session_requests WHERE (project_id, created_at) > ("
+    [project: String as Text]
+    ", "
+    [created_at: PgTimestamp as Timestamptz]
+    ") ORDER BY project_id, created_at LIMIT "
+    [rows_max: i64 as BigInt]
+    ""
+}
+
+statement! {
+    /// Forgets requests.
+    RequestsSweep -> () =
+    "DELETE FROM session_requests AS r USING unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, request_id) WHERE r.project_id = a.project_id AND r.request_id = a.request_id"
+}
+
+statement! {
+    /// The next lines of the audit in the order of their keys.
+    RevocationsWalk -> (Text, SqlUuid, Timestamptz, Timestamptz, Bool) =
+    "SELECT project_id, id, at, access_expires_at, ip IS NOT NULL FROM revocations WHERE (project_id, id) > ("
+    [project: String as Text]
+    ", "
+    [id: Uuid as SqlUuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as BigInt]
+    ""
+}
+
+statement! {
+    /// Deletes lines of the audit.
+    RevocationsSweep -> () =
+    "DELETE FROM revocations AS r USING unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+}
+
+statement! {
+    /// Takes the addresses out of lines of the audit.
+    AddressesSweep -> () =
+    "UPDATE revocations AS r SET ip = NULL FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+}
+
+statement! {
+    /// The next users in the order of their keys, and whether they have sessions.
+    UsersWalk -> (Text, Text, Nullable<Timestamptz>, Bool) =
+    "SELECT u.project_id, u.user_id, u.epoch_raised_at, s.id IS NOT NULL
+     FROM (SELECT project_id, user_id, epoch_raised_at FROM users WHERE (project_id, user_id) > ("
+    [project: String as Text]
+    ", "
+    [user: String as Text]
+    ") ORDER BY project_id, user_id LIMIT "
+    [rows_max: i64 as BigInt]
+    ") AS u
+     LEFT JOIN LATERAL (SELECT id FROM sessions
+         WHERE project_id = u.project_id AND user_id = u.user_id LIMIT 1) AS s ON true"
+}
+
+statement! {
+    /// Locks users; one whom somebody is signing in, or out everywhere, is left for the next pass.
+    UsersHold -> (Text, Text) =
+    "SELECT u.project_id, u.user_id FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [users: Vec<String> as Array<Text>]
+    ") AS a (project_id, user_id) JOIN users AS u ON u.project_id = a.project_id AND u.user_id = a.user_id
+     FOR UPDATE OF u SKIP LOCKED"
+}
+
+statement! {
+    /// Forgets users who are locked and have no session, and has every new one begin above the epochs that were raised.
+    /// Answers with how many there were.
+    UsersSweep -> BigInt =
+    "WITH gone AS (
+         DELETE FROM users AS u USING unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [users: Vec<String> as Array<Text>]
+    ") AS a (project_id, user_id) WHERE u.project_id = a.project_id AND u.user_id = a.user_id
+             AND NOT EXISTS (SELECT FROM sessions AS s WHERE s.project_id = a.project_id AND s.user_id = a.user_id)
+         RETURNING u.project_id, u.epoch, u.epoch_raised_at
+     ), base AS (
+         SELECT project_id, max(epoch) + 1 AS base FROM gone WHERE epoch_raised_at IS NOT NULL GROUP BY project_id
+     ), raised AS (
+         UPDATE projects SET users_epoch_base = base.base FROM base
+         WHERE id = base.project_id AND users_epoch_base < base.base
+     )
+     SELECT count(*) FROM gone"
+}

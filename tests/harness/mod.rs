@@ -96,7 +96,7 @@ impl Service {
     }
 
     /// Starts on a database of the test's own, with no more patience than in production.
-    pub async fn start_hasty_on(database: database::Database) -> Self {
+    pub async fn start_on(database: database::Database) -> Self {
         let options = hasty(&database.url);
         Self::start_as(database, &options, rates(), |_, _| {}).await
     }

@@ -17,12 +17,15 @@ use sessiond::app::Caller;
 use sessiond::app::CreateRequest;
 use sessiond::app::Grant;
 use sessiond::app::ProjectError;
+use sessiond::app::Sweeper;
+use sessiond::clock::Clock;
 use sessiond::cluster;
 use sessiond::cluster::Cluster;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
 use sessiond::config::Pool;
 use sessiond::config::Rates;
+use sessiond::config::Retention;
 use sessiond::config::Web;
 use sessiond::edge::Server;
 use sessiond::id::ProjectId;
@@ -82,6 +85,8 @@ pub(crate) struct Args {
     limits: Limits,
     #[command(flatten)]
     rates: Rates,
+    #[command(flatten)]
+    retention: Retention,
 }
 
 pub(crate) async fn run(mut args: Args) -> Outcome {
@@ -98,6 +103,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
+    let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention.clone(), metrics.clone());
     let app = setup::app(store, files.sealer()?, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
     let grant = sign_in(&app, &server_key).await?;
@@ -117,7 +123,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     greet(&files, address);
 
     tokio::select! {
-        () = server.run(stop) => {}
+        () = server.sweeping(sweeper).run(stop) => {}
         outcome = keep_alive(cluster.as_mut()) => outcome?,
     }
     if let Some(cluster) = cluster {

@@ -1,5 +1,6 @@
 //! The command line: a short list of commands, and a file for each.
 
+mod audit;
 mod dev;
 mod keys;
 mod migrate;
@@ -13,6 +14,7 @@ mod serve;
 mod server_key;
 mod setup;
 mod signing_key;
+mod sweep;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -61,6 +63,10 @@ enum Command {
     /// SESSIOND_PREVIOUS_SEALING_KEY; then run this with both; then take the old one away. It may be interrupted, and
     /// run again, at any time.
     Reseal(reseal::Args),
+    /// Remove what is over, now: ended sessions, old request ids, the end of the audit. Servers do so by themselves.
+    Sweep(sweep::Args),
+    /// Read the audit: who ended which sessions, when, why, and from where.
+    Audit(audit::Args),
 }
 
 /// What a command comes to. Errors are read by people: each level says its own part.
@@ -96,6 +102,8 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::SigningKey(command) => signing_key::run(command).await,
             Command::RefreshKey(command) => refresh_key::run(command).await,
             Command::Reseal(args) => reseal::run(args).await,
+            Command::Sweep(args) => sweep::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
         }
     })
 }

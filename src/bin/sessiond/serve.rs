@@ -1,9 +1,12 @@
 //! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
 
+use sessiond::app::Sweeper;
+use sessiond::clock::Clock;
 use sessiond::config::Database;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
 use sessiond::config::Rates;
+use sessiond::config::Retention;
 use sessiond::config::Sealing;
 use sessiond::config::Web;
 use sessiond::edge::Server;
@@ -30,6 +33,8 @@ pub(crate) struct Args {
     limits: Limits,
     #[command(flatten)]
     rates: Rates,
+    #[command(flatten)]
+    retention: Retention,
     /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
     /// could come undone.
     #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY")]
@@ -50,12 +55,13 @@ pub(crate) async fn run(args: Args) -> Outcome {
     // From here on each connection is checked: a failover must not lead to a host that promises less.
     let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
+    let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention, metrics.clone());
     let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     app.check_sealing().await?;
 
     let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;
     tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
-    server.run(stop).await;
+    server.sweeping(sweeper).run(stop).await;
     tracing::info!("stopped");
     Ok(())
 }

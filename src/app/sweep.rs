@@ -1,0 +1,377 @@
+//! Removing what is over, in the background of every replica and by hand.
+//!
+//! Many small steps: each takes the row of its task, so that no two replicas are at it at once, looks at the next rows,
+//! removes those that are due, notes how far it has come, and commits. Then a pause, nine times as long as the step took: so
+//! a sweep costs the database a tenth of one connection, however much there is to remove and however slow the disk.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio::time::sleep;
+
+use crate::clock::Clock;
+use crate::clock::Timestamp;
+use crate::config::Retention;
+use crate::session::retention;
+use crate::session::retention::Line;
+use crate::store;
+use crate::store::KeyTable;
+use crate::store::Position;
+use crate::store::Progress;
+use crate::store::Store;
+use crate::store::SweptLine;
+use crate::store::Task;
+use crate::store::Tx;
+use crate::telemetry::Metrics;
+use crate::telemetry::chain;
+
+/// How long a table is left alone after a pass through it.
+pub const PASS_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// How often a replica looks whether there is a pass to begin, or one to go on with that another replica has left.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The most rows that one step looks at.
+const ROWS_MAX: i64 = 1_000;
+
+/// The fewest, on a disk so slow that a step with more does not end in time.
+const ROWS_MIN: i64 = 10;
+
+/// A step that takes longer is followed by one half its size.
+const STEP_MAX: Duration = Duration::from_millis(100);
+
+/// What is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Sessions that ended long enough ago.
+    Sessions,
+    /// Request ids.
+    Requests,
+    /// Lines of the audit.
+    Revocations,
+    /// Addresses in the audit: the lines stay.
+    Addresses,
+    /// Users without a session.
+    Users,
+    /// Signing keys.
+    SigningKeys,
+    /// Refresh-token keys.
+    RefreshKeys,
+    /// Server keys.
+    ServerKeys,
+}
+
+impl Kind {
+    /// The name, in metrics and in print.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sessions => "sessions",
+            Self::Requests => "requests",
+            Self::Revocations => "revocations",
+            Self::Addresses => "addresses",
+            Self::Users => "users",
+            Self::SigningKeys => "signing_keys",
+            Self::RefreshKeys => "refresh_keys",
+            Self::ServerKeys => "server_keys",
+        }
+    }
+}
+
+/// How many rows of a kind were removed.
+pub type Removed = (Kind, usize);
+
+/// When a pass may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// When the last one is long enough ago.
+    WhenDue,
+    /// Now.
+    AtOnce,
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing: another replica is at it.
+    Busy,
+    /// Nothing: the last pass is not long enough ago.
+    Resting,
+    /// Rows were looked at, and those that were due removed.
+    Taken(Vec<Removed>),
+    /// The same, and they were the last: the next step begins a new pass.
+    Last(Vec<Removed>),
+}
+
+/// Removes what is over. Clones are one and the same.
+#[derive(Clone)]
+pub struct Sweeper {
+    store: Store,
+    clock: Clock,
+    retention: Retention,
+    metrics: Metrics,
+}
+
+impl Sweeper {
+    /// Prepares a sweep.
+    pub const fn new(store: Store, clock: Clock, retention: Retention, metrics: Metrics) -> Self {
+        Self { store, clock, retention, metrics }
+    }
+
+    /// Sweeps whenever it is due, for as long as it is let.
+    pub async fn run(self) {
+        loop {
+            for task in Task::ALL {
+                if let Err(error) = self.pass_when_due(task).await {
+                    tracing::warn!(task = task.as_str(), error = chain(&error), "a sweep is put off");
+                }
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Removes all that is due, without a pause, and tells how much it was. What somebody is writing at the moment is left
+    /// for the next time.
+    ///
+    /// # Errors
+    ///
+    /// The store's. What was removed before stays removed.
+    pub async fn run_once(&self) -> Result<Vec<Removed>, store::Error> {
+        let mut removed = vec![];
+        for task in Task::ALL {
+            while !self.restart(task).await? {
+                sleep(STEP_MAX).await;
+            }
+            let mut rows_max = ROWS_MAX;
+            loop {
+                match self.paced(task, &mut rows_max, Start::AtOnce).await?.0 {
+                    Step::Taken(some) => add(&mut removed, &some),
+                    Step::Last(some) => {
+                        add(&mut removed, &some);
+                        break;
+                    }
+                    // A replica's step is short.
+                    Step::Busy | Step::Resting => sleep(STEP_MAX / 10).await,
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    ///
+    /// The store's. Then nothing was removed.
+    pub async fn step(&self, task: Task, rows_max: i64, start: Start) -> Result<Step, store::Error> {
+        let (retention, now) = (self.retention.clone(), self.clock.now());
+        let started = Instant::now();
+        let work = move |mut tx: Tx| async move {
+            let Some(Progress { position, completed_at }) = tx.sweep_claim(task).await? else {
+                return tx.commit((Step::Busy, None)).await;
+            };
+            let is_due = match start {
+                Start::AtOnce => true,
+                Start::WhenDue => completed_at.is_none_or(|at| at + PASS_INTERVAL <= now),
+            };
+            if position == Position::start() && !is_due {
+                return tx.commit((Step::Resting, completed_at)).await;
+            }
+            let (removed, next) = remove(&mut tx, task, &position, rows_max, &retention, now).await?;
+            let done = next.is_none().then_some(now);
+            tx.sweep_note(task, next.unwrap_or_default(), done).await?;
+            let step = if done.is_some() { Step::Last(removed) } else { Step::Taken(removed) };
+            tx.commit((step, done.or(completed_at))).await
+        };
+        let (step, completed_at) = self.store.transact("sweep", work).await?;
+        if let Some(at) = completed_at {
+            self.metrics.sweep_completed(task.as_str(), at.as_seconds());
+        }
+        if let Step::Taken(removed) | Step::Last(removed) = &step {
+            self.metrics.sweep_step(task.as_str(), started.elapsed());
+            removed.iter().for_each(|(kind, rows)| self.metrics.swept(kind.as_str(), *rows));
+        }
+        Ok(step)
+    }
+
+    async fn pass_when_due(&self, task: Task) -> Result<(), store::Error> {
+        let (mut removed, mut rows_max) = (vec![], ROWS_MAX);
+        loop {
+            let (step, took) = self.paced(task, &mut rows_max, Start::WhenDue).await?;
+            match step {
+                Step::Busy | Step::Resting => return Ok(()),
+                Step::Taken(some) => add(&mut removed, &some),
+                Step::Last(some) => {
+                    add(&mut removed, &some);
+                    let removed: Vec<_> =
+                        removed.iter().map(|(kind, rows)| format!("{rows} {}", kind.as_str())).collect();
+                    // Other replicas may have taken steps of the same pass; each counts its own.
+                    tracing::info!(task = task.as_str(), removed = removed.join(", "), "a sweep is complete");
+                    return Ok(());
+                }
+            }
+            sleep(took * 9).await;
+        }
+    }
+
+    /// A step, or several tries at a smaller one each, and how long the last one took.
+    async fn paced(&self, task: Task, rows_max: &mut i64, start: Start) -> Result<(Step, Duration), store::Error> {
+        loop {
+            let started = Instant::now();
+            let outcome = self.step(task, *rows_max, start).await;
+            let took = started.elapsed();
+            match outcome {
+                Err(error) if *rows_max == ROWS_MIN => return Err(error),
+                // It may have been too much for the time that an operation has.
+                Err(_) => *rows_max = (*rows_max / 2).max(ROWS_MIN),
+                Ok(step) => {
+                    let fits = took <= STEP_MAX;
+                    *rows_max = if fits { (*rows_max * 2).min(ROWS_MAX) } else { (*rows_max / 2).max(ROWS_MIN) };
+                    return Ok((step, took));
+                }
+            }
+            sleep(took).await;
+        }
+    }
+
+    /// Has the next step begin a new pass. Whether it does: not while another replica is at it.
+    async fn restart(&self, task: Task) -> Result<bool, store::Error> {
+        self.store
+            .transact("sweep", move |mut tx| async move {
+                let claimed = tx.sweep_claim(task).await?.is_some();
+                if claimed {
+                    tx.sweep_note(task, Position::start(), None).await?;
+                }
+                tx.commit(claimed).await
+            })
+            .await
+    }
+}
+
+fn add(sum: &mut Vec<Removed>, some: &[Removed]) {
+    for (kind, rows) in some {
+        match sum.iter_mut().find(|(other, _)| other == kind) {
+            Some((_, sum)) => *sum += rows,
+            None => sum.push((*kind, *rows)),
+        }
+    }
+}
+
+/// Removes what is due among the next rows. Answers with how much, and where to go on; nowhere at the end of the table.
+async fn remove(
+    tx: &mut Tx,
+    task: Task,
+    from: &Position,
+    rows_max: i64,
+    retention: &Retention,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    match task {
+        Task::Sessions => sessions(tx, from, rows_max, retention, now).await,
+        Task::Requests => requests(tx, from, rows_max, now).await,
+        Task::Revocations => revocations(tx, from, rows_max, retention, now).await,
+        Task::Users => users(tx, from, rows_max, now).await,
+        Task::Keys => Ok((keys(tx, retention, now).await?, None)),
+    }
+}
+
+async fn sessions(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    retention: &Retention,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let mut rows = tx.sessions_walk(from, rows_max).await?;
+    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
+        // Whoever was opened after this one cannot have ended before it was opened.
+        match retention.is_session_gone(last.created_at, now) {
+            true => Position::behind(last),
+            false => Position::behind_project(last),
+        }
+    });
+    rows.retain(|row| retention.is_session_gone(row.course.ends_at(row.present, row.raised), now));
+    let removed = if rows.is_empty() { 0 } else { tx.sessions_sweep(&rows).await? };
+    Ok((vec![(Kind::Sessions, removed)], next))
+}
+
+async fn requests(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let mut rows = tx.requests_walk(from, rows_max).await?;
+    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
+        // Each project's oldest come first, and go; behind one that stays, all stay.
+        match retention::is_request_gone(last.created_at, now) {
+            true => Position::behind(last),
+            false => Position::behind_project(last),
+        }
+    });
+    rows.retain(|row| retention::is_request_gone(row.created_at, now));
+    let removed = if rows.is_empty() { 0 } else { tx.requests_sweep(&rows).await? };
+    Ok((vec![(Kind::Requests, removed)], next))
+}
+
+async fn revocations(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    retention: &Retention,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let rows = tx.revocations_walk(from, rows_max).await?;
+    let judge = |row: &SweptLine| retention.line(row.at, row.access_expires_at, now);
+    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| match judge(last) {
+        Line::Gone | Line::Anonymous => Position::behind(last),
+        // The order is that of time: what comes after it is younger still.
+        Line::Kept => Position::behind_project(last),
+    });
+    let (mut gone, mut anonymous) = (vec![], vec![]);
+    for row in rows {
+        match judge(&row) {
+            Line::Gone => gone.push(row),
+            Line::Anonymous if row.has_address => anonymous.push(row),
+            Line::Anonymous | Line::Kept => {}
+        }
+    }
+    let gone = if gone.is_empty() { 0 } else { tx.revocations_sweep(&gone).await? };
+    let anonymous = if anonymous.is_empty() { 0 } else { tx.addresses_sweep(&anonymous).await? };
+    Ok((vec![(Kind::Revocations, gone), (Kind::Addresses, anonymous)], next))
+}
+
+async fn users(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let mut rows = tx.users_walk(from, rows_max).await?;
+    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(Position::behind);
+    rows.retain(|row| !row.has_session && retention::is_user_gone(row.raised_at, now));
+    let removed = if rows.is_empty() { 0 } else { tx.users_sweep(&rows).await? };
+    Ok((vec![(Kind::Users, removed)], next))
+}
+
+async fn keys(tx: &mut Tx, retention: &Retention, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
+    let mut removed = vec![];
+    for (table, kind) in [
+        (KeyTable::Signing, Kind::SigningKeys),
+        (KeyTable::Refresh, Kind::RefreshKeys),
+        (KeyTable::Server, Kind::ServerKeys),
+    ] {
+        let mut gone = tx.keys_unused(table).await?;
+        gone.retain(|key| match table {
+            KeyTable::Signing | KeyTable::Refresh => retention::is_key_gone(key.since, now),
+            KeyTable::Server => retention.is_server_key_gone(key.since, now),
+        });
+        let rows = if gone.is_empty() { 0 } else { tx.keys_sweep(table, &gone).await? };
+        removed.push((kind, rows));
+    }
+    Ok(removed)
+}
+
+/// Whether there may be more rows than these.
+fn is_full(rows: usize, rows_max: i64) -> bool {
+    i64::try_from(rows).is_ok_and(|rows| rows >= rows_max)
+}

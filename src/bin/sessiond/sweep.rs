@@ -1,0 +1,30 @@
+//! `sessiond sweep`.
+
+use sessiond::app::Sweeper;
+use sessiond::clock::Clock;
+use sessiond::config::Database;
+use sessiond::config::Retention;
+use sessiond::store::Demand;
+use sessiond::telemetry::Metrics;
+
+use crate::Outcome;
+use crate::setup;
+
+/// Flags of `sessiond sweep`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    database: Database,
+    #[command(flatten)]
+    retention: Retention,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let metrics = Metrics::default();
+    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
+    setup::reach(&store).await?;
+    for (kind, rows) in Sweeper::new(store, Clock::system(), args.retention, metrics).run_once().await? {
+        println!("removed {rows} {}", kind.as_str().replace('_', " "));
+    }
+    Ok(())
+}

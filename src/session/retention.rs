@@ -1,0 +1,164 @@
+//! How long what is over is kept.
+
+use std::time::Duration;
+
+use super::lifecycle::Epoch;
+use super::lifecycle::Raised;
+use crate::clock::Timestamp;
+use crate::config::Retention;
+
+/// How long a `request_id` is remembered, and so may be repeated (AIP-155). Half-open: after exactly this time it is free.
+pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a user without a session is remembered after the last cut-off: longer than any access token lives, so that no
+/// verifier still holds the cut-off against whoever comes back under this name.
+pub const USER_RETENTION: Duration = Duration::from_secs(48 * 60 * 60);
+
+/// How long a retired key is kept: a genuine token ends its session for as long as any session may last, 367 days, and a
+/// day more for clocks that differ.
+pub const KEY_RETENTION: Duration = Duration::from_secs(368 * 24 * 60 * 60);
+
+/// How long a line of the audit outlives the last token that it is news about, for verifiers whose clocks differ.
+pub const NEWS_LEEWAY: Duration = Duration::from_secs(60 * 60);
+
+/// What decides when a session was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Course {
+    /// When it was ended before its time.
+    pub revoked_at: Option<Timestamp>,
+    /// When it ends at the latest.
+    pub expires_at: Timestamp,
+    /// When it ends if it is not refreshed before.
+    pub idle_expires_at: Timestamp,
+    /// The epoch it was opened under.
+    pub epoch: Epoch,
+}
+
+impl Course {
+    /// When the session was, or will be, over: whatever comes first.
+    ///
+    /// A session that fell to an epoch which was raised again since counts from the last time: nothing earlier is known.
+    pub fn ends_at(self, present: Epoch, raised: Raised) -> Timestamp {
+        let by_project = (self.epoch.project < present.project).then_some(raised.project).flatten();
+        let by_user = (self.epoch.user < present.user).then_some(raised.user).flatten();
+        let early = [self.revoked_at, by_project, by_user].into_iter().flatten();
+        early.fold(self.expires_at.min(self.idle_expires_at), Timestamp::min)
+    }
+}
+
+/// What becomes of a line of the audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// It stays as it is.
+    Kept,
+    /// It stays, without the address.
+    Anonymous,
+    /// It goes.
+    Gone,
+}
+
+impl Retention {
+    /// Whether a session that was over at this moment goes. Half-open: after exactly the time, it does.
+    pub fn is_session_gone(&self, ended_at: Timestamp, now: Timestamp) -> bool {
+        is_past(ended_at, self.ended_session_retention, now)
+    }
+
+    /// Judges a line of the audit, written at this moment, that is news until `access_expires_at`.
+    pub fn line(&self, at: Timestamp, access_expires_at: Timestamp, now: Timestamp) -> Line {
+        if is_past(at, self.audit_retention, now) && is_past(access_expires_at, NEWS_LEEWAY, now) {
+            Line::Gone
+        } else if is_past(at, self.address_retention, now) {
+            Line::Anonymous
+        } else {
+            Line::Kept
+        }
+    }
+
+    /// Whether a server key that was revoked at this moment goes: with the audit that names it.
+    pub fn is_server_key_gone(&self, revoked_at: Timestamp, now: Timestamp) -> bool {
+        is_past(revoked_at, self.audit_retention, now)
+    }
+}
+
+/// Whether a request that was made at this moment is forgotten.
+pub fn is_request_gone(created_at: Timestamp, now: Timestamp) -> bool {
+    is_past(created_at, REQUEST_RETENTION, now)
+}
+
+/// Whether a user without a session is forgotten, whose sessions were last ended all at once at this moment, or never.
+pub fn is_user_gone(raised_at: Option<Timestamp>, now: Timestamp) -> bool {
+    raised_at.is_none_or(|at| is_past(at, USER_RETENTION, now))
+}
+
+/// Whether a signing key or a refresh-token key that was retired at this moment goes.
+pub fn is_key_gone(retired_at: Timestamp, now: Timestamp) -> bool {
+    is_past(retired_at, KEY_RETENTION, now)
+}
+
+fn is_past(at: Timestamp, kept: Duration, now: Timestamp) -> bool {
+    at + kept <= now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const TICK: Duration = Duration::from_micros(1);
+    const END: Timestamp = Timestamp::from_seconds(1_000_000_000);
+    const RETENTION: Retention = Retention {
+        ended_session_retention: Duration::from_secs(30 * 24 * 60 * 60),
+        audit_retention: Duration::from_secs(400 * 24 * 60 * 60),
+        address_retention: Duration::from_secs(30 * 24 * 60 * 60),
+    };
+
+    fn course() -> Course {
+        let epoch = Epoch { project: 1, user: 1 };
+        Course { revoked_at: None, expires_at: END + DAY * 9, idle_expires_at: END + DAY * 5, epoch }
+    }
+
+    /// Just before, at, just after.
+    fn boundary(at: Timestamp) -> [Timestamp; 3] {
+        [at - TICK, at, at + TICK]
+    }
+
+    #[test]
+    fn a_session_ends_by_whatever_comes_first() {
+        let (same, none) = (course().epoch, Raised::default());
+        assert_eq!(course().ends_at(same, none), END + DAY * 5, "unused");
+        assert_eq!(Course { expires_at: END + DAY, ..course() }.ends_at(same, none), END + DAY, "run out");
+        assert_eq!(Course { revoked_at: Some(END), ..course() }.ends_at(same, none), END, "ended");
+        let late = Course { revoked_at: Some(END + DAY * 7), ..course() };
+        assert_eq!(late.ends_at(same, none), END + DAY * 5, "run out before it was ended");
+
+        let raised = Raised { project: Some(END), user: Some(END + DAY) };
+        assert_eq!(course().ends_at(same, raised), END + DAY * 5, "opened after");
+        assert_eq!(course().ends_at(Epoch { project: 1, user: 2 }, raised), END + DAY, "fell with its user");
+        assert_eq!(course().ends_at(Epoch { project: 2, user: 2 }, raised), END, "fell with its project");
+        assert_eq!(course().ends_at(Epoch { project: 2, user: 2 }, none), END + DAY * 5, "fell, nobody knows when");
+    }
+
+    #[test]
+    fn each_time_is_half_open() {
+        let gone = |at| boundary(at).map(|now| RETENTION.is_session_gone(END, now));
+        assert_eq!(gone(END + DAY * 30), [false, true, true]);
+        assert_eq!(boundary(END + DAY).map(|now| is_request_gone(END, now)), [false, true, true]);
+        assert_eq!(boundary(END + DAY * 2).map(|now| is_user_gone(Some(END), now)), [false, true, true]);
+        assert!(is_user_gone(None, END));
+        assert_eq!(boundary(END + DAY * 368).map(|now| is_key_gone(END, now)), [false, true, true]);
+        let server_key = boundary(END + DAY * 400).map(|now| RETENTION.is_server_key_gone(END, now));
+        assert_eq!(server_key, [false, true, true]);
+    }
+
+    #[test]
+    fn the_audit_loses_its_addresses_first_and_never_its_news() {
+        let line = |at| boundary(at).map(|now| RETENTION.line(END, END + DAY, now));
+        assert_eq!(line(END + DAY * 30), [Line::Kept, Line::Anonymous, Line::Anonymous]);
+        assert_eq!(line(END + DAY * 400), [Line::Anonymous, Line::Gone, Line::Gone]);
+
+        let short = Retention { audit_retention: DAY, ..RETENTION };
+        let news = END + DAY * 3;
+        let line = boundary(news + NEWS_LEEWAY).map(|now| short.line(END, news, now));
+        assert_eq!(line, [Line::Kept, Line::Gone, Line::Gone]);
+    }
+}

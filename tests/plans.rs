@@ -1,0 +1,336 @@
+//! Every statement that the server sends, over a hundred thousand rows: each finds its rows by an index.
+//!
+//! The statements are not copied from anywhere: a proxy on the way to Postgres notes what is prepared, with its types,
+//! while every RPC is called and everything is swept. Then each is explained as the server would run it: planned once,
+//! for whatever parameters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::HeaderMap;
+use prost::Message;
+use prost_reflect::DescriptorPool;
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
+use sessiond::{
+    app::Sweeper,
+    config::Retention,
+    id::{ProjectId, UserId},
+    pb::*,
+    store::{RecordQuery, Role},
+    telemetry::Metrics,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, UnixStream},
+    task::JoinHandle,
+};
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use crate::harness::{PROJECT, Service, Wire, bearer, both, database::Database, refresh_token};
+
+/// Tables that grow with the number of sessions.
+const LARGE: [&str; 4] = ["sessions", "users", "revocations", "session_requests"];
+
+/// More rows than this are never sorted, hashed or kept aside.
+const ASIDE_MAX: f64 = 5_000.0;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Texts of statements, with the types of their parameters.
+type Statements = Arc<Mutex<BTreeMap<String, Vec<u32>>>>;
+
+/// A way to a database that notes the statements.
+struct Proxy {
+    url: String,
+    statements: Statements,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn to(database: &Database) -> Self {
+        let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
+        let (dir, name) = rest.split_once('/').expect("a database");
+        let dir = percent_encoding::percent_decode_str(dir).decode_utf8().expect("UTF-8");
+        let socket = format!("{dir}/.s.PGSQL.5432");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let url = format!("postgres://postgres@{}/{name}?sslmode=disable", listener.local_addr().expect("bound"));
+        let statements = Statements::default();
+        let noted = Arc::clone(&statements);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (from_client, mut to_client) = client.into_split();
+                let server = UnixStream::connect(&socket).await.expect("connects");
+                let (mut from_server, to_server) = server.into_split();
+                tokio::spawn(note(from_client, to_server, Arc::clone(&noted)));
+                tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            }
+        });
+        Self { url, statements, task }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Passes on what a client sends, and reads along: a length before the first message, a letter and a length before others.
+async fn note(mut from: impl AsyncRead + Unpin, mut to: tokio::net::unix::OwnedWriteHalf, statements: Statements) {
+    let (mut unread, mut is_first) = (vec![], true);
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+        unread.extend_from_slice(&buffer[..count]);
+        loop {
+            let head = usize::from(!is_first);
+            let Some(length) = unread.get(head..head + 4) else { break };
+            let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize + head;
+            if unread.len() < length {
+                break;
+            }
+            let message: Vec<u8> = unread.drain(..length).collect();
+            if !is_first && message[0] == b'P' {
+                let (text, types) = parse(&message[5..]);
+                statements.lock().expect("nobody panics while holding it").insert(text, types);
+            }
+            is_first = false;
+        }
+    }
+}
+
+/// What a `Parse` message says: the statement's name, its text, and the types of its parameters.
+fn parse(body: &[u8]) -> (String, Vec<u32>) {
+    let mut parts = body.splitn(3, |byte| *byte == 0).skip(1);
+    let text = String::from_utf8(parts.next().expect("a text").to_vec()).expect("UTF-8");
+    let types = parts.next().expect("types")[2..].chunks_exact(4);
+    (text, types.map(|oid| u32::from_be_bytes(oid.try_into().expect("four bytes"))).collect())
+}
+
+/// Several projects, users with few sessions and one with thousands, the audit of a year.
+const ROWS: &str = "
+    INSERT INTO projects SELECT (jsonb_populate_record(p, jsonb_build_object('id', name))).*
+        FROM projects AS p, unnest('{a,b,c,zz}'::text[]) AS name;
+    CREATE TEMPORARY TABLE filled AS SELECT i, md5(i::text) AS hash,
+            (ARRAY['demo','demo','demo','demo','demo','demo','a','b','c','zz'])[1 + i % 10] AS project,
+            CASE WHEN i % 20 = 0 THEN 'many' ELSE 'user-' || i % 10007 END AS user,
+            now() - interval '300 days' + i * interval '4 minutes' AS at FROM generate_series(0, 99999) AS i;
+    ALTER TABLE filled ADD COLUMN id uuid;
+    UPDATE filled SET id = (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(hash, 1, 3)
+        || '8' || substr(hash, 4, 15))::uuid;
+    INSERT INTO users (project_id, user_id, epoch) SELECT DISTINCT project, \"user\", 0 FROM filled;
+    INSERT INTO sessions SELECT project, id, \"user\", 0, 0, at, at, at + interval '365 days', 7776000000,
+            at + interval '90 days', at + interval '10 minutes', CASE WHEN i % 3 = 0 THEN at + interval '1 hour' END,
+            CASE WHEN i % 3 = 0 THEN 1 END, decode(hash || hash, 'hex'), 0, '{0}', ARRAY[at], NULL, NULL, NULL, '{}',
+            'phone', 'agent', NULL, '{}', '{}' FROM filled;
+    INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, ip)
+        SELECT project, id, at, 1, id, \"user\", at, 1, '192.0.2.7' FROM filled;
+    INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
+        SELECT project, hash::uuid, id, sha256(''), now() - i * interval '1 second' FROM filled;
+    UPDATE projects SET sessions_max = 3, sessions_overflow = 2 WHERE id = 'demo';
+    ANALYZE";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_statement_finds_its_rows_by_an_index() {
+    let direct = Database::create().await;
+    let proxy = Proxy::to(&direct).await;
+    let service = Service::start_on(Database { url: proxy.url.clone() }).await;
+    direct.run(ROWS).await;
+    service.app.keys().reload().await.expect("reads the policies");
+
+    call_everything(&service).await;
+    let mut noted = proxy.statements.lock().expect("nobody panics while holding it").clone();
+    // A new connection's settings, which have no plan.
+    noted.retain(|text, _| !text.starts_with("SET "));
+    for beginning in written_by_hand() {
+        assert!(noted.keys().any(|text| text.starts_with(beginning)), "nobody sent {beginning:?}");
+    }
+    assert!(noted.len() > 40, "{} statements", noted.len());
+
+    let (client, connection) = tokio_postgres::connect(&direct.url, NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    let ask = async |query: &str| -> Vec<Vec<String>> {
+        let rows = client.simple_query(query).await.unwrap_or_else(|error| panic!("{error:?}: {query}"));
+        let texts = |row: SimpleQueryMessage| match row {
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
+            }
+            _ => None,
+        };
+        rows.into_iter().filter_map(texts).collect()
+    };
+    let types: HashMap<u32, String> = ask("SELECT oid, format_type(oid, NULL) FROM pg_type")
+        .await
+        .into_iter()
+        .map(|row| (row[0].parse().expect("a number"), row[1].clone()))
+        .collect();
+    // What was swept and erased is no longer counted in.
+    ask("ANALYZE").await;
+    let judge = async |text: &str, oids: &[u32]| {
+        let names: Vec<&str> = oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect();
+        let (declared, given) = match names.as_slice() {
+            [] => (String::new(), String::new()),
+            names => (format!("({})", names.join(", ")), format!("({})", vec!["NULL"; names.len()].join(", "))),
+        };
+        ask(&format!("PREPARE noted{declared} AS {text}")).await;
+        let plan = ask(&format!("EXPLAIN (FORMAT JSON) EXECUTE noted{given}")).await;
+        ask("DEALLOCATE noted").await;
+        let plan: Value = serde_json::from_str(&plan[0][0]).expect("JSON");
+        let mut found = vec![];
+        inspect(&plan[0]["Plan"], &mut found);
+        if found.is_empty() { String::new() } else { format!("{found:#?} in\n{text}\n{plan:#}") }
+    };
+    // As the server has it, and as it would be if sequential scans were as good as any: an index that is missing shows.
+    for seqscan in ["off", "on"] {
+        ask(&format!("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = {seqscan}")).await;
+        for (text, oids) in &noted {
+            let wrong = judge(text, oids).await;
+            assert!(wrong.is_empty(), "with enable_seqscan {seqscan}: {wrong}");
+        }
+        // And what has no index is found out.
+        for bad in ["SELECT id FROM sessions WHERE device_name = 'x'", "SELECT id FROM revocations ORDER BY at LIMIT 9"]
+        {
+            assert!(!judge(bad, &[]).await.is_empty(), "{bad}");
+        }
+    }
+}
+
+/// What is wrong with a node of a plan, and with those below it.
+fn inspect(node: &Value, found: &mut Vec<String>) {
+    let kind = node["Node Type"].as_str().unwrap_or_default();
+    let table = node["Relation Name"].as_str().unwrap_or_default();
+    let rows = node["Plan Rows"].as_f64().unwrap_or_default();
+    match kind {
+        "Seq Scan" if LARGE.contains(&table) => found.push(format!("reads all of {table}")),
+        "Index Scan" | "Index Only Scan" if LARGE.contains(&table) && node["Index Cond"].is_null() => {
+            found.push(format!("reads all of {table}, by an index"));
+        }
+        "Bitmap Index Scan" if node["Index Cond"].is_null() => found.push("reads an index as a whole".to_owned()),
+        "Sort" | "Hash" | "Materialize" | "Merge Join" | "Bitmap Heap Scan" if rows > ASIDE_MAX => {
+            found.push(format!("{kind} of {rows} rows"));
+        }
+        _ => {}
+    }
+    for below in node["Plans"].as_array().into_iter().flatten() {
+        inspect(below, found);
+    }
+}
+
+/// How each of the statements begins that are written by hand: one that is never sent would not be looked at.
+fn written_by_hand() -> Vec<&'static str> {
+    let source = include_str!("../src/store/statements.rs");
+    let blocks = source.split("\nstatement! {").skip(1);
+    let texts: Vec<_> = blocks
+        .map(|block| block.split_once("=\n    \"").and_then(|(_, text)| text.split_once('"')).expect("a text").0)
+        .collect();
+    assert!(texts.len() > 20, "they were found");
+    texts
+}
+
+/// Calls every RPC, and all else that goes to the database while a server runs.
+async fn call_everything(service: &Service) {
+    let mut called = BTreeSet::new();
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    let key = bearer(service.server_key.expose_secret());
+    let admin = service.app.server_key_create(project.clone(), Role::Admin).await.expect("makes a key").1;
+    let user = |name: &str| Some(name.to_owned());
+    let request_id = || Some(sessiond::clock::new_uuid().to_string());
+    macro_rules! call {
+        ($method:literal, $headers:expr, $request:expr => $answer:ty) => {{
+            // Sign-ins of one moment have no order, and which of them is evicted would be up to chance.
+            service.clock.advance(Duration::from_millis(1));
+            called.insert($method);
+            let answer: $answer = send(service, $method, $headers, $request).await;
+            answer
+        }};
+    }
+
+    let create = CreateSessionRequest { user_id: "ada".to_owned(), request_id: request_id(), ..Default::default() };
+    // The fourth evicts the first.
+    for _ in 0..4 {
+        let another = CreateSessionRequest { request_id: request_id(), ..create.clone() };
+        call!("CreateSession", key.clone(), another => CreateSessionResponse);
+    }
+    call!("CreateSession", key.clone(), create.clone() => CreateSessionResponse);
+    let first = call!("CreateSession", key.clone(), create.clone() => CreateSessionResponse);
+    let old = first.session.expect("a session").id;
+    let replacing = CreateSessionRequest {
+        user_id: "ada".to_owned(),
+        replaces_session_id: Some(old),
+        ..CreateSessionRequest::default()
+    };
+    let phone = call!("CreateSession", key.clone(), replacing.clone() => CreateSessionResponse);
+    let laptop = call!("CreateSession", key.clone(), CreateSessionRequest { replaces_session_id: None, ..replacing }
+        => CreateSessionResponse);
+    let (phone_id, laptop_id) = (phone.session.expect("one").id, laptop.session.expect("one").id);
+    let refreshed = call!("RefreshSession", refresh_token(&phone.refresh_token), RefreshSessionRequest::default()
+        => RefreshSessionResponse);
+    let held = bearer(&refreshed.access_token);
+
+    for (headers, user_id) in [(held.clone(), user("me")), (key.clone(), user("many")), (key.clone(), None)] {
+        let list = ListSessionsRequest { user_id, page_size: Some(2), ..Default::default() };
+        let page = call!("ListSessions", headers.clone(), list.clone() => ListSessionsResponse);
+        if !page.next_page_token.is_empty() {
+            let next = ListSessionsRequest { page_token: page.next_page_token, ..list };
+            call!("ListSessions", headers, next => ListSessionsResponse);
+        }
+    }
+    service.clock.advance(Duration::from_secs(61));
+    call!("GetCurrentSession", held.clone(), GetCurrentSessionRequest {} => GetCurrentSessionResponse);
+    service.app.flush_usage().await.expect("writes down");
+    let session = Session { id: phone_id, device_name: user("phone"), ..Session::default() };
+    let update = UpdateSessionRequest { session: Some(session), update_mask: None };
+    call!("UpdateSession", key.clone(), update => UpdateSessionResponse);
+    for tokens in [1, 3] {
+        let tokens = vec![refreshed.refresh_token.clone(); tokens];
+        call!("BatchIntrospect", key.clone(), BatchIntrospectRequest { tokens } => BatchIntrospectResponse);
+    }
+    let token = refreshed.access_token.clone();
+    call!("IntrospectToken", key.clone(), IntrospectTokenRequest { token } => IntrospectTokenResponse);
+
+    let end = RevokeSessionRequest { id: laptop_id, user_id: None };
+    call!("RevokeSession", held.clone(), end.clone() => RevokeSessionResponse);
+    call!("RevokeSession", key.clone(), end => RevokeSessionResponse);
+    let others = RevokeAllSessionsRequest { user_id: None, except_current: true, request_id: request_id() };
+    call!("RevokeAllSessions", held.clone(), others => RevokeAllSessionsResponse);
+    let all = RevokeAllSessionsRequest { user_id: user("user-1"), except_current: false, request_id: request_id() };
+    call!("RevokeAllSessions", key.clone(), all => RevokeAllSessionsResponse);
+    let both = both(held, refresh_token(&refreshed.refresh_token));
+    call!("RevokeCurrent", both, RevokeCurrentRequest {} => RevokeCurrentResponse);
+    let erase = EraseUserRequest { user_id: "user-2".to_owned() };
+    call!("EraseUser", bearer(admin.expose_secret()), erase => EraseUserResponse);
+
+    let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptors decode");
+    let methods = pool.get_service_by_name("sessiond.v1.SessionService").expect("the service");
+    let methods: Vec<_> = methods.methods().map(|method| method.name().to_owned()).collect();
+    let missing: Vec<_> = methods.iter().filter(|method| !called.contains(method.as_str())).collect();
+    assert!(missing.is_empty(), "not called: {missing:?}");
+
+    for user in [None, UserId::parse("many")] {
+        let asked = RecordQuery { project: project.clone(), user, rows_max: 10 };
+        assert!(!service.store.revocations(asked).await.expect("reads").is_empty());
+    }
+    service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'nobody', 0)").await;
+    let retention =
+        Retention { ended_session_retention: DAY * 299, audit_retention: DAY * 295, address_retention: DAY * 290 };
+    let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
+    let removed = sweeper.run_once().await.expect("sweeps");
+    let nothing: Vec<_> =
+        removed.iter().filter(|(kind, rows)| *rows == 0 && !kind.as_str().ends_with("keys")).collect();
+    assert!(nothing.is_empty(), "a statement was not sent: {removed:?}");
+}
+
+async fn send<A, B>(service: &Service, method: &str, headers: HeaderMap, request: A) -> B
+where
+    A: Message + Clone + 'static,
+    B: Message + Default + 'static,
+{
+    let answer = service.wires.call(Wire::Grpc, method, headers, &request).await;
+    answer.unwrap_or_else(|refused| panic!("{method}: {refused:?}"))
+}

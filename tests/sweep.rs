@@ -1,0 +1,420 @@
+//! What is over leaves by itself: each thing at its time and not before, once, and in nobody's way.
+
+use std::time::Duration;
+
+use diesel::{
+    QueryableByName, sql_query,
+    sql_types::{BigInt, Nullable, Text},
+};
+use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
+use sessiond::{
+    app::{Kind, PASS_INTERVAL, Removed, Start, Step, Sweeper},
+    config::{Listen, Retention},
+    edge::Server,
+    pb::{CreateSessionRequest, RevokeAllSessionsRequest, RevokeAllSessionsResponse},
+    store::{Store, Task},
+    telemetry::Metrics,
+};
+
+use crate::{
+    binary::{assert_says, sessiond},
+    harness::{Service, Wire, bearer, eventually, limits, options, web},
+};
+
+const TICK: Duration = Duration::from_micros(1);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn retention() -> Retention {
+    Retention { ended_session_retention: DAY * 30, audit_retention: DAY * 400, address_retention: DAY * 30 }
+}
+
+fn sweeper(service: &Service, retention: Retention) -> Sweeper {
+    // A pool of its own, as a replica has.
+    let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
+    Sweeper::new(store, service.clock.clone(), retention, Metrics::default())
+}
+
+async fn sweep(service: &Service) -> Vec<Removed> {
+    sweeper(service, retention()).run_once().await.expect("sweeps")
+}
+
+fn of(removed: &[Removed], kind: Kind) -> usize {
+    removed.iter().filter(|(other, _)| *other == kind).map(|(_, rows)| rows).sum()
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+async fn count(service: &Service, from: &str) -> i64 {
+    let query = format!("SELECT count(*) AS count FROM {from}");
+    let rows: Vec<Count> = sql_query(query).load(&mut service.database.connect().await).await.expect("counts");
+    rows[0].count
+}
+
+async fn revoke_all(service: &Service, user: &str) {
+    let request = RevokeAllSessionsRequest { user_id: Some(user.to_owned()), ..RevokeAllSessionsRequest::default() };
+    let key = bearer(service.server_key.expose_secret());
+    let _: RevokeAllSessionsResponse =
+        service.wires.call(Wire::Grpc, "RevokeAllSessions", key, &request).await.expect("ends them");
+}
+
+fn lasting(user: &str, ttl: Duration, idle: Duration) -> CreateSessionRequest {
+    let millis = |time: Duration| Some(i64::try_from(time.as_millis()).expect("fits"));
+    CreateSessionRequest {
+        user_id: user.to_owned(),
+        expires_in_millis: millis(ttl),
+        idle_timeout_millis: millis(idle),
+        ..CreateSessionRequest::default()
+    }
+}
+
+/// Ended by whatever means, at the same moment; gone at the same moment.
+#[tokio::test]
+async fn a_session_leaves_thirty_days_after_it_was_over() {
+    let service = Service::start().await;
+    let other = service.create_project("other").await;
+    let fallen = lasting("eve", DAY * 300, DAY * 300);
+    service.create_as(Wire::Grpc, &other, fallen).await.expect("signs in");
+    for request in [lasting("bob", DAY, DAY * 300), lasting("cy", DAY * 300, DAY)] {
+        service.create(Wire::Grpc, request).await.expect("signs in");
+    }
+    let phone = service.sign_in("ada", "phone").await;
+    service.sign_in("dan", "phone").await;
+    let live = service.create(Wire::Grpc, lasting("ada", DAY * 300, DAY * 300)).await.expect("signs in");
+    service.clock.advance(DAY);
+    phone.sign_out().await.expect("signs out");
+    revoke_all(&service, "dan").await;
+    let now = service.clock.now().as_micros();
+    let raise = format!(
+        "UPDATE projects SET epoch = epoch + 1, epoch_raised_at = timestamptz 'epoch' + {now} * interval '1 microsecond'
+         WHERE id = 'other'"
+    );
+    service.database.run(&raise).await;
+
+    service.clock.advance(DAY * 30 - TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "just before");
+    assert_eq!(count(&service, "sessions").await, 6);
+    service.clock.advance(TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 5, "at");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "once");
+    assert!(service.is_live(&live.session.expect("a session").id).await, "what is live stays");
+
+    // Its tokens are known all the same, and it is over.
+    let again = phone.sign_out().await.expect("signs out");
+    assert_eq!(again.already_revoked, Some(true));
+}
+
+#[tokio::test]
+async fn a_request_may_be_repeated_for_a_day() {
+    let service = Service::start().await;
+    let request = CreateSessionRequest {
+        user_id: "ada".to_owned(),
+        request_id: Some("0190b0a0-0000-4000-8000-000000000001".to_owned()),
+        ..CreateSessionRequest::default()
+    };
+    let session = async || {
+        let created = service.create(Wire::Rest, request.clone()).await.expect("signs in");
+        created.session.expect("a session").id
+    };
+    let first = session().await;
+    service.clock.advance(DAY - TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Requests), 0, "just before");
+    assert_eq!(session().await, first);
+    service.clock.advance(TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Requests), 1, "at");
+    assert_ne!(session().await, first);
+}
+
+/// More than one step's worth, in several projects, with young ones among them.
+#[tokio::test]
+async fn old_requests_leave_every_project() {
+    let service = Service::start().await;
+    let insert = |project: &str, rows: i32, age: Duration| {
+        let at = (service.clock.now() - age).as_micros();
+        format!(
+            "INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
+             SELECT '{project}', gen_random_uuid(), gen_random_uuid(), sha256(''),
+                 timestamptz 'epoch' + ({at} - i) * interval '1 microsecond' FROM generate_series(1, {rows}) AS i;"
+        )
+    };
+    let rows = [
+        insert("a", 1_500, DAY),
+        insert("a", 1_200, HOUR),
+        insert("b", 3, DAY),
+        insert("c", 1_000, HOUR),
+        insert("d", 700, DAY),
+    ];
+    service.database.run(&rows.concat()).await;
+    assert_eq!(of(&sweep(&service).await, Kind::Requests), 2_203);
+    assert_eq!(count(&service, "session_requests").await, 2_200);
+}
+
+#[derive(QueryableByName)]
+struct Address {
+    #[diesel(sql_type = Nullable<Text>)]
+    ip: Option<String>,
+}
+
+async fn addresses(service: &Service) -> Vec<Option<String>> {
+    let query = "SELECT ip FROM revocations ORDER BY project_id, id";
+    let rows: Vec<Address> = sql_query(query).load(&mut service.database.connect().await).await.expect("reads");
+    rows.into_iter().map(|row| row.ip).collect()
+}
+
+#[tokio::test]
+async fn the_audit_loses_addresses_after_thirty_days_and_lines_after_four_hundred() {
+    let service = Service::start().await;
+    for at in ["phone", "laptop"] {
+        service.sign_in("ada", at).await.sign_out().await.expect("signs out");
+        service.clock.advance(DAY);
+    }
+    service.database.run("UPDATE revocations SET ip = '192.0.2.7'").await;
+    let (address, none) = (Some("192.0.2.7".to_owned()), None);
+
+    service.clock.advance(DAY * 28 - TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 0, "just before");
+    service.clock.advance(TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 1, "at");
+    assert_eq!(addresses(&service).await, [none.clone(), address]);
+    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 0, "once");
+
+    service.clock.advance(DAY * 370 - TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Revocations), 0, "just before");
+    service.clock.advance(TICK);
+    assert_eq!(of(&sweep(&service).await, Kind::Revocations), 1, "at");
+    assert_eq!(addresses(&service).await, [none]);
+}
+
+/// A verifier that asks for what was ended of late must hear of it, however short the audit is kept.
+#[tokio::test]
+async fn what_is_still_news_is_never_removed() {
+    let service = Service::start().await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    let until = (service.clock.now() + DAY * 3).as_micros();
+    let late =
+        format!("UPDATE revocations SET access_expires_at = timestamptz 'epoch' + {until} * interval '1 microsecond'");
+    service.database.run(&late).await;
+    let short = sweeper(&service, Retention { audit_retention: DAY, ..retention() });
+
+    service.clock.advance(DAY * 3 + HOUR - TICK);
+    assert_eq!(of(&short.run_once().await.expect("sweeps"), Kind::Revocations), 0, "just before");
+    service.clock.advance(TICK);
+    assert_eq!(of(&short.run_once().await.expect("sweeps"), Kind::Revocations), 1, "at");
+}
+
+#[tokio::test]
+async fn a_user_leaves_after_the_last_session_and_two_days_after_the_last_cut_off() {
+    let service = Service::start().await;
+    let soon = sweeper(&service, Retention { ended_session_retention: HOUR, ..retention() });
+    let live = service.sign_in("ada", "phone").await;
+    service.sign_in("bob", "phone").await.sign_out().await.expect("signs out");
+    service.sign_in("cy", "phone").await;
+    revoke_all(&service, "cy").await;
+    assert_eq!(count(&service, "users").await, 3);
+
+    service.clock.advance(HOUR);
+    let removed = soon.run_once().await.expect("sweeps");
+    assert_eq!((of(&removed, Kind::Sessions), of(&removed, Kind::Users)), (2, 1), "bob, who was never cut off");
+    service.clock.advance(DAY * 2 - HOUR - TICK);
+    assert_eq!(of(&soon.run_once().await.expect("sweeps"), Kind::Users), 0, "just before");
+    service.clock.advance(TICK);
+    assert_eq!(of(&soon.run_once().await.expect("sweeps"), Kind::Users), 1, "at");
+    assert!(live.is_signed_in().await && count(&service, "users").await == 1);
+
+    // A new user of the name begins above all that was ever cut off.
+    let mut phone = service.sign_in("cy", "phone").await;
+    assert_eq!(count(&service, "users WHERE user_id = 'cy' AND epoch > 1").await, 1);
+    phone.refresh().await.expect("refreshes");
+}
+
+/// Whoever is just signing in holds the user; the sweep neither waits nor takes the user away.
+#[tokio::test]
+async fn a_user_who_is_signing_in_stays() {
+    let service = Service::start().await;
+    service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'ada', 1)").await;
+    let mut sign_in = service.database.connect().await;
+    sign_in.batch_execute("BEGIN; SELECT FROM users FOR SHARE").await.expect("holds the row");
+    assert_eq!(of(&sweep(&service).await, Kind::Users), 0);
+    sign_in.batch_execute("COMMIT").await.expect("lets go");
+    assert_eq!(of(&sweep(&service).await, Kind::Users), 1);
+}
+
+/// A refresh that holds a session may yet bring it back to life: here one whose clock is far behind does.
+#[tokio::test]
+async fn a_session_that_somebody_is_writing_stays() {
+    let service = Service::start().await;
+    service.create(Wire::Grpc, lasting("ada", DAY * 300, DAY)).await.expect("signs in");
+    service.clock.advance(DAY * 31);
+    let mut refresh = service.database.connect().await;
+    refresh.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "it is not waited for");
+    let used = "UPDATE sessions SET idle_expires_at = expires_at; COMMIT";
+    refresh.batch_execute(used).await.expect("refreshes");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "it is live again");
+
+    refresh.batch_execute("BEGIN; UPDATE sessions SET idle_expires_at = created_at").await.expect("unused after all");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "nobody knows yet");
+    refresh.batch_execute("COMMIT").await.expect("lets go");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 1);
+}
+
+/// So many sessions of `demo` that ended long ago, one of them of each user.
+async fn many_ended(service: &Service, rows: usize) {
+    service.create(Wire::Grpc, lasting("0", DAY, DAY)).await.expect("signs in");
+    let copies = format!(
+        "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object(
+             'id', (overlay(s.id::text PLACING lpad(to_hex(i), 12, '0') FROM 25))::uuid, 'user_id', i::text))).*
+         FROM sessions AS s, generate_series(2, {rows}) AS i;
+         INSERT INTO users SELECT project_id, i::text, epoch FROM users, generate_series(2, {rows}) AS i"
+    );
+    service.database.run(&copies).await;
+    service.clock.advance(DAY * 31);
+}
+
+#[tokio::test]
+async fn replicas_that_sweep_at_once_never_take_the_same_step() {
+    const ROWS: usize = 5_000;
+    let service = Service::start().await;
+    many_ended(&service, ROWS).await;
+    let replicas: Vec<_> = (0..4).map(|_| sweeper(&service, retention())).collect();
+    let work = replicas.iter().map(async |replica| {
+        let (mut removed, mut steps, mut busy) = (0, 0, 0);
+        loop {
+            match replica.step(Task::Sessions, 100, Start::WhenDue).await.expect("steps") {
+                Step::Busy => busy += 1,
+                Step::Resting => return (removed, steps, busy),
+                Step::Taken(some) | Step::Last(some) => {
+                    removed += of(&some, Kind::Sessions);
+                    steps += 1;
+                }
+            }
+        }
+    });
+    let done = futures_util::future::join_all(work).await;
+    let sum = |part: fn(&(usize, usize, usize)) -> usize| done.iter().map(part).sum::<usize>();
+    assert_eq!(sum(|one| one.0), ROWS, "each once: {done:?}");
+    // One more, to see that there are none left.
+    assert_eq!(sum(|one| one.1), ROWS / 100 + 1, "no step twice: {done:?}");
+    assert_eq!(count(&service, "sessions").await, 0);
+    let removed = sweep(&service).await;
+    assert_eq!((of(&removed, Kind::Sessions), of(&removed, Kind::Users)), (0, ROWS));
+}
+
+#[tokio::test]
+async fn a_task_that_another_replica_holds_is_passed_over_and_one_that_is_done_rests() {
+    let service = Service::start().await;
+    let sweeper = sweeper(&service, retention());
+    let mut other = service.database.connect().await;
+    other.batch_execute("BEGIN; SELECT FROM sweeps WHERE task = 'sessions' FOR UPDATE").await.expect("takes it");
+    let step = async |task| sweeper.step(task, 10, Start::WhenDue).await.expect("steps");
+    assert_eq!(step(Task::Sessions).await, Step::Busy);
+    assert_eq!(step(Task::Users).await, Step::Last(vec![(Kind::Users, 0)]), "another task is free");
+    other.batch_execute("COMMIT").await.expect("lets go");
+    assert_eq!(step(Task::Sessions).await, Step::Last(vec![(Kind::Sessions, 0)]));
+
+    service.clock.advance(PASS_INTERVAL - TICK);
+    assert_eq!(step(Task::Sessions).await, Step::Resting, "just before");
+    service.clock.advance(TICK);
+    assert_eq!(step(Task::Sessions).await, Step::Last(vec![(Kind::Sessions, 0)]), "at");
+}
+
+#[tokio::test]
+async fn keys_leave_when_no_token_of_theirs_can_matter() {
+    let service = Service::start().await;
+    let now = service.clock.now().as_micros();
+    let retired = format!("timestamptz 'epoch' + {now} * interval '1 microsecond'");
+    let copy = |table: &str| {
+        format!(
+            "INSERT INTO {table} SELECT (jsonb_populate_record(k, jsonb_build_object(
+                 'id', gen_random_uuid(), 'retired_at', {retired}))).* FROM {table} AS k;"
+        )
+    };
+    let revoke = format!("UPDATE server_keys SET revoked_at = {retired}");
+    service.database.run(&[copy("signing_keys"), copy("refresh_keys"), revoke].concat()).await;
+
+    let keys =
+        |removed: Vec<Removed>| [Kind::SigningKeys, Kind::RefreshKeys, Kind::ServerKeys].map(|kind| of(&removed, kind));
+    service.clock.advance(DAY * 368 - TICK);
+    assert_eq!(keys(sweep(&service).await), [0, 0, 0]);
+    service.clock.advance(TICK);
+    assert_eq!(keys(sweep(&service).await), [1, 1, 0]);
+    service.clock.advance(DAY * 32);
+    assert_eq!(keys(sweep(&service).await), [0, 0, 1]);
+    assert_eq!(count(&service, "signing_keys").await, 1, "the one that signs stays");
+}
+
+/// Nobody has to say so: a server sweeps while it runs, and tells of it.
+#[tokio::test]
+async fn a_server_sweeps_in_the_background() {
+    let service = Service::start().await;
+    many_ended(&service, 2_500).await;
+    let metrics = Metrics::default();
+    let store = Store::new(&options(&service.database.url), metrics.clone()).expect("a good URL");
+    let sweeper = Sweeper::new(store, service.clock.clone(), retention(), metrics.clone());
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listen = Listen { listen: any, metrics_listen: any };
+    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone()).await.expect("binds");
+    let server = tokio::spawn(server.sweeping(sweeper).run(std::future::pending()));
+
+    eventually("all is swept", async || {
+        count(&service, "sessions").await + count(&service, "users").await == 0
+            && count(&service, "sweeps WHERE completed_at IS NULL").await == 0
+    })
+    .await;
+    let page = metrics.render();
+    for line in ["sessiond_swept_rows_total{kind=\"sessions\"} 2500", "sessiond_swept_rows_total{kind=\"users\"} 2500"]
+    {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+    let completed =
+        format!("sessiond_sweep_completed_timestamp_seconds{{task=\"sessions\"}} {}", service.clock.now().as_seconds());
+    assert!(page.contains(&completed), "{completed} in {page}");
+    assert!(page.contains("sessiond_sweep_step_duration_seconds_count{task=\"sessions\"}"), "{page}");
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sweeps_and_reads_the_audit_by_hand() {
+    let service = Service::start().await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "laptop").await);
+    phone.sign_out().await.expect("signs out");
+    service.clock.advance(Duration::from_secs(1));
+    revoke_all(&service, "bob").await;
+    service.database.run("UPDATE revocations SET ip = '192.0.2.7' WHERE session_id IS NOT NULL").await;
+
+    let env = [("DATABASE_URL", service.database.url.as_str())];
+    let text = sessiond(&["audit", "--project", "demo"], &env);
+    let text = String::from_utf8(text.stdout).expect("UTF-8");
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["AT", "WHO", "WHAT", "WHOSE", "WHY", "FROM"]);
+    assert_eq!((lines[1][1], &lines[1][3..]), ("service", &["all", "bob", "REVOKED_ALL", "-"][..]), "newest first");
+    let session = phone.session.as_str();
+    assert_eq!(lines[2][1..], ["holder", "session", session, "ada", "SIGNED_OUT", "192.0.2.7"]);
+
+    let json = sessiond(&["audit", "--project", "demo", "--user", "ada", "--json"], &env);
+    let json: Vec<Value> =
+        String::from_utf8_lossy(&json.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(json.len(), 1);
+    assert_eq!(
+        (&json[0]["by"], &json[0]["by_id"], &json[0]["user_id"]),
+        (&"holder".into(), &Value::Null, &"ada".into())
+    );
+    assert_eq!((&json[0]["session_id"], &json[0]["reason"]), (&session.into(), &"SIGNED_OUT".into()));
+    let one = sessiond(&["audit", "--project", "demo", "--limit", "1", "--json"], &env);
+    assert_eq!(String::from_utf8_lossy(&one.stdout).lines().count(), 1);
+    assert_says(&sessiond(&["audit", "--project", "demo", "--limit", "0"], &env), false, "--limit");
+
+    // The binary goes by the system's clock.
+    let aged = "UPDATE sessions SET revoked_at = now() - interval '31 days' WHERE revoked_at IS NOT NULL";
+    service.database.run(aged).await;
+    assert_says(&sessiond(&["sweep"], &env), true, "removed 1 sessions\n");
+    assert_says(&sessiond(&["sweep"], &env), true, "removed 0 sessions\n");
+    assert_says(&sessiond(&["sweep", "--ended-session-retention", "1m"], &env), false, "must be 1h to");
+    assert_eq!(count(&service, "sessions").await, 1, "{}", laptop.session);
+}
