@@ -123,12 +123,14 @@ impl Target {
 /// nobody is left behind to block a sign-out.
 ///
 /// Each statement finds its rows by an index, whatever its parameters and however young the statistics; left to itself,
-/// Postgres plans one over an array anew on every call, which takes longer than to run it.
+/// Postgres plans one over an array anew on every call, which takes longer than to run it. A plan for whatever parameters
+/// expects a tenth of the table behind a limit; of ten million rows that looks like so much work that it would be compiled
+/// first, on every call, for half a second.
 fn settings(operation_timeout: Duration) -> String {
     let millis = operation_timeout.as_millis();
     format!(
         "SET lock_timeout = {millis}; SET idle_in_transaction_session_timeout = {}; \
-         SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+         SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off",
         2 * millis
     )
 }
