@@ -37,6 +37,9 @@ const ROWS_MAX: i64 = 1_000;
 /// The fewest, on a disk so slow that a step with more does not end in time.
 const ROWS_MIN: i64 = 10;
 
+/// How often a step that failed is tried again, each time at half the size, before the sweep is put off.
+const TRIES_MAX: usize = 8;
+
 /// A step that takes longer is followed by one half its size.
 const STEP_MAX: Duration = Duration::from_millis(100);
 
@@ -215,21 +218,20 @@ impl Sweeper {
 
     /// A step, or several tries at a smaller one each, and how long the last one took.
     async fn paced(&self, task: Task, rows_max: &mut i64, start: Start) -> Result<(Step, Duration), store::Error> {
+        let mut failed = 0;
         loop {
             let started = Instant::now();
             let outcome = self.step(task, *rows_max, start).await;
             let took = started.elapsed();
+            let fits = outcome.is_ok() && took <= STEP_MAX;
+            *rows_max = if fits { (*rows_max * 2).min(ROWS_MAX) } else { (*rows_max / 2).max(ROWS_MIN) };
             match outcome {
-                Err(error) if *rows_max == ROWS_MIN => return Err(error),
+                Ok(step) => return Ok((step, took)),
+                Err(error) if failed == TRIES_MAX => return Err(error),
                 // It may have been too much for the time that an operation has.
-                Err(_) => *rows_max = (*rows_max / 2).max(ROWS_MIN),
-                Ok(step) => {
-                    let fits = took <= STEP_MAX;
-                    *rows_max = if fits { (*rows_max * 2).min(ROWS_MAX) } else { (*rows_max / 2).max(ROWS_MIN) };
-                    return Ok((step, took));
-                }
+                Err(_) => failed += 1,
             }
-            sleep(took).await;
+            sleep(took.max(STEP_MAX)).await;
         }
     }
 
