@@ -144,7 +144,7 @@ impl App {
         let presented = Presented::parse(&token.0).map_err(refusal)?;
         let key = self.key_of(&presented).await?;
         self.rates.look(Of::Project(key.project()))?;
-        let claims = presented.verify(&key, &self.issuer).map_err(refusal)?;
+        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(refusal)?;
         self.rates.take(Of::Project(key.project()))?;
         let read = || {
             Some(SignedIn {
@@ -224,7 +224,8 @@ impl App {
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
     pub(super) async fn bearer(&self, token: &AccessToken) -> Result<Bearer, Error> {
         let presented = Presented::parse(&token.0).map_err(refusal)?;
-        let claims = presented.verify(&*self.key_of(&presented).await?, &self.issuer).map_err(refusal)?;
+        let key = self.key_of(&presented).await?;
+        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(refusal)?;
         let read =
             || Some(Bearer { project: ProjectId::parse(&claims.project_id)?, session: SessionId::parse(&claims.sid)? });
         Ok(read().ok_or(Refusal::UnparsableAccessToken)?)

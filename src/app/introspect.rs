@@ -22,6 +22,7 @@ use crate::token::access::Claims;
 use crate::token::access::Issuer;
 use crate::token::access::Presented;
 use crate::token::refresh::RefreshToken;
+use crate::token::verified::VerifiedTokens;
 
 /// The most tokens that one request may ask about.
 pub const TOKENS_MAX: usize = 1_000;
@@ -34,7 +35,7 @@ pub enum Introspection {
     /// Nothing, for whatever cause.
     Inactive,
     /// It is a live access token, which says this, of this session.
-    Access(Box<Claims>, Box<Session>),
+    Access(Arc<Claims>, Box<Session>),
     /// It is a refresh token that would be answered with new tokens.
     Refresh {
         /// Of this session.
@@ -46,7 +47,7 @@ pub enum Introspection {
 
 /// A token that is genuine as far as it can be seen without its session.
 enum Genuine {
-    Access(Box<Claims>, SessionId),
+    Access(Arc<Claims>, SessionId),
     Refresh(RefreshToken),
 }
 
@@ -77,7 +78,14 @@ impl App {
         }
         let now = self.clock.now();
         let snapshot = self.keys.with(|snapshot| tokens.iter().all(|token| is_key_known(snapshot, token))).await?;
-        let genuine = self.genuine(&snapshot, &project, tokens, now).await;
+        let judge = Judge {
+            snapshot: Arc::clone(&snapshot),
+            verified: self.verified.clone(),
+            issuer: self.issuer.clone(),
+            project: project.clone(),
+            now,
+        };
+        let genuine = self.genuine(judge, tokens).await;
 
         let ids: HashSet<SessionId> = genuine.iter().flatten().map(Genuine::session).collect();
         let found = match ids.is_empty() {
@@ -94,27 +102,17 @@ impl App {
     }
 
     /// The tokens of a project, signatures and all; `None` for any other.
-    async fn genuine(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        project: &ProjectId,
-        tokens: Vec<String>,
-        now: Timestamp,
-    ) -> Vec<Option<Genuine>> {
+    async fn genuine(&self, judge: Judge, tokens: Vec<String>) -> Vec<Option<Genuine>> {
         if let [token] = tokens.as_slice() {
-            return vec![genuine(snapshot, &self.issuer, project, token, now)];
+            return vec![judge.genuine(token)];
         }
         // On threads that may be busy: a thousand signatures would hold up every other request on this one.
         let tokens = Arc::new(tokens);
         let chunks = (0..tokens.len()).step_by(SIGNATURES_AT_ONCE).map(|start| {
-            let (tokens, snapshot) = (Arc::clone(&tokens), Arc::clone(snapshot));
-            let (issuer, project) = (self.issuer.clone(), project.clone());
+            let (judge, tokens) = (judge.clone(), Arc::clone(&tokens));
             tokio::task::spawn_blocking(move || {
                 let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end]
-                    .iter()
-                    .map(|token| genuine(&snapshot, &issuer, &project, token, now))
-                    .collect::<Vec<_>>()
+                tokens[start..end].iter().map(|token| judge.genuine(token)).collect::<Vec<_>>()
             })
         });
         let chunks = futures_util::future::join_all(chunks).await;
@@ -156,15 +154,28 @@ fn is_key_known(snapshot: &Snapshot, token: &str) -> bool {
     Presented::parse(token).map_or(true, |presented| snapshot.keyring.signing(presented.key()).is_some())
 }
 
-fn genuine(snapshot: &Snapshot, issuer: &Issuer, project: &ProjectId, token: &str, now: Timestamp) -> Option<Genuine> {
-    if let Some(token) = RefreshToken::parse(token) {
-        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.project() == project)?;
-        return key.may_have_made(&token).then_some(Genuine::Refresh(token));
+/// What tokens are held against before their sessions are.
+#[derive(Clone)]
+struct Judge {
+    snapshot: Arc<Snapshot>,
+    verified: VerifiedTokens,
+    issuer: Issuer,
+    project: ProjectId,
+    now: Timestamp,
+}
+
+impl Judge {
+    fn genuine(&self, token: &str) -> Option<Genuine> {
+        let keyring = &self.snapshot.keyring;
+        if let Some(token) = RefreshToken::parse(token) {
+            let key = keyring.refresh(token.key()).filter(|key| *key.project() == self.project)?;
+            return key.may_have_made(&token).then_some(Genuine::Refresh(token));
+        }
+        let presented = Presented::parse(token).ok()?;
+        let key = keyring.verifies(presented.key(), self.now, ACCESS_TOKEN_TTL_MAX);
+        let key = key.filter(|key| *key.project() == self.project)?;
+        let claims = self.verified.verify(&presented, key, &self.issuer).ok()?;
+        let session = SessionId::parse(&claims.sid)?;
+        Some(Genuine::Access(claims, session))
     }
-    let presented = Presented::parse(token).ok()?;
-    let key = snapshot.keyring.verifies(presented.key(), now, ACCESS_TOKEN_TTL_MAX);
-    let key = key.filter(|key| key.project() == project)?;
-    let claims = presented.verify(key, issuer).ok()?;
-    let session = SessionId::parse(&claims.sid)?;
-    Some(Genuine::Access(Box::new(claims), session))
 }

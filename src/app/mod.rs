@@ -64,6 +64,7 @@ use crate::store;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::token::access::Issuer;
+use crate::token::verified::VerifiedTokens;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -105,13 +106,22 @@ pub struct App {
     pub(crate) issuer: Issuer,
     pub(crate) clock: Clock,
     pub(crate) rates: Limiter,
+    verified: VerifiedTokens,
     usage: Usage,
 }
 
 impl App {
     /// Puts the service together. It lets in all who come; see [`App::with_rates`].
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
-        Self { store, keys, issuer, clock, rates: Limiter::off(), usage: Usage::default() }
+        Self {
+            store,
+            keys,
+            issuer,
+            clock,
+            rates: Limiter::off(),
+            verified: VerifiedTokens::default(),
+            usage: Usage::default(),
+        }
     }
 
     /// Lets in only so many.

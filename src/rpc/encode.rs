@@ -58,10 +58,10 @@ pub(super) fn introspection(worth: Introspection) -> pb::IntrospectTokenResponse
         Introspection::Inactive => pb::IntrospectTokenResponse::default(),
         Introspection::Access(claims, session) => pb::IntrospectTokenResponse {
             token_type: Some("access_token".to_owned()),
-            jti: Some(claims.jti),
+            jti: Some(claims.jti.clone()),
             iat: Some(timestamp(Timestamp::from_seconds(claims.iat))),
             exp: Some(timestamp(Timestamp::from_seconds(claims.exp))),
-            ..active(*session, claims.iss)
+            ..active(*session, claims.iss.clone())
         },
         Introspection::Refresh { session, issuer } => pb::IntrospectTokenResponse {
             token_type: Some("refresh_token".to_owned()),

@@ -142,6 +142,11 @@ impl<'a> Presented<'a> {
         }
     }
 
+    /// The whole token.
+    pub(super) const fn text(&self) -> &'a str {
+        self.text
+    }
+
     /// The key that the token says it was signed with.
     pub const fn key(&self) -> KeyId {
         self.key

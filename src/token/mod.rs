@@ -10,6 +10,9 @@
 /// Access tokens: JWTs that other services verify by themselves.
 pub mod access;
 
+/// Access tokens whose signature was checked a moment ago.
+pub mod verified;
+
 /// Refresh tokens: opaque to clients, and never stored.
 pub mod refresh;
 

@@ -1,0 +1,98 @@
+//! Access tokens whose signature was checked a moment ago. A client shows the same token with every request for as long as
+//! it lasts; the second time, its digest is enough.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use super::access::Claims;
+use super::access::Issuer;
+use super::access::Presented;
+use super::access::Rejection;
+use super::fingerprint;
+use super::keys::SigningKey;
+
+/// The most tokens that are remembered: some 20 MB. The least used make way.
+const TOKENS_MAX: usize = 16_384;
+
+/// What genuine tokens said, by the SHA-256 of their whole text, which names the key as well. Clones are one and the same.
+///
+/// Only what a signature has vouched for is in here. Whether the key still counts, and whether the token has expired, are
+/// questions of the moment, and asked anew each time.
+#[derive(Clone)]
+pub struct VerifiedTokens(Arc<Cache<[u8; 32], Arc<Claims>>>);
+
+impl Default for VerifiedTokens {
+    fn default() -> Self {
+        Self(Arc::new(Cache::new(TOKENS_MAX)))
+    }
+}
+
+impl VerifiedTokens {
+    /// Checks everything but the time, as [`Presented::verify`] does; the caller has looked the key up by its id.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rejection`] says.
+    pub fn verify(
+        &self,
+        presented: &Presented<'_>,
+        key: &SigningKey,
+        issuer: &Issuer,
+    ) -> Result<Arc<Claims>, Rejection> {
+        let digest = fingerprint(presented.text().as_bytes());
+        if let Some(claims) = self.0.get(&digest) {
+            return Ok(claims);
+        }
+        let claims = Arc::new(presented.verify(key, issuer)?);
+        self.0.insert(digest, Arc::clone(&claims));
+        Ok(claims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+    use crate::id::ProjectId;
+
+    #[test]
+    fn what_is_remembered_is_the_whole_token_and_only_a_genuine_one() {
+        let issuer = Issuer::new("https://sessions.example.org");
+        let key = SigningKey::generate(ProjectId::parse("demo").expect("a name")).0;
+        let claims = Claims {
+            iss: issuer.of("demo"),
+            sub: "ada".into(),
+            aud: "demo".into(),
+            client_id: "demo".into(),
+            iat: 1_000,
+            exp: 1_600,
+            jti: "j".into(),
+            sid: "s".into(),
+            epoch: [0, 0],
+            project_id: "demo".into(),
+            refresh_token_id: "s".into(),
+            auth_time: None,
+            acr: None,
+            amr: vec![],
+            act: None,
+            own: serde_json::Map::new(),
+        };
+        let token = key.sign(&claims).expect("signs");
+        let verified = VerifiedTokens::default();
+        let verify = |text: &str| verified.verify(&Presented::parse(text)?, &key, &issuer);
+        let first = verify(token.expose_secret()).expect("genuine");
+        assert!(Arc::ptr_eq(&first, &verify(token.expose_secret()).expect("again")), "no second check");
+
+        // The same claims under another signature, and another's claims under this one.
+        let (body, signature) = token.expose_secret().rsplit_once('.').expect("a signature");
+        let cut = format!("{body}.{}", &signature[..signature.len() - 2]);
+        let other = key.sign(&Claims { sub: "eve".into(), ..claims }).expect("signs");
+        let (eve, _) = other.expose_secret().rsplit_once('.').expect("a signature");
+        for forged in [cut, format!("{body}.{}", "A".repeat(86)), format!("{eve}.{signature}")] {
+            assert_eq!(verify(&forged), Err(Rejection::Unparsable));
+            assert_eq!(verify(&forged), Err(Rejection::Unparsable), "and it stays so");
+        }
+    }
+}
