@@ -180,7 +180,7 @@ impl App {
         if !stored.session.is_live(now, present) {
             return Err(Refusal::SessionRevoked.into());
         }
-        self.usage.note(&stored.session, now);
+        self.usage.note(&stored.session.project, stored.session.occupant(), now);
         Ok(stored.session)
     }
 

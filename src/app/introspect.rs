@@ -1,7 +1,6 @@
 //! What tokens are worth at this moment (RFC 7662). Looking changes nothing: no rotation, no alarm.
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::App;
@@ -12,16 +11,20 @@ use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::session::Epoch;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
+use crate::store;
+use crate::store::Outline;
 use crate::store::Seen;
 use crate::token::access::Claims;
 use crate::token::access::Issuer;
 use crate::token::access::Presented;
 use crate::token::refresh::RefreshToken;
+use crate::token::verified::Verified;
 use crate::token::verified::VerifiedTokens;
 
 /// The most tokens that one request may ask about.
@@ -34,8 +37,8 @@ const SIGNATURES_AT_ONCE: usize = 32;
 pub enum Introspection {
     /// Nothing, for whatever cause.
     Inactive,
-    /// It is a live access token, which says this, of this session.
-    Access(Arc<Claims>, Box<Session>),
+    /// It is a live access token, and says this.
+    Access(Arc<Claims>),
     /// It is a refresh token that would be answered with new tokens.
     Refresh {
         /// Of this session.
@@ -45,19 +48,15 @@ pub enum Introspection {
     },
 }
 
-/// A token that is genuine as far as it can be seen without its session.
-enum Genuine {
+/// What a token is, as far as can be seen without its session.
+#[derive(Clone)]
+enum Kind {
     Access(Arc<Claims>, SessionId),
-    Refresh(RefreshToken),
-}
-
-impl Genuine {
-    fn session(&self) -> SessionId {
-        match self {
-            Self::Access(_, session) => *session,
-            Self::Refresh(token) => token.session(),
-        }
-    }
+    Refresh(Box<RefreshToken>),
+    /// Nothing of the project's.
+    Nothing,
+    /// It names a key that is not known, or not yet.
+    OfUnknownKey,
 }
 
 impl App {
@@ -76,82 +75,130 @@ impl App {
         if client.is_some_and(|client| client.project != project) {
             return Err(Refusal::InvalidServerKey.into());
         }
-        let now = self.clock.now();
-        let snapshot = self.keys.with(|snapshot| tokens.iter().all(|token| is_key_known(snapshot, token))).await?;
+        let (tokens, now) = (Arc::new(tokens), self.clock.now());
+        let mut snapshot = self.keys.snapshot();
+        let mut kinds = self.kinds(&snapshot, &project, &tokens, now).await;
+        if kinds.iter().any(|kind| matches!(kind, Kind::OfUnknownKey)) {
+            // What is not there does not exist, or did not when we were asked.
+            snapshot = self.keys.reload().await?;
+            kinds = self.kinds(&snapshot, &project, &tokens, now).await;
+        }
+        let outlines = self.outlines(&project, &kinds).await?;
+        let seen = self.seen(&project, &kinds).await?;
+        let worth = |kind: Kind| match kind {
+            Kind::Access(claims, session) => {
+                let (outline, present) = outlines.get(&session)?;
+                self.worth_of_access(&project, claims, outline, *present, now)
+            }
+            Kind::Refresh(token) => self.worth_of_refresh(&snapshot, &token, seen.get(&token.session())?, now),
+            Kind::Nothing | Kind::OfUnknownKey => None,
+        };
+        Ok(kinds.into_iter().map(|kind| worth(kind).unwrap_or(Introspection::Inactive)).collect())
+    }
+
+    /// What each token is, signatures and all.
+    async fn kinds(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        project: &ProjectId,
+        tokens: &Arc<Vec<String>>,
+        now: Timestamp,
+    ) -> Vec<Kind> {
         let judge = Judge {
-            snapshot: Arc::clone(&snapshot),
+            snapshot: Arc::clone(snapshot),
             verified: self.verified.clone(),
             issuer: self.issuer.clone(),
             project: project.clone(),
             now,
         };
-        let genuine = self.genuine(judge, tokens).await;
-
-        let ids: HashSet<SessionId> = genuine.iter().flatten().map(Genuine::session).collect();
-        let found = match ids.is_empty() {
-            true => vec![],
-            false => self.store.sessions_find(project, ids.into_iter().collect()).await?,
-        };
-        let seen: HashMap<SessionId, Seen> = found.into_iter().map(|seen| (seen.stored.session.id, seen)).collect();
-        let worth = |token: Option<Genuine>| {
-            let token = token?;
-            let seen = seen.get(&token.session())?;
-            self.worth(&snapshot, token, seen, now)
-        };
-        Ok(genuine.into_iter().map(|token| worth(token).unwrap_or(Introspection::Inactive)).collect())
-    }
-
-    /// The tokens of a project, signatures and all; `None` for any other.
-    async fn genuine(&self, judge: Judge, tokens: Vec<String>) -> Vec<Option<Genuine>> {
         if let [token] = tokens.as_slice() {
-            return vec![judge.genuine(token)];
+            return vec![judge.kind(token)];
         }
         // On threads that may be busy: a thousand signatures would hold up every other request on this one.
-        let tokens = Arc::new(tokens);
         let chunks = (0..tokens.len()).step_by(SIGNATURES_AT_ONCE).map(|start| {
-            let (judge, tokens) = (judge.clone(), Arc::clone(&tokens));
+            let (judge, tokens) = (judge.clone(), Arc::clone(tokens));
             tokio::task::spawn_blocking(move || {
                 let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end].iter().map(|token| judge.genuine(token)).collect::<Vec<_>>()
+                tokens[start..end].iter().map(|token| judge.kind(token)).collect::<Vec<_>>()
             })
         });
         let chunks = futures_util::future::join_all(chunks).await;
         chunks.into_iter().flat_map(|chunk| chunk.expect("nothing panics, and nobody cancels it")).collect()
     }
 
-    fn worth(&self, snapshot: &Snapshot, token: Genuine, seen: &Seen, now: Timestamp) -> Option<Introspection> {
+    /// What the access tokens are held against: no more of their sessions than whether they live.
+    async fn outlines(
+        &self,
+        project: &ProjectId,
+        kinds: &[Kind],
+    ) -> Result<HashMap<SessionId, (Outline, Epoch)>, store::Error> {
+        let ids = kinds.iter().filter_map(|kind| match kind {
+            Kind::Access(_, session) => Some(*session),
+            Kind::Refresh(_) | Kind::Nothing | Kind::OfUnknownKey => None,
+        });
+        let found = match distinct(ids) {
+            none if none.is_empty() => vec![],
+            some => self.store.outlines_find(project.clone(), some).await?,
+        };
+        Ok(found.into_iter().map(|(outline, present)| (outline.occupant.session, (outline, present))).collect())
+    }
+
+    /// What the refresh tokens are held against.
+    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, Seen>, store::Error> {
+        let ids = kinds.iter().filter_map(|kind| match kind {
+            Kind::Refresh(token) => Some(token.session()),
+            Kind::Access(..) | Kind::Nothing | Kind::OfUnknownKey => None,
+        });
+        let found = match distinct(ids) {
+            none if none.is_empty() => vec![],
+            some => self.store.sessions_find(project.clone(), some).await?,
+        };
+        Ok(found.into_iter().map(|seen| (seen.stored.session.id, seen)).collect())
+    }
+
+    fn worth_of_access(
+        &self,
+        project: &ProjectId,
+        claims: Arc<Claims>,
+        outline: &Outline,
+        present: Epoch,
+        now: Timestamp,
+    ) -> Option<Introspection> {
+        if claims.expired_at(now) || !outline.lifetime.is_live(now, present) {
+            return None;
+        }
+        self.usage.note(project, outline.occupant, now);
+        Some(Introspection::Access(claims))
+    }
+
+    fn worth_of_refresh(
+        &self,
+        snapshot: &Snapshot,
+        token: &RefreshToken,
+        seen: &Seen,
+        now: Timestamp,
+    ) -> Option<Introspection> {
         let Seen { stored, present, .. } = seen;
+        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(token, &stored.secret))?;
         if !stored.session.is_live(now, *present) {
             return None;
         }
-        let session = Box::new(stored.session.clone());
-        match token {
-            Genuine::Access(claims, _) if claims.expired_at(now) => None,
-            Genuine::Access(claims, _) => {
-                self.usage.note(&session, now);
-                Some(Introspection::Access(claims, session))
+        match rotation::decide(&stored.chain, token.link(), now, snapshot.policy(key.project())?) {
+            Rotation::Repeated(_) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
+                let issuer = self.issuer.of(key.project().as_str());
+                Some(Introspection::Refresh { session: Box::new(stored.session.clone()), issuer })
             }
-            Genuine::Refresh(token) => {
-                let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(&token, &stored.secret))?;
-                let policy = snapshot.policy(key.project())?;
-                match rotation::decide(&stored.chain, token.link(), now, policy) {
-                    Rotation::Repeated(_) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
-                        let issuer = self.issuer.of(key.project().as_str());
-                        Some(Introspection::Refresh { session, issuer })
-                    }
-                    Rotation::Reused | Rotation::Unknown => None,
-                }
-            }
+            Rotation::Reused | Rotation::Unknown => None,
         }
     }
 }
 
-/// Whether the key that a token names is there to check it; and for what names none, there is nothing to look for.
-fn is_key_known(snapshot: &Snapshot, token: &str) -> bool {
-    if let Some(token) = RefreshToken::parse(token) {
-        return snapshot.keyring.refresh(token.key()).is_some();
-    }
-    Presented::parse(token).map_or(true, |presented| snapshot.keyring.signing(presented.key()).is_some())
+/// Each once: a service may ask about the same session several times over.
+fn distinct(ids: impl Iterator<Item = SessionId>) -> Vec<SessionId> {
+    let mut ids: Vec<SessionId> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// What tokens are held against before their sessions are.
@@ -165,17 +212,40 @@ struct Judge {
 }
 
 impl Judge {
-    fn genuine(&self, token: &str) -> Option<Genuine> {
-        let keyring = &self.snapshot.keyring;
-        if let Some(token) = RefreshToken::parse(token) {
-            let key = keyring.refresh(token.key()).filter(|key| *key.project() == self.project)?;
-            return key.may_have_made(&token).then_some(Genuine::Refresh(token));
+    fn kind(&self, token: &str) -> Kind {
+        let kind = if token.starts_with(crate::token::refresh::PREFIX) {
+            RefreshToken::parse(token).map(|token| self.refresh(token))
+        } else {
+            self.access(token)
+        };
+        kind.unwrap_or(Kind::Nothing)
+    }
+
+    fn refresh(&self, token: RefreshToken) -> Kind {
+        match self.snapshot.keyring.refresh(token.key()) {
+            None => Kind::OfUnknownKey,
+            Some(key) if *key.project() == self.project && key.may_have_made(&token) => Kind::Refresh(Box::new(token)),
+            Some(_) => Kind::Nothing,
         }
-        let presented = Presented::parse(token).ok()?;
-        let key = keyring.verifies(presented.key(), self.now, ACCESS_TOKEN_TTL_MAX);
-        let key = key.filter(|key| *key.project() == self.project)?;
-        let claims = self.verified.verify(&presented, key, &self.issuer).ok()?;
+    }
+
+    fn access(&self, text: &str) -> Option<Kind> {
+        let keyring = &self.snapshot.keyring;
+        let Verified { key, claims } = match self.verified.find(text) {
+            Some(known) => known,
+            None => {
+                let presented = Presented::parse(text).ok()?;
+                let Some(key) = keyring.signing(presented.key()) else { return Some(Kind::OfUnknownKey) };
+                // Another project's is worth nothing, whatever its signature.
+                if *key.project() != self.project {
+                    return None;
+                }
+                let claims = self.verified.verify(&presented, key, &self.issuer).ok()?;
+                Verified { key: key.id(), claims }
+            }
+        };
+        let counts = keyring.verifies(key, self.now, ACCESS_TOKEN_TTL_MAX)?.project() == &self.project;
         let session = SessionId::parse(&claims.sid)?;
-        Some(Genuine::Access(claims, session))
+        counts.then_some(Kind::Access(claims, session))
     }
 }

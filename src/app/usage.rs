@@ -11,7 +11,7 @@ use super::Error;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
-use crate::session::Session;
+use crate::session::limit::Occupant;
 use crate::store::Use;
 
 /// How often the notes are written down.
@@ -29,12 +29,12 @@ pub(super) struct Usage(Arc<Mutex<HashMap<(ProjectId, SessionId), Timestamp>>>);
 
 impl Usage {
     /// Notes that a session is used now, unless that was written down within the last minute.
-    pub(super) fn note(&self, session: &Session, now: Timestamp) {
+    pub(super) fn note(&self, project: &ProjectId, session: Occupant, now: Timestamp) {
         if now < session.last_used_at + COALESCE {
             return;
         }
         let mut notes = self.0.lock().expect("no one panics while holding it");
-        let key = (session.project.clone(), session.id);
+        let key = (project.clone(), session.session);
         if notes.len() < NOTES_MAX || notes.contains_key(&key) {
             notes.insert(key, now);
         }

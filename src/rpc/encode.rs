@@ -14,6 +14,7 @@ use crate::session::RevokeReason;
 use crate::session::Session;
 use crate::session::lifecycle::Authentication;
 use crate::session::lifecycle::Impersonator;
+use crate::token::access::Claims;
 
 pub(super) fn ended(ended: Ended) -> pb::RevokeCurrentResponse {
     pb::RevokeCurrentResponse { success: true, already_revoked: ended.already.then_some(true) }
@@ -56,40 +57,60 @@ pub(super) fn updated(updated: Session) -> pb::UpdateSessionResponse {
 pub(super) fn introspection(worth: Introspection) -> pb::IntrospectTokenResponse {
     match worth {
         Introspection::Inactive => pb::IntrospectTokenResponse::default(),
-        Introspection::Access(claims, session) => pb::IntrospectTokenResponse {
-            token_type: Some("access_token".to_owned()),
-            jti: Some(claims.jti.clone()),
-            iat: Some(timestamp(Timestamp::from_seconds(claims.iat))),
-            exp: Some(timestamp(Timestamp::from_seconds(claims.exp))),
-            ..active(*session, claims.iss.clone())
-        },
-        Introspection::Refresh { session, issuer } => pb::IntrospectTokenResponse {
-            token_type: Some("refresh_token".to_owned()),
-            exp: Some(timestamp(session.expires_at.min(session.idle_expires_at))),
-            ..active(*session, issuer)
-        },
+        Introspection::Access(claims) => access(&claims),
+        Introspection::Refresh { session, issuer } => refresh(*session, issuer),
     }
 }
 
-/// What either kind of token says.
-fn active(session: Session, issuer: String) -> pb::IntrospectTokenResponse {
-    let Authentication { time, acr, amr } = session.authentication;
-    let amr: Vec<prost_types::Value> = amr.into_iter().map(|method| Kind::StringValue(method).into()).collect();
+/// What an access token says.
+fn access(claims: &Claims) -> pb::IntrospectTokenResponse {
+    let moment = |seconds| timestamp(Timestamp::from_seconds(seconds));
     pb::IntrospectTokenResponse {
         active: true,
+        token_type: Some("access_token".to_owned()),
+        sub: Some(claims.sub.clone()),
+        client_id: Some(claims.client_id.clone()),
+        aud: Some(claims.aud.clone()),
+        iss: Some(claims.iss.clone()),
+        jti: Some(claims.jti.clone()),
+        iat: Some(moment(claims.iat)),
+        exp: Some(moment(claims.exp)),
+        auth_time: claims.auth_time.map(moment),
+        sid: Some(claims.sid.clone()),
+        project_id: Some(claims.project_id.clone()),
+        acr: claims.acr.clone(),
+        amr: methods(&claims.amr),
+        impersonator_id: claims.act.as_ref().map(|actor| actor.sub.clone()),
+        claims: (!claims.own.is_empty()).then(|| object(claims.own.clone())),
+    }
+}
+
+/// What a refresh token stands for.
+fn refresh(session: Session, issuer: String) -> pb::IntrospectTokenResponse {
+    let Authentication { time, acr, amr } = session.authentication;
+    pb::IntrospectTokenResponse {
+        active: true,
+        token_type: Some("refresh_token".to_owned()),
         sub: Some(session.user.as_str().to_owned()),
         client_id: Some(session.project.to_string()),
         aud: Some(session.project.to_string()),
         iss: Some(issuer),
+        jti: None,
+        iat: None,
+        exp: Some(timestamp(session.expires_at.min(session.idle_expires_at))),
         auth_time: time.map(timestamp),
         sid: Some(session.id.to_string()),
         project_id: Some(session.project.to_string()),
         acr,
-        amr: (!amr.is_empty()).then_some(prost_types::ListValue { values: amr }),
+        amr: methods(&amr),
         impersonator_id: session.impersonator.map(|Impersonator(id)| id),
         claims: (!session.claims.is_empty()).then(|| object(session.claims)),
-        ..pb::IntrospectTokenResponse::default()
     }
+}
+
+fn methods(amr: &[String]) -> Option<prost_types::ListValue> {
+    let values: Vec<prost_types::Value> = amr.iter().map(|method| Kind::StringValue(method.clone()).into()).collect();
+    (!values.is_empty()).then_some(prost_types::ListValue { values })
 }
 
 fn listed(listed: Listed) -> pb::Session {

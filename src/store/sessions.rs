@@ -49,21 +49,42 @@ use crate::session::limit::Occupant;
 use crate::session::rotation::Chain;
 use crate::token::refresh::RowSecret;
 
-/// Sessions beside the present epochs of their projects and users. A macro, because the type of a join fills a page.
-macro_rules! seen {
+/// Sessions beside their users and projects. A macro, as the next two, because the type of a join fills a page.
+macro_rules! with_epochs {
     () => {
         sessions::table
             .inner_join(
                 users::table.on(users::project_id.eq(sessions::project_id).and(users::user_id.eq(sessions::user_id))),
             )
             .inner_join(projects::table.on(projects::id.eq(sessions::project_id)))
-            .select((
-                SessionRow::as_select(),
-                projects::epoch,
-                users::epoch,
-                projects::epoch_raised_at,
-                users::epoch_raised_at,
-            ))
+    };
+}
+
+/// What a [`Seen`] is made of.
+macro_rules! seen {
+    () => {
+        with_epochs!().select((
+            SessionRow::as_select(),
+            projects::epoch,
+            users::epoch,
+            projects::epoch_raised_at,
+            users::epoch_raised_at,
+        ))
+    };
+}
+
+/// What an [`Outline`] is made of.
+macro_rules! outline_columns {
+    () => {
+        (
+            sessions::id,
+            sessions::project_epoch,
+            sessions::user_epoch,
+            sessions::expires_at,
+            sessions::idle_expires_at,
+            sessions::last_used_at,
+            sessions::impersonator_id,
+        )
     };
 }
 
@@ -186,6 +207,30 @@ impl Store {
         .await
     }
 
+    /// As much of sessions as tells whether they are live, beside the present epochs, in no order.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn outlines_find(&self, project: ProjectId, ids: Vec<SessionId>) -> Result<Vec<(Outline, Epoch)>, Error> {
+        let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
+        self.once("outlines_find", move |mut tx| {
+            let (project, ids) = (project.clone(), ids.clone());
+            async move {
+                let query = with_epochs!()
+                    .filter(sessions::project_id.eq(project.as_str()))
+                    .filter(sessions::id.eq_any(ids))
+                    .filter(sessions::revoked_at.is_null())
+                    .select((outline_columns!(), projects::epoch, users::epoch));
+                let rows: Result<Vec<(OutlineColumns, i64, i64)>, _> = query.load(tx.pg()).await;
+                let found = rows.map_err(|error| tx.failed(error))?.into_iter();
+                let read = |(columns, project, user)| (outline(columns), Epoch { project, user });
+                tx.commit(found.map(read).collect()).await
+            }
+        })
+        .await
+    }
+
     /// A session as it is now.
     ///
     /// # Errors
@@ -290,15 +335,7 @@ impl Tx {
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
             .filter(sessions::revoked_at.is_null())
-            .select((
-                sessions::id,
-                sessions::project_epoch,
-                sessions::user_epoch,
-                sessions::expires_at,
-                sessions::idle_expires_at,
-                sessions::last_used_at,
-                sessions::impersonator_id,
-            ))
+            .select(outline_columns!())
             .limit(OUTLINES_MAX);
         let rows: Result<Vec<OutlineColumns>, _> = query.load(self.pg()).await;
         Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(outline).collect())

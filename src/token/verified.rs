@@ -11,16 +11,26 @@ use super::access::Presented;
 use super::access::Rejection;
 use super::fingerprint;
 use super::keys::SigningKey;
+use crate::id::KeyId;
 
 /// The most tokens that are remembered: some 20 MB. The least used make way.
 const TOKENS_MAX: usize = 16_384;
 
-/// What genuine tokens said, by the SHA-256 of their whole text, which names the key as well. Clones are one and the same.
+/// A token whose signature is good.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// The key that it was signed with.
+    pub key: KeyId,
+    /// What it says.
+    pub claims: Arc<Claims>,
+}
+
+/// Genuine tokens by the SHA-256 of their whole text. Clones are one and the same.
 ///
 /// Only what a signature has vouched for is in here. Whether the key still counts, and whether the token has expired, are
 /// questions of the moment, and asked anew each time.
 #[derive(Clone)]
-pub struct VerifiedTokens(Arc<Cache<[u8; 32], Arc<Claims>>>);
+pub struct VerifiedTokens(Arc<Cache<[u8; 32], Verified>>);
 
 impl Default for VerifiedTokens {
     fn default() -> Self {
@@ -29,6 +39,11 @@ impl Default for VerifiedTokens {
 }
 
 impl VerifiedTokens {
+    /// A token that was found genuine before.
+    pub fn find(&self, text: &str) -> Option<Verified> {
+        self.0.get(&fingerprint(text.as_bytes()))
+    }
+
     /// Checks everything but the time, as [`Presented::verify`] does; the caller has looked the key up by its id.
     ///
     /// # Errors
@@ -41,11 +56,11 @@ impl VerifiedTokens {
         issuer: &Issuer,
     ) -> Result<Arc<Claims>, Rejection> {
         let digest = fingerprint(presented.text().as_bytes());
-        if let Some(claims) = self.0.get(&digest) {
-            return Ok(claims);
+        if let Some(known) = self.0.get(&digest) {
+            return Ok(known.claims);
         }
         let claims = Arc::new(presented.verify(key, issuer)?);
-        self.0.insert(digest, Arc::clone(&claims));
+        self.0.insert(digest, Verified { key: key.id(), claims: Arc::clone(&claims) });
         Ok(claims)
     }
 }
@@ -84,6 +99,8 @@ mod tests {
         let verify = |text: &str| verified.verify(&Presented::parse(text)?, &key, &issuer);
         let first = verify(token.expose_secret()).expect("genuine");
         assert!(Arc::ptr_eq(&first, &verify(token.expose_secret()).expect("again")), "no second check");
+        let found = verified.find(token.expose_secret()).expect("known by now");
+        assert!(found.key == key.id() && Arc::ptr_eq(&found.claims, &first));
 
         // The same claims under another signature, and another's claims under this one.
         let (body, signature) = token.expose_secret().rsplit_once('.').expect("a signature");
@@ -93,6 +110,7 @@ mod tests {
         for forged in [cut, format!("{body}.{}", "A".repeat(86)), format!("{eve}.{signature}")] {
             assert_eq!(verify(&forged), Err(Rejection::Unparsable));
             assert_eq!(verify(&forged), Err(Rejection::Unparsable), "and it stays so");
+            assert_eq!(verified.find(&forged), None);
         }
     }
 }
