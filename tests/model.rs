@@ -15,8 +15,12 @@ use std::{
 
 use futures_util::future::join_all;
 use sessiond::{
+    app::{Start, Step, Sweeper},
     clock::{self, Timestamp},
+    config::Retention,
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
+    store::Task,
+    telemetry::Metrics,
 };
 
 use crate::{
@@ -78,7 +82,7 @@ impl Access {
     }
 }
 
-/// An action. Another one, a sweep say, is an arm here, in [`act`] and in [`Model::explains`].
+/// An action. Another one is an arm here, in [`act`] and in [`Model::explains`].
 #[derive(Clone)]
 enum Action {
     Create,
@@ -89,6 +93,7 @@ enum Action {
     EndAll,
     EndAllOwn { own: Access, except_current: bool },
     SignOut { own: Access },
+    Sweep,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +103,7 @@ enum Answer {
     Listed(BTreeSet<String>),
     Ended { already: bool },
     AllEnded(i32),
+    Swept,
     Refused(String),
 }
 
@@ -115,6 +121,7 @@ impl Action {
                 format!("{} ends all{}", short(&own.session), if *except_current { " others" } else { "" })
             }
             Self::SignOut { own } => format!("{} signs out", short(&own.session)),
+            Self::Sweep => "sweep".into(),
         }
     }
 }
@@ -126,6 +133,7 @@ async fn act(service: &Service, wire: Wire, user: &str, action: Action) -> Answe
             "SESSION_REVOKED",
             "ACCESS_TOKEN_EXPIRED",
             "CANNOT_DELETE_CURRENT_SESSION",
+            "SESSION_NOT_FOUND",
         ];
         assert!(fine.contains(&refused.reason.as_str()), "{refused:?}");
         Answer::Refused(refused.reason)
@@ -174,8 +182,20 @@ async fn act(service: &Service, wire: Wire, user: &str, action: Action) -> Answe
             let ended = service.revoke_current(wire, bearer(&own.token)).await;
             ended.map(|ended| Answer::Ended { already: ended.already_revoked == Some(true) })
         }
+        Action::Sweep => {
+            sweep(service).await;
+            Ok(Answer::Swept)
+        }
     };
     answer.unwrap_or_else(refused)
+}
+
+/// Removes sessions as soon as they are over, unless somebody else is at it.
+async fn sweep(service: &Service) {
+    let day = Duration::from_secs(86_400);
+    let retention = Retention { ended_session_retention: Duration::ZERO, audit_retention: day, address_retention: day };
+    let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
+    while let Step::Taken(_) = sweeper.step(Task::Sessions, 1_000, Start::AtOnce).await.expect("sweeps") {}
 }
 
 // The model.
@@ -275,6 +295,11 @@ impl Model {
             _ => false,
         };
         let refused = |reason: &str| *answer == Answer::Refused(reason.to_owned());
+        // What a sweep has taken away was over.
+        let by_id = |model: &mut Self, session: &str| match refused("SESSION_NOT_FOUND") {
+            true => model.end(session, now),
+            false => ended(model.end(session, now)),
+        };
         match action {
             Action::Create => {
                 let Answer::Created { session, refresh, .. } = answer else { return false };
@@ -302,11 +327,11 @@ impl Model {
                 matches!(answer, Answer::Refreshed { refresh, .. } if held.place(refresh, next))
             }
             Action::List => *answer == Answer::Listed(self.live(now)),
-            Action::EndById { session } => ended(self.end(session, now)),
+            Action::EndById { session } => by_id(self, session),
             Action::EndOther { own, session } => match self.refusal(own, now) {
                 Some(reason) => refused(reason),
                 None if own.session == *session => refused("CANNOT_DELETE_CURRENT_SESSION"),
-                None => ended(self.end(session, now)),
+                None => by_id(self, session),
             },
             Action::EndAll => all_ended(self.end_all(None, now)),
             Action::EndAllOwn { own, except_current } => match self.refusal(own, now) {
@@ -314,6 +339,7 @@ impl Model {
                 None => all_ended(self.end_all(except_current.then_some(own.session.as_str()), now)),
             },
             Action::SignOut { own } => ended(self.end(&own.session, now)),
+            Action::Sweep => *answer == Answer::Swept,
         }
     }
 }
@@ -347,7 +373,7 @@ impl Hands {
             }
         };
         let own = dice.pick(&self.access).clone();
-        match dice.below(16) {
+        match dice.below(17) {
             0..=1 => Action::Create,
             2..=8 => Action::Refresh { session: refresh.0.clone(), token: refresh.1.clone() },
             9..=10 => Action::List,
@@ -355,6 +381,7 @@ impl Hands {
             12 => Action::EndOther { own, session: refresh.0.clone() },
             13 => Action::SignOut { own },
             14 => Action::EndAllOwn { own, except_current: dice.below(3) > 0 },
+            15 => Action::Sweep,
             _ => match dice.below(3) {
                 0 => Action::EndAll,
                 _ => Action::EndAllOwn { own, except_current: true },
