@@ -205,10 +205,15 @@ impl Sweeper {
                 Step::Taken(some) => add(&mut removed, &some),
                 Step::Last(some) => {
                     add(&mut removed, &some);
+                    // Other replicas may have taken steps of the same pass; each counts its own.
+                    let any = removed.iter().any(|(_, rows)| *rows > 0);
                     let removed: Vec<_> =
                         removed.iter().map(|(kind, rows)| format!("{rows} {}", kind.as_str())).collect();
-                    // Other replicas may have taken steps of the same pass; each counts its own.
-                    tracing::info!(task = task.as_str(), removed = removed.join(", "), "a sweep is complete");
+                    let (task, removed) = (task.as_str(), removed.join(", "));
+                    match any {
+                        true => tracing::info!(task, removed, "a sweep is complete"),
+                        false => tracing::debug!(task, removed, "a sweep is complete"),
+                    }
                     return Ok(());
                 }
             }
