@@ -4,7 +4,7 @@
 //! answers must be those of some order in which the actors could have taken turns, and afterwards exactly those sessions
 //! live that this order leaves. A failure prints the seed: `MODEL_SEED=… MODEL_RUNS=1` repeats its actions.
 //!
-//! The suite does a short version. All ten thousand, an hour or less of them on two idle cores:
+//! The suite does a short version. All ten thousand take some eight minutes on two idle cores:
 //! `MODEL_RUNS=10000 cargo test --release --test sessiond model::`.
 
 use std::{
