@@ -217,7 +217,7 @@ impl SigningKey {
 pub struct CannotSign(#[from] jsonwebtoken::errors::Error);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use jsonwebtoken::EncodingKey;
@@ -226,15 +226,15 @@ mod tests {
     use super::*;
     use crate::id::ProjectId;
 
-    fn key() -> SigningKey {
+    pub(in crate::token) fn key() -> SigningKey {
         SigningKey::generate(ProjectId::parse("demo").expect("a name")).0
     }
 
-    fn issuer() -> Issuer {
+    pub(in crate::token) fn issuer() -> Issuer {
         Issuer::new("https://sessions.example.org/")
     }
 
-    fn claims() -> Claims {
+    pub(in crate::token) fn claims() -> Claims {
         Claims {
             iss: issuer().of("demo"),
             sub: "ada".into(),

@@ -70,30 +70,13 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::id::ProjectId;
+    use crate::token::access::tests::claims;
+    use crate::token::access::tests::issuer;
+    use crate::token::access::tests::key;
 
     #[test]
     fn what_is_remembered_is_the_whole_token_and_only_a_genuine_one() {
-        let issuer = Issuer::new("https://sessions.example.org");
-        let key = SigningKey::generate(ProjectId::parse("demo").expect("a name")).0;
-        let claims = Claims {
-            iss: issuer.of("demo"),
-            sub: "ada".into(),
-            aud: "demo".into(),
-            client_id: "demo".into(),
-            iat: 1_000,
-            exp: 1_600,
-            jti: "j".into(),
-            sid: "s".into(),
-            epoch: [0, 0],
-            project_id: "demo".into(),
-            refresh_token_id: "s".into(),
-            auth_time: None,
-            acr: None,
-            amr: vec![],
-            act: None,
-            own: serde_json::Map::new(),
-        };
+        let (issuer, key, claims) = (issuer(), key(), claims());
         let token = key.sign(&claims).expect("signs");
         let verified = VerifiedTokens::default();
         let verify = |text: &str| verified.verify(&Presented::parse(text)?, &key, &issuer);

@@ -57,15 +57,14 @@ pub(crate) async fn rotate(
     haste: Haste,
     sealing: Sealing,
     database: Database,
-) -> Result<Rotated, Box<dyn std::error::Error>> {
+) -> Outcome {
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
-    let rotated = app.rotate_key(purpose, project.clone(), haste).await?;
-    let Rotated { heir, from, retired } = &rotated;
+    let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), haste).await?;
     println!("{purpose} {heir} of project {project} takes over at {from}");
     for key in retired {
         println!("{purpose} {key} retires then");
     }
-    Ok(rotated)
+    Ok(())
 }
 
 pub(crate) async fn list(purpose: Purpose, args: List) -> Outcome {

@@ -46,7 +46,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Rotate(args) => {
             let Rotate { project, now, sealing, database } = *args;
             let haste = if now { Haste::Emergency } else { Haste::Planned };
-            keys::rotate(REFRESH, project, haste, sealing, database).await.map(drop)
+            keys::rotate(REFRESH, project, haste, sealing, database).await
         }
         Command::List(args) => keys::list(REFRESH, args).await,
         Command::Revoke(args) => keys::revoke(REFRESH, *args).await.map(drop),

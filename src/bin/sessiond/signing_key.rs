@@ -56,16 +56,15 @@ pub(crate) async fn run(command: Command) -> Outcome {
             }
         }
         Command::List(args) => keys::list(SIGNING, args).await?,
-        Command::Revoke(args) => match keys::revoke(SIGNING, *args).await? {
-            KeyRevoked::Before => {}
-            KeyRevoked::Alone | KeyRevoked::CalledOff(_) => {
+        Command::Revoke(args) => {
+            let revoked = keys::revoke(SIGNING, *args).await?;
+            if revoked != KeyRevoked::Before {
                 println!("verifiers that hold an older JWKS believe it for up to {}", print::duration(jwks::MAX_AGE));
             }
-            KeyRevoked::Replaced(_) => {
-                println!("verifiers that hold an older JWKS believe it for up to {}", print::duration(jwks::MAX_AGE));
+            if matches!(revoked, KeyRevoked::Replaced(_)) {
                 warn_of_caches();
             }
-        },
+        }
     }
     Ok(())
 }
