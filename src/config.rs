@@ -50,6 +50,11 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_REQUESTS_MAX", default_value_t = 4_096, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub requests_max: usize,
 
+    /// The most streams of revocations at once; further ones are answered with RESOURCE_EXHAUSTED. Users' take up three
+    /// quarters of them at the most.
+    #[arg(long, env = "SESSIOND_SUBSCRIBERS_MAX", default_value_t = 4_096, value_parser = size::<4, 1_000_000>, value_name = "COUNT")]
+    pub subscribers_max: usize,
+
     /// How long requests under way may still take when the server is told to stop.
     #[arg(long, env = "SESSIOND_SHUTDOWN_TIMEOUT", default_value = "10s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
     pub shutdown_timeout: Duration,

@@ -7,6 +7,7 @@
 //! ```text
 //! requests fall:  edge → transcode → rpc → app → store
 //! rules decide:                            app ↔ session, token
+//! facts rise:     Postgres → store → feed → rpc, app
 //! ```
 //!
 //! | floor | must never know |
@@ -14,6 +15,7 @@
 //! | `session` | I/O, async, the clock: values in, a decision out |
 //! | `token` | sessions' rules, the database |
 //! | `store` | HTTP, gRPC, why anything is asked |
+//! | `feed` | who may listen |
 //! | `app` | which wire a request came over |
 //! | `rpc` | a rule, a query |
 //! | `transcode` | anything about sessions at all |
@@ -67,6 +69,10 @@ pub mod session;
 /// What is remembered, in Postgres.
 #[cfg(feature = "server")]
 pub mod store;
+
+/// What has ended, live: read as it commits, told to whoever follows.
+#[cfg(feature = "server")]
+pub mod feed;
 
 /// What the service does, a file per verb.
 #[cfg(feature = "server")]

@@ -3,6 +3,7 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -78,6 +79,11 @@ struct KindLabels {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
 /// The counters. Clones count together.
 #[derive(Clone)]
 pub struct Metrics {
@@ -91,6 +97,11 @@ pub struct Metrics {
     sweep_steps: Family<TaskLabels, Histogram>,
     sweeps_completed: Family<TaskLabels, Gauge>,
     swept: Family<KindLabels, Counter>,
+    revocations: Family<ReasonLabels, Counter>,
+    feed_lag: Histogram,
+    feed_age: Gauge<f64, AtomicU64>,
+    feed_entries: Gauge,
+    feed_subscribers: Gauge,
 }
 
 impl Default for Metrics {
@@ -122,6 +133,19 @@ impl Default for Metrics {
         registry.register_with_unit("sweep_completed_timestamp", help, Unit::Seconds, sweeps_completed.clone());
         let swept = Family::default();
         registry.register("swept_rows", "Rows that this replica's sweeps have removed, by kind", swept.clone());
+        let revocations = Family::default();
+        let help = "Sessions, cut-offs and keys that this replica has ended, by reason";
+        registry.register("revocations", help, revocations.clone());
+        let feed_lag = durations();
+        let help = "Time from a revocation to its being told to whoever watches";
+        registry.register_with_unit("feed_lag", help, Unit::Seconds, feed_lag.clone());
+        let feed_age = Gauge::default();
+        let help = "How old the feed's news may be; -1 before the first reading";
+        registry.register_with_unit("feed_age", help, Unit::Seconds, feed_age.clone());
+        let feed_entries = Gauge::default();
+        registry.register("feed_entries", "Revocations that some token may still outlive", feed_entries.clone());
+        let feed_subscribers = Gauge::default();
+        registry.register("feed_subscribers", "Open streams of revocations", feed_subscribers.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -133,6 +157,11 @@ impl Default for Metrics {
             sweep_steps,
             sweeps_completed,
             swept,
+            revocations,
+            feed_lag,
+            feed_age,
+            feed_entries,
+            feed_subscribers,
         }
     }
 }
@@ -175,6 +204,23 @@ impl Metrics {
     /// Counts what a sweep has removed.
     pub fn swept(&self, kind: &'static str, rows: usize) {
         self.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
+    }
+
+    /// Counts something that this replica has ended.
+    pub fn revocation(&self, reason: &'static str) {
+        self.revocations.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts something that was told to whoever watches, so long after it ended.
+    pub fn feed_lag(&self, lag: Duration) {
+        self.feed_lag.observe(lag.as_secs_f64());
+    }
+
+    /// Notes the state of the feed.
+    pub fn feed(&self, age: Option<Duration>, entries: usize, subscribers: usize) {
+        self.feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        self.feed_entries.set(entries.try_into().unwrap_or(i64::MAX));
+        self.feed_subscribers.set(subscribers.try_into().unwrap_or(i64::MAX));
     }
 
     /// Everything, in the text format of OpenMetrics.

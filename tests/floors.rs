@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["rates", "token"],
     &["session"],
     &["store"],
+    &["feed"],
     &["app"],
     &["rpc", "transcode"],
     &["edge"],

@@ -11,6 +11,7 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 use crate::rates::Of;
+use crate::session::Epoch;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
@@ -64,6 +65,12 @@ pub(super) struct SignedIn {
     pub(super) session: SessionId,
     /// Someone else acts as the user: an impersonation can look, and end only itself.
     pub(super) is_impersonation: bool,
+    /// The epoch that the session was opened under.
+    pub(super) epoch: Epoch,
+    /// The key that signed the token.
+    pub(super) key: KeyId,
+    /// When the token runs out.
+    pub(super) expires_at: Timestamp,
 }
 
 /// A caller that has shown who it is.
@@ -152,13 +159,15 @@ impl App {
                 user: UserId::parse(&claims.sub)?,
                 session: SessionId::parse(&claims.sid)?,
                 is_impersonation: claims.act.is_some(),
+                epoch: Epoch { project: claims.epoch[0], user: claims.epoch[1] },
+                key: presented.key(),
+                expires_at: Timestamp::from_seconds(claims.exp),
             })
         };
         let signed_in = read().ok_or(Refusal::UnparsableAccessToken)?;
         let now = self.clock.now();
         if claims.expired_at(now) {
-            let SignedIn { project, user, session, .. } = signed_in;
-            let expired_at = Timestamp::from_seconds(claims.exp);
+            let SignedIn { project, user, session, expires_at: expired_at, .. } = signed_in;
             return Err(Refusal::AccessTokenExpired { expired_at, project, user, session }.into());
         }
         // A key that has signed nothing for so long has leaked, if a token under it says that it is fresh.

@@ -18,6 +18,7 @@ mod rotate_key;
 mod sweep;
 mod update;
 mod usage;
+mod watch;
 
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
@@ -57,6 +58,7 @@ use usage::Usage;
 
 use crate::clock::Clock;
 use crate::config;
+use crate::feed::Feed;
 use crate::rates;
 use crate::rates::Limiter;
 use crate::session::Refusal;
@@ -75,6 +77,9 @@ pub enum Error {
     /// The database failed. Shared, because many may have waited for the same operation.
     #[error(transparent)]
     Store(#[from] Arc<store::Error>),
+    /// The feed cannot be followed here now: nothing is known yet, or the server is about to stop.
+    #[error("the feed is interrupted")]
+    FeedInterrupted,
     /// A key failed: it does not open, or there is none.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -106,6 +111,7 @@ pub struct App {
     pub(crate) issuer: Issuer,
     pub(crate) clock: Clock,
     pub(crate) rates: Limiter,
+    feed: Feed,
     verified: VerifiedTokens,
     usage: Usage,
 }
@@ -114,6 +120,7 @@ impl App {
     /// Puts the service together. It lets in all who come; see [`App::with_rates`].
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
         Self {
+            feed: Feed::new(&store, clock.clone()),
             store,
             keys,
             issuer,
@@ -128,6 +135,11 @@ impl App {
     #[must_use]
     pub fn with_rates(self, rates: &config::Rates, metrics: Metrics) -> Self {
         Self { rates: Limiter::new(rates, self.clock.clone(), metrics), ..self }
+    }
+
+    /// What has ended, live.
+    pub const fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// How much any one caller may ask for.

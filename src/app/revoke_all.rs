@@ -18,8 +18,10 @@ use crate::session::EndedBy;
 use crate::session::Epoch;
 use crate::session::Origin;
 use crate::session::Refusal;
+use crate::session::RevokeReason;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::refusal::Violation;
+use crate::session::revoked::Ended;
 use crate::store;
 use crate::store::CutOff;
 use crate::store::Remembered;
@@ -139,7 +141,8 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         tx.request_answer(&project, request, Remembered::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
-    tx.cut_off_insert(CutOff { project, user, epoch, spared, at: now, access_expires_at, by, ip }).await?;
+    let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
+    tx.cut_off_insert(CutOff { project, ended, reason, at: now, access_expires_at, by, ip }).await?;
     Ok(Ok(count))
 }
 

@@ -7,6 +7,8 @@ use super::rotate_key::succeed;
 use super::rotate_key::unrevoked;
 use crate::id::KeyId;
 use crate::id::ProjectId;
+use crate::session::revoked::Ended;
+use crate::store::CutOff;
 use crate::store::Tx;
 use crate::token::schedule;
 use crate::token::schedule::Aftermath;
@@ -50,6 +52,9 @@ impl App {
                 Some(key) if key.revoked_at.is_some() => Some(KeyRevoked::Before),
                 Some(_) => {
                     tx.key_revoke(purpose, &name, id, now).await?;
+                    if purpose == Purpose::Signing {
+                        tx.cut_off_insert(CutOff::of_key(name.clone(), Ended::SigningKey(id), now)).await?;
+                    }
                     let mut others = unrevoked(&all);
                     others.retain(|(other, _)| *other != id);
                     Some(match schedule::bereave(&others, now) {

@@ -95,6 +95,7 @@ impl Server {
         limits: Limits,
         metrics: Metrics,
     ) -> Result<Self, BindError> {
+        app.feed().set_subscribers_max(limits.subscribers_max);
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(false);
         let router = stack(&app, web, &limits, &metrics, health.clone(), readiness)?;
@@ -135,6 +136,7 @@ impl Server {
             tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
             tokio::spawn(reload_keys(app.clone())),
             tokio::spawn(flush_usage(app.clone())),
+            tokio::spawn(follow_feed(app.clone())),
         ];
         // A step under way when it is stopped is on a task of its own, and comes to its end.
         let sweep = sweeper.map(|sweeper| tokio::spawn(sweeper.run()));
@@ -150,6 +152,8 @@ impl Server {
             health.set_service_status(service, ServingStatus::NotServing).await;
             health.clear_service_status(service).await;
         }
+        // Streams have no end of their own: whoever follows goes on at another replica.
+        app.feed().close();
         if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
@@ -243,12 +247,18 @@ async fn serve_metrics(listener: TcpListener, metrics: Metrics, app: App) {
     let page = move || {
         let (connections, idle) = app.pool_size();
         metrics.pool(connections, idle);
+        let (entries, subscribers) = app.feed().size();
+        metrics.feed(app.feed().age(), entries, subscribers);
         let page = metrics.render();
         async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
     };
     if let Err(error) = axum::serve(listener, Router::new().route("/metrics", get(page))).await {
         tracing::error!(%error, "the metrics are no longer served");
     }
+}
+
+async fn follow_feed(app: App) {
+    app.feed().run().await;
 }
 
 /// Tells `grpc.health.v1` and `/readyz` whether the database answers.

@@ -159,7 +159,7 @@ fn value(json: serde_json::Value) -> prost_types::Value {
     kind.into()
 }
 
-const fn reason(reason: RevokeReason) -> pb::RevokeReason {
+pub(super) const fn reason(reason: RevokeReason) -> pb::RevokeReason {
     match reason {
         RevokeReason::SignedOut => pb::RevokeReason::SignedOut,
         RevokeReason::RefreshTokenReused => pb::RevokeReason::RefreshTokenReused,
@@ -168,10 +168,12 @@ const fn reason(reason: RevokeReason) -> pb::RevokeReason {
         RevokeReason::RevokedAll => pb::RevokeReason::RevokedAll,
         RevokeReason::Evicted => pb::RevokeReason::Evicted,
         RevokeReason::Erased => pb::RevokeReason::Erased,
+        RevokeReason::KeyRevoked => pb::RevokeReason::KeyRevoked,
+        RevokeReason::Restored => pb::RevokeReason::Restored,
     }
 }
 
-fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let micros = time.as_micros().rem_euclid(1_000_000);
     prost_types::Timestamp { seconds: time.as_seconds(), nanos: i32::try_from(micros * 1_000).unwrap_or(0) }
 }

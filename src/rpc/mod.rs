@@ -3,6 +3,7 @@
 mod caller;
 mod decode;
 mod encode;
+mod watch;
 
 /// Every answer that is no: the one table of gRPC codes and reasons.
 pub mod status;
@@ -125,5 +126,14 @@ impl session_service_server::SessionService for SessionService {
         let worth = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
         let items = worth.into_iter().map(encode::introspection).collect();
         Ok(Response::new(pb::BatchIntrospectResponse { items }))
+    }
+
+    type WatchRevocationsStream = watch::Stream;
+
+    async fn watch_revocations(&self, request: Request<pb::WatchRevocationsRequest>) -> Reply<watch::Stream> {
+        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let cursor = request.into_inner().cursor;
+        let subscription = self.app.watch_revocations(caller, &cursor).await.map_err(status::of)?;
+        Ok(Response::new(watch::stream(subscription)))
     }
 }

@@ -10,6 +10,7 @@ use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
 use crate::app;
+use crate::feed::End;
 use crate::session::Refusal;
 use crate::session::refusal::Violation;
 use crate::store;
@@ -24,6 +25,9 @@ const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The reasons that a method need not list, because any method can answer with them.
 pub const COMMON_REASONS: [Reason; 5] =
     [Reason::Schema, Reason::RateLimited, Reason::StoreUnavailable, Reason::DeadlineExceeded, Reason::Internal];
+
+/// After how long to try to follow again.
+const FEED_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Makes the table of reasons: each with its name on the wire, its code, and what it says.
 macro_rules! reasons {
@@ -81,6 +85,8 @@ reasons! {
     SessionLimitReached "SESSION_LIMIT_REACHED" FailedPrecondition "The user has as many sessions as the project allows.",
     Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
     RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
+    FeedInterrupted "FEED_INTERRUPTED" Unavailable "The feed was interrupted; resume from the last cursor.",
+    SubscriberTooSlow "SUBSCRIBER_TOO_SLOW" Aborted "The subscriber fell behind; resume from the last cursor.",
     StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
     DeadlineExceeded "DEADLINE_EXCEEDED" DeadlineExceeded "The deadline passed.",
     Internal "INTERNAL" Internal "Something went wrong on our side.",
@@ -116,6 +122,7 @@ pub fn of(error: app::Error) -> Status {
             tracing::warn!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "the database is unavailable");
             unavailable()
         }
+        app::Error::FeedInterrupted => interrupted(),
         app::Error::Store(_) | app::Error::Key(_) => {
             tracing::error!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "internal error");
             internal()
@@ -128,6 +135,27 @@ pub fn unavailable() -> Status {
     let mut details = info(Reason::StoreUnavailable, HashMap::new());
     details.set_retry_info(Some(STORE_RETRY_AFTER));
     of_reason(Reason::StoreUnavailable, details)
+}
+
+/// Nothing more to hear here: try again, here or elsewhere.
+fn interrupted() -> Status {
+    let mut details = info(Reason::FeedInterrupted, HashMap::new());
+    details.set_retry_info(Some(FEED_RETRY_AFTER));
+    of_reason(Reason::FeedInterrupted, details)
+}
+
+/// Why a stream of revocations has ended.
+pub(super) fn ended(end: End) -> Status {
+    match end {
+        End::TooSlow { cursor } => {
+            let metadata = cursor.map(|cursor| ("cursor".to_owned(), cursor)).into_iter().collect();
+            of_reason(Reason::SubscriberTooSlow, info(Reason::SubscriberTooSlow, metadata))
+        }
+        End::Interrupted => interrupted(),
+        End::SessionEnded => refused(Refusal::SessionRevoked),
+        End::TokenExpired => of_reason(Reason::AccessTokenExpired, info(Reason::AccessTokenExpired, HashMap::new())),
+        End::KeyRevoked => refused(Refusal::InvalidServerKey),
+    }
 }
 
 /// Our bug: the caller gets a request id to tell us, and nothing more.

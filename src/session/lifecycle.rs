@@ -47,6 +47,27 @@ pub enum RevokeReason {
     Evicted,
     /// Its user was erased.
     Erased,
+    /// The key that its tokens were signed with was revoked.
+    KeyRevoked,
+    /// The database was restored from a backup, which may not know of sessions that had ended.
+    Restored,
+}
+
+impl RevokeReason {
+    /// The name, in the audit and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SignedOut => "SIGNED_OUT",
+            Self::RefreshTokenReused => "REFRESH_TOKEN_REUSED",
+            Self::Replaced => "REPLACED",
+            Self::Revoked => "REVOKED",
+            Self::RevokedAll => "REVOKED_ALL",
+            Self::Evicted => "EVICTED",
+            Self::Erased => "ERASED",
+            Self::KeyRevoked => "KEY_REVOKED",
+            Self::Restored => "RESTORED",
+        }
+    }
 }
 
 /// Who ended a session. Written down with it, for the audit.

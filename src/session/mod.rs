@@ -27,6 +27,8 @@ pub mod change;
 
 /// How long what is over is kept.
 pub mod retention;
+/// What has ended before its time, for whoever verifies tokens by themselves.
+pub mod revoked;
 
 /// Why we say no.
 pub mod refusal;

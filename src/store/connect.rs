@@ -11,14 +11,18 @@ use diesel::ConnectionError;
 use diesel::ConnectionResult;
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
+use futures_util::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 use tokio_postgres::Config;
+use tokio_postgres::Socket;
 use tokio_postgres::config::Host;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Demand;
@@ -42,6 +46,9 @@ pub enum UrlError {
     #[error("the trusted certificates cannot be used")]
     Tls(#[source] rustls::Error),
 }
+
+/// The half of a connection that must be driven for the other to get anywhere.
+pub(super) type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
 /// Where the database is.
 pub(super) struct Target {
@@ -85,11 +92,27 @@ impl Target {
     ///
     /// The last host's error, when none answered.
     pub(super) async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
+        self.first_of_all(|target, host| Box::pin(target.connect_to(host))).await
+    }
+
+    /// Connects as [`Target::connect`], for a connection that nobody else will use: it is the caller's to drive.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) async fn connect_alone(&self) -> ConnectionResult<(Client, Connection)> {
+        self.first_of_all(|target, host| Box::pin(target.open(host))).await
+    }
+
+    async fn first_of_all<T>(
+        &self,
+        connect: for<'a> fn(&'a Self, usize) -> BoxFuture<'a, ConnectionResult<T>>,
+    ) -> ConnectionResult<T> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut outcome = Err(ConnectionError::BadConnection("no host was tried".into()));
         for step in 0..self.hosts.len() {
             let at = (first + step) % self.hosts.len();
-            outcome = match timeout(self.deadline, self.connect_to(at)).await {
+            outcome = match timeout(self.deadline, connect(self, at)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ConnectionError::BadConnection("the host did not answer in time".into())),
             };
@@ -103,12 +126,14 @@ impl Target {
         outcome
     }
 
+    async fn open(&self, at: usize) -> ConnectionResult<(Client, Connection)> {
+        // `ConnectionError` has room for a text only, and the driver's own says little without its cause.
+        let refused = |error| ConnectionError::BadConnection(chain(&error));
+        self.hosts[at].connect(self.tls.clone()).await.map_err(refused)
+    }
+
     async fn connect_to(&self, at: usize) -> ConnectionResult<AsyncPgConnection> {
-        let (client, connection) = self.hosts[at]
-            .connect(self.tls.clone())
-            .await
-            // `ConnectionError` has room for a text only, and the driver's own says little without its cause.
-            .map_err(|error| ConnectionError::BadConnection(chain(&error)))?;
+        let (client, connection) = self.open(at).await?;
         let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
         connection.batch_execute(&self.settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
         match self.demand {

@@ -8,8 +8,10 @@
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
 mod connect;
+mod doorbell;
 mod durability;
 mod error;
+mod feed;
 mod keys;
 mod migrate;
 mod projects;
@@ -40,9 +42,15 @@ use tokio::time::Instant;
 use tokio::time::timeout;
 
 pub use connect::UrlError;
+pub use doorbell::Doorbell;
 pub use durability::Demand;
 pub use durability::Durability;
 pub use error::Error;
+pub use feed::News;
+pub use feed::Origin as FeedOrigin;
+pub use feed::Place;
+pub use feed::Reading;
+pub use feed::Snapshot;
 pub use keys::Inventory;
 pub use keys::KeyRow;
 pub use keys::RESEAL_PAGE;
@@ -103,6 +111,10 @@ pub struct Store {
     /// One permit per operation under way or waiting for a connection. Callers that hang up leave theirs running, so their
     /// own bound is not enough.
     queue: Arc<Semaphore>,
+    /// Where connections lead, for those who need one of their own.
+    target: Arc<connect::Target>,
+    /// Who hears of every commit that has ended something.
+    audience: feed::Audience,
     metrics: Metrics,
 }
 
@@ -117,20 +129,42 @@ impl Store {
     /// When the URL or the certificates are malformed.
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
         let target = Arc::new(connect::Target::new(options)?);
+        Ok(Self::over(target, options.connections_max, options.operation_timeout, feed::Audience::default(), metrics))
+    }
+
+    /// The same database through connections of its own, so many at most: for work that must not wait behind requests.
+    pub fn aside(&self, connections_max: usize) -> Self {
+        let (target, audience) = (Arc::clone(&self.target), self.audience.clone());
+        Self::over(target, connections_max, self.operation_timeout, audience, self.metrics.clone())
+    }
+
+    fn over(
+        target: Arc<connect::Target>,
+        connections_max: usize,
+        operation_timeout: Duration,
+        audience: feed::Audience,
+        metrics: Metrics,
+    ) -> Self {
+        let lent = Arc::clone(&target);
         let mut config = ManagerConfig::default();
         // The default sends a SELECT before each use: a round trip per request, to learn what the request itself finds.
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(move |_| {
-            let target = Arc::clone(&target);
+            let target = Arc::clone(&lent);
             Box::pin(async move { target.connect().await })
         });
         let manager = AsyncDieselConnectionManager::new_with_config("", config);
         let pool = Pool::builder(manager)
-            .max_size(options.connections_max)
+            .max_size(connections_max)
             .build()
             .expect("only timeouts need a runtime, and the pool has none of its own");
-        let queue = Arc::new(Semaphore::new(options.connections_max * OPERATIONS_PER_CONNECTION_MAX));
-        Ok(Self { pool, operation_timeout: options.operation_timeout, queue, metrics })
+        let queue = Arc::new(Semaphore::new(connections_max * OPERATIONS_PER_CONNECTION_MAX));
+        Self { pool, operation_timeout, queue, target, audience, metrics }
+    }
+
+    /// What this store's operations are counted in.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Runs a transaction on a task of its own: a caller that hangs up does not stop it half-way. The name labels its
@@ -166,14 +200,18 @@ impl Store {
         self.on_its_own(operation, async move {
             // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
             for _ in 0..store.pool.status().size {
-                match work(Tx::single(store.checkout(operation).await?, operation)).await {
+                match work(store.single(operation).await?).await {
                     Err(Error::Unavailable { .. }) => {}
                     outcome => return outcome,
                 }
             }
-            work(Tx::single(store.checkout(operation).await?, operation)).await
+            work(store.single(operation).await?).await
         })
         .await
+    }
+
+    async fn single(&self, operation: &'static str) -> Result<Tx, Error> {
+        Ok(Tx::single(self.checkout(operation).await?, operation, self.audience.clone()))
     }
 
     async fn on_its_own<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
@@ -204,12 +242,12 @@ impl Store {
     async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
         // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
         for _ in 0..self.pool.status().size {
-            match Tx::begin(self.checkout(operation).await?, operation).await {
+            match Tx::begin(self.checkout(operation).await?, operation, self.audience.clone()).await {
                 Err(Error::Unavailable { .. }) => {}
                 outcome => return outcome,
             }
         }
-        Tx::begin(self.checkout(operation).await?, operation).await
+        Tx::begin(self.checkout(operation).await?, operation, self.audience.clone()).await
     }
 
     async fn checkout(

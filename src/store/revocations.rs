@@ -8,6 +8,8 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
+use super::News;
+use super::Place;
 use super::Store;
 use super::Tx;
 use super::error::Error;
@@ -24,18 +26,18 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::EndedBy;
 use crate::session::RevokeReason;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::session::revoked::Ended;
 
-/// The end of all sessions of a user that were opened under an epoch smaller than this one.
+/// The end of many sessions at once, or of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutOff {
     /// The project.
     pub project: ProjectId,
-    /// The user.
-    pub user: UserId,
-    /// The epoch.
-    pub epoch: i64,
-    /// The one session that goes on.
-    pub spared: Option<SessionId>,
+    /// What ends.
+    pub ended: Ended,
+    /// Why.
+    pub reason: RevokeReason,
     /// When.
     pub at: Timestamp,
     /// Until then some verifier may hold a token that this ends.
@@ -44,6 +46,16 @@ pub struct CutOff {
     pub by: EndedBy,
     /// From where, as far as is known.
     pub ip: Option<IpAddr>,
+}
+
+impl CutOff {
+    /// The end of a key, by the operator.
+    pub fn of_key(project: ProjectId, key: Ended, at: Timestamp) -> Self {
+        // As long as any token under it may be alive.
+        let access_expires_at = at + ACCESS_TOKEN_TTL_MAX;
+        let (reason, by) = (RevokeReason::KeyRevoked, EndedBy::Operator);
+        Self { project, ended: key, reason, at, access_expires_at, by, ip: None }
+    }
 }
 
 /// A line of the audit.
@@ -55,10 +67,12 @@ pub struct Record {
     pub at: Timestamp,
     /// Why.
     pub reason: RevokeReason,
-    /// The session that ended; none for a cut-off, which ended all of the user's.
+    /// The session that ended; none for what ended more than one.
     pub session: Option<SessionId>,
     /// The one session that a cut-off left.
     pub spared: Option<SessionId>,
+    /// The key that was revoked.
+    pub key: Option<KeyId>,
     /// Whose session; none for a whole project, and once the user was erased.
     pub user: Option<String>,
     /// Who did it.
@@ -78,7 +92,43 @@ pub struct RecordQuery {
     pub rows_max: usize,
 }
 
-type Columns = (Uuid, PgTimestamp, i16, Option<Uuid>, Option<Uuid>, Option<String>, i16, Option<Uuid>, Option<String>);
+type Columns = (
+    (Uuid, PgTimestamp, i16),
+    (Option<Uuid>, Option<Uuid>, Option<Uuid>, Option<Uuid>),
+    (Option<String>, i16, Option<Uuid>, Option<String>),
+);
+
+/// The columns that say what was ended.
+#[derive(Default)]
+struct Parts<'a> {
+    session: Option<Uuid>,
+    is_impersonation: bool,
+    user: Option<&'a UserId>,
+    user_epoch: Option<i64>,
+    spared: Option<Uuid>,
+    project_epoch: Option<i64>,
+    signing_key: Option<Uuid>,
+    server_key: Option<Uuid>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(ended: &'a Ended) -> Self {
+        match ended {
+            Ended::Session { id, is_impersonation } => {
+                Self { session: Some(id.as_uuid()), is_impersonation: *is_impersonation, ..Self::default() }
+            }
+            Ended::User { user, epoch, spared } => Self {
+                user: Some(user),
+                user_epoch: Some(*epoch),
+                spared: spared.map(SessionId::as_uuid),
+                ..Self::default()
+            },
+            Ended::Project { epoch } => Self { project_epoch: Some(*epoch), ..Self::default() },
+            Ended::SigningKey(key) => Self { signing_key: Some(key.as_uuid()), ..Self::default() },
+            Ended::ServerKey(key) => Self { server_key: Some(key.as_uuid()), ..Self::default() },
+        }
+    }
+}
 
 impl Store {
     /// The newest lines of the audit, newest first.
@@ -96,15 +146,14 @@ impl Store {
                     .order(revocations::id.desc())
                     .limit(rows_max)
                     .select((
-                        revocations::id,
-                        revocations::at,
-                        revocations::reason,
-                        revocations::session_id,
-                        revocations::spared_session_id,
-                        revocations::user_id,
-                        revocations::actor,
-                        revocations::actor_id,
-                        revocations::ip,
+                        (revocations::id, revocations::at, revocations::reason),
+                        (
+                            revocations::session_id,
+                            revocations::spared_session_id,
+                            revocations::signing_key_id,
+                            revocations::server_key_id,
+                        ),
+                        (revocations::user_id, revocations::actor, revocations::actor_id, revocations::ip),
                     ));
                 let rows: Result<Vec<Columns>, _> = match &asked.user {
                     Some(user) => newest.filter(revocations::user_id.eq(user.as_str())).load(tx.pg()).await,
@@ -119,23 +168,37 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes down that all sessions of a user were ended.
+    /// Writes down what was ended at once.
     pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<(), Error> {
-        let (actor, actor_id) = actor_columns(cut_off.by);
-        let insert = diesel::insert_into(revocations::table).values((
-            revocations::project_id.eq(cut_off.project.as_str()),
-            revocations::id.eq(clock::new_record_id(cut_off.at)),
-            revocations::at.eq(to_pg(cut_off.at)),
-            revocations::reason.eq(reason_number(RevokeReason::RevokedAll)),
-            revocations::user_epoch.eq(cut_off.epoch),
-            revocations::spared_session_id.eq(cut_off.spared.map(SessionId::as_uuid)),
-            revocations::user_id.eq(cut_off.user.as_str()),
-            revocations::access_expires_at.eq(to_pg(cut_off.access_expires_at)),
-            revocations::actor.eq(actor),
-            revocations::actor_id.eq(actor_id),
-            revocations::ip.eq(cut_off.ip.map(|ip| ip.to_string())),
-        ));
-        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+        let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
+        let (actor, actor_id) = actor_columns(by);
+        let (id, parts) = (clock::new_record_id(at), Parts::of(&ended));
+        let insert = diesel::insert_into(revocations::table)
+            .values((
+                revocations::project_id.eq(project.as_str()),
+                revocations::id.eq(id),
+                revocations::at.eq(to_pg(at)),
+                revocations::reason.eq(reason_number(reason)),
+                revocations::session_id.eq(parts.session),
+                revocations::is_impersonation.eq(parts.is_impersonation),
+                revocations::user_epoch.eq(parts.user_epoch),
+                revocations::spared_session_id.eq(parts.spared),
+                revocations::user_id.eq(parts.user.map(UserId::as_str)),
+                revocations::project_epoch.eq(parts.project_epoch),
+                revocations::signing_key_id.eq(parts.signing_key),
+                revocations::server_key_id.eq(parts.server_key),
+                revocations::access_expires_at.eq(to_pg(access_expires_at)),
+                revocations::actor.eq(actor),
+                revocations::actor_id.eq(actor_id),
+                revocations::ip.eq(ip.map(|ip| ip.to_string())),
+            ))
+            .returning(revocations::xid);
+        let written: Result<Vec<i64>, _> = insert.get_results(self.pg()).await;
+        let xid = written.map_err(|error| self.failed(error))?.pop().and_then(|xid| u64::try_from(xid).ok());
+        let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
+        let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
+        self.will_tell([News { place, project, ended, user, at, reason, access_expires_at }]);
+        Ok(())
     }
 
     /// Takes a user's name and addresses out of the audit: at most so many lines of it. Answers with how many there were.
@@ -184,7 +247,8 @@ fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
     }
 }
 
-fn record((id, at, reason, session, spared, user, by, by_id, ip): Columns) -> Result<Record, Error> {
+fn record(columns: Columns) -> Result<Record, Error> {
+    let ((id, at, reason), (session, spared, signing_key, server_key), (user, by, by_id, ip)) = columns;
     let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
     Ok(Record {
         id,
@@ -192,6 +256,7 @@ fn record((id, at, reason, session, spared, user, by, by_id, ip): Columns) -> Re
         reason: reason_of(reason).ok_or_else(|| bad("reason"))?,
         session: session.map(SessionId::from_uuid),
         spared: spared.map(SessionId::from_uuid),
+        key: signing_key.or(server_key).map(KeyId::from_uuid),
         user,
         by: actor(by, by_id).ok_or_else(|| bad("actor"))?,
         ip,

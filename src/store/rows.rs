@@ -54,12 +54,14 @@ pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
         RevokeReason::RevokedAll => 5,
         RevokeReason::Evicted => 6,
         RevokeReason::Erased => 7,
+        RevokeReason::KeyRevoked => 8,
+        RevokeReason::Restored => 9,
     }
 }
 
 pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
     use RevokeReason::*;
-    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased];
+    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased, KeyRevoked, Restored];
     all.into_iter().find(|reason| reason_number(*reason) == number)
 }
 

@@ -121,6 +121,25 @@ diesel::table! {
         actor -> SmallInt,
         actor_id -> Nullable<Uuid>,
         ip -> Nullable<Text>,
+        xid -> BigInt,
+        is_impersonation -> Bool,
+        signing_key_id -> Nullable<Uuid>,
+        server_key_id -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    feed_beacons (replica) {
+        replica -> Uuid,
+        beat -> BigInt,
+        at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    feed_histories (id) {
+        id -> Uuid,
+        began_at -> Timestamptz,
     }
 }
 

@@ -6,6 +6,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
+use super::CutOff;
 use super::Store;
 use super::error::Error;
 use super::rows::from_pg;
@@ -14,6 +15,7 @@ use super::schema::server_keys;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
+use crate::session::revoked::Ended;
 use crate::token::server_key::Digest;
 
 /// What a server key may do.
@@ -137,10 +139,18 @@ impl Store {
         self.transact("server_key_revoke", move |mut tx| async move {
             let live = server_keys::table.find(id.as_uuid()).filter(server_keys::revoked_at.is_null());
             let update = diesel::update(live).set(server_keys::revoked_at.eq(to_pg(now)));
-            let revoked = update.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            let revoked = update.returning(server_keys::project_id).get_results::<String>(tx.pg()).await;
+            let revoked = revoked.map_err(|error| tx.failed(error))?.pop();
+            let was_revoked = revoked.is_none();
+            if let Some(project) = revoked {
+                let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
+                let project = ProjectId::parse(&project).ok_or_else(bad)?;
+                // Whoever listens with it is to be cut off.
+                tx.cut_off_insert(CutOff::of_key(project, Ended::ServerKey(id), now)).await?;
+            }
             let known = server_keys::table.find(id.as_uuid()).select(server_keys::id).load::<Uuid>(tx.pg()).await;
             let known = !known.map_err(|error| tx.failed(error))?.is_empty();
-            tx.commit(known.then_some(revoked == 0)).await
+            tx.commit(known.then_some(was_revoked)).await
         })
         .await
     }

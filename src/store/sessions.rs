@@ -14,6 +14,8 @@ use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
+use super::News;
+use super::Place;
 use super::Store;
 use super::Tx;
 use super::error::Error;
@@ -24,6 +26,7 @@ use super::rows::chain_columns;
 use super::rows::from_pg;
 use super::rows::labels_column;
 use super::rows::reason_number;
+use super::rows::reason_of;
 use super::rows::seen;
 use super::rows::to_pg;
 use super::schema::projects;
@@ -46,6 +49,7 @@ use crate::session::Session;
 use crate::session::lifecycle::Lifetime;
 use crate::session::lifecycle::Raised;
 use crate::session::limit::Occupant;
+use crate::session::revoked::Ended;
 use crate::session::rotation::Chain;
 use crate::token::refresh::RowSecret;
 
@@ -301,11 +305,13 @@ impl Tx {
             actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
             ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
         };
-        let ended: Result<Vec<(String, Uuid, bool)>, _> = statement.get_results(self.pg()).await;
-        let was_live = |(project, id, live): (String, Uuid, bool)| {
-            live.then(|| Some((ProjectId::parse(&project)?, SessionId::from_uuid(id)))).flatten()
-        };
-        Ok(ended.map_err(|error| self.failed(error))?.into_iter().filter_map(was_live).collect())
+        let ended: Result<Vec<EndedColumns>, _> = statement.get_results(self.pg()).await;
+        let ended =
+            ended.map_err(|error| self.failed(error))?.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
+        let was_live =
+            ended.iter().filter(|one| one.was_live).map(|one| (one.news.project.clone(), one.session)).collect();
+        self.will_tell(ended.into_iter().map(|one| one.news));
+        Ok(was_live)
     }
 
     /// Locks a session until the end of the transaction, and reads it.
@@ -427,4 +433,29 @@ fn outline((id, project, user, expires_at, idle_expires_at, last_used_at, impers
         },
         is_impersonation: impersonator.is_some(),
     }
+}
+
+type EndedColumns = (String, Uuid, String, bool, PgTimestamp, i16, Uuid, PgTimestamp, i64, bool);
+
+/// A session that was just ended.
+struct EndedRow {
+    session: SessionId,
+    was_live: bool,
+    news: News,
+}
+
+fn ended_row(columns: EndedColumns) -> Result<EndedRow, Error> {
+    let (project, session, user, is_impersonation, at, reason, id, access_expires_at, xid, was_live) = columns;
+    let bad = |column| Error::Inconsistent { table: "sessions", column, row: session.to_string() };
+    let session = SessionId::from_uuid(session);
+    let news = News {
+        place: Place { xid: xid.try_into().map_err(|_| bad("xid"))?, id },
+        project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
+        ended: Ended::Session { id: session, is_impersonation },
+        user: UserId::parse(&user),
+        at: from_pg(at),
+        reason: reason_of(reason).ok_or_else(|| bad("revoke_reason"))?,
+        access_expires_at: from_pg(access_expires_at),
+    };
+    Ok(EndedRow { session, was_live, news })
 }

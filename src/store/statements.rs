@@ -63,7 +63,9 @@ statement! {
     /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
     /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
     /// two such statements wait for each other.
-    SessionsRevoke -> (Text, SqlUuid, Bool) =
+    ///
+    /// What it answers with is what the feed tells, and whether the session was live until now.
+    SessionsRevoke -> (Text, SqlUuid, Text, Bool, Timestamptz, SmallInt, SqlUuid, Timestamptz, BigInt, Bool) =
     "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
     [projects: Vec<String> as Array<Text>]
@@ -87,16 +89,20 @@ statement! {
      ), ended AS (
          UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM asked
          WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
-         RETURNING s.project_id, s.id, s.user_id, s.access_expires_at, asked.at, asked.reason, asked.record, asked.actor,
+         RETURNING s.project_id, s.id, s.user_id, s.impersonator_id IS NOT NULL AS is_impersonation, s.access_expires_at,
+           asked.at, asked.reason, asked.record, asked.actor,
            asked.actor_id, asked.ip, s.expires_at > asked.at AND s.idle_expires_at > asked.at
              AND NOT EXISTS (SELECT FROM users AS u
                  WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
              AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch) AS was_live
      ), recorded AS (
-         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, actor_id, ip)
-         SELECT project_id, record, at, reason, id, user_id, access_expires_at, actor, actor_id, ip FROM ended
+         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation, access_expires_at,
+           actor, actor_id, ip)
+         SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id, ip
+         FROM ended
      )
-     SELECT project_id, id, was_live FROM ended"
+     SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
+       pg_current_xact_id()::text::bigint, was_live FROM ended"
 }
 
 statement! {
@@ -251,6 +257,64 @@ statement! {
     " AND u.user_id = "
     [user: String as Text]
     ""
+}
+
+statement! {
+    /// Says that this replica is alive.
+    FeedBeat -> () =
+    "INSERT INTO feed_beacons (replica, beat, at) VALUES ("
+    [replica: Uuid as SqlUuid]
+    ", "
+    [beat: i64 as BigInt]
+    ", "
+    [at: PgTimestamp as Timestamptz]
+    ") ON CONFLICT ON CONSTRAINT feed_beacons_pkey DO UPDATE SET beat = excluded.beat, at = excluded.at"
+}
+
+/// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, and which branch of
+/// it, as its write-ahead log has it; the replica's own newest beat. Then what a row of the feed holds, where there is one.
+pub(super) type FeedRow = (
+    (Text, Nullable<SqlUuid>, Text, Nullable<BigInt>),
+    (Nullable<BigInt>, Nullable<SqlUuid>, Nullable<Text>, Nullable<Text>, Nullable<Timestamptz>, Nullable<SmallInt>),
+    (Nullable<SqlUuid>, Nullable<Bool>, Nullable<BigInt>, Nullable<SqlUuid>, Nullable<BigInt>),
+    (Nullable<SqlUuid>, Nullable<SqlUuid>, Nullable<Timestamptz>),
+);
+
+statement! {
+    /// What still matters, and the snapshot that shows it.
+    FeedBegin -> FeedRow =
+    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
+         (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
+         (SELECT beat FROM feed_beacons WHERE replica = "
+    [replica: Uuid as SqlUuid]
+    ") AS beat)
+     SELECT present.snapshot, present.history, present.timeline, present.beat, r.xid, r.id, r.project_id, r.user_id, r.at,
+         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
+         r.server_key_id, r.access_expires_at
+     FROM present LEFT JOIN revocations AS r ON r.access_expires_at > "
+    [from: PgTimestamp as Timestamptz]
+    ""
+}
+
+statement! {
+    /// What an earlier snapshot did not show and this one does: each row once, in whatever order their transactions commit.
+    /// An earlier one did not show what was still to begin, nor what it names as under way: few, whatever is held open.
+    FeedNext -> FeedRow =
+    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
+         (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
+         (SELECT beat FROM feed_beacons WHERE replica = "
+    [replica: Uuid as SqlUuid]
+    ") AS beat)
+     SELECT present.snapshot, present.history, present.timeline, present.beat, r.xid, r.id, r.project_id, r.user_id, r.at,
+         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
+         r.server_key_id, r.access_expires_at
+     FROM present LEFT JOIN (SELECT * FROM revocations WHERE xid >= "
+    [xmax: i64 as BigInt]
+    " UNION ALL SELECT * FROM revocations WHERE xid = ANY("
+    [under_way: Vec<i64> as Array<BigInt>]
+    ")) AS r ON true"
 }
 
 statement! {

@@ -8,7 +8,9 @@ use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::deadpool::Object;
 
+use super::News;
 use super::error::Error;
+use super::feed::Audience;
 
 /// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
 /// neither an open transaction nor a statement still under way goes back to the pool.
@@ -16,6 +18,9 @@ pub struct Tx {
     connection: Option<Object<AsyncPgConnection>>,
     operation: &'static str,
     explicit: bool,
+    /// What this has ended, to be told when it has committed.
+    news: Vec<News>,
+    audience: Audience,
 }
 
 /// A result with nothing left open behind it: only [`Tx::commit`] and [`Tx::rollback`] make one, so no operation can
@@ -24,8 +29,8 @@ pub struct Done<T>(pub(super) T);
 
 impl Tx {
     /// For a single statement, which Postgres commits by itself.
-    pub(super) const fn single(connection: Object<AsyncPgConnection>, operation: &'static str) -> Self {
-        Self { connection: Some(connection), operation, explicit: false }
+    pub(super) fn single(connection: Object<AsyncPgConnection>, operation: &'static str, audience: Audience) -> Self {
+        Self { connection: Some(connection), operation, explicit: false, news: vec![], audience }
     }
 
     /// Opens a transaction.
@@ -33,8 +38,12 @@ impl Tx {
     /// # Errors
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
-    pub(super) async fn begin(connection: Object<AsyncPgConnection>, operation: &'static str) -> Result<Self, Error> {
-        let mut tx = Self { connection: Some(connection), operation, explicit: true };
+    pub(super) async fn begin(
+        connection: Object<AsyncPgConnection>,
+        operation: &'static str,
+        audience: Audience,
+    ) -> Result<Self, Error> {
+        let mut tx = Self { connection: Some(connection), operation, explicit: true, news: vec![], audience };
         let begun = tx.pg().batch_execute("BEGIN").await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
@@ -52,7 +61,14 @@ impl Tx {
         }
         // Back into the pool: whole again.
         drop(self.connection.take());
+        // Before anyone is answered: whoever is told that a session is over finds it over here.
+        self.audience.tell(std::mem::take(&mut self.news));
         Ok(Done(value))
+    }
+
+    /// Notes what this has ended: it is told once it is true, when it has committed.
+    pub(super) fn will_tell(&mut self, news: impl IntoIterator<Item = News>) {
+        self.news.extend(news);
     }
 
     /// Undoes everything, and hands the result on: for a refusal that must leave no trace.

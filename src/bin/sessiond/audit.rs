@@ -11,7 +11,6 @@ use sessiond::config::Database;
 use sessiond::id::ProjectId;
 use sessiond::id::UserId;
 use sessiond::session::EndedBy;
-use sessiond::session::RevokeReason;
 use sessiond::store::Demand;
 use sessiond::store::Record;
 use sessiond::store::RecordQuery;
@@ -66,8 +65,9 @@ fn object(record: &Record) -> Value {
         "by_id": by_id,
         "session_id": record.session.map(|id| id.to_string()),
         "spared_session_id": record.spared.map(|id| id.to_string()),
+        "key_id": record.key.map(|id| id.to_string()),
         "user_id": record.user,
-        "reason": reason(record.reason),
+        "reason": record.reason.as_str(),
         "ip": record.ip,
     })
 }
@@ -87,10 +87,11 @@ fn table(records: &[Record]) -> String {
 
 fn row(record: &Record) -> [String; 6] {
     let (by, by_id) = actor(record.by);
-    let what = match (record.session, record.spared) {
-        (Some(session), _) => format!("session {session}"),
-        (None, Some(spared)) => format!("all but {spared}"),
-        (None, None) => "all".to_owned(),
+    let what = match (record.session, record.spared, record.key) {
+        (Some(session), ..) => format!("session {session}"),
+        (None, Some(spared), _) => format!("all but {spared}"),
+        (None, None, Some(key)) => format!("key {key}"),
+        (None, None, None) => "all".to_owned(),
     };
     let nothing = || "-".to_owned();
     [
@@ -98,7 +99,7 @@ fn row(record: &Record) -> [String; 6] {
         by_id.map_or_else(|| by.to_owned(), |id| format!("{by} {id}")),
         what,
         record.user.clone().unwrap_or_else(nothing),
-        reason(record.reason).to_owned(),
+        record.reason.as_str().to_owned(),
         record.ip.clone().unwrap_or_else(nothing),
     ]
 }
@@ -110,18 +111,6 @@ fn actor(by: EndedBy) -> (&'static str, Option<String>) {
         EndedBy::Service(key) => ("service", Some(key.to_string())),
         EndedBy::Sessiond => ("sessiond", None),
         EndedBy::Operator => ("operator", None),
-    }
-}
-
-const fn reason(reason: RevokeReason) -> &'static str {
-    match reason {
-        RevokeReason::SignedOut => "SIGNED_OUT",
-        RevokeReason::RefreshTokenReused => "REFRESH_TOKEN_REUSED",
-        RevokeReason::Replaced => "REPLACED",
-        RevokeReason::Revoked => "REVOKED",
-        RevokeReason::RevokedAll => "REVOKED_ALL",
-        RevokeReason::Evicted => "EVICTED",
-        RevokeReason::Erased => "ERASED",
     }
 }
 

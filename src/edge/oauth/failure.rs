@@ -86,7 +86,7 @@ impl From<Status> for Failure {
             Some(Reason::InsufficientAccessType) => Self::UNSUPPORTED_TOKEN_TYPE,
             Some(Reason::Schema) => Self::MALFORMED,
             Some(Reason::RateLimited) => Self::TOO_MANY,
-            Some(Reason::StoreUnavailable | Reason::DeadlineExceeded) => Self::UNAVAILABLE,
+            Some(Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::DeadlineExceeded) => Self::UNAVAILABLE,
             Some(
                 Reason::CredentialsMissing
                 | Reason::UnparsableAccessToken
@@ -96,6 +96,7 @@ impl From<Status> for Failure {
                 | Reason::NotYourUser
                 | Reason::CannotDeleteCurrentSession
                 | Reason::SessionLimitReached
+                | Reason::SubscriberTooSlow
                 | Reason::Internal,
             )
             | None => Self::SERVER_ERROR,

@@ -1,0 +1,80 @@
+//! Where a subscriber has got to. Opaque to clients.
+//!
+//! ```text
+//! history (16) | timeline (4) | xmin (8) | seconds (8)      in base64url
+//! ```
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::store::FeedOrigin;
+
+/// A cursor is good for as long as any token that was alive when it was made, and an hour for clocks that differ.
+const LIFETIME: Duration = Duration::from_secs(ACCESS_TOKEN_TTL_MAX.as_secs() + 60 * 60);
+
+/// It has not the form of a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedCursor;
+
+/// Everything that transactions before this one have ended was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// Whose transactions.
+    pub(super) origin: FeedOrigin,
+    /// The first transaction that may not have been told of.
+    pub(super) xmin: u64,
+    /// When it was made.
+    pub(super) at: Timestamp,
+}
+
+impl Cursor {
+    /// Reads what [`Cursor::encode`] wrote. Whoever makes one up learns no more than with a snapshot.
+    pub(super) fn parse(text: &str) -> Result<Self, MalformedCursor> {
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| MalformedCursor)?;
+        let bytes: [u8; 36] = bytes.try_into().map_err(|_| MalformedCursor)?;
+        let part = |at: usize| -> [u8; 8] { std::array::from_fn(|byte| bytes[at + byte]) };
+        let timeline = u32::from_be_bytes(std::array::from_fn(|byte| bytes[16 + byte]));
+        let history = Uuid::from_bytes(std::array::from_fn(|byte| bytes[byte]));
+        let at = Timestamp::from_seconds(i64::from_be_bytes(part(28)));
+        Ok(Self { origin: FeedOrigin { history, timeline }, xmin: u64::from_be_bytes(part(20)), at })
+    }
+
+    pub(super) fn encode(&self) -> String {
+        let mut bytes = Vec::with_capacity(36);
+        bytes.extend_from_slice(self.origin.history.as_bytes());
+        bytes.extend_from_slice(&self.origin.timeline.to_be_bytes());
+        bytes.extend_from_slice(&self.xmin.to_be_bytes());
+        bytes.extend_from_slice(&self.at.as_seconds().to_be_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Whether every token that was alive when this was made has run out.
+    pub(super) fn is_too_old(&self, now: Timestamp) -> bool {
+        self.at + LIFETIME <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_reads_as_it_was_written_and_wears_out() {
+        let origin = FeedOrigin { history: Uuid::from_u128(7), timeline: 3 };
+        let at = Timestamp::from_seconds(1_000_000);
+        let cursor = Cursor { origin, xmin: u64::MAX - 1, at };
+        assert_eq!(Cursor::parse(&cursor.encode()), Ok(cursor));
+        assert!(!cursor.is_too_old(at + LIFETIME - Duration::from_secs(1)) && cursor.is_too_old(at + LIFETIME));
+        for bad in ["", "x", "####", &cursor.encode()[1..], &format!("{}A", cursor.encode())] {
+            assert_eq!(Cursor::parse(bad), Err(MalformedCursor), "{bad}");
+        }
+        // The ends of time.
+        assert!(!Cursor { at: Timestamp::from_seconds(i64::MAX), ..cursor }.is_too_old(at));
+        assert!(Cursor { at: Timestamp::from_seconds(i64::MIN), ..cursor }.is_too_old(at));
+    }
+}

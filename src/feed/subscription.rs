@@ -1,0 +1,313 @@
+//! One follower: first what matters already, then what comes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::time::Instant;
+use tokio::time::timeout_at;
+
+use super::cursor::Cursor;
+use super::cursor::MalformedCursor;
+use super::hub::Entry;
+use super::hub::Hub;
+use super::hub::Listening;
+use super::hub::PAGE;
+use super::hub::Party;
+use super::hub::Seat;
+use super::hub::Update;
+use super::hub::Why;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::Epoch;
+use crate::session::revoked::Bearer;
+use crate::session::revoked::Ended;
+use crate::store::News;
+use crate::store::Place;
+
+/// What a subscriber is told of.
+#[derive(Clone, Debug)]
+pub enum Filter {
+    /// A service: all of its project, until its key is revoked.
+    Project {
+        /// The project.
+        project: ProjectId,
+        /// The key that it listens with.
+        key: KeyId,
+    },
+    /// A user: their own sessions, until this one has ended or its token runs out. Those in which someone else acts as them
+    /// are not theirs to know of. No past is told: users can list their sessions, and verify no tokens.
+    User {
+        /// The project.
+        project: ProjectId,
+        /// The user.
+        user: UserId,
+        /// The session that listens.
+        session: SessionId,
+        /// The epoch in its token.
+        epoch: Epoch,
+        /// The key that its token is signed with.
+        key: KeyId,
+        /// How long its token is good for.
+        token_ttl: Duration,
+    },
+}
+
+/// What is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A snapshot begins.
+    SnapshotBegin(Why),
+    /// This has ended, and is to be remembered for so long.
+    Revocations(Vec<(Arc<News>, Duration)>),
+    /// The snapshot is whole.
+    SnapshotComplete,
+    /// The stream is alive, and its news at most so old.
+    Heartbeat(Duration),
+}
+
+/// What is told, and how far everything goes that was told so far, when that has changed.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// What is told.
+    pub event: Event,
+    /// Leads on from here.
+    pub cursor: Option<String>,
+}
+
+/// Why nobody may listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The cursor is none.
+    MalformedCursor,
+    /// As many are listening as may.
+    TooMany,
+    /// Nothing is known yet, or the server is about to stop.
+    NotReady,
+}
+
+impl From<MalformedCursor> for Refused {
+    fn from(MalformedCursor: MalformedCursor) -> Self {
+        Self::MalformedCursor
+    }
+}
+
+/// Why there is nothing more to hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The subscriber is too far behind. Nothing was skipped up to the cursor.
+    TooSlow {
+        /// The last one that was handed out.
+        cursor: Option<String>,
+    },
+    /// The server stops, or the database has changed hands.
+    Interrupted,
+    /// The session that listened has ended.
+    SessionEnded,
+    /// The token that it listened with has run out.
+    TokenExpired,
+    /// The server key was revoked.
+    KeyRevoked,
+}
+
+/// See the module. Dropped, it makes room for another.
+pub struct Subscription {
+    hub: Arc<Hub>,
+    _seat: Seat,
+    filter: Filter,
+    listening: Listening,
+    /// When the subscriber's token runs out.
+    deadline: Option<Instant>,
+    stage: Stage,
+    /// What was heard while the past was being told, or together with what is told now.
+    heard: VecDeque<Update>,
+    cursor: Option<String>,
+    /// Told that it is over: what is there to be told comes first.
+    end: Option<End>,
+}
+
+enum Stage {
+    Begin,
+    Past(Option<Place>),
+    Complete,
+    CaughtUp,
+    Live,
+}
+
+impl Subscription {
+    pub(super) fn begin(hub: Arc<Hub>, filter: Filter, cursor: Option<Cursor>) -> Result<Self, Refused> {
+        let seat = hub.admit(filter.party()).ok_or(Refused::TooMany)?;
+        let listening = hub.listen(cursor).ok_or(Refused::NotReady)?;
+        let (deadline, stage) = match &filter {
+            Filter::Project { .. } if listening.why.is_none() => (None, Stage::Past(None)),
+            Filter::Project { .. } => (None, Stage::Begin),
+            Filter::User { token_ttl, .. } => (Some(Instant::now() + *token_ttl), Stage::Begin),
+        };
+        // What was revoked after the caller was let in, and before this began to listen.
+        let end = end_of(&hub, &filter);
+        let heard = VecDeque::new();
+        Ok(Self { hub, _seat: seat, filter, listening, deadline, stage, heard, cursor: None, end })
+    }
+
+    /// Waits for the next thing to be told.
+    ///
+    /// # Errors
+    ///
+    /// Why there is nothing more.
+    pub async fn next(&mut self) -> Result<Message, End> {
+        loop {
+            match &self.stage {
+                Stage::Begin => {
+                    self.stage = match self.filter {
+                        Filter::Project { .. } => Stage::Past(None),
+                        Filter::User { .. } => Stage::Complete,
+                    };
+                    let why = self.listening.why.unwrap_or(Why::NoCursor);
+                    return Ok(Message { event: Event::SnapshotBegin(why), cursor: None });
+                }
+                Stage::Past(after) => {
+                    let page = self.hub.page(self.listening.from, *after);
+                    self.stage = match page.last() {
+                        Some(last) if page.len() == PAGE => Stage::Past(Some(last.news.place)),
+                        _ if self.listening.why.is_some() => Stage::Complete,
+                        _ => Stage::CaughtUp,
+                    };
+                    // A snapshot may be long: others want the thread too.
+                    tokio::task::coop::consume_budget().await;
+                    if let Some(message) = self.ended(&page) {
+                        return Ok(message);
+                    }
+                }
+                Stage::Complete => {
+                    self.stage = Stage::CaughtUp;
+                    let cursor = self.moved(self.listening.reached);
+                    return Ok(Message { event: Event::SnapshotComplete, cursor });
+                }
+                Stage::CaughtUp => {
+                    self.stage = Stage::Live;
+                    let cursor = self.moved(self.listening.reached);
+                    return Ok(Message { event: Event::Heartbeat(self.listening.age), cursor });
+                }
+                Stage::Live => {
+                    if let Some(message) = self.live().await? {
+                        return Ok(message);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next update; `None` when it is nothing to this subscriber.
+    async fn live(&mut self) -> Result<Option<Message>, End> {
+        if let Some(end) = &self.end {
+            return Err(end.clone());
+        }
+        let update = match self.heard.pop_front() {
+            Some(update) => update,
+            None => self.heard().await?,
+        };
+        match update {
+            Update::Ended(mut entries) => {
+                // What else has come meanwhile goes with it: fewer messages when there is much to tell.
+                while entries.len() < PAGE {
+                    match self.listening.updates.try_recv() {
+                        Ok(Update::Ended(more)) => entries = entries.iter().chain(more.iter()).cloned().collect(),
+                        Ok(other) => {
+                            self.heard.push_back(other);
+                            break;
+                        }
+                        Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                        // Heard with the next call: these come first.
+                        Err(TryRecvError::Lagged(_)) => {
+                            self.end = Some(End::TooSlow { cursor: self.cursor.clone() });
+                            break;
+                        }
+                    }
+                }
+                Ok(self.ended(&entries))
+            }
+            Update::Moved(cursor) => {
+                // It rides on the heartbeat that follows.
+                self.listening.reached = cursor;
+                Ok(None)
+            }
+            Update::Heartbeat(age) => {
+                let cursor = self.moved(self.listening.reached);
+                Ok(Some(Message { event: Event::Heartbeat(age), cursor }))
+            }
+            Update::Interrupted => Err(End::Interrupted),
+        }
+    }
+
+    async fn heard(&mut self) -> Result<Update, End> {
+        let next = self.listening.updates.recv();
+        let heard = match self.deadline {
+            Some(deadline) => timeout_at(deadline, next).await.map_err(|_| End::TokenExpired)?,
+            None => next.await,
+        };
+        heard.map_err(|error| match error {
+            RecvError::Lagged(_) => End::TooSlow { cursor: self.cursor.clone() },
+            RecvError::Closed => End::Interrupted,
+        })
+    }
+
+    /// What of this concerns the subscriber.
+    fn ended(&mut self, entries: &[Entry]) -> Option<Message> {
+        let now = self.hub.clock().elapsed();
+        let concerning = entries.iter().filter(|entry| entry.concerns(&self.filter));
+        let told: Vec<_> = concerning.map(|entry| (Arc::clone(&entry.news), entry.remaining(now))).collect();
+        self.end = self.end.take().or_else(|| end_of(&self.hub, &self.filter));
+        (!told.is_empty()).then_some(Message { event: Event::Revocations(told), cursor: None })
+    }
+
+    /// The cursor, when it is another than the last one.
+    fn moved(&mut self, cursor: Cursor) -> Option<String> {
+        let cursor = cursor.encode();
+        let moved = self.cursor.as_ref() != Some(&cursor);
+        moved.then(|| self.cursor.insert(cursor).clone())
+    }
+}
+
+impl Filter {
+    fn party(&self) -> Party {
+        match self {
+            Self::Project { project, .. } => Party::Services(project.clone()),
+            Self::User { project, user, .. } => Party::User(project.clone(), user.clone()),
+        }
+    }
+}
+
+impl Entry {
+    fn concerns(&self, filter: &Filter) -> bool {
+        let News { project, ended, user, .. } = &*self.news;
+        match (filter, ended) {
+            // Nobody's business but the key's own.
+            (Filter::Project { .. }, Ended::ServerKey(_)) => false,
+            (Filter::Project { project: own, .. }, _) => project == own,
+            (Filter::User { project: own, user: me, .. }, ended) => {
+                project == own
+                    && match ended {
+                        Ended::Session { is_impersonation, .. } => user.as_ref() == Some(me) && !is_impersonation,
+                        Ended::User { user, .. } => user == me,
+                        Ended::Project { .. } | Ended::SigningKey(_) => true,
+                        Ended::ServerKey(_) => false,
+                    }
+            }
+        }
+    }
+}
+
+/// Whether the one who listens may do so no longer.
+fn end_of(hub: &Hub, filter: &Filter) -> Option<End> {
+    match filter {
+        Filter::Project { key, .. } => hub.revoked().has_key(*key).then_some(End::KeyRevoked),
+        Filter::User { project, user, session, epoch, key, .. } => {
+            let bearer = Bearer { project, user, session: *session, epoch: *epoch, key: *key };
+            hub.revoked().has(&bearer).then_some(End::SessionEnded)
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The stream of what ends, on the wire.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::stream::unfold;
+use tonic::Status;
+
+use super::encode;
+use super::status;
+use crate::feed::Event;
+use crate::feed::Message;
+use crate::feed::Subscription;
+use crate::feed::Why;
+use crate::id::SessionId;
+use crate::pb;
+use crate::pb::watch_revocations_response::Event as Told;
+use crate::session::revoked::Ended;
+use crate::store::News;
+
+/// What a subscriber hears, to the status that says why there is no more.
+pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;
+
+pub(super) fn stream(subscription: Subscription) -> Stream {
+    Box::pin(unfold(Some(subscription), |subscription| async {
+        let mut subscription = subscription?;
+        match subscription.next().await {
+            Ok(message) => Some((Ok(encode(message)), Some(subscription))),
+            Err(end) => Some((Err(status::ended(end)), None)),
+        }
+    }))
+}
+
+fn encode(Message { event, cursor }: Message) -> pb::WatchRevocationsResponse {
+    let event = match event {
+        Event::SnapshotBegin(why) => Told::SnapshotBegin(pb::SnapshotBegin { reason: reason(why).into() }),
+        Event::Revocations(told) => {
+            let revocations = told.iter().filter_map(|(news, retain)| revocation(news, *retain)).collect();
+            Told::Revocations(pb::RevocationBatch { revocations })
+        }
+        Event::SnapshotComplete => Told::SnapshotComplete(pb::SnapshotComplete {}),
+        Event::Heartbeat(age) => Told::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
+    };
+    pb::WatchRevocationsResponse { event: Some(event), cursor }
+}
+
+const fn reason(why: Why) -> pb::SnapshotReason {
+    match why {
+        Why::NoCursor => pb::SnapshotReason::NoCursor,
+        Why::CursorTooOld => pb::SnapshotReason::CursorTooOld,
+        Why::CursorOfAnotherDatabase => pb::SnapshotReason::CursorOfAnotherDatabase,
+    }
+}
+
+/// `None` for what no subscriber is told.
+fn revocation(news: &News, retain: Duration) -> Option<pb::Revocation> {
+    use pb::revocation::Ended as Told;
+    let ended = match &news.ended {
+        Ended::Session { id, .. } => Told::SessionId(id.to_string()),
+        Ended::User { user, epoch, spared } => Told::UserCutOff(pb::UserCutOff {
+            user_id: user.as_str().to_owned(),
+            epoch: *epoch,
+            spared_session_id: spared.map(|id: SessionId| id.to_string()),
+        }),
+        Ended::Project { epoch } => Told::ProjectCutOff(pb::ProjectCutOff { epoch: *epoch }),
+        Ended::SigningKey(key) => Told::SigningKeyId(key.to_string()),
+        Ended::ServerKey(_) => return None,
+    };
+    Some(pb::Revocation {
+        ended: Some(ended),
+        user_id: news.user.as_ref().map(|user| user.as_str().to_owned()),
+        revoked_at: Some(encode::timestamp(news.at)),
+        reason: encode::reason(news.reason).into(),
+        // Rounded up: rather remembered a second too long.
+        retain_seconds: whole(u128::from(retain.as_secs()) + 1),
+    })
+}
+
+fn whole(number: u128) -> i32 {
+    number.try_into().unwrap_or(i32::MAX)
+}
