@@ -258,7 +258,8 @@ impl Subscription {
     /// What of this concerns the subscriber.
     fn ended(&mut self, entries: &[Entry]) -> Option<Message> {
         let now = self.hub.clock().elapsed();
-        let concerning = entries.iter().filter(|entry| entry.concerns(&self.filter));
+        let lasts = |entry: &&Entry| !entry.remaining(now).is_zero();
+        let concerning = entries.iter().filter(lasts).filter(|entry| entry.concerns(&self.filter));
         let told: Vec<_> = concerning.map(|entry| (Arc::clone(&entry.news), entry.remaining(now))).collect();
         self.end = self.end.take().or_else(|| end_of(&self.hub, &self.filter));
         (!told.is_empty()).then_some(Message { event: Event::Revocations(told), cursor: None })

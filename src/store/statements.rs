@@ -271,8 +271,8 @@ statement! {
     ") ON CONFLICT ON CONSTRAINT feed_beacons_pkey DO UPDATE SET beat = excluded.beat, at = excluded.at"
 }
 
-/// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, and which branch of
-/// it, as its write-ahead log has it; the replica's own newest beat. Then what a row of the feed holds, where there is one.
+/// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, told apart from that
+/// of every copy; which branch of it, as its write-ahead log has it; the replica's own newest beat. Then what a row of the feed holds, where there is one.
 pub(super) type FeedRow = (
     (Text, Nullable<SqlUuid>, Text, Nullable<BigInt>),
     (Nullable<BigInt>, Nullable<SqlUuid>, Nullable<Text>, Nullable<Text>, Nullable<Timestamptz>, Nullable<SmallInt>),
@@ -284,7 +284,9 @@ statement! {
     /// What still matters, and the snapshot that shows it.
     FeedBegin -> FeedRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
-         (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
          (SELECT beat FROM feed_beacons WHERE replica = "
     [replica: Uuid as SqlUuid]
@@ -302,7 +304,9 @@ statement! {
     /// An earlier one did not show what was still to begin, nor what it names as under way: few, whatever is held open.
     FeedNext -> FeedRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
-         (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
          (SELECT beat FROM feed_beacons WHERE replica = "
     [replica: Uuid as SqlUuid]

@@ -6,6 +6,9 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
+/// Streams of revocations, followed over any wire.
+pub mod watch;
+
 /// What a service and its users ask, beyond signing in and out.
 pub mod calls;
 
