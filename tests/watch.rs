@@ -334,3 +334,30 @@ async fn the_list_forgets_by_itself() {
     assert_eq!(service.watches(Wire::Grpc).await.snapshot().await.1, vec![]);
     eventually("it is forgotten", async || service.metric("sessiond_feed_entries").await == 0).await;
 }
+
+/// A backup knows nothing of what ended after it was made.
+#[tokio::test]
+async fn after_a_restore_everything_is_over_and_every_follower_begins_anew() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for _ in 0..2 {
+        let laptop = service.sign_in("ada", "laptop").await;
+        assert_eq!(sessiond::app::restored(&service.store, &service.clock).await.expect("writes"), 1);
+        assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
+        let cursor = watch.cursor.clone();
+        eventually("the new history is read", async || {
+            service.app.feed().age().is_some_and(|age| age < Duration::from_secs(1))
+        })
+        .await;
+        watch = service.watches_from(Wire::Grpc, &cursor).await;
+        let (reason, told) = watch.snapshot().await;
+        assert_eq!(reason, SnapshotReason::CursorOfAnotherDatabase);
+        assert!(told.iter().any(|one| matches!(one.ended, Some(Ended::ProjectCutOff(_)))), "{told:?}");
+        assert!(!phone.is_signed_in().await && !laptop.is_signed_in().await);
+        assert!(!service.is_active(&laptop.access_token).await);
+        service.clock.advance(Duration::from_secs(1));
+    }
+    service.sign_in("ada", "phone").await.sign_out().await.expect("life goes on");
+}

@@ -13,14 +13,17 @@ use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
 use super::Store;
+use super::Tx;
 use super::error::Error;
 use super::rows::from_pg;
 use super::rows::reason_of;
 use super::rows::to_pg;
 use super::schema::feed_beacons;
+use super::schema::feed_histories;
 use super::statements::FeedBeat;
 use super::statements::FeedBegin;
 use super::statements::FeedNext;
+use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -195,6 +198,21 @@ impl Store {
             tx.commit(()).await
         })
         .await
+    }
+}
+
+impl Tx {
+    /// Begins a new history: cursors of the one before lead nowhere.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn feed_history_insert(&mut self, now: Timestamp) -> Result<(), Error> {
+        let (id, began_at) = (feed_histories::id.eq(clock::new_uuid()), feed_histories::began_at.eq(to_pg(now)));
+        // The one from before was written by the database's own clock, which may be ahead.
+        diesel::delete(feed_histories::table).execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        let insert = diesel::insert_into(feed_histories::table).values((id, began_at));
+        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
     }
 }
 
