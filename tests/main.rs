@@ -24,6 +24,7 @@ mod model;
 
 // What holds at the edge, and when things fail.
 mod errors;
+mod faults;
 mod grpc;
 mod oauth;
 mod openapi;

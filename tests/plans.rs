@@ -25,12 +25,13 @@ use sessiond::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UnixStream},
-    task::JoinHandle,
+    net::{TcpStream, UnixStream},
 };
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use crate::harness::{PROJECT, Service, Wire, bearer, both, database::Database, eventually, refresh_token};
+use crate::harness::{
+    PROJECT, Service, Wire, bearer, both, database::Database, eventually, proxy::Proxy, refresh_token,
+};
 
 /// Tables that grow with the number of sessions.
 const LARGE: [&str; 4] = ["sessions", "users", "revocations", "session_requests"];
@@ -51,39 +52,20 @@ struct Sent {
 }
 
 /// A way to a database that notes the statements.
-struct Proxy {
-    url: String,
-    sent: Arc<Mutex<Sent>>,
-    task: JoinHandle<()>,
-}
-
-impl Proxy {
-    async fn to(database: &Database) -> Self {
-        let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
-        let (dir, name) = rest.split_once('/').expect("a database");
-        let dir = percent_encoding::percent_decode_str(dir).decode_utf8().expect("UTF-8");
-        let socket = format!("{dir}/.s.PGSQL.5432");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let url = format!("postgres://postgres@{}/{name}?sslmode=disable", listener.local_addr().expect("bound"));
-        let sent = Arc::<Mutex<Sent>>::default();
-        let noted = Arc::clone(&sent);
-        let task = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (from_client, mut to_client) = client.into_split();
-                let server = UnixStream::connect(&socket).await.expect("connects");
-                let (mut from_server, to_server) = server.into_split();
-                tokio::spawn(note(from_client, to_server, Arc::clone(&noted)));
-                tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
-            }
-        });
-        Self { url, sent, task }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+async fn noting(database: &Database) -> (Proxy, Arc<Mutex<Sent>>) {
+    let sent = Arc::<Mutex<Sent>>::default();
+    let noted = Arc::clone(&sent);
+    let relay = move |client: TcpStream, server: UnixStream| {
+        let noted = Arc::clone(&noted);
+        async move {
+            let ((from_client, mut to_client), (mut from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::join!(note(from_client, to_server, noted), async {
+                let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+            });
+        }
+    };
+    (Proxy::to(database, relay).await, sent)
 }
 
 /// Passes on what a client sends, and reads along: a length before the first message, a letter and a length before others.
@@ -150,13 +132,13 @@ const ROWS: &str = "
 #[tokio::test(flavor = "multi_thread")]
 async fn every_statement_finds_its_rows_by_an_index() {
     let direct = Database::create().await;
-    let proxy = Proxy::to(&direct).await;
+    let (proxy, sent) = noting(&direct).await;
     let service = Service::start_on(Database { url: proxy.url.clone() }).await;
     direct.run(ROWS).await;
     service.app.keys().reload().await.expect("reads the policies");
 
     call_everything(&service).await;
-    let Sent { settings, statements: mut noted } = proxy.sent.lock().expect("nobody panics while holding it").clone();
+    let Sent { settings, statements: mut noted } = sent.lock().expect("nobody panics while holding it").clone();
     // A new connection's settings, which have no plan.
     noted.retain(|text, _| !text.starts_with("SET "));
     for beginning in written_by_hand() {

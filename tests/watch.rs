@@ -11,22 +11,11 @@ use sessiond::{
 };
 use tonic::Code;
 
-use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventually, refresh_token, watch::Watch};
+use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventually, refresh_token};
 use crate::keys::kid;
 
 /// A bound on what comes at once; what it takes is measured elsewhere.
 const AT_ONCE: Duration = Duration::from_secs(5);
-
-impl Service {
-    async fn watches(&self, wire: Wire) -> Watch {
-        self.watches_from(wire, "").await
-    }
-
-    async fn watches_from(&self, wire: Wire, cursor: &str) -> Watch {
-        eventually("the first reading", async || self.app.feed().age().is_some()).await;
-        self.wires.watch(wire, bearer(self.server_key.expose_secret()), cursor).await.expect("may follow")
-    }
-}
 
 #[tokio::test]
 async fn what_has_ended_comes_first_and_what_ends_follows_at_once() {

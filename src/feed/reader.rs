@@ -80,7 +80,7 @@ async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
 
 /// Reads one history, to its end. A reading that fails is tried again from where the last one stood.
 async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<(), Error> {
-    let reading = store.feed_begin(replica, hub.clock().now() - LEEWAY).await?;
+    let reading = store.feed_begin(replica, hub.clock().now(), LEEWAY).await?;
     let mut snapshot = reading.snapshot.clone();
     hub.begin(reading);
     *retry = RETRY.0;

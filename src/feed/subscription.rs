@@ -349,7 +349,7 @@ mod tests {
     fn reading(xmin: u64, news: Vec<News>) -> Reading {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
-        Reading { news, origin, snapshot, beat: Some(1) }
+        Reading { news, origin, snapshot, at: Clock::system().now(), beat: Some(1) }
     }
 
     /// A hub that has read this much, and has seen its own sign of life.

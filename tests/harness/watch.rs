@@ -16,7 +16,7 @@ use sessiond::pb::{
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
 
 use super::{
-    Refused, Wire,
+    Refused, Service, Wire, eventually,
     wire::{Wires, refused, refused_json},
 };
 
@@ -95,6 +95,19 @@ impl Watch {
                 Err(refused) => return refused,
             }
         }
+    }
+}
+
+impl Service {
+    /// Follows all of the project, with its key.
+    pub async fn watches(&self, wire: Wire) -> Watch {
+        self.watches_from(wire, "").await
+    }
+
+    /// The same, from a cursor on.
+    pub async fn watches_from(&self, wire: Wire, cursor: &str) -> Watch {
+        eventually("the first reading", async || self.app.feed().age().is_some()).await;
+        self.wires.watch(wire, self.key(), cursor).await.expect("may follow")
     }
 }
 
