@@ -16,6 +16,7 @@ mod policy;
 mod refresh;
 mod revoke;
 mod sweep;
+mod verify;
 
 // What it does not do, whatever is sent, and in whatever order.
 mod input;
