@@ -28,6 +28,7 @@ mod grpc;
 mod oauth;
 mod openapi;
 mod outage;
+mod proxies;
 mod rates;
 mod rest;
 

@@ -50,14 +50,14 @@ const LOGGED_BYTES_MAX: usize = 256;
 #[derive(Clone)]
 pub struct Authorization {
     app: App,
-    /// Has it been said that a proxy is configured wrongly? It would be with every request.
-    said: Arc<Once>,
+    /// Has it been said that a proxy names no project, and that one names none that there is? It would be with every request.
+    said: Arc<[Once; 2]>,
 }
 
 impl Authorization {
     /// Answers by an app.
     pub fn new(app: App) -> Self {
-        Self { app, said: Arc::new(Once::new()) }
+        Self { app, said: Arc::new([Once::new(), Once::new()]) }
     }
 
     /// Asks about the token for the project that the proxy's configuration names.
@@ -68,14 +68,18 @@ impl Authorization {
             Err(refusal) => Err(refusal.into()),
         };
         if matches!(verdict, Err(Error::Refused(Refusal::ProjectNotFound))) {
-            self.said.call_once(|| {
-                let project = named.map_or("none", |named| &named[..named.floor_char_boundary(ProjectId::LENGTH_MAX)]);
-                tracing::warn!(
-                    project,
-                    "a proxy is not configured for a project that there is: it is named by `project_id` in Envoy's \
-                     context_extensions, or in the path; said once"
-                );
-            });
+            let [no_name, unknown] = &*self.said;
+            match named {
+                None => no_name.call_once(|| {
+                    tracing::warn!(
+                        "Envoy names no project: set `project_id` in ext_authz's context_extensions; said once"
+                    );
+                }),
+                Some(named) => unknown.call_once(|| {
+                    let project = &named[..named.floor_char_boundary(ProjectId::LENGTH_MAX)];
+                    tracing::warn!(project, "a proxy asks for a project that there is not; said once");
+                }),
+            }
         }
         verdict
     }
