@@ -96,9 +96,9 @@ impl authorization_server::Authorization for Authorization {
         tracing::debug!(%method, %path, passes = verdict.is_ok(), request_id = %telemetry::request_id(), "a proxy asked");
         match verdict {
             Ok(verdict) => Ok(Response::new(passed(&verdict))),
-            Err(Error::Refused(refusal)) => Ok(Response::new(denied(refusal))),
+            Err(Error::Refused(refusal)) if is_final(&refusal) => Ok(Response::new(denied(refusal))),
             // Not known: how the proxy fails is in its own configuration.
-            Err(failure @ (Error::Store(_) | Error::Key(_))) => Err(status::of(failure)),
+            Err(failure) => Err(status::of(failure)),
         }
     }
 }
@@ -141,6 +141,19 @@ fn lookalikes() -> impl Iterator<Item = String> {
             format!("{first}{one}{second}{two}{third}")
         })
     })
+}
+
+/// Whether the request may not pass, whoever is asked and however often.
+const fn is_final(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::ProjectNotFound
+            | Refusal::CredentialsMissing
+            | Refusal::UnparsableAccessToken
+            | Refusal::AccessTokenExpired { .. }
+            | Refusal::WrongProject { .. }
+            | Refusal::SessionRevoked
+    )
 }
 
 /// The request may not pass. Whose fault that is decides on the status: the client's, or the proxy's configuration.
