@@ -66,7 +66,7 @@ need_postgres() {
 need_nginx() {
     if PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; then return; fi
     policy=/usr/sbin/policy-rc.d
-    if [ "$(manager)" != apt-get ] || [ -e "$policy" ]; then install nginx && return; fi
+    if [ "$(manager)" != apt-get ] || [ -e "$policy" ]; then install nginx; return; fi
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
     as_root chmod +x "$policy"
     installed=0 && install nginx || installed=$?
