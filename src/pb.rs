@@ -6,3 +6,8 @@ tonic::include_proto!("sessiond.v1");
 
 /// The descriptors of the API and all that it imports, options and comments included.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sessiond.bin"));
+
+/// What a proxy asks: see `proto/envoy/`.
+pub mod envoy {
+    include!(concat!(env!("OUT_DIR"), "/envoy/envoy.service.auth.v3.rs"));
+}

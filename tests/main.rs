@@ -16,6 +16,7 @@ mod policy;
 mod refresh;
 mod revoke;
 mod sweep;
+mod verify;
 mod watch;
 
 // What it does not do, whatever is sent, and in whatever order.
@@ -29,6 +30,7 @@ mod grpc;
 mod oauth;
 mod openapi;
 mod outage;
+mod proxies;
 mod rates;
 mod rest;
 
