@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::harness::{
     Service, Wire, bearer,
     database::{Database, disposable},
-    header, refresh_token,
+    eventually, header, refresh_token,
 };
 use crate::verify::{Road, check_request};
 
@@ -46,7 +46,9 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         let response = service.wires.http(Method::POST, "/oauth2/revoke", typed, form).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
-        // A proxy is told that nobody knows, and what can be refused without knowing is refused.
+        // A proxy is told that nobody knows, once the news of what has ended is old; what can be refused without knowing is
+        // refused.
+        eventually("the news is old", async || !service.app.feed().is_fresh()).await;
         let path = "/projects/demo/auth/verify";
         let response = service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
