@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    REFUSED_REFRESH, bearer, both,
+    REFUSED_REFRESH, Wire, bearer, both,
     database::{Database, fresh_dir},
     eventually, header, refresh_token,
     wire::{Wires, refused_json},
@@ -162,10 +162,21 @@ async fn a_request_under_way_is_answered_before_the_server_stops() {
     })
     .await;
 
+    // Streams have no end of their own: they are sent on, to another replica.
+    let mut streams = vec![];
+    for wire in Wire::ALL {
+        let mut watch = dev.wires.watch(wire, bearer(&dev.env["SESSIOND_SERVER_KEY"]), "").await.expect("may follow");
+        watch.snapshot().await;
+        streams.push(watch);
+    }
+
     let told = Command::new("kill").args(["-TERM", &dev.process.id().to_string()]).status().expect("runs");
     assert!(told.success());
     let addr = dev.env["SESSIOND_URL"].trim_start_matches("http://").to_owned();
     eventually("no more connections", async || TcpStream::connect(&addr).await.is_err()).await;
+    for watch in &mut streams {
+        assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
+    }
     assert!(!request.is_finished(), "it waits for the lock");
     holder.batch_execute("COMMIT").await.expect("lets go");
     assert_eq!(request.await.expect("ends"), StatusCode::OK);
