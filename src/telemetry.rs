@@ -78,6 +78,12 @@ struct KindLabels {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeliveryLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
 /// The counters. Clones count together.
 #[derive(Clone)]
 pub struct Metrics {
@@ -91,6 +97,9 @@ pub struct Metrics {
     sweep_steps: Family<TaskLabels, Histogram>,
     sweeps_completed: Family<TaskLabels, Gauge>,
     swept: Family<KindLabels, Counter>,
+    deliveries: Family<DeliveryLabels, Counter>,
+    deliveries_pending: Family<KindLabels, Gauge>,
+    delivery_attempts: Family<KindLabels, Histogram>,
 }
 
 impl Default for Metrics {
@@ -122,6 +131,16 @@ impl Default for Metrics {
         registry.register_with_unit("sweep_completed_timestamp", help, Unit::Seconds, sweeps_completed.clone());
         let swept = Family::default();
         registry.register("swept_rows", "Rows that this replica's sweeps have removed, by kind", swept.clone());
+        let deliveries = Family::default();
+        let help = "Attempts of this replica to tell others that a session ended, by kind and what came of it";
+        registry.register("backchannel_attempts", help, deliveries.clone());
+        let deliveries_pending = Family::default();
+        let help =
+            "Ends of sessions that others are still to be told of, by any replica, of each endpoint at most 10000";
+        registry.register("backchannel_pending", help, deliveries_pending.clone());
+        let delivery_attempts = Family::new_with_constructor(durations as fn() -> Histogram);
+        let help = "Time of an attempt to tell others, from the name to the answer";
+        registry.register_with_unit("backchannel_attempt_duration", help, Unit::Seconds, delivery_attempts.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -133,6 +152,9 @@ impl Default for Metrics {
             sweep_steps,
             sweeps_completed,
             swept,
+            deliveries,
+            deliveries_pending,
+            delivery_attempts,
         }
     }
 }
@@ -175,6 +197,21 @@ impl Metrics {
     /// Counts what a sweep has removed.
     pub fn swept(&self, kind: &'static str, rows: usize) {
         self.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
+    }
+
+    /// Counts a delivery that was `delivered`, is to be `retried`, or is `dead`.
+    pub fn delivery(&self, kind: &'static str, outcome: &'static str) {
+        self.deliveries.get_or_create(&DeliveryLabels { kind, outcome }).inc();
+    }
+
+    /// Notes how long a receiver took.
+    pub fn delivery_attempt(&self, kind: &'static str, took: Duration) {
+        self.delivery_attempts.get_or_create(&KindLabels { kind }).observe(took.as_secs_f64());
+    }
+
+    /// Notes how many deliveries wait.
+    pub fn deliveries_pending(&self, kind: &'static str, count: i64) {
+        self.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
     }
 
     /// Everything, in the text format of OpenMetrics.

@@ -18,6 +18,7 @@ use crate::session::EndedBy;
 use crate::session::Epoch;
 use crate::session::Origin;
 use crate::session::Refusal;
+use crate::session::backchannel::ONE_BY_ONE_MAX;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::refusal::Violation;
 use crate::store;
@@ -126,12 +127,14 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
+    let ended = |one: &store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
+    let mut ends = tx.session_outlines(&project, &user).await?;
+    ends.retain(ended);
     // Sessions in which someone else acts as the user end too, but are not the user's to know of.
-    let shown = |one: &store::Outline| own.is_none() || !one.is_impersonation;
-    let live =
-        |one: &&store::Outline| shown(one) && one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
-    let count = tx.session_outlines(&project, &user).await?.iter().filter(live).count();
+    let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let told = spared.is_some().then(|| ends.iter().map(|one| one.occupant.session).collect());
+    let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
@@ -139,7 +142,7 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         tx.request_answer(&project, request, Remembered::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
-    tx.cut_off_insert(CutOff { project, user, epoch, spared, at: now, access_expires_at, by, ip }).await?;
+    tx.cut_off_insert(CutOff { project, user, epoch, spared, at: now, access_expires_at, by, ip }, told).await?;
     Ok(Ok(count))
 }
 

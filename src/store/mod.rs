@@ -7,6 +7,7 @@
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
+mod backchannel;
 mod connect;
 mod durability;
 mod error;
@@ -35,10 +36,19 @@ use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::RecyclingMethod;
 use diesel_async::pooled_connection::deadpool::Pool;
 use secrecy::SecretString;
+use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
+pub use backchannel::Added;
+pub use backchannel::Claim;
+pub use backchannel::Due;
+pub use backchannel::Endpoint;
+pub use backchannel::OpenDelivery;
+pub use backchannel::Place;
+pub use backchannel::Removed;
+pub use backchannel::Revived;
 pub use connect::UrlError;
 pub use durability::Demand;
 pub use durability::Durability;
@@ -67,6 +77,7 @@ pub use sweep::KeyTable;
 pub use sweep::Keyed;
 pub use sweep::Position;
 pub use sweep::Progress;
+pub use sweep::SweptDelivery;
 pub use sweep::SweptKey;
 pub use sweep::SweptLine;
 pub use sweep::SweptRequest;
@@ -103,6 +114,8 @@ pub struct Store {
     /// One permit per operation under way or waiting for a connection. Callers that hang up leave theirs running, so their
     /// own bound is not enough.
     queue: Arc<Semaphore>,
+    /// Rung after each commit that has queued a delivery.
+    bell: Arc<Notify>,
     metrics: Metrics,
 }
 
@@ -130,7 +143,7 @@ impl Store {
             .build()
             .expect("only timeouts need a runtime, and the pool has none of its own");
         let queue = Arc::new(Semaphore::new(options.connections_max * OPERATIONS_PER_CONNECTION_MAX));
-        Ok(Self { pool, operation_timeout: options.operation_timeout, queue, metrics })
+        Ok(Self { pool, operation_timeout: options.operation_timeout, queue, bell: Arc::default(), metrics })
     }
 
     /// Runs a transaction on a task of its own: a caller that hangs up does not stop it half-way. The name labels its
@@ -166,12 +179,12 @@ impl Store {
         self.on_its_own(operation, async move {
             // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
             for _ in 0..store.pool.status().size {
-                match work(Tx::single(store.checkout(operation).await?, operation)).await {
+                match work(Tx::single(store.checkout(operation).await?, operation, Arc::clone(&store.bell))).await {
                     Err(Error::Unavailable { .. }) => {}
                     outcome => return outcome,
                 }
             }
-            work(Tx::single(store.checkout(operation).await?, operation)).await
+            work(Tx::single(store.checkout(operation).await?, operation, Arc::clone(&store.bell))).await
         })
         .await
     }
@@ -204,12 +217,12 @@ impl Store {
     async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
         // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
         for _ in 0..self.pool.status().size {
-            match Tx::begin(self.checkout(operation).await?, operation).await {
+            match Tx::begin(self.checkout(operation).await?, operation, Arc::clone(&self.bell)).await {
                 Err(Error::Unavailable { .. }) => {}
                 outcome => return outcome,
             }
         }
-        Tx::begin(self.checkout(operation).await?, operation).await
+        Tx::begin(self.checkout(operation).await?, operation, Arc::clone(&self.bell)).await
     }
 
     async fn checkout(

@@ -16,6 +16,7 @@ use super::rows::reason_number;
 use super::rows::reason_of;
 use super::rows::to_pg;
 use super::schema::revocations;
+use super::statements::CutOffQueue;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -119,12 +120,14 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes down that all sessions of a user were ended.
-    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<(), Error> {
+    /// Writes down that all sessions of a user were ended, and whom to tell: of the sessions that are named, one by one,
+    /// or of the user.
+    pub async fn cut_off_insert(&mut self, cut_off: CutOff, told: Option<Vec<SessionId>>) -> Result<(), Error> {
         let (actor, actor_id) = actor_columns(cut_off.by);
+        let record = clock::new_record_id(cut_off.at);
         let insert = diesel::insert_into(revocations::table).values((
             revocations::project_id.eq(cut_off.project.as_str()),
-            revocations::id.eq(clock::new_record_id(cut_off.at)),
+            revocations::id.eq(record),
             revocations::at.eq(to_pg(cut_off.at)),
             revocations::reason.eq(reason_number(RevokeReason::RevokedAll)),
             revocations::user_epoch.eq(cut_off.epoch),
@@ -135,7 +138,22 @@ impl Tx {
             revocations::actor_id.eq(actor_id),
             revocations::ip.eq(cut_off.ip.map(|ip| ip.to_string())),
         ));
-        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+        insert.execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        let queue = CutOffQueue {
+            record,
+            user: cut_off.user.as_str().to_owned(),
+            at: to_pg(cut_off.at),
+            reason: reason_number(RevokeReason::RevokedAll),
+            actor,
+            actor_id,
+            sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
+            project: cut_off.project.as_str().to_owned(),
+        };
+        let queued: Result<Vec<bool>, _> = queue.get_results(self.pg()).await;
+        if queued.map_err(|error| self.failed(error))?.contains(&true) {
+            self.ring_on_commit();
+        }
+        Ok(())
     }
 
     /// Takes a user's name and addresses out of the audit: at most so many lines of it. Answers with how many there were.
@@ -173,7 +191,8 @@ pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
     }
 }
 
-fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
+/// Who did it, by what is stored.
+pub(super) fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
     match (number, id) {
         (1, None) => Some(EndedBy::Holder),
         (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),

@@ -301,11 +301,15 @@ impl Tx {
             actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
             ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
         };
-        let ended: Result<Vec<(String, Uuid, bool)>, _> = statement.get_results(self.pg()).await;
-        let was_live = |(project, id, live): (String, Uuid, bool)| {
+        let ended: Result<Vec<(String, Uuid, bool, bool)>, _> = statement.get_results(self.pg()).await;
+        let ended = ended.map_err(|error| self.failed(error))?;
+        if ended.iter().any(|(.., is_queued)| *is_queued) {
+            self.ring_on_commit();
+        }
+        let was_live = |(project, id, live, _): (String, Uuid, bool, bool)| {
             live.then(|| Some((ProjectId::parse(&project)?, SessionId::from_uuid(id)))).flatten()
         };
-        Ok(ended.map_err(|error| self.failed(error))?.into_iter().filter_map(was_live).collect())
+        Ok(ended.into_iter().filter_map(was_live).collect())
     }
 
     /// Locks a session until the end of the transaction, and reads it.

@@ -3,10 +3,13 @@
 //! The transaction is opened and closed in plain SQL: diesel's own manager calls a connection with an open transaction
 //! broken, and then a statement that the database refused could not be told from an outage.
 
+use std::sync::Arc;
+
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::deadpool::Object;
+use tokio::sync::Notify;
 
 use super::error::Error;
 
@@ -16,6 +19,9 @@ pub struct Tx {
     connection: Option<Object<AsyncPgConnection>>,
     operation: &'static str,
     explicit: bool,
+    /// Wakes whoever delivers what was queued.
+    bell: Arc<Notify>,
+    rings: bool,
 }
 
 /// A result with nothing left open behind it: only [`Tx::commit`] and [`Tx::rollback`] make one, so no operation can
@@ -24,8 +30,12 @@ pub struct Done<T>(pub(super) T);
 
 impl Tx {
     /// For a single statement, which Postgres commits by itself.
-    pub(super) const fn single(connection: Object<AsyncPgConnection>, operation: &'static str) -> Self {
-        Self { connection: Some(connection), operation, explicit: false }
+    pub(super) const fn single(
+        connection: Object<AsyncPgConnection>,
+        operation: &'static str,
+        bell: Arc<Notify>,
+    ) -> Self {
+        Self { connection: Some(connection), operation, explicit: false, bell, rings: false }
     }
 
     /// Opens a transaction.
@@ -33,8 +43,12 @@ impl Tx {
     /// # Errors
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
-    pub(super) async fn begin(connection: Object<AsyncPgConnection>, operation: &'static str) -> Result<Self, Error> {
-        let mut tx = Self { connection: Some(connection), operation, explicit: true };
+    pub(super) async fn begin(
+        connection: Object<AsyncPgConnection>,
+        operation: &'static str,
+        bell: Arc<Notify>,
+    ) -> Result<Self, Error> {
+        let mut tx = Self { connection: Some(connection), operation, explicit: true, bell, rings: false };
         let begun = tx.pg().batch_execute("BEGIN").await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
@@ -52,7 +66,15 @@ impl Tx {
         }
         // Back into the pool: whole again.
         drop(self.connection.take());
+        if self.rings {
+            self.bell.notify_one();
+        }
         Ok(Done(value))
+    }
+
+    /// Has the commit wake whoever delivers: before it there is nothing to be seen.
+    pub(super) const fn ring_on_commit(&mut self) {
+        self.rings = true;
     }
 
     /// Undoes everything, and hands the result on: for a refusal that must leave no trace.
