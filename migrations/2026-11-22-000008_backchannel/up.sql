@@ -19,6 +19,9 @@ CREATE TABLE backchannel_endpoints (
     CONSTRAINT backchannel_endpoints_kind_check CHECK (kind BETWEEN 1 AND 2)
 );
 
+-- For the sweep.
+CREATE INDEX backchannel_endpoints_removed_idx ON backchannel_endpoints (removed_at) WHERE removed_at IS NOT NULL;
+
 -- One row per end and endpoint, written in the transaction that ends it.
 CREATE TABLE backchannel_deliveries (
     project_id text COLLATE "C" NOT NULL,

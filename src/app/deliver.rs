@@ -244,10 +244,14 @@ impl Deliverer {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let Ok(counts) = self.store.deliveries_count(COUNT_EACH_MAX).await else { continue };
-            for kind in Kind::ALL {
-                let count = counts.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count);
-                self.metrics.deliveries_pending(kind.as_str(), count);
+            match self.store.deliveries_count(COUNT_EACH_MAX).await {
+                Ok(counts) => {
+                    for kind in Kind::ALL {
+                        let count = counts.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count);
+                        self.metrics.deliveries_pending(kind.as_str(), count);
+                    }
+                }
+                Err(error) => tracing::debug!(error = chain(&error), "what others are to be told was not counted"),
             }
         }
     }

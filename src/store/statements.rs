@@ -62,7 +62,8 @@ statement! {
     ///
     /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
     /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
-    /// two such statements wait for each other.
+    /// two such statements wait for each other. Endpoints are few to a project: the limit has its own looked up, however
+    /// many there are in all.
     SessionsRevoke -> (Text, SqlUuid, Bool, Bool) =
     "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
@@ -100,7 +101,8 @@ statement! {
            actor, actor_id, queued_at, due_at)
          SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid, e.id,
            ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id, ended.at, ended.at
-         FROM ended JOIN backchannel_endpoints AS e ON e.project_id = ended.project_id WHERE e.removed_at IS NULL
+         FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
+             WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
          RETURNING id
      )
      SELECT project_id, id, was_live, EXISTS (SELECT FROM queued) FROM ended"
@@ -175,7 +177,8 @@ statement! {
      )
      UPDATE backchannel_deliveries AS d SET attempts = d.attempts + 1, due_at = "
     [lost_at: PgTimestamp as Timestamptz]
-    " FROM taken JOIN backchannel_endpoints AS e ON e.project_id = taken.project_id AND e.id = taken.endpoint_id
+    " FROM taken CROSS JOIN LATERAL (SELECT kind, url, audience, removed_at FROM backchannel_endpoints
+         WHERE project_id = taken.project_id AND id = taken.endpoint_id LIMIT 1) AS e
      WHERE d.project_id = taken.project_id AND d.id = taken.id
      RETURNING d.project_id, d.id, d.endpoint_id, d.revocation_id, d.session_id, d.user_id, d.at, d.reason, d.actor,
          d.actor_id, d.queued_at, d.attempts, e.kind, e.url, e.audience, e.removed_at IS NOT NULL"
@@ -227,11 +230,12 @@ statement! {
              ORDER BY d.project_id, d.endpoint_id LIMIT 1) AS next
      )
      SELECT e.kind, sum(c.count)::bigint FROM waiting AS w
-         JOIN backchannel_endpoints AS e ON e.project_id = w.project_id AND e.id = w.endpoint_id
+         CROSS JOIN LATERAL (SELECT kind FROM backchannel_endpoints
+             WHERE project_id = w.project_id AND id = w.endpoint_id LIMIT 1) AS e
          CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT FROM backchannel_deliveries AS d
              WHERE d.project_id = w.project_id AND d.endpoint_id = w.endpoint_id AND d.due_at IS NOT NULL LIMIT "
     [each_max: i64 as BigInt]
-    ") AS some) AS c GROUP BY e.kind"
+    ") AS counted) AS c GROUP BY e.kind"
 }
 
 statement! {
@@ -244,7 +248,7 @@ statement! {
     [user: String as Text]
     " AND NOT user_erased LIMIT "
     [rows_max: i64 as BigInt]
-    " FOR UPDATE) AS some WHERE d.project_id = some.project_id AND d.id = some.id"
+    " FOR UPDATE) AS named WHERE d.project_id = named.project_id AND d.id = named.id"
 }
 
 statement! {

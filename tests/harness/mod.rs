@@ -9,6 +9,9 @@ pub mod wire;
 /// What a service and its users ask, beyond signing in and out.
 pub mod calls;
 
+/// Others who are told when sessions end.
+pub mod receiver;
+
 use std::{
     net::SocketAddr,
     sync::Arc,
