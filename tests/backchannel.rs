@@ -6,14 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
-    app::{Kind as Swept, LOST_AFTER, Sweeper},
-    config::Retention,
+    app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
+    config::{Listen, Retention},
+    edge::Server,
     id::ProjectId,
     session::{EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR},
     store::{Claim, Due, Place, Revocation, Store},
@@ -24,8 +25,9 @@ use crate::{
     assert_refused,
     binary::{assert_says, sessiond},
     harness::{
-        Device, ISSUER, PROJECT, Service, Wire, bearer, eventually,
+        Device, ISSUER, PROJECT, Service, Wire, bearer, eventually, limits,
         receiver::{NAME, Receiver, Reply, Told, Worker},
+        web,
     },
 };
 
@@ -303,6 +305,25 @@ async fn two_replicas_tell_of_a_hundred_ends_once_each() {
     assert_eq!(sum, 2 * ENDS as u64);
 }
 
+/// Nobody has to say so, and nobody waits for the next look: a server tells of what it has ended at once.
+#[tokio::test]
+async fn a_server_tells_others_in_the_background_and_at_once() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let (listen, metrics) = (Listen { listen: any, metrics_listen: any }, Metrics::default());
+    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone()).await.expect("binds");
+    let deliverer = Deliverer::new(&service.app, receiver.outbound(), metrics);
+    let server = tokio::spawn(server.delivering(deliverer).run(std::future::pending()));
+    let started = Instant::now();
+    for at in 0..10 {
+        service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+        until_told(&receiver, at + 1).await;
+    }
+    assert!(started.elapsed() < SECOND * 5, "a second each, were it not told of what was queued");
+    server.abort();
+}
+
 /// Takes whatever is due, as a replica does that dies before it has sent it.
 async fn take(store: &Store, service: &Service) -> Vec<Due> {
     let now = service.clock.now();
@@ -467,7 +488,8 @@ async fn a_dead_letter_is_listed_and_sent_again_by_hand() {
 
     let retry = |delivery: &str| sessiond(&["backchannel", "retry", delivery, "--project", PROJECT], &env);
     assert_says(&retry(&id), true, "is tried again");
-    service.clock.advance(SECOND);
+    // The binary goes by the system's clock, which did not stand still.
+    service.clock.advance(SECOND * 3_600);
     until_states(&service, &["done"]).await;
     assert_eq!(until_told(&receiver, 2).await[1].jti(), id);
     assert_says(&retry(&id), false, "is not dead");

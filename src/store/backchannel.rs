@@ -190,6 +190,8 @@ type DueColumns = (
 
 type EndpointColumns = (Uuid, i16, String, String, PgTimestamp);
 
+type DeadColumns = (Uuid, Option<Uuid>, Option<String>, Option<PgTimestamp>);
+
 type OpenColumns =
     (Uuid, Uuid, Option<Uuid>, PgTimestamp, i32, Option<PgTimestamp>, Option<PgTimestamp>, Option<String>);
 
@@ -387,8 +389,7 @@ impl Store {
         self.transact("delivery_revive", move |mut tx| async move {
             let one = deliveries::table.find((project.as_str(), id));
             let facts = (deliveries::endpoint_id, deliveries::session_id, deliveries::user_id, deliveries::dead_at);
-            let rows: Result<Vec<(Uuid, Option<Uuid>, Option<String>, Option<PgTimestamp>)>, _> =
-                one.select(facts).for_update().load(tx.pg()).await;
+            let rows: Result<Vec<DeadColumns>, _> = one.select(facts).for_update().load(tx.pg()).await;
             let (endpoint, session, user) = match rows.map_err(|error| tx.failed(error))?.pop() {
                 Some((endpoint, session, user, Some(_))) => (endpoint, session, user),
                 Some((.., None)) => return tx.commit(Revived::NotDead).await,
