@@ -62,7 +62,7 @@ CREATE INDEX backchannel_deliveries_due_idx ON backchannel_deliveries (project_i
 CREATE INDEX backchannel_deliveries_open_idx ON backchannel_deliveries (project_id, id) WHERE delivered_at IS NULL;
 
 -- For whoever erases a user.
-CREATE INDEX backchannel_deliveries_user_idx ON backchannel_deliveries (project_id, user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX backchannel_deliveries_user_idx ON backchannel_deliveries (project_id, user_id, id) WHERE user_id IS NOT NULL;
 
 -- A queue is mostly dead rows: they make way early.
 ALTER TABLE backchannel_deliveries SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);

@@ -117,7 +117,7 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 /// What becomes of a delivery whose attempt, of this number from 1 on, has failed just now.
 ///
 /// The pause is drawn between half of its length and the whole by `dice`, so that many that failed together do not come
-/// back together. It is longer when the receiver asks for that, up to [`PAUSE_MAX`].
+/// back together. It is longer when the receiver asks for that, up to an hour.
 pub fn after_failure(attempt: u32, queued_at: Timestamp, now: Timestamp, asked: Option<Duration>, dice: u32) -> Fate {
     let pause = PAUSE_MIN.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(PAUSE_MAX);
     let drawn = pause / 2 + (pause / 2).mul_f64(f64::from(dice) / f64::from(u32::MAX));

@@ -239,14 +239,15 @@ statement! {
 }
 
 statement! {
-    /// Has deliveries forget a user who is erased: those that wait once they are over, all others now.
+    /// Has deliveries forget a user who is erased: those that wait once they are over, all others now. In the order in which
+    /// a sweep locks them.
     DeliveriesForget -> () =
     "UPDATE backchannel_deliveries AS d SET user_erased = true, user_id = CASE WHEN d.due_at IS NOT NULL THEN d.user_id END
      FROM (SELECT project_id, id FROM backchannel_deliveries WHERE project_id = "
     [project: String as Text]
     " AND user_id = "
     [user: String as Text]
-    " AND NOT user_erased LIMIT "
+    " AND NOT user_erased ORDER BY id LIMIT "
     [rows_max: i64 as BigInt]
     " FOR UPDATE) AS named WHERE d.project_id = named.project_id AND d.id = named.id"
 }
