@@ -198,6 +198,28 @@ pub struct Retention {
     pub address_retention: Duration,
 }
 
+/// How others are told that sessions have ended: see `docs/operators.md`.
+#[derive(Args, Clone, Debug)]
+pub struct Backchannel {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: clap would print the comment as help")]
+    pub permitted: Permitted,
+
+    /// Certificates to trust at back-channel endpoints besides the system's, in PEM.
+    #[arg(long, env = "SESSIOND_BACKCHANNEL_TRUSTED_CERTIFICATES", value_name = "FILE")]
+    pub backchannel_trusted_certificates: Option<PathBuf>,
+}
+
+/// Which private networks back-channel endpoints may be in.
+#[derive(Args, Clone, Debug)]
+pub struct Permitted {
+    /// A private network that back-channel endpoints may be in: an address or a network, such as `10.0.0.0/8`; may be
+    /// given more than once. Whoever may add an endpoint, or controls the name of one, can then have this server send
+    /// requests to every https port in there. None given: only public addresses are called.
+    #[arg(long = "backchannel-allow-private", env = "SESSIOND_BACKCHANNEL_ALLOW_PRIVATE", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
+    pub backchannel_allow_private: Vec<IpNet>,
+}
+
 /// In milliseconds.
 const HOUR: u64 = 60 * 60 * 1_000;
 

@@ -44,6 +44,10 @@ pub mod config;
 #[cfg(feature = "server")]
 pub mod cluster;
 
+/// Asks other services, and only those that may be asked.
+#[cfg(feature = "server")]
+pub mod outbound;
+
 /// The log and the metrics.
 #[cfg(feature = "server")]
 pub mod telemetry;

@@ -84,6 +84,12 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeliveryLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
 /// The counters. Clones count together.
 #[derive(Clone)]
 pub struct Metrics {
@@ -102,6 +108,9 @@ pub struct Metrics {
     feed_age: Gauge<f64, AtomicU64>,
     feed_entries: Gauge,
     feed_subscribers: Gauge,
+    deliveries: Family<DeliveryLabels, Counter>,
+    deliveries_pending: Family<KindLabels, Gauge>,
+    delivery_attempts: Family<KindLabels, Histogram>,
 }
 
 impl Default for Metrics {
@@ -146,6 +155,16 @@ impl Default for Metrics {
         registry.register("feed_entries", "Revocations that some token may still outlive", feed_entries.clone());
         let feed_subscribers = Gauge::default();
         registry.register("feed_subscribers", "Open streams of revocations", feed_subscribers.clone());
+        let deliveries = Family::default();
+        let help = "Attempts of this replica to tell others that a session ended, by kind and what came of it";
+        registry.register("backchannel_attempts", help, deliveries.clone());
+        let deliveries_pending = Family::default();
+        let help =
+            "Ends of sessions that others are still to be told of, by any replica, of each endpoint at most 10000";
+        registry.register("backchannel_pending", help, deliveries_pending.clone());
+        let delivery_attempts = Family::new_with_constructor(durations as fn() -> Histogram);
+        let help = "Time of an attempt to tell others, from the name to the answer";
+        registry.register_with_unit("backchannel_attempt_duration", help, Unit::Seconds, delivery_attempts.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -162,6 +181,9 @@ impl Default for Metrics {
             feed_age,
             feed_entries,
             feed_subscribers,
+            deliveries,
+            deliveries_pending,
+            delivery_attempts,
         }
     }
 }
@@ -221,6 +243,21 @@ impl Metrics {
         self.feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
         self.feed_entries.set(entries.try_into().unwrap_or(i64::MAX));
         self.feed_subscribers.set(subscribers.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts a delivery that was `delivered`, is to be `retried`, or is `dead`.
+    pub fn delivery(&self, kind: &'static str, outcome: &'static str) {
+        self.deliveries.get_or_create(&DeliveryLabels { kind, outcome }).inc();
+    }
+
+    /// Notes how long a receiver took.
+    pub fn delivery_attempt(&self, kind: &'static str, took: Duration) {
+        self.delivery_attempts.get_or_create(&KindLabels { kind }).observe(took.as_secs_f64());
+    }
+
+    /// Notes how many deliveries wait.
+    pub fn deliveries_pending(&self, kind: &'static str, count: i64) {
+        self.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
     }
 
     /// Everything, in the text format of OpenMetrics.

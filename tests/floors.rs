@@ -9,7 +9,7 @@ use std::{
 /// Lowest first. Modules on one floor ignore each other.
 const FLOORS: &[&[&str]] = &[
     &["id", "device"],
-    &["clock", "config", "cluster", "pb"],
+    &["clock", "config", "cluster", "outbound", "pb"],
     &["telemetry"],
     &["rates", "token"],
     &["session"],
@@ -30,6 +30,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("tonic", &["pb", "rpc", "edge"]),
     ("prost_reflect", &["transcode", "edge"]),
     ("axum", &["edge"]),
+    ("hyper", &["edge", "outbound"]),
+    ("tokio_rustls", &["outbound"]),
     ("ua_parser", &["device"]),
     ("clap", &["config"]),
     ("getrandom", &["clock"]),

@@ -6,6 +6,7 @@
 mod harness;
 
 // What the service does, over all three wires.
+mod backchannel;
 mod create;
 mod introspect;
 mod keys;

@@ -16,11 +16,12 @@ use prost_reflect::DescriptorPool;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sessiond::{
-    app::Sweeper,
+    app::{NewEndpoint, Sweeper},
     config::Retention,
     id::{ProjectId, UserId},
     pb::*,
-    store::{RecordQuery, Role},
+    session::backchannel::Fate,
+    store::{Claim, EndpointPlace, RecordQuery, Revived, Role},
     telemetry::Metrics,
 };
 use tokio::{
@@ -34,7 +35,8 @@ use crate::harness::{
 };
 
 /// Tables that grow with the number of sessions.
-const LARGE: [&str; 4] = ["sessions", "users", "revocations", "session_requests"];
+const LARGE: [&str; 6] =
+    ["sessions", "users", "revocations", "session_requests", "backchannel_endpoints", "backchannel_deliveries"];
 
 /// More rows than this are never sorted, hashed or kept aside.
 const ASIDE_MAX: f64 = 5_000.0;
@@ -126,6 +128,16 @@ const ROWS: &str = "
         SELECT project, id, at, 1, id, \"user\", at, 1, '192.0.2.7' FROM filled;
     INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
         SELECT project, hash::uuid, id, sha256(''), now() - i * interval '1 second' FROM filled;
+    INSERT INTO backchannel_endpoints SELECT project, md5(project || i)::uuid, 1 + i % 2, 'https://example.org', 'shop',
+            now(), CASE WHEN i = 9 THEN now() - interval '300 days' END
+        FROM unnest('{demo,a,b,c,zz}'::text[]) AS project, generate_series(0, 9) AS i;
+    INSERT INTO backchannel_endpoints SELECT 'other-' || i, md5(i::text)::uuid, 1, 'https://example.org', 'shop', now(), NULL
+        FROM generate_series(1, 5000) AS i;
+    INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason, actor,
+            queued_at, due_at, delivered_at, dead_at)
+        SELECT project, id, md5(project || i % 9)::uuid, id, id, CASE WHEN i % 4 < 3 THEN \"user\" END, at, 1, 1, at,
+            CASE WHEN i % 4 = 0 THEN now() END, CASE WHEN i % 4 IN (1, 2) THEN at END, CASE WHEN i % 4 = 3 THEN at END
+        FROM filled;
     UPDATE projects SET sessions_max = 3, sessions_overflow = 2 WHERE id = 'demo';
     ANALYZE";
 
@@ -323,6 +335,7 @@ async fn call_everything(service: &Service) {
         let asked = RecordQuery { project: project.clone(), user, rows_max: 10 };
         assert!(!service.store.revocations(asked).await.expect("reads").is_empty());
     }
+    deliver(service, &project).await;
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'nobody', 0)").await;
     let retention =
         Retention { ended_session_retention: DAY * 299, audit_retention: DAY * 295, address_retention: DAY * 290 };
@@ -331,6 +344,32 @@ async fn call_everything(service: &Service) {
     let nothing: Vec<_> =
         removed.iter().filter(|(kind, rows)| *rows == 0 && !kind.as_str().ends_with("keys")).collect();
     assert!(nothing.is_empty(), "a statement was not sent: {removed:?}");
+}
+
+/// What a worker and an operator do with what others are to be told.
+async fn deliver(service: &Service, project: &ProjectId) {
+    let (store, now) = (&service.store, service.clock.now());
+    assert!(store.deliveries_count(10_000).await.expect("counts").iter().all(|(_, count)| *count > 0));
+    let claim = Claim {
+        after: EndpointPlace::default(),
+        under_way: vec![sessiond::clock::new_uuid()],
+        each_max: 2,
+        rows_max: 50,
+        now: now + DAY,
+        lost_at: now + DAY * 2,
+    };
+    let taken = store.deliveries_claim(claim).await.expect("takes some");
+    assert_eq!(taken.len(), 50);
+    store.delivery_done(taken[0].project.clone(), taken[0].id, now).await.expect("writes");
+    store.delivery_failed(&taken[1], Fate::Dead, "no".to_owned(), now).await.expect("writes");
+    let revived = store.delivery_revive(taken[1].project.clone(), taken[1].id, now).await.expect("writes");
+    assert_eq!(revived, Revived::Done);
+    assert_eq!(store.deliveries_open(project.clone(), 10).await.expect("reads").len(), 10);
+    let endpoints = service.app.endpoints(project.clone()).await.expect("reads");
+    assert!(!service.app.endpoint_remove(project.clone(), endpoints[0].id).await.expect("removes"));
+    let (url, audience) = ("https://example.org".to_owned(), "shop".to_owned());
+    let new = NewEndpoint { project: project.clone(), kind: endpoints[0].kind, url, audience };
+    service.app.endpoint_add(new, &[]).await.expect("adds one");
 }
 
 async fn send<A, B>(service: &Service, method: &str, headers: HeaderMap, request: A) -> B

@@ -30,8 +30,8 @@ struct Order {
 }
 
 impl App {
-    /// Ends every session of a user, deletes them, and takes the user's name and addresses out of the audit. Answers with
-    /// how many sessions were deleted.
+    /// Ends every session of a user, deletes them, and takes the user's name and addresses out of the audit and out of what
+    /// others were told. Answers with how many sessions were deleted.
     ///
     /// First all sessions end, then rows go, a few hundred at a time; a repeat goes on where one that failed has stopped.
     /// A sign-in meanwhile is either forgotten too, or the first of a new user of this name.
@@ -60,6 +60,7 @@ impl App {
             }
         }
         self.while_full(&order, anonymise_some).await?;
+        self.while_full(&order, forget_in_deliveries).await?;
         Ok(i32::try_from(deleted).unwrap_or(i32::MAX))
     }
 
@@ -122,5 +123,11 @@ async fn forget(mut tx: Tx, order: Order) -> Result<store::Done<bool>, store::Er
 
 async fn anonymise_some(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
     let rows = tx.revocations_anonymise(&order.project, &order.user, ROWS_MAX).await?;
+    tx.commit(rows).await
+}
+
+/// After the last of them was queued. What still waits keeps the name until it is over: without it, others could not be told.
+async fn forget_in_deliveries(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
+    let rows = tx.deliveries_forget(&order.project, &order.user, ROWS_MAX).await?;
     tx.commit(rows).await
 }

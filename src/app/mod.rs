@@ -1,7 +1,9 @@
 //! What the service does, a file per verb: gather, decide, record, answer. Three hops from a handler to SQL.
 
+mod backchannel;
 mod create;
 mod credentials;
+mod deliver;
 mod erase;
 mod grant;
 mod introspect;
@@ -24,11 +26,15 @@ mod usage;
 mod verify;
 mod watch;
 
+pub use backchannel::EndpointError;
+pub use backchannel::NewEndpoint;
 pub use create::CreateRequest;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
 pub use credentials::Service;
+pub use deliver::Deliverer;
+pub use deliver::LOST_AFTER;
 pub use grant::Grant;
 pub use introspect::Introspection;
 pub use introspect::TOKENS_MAX;

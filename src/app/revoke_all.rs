@@ -19,6 +19,7 @@ use crate::session::Epoch;
 use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
+use crate::session::backchannel::ONE_BY_ONE_MAX;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::refusal::Violation;
 use crate::session::revoked::Ended;
@@ -128,12 +129,14 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
+    let ended = |one: &store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
+    let mut ends = tx.session_outlines(&project, &user).await?;
+    ends.retain(ended);
     // Sessions in which someone else acts as the user end too, but are not the user's to know of.
-    let shown = |one: &store::Outline| own.is_none() || !one.is_impersonation;
-    let live =
-        |one: &&store::Outline| shown(one) && one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
-    let count = tx.session_outlines(&project, &user).await?.iter().filter(live).count();
+    let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let told = spared.is_some().then(|| ends.iter().map(|one| one.occupant.session).collect());
+    let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
@@ -142,7 +145,9 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
-    tx.cut_off_insert(CutOff { project, ended, reason, at: now, access_expires_at, by, ip }).await?;
+    let cut_off = CutOff { project, ended, reason, at: now, access_expires_at, by, ip };
+    let record = tx.cut_off_insert(cut_off.clone()).await?;
+    tx.cut_off_queue(&cut_off, record, told).await?;
     Ok(Ok(count))
 }
 

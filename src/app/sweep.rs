@@ -54,6 +54,10 @@ pub enum Kind {
     Revocations,
     /// Addresses in the audit: the lines stay.
     Addresses,
+    /// What others were told.
+    Deliveries,
+    /// Endpoints that are told nothing any more.
+    Endpoints,
     /// Users without a session.
     Users,
     /// Signing keys.
@@ -72,6 +76,8 @@ impl Kind {
             Self::Requests => "requests",
             Self::Revocations => "revocations",
             Self::Addresses => "addresses",
+            Self::Deliveries => "deliveries",
+            Self::Endpoints => "endpoints",
             Self::Users => "users",
             Self::SigningKeys => "signing_keys",
             Self::RefreshKeys => "refresh_keys",
@@ -276,6 +282,7 @@ async fn remove(
         Task::Sessions => sessions(tx, from, rows_max, retention, now).await,
         Task::Requests => requests(tx, from, rows_max, now).await,
         Task::Revocations => revocations(tx, from, rows_max, retention, now).await,
+        Task::Deliveries => deliveries(tx, from, rows_max, now).await,
         Task::Users => users(tx, from, rows_max, now).await,
         Task::Keys => Ok((keys(tx, retention, now).await?, None)),
     }
@@ -345,6 +352,29 @@ async fn revocations(
     let gone = if gone.is_empty() { 0 } else { tx.revocations_sweep(&gone).await? };
     let anonymous = if anonymous.is_empty() { 0 } else { tx.addresses_sweep(&anonymous).await? };
     Ok((vec![(Kind::Revocations, gone), (Kind::Addresses, anonymous)], next))
+}
+
+async fn deliveries(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let mut rows = tx.deliveries_walk(from, rows_max).await?;
+    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
+        // The order is that of time: nobody can have been told of something that came later before that.
+        match retention::is_delivery_gone(Some(last.at), None, now) {
+            true => Position::behind(last),
+            false => Position::behind_project(last),
+        }
+    });
+    rows.retain(|row| retention::is_delivery_gone(row.delivered_at, row.dead_at, now));
+    let removed = if rows.is_empty() { 0 } else { tx.deliveries_sweep(&rows).await? };
+    let endpoints = match next {
+        Some(_) => 0,
+        None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
+    };
+    Ok((vec![(Kind::Deliveries, removed), (Kind::Endpoints, endpoints)], next))
 }
 
 async fn users(

@@ -35,6 +35,7 @@ use tower::ServiceExt as _;
 use super::OriginError;
 use super::stack;
 use crate::app::App;
+use crate::app::Deliverer;
 use crate::app::Sweeper;
 use crate::config::Limits;
 use crate::config::Listen;
@@ -80,6 +81,7 @@ pub struct Server {
     health: HealthReporter,
     ready: watch::Sender<bool>,
     sweeper: Option<Sweeper>,
+    deliverer: Option<Deliverer>,
 }
 
 impl Server {
@@ -100,13 +102,20 @@ impl Server {
         let (ready, readiness) = watch::channel(false);
         let router = stack(&app, web, &limits, &metrics, health.clone(), readiness)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
-        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready, sweeper: None })
+        let (sweeper, deliverer) = (None, None);
+        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready, sweeper, deliverer })
     }
 
     /// Has the server sweep in the background, for as long as it runs.
     #[must_use]
     pub fn sweeping(self, sweeper: Sweeper) -> Self {
         Self { sweeper: Some(sweeper), ..self }
+    }
+
+    /// Has the server tell others in the background which sessions ended, for as long as it runs.
+    #[must_use]
+    pub fn delivering(self, deliverer: Deliverer) -> Self {
+        Self { deliverer: Some(deliverer), ..self }
     }
 
     /// Where gRPC, grpc-web and REST are answered.
@@ -129,7 +138,8 @@ impl Server {
 
     /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready, sweeper } = self;
+        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready, sweeper, deliverer } =
+            self;
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
         let tasks = [
@@ -140,6 +150,8 @@ impl Server {
         ];
         // A step under way when it is stopped is on a task of its own, and comes to its end.
         let sweep = sweeper.map(|sweeper| tokio::spawn(sweeper.run()));
+        // A message that is cut off is sent again, under the same id, by whoever runs then.
+        let deliver = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
         let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone()));
         let graceful = GracefulShutdown::new();
         tokio::select! {
@@ -157,7 +169,7 @@ impl Server {
         if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
-        tasks.iter().chain(&sweep).for_each(JoinHandle::abort);
+        tasks.iter().chain(&sweep).chain(&deliver).for_each(JoinHandle::abort);
         // What the last seconds brought; nobody waits for it.
         let _ = app.flush_usage().await;
     }

@@ -25,6 +25,9 @@ pub mod listing;
 /// What may be changed of a session.
 pub mod change;
 
+/// How others are told that a session has ended.
+pub mod backchannel;
+
 /// How long what is over is kept.
 pub mod retention;
 /// What has ended before its time, for whoever verifies tokens by themselves.

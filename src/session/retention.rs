@@ -21,6 +21,16 @@ pub const KEY_RETENTION: Duration = Duration::from_secs(368 * 24 * 60 * 60);
 /// How long a line of the audit outlives the last token that it is news about, for verifiers whose clocks differ.
 pub const NEWS_LEEWAY: Duration = Duration::from_secs(60 * 60);
 
+/// How long what was delivered over a back-channel is kept, for whoever looks into it.
+pub const DELIVERED_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a delivery that was given up is kept, for the operator to have it tried again.
+pub const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How long a removed endpoint is kept: longer than any delivery that names it. One that was queued at the moment of the
+/// removal is over a day later at the latest.
+pub const REMOVED_ENDPOINT_RETENTION: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+
 /// What decides when a session was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Course {
@@ -85,6 +95,12 @@ pub fn is_request_gone(created_at: Timestamp, now: Timestamp) -> bool {
     is_past(created_at, REQUEST_RETENTION, now)
 }
 
+/// Whether a delivery goes that was delivered, or given up, at these moments.
+pub fn is_delivery_gone(delivered_at: Option<Timestamp>, dead_at: Option<Timestamp>, now: Timestamp) -> bool {
+    delivered_at.is_some_and(|at| is_past(at, DELIVERED_RETENTION, now))
+        || dead_at.is_some_and(|at| is_past(at, DEAD_RETENTION, now))
+}
+
 /// Whether a user without a session is forgotten, whose sessions were last ended all at once at this moment, or never.
 pub fn is_user_gone(raised_at: Option<Timestamp>, now: Timestamp) -> bool {
     raised_at.is_none_or(|at| is_past(at, USER_RETENTION, now))
@@ -145,6 +161,10 @@ mod tests {
         assert_eq!(boundary(END + DAY).map(|now| is_request_gone(END, now)), [false, true, true]);
         assert_eq!(boundary(END + DAY * 2).map(|now| is_user_gone(Some(END), now)), [false, true, true]);
         assert!(is_user_gone(None, END));
+        let delivered = boundary(END + DAY).map(|now| is_delivery_gone(Some(END), None, now));
+        let dead = boundary(END + DAY * 30).map(|now| is_delivery_gone(None, Some(END), now));
+        assert_eq!([delivered, dead], [[false, true, true]; 2]);
+        assert!(!is_delivery_gone(None, None, END + DAY * 1_000), "it waits");
         assert_eq!(boundary(END + DAY * 368).map(|now| is_key_gone(END, now)), [false, true, true]);
         let server_key = boundary(END + DAY * 400).map(|now| RETENTION.is_server_key_gone(END, now));
         assert_eq!(server_key, [false, true, true]);

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use diesel::ExpressionMethods as _;
 use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::Store;
@@ -132,15 +133,20 @@ pub struct Page {
     pub next: Option<PageStart>,
 }
 
-/// Who hears of what this process's own commits have ended: nobody, or one listener.
+/// Who hears of this process's own commits.
 #[derive(Clone, Default)]
-pub(super) struct Audience(Arc<OnceLock<Listener>>);
+pub(super) struct Audience {
+    /// What they have ended: nobody, or one listener.
+    listener: Arc<OnceLock<Listener>>,
+    /// That they have queued a delivery.
+    pub(super) deliveries: Arc<Notify>,
+}
 
 type Listener = Box<dyn Fn(Vec<News>) + Send + Sync>;
 
 impl Audience {
     pub(super) fn tell(&self, news: Vec<News>) {
-        if let Some(listener) = self.0.get()
+        if let Some(listener) = self.listener.get()
             && !news.is_empty()
         {
             listener(news);
@@ -160,7 +166,7 @@ impl Store {
     /// Has someone told of everything that this process ends, after its commit and before its caller is answered. Whoever
     /// comes second is not heard.
     pub fn on_news(&self, listener: impl Fn(Vec<News>) + Send + Sync + 'static) {
-        let _ = self.audience.0.set(Box::new(listener));
+        let _ = self.audience.listener.set(Box::new(listener));
     }
 
     /// Where the database stands, and nothing of what has ended before.

@@ -7,6 +7,7 @@
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
+mod backchannel;
 mod connect;
 mod doorbell;
 mod durability;
@@ -41,6 +42,14 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
+pub use backchannel::Added;
+pub use backchannel::Claim;
+pub use backchannel::Due;
+pub use backchannel::Endpoint;
+pub use backchannel::EndpointPlace;
+pub use backchannel::OpenDelivery;
+pub use backchannel::Removed;
+pub use backchannel::Revived;
 pub use connect::UrlError;
 pub use doorbell::Doorbell;
 pub use durability::Demand;
@@ -76,6 +85,7 @@ pub use sweep::KeyTable;
 pub use sweep::Keyed;
 pub use sweep::Position;
 pub use sweep::Progress;
+pub use sweep::SweptDelivery;
 pub use sweep::SweptKey;
 pub use sweep::SweptLine;
 pub use sweep::SweptRequest;

@@ -18,6 +18,7 @@ use super::rows::reason_number;
 use super::rows::reason_of;
 use super::rows::to_pg;
 use super::schema::revocations;
+use super::statements::CutOffQueue;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -168,8 +169,8 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes down what was ended at once.
-    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<(), Error> {
+    /// Writes down what was ended at once. Answers with the line's id.
+    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<Uuid, Error> {
         let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
         let (actor, actor_id) = actor_columns(by);
         let (id, parts) = (clock::new_record_id(at), Parts::of(&ended));
@@ -198,6 +199,33 @@ impl Tx {
         let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
         let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
         self.will_tell([News { place, project, ended, user, at, reason, access_expires_at }]);
+        Ok(id)
+    }
+
+    /// Writes down whom to tell that all sessions of a user were ended: of the sessions that are named, one by one, or of the
+    /// user. Of what ends more than one user's sessions, nobody is told so.
+    pub async fn cut_off_queue(
+        &mut self,
+        cut_off: &CutOff,
+        record: Uuid,
+        told: Option<Vec<SessionId>>,
+    ) -> Result<(), Error> {
+        let Some(user) = Parts::of(&cut_off.ended).user else { return Ok(()) };
+        let (actor, actor_id) = actor_columns(cut_off.by);
+        let queue = CutOffQueue {
+            record,
+            user: user.as_str().to_owned(),
+            at: to_pg(cut_off.at),
+            reason: reason_number(cut_off.reason),
+            actor,
+            actor_id,
+            sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
+            project: cut_off.project.as_str().to_owned(),
+        };
+        let queued: Result<Vec<bool>, _> = queue.get_results(self.pg()).await;
+        if queued.map_err(|error| self.failed(error))?.contains(&true) {
+            self.ring_on_commit();
+        }
         Ok(())
     }
 
@@ -236,7 +264,8 @@ pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
     }
 }
 
-fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
+/// Who did it, by what is stored.
+pub(super) fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
     match (number, id) {
         (1, None) => Some(EndedBy::Holder),
         (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),

@@ -152,4 +152,38 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    backchannel_endpoints (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        kind -> SmallInt,
+        url -> Text,
+        audience -> Text,
+        created_at -> Timestamptz,
+        removed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    backchannel_deliveries (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        endpoint_id -> Uuid,
+        revocation_id -> Uuid,
+        session_id -> Nullable<Uuid>,
+        user_id -> Nullable<Text>,
+        user_erased -> Bool,
+        at -> Timestamptz,
+        reason -> SmallInt,
+        actor -> SmallInt,
+        actor_id -> Nullable<Uuid>,
+        queued_at -> Timestamptz,
+        due_at -> Nullable<Timestamptz>,
+        attempts -> Integer,
+        last_error -> Nullable<Text>,
+        delivered_at -> Nullable<Timestamptz>,
+        dead_at -> Nullable<Timestamptz>,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(sessions, users, projects);

@@ -306,8 +306,11 @@ impl Tx {
             ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
         };
         let ended: Result<Vec<EndedColumns>, _> = statement.get_results(self.pg()).await;
-        let ended =
-            ended.map_err(|error| self.failed(error))?.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
+        let ended = ended.map_err(|error| self.failed(error))?;
+        if ended.iter().any(|(.., (_, is_queued))| *is_queued) {
+            self.ring_on_commit();
+        }
+        let ended = ended.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
         let was_live =
             ended.iter().filter(|one| one.was_live).map(|one| (one.news.project.clone(), one.session)).collect();
         self.will_tell(ended.into_iter().map(|one| one.news));
@@ -435,7 +438,9 @@ fn outline((id, project, user, expires_at, idle_expires_at, last_used_at, impers
     }
 }
 
-type EndedColumns = (String, Uuid, String, bool, PgTimestamp, i16, Uuid, PgTimestamp, i64, bool);
+/// What the feed tells of a session that was just ended; then whether it was live until now, and whether a delivery was
+/// queued.
+type EndedColumns = (String, Uuid, String, bool, PgTimestamp, i16, Uuid, PgTimestamp, i64, (bool, bool));
 
 /// A session that was just ended.
 struct EndedRow {
@@ -445,7 +450,7 @@ struct EndedRow {
 }
 
 fn ended_row(columns: EndedColumns) -> Result<EndedRow, Error> {
-    let (project, session, user, is_impersonation, at, reason, id, access_expires_at, xid, was_live) = columns;
+    let (project, session, user, is_impersonation, at, reason, id, access_expires_at, xid, (was_live, _)) = columns;
     let bad = |column| Error::Inconsistent { table: "sessions", column, row: session.to_string() };
     let session = SessionId::from_uuid(session);
     let news = News {

@@ -57,15 +57,19 @@ macro_rules! statement {
 }
 
 statement! {
-    /// Ends those of the sessions that nobody has ended yet, writes down who did, and tells of each whether it was live
-    /// until now: the sign-outs of many callers share one statement.
+    /// Ends those of the sessions that nobody has ended yet, writes down who did and whom to tell, and says of each whether
+    /// it was live until now, and whether there is anybody to tell: the sign-outs of many callers share one statement.
     ///
     /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
     /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
-    /// two such statements wait for each other.
+    /// two such statements wait for each other. Endpoints are few to a project: the limit has its own looked up, however
+    /// many there are in all.
     ///
-    /// What it answers with is what the feed tells, and whether the session was live until now.
-    SessionsRevoke -> (Text, SqlUuid, Text, Bool, Timestamptz, SmallInt, SqlUuid, Timestamptz, BigInt, Bool) =
+    /// What it answers with is what the feed tells; then whether the session was live until now, and whether anything was
+    /// queued.
+    SessionsRevoke -> (
+        Text, SqlUuid, Text, Bool, Timestamptz, SmallInt, SqlUuid, Timestamptz, BigInt, (Bool, Bool)
+    ) =
     "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
     [projects: Vec<String> as Array<Text>]
@@ -100,9 +104,161 @@ statement! {
            actor, actor_id, ip)
          SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id, ip
          FROM ended
+     ), queued AS (
+         INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
+           actor, actor_id, queued_at, due_at)
+         SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid, e.id,
+           ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id, ended.at, ended.at
+         FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
+             WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
+         RETURNING id
      )
      SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
-       pg_current_xact_id()::text::bigint, was_live FROM ended"
+       pg_current_xact_id()::text::bigint, was_live, EXISTS (SELECT FROM queued) FROM ended"
+}
+
+statement! {
+    /// Writes down whom to tell that all of a user's sessions were ended: of each session that is named, or of the user
+    /// where one of them is null. Says whether there is anybody.
+    ///
+    /// A delivery's id is a UUIDv7 like that of the line it tells of: the time is taken from there, the rest is drawn.
+    CutOffQueue -> Bool =
+    "WITH queued AS (
+         INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
+           actor, actor_id, queued_at, due_at)
+         SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(c.record::text, 15) FROM 1)::uuid, e.id,
+           c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at
+         FROM (SELECT "
+    [record: Uuid as SqlUuid]
+    ", "
+    [user: String as Text]
+    ", "
+    [at: PgTimestamp as Timestamptz]
+    ", "
+    [reason: i16 as SmallInt]
+    ", "
+    [actor: i16 as SmallInt]
+    ", "
+    [actor_id: Option<Uuid> as Nullable<SqlUuid>]
+    ") AS c (record, user_id, at, reason, actor, actor_id) CROSS JOIN backchannel_endpoints AS e CROSS JOIN unnest("
+    [sessions: Vec<Option<Uuid>> as Array<Nullable<SqlUuid>>]
+    ") AS s (id) WHERE e.project_id = "
+    [project: String as Text]
+    " AND e.removed_at IS NULL RETURNING id
+     )
+     SELECT EXISTS (SELECT FROM queued)"
+}
+
+statement! {
+    /// Takes deliveries that are due, at most so many for each endpoint less those that we have under way there, and puts off
+    /// the moment at which they are due until an attempt counts as lost.
+    ///
+    /// From one endpoint that something waits for to the next, and not along what is due: a hundred thousand deliveries for
+    /// one that does not answer are stepped over. What another replica takes at this moment is passed over.
+    DeliveriesClaim -> (
+        Text, SqlUuid, SqlUuid, SqlUuid, Nullable<SqlUuid>, Nullable<Text>, Timestamptz, SmallInt, SmallInt,
+        Nullable<SqlUuid>, Timestamptz, Integer, SmallInt, Text, Text, Bool
+    ) =
+    "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
+         (SELECT project_id, endpoint_id FROM backchannel_deliveries
+          WHERE due_at IS NOT NULL AND (project_id, endpoint_id) > ("
+    [after_project: String as Text]
+    ", "
+    [after_endpoint: Uuid as SqlUuid]
+    ") ORDER BY project_id, endpoint_id LIMIT 1)
+         UNION ALL
+         SELECT next.project_id, next.endpoint_id FROM waiting AS w CROSS JOIN LATERAL (
+             SELECT d.project_id, d.endpoint_id FROM backchannel_deliveries AS d
+             WHERE d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
+             ORDER BY d.project_id, d.endpoint_id LIMIT 1) AS next
+     ), taken AS MATERIALIZED (
+         SELECT d.project_id, d.endpoint_id, d.id FROM waiting AS w CROSS JOIN LATERAL (
+             SELECT q.project_id, q.endpoint_id, q.id FROM backchannel_deliveries AS q
+             WHERE q.project_id = w.project_id AND q.endpoint_id = w.endpoint_id AND q.due_at <= "
+    [now: PgTimestamp as Timestamptz]
+    " ORDER BY q.due_at LIMIT greatest(0, "
+    [each_max: i64 as BigInt]
+    " - (SELECT count(*) FROM unnest("
+    [under_way: Vec<Uuid> as Array<SqlUuid>]
+    ") AS u (id) WHERE u.id = w.endpoint_id)) FOR UPDATE OF q SKIP LOCKED) AS d LIMIT "
+    [rows_max: i64 as BigInt]
+    "
+     )
+     UPDATE backchannel_deliveries AS d SET attempts = d.attempts + 1, due_at = "
+    [lost_at: PgTimestamp as Timestamptz]
+    " FROM taken CROSS JOIN LATERAL (SELECT kind, url, audience, removed_at FROM backchannel_endpoints
+         WHERE project_id = taken.project_id AND id = taken.endpoint_id LIMIT 1) AS e
+     WHERE d.project_id = taken.project_id AND d.id = taken.id
+     RETURNING d.project_id, d.id, d.endpoint_id, d.revocation_id, d.session_id, d.user_id, d.at, d.reason, d.actor,
+         d.actor_id, d.queued_at, d.attempts, e.kind, e.url, e.audience, e.removed_at IS NOT NULL"
+}
+
+statement! {
+    /// Writes down that a receiver has what it was sent, whoever sent it. The user's name goes.
+    DeliveryDone -> () =
+    "UPDATE backchannel_deliveries SET delivered_at = "
+    [at: PgTimestamp as Timestamptz]
+    ", due_at = NULL, dead_at = NULL, last_error = NULL, user_id = NULL WHERE project_id = "
+    [project: String as Text]
+    " AND id = "
+    [id: Uuid as SqlUuid]
+    " AND delivered_at IS NULL"
+}
+
+statement! {
+    /// Writes down that an attempt failed and when the next one is due, or that none is; unless another attempt has begun.
+    DeliveryFailed -> () =
+    "UPDATE backchannel_deliveries SET due_at = f.due_at, dead_at = f.dead_at, last_error = f.last_error,
+         user_id = CASE WHEN f.dead_at IS NULL OR NOT user_erased THEN user_id END
+     FROM (SELECT "
+    [due_at: Option<PgTimestamp> as Nullable<Timestamptz>]
+    ", "
+    [dead_at: Option<PgTimestamp> as Nullable<Timestamptz>]
+    ", "
+    [error: String as Text]
+    ") AS f (due_at, dead_at, last_error) WHERE project_id = "
+    [project: String as Text]
+    " AND id = "
+    [id: Uuid as SqlUuid]
+    " AND attempts = "
+    [attempt: i32 as Integer]
+    " AND backchannel_deliveries.due_at IS NOT NULL"
+}
+
+statement! {
+    /// How much waits, by the kind of endpoint, counted up to a bound for each endpoint.
+    DeliveriesCount -> (SmallInt, BigInt) =
+    "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
+         (SELECT project_id, endpoint_id FROM backchannel_deliveries
+          WHERE due_at IS NOT NULL AND (project_id, endpoint_id) > ('', '00000000-0000-0000-0000-000000000000')
+          ORDER BY project_id, endpoint_id LIMIT 1)
+         UNION ALL
+         SELECT next.project_id, next.endpoint_id FROM waiting AS w CROSS JOIN LATERAL (
+             SELECT d.project_id, d.endpoint_id FROM backchannel_deliveries AS d
+             WHERE d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
+             ORDER BY d.project_id, d.endpoint_id LIMIT 1) AS next
+     )
+     SELECT e.kind, sum(c.count)::bigint FROM waiting AS w
+         CROSS JOIN LATERAL (SELECT kind FROM backchannel_endpoints
+             WHERE project_id = w.project_id AND id = w.endpoint_id LIMIT 1) AS e
+         CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT FROM backchannel_deliveries AS d
+             WHERE d.project_id = w.project_id AND d.endpoint_id = w.endpoint_id AND d.due_at IS NOT NULL LIMIT "
+    [each_max: i64 as BigInt]
+    ") AS counted) AS c GROUP BY e.kind"
+}
+
+statement! {
+    /// Has deliveries forget a user who is erased: those that wait once they are over, all others now. In the order in which
+    /// a sweep locks them.
+    DeliveriesForget -> () =
+    "UPDATE backchannel_deliveries AS d SET user_erased = true, user_id = CASE WHEN d.due_at IS NOT NULL THEN d.user_id END
+     FROM (SELECT project_id, id FROM backchannel_deliveries WHERE project_id = "
+    [project: String as Text]
+    " AND user_id = "
+    [user: String as Text]
+    " AND NOT user_erased ORDER BY id LIMIT "
+    [rows_max: i64 as BigInt]
+    " FOR UPDATE) AS named WHERE d.project_id = named.project_id AND d.id = named.id"
 }
 
 statement! {
@@ -500,4 +656,26 @@ statement! {
          WHERE id = base.project_id AND users_epoch_base < base.base
      )
      SELECT count(*) FROM gone"
+}
+
+statement! {
+    /// The next deliveries in the order of their keys, and when they were over.
+    DeliveriesWalk -> (Text, SqlUuid, Timestamptz, Nullable<Timestamptz>, Nullable<Timestamptz>) =
+    "SELECT project_id, id, at, delivered_at, dead_at FROM backchannel_deliveries WHERE (project_id, id) > ("
+    [project: String as Text]
+    ", "
+    [id: Uuid as SqlUuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as BigInt]
+    ""
+}
+
+statement! {
+    /// Deletes deliveries that are over.
+    DeliveriesSweep -> () =
+    "DELETE FROM backchannel_deliveries AS d USING unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, id) WHERE d.project_id = a.project_id AND d.id = a.id AND d.due_at IS NULL"
 }

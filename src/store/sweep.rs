@@ -16,6 +16,8 @@ use super::schema::refresh_keys;
 use super::schema::server_keys;
 use super::schema::signing_keys;
 use super::statements::AddressesSweep;
+use super::statements::DeliveriesSweep;
+use super::statements::DeliveriesWalk;
 use super::statements::RequestsSweep;
 use super::statements::RequestsWalk;
 use super::statements::RevocationsSweep;
@@ -41,6 +43,8 @@ pub enum Task {
     Requests,
     /// The audit, and the addresses in it.
     Revocations,
+    /// What others were told of it, and the endpoints that are told nothing any more.
+    Deliveries,
     /// Users without a session.
     Users,
     /// Keys of every kind.
@@ -49,7 +53,8 @@ pub enum Task {
 
 impl Task {
     /// All of them, in an order in which one makes work for the next: users go after their sessions.
-    pub const ALL: [Self; 5] = [Self::Sessions, Self::Requests, Self::Revocations, Self::Users, Self::Keys];
+    pub const ALL: [Self; 6] =
+        [Self::Sessions, Self::Requests, Self::Revocations, Self::Deliveries, Self::Users, Self::Keys];
 
     /// The name, as it is stored and in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -57,6 +62,7 @@ impl Task {
             Self::Sessions => "sessions",
             Self::Requests => "requests",
             Self::Revocations => "revocations",
+            Self::Deliveries => "deliveries",
             Self::Users => "users",
             Self::Keys => "keys",
         }
@@ -145,6 +151,19 @@ pub struct SweptLine {
     pub has_address: bool,
 }
 
+/// What somebody was told, or is to be told.
+#[derive(Clone, Debug)]
+pub struct SweptDelivery {
+    project: String,
+    id: Uuid,
+    /// When that happened.
+    pub at: Timestamp,
+    /// When it was delivered.
+    pub delivered_at: Option<Timestamp>,
+    /// When it was given up.
+    pub dead_at: Option<Timestamp>,
+}
+
 /// A user.
 #[derive(Clone, Debug)]
 pub struct SweptUser {
@@ -194,6 +213,12 @@ impl Keyed for SweptLine {
     }
 }
 
+impl Keyed for SweptDelivery {
+    fn key(&self) -> (&str, String) {
+        (&self.project, self.id.hyphenated().to_string())
+    }
+}
+
 impl Keyed for SweptUser {
     fn key(&self) -> (&str, String) {
         (&self.project, self.user.clone())
@@ -216,6 +241,8 @@ type SessionColumns = (
 );
 
 type LineColumns = (String, Uuid, PgTimestamp, PgTimestamp, bool);
+
+type DeliveryColumns = (String, Uuid, PgTimestamp, Option<PgTimestamp>, Option<PgTimestamp>);
 
 type UserColumns = (String, String, Option<PgTimestamp>, bool);
 
@@ -309,6 +336,26 @@ impl Tx {
         let (projects, ids) = keys_of(lines);
         let statement = AddressesSweep { projects, ids };
         statement.execute(self.pg()).await.map_err(|error| self.failed(error))
+    }
+
+    /// The next deliveries in the order of their keys.
+    pub async fn deliveries_walk(&mut self, from: &Position, rows_max: i64) -> Result<Vec<SweptDelivery>, Error> {
+        let walk = DeliveriesWalk { project: from.project.clone(), id: from.id(), rows_max };
+        let rows: Result<Vec<DeliveryColumns>, _> = walk.get_results(self.pg()).await;
+        let delivery = |(project, id, at, delivered_at, dead_at): DeliveryColumns| SweptDelivery {
+            project,
+            id,
+            at: from_pg(at),
+            delivered_at: delivered_at.map(from_pg),
+            dead_at: dead_at.map(from_pg),
+        };
+        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(delivery).collect())
+    }
+
+    /// Deletes deliveries, unless an operator has had them tried again. Answers with how many there were.
+    pub async fn deliveries_sweep(&mut self, gone: &[SweptDelivery]) -> Result<usize, Error> {
+        let (projects, ids) = gone.iter().map(|one| (one.project.clone(), one.id)).unzip();
+        DeliveriesSweep { projects, ids }.execute(self.pg()).await.map_err(|error| self.failed(error))
     }
 
     /// The next users in the order of their keys.

@@ -3,14 +3,13 @@
 //! The transaction is opened and closed in plain SQL: diesel's own manager calls a connection with an open transaction
 //! broken, and then a statement that the database refused could not be told from an outage.
 
+use super::News;
+use super::error::Error;
+use super::feed::Audience;
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::pooled_connection::PoolableConnection as _;
 use diesel_async::pooled_connection::deadpool::Object;
-
-use super::News;
-use super::error::Error;
-use super::feed::Audience;
 
 /// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
 /// neither an open transaction nor a statement still under way goes back to the pool.
@@ -20,6 +19,8 @@ pub struct Tx {
     explicit: bool,
     /// What this has ended, to be told when it has committed.
     news: Vec<News>,
+    /// Whether it has queued a delivery.
+    rings: bool,
     audience: Audience,
 }
 
@@ -30,7 +31,7 @@ pub struct Done<T>(pub(super) T);
 impl Tx {
     /// For a single statement, which Postgres commits by itself.
     pub(super) fn single(connection: Object<AsyncPgConnection>, operation: &'static str, audience: Audience) -> Self {
-        Self { connection: Some(connection), operation, explicit: false, news: vec![], audience }
+        Self { connection: Some(connection), operation, explicit: false, news: vec![], rings: false, audience }
     }
 
     /// Opens a transaction.
@@ -43,7 +44,8 @@ impl Tx {
         operation: &'static str,
         audience: Audience,
     ) -> Result<Self, Error> {
-        let mut tx = Self { connection: Some(connection), operation, explicit: true, news: vec![], audience };
+        let connection = Some(connection);
+        let mut tx = Self { connection, operation, explicit: true, news: vec![], rings: false, audience };
         let begun = tx.pg().batch_execute("BEGIN").await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
@@ -63,12 +65,20 @@ impl Tx {
         drop(self.connection.take());
         // Before anyone is answered: whoever is told that a session is over finds it over here.
         self.audience.tell(std::mem::take(&mut self.news));
+        if self.rings {
+            self.audience.deliveries.notify_one();
+        }
         Ok(Done(value))
     }
 
     /// Notes what this has ended: it is told once it is true, when it has committed.
     pub(super) fn will_tell(&mut self, news: impl IntoIterator<Item = News>) {
         self.news.extend(news);
+    }
+
+    /// Has the commit wake whoever delivers: before it there is nothing to be seen.
+    pub(super) const fn ring_on_commit(&mut self) {
+        self.rings = true;
     }
 
     /// Undoes everything, and hands the result on: for a refusal that must leave no trace.

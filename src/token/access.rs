@@ -213,7 +213,7 @@ impl SigningKey {
 
 /// Signing failed inside the library.
 #[derive(Debug, thiserror::Error)]
-#[error("the access token could not be signed")]
+#[error("the token could not be signed")]
 pub struct CannotSign(#[from] jsonwebtoken::errors::Error);
 
 #[cfg(test)]

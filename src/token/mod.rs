@@ -4,11 +4,15 @@
 //! | token | who reads it | what makes it genuine |
 //! |---|---|---|
 //! | `access` | anyone, offline | an ES256 signature by a `keys::SigningKey` of the project |
+//! | `event` | whoever is told of an end | the same, under a `typ` of its own |
 //! | `refresh` | only us | a MAC under a `keys::RefreshKey` over its fields and a secret in the session's row |
 //! | `server_key` | only us | its SHA-256 digest, which is all that is stored of it |
 
 /// Access tokens: JWTs that other services verify by themselves.
 pub mod access;
+
+/// Logout tokens and security events: what other services are told of an end.
+pub mod event;
 
 /// Access tokens whose signature was checked a moment ago.
 pub mod verified;

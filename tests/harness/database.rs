@@ -64,7 +64,15 @@ impl Database {
     pub async fn contents(&self) -> BTreeMap<&'static str, String> {
         let mut connection = self.connect().await;
         let mut contents = BTreeMap::new();
-        for table in ["projects", "server_keys", "users", "sessions", "session_requests", "revocations"] {
+        for table in [
+            "projects",
+            "server_keys",
+            "users",
+            "sessions",
+            "session_requests",
+            "revocations",
+            "backchannel_deliveries",
+        ] {
             let query =
                 format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') AS line FROM {table} AS t");
             let rows: Vec<Line> = sql_query(query).load(&mut connection).await.expect("reads");

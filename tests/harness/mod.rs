@@ -15,6 +15,9 @@ pub mod proxy;
 /// What a service and its users ask, beyond signing in and out.
 pub mod calls;
 
+/// Others who are told when sessions end.
+pub mod receiver;
+
 use std::{
     net::SocketAddr,
     sync::Arc,

@@ -21,6 +21,7 @@ use sessiond::app::Sweeper;
 use sessiond::clock::Clock;
 use sessiond::cluster;
 use sessiond::cluster::Cluster;
+use sessiond::config::Backchannel;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
 use sessiond::config::Pool;
@@ -87,6 +88,8 @@ pub(crate) struct Args {
     rates: Rates,
     #[command(flatten)]
     retention: Retention,
+    #[command(flatten)]
+    backchannel: Backchannel,
 }
 
 pub(crate) async fn run(mut args: Args) -> Outcome {
@@ -105,6 +108,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     migrate(&store, cluster.is_some() || args.migrate).await?;
     let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention.clone(), metrics.clone());
     let app = setup::app(store, files.sealer()?, &args.web.issuer).with_rates(&args.rates, metrics.clone());
+    let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
     let grant = sign_in(&app, &server_key).await?;
 
@@ -123,7 +127,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     greet(&files, address);
 
     tokio::select! {
-        () = server.sweeping(sweeper).run(stop) => {}
+        () = server.sweeping(sweeper).delivering(deliverer).run(stop) => {}
         outcome = keep_alive(cluster.as_mut()) => outcome?,
     }
     if let Some(cluster) = cluster {

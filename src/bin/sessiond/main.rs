@@ -1,6 +1,7 @@
 //! The command line: a short list of commands, and a file for each.
 
 mod audit;
+mod backchannel;
 mod dev;
 mod keys;
 mod migrate;
@@ -58,6 +59,9 @@ enum Command {
     /// Manage refresh keys: what refresh tokens are made with.
     #[command(subcommand)]
     RefreshKey(refresh_key::Command),
+    /// Manage back-channels: other services that are told when a session ends.
+    #[command(subcommand)]
+    Backchannel(backchannel::Command),
     /// Seal every private key in the database anew: under --sealing-key, where only --previous-sealing-key opens it.
     ///
     /// To change the sealing key, give every server the new one as SESSIOND_SEALING_KEY and the old one as
@@ -105,6 +109,7 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::ServerKey(command) => server_key::run(command).await,
             Command::SigningKey(command) => signing_key::run(command).await,
             Command::RefreshKey(command) => refresh_key::run(command).await,
+            Command::Backchannel(command) => backchannel::run(command).await,
             Command::Reseal(args) => reseal::run(args).await,
             Command::Sweep(args) => sweep::run(args).await,
             Command::Restored(args) => restored::run(args).await,

@@ -2,6 +2,7 @@
 
 use sessiond::app::Sweeper;
 use sessiond::clock::Clock;
+use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     rates: Rates,
     #[command(flatten)]
     retention: Retention,
+    #[command(flatten)]
+    backchannel: Backchannel,
     /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
     /// could come undone.
     #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY")]
@@ -58,10 +61,11 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention, metrics.clone());
     let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     app.check_sealing().await?;
+    let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
 
     let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;
     tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
-    server.sweeping(sweeper).run(stop).await;
+    server.sweeping(sweeper).delivering(deliverer).run(stop).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -7,11 +7,15 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sessiond::app::App;
+use sessiond::app::Deliverer;
 use sessiond::app::KeyCache;
 use sessiond::clock::Clock;
+use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Pool;
 use sessiond::config::Sealing;
+use sessiond::outbound::CertificatesError;
+use sessiond::outbound::Outbound;
 use sessiond::store::Demand;
 use sessiond::store::Options;
 use sessiond::store::Store;
@@ -59,6 +63,13 @@ pub(crate) async fn reach(store: &Store) -> Outcome {
 /// The service over a database, with the keys still to be read.
 pub(crate) fn app(store: Store, sealer: Sealer, issuer: &str) -> App {
     App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), Clock::system())
+}
+
+/// What tells others that sessions have ended.
+pub(crate) fn deliverer(app: &App, settings: Backchannel, metrics: &Metrics) -> Result<Deliverer, CertificatesError> {
+    let permitted = settings.permitted.backchannel_allow_private;
+    let outbound = Outbound::new(permitted, settings.backchannel_trusted_certificates.as_deref())?;
+    Ok(Deliverer::new(app, outbound, metrics.clone()))
 }
 
 /// The service as an operator's command uses it: over a database that answers. It issues nothing, so the issuer does not

@@ -1,0 +1,3 @@
+DELETE FROM sweeps WHERE task = 'deliveries';
+DROP TABLE backchannel_deliveries;
+DROP TABLE backchannel_endpoints;

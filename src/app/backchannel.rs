@@ -1,0 +1,141 @@
+//! Whom to tell that sessions have ended: the operator's business, from the command line.
+
+use ipnet::IpNet;
+use uuid::Uuid;
+
+use super::App;
+use super::Error;
+use crate::clock;
+use crate::id::ProjectId;
+use crate::outbound::Target;
+use crate::outbound::UrlError;
+use crate::session::backchannel::AUDIENCE_LENGTH_MAX;
+use crate::session::backchannel::ENDPOINTS_MAX;
+use crate::session::backchannel::Kind;
+use crate::store::Added;
+use crate::store::Endpoint;
+use crate::store::OpenDelivery;
+use crate::store::Removed;
+use crate::store::Revived;
+
+/// Why the operator's wish was not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The URL may not be called.
+    #[error(transparent)]
+    Url(#[from] UrlError),
+    /// The audience is out of bounds.
+    #[error("the audience must be 1 to {AUDIENCE_LENGTH_MAX} bytes without control characters")]
+    Audience,
+    /// There is no such project.
+    #[error("there is no project {0}")]
+    NoProject(ProjectId),
+    /// The project has as many as it may have.
+    #[error(
+        "project {0} has {ENDPOINTS_MAX} endpoints, and may not have more: each sign-out writes a row for every one"
+    )]
+    TooMany(ProjectId),
+    /// The project has no such endpoint.
+    #[error("project {0} has no endpoint {1}; `sessiond backchannel list` shows those that it has")]
+    Missing(ProjectId, Uuid),
+    /// The project has no such delivery.
+    #[error("project {0} has no delivery {1}; `sessiond backchannel deliveries` shows those that are open")]
+    NoDelivery(ProjectId, Uuid),
+    /// The delivery is not dead.
+    #[error("delivery {0} is not dead: it waits, or was delivered")]
+    NotDead(Uuid),
+    /// Its endpoint is not told anything any more.
+    #[error("the endpoint of delivery {0} was removed")]
+    EndpointRemoved(Uuid),
+    /// There is nothing left to tell.
+    #[error("delivery {0} told of all sessions of a user who was erased since, and names nobody any more")]
+    Nameless(Uuid),
+    /// The database failed.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// An endpoint to be.
+#[derive(Clone, Debug)]
+pub struct NewEndpoint {
+    /// The project whose sessions it is told of.
+    pub project: ProjectId,
+    /// How.
+    pub kind: Kind,
+    /// Where.
+    pub url: String,
+    /// The `aud` of what it is sent.
+    pub audience: String,
+}
+
+impl App {
+    /// Has an endpoint told of every session that ends from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the URL may not be called, not even with `permitted` networks, or the audience is out of bounds; when there is no
+    /// such project, or it has [`ENDPOINTS_MAX`]; the store's.
+    pub async fn endpoint_add(&self, new: NewEndpoint, permitted: &[IpNet]) -> Result<Uuid, EndpointError> {
+        Target::parse(&new.url, permitted)?;
+        let fits = (1..=AUDIENCE_LENGTH_MAX).contains(&new.audience.len());
+        if !fits || new.audience.chars().any(char::is_control) {
+            return Err(EndpointError::Audience);
+        }
+        let NewEndpoint { project, kind, url, audience } = new;
+        let now = self.clock.now();
+        let id = clock::new_record_id(now);
+        let endpoint = Endpoint { id, kind, url, audience, created_at: now };
+        match self.store.endpoint_insert(project.clone(), endpoint, ENDPOINTS_MAX).await.map_err(Error::from)? {
+            Added::Done => Ok(id),
+            Added::NoProject => Err(EndpointError::NoProject(project)),
+            Added::TooMany => Err(EndpointError::TooMany(project)),
+        }
+    }
+
+    /// A project's endpoints, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such project; the store's.
+    pub async fn endpoints(&self, project: ProjectId) -> Result<Vec<Endpoint>, EndpointError> {
+        let endpoints = self.store.endpoints_list(project.clone()).await.map_err(Error::from)?;
+        endpoints.ok_or(EndpointError::NoProject(project))
+    }
+
+    /// Has an endpoint told nothing more, not even what it is still to be told. Whether it was so before.
+    ///
+    /// # Errors
+    ///
+    /// When the project has no such endpoint; the store's.
+    pub async fn endpoint_remove(&self, project: ProjectId, id: Uuid) -> Result<bool, EndpointError> {
+        match self.store.endpoint_remove(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
+            Removed::Now => Ok(false),
+            Removed::Before => Ok(true),
+            Removed::Missing => Err(EndpointError::Missing(project, id)),
+        }
+    }
+
+    /// The newest of what others are still to be told, or never were.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    pub async fn deliveries(&self, project: ProjectId, rows_max: usize) -> Result<Vec<OpenDelivery>, EndpointError> {
+        Ok(self.store.deliveries_open(project, rows_max).await.map_err(Error::from)?)
+    }
+
+    /// Has a dead delivery tried again, for as long as a new one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such delivery, or it cannot be tried again; the store's.
+    pub async fn delivery_retry(&self, project: ProjectId, id: Uuid) -> Result<(), EndpointError> {
+        match self.store.delivery_revive(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
+            Revived::Done => Ok(()),
+            Revived::NotDead => Err(EndpointError::NotDead(id)),
+            Revived::NoEndpoint => Err(EndpointError::EndpointRemoved(id)),
+            Revived::Nameless => Err(EndpointError::Nameless(id)),
+            Revived::Missing => Err(EndpointError::NoDelivery(project, id)),
+        }
+    }
+}

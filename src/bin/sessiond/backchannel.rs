@@ -1,0 +1,186 @@
+//! `sessiond backchannel …`.
+
+use clap::Subcommand;
+use clap::value_parser;
+use sessiond::app::NewEndpoint;
+use sessiond::config::Database;
+use sessiond::config::Permitted;
+use sessiond::id::ProjectId;
+use sessiond::id::SessionId;
+use sessiond::session::backchannel::Kind;
+use sessiond::store::Endpoint;
+use sessiond::store::OpenDelivery;
+use uuid::Uuid;
+
+use crate::Outcome;
+use crate::print;
+use crate::print::Format;
+use crate::project::project_id;
+use crate::setup;
+
+/// Commands on back-channels.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Have an endpoint told of every session of a project that ends from now on, and print its id.
+    Add(Add),
+    /// List a project's endpoints.
+    List(List),
+    /// Tell an endpoint nothing more, not even what it is still to be told. Once more is as good as once.
+    Remove(Remove),
+    /// List what endpoints are still to be told, and what was given up: the newest first.
+    Deliveries(Deliveries),
+    /// Try a delivery again that was given up, for another day.
+    Retry(Retry),
+}
+
+/// Flags of `sessiond backchannel add`.
+#[derive(clap::Args)]
+pub(crate) struct Add {
+    /// The project whose sessions it is told of.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    /// How it is told: `logout` posts a logout token (OpenID Connect Back-Channel Logout 1.0), `caep` pushes a
+    /// session-revoked event (OpenID CAEP 1.0, RFC 8935).
+    #[arg(long, value_parser = kind, value_name = "KIND")]
+    kind: Kind,
+    /// Where: an https URL, without a user name and a fragment.
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// The `aud` of what it is sent: the relying party's client id, or the receiver's id. 1 to 255 bytes.
+    #[arg(long, value_name = "ID")]
+    audience: String,
+    #[command(flatten)]
+    permitted: Permitted,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond backchannel list`.
+#[derive(clap::Args)]
+pub(crate) struct List {
+    /// The project whose endpoints they are.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond backchannel remove`.
+#[derive(clap::Args)]
+pub(crate) struct Remove {
+    /// The endpoint, as `list` shows it.
+    #[arg(value_name = "ENDPOINT")]
+    endpoint: Uuid,
+    /// The project whose endpoint it is.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond backchannel deliveries`.
+#[derive(clap::Args)]
+pub(crate) struct Deliveries {
+    /// The project whose sessions they tell of.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    /// The most lines. 1 to 10000.
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=10_000), value_name = "COUNT")]
+    limit: u16,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Flags of `sessiond backchannel retry`.
+#[derive(clap::Args)]
+pub(crate) struct Retry {
+    /// The delivery, as `deliveries` shows it.
+    #[arg(value_name = "DELIVERY")]
+    delivery: Uuid,
+    /// The project whose session it tells of.
+    #[arg(long, value_parser = project_id, value_name = "ID")]
+    project: ProjectId,
+    #[command(flatten)]
+    database: Database,
+}
+
+fn kind(text: &str) -> Result<Kind, &'static str> {
+    Kind::parse(text).ok_or("must be `logout` or `caep`")
+}
+
+pub(crate) async fn run(command: Command) -> Outcome {
+    match command {
+        Command::Add(args) => add(args).await,
+        Command::List(args) => list(args).await,
+        Command::Remove(args) => remove(args).await,
+        Command::Deliveries(args) => deliveries(args).await,
+        Command::Retry(args) => retry(args).await,
+    }
+}
+
+async fn add(args: Add) -> Outcome {
+    let Add { project, kind, url, audience, permitted, database } = args;
+    let app = setup::operator(database, setup::no_sealer()).await?;
+    let new = NewEndpoint { project, kind, url, audience };
+    let id = app.endpoint_add(new, &permitted.backchannel_allow_private).await?;
+    // The id alone on standard output, for a script.
+    eprintln!("it is told of every session that ends from now on; its id:");
+    println!("{id}");
+    Ok(())
+}
+
+async fn list(args: List) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    let nothing = format!("project {} has no endpoint; `sessiond backchannel add` makes one", args.project);
+    let row = |endpoint: Endpoint| {
+        vec![
+            ("id", endpoint.id.to_string().into()),
+            ("kind", endpoint.kind.as_str().into()),
+            ("url", endpoint.url.into()),
+            ("audience", endpoint.audience.into()),
+            ("created_at", print::time(Some(endpoint.created_at))),
+        ]
+    };
+    let endpoints = app.endpoints(args.project).await?;
+    Ok(print::list(endpoints.into_iter().map(row).collect(), args.format, &nothing)?)
+}
+
+async fn remove(args: Remove) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    match app.endpoint_remove(args.project, args.endpoint).await? {
+        false => println!("removed endpoint {}; it is told nothing from now on", args.endpoint),
+        true => println!("endpoint {} was removed before", args.endpoint),
+    }
+    Ok(())
+}
+
+async fn deliveries(args: Deliveries) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    let nothing = format!("everybody was told of all ends of sessions of project {}", args.project);
+    let row = |delivery: OpenDelivery| {
+        vec![
+            ("id", delivery.id.to_string().into()),
+            ("state", if delivery.dead_at.is_some() { "dead" } else { "waiting" }.into()),
+            ("endpoint", delivery.endpoint.to_string().into()),
+            ("session", delivery.session.map_or_else(|| "all".to_owned(), |id: SessionId| id.to_string()).into()),
+            ("ended_at", print::time(Some(delivery.at))),
+            ("attempts", delivery.attempts.into()),
+            ("next_at", print::time(delivery.due_at)),
+            ("dead_at", print::time(delivery.dead_at)),
+            ("last_error", delivery.last_error.into()),
+        ]
+    };
+    let open = app.deliveries(args.project, args.limit.into()).await?;
+    Ok(print::list(open.into_iter().map(row).collect(), args.format, &nothing)?)
+}
+
+async fn retry(args: Retry) -> Outcome {
+    let app = setup::operator(args.database, setup::no_sealer()).await?;
+    app.delivery_retry(args.project, args.delivery).await?;
+    println!("delivery {} is tried again", args.delivery);
+    Ok(())
+}

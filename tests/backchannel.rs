@@ -1,0 +1,634 @@
+//! Others are told when a session ends: each of them, of each end, until they have it, and of nothing that did not happen.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use sessiond::{
+    app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
+    config::{Listen, Retention},
+    edge::Server,
+    id::ProjectId,
+    session::{EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR},
+    store::{Claim, Due, EndpointPlace, Revocation, Store},
+    telemetry::Metrics,
+};
+
+use crate::{
+    assert_refused,
+    binary::{assert_says, sessiond},
+    harness::{
+        Device, ISSUER, PROJECT, Service, Wire, bearer, eventually, limits,
+        receiver::{NAME, Receiver, Reply, Told, Worker},
+        web,
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const LOGOUT: &str = "http://schemas.openid.net/event/backchannel-logout";
+const REVOKED: &str = "https://schemas.openid.net/secevent/caep/event-type/session-revoked";
+
+/// What is left to be told, by its states and last errors: `waiting`, `done`, `dead`.
+async fn states(service: &Service) -> Vec<String> {
+    let query =
+        "SELECT CASE WHEN due_at IS NOT NULL THEN 'waiting' WHEN dead_at IS NOT NULL THEN 'dead' ELSE 'done' END
+             || coalesce(' ' || last_error, '') FROM backchannel_deliveries ORDER BY 1";
+    service.database.lines(query).await
+}
+
+async fn until_states(service: &Service, expected: &[&str]) {
+    let what = format!("{expected:?}");
+    eventually(&what, async || states(service).await == expected).await;
+}
+
+async fn until_told(receiver: &Receiver, count: usize) -> Vec<Told> {
+    eventually(&format!("told {count} times"), async || receiver.told().len() >= count).await;
+    let told = receiver.told();
+    assert_eq!(told.len(), count, "and not more often");
+    told
+}
+
+fn issuer() -> String {
+    format!("{ISSUER}/projects/{PROJECT}")
+}
+
+/// Over whichever wire the session ends, both kinds of endpoint hear of it, in their own words.
+#[tokio::test]
+async fn each_end_is_told_in_each_endpoints_own_words() {
+    for wire in Wire::ALL {
+        let (service, receiver) = (Service::start().await, Receiver::start().await);
+        receiver.register(&service.app, Kind::Logout, "/logout?from=sessiond").await;
+        receiver.register(&service.app, Kind::Caep, "/events").await;
+        let worker = Worker::start(&service.app, receiver.outbound());
+        let phone = service.sign_in("ada", "phone").await;
+        service.revoke_current(wire, phone.bearer()).await.expect("signs out");
+
+        let mut told = until_told(&receiver, 2).await;
+        told.sort_by_key(|told| told.path.clone());
+        let [event, logout] = told.as_slice() else { panic!("two") };
+        assert_eq!((logout.path.as_str(), event.path.as_str()), ("/logout?from=sessiond", "/events"));
+        assert_eq!(logout.header("content-type"), Some("application/x-www-form-urlencoded"));
+        assert_eq!(event.header("content-type"), Some("application/secevent+jwt"));
+        assert_eq!(event.header("accept"), Some("application/json"));
+        assert_eq!(logout.header("host"), Some(format!("{NAME}:{}", receiver.port).as_str()));
+        assert_eq!(logout.header("cookie"), None);
+
+        let now = service.clock.now().as_seconds();
+        let said = service.verified(logout, "logout+jwt").await;
+        let expected = json!({
+            "iss": issuer(), "aud": "the-shop", "iat": now, "exp": now + 120, "jti": said["jti"], "sub": "ada",
+            "sid": phone.session, "events": { LOGOUT: {} },
+        });
+        assert_eq!(said, expected);
+        let said = service.verified(event, "secevent+jwt").await;
+        let subject = json!({
+            "format": "complex",
+            "session": { "format": "opaque", "id": phone.session },
+            "user": { "format": "iss_sub", "iss": issuer(), "sub": "ada" },
+        });
+        let happened = json!({
+            "event_timestamp": now, "initiating_entity": "user", "reason_admin": { "en": "signed out" },
+        });
+        let expected = json!({
+            "iss": issuer(), "aud": "the-shop", "iat": now, "jti": said["jti"], "txn": said["txn"], "sub_id": subject,
+            "events": { REVOKED: happened },
+        });
+        assert_eq!(said, expected);
+        let line = service.database.lines("SELECT id FROM revocations").await;
+        assert_eq!(line, [said["txn"].as_str().expect("a txn")], "what several are told of has one name");
+
+        // Neither is good for anything here.
+        for token in [logout.token(), event.token()] {
+            assert_refused!(service.current(wire, bearer(token)), "UNPARSABLE_ACCESS_TOKEN");
+            assert_refused!(service.revoke_current(wire, bearer(token)), "UNPARSABLE_ACCESS_TOKEN");
+        }
+        until_states(&service, &["done", "done"]).await;
+        let names = service.database.lines("SELECT count(user_id) FROM backchannel_deliveries").await;
+        assert_eq!(names, ["0"], "whom it was about is not kept");
+        for kind in ["logout", "caep"] {
+            let delivered = format!("sessiond_backchannel_attempts_total{{kind=\"{kind}\",outcome=\"delivered\"}}");
+            assert_eq!(worker.metric(&delivered), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_refuses_twice_is_told_once_more_under_the_same_id() {
+    for kind in Kind::ALL {
+        let (service, receiver) = (Service::start().await, Receiver::start().await);
+        receiver.register(&service.app, kind, "/").await;
+        receiver.will([Reply::Say(500, "", ""), Reply::Say(503, "retry-after: 30\r\n", "no")]);
+        let worker = Worker::start(&service.app, receiver.outbound());
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+
+        until_states(&service, &["waiting answered 500"]).await;
+        assert_eq!(receiver.told().len(), 1);
+        service.clock.advance(SECOND);
+        until_states(&service, &["waiting answered 503"]).await;
+        // Twice the pause would be two seconds; the receiver asked for half a minute.
+        let due = service
+            .database
+            .lines("SELECT floor(extract(epoch FROM due_at))::bigint FROM backchannel_deliveries")
+            .await;
+        assert_eq!(due[0].parse::<i64>().expect("seconds"), (service.clock.now() + SECOND * 30).as_seconds());
+        service.clock.advance(SECOND * 30);
+        until_states(&service, &["done"]).await;
+
+        let told = until_told(&receiver, 3).await;
+        let ids: Vec<_> = told.iter().map(Told::jti).collect();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        let issued: Vec<_> = told.iter().map(|told| told.claims()["iat"].as_i64().expect("a time")).collect();
+        assert_eq!((issued[1] - issued[0], issued[2] - issued[1]), (1, 30), "each attempt has a token of its own");
+        let typ = if kind == Kind::Logout { "logout+jwt" } else { "secevent+jwt" };
+        for told in &told {
+            service.verified(told, typ).await;
+        }
+        let name = kind.as_str();
+        let count = |outcome| {
+            worker.metric(&format!("sessiond_backchannel_attempts_total{{kind=\"{name}\",outcome=\"{outcome}\"}}"))
+        };
+        assert_eq!((count("delivered"), count("retried"), count("dead")), (1, 2, 0));
+    }
+}
+
+/// One that hangs has the other wait for nothing, however much there is for it, and is let go after five seconds.
+#[tokio::test]
+async fn an_endpoint_that_hangs_is_let_go_and_holds_up_no_other() {
+    let (service, slow, quick) = (Service::start().await, Receiver::start().await, Receiver::start().await);
+    slow.register(&service.app, Kind::Logout, "/").await;
+    slow.will(std::iter::repeat_n(Reply::Hang, 1_000));
+    // More than may be under way in all.
+    for at in 0..70 {
+        service.sign_in(&format!("user-{at}"), "phone").await.sign_out().await.expect("signs out");
+    }
+    quick.register(&service.app, Kind::Logout, "/").await;
+    let phone = service.sign_in("ada", "phone").await;
+    let worker = Worker::start(&service.app, slow.outbound());
+    eventually("as many at once as may be", async || slow.told().len() == 8).await;
+    let pending = "sessiond_backchannel_pending{kind=\"logout\"}";
+    eventually("what waits is counted", async || worker.metric(pending) == 70).await;
+    phone.sign_out().await.expect("signs out");
+    eventually("the other is told", async || quick.told().len() == 1).await;
+    let late = "waiting no answer in time";
+    assert!(!states(&service).await.contains(&late.to_owned()), "and did not wait");
+    assert_eq!(slow.told().len(), 8);
+
+    eventually("it is let go", async || states(&service).await.contains(&late.to_owned())).await;
+    assert!(worker.metric("sessiond_backchannel_attempt_duration_seconds_count{kind=\"logout\"}") > 1);
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed_and_endless_answers_are_cut_off() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/here").await;
+    receiver.will([Reply::Say(307, "location: /there\r\n", ""), Reply::Endless]);
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    until_states(&service, &["waiting answered 307"]).await;
+    service.clock.advance(SECOND);
+    until_states(&service, &["done"]).await;
+    let told = until_told(&receiver, 2).await;
+    assert!(told.iter().all(|told| told.path == "/here"));
+    // What was not read stays in the buffers of the two systems: some megabytes at most.
+    let poured = receiver.poured.load(Ordering::SeqCst);
+    assert!(poured < 32 * 1024 * 1024, "{poured} bytes");
+    eventually("nobody listens any more", async || {
+        let before = receiver.poured.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        receiver.poured.load(Ordering::SeqCst) == before
+    })
+    .await;
+}
+
+/// The name may lead anywhere by the time it is used: what it leads to then is what counts, and it is asked once.
+#[tokio::test]
+async fn a_name_that_leads_to_a_private_address_is_not_called() {
+    let answers: [&[&str]; 5] =
+        [&["127.0.0.1"], &["8.8.8.8", "127.0.0.1"], &["::ffff:127.0.0.1"], &["169.254.169.254"], &["64:ff9b::7f00:1"]];
+    for answer in answers {
+        let (service, receiver) = (Service::start().await, Receiver::start().await);
+        receiver.register(&service.app, Kind::Logout, "/").await;
+        let addresses: Vec<IpAddr> = answer.iter().map(|one| one.parse().expect("an address")).collect();
+        let _worker = Worker::start(&service.app, receiver.outbound_to(&[], move |_| addresses.clone()));
+        service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+        until_states(&service, &["waiting the name leads to a private address"]).await;
+        assert_eq!(receiver.connections.load(Ordering::SeqCst), 0, "{answer:?}");
+    }
+
+    // One that answers well the first time and badly ever after.
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let rebinding = move |_: &str| {
+        let first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        vec![if first { "127.0.0.1" } else { "127.0.0.2" }.parse().expect("an address")]
+    };
+    let _worker = Worker::start(&service.app, receiver.outbound_to(&["127.0.0.1/32"], rebinding));
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    until_states(&service, &["done"]).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    until_states(&service, &["done", "waiting the name leads to a private address"]).await;
+}
+
+#[tokio::test]
+async fn only_the_right_certificate_is_trusted() {
+    let (service, receiver, stranger) =
+        (Service::start().await, Receiver::start().await, Receiver::start_stranger().await);
+    receiver.register(&service.app, Kind::Caep, "/").await;
+    let _worker = Worker::start(&service.app, stranger.outbound());
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    until_states(&service, &["waiting no trusted certificate, or no TLS"]).await;
+    assert!(receiver.told().is_empty());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_removed_is_told_nothing_more() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    let endpoint = receiver.register(&service.app, Kind::Logout, "/").await;
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    assert_eq!(states(&service).await, ["waiting"]);
+    assert!(!service.app.endpoint_remove(project.clone(), endpoint).await.expect("removes"));
+    assert!(service.app.endpoint_remove(project.clone(), endpoint).await.expect("removes"), "twice is fine");
+
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    until_states(&service, &["dead the endpoint was removed"]).await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    assert_eq!(states(&service).await, ["dead the endpoint was removed"], "nothing is queued for it");
+    assert_eq!(receiver.connections.load(Ordering::SeqCst), 0);
+    let delivery = service.app.deliveries(project.clone(), 10).await.expect("lists")[0].id;
+    let refused = service.app.delivery_retry(project, delivery).await.expect_err("nobody to tell").to_string();
+    assert!(refused.contains("was removed"), "{refused}");
+}
+
+#[tokio::test]
+async fn two_replicas_tell_of_a_hundred_ends_once_each() {
+    const ENDS: usize = 100;
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, Kind::Caep, "/").await;
+    let replica = service.operator();
+    let workers = [Worker::start(&service.app, receiver.outbound()), Worker::start(&replica, receiver.outbound())];
+    let mut devices = vec![];
+    for at in 0..ENDS {
+        devices.push(service.sign_in(&format!("user-{at}"), "phone").await);
+    }
+    let ends = devices.iter().map(Device::sign_out);
+    for ended in futures_util::future::join_all(ends).await {
+        ended.expect("signs out");
+    }
+    until_states(&service, &["done"; 2 * ENDS]).await;
+    let told = until_told(&receiver, 2 * ENDS).await;
+    let mut ids: Vec<_> = told.iter().map(Told::jti).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 2 * ENDS, "no end was told twice");
+    let sum: u64 = workers
+        .iter()
+        .flat_map(|worker| {
+            ["logout", "caep"].map(|kind| {
+                worker.metric(&format!("sessiond_backchannel_attempts_total{{kind=\"{kind}\",outcome=\"delivered\"}}"))
+            })
+        })
+        .sum();
+    assert_eq!(sum, 2 * ENDS as u64);
+}
+
+/// Nobody has to say so, and nobody waits for the next look: a server tells of what it has ended at once.
+#[tokio::test]
+async fn a_server_tells_others_in_the_background_and_at_once() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let (listen, metrics) = (Listen { listen: any, metrics_listen: any }, Metrics::default());
+    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone()).await.expect("binds");
+    let deliverer = Deliverer::new(&service.app, receiver.outbound(), metrics);
+    let server = tokio::spawn(server.delivering(deliverer).run(std::future::pending()));
+    let started = Instant::now();
+    for at in 0..10 {
+        service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+        until_told(&receiver, at + 1).await;
+    }
+    assert!(started.elapsed() < SECOND * 5, "a second each, were it not told of what was queued");
+    server.abort();
+}
+
+/// Takes whatever is due, as a replica does that dies before it has sent it.
+async fn take(store: &Store, service: &Service) -> Vec<Due> {
+    let now = service.clock.now();
+    let claim = Claim {
+        after: EndpointPlace::default(),
+        under_way: vec![],
+        each_max: 100,
+        rows_max: 100,
+        now,
+        lost_at: now + LOST_AFTER,
+    };
+    store.deliveries_claim(claim).await.expect("takes them")
+}
+
+#[tokio::test]
+async fn what_a_dead_replica_had_taken_is_told_by_another() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    let dead = take(&service.store, &service).await;
+    assert_eq!((dead.len(), dead[0].attempt), (1, 1));
+    assert!(take(&service.store, &service).await.is_empty(), "it has an owner");
+    service.clock.advance(LOST_AFTER - Duration::from_micros(1));
+    assert!(take(&service.store, &service).await.is_empty(), "just before");
+
+    service.clock.advance(Duration::from_micros(1));
+    let late = take(&service.store, &service).await;
+    assert_eq!((late.len(), late[0].attempt, late[0].id), (1, 2, dead[0].id));
+    // The first one wakes up, and has failed: that is no news any more.
+    let fate = Fate::Dead;
+    service.store.delivery_failed(&dead[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
+    assert_eq!(states(&service).await, ["waiting"]);
+    service.clock.advance(LOST_AFTER);
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    until_states(&service, &["done"]).await;
+    assert_eq!(until_told(&receiver, 1).await[0].jti(), dead[0].id.to_string());
+    // That it was delivered counts, whoever says so.
+    service.store.delivery_failed(&late[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
+    assert_eq!(states(&service).await, ["done"]);
+}
+
+/// A worker that is stopped in the middle of an attempt, as by a kill.
+#[tokio::test]
+async fn an_attempt_that_was_cut_off_is_made_again() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.will([Reply::Hang]);
+    let worker = Worker::start(&service.app, receiver.outbound());
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    until_told(&receiver, 1).await;
+    drop(worker);
+    let _worker = Worker::start(&service.operator(), receiver.outbound());
+    service.clock.advance(LOST_AFTER);
+    until_states(&service, &["done"]).await;
+    let told = until_told(&receiver, 2).await;
+    assert_eq!(told[0].jti(), told[1].jti());
+}
+
+#[tokio::test]
+async fn what_was_rolled_back_is_not_told() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    let phone = service.sign_in("ada", "phone").await;
+    let end = Revocation {
+        project: ProjectId::parse(PROJECT).expect("a name"),
+        session: phone.id(),
+        at: service.clock.now(),
+        reason: RevokeReason::Revoked,
+        by: EndedBy::Operator,
+        ip: None,
+    };
+    let rolled_back = end.clone();
+    let work = service.store.transact("test", move |mut tx| async move {
+        assert_eq!(tx.sessions_revoke(&[rolled_back]).await?.len(), 1);
+        tx.rollback(()).await
+    });
+    work.await.expect("rolls back");
+    assert!(phone.is_signed_in().await && states(&service).await.is_empty());
+
+    // What comes after it is told, and by then the other would have been.
+    service.store.sessions_revoke(vec![end]).await.expect("ends it");
+    until_states(&service, &["done"]).await;
+    assert_eq!(until_told(&receiver, 1).await[0].claims()["sid"], phone.session);
+}
+
+/// A project's endpoints hear nothing of another project, and an end that is none is not told.
+#[tokio::test]
+async fn only_ends_of_the_own_project_are_told_and_only_once() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let other = service.create_project("other").await;
+    let request = sessiond::pb::CreateSessionRequest { user_id: "eve".to_owned(), ..Default::default() };
+    let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("signs in");
+    service.revoke_current(Wire::Grpc, bearer(&elsewhere.access_token)).await.expect("signs out");
+    assert!(states(&service).await.is_empty());
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    phone.sign_out().await.expect("twice is fine");
+    assert_eq!(states(&service).await, ["waiting"]);
+}
+
+#[tokio::test]
+async fn a_cut_off_is_told_once_unless_it_spares_a_session() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/logout").await;
+    receiver.register(&service.app, Kind::Caep, "/events").await;
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    let (phone, laptop, tablet) = (
+        service.sign_in("ada", "phone").await,
+        service.sign_in("ada", "laptop").await,
+        service.sign_in("ada", "tablet").await,
+    );
+    service.sign_in("bob", "phone").await;
+
+    // The receiver does not know which of its sessions is the spared one but by its id: so the others are named.
+    assert_eq!(phone.revoke_others().await.expect("ends them"), 2);
+    let told = until_told(&receiver, 4).await;
+    let mut named: Vec<String> = told
+        .iter()
+        .map(|told| match told.path.as_str() {
+            "/logout" => told.claims()["sid"].as_str().expect("a session").to_owned(),
+            _ => told.claims()["sub_id"]["session"]["id"].as_str().expect("a session").to_owned(),
+        })
+        .collect();
+    named.sort_unstable();
+    let mut expected = vec![&laptop.session, &laptop.session, &tablet.session, &tablet.session];
+    expected.sort_unstable();
+    assert_eq!(named.iter().collect::<Vec<_>>(), expected);
+
+    assert_eq!(phone.revoke_all().await.expect("ends them"), 1);
+    let mut told = until_told(&receiver, 6).await.split_off(4);
+    told.sort_by_key(|told| told.path.clone());
+    let event = service.verified(&told[0], "secevent+jwt").await;
+    let user = json!({ "format": "iss_sub", "iss": issuer(), "sub": "ada" });
+    assert_eq!(event["sub_id"], json!({ "format": "complex", "user": user }));
+    assert_eq!(event["events"][REVOKED]["reason_admin"]["en"], "all sessions were ended");
+    let logout = service.verified(&told[1], "logout+jwt").await;
+    assert_eq!((&logout["sub"], &logout["sid"]), (&json!("ada"), &Value::Null));
+}
+
+/// An operator sees what could not be told, and has it tried again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_listed_and_sent_again_by_hand() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.will([Reply::Say(400, "", r#"{"err": "invalid_audience", "description": "<script>"}"#)]);
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    until_states(&service, &["dead answered 400 invalid_audience"]).await;
+    let id = until_told(&receiver, 1).await[0].jti();
+
+    let env = [("DATABASE_URL", service.database.url.as_str())];
+    let listed = sessiond(&["backchannel", "deliveries", "--project", PROJECT, "--json"], &env);
+    let listed: Value = serde_json::from_slice(&listed.stdout).expect("one line of JSON");
+    assert_eq!((&listed["id"], &listed["state"]), (&json!(id), &json!("dead")));
+    assert_eq!((&listed["session"], &listed["attempts"]), (&json!(phone.session), &json!(1)));
+    assert_eq!(listed["last_error"], "answered 400 invalid_audience");
+    let text = sessiond(&["backchannel", "deliveries", "--project", PROJECT], &env);
+    assert_says(&text, true, "LAST ERROR");
+
+    let retry = |delivery: &str| sessiond(&["backchannel", "retry", delivery, "--project", PROJECT], &env);
+    assert_says(&retry(&id), true, "is tried again");
+    // The binary goes by the system's clock, which did not stand still.
+    service.clock.advance(SECOND * 3_600);
+    until_states(&service, &["done"]).await;
+    assert_eq!(until_told(&receiver, 2).await[1].jti(), id);
+    assert_says(&retry(&id), false, "is not dead");
+    assert_says(&retry("0190b0a0-0000-7000-8000-000000000001"), false, "has no delivery");
+    let nothing = sessiond(&["backchannel", "deliveries", "--project", PROJECT], &env);
+    assert_says(&nothing, true, "everybody was told");
+}
+
+#[tokio::test]
+async fn nothing_is_tried_for_longer_than_a_day() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    service.clock.advance(TRIED_FOR);
+    let worker = Worker::start(&service.app, receiver.outbound());
+    until_states(&service, &["dead not delivered in time"]).await;
+    assert!(receiver.told().is_empty());
+    assert_eq!(worker.metric("sessiond_backchannel_attempts_total{kind=\"logout\",outcome=\"dead\"}"), 1);
+}
+
+/// The name is needed to tell of the end; then it goes.
+#[tokio::test]
+async fn an_erased_user_is_told_of_and_then_forgotten() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    let names =
+        async || service.database.lines("SELECT coalesce(user_id, '-') FROM backchannel_deliveries ORDER BY 1").await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+    let _: Vec<_> = take(&service.store, &service).await;
+    service.database.run("UPDATE backchannel_deliveries SET due_at = NULL, dead_at = now()").await;
+    assert_eq!(names().await, ["ada"], "a dead one can be tried again");
+    service.sign_in("ada", "laptop").await;
+    service.sign_in("bob", "laptop").await.sign_out().await.expect("signs out");
+    let admin = service.admin_key().await;
+    let erased = service.erase(Wire::Grpc, bearer(admin.expose_secret()), "ada").await.expect("erases");
+    assert_eq!(erased, 2);
+    assert_eq!(names().await, ["-", "ada", "bob"], "what waits still has it");
+
+    receiver.will([Reply::Say(500, "", ""), Reply::Say(500, "", "")]);
+    let _worker = Worker::start(&service.app, receiver.outbound());
+    until_states(&service, &["dead", "waiting answered 500", "waiting answered 500"]).await;
+    assert_eq!(names().await, ["-", "ada", "bob"], "it is not over yet");
+    service.clock.advance(TRIED_FOR);
+    let dead = "dead not delivered in time";
+    until_states(&service, &["dead", dead, dead]).await;
+    assert_eq!(names().await, ["-", "-", "bob"]);
+    let told = receiver.told();
+    assert!(told.iter().any(|told| told.claims()["sub"] == "ada"));
+
+    // Its session is named all the same, so it can be tried again without the name.
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    for open in service.app.deliveries(project.clone(), 10).await.expect("lists") {
+        service.app.delivery_retry(project.clone(), open.id).await.expect("tries again");
+    }
+    until_states(&service, &["done", "done", "done"]).await;
+    let without = receiver.told().split_off(2);
+    let nameless = without.iter().filter(|told| told.claims()["sub"] == Value::Null);
+    assert_eq!((without.len(), nameless.count()), (3, 2));
+}
+
+#[tokio::test]
+async fn what_was_told_leaves_with_the_sweep() {
+    let (service, receiver) = (Service::start().await, Receiver::start().await);
+    let removed = receiver.register(&service.app, Kind::Logout, "/").await;
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    service.app.endpoint_remove(project, removed).await.expect("removes");
+    receiver.register(&service.app, Kind::Logout, "/").await;
+    for user in ["ada", "bob", "cy"] {
+        service.sign_in(user, "phone").await.sign_out().await.expect("signs out");
+    }
+    let at = format!("timestamptz 'epoch' + {} * interval '1 microsecond'", service.clock.now().as_micros());
+    let set = |column: &str, user: &str| {
+        format!("UPDATE backchannel_deliveries SET due_at = NULL, {column} = {at} WHERE user_id = '{user}';")
+    };
+    service.database.run(&[set("delivered_at", "ada"), set("dead_at", "bob")].concat()).await;
+    let retention =
+        Retention { ended_session_retention: DAY * 300, audit_retention: DAY * 400, address_retention: DAY * 300 };
+    let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
+    let sweep = async || {
+        let removed = sweeper.run_once().await.expect("sweeps");
+        [Swept::Deliveries, Swept::Endpoints]
+            .map(|kind| removed.iter().filter(|(other, _)| *other == kind).map(|(_, rows)| rows).sum::<usize>())
+    };
+    let tick = Duration::from_micros(1);
+    service.clock.advance(DAY - tick);
+    assert_eq!(sweep().await, [0, 0]);
+    service.clock.advance(tick);
+    assert_eq!(sweep().await, [1, 0], "delivered");
+    service.clock.advance(DAY * 29 - tick);
+    assert_eq!(sweep().await, [0, 0]);
+    service.clock.advance(tick);
+    assert_eq!(sweep().await, [1, 0], "dead");
+    service.clock.advance(DAY * 30 - tick);
+    assert_eq!(sweep().await, [0, 0]);
+    service.clock.advance(tick);
+    assert_eq!(sweep().await, [0, 1], "the endpoint");
+    assert_eq!(states(&service).await, ["waiting"], "what waits stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_says_who_is_told() {
+    let service = Service::start().await;
+    let env = [("DATABASE_URL", service.database.url.as_str())];
+    let add = |url: &str, more: &[&str]| {
+        let flags =
+            ["backchannel", "add", "--project", PROJECT, "--kind", "logout", "--audience", "shop", "--url", url];
+        sessiond(&[&flags[..], more].concat(), &env)
+    };
+    for (url, why) in [
+        ("http://app.example.org/", "must begin with https://"),
+        ("https://ada:secret@app.example.org/", "user name or a password"),
+        ("https://app.example.org/#x", "fragment"),
+        ("https://10.1.2.3/", "private"),
+        ("https://[::1]/", "private"),
+        ("nonsense", "must begin with https://"),
+    ] {
+        let refused = add(url, &[]);
+        assert_says(&refused, false, why);
+        assert!(!String::from_utf8_lossy(&refused.stderr).contains("secret"), "nothing of it is repeated");
+    }
+    assert_says(&add("https://10.1.2.3/", &["--backchannel-allow-private", "10.2.0.0/16"]), false, "private");
+    let private = add("https://10.1.2.3/", &["--backchannel-allow-private", "10.1.0.0/16"]);
+    let id = String::from_utf8(private.stdout).expect("UTF-8").trim().to_owned();
+    assert_says(&add("https://app.example.org/logout", &[]), true, "");
+
+    let listed = sessiond(&["backchannel", "list", "--project", PROJECT, "--json"], &env);
+    let listed: Vec<Value> =
+        String::from_utf8_lossy(&listed.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&listed[0]["id"], &listed[0]["kind"]), (&json!(id), &json!("logout")));
+    assert_eq!(listed[1]["url"], "https://app.example.org/logout");
+    let remove = |project: &str, id: &str| sessiond(&["backchannel", "remove", id, "--project", project], &env);
+    assert_says(&remove("other", &id), false, "has no endpoint");
+    assert_says(&remove(PROJECT, &id), true, "removed endpoint");
+    assert_says(&remove(PROJECT, &id), true, "was removed before");
+    assert_says(&sessiond(&["backchannel", "list", "--project", "other"], &env), false, "there is no project other");
+
+    // Each sign-out writes a row for each: there is a bound.
+    for _ in 1..16 {
+        assert_says(&add("https://app.example.org/logout", &[]), true, "");
+    }
+    assert_says(&add("https://app.example.org/logout", &[]), false, "may not have more");
+}
