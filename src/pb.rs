@@ -5,4 +5,5 @@
 tonic::include_proto!("sessiond.v1");
 
 /// The descriptors of the API and all that it imports, options and comments included.
+#[cfg(feature = "server")]
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sessiond.bin"));

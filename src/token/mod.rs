@@ -13,6 +13,9 @@ pub mod access;
 /// Access tokens whose signature was checked a moment ago.
 pub mod verified;
 
+/// What was found out about texts, by their digests.
+pub mod slots;
+
 /// Refresh tokens: opaque to clients, and never stored.
 pub mod refresh;
 
