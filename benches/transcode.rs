@@ -83,6 +83,15 @@ impl SessionService for Stub {
         }))
     }
 
+    type WatchRevocationsStream = futures_util::stream::Empty<Result<pb::WatchRevocationsResponse, Status>>;
+
+    async fn watch_revocations(
+        &self,
+        _: tonic::Request<pb::WatchRevocationsRequest>,
+    ) -> Result<tonic::Response<Self::WatchRevocationsStream>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
     unmeasured! {
         create_session(CreateSessionRequest) -> CreateSessionResponse;
         list_sessions(ListSessionsRequest) -> ListSessionsResponse;

@@ -50,6 +50,13 @@ fn what_to_do(reason: Reason) -> &'static str {
             "Mend the request: `google.rpc.BadRequest` names each field that is wrong, and what is expected."
         }
         Reason::RateLimited => "Wait as long as `google.rpc.RetryInfo` or `Retry-After` says, then repeat.",
+        Reason::FeedInterrupted => {
+            "Open the stream again after `google.rpc.RetryInfo`, with the last cursor: the server stops, or the database \
+             has changed hands."
+        }
+        Reason::SubscriberTooSlow => {
+            "Open the stream again with the last cursor, which the metadata repeats, and read it faster: nothing is lost."
+        }
         Reason::StoreUnavailable => {
             "Repeat after `Retry-After`: every call is safe to repeat. Operators: is Postgres up, and reachable?"
         }
@@ -126,7 +133,10 @@ fn every_reason_is_some_method_s() {
 fn codes_and_statuses_agree() {
     for reason in Reason::ALL.iter().copied() {
         let status = Code::from_number(reason.code() as i32).http_status();
-        let ours = matches!(reason, Reason::StoreUnavailable | Reason::DeadlineExceeded | Reason::Internal);
+        let ours = matches!(
+            reason,
+            Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::DeadlineExceeded | Reason::Internal
+        );
         assert_eq!(status.is_server_error(), ours, "{}", reason.name());
     }
 }

@@ -50,7 +50,7 @@ fn demo() -> ProjectId {
     ProjectId::parse(PROJECT).expect("a name")
 }
 
-fn kid(token: &str) -> KeyId {
+pub fn kid(token: &str) -> KeyId {
     Presented::parse(token).expect("genuine").key()
 }
 

@@ -16,6 +16,7 @@ mod policy;
 mod refresh;
 mod revoke;
 mod sweep;
+mod watch;
 
 // What it does not do, whatever is sent, and in whatever order.
 mod input;
@@ -23,6 +24,7 @@ mod model;
 
 // What holds at the edge, and when things fail.
 mod errors;
+mod faults;
 mod grpc;
 mod oauth;
 mod openapi;

@@ -156,7 +156,7 @@ impl Hub {
     /// Takes in what this replica has ended itself.
     pub(super) fn tell(&self, news: Vec<News>) {
         news.iter().for_each(|news| self.metrics.revocation(news.reason.as_str()));
-        self.take_in(&mut self.state(), news);
+        self.take_in(&mut self.state(), news, self.clock.now());
         self.bell.notify_one();
     }
 
@@ -168,7 +168,7 @@ impl Hub {
             state.entries.clear();
             let _ = self.updates.send(Update::Interrupted);
         }
-        self.take_in(&mut state, reading.news);
+        self.take_in(&mut state, reading.news, reading.at.min(self.clock.now()));
         // Nobody listens yet, or to another history.
         state.pending.clear();
         state.position = Some(Position { origin: reading.origin, xmin: reading.snapshot.xmin, read_at: None });
@@ -184,7 +184,7 @@ impl Hub {
         let continues =
             |position: &Position| position.origin == reading.origin && position.xmin <= reading.snapshot.xmin;
         let Some(position) = state.position.filter(continues) else { return Err(AnotherHistory) };
-        self.take_in(&mut state, reading.news);
+        self.take_in(&mut state, reading.news, reading.at.min(self.clock.now()));
         let proved = state.beats.last.is_some_and(|(beat, at)| {
             reading.beat.is_some_and(|shown| shown >= beat) && began.saturating_duration_since(at) <= BEAT_AGE_MAX
         });
@@ -198,11 +198,12 @@ impl Hub {
         self.state().beats.last = Some((beat, began));
     }
 
-    fn take_in(&self, state: &mut State, news: Vec<News>) {
+    /// Takes in what has ended, at a moment by whichever clock is behind.
+    fn take_in(&self, state: &mut State, news: Vec<News>, now: Timestamp) {
         if news.is_empty() {
             return;
         }
-        let (now, elapsed) = (self.clock.now(), self.clock.elapsed());
+        let elapsed = self.clock.elapsed();
         for news in news {
             if state.entries.contains_key(&news.place) {
                 continue;
@@ -340,15 +341,9 @@ fn behind(after: Option<Place>) -> (Bound<Place>, Bound<Place>) {
     (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
-/// How long to remember what was ended, from now on. By the clock of whoever ended it, when that says longer: it is the one
-/// that the tokens were issued by. Never longer than any token lives, whatever the clocks say.
+/// How long to remember what was ended, from now on: never longer than any token lives, whatever the clocks say.
 fn retention(news: &News, now: Timestamp) -> Duration {
-    let by_ours = news.access_expires_at.since(now);
-    let by_theirs = news.access_expires_at.since(news.at);
-    // A reading comes soon after; what is long past, by our clock, has only what is left.
-    let is_fresh = now.since(news.at) < LEEWAY && news.at.since(now) < LEEWAY;
-    let left = if is_fresh { by_ours.max(by_theirs) } else { by_ours };
-    left.min(ACCESS_TOKEN_TTL_MAX) + LEEWAY
+    news.access_expires_at.since(now).min(ACCESS_TOKEN_TTL_MAX) + LEEWAY
 }
 
 /// What it takes to follow.

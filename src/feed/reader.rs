@@ -41,7 +41,7 @@ const DOORBELL_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// How often what no token outlives is forgotten.
-const FORGET_INTERVAL: Duration = Duration::from_secs(10);
+const FORGET_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a replica that gives no sign of life is remembered.
 const BEACON_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -80,7 +80,7 @@ async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
 
 /// Reads one history, to its end. A reading that fails is tried again from where the last one stood.
 async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<(), Error> {
-    let reading = store.feed_begin(replica, hub.clock().now() - LEEWAY).await?;
+    let reading = store.feed_begin(replica, hub.clock().now(), LEEWAY).await?;
     let mut snapshot = reading.snapshot.clone();
     hub.begin(reading);
     *retry = RETRY.0;

@@ -258,7 +258,8 @@ impl Subscription {
     /// What of this concerns the subscriber.
     fn ended(&mut self, entries: &[Entry]) -> Option<Message> {
         let now = self.hub.clock().elapsed();
-        let concerning = entries.iter().filter(|entry| entry.concerns(&self.filter));
+        let lasts = |entry: &&Entry| !entry.remaining(now).is_zero();
+        let concerning = entries.iter().filter(lasts).filter(|entry| entry.concerns(&self.filter));
         let told: Vec<_> = concerning.map(|entry| (Arc::clone(&entry.news), entry.remaining(now))).collect();
         self.end = self.end.take().or_else(|| end_of(&self.hub, &self.filter));
         (!told.is_empty()).then_some(Message { event: Event::Revocations(told), cursor: None })
@@ -309,5 +310,175 @@ fn end_of(hub: &Hub, filter: &Filter) -> Option<End> {
             let bearer = Bearer { project, user, session: *session, epoch: *epoch, key: *key };
             hub.revoked().has(&bearer).then_some(End::SessionEnded)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock;
+    use crate::clock::Clock;
+    use crate::session::RevokeReason;
+    use crate::store::FeedOrigin;
+    use crate::store::Reading;
+    use crate::telemetry::Metrics;
+
+    fn project() -> ProjectId {
+        ProjectId::parse("demo").expect("a name")
+    }
+
+    fn everything() -> Filter {
+        Filter::Project { project: project(), key: KeyId::from_uuid(clock::new_uuid()) }
+    }
+
+    fn news(xid: u64) -> News {
+        let now = Clock::system().now();
+        News {
+            place: Place { xid, id: clock::new_uuid() },
+            project: project(),
+            ended: Ended::Session { id: clock::new_session_id(now), is_impersonation: false },
+            user: UserId::parse("ada"),
+            at: now,
+            reason: RevokeReason::SignedOut,
+            access_expires_at: now + Duration::from_secs(600),
+        }
+    }
+
+    fn reading(xmin: u64, news: Vec<News>) -> Reading {
+        let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
+        let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
+        Reading { news, origin, snapshot, at: Clock::system().now(), beat: Some(1) }
+    }
+
+    /// A hub that has read this much, and has seen its own sign of life.
+    fn hub(xmin: u64, past: Vec<News>) -> Arc<Hub> {
+        let hub = Arc::new(Hub::new(Clock::system(), Metrics::default()));
+        assert!(hub.listen(None).is_none(), "nothing is known yet");
+        hub.begin(reading(xmin, past));
+        assert!(hub.listen(None).is_none(), "and not that it is the present");
+        hub.beaten(1, Instant::now());
+        hub.go_on(reading(xmin, vec![]), Instant::now()).ok().expect("goes on");
+        hub
+    }
+
+    async fn all_until_complete(subscription: &mut Subscription) -> Vec<Place> {
+        let mut told = vec![];
+        loop {
+            match subscription.next().await.expect("goes on").event {
+                Event::SnapshotBegin(_) => {}
+                Event::Revocations(batch) => told.extend(batch.iter().map(|(news, _)| news.place)),
+                Event::SnapshotComplete | Event::Heartbeat(_) => return told,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_of_many_pages_is_whole() {
+        let past: Vec<News> = (0..3 * PAGE as u64 + 7).map(|at| news(at / 2)).collect();
+        let mut expected: Vec<Place> = past.iter().map(|news| news.place).collect();
+        expected.sort();
+        let hub = hub(9_000, past);
+        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        assert_eq!(all_until_complete(&mut subscription).await, expected);
+
+        // From a cursor on: that transaction and all after it.
+        let cursor = Cursor { xmin: 1_000, ..hub.listen(None).expect("known").reached };
+        let mut resumed = Subscription::begin(Arc::clone(&hub), everything(), Some(cursor)).ok().expect("room");
+        let rest: Vec<Place> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
+        assert_eq!(all_until_complete(&mut resumed).await, rest);
+    }
+
+    #[tokio::test]
+    async fn what_is_told_by_two_ways_is_told_once() {
+        let hub = hub(10, vec![]);
+        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        all_until_complete(&mut subscription).await;
+        let one = news(11);
+        hub.tell(vec![one.clone()]);
+        hub.flush();
+        hub.go_on(reading(12, vec![one.clone()]), Instant::now()).ok().expect("goes on");
+        hub.flush();
+        hub.heartbeat();
+        let mut told = 0;
+        loop {
+            let Message { event, cursor } = subscription.next().await.expect("goes on");
+            match event {
+                Event::Revocations(batch) => told += batch.len(),
+                // The one that follows the snapshot is of before.
+                Event::Heartbeat(_) if told > 0 => {
+                    let cursor = Cursor::parse(&cursor.expect("it has moved")).expect("a cursor");
+                    assert_eq!(cursor.xmin, 12);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(told, 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_falls_behind_is_cut_off_with_a_cursor_and_nothing_lost() {
+        let hub = hub(10, vec![]);
+        let mut slow = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        assert!(all_until_complete(&mut slow).await.is_empty());
+        let all: Vec<News> = (11..2_011).map(news).collect();
+        for one in &all {
+            hub.tell(vec![one.clone()]);
+            hub.flush();
+        }
+        let end = loop {
+            match slow.next().await {
+                Ok(_) => {}
+                Err(end) => break end,
+            }
+        };
+        let End::TooSlow { cursor: Some(cursor) } = end else { panic!("{end:?}") };
+        let cursor = Cursor::parse(&cursor).expect("a cursor");
+        let mut resumed = Subscription::begin(Arc::clone(&hub), everything(), Some(cursor)).ok().expect("room");
+        let told = all_until_complete(&mut resumed).await;
+        assert_eq!(told, all.iter().map(|news| news.place).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn another_history_interrupts_everyone() {
+        let hub = hub(10, vec![news(5)]);
+        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
+        let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
+        let another = Reading { origin: other, ..reading(8, vec![]) };
+        assert!(hub.go_on(another.clone(), Instant::now()).is_err(), "no continuation");
+        assert!(hub.go_on(reading(8, vec![]), Instant::now()).is_err(), "nor is one that goes back");
+        hub.begin(another);
+        let end = loop {
+            match subscription.next().await {
+                Ok(_) => {}
+                Err(end) => break end,
+            }
+        };
+        assert_eq!(end, End::Interrupted);
+        assert!(hub.listen(None).is_none(), "until it is proved to be the present");
+        hub.close();
+        hub.go_on(Reading { origin: other, ..reading(9, vec![]) }, Instant::now()).ok().expect("goes on");
+        assert!(hub.age().is_some() && hub.listen(None).is_none(), "closed");
+    }
+
+    /// A reading is only as good as the sign of life that it shows.
+    #[tokio::test]
+    async fn the_news_grows_old_when_no_sign_of_life_is_seen() {
+        let hub = hub(10, vec![]);
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        let read = |beat, began| {
+            let reading = Reading { beat: Some(beat), ..reading(10, vec![]) };
+            hub.go_on(reading, began).ok().expect("goes on");
+            hub.age().expect("known").as_secs()
+        };
+        hub.beaten(2, ago(100));
+        assert_eq!(read(2, ago(99)), 99, "it shows the last beat");
+        hub.beaten(3, ago(90));
+        assert_eq!(read(2, ago(89)), 99, "it does not: this is a copy that is behind");
+        assert_eq!(read(3, ago(89)), 89);
+        assert_eq!(read(3, ago(80)), 89, "the beat is too old: this database takes no writes");
     }
 }

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use diesel::ExpressionMethods as _;
 use diesel::pg::data_types::PgTimestamp;
@@ -13,14 +14,17 @@ use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
 use super::Store;
+use super::Tx;
 use super::error::Error;
 use super::rows::from_pg;
 use super::rows::reason_of;
 use super::rows::to_pg;
 use super::schema::feed_beacons;
+use super::schema::feed_histories;
 use super::statements::FeedBeat;
 use super::statements::FeedBegin;
 use super::statements::FeedNext;
+use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -100,6 +104,8 @@ pub struct Reading {
     pub origin: Origin,
     /// How far it goes.
     pub snapshot: Snapshot,
+    /// When, by the database's clock.
+    pub at: Timestamp,
     /// The last of this replica's own beats that the database showed.
     pub beat: Option<i64>,
 }
@@ -121,7 +127,7 @@ impl Audience {
 }
 
 type Columns = (
-    (String, Option<Uuid>, String, Option<i64>),
+    (String, Option<Uuid>, String, PgTimestamp, Option<i64>),
     (Option<i64>, Option<Uuid>, Option<String>, Option<String>, Option<PgTimestamp>, Option<i16>),
     (Option<Uuid>, Option<bool>, Option<i64>, Option<Uuid>, Option<i64>),
     (Option<Uuid>, Option<Uuid>, Option<PgTimestamp>),
@@ -134,14 +140,15 @@ impl Store {
         let _ = self.audience.0.set(Box::new(listener));
     }
 
-    /// Everything that still matters at this moment: what ended sessions whose tokens may be alive.
+    /// Everything that still matters at this moment: what ended sessions whose tokens may be alive, or ran out within the
+    /// leeway.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_begin(&self, replica: Uuid, from: Timestamp) -> Result<Reading, Error> {
+    pub async fn feed_begin(&self, replica: Uuid, now: Timestamp, leeway: Duration) -> Result<Reading, Error> {
         self.once("feed_begin", move |mut tx| async move {
-            let statement = FeedBegin { replica, from: to_pg(from) };
+            let statement = FeedBegin { replica, now: to_pg(now), leeway_seconds: leeway.as_secs_f64() };
             let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
             tx.commit(reading(rows)?).await
@@ -198,16 +205,33 @@ impl Store {
     }
 }
 
+impl Tx {
+    /// Begins a new history: cursors of the one before lead nowhere.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn feed_history_insert(&mut self, now: Timestamp) -> Result<(), Error> {
+        let (id, began_at) = (feed_histories::id.eq(clock::new_uuid()), feed_histories::began_at.eq(to_pg(now)));
+        // The one from before was written by the database's own clock, which may be ahead.
+        diesel::delete(feed_histories::table).execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        let insert = diesel::insert_into(feed_histories::table).values((id, began_at));
+        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+    }
+}
+
 fn reading(rows: Vec<Columns>) -> Result<Reading, Error> {
     let bad = |column| Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() };
-    let Some(((snapshot, history, timeline, beat), ..)) = rows.as_slice().iter().next() else { return Err(bad("id")) };
+    let Some(((snapshot, history, timeline, at, beat), ..)) = rows.as_slice().iter().next() else {
+        return Err(bad("id"));
+    };
     let origin = Origin {
         history: history.ok_or_else(|| bad("id"))?,
         timeline: u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?,
     };
-    let (snapshot, beat) = (snapshot.parse().map_err(|()| bad("snapshot"))?, *beat);
+    let (snapshot, at, beat) = (snapshot.parse().map_err(|()| bad("snapshot"))?, from_pg(*at), *beat);
     let news = rows.into_iter().filter_map(news).collect::<Result<_, _>>()?;
-    Ok(Reading { news, origin, snapshot, beat })
+    Ok(Reading { news, origin, snapshot, at, beat })
 }
 
 /// Reads a row; `None` for the one that stands for no rows at all.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::AsChangeset;
+use diesel::ExpressionMethods as _;
 use diesel::Insertable;
 use diesel::QueryDsl as _;
 use diesel::Queryable;
 use diesel::Selectable;
 use diesel::SelectableHelper as _;
+use diesel::dsl::case_when;
 use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use serde_json::Value;
@@ -213,6 +215,28 @@ impl super::Tx {
         let query = projects::table.find(id.as_str()).select(ProjectRow::as_select()).for_no_key_update();
         let rows = query.load(self.pg()).await.map_err(|error| self.failed(error))?.pop();
         rows.map(ProjectRow::into_project).transpose()
+    }
+
+    /// Raises the epoch of every project, to this at least: every session is over that was opened before. Answers with each
+    /// project's new one.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn project_epochs_raise(&mut self, least: i64, now: Timestamp) -> Result<Vec<(ProjectId, i64)>, Error> {
+        let locked = projects::table.select(projects::id).order(projects::id).for_update();
+        let ids: Result<Vec<String>, _> = locked.load(self.pg()).await;
+        let ids = ids.map_err(|error| self.failed(error))?;
+        let raised = case_when(projects::epoch.ge(least), projects::epoch + 1_i64).otherwise(least);
+        let update = diesel::update(projects::table.filter(projects::id.eq_any(ids)))
+            .set((projects::epoch.eq(raised), projects::epoch_raised_at.eq(to_pg(now))))
+            .returning((projects::id, projects::epoch));
+        let rows: Result<Vec<(String, i64)>, _> = update.get_results(self.pg()).await;
+        let read = |(id, epoch): (String, i64)| {
+            let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
+            Ok((ProjectId::parse(&id).ok_or_else(bad)?, epoch))
+        };
+        rows.map_err(|error| self.failed(error))?.into_iter().map(read).collect()
     }
 
     /// Writes a project's policy down.

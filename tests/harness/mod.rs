@@ -6,6 +6,12 @@ pub mod database;
 /// The three wires, called alike.
 pub mod wire;
 
+/// Streams of revocations, followed over any wire.
+pub mod watch;
+
+/// A way to the database that can be listened to, and cut.
+pub mod proxy;
+
 /// What a service and its users ask, beyond signing in and out.
 pub mod calls;
 
@@ -115,8 +121,16 @@ impl Service {
 
     /// Another server over the same database, with a clock of its own that shows the present moment.
     pub async fn replica(&self) -> Self {
+        self.replica_with(options(&self.database.url)).await
+    }
+
+    /// The same by another way to the database, and with no more patience than in production.
+    pub async fn replica_by(&self, url: &str) -> Self {
+        self.replica_with(hasty(url)).await
+    }
+
+    async fn replica_with(&self, options: Options) -> Self {
         let database = database::Database { url: self.database.url.clone() };
-        let options = options(&database.url);
         let mut replica = Self::serve(database, &options, rates(), Arc::clone(&self.sealing_key), |_, _| {}).await;
         replica.app.keys().reload().await.expect("reads the keys");
         replica.server_key = self.server_key.clone();

@@ -52,15 +52,15 @@ pub struct Refused {
     pub retry_after_seconds: Option<u64>,
 }
 
-type GrpcClient = Client<HttpConnector, Body>;
-type WebClient = GrpcWebClientService<Client<HttpConnector, GrpcWebCall<Body>>>;
+pub(super) type GrpcClient = Client<HttpConnector, Body>;
+pub(super) type WebClient = GrpcWebClientService<Client<HttpConnector, GrpcWebCall<Body>>>;
 
 /// A client of each kind.
 pub struct Wires {
-    addr: SocketAddr,
-    grpc: GrpcClient,
-    web: WebClient,
-    rest: Client<HttpConnector, Full<Bytes>>,
+    pub(super) addr: SocketAddr,
+    pub(super) grpc: GrpcClient,
+    pub(super) web: WebClient,
+    pub(super) rest: Client<HttpConnector, Full<Bytes>>,
     rest_h2: Client<HttpConnector, Full<Bytes>>,
     pool: DescriptorPool,
 }
@@ -201,7 +201,7 @@ impl Wires {
         })
     }
 
-    fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+    pub(super) fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = format!("http://{}{path}", self.addr).parse().expect("a URI");
@@ -209,12 +209,12 @@ impl Wires {
         request
     }
 
-    fn method(&self, name: &str) -> MethodDescriptor {
+    pub(super) fn method(&self, name: &str) -> MethodDescriptor {
         let service = self.pool.get_service_by_name("sessiond.v1.SessionService").expect("the service");
         service.methods().find(|method| method.name() == name).expect("the method")
     }
 
-    fn origin(&self) -> Uri {
+    pub(super) fn origin(&self) -> Uri {
         format!("http://{}", self.addr).parse().expect("a URI")
     }
 }
@@ -290,7 +290,7 @@ where
     answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
 }
 
-fn refused(status: &Status) -> Refused {
+pub(super) fn refused(status: &Status) -> Refused {
     let details = status.get_error_details();
     let reason = details.error_info().map_or_else(|| format!("{status:?}"), |info| info.reason.clone());
     let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();

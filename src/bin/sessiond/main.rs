@@ -10,6 +10,7 @@ mod print;
 mod project;
 mod refresh_key;
 mod reseal;
+mod restored;
 mod serve;
 mod server_key;
 mod setup;
@@ -65,6 +66,9 @@ enum Command {
     Reseal(reseal::Args),
     /// Remove what is over, now: ended sessions, old request ids, the end of the audit. Servers do so by themselves.
     Sweep(sweep::Args),
+    /// Run this after the database was restored from a backup: it ends every session, for the backup may not know of
+    /// those that had ended since. Whoever was signed in signs in again.
+    Restored(restored::Args),
     /// Read the audit: who ended which sessions, when, why, and from where.
     Audit(audit::Args),
 }
@@ -103,6 +107,7 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::RefreshKey(command) => refresh_key::run(command).await,
             Command::Reseal(args) => reseal::run(args).await,
             Command::Sweep(args) => sweep::run(args).await,
+            Command::Restored(args) => restored::run(args).await,
             Command::Audit(args) => audit::run(args).await,
         }
     })

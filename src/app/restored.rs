@@ -1,0 +1,35 @@
+//! After a restore from backup: what had ended since the backup was made must not come back to life.
+
+use crate::clock::Clock;
+use crate::session::EndedBy;
+use crate::session::RevokeReason;
+use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
+use crate::session::revoked::Ended;
+use crate::store::CutOff;
+use crate::store::Error;
+use crate::store::Store;
+use crate::store::Tx;
+
+/// Ends every session of every project, and begins a new history of the feed, so that whoever follows begins anew. Answers
+/// with how many projects there are.
+///
+/// # Errors
+///
+/// When the database is away: then nothing was done.
+pub async fn restored(store: &Store, clock: &Clock) -> Result<usize, Error> {
+    let now = clock.now();
+    let work = move |mut tx: Tx| async move {
+        // The epochs of tokens that were issued after the backup are not known here, but no counter overtakes the clock: it
+        // is raised by one at a time. So this is above them all, and above what an earlier restore has made of it.
+        let raised = tx.project_epochs_raise(now.as_seconds(), now).await?;
+        let count = raised.len();
+        for (project, epoch) in raised {
+            let (ended, reason, by) = (Ended::Project { epoch }, RevokeReason::Restored, EndedBy::Operator);
+            let access_expires_at = now + ACCESS_TOKEN_TTL_MAX;
+            tx.cut_off_insert(CutOff { project, ended, reason, at: now, access_expires_at, by, ip: None }).await?;
+        }
+        tx.feed_history_insert(now).await?;
+        tx.commit(count).await
+    };
+    store.transact("restored", work).await
+}

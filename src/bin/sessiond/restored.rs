@@ -1,0 +1,25 @@
+//! `sessiond restored`.
+
+use sessiond::app;
+use sessiond::clock::Clock;
+use sessiond::config::Database;
+use sessiond::store::Demand;
+use sessiond::telemetry::Metrics;
+
+use crate::Outcome;
+use crate::setup;
+
+/// Flags of `sessiond restored`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    database: Database,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
+    setup::reach(&store).await?;
+    let projects = app::restored(&store, &Clock::system()).await?;
+    println!("ended every session of {projects} projects; whoever was signed in signs in again");
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Everything between the database and those who follow it fails, one thing at a time: what has ended is told all the same,
+//! or everyone knows that the news is old.
+
+use std::time::{Duration, Instant};
+
+use secrecy::ExposeSecret as _;
+use sessiond::{feed, pb::revocation::Ended};
+
+use crate::harness::{
+    Service, Wire, bearer,
+    database::{Database, disposable},
+    eventually,
+    proxy::Proxy,
+};
+use sessiond::cluster::{Cluster, Mode};
+
+/// Longer than the poll, and than a busy machine takes.
+const BOUND: Duration = Duration::from_secs(3);
+
+/// The connection that listens dies without a word: the poll finds what the doorbell would have told.
+#[tokio::test]
+async fn a_doorbell_that_nobody_hears_delays_the_news_and_loses_none() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "LISTEN sessiond_feed").await;
+    let deaf = service.replica_by(&proxy.url).await;
+    let mut watch = deaf.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    silence.begin();
+    for _ in 0..10 {
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        let started = Instant::now();
+        assert_eq!(watch.ended_session().await, phone.session);
+        assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
+        assert!(watch.heartbeat().await < 2_000, "and the news is not old");
+    }
+}
+
+/// The reader hangs and all else goes on: heartbeats come, and say how old the news is.
+#[tokio::test]
+async fn heartbeats_of_a_reader_that_hangs_say_so() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
+    let hanging = service.replica_by(&proxy.url).await;
+    let mut watch = hanging.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    let phone = service.sign_in("ada", "phone").await;
+    assert!(watch.heartbeat().await < 2_000);
+
+    silence.begin();
+    let began = Instant::now();
+    phone.sign_out().await.expect("signs out, at the other replica");
+    loop {
+        let age = Duration::from_millis(watch.heartbeat().await.try_into().expect("an age"));
+        // Never younger than it is: within what a heartbeat takes to arrive.
+        assert!(age + BOUND >= began.elapsed(), "{age:?} after {:?}", began.elapsed());
+        if age > feed::AGE_MAX {
+            break;
+        }
+    }
+    // Who asks this replica is not answered by old news.
+    assert!(!hanging.is_active(&phone.access_token).await);
+
+    silence.end();
+    assert_eq!(watch.ended_session().await, phone.session, "nothing is missed");
+    eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+}
+
+/// Whoever asks while Postgres is away hears that it is; followers hear how old the news is, and go on by themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_database_makes_the_news_old_and_its_return_young() {
+    let mut cluster = Cluster::start(disposable("feed")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    let service = Service::start_on(database).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for mode in [Mode::Fast, Mode::Immediate] {
+        cluster.stop_server(mode).await.expect("stops");
+        eventually("the news grows old", async || watch.heartbeat().await > 2_000).await;
+        let key = bearer(service.server_key.expose_secret());
+        let refused = service.introspect(Wire::Grpc, key, &phone.access_token).await.err().expect("nobody knows");
+        assert_eq!(refused.reason, "STORE_UNAVAILABLE");
+        cluster.start_server().await.expect("starts again");
+        eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+        let laptop = service.sign_in("ada", "laptop").await;
+        laptop.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, laptop.session, "on the same stream");
+    }
+    drop(service);
+    cluster.stop().await.expect("stops");
+}
+
+/// A transaction that writes is left open: cursors wait for it, and the news does not.
+#[tokio::test]
+async fn a_transaction_that_is_held_open_delays_nobody() {
+    let service = Service::start().await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    let (client, connection) =
+        tokio_postgres::connect(&service.database.url, tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client.batch_execute("BEGIN; CREATE TABLE held (x int)").await.expect("writes");
+    let began = Instant::now();
+    let mut told = 0;
+    // `FAULT_SECONDS=60` for the long proof.
+    let seconds = std::env::var("FAULT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        let started = Instant::now();
+        assert_eq!(watch.ended_session().await, phone.session);
+        assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
+        told += 1;
+    }
+    assert!(watch.heartbeat().await < 2_000);
+    client.batch_execute("ROLLBACK").await.expect("gives up");
+    // The cursor of that time repeats what it may have missed, which is nothing, and misses nothing.
+    let mut again = service.watches_from(Wire::Grpc, &watch.cursor).await;
+    let mut repeated = vec![];
+    while repeated.len() < told {
+        repeated.extend(again.ended().await);
+    }
+    assert!(repeated.iter().all(|one| matches!(one.ended, Some(Ended::SessionId(_)))));
+}
+
+/// The clock of a server jumps, forward and back: what has ended is remembered for as long as a token may live.
+#[tokio::test]
+async fn a_clock_that_jumps_forgets_nothing_too_early() {
+    let service = Service::start().await;
+    let hour = Duration::from_secs(60 * 60);
+    let ahead = service.replica().await;
+    ahead.clock.advance(hour);
+    let mut there = ahead.watches(Wire::Grpc).await;
+    there.snapshot().await;
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    let told = there.ended().await;
+    assert_eq!(told[0].ended, Some(Ended::SessionId(phone.session.clone())));
+    assert!(told[0].retain_seconds > 600, "{}: as long as its token, by whoever issued it", told[0].retain_seconds);
+    let laptop = ahead.sign_in("ada", "laptop").await;
+    let mut here = service.watches(Wire::Grpc).await;
+    here.snapshot().await;
+    laptop.sign_out().await.expect("signs out");
+    let told = here.ended().await;
+    assert!(told[0].retain_seconds > 4_000, "{}: a token that is good for an hour here", told[0].retain_seconds);
+}

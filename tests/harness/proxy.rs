@@ -1,0 +1,107 @@
+//! A way to a database through the test's hands.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use super::database::Database;
+
+/// A way to a database. Closed when it is dropped.
+pub struct Proxy {
+    /// Where it begins.
+    pub url: String,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Hands every connection, with one of its own to the database, to the test.
+    pub async fn to<W>(database: &Database, relay: impl Fn(TcpStream, UnixStream) -> W + Send + Sync + 'static) -> Self
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
+        let (dir, name) = rest.split_once('/').expect("a database");
+        let dir = percent_encoding::percent_decode_str(dir).decode_utf8().expect("UTF-8");
+        let socket = format!("{dir}/.s.PGSQL.5432");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let url = format!("postgres://postgres@{}/{name}?sslmode=disable", listener.local_addr().expect("bound"));
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = UnixStream::connect(&socket).await.expect("connects");
+                tokio::spawn(relay(client, server));
+            }
+        });
+        Self { url, task }
+    }
+
+    /// A way on which connections can be made to fall silent: those on which certain words were ever said. They stay open,
+    /// as behind a network that has died.
+    pub async fn that_swallows(database: &Database, words: &'static str) -> (Self, Silence) {
+        let silence = Silence(Arc::new(watch::Sender::new(false)));
+        let told = silence.clone();
+        let relay = move |client: TcpStream, server: UnixStream| {
+            let (told, marked) = (told.clone(), Arc::new(AtomicBool::new(false)));
+            async move {
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::join!(
+                    pass(from_client, to_server, Some(words), Arc::clone(&marked), told.clone()),
+                    pass(from_server, to_client, None, marked, told)
+                );
+            }
+        };
+        (Self::to(database, relay).await, silence)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whether the connections are silent now.
+#[derive(Clone)]
+pub struct Silence(Arc<watch::Sender<bool>>);
+
+impl Silence {
+    pub fn begin(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn end(&self) {
+        self.0.send_replace(false);
+    }
+}
+
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    words: Option<&'static str>,
+    marked: Arc<AtomicBool>,
+    silence: Silence,
+) {
+    let mut silent = silence.0.subscribe();
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let said = |words: &str| buffer[..count].windows(words.len()).any(|window| window == words.as_bytes());
+        if words.is_some_and(said) {
+            marked.store(true, Ordering::SeqCst);
+        }
+        while marked.load(Ordering::SeqCst) && *silent.borrow_and_update() {
+            if silent.changed().await.is_err() {
+                return;
+            }
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}

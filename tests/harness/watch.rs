@@ -1,0 +1,195 @@
+//! A stream of revocations, told alike over all wires.
+
+use std::{pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream::unfold};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use prost::Message as _;
+use prost_reflect::DynamicMessage;
+use sessiond::pb::{
+    Revocation, SnapshotReason, WatchRevocationsRequest, WatchRevocationsResponse, revocation::Ended,
+    watch_revocations_response::Event,
+};
+use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
+
+use super::{
+    Refused, Service, Wire, eventually,
+    wire::{Wires, refused, refused_json},
+};
+
+type Messages = Pin<Box<dyn Stream<Item = Result<WatchRevocationsResponse, Refused>> + Send>>;
+
+/// An open stream.
+pub struct Watch {
+    messages: Messages,
+    /// The last cursor that came.
+    pub cursor: String,
+}
+
+/// What waits for ever fails instead.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Watch {
+    /// The next message, whatever it is; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<WatchRevocationsResponse, Refused>> {
+        let next = tokio::time::timeout(PATIENCE, self.messages.next()).await.expect("something comes");
+        if let Some(Ok(WatchRevocationsResponse { cursor: Some(cursor), .. })) = &next {
+            self.cursor.clone_from(cursor);
+        }
+        next
+    }
+
+    async fn event(&mut self) -> Event {
+        self.next().await.expect("goes on").expect("no refusal").event.expect("an event")
+    }
+
+    /// All of the snapshot that comes first, and why it does.
+    pub async fn snapshot(&mut self) -> (SnapshotReason, Vec<Revocation>) {
+        let Event::SnapshotBegin(begin) = self.event().await else { panic!("a snapshot comes first") };
+        let mut all = vec![];
+        loop {
+            match self.event().await {
+                Event::Revocations(batch) => all.extend(batch.revocations),
+                Event::SnapshotComplete(_) => return (begin.reason(), all),
+                other => panic!("{other:?} within a snapshot"),
+            }
+        }
+    }
+
+    /// What ends next, heartbeats aside.
+    pub async fn ended(&mut self) -> Vec<Revocation> {
+        loop {
+            match self.event().await {
+                Event::Revocations(batch) => return batch.revocations,
+                Event::Heartbeat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The session that ends next.
+    pub async fn ended_session(&mut self) -> String {
+        match self.ended().await.as_slice() {
+            [Revocation { ended: Some(Ended::SessionId(id)), .. }] => id.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The age that the next heartbeat tells, in milliseconds.
+    pub async fn heartbeat(&mut self) -> i32 {
+        loop {
+            if let Event::Heartbeat(beat) = self.event().await {
+                return beat.age_ms;
+            }
+        }
+    }
+
+    /// Why the stream ends. Whatever comes before it is passed over.
+    pub async fn refusal(&mut self) -> Refused {
+        loop {
+            match self.next().await.expect("an end with a reason") {
+                Ok(_) => {}
+                Err(refused) => return refused,
+            }
+        }
+    }
+}
+
+impl Service {
+    /// Follows all of the project, with its key.
+    pub async fn watches(&self, wire: Wire) -> Watch {
+        self.watches_from(wire, "").await
+    }
+
+    /// The same, from a cursor on.
+    pub async fn watches_from(&self, wire: Wire, cursor: &str) -> Watch {
+        eventually("the first reading", async || self.app.feed().age().is_some()).await;
+        self.wires.watch(wire, self.key(), cursor).await.expect("may follow")
+    }
+}
+
+impl Wires {
+    /// Opens a stream of revocations.
+    pub async fn watch(&self, wire: Wire, headers: HeaderMap, cursor: &str) -> Result<Watch, Refused> {
+        let messages: Messages = match wire {
+            Wire::Grpc => follow(Grpc::with_origin(self.grpc.clone(), self.origin()), headers, cursor).await?,
+            Wire::GrpcWeb => follow(Grpc::with_origin(self.web.clone(), self.origin()), headers, cursor).await?,
+            Wire::Rest => Box::pin(self.watch_rest(headers, cursor, "application/x-ndjson").await?),
+        };
+        Ok(Watch { messages, cursor: String::new() })
+    }
+
+    /// The same over REST, as server-sent events.
+    pub async fn watch_events(&self, headers: HeaderMap, cursor: &str) -> Result<Watch, Refused> {
+        let messages = self.watch_rest(headers, cursor, "text/event-stream").await?;
+        Ok(Watch { messages: Box::pin(messages), cursor: String::new() })
+    }
+
+    async fn watch_rest(
+        &self,
+        mut headers: HeaderMap,
+        cursor: &str,
+        accept: &'static str,
+    ) -> Result<impl Stream<Item = Result<WatchRevocationsResponse, Refused>> + use<>, Refused> {
+        headers.insert(http::header::ACCEPT, HeaderValue::from_static(accept));
+        let path = if cursor.is_empty() { String::new() } else { format!("?cursor={cursor}") };
+        let request = self.request(Method::GET, &format!("/auth/revocations:watch{path}"), headers, Bytes::new());
+        let response = self.rest.request(request).await.expect("answers");
+        let status = response.status();
+        let descriptor = self.method("WatchRevocations").output();
+        if status != StatusCode::OK {
+            let body = response.into_body().collect().await.expect("a whole body").to_bytes();
+            return Err(refused_json(status, &serde_json::from_slice(&body).expect("JSON")));
+        }
+        assert_eq!(response.headers()["content-type"], accept);
+        let prefix = if accept == "text/event-stream" { "data: " } else { "" };
+        let lines = lines(response.into_body()).filter_map(move |line| async move {
+            line.strip_prefix(prefix).filter(|json| !json.is_empty()).map(str::to_owned)
+        });
+        Ok(lines.map(move |line| {
+            let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            // A message of ours has no such field, and neither form of failure is without.
+            if let Some(failure) = json.get("error").or_else(|| json.get("code").map(|_| &json)) {
+                return Err(refused_json(status, failure));
+            }
+            let message = DynamicMessage::deserialize(descriptor.clone(), json).expect("ProtoJSON");
+            Ok(WatchRevocationsResponse::decode(message.encode_to_vec().as_slice()).expect("decodes"))
+        }))
+    }
+}
+
+async fn follow<S, R>(mut client: Grpc<S>, headers: HeaderMap, cursor: &str) -> Result<Messages, Refused>
+where
+    S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = R>,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let path = PathAndQuery::from_static("/sessiond.v1.SessionService/WatchRevocations");
+    let message = WatchRevocationsRequest { cursor: cursor.to_owned() };
+    let request = tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), message);
+    if client.ready().await.is_err() {
+        panic!("the client is not ready");
+    }
+    let codec = tonic_prost::ProstCodec::<WatchRevocationsRequest, WatchRevocationsResponse>::default();
+    let answer = client.server_streaming(request, path, codec).await.map_err(|status| refused(&status))?;
+    Ok(Box::pin(answer.into_inner().map_err(|status| refused(&status))))
+}
+
+/// A body's lines, each as soon as it is there.
+fn lines(body: Incoming) -> impl Stream<Item = String> {
+    let chunks = body.into_data_stream();
+    Box::pin(unfold((chunks, Vec::new()), |(mut chunks, mut kept)| async move {
+        loop {
+            if let Some(end) = kept.iter().position(|byte| *byte == b'\n') {
+                let rest = kept.split_off(end + 1);
+                let line = String::from_utf8(kept).expect("UTF-8").trim_end().to_owned();
+                return Some((line, (chunks, rest)));
+            }
+            let chunk: Bytes = chunks.next().await?.ok()?;
+            kept.extend_from_slice(&chunk);
+        }
+    }))
+}

@@ -1,0 +1,352 @@
+//! What ends is told: at once, to all who may know, and to nobody else; and nothing is skipped.
+
+use std::time::{Duration, Instant};
+
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    id::{KeyId, ProjectId},
+    pb::{RevokeReason, SnapshotReason, UserCutOff, revocation::Ended},
+    store::Role,
+    token::sealing::Purpose,
+};
+use tonic::Code;
+
+use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventually, refresh_token};
+use crate::keys::kid;
+
+/// A bound on what comes at once; what it takes is measured elsewhere.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn what_has_ended_comes_first_and_what_ends_follows_at_once() {
+    let service = Service::start().await;
+    let (old, phone) = (service.sign_in("ada", "old").await, service.sign_in("ada", "phone").await);
+    old.sign_out().await.expect("signs out");
+    for wire in Wire::ALL {
+        let tablet = service.sign_in("bob", "tablet").await;
+        let mut watch = service.watches(wire).await;
+        let (reason, ended) = watch.snapshot().await;
+        assert_eq!(reason, SnapshotReason::NoCursor, "{wire:?}");
+        let ids: Vec<_> = ended.iter().map(|one| one.ended.clone()).collect();
+        assert!(ids.contains(&Some(Ended::SessionId(old.session.clone()))), "{wire:?}: {ids:?}");
+        assert!(!watch.cursor.is_empty(), "a snapshot leads on");
+
+        let started = Instant::now();
+        tablet.sign_out().await.expect("signs out");
+        let told = watch.ended().await;
+        assert!(started.elapsed() < AT_ONCE);
+        let [one] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!(one.ended, Some(Ended::SessionId(tablet.session.clone())), "{wire:?}");
+        assert_eq!((one.user_id.as_deref(), one.reason()), (Some("bob"), RevokeReason::SignedOut));
+        // Ten minutes for the token, and five for clocks that are behind.
+        assert!((600..=901).contains(&one.retain_seconds), "{}", one.retain_seconds);
+        assert!(watch.heartbeat().await < 2_000);
+    }
+    let mut events = service.wires.watch_events(bearer(service.server_key.expose_secret()), "").await.expect("SSE too");
+    events.snapshot().await;
+    phone.sign_out().await.expect("signs out");
+    assert_eq!(events.ended_session().await, phone.session);
+}
+
+#[tokio::test]
+async fn every_way_to_end_a_session_is_told() {
+    let service = Service::start().await;
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+
+    let mut phone = service.sign_in("ada", "phone").await;
+    let thief = phone.stolen_copy();
+    phone.refresh().await.expect("refreshes");
+    phone.refresh().await.expect("refreshes");
+    service.clock.advance(Duration::from_secs(61));
+    assert!(thief.refresh_without_keeping().await.is_err(), "the alarm");
+    let told = watch.ended().await;
+    assert_eq!(told[0].ended, Some(Ended::SessionId(phone.session.clone())));
+    assert_eq!(told[0].reason(), RevokeReason::RefreshTokenReused);
+
+    let (laptop, tablet) = (service.sign_in("ada", "laptop").await, service.sign_in("ada", "tablet").await);
+    laptop.revoke_others().await.expect("ends the other");
+    let told = watch.ended().await;
+    let spared_session_id = Some(laptop.session.clone());
+    let cut_off = UserCutOff { user_id: "ada".to_owned(), epoch: 1, spared_session_id };
+    assert_eq!(told[0].ended, Some(Ended::UserCutOff(cut_off)), "and not one by one: {told:?}");
+    assert_eq!((told.len(), told[0].reason()), (1, RevokeReason::RevokedAll));
+    assert!(told[0].retain_seconds > 24 * 60 * 60, "as long as any token lives");
+    assert!(!tablet.is_signed_in().await && laptop.is_signed_in().await);
+
+    // By the operator, in another process.
+    let operator = service.operator();
+    let key = kid(&laptop.access_token);
+    operator.revoke_key(Purpose::Signing, project.clone(), key).await.expect("revokes");
+    let told = watch.ended().await;
+    assert_eq!(told[0].ended, Some(Ended::SigningKeyId(key.to_string())));
+    assert_eq!(told[0].reason(), RevokeReason::KeyRevoked);
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_from_a_cursor_and_skips_nothing() {
+    let service = Service::start().await;
+    for wire in Wire::ALL {
+        let mut watch = service.watches(wire).await;
+        watch.snapshot().await;
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session);
+        let before = watch.cursor.clone();
+        drop(watch);
+        // While nobody listens.
+        let missed = service.sign_in("ada", "laptop").await;
+        missed.sign_out().await.expect("signs out");
+
+        let mut again = service.watches_from(wire, &before).await;
+        let mut told = vec![];
+        while !told.contains(&missed.session) {
+            let batch = again.ended().await;
+            told.extend(batch.into_iter().filter_map(|one| match one.ended {
+                Some(Ended::SessionId(id)) => Some(id),
+                _ => None,
+            }));
+        }
+        again.heartbeat().await;
+        assert!(!again.cursor.is_empty(), "{wire:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_that_leads_nowhere_is_told_and_brings_a_snapshot() {
+    let service = Service::start().await;
+    let other = Service::start().await;
+    let mut elsewhere = other.watches(Wire::Grpc).await;
+    elsewhere.snapshot().await;
+    let mut here = service.watches(Wire::Grpc).await;
+    here.snapshot().await;
+    let key = || bearer(service.server_key.expose_secret());
+    for wire in Wire::ALL {
+        let mut watch = service.watches_from(wire, &elsewhere.cursor).await;
+        assert_eq!(watch.snapshot().await.0, SnapshotReason::CursorOfAnotherDatabase);
+        let refused = service.wires.watch(wire, key(), "nonsense").await.err().expect("refused");
+        assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["cursor".to_owned()]), "{wire:?}");
+    }
+    // Older than any token.
+    service.clock.advance(Duration::from_secs(25 * 60 * 60));
+    let mut watch = service.watches_from(Wire::Grpc, &here.cursor).await;
+    assert_eq!(watch.snapshot().await.0, SnapshotReason::CursorTooOld);
+}
+
+#[tokio::test]
+async fn a_project_hears_only_of_itself() {
+    let service = Service::start().await;
+    let key = service.create_project("other").await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    for wire in Wire::ALL {
+        let mut watch = service.wires.watch(wire, bearer(key.expose_secret()), "").await.expect("may follow");
+        let (_, past) = watch.snapshot().await;
+        assert!(!past.iter().any(|one| one.ended == Some(Ended::SessionId(phone.session.clone()))), "{wire:?}");
+        let laptop = service.sign_in("ada", "laptop").await;
+        laptop.sign_out().await.expect("signs out");
+        let own = service.create_as(wire, &key, create("ada")).await.expect("signs in");
+        let own_device = service.device(own);
+        own_device.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, own_device.session, "{wire:?}");
+    }
+}
+
+fn create(user: &str) -> sessiond::pb::CreateSessionRequest {
+    sessiond::pb::CreateSessionRequest { user_id: user.to_owned(), ..Default::default() }
+}
+
+/// A tab learns that it was signed out on another device, or by its user's other tab.
+#[tokio::test]
+async fn a_user_hears_of_their_own_sessions_until_this_one_ends() {
+    let service = Service::start().await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    for wire in Wire::ALL {
+        let (tab, phone) = (service.sign_in("ada", "tab").await, service.sign_in("ada", "phone").await);
+        let bob = service.sign_in("bob", "phone").await;
+        let support = service.impersonate("ada", "support").await;
+        let mut watch = service.wires.watch(wire, bearer(&tab.access_token), "").await.expect("may follow");
+        assert_eq!(watch.snapshot().await.1, vec![], "no past: {wire:?}");
+        // Another user's, and one that is hidden: neither is told.
+        bob.sign_out().await.expect("signs out");
+        support.sign_out().await.expect("signs out");
+        phone.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session, "{wire:?}");
+        tab.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, tab.session, "{wire:?}");
+        let end = watch.refusal().await;
+        assert_eq!(end.reason, "SESSION_REVOKED", "{wire:?}");
+        let refused = service.wires.watch(wire, bearer(&tab.access_token), "").await.err().expect("over");
+        assert_eq!(refused.reason, "SESSION_REVOKED", "{wire:?}");
+    }
+    // All at once, from elsewhere.
+    let (tab, phone) = (service.sign_in("ada", "tab").await, service.sign_in("ada", "phone").await);
+    let mut watch = service.wires.watch(Wire::Grpc, bearer(&tab.access_token), "").await.expect("may follow");
+    let mut spared = service.wires.watch(Wire::Grpc, bearer(&phone.access_token), "").await.expect("may follow");
+    spared.snapshot().await;
+    phone.revoke_others().await.expect("ends the other");
+    assert_eq!(watch.refusal().await.reason, "SESSION_REVOKED");
+    assert!(matches!(spared.ended().await[0].ended, Some(Ended::UserCutOff(_))));
+    assert!(spared.heartbeat().await < 2_000, "and this one goes on");
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_credential_that_opened_it() {
+    let service = Service::start().await;
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    let operator = service.operator();
+    for wire in Wire::ALL {
+        let (id, key) = operator.server_key_create(project.clone(), Role::Service).await.expect("makes a key");
+        let mut kept = service.watches(wire).await;
+        let mut watch = service.wires.watch(wire, bearer(key.expose_secret()), "").await.expect("may follow");
+        watch.snapshot().await;
+        let id: KeyId = id;
+        operator.server_key_revoke(id).await.expect("revokes");
+        let end = watch.refusal().await;
+        assert_eq!((end.reason.as_str(), end.code), ("INVALID_SERVER_KEY", Code::Unauthenticated), "{wire:?}");
+        kept.snapshot().await;
+        kept.heartbeat().await;
+    }
+    // A token that lasts two seconds.
+    let short = sessiond::pb::CreateSessionRequest { expires_in_millis: Some(2_000), ..create("ada") };
+    let tab = service.device(service.create(Wire::Grpc, short).await.expect("signs in"));
+    let mut watch = service.wires.watch(Wire::Grpc, bearer(&tab.access_token), "").await.expect("may follow");
+    assert_eq!(watch.refusal().await.reason, "ACCESS_TOKEN_EXPIRED");
+}
+
+#[tokio::test]
+async fn only_callers_with_a_right_to_follow_do() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    for wire in Wire::ALL {
+        let watch = async |headers| service.wires.watch(wire, headers, "").await.err().expect("refused").reason;
+        assert_eq!(watch(http::HeaderMap::new()).await, "CREDENTIALS_MISSING", "{wire:?}");
+        assert_eq!(watch(bearer("rubbish")).await, "UNPARSABLE_ACCESS_TOKEN", "{wire:?}");
+        assert_eq!(watch(refresh_token(&phone.refresh_token)).await, "INSUFFICIENT_ACCESS_TYPE", "{wire:?}");
+    }
+}
+
+/// Seats are counted, and a stream that ends leaves its own.
+#[tokio::test]
+async fn only_so_many_follow_at_once() {
+    let service = Service::start_with(|_, limits| limits.subscribers_max = 4).await;
+    let tab = service.sign_in("ada", "tab").await;
+    let mut open = vec![];
+    for _ in 0..3 {
+        let mut watch = service.watches(Wire::Grpc).await;
+        watch.snapshot().await;
+        open.push(watch);
+    }
+    let refused = service.wires.watch(Wire::Rest, bearer(&tab.access_token), "").await.err().expect("users leave room");
+    assert_eq!((refused.reason.as_str(), refused.http.map(|http| http.as_u16())), ("RATE_LIMITED", Some(429)));
+    open.push(service.watches(Wire::Grpc).await);
+    let key = || bearer(service.server_key.expose_secret());
+    let refused = service.wires.watch(Wire::Grpc, key(), "").await.err().expect("full");
+    assert_eq!((refused.reason.as_str(), refused.code), ("RATE_LIMITED", Code::ResourceExhausted));
+    assert!(refused.retry_after.is_some());
+    open.clear();
+    eventually("the seats are free", async || service.metric("sessiond_feed_subscribers").await == 0).await;
+    service.watches(Wire::Grpc).await.snapshot().await;
+}
+
+/// Sign-outs at one replica are told at another, by the doorbell or by the poll; and in whatever order they commit.
+#[tokio::test]
+async fn replicas_tell_each_other() {
+    let service = Service::start().await;
+    let replica = service.replica().await;
+    let mut watch = replica.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for _ in 0..20 {
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session);
+    }
+    // A cursor of one leads on at the other.
+    watch.heartbeat().await;
+    let mut here = service.watches_from(Wire::Grpc, &watch.cursor).await;
+    let laptop = service.sign_in("ada", "laptop").await;
+    laptop.sign_out().await.expect("signs out");
+    assert_eq!(here.ended_session().await, laptop.session);
+}
+
+/// A transaction that wrote first commits last. Whoever goes by the newest number has passed it by then.
+#[tokio::test]
+async fn what_commits_out_of_order_is_told_all_the_same() {
+    let service = Service::start().await;
+    let late = service.sign_in("ada", "late").await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    let held = held_revocation(&service.database, &late.session).await;
+    let mut cursors = vec![];
+    for _ in 0..3 {
+        let phone = service.sign_in("bob", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session, "nobody waits for the one that is held");
+        watch.heartbeat().await;
+        cursors.push(watch.cursor.clone());
+    }
+    held.batch_execute("COMMIT").await.expect("commits");
+    assert_eq!(watch.ended_session().await, late.session, "at last");
+    // The cursors of that time have not passed it either.
+    for cursor in cursors {
+        let mut again = service.watches_from(Wire::Grpc, &cursor).await;
+        let told = again.ended().await;
+        let is_there = |one: &sessiond::pb::Revocation| one.ended == Some(Ended::SessionId(late.session.clone()));
+        assert!(told.iter().any(is_there), "{told:?}");
+    }
+}
+
+/// A transaction in which a session was ended by somebody else, and which is not over yet.
+async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    let insert = format!(
+        "BEGIN; INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
+         VALUES ('{PROJECT}', gen_random_uuid(), now(), 4, '{session}', 'ada', now() + interval '10 minutes', 4)"
+    );
+    client.batch_execute(&insert).await.expect("writes");
+    client
+}
+
+/// What no token outlives is forgotten, so that the list stays short.
+#[tokio::test]
+async fn the_list_forgets_by_itself() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    service.clock.advance(Duration::from_secs(14 * 60 + 59));
+    let mut watch = service.watches(Wire::Grpc).await;
+    assert_eq!(watch.snapshot().await.1.len(), 1, "some verifier's clock may be behind");
+    service.clock.advance(Duration::from_secs(2));
+    assert_eq!(service.watches(Wire::Grpc).await.snapshot().await.1, vec![]);
+    eventually("it is forgotten", async || service.metric("sessiond_feed_entries").await == 0).await;
+}
+
+/// A backup knows nothing of what ended after it was made.
+#[tokio::test]
+async fn after_a_restore_everything_is_over_and_every_follower_begins_anew() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for _ in 0..2 {
+        let laptop = service.sign_in("ada", "laptop").await;
+        assert_eq!(sessiond::app::restored(&service.store, &service.clock).await.expect("writes"), 1);
+        assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
+        let cursor = watch.cursor.clone();
+        eventually("the new history is read", async || {
+            service.app.feed().age().is_some_and(|age| age < Duration::from_secs(1))
+        })
+        .await;
+        watch = service.watches_from(Wire::Grpc, &cursor).await;
+        let (reason, told) = watch.snapshot().await;
+        assert_eq!(reason, SnapshotReason::CursorOfAnotherDatabase);
+        assert!(told.iter().any(|one| matches!(one.ended, Some(Ended::ProjectCutOff(_)))), "{told:?}");
+        assert!(!phone.is_signed_in().await && !laptop.is_signed_in().await);
+        assert!(!service.is_active(&laptop.access_token).await);
+        service.clock.advance(Duration::from_secs(1));
+    }
+    service.sign_in("ada", "phone").await.sign_out().await.expect("life goes on");
+}
