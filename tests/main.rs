@@ -18,6 +18,9 @@ mod revoke;
 mod sweep;
 mod watch;
 
+// What other services do with it.
+mod guard;
+
 // What it does not do, whatever is sent, and in whatever order.
 mod input;
 mod model;

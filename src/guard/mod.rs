@@ -313,7 +313,11 @@ impl Core {
         match self.news.age(&self.time) {
             None => Verdict::Unsure(Doubt::NoNews, Some(principal)),
             Some(age) if age > self.max_staleness => Verdict::Unsure(Doubt::StaleNews, Some(principal)),
-            Some(_) if !self.keys.are_good(&self.time) => Verdict::Unsure(Doubt::NoKeys, Some(principal)),
+            Some(_) if !self.keys.are_good(&self.time) => {
+                // After a long sleep of the machine, before the timers know of it.
+                self.keys.wish();
+                Verdict::Unsure(Doubt::NoKeys, Some(principal))
+            }
             Some(_) => Verdict::Accepted(principal),
         }
     }
