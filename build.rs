@@ -38,6 +38,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     #[cfg(feature = "server")]
     {
+        // Envoy's, in a folder of its own. The headers in it have tokens in them.
+        let envoy_dir = out_dir.join("envoy");
+        fs::create_dir_all(&envoy_dir)?;
+        let mut envoy = protox::Compiler::new(["proto"])?;
+        envoy.include_imports(true).open_file("envoy/service/auth/v3/external_auth.proto")?;
+        tonic_prost_build::configure()
+            .build_transport(false)
+            .extern_path(".google.rpc", "::tonic_types::pb")
+            .skip_debug(["envoy.service.auth.v3"])
+            .out_dir(&envoy_dir)
+            .compile_fds(envoy.file_descriptor_set())?;
+
         // The example's, in a folder of its own: it has a `google.api` too. This is all that a stranger's build needs.
         println!("cargo:rerun-if-changed=examples/library.proto");
         let out_dir = out_dir.join("library");

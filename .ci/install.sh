@@ -62,6 +62,19 @@ need_postgres() {
     esac
 }
 
+# Only the program is wanted. Debian's package also starts a server on port 80, unless a policy forbids it.
+need_nginx() {
+    if PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; then return; fi
+    policy=/usr/sbin/policy-rc.d
+    if [ "$(manager)" != apt-get ] || [ -e "$policy" ]; then install nginx; return; fi
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod +x "$policy"
+    installed=0 && install nginx || installed=$?
+    # The next server that is installed here is none of our business.
+    as_root rm "$policy"
+    return "$installed"
+}
+
 # Some crates contain C.
 need_cc() {
     if has cc; then return; fi

@@ -117,6 +117,11 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     assert_ne!(dev.env["SESSIOND_ACCESS_TOKEN"], access);
     let (status, _) = dev.call(Method::POST, REFRESH, refresh_token(&dev.env["SESSIOND_REFRESH_TOKEN"])).await;
     assert_eq!(status, StatusCode::OK);
+    // A proxy says what it was asked for; the query may hold anything.
+    let ours = &dev.env["SESSIOND_ACCESS_TOKEN"];
+    let asked_for = header("x-original-uri", &format!("/orders\u{9}?access_token={ours}"));
+    let verified = dev.wires.http(Method::GET, "/projects/demo/auth/verify", both(asked_for, bearer(ours)), "").await;
+    assert_eq!(verified.status(), StatusCode::OK);
     let basic = STANDARD.encode(format!("demo:{}", dev.env["SESSIOND_SERVER_KEY"]));
     let headers = both(
         header("authorization", &format!("Basic {basic}")),

@@ -16,9 +16,21 @@ const INTRODUCTION: &str = "\
 Every error carries `google.rpc.ErrorInfo` with the domain `sessiond` and a `reason`: the one thing to branch on. The gRPC
 code is the status of the call; over REST it becomes the HTTP status beside it. Messages are for people, and may change.
 
+`verify` is `/projects/{project_id}/auth/verify`, `Check` is Envoy's external authorization: see `docs/proxies.md`.
+
 This text is made and checked by `tests/errors.rs`.
 
 ";
+
+/// What proxies are told: no methods of the API.
+const TO_PROXIES: [Reason; 6] = [
+    Reason::CredentialsMissing,
+    Reason::UnparsableAccessToken,
+    Reason::AccessTokenExpired,
+    Reason::WrongProject,
+    Reason::SessionRevoked,
+    Reason::ProjectNotFound,
+];
 
 /// What whoever meets it does next.
 fn what_to_do(reason: Reason) -> &'static str {
@@ -45,6 +57,10 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::CannotDeleteCurrentSession => "Sign out instead: `RevokeCurrent`, with the same token.",
         Reason::SessionLimitReached => {
             "Have the user end a session first, or let the project's policy make room: `evict_oldest`, `evict_idle`."
+        }
+        Reason::ProjectNotFound => {
+            "Is the name right? A proxy names the project in its own configuration: in the path, or in Envoy's \
+             `context_extensions`, where it is a 500."
         }
         Reason::Schema => {
             "Mend the request: `google.rpc.BadRequest` names each field that is wrong, and what is expected."
@@ -80,8 +96,9 @@ fn answered_by(reason: Reason) -> String {
         let said = options.get_extension(&extension);
         said.as_list().expect("repeated").iter().any(|name| name.as_str() == Some(reason.name()))
     };
-    let names: Vec<String> = methods.filter(answers).map(|method| method.name().to_owned()).collect();
-    names.join(", ")
+    let names = methods.filter(answers).map(|method| method.name().to_owned());
+    let to_proxies = TO_PROXIES.contains(&reason).then(|| ["verify", "Check"].map(str::to_owned));
+    names.chain(to_proxies.into_iter().flatten()).collect::<Vec<_>>().join(", ")
 }
 
 /// The code as the protocol spells it: `NotFound` is `NOT_FOUND`.

@@ -41,6 +41,7 @@ use crate::{
         ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, header,
         options, refresh_token,
     },
+    verify::Road,
 };
 
 const INSTANT: Duration = Duration::from_micros(1);
@@ -122,6 +123,11 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
         assert_refused!(service.current(wire, bearer(leaked.expose_secret())), "UNPARSABLE_ACCESS_TOKEN");
         assert_refused!(service.current(wire, bearer(&first.access_token)), "ACCESS_TOKEN_EXPIRED");
         assert!(!service.introspect(wire, service.key(), leaked.expose_secret()).await.expect("answers").active);
+    }
+    for road in Road::ALL {
+        let reason = async |token: &str| service.verify(road, PROJECT, bearer(token)).await.reason;
+        assert_eq!(reason(leaked.expose_secret()).await.as_deref(), Some("UNPARSABLE_ACCESS_TOKEN"));
+        assert_eq!(reason(&first.access_token).await.as_deref(), Some("ACCESS_TOKEN_EXPIRED"));
     }
 
     // And for a sign-out, long after that.
@@ -340,6 +346,9 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
         devices.push(service.sign_in("ada", device).await);
     }
     let old = kid(&devices[0].access_token);
+    for road in Road::ALL {
+        assert!(service.verify(road, PROJECT, devices[0].bearer()).await.passes(), "and its signature is known by now");
+    }
     let operator = service.operator();
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
     let KeyRevoked::Replaced(heir) = revoked else { panic!("{revoked:?}") };
@@ -347,6 +356,10 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     // By itself: nobody tells the server.
     eventually("the server knows", async || kids(&jwks(&service).await) == [heir].into()).await;
     assert_eq!(published(&service).await, [heir].into());
+    for road in Road::ALL {
+        let told = service.verify(road, PROJECT, devices[0].bearer()).await;
+        assert_eq!(told.reason.as_deref(), Some(UNKNOWN_KEY), "{road:?}");
+    }
     for (wire, device) in Wire::ALL.into_iter().zip(&mut devices) {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);
         assert!(device.is_signed_in().await, "whoever has the key ends nothing with it");

@@ -16,6 +16,7 @@ mod policy;
 mod refresh;
 mod revoke;
 mod sweep;
+mod verify;
 mod watch;
 
 // What other services do with it.
@@ -32,6 +33,7 @@ mod grpc;
 mod oauth;
 mod openapi;
 mod outage;
+mod proxies;
 mod rates;
 mod rest;
 

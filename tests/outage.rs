@@ -9,8 +9,9 @@ use tonic::Code;
 use crate::harness::{
     Service, Wire, bearer,
     database::{Database, disposable},
-    header, refresh_token,
+    eventually, header, refresh_token,
 };
+use crate::verify::{Road, check_request};
 
 /// What the issue of an outage may cost, and the return from one.
 const BOUND: Duration = Duration::from_secs(2);
@@ -45,6 +46,18 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         let response = service.wires.http(Method::POST, "/oauth2/revoke", typed, form).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
+        // A proxy is told that nobody knows, once the news of what has ended is old; what can be refused without knowing is
+        // refused.
+        eventually("the news is old", async || !service.app.feed().is_fresh()).await;
+        let path = "/projects/demo/auth/verify";
+        let response = service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["x-user-id"], "", "and still nobody");
+        let response = service.wires.http(Method::GET, path, bearer("rubbish"), "").await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        let asked = check_request(Road::Envoy, Some("demo"), &bearer(&phone.access_token));
+        assert_eq!(service.check(asked).await.expect_err("no database").code(), Code::Unavailable);
         becomes_ready(&service, StatusCode::SERVICE_UNAVAILABLE).await;
 
         cluster.start_server().await.expect("starts again");

@@ -19,6 +19,7 @@ use crate::{
     assert_refused,
     harness::{PROJECT, REFUSED_REFRESH, Refused, Service, Wire, bearer, both, header, rates, refresh_token},
     revoke::flip,
+    verify::Road,
 };
 
 /// What every bucket here holds, and how long one token takes to come back.
@@ -264,6 +265,25 @@ async fn who_only_knows_the_name_of_a_key_drains_nothing() {
         create(&service, wire, &service.server_key).await.expect("its holder has all of it");
     }
     service.refresh(Wire::Rest, refresh_token(&phone.refresh_token)).await.expect("and so has the user");
+}
+
+/// All of a proxy's clients come from its address, and some of them send rubbish: nobody pays for them.
+#[tokio::test]
+async fn a_proxy_is_not_held_up_by_those_behind_it() {
+    let all = Rates { address_rate: 10, address_burst: BURST, ..per_project() };
+    let service = Service::start_rated(all).await;
+    let phone = service.sign_in("ada", "phone").await;
+    drain_address(&service, "192.0.2.1").await;
+    drain_project(&service).await;
+    let forged = flip(&phone.access_token, phone.access_token.len() - 20);
+    for road in Road::ALL {
+        for _ in 0..4 * BURST {
+            for (token, status) in [("rubbish", 401), (forged.as_str(), 401), (phone.access_token.as_str(), 200)] {
+                let headers = both(from("192.0.2.1"), bearer(token));
+                assert_eq!(service.verify(road, PROJECT, headers).await.status, status, "{road:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -350,3 +350,21 @@ async fn after_a_restore_everything_is_over_and_every_follower_begins_anew() {
     }
     service.sign_in("ada", "phone").await.sign_out().await.expect("life goes on");
 }
+
+/// A stream lasts longer than any one request may.
+#[tokio::test]
+async fn a_stream_outlives_the_deadline_of_requests() {
+    let deadline = Duration::from_millis(500);
+    let service = Service::start_with(|_, limits| limits.request_timeout = deadline).await;
+    for wire in Wire::ALL {
+        let mut watch = service.watches(wire).await;
+        watch.snapshot().await;
+        let opened = Instant::now();
+        while opened.elapsed() < 3 * deadline {
+            watch.heartbeat().await;
+        }
+        let phone = service.sign_in("ada", "phone").await;
+        phone.sign_out().await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session, "{wire:?}");
+    }
+}

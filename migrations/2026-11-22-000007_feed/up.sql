@@ -18,8 +18,8 @@ ALTER TABLE revocations
 
 -- What is new, for whoever follows.
 CREATE INDEX revocations_xid_idx ON revocations (xid);
--- What still matters, for whoever begins to. Small, and next to free for those who write: rows come in the order of time.
-CREATE INDEX revocations_access_expires_idx ON revocations USING brin (access_expires_at);
+-- What still matters, for whoever begins to.
+CREATE INDEX revocations_access_expires_idx ON revocations (access_expires_at, id);
 
 -- Each replica's sign of life: a reader that sees its own newest one reads a database that takes its writes.
 CREATE TABLE feed_beacons (

@@ -148,10 +148,10 @@ impl App {
 
     /// The user behind an access token, which must not have expired. A genuine one takes from its project's bucket.
     async fn signed_in(&self, token: &AccessToken) -> Result<SignedIn, Error> {
-        let presented = Presented::parse(&token.0).map_err(refusal)?;
+        let presented = Presented::parse(&token.0).map_err(Refusal::from)?;
         let key = self.key_of(&presented).await?;
         self.rates.look(Of::Project(key.project()))?;
-        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(refusal)?;
+        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(Refusal::from)?;
         self.rates.take(Of::Project(key.project()))?;
         let read = || {
             Some(SignedIn {
@@ -189,7 +189,7 @@ impl App {
         if !stored.session.is_live(now, present) {
             return Err(Refusal::SessionRevoked.into());
         }
-        self.usage.note(&stored.session.project, stored.session.occupant(), now);
+        self.usage.note(&stored.session.project, stored.session.id, stored.session.last_used_at, now);
         Ok(stored.session)
     }
 
@@ -232,9 +232,9 @@ impl App {
     ///
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
     pub(super) async fn bearer(&self, token: &AccessToken) -> Result<Bearer, Error> {
-        let presented = Presented::parse(&token.0).map_err(refusal)?;
+        let presented = Presented::parse(&token.0).map_err(Refusal::from)?;
         let key = self.key_of(&presented).await?;
-        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(refusal)?;
+        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(Refusal::from)?;
         let read =
             || Some(Bearer { project: ProjectId::parse(&claims.project_id)?, session: SessionId::parse(&claims.sid)? });
         Ok(read().ok_or(Refusal::UnparsableAccessToken)?)
@@ -247,9 +247,11 @@ impl App {
     }
 }
 
-fn refusal(rejection: Rejection) -> Refusal {
-    match rejection {
-        Rejection::Unparsable => Refusal::UnparsableAccessToken,
-        Rejection::WrongProject { expected, actual } => Refusal::WrongProject { expected, actual },
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::Unparsable => Self::UnparsableAccessToken,
+            Rejection::WrongProject { expected, actual } => Self::WrongProject { expected, actual },
+        }
     }
 }

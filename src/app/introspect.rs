@@ -1,5 +1,6 @@
 //! What tokens are worth at this moment (RFC 7662). Looking changes nothing: no rotation, no alarm.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -7,25 +8,21 @@ use super::App;
 use super::Caller;
 use super::Client;
 use super::Error;
+use super::judge::Doubt;
+use super::judge::Genuine;
+use super::judge::Judge;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
-use crate::session::Epoch;
 use crate::session::Refusal;
 use crate::session::Session;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
 use crate::store;
-use crate::store::Outline;
 use crate::store::Seen;
 use crate::token::access::Claims;
-use crate::token::access::Issuer;
-use crate::token::access::Presented;
 use crate::token::refresh::RefreshToken;
-use crate::token::verified::Verified;
-use crate::token::verified::VerifiedTokens;
 
 /// The most tokens that one request may ask about.
 pub const TOKENS_MAX: usize = 1_000;
@@ -51,7 +48,7 @@ pub enum Introspection {
 /// What a token is, as far as can be seen without its session.
 #[derive(Clone)]
 enum Kind {
-    Access(Arc<Claims>, SessionId),
+    Access(Genuine),
     Refresh(Box<RefreshToken>),
     /// Nothing of the project's.
     Nothing,
@@ -83,17 +80,16 @@ impl App {
             snapshot = self.keys.reload().await?;
             kinds = self.kinds(&snapshot, &project, &tokens, now).await;
         }
-        let outlines = self.outlines(&project, &kinds).await?;
+        let genuine: Vec<Genuine> = kinds.iter().filter_map(Kind::access).cloned().collect();
+        // In the order of the access tokens, and so taken off one by one.
+        let mut lives = self.lives(&project, &genuine, now).await?.into_iter();
         let seen = self.seen(&project, &kinds).await?;
         let worth = |kind: Kind| match kind {
-            Kind::Access(claims, session) => {
-                let (outline, present) = outlines.get(&session)?;
-                self.worth_of_access(&project, claims, outline, *present, now)
-            }
+            Kind::Access(token) => lives.next()?.then_some(Introspection::Access(token.claims)),
             Kind::Refresh(token) => self.worth_of_refresh(&snapshot, &token, seen.get(&token.session())?, now),
             Kind::Nothing | Kind::OfUnknownKey => None,
         };
-        Ok(kinds.into_iter().map(|kind| worth(kind).unwrap_or(Introspection::Inactive)).collect())
+        Ok(kinds.into_iter().map(worth).map(|worth| worth.unwrap_or(Introspection::Inactive)).collect())
     }
 
     /// What each token is, signatures and all.
@@ -104,13 +100,7 @@ impl App {
         tokens: &Arc<Vec<String>>,
         now: Timestamp,
     ) -> Vec<Kind> {
-        let judge = Judge {
-            snapshot: Arc::clone(snapshot),
-            verified: self.verified.clone(),
-            issuer: self.issuer.clone(),
-            project: project.clone(),
-            now,
-        };
+        let judge = self.judge(Arc::clone(snapshot), project.clone(), now);
         if let [token] = tokens.as_slice() {
             return vec![judge.kind(token)];
         }
@@ -126,49 +116,15 @@ impl App {
         chunks.into_iter().flat_map(|chunk| chunk.expect("nothing panics, and nobody cancels it")).collect()
     }
 
-    /// What the access tokens are held against: no more of their sessions than whether they live.
-    async fn outlines(
-        &self,
-        project: &ProjectId,
-        kinds: &[Kind],
-    ) -> Result<HashMap<SessionId, (Outline, Epoch)>, store::Error> {
-        let ids = kinds.iter().filter_map(|kind| match kind {
-            Kind::Access(_, session) => Some(*session),
-            Kind::Refresh(_) | Kind::Nothing | Kind::OfUnknownKey => None,
-        });
-        let found = match distinct(ids) {
-            none if none.is_empty() => vec![],
-            some => self.store.outlines_find(project.clone(), some).await?,
-        };
-        Ok(found.into_iter().map(|(outline, present)| (outline.occupant.session, (outline, present))).collect())
-    }
-
     /// What the refresh tokens are held against.
     async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, Seen>, store::Error> {
-        let ids = kinds.iter().filter_map(|kind| match kind {
-            Kind::Refresh(token) => Some(token.session()),
-            Kind::Access(..) | Kind::Nothing | Kind::OfUnknownKey => None,
-        });
-        let found = match distinct(ids) {
-            none if none.is_empty() => vec![],
-            some => self.store.sessions_find(project.clone(), some).await?,
+        // Each once: a service may ask about the same session several times over.
+        let ids: BTreeSet<SessionId> = kinds.iter().filter_map(Kind::refresh).map(RefreshToken::session).collect();
+        let found = match ids.is_empty() {
+            true => vec![],
+            false => self.store.sessions_find(project.clone(), ids.into_iter().collect()).await?,
         };
         Ok(found.into_iter().map(|seen| (seen.stored.session.id, seen)).collect())
-    }
-
-    fn worth_of_access(
-        &self,
-        project: &ProjectId,
-        claims: Arc<Claims>,
-        outline: &Outline,
-        present: Epoch,
-        now: Timestamp,
-    ) -> Option<Introspection> {
-        if claims.expired_at(now) || !outline.lifetime.is_live(now, present) {
-            return None;
-        }
-        self.usage.note(project, outline.occupant, now);
-        Some(Introspection::Access(claims))
     }
 
     fn worth_of_refresh(
@@ -193,32 +149,32 @@ impl App {
     }
 }
 
-/// Each once: a service may ask about the same session several times over.
-fn distinct(ids: impl Iterator<Item = SessionId>) -> Vec<SessionId> {
-    let mut ids: Vec<SessionId> = ids.collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
+impl Kind {
+    fn access(&self) -> Option<&Genuine> {
+        match self {
+            Self::Access(token) => Some(token),
+            Self::Refresh(_) | Self::Nothing | Self::OfUnknownKey => None,
+        }
+    }
 
-/// What tokens are held against before their sessions are.
-#[derive(Clone)]
-struct Judge {
-    snapshot: Arc<Snapshot>,
-    verified: VerifiedTokens,
-    issuer: Issuer,
-    project: ProjectId,
-    now: Timestamp,
+    fn refresh(&self) -> Option<&RefreshToken> {
+        match self {
+            Self::Refresh(token) => Some(token),
+            Self::Access(_) | Self::Nothing | Self::OfUnknownKey => None,
+        }
+    }
 }
 
 impl Judge {
     fn kind(&self, token: &str) -> Kind {
-        let kind = if token.starts_with(crate::token::refresh::PREFIX) {
-            RefreshToken::parse(token).map(|token| self.refresh(token))
-        } else {
-            self.access(token)
-        };
-        kind.unwrap_or(Kind::Nothing)
+        if token.starts_with(crate::token::refresh::PREFIX) {
+            return RefreshToken::parse(token).map_or(Kind::Nothing, |token| self.refresh(token));
+        }
+        match self.access(token) {
+            Ok(genuine) => Kind::Access(genuine),
+            Err(Doubt::OfUnknownKey) => Kind::OfUnknownKey,
+            Err(Doubt::Refused(_)) => Kind::Nothing,
+        }
     }
 
     fn refresh(&self, token: RefreshToken) -> Kind {
@@ -227,25 +183,5 @@ impl Judge {
             Some(key) if *key.project() == self.project && key.may_have_made(&token) => Kind::Refresh(Box::new(token)),
             Some(_) => Kind::Nothing,
         }
-    }
-
-    fn access(&self, text: &str) -> Option<Kind> {
-        let keyring = &self.snapshot.keyring;
-        let Verified { key, claims } = match self.verified.find(text) {
-            Some(known) => known,
-            None => {
-                let presented = Presented::parse(text).ok()?;
-                let Some(key) = keyring.signing(presented.key()) else { return Some(Kind::OfUnknownKey) };
-                // Another project's is worth nothing, whatever its signature.
-                if *key.project() != self.project {
-                    return None;
-                }
-                let claims = self.verified.verify(&presented, key, &self.issuer).ok()?;
-                Verified { key: key.id(), claims }
-            }
-        };
-        let counts = keyring.verifies(key, self.now, ACCESS_TOKEN_TTL_MAX)?.project() == &self.project;
-        let session = SessionId::parse(&claims.sid)?;
-        counts.then_some(Kind::Access(claims, session))
     }
 }

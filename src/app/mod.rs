@@ -5,8 +5,10 @@ mod credentials;
 mod erase;
 mod grant;
 mod introspect;
+mod judge;
 mod keys;
 mod list;
+mod lives;
 mod projects;
 mod refresh;
 mod reseal;
@@ -19,6 +21,7 @@ mod rotate_key;
 mod sweep;
 mod update;
 mod usage;
+mod verify;
 mod watch;
 
 pub use create::CreateRequest;
@@ -53,6 +56,7 @@ pub use sweep::Start;
 pub use sweep::Step;
 pub use sweep::Sweeper;
 pub use usage::FLUSH_INTERVAL;
+pub use verify::Verdict;
 
 use std::sync::Arc;
 

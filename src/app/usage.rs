@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use super::App;
@@ -11,7 +12,6 @@ use super::Error;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
-use crate::session::limit::Occupant;
 use crate::store::Use;
 
 /// How often the notes are written down.
@@ -25,23 +25,42 @@ const NOTES_MAX: usize = 10_000;
 
 /// The notes. Clones are one and the same.
 #[derive(Clone, Default)]
-pub(super) struct Usage(Arc<Mutex<HashMap<(ProjectId, SessionId), Timestamp>>>);
+pub(super) struct Usage(Arc<Mutex<Notes>>);
+
+#[derive(Default)]
+struct Notes {
+    /// What is to be written down.
+    due: HashMap<(ProjectId, SessionId), Timestamp>,
+    /// What was written down within the last minute.
+    written: HashMap<(ProjectId, SessionId), Timestamp>,
+}
 
 impl Usage {
-    /// Notes that a session is used now, unless that was written down within the last minute.
-    pub(super) fn note(&self, project: &ProjectId, session: Occupant, now: Timestamp) {
-        if now < session.last_used_at + COALESCE {
+    /// Notes that a session is used now, unless that was written down within the last minute: by what is known of its last
+    /// use, or here.
+    pub(super) fn note(&self, project: &ProjectId, session: SessionId, last_used_at: Timestamp, now: Timestamp) {
+        if now < last_used_at + COALESCE {
             return;
         }
-        let mut notes = self.0.lock().expect("no one panics while holding it");
-        let key = (project.clone(), session.session);
-        if notes.len() < NOTES_MAX || notes.contains_key(&key) {
-            notes.insert(key, now);
+        let mut notes = self.notes();
+        let key = (project.clone(), session);
+        let is_written = notes.written.get(&key).is_some_and(|at| now < *at + COALESCE);
+        if !is_written && (notes.due.len() < NOTES_MAX || notes.due.contains_key(&key)) {
+            notes.due.insert(key, now);
         }
     }
 
-    fn take(&self) -> HashMap<(ProjectId, SessionId), Timestamp> {
-        std::mem::take(&mut self.0.lock().expect("no one panics while holding it"))
+    /// What is to be written down, which from now on counts as written.
+    fn take(&self, now: Timestamp) -> HashMap<(ProjectId, SessionId), Timestamp> {
+        let mut notes = self.notes();
+        let due = std::mem::take(&mut notes.due);
+        notes.written.retain(|_, at| now < *at + COALESCE);
+        notes.written.extend(due.clone());
+        due
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().expect("no one panics while holding it")
     }
 }
 
@@ -52,7 +71,7 @@ impl App {
     ///
     /// The store's. What was noted is lost then, which is what may become of it anyway.
     pub async fn flush_usage(&self) -> Result<(), Error> {
-        let notes = self.usage.take();
+        let notes = self.usage.take(self.clock.now());
         let used: Vec<Use<'_>> =
             notes.iter().map(|((project, session), at)| Use { project, session: *session, at: *at }).collect();
         for some in used.chunks(1_000) {

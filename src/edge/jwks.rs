@@ -19,14 +19,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::StatusCode;
 use http::header;
-use serde_json::json;
 
 use super::well_known::unavailable;
 use crate::app::App;
 use crate::app::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
-use crate::rpc::status::DOMAIN;
+use crate::rpc::status;
+use crate::session::Refusal;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::token;
 use crate::token::jwks;
@@ -144,12 +144,6 @@ pub(super) fn cache_control() -> String {
 }
 
 pub(super) fn no_project() -> Response {
-    let reason = json!({
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": "PROJECT_NOT_FOUND",
-        "domain": DOMAIN,
-        "metadata": {},
-    });
-    let body = json!({"code": 5, "message": "There is no such project.", "details": [reason]});
-    (StatusCode::NOT_FOUND, Json(body)).into_response()
+    let status = status::refused(Refusal::ProjectNotFound);
+    (StatusCode::NOT_FOUND, Json(status::json(&status))).into_response()
 }

@@ -11,13 +11,16 @@ mod openapi;
 mod origin;
 mod rate;
 mod serve;
+mod verify;
 mod well_known;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
+use http::HeaderValue;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -36,7 +39,9 @@ use crate::app::App;
 use crate::config::Limits;
 use crate::config::Web;
 use crate::pb;
+use crate::pb::envoy::authorization_server::AuthorizationServer;
 use crate::pb::session_service_server::SessionServiceServer;
+use crate::rpc::Authorization;
 use crate::rpc::SessionService;
 use crate::rpc::status;
 use crate::telemetry::Metrics;
@@ -71,6 +76,8 @@ fn stack(
     let grpc: GrpcService = BoxCloneSyncService::new(grpc);
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
+    // Proxies' requests in, Envoy's call out; and back.
+    let verify = verify::routes(grpc.clone(), &web.base_paths);
 
     let api = ServiceBuilder::new()
         // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
@@ -90,6 +97,8 @@ fn stack(
         Some(cors) => router.layer(cors),
         None => router,
     };
+    // Beside CORS, which would answer a preflight that a proxy asks about with a 200: the proxy would let it pass.
+    let router = router.merge(verify);
     Ok(router
         // Where the request comes from, for whoever further in limits or remembers it.
         .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
@@ -103,6 +112,7 @@ fn stack(
 fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
     // A map of short texts is larger in protobuf than in JSON; what the transcoder has let in must not fail here.
     let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(2 * bytes_max);
+    let proxies = AuthorizationServer::new(Authorization::new(app.clone())).max_decoding_message_size(2 * bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -111,7 +121,7 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
     );
-    Routes::new(sessions).add_service(reflection).add_service(health).prepare()
+    Routes::new(sessions).add_service(proxies).add_service(reflection).add_service(health).prepare()
 }
 
 /// What travels between the layers inside the transcoder.
@@ -120,3 +130,8 @@ type GrpcResponse = http::Response<Body>;
 
 /// The gRPC services and what every call passes on its way to them, whichever wire it came over.
 type GrpcService = BoxCloneSyncService<GrpcRequest, GrpcResponse, Infallible>;
+
+/// `Retry-After`: whole seconds (RFC 9110 §10.2.3), and none too few.
+fn retry_after(delay: Duration) -> HeaderValue {
+    (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1).into()
+}

@@ -24,6 +24,7 @@ use tower::Service;
 use super::GrpcRequest;
 use super::GrpcResponse;
 use crate::pb;
+use crate::pb::envoy::authorization_server;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
@@ -50,7 +51,9 @@ impl ObserveLayer {
             });
             paths.collect::<Vec<_>>()
         });
-        Self { metrics, known: Arc::new(methods.collect()) }
+        // Described in part only, so not in any set that is shown.
+        let check = format!("/{}/Check", authorization_server::SERVICE_NAME);
+        Self { metrics, known: Arc::new(methods.chain([check]).collect()) }
     }
 }
 

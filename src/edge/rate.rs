@@ -22,8 +22,9 @@ use crate::rates::Of;
 use crate::rpc::status;
 use crate::session::Origin;
 
-/// Probes ask often, and from one address for many; they cost nothing.
-const FREE: &str = "/grpc.health.v1.Health/";
+/// Probes and proxies ask often, and from one address for many. Probes cost nothing; what a proxy's strangers may cost is
+/// said in `app/verify.rs`.
+const FREE: [&str; 2] = ["/grpc.health.v1.Health/", "/envoy.service.auth.v3.Authorization/"];
 
 const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
 
@@ -70,7 +71,7 @@ where
         let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(nowhere);
         let room = match request.uri().path() {
-            path if path.starts_with(FREE) => Ok(None),
+            path if FREE.iter().any(|free| path.starts_with(free)) => Ok(None),
             SIGN_OUT => self.rates.take(Of::SignOut(ip)).map(|()| None),
             _ => self.rates.take(Of::Address(ip)).map(|()| Some(ip)),
         };

@@ -160,18 +160,27 @@ impl Hub {
         self.bell.notify_one();
     }
 
-    /// Takes in the first reading of a history.
-    pub(super) fn begin(&self, reading: Reading) {
+    /// Forgets a history that goes on no longer, and sends everyone away who listens to it.
+    pub(super) fn forget_history(&self) {
         let mut state = self.state();
-        if state.position.is_some() {
-            // What was told of the old one may not be so in the new one; what has ended there stays ended here.
+        if state.position.take().is_some() {
+            // What was told of it may not be so in another; what has ended there stays ended here.
             state.entries.clear();
             let _ = self.updates.send(Update::Interrupted);
         }
-        self.take_in(&mut state, reading.news, reading.at.min(self.clock.now()));
-        // Nobody listens yet, or to another history.
+    }
+
+    /// Takes in some of what had ended before a history is begun.
+    pub(super) fn take_in_past(&self, news: Vec<News>, now: Timestamp) {
+        self.take_in(&mut self.state(), news, now);
+    }
+
+    /// Begins a history, all of whose past is here.
+    pub(super) fn begin(&self, position: &Reading) {
+        let mut state = self.state();
+        // Nobody listens yet.
         state.pending.clear();
-        state.position = Some(Position { origin: reading.origin, xmin: reading.snapshot.xmin, read_at: None });
+        state.position = Some(Position { origin: position.origin, xmin: position.snapshot.xmin, read_at: None });
     }
 
     /// Takes in what has come since the reading before.
@@ -227,7 +236,10 @@ impl Hub {
         }
         let now = self.clock.now();
         pending.iter().for_each(|entry| self.metrics.feed_lag(now.since(entry.news.at)));
-        let _ = self.updates.send(Update::Ended(pending.into()));
+        // After an outage there may be much at once, and a message has to stay small.
+        for some in pending.chunks(PAGE) {
+            let _ = self.updates.send(Update::Ended(some.into()));
+        }
     }
 
     /// Tells subscribers that the stream is alive, how far it has got, and how old its news may be.

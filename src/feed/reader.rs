@@ -16,11 +16,15 @@ use super::LEEWAY;
 use super::hub::Hub;
 use crate::clock;
 use crate::store::Error;
+use crate::store::PageStart;
 use crate::store::Store;
 use crate::telemetry;
 
 /// One for reading, one for signs of life, one for the bell: none waits for another.
 pub(super) const CONNECTIONS: usize = 3;
+
+/// How much of the past is read at a time: some tens of milliseconds' work.
+const PAGE_ROWS: usize = 10_000;
 
 /// How often the feed is read at the latest, bell or no bell.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -80,9 +84,19 @@ async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
 
 /// Reads one history, to its end. A reading that fails is tried again from where the last one stood.
 async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<(), Error> {
-    let reading = store.feed_begin(replica, hub.clock().now(), LEEWAY).await?;
-    let mut snapshot = reading.snapshot.clone();
-    hub.begin(reading);
+    // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
+    let position = store.feed_position(replica).await?;
+    let mut snapshot = position.snapshot.clone();
+    hub.forget_history();
+    // By the earlier of two clocks: one that is ahead would leave out what still matters.
+    let now = position.at.min(hub.clock().now());
+    let mut next = Some(PageStart::at(now - LEEWAY));
+    while let Some(from) = next {
+        let page = store.feed_page(from, PAGE_ROWS).await?;
+        hub.take_in_past(page.news, now);
+        next = page.next;
+    }
+    hub.begin(&position);
     *retry = RETRY.0;
     let mut began = Instant::now();
     loop {

@@ -356,7 +356,8 @@ mod tests {
     fn hub(xmin: u64, past: Vec<News>) -> Arc<Hub> {
         let hub = Arc::new(Hub::new(Clock::system(), Metrics::default()));
         assert!(hub.listen(None).is_none(), "nothing is known yet");
-        hub.begin(reading(xmin, past));
+        hub.take_in_past(past, Clock::system().now());
+        hub.begin(&reading(xmin, vec![]));
         assert!(hub.listen(None).is_none(), "and not that it is the present");
         hub.beaten(1, Instant::now());
         hub.go_on(reading(xmin, vec![]), Instant::now()).ok().expect("goes on");
@@ -450,7 +451,8 @@ mod tests {
         let another = Reading { origin: other, ..reading(8, vec![]) };
         assert!(hub.go_on(another.clone(), Instant::now()).is_err(), "no continuation");
         assert!(hub.go_on(reading(8, vec![]), Instant::now()).is_err(), "nor is one that goes back");
-        hub.begin(another);
+        hub.forget_history();
+        hub.begin(&another);
         let end = loop {
             match subscription.next().await {
                 Ok(_) => {}

@@ -31,7 +31,7 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
     let refresh = refresh_tokens(metadata);
     let (mut access, mut server_key) = (vec![], false);
     for value in metadata.get_all(AUTHORIZATION) {
-        match bearer_token(value) {
+        match bearer_token(text(value)) {
             token if token.starts_with(server_key::PREFIX) => server_key = true,
             token => access.push(AccessToken(token.to_owned())),
         }
@@ -93,7 +93,7 @@ fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
         return Err(Violation::refuse(AUTHORIZATION, "must be sent once"));
     };
     let Some(value) = value else { return Ok(Caller::Nobody) };
-    let token = bearer_token(value);
+    let token = bearer_token(text(value));
     if !token.starts_with(server_key::PREFIX) {
         return Ok(Caller::User(AccessToken(token.to_owned())));
     }
@@ -106,11 +106,15 @@ fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
 
 /// The token of a bearer credential. Another scheme, or a value that is not text, is a credential all the same: one that we
 /// cannot read.
-fn bearer_token(value: &MetadataValue<Ascii>) -> &str {
-    match value.to_str().unwrap_or_default().split_once(' ') {
+pub(super) fn bearer_token(value: &str) -> &str {
+    match value.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_matches(' '),
         _ => "",
     }
+}
+
+fn text(value: &MetadataValue<Ascii>) -> &str {
+    value.to_str().unwrap_or_default()
 }
 
 /// The refresh tokens in the metadata, each once. An empty one counts as none; one that is not text, as a malformed one.

@@ -1,6 +1,7 @@
 //! The wire, for all three transports at once: decode, one call, encode. A handler decides nothing.
 
 mod caller;
+mod check;
 mod decode;
 mod encode;
 mod watch;
@@ -8,6 +9,8 @@ mod watch;
 /// Every answer that is no: the one table of gRPC codes and reasons.
 pub mod status;
 
+pub use check::Authorization;
+pub use check::IDENTITY;
 pub(crate) use decode::claims;
 use tonic::Request;
 use tonic::Response;

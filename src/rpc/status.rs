@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde_json::Value;
+use serde_json::json;
 use tonic::Code;
 use tonic::Status;
 use tonic_types::ErrorDetails;
@@ -72,7 +74,7 @@ reasons! {
     CredentialsMissing "CREDENTIALS_MISSING" Unauthenticated "No credential was presented.",
     UnparsableAccessToken "UNPARSABLE_ACCESS_TOKEN" Unauthenticated "The access token is not one of ours.",
     AccessTokenExpired "ACCESS_TOKEN_EXPIRED" Unauthenticated "The access token has expired.",
-    WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project than its key.",
+    WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project.",
     SessionRevoked "SESSION_REVOKED" Unauthenticated "The session has ended.",
     InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
     RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
@@ -83,6 +85,7 @@ reasons! {
     CannotDeleteCurrentSession "CANNOT_DELETE_CURRENT_SESSION" FailedPrecondition
         "This is the current session: sign out of it instead.",
     SessionLimitReached "SESSION_LIMIT_REACHED" FailedPrecondition "The user has as many sessions as the project allows.",
+    ProjectNotFound "PROJECT_NOT_FOUND" NotFound "There is no such project, or none was named.",
     Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
     RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
     FeedInterrupted "FEED_INTERRUPTED" Unavailable "The feed was interrupted; resume from the last cursor.",
@@ -179,6 +182,26 @@ pub fn late() -> Status {
     of_reason(Reason::DeadlineExceeded, info(Reason::DeadlineExceeded, HashMap::new()))
 }
 
+/// A status as REST prints it: `google.rpc.Status` in ProtoJSON, with as many details as ours outside of the API's own
+/// methods have.
+pub fn json(status: &Status) -> Value {
+    let details = status.get_error_details();
+    let info = details.error_info().map(|info| {
+        json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": info.reason,
+            "domain": info.domain,
+            "metadata": info.metadata,
+        })
+    });
+    let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
+    let retry = retry_delay.map(|delay| {
+        json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retry_delay": format!("{}s", delay.as_secs_f64())})
+    });
+    let details: Vec<Value> = info.into_iter().chain(retry).collect();
+    json!({"code": status.code() as i32, "message": status.message(), "details": details})
+}
+
 fn info(reason: Reason, metadata: HashMap<String, String>) -> ErrorDetails {
     ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
 }
@@ -202,6 +225,7 @@ const fn reason(refusal: &Refusal) -> Reason {
         Refusal::SessionNotFound => Reason::SessionNotFound,
         Refusal::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,
         Refusal::SessionLimitReached => Reason::SessionLimitReached,
+        Refusal::ProjectNotFound => Reason::ProjectNotFound,
         Refusal::Schema(_) => Reason::Schema,
         Refusal::RateLimited { .. } => Reason::RateLimited,
     }

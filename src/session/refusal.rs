@@ -26,9 +26,9 @@ pub enum Refusal {
         /// Its session.
         session: SessionId,
     },
-    /// The access token's key belongs to one project and its audience names another.
+    /// The access token is of one project where another's is expected: that of its own key, or of whoever asks.
     WrongProject {
-        /// The project of the key.
+        /// The project that is expected.
         expected: String,
         /// The project that the token names.
         actual: String,
@@ -51,6 +51,8 @@ pub enum Refusal {
     CannotDeleteCurrentSession,
     /// The user has as many sessions as the project allows.
     SessionLimitReached,
+    /// No such project, or none was named.
+    ProjectNotFound,
     /// The request does not fit its schema.
     Schema(Vec<Violation>),
     /// Too many in too short a time.

@@ -6,7 +6,6 @@
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use diesel::ExpressionMethods as _;
 use diesel::pg::data_types::PgTimestamp;
@@ -22,8 +21,8 @@ use super::rows::to_pg;
 use super::schema::feed_beacons;
 use super::schema::feed_histories;
 use super::statements::FeedBeat;
-use super::statements::FeedBegin;
 use super::statements::FeedNext;
+use super::statements::FeedPage;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -110,6 +109,29 @@ pub struct Reading {
     pub beat: Option<i64>,
 }
 
+/// Where a page of the past begins: behind this.
+#[derive(Clone, Copy, Debug)]
+pub struct PageStart {
+    access_expires_at: Timestamp,
+    id: Uuid,
+}
+
+impl PageStart {
+    /// The first page of what matters beyond that moment.
+    pub const fn at(from: Timestamp) -> Self {
+        Self { access_expires_at: from, id: Uuid::nil() }
+    }
+}
+
+/// Some of what still matters.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// What.
+    pub news: Vec<News>,
+    /// Where the next page begins; `None` when this is the last one.
+    pub next: Option<PageStart>,
+}
+
 /// Who hears of what this process's own commits have ended: nobody, or one listener.
 #[derive(Clone, Default)]
 pub(super) struct Audience(Arc<OnceLock<Listener>>);
@@ -126,8 +148,9 @@ impl Audience {
     }
 }
 
-type Columns = (
-    (String, Option<Uuid>, String, PgTimestamp, Option<i64>),
+type Columns = ((String, Option<Uuid>, String, PgTimestamp, Option<i64>), NewsColumns);
+
+type NewsColumns = (
     (Option<i64>, Option<Uuid>, Option<String>, Option<String>, Option<PgTimestamp>, Option<i16>),
     (Option<Uuid>, Option<bool>, Option<i64>, Option<Uuid>, Option<i64>),
     (Option<Uuid>, Option<Uuid>, Option<PgTimestamp>),
@@ -140,18 +163,35 @@ impl Store {
         let _ = self.audience.0.set(Box::new(listener));
     }
 
-    /// Everything that still matters at this moment: what ended sessions whose tokens may be alive, or ran out within the
-    /// leeway.
+    /// Where the database stands, and nothing of what has ended before.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_begin(&self, replica: Uuid, now: Timestamp, leeway: Duration) -> Result<Reading, Error> {
-        self.once("feed_begin", move |mut tx| async move {
-            let statement = FeedBegin { replica, now: to_pg(now), leeway_seconds: leeway.as_secs_f64() };
-            let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
+    pub async fn feed_position(&self, replica: Uuid) -> Result<Reading, Error> {
+        let future = Snapshot { xmin: u64::MAX, xmax: u64::MAX, under_way: vec![] };
+        self.feed_next(replica, &future).await
+    }
+
+    /// What still matters beyond that moment, because some token may outlive it: a page of it, in the order in which it will
+    /// cease to.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<Page, Error> {
+        let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
+        self.once("feed_page", move |mut tx| async move {
+            let statement = FeedPage { after: to_pg(from.access_expires_at), after_id: from.id, rows_max: limit };
+            let rows: Result<Vec<NewsColumns>, _> = statement.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
-            tx.commit(reading(rows)?).await
+            let last = rows.last().filter(|_| rows.len() == rows_max);
+            // By the row, not by what was read of it: of an erased user's there may be nothing to tell.
+            let next = last.and_then(|((_, id, ..), _, (.., until))| {
+                Some(PageStart { access_expires_at: from_pg((*until)?), id: (*id)? })
+            });
+            let news = rows.into_iter().filter_map(news).collect::<Result<_, _>>()?;
+            tx.commit(Page { news, next }).await
         })
         .await
     }
@@ -222,7 +262,7 @@ impl Tx {
 
 fn reading(rows: Vec<Columns>) -> Result<Reading, Error> {
     let bad = |column| Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() };
-    let Some(((snapshot, history, timeline, at, beat), ..)) = rows.as_slice().iter().next() else {
+    let Some(((snapshot, history, timeline, at, beat), _)) = rows.as_slice().iter().next() else {
         return Err(bad("id"));
     };
     let origin = Origin {
@@ -230,13 +270,13 @@ fn reading(rows: Vec<Columns>) -> Result<Reading, Error> {
         timeline: u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?,
     };
     let (snapshot, at, beat) = (snapshot.parse().map_err(|()| bad("snapshot"))?, from_pg(*at), *beat);
-    let news = rows.into_iter().filter_map(news).collect::<Result<_, _>>()?;
+    let news = rows.into_iter().filter_map(|(_, columns)| news(columns)).collect::<Result<_, _>>()?;
     Ok(Reading { news, origin, snapshot, at, beat })
 }
 
 /// Reads a row; `None` for the one that stands for no rows at all.
-fn news(columns: Columns) -> Option<Result<News, Error>> {
-    let (_, (xid, id, project, user, at, reason), ended, (signing_key, server_key, access_expires_at)) = columns;
+fn news(columns: NewsColumns) -> Option<Result<News, Error>> {
+    let ((xid, id, project, user, at, reason), ended, (signing_key, server_key, access_expires_at)) = columns;
     let (session, is_impersonation, user_epoch, spared, project_epoch) = ended;
     let (xid, id, project, at, reason, access_expires_at) = (xid?, id?, project?, at?, reason?, access_expires_at?);
     let user = user.as_deref().and_then(UserId::parse);

@@ -48,6 +48,7 @@ pub use durability::Durability;
 pub use error::Error;
 pub use feed::News;
 pub use feed::Origin as FeedOrigin;
+pub use feed::PageStart;
 pub use feed::Place;
 pub use feed::Reading;
 pub use feed::Snapshot;

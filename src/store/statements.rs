@@ -12,7 +12,6 @@ use diesel::sql_types::Array;
 use diesel::sql_types::BigInt;
 use diesel::sql_types::Binary;
 use diesel::sql_types::Bool;
-use diesel::sql_types::Double;
 use diesel::sql_types::Integer;
 use diesel::sql_types::Jsonb;
 use diesel::sql_types::Nullable;
@@ -273,33 +272,28 @@ statement! {
 }
 
 /// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, told apart from that
-/// of every copy; which branch of it, as its write-ahead log has it; the replica's own newest beat. Then what a row of the feed holds, where there is one.
-pub(super) type FeedRow = (
-    (Text, Nullable<SqlUuid>, Text, Timestamptz, Nullable<BigInt>),
+/// of every copy; which branch of it, as its write-ahead log has it; the replica's own newest beat. Then a row of the feed.
+pub(super) type FeedRow = ((Text, Nullable<SqlUuid>, Text, Timestamptz, Nullable<BigInt>), NewsRow);
+
+/// What a row of the feed holds, where there is one.
+pub(super) type NewsRow = (
     (Nullable<BigInt>, Nullable<SqlUuid>, Nullable<Text>, Nullable<Text>, Nullable<Timestamptz>, Nullable<SmallInt>),
     (Nullable<SqlUuid>, Nullable<Bool>, Nullable<BigInt>, Nullable<SqlUuid>, Nullable<BigInt>),
     (Nullable<SqlUuid>, Nullable<SqlUuid>, Nullable<Timestamptz>),
 );
 
 statement! {
-    /// What still matters, and the snapshot that shows it. By the earlier of two clocks: one that is ahead forgets nothing.
-    FeedBegin -> FeedRow =
-    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
-         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
-           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
-           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at,
-         (SELECT beat FROM feed_beacons WHERE replica = "
-    [replica: Uuid as SqlUuid]
-    ") AS beat)
-     SELECT present.snapshot, present.history, present.timeline, present.at, present.beat, r.xid, r.id, r.project_id, r.user_id, r.at,
-         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
-         r.server_key_id, r.access_expires_at
-     FROM present LEFT JOIN revocations AS r ON r.access_expires_at > least("
-    [now: PgTimestamp as Timestamptz]
-    ", now()) - make_interval(secs => "
-    [leeway_seconds: f64 as Double]
-    ")"
+    /// What still matters, a page of it, in the order in which it will cease to.
+    FeedPage -> NewsRow =
+    "SELECT r.xid, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
+         r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.access_expires_at
+     FROM revocations AS r WHERE (r.access_expires_at, r.id) > ("
+    [after: PgTimestamp as Timestamptz]
+    ", "
+    [after_id: Uuid as SqlUuid]
+    ") ORDER BY r.access_expires_at, r.id LIMIT "
+    [rows_max: i64 as BigInt]
+    ""
 }
 
 statement! {

@@ -13,6 +13,7 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use super::UNCACHED;
+use crate::edge::retry_after;
 use crate::rpc::status::Reason;
 
 /// Every 401 says how to do better (RFC 9110 §15.5.2, RFC 6749 §5.2).
@@ -97,6 +98,7 @@ impl From<Status> for Failure {
                 | Reason::CannotDeleteCurrentSession
                 | Reason::SessionLimitReached
                 | Reason::SubscriberTooSlow
+                | Reason::ProjectNotFound
                 | Reason::Internal,
             )
             | None => Self::SERVER_ERROR,
@@ -116,9 +118,7 @@ impl IntoResponse for Failure {
         }
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let delay = self.retry_after.unwrap_or(RETRY_AFTER);
-            // Whole seconds (RFC 9110 §10.2.3), and none too few.
-            let seconds = (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1);
-            headers.insert(header::RETRY_AFTER, seconds.into());
+            headers.insert(header::RETRY_AFTER, retry_after(delay));
         }
         response
     }

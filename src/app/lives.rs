@@ -1,0 +1,58 @@
+//! Whether the sessions of access tokens live: all that a genuine token leaves open.
+
+use std::collections::BTreeSet;
+use std::collections::HashSet;
+
+use super::App;
+use super::Error;
+use super::judge::Genuine;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+
+impl App {
+    /// Whether each token's session lives, in the tokens' order. Notes that those which do are in use.
+    ///
+    /// The feed answers, as long as it knows its news to be young; otherwise the rows do. Both know of what this replica has
+    /// ended; of what another has, the feed some milliseconds later.
+    ///
+    /// # Errors
+    ///
+    /// The store's, where the feed does not answer.
+    pub(super) async fn lives(
+        &self,
+        project: &ProjectId,
+        tokens: &[Genuine],
+        now: Timestamp,
+    ) -> Result<Vec<bool>, Error> {
+        let live: Vec<bool> = if self.feed.is_fresh() {
+            // A token never outlives its session, and these have not run out: what is left is what ends before its time.
+            tokens.iter().map(|token| !self.feed.has_ended(&token.bearer(project))).collect()
+        } else {
+            let rows = self.live_rows(project, tokens, now).await?;
+            tokens.iter().map(|token| rows.contains(&token.session)).collect()
+        };
+        for (token, _) in tokens.iter().zip(&live).filter(|(_, is_live)| **is_live) {
+            // Its session was in use when it was issued.
+            self.usage.note(project, token.session, Timestamp::from_seconds(token.claims.iat), now);
+        }
+        Ok(live)
+    }
+
+    /// Those of the tokens' sessions whose rows say that they live.
+    async fn live_rows(
+        &self,
+        project: &ProjectId,
+        tokens: &[Genuine],
+        now: Timestamp,
+    ) -> Result<HashSet<SessionId>, Error> {
+        // Each once: a service may ask about the same session several times over.
+        let ids: BTreeSet<SessionId> = tokens.iter().map(|token| token.session).collect();
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let found = self.store.outlines_find(project.clone(), ids.into_iter().collect()).await?;
+        let live = found.into_iter().filter(|(outline, present)| outline.lifetime.is_live(now, *present));
+        Ok(live.map(|(outline, _)| outline.occupant.session).collect())
+    }
+}

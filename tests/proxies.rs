@@ -1,0 +1,294 @@
+//! Behind real proxies: Envoy and nginx, by the very files in `examples/`. `tests/proxies/run` has the programs installed,
+//! and says where they are.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Json, Router, extract::State};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use serde_json::{Value, json};
+use sessiond::pb::CreateSessionRequest;
+use tokio::{net::TcpListener, net::TcpStream, runtime::Runtime};
+
+use crate::harness::{
+    PROJECT, Service, Wire, bearer, both,
+    database::fresh_dir,
+    eventually,
+    wire::{Wires, refused_json},
+};
+
+/// From the 200 of a sign-out to the first refusal behind the proxy.
+const BOUND: Duration = Duration::from_secs(1);
+
+/// A proxy's program, its example, and what is in the example to be replaced.
+struct Kind {
+    /// The variable that says where the program is.
+    program: &'static str,
+    example: &'static str,
+    /// How the example spells sessiond's port, the application's and its own.
+    ports: [&'static str; 3],
+    arguments: fn(&Path, &Path) -> Vec<String>,
+    /// What the client gets when sessiond does not answer.
+    down: u16,
+    /// Whether the client sees our own words, or the proxy's.
+    passes_bodies_on: bool,
+}
+
+const ENVOY: Kind = Kind {
+    program: "SESSIOND_TEST_ENVOY",
+    example: "examples/envoy/envoy.yaml",
+    ports: ["port_value: 8080", "port_value: 9000", "port_value: 10000"],
+    arguments: |_, config| {
+        let config = config.display().to_string();
+        ["-c", &config, "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warn"].map(str::to_owned).into()
+    },
+    down: 503,
+    passes_bodies_on: true,
+};
+
+const NGINX: Kind = Kind {
+    program: "SESSIOND_TEST_NGINX",
+    example: "examples/nginx/nginx.conf",
+    ports: ["127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.1:10080"],
+    arguments: |dir, config| {
+        vec!["-p".to_owned(), dir.display().to_string(), "-c".to_owned(), config.display().to_string()]
+    },
+    down: 500,
+    passes_bodies_on: false,
+};
+
+/// A proxy that runs. Stopped when dropped.
+struct Front {
+    process: Child,
+    wires: Wires,
+    dir: PathBuf,
+}
+
+impl Front {
+    async fn start(kind: &Kind, sessiond: SocketAddr, app: SocketAddr) -> Self {
+        let program = std::env::var_os(kind.program).unwrap_or_else(|| panic!("{} is not set", kind.program));
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join(kind.example);
+        let mut config = fs::read_to_string(&example).expect("an example");
+        let own = free_port().await;
+        for (spelled, port) in kind.ports.iter().zip([sessiond.port(), app.port(), own]) {
+            assert_eq!(config.matches(spelled).count(), 1, "{spelled} in {}", example.display());
+            let (before, _) = spelled.rsplit_once([' ', ':']).expect("a port");
+            let separator = &spelled[before.len()..=before.len()];
+            config = config.replace(spelled, &format!("{before}{separator}{port}"));
+        }
+        let file = example.file_name().expect("a name");
+        let dir = fresh_dir(&format!("behind-{}", file.display()));
+        fs::create_dir_all(dir.join("temp")).expect("makes it");
+        let place = dir.join(file);
+        fs::write(&place, config).expect("writes");
+        let log = dir.join("log");
+        let process = Command::new(program)
+            .args((kind.arguments)(&dir, &place))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).expect("creates"))
+            .spawn()
+            .expect("starts");
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, own));
+        let mut front = Self { process, wires: Wires::to(addr), dir };
+        eventually("the proxy listens", async || {
+            let ended = front.process.try_wait().expect("a child");
+            assert!(ended.is_none(), "it ended: {}", fs::read_to_string(&log).unwrap_or_default());
+            TcpStream::connect(addr).await.is_ok()
+        })
+        .await;
+        front
+    }
+
+    async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Response<Bytes> {
+        self.wires.http(method, path, headers, "").await
+    }
+
+    async fn status(&self, headers: HeaderMap) -> u16 {
+        self.ask(Method::GET, "/orders", headers).await.status().as_u16()
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        // Asked, not killed: nginx's worker would live on.
+        let asked = Command::new("kill").arg(self.process.id().to_string()).status();
+        if !asked.is_ok_and(|status| status.success()) {
+            let _ = self.process.kill();
+        }
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Where the server runs: when dropped, it is gone with all its connections.
+struct Host(Option<Runtime>);
+
+impl Default for Host {
+    fn default() -> Self {
+        Self(Some(Runtime::new().expect("starts")))
+    }
+}
+
+impl Host {
+    fn runtime(&self) -> &Runtime {
+        self.0.as_ref().expect("not dropped")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.0.take().expect("dropped once").shutdown_background();
+    }
+}
+
+/// One that nobody has, or had a moment ago.
+async fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+    listener.local_addr().expect("bound").port()
+}
+
+/// An application that says what it is shown, and counts how often it is asked.
+async fn application() -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let show = async |State(asked): State<Arc<AtomicUsize>>, method: Method, headers: HeaderMap, body: String| {
+        asked.fetch_add(1, Ordering::Relaxed);
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        Json(json!({"method": method.as_str(), "headers": headers, "body": body}))
+    };
+    let router = Router::new().fallback(show).with_state(Arc::clone(&asked));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (addr, asked)
+}
+
+/// What the application was shown of a header, under whatever spelling it may take for that one. Not there is as good as
+/// empty.
+fn shown(answer: &Response<Bytes>, name: &str) -> String {
+    let json: Value = serde_json::from_slice(answer.body()).expect("the application's JSON");
+    let headers = json["headers"].as_array().expect("a list");
+    let same = headers.iter().filter(|pair| pair[0].as_str().is_some_and(|one| one.replace('_', "-") == name));
+    let values: Vec<&str> = same.map(|pair| pair[1].as_str().expect("text")).collect();
+    assert!(values.len() <= 1, "{name}: {values:?}");
+    values.concat()
+}
+
+fn shown_identity(answer: &Response<Bytes>) -> [String; 4] {
+    ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"].map(|name| shown(answer, name))
+}
+
+/// What a client might write to pass for another, twice and in other spellings.
+fn spoofed() -> HeaderMap {
+    let names =
+        ["x-user-id", "x_user_id", "x-user_id", "x-session-id", "x_session_id", "x-project-id", "x-impersonator-id"];
+    let others = [
+        ("x-stack-override-error-status", "true"),
+        ("x-original-uri", "/public/"),
+        ("x-original-url", "/public/"),
+        ("x-forwarded-uri", "/public/"),
+    ];
+    let mut headers = HeaderMap::new();
+    for (name, value) in
+        names.map(|name| (name, "root")).into_iter().chain(names.map(|name| (name, "eve"))).chain(others)
+    {
+        headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    headers
+}
+
+async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
+    let host = Host::default();
+    let service = host.runtime().spawn(Service::start()).await.expect("starts");
+    let (app, asked) = application().await;
+    let front = Front::start(kind, service.addr, app).await;
+
+    let other = service.create_project("other").await;
+    let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
+    let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("opens").access_token;
+    let (phone, laptop) = (service.sign_in("ada l", "phone").await, service.sign_in("ada l", "laptop").await);
+
+    // Nobody, whatever they write; and the application does not hear of them.
+    let refused = [
+        ("no token", HeaderMap::new(), "CREDENTIALS_MISSING", "Bearer"),
+        ("rubbish", bearer("rubbish"), "UNPARSABLE_ACCESS_TOKEN", "Bearer error=\"invalid_token\""),
+        ("another project's", bearer(&elsewhere), "INVALID_PROJECT_FOR_ACCESS_TOKEN", "Bearer error=\"invalid_token\""),
+    ];
+    for (what, headers, reason, challenge) in refused {
+        for method in [Method::GET, Method::POST, Method::OPTIONS] {
+            let answer = front.ask(method.clone(), "/orders?token=secret", both(spoofed(), headers.clone())).await;
+            assert_eq!(answer.status().as_u16(), 401, "{what} {method}");
+            let said = answer.headers()["www-authenticate"].to_str().expect("text");
+            assert!(said.starts_with(challenge), "{what}: {said}");
+            if kind.passes_bodies_on {
+                let json = serde_json::from_slice(answer.body()).expect("JSON");
+                assert_eq!(refused_json(answer.status(), &json).reason, reason, "{what}");
+            }
+        }
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+
+    // The user, as sessiond says and not as the client does.
+    for device in [&phone, &laptop] {
+        let answer = front.ask(Method::GET, "/orders?a=b", both(spoofed(), device.bearer())).await;
+        assert_eq!(answer.status().as_u16(), 200, "{:?}", answer.body());
+        assert_eq!(shown_identity(&answer), [&device.session, "ada%20l", PROJECT, ""].map(str::to_owned));
+    }
+    let acted = service.impersonate("ada", "root, himself").await;
+    let answer = front.ask(Method::GET, "/orders", both(spoofed(), acted.bearer())).await;
+    assert_eq!(shown_identity(&answer)[3], "root%2C%20himself");
+    let answer = front.wires.http(Method::POST, "/orders", both(spoofed(), phone.bearer()), "an order").await;
+    let json: Value = serde_json::from_slice(answer.body()).expect("JSON");
+    assert_eq!((&json["method"], &json["body"]), (&json!("POST"), &json!("an order")));
+
+    // Where nobody is asked, nobody is anybody.
+    for headers in [HeaderMap::new(), phone.bearer()] {
+        let answer = front.ask(Method::GET, "/public/prices", both(spoofed(), headers)).await;
+        assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()));
+    }
+    for path in ["/public/../orders", "/public/%2e%2e/orders", "/publicorders", "//orders", "/.verify"] {
+        let status = front.ask(Method::GET, path, spoofed()).await.status().as_u16();
+        assert!(matches!(status, 400 | 401 | 404), "{path}: {status}");
+    }
+
+    // Signed out, and out behind the proxy too.
+    phone.sign_out().await.expect("signs out");
+    let signed_out = Instant::now();
+    while front.status(phone.bearer()).await != 401 {
+        assert!(signed_out.elapsed() < BOUND, "still let through");
+    }
+    println!("{}: refused {:?} after the 200 of the sign-out", kind.example, signed_out.elapsed());
+    assert_eq!(front.status(laptop.bearer()).await, 200, "the other session goes on");
+
+    // Nobody to ask: nobody passes.
+    let before = asked.load(Ordering::Relaxed);
+    let (good, bad) = (laptop.bearer(), phone.bearer());
+    drop(host);
+    for headers in [good, bad, HeaderMap::new()] {
+        assert_eq!(front.status(both(spoofed(), headers)).await, kind.down);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), before, "the application does not hear of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy: run tests/proxies/run"]
+async fn envoy_lets_through_who_is_signed_in_and_nobody_else() {
+    who_is_signed_in_passes_and_nobody_else(&ENVOY).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs nginx: run tests/proxies/run"]
+async fn nginx_lets_through_who_is_signed_in_and_nobody_else() {
+    who_is_signed_in_passes_and_nobody_else(&NGINX).await;
+}

@@ -1,0 +1,392 @@
+//! What a proxy asks about every request: by the path, as nginx, Traefik and Caddy do, and by Envoy's own protocol. The same
+//! answers on both roads. Real proxies are in `proxies.rs`.
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    clock::Timestamp,
+    id::KeyId,
+    pb::{
+        CreateSessionRequest,
+        envoy::{
+            AttributeContext, CheckRequest, CheckResponse, HeaderValue, HeaderValueOption,
+            attribute_context::{HttpRequest, Request},
+            authorization_client::AuthorizationClient,
+            check_response::HttpResponse,
+            header_value_option::HeaderAppendAction,
+        },
+    },
+    token::{
+        access::{Claims, Issuer, Presented},
+        keys::SigningKey,
+    },
+};
+use tonic::{Code, Status, body::Body};
+
+use crate::{
+    create::claims_of,
+    harness::{ISSUER, PROJECT, Service, Wire, bearer, both, header, wire::refused_json},
+    revoke::flip,
+};
+
+/// What a client might write to pass for another, and to turn a refusal into a 200.
+fn spoofed() -> HeaderMap {
+    [
+        ("x-user-id", "root"),
+        ("x-session-id", "root"),
+        ("x-project-id", "other"),
+        ("x-impersonator-id", "root"),
+        ("x-stack-override-error-status", "true"),
+        ("x-stack-access-type", "client"),
+        ("x-http-method-override", "DELETE"),
+        ("x-original-uri", "/projects/other/auth/verify"),
+    ]
+    .into_iter()
+    .fold(HeaderMap::new(), |headers, (name, value)| both(headers, header(name, value)))
+}
+
+/// How a proxy asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    Path,
+    Envoy,
+    /// With the headers as bytes, which is up to Envoy's configuration.
+    EnvoyRaw,
+}
+
+impl Road {
+    pub const ALL: [Self; 3] = [Self::Path, Self::Envoy, Self::EnvoyRaw];
+}
+
+/// What the proxy is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Told {
+    pub status: u16,
+    /// The reason of a refusal.
+    pub reason: Option<String>,
+    /// `x-session-id`, `x-user-id`, `x-project-id`, `x-impersonator-id`; none are told by Envoy's denials.
+    pub identity: [String; 4],
+    pub challenge: Option<String>,
+}
+
+impl Told {
+    pub fn passes(&self) -> bool {
+        self.status == 200
+    }
+}
+
+impl Service {
+    pub async fn verify(&self, road: Road, project: &str, headers: HeaderMap) -> Told {
+        match road {
+            Road::Path => {
+                let path = format!("/projects/{project}/auth/verify");
+                told(&self.wires.http(Method::GET, &path, headers, "").await)
+            }
+            Road::Envoy | Road::EnvoyRaw => {
+                let request = check_request(road, Some(project), &headers);
+                told_by_envoy(self.check(request).await.expect("answers"))
+            }
+        }
+    }
+
+    pub async fn check(&self, request: CheckRequest) -> Result<CheckResponse, Status> {
+        let channel: Client<HttpConnector, Body> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        let origin = format!("http://{}", self.addr).parse().expect("a URI");
+        let answer = AuthorizationClient::with_origin(channel, origin).check(request).await;
+        answer.map(tonic::Response::into_inner)
+    }
+}
+
+fn told(response: &Response<Bytes>) -> Told {
+    let text = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+    let identity = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
+    for name in identity {
+        assert_eq!(response.headers().get_all(name).iter().count(), 1, "{name}: always, and once");
+    }
+    assert_eq!(text("cache-control").as_deref(), Some("no-store"));
+    let json = serde_json::from_slice(response.body()).ok();
+    assert_eq!(json.is_some(), !response.status().is_success(), "a refusal says why, and nothing else says anything");
+    assert!(json.is_none() || text("content-type").as_deref() == Some("application/json"));
+    Told {
+        status: response.status().as_u16(),
+        reason: json.map(|json| refused_json(response.status(), &json).reason),
+        identity: identity.map(|name| text(name).expect("there")),
+        challenge: text("www-authenticate"),
+    }
+}
+
+fn told_by_envoy(answer: CheckResponse) -> Told {
+    let code = answer.status.expect("a status").code;
+    let value = |options: &[HeaderValueOption], name: &str| {
+        let mut named = options.iter().filter(|option| option.header.as_ref().is_some_and(|header| header.key == name));
+        let option = named.next()?;
+        assert!(named.next().is_none(), "{name}: once");
+        assert_eq!(option.append_action(), HeaderAppendAction::OverwriteIfExistsOrAdd, "{name}");
+        option.header.as_ref().map(|header| header.value.clone())
+    };
+    match answer.http_response.expect("what to do") {
+        HttpResponse::OkResponse(ok) => {
+            assert_eq!(Code::from_i32(code), Code::Ok);
+            let names = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
+            assert!(names.iter().all(|name| !ok.headers_to_remove.iter().any(|removed| removed == name)));
+            assert!(ok.headers_to_remove.iter().any(|name| name == "x_user_id"), "what a CGI takes for the same");
+            let identity = names.map(|name| value(&ok.headers, name).expect("always there"));
+            Told { status: 200, reason: None, identity, challenge: None }
+        }
+        HttpResponse::DeniedResponse(denied) => {
+            assert_ne!(Code::from_i32(code), Code::Ok);
+            assert_eq!(value(&denied.headers, "content-type").as_deref(), Some("application/json"));
+            assert_eq!(value(&denied.headers, "cache-control").as_deref(), Some("no-store"));
+            let status = denied.status.expect("a status").code.try_into().expect("of HTTP");
+            let json: serde_json::Value = serde_json::from_str(&denied.body).expect("JSON");
+            assert_eq!(json["code"], code);
+            let http = http::StatusCode::from_u16(status).expect("of HTTP");
+            Told {
+                status,
+                reason: Some(refused_json(http, &json).reason),
+                identity: Default::default(),
+                challenge: value(&denied.headers, "www-authenticate"),
+            }
+        }
+    }
+}
+
+/// What Envoy makes of a request to `/`.
+pub fn check_request(road: Road, project: Option<&str>, headers: &HeaderMap) -> CheckRequest {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let mut http = HttpRequest { method: "GET".into(), path: "/?token=secret".into(), ..Default::default() };
+    if road == Road::EnvoyRaw {
+        let raw = headers.iter().map(|(name, value)| HeaderValue {
+            key: name.to_string(),
+            raw_value: value.as_bytes().to_vec(),
+            ..Default::default()
+        });
+        http.header_map = Some(sessiond::pb::envoy::HeaderMap { headers: raw.collect() });
+    } else {
+        for (name, value) in headers {
+            let all = http.headers.entry(name.to_string()).or_default();
+            *all = if all.is_empty() { text(value) } else { format!("{all},{}", text(value)) };
+        }
+    }
+    let context_extensions: HashMap<_, _> =
+        project.into_iter().map(|project| ("project_id".to_owned(), project.to_owned())).collect();
+    CheckRequest {
+        attributes: Some(AttributeContext { request: Some(Request { http: Some(http) }), context_extensions }),
+    }
+}
+
+fn refused(status: u16, reason: &str, challenge: Option<&str>) -> Told {
+    Told {
+        status,
+        reason: Some(reason.to_owned()),
+        identity: Default::default(),
+        challenge: challenge.map(str::to_owned),
+    }
+}
+
+/// RFC 6750 §3.
+fn invalid(reason: &str, description: &str) -> Told {
+    refused(401, reason, Some(&format!("Bearer error=\"invalid_token\", error_description=\"{description}\"")))
+}
+
+const ENDED: &str = "The session has ended.";
+const NOT_OURS: &str = "The access token is not one of ours.";
+
+#[tokio::test]
+async fn a_good_token_passes_as_its_user_and_what_the_client_wrote_does_not() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada lovelace+b%2F,ä@example.org", "phone").await;
+    let acted = service.impersonate("ada", "root, himself").await;
+    for road in Road::ALL {
+        let told = service.verify(road, PROJECT, both(spoofed(), phone.bearer())).await;
+        let user = "ada%20lovelace%2Bb%252F%2C%C3%A4%40example.org".to_owned();
+        let identity = [phone.session.clone(), user, PROJECT.to_owned(), String::new()];
+        assert_eq!(told, Told { status: 200, reason: None, identity, challenge: None }, "{road:?}");
+
+        let identity = service.verify(road, PROJECT, both(spoofed(), acted.bearer())).await.identity;
+        let expected = [&acted.session, "ada", PROJECT, "root%2C%20himself"];
+        assert_eq!(identity, expected.map(str::to_owned), "{road:?}");
+    }
+    let counted = r#"sessiond_requests_total{rpc="envoy.service.auth.v3.Authorization/Check",wire="rest",code="OK"}"#;
+    assert_eq!(service.metric(counted).await, 2);
+    assert_eq!(service.metric(&counted.replace("rest", "grpc")).await, 4);
+}
+
+/// nginx, Traefik and Caddy ask with GET; Traefik with the client's own method when told to.
+#[tokio::test]
+async fn the_path_is_answered_whatever_the_method_and_below_every_base_path() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    for base in ["", "/api/v1"] {
+        let path = format!("{base}/projects/{PROJECT}/auth/verify");
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
+            let method = Method::from_bytes(method.as_bytes()).expect("a token");
+            let headers = both(header("authorization", &format!("bEARER {}", phone.access_token)), spoofed());
+            let answer = service.wires.http(method.clone(), &path, headers, "").await;
+            let told = told(&answer);
+            assert_eq!((told.status, told.identity[1].as_str()), (200, "ada"), "{method} {path}");
+            let none = service.wires.http(method, &path, spoofed(), "").await;
+            assert_eq!(none.status(), 401);
+        }
+    }
+    assert!(phone.is_signed_in().await, "nothing is changed by asking");
+}
+
+/// A preflight is answered for the pages that may call the API; a proxy that asks with OPTIONS is no page.
+#[tokio::test]
+async fn a_preflight_does_not_pass() {
+    let service = Service::start_with(|web, _| web.cors_origins = vec!["https://app.example.org".to_owned()]).await;
+    let preflight =
+        both(header("origin", "https://app.example.org"), header("access-control-request-method", "DELETE"));
+    let path = format!("/projects/{PROJECT}/auth/verify");
+    let answer = service.wires.http(Method::OPTIONS, &path, both(preflight, spoofed()), "").await;
+    assert_eq!(told(&answer), refused(401, "CREDENTIALS_MISSING", Some("Bearer")));
+}
+
+#[tokio::test]
+async fn whatever_is_not_a_good_token_of_the_project_is_refused_and_is_nobody() {
+    let service = Service::start().await;
+    let other = service.create_project("other").await;
+    let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
+    let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("opens").access_token;
+    let (phone, ended) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    ended.sign_out().await.expect("signs out");
+    let cut_off = service.sign_in("bob", "phone").await;
+    cut_off.revoke_all().await.expect("signs out everywhere");
+
+    let good = &phone.access_token;
+    let long = "x".repeat(20_000);
+    let authorization = |value: &str| header("authorization", value);
+    let foreign = invalid("INVALID_PROJECT_FOR_ACCESS_TOKEN", "The access token is of another project.");
+    let unparsable = || invalid("UNPARSABLE_ACCESS_TOKEN", NOT_OURS);
+    let mut two = phone.bearer();
+    two.append("authorization", two["authorization"].clone());
+    let cases = [
+        ("nothing", HeaderMap::new(), refused(401, "CREDENTIALS_MISSING", Some("Bearer"))),
+        (
+            "in another header",
+            header("x-stack-access-token", good),
+            refused(401, "CREDENTIALS_MISSING", Some("Bearer")),
+        ),
+        (
+            "a refresh token",
+            header("x-refresh-token", &phone.refresh_token),
+            refused(401, "CREDENTIALS_MISSING", Some("Bearer")),
+        ),
+        ("no token", authorization("Bearer"), unparsable()),
+        ("rubbish", bearer("rubbish"), unparsable()),
+        ("three times rubbish", bearer("a.b.c"), unparsable()),
+        ("too long", bearer(&long), unparsable()),
+        ("another scheme", authorization(&format!("Basic {good}")), unparsable()),
+        ("no scheme", authorization(good), unparsable()),
+        ("two tokens", two, unparsable()),
+        ("two in one", bearer(&format!("{good}, Bearer {good}")), unparsable()),
+        ("a refresh token as a bearer's", bearer(&phone.refresh_token), unparsable()),
+        ("a server key", bearer(service.server_key.expose_secret()), unparsable()),
+        ("a forged one", bearer(&flip(good, good.len() - 20)), unparsable()),
+        ("under an unknown key", bearer(&under_an_unknown_key(&service, good)), unparsable()),
+        ("another project's", bearer(&elsewhere), foreign),
+        ("of a session that was signed out of", ended.bearer(), invalid("SESSION_REVOKED", ENDED)),
+        ("of a user who was signed out", cut_off.bearer(), invalid("SESSION_REVOKED", ENDED)),
+    ];
+    for (what, headers, expected) in cases {
+        for road in Road::ALL {
+            for _ in ["once", "and once more, when it may be known"] {
+                let told = service.verify(road, PROJECT, both(spoofed(), headers.clone())).await;
+                assert_eq!(told, expected, "{what}, {road:?}");
+            }
+        }
+    }
+    for road in Road::ALL {
+        assert!(service.verify(road, "other", bearer(&elsewhere)).await.passes(), "{road:?}: at home, it is good");
+        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes(), "{road:?}");
+    }
+}
+
+/// What a genuine token says, signed with a key that was never ours.
+fn under_an_unknown_key(service: &Service, genuine: &str) -> String {
+    let claims = genuine_claims(service, genuine);
+    let (key, _) = SigningKey::generate(sessiond::id::ProjectId::parse(PROJECT).expect("a name"));
+    assert!(service.app.keys().snapshot().keyring.signing(key.id()).is_none());
+    key.sign(&claims).expect("signs").expose_secret().to_owned()
+}
+
+fn genuine_claims(service: &Service, token: &str) -> Claims {
+    let presented = Presented::parse(token).expect("genuine");
+    let kid: KeyId = presented.key();
+    let key = service.app.keys().snapshot().keyring.signing(kid).expect("known").clone();
+    presented.verify(&key, &Issuer::new(ISSUER)).expect("genuine")
+}
+
+#[tokio::test]
+async fn a_token_is_over_at_its_exp_and_not_before() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let exp = Timestamp::from_seconds(claims_of(&phone.access_token)["exp"].as_i64().expect("a number"));
+    service.clock.advance(exp.since(service.clock.now()) - Duration::from_micros(1));
+    for road in Road::ALL {
+        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes(), "{road:?}: just before");
+    }
+    for _ in ["at", "just after"] {
+        service.clock.advance(Duration::from_micros(1));
+        for road in Road::ALL {
+            let told = service.verify(road, PROJECT, both(spoofed(), phone.bearer())).await;
+            assert_eq!(told, invalid("ACCESS_TOKEN_EXPIRED", "The access token has expired."), "{road:?}");
+        }
+    }
+}
+
+/// It is the proxy's configuration that is wrong, and no token makes it right.
+#[tokio::test]
+async fn a_project_that_there_is_not_is_the_proxys_mistake() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let long = "x".repeat(65);
+    for project in ["nobody", "de%20mo", "%ff", "Demo", &long] {
+        for headers in [HeaderMap::new(), phone.bearer()] {
+            let told = service.verify(Road::Path, project, headers).await;
+            assert_eq!(told, refused(404, "PROJECT_NOT_FOUND", None), "{project}");
+        }
+    }
+    for road in [Road::Envoy, Road::EnvoyRaw] {
+        for project in [None, Some(""), Some("nobody"), Some(long.as_str())] {
+            for headers in [HeaderMap::new(), phone.bearer()] {
+                let answer = service.check(check_request(road, project, &headers)).await.expect("answers");
+                assert_eq!(told_by_envoy(answer), refused(500, "PROJECT_NOT_FOUND", None), "{project:?}");
+            }
+        }
+    }
+    let answer = service.check(CheckRequest::default()).await.expect("answers");
+    assert_eq!(told_by_envoy(answer), refused(500, "PROJECT_NOT_FOUND", None), "not even attributes");
+}
+
+/// A project made a moment ago on another replica is found at once.
+#[tokio::test]
+async fn a_new_project_and_its_keys_are_found() {
+    let service = Service::start().await;
+    let replica = service.replica().await;
+    let key = service.create_project("young").await;
+    let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
+    let phone = service.create_as(Wire::Grpc, &key, request).await.expect("opens");
+    assert!(replica.verify(Road::Path, "young", bearer(&phone.access_token)).await.passes());
+}
+
+#[tokio::test]
+async fn being_let_through_is_use_of_the_session() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    for road in Road::ALL {
+        service.clock.advance(Duration::from_secs(60));
+        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes());
+        service.app.flush_usage().await.expect("writes");
+        let used = service.seen(&phone.session).await.expect("is there").stored.session.last_used_at;
+        assert_eq!(used, service.clock.now(), "{road:?}");
+    }
+}
