@@ -204,7 +204,12 @@ fn the_words_are_sessionds_own() {
     let of_sessiond = [
         Refusal::CredentialsMissing,
         Refusal::UnparsableAccessToken,
-        Refusal::AccessTokenExpired { expired_at: now, user, session },
+        Refusal::AccessTokenExpired {
+            expired_at: now,
+            project: ProjectId::parse(PROJECT).expect("a name"),
+            user,
+            session,
+        },
         Refusal::WrongProject { expected: "a".into(), actual: "b".into() },
         Refusal::SessionRevoked,
     ];
@@ -304,7 +309,10 @@ async fn another_projects_token_is_refused() {
     let key = service.create_project("other").await;
     let request = CreateSessionRequest { user_id: "ada".into(), ..CreateSessionRequest::default() };
     let theirs = service.create_as(Wire::Grpc, &key, request).await.expect("signs in");
-    assert_eq!(guard.verify(&theirs.access_token).await, Err(Refusal::UnparsableAccessToken));
+    let before = guard.stats().jwks_age;
+    let refused = Refusal::WrongProject { expected: PROJECT.into(), actual: "other".into() };
+    assert_eq!(guard.verify(&theirs.access_token).await, Err(refused));
+    assert!(guard.stats().jwks_age >= before, "the keys need not be read again for that");
 }
 
 // What an operator has got wrong.

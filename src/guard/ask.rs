@@ -16,20 +16,15 @@ pub(super) const ASKING_MAX: usize = 256;
 impl Core {
     /// Whom a token speaks for, after whatever it takes.
     pub(super) async fn look(&self, token: &str) -> Result<Principal, Refusal> {
-        let mut verdict = self.judge(token);
-        if matches!(verdict, Verdict::UnknownKey) {
-            verdict = match self.keys.read_again().await {
-                // Now these are all the keys that there are.
-                true => match self.judge(token) {
-                    Verdict::UnknownKey => Verdict::Refused(Refusal::UnparsableAccessToken),
-                    settled => settled,
-                },
-                false => Verdict::Unsure(Doubt::NoKeys, None),
-            };
-        }
+        let verdict = match self.judge(token) {
+            Verdict::UnknownKey if self.keys.read_again().await => self.judge(token),
+            Verdict::UnknownKey => Verdict::Unsure(Doubt::NoKeys, None),
+            settled => settled,
+        };
         match verdict {
             Verdict::Accepted(principal) => Ok(principal),
             Verdict::Refused(refusal) => Err(refusal),
+            // It is none of those that were just read, and these are all.
             Verdict::UnknownKey => Err(Refusal::UnparsableAccessToken),
             Verdict::Unsure(doubt, principal) => match self.fail_mode {
                 FailMode::Introspect => self.ask(token, principal).await,
@@ -52,7 +47,7 @@ impl Core {
             (true, None) => {
                 // Its signature could not be checked here; whoever issued it has done that.
                 let presented = Presented::parse(token)?;
-                let claims = presented.vouched_for(&self.project, &self.issuer)?;
+                let claims = presented.unverified(&self.project, &self.issuer)?;
                 let principal = Principal::of(claims, presented.key()).ok_or(Refusal::UnparsableAccessToken)?;
                 match principal.claims().expired_at(self.time.now()) {
                     true => Err(expired(&principal)),

@@ -92,6 +92,8 @@ async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
 
 async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff) -> Result<(), End> {
     core.upstream.check(replica).await?;
+    // From the question on: the first answer may have waited too.
+    let mut delay = Delay::new(Instant::now());
     let request = core.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
     let mut client = replica.client();
     let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| End::Silence)?;
@@ -100,7 +102,6 @@ async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
 
     let mut coming: Option<RevokedSet> = None;
     let mut heard_at = Instant::now();
-    let mut delay = Delay::new(heard_at);
     loop {
         let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| End::Silence)?;
         let Some(message) = message? else { return Ok(()) };

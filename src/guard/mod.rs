@@ -106,6 +106,12 @@ struct State {
     rejected: Option<ConnectError>,
 }
 
+impl State {
+    const fn has_begun(&self) -> bool {
+        self.has_news && self.has_keys
+    }
+}
+
 /// What can be said of a token at once.
 enum Verdict {
     Accepted(Principal),
@@ -152,9 +158,12 @@ impl Guard {
     /// As [`Guard::connect`], when they cannot come.
     pub async fn ready(&self) -> Result<(), ConnectError> {
         let mut state = self.core.state.subscribe();
-        let settled = |state: &State| state.rejected.is_some() || (state.has_news && state.has_keys);
+        let settled = |state: &State| state.has_begun() || state.rejected.is_some();
         let state = state.wait_for(settled).await.expect("the sender is held by this guard");
-        state.rejected.clone().map_or(Ok(()), Err)
+        match &state.rejected {
+            Some(rejected) if !state.has_begun() => Err(rejected.clone()),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Whom a token speaks for. As a rule at once; sessiond is asked only under [`FailMode::Introspect`] and for keys that
@@ -294,12 +303,22 @@ impl Core {
                         None => return Verdict::Refused(Refusal::UnparsableAccessToken),
                     },
                     Found::Known(Err(rejection)) => return Verdict::Refused(rejection.into()),
-                    Found::Unknown => return Verdict::UnknownKey,
+                    Found::Unknown => return self.judge_unknown(&presented),
                     Found::NoKeys => return Verdict::Unsure(Doubt::NoKeys, None),
                 }
             }
         };
         self.judge_genuine(principal)
+    }
+
+    /// What can be said of a token under a key that is not known: as a rule that another project's is none of ours.
+    fn judge_unknown(&self, presented: &Presented<'_>) -> Verdict {
+        match presented.unverified(&self.project, &self.issuer) {
+            Err(Rejection::WrongProject { expected, actual }) if ProjectId::parse(&actual).is_some() => {
+                Verdict::Refused(Refusal::WrongProject { expected, actual })
+            }
+            Ok(_) | Err(Rejection::WrongProject { .. } | Rejection::Unparsable) => Verdict::UnknownKey,
+        }
     }
 
     /// What can be said of whoever shows a genuine token.
@@ -331,18 +350,11 @@ impl Core {
         principal.filter(|_| accepts).ok_or(Refusal::Unavailable(doubt))
     }
 
-    /// Notes what nobody but an operator can put right.
+    /// Notes what nobody but an operator can put right, for whoever waits for the beginning.
     fn reject(&self, failure: Failure) {
         match failure {
             Failure::NoAnswer(_) => {}
-            Failure::Refused(refused) => {
-                tracing::error!(error = %refused, "this guard gets no news");
-                self.state.send_if_modified(|state| {
-                    let is_new = !(state.has_news && state.has_keys) && state.rejected.as_ref() != Some(&refused);
-                    state.rejected = Some(refused).filter(|_| is_new).or_else(|| state.rejected.take());
-                    is_new
-                });
-            }
+            Failure::Refused(refused) => self.state.send_modify(|state| state.rejected = Some(refused)),
         }
     }
 }
@@ -350,6 +362,7 @@ impl Core {
 fn expired(principal: &Principal) -> Refusal {
     Refusal::AccessTokenExpired {
         expired_at: principal.expires_at(),
+        project: principal.project_id().clone(),
         user: principal.user_id().clone(),
         session: principal.session_id(),
     }

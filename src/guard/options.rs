@@ -80,6 +80,12 @@ pub enum ConnectError {
         /// What was given.
         endpoint: String,
     },
+    /// There is nothing to tell by who answers there.
+    #[error("there are no certificates on this system to verify {endpoint} by")]
+    Certificates {
+        /// Who would be asked.
+        endpoint: String,
+    },
     /// The project's name is none.
     #[error("`{project}` is no project's name")]
     Project {

@@ -16,6 +16,7 @@ use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
 use crate::clock::Timestamp;
+use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 
@@ -36,14 +37,16 @@ pub enum Refusal {
     AccessTokenExpired {
         /// When it expired.
         expired_at: Timestamp,
+        /// Its project.
+        project: ProjectId,
         /// Its user.
         user: UserId,
         /// Its session.
         session: SessionId,
     },
-    /// Its key belongs to this project and its audience names another.
+    /// It is of another project.
     WrongProject {
-        /// The project of the key.
+        /// The project that is expected.
         expected: String,
         /// The project that the token names.
         actual: String,
@@ -86,10 +89,9 @@ impl Refusal {
                 unauthenticated("UNPARSABLE_ACCESS_TOKEN", "The access token is not one of ours.")
             }
             Self::AccessTokenExpired { .. } => unauthenticated("ACCESS_TOKEN_EXPIRED", "The access token has expired."),
-            Self::WrongProject { .. } => unauthenticated(
-                "INVALID_PROJECT_FOR_ACCESS_TOKEN",
-                "The access token is of another project than its key.",
-            ),
+            Self::WrongProject { .. } => {
+                unauthenticated("INVALID_PROJECT_FOR_ACCESS_TOKEN", "The access token is of another project.")
+            }
             Self::SessionRevoked => unauthenticated("SESSION_REVOKED", "The session has ended."),
             Self::Unavailable(_) => Said {
                 reason: "VERIFICATION_UNAVAILABLE",
@@ -107,8 +109,9 @@ impl Refusal {
 
     fn metadata(&self) -> HashMap<String, String> {
         let pairs = match self {
-            Self::AccessTokenExpired { expired_at, user, session } => vec![
+            Self::AccessTokenExpired { expired_at, project, user, session } => vec![
                 ("expired_at_millis", expired_at.as_millis().to_string()),
+                ("project_id", project.to_string()),
                 ("user_id", user.as_str().to_owned()),
                 ("refresh_token_id", session.to_string()),
             ],

@@ -228,7 +228,7 @@ impl Replica {
             .initial_connection_window_size(2 * WINDOW_BYTES);
         let endpoint = if is_secure {
             let tls = ClientTlsConfig::new().with_native_roots();
-            endpoint.tls_config(tls).map_err(|_| refused())?
+            endpoint.tls_config(tls).map_err(|_| ConnectError::Certificates { endpoint: address.to_owned() })?
         } else {
             endpoint
         };

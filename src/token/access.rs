@@ -166,13 +166,13 @@ impl<'a> Presented<'a> {
         check(claims, key.project(), issuer)
     }
 
-    /// What the token says, and no more than that somebody else must have found it genuine: sessiond itself, asked about
-    /// this very token.
+    /// What the token says, without a look at its signature: for whoever has it judged by someone else, or has no key to
+    /// judge it by and wants to say why.
     ///
     /// # Errors
     ///
     /// As [`Rejection`] says.
-    pub fn vouched_for(&self, project: &ProjectId, issuer: &Issuer) -> Result<Claims, Rejection> {
+    pub fn unverified(&self, project: &ProjectId, issuer: &Issuer) -> Result<Claims, Rejection> {
         let (message, _) = self.text.rsplit_once('.').ok_or(Rejection::Unparsable)?;
         check(claims(message).ok_or(Rejection::Unparsable)?, project, issuer)
     }

@@ -25,6 +25,7 @@ pub struct Road {
     /// Where it begins.
     pub url: String,
     weather: Arc<watch::Sender<Weather>>,
+    server: Arc<watch::Sender<SocketAddr>>,
     task: JoinHandle<()>,
 }
 
@@ -33,13 +34,19 @@ impl Road {
         let weather = Arc::new(watch::Sender::new(Weather::Fair));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let told = Arc::clone(&weather);
+        let server = Arc::new(watch::Sender::new(server));
+        let (told, leads_to) = (Arc::clone(&weather), server.subscribe());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, server, told.subscribe()));
+                tokio::spawn(relay(client, *leads_to.borrow(), told.subscribe()));
             }
         });
-        Self { url, weather, task }
+        Self { url, weather, server, task }
+    }
+
+    /// Leads to another server from now on: the same one, perhaps, after a restart.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// Every connection breaks.
