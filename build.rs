@@ -6,12 +6,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
 
-    // What an error can carry: the transcoding layer renders these as JSON whatever service stands behind it.
-    let mut details = protox::Compiler::new(["proto"])?;
-    details.include_imports(true).open_files(["google/rpc/error_details.proto", "google/rpc/status.proto"])?;
-    fs::write(out_dir.join("google_rpc.bin"), details.encode_file_descriptor_set())?;
+    #[cfg(feature = "transcode")]
+    {
+        // What an error can carry: the transcoding layer renders these as JSON whatever service stands behind it.
+        let mut details = protox::Compiler::new(["proto"])?;
+        details.include_imports(true).open_files(["google/rpc/error_details.proto", "google/rpc/status.proto"])?;
+        fs::write(out_dir.join("google_rpc.bin"), details.encode_file_descriptor_set())?;
+    }
 
-    #[cfg(feature = "server")]
+    #[cfg(any(feature = "server", feature = "guard"))]
     {
         let mut api = protox::Compiler::new(["proto"])?;
         api.include_imports(true).include_source_info(true).open_file("sessiond/v1/session_service.proto")?;
@@ -21,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             // In the order of their keys, so that the same request always has the same bytes (see `request_id`).
             .btree_map(".sessiond")
             .build_transport(false)
+            .build_server(cfg!(feature = "server"))
             // Tokens travel in these; a `Debug` would carry them into a log.
             .skip_debug([
                 "sessiond.v1.CreateSessionResponse",
@@ -30,7 +34,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "sessiond.v1.BatchIntrospectRequest",
             ])
             .compile_fds(api.file_descriptor_set())?;
+    }
 
+    #[cfg(feature = "server")]
+    {
         // Envoy's, in a folder of its own. The headers in it have tokens in them.
         let envoy_dir = out_dir.join("envoy");
         fs::create_dir_all(&envoy_dir)?;

@@ -114,8 +114,7 @@ async fn run(service: &Service, app: SocketAddr, tokens: &[String], rate: usize)
             let begun = Instant::now();
             assert_eq!(call(app, &token).await, StatusCode::OK, "signed in");
             let took = begun.elapsed();
-            let answer =
-                wires.http(Method::DELETE, "/auth/sessions/current", bearer(&token), "").await.status();
+            let answer = wires.http(Method::DELETE, "/auth/sessions/current", bearer(&token), "").await.status();
             assert_eq!(answer, StatusCode::OK);
             let signed_out = Instant::now();
             while call(app, &token).await == StatusCode::OK {

@@ -83,7 +83,16 @@ impl Sub<Duration> for Timestamp {
 /// Tells the time: the system's, or one that stands still until a test moves it.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    hand: Option<Arc<AtomicI64>>,
+    hand: Option<Arc<Hand>>,
+}
+
+/// Of a clock that stands still, in microseconds.
+#[derive(Debug)]
+struct Hand {
+    /// What has passed.
+    elapsed: AtomicI64,
+    /// What the time of day is ahead of that.
+    ahead: AtomicI64,
 }
 
 impl Clock {
@@ -94,26 +103,37 @@ impl Clock {
 
     /// A clock that starts at the present moment and then stands still; its clones move together.
     pub fn frozen() -> Self {
-        Self { hand: Some(Arc::new(AtomicI64::new(system_micros()))) }
+        let hand = Hand { elapsed: AtomicI64::new(system_micros()), ahead: AtomicI64::new(0) };
+        Self { hand: Some(Arc::new(hand)) }
     }
 
     /// What time it is.
     pub fn now(&self) -> Timestamp {
-        Timestamp(self.hand.as_ref().map_or_else(system_micros, |hand| hand.load(Ordering::SeqCst)))
+        let shown =
+            |hand: &Arc<Hand>| hand.elapsed.load(Ordering::SeqCst).saturating_add(hand.ahead.load(Ordering::SeqCst));
+        Timestamp(self.hand.as_ref().map_or_else(system_micros, shown))
     }
 
     /// How long it is from some moment in the past, the same for as long as the process runs: for measuring, where a time
     /// of day that is set back must do no harm. Never goes back; a frozen clock's stands still with it.
     pub fn elapsed(&self) -> Duration {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        let hand = self.hand.as_ref().map(|hand| hand.load(Ordering::SeqCst));
+        let hand = self.hand.as_ref().map(|hand| hand.elapsed.load(Ordering::SeqCst));
         hand.map_or_else(|| START.elapsed(), |micros| Duration::from_micros(micros.try_into().unwrap_or(0)))
     }
 
     /// Moves a frozen clock on. The system's clock goes by itself: there this does nothing.
     pub fn advance(&self, by: Duration) {
         if let Some(hand) = &self.hand {
-            hand.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            hand.elapsed.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        }
+    }
+
+    /// Sets the time of day of a frozen clock, as an operator does by hand; what it measures with goes on as if nothing had
+    /// happened. The system's clock is not ours to set.
+    pub fn set(&self, now: Timestamp) {
+        if let Some(hand) = &self.hand {
+            hand.ahead.store(now.0.saturating_sub(hand.elapsed.load(Ordering::SeqCst)), Ordering::SeqCst);
         }
     }
 }
@@ -168,6 +188,10 @@ mod tests {
         let elapsed = clock.elapsed();
         clock.advance(Duration::from_secs(1));
         assert_eq!(clock.elapsed(), elapsed + Duration::from_secs(1));
+        clock.set(before);
+        assert_eq!((clock.now(), clock.elapsed()), (before, elapsed + Duration::from_secs(1)));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(clock.now().since(before), Duration::from_secs(1));
     }
 
     #[test]

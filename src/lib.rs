@@ -19,11 +19,12 @@
 //! | `app` | which wire a request came over |
 //! | `rpc` | a rule, a query |
 //! | `transcode` | anything about sessions at all |
+//! | `guard` | anything of the server but its proto |
 
 // What things are called.
 
 /// The names of things: project, user, session, key.
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "guard"))]
 pub mod id;
 
 /// What a device is called.
@@ -33,7 +34,7 @@ pub mod device;
 // The ground floor: the world outside.
 
 /// Time and dice.
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "guard"))]
 pub mod clock;
 
 /// Every setting, with its unit, bound and default.
@@ -53,7 +54,7 @@ pub mod outbound;
 pub mod telemetry;
 
 /// What `proto/` compiles to.
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "guard"))]
 pub mod pb;
 
 /// How much any one caller may ask for.
@@ -63,11 +64,11 @@ pub mod rates;
 // What is true of sessions, whoever asks.
 
 /// Tokens, and the keys that make them.
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "guard"))]
 pub mod token;
 
 /// The rules.
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "guard"))]
 pub mod session;
 
 /// What is remembered, in Postgres.
@@ -89,7 +90,12 @@ pub mod app;
 pub mod rpc;
 
 /// `google.api.http` for any tonic service: JSON in, a gRPC frame to the inner service, JSON out.
+#[cfg(feature = "transcode")]
 pub mod transcode;
+
+/// For other services: verifies access tokens where they are used, and knows at once which sessions have ended.
+#[cfg(feature = "guard")]
+pub mod guard;
 
 /// HTTP: one port, and the whole stack on one page.
 #[cfg(feature = "server")]

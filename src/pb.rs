@@ -5,9 +5,11 @@
 tonic::include_proto!("sessiond.v1");
 
 /// The descriptors of the API and all that it imports, options and comments included.
+#[cfg(feature = "server")]
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sessiond.bin"));
 
 /// What a proxy asks: see `proto/envoy/`.
+#[cfg(feature = "server")]
 pub mod envoy {
     include!(concat!(env!("OUT_DIR"), "/envoy/envoy.service.auth.v3.rs"));
 }

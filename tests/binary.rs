@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -14,12 +15,14 @@ use diesel::{QueryableByName, sql_query, sql_types::BigInt};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use sessiond::guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Refusal};
 use tokio::net::TcpStream;
 
 use crate::harness::{
     REFUSED_REFRESH, Wire, bearer, both,
     database::{Database, fresh_dir},
     eventually, header, refresh_token,
+    road::Road,
     wire::{Wires, refused_json},
 };
 
@@ -75,6 +78,19 @@ impl Dev {
         (response.status(), serde_json::from_slice(response.body()).expect("JSON"))
     }
 
+    fn addr(&self) -> SocketAddr {
+        self.env["SESSIOND_URL"].trim_start_matches("http://").parse().expect("an address")
+    }
+
+    /// Signs a user in: the access token.
+    async fn sign_in(&self, user: &str) -> String {
+        let headers = both(bearer(&self.env["SESSIOND_SERVER_KEY"]), header("content-type", "application/json"));
+        let body = json!({"user_id": user}).to_string();
+        let created = self.wires.http(Method::POST, "/auth/sessions", headers, body).await;
+        let created: Value = serde_json::from_slice(created.body()).expect("JSON");
+        created["access_token"].as_str().expect("a token").to_owned()
+    }
+
     fn kill(&mut self) {
         // Or the next start would find it and take it for its own.
         fs::remove_file(self.dir.join("dev.env")).expect("removes");
@@ -92,6 +108,38 @@ impl Drop for Dev {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).expect("reads")
+}
+
+/// `kill -9` right after a sign-out's answer: whoever follows has heard of it, or knows that the news is old; and hears the
+/// rest from the next process.
+#[tokio::test]
+async fn a_guard_outlives_the_process_that_it_follows() {
+    let dir = fresh_dir("guarded");
+    let mut dev = Dev::start(&dir).await;
+    let (known, unknown) = (dev.sign_in("ada").await, dev.sign_in("ada").await);
+    let road = Road::to(dev.addr()).await;
+    let key = dev.env["SESSIOND_SERVER_KEY"].clone();
+    let options = GuardOptions::new(&road.url, "demo", "http://127.0.0.1:8080", key);
+    let guard = Guard::connect(GuardOptions { max_staleness: MAX_STALENESS_MIN, ..options }).await.expect("connects");
+    for token in [&known, &unknown] {
+        assert!(guard.verify(token).await.is_ok());
+    }
+
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&known)).await.0, StatusCode::OK);
+    dev.kill();
+    let killed = Instant::now();
+    eventually("refused", async || guard.verify_now(&known).is_err()).await;
+    eventually("nothing is known any more", async || guard.verify_now(&unknown).is_err()).await;
+    assert!(killed.elapsed() < MAX_STALENESS_MIN + Duration::from_secs(2), "{:?}", killed.elapsed());
+
+    let mut dev = Dev::start(&dir).await;
+    road.lead_to(dev.addr());
+    eventually("accepted again", async || guard.verify(&unknown).await.is_ok()).await;
+    assert_eq!(guard.verify_now(&known), Err(Refusal::SessionRevoked));
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&unknown)).await.0, StatusCode::OK);
+    eventually("refused", async || guard.verify_now(&unknown) == Err(Refusal::SessionRevoked)).await;
+    dev.kill();
+    remove(&dir).await;
 }
 
 /// What a newcomer does with the curl that is printed; and a `kill -9` right after the answer takes nothing back.

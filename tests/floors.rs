@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["feed"],
     &["app"],
-    &["rpc", "transcode"],
+    &["guard", "rpc", "transcode"],
     &["edge"],
 ];
 
@@ -27,7 +27,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("tokio_postgres", &["store"]),
     ("jsonwebtoken", &["token"]),
     ("aws_lc_rs", &["token"]),
-    ("tonic", &["pb", "rpc", "edge"]),
+    ("tonic", &["pb", "rpc", "edge", "guard"]),
     ("prost_reflect", &["transcode", "edge"]),
     ("axum", &["edge"]),
     ("hyper", &["edge", "outbound"]),

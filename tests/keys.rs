@@ -140,7 +140,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
 fn forged(service: &Service, genuine: &str, until: Timestamp) -> SecretString {
     let presented = Presented::parse(genuine).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
-    let claims = presented.verify(&key, &Issuer::new(ISSUER)).expect("genuine");
+    let claims = presented.verify(key.verifying(), &Issuer::new(ISSUER)).expect("genuine");
     key.sign(&Claims { exp: until.as_seconds(), ..claims }).expect("signs")
 }
 

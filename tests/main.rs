@@ -20,6 +20,9 @@ mod sweep;
 mod verify;
 mod watch;
 
+// What other services do with it.
+mod guard;
+
 // What it does not do, whatever is sent, and in whatever order.
 mod input;
 mod model;

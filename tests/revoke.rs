@@ -215,8 +215,9 @@ async fn a_server_key_is_the_wrong_kind_of_credential() {
 fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, Claims) {
     let presented = Presented::parse(token).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
-    let claims =
-        presented.verify(&key, &sessiond::token::access::Issuer::new(crate::harness::ISSUER)).expect("genuine");
+    let claims = presented
+        .verify(key.verifying(), &sessiond::token::access::Issuer::new(crate::harness::ISSUER))
+        .expect("genuine");
     (key, claims)
 }
 

@@ -322,7 +322,7 @@ fn genuine_claims(service: &Service, token: &str) -> Claims {
     let presented = Presented::parse(token).expect("genuine");
     let kid: KeyId = presented.key();
     let key = service.app.keys().snapshot().keyring.signing(kid).expect("known").clone();
-    presented.verify(&key, &Issuer::new(ISSUER)).expect("genuine")
+    presented.verify(key.verifying(), &Issuer::new(ISSUER)).expect("genuine")
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::epoch::Epoch;
 use super::limit::Occupant;
 use super::opening::Opening;
 use super::policy::Policy;
@@ -12,23 +13,6 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-
-/// A counter per project and one per user. Raising either ends every session that was opened under a smaller one.
-/// No clocks are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch {
-    /// The project's.
-    pub project: i64,
-    /// The user's.
-    pub user: i64,
-}
-
-impl Epoch {
-    /// Whether a session opened under this epoch is ended by the present one.
-    pub const fn is_before(self, present: Self) -> bool {
-        self.project < present.project || self.user < present.user
-    }
-}
 
 /// Why a session ended before its time. The numbers are stored: they are never given a second meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::lifecycle::Epoch;
+use super::epoch::Epoch;
 use super::lifecycle::Session;
 use super::opening::Findings;
 use super::refusal::Violation;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::lifecycle::Epoch;
+use super::epoch::Epoch;
 use super::lifecycle::Raised;
 use crate::clock::Timestamp;
 use crate::config::Retention;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use papaya::HashMap;
 use rustc_hash::FxBuildHasher;
 
-use super::lifecycle::Epoch;
+use super::epoch::Epoch;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;

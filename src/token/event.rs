@@ -186,6 +186,7 @@ fn subject_identifier(notice: &Notice<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::DecodingKey;
     use jsonwebtoken::Validation;
     use secrecy::ExposeSecret as _;
 
@@ -193,6 +194,7 @@ mod tests {
     use super::super::access::Rejection;
     use super::super::access::tests::issuer;
     use super::super::access::tests::key;
+    use super::super::encode;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_seconds(2_000);
@@ -219,7 +221,9 @@ mod tests {
         let mut checks = Validation::new(Algorithm::ES256);
         checks.required_spec_claims.clear();
         (checks.validate_exp, checks.validate_aud) = (false, false);
-        let read = jsonwebtoken::decode::<Value>(token.expose_secret(), &key.verifying().decoding, &checks);
+        let (x, y) = key.verifying().coordinates();
+        let theirs = DecodingKey::from_ec_components(&encode(x), &encode(y)).expect("a key");
+        let read = jsonwebtoken::decode::<Value>(token.expose_secret(), &theirs, &checks);
         let read = read.expect("its own key");
         let kid = key.id().to_string();
         assert_eq!((read.header.typ.as_deref(), read.header.kid.as_deref()), (Some(typ), Some(&*kid)));

@@ -1,14 +1,19 @@
 //! The public halves of the signing keys, for everyone (RFC 7517, RFC 7518 §6.2).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::Serialize;
 
+use super::decode;
 use super::encode;
 use super::keys::Keyring;
 use super::keys::SigningKey;
+use super::keys::VerifyingKey;
 use super::schedule::Schedule;
 use crate::clock::Timestamp;
+use crate::id::KeyId;
 use crate::id::ProjectId;
 
 /// How long a verifier may keep a set before it asks again. A new key is published at least this long before it signs.
@@ -66,4 +71,109 @@ fn published(schedule: &Schedule, key: &SigningKey, now: Timestamp, token_ttl_ma
     let (x, y) = key.verifying().coordinates();
     let kid = key.id().to_string();
     Some(Jwk { kty: "EC", crv: "P-256", alg: "ES256", usage: "sig", kid, x: encode(x), y: encode(y) })
+}
+
+/// The keys of one project, as whoever verifies its tokens has read them from its JWK Set.
+#[derive(Default)]
+pub struct VerifyingKeys(HashMap<KeyId, VerifyingKey>);
+
+/// What came is no JWK Set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what came is no JWK Set")]
+pub struct Malformed;
+
+#[derive(Deserialize)]
+struct AnySet {
+    keys: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct AnyKey {
+    kty: String,
+    crv: String,
+    kid: String,
+    x: String,
+    y: String,
+    alg: Option<String>,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+}
+
+impl VerifyingKeys {
+    /// Reads a JWK Set. Keys of another kind than ours are passed over, as RFC 7517 §5 has it: those that are not ES256 keys
+    /// for signatures, and those whose `kid` has not the form of ours.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JWK Set at all.
+    pub fn read(text: &[u8], project: &ProjectId) -> Result<Self, Malformed> {
+        let set: AnySet = serde_json::from_slice(text).map_err(|_| Malformed)?;
+        let keys = set.keys.into_iter().filter_map(|key| verifying(serde_json::from_value(key).ok()?, project));
+        Ok(Self(keys.map(|key| (key.id(), key)).collect()))
+    }
+
+    /// The key of this `kid`.
+    pub fn find(&self, id: KeyId) -> Option<&VerifyingKey> {
+        self.0.get(&id)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn verifying(key: AnyKey, project: &ProjectId) -> Option<VerifyingKey> {
+    let is_ours = key.kty == "EC"
+        && key.crv == "P-256"
+        && key.alg.is_none_or(|alg| alg == "ES256")
+        && key.usage.is_none_or(|usage| usage == "sig");
+    let id = KeyId::parse(&key.kid).filter(|_| is_ours)?;
+    VerifyingKey::from_coordinates(id, project.clone(), &decode(&key.x)?, &decode(&key.y)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::token::access::tests::key;
+
+    #[test]
+    fn a_set_is_read_as_it_was_written_and_other_keys_are_passed_over() {
+        let (one, other) = (key(), key());
+        let project = one.project().clone();
+        let ours = |key: &SigningKey| {
+            let (x, y) = key.verifying().coordinates();
+            json!({"kty": "EC", "crv": "P-256", "kid": key.id().to_string(), "x": encode(x), "y": encode(y)})
+        };
+        let with = |name: &str, value: &str| {
+            let mut key = ours(&one);
+            key[name] = value.into();
+            key
+        };
+        let set = json!({"keys": [ours(&one), ours(&other), {"kty": "RSA", "n": "AQAB", "e": "AQAB"}]});
+        let read = VerifyingKeys::read(set.to_string().as_bytes(), &project).expect("a set");
+        for key in [&one, &other] {
+            let found = read.find(key.id()).expect("is there");
+            assert_eq!(found.coordinates(), key.verifying().coordinates());
+            assert_eq!(found.project(), &project);
+        }
+        for passed_over in [
+            with("kty", "OKP"),
+            with("crv", "P-384"),
+            with("alg", "ES384"),
+            with("use", "enc"),
+            with("kid", "1"),
+            with("x", &encode(&[1; 32])),
+            with("y", "AA"),
+            json!("key"),
+        ] {
+            let set = json!({"keys": [passed_over]}).to_string();
+            assert!(VerifyingKeys::read(set.as_bytes(), &project).expect("a set").is_empty(), "{set}");
+        }
+        for no_set in ["", "[]", "{}", r#"{"keys": {}}"#, "<html>"] {
+            assert!(VerifyingKeys::read(no_set.as_bytes(), &project).is_err(), "{no_set}");
+        }
+    }
 }

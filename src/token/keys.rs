@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED;
 use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
 use aws_lc_rs::signature::EcdsaKeyPair;
 use aws_lc_rs::signature::KeyPair as _;
-use jsonwebtoken::DecodingKey;
+use aws_lc_rs::signature::ParsedPublicKey;
 use jsonwebtoken::EncodingKey;
 use secrecy::zeroize::Zeroizing;
 
@@ -25,16 +26,8 @@ pub struct Malformed;
 
 /// An ES256 key pair of one project.
 pub struct SigningKey {
-    id: KeyId,
-    project: ProjectId,
     private: EncodingKey,
     verifying: VerifyingKey,
-}
-
-/// The public half: 65 bytes, an uncompressed point on P-256.
-pub struct VerifyingKey {
-    pub(super) decoding: DecodingKey,
-    point: [u8; 65],
 }
 
 impl SigningKey {
@@ -55,18 +48,18 @@ impl SigningKey {
     pub fn from_private(id: KeyId, project: ProjectId, pkcs8: &[u8]) -> Result<Self, Malformed> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| Malformed)?;
         let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| Malformed)?;
-        let verifying = VerifyingKey { decoding: DecodingKey::from_ec_der(&point), point };
-        Ok(Self { id, project, private: EncodingKey::from_ec_der(pkcs8), verifying })
+        let verifying = VerifyingKey::from_point(id, project, point).ok_or(Malformed)?;
+        Ok(Self { private: EncodingKey::from_ec_der(pkcs8), verifying })
     }
 
     /// The `kid`.
     pub const fn id(&self) -> KeyId {
-        self.id
+        self.verifying.id
     }
 
     /// Whose tokens it signs.
     pub const fn project(&self) -> &ProjectId {
-        &self.project
+        &self.verifying.project
     }
 
     /// The public half.
@@ -79,10 +72,45 @@ impl SigningKey {
     }
 }
 
+/// The public half, and whose tokens it vouches for: an uncompressed point on P-256, 65 bytes.
+pub struct VerifyingKey {
+    id: KeyId,
+    project: ProjectId,
+    point: [u8; 65],
+    /// Read once: to find out whether a point lies on the curve takes longer than all else but the signature.
+    parsed: ParsedPublicKey,
+}
+
 impl VerifyingKey {
+    fn from_point(id: KeyId, project: ProjectId, point: [u8; 65]) -> Option<Self> {
+        let parsed = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok()?;
+        Some(Self { id, project, point, parsed })
+    }
+
+    /// A key from the two coordinates of its point (RFC 7518 §6.2.1); `None` when that lies nowhere on P-256.
+    pub fn from_coordinates(id: KeyId, project: ProjectId, x: &[u8; 32], y: &[u8; 32]) -> Option<Self> {
+        let point = [[4].as_slice(), x, y].concat().try_into().expect("one byte and twice 32");
+        Self::from_point(id, project, point)
+    }
+
+    /// The `kid`.
+    pub const fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// Whose tokens it vouches for.
+    pub const fn project(&self) -> &ProjectId {
+        &self.project
+    }
+
     /// The point's two coordinates, 32 bytes each, as RFC 7518 §6.2.1 names them.
     pub fn coordinates(&self) -> (&[u8], &[u8]) {
         self.point[1..].split_at(32)
+    }
+
+    /// Whether the private half has signed this: ES256, both numbers in 32 bytes (RFC 7518 §3.4).
+    pub(super) fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.parsed.verify_sig(message, signature).is_ok()
     }
 }
 

@@ -17,6 +17,9 @@ pub mod event;
 /// Access tokens whose signature was checked a moment ago.
 pub mod verified;
 
+/// What was found out about texts, by their digests.
+pub mod slots;
+
 /// Refresh tokens: opaque to clients, and never stored.
 pub mod refresh;
 

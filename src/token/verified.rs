@@ -3,17 +3,16 @@
 
 use std::sync::Arc;
 
-use quick_cache::sync::Cache;
-
 use super::access::Claims;
 use super::access::Issuer;
 use super::access::Presented;
 use super::access::Rejection;
 use super::fingerprint;
 use super::keys::SigningKey;
+use super::slots::Slots;
 use crate::id::KeyId;
 
-/// The most tokens that are remembered: some 20 MB. The least used make way.
+/// The most tokens that are remembered: some 20 MB.
 const TOKENS_MAX: usize = 16_384;
 
 /// A token whose signature is good.
@@ -30,18 +29,18 @@ pub struct Verified {
 /// Only what a signature has vouched for is in here. Whether the key still counts, and whether the token has expired, are
 /// questions of the moment, and asked anew each time.
 #[derive(Clone)]
-pub struct VerifiedTokens(Arc<Cache<[u8; 32], Verified>>);
+pub struct VerifiedTokens(Arc<Slots<Verified>>);
 
 impl Default for VerifiedTokens {
     fn default() -> Self {
-        Self(Arc::new(Cache::new(TOKENS_MAX)))
+        Self(Arc::new(Slots::new(TOKENS_MAX)))
     }
 }
 
 impl VerifiedTokens {
     /// A token that was found genuine before.
     pub fn find(&self, text: &str) -> Option<Verified> {
-        self.0.get(&fingerprint(text.as_bytes()))
+        self.0.find(&fingerprint(text.as_bytes()))
     }
 
     /// Checks everything but the time, as [`Presented::verify`] does; the caller has looked the key up by its id.
@@ -56,10 +55,10 @@ impl VerifiedTokens {
         issuer: &Issuer,
     ) -> Result<Arc<Claims>, Rejection> {
         let digest = fingerprint(presented.text().as_bytes());
-        if let Some(known) = self.0.get(&digest) {
+        if let Some(known) = self.0.find(&digest) {
             return Ok(known.claims);
         }
-        let claims = Arc::new(presented.verify(key, issuer)?);
+        let claims = Arc::new(presented.verify(key.verifying(), issuer)?);
         self.0.insert(digest, Verified { key: key.id(), claims: Arc::clone(&claims) });
         Ok(claims)
     }

@@ -12,6 +12,12 @@ pub mod watch;
 /// A way to the database that can be listened to, and cut.
 pub mod proxy;
 
+/// A way to a server, that can be cut too.
+pub mod road;
+
+/// A sessiond that says what it is told to.
+pub mod stage;
+
 /// What a service and its users ask, beyond signing in and out.
 pub mod calls;
 
@@ -374,4 +380,21 @@ async fn create_project(app: &App, name: &str) -> SecretString {
     app.project_create(project.clone(), policy).await.expect("creates the project");
     app.keys().reload().await.expect("reads the keys");
     app.server_key_create(project, Role::Service).await.expect("makes a key").1
+}
+
+/// Serves on a port of its own, HTTP/1.1 and HTTP/2, until the test ends.
+pub async fn serve_http(router: axum::Router) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(async move {
+                // How a connection ends is its client's business.
+                drop(builder.serve_connection(hyper_util::rt::TokioIo::new(connection), service).await);
+            });
+        }
+    });
+    addr
 }

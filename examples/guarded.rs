@@ -1,0 +1,46 @@
+//! A service of your own that knows who is signed in, and at once when they no longer are. With `./run` in another shell:
+//!
+//! ```sh
+//! . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
+//! cargo run --example guarded
+//!
+//! curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
+//! curl -X DELETE $SESSIOND_URL/auth/sessions/current -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"
+//! curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 401: SESSION_REVOKED
+//! ```
+//!
+//! All that is the guard's is two lines of `serve`.
+
+use std::env;
+use std::error::Error;
+
+use axum::Extension;
+use axum::Router;
+use axum::routing::get;
+use sessiond::guard::Guard;
+use sessiond::guard::GuardOptions;
+use sessiond::guard::Principal;
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = env::var("SESSIOND_URL")?;
+    let issuer = env::var("SESSIOND_ISSUER").unwrap_or_else(|_| url.clone());
+    let (project, server_key) = (env::var("SESSIOND_PROJECT_ID")?, env::var("SESSIOND_SERVER_KEY")?);
+    let listener = TcpListener::bind("127.0.0.1:8082").await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    serve(listener, GuardOptions::new(url, project, issuer, server_key)).await
+}
+
+/// The service. A test calls this too.
+pub(crate) async fn serve(listener: TcpListener, options: GuardOptions) -> Result<(), Box<dyn Error>> {
+    let guard = Guard::connect(options).await?;
+    let routes = Router::new().route("/", get(hello)).layer(guard.layer());
+    // Outside of the guard: for those who look after the service.
+    let metrics = get(async move || guard.stats().render());
+    Ok(axum::serve(listener, routes.route("/metrics", metrics)).await?)
+}
+
+async fn hello(Extension(principal): Extension<Principal>) -> String {
+    format!("Hello, {}! This is session {}.\n", principal.user_id().as_str(), principal.session_id())
+}

@@ -1,0 +1,221 @@
+//! Follows the feed, for as long as the guard is there.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
+use tokio::time::interval;
+use tokio::time::sleep;
+use tokio::time::timeout;
+use tonic::Code;
+use tonic::Status;
+
+use super::Core;
+use super::backoff::Backoff;
+use super::stats::count;
+use super::upstream::Failure;
+use super::upstream::Replica;
+use super::upstream::said;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::pb::Revocation;
+use crate::pb::WatchRevocationsRequest;
+use crate::pb::revocation::Ended as Told;
+use crate::pb::watch_revocations_response::Event;
+use crate::session::revoked::Ended;
+use crate::session::revoked::RevokedSet;
+
+/// Heartbeats come this often.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A stream that is silent for so long is dead, whatever the connection says.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long to wait before the next attempt; doubled each time.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How often what no token outlives is forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why a stream came to its end.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error("{}", said(.0))]
+    Status(Box<Status>),
+    #[error("the stream ended")]
+    Closed,
+    #[error("nothing was heard for {SILENCE_MAX:?}")]
+    Silence,
+    #[error("something has ended that this version does not know of")]
+    Unreadable,
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+/// Follows one replica after the other.
+pub(super) async fn run(core: &Core) {
+    let mut cursor = String::new();
+    let mut retry = Backoff::new(RETRY);
+    for attempt in 0.. {
+        let replica = core.upstream.replica(attempt);
+        let end = follow(core, replica, &mut cursor, &mut retry).await;
+        // A connection that was lost may be one to nowhere, and who answers next another one.
+        replica.reconnect();
+        let wait = retry.next();
+        tracing::warn!(replica = replica.name(), error = %end, "the feed is followed no longer; trying again in {wait:?}");
+        if let End::Failed(failure) = end {
+            core.reject(failure);
+        }
+        sleep(wait).await;
+    }
+}
+
+async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff) -> End {
+    match stream(core, replica, cursor, retry).await {
+        Ok(()) => End::Closed,
+        Err(End::Status(status)) if status.code() == Code::InvalidArgument => {
+            // It makes nothing of the cursor: from the beginning, then.
+            cursor.clear();
+            End::Status(status)
+        }
+        Err(end) => end,
+    }
+}
+
+async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff) -> Result<(), End> {
+    core.upstream.check(replica).await?;
+    // From the question on: the first answer may have waited too.
+    let mut delay = Delay::new(Instant::now());
+    let request = core.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
+    let mut client = replica.client();
+    let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| End::Silence)?;
+    let mut messages = answer?.into_inner();
+    count(&core.counters.connections);
+
+    let mut coming: Option<RevokedSet> = None;
+    let mut heard_at = Instant::now();
+    loop {
+        let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| End::Silence)?;
+        let Some(message) = message? else { return Ok(()) };
+        // This process may have been held up itself: what it finds now has waited, nobody knows for how long.
+        if heard_at.elapsed() > SILENCE_MAX {
+            return Err(End::Silence);
+        }
+        heard_at = Instant::now();
+        match message.event {
+            Some(Event::SnapshotBegin(_)) => coming = Some(RevokedSet::default()),
+            Some(Event::Revocations(batch)) => {
+                let present;
+                let set = match &coming {
+                    Some(coming) => coming,
+                    None => {
+                        present = core.news.revoked();
+                        &present
+                    }
+                };
+                for revocation in &batch.revocations {
+                    take_in(set, &core.project, revocation, core.time.elapsed()).ok_or(End::Unreadable)?;
+                }
+            }
+            Some(Event::SnapshotComplete(_)) => {
+                if let Some(coming) = coming.take() {
+                    let last = core.news.replace(coming);
+                    // A million entries take their time to go.
+                    drop(tokio::task::spawn_blocking(move || drop(last)));
+                    count(&core.counters.snapshots);
+                }
+            }
+            Some(Event::Heartbeat(heartbeat)) if core.news.is_complete() && coming.is_none() => {
+                let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
+                core.news.is_of(&core.time, age + delay.of_heartbeat(heard_at));
+                core.state.send_if_modified(|state| !std::mem::replace(&mut state.has_news, true));
+                retry.reset();
+            }
+            // A snapshot is not told to its end; or something new that is no news of an end.
+            Some(Event::Heartbeat(_)) | None => {}
+        }
+        // Half a snapshot leads nowhere.
+        if let Some(moved) = message.cursor.filter(|_| coming.is_none()) {
+            *cursor = moved;
+        }
+    }
+}
+
+/// How long heartbeats wait on their way: they are sent a second apart, so what comes sooner after the last has waited less
+/// than that one, and what comes later has waited longer.
+struct Delay {
+    last: Instant,
+    delay: Duration,
+}
+
+/// What a sender may be late by.
+const TOLERANCE: Duration = Duration::from_millis(100);
+
+impl Delay {
+    const fn new(begun: Instant) -> Self {
+        Self { last: begun, delay: Duration::ZERO }
+    }
+
+    fn of_heartbeat(&mut self, at: Instant) -> Duration {
+        let apart = at.duration_since(self.last);
+        self.last = at;
+        self.delay = SILENCE_MAX.min((self.delay + apart).saturating_sub(HEARTBEAT_INTERVAL + TOLERANCE));
+        self.delay
+    }
+}
+
+/// `None` for what this version does not understand: to go on as if nothing had ended would be wrong.
+fn take_in(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: Duration) -> Option<()> {
+    let ended = match revocation.ended.as_ref()? {
+        Told::SessionId(id) => Ended::Session { id: SessionId::parse(id)?, is_impersonation: false },
+        Told::UserCutOff(cut) => Ended::User {
+            user: UserId::parse(&cut.user_id)?,
+            epoch: cut.epoch,
+            spared: match &cut.spared_session_id {
+                Some(id) => Some(SessionId::parse(id)?),
+                None => None,
+            },
+        },
+        Told::ProjectCutOff(cut) => Ended::Project { epoch: cut.epoch },
+        Told::SigningKeyId(key) => Ended::SigningKey(KeyId::parse(key)?),
+    };
+    let retain = Duration::from_secs(revocation.retain_seconds.try_into().unwrap_or(0));
+    set.insert(project, &ended, now + retain);
+    Some(())
+}
+
+/// Forgets what no token outlives.
+pub(super) async fn forget(core: &Core) {
+    let mut ticks = interval(FORGET_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        core.news.revoked().forget(core.time.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_that_waited_says_so() {
+        let start = Instant::now();
+        let mut delay = Delay::new(start);
+        let mut at = |millis: u64| delay.of_heartbeat(start + Duration::from_millis(millis));
+        // In time, or nearly.
+        assert_eq!([at(1_000), at(2_050), at(3_000)], [Duration::ZERO; 3]);
+        // Held up for 2.9 s: the first has waited for 1.9 s, the second for 0.9 s, less the tolerance.
+        assert_eq!(at(5_900), Duration::from_millis(1_800));
+        assert_eq!(at(5_900), Duration::from_millis(700));
+        assert_eq!(at(6_000), Duration::ZERO);
+    }
+}

@@ -1,0 +1,805 @@
+//! The guard: what another service accepts, and for how long, while everything between it and sessiond fails.
+
+use std::time::{Duration, Instant};
+
+use axum::{Extension, Router, routing::get};
+use http::{HeaderMap, Method, StatusCode};
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    app::Haste,
+    clock::{Clock, Timestamp},
+    cluster::{Cluster, Mode},
+    guard::{ConnectError, Doubt, FailMode, Guard, GuardOptions, Principal, Refusal},
+    id::{ProjectId, SessionId},
+    pb::{CreateSessionRequest, watch_revocations_response::Event},
+    rpc::status::Reason,
+    session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
+    store::Role,
+    token::{
+        access::{Claims, Issuer},
+        jwks::VerifyingKeys,
+        keys::SigningKey,
+        sealing::Purpose,
+    },
+};
+use tokio::net::TcpListener;
+use tonic::{Code, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tower::Layer as _;
+
+use crate::harness::{
+    Device, ISSUER, PROJECT, Service, Wire, bearer, both,
+    database::{Database, disposable},
+    eventually, header,
+    proxy::Proxy,
+    road::Road,
+    serve_http,
+    stage::Stage,
+    wire::{Wires, refused_json},
+};
+
+#[path = "../examples/guarded.rs"]
+#[expect(dead_code, reason = "the test starts it otherwise than `main` does")]
+mod guarded;
+
+/// How old the news may be in most of these tests: as short as a guard takes.
+const MAX_STALENESS: Duration = Duration::from_secs(2);
+
+/// What a busy machine may take beyond that, and for anything that should take milliseconds.
+const SLACK: Duration = Duration::from_secs(2);
+
+fn options(url: &str, service: &Service) -> GuardOptions {
+    let key = service.server_key.expose_secret();
+    let patience = Duration::from_secs(20);
+    GuardOptions { max_staleness: MAX_STALENESS, patience, ..GuardOptions::new(url, PROJECT, ISSUER, key) }
+}
+
+fn options_for(service: &Service) -> GuardOptions {
+    options(&format!("http://{}", service.addr), service)
+}
+
+async fn guard(service: &Service) -> Guard {
+    Guard::connect(options_for(service)).await.expect("connects")
+}
+
+/// Waits until a token is no longer accepted: after how long, and why.
+async fn refused_after(guard: &Guard, token: &str) -> (Duration, Refusal) {
+    let started = Instant::now();
+    loop {
+        if let Err(refusal) = guard.verify_now(token) {
+            return (started.elapsed(), refusal);
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "still accepted");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Signs out, and holds the guard to what it promises: the token is refused in time, because its session has ended.
+async fn signs_out_everywhere(device: &Device<'_>, guard: &Guard) {
+    assert!(guard.verify(&device.access_token).await.is_ok(), "signed in");
+    device.sign_out().await.expect("signs out");
+    let (after, refusal) = refused_after(guard, &device.access_token).await;
+    assert_eq!(refusal, Refusal::SessionRevoked);
+    assert!(after < SLACK, "{after:?}");
+}
+
+async fn eventually_accepts(guard: &Guard, token: &str) {
+    eventually("accepted", async || guard.verify(token).await.is_ok()).await;
+}
+
+// What it lets in, and how it answers.
+
+/// Sign-in, call, sign-out, call: over a real socket, as the example's header says.
+#[tokio::test]
+async fn the_example_refuses_whoever_has_signed_out() {
+    let service = Service::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let example = Wires::to(listener.local_addr().expect("bound"));
+    let options = options_for(&service);
+    tokio::spawn(async move { guarded::serve(listener, options).await.map_err(|error| error.to_string()) });
+
+    let phone = service.sign_in("ada", "phone").await;
+    let call = async || example.http(Method::GET, "/", phone.bearer(), "").await;
+    let answer = call().await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(answer.body().as_ref(), format!("Hello, ada! This is session {}.\n", phone.session).as_bytes());
+
+    phone.sign_out().await.expect("signs out");
+    let started = Instant::now();
+    eventually("401", async || call().await.status() == StatusCode::UNAUTHORIZED).await;
+    assert!(started.elapsed() < SLACK, "{:?}", started.elapsed());
+    let answer = call().await;
+    assert_eq!(answer.headers()["www-authenticate"], r#"Bearer error="invalid_token""#);
+    let refused = refused_json(answer.status(), &serde_json::from_slice(answer.body()).expect("JSON"));
+    assert_eq!((refused.reason.as_str(), refused.code), ("SESSION_REVOKED", Code::Unauthenticated));
+
+    let page = example.http(Method::GET, "/metrics", HeaderMap::new(), "").await;
+    let page = String::from_utf8(page.into_body().to_vec()).expect("UTF-8");
+    assert!(page.contains("sessiond_guard_verifications_total{outcome=\"accepted\"} 1\n"), "{page}");
+    assert!(page.contains("\nsessiond_guard_entries 1\n"), "{page}");
+}
+
+/// The same in front of a tonic service, which knows nothing of it.
+#[tokio::test]
+async fn a_tonic_service_is_guarded_alike() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let (_, health) = tonic_health::server::health_reporter();
+    let routes = tonic::service::Routes::new(guard.layer().layer(health)).into_axum_router();
+    let addr = serve_http(routes).await;
+    let channel = tonic::transport::Endpoint::new(format!("http://{addr}")).expect("a URL").connect_lazy();
+    let call = async |token: Option<&str>| {
+        let mut request = tonic::Request::new(HealthCheckRequest::default());
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("ASCII"));
+        }
+        HealthClient::new(channel.clone()).check(request).await.map(drop)
+    };
+    let reason = |status: Status| {
+        use tonic_types::StatusExt as _;
+        (status.code(), status.get_details_error_info().expect("a reason").reason)
+    };
+
+    let phone = service.sign_in("ada", "phone").await;
+    call(Some(&phone.access_token)).await.expect("lets in");
+    let missing = call(None).await.expect_err("no credential");
+    assert_eq!(reason(missing), (Code::Unauthenticated, "CREDENTIALS_MISSING".to_owned()));
+    phone.sign_out().await.expect("signs out");
+    let (after, _) = refused_after(&guard, &phone.access_token).await;
+    assert!(after < SLACK, "{after:?}");
+    let ended = call(Some(&phone.access_token)).await.expect_err("signed out");
+    assert_eq!(reason(ended), (Code::Unauthenticated, "SESSION_REVOKED".to_owned()));
+}
+
+/// A service behind a guard says who is there; only the guard tells it.
+#[tokio::test]
+async fn every_refusal_says_why_as_sessiond_does() {
+    let service = Service::start().await;
+    let clock = service.clock.clone();
+    let guard = Guard::connect(GuardOptions { clock, ..options_for(&service) }).await.expect("connects");
+    let who = |principal: Option<Extension<Principal>>| async move {
+        principal.map_or("nobody".to_owned(), |Extension(one)| one.user_id().as_str().to_owned())
+    };
+    let routes = Router::new().route("/", get(who));
+    let strict = Wires::to(serve_http(routes.clone().layer(guard.layer())).await);
+    let optional = Wires::to(serve_http(routes.layer(guard.layer().optional())).await);
+    let reason = |answer: &http::Response<bytes::Bytes>| {
+        let refused = refused_json(answer.status(), &serde_json::from_slice(answer.body()).expect("JSON"));
+        (answer.status().as_u16(), refused.reason)
+    };
+    let get = async |wires: &Wires, headers: HeaderMap| wires.http(Method::GET, "/", headers, "").await;
+
+    let phone = service.sign_in("ada", "phone").await;
+    for wires in [&strict, &optional] {
+        assert_eq!(get(wires, phone.bearer()).await.body(), "ada");
+        let damaged = format!("{}A", phone.access_token);
+        for token in ["", "x", "a.b.c", service.server_key.expose_secret(), &phone.refresh_token, &damaged] {
+            let answer = get(wires, bearer(token)).await;
+            assert_eq!(reason(&answer), (401, "UNPARSABLE_ACCESS_TOKEN".to_owned()), "{token}");
+            assert_eq!(answer.headers()["www-authenticate"], r#"Bearer error="invalid_token""#);
+        }
+        let twice = both(phone.bearer(), HeaderMap::new());
+        let mut twice_over = twice.clone();
+        twice_over.append("authorization", twice["authorization"].clone());
+        assert_eq!(reason(&get(wires, twice_over).await), (401, "UNPARSABLE_ACCESS_TOKEN".to_owned()));
+    }
+    for nobody in [HeaderMap::new(), header("authorization", "Basic YTpi")] {
+        let answer = get(&strict, nobody.clone()).await;
+        assert_eq!(reason(&answer), (401, "CREDENTIALS_MISSING".to_owned()));
+        assert_eq!(answer.headers()["www-authenticate"], "Bearer");
+        assert_eq!(get(&optional, nobody).await.body(), "nobody");
+    }
+
+    // Half-open: at its `exp` exactly, it is over.
+    service.clock.advance(Policy::default().access_token_ttl);
+    let answer = get(&strict, phone.bearer()).await;
+    assert_eq!(reason(&answer), (401, "ACCESS_TOKEN_EXPIRED".to_owned()));
+}
+
+/// Clients branch on the reason, whoever answers.
+#[test]
+fn the_words_are_sessionds_own() {
+    let now = Timestamp::from_seconds(1);
+    let (user, session) = (sessiond::id::UserId::parse("ada").expect("an id"), sessiond::clock::new_session_id(now));
+    let of_sessiond = [
+        Refusal::CredentialsMissing,
+        Refusal::UnparsableAccessToken,
+        Refusal::AccessTokenExpired {
+            expired_at: now,
+            project: ProjectId::parse(PROJECT).expect("a name"),
+            user,
+            session,
+        },
+        Refusal::WrongProject { expected: "a".into(), actual: "b".into() },
+        Refusal::SessionRevoked,
+    ];
+    for refusal in of_sessiond {
+        let reason = Reason::ALL.iter().find(|reason| reason.name() == refusal.reason()).expect("is one of sessiond's");
+        let status = Status::from(refusal);
+        assert_eq!((status.code(), status.message()), (reason.code(), reason.message()));
+    }
+    let status = Status::from(Refusal::Unavailable(Doubt::StaleNews));
+    assert_eq!(status.code(), Code::Unavailable);
+}
+
+/// A token that was found good is not checked again, and yet refused when anything else has changed.
+#[tokio::test]
+async fn a_token_says_whom_it_speaks_for() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let support = service.impersonate("ada", "support").await;
+    for _ in 0..3 {
+        let principal = guard.verify(&support.access_token).await.expect("good");
+        assert_eq!(principal.user_id().as_str(), "ada");
+        assert_eq!(principal.session_id().to_string(), support.session);
+        assert_eq!((principal.project_id().as_str(), principal.impersonator_id()), (PROJECT, Some("support")));
+        assert!(!format!("{principal:?}").contains("ada"), "no user in a log");
+    }
+    assert_eq!(guard.stats().accepted, 3);
+    signs_out_everywhere(&support, &guard).await;
+}
+
+// What ends, of every kind.
+
+#[tokio::test]
+async fn a_sign_out_is_refused_at_once_and_others_are_not() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    signs_out_everywhere(&phone, &guard).await;
+    assert!(guard.verify_now(&laptop.access_token).is_ok());
+    // What had ended before a guard began.
+    let late = self::guard(&service).await;
+    assert_eq!(late.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    assert!(late.verify_now(&laptop.access_token).is_ok());
+}
+
+#[tokio::test]
+async fn a_cut_off_spares_one_session_and_those_that_come_after() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    let bob = service.sign_in("bob", "phone").await;
+    phone.revoke_others().await.expect("ends the others");
+    let (after, refusal) = refused_after(&guard, &laptop.access_token).await;
+    assert!(after < SLACK && refusal == Refusal::SessionRevoked, "{after:?} {refusal:?}");
+    let tablet = service.sign_in("ada", "tablet").await;
+    for device in [&phone, &bob, &tablet] {
+        assert!(guard.verify_now(&device.access_token).is_ok());
+    }
+    let late = self::guard(&service).await;
+    assert!(late.verify_now(&laptop.access_token).is_err() && late.verify_now(&phone.access_token).is_ok());
+}
+
+/// A planned rotation is not noticed; one in haste costs one more reading of the keys.
+#[tokio::test]
+async fn a_new_signing_key_is_known_with_its_first_token() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let before = service.sign_in("ada", "phone").await;
+    assert!(guard.verify(&before.access_token).await.is_ok());
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    service.app.rotate_key(Purpose::Signing, project, Haste::Emergency).await.expect("rotates");
+    service.app.keys().reload().await.expect("reads the keys");
+    let after = service.sign_in("ada", "phone").await;
+    eventually_accepts(&guard, &after.access_token).await;
+    assert!(guard.verify_now(&before.access_token).is_ok(), "a retired key's tokens are good until they expire");
+}
+
+#[tokio::test]
+async fn nothing_under_a_revoked_signing_key_is_accepted() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let phone = service.sign_in("ada", "phone").await;
+    assert!(guard.verify(&phone.access_token).await.is_ok());
+    let project = ProjectId::parse(PROJECT).expect("a name");
+    let keys = service.app.list_keys(Purpose::Signing, project.clone()).await.expect("lists");
+    service.app.revoke_key(Purpose::Signing, project, keys[0].id).await.expect("revokes");
+    let (after, refusal) = refused_after(&guard, &phone.access_token).await;
+    assert!(after < SLACK && refusal == Refusal::SessionRevoked, "{after:?} {refusal:?}");
+    service.app.keys().reload().await.expect("reads the keys");
+    let next = service.sign_in("ada", "phone").await;
+    eventually_accepts(&guard, &next.access_token).await;
+}
+
+#[tokio::test]
+async fn another_projects_token_is_refused() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let key = service.create_project("other").await;
+    let request = CreateSessionRequest { user_id: "ada".into(), ..CreateSessionRequest::default() };
+    let theirs = service.create_as(Wire::Grpc, &key, request).await.expect("signs in");
+    let before = guard.stats().jwks_age;
+    let refused = Refusal::WrongProject { expected: PROJECT.into(), actual: "other".into() };
+    assert_eq!(guard.verify(&theirs.access_token).await, Err(refused));
+    assert!(guard.stats().jwks_age >= before, "the keys need not be read again for that");
+}
+
+// What an operator has got wrong.
+
+#[tokio::test]
+async fn what_cannot_work_is_said_at_the_start() {
+    let service = Service::start().await;
+    let good = options_for(&service);
+    let connect = async |options: GuardOptions| Guard::connect(options).await.err().expect("is refused");
+    let endpoint = good.endpoints[0].clone();
+
+    let theirs = service.create_project("other").await;
+    let refused = connect(GuardOptions { server_key: theirs, ..good.clone() }).await;
+    assert_eq!(refused, ConnectError::ServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
+    let (revoked, key) = {
+        let project = ProjectId::parse(PROJECT).expect("a name");
+        service.app.server_key_create(project, Role::Service).await.expect("makes a key")
+    };
+    service.app.server_key_revoke(revoked).await.expect("revokes");
+    let refused = connect(GuardOptions { server_key: key, ..good.clone() }).await;
+    assert_eq!(refused, ConnectError::ServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
+
+    for (project, issuer) in [("nobody", ISSUER), (PROJECT, "https://elsewhere.example.org"), (PROJECT, "http://x/y")] {
+        let (project, base) = (project.to_owned(), issuer.to_owned());
+        let refused = connect(GuardOptions { project: project.clone(), issuer: base, ..good.clone() }).await;
+        let issuer = format!("{issuer}/projects/{project}");
+        assert_eq!(refused, ConnectError::AnotherIssuer { endpoint: endpoint.clone(), issuer });
+    }
+
+    let malformed = [
+        GuardOptions { endpoints: vec![], ..good.clone() },
+        GuardOptions { endpoints: vec!["localhost:8080".into()], ..good.clone() },
+        GuardOptions { endpoints: vec!["http://localhost:8080/api".into()], ..good.clone() },
+        GuardOptions { project: "a/b".into(), ..good.clone() },
+        GuardOptions { issuer: "sessions".into(), ..good.clone() },
+        GuardOptions { server_key: "secret".to_owned().into(), ..good.clone() },
+        GuardOptions { max_staleness: Duration::from_secs(1), ..good },
+    ];
+    for options in malformed {
+        connect(options).await;
+    }
+}
+
+/// Its metadata names another issuer, as that of a copy of the installation does.
+#[tokio::test]
+async fn another_sessiond_is_not_believed() {
+    let (key, stage) = staged().await;
+    stage.issue_as("https://staging.example.org/projects/demo");
+    let refused = Guard::connect(staged_options(&stage)).await.err().expect("is refused");
+    assert!(matches!(refused, ConnectError::AnotherIssuer { .. }), "{refused}");
+    drop(key);
+}
+
+// Faults: no signed-out token is accepted for longer than it may be, and none after recovery.
+
+/// The replica that a guard follows is gone; the next one tells it the rest.
+#[tokio::test]
+async fn a_guard_survives_its_replica() {
+    let (one, road_to_one) = over_a_road().await;
+    let other = one.replica().await;
+    let mut options = options(&road_to_one.url, &one);
+    options.endpoints.push(format!("http://{}", other.addr));
+    let guard = Guard::connect(options).await.expect("connects");
+    let (phone, laptop) = (other.sign_in("ada", "phone").await, other.sign_in("ada", "laptop").await);
+    signs_out_everywhere(&phone, &guard).await;
+
+    road_to_one.cut();
+    laptop.sign_out().await.expect("signs out at the other");
+    let (after, _) = refused_after(&guard, &laptop.access_token).await;
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+    eventually("and it knows why", async || guard.verify_now(&laptop.access_token) == Err(Refusal::SessionRevoked))
+        .await;
+    let stats = guard.stats();
+    assert!(stats.connections >= 2 && stats.snapshots == 1, "resumed from where it stood: {stats:?}");
+    let tablet = other.sign_in("ada", "tablet").await;
+    eventually_accepts(&guard, &tablet.access_token).await;
+    signs_out_everywhere(&tablet, &guard).await;
+}
+
+/// The network swallows everything: nothing comes, and nothing breaks.
+#[tokio::test]
+async fn a_guard_that_hears_nothing_knows_it() {
+    let (service, road) = over_a_road().await;
+    let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    eventually_accepts(&guard, &phone.access_token).await;
+    road.silence();
+    phone.sign_out().await.expect("signs out");
+    let (after, refusal) = refused_after(&guard, &phone.access_token).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+
+    road.mend();
+    eventually_accepts(&guard, &laptop.access_token).await;
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "nothing was missed");
+}
+
+/// Heartbeats come, and say that the reader behind them hangs.
+#[tokio::test]
+async fn heartbeats_that_grow_old_are_believed() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
+    let hanging = service.replica_by(&proxy.url).await;
+    eventually("the first reading", async || hanging.app.feed().age().is_some()).await;
+    let guard = guard(&hanging).await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    eventually_accepts(&guard, &phone.access_token).await;
+
+    silence.begin();
+    phone.sign_out().await.expect("signs out at the other replica");
+    let (after, refusal) = refused_after(&guard, &phone.access_token).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+    silence.end();
+    eventually_accepts(&guard, &laptop.access_token).await;
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+}
+
+/// Postgres is away, and sessiond says how old its news is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_database_is_an_outage_and_no_licence() {
+    let mut cluster = Cluster::start(disposable("guard")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    let service = Service::start_on(database).await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    let guard = guard(&service).await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    signs_out_everywhere(&phone, &guard).await;
+
+    cluster.stop_server(Mode::Immediate).await.expect("stops");
+    let (after, refusal) = refused_after(&guard, &laptop.access_token).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "what is known stays known");
+
+    cluster.start_server().await.expect("starts again");
+    eventually_accepts(&guard, &laptop.access_token).await;
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    drop(service);
+    cluster.stop().await.expect("stops");
+}
+
+/// A guard that was just started knows nothing, and accepts nothing by itself: whatever its fail mode.
+#[tokio::test]
+async fn a_guard_restarted_in_an_outage_accepts_nothing_by_itself() {
+    let (service, road) = over_a_road().await;
+    let phone = service.sign_in("ada", "phone").await;
+    road.cut();
+    for fail_mode in [FailMode::Reject, FailMode::Introspect, FailMode::AcceptUntilExpiry] {
+        let patience = Duration::from_millis(300);
+        let options = GuardOptions { fail_mode, patience, ..options(&road.url, &service) };
+        let guard = Guard::connect(options).await.expect("an outage is no error");
+        assert!(matches!(guard.verify(&phone.access_token).await, Err(Refusal::Unavailable(_))), "{fail_mode:?}");
+        assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::Unavailable(_))), "{fail_mode:?}");
+        assert_eq!(guard.stats().staleness, None);
+
+        // Over HTTP that is no 401: the token is not to blame, and a client must not throw it away.
+        let guarded = Wires::to(serve_http(Router::new().route("/", get("")).layer(guard.layer())).await);
+        let answer = guarded.http(Method::GET, "/", phone.bearer(), "").await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        let refused = refused_json(answer.status(), &serde_json::from_slice(answer.body()).expect("JSON"));
+        assert_eq!(
+            (refused.reason.as_str(), refused.retry_after),
+            ("VERIFICATION_UNAVAILABLE", Some(Duration::from_secs(1)))
+        );
+
+        road.mend();
+        eventually_accepts(&guard, &phone.access_token).await;
+        guard.ready().await.expect("all is there");
+        road.cut();
+    }
+}
+
+/// Cut off, the two other modes do what their names say.
+#[tokio::test]
+async fn the_fail_mode_decides_when_the_news_is_old() {
+    let (service, road) = over_a_road().await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    let known = service.sign_in("ada", "tablet").await;
+
+    let lenient = GuardOptions { fail_mode: FailMode::AcceptUntilExpiry, ..options(&road.url, &service) };
+    let lenient = Guard::connect(lenient).await.expect("connects");
+    signs_out_everywhere(&known, &lenient).await;
+    road.cut();
+    phone.sign_out().await.expect("signs out");
+    eventually("stale", async || lenient.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
+    assert!(lenient.verify(&phone.access_token).await.is_ok(), "that is what was asked for");
+    assert_eq!(lenient.verify(&known.access_token).await, Err(Refusal::SessionRevoked), "what is known stays known");
+    road.mend();
+    eventually("refused", async || lenient.verify(&phone.access_token).await == Err(Refusal::SessionRevoked)).await;
+    assert!(lenient.verify(&laptop.access_token).await.is_ok());
+}
+
+/// The stream grows old and sessiond itself still answers: each token is asked about.
+#[tokio::test]
+async fn a_guard_asks_when_it_does_not_know() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
+    let hanging = service.replica_by(&proxy.url).await;
+    eventually("the first reading", async || hanging.app.feed().age().is_some()).await;
+    let options = GuardOptions { fail_mode: FailMode::Introspect, ..options_for(&hanging) };
+    let guard = Guard::connect(options).await.expect("connects");
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    eventually_accepts(&guard, &phone.access_token).await;
+    assert_eq!(guard.stats().introspections, 0, "as long as it knows, nobody is asked");
+
+    silence.begin();
+    eventually("stale", async || guard.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
+    phone.sign_out().await.expect("signs out at the other replica");
+    assert_eq!(guard.verify(&phone.access_token).await, Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify(&laptop.access_token).await.expect("live").user_id().as_str(), "ada");
+    assert_eq!(guard.stats().introspections, 2);
+    // Through the layer too, where the answer has to be waited for.
+    let guarded = Wires::to(serve_http(Router::new().route("/", get("in")).layer(guard.layer())).await);
+    assert_eq!(guarded.http(Method::GET, "/", laptop.bearer(), "").await.body(), "in");
+    assert_eq!(guarded.http(Method::GET, "/", phone.bearer(), "").await.status(), StatusCode::UNAUTHORIZED);
+}
+
+/// Longer away than any cursor is good for: all is told anew.
+#[tokio::test]
+async fn a_guard_that_slept_too_long_begins_anew() {
+    let (service, road) = over_a_road().await;
+    let clock = service.clock.clone();
+    let guard = GuardOptions { clock, ..options(&road.url, &service) };
+    let guard = Guard::connect(guard).await.expect("connects");
+    let before = service.sign_in("ada", "phone").await;
+    signs_out_everywhere(&before, &guard).await;
+    road.cut();
+    service.clock.advance(ACCESS_TOKEN_TTL_MAX + Duration::from_secs(2 * 60 * 60));
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    phone.sign_out().await.expect("signs out");
+    assert_eq!(guard.verify_now(&laptop.access_token), Err(Refusal::Unavailable(Doubt::StaleNews)));
+    road.mend();
+    eventually_accepts(&guard, &laptop.access_token).await;
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    let stats = guard.stats();
+    assert_eq!((stats.snapshots, stats.entries), (2, 1), "{stats:?}");
+}
+
+/// Set back, the clock revives no token; set ahead, it makes the news old until the next comes.
+#[tokio::test]
+async fn a_clock_that_jumps_by_an_hour_lets_nobody_in() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let service = Service::start().await;
+    let clock = Clock::frozen();
+    let options = GuardOptions { clock: clock.clone(), ..options_for(&service) };
+    let guard = Guard::connect(options).await.expect("connects");
+    let phone = service.sign_in("ada", "phone").await;
+    assert!(guard.verify(&phone.access_token).await.is_ok());
+    let signed_out = service.sign_in("ada", "laptop").await;
+    signs_out_everywhere(&signed_out, &guard).await;
+
+    // Ahead: the news seems an hour old, and tokens expired. Back where it was, all is as before.
+    let right = clock.now();
+    clock.set(right + HOUR);
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    clock.set(right);
+    eventually_accepts(&guard, &phone.access_token).await;
+
+    // Time passes, the token runs out, and then the clock is set back.
+    clock.advance(Policy::default().access_token_ttl);
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    clock.set(right - HOUR);
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    assert!(guard.verify_now(&signed_out.access_token).is_err());
+}
+
+/// Every guard that is dropped hangs up.
+#[tokio::test]
+async fn with_its_last_clone_a_guard_follows_no_longer() {
+    let service = Service::start().await;
+    let guard = guard(&service).await;
+    let clone = guard.clone();
+    assert_eq!(service.app.feed().size().1, 1);
+    drop(guard);
+    assert!(clone.ready().await.is_ok());
+    assert_eq!(service.app.feed().size().1, 1);
+    drop(clone);
+    eventually("nobody follows", async || service.app.feed().size().1 == 0).await;
+}
+
+// A server that does what ours does not.
+
+/// A signing key of the project, and a stage that publishes it.
+async fn staged() -> (SigningKey, Stage) {
+    let key = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
+    let stage = Stage::with(jwks(&[&key])).await;
+    (key, stage)
+}
+
+fn staged_options(stage: &Stage) -> GuardOptions {
+    let key = sessiond::token::server_key::ServerKey::generate().expose();
+    let patience = Duration::from_millis(500);
+    let options = GuardOptions::new(stage.url(), PROJECT, ISSUER, key.expose_secret());
+    GuardOptions { max_staleness: MAX_STALENESS, patience, ..options }
+}
+
+fn jwks(keys: &[&SigningKey]) -> String {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let key = |key: &&SigningKey| {
+        let (x, y) = key.verifying().coordinates();
+        let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+        serde_json::json!({"kty": "EC", "crv": "P-256", "kid": key.id().to_string(), "x": x, "y": y})
+    };
+    let set = serde_json::json!({"keys": keys.iter().map(key).collect::<Vec<_>>()}).to_string();
+    assert!(VerifyingKeys::read(set.as_bytes(), keys[0].project()).is_ok());
+    set
+}
+
+/// A token that lasts for ten minutes, and the session that it is of.
+fn token(key: &SigningKey) -> (String, String) {
+    let now = Clock::system().now();
+    let session: SessionId = sessiond::clock::new_session_id(now);
+    let claims = Claims {
+        iss: Issuer::new(ISSUER).of(PROJECT),
+        sub: "ada".into(),
+        aud: PROJECT.into(),
+        client_id: PROJECT.into(),
+        iat: now.as_seconds(),
+        exp: now.as_seconds() + 600,
+        jti: session.to_string(),
+        sid: session.to_string(),
+        epoch: [0, 0],
+        project_id: PROJECT.into(),
+        refresh_token_id: session.to_string(),
+        auth_time: None,
+        acr: None,
+        amr: vec![],
+        act: None,
+        own: serde_json::Map::new(),
+    };
+    (key.sign(&claims).expect("signs").expose_secret().to_owned(), session.to_string())
+}
+
+/// A stream that breaks in the middle of a snapshot has told nothing, and forgets nothing.
+#[tokio::test]
+async fn half_a_snapshot_changes_nothing() {
+    let (key, stage) = staged().await;
+    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let ((one, first), (other, second)) = (token(&key), token(&key));
+
+    let stream = stage.stream().await;
+    assert_eq!(stream.cursor, "");
+    stream.tell(Event::SnapshotBegin(Default::default()), None);
+    stream.ended(&[&first]);
+    stream.heartbeat(0);
+    drop(stream);
+    let stream = stage.stream().await;
+    assert_eq!(stream.cursor, "", "half a snapshot leads nowhere");
+    assert_eq!(guard.verify(&other).await, Err(Refusal::Unavailable(Doubt::NoNews)), "nor can anything go by it");
+
+    stream.snapshot(&[&first], "one");
+    stream.heartbeat(0);
+    eventually_accepts(&guard, &other).await;
+    assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
+    drop(stream);
+
+    // Told from the beginning, and broken off: the old one still counts, and leads on from where it was.
+    let stream = stage.stream().await;
+    assert_eq!(stream.cursor, "one");
+    stream.tell(Event::SnapshotBegin(Default::default()), None);
+    stream.ended(&[&second]);
+    drop(stream);
+    let stream = stage.stream().await;
+    assert_eq!(stream.cursor, "one");
+    stream.heartbeat(0);
+    eventually_accepts(&guard, &other).await;
+    assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
+
+    // A whole one takes the place of all that was known.
+    stream.snapshot(&[&second], "two");
+    eventually("forgotten", async || guard.verify_now(&one).is_ok()).await;
+    assert_eq!(guard.verify_now(&other), Err(Refusal::SessionRevoked));
+}
+
+/// The stream is open and nothing comes: it is dead, whatever the connection says.
+#[tokio::test]
+async fn a_stream_without_heartbeats_is_given_up() {
+    let (key, stage) = staged().await;
+    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let (token, session) = token(&key);
+    let silent = stage.stream().await;
+    silent.snapshot(&[], "one");
+    silent.heartbeat(0);
+    eventually_accepts(&guard, &token).await;
+    let (after, refusal) = refused_after(&guard, &token).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+    // The silent one is still open, and nobody listens to it any more.
+    let next = stage.stream().await;
+    assert_eq!(next.cursor, "one");
+    next.ended(&[&session]);
+    next.heartbeat(0);
+    eventually("known", async || guard.verify_now(&token) == Err(Refusal::SessionRevoked)).await;
+}
+
+/// Something has ended that this version has no name for: it cannot go on as if nothing had.
+#[tokio::test]
+async fn what_is_not_understood_makes_the_news_old() {
+    let (key, stage) = staged().await;
+    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let (token, _) = token(&key);
+    let stream = stage.stream().await;
+    stream.snapshot(&[], "one");
+    stream.heartbeat(0);
+    eventually_accepts(&guard, &token).await;
+    stream.ended(&["no session's id"]);
+    let beats = tokio::spawn(async move { stream.beat(0).await });
+    let (_, refusal) = refused_after(&guard, &token).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews), "heartbeats or not");
+    beats.await.expect("the guard hung up");
+}
+
+/// Keys that somebody else published under this project's name vouch for nothing of ours.
+#[tokio::test]
+async fn a_foreign_jwks_lets_nobody_in() {
+    let (key, _) = staged().await;
+    let impostor = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
+    let theirs = jwks(&[&impostor]);
+    let (ours, _) = token(&key);
+    for published in [theirs.clone(), theirs.replace(&impostor.id().to_string(), &key.id().to_string())] {
+        let stage = Stage::with(published).await;
+        let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+        let stream = stage.stream().await;
+        stream.snapshot(&[], "one");
+        stream.heartbeat(0);
+        assert_eq!(guard.verify(&ours).await, Err(Refusal::UnparsableAccessToken));
+    }
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_read_are_an_outage() {
+    let (key, stage) = staged().await;
+    let (good, _) = token(&key);
+    let published = jwks(&[&key]);
+    // Away at the start.
+    stage.publish(None, 1);
+    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let stream = stage.stream().await;
+    stream.snapshot(&[], "one");
+    let _beats = tokio::spawn(async move { stream.beat(0).await });
+    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Doubt::NoKeys)));
+    stage.publish(Some("<html>".to_owned()), 1);
+    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Doubt::NoKeys)));
+
+    // There, and good for a second: twice that in an outage, and no longer.
+    stage.publish(Some(published.clone()), 1);
+    eventually_accepts(&guard, &good).await;
+    stage.publish(None, 1);
+    let (after, refusal) = refused_after(&guard, &good).await;
+    assert_eq!(refusal, Refusal::Unavailable(Doubt::NoKeys));
+    assert!(after < Duration::from_secs(2) + SLACK, "{after:?}");
+    stage.publish(Some(published), 3_600);
+    eventually_accepts(&guard, &good).await;
+}
+
+/// Anyone can make up a `kid`: sessiond is not asked once for each.
+#[tokio::test]
+async fn made_up_keys_do_not_have_the_keys_read_each_time() {
+    let (key, stage) = staged().await;
+    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let stream = stage.stream().await;
+    stream.snapshot(&[], "one");
+    stream.heartbeat(0);
+    let (good, _) = token(&key);
+    eventually_accepts(&guard, &good).await;
+    let before = stage.jwks_asked();
+    let started = Instant::now();
+    let made_up = (0..200).map(|_| {
+        let guard = guard.clone();
+        async move {
+            let other = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
+            guard.verify(&token(&other).0).await
+        }
+    });
+    for refused in futures_util::future::join_all(made_up).await {
+        assert_eq!(refused, Err(Refusal::UnparsableAccessToken));
+    }
+    let asked = stage.jwks_asked() - before;
+    assert!(asked <= 1 + usize::try_from(started.elapsed().as_secs()).expect("short"), "{asked}");
+}
+
+async fn over_a_road() -> (Service, Road) {
+    let service = Service::start().await;
+    let road = Road::to(service.addr).await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    (service, road)
+}

@@ -1,0 +1,181 @@
+//! A sessiond that says what the test puts into its mouth, over a real socket: for what the real one does not do, or only
+//! when something is badly wrong.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::unfold};
+use http::StatusCode;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use prost::Message as _;
+use serde_json::json;
+use sessiond::pb::{
+    Heartbeat, Revocation, RevocationBatch, SnapshotBegin, SnapshotComplete, WatchRevocationsRequest,
+    WatchRevocationsResponse, revocation::Ended, watch_revocations_response::Event,
+};
+use tokio::sync::mpsc;
+
+use super::{ISSUER, PROJECT, serve_http};
+
+/// See the module.
+pub struct Stage {
+    pub addr: SocketAddr,
+    set: Arc<Mutex<Set>>,
+    streams: tokio::sync::Mutex<mpsc::UnboundedReceiver<Stream>>,
+}
+
+struct Set {
+    issuer: String,
+    knows_key: bool,
+    jwks: Option<String>,
+    max_age_seconds: u64,
+    jwks_asked: usize,
+    streams: mpsc::UnboundedSender<Stream>,
+}
+
+/// A stream that a guard has opened.
+pub struct Stream {
+    /// From where on it wants to be told.
+    pub cursor: String,
+    messages: mpsc::UnboundedSender<WatchRevocationsResponse>,
+}
+
+impl Stage {
+    /// With the issuer, the project and the key that a guard expects, and these keys.
+    pub async fn with(jwks: impl Into<String>) -> Self {
+        let (sender, streams) = mpsc::unbounded_channel();
+        let set = Arc::new(Mutex::new(Set {
+            issuer: format!("{ISSUER}/projects/{PROJECT}"),
+            knows_key: true,
+            jwks: Some(jwks.into()),
+            max_age_seconds: 3_600,
+            jwks_asked: 0,
+            streams: sender,
+        }));
+        let router = Router::new()
+            .route("/.well-known/oauth-authorization-server/{*issuer}", get(metadata))
+            .route("/oauth2/introspect", post(introspect))
+            .route("/projects/demo/.well-known/jwks.json", get(jwks_json))
+            .route("/sessiond.v1.SessionService/WatchRevocations", post(watch))
+            .with_state(Arc::clone(&set));
+        Self { addr: serve_http(router).await, set, streams: tokio::sync::Mutex::new(streams) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// From now on, this is what is published; `None` for an outage.
+    pub fn publish(&self, jwks: Option<String>, max_age_seconds: u64) {
+        let mut set = self.set.lock().expect("no panic");
+        (set.jwks, set.max_age_seconds) = (jwks, max_age_seconds);
+    }
+
+    /// From now on, tokens are issued as this.
+    pub fn issue_as(&self, issuer: &str) {
+        self.set.lock().expect("no panic").issuer = issuer.to_owned();
+    }
+
+    /// How often the keys were asked for.
+    pub fn jwks_asked(&self) -> usize {
+        self.set.lock().expect("no panic").jwks_asked
+    }
+
+    /// The next stream that a guard opens.
+    pub async fn stream(&self) -> Stream {
+        let next = async { self.streams.lock().await.recv().await };
+        let next = tokio::time::timeout(std::time::Duration::from_secs(20), next).await;
+        next.expect("a guard comes").expect("the stage stands")
+    }
+}
+
+impl Stream {
+    pub fn tell(&self, event: Event, cursor: Option<&str>) {
+        let message = WatchRevocationsResponse { event: Some(event), cursor: cursor.map(str::to_owned) };
+        // Whoever hangs up hears no more.
+        let _ = self.messages.send(message);
+    }
+
+    pub fn snapshot(&self, sessions: &[&str], cursor: &str) {
+        self.tell(Event::SnapshotBegin(SnapshotBegin::default()), None);
+        self.ended(sessions);
+        self.tell(Event::SnapshotComplete(SnapshotComplete {}), Some(cursor));
+    }
+
+    pub fn ended(&self, sessions: &[&str]) {
+        let ended = |id: &&str| Revocation {
+            ended: Some(Ended::SessionId((*id).to_owned())),
+            retain_seconds: 600,
+            ..Revocation::default()
+        };
+        let revocations = sessions.iter().map(ended).collect();
+        self.tell(Event::Revocations(RevocationBatch { revocations }), None);
+    }
+
+    pub fn heartbeat(&self, age_ms: i32) {
+        self.tell(Event::Heartbeat(Heartbeat { age_ms }), None);
+    }
+
+    /// Heartbeats of this age every half second, until the guard hangs up.
+    pub async fn beat(&self, age_ms: i32) {
+        while !self.messages.is_closed() {
+            self.heartbeat(age_ms);
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    }
+}
+
+type Shared = State<Arc<Mutex<Set>>>;
+
+async fn metadata(State(set): Shared) -> Response {
+    axum::Json(json!({"issuer": set.lock().expect("no panic").issuer})).into_response()
+}
+
+async fn introspect(State(set): Shared) -> Response {
+    match set.lock().expect("no panic").knows_key {
+        true => axum::Json(json!({"active": false})).into_response(),
+        false => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+async fn jwks_json(State(set): Shared) -> Response {
+    let mut set = set.lock().expect("no panic");
+    set.jwks_asked += 1;
+    let max_age = format!("public, max-age={}", set.max_age_seconds);
+    match set.jwks.clone() {
+        Some(jwks) => ([("cache-control", max_age)], jwks).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn watch(State(set): Shared, body: Bytes) -> Response {
+    let request = WatchRevocationsRequest::decode(&body[5..]).expect("a request");
+    let (messages, told) = mpsc::unbounded_channel::<WatchRevocationsResponse>();
+    let stream = Stream { cursor: request.cursor, messages };
+    let _ = set.lock().expect("no panic").streams.send(stream);
+    let frames = unfold(told, |mut told| async move {
+        let message = told.recv().await?.encode_to_vec();
+        let mut frame = BytesMut::new();
+        frame.put_u8(0);
+        frame.put_u32(message.len().try_into().expect("short"));
+        frame.put_slice(&message);
+        Some((frame.freeze(), told))
+    });
+    let trailers =
+        http::HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "14".parse().expect("a value"))]);
+    let frames = frames.map(Frame::data).chain(futures_util::stream::iter([Frame::trailers(trailers)]));
+    let body = Body::new(StreamBody::new(frames.map(Ok::<_, Infallible>)));
+    Response::builder().header("content-type", "application/grpc").body(body).expect("a response")
+}
