@@ -542,6 +542,7 @@ async fn a_guard_that_slept_too_long_begins_anew() {
     let guard = Guard::connect(guard).await.expect("connects");
     let before = service.sign_in("ada", "phone").await;
     signs_out_everywhere(&before, &guard).await;
+    service.feed_is_read().await;
     road.cut();
     service.clock.advance(ACCESS_TOKEN_TTL_MAX + Duration::from_secs(2 * 60 * 60));
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);

@@ -310,12 +310,81 @@ async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::
     client
 }
 
+/// Rows that came with a dump of another server: their numbers mean nothing here.
+#[tokio::test]
+async fn rows_of_another_server_are_no_news() {
+    let service = Service::start().await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    service
+        .database
+        .run(&format!(
+            "INSERT INTO revocations (project_id, id, at, reason, session_id, access_expires_at, actor, xid)
+             SELECT '{PROJECT}', gen_random_uuid(), now() - interval '1 day', 4, gen_random_uuid(),
+               now() - interval '1 day', 4, 5000000000 + i FROM generate_series(1, 30000) AS i"
+        ))
+        .await;
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    assert_eq!(watch.ended_session().await, phone.session, "the first thing that is told");
+    assert!(watch.heartbeat().await < 2_000, "and the news is young");
+}
+
+/// So much at once that it is read in pages: nobody is sent away, and nothing is missed.
+#[tokio::test]
+async fn a_replica_that_is_far_behind_catches_up_in_pages() {
+    let service = Service::start().await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    service
+        .database
+        .run(&format!(
+            "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
+             SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now() + interval '10 minutes', 4
+             FROM generate_series(1, 25000)"
+        ))
+        .await;
+    let mut told = std::collections::HashSet::new();
+    while told.len() < 25_000 {
+        let batch = watch.ended().await;
+        assert!(batch.len() <= 2_000, "{}: a message stays small", batch.len());
+        told.extend(batch.into_iter().map(|one| format!("{:?}", one.ended)));
+    }
+    let phone = service.sign_in("ada", "phone").await;
+    phone.sign_out().await.expect("signs out");
+    assert_eq!(watch.ended_session().await, phone.session, "on the same stream");
+}
+
+/// A client that opens a stream and never reads it keeps no place.
+#[tokio::test]
+async fn whoever_does_not_read_is_let_go() {
+    let service = Service::start().await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
+    let key = service.server_key.expose_secret();
+    let request = format!("GET /auth/revocations:watch HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+    tokio::io::AsyncWriteExt::write_all(&mut socket, request.as_bytes()).await.expect("sends");
+    eventually("it follows", async || service.app.feed().size().1 == 1).await;
+    // More than all buffers on the way hold.
+    let insert = format!(
+        "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
+         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), repeat('x', 200), now() + interval '10 minutes', 4
+         FROM generate_series(1, 9000)"
+    );
+    for _ in 0..6 {
+        service.database.run(&insert).await;
+    }
+    eventually("its place is free", async || service.app.feed().size().1 == 0).await;
+    drop(socket);
+}
+
 /// What no token outlives is forgotten, so that the list stays short.
 #[tokio::test]
 async fn the_list_forgets_by_itself() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
+    service.feed_is_read().await;
     service.clock.advance(Duration::from_secs(14 * 60 + 59));
     let mut watch = service.watches(Wire::Grpc).await;
     assert_eq!(watch.snapshot().await.1.len(), 1, "some verifier's clock may be behind");

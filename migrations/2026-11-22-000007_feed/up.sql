@@ -3,8 +3,9 @@
 -- all else. It fails to print a line of the audit about a key, which it knows no reason for.
 
 ALTER TABLE revocations
-    -- The transaction that wrote it. Transactions commit out of order, so a reader goes by what its snapshot shows.
-    ADD COLUMN xid bigint NOT NULL DEFAULT (pg_current_xact_id()::text::bigint),
+    -- The transaction that wrote it; null in rows from before this. Transactions commit out of order, so a reader goes by
+    -- what its snapshot shows.
+    ADD COLUMN xid bigint,
     -- Someone else acted as the user in the session that ended: the user does not hear of it.
     ADD COLUMN is_impersonation boolean NOT NULL DEFAULT false,
     -- A signing key that was revoked: nothing under it counts any more.
@@ -15,6 +16,9 @@ ALTER TABLE revocations
     ADD CONSTRAINT revocations_kind_check CHECK (
         num_nonnulls(session_id, user_epoch, project_epoch, signing_key_id, server_key_id) = 1
     );
+-- Not with the column: the whole table would be written anew, and nobody could sign out meanwhile. The indexes below keep
+-- writers waiting for some two seconds for each million rows.
+ALTER TABLE revocations ALTER COLUMN xid SET DEFAULT (pg_current_xact_id()::text::bigint);
 
 -- What is new, for whoever follows.
 CREATE INDEX revocations_xid_idx ON revocations (xid);

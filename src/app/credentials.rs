@@ -242,6 +242,10 @@ impl App {
 
     /// The key that a token says it was signed with.
     async fn key_of(&self, presented: &Presented<'_>) -> Result<Arc<SigningKey>, Error> {
+        // Known before the keys are read again; and nobody needs to read them for it.
+        if self.feed.has_revoked(presented.key()) {
+            return Err(Refusal::UnparsableAccessToken.into());
+        }
         let snapshot = self.keys.with(|snapshot| snapshot.keyring.signing(presented.key()).is_some()).await?;
         Ok(Arc::clone(snapshot.keyring.signing(presented.key()).ok_or(Refusal::UnparsableAccessToken)?))
     }

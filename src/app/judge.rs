@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::App;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
+use crate::feed::Feed;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -25,6 +26,7 @@ use crate::token::verified::VerifiedTokens;
 pub(super) struct Judge {
     pub(super) snapshot: Arc<Snapshot>,
     verified: VerifiedTokens,
+    feed: Feed,
     issuer: Issuer,
     /// Whose tokens count.
     pub(super) project: ProjectId,
@@ -83,7 +85,8 @@ impl Doubt {
 impl App {
     /// Judges by these keys.
     pub(super) fn judge(&self, snapshot: Arc<Snapshot>, project: ProjectId, now: Timestamp) -> Judge {
-        Judge { snapshot, verified: self.verified.clone(), issuer: self.issuer.clone(), project, now }
+        let (verified, feed, issuer) = (self.verified.clone(), self.feed.clone(), self.issuer.clone());
+        Judge { snapshot, verified, feed, issuer, project, now }
     }
 }
 
@@ -122,6 +125,10 @@ impl Judge {
     fn check(&self, text: &str) -> Result<Verified, Doubt> {
         let presented = Presented::parse(text)?;
         let key = presented.key();
+        // Known before the keys are read again; and nobody needs to read them for it.
+        if self.feed.has_revoked(key) {
+            return Err(Refusal::UnparsableAccessToken.into());
+        }
         let signed_by = self.snapshot.keyring.signing(key).ok_or(Doubt::OfUnknownKey)?;
         let claims = self.verified.verify(&presented, signed_by, &self.issuer)?;
         Ok(Verified { key, claims })

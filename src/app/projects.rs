@@ -21,7 +21,7 @@ use crate::token::sealing::Purpose;
 use crate::token::server_key::ServerKey;
 
 /// How far apart the clocks of two servers may be.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+pub(super) const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Why the operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Where a subscriber has got to. Opaque to clients.
 //!
 //! ```text
-//! history (16) | timeline (4) | xmin (8) | seconds (8)      in base64url
+//! project (8) | history (16) | timeline (4) | xmin (8) | seconds (8)      in base64url
 //! ```
 
 use std::time::Duration;
@@ -11,8 +11,10 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
+use crate::id::ProjectId;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::FeedOrigin;
+use crate::token;
 
 /// A cursor is good for as long as any token that was alive when it was made, and an hour for clocks that differ.
 const LIFETIME: Duration = Duration::from_secs(ACCESS_TOKEN_TTL_MAX.as_secs() + 60 * 60);
@@ -33,19 +35,22 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads what [`Cursor::encode`] wrote. Whoever makes one up learns no more than with a snapshot.
-    pub(super) fn parse(text: &str) -> Result<Self, MalformedCursor> {
+    /// Reads what [`Cursor::encode`] wrote. Whoever makes one up learns no more than with a snapshot; one of another project
+    /// leads nowhere, for what that one was told is not what this one has to know.
+    pub(super) fn parse(text: &str, project: &ProjectId) -> Result<Self, MalformedCursor> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| MalformedCursor)?;
-        let bytes: [u8; 36] = bytes.try_into().map_err(|_| MalformedCursor)?;
+        let bytes: [u8; 44] = bytes.try_into().map_err(|_| MalformedCursor)?;
         let part = |at: usize| -> [u8; 8] { std::array::from_fn(|byte| bytes[at + byte]) };
-        let timeline = u32::from_be_bytes(std::array::from_fn(|byte| bytes[16 + byte]));
-        let history = Uuid::from_bytes(std::array::from_fn(|byte| bytes[byte]));
-        let at = Timestamp::from_seconds(i64::from_be_bytes(part(28)));
-        Ok(Self { origin: FeedOrigin { history, timeline }, xmin: u64::from_be_bytes(part(20)), at })
+        let timeline = u32::from_be_bytes(std::array::from_fn(|byte| bytes[24 + byte]));
+        let history = Uuid::from_bytes(std::array::from_fn(|byte| bytes[8 + byte]));
+        let history = if part(0) == mark(project) { history } else { Uuid::nil() };
+        let at = Timestamp::from_seconds(i64::from_be_bytes(part(36)));
+        Ok(Self { origin: FeedOrigin { history, timeline }, xmin: u64::from_be_bytes(part(28)), at })
     }
 
-    pub(super) fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(36);
+    pub(super) fn encode(&self, project: &ProjectId) -> String {
+        let mut bytes = Vec::with_capacity(44);
+        bytes.extend_from_slice(&mark(project));
         bytes.extend_from_slice(self.origin.history.as_bytes());
         bytes.extend_from_slice(&self.origin.timeline.to_be_bytes());
         bytes.extend_from_slice(&self.xmin.to_be_bytes());
@@ -59,6 +64,11 @@ impl Cursor {
     }
 }
 
+/// Tells one project's cursors from another's.
+fn mark(project: &ProjectId) -> [u8; 8] {
+    *token::fingerprint(project.as_str().as_bytes()).first_chunk().expect("32 bytes")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,10 +78,13 @@ mod tests {
         let origin = FeedOrigin { history: Uuid::from_u128(7), timeline: 3 };
         let at = Timestamp::from_seconds(1_000_000);
         let cursor = Cursor { origin, xmin: u64::MAX - 1, at };
-        assert_eq!(Cursor::parse(&cursor.encode()), Ok(cursor));
+        let [ours, theirs] = ["ours", "theirs"].map(|name| ProjectId::parse(name).expect("a name"));
+        let text = cursor.encode(&ours);
+        assert_eq!(Cursor::parse(&text, &ours), Ok(cursor));
+        assert_ne!(Cursor::parse(&text, &theirs).expect("a cursor").origin, origin, "another project's");
         assert!(!cursor.is_too_old(at + LIFETIME - Duration::from_secs(1)) && cursor.is_too_old(at + LIFETIME));
-        for bad in ["", "x", "####", &cursor.encode()[1..], &format!("{}A", cursor.encode())] {
-            assert_eq!(Cursor::parse(bad), Err(MalformedCursor), "{bad}");
+        for bad in ["", "x", "####", &text[1..], &format!("{text}A")] {
+            assert_eq!(Cursor::parse(bad, &ours), Err(MalformedCursor), "{bad}");
         }
         // The ends of time.
         assert!(!Cursor { at: Timestamp::from_seconds(i64::MAX), ..cursor }.is_too_old(at));

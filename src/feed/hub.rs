@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -42,7 +46,7 @@ pub enum Why {
     NoCursor,
     /// The cursor is older than any access token.
     CursorTooOld,
-    /// The cursor is of another database, or of another history of this one.
+    /// The cursor is of another database, of another history of this one, or of another project.
     CursorOfAnotherDatabase,
 }
 
@@ -61,6 +65,13 @@ impl Entry {
     }
 }
 
+impl Position {
+    /// Whether a reading goes on from here.
+    fn leads_to(&self, reading: &Reading) -> bool {
+        self.origin == reading.origin && self.xmin <= reading.snapshot.xmin
+    }
+}
+
 /// What every subscriber is told.
 #[derive(Clone, Debug)]
 pub(super) enum Update {
@@ -68,8 +79,8 @@ pub(super) enum Update {
     Ended(Arc<[Entry]>),
     /// All is told up to here.
     Moved(Cursor),
-    /// The stream is alive, and its news at most so old.
-    Heartbeat(Duration),
+    /// The stream is alive, and its news is of then or later.
+    Heartbeat(Instant),
     /// The database tells another history now, or this replica stops: begin anew.
     Interrupted,
 }
@@ -80,6 +91,7 @@ pub(super) struct Hub {
     metrics: Metrics,
     revoked: RevokedSet,
     state: Mutex<State>,
+    read_at: ReadAt,
     updates: broadcast::Sender<Update>,
     /// Rung when this replica has ended something, for the other replicas to hear of.
     pub(super) bell: Notify,
@@ -95,7 +107,10 @@ struct State {
     pending: Vec<Entry>,
     /// How far the database was read.
     position: Option<Position>,
-    beats: Beats,
+    /// How many histories there were before.
+    histories: u64,
+    /// This replica's last signs of life that were committed, and when each was about to be.
+    beats: VecDeque<(i64, Instant)>,
     seats: Seats,
     is_closed: bool,
 }
@@ -104,28 +119,33 @@ struct State {
 struct Position {
     origin: FeedOrigin,
     xmin: u64,
-    /// When the last reading began that also showed that this replica reads what it writes; `None` before the first one.
-    read_at: Option<Instant>,
 }
 
-impl Position {
-    /// With how old the news may be; `None` before the first complete reading.
-    fn aged(self) -> Option<(Self, Duration)> {
-        self.read_at.map(|read_at| (self, read_at.elapsed()))
+/// As of when everything is known; of no moment before the first complete reading. Asked with every token, so without a lock.
+struct ReadAt {
+    start: Instant,
+    /// Microseconds since then, and one more; 0 for no moment.
+    micros: AtomicU64,
+}
+
+impl ReadAt {
+    fn get(&self) -> Option<Instant> {
+        let micros = self.micros.load(Ordering::Acquire).checked_sub(1)?;
+        Some(self.start + Duration::from_micros(micros))
+    }
+
+    fn set(&self, at: Option<Instant>) {
+        let micros =
+            |at: Instant| at.saturating_duration_since(self.start).as_micros().try_into().unwrap_or(u64::MAX - 1);
+        self.micros.store(at.map_or(0, |at| micros(at) + 1), Ordering::Release);
     }
 }
 
-/// This replica's signs of life.
-#[derive(Default)]
-struct Beats {
-    /// The last one that was committed, and when it was about to be.
-    last: Option<(i64, Instant)>,
-}
-
-/// A beat older than this proves nothing any more of a reading that begins now.
-const BEAT_AGE_MAX: Duration = Duration::from_secs(2);
+/// So many signs of life are remembered: half a minute's.
+const BEATS_MAX: usize = 64;
 
 /// A reading was of another history than the one before.
+#[derive(Debug)]
 pub(super) struct AnotherHistory;
 
 impl Hub {
@@ -135,6 +155,7 @@ impl Hub {
             metrics,
             revoked: RevokedSet::default(),
             state: Mutex::default(),
+            read_at: ReadAt { start: Instant::now(), micros: AtomicU64::new(0) },
             updates: broadcast::Sender::new(UPDATES_MAX),
             bell: Notify::new(),
             pending: Notify::new(),
@@ -160,27 +181,30 @@ impl Hub {
         self.bell.notify_one();
     }
 
-    /// Forgets a history that goes on no longer, and sends everyone away who listens to it.
-    pub(super) fn forget_history(&self) {
+    /// Notes where the database stands, before its past is read. Where that does not continue what was read before, all of
+    /// that is forgotten, and everyone sent away who listens to it.
+    pub(super) fn found(&self, position: &Reading) {
         let mut state = self.state();
-        if state.position.take().is_some() {
-            // What was told of it may not be so in another; what has ended there stays ended here.
-            state.entries.clear();
-            let _ = self.updates.send(Update::Interrupted);
-        }
-    }
-
-    /// Takes in some of what had ended before a history is begun.
-    pub(super) fn take_in_past(&self, news: Vec<News>, now: Timestamp) {
-        self.take_in(&mut self.state(), news, now);
-    }
-
-    /// Begins a history, all of whose past is here.
-    pub(super) fn begin(&self, position: &Reading) {
-        let mut state = self.state();
-        // Nobody listens yet.
+        let Some(known) = state.position.filter(|known| !known.leads_to(position)) else { return };
+        tracing::warn!(timeline = known.origin.timeline, "the database has changed hands: the feed begins anew");
+        (state.position, state.histories) = (None, state.histories + 1);
+        state.entries.clear();
         state.pending.clear();
-        state.position = Some(Position { origin: position.origin, xmin: position.snapshot.xmin, read_at: None });
+        // What ended in a history that was given up may not have, in this one. Until all of this one is read, nobody goes
+        // by what is known here.
+        self.read_at.set(None);
+        self.revoked.clear();
+        let _ = self.updates.send(Update::Interrupted);
+    }
+
+    /// Takes in some of what had ended before a reading.
+    pub(super) fn take_in_past(&self, news: Vec<News>, now: Timestamp) {
+        self.take_in_read(&mut self.state(), news, now);
+    }
+
+    /// Goes on from where the database stood: all that was before is here.
+    pub(super) fn begin(&self, position: &Reading) {
+        self.state().position = Some(Position { origin: position.origin, xmin: position.snapshot.xmin });
     }
 
     /// Takes in what has come since the reading before.
@@ -188,40 +212,54 @@ impl Hub {
     /// # Errors
     ///
     /// When it is no continuation of that one: the feed is to begin anew.
-    pub(super) fn go_on(&self, reading: Reading, began: Instant) -> Result<(), AnotherHistory> {
+    pub(super) fn go_on(&self, reading: Reading) -> Result<(), AnotherHistory> {
         let mut state = self.state();
-        let continues =
-            |position: &Position| position.origin == reading.origin && position.xmin <= reading.snapshot.xmin;
-        let Some(position) = state.position.filter(continues) else { return Err(AnotherHistory) };
-        self.take_in(&mut state, reading.news, reading.at.min(self.clock.now()));
-        let proved = state.beats.last.is_some_and(|(beat, at)| {
-            reading.beat.is_some_and(|shown| shown >= beat) && began.saturating_duration_since(at) <= BEAT_AGE_MAX
-        });
-        let read_at = if proved { Some(began) } else { position.read_at };
-        state.position = Some(Position { xmin: reading.snapshot.xmin, read_at, ..position });
+        let Some(position) = state.position.filter(|position| position.leads_to(&reading)) else {
+            return Err(AnotherHistory);
+        };
+        self.take_in_read(&mut state, reading.news, reading.at.min(self.clock.now()));
+        state.position = Some(Position { xmin: reading.snapshot.xmin, ..position });
+        // Whatever else it shows, it shows all that was there before the newest beat of ours that it shows.
+        let shown = reading.beat.and_then(|shown| state.beats.iter().rev().find(|(beat, _)| *beat <= shown));
+        if let Some((_, at)) = shown {
+            self.read_at.set(self.read_at.get().max(Some(*at)));
+        }
         Ok(())
     }
 
     /// Notes a sign of life that was committed, and when that began.
     pub(super) fn beaten(&self, beat: i64, began: Instant) {
-        self.state().beats.last = Some((beat, began));
+        let beats = &mut self.state().beats;
+        beats.push_back((beat, began));
+        if beats.len() > BEATS_MAX {
+            beats.pop_front();
+        }
     }
 
-    /// Takes in what has ended, at a moment by whichever clock is behind.
+    /// Takes in what a reading has shown, at a moment by whichever clock is behind. What no token outlives is passed over.
+    fn take_in_read(&self, state: &mut State, mut news: Vec<News>, now: Timestamp) {
+        news.retain(|news| now < news.access_expires_at + LEEWAY);
+        self.take_in(state, news, now);
+    }
+
     fn take_in(&self, state: &mut State, news: Vec<News>, now: Timestamp) {
         if news.is_empty() {
             return;
         }
         let elapsed = self.clock.elapsed();
         for news in news {
-            if state.entries.contains_key(&news.place) {
+            let until = elapsed + retention(&news, now);
+            // Known already, from the one who ended it: what counts is the longer term. A second makes no difference.
+            if state.entries.get(&news.place).is_some_and(|known| until <= known.until + Duration::from_secs(1)) {
                 continue;
             }
-            let until = elapsed + retention(&news, now);
             self.revoked.insert(&news.project, &news.ended, until);
             let (place, entry) = (news.place, Entry { news: Arc::new(news), until });
             state.entries.insert(place, entry.clone());
-            state.pending.push(entry);
+            // Before there is a position, nobody listens.
+            if state.position.is_some() {
+                state.pending.push(entry);
+            }
         }
         self.pending.notify_one();
     }
@@ -245,18 +283,23 @@ impl Hub {
     /// Tells subscribers that the stream is alive, how far it has got, and how old its news may be.
     pub(super) fn heartbeat(&self) {
         let state = self.state();
-        let Some((position, age)) = state.position.and_then(Position::aged) else { return };
+        let (Some(position), Some(read_at)) = (state.position, self.read_at.get()) else { return };
         let cursor = Cursor { origin: position.origin, xmin: position.xmin, at: self.clock.now() };
         // What waits to be told is before the cursor, or may be.
         if state.pending.is_empty() {
             let _ = self.updates.send(Update::Moved(cursor));
         }
-        let _ = self.updates.send(Update::Heartbeat(age));
+        let _ = self.updates.send(Update::Heartbeat(read_at));
+    }
+
+    /// As of when everything is known; `None` before the first complete reading.
+    pub(super) fn read_at(&self) -> Option<Instant> {
+        self.read_at.get()
     }
 
     /// How old the news may be; `None` before the first complete reading.
     pub(super) fn age(&self) -> Option<Duration> {
-        self.state().position.and_then(Position::aged).map(|(_, age)| age)
+        self.read_at().map(|at| at.elapsed())
     }
 
     /// Forgets what no token outlives, a page at a time.
@@ -291,9 +334,12 @@ impl Hub {
     /// Lets one more listen; `None` when there are as many as there may be.
     pub(super) fn admit(self: &Arc<Self>, party: Party) -> Option<Seat> {
         let seats = &mut self.state().seats;
-        let (own_max, all_max) = match party {
+        let of_users = seats.of_users.get(party.project()).copied().unwrap_or(0);
+        let (own_max, all_max) = match &party {
             Party::Services(_) => (SERVICES_MAX, seats.max),
-            // However many tabs are open, there is room for those who guard the services.
+            // However many tabs one project's users have open, there is room for another's.
+            Party::User(..) if of_users >= seats.max.div_ceil(2) => return None,
+            // However many all have, there is room for those who guard the services.
             Party::User(..) => (TABS_MAX, seats.max - seats.max / 4),
         };
         let own = seats.of.get(&party).copied().unwrap_or(0);
@@ -301,6 +347,9 @@ impl Hub {
             return None;
         }
         seats.of.insert(party.clone(), own + 1);
+        if let Party::User(project, _) = &party {
+            *seats.of_users.entry(project.clone()).or_default() += 1;
+        }
         seats.taken += 1;
         Some(Seat { hub: Arc::clone(self), party })
     }
@@ -308,11 +357,9 @@ impl Hub {
     fn leave(&self, party: &Party) {
         let seats = &mut self.state().seats;
         seats.taken -= 1;
-        if let Some(own) = seats.of.get_mut(party) {
-            *own -= 1;
-            if *own == 0 {
-                seats.of.remove(party);
-            }
+        leave(&mut seats.of, party);
+        if let Party::User(project, _) = party {
+            leave(&mut seats.of_users, project);
         }
     }
 
@@ -320,7 +367,7 @@ impl Hub {
     /// and after the last.
     pub(super) fn listen(&self, cursor: Option<Cursor>) -> Option<Listening> {
         let state = self.state();
-        let (position, age) = state.position.filter(|_| !state.is_closed).and_then(Position::aged)?;
+        let (position, read_at) = (state.position.filter(|_| !state.is_closed)?, self.read_at.get()?);
         let now = self.clock.now();
         let (why, from) = match cursor {
             None => (Some(Why::NoCursor), 0),
@@ -330,16 +377,21 @@ impl Hub {
             Some(cursor) => (None, cursor.xmin),
         };
         let reached = Cursor { origin: position.origin, xmin: position.xmin, at: now };
-        Some(Listening { updates: self.updates.subscribe(), why, from, reached, age })
+        let updates = self.updates.subscribe();
+        Some(Listening { updates, why, from, reached, read_at, history: state.histories })
     }
 
-    /// The next page of what matters, in order, beginning with the transaction or behind a place.
-    pub(super) fn page(&self, from: u64, after: Option<Place>) -> Vec<Entry> {
+    /// The next page of what matters, in order, beginning with the transaction or behind a place; `None` when the history
+    /// has ended meanwhile.
+    pub(super) fn page(&self, history: u64, from: u64, after: Option<Place>) -> Option<Vec<Entry>> {
         let start = match after {
             Some(after) => Bound::Excluded(after),
             None => Bound::Included(Place { xid: from, id: Uuid::nil() }),
         };
-        self.state().entries.range((start, Bound::Unbounded)).take(PAGE).map(|(_, entry)| entry.clone()).collect()
+        let state = self.state();
+        let page =
+            || state.entries.range((start, Bound::Unbounded)).take(PAGE).map(|(_, entry)| entry.clone()).collect();
+        (state.histories == history && !state.is_closed).then(page)
     }
 
     /// Ends every subscription, and lets nobody in any more.
@@ -349,14 +401,27 @@ impl Hub {
     }
 }
 
+fn leave<K: Eq + Hash>(seats: &mut HashMap<K, usize>, key: &K) {
+    if let Some(taken) = seats.get_mut(key) {
+        *taken -= 1;
+        if *taken == 0 {
+            seats.remove(key);
+        }
+    }
+}
+
 fn behind(after: Option<Place>) -> (Bound<Place>, Bound<Place>) {
     (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
-/// How long to remember what was ended, from now on: never longer than any token lives, whatever the clocks say.
+/// How long to remember what was ended, from now on: never longer than any token lives, whatever the clocks say, and never
+/// shorter than most do, where the one who ended it and the database go by the same wrong one.
 fn retention(news: &News, now: Timestamp) -> Duration {
-    news.access_expires_at.since(now).min(ACCESS_TOKEN_TTL_MAX) + LEEWAY
+    news.access_expires_at.since(now).clamp(RETENTION_MIN, ACCESS_TOKEN_TTL_MAX) + LEEWAY
 }
+
+/// How long a token lives unless a project says otherwise.
+const RETENTION_MIN: Duration = Duration::from_secs(10 * 60);
 
 /// What it takes to follow.
 pub(super) struct Listening {
@@ -367,8 +432,10 @@ pub(super) struct Listening {
     pub(super) from: u64,
     /// How far everything goes that is there now.
     pub(super) reached: Cursor,
-    /// How old the news may be.
-    pub(super) age: Duration,
+    /// As of when everything is told that is there now.
+    pub(super) read_at: Instant,
+    /// Which history it is of.
+    pub(super) history: u64,
 }
 
 /// The places for those who listen.
@@ -376,11 +443,13 @@ struct Seats {
     max: usize,
     taken: usize,
     of: HashMap<Party, usize>,
+    /// Those of each project's users.
+    of_users: HashMap<ProjectId, usize>,
 }
 
 impl Default for Seats {
     fn default() -> Self {
-        Self { max: SUBSCRIBERS_MAX, taken: 0, of: HashMap::new() }
+        Self { max: SUBSCRIBERS_MAX, taken: 0, of: HashMap::new(), of_users: HashMap::new() }
     }
 }
 
@@ -391,6 +460,14 @@ pub(super) enum Party {
     Services(ProjectId),
     /// A user.
     User(ProjectId, UserId),
+}
+
+impl Party {
+    const fn project(&self) -> &ProjectId {
+        match self {
+            Self::Services(project) | Self::User(project, _) => project,
+        }
+    }
 }
 
 /// The most streams of one project's services at once, on each replica.

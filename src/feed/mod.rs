@@ -99,7 +99,7 @@ impl Feed {
     ///
     /// [`Refused`], when there is nothing to tell yet or too many are listening.
     pub fn subscribe(&self, filter: Filter, cursor: Option<&str>) -> Result<Subscription, Refused> {
-        let cursor = cursor.map(Cursor::parse).transpose()?;
+        let cursor = cursor.map(|text| Cursor::parse(text, filter.project())).transpose()?;
         Subscription::begin(Arc::clone(&self.hub), filter, cursor)
     }
 

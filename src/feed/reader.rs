@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 use tokio::time::sleep;
+use tokio::time::sleep_until;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ use crate::telemetry;
 /// One for reading, one for signs of life, one for the bell: none waits for another.
 pub(super) const CONNECTIONS: usize = 3;
 
-/// How much of the past is read at a time: some tens of milliseconds' work.
+/// The most that is read at a time: some tens of milliseconds' work.
 const PAGE_ROWS: usize = 10_000;
 
 /// How often the feed is read at the latest, bell or no bell.
@@ -64,30 +65,33 @@ pub(super) async fn run(hub: &Hub, store: &Store) {
     );
 }
 
-/// Reads history after history.
+/// Reads on and on: from where the last reading stood for as long as that goes well, and otherwise what still matters as a
+/// whole.
 async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
     let mut retry = RETRY.0;
     loop {
-        let error = match follow(hub, store, replica, rung, &mut retry).await {
-            // It did not fail: the database tells another history, or the same one from another server.
-            Ok(()) => {
-                tracing::warn!("the database has changed hands: the feed begins anew");
-                continue;
-            }
-            Err(error) => error,
-        };
-        tracing::warn!(error = %telemetry::chain(&error), "the feed cannot be read");
+        match follow(hub, store, replica, rung, &mut retry).await {
+            Ok(Stop::AnotherHistory | Stop::FarBehind) => continue,
+            Err(error) => tracing::warn!(error = %telemetry::chain(&error), "the feed cannot be read"),
+        }
         sleep(retry).await;
         retry = RETRY.1.min(retry * 2);
     }
 }
 
-/// Reads one history, to its end. A reading that fails is tried again from where the last one stood.
-async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<(), Error> {
+/// Why a reading does not go on from the one before.
+enum Stop {
+    /// The database tells another history, or the same one from another server.
+    AnotherHistory,
+    /// So much has come that it is read in pages.
+    FarBehind,
+}
+
+async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<Stop, Error> {
     // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
     let position = store.feed_position(replica).await?;
     let mut snapshot = position.snapshot.clone();
-    hub.forget_history();
+    hub.found(&position);
     // By the earlier of two clocks: one that is ahead would leave out what still matters.
     let now = position.at.min(hub.clock().now());
     let mut next = Some(PageStart::at(now - LEEWAY));
@@ -103,21 +107,15 @@ async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &
         let soonest = began + READING_INTERVAL_MIN;
         // The bell or the clock, whichever comes first.
         let _ = timeout(POLL_INTERVAL, rung.notified()).await;
-        tokio::time::sleep_until(soonest).await;
+        sleep_until(soonest).await;
         began = Instant::now();
-        match store.feed_next(replica, &snapshot).await {
-            Ok(reading) => {
-                snapshot = reading.snapshot.clone();
-                if hub.go_on(reading, began).is_err() {
-                    return Ok(());
-                }
-                *retry = RETRY.0;
-            }
-            Err(error) => {
-                tracing::debug!(error = %telemetry::chain(&error), "a reading of the feed failed");
-                sleep(*retry).await;
-                *retry = RETRY.1.min(*retry * 2);
-            }
+        let reading = store.feed_next(replica, &snapshot, PAGE_ROWS).await?;
+        if reading.news.len() >= PAGE_ROWS {
+            return Ok(Stop::FarBehind);
+        }
+        snapshot = reading.snapshot.clone();
+        if hub.go_on(reading).is_err() {
+            return Ok(Stop::AnotherHistory);
         }
     }
 }

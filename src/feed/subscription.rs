@@ -170,7 +170,9 @@ impl Subscription {
                     return Ok(Message { event: Event::SnapshotBegin(why), cursor: None });
                 }
                 Stage::Past(after) => {
-                    let page = self.hub.page(self.listening.from, *after);
+                    let page = self.hub.page(self.listening.history, self.listening.from, *after);
+                    // What is left of a history that has ended is no snapshot.
+                    let page = page.ok_or(End::Interrupted)?;
                     self.stage = match page.last() {
                         Some(last) if page.len() == PAGE => Stage::Past(Some(last.news.place)),
                         _ if self.listening.why.is_some() => Stage::Complete,
@@ -190,7 +192,7 @@ impl Subscription {
                 Stage::CaughtUp => {
                     self.stage = Stage::Live;
                     let cursor = self.moved(self.listening.reached);
-                    return Ok(Message { event: Event::Heartbeat(self.listening.age), cursor });
+                    return Ok(Message { event: Event::Heartbeat(self.listening.read_at.elapsed()), cursor });
                 }
                 Stage::Live => {
                     if let Some(message) = self.live().await? {
@@ -235,9 +237,10 @@ impl Subscription {
                 self.listening.reached = cursor;
                 Ok(None)
             }
-            Update::Heartbeat(age) => {
+            Update::Heartbeat(read_at) => {
                 let cursor = self.moved(self.listening.reached);
-                Ok(Some(Message { event: Event::Heartbeat(age), cursor }))
+                // It may have waited here.
+                Ok(Some(Message { event: Event::Heartbeat(read_at.elapsed()), cursor }))
             }
             Update::Interrupted => Err(End::Interrupted),
         }
@@ -265,15 +268,22 @@ impl Subscription {
         (!told.is_empty()).then_some(Message { event: Event::Revocations(told), cursor: None })
     }
 
-    /// The cursor, when it is another than the last one.
+    /// The cursor, when it is another than the last one. Users have none: no past is told to them.
     fn moved(&mut self, cursor: Cursor) -> Option<String> {
-        let cursor = cursor.encode();
+        let Filter::Project { project, .. } = &self.filter else { return None };
+        let cursor = cursor.encode(project);
         let moved = self.cursor.as_ref() != Some(&cursor);
         moved.then(|| self.cursor.insert(cursor).clone())
     }
 }
 
 impl Filter {
+    pub(super) const fn project(&self) -> &ProjectId {
+        match self {
+            Self::Project { project, .. } | Self::User { project, .. } => project,
+        }
+    }
+
     fn party(&self) -> Party {
         match self {
             Self::Project { project, .. } => Party::Services(project.clone()),
@@ -357,10 +367,11 @@ mod tests {
         let hub = Arc::new(Hub::new(Clock::system(), Metrics::default()));
         assert!(hub.listen(None).is_none(), "nothing is known yet");
         hub.take_in_past(past, Clock::system().now());
+        hub.found(&reading(xmin, vec![]));
         hub.begin(&reading(xmin, vec![]));
         assert!(hub.listen(None).is_none(), "and not that it is the present");
         hub.beaten(1, Instant::now());
-        hub.go_on(reading(xmin, vec![]), Instant::now()).ok().expect("goes on");
+        hub.go_on(reading(xmin, vec![])).expect("goes on");
         hub
     }
 
@@ -399,7 +410,7 @@ mod tests {
         let one = news(11);
         hub.tell(vec![one.clone()]);
         hub.flush();
-        hub.go_on(reading(12, vec![one.clone()]), Instant::now()).ok().expect("goes on");
+        hub.go_on(reading(12, vec![one.clone()])).expect("goes on");
         hub.flush();
         hub.heartbeat();
         let mut told = 0;
@@ -409,7 +420,7 @@ mod tests {
                 Event::Revocations(batch) => told += batch.len(),
                 // The one that follows the snapshot is of before.
                 Event::Heartbeat(_) if told > 0 => {
-                    let cursor = Cursor::parse(&cursor.expect("it has moved")).expect("a cursor");
+                    let cursor = Cursor::parse(&cursor.expect("it has moved"), &project()).expect("a cursor");
                     assert_eq!(cursor.xmin, 12);
                     break;
                 }
@@ -436,7 +447,7 @@ mod tests {
             }
         };
         let End::TooSlow { cursor: Some(cursor) } = end else { panic!("{end:?}") };
-        let cursor = Cursor::parse(&cursor).expect("a cursor");
+        let cursor = Cursor::parse(&cursor, &project()).expect("a cursor");
         let mut resumed = Subscription::begin(Arc::clone(&hub), everything(), Some(cursor)).ok().expect("room");
         let told = all_until_complete(&mut resumed).await;
         assert_eq!(told, all.iter().map(|news| news.place).collect::<Vec<_>>());
@@ -449,9 +460,9 @@ mod tests {
         assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
         let another = Reading { origin: other, ..reading(8, vec![]) };
-        assert!(hub.go_on(another.clone(), Instant::now()).is_err(), "no continuation");
-        assert!(hub.go_on(reading(8, vec![]), Instant::now()).is_err(), "nor is one that goes back");
-        hub.forget_history();
+        assert!(hub.go_on(another.clone()).is_err(), "no continuation");
+        assert!(hub.go_on(reading(8, vec![])).is_err(), "nor is one that goes back");
+        hub.found(&another);
         hub.begin(&another);
         let end = loop {
             match subscription.next().await {
@@ -462,25 +473,61 @@ mod tests {
         assert_eq!(end, End::Interrupted);
         assert!(hub.listen(None).is_none(), "until it is proved to be the present");
         hub.close();
-        hub.go_on(Reading { origin: other, ..reading(9, vec![]) }, Instant::now()).ok().expect("goes on");
+        hub.go_on(Reading { origin: other, ..reading(9, vec![]) }).expect("goes on");
         assert!(hub.age().is_some() && hub.listen(None).is_none(), "closed");
+    }
+
+    /// The database changes hands while a snapshot is told: what is left of it must not pass for all of it.
+    #[tokio::test]
+    async fn a_snapshot_of_a_history_that_ends_is_not_completed() {
+        let hub = hub(9_000, (0..3 * PAGE as u64).map(news).collect());
+        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        assert!(matches!(subscription.next().await.expect("goes on").event, Event::SnapshotBegin(_)));
+        assert!(matches!(subscription.next().await.expect("goes on").event, Event::Revocations(_)));
+        let another = Reading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
+        hub.found(&another);
+        assert!(hub.age().is_none(), "nobody goes by what is known here");
+        assert_eq!(subscription.next().await.err(), Some(End::Interrupted));
+    }
+
+    /// The one who ended it has a clock that is ahead, and would have it forgotten too early.
+    #[tokio::test]
+    async fn of_two_terms_the_longer_counts() {
+        let hub = hub(10, vec![]);
+        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        all_until_complete(&mut subscription).await;
+        let now = Clock::system().now();
+        let long = News { access_expires_at: now + Duration::from_secs(3_600), ..news(11) };
+        hub.tell(vec![News { access_expires_at: now, ..long.clone() }]);
+        hub.flush();
+        hub.go_on(reading(12, vec![long])).expect("goes on");
+        hub.flush();
+        let mut terms = vec![];
+        while terms.len() < 2 {
+            if let Event::Revocations(batch) = subscription.next().await.expect("goes on").event {
+                terms.extend(batch.iter().map(|(_, retain)| retain.as_secs() / 60));
+            }
+        }
+        assert_eq!(terms, [14, 64], "ten minutes at least; an hour; and five for clocks that differ");
     }
 
     /// A reading is only as good as the sign of life that it shows.
     #[tokio::test]
     async fn the_news_grows_old_when_no_sign_of_life_is_seen() {
         let hub = hub(10, vec![]);
-        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
-        let read = |beat, began| {
-            let reading = Reading { beat: Some(beat), ..reading(10, vec![]) };
-            hub.go_on(reading, began).ok().expect("goes on");
-            hub.age().expect("known").as_secs()
+        let start = hub.read_at().expect("known");
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let read = |beat| {
+            hub.go_on(Reading { beat: Some(beat), ..reading(10, vec![]) }).expect("goes on");
+            (hub.read_at().expect("known") - start).as_secs()
         };
-        hub.beaten(2, ago(100));
-        assert_eq!(read(2, ago(99)), 99, "it shows the last beat");
-        hub.beaten(3, ago(90));
-        assert_eq!(read(2, ago(89)), 99, "it does not: this is a copy that is behind");
-        assert_eq!(read(3, ago(89)), 89);
-        assert_eq!(read(3, ago(80)), 89, "the beat is too old: this database takes no writes");
+        hub.beaten(2, after(10));
+        assert_eq!(read(1), 0, "it does not show the last beat: this is a copy that is behind");
+        assert_eq!(read(2), 10, "all that was there before the beat is known");
+        hub.beaten(3, after(20));
+        hub.beaten(4, after(30));
+        assert_eq!(read(3), 20, "behind again, and not as far");
+        assert_eq!(read(4), 30);
+        assert_eq!((read(4), read(2)), (30, 30), "a database that takes no writes; one that is behind");
     }
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::stream::unfold;
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::encode;
@@ -21,14 +22,34 @@ use crate::store::News;
 /// What a subscriber hears, to the status that says why there is no more.
 pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;
 
+/// The most messages that wait for a client to read them, besides those that the feed keeps for all.
+const MESSAGES_MAX: usize = 4;
+
+/// How long a client may leave them there. The stream then ends, read or not, so that its place is free for another.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The subscription has a task of its own: nobody polls the stream of a client that does not read, and it has to end all
+/// the same when its time is up.
 pub(super) fn stream(subscription: Subscription) -> Stream {
-    Box::pin(unfold(Some(subscription), |subscription| async {
-        let mut subscription = subscription?;
-        match subscription.next().await {
-            Ok(message) => Some((Ok(encode(message)), Some(subscription))),
-            Err(end) => Some((Err(status::ended(end)), None)),
+    let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
+    tokio::spawn(hand_out(subscription, sender));
+    Box::pin(unfold(receiver, async |mut receiver| receiver.recv().await.map(|message| (message, receiver))))
+}
+
+async fn hand_out(mut subscription: Subscription, sender: mpsc::Sender<Result<pb::WatchRevocationsResponse, Status>>) {
+    loop {
+        let message = tokio::select! {
+            message = subscription.next() => message,
+            // The client has gone.
+            () = sender.closed() => return,
+        };
+        let is_last = message.is_err();
+        let message = message.map(encode).map_err(status::ended);
+        // Whoever is not told why it ended finds the stream ended, and resumes.
+        if sender.send_timeout(message, PATIENCE).await.is_err() || is_last {
+            return;
         }
-    }))
+    }
 }
 
 fn encode(Message { event, cursor }: Message) -> pb::WatchRevocationsResponse {

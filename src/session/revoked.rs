@@ -129,6 +129,14 @@ impl RevokedSet {
         self.keys.pin().contains_key(&key)
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.sessions.pin().clear();
+        self.users.pin().clear();
+        self.projects.pin().clear();
+        self.keys.pin().clear();
+    }
+
     /// Forgets what no token outlives.
     pub fn forget(&self, now: Elapsed) {
         let now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);

@@ -176,7 +176,7 @@ impl Store {
     /// When the database is away.
     pub async fn feed_position(&self, replica: Uuid) -> Result<Reading, Error> {
         let future = Snapshot { xmin: u64::MAX, xmax: u64::MAX, under_way: vec![] };
-        self.feed_next(replica, &future).await
+        self.feed_next(replica, &future, 1).await
     }
 
     /// What still matters beyond that moment, because some token may outlive it: a page of it, in the order in which it will
@@ -202,17 +202,18 @@ impl Store {
         .await
     }
 
-    /// What has come since a reading: each revocation once, as soon as its transaction has committed.
+    /// What has come since a reading: each revocation once, as soon as its transaction has committed. At most so many: where
+    /// there are as many, there may be more.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_next(&self, replica: Uuid, before: &Snapshot) -> Result<Reading, Error> {
+    pub async fn feed_next(&self, replica: Uuid, before: &Snapshot, rows_max: usize) -> Result<Reading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
-        let xmax = number(before.xmax);
+        let (xmax, rows_max) = (number(before.xmax), i64::try_from(rows_max).unwrap_or(i64::MAX));
         let under_way: Vec<i64> = before.under_way.iter().copied().map(number).collect();
         self.once("feed_next", move |mut tx| {
-            let statement = FeedNext { replica, xmax, under_way: under_way.clone() };
+            let statement = FeedNext { replica, xmax, under_way: under_way.clone(), rows_max };
             async move {
                 let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
                 let rows = rows.map_err(|error| tx.failed(error))?;
@@ -284,7 +285,7 @@ fn reading(rows: Vec<Columns>) -> Result<Reading, Error> {
 fn news(columns: NewsColumns) -> Option<Result<News, Error>> {
     let ((xid, id, project, user, at, reason), ended, (signing_key, server_key, access_expires_at)) = columns;
     let (session, is_impersonation, user_epoch, spared, project_epoch) = ended;
-    let (xid, id, project, at, reason, access_expires_at) = (xid?, id?, project?, at?, reason?, access_expires_at?);
+    let (id, project, at, reason, access_expires_at) = (id?, project?, at?, reason?, access_expires_at?);
     let user = user.as_deref().and_then(UserId::parse);
     let ended = match (session, user_epoch, project_epoch, signing_key, server_key) {
         (Some(session), ..) => {
@@ -300,7 +301,8 @@ fn news(columns: NewsColumns) -> Option<Result<News, Error>> {
     let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
     let read = || {
         Ok(News {
-            place: Place { xid: xid.try_into().map_err(|_| bad("xid"))?, id },
+            // Without a number it is older than the numbers.
+            place: Place { xid: xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
             project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
             ended,
             user,

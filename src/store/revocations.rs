@@ -194,8 +194,8 @@ impl Tx {
                 revocations::ip.eq(ip.map(|ip| ip.to_string())),
             ))
             .returning(revocations::xid);
-        let written: Result<Vec<i64>, _> = insert.get_results(self.pg()).await;
-        let xid = written.map_err(|error| self.failed(error))?.pop().and_then(|xid| u64::try_from(xid).ok());
+        let written: Result<Vec<Option<i64>>, _> = insert.get_results(self.pg()).await;
+        let xid = written.map_err(|error| self.failed(error))?.pop().flatten().and_then(|xid| u64::try_from(xid).ok());
         let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
         let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
         self.will_tell([News { place, project, ended, user, at, reason, access_expires_at }]);

@@ -121,7 +121,7 @@ diesel::table! {
         actor -> SmallInt,
         actor_id -> Nullable<Uuid>,
         ip -> Nullable<Text>,
-        xid -> BigInt,
+        xid -> Nullable<BigInt>,
         is_impersonation -> Bool,
         signing_key_id -> Nullable<Uuid>,
         server_key_id -> Nullable<Uuid>,

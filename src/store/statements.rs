@@ -455,6 +455,8 @@ statement! {
 statement! {
     /// What an earlier snapshot did not show and this one does: each row once, in whatever order their transactions commit.
     /// An earlier one did not show what was still to begin, nor what it names as under way: few, whatever is held open.
+    ///
+    /// No later than the present one shows: rows that came with a dump of another server have that server's numbers.
     FeedNext -> FeedRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
@@ -469,9 +471,12 @@ statement! {
          r.server_key_id, r.access_expires_at
      FROM present LEFT JOIN (SELECT * FROM revocations WHERE xid >= "
     [xmax: i64 as BigInt]
-    " UNION ALL SELECT * FROM revocations WHERE xid = ANY("
+    " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+         UNION ALL SELECT * FROM revocations WHERE xid = ANY("
     [under_way: Vec<i64> as Array<BigInt>]
-    ")) AS r ON true"
+    ") LIMIT "
+    [rows_max: i64 as BigInt]
+    ") AS r ON true"
 }
 
 statement! {

@@ -99,6 +99,15 @@ impl Watch {
 }
 
 impl Service {
+    /// Waits until a reading has begun and ended from now on. The database's clock does not stand still as ours does: what is
+    /// read after ours was moved is remembered for longer.
+    pub async fn feed_is_read(&self) {
+        const READINGS: &str =
+            "sessiond_store_operation_duration_seconds_count{operation=\"feed_next\",outcome=\"ok\"}";
+        let before = self.metric(READINGS).await;
+        eventually("two readings", async || self.metric(READINGS).await >= before + 2).await;
+    }
+
     /// Follows all of the project, with its key.
     pub async fn watches(&self, wire: Wire) -> Watch {
         self.watches_from(wire, "").await
