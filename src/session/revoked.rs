@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use papaya::HashMap;
+use papaya::ResizeMode;
 use rustc_hash::FxBuildHasher;
 
 use super::epoch::Epoch;
@@ -63,7 +64,7 @@ pub type Elapsed = Duration;
 /// What has ended, and is to be remembered. Entries may come in any order, and more than once.
 ///
 /// Whoever asks takes no lock and waits for nobody, whatever is taken in meanwhile. A session takes some 60 bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RevokedSet {
     /// Each with the second until which it is remembered. Their ids are random, and ours: nobody chooses where they fall.
     sessions: HashMap<SessionId, u32, FxBuildHasher>,
@@ -88,6 +89,20 @@ struct UserCut {
     /// The greatest epoch among those that do not spare that session.
     epoch_of_spared: i64,
     until: u32,
+}
+
+impl Default for RevokedSet {
+    fn default() -> Self {
+        // Grown bit by bit, a map of many entries would be in two halves most of the time, and each question be asked of both:
+        // with a million, that takes thirty times as long. Whoever adds to it waits a moment now and then; nobody else does.
+        const MODE: ResizeMode = ResizeMode::Blocking;
+        Self {
+            sessions: HashMap::builder().resize_mode(MODE).hasher(FxBuildHasher).build(),
+            users: HashMap::builder().resize_mode(MODE).build(),
+            projects: HashMap::builder().resize_mode(MODE).build(),
+            keys: HashMap::builder().resize_mode(MODE).build(),
+        }
+    }
 }
 
 impl RevokedSet {
