@@ -33,10 +33,12 @@ struct Parameters {
 impl Grant {
     /// Reads a request's body.
     pub(super) async fn read(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Self, KnownError> {
-        let parse = match () {
-            () if body::is_a(headers, body::FORM) => form,
-            () if body::is_a(headers, body::JSON) => json,
-            () => return Err(KnownError::schema("the body must be a form or JSON, and say which")),
+        let parse: fn(&[u8]) -> Result<Parameters, KnownError> = if body::is_a(headers, body::FORM) {
+            form
+        } else if body::is_a(headers, body::JSON) {
+            json
+        } else {
+            return Err(KnownError::schema("the body must be a form or JSON, and say which"));
         };
         let read = body::read(body, limits).await.map_err(|unread| KnownError::unread(&unread))?;
         let parameters = parse(&read)?;
