@@ -31,6 +31,8 @@ pub enum Wire {
     Rest,
     /// OAuth 2.0: forms in, its own JSON out.
     OAuth,
+    /// The API of the seed, for its clients.
+    Seed,
 }
 
 impl Wire {
@@ -41,6 +43,7 @@ impl Wire {
             Self::GrpcWeb => "grpc-web",
             Self::Rest => "rest",
             Self::OAuth => "oauth",
+            Self::Seed => "seed",
         }
     }
 }

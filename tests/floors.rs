@@ -105,6 +105,20 @@ fn a_walled_crate_is_named_only_at_home() {
     }
 }
 
+/// What the seed's clients say and are told is known in one room at the edge. Whatever stands behind it sees an ordinary call.
+#[test]
+fn nothing_but_its_adapter_knows_the_seeds_api() {
+    let of_the_seed = ["x-stack-", "x-hexclave-", "known-error"];
+    let (inside, outside): (Vec<_>, Vec<_>) =
+        files().into_iter().partition(|(_, path, _)| path.starts_with("edge/seed"));
+    for word in of_the_seed {
+        assert!(inside.iter().any(|(_, _, code)| code.contains(word)), "{word} is not how the adapter spells it");
+        for (_, path, code) in &outside {
+            assert!(!code.contains(word), "{} says {word}", path.display());
+        }
+    }
+}
+
 /// Both return at the first row, which is before the commit.
 #[test]
 fn no_write_is_acknowledged_before_its_commit() {

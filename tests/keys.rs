@@ -224,7 +224,7 @@ async fn a_key_that_signs_at_once_is_looked_for_by_whoever_does_not_know_it() {
     let key = ServerKey::parse(service.server_key.expose_secret()).expect("a key");
     let draft = sessiond::session::opening::Draft { user_id: "ada".to_owned(), ..Default::default() };
     let request = sessiond::app::CreateRequest::new(draft, None, &[]);
-    let grant = elsewhere.create_session(Caller::Service(key), request).await.expect("signs in");
+    let grant = elsewhere.create_session(Caller::Service(key), None, request).await.expect("signs in");
     assert_eq!(kid(grant.access_token.expose_secret()), heir);
     service.refresh(Wire::Grpc, refresh_token(grant.refresh_token.expose_secret())).await.expect("refreshes");
     let ended = service.revoke_current(Wire::Grpc, bearer(grant.access_token.expose_secret())).await;

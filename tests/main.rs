@@ -37,6 +37,7 @@ mod outage;
 mod proxies;
 mod rates;
 mod rest;
+mod seed;
 
 // The binary as people run it.
 mod binary;

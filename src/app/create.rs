@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::Caller;
+use super::Client;
 use super::Error;
 use super::Grant;
 use super::Service;
@@ -55,13 +56,18 @@ impl CreateRequest {
 type Outcome = Result<Granted, Refusal>;
 
 impl App {
-    /// Opens a session for a service.
+    /// Opens a session for a service; on behalf of a client, only in the client's project.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request; the store's; a key's.
-    pub async fn create_session(&self, caller: Caller, request: CreateRequest) -> Result<Grant, Error> {
-        let Service { project, key, .. } = self.service(caller).await?;
+    /// A refusal of the caller, of the client or of the request; the store's; a key's.
+    pub async fn create_session(
+        &self,
+        caller: Caller,
+        client: Option<Client>,
+        request: CreateRequest,
+    ) -> Result<Grant, Error> {
+        let Service { project, key, .. } = self.service_within(caller, client).await?;
         let now = self.clock.now();
         // A key that was found is of a project that exists; it may be younger than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;

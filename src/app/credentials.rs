@@ -37,13 +37,24 @@ pub enum Caller {
     MalformedServerKey,
 }
 
-/// An OAuth client (RFC 6749 §2), named and not yet believed. What it asks concerns the tokens of its own project alone.
+/// A client, such as OAuth knows (RFC 6749 §2), named and not yet believed. What it asks concerns its own project alone.
 #[derive(Clone)]
 pub struct Client {
     /// Its id: the project.
     pub project: ProjectId,
-    /// Its secret, a server key of the project; `None` for a public client, which cannot keep one (RFC 6749 §2.1).
-    pub key: Option<ServerKey>,
+    /// What it shows for that.
+    pub standing: Standing,
+}
+
+/// What a client shows for being one of its project.
+#[derive(Clone)]
+pub enum Standing {
+    /// Its secret: a server key of the project.
+    Confidential(ServerKey),
+    /// Nothing, for it cannot keep a secret (RFC 6749 §2.1). A project that there is not has no clients.
+    Public,
+    /// Nothing: it only says which project it means. Whether there is one, its tokens will tell.
+    Named,
 }
 
 /// A service that has shown who it is.
@@ -133,6 +144,39 @@ impl App {
         }
     }
 
+    /// The service behind a server key, on behalf of a client only in the client's project.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::service`] and [`App::client_project`]; [`Refusal::InvalidServerKey`] for a service of another project.
+    pub(super) async fn service_within(&self, caller: Caller, client: Option<Client>) -> Result<Service, Error> {
+        let within = self.client_project(client).await?;
+        let service = self.service(caller).await?;
+        match within {
+            Some(project) if project != service.project => Err(Refusal::InvalidServerKey.into()),
+            Some(_) | None => Ok(service),
+        }
+    }
+
+    /// The user or the service behind a credential, on behalf of a client only in the client's project.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::principal`] and [`App::client_project`]; [`Refusal::WrongProject`] for a user of another project,
+    /// [`Refusal::InvalidServerKey`] for a service of one.
+    pub(super) async fn principal_within(&self, caller: Caller, client: Option<Client>) -> Result<Principal, Error> {
+        let within = self.client_project(client).await?;
+        let principal = self.principal(caller).await?;
+        let Some(within) = within else { return Ok(principal) };
+        match &principal {
+            Principal::User(SignedIn { project, .. }) if *project != within => {
+                Err(Refusal::WrongProject { expected: within.to_string(), actual: project.to_string() }.into())
+            }
+            Principal::Service(Service { project, .. }) if *project != within => Err(Refusal::InvalidServerKey.into()),
+            Principal::User(_) | Principal::Service(_) => Ok(principal),
+        }
+    }
+
     /// The user behind a caller, where no one else will do.
     ///
     /// # Errors
@@ -193,19 +237,20 @@ impl App {
         Ok(stored.session)
     }
 
-    /// The project that an OAuth client is confined to; `None` for a caller that is none. Takes from no bucket: a sign-out
+    /// The project that a client is confined to; `None` for a caller that is none. Takes from no bucket: a sign-out
     /// has to get through.
     ///
     /// # Errors
     ///
-    /// [`Refusal::InvalidServerKey`] when the key is not one of that project, or a public client names a project that there
+    /// [`Refusal::InvalidServerKey`] when the key is not one of that project, or a public client is of a project that there
     /// is not; or the store's.
     pub(super) async fn client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
-        let Some(Client { project, key }) = client else { return Ok(None) };
+        let Some(Client { project, standing }) = client else { return Ok(None) };
         let exists = |snapshot: &Snapshot| snapshot.policy(&project).is_some();
-        let believed = match key {
-            Some(key) => self.holder_of(&key).await?.project == project,
-            None => exists(&*self.keys.with(exists).await?),
+        let believed = match standing {
+            Standing::Confidential(key) => self.holder_of(&key).await?.project == project,
+            Standing::Public => exists(&*self.keys.with(exists).await?),
+            Standing::Named => true,
         };
         if believed { Ok(Some(project)) } else { Err(Refusal::InvalidServerKey.into()) }
     }
@@ -216,9 +261,10 @@ impl App {
     ///
     /// As [`App::client_project`], and [`Refusal::RateLimited`].
     pub(super) async fn paying_client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
-        let Some(key) = client.as_ref().and_then(|client| client.key.as_ref()).map(ServerKey::id) else {
+        let Some(Client { standing: Standing::Confidential(key), .. }) = &client else {
             return self.client_project(client).await;
         };
+        let key = key.id();
         self.rates.look(Of::ServerKey(key))?;
         let project = self.client_project(client).await?;
         self.rates.give_back();

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::Caller;
+use super::Client;
 use super::Error;
 use super::credentials::Principal;
 use super::credentials::SignedIn;
@@ -60,13 +61,18 @@ struct Scope {
 }
 
 impl App {
-    /// A page of sessions, newest first.
+    /// A page of sessions, newest first; on behalf of a client, only of the client's project.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request, [`Refusal::NotYourUser`] among them; the store's.
-    pub async fn list_sessions(&self, caller: Caller, request: ListRequest) -> Result<Page, Error> {
-        let principal = self.principal(caller).await?;
+    /// A refusal of the caller, of the client or of the request, [`Refusal::NotYourUser`] among them; the store's.
+    pub async fn list_sessions(
+        &self,
+        caller: Caller,
+        client: Option<Client>,
+        request: ListRequest,
+    ) -> Result<Page, Error> {
+        let principal = self.principal_within(caller, client).await?;
         let is_user = matches!(principal, Principal::User(_));
         let scope = self.scope(principal, request.user_id).await?;
         let now = self.clock.now();

@@ -33,6 +33,7 @@ pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
 pub use credentials::Service;
+pub use credentials::Standing;
 pub use deliver::Deliverer;
 pub use deliver::LOST_AFTER;
 pub use grant::Grant;

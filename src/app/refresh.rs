@@ -30,7 +30,7 @@ use crate::token::refresh::Link;
 use crate::token::refresh::RefreshToken;
 
 impl App {
-    /// Refreshes the session of a refresh token; it shows where the session is now. On behalf of an OAuth client, only in the
+    /// Refreshes the session of a refresh token; it shows where the session is now. On behalf of a client, only in the
     /// client's project.
     ///
     /// A genuine token takes from its project's bucket; where nothing is left there, the token is not even looked at. One

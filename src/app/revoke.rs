@@ -53,7 +53,7 @@ impl Target {
 }
 
 impl App {
-    /// Ends the session of every genuine token presented; on behalf of an OAuth client, only in the client's project.
+    /// Ends the session of every genuine token presented; on behalf of a client, only in the client's project.
     ///
     /// # Errors
     ///

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::Caller;
+use super::Client;
 use super::Ended;
 use super::Error;
 use super::credentials::Principal;
@@ -24,21 +25,23 @@ use crate::store::Tx;
 type Outcome = Result<Ended, Refusal>;
 
 impl App {
-    /// Ends a session by its id: another one of the calling user's, or any of a service's project.
+    /// Ends a session by its id: another one of the calling user's, or any of a service's project; on
+    /// behalf of a client, only of the client's project.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request; [`Refusal::SessionNotFound`] also for a session that the caller may not
+    /// A refusal of the caller, of the client or of the request; [`Refusal::SessionNotFound`] also for a session that the caller may not
     /// know of; the store's.
     pub async fn revoke_session(
         &self,
         caller: Caller,
+        client: Option<Client>,
         id: &str,
         user_id: Option<String>,
         origin: Origin,
     ) -> Result<Ended, Error> {
         let now = self.clock.now();
-        let principal = self.principal(caller).await?;
+        let principal = self.principal_within(caller, client).await?;
         let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("id", "must be a session's id"))?;
         let outcome = match principal {
             Principal::User(signed_in) => {

@@ -10,22 +10,23 @@ use tower_http::cors::AllowOrigin;
 use tower_http::cors::Any;
 use tower_http::cors::CorsLayer;
 
+use super::seed;
+
 /// How long a browser may remember a preflight: a day, which is as long as any of them does.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-const REQUEST_HEADERS: [&str; 8] = [
-    "authorization",
-    "content-type",
-    "grpc-timeout",
-    "x-grpc-web",
-    "x-refresh-token",
-    "x-stack-refresh-token",
-    "x-user-agent",
-    "last-event-id",
-];
+const REQUEST_HEADERS: [&str; 7] =
+    ["authorization", "content-type", "grpc-timeout", "x-grpc-web", "x-refresh-token", "x-user-agent", "last-event-id"];
 
-const RESPONSE_HEADERS: [&str; 6] =
-    ["grpc-message", "grpc-status", "grpc-status-details-bin", "retry-after", "www-authenticate", "x-request-id"];
+const RESPONSE_HEADERS: [&str; 7] = [
+    "content-type",
+    "grpc-message",
+    "grpc-status",
+    "grpc-status-details-bin",
+    "retry-after",
+    "www-authenticate",
+    "x-request-id",
+];
 
 /// An origin in the configuration is not one.
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +46,15 @@ pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>, OriginError
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS])
-        .allow_headers(REQUEST_HEADERS.map(HeaderName::from_static))
-        .expose_headers(RESPONSE_HEADERS.map(HeaderName::from_static))
+        .allow_headers(named(&REQUEST_HEADERS, seed::from_pages()))
+        .expose_headers(named(&RESPONSE_HEADERS, seed::to_pages()))
         .max_age(MAX_AGE);
     Ok(Some(layer))
+}
+
+/// Our own headers, and the seed's.
+fn named(ours: &[&'static str], seeds: impl Iterator<Item = HeaderName>) -> Vec<HeaderName> {
+    ours.iter().copied().map(HeaderName::from_static).chain(seeds).collect()
 }
 
 /// Reads an origin (RFC 6454 §6.2): a scheme, a host, perhaps a port, and nothing behind it.

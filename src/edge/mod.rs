@@ -1,5 +1,6 @@
 //! HTTP: one port for gRPC, grpc-web, REST and OAuth, and the whole stack on this page.
 
+mod body;
 mod cors;
 mod guardrail;
 mod hosts;
@@ -10,6 +11,7 @@ mod observe;
 mod openapi;
 mod origin;
 mod rate;
+mod seed;
 mod serve;
 mod verify;
 mod well_known;
@@ -78,8 +80,11 @@ fn stack(
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
     let verify = verify::routes(grpc.clone(), &web.base_paths);
+    let seed = seed::Adapter::new(grpc.clone(), limits, &web.base_paths);
 
     let api = ServiceBuilder::new()
+        // Requests of the seed's clients in, calls out; and its own words back. Whatever is not theirs passes.
+        .layer(from_fn_with_state(seed, seed::adapt))
         // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
         .layer(rest)
         // The browser's framing in, gRPC's out; and back.

@@ -375,6 +375,10 @@ mod tests {
         hub
     }
 
+    fn follow(hub: &Arc<Hub>, cursor: Option<Cursor>) -> Subscription {
+        Subscription::begin(Arc::clone(hub), everything(), cursor).unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
     async fn all_until_complete(subscription: &mut Subscription) -> Vec<Place> {
         let mut told = vec![];
         loop {
@@ -392,12 +396,12 @@ mod tests {
         let mut expected: Vec<Place> = past.iter().map(|news| news.place).collect();
         expected.sort();
         let hub = hub(9_000, past);
-        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut subscription = follow(&hub, None);
         assert_eq!(all_until_complete(&mut subscription).await, expected);
 
         // From a cursor on: that transaction and all after it.
         let cursor = Cursor { xmin: 1_000, ..hub.listen(None).expect("known").reached };
-        let mut resumed = Subscription::begin(Arc::clone(&hub), everything(), Some(cursor)).ok().expect("room");
+        let mut resumed = follow(&hub, Some(cursor));
         let rest: Vec<Place> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
         assert_eq!(all_until_complete(&mut resumed).await, rest);
     }
@@ -405,7 +409,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_told_by_two_ways_is_told_once() {
         let hub = hub(10, vec![]);
-        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut subscription = follow(&hub, None);
         all_until_complete(&mut subscription).await;
         let one = news(11);
         hub.tell(vec![one.clone()]);
@@ -433,7 +437,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_falls_behind_is_cut_off_with_a_cursor_and_nothing_lost() {
         let hub = hub(10, vec![]);
-        let mut slow = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut slow = follow(&hub, None);
         assert!(all_until_complete(&mut slow).await.is_empty());
         let all: Vec<News> = (11..2_011).map(news).collect();
         for one in &all {
@@ -448,7 +452,7 @@ mod tests {
         };
         let End::TooSlow { cursor: Some(cursor) } = end else { panic!("{end:?}") };
         let cursor = Cursor::parse(&cursor, &project()).expect("a cursor");
-        let mut resumed = Subscription::begin(Arc::clone(&hub), everything(), Some(cursor)).ok().expect("room");
+        let mut resumed = follow(&hub, Some(cursor));
         let told = all_until_complete(&mut resumed).await;
         assert_eq!(told, all.iter().map(|news| news.place).collect::<Vec<_>>());
     }
@@ -456,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn another_history_interrupts_everyone() {
         let hub = hub(10, vec![news(5)]);
-        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut subscription = follow(&hub, None);
         assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
         let another = Reading { origin: other, ..reading(8, vec![]) };
@@ -481,7 +485,7 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_of_a_history_that_ends_is_not_completed() {
         let hub = hub(9_000, (0..3 * PAGE as u64).map(news).collect());
-        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut subscription = follow(&hub, None);
         assert!(matches!(subscription.next().await.expect("goes on").event, Event::SnapshotBegin(_)));
         assert!(matches!(subscription.next().await.expect("goes on").event, Event::Revocations(_)));
         let another = Reading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
@@ -494,7 +498,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_terms_the_longer_counts() {
         let hub = hub(10, vec![]);
-        let mut subscription = Subscription::begin(Arc::clone(&hub), everything(), None).ok().expect("room");
+        let mut subscription = follow(&hub, None);
         all_until_complete(&mut subscription).await;
         let now = Clock::system().now();
         let long = News { access_expires_at: now + Duration::from_secs(3_600), ..news(11) };

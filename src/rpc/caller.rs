@@ -20,8 +20,8 @@ use crate::token::server_key::ServerKey;
 
 const AUTHORIZATION: &str = "authorization";
 
-/// Where a refresh token may be, besides a request's body. The second is the name that the seed's documentation prints.
-const REFRESH_TOKEN: [&str; 2] = ["x-refresh-token", "x-stack-refresh-token"];
+/// Where a refresh token may be, besides a request's body.
+const REFRESH_TOKEN: &str = "x-refresh-token";
 
 /// The most tokens that one sign-out looks at.
 const TOKENS_MAX: usize = 4;
@@ -47,7 +47,7 @@ pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
-/// The OAuth client on whose behalf the edge asks. Not in the metadata, where anyone could name one.
+/// The client on whose behalf the edge asks. Not in the metadata, where anyone could name one.
 pub(super) fn client(extensions: &Extensions) -> Option<Client> {
     extensions.get().cloned()
 }
@@ -120,7 +120,7 @@ fn text(value: &MetadataValue<Ascii>) -> &str {
 /// The refresh tokens in the metadata, each once. An empty one counts as none; one that is not text, as a malformed one.
 fn refresh_tokens(metadata: &MetadataMap) -> Vec<&str> {
     let mut tokens = vec![];
-    for value in REFRESH_TOKEN.iter().flat_map(|name| metadata.get_all(*name)) {
+    for value in metadata.get_all(REFRESH_TOKEN) {
         let token = value.to_str().unwrap_or("?");
         if !token.is_empty() && !tokens.contains(&token) {
             tokens.push(token);

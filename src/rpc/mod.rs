@@ -46,8 +46,9 @@ impl session_service_server::SessionService for SessionService {
 
     async fn create_session(&self, request: Request<pb::CreateSessionRequest>) -> Reply<pb::CreateSessionResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let client = caller::client(request.extensions());
         let asked = decode::create(request.into_inner()).map_err(status::refused)?;
-        let grant = self.app.create_session(caller, asked).await.map_err(status::of)?;
+        let grant = self.app.create_session(caller, client, asked).await.map_err(status::of)?;
         Ok(Response::new(encode::created(grant)))
     }
 
@@ -61,8 +62,9 @@ impl session_service_server::SessionService for SessionService {
 
     async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Reply<pb::ListSessionsResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let client = caller::client(request.extensions());
         let asked = decode::list(request.into_inner()).map_err(status::refused)?;
-        let page = self.app.list_sessions(caller, asked).await.map_err(status::of)?;
+        let page = self.app.list_sessions(caller, client, asked).await.map_err(status::of)?;
         Ok(Response::new(encode::page(page)))
     }
 
@@ -77,9 +79,9 @@ impl session_service_server::SessionService for SessionService {
 
     async fn revoke_session(&self, request: Request<pb::RevokeSessionRequest>) -> Reply<pb::RevokeSessionResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
-        let origin = caller::origin(&request);
+        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
         let pb::RevokeSessionRequest { id, user_id } = request.into_inner();
-        let ended = self.app.revoke_session(caller, &id, user_id, origin).await.map_err(status::of)?;
+        let ended = self.app.revoke_session(caller, client, &id, user_id, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::revoked(ended)))
     }
 

@@ -117,6 +117,12 @@ pub fn refused(refusal: Refusal) -> Status {
     Status::with_error_details(reason.code(), message, details)
 }
 
+/// The reason that one of our own statuses gives; `None` for any other.
+pub fn reason_of(status: &Status) -> Option<Reason> {
+    let info = status.get_details_error_info()?;
+    Reason::ALL.iter().copied().find(|reason| reason.name() == info.reason)
+}
+
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
 pub fn of(error: app::Error) -> Status {
     match &error {

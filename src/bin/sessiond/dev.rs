@@ -214,7 +214,7 @@ async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretStrin
 async fn sign_in(app: &App, server_key: &SecretString) -> Result<Grant, Box<dyn std::error::Error>> {
     let key = ServerKey::parse(server_key.expose_secret()).ok_or("the demo's server key is damaged")?;
     let draft = Draft { user_id: USER.to_owned(), device_name: Some("demo".to_owned()), ..Draft::default() };
-    Ok(app.create_session(Caller::Service(key), CreateRequest::new(draft, None, &[])).await?)
+    Ok(app.create_session(Caller::Service(key), None, CreateRequest::new(draft, None, &[])).await?)
 }
 
 fn greet(files: &Files, address: SocketAddr) {

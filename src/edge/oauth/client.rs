@@ -10,6 +10,7 @@ use percent_encoding::percent_decode_str;
 use super::failure::Failure;
 use super::form::Form;
 use crate::app::Client;
+use crate::app::Standing;
 use crate::id::ProjectId;
 use crate::token::server_key::ServerKey;
 
@@ -28,13 +29,13 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, Fail
     }
     let id = id.ok_or(Failure::NO_CLIENT)?;
     let project = ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)?;
-    let Some(secret) = secret else { return Ok(Client { project, key: None }) };
+    let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public }) };
     // A browser sends its origin, and a server key that is in a browser is everyone's.
     if headers.contains_key(header::ORIGIN) {
         return Err(Failure::IN_A_BROWSER);
     }
     let key = ServerKey::parse(&secret).ok_or(Failure::INVALID_CLIENT)?;
-    Ok(Client { project, key: Some(key) })
+    Ok(Client { project, standing: Standing::Confidential(key) })
 }
 
 /// The two halves of a Basic credential (RFC 7617 §2), each of which is form-encoded first (RFC 6749 §2.3.1).

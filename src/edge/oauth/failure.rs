@@ -14,6 +14,7 @@ use tonic_types::StatusExt as _;
 
 use super::UNCACHED;
 use crate::edge::retry_after;
+use crate::rpc::status;
 use crate::rpc::status::Reason;
 
 /// Every 401 says how to do better (RFC 9110 §15.5.2, RFC 6749 §5.2).
@@ -71,15 +72,9 @@ failures! {
     SERVER_ERROR INTERNAL_SERVER_ERROR "server_error" "Something went wrong on our side.",
 }
 
-/// The reason that one of our own statuses gives.
-pub(super) fn reason(status: &Status) -> Option<Reason> {
-    let info = status.get_details_error_info()?;
-    Reason::ALL.iter().copied().find(|reason| reason.name() == info.reason)
-}
-
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        let failure = match reason(&status) {
+        let failure = match status::reason_of(&status) {
             Some(Reason::InvalidServerKey) => Self::INVALID_CLIENT,
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::INVALID_GRANT,
             Some(Reason::WrongProject) => Self::NOT_YOURS,
@@ -127,7 +122,6 @@ impl IntoResponse for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::status;
     use crate::session::Refusal;
 
     #[test]

@@ -1,44 +1,32 @@
 //! Forms: `application/x-www-form-urlencoded` in UTF-8 (RFC 6749 appendix B).
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::body::to_bytes;
 use http::HeaderMap;
-use http::header;
-use http_body_util::LengthLimitError;
-use tokio::time::timeout;
 
 use super::failure::Failure;
+use crate::edge::body;
+use crate::edge::body::Unread;
 
 /// The parameters that mean something here; any other is ignored (RFC 6749 §3.2).
 const KNOWN: [&str; 6] = ["client_id", "client_secret", "grant_type", "refresh_token", "scope", "token"];
-
-/// What a form may take.
-#[derive(Clone, Copy)]
-pub(super) struct Limits {
-    /// How large it may be.
-    pub(super) bytes_max: usize,
-    /// How long it may be on its way.
-    pub(super) timeout: Duration,
-}
 
 /// A form's parameters. Has no `Debug`: tokens and secrets are among them.
 pub(super) struct Form(HashMap<&'static str, String>);
 
 impl Form {
     /// Reads a request's body.
-    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Self, Failure> {
-        if !is_form(headers) {
+    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: body::Limits) -> Result<Self, Failure> {
+        if !body::is_a(headers, body::FORM) {
             return Err(Failure::NOT_A_FORM);
         }
-        let reading = timeout(limits.timeout, to_bytes(body, limits.bytes_max));
-        let body = reading.await.map_err(|_| Failure::TOO_SLOW)?.map_err(|error| match error.into_inner() {
-            error if error.is::<LengthLimitError>() => Failure::TOO_LARGE,
-            _ => Failure::CUT_OFF,
+        let read = body::read(body, limits).await.map_err(|unread| match unread {
+            Unread::TooSlow => Failure::TOO_SLOW,
+            Unread::TooLarge => Failure::TOO_LARGE,
+            Unread::CutOff => Failure::CUT_OFF,
         })?;
-        Self::parse(&body)
+        Self::parse(&read)
     }
 
     fn parse(body: &[u8]) -> Result<Self, Failure> {
@@ -63,13 +51,6 @@ impl Form {
     pub(super) fn required(&mut self, name: &'static str) -> Result<String, Failure> {
         self.take(name).ok_or(Failure::MISSING)
     }
-}
-
-/// Whether the content type is a form's. Parameters of the type change nothing: there is one encoding, UTF-8.
-fn is_form(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 #[cfg(test)]

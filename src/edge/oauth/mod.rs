@@ -29,11 +29,14 @@ use tonic::metadata::MetadataValue;
 use self::failure::Failure;
 use self::form::Form;
 use super::GrpcService;
+use super::body;
 use crate::app::App;
 use crate::app::Client;
+use crate::app::Standing;
 use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
+use crate::rpc::status;
 use crate::rpc::status::Reason;
 use crate::telemetry::Wire;
 use crate::token::refresh;
@@ -46,10 +49,7 @@ const UNCACHED: [(http::HeaderName, HeaderValue); 2] = [
 
 /// The routes, under every base path; the document's place follows from the issuer.
 pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {
-    let endpoint = Endpoint {
-        sessions: SessionServiceClient::new(grpc),
-        form: form::Limits { bytes_max: limits.body_bytes_max, timeout: limits.request_timeout },
-    };
+    let endpoint = Endpoint { sessions: SessionServiceClient::new(grpc), limits: body::Limits::new(limits) };
     let under = |router: Router<Endpoint>, base: &String| {
         let base = base.trim_end_matches('/');
         router
@@ -64,7 +64,7 @@ pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &
 #[derive(Clone)]
 struct Endpoint {
     sessions: SessionServiceClient<GrpcService>,
-    form: form::Limits,
+    limits: body::Limits,
 }
 
 /// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
@@ -77,7 +77,7 @@ struct Asked {
 impl Endpoint {
     async fn read(&self, request: Request) -> Result<Asked, Failure> {
         let (parts, body) = request.into_parts();
-        let mut form = Form::read(&parts.headers, body, self.form).await?;
+        let mut form = Form::read(&parts.headers, body, self.limits).await?;
         let client = client::named(&parts.headers, &mut form)?;
         Ok(Asked { form, client, extensions: parts.extensions })
     }
@@ -135,14 +135,14 @@ async fn revoke(State(mut endpoint): State<Endpoint>, request: Request) -> Resul
 }
 
 fn is_of_no_session(status: &tonic::Status) -> bool {
-    matches!(failure::reason(status), Some(Reason::UnparsableAccessToken | Reason::RefreshTokenNotFoundOrExpired))
+    matches!(status::reason_of(status), Some(Reason::UnparsableAccessToken | Reason::RefreshTokenNotFoundOrExpired))
 }
 
 /// RFC 7662. The hint is not looked at here either.
 async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
     let mut asked = endpoint.read(request).await?;
     // §2.1: not for everyone, or it could be asked about tokens until one is good.
-    let key = asked.client.key.take().ok_or(Failure::NO_CLIENT)?;
+    let Standing::Confidential(key) = asked.client.standing.clone() else { return Err(Failure::NO_CLIENT) };
     let token = asked.form.required("token")?;
     let mut call = asked.call(pb::IntrospectTokenRequest { token });
     let credential = format!("Bearer {}", key.expose().expose_secret());

@@ -1,0 +1,59 @@
+//! Bodies that are read whole by whatever stands beside the transcoder.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::body::to_bytes;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header;
+use http_body_util::LengthLimitError;
+use tokio::time::timeout;
+
+use crate::config;
+
+/// The media type of forms (RFC 6749 appendix B).
+pub(super) const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The media type of JSON (RFC 8259 §11).
+pub(super) const JSON: &str = "application/json";
+
+/// What a body may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    bytes_max: usize,
+    timeout: Duration,
+}
+
+impl Limits {
+    /// As configured: as large as any message, and on its way for as long as any request.
+    pub(super) const fn new(limits: &config::Limits) -> Self {
+        Self { bytes_max: limits.body_bytes_max, timeout: limits.request_timeout }
+    }
+}
+
+/// Why a body could not be read.
+pub(super) enum Unread {
+    /// It did not come to its end in time.
+    TooSlow,
+    /// It is larger than it may be.
+    TooLarge,
+    /// It ended early.
+    CutOff,
+}
+
+/// Reads a body to its end.
+pub(super) async fn read(body: Body, limits: Limits) -> Result<Bytes, Unread> {
+    let reading = timeout(limits.timeout, to_bytes(body, limits.bytes_max));
+    reading.await.map_err(|_| Unread::TooSlow)?.map_err(|error| match error.into_inner() {
+        error if error.is::<LengthLimitError>() => Unread::TooLarge,
+        _ => Unread::CutOff,
+    })
+}
+
+/// Whether a body says that it is of this media type. Parameters of the type change nothing: there is one encoding, UTF-8.
+pub(super) fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case(media_type)
+}

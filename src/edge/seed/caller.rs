@@ -1,0 +1,111 @@
+//! Who asks, as the headers say: as what, for which project, and with which credentials. Believes none of it.
+
+use http::HeaderMap;
+use http::header;
+
+use super::headers::Said;
+use super::known_error::KnownError;
+use crate::app::Client;
+use crate::app::Standing;
+use crate::id::ProjectId;
+use crate::token::server_key;
+use crate::token::server_key::ServerKey;
+
+const SERVER_KEY: &str = "secret-server-key";
+const ADMIN_KEY: &str = "super-secret-admin-key";
+
+/// Every key there is. The first is no secret, and any will do; it counts as a key all the same.
+const KEYS: [&str; 3] = ["publishable-client-key", SERVER_KEY, ADMIN_KEY];
+
+/// As what a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AccessType {
+    /// A client: a user's device.
+    Client,
+    /// A service.
+    Server,
+    /// A service with a key for more.
+    Admin,
+}
+
+impl AccessType {
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Client, Self::Server, Self::Admin].into_iter().find(|one| one.name() == name)
+    }
+
+    /// Its name on the wire.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Who asks. Has no `Debug`: there are secrets in it.
+pub(super) struct Caller<'a> {
+    /// As what.
+    pub(super) access_type: AccessType,
+    /// For which project.
+    pub(super) project: ProjectId,
+    /// The user's access token. Never the text of a server key, which would be somebody else.
+    pub(super) access_token: Option<&'a str>,
+    /// The user's refresh token.
+    pub(super) refresh_token: Option<&'a str>,
+    /// The key of a service. A client has none: the access type says which credentials count.
+    pub(super) key: Option<ServerKey>,
+}
+
+impl<'a> Caller<'a> {
+    /// Reads who asks.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, malformed or in a browser.
+    pub(super) fn read(headers: &HeaderMap, said: &Said<'a>) -> Result<Self, KnownError> {
+        // Whatever the request is sent as: a key that is in a browser is everyone's.
+        if headers.contains_key(header::ORIGIN) && [SERVER_KEY, ADMIN_KEY].iter().any(|key| said.get(key).is_some()) {
+            return Err(KnownError::key_in_browser());
+        }
+        let Some(access_type) = said.get("access-type") else {
+            let has_key = KEYS.iter().any(|key| said.get(key).is_some());
+            return Err(if has_key {
+                KnownError::key_without_access_type()
+            } else {
+                KnownError::access_type_required()
+            });
+        };
+        let access_type = AccessType::parse(access_type).ok_or_else(|| KnownError::invalid_access_type(access_type))?;
+        let named = said.get("project-id").ok_or_else(|| KnownError::access_type_without_project(access_type))?;
+        let project = ProjectId::parse(named).ok_or_else(|| KnownError::no_such_project(named))?;
+        let key = match access_type {
+            AccessType::Client => None,
+            AccessType::Server => Some(SERVER_KEY),
+            AccessType::Admin => Some(ADMIN_KEY),
+        };
+        let key = key.map(|name| {
+            let text = said.get(name).ok_or_else(|| KnownError::key_required(access_type))?;
+            ServerKey::parse(text).ok_or_else(|| KnownError::invalid_key(access_type, named))
+        });
+        let is_a_key = |token: &str| token.trim_start().starts_with(server_key::PREFIX);
+        Ok(Self {
+            access_type,
+            project,
+            access_token: said.get("access-token").map(|token| if is_a_key(token) { "?" } else { token }),
+            refresh_token: said.refresh_token(),
+            key: key.transpose()?,
+        })
+    }
+
+    /// What the caller is to the RPCs when it is not the key that asks: confined to the project, with the key to be looked at.
+    pub(super) fn client(&self) -> Client {
+        let standing = self.key.clone().map_or(Standing::Named, Standing::Confidential);
+        Client { project: self.project.clone(), standing }
+    }
+
+    /// The same when it is the key that asks, and is looked at anyway.
+    pub(super) fn named(&self) -> Client {
+        Client { project: self.project.clone(), standing: Standing::Named }
+    }
+}

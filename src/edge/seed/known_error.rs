@@ -1,0 +1,261 @@
+//! Every answer that is no, in the seed's words: one table, and which of ours becomes which. The SDKs build an error from
+//! the code and from its details, so each code has the details that its constructor reads.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::Value;
+use serde_json::json;
+use tonic::Status;
+use tonic_types::ErrorDetails;
+use tonic_types::StatusExt as _;
+
+use super::caller::AccessType;
+use crate::edge::body::Unread;
+use crate::rpc::status;
+use crate::rpc::status::Reason;
+
+/// An answer that is no.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct KnownError {
+    kind: Kind,
+    error: Cow<'static, str>,
+    details: Option<Value>,
+    /// After how long a repeat has a chance.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What kind of answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    code: &'static str,
+    status: StatusCode,
+}
+
+/// Makes the table.
+macro_rules! kinds {
+    ($($kind:ident $status:ident,)*) => {
+        impl Kind {
+            $(const $kind: Self = Self { code: stringify!($kind), status: StatusCode::$status };)*
+        }
+    };
+}
+
+kinds! {
+    ACCESS_TOKEN_EXPIRED UNAUTHORIZED,
+    ACCESS_TYPE_REQUIRED BAD_REQUEST,
+    ACCESS_TYPE_WITHOUT_PROJECT_ID BAD_REQUEST,
+    ADMIN_AUTHENTICATION_REQUIRED UNAUTHORIZED,
+    CANNOT_DELETE_CURRENT_SESSION BAD_REQUEST,
+    CANNOT_GET_OWN_USER_WITHOUT_USER BAD_REQUEST,
+    CURRENT_PROJECT_NOT_FOUND BAD_REQUEST,
+    DEADLINE_EXCEEDED GATEWAY_TIMEOUT,
+    INSUFFICIENT_ACCESS_TYPE UNAUTHORIZED,
+    INTERNAL INTERNAL_SERVER_ERROR,
+    INVALID_ACCESS_TYPE BAD_REQUEST,
+    INVALID_PROJECT_FOR_ACCESS_TOKEN UNAUTHORIZED,
+    INVALID_SECRET_SERVER_KEY UNAUTHORIZED,
+    INVALID_SUPER_SECRET_ADMIN_KEY UNAUTHORIZED,
+    NOT_YOUR_USER FORBIDDEN,
+    PROJECT_KEY_WITHOUT_ACCESS_TYPE BAD_REQUEST,
+    RATE_LIMITED TOO_MANY_REQUESTS,
+    REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED UNAUTHORIZED,
+    SCHEMA_ERROR BAD_REQUEST,
+    SERVER_AUTHENTICATION_REQUIRED UNAUTHORIZED,
+    SESSION_LIMIT_REACHED BAD_REQUEST,
+    SESSION_NOT_FOUND NOT_FOUND,
+    STORE_UNAVAILABLE SERVICE_UNAVAILABLE,
+    UNPARSABLE_ACCESS_TOKEN UNAUTHORIZED,
+}
+
+impl KnownError {
+    fn new(kind: Kind, error: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, error: error.into(), details: None, retry_after: None }
+    }
+
+    fn with(self, details: Value) -> Self {
+        Self { details: Some(details), ..self }
+    }
+
+    /// The request does not fit; the message says how, and reads on from nothing.
+    pub(super) fn schema(message: impl Into<Cow<'static, str>>) -> Self {
+        let message = message.into();
+        let details = json!({"message": message});
+        Self::new(Kind::SCHEMA_ERROR, message).with(details)
+    }
+
+    /// A body could not be read.
+    pub(super) fn unread(unread: &Unread) -> Self {
+        let (status, message) = match unread {
+            Unread::TooSlow => (StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"),
+            Unread::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+            Unread::CutOff => (StatusCode::BAD_REQUEST, "the body ended early"),
+        };
+        let mut error = Self::schema(message);
+        error.kind.status = status;
+        error
+    }
+
+    /// Another method on a path that has one.
+    pub(super) fn only_post() -> Self {
+        let mut error = Self::schema("this endpoint takes POST");
+        error.kind.status = StatusCode::METHOD_NOT_ALLOWED;
+        error
+    }
+
+    /// Nothing says as what the request is sent.
+    pub(super) fn access_type_required() -> Self {
+        Self::new(Kind::ACCESS_TYPE_REQUIRED, "The header x-stack-access-type must be 'client', 'server' or 'admin'.")
+    }
+
+    /// There is a key, and nothing says as what the request is sent.
+    pub(super) fn key_without_access_type() -> Self {
+        let error = "There is a key, and no header x-stack-access-type: it must be 'client', 'server' or 'admin'.";
+        Self::new(Kind::PROJECT_KEY_WITHOUT_ACCESS_TYPE, error)
+    }
+
+    /// It is sent as something that there is not.
+    pub(super) fn invalid_access_type(named: &str) -> Self {
+        let error = "The header x-stack-access-type must be 'client', 'server' or 'admin'.";
+        Self::new(Kind::INVALID_ACCESS_TYPE, error).with(json!({"accessType": named}))
+    }
+
+    /// The project is missing.
+    pub(super) fn access_type_without_project(access_type: AccessType) -> Self {
+        let error = "There is a header x-stack-access-type, and no x-stack-project-id.";
+        Self::new(Kind::ACCESS_TYPE_WITHOUT_PROJECT_ID, error).with(json!({"request_type": access_type.name()}))
+    }
+
+    /// There is no such project, nor can there be.
+    pub(super) fn no_such_project(named: &str) -> Self {
+        let error = "There is no such project as x-stack-project-id says.";
+        Self::new(Kind::CURRENT_PROJECT_NOT_FOUND, error).with(json!({"project_id": named}))
+    }
+
+    /// A service shows no key.
+    pub(super) fn key_required(access_type: AccessType) -> Self {
+        match access_type {
+            AccessType::Client | AccessType::Server => {
+                Self::new(Kind::SERVER_AUTHENTICATION_REQUIRED, "The secret server key must be provided.")
+            }
+            AccessType::Admin => {
+                Self::new(Kind::ADMIN_AUTHENTICATION_REQUIRED, "The super secret admin key must be provided.")
+            }
+        }
+    }
+
+    /// A service shows a key that is none of the project's.
+    pub(super) fn invalid_key(access_type: AccessType, project: &str) -> Self {
+        let kind = match access_type {
+            AccessType::Client | AccessType::Server => Kind::INVALID_SECRET_SERVER_KEY,
+            AccessType::Admin => Kind::INVALID_SUPER_SECRET_ADMIN_KEY,
+        };
+        Self::new(kind, "The key is not valid for this project.").with(json!({"project_id": project}))
+    }
+
+    /// A key came out of a browser, where it is everyone's. The one use of the code that is not a 401.
+    pub(super) fn key_in_browser() -> Self {
+        let mut error = Self::insufficient(AccessType::Server, &[AccessType::Client]);
+        error.kind.status = StatusCode::FORBIDDEN;
+        error.error = "A server key has no business in a browser.".into();
+        error
+    }
+
+    /// This is for others.
+    pub(super) fn insufficient(actual: AccessType, allowed: &[AccessType]) -> Self {
+        let allowed: Vec<&str> = allowed.iter().copied().map(AccessType::name).collect();
+        let details = json!({"actual_access_type": actual.name(), "allowed_access_types": allowed});
+        Self::new(Kind::INSUFFICIENT_ACCESS_TYPE, "Another kind of caller may do this.").with(details)
+    }
+
+    /// `me`, and nobody is signed in.
+    pub(super) fn nobody_is_me() -> Self {
+        Self::new(Kind::CANNOT_GET_OWN_USER_WITHOUT_USER, "The user is 'me', and there is no access token of one.")
+    }
+
+    /// One of our own, to whoever asked as this for this project.
+    pub(super) fn of(status: &Status, access_type: AccessType, project: &str) -> Self {
+        let details = status.get_error_details();
+        let said = |kind| Self::new(kind, status.message().to_owned());
+        let error = match status::reason_of(status) {
+            // The SDK asks for a new token and tries again. Of a session that is over it gets none, and signs out.
+            Some(Reason::CredentialsMissing | Reason::AccessTokenExpired | Reason::SessionRevoked) => {
+                said(Kind::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
+            }
+            Some(Reason::UnparsableAccessToken) => said(Kind::UNPARSABLE_ACCESS_TOKEN),
+            Some(Reason::WrongProject) => said(Kind::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details)),
+            Some(Reason::InvalidServerKey) => Self::invalid_key(access_type, project),
+            Some(Reason::RefreshTokenNotFoundOrExpired) => Self::no_refresh_token(),
+            Some(Reason::InsufficientAccessType) => {
+                Self::insufficient(access_type, &[AccessType::Server, AccessType::Admin])
+            }
+            Some(Reason::NotYourUser) => said(Kind::NOT_YOUR_USER),
+            Some(Reason::SessionNotFound) => said(Kind::SESSION_NOT_FOUND),
+            Some(Reason::CannotDeleteCurrentSession) => said(Kind::CANNOT_DELETE_CURRENT_SESSION),
+            Some(Reason::SessionLimitReached) => said(Kind::SESSION_LIMIT_REACHED),
+            Some(Reason::ProjectNotFound) => Self::no_such_project(project),
+            Some(Reason::Schema) => Self::schema(violations(&details)),
+            Some(Reason::RateLimited) => said(Kind::RATE_LIMITED),
+            Some(Reason::StoreUnavailable | Reason::FeedInterrupted) => said(Kind::STORE_UNAVAILABLE),
+            Some(Reason::DeadlineExceeded) => said(Kind::DEADLINE_EXCEEDED),
+            Some(Reason::SubscriberTooSlow | Reason::Internal) | None => {
+                Self::new(Kind::INTERNAL, Reason::Internal.message())
+            }
+        };
+        let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        Self { retry_after, ..error }
+    }
+
+    /// No such refresh token in the project, whatever the cause. The SDK takes it that the user is signed out.
+    pub(super) fn no_refresh_token() -> Self {
+        let reason = Reason::RefreshTokenNotFoundOrExpired;
+        Self::new(Kind::REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED, reason.message())
+    }
+
+    /// Its status, as long as that is not put aside.
+    pub(super) const fn status(&self) -> StatusCode {
+        self.kind.status
+    }
+
+    /// The code for the header, which must be the body's. Not of what the SDKs tell by its status: they repeat after a 429,
+    /// unless a header says that the error is a known one.
+    pub(super) fn code(&self) -> Option<&'static str> {
+        let told_by_status = self.kind == Kind::RATE_LIMITED || self.kind.status.is_server_error();
+        (!told_by_status).then_some(self.kind.code)
+    }
+
+    /// The body.
+    pub(super) fn body(self) -> Value {
+        let mut body = json!({"code": self.kind.code, "error": self.error});
+        if let Some(details) = self.details {
+            body["details"] = details;
+        }
+        body
+    }
+}
+
+/// When an access token expired, and whose it was; nulls where there is none.
+fn expiry(details: &ErrorDetails) -> Value {
+    let said = |name| details.error_info().and_then(|info| info.metadata.get(name));
+    let millis: Option<i64> = said("expired_at_millis").and_then(|millis| millis.parse().ok());
+    json!({
+        "expired_at_millis": millis,
+        "project_id": said("project_id"),
+        "user_id": said("user_id"),
+        "refresh_token_id": said("refresh_token_id"),
+    })
+}
+
+fn projects(details: &ErrorDetails) -> Value {
+    let said = |name| details.error_info().and_then(|info| info.metadata.get(name));
+    json!({"expected_project_id": said("expected_project_id"), "actual_project_id": said("actual_project_id")})
+}
+
+/// What is wrong with each field, in one line.
+fn violations(details: &ErrorDetails) -> String {
+    let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+    let told: Vec<String> =
+        violations.iter().map(|violation| format!("{} {}", violation.field, violation.description)).collect();
+    if told.is_empty() { Reason::Schema.message().to_owned() } else { told.join("; ") }
+}

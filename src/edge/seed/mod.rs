@@ -1,0 +1,410 @@
+//! The API that this one grew out of, for the SDKs that speak it. An adapter: its headers in, the API's own calls through
+//! the same layers as every other wire's, its bodies out. Nothing behind it knows of it, and it acts on no other routes.
+//!
+//! Credentials are in headers of their own, and `authorization` is not read. What is not said is not guessed: an access type
+//! names the kind of caller, and the credentials of another kind do not count.
+
+mod caller;
+mod grant;
+mod headers;
+mod known_error;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::extract::State;
+use axum::middleware::Next;
+use axum::response::IntoResponse as _;
+use axum::response::Response;
+use http::Extensions;
+use http::HeaderMap;
+use http::HeaderValue;
+use http::Method;
+use http::StatusCode;
+use http::Uri;
+use http::header;
+use prost_types::Timestamp;
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::json;
+use tonic::Status;
+use tonic::metadata::Ascii;
+use tonic::metadata::MetadataMap;
+use tonic::metadata::MetadataValue;
+
+pub(super) use self::headers::from_pages;
+pub(super) use self::headers::to_pages;
+
+use self::caller::AccessType;
+use self::caller::Caller;
+use self::grant::Grant;
+use self::headers::Manner;
+use self::headers::Said;
+use self::known_error::KnownError;
+use super::GrpcService;
+use super::body;
+use crate::app::Client;
+use crate::config::Limits;
+use crate::pb;
+use crate::pb::session_service_client::SessionServiceClient;
+use crate::rpc::status;
+use crate::rpc::status::Reason;
+use crate::session::listing::PAGE_SIZES;
+use crate::telemetry;
+use crate::telemetry::Wire;
+use crate::token::server_key::ServerKey;
+
+/// Where the SDKs look for the API. Only there is a grant taken; the rest is under every base path.
+const PREFIX: &str = "/api/v1";
+const GRANT: &str = "/auth/oauth/token";
+
+/// What is wrong with a session to open that cannot be read.
+const NO_DRAFT: &str =
+    "the body must have user_id, a text, and may have expires_in_millis, a whole number, and is_impersonation";
+
+/// Where a request leads.
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    /// To a refresh in OAuth's form.
+    Grant,
+    /// There too, with another method.
+    NoGrant,
+    /// To what is asked of sessions.
+    Sessions(Asked),
+}
+
+/// What is asked of sessions.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    SignOut,
+    Refresh,
+    List,
+    /// To end the one of this id.
+    Revoke(String),
+    Create,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Adapter {
+    sessions: SessionServiceClient<GrpcService>,
+    limits: body::Limits,
+    base_paths: Arc<[String]>,
+}
+
+/// Answers the requests of the seed's clients, and passes on all others.
+pub(super) async fn adapt(State(adapter): State<Adapter>, mut request: Request, next: Next) -> Response {
+    let Some(route) = adapter.route(&request) else {
+        headers::rename_refresh_token(request.headers_mut());
+        return next.run(request).await;
+    };
+    let manner = Manner::of(request.headers());
+    match adapter.answer(route, request).await {
+        Ok(body) => render(&manner, body),
+        Err(error) => refuse(&manner, error),
+    }
+}
+
+impl Adapter {
+    /// Answers by calls to this service.
+    pub(super) fn new(grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Self {
+        let base_paths = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
+        Self { sessions: SessionServiceClient::new(grpc), limits: body::Limits::new(limits), base_paths }
+    }
+
+    /// Where a request leads; `None` for one that is not of the seed's clients.
+    fn route(&self, request: &Request) -> Option<Route> {
+        let (method, path) = (request.method(), request.uri().path());
+        match self.base_paths.iter().find_map(|base| route(base, method, path.strip_prefix(base.as_str())?))? {
+            // The SDKs send a grant without any of their headers.
+            grant @ (Route::Grant | Route::NoGrant) => Some(grant),
+            sessions @ Route::Sessions(_) => headers::are_the_seeds(request.headers()).then_some(sessions),
+        }
+    }
+
+    async fn answer(mut self, route: Route, request: Request) -> Result<Value, KnownError> {
+        let (parts, body) = request.into_parts();
+        let asked = match route {
+            Route::Grant => return self.grant(&parts.headers, body, parts.extensions).await,
+            Route::NoGrant => return Err(KnownError::only_post()),
+            Route::Sessions(asked) => asked,
+        };
+        let said = Said::read(&parts.headers)?;
+        let call = Call { caller: Caller::read(&parts.headers, &said)?, extensions: parts.extensions };
+        match asked {
+            Asked::SignOut => self.sign_out(&call).await,
+            Asked::Refresh => self.refresh(&call).await,
+            Asked::List => self.list(&call, user_named(&parts.uri)?).await,
+            Asked::Revoke(id) => self.revoke(&call, id, user_named(&parts.uri)?).await,
+            Asked::Create => self.create(&call, &parts.headers, body).await,
+        }
+    }
+
+    /// Ends the session of every genuine token there is. Nothing is read of a body: the SDKs send an empty object.
+    async fn sign_out(&mut self, call: &Call<'_>) -> Result<Value, KnownError> {
+        let Caller { access_token, refresh_token, .. } = call.caller;
+        let mut request = call.request(call.caller.client(), pb::RevokeCurrentRequest {});
+        if let Some(token) = access_token {
+            request.metadata_mut().insert("authorization", bearer(token));
+        }
+        if let Some(token) = refresh_token {
+            request.metadata_mut().insert("x-refresh-token", ascii(token));
+        }
+        match self.sessions.revoke_current(request).await {
+            Ok(_) => Ok(json!({"success": true})),
+            // Of a refresh token, that it is another project's is not told.
+            Err(status) if access_token.is_none() && status::reason_of(&status) == Some(Reason::WrongProject) => {
+                Err(KnownError::no_refresh_token())
+            }
+            Err(status) => Err(call.refused(&status)),
+        }
+    }
+
+    async fn refresh(&mut self, call: &Call<'_>) -> Result<Value, KnownError> {
+        let presented =
+            call.caller.refresh_token.ok_or_else(|| KnownError::schema("header refresh-token must be there"))?;
+        let message = pb::RefreshSessionRequest { refresh_token: Some(presented.to_owned()) };
+        let request = call.request(call.caller.client(), message);
+        let granted = self.sessions.refresh_session(request).await.map_err(|status| call.refused(&status))?;
+        let granted = granted.into_inner();
+        Ok(json!({
+            "access_token": granted.access_token,
+            "refresh_token": granted.refresh_token,
+            "token_type": "Bearer",
+            "expires_in": granted.expires_in,
+            // The one scope that the SDKs ask for.
+            "scope": "legacy",
+        }))
+    }
+
+    /// The first page, the longest there is: the seed has no others.
+    async fn list(&mut self, call: &Call<'_>, user: Option<String>) -> Result<Value, KnownError> {
+        let user = user.ok_or_else(|| KnownError::schema("query parameter user_id must be there"))?;
+        let message = pb::ListSessionsRequest {
+            user_id: Some(user.clone()),
+            page_size: Some(*PAGE_SIZES.end()),
+            ..pb::ListSessionsRequest::default()
+        };
+        let request = call.about(Some(&user), message)?;
+        let page = self.sessions.list_sessions(request).await.map_err(|status| call.refused(&status))?.into_inner();
+        let items: Vec<Value> = page.items.into_iter().map(item).collect();
+        Ok(json!({"items": items, "is_paginated": false}))
+    }
+
+    async fn revoke(&mut self, call: &Call<'_>, id: String, user: Option<String>) -> Result<Value, KnownError> {
+        let message = pb::RevokeSessionRequest { id, user_id: user.clone() };
+        let request = call.about(user.as_deref(), message)?;
+        self.sessions.revoke_session(request).await.map_err(|status| call.refused(&status))?;
+        Ok(json!({"success": true}))
+    }
+
+    async fn create(&mut self, call: &Call<'_>, headers: &HeaderMap, body: Body) -> Result<Value, KnownError> {
+        let Some(key) = &call.caller.key else {
+            return Err(KnownError::insufficient(call.caller.access_type, &[AccessType::Server, AccessType::Admin]));
+        };
+        if !body::is_a(headers, body::JSON) {
+            return Err(KnownError::schema("the body must be JSON, and say so"));
+        }
+        let read = body::read(body, self.limits).await.map_err(|unread| KnownError::unread(&unread))?;
+        // What exactly does not fit is not told: it might quote what is there.
+        let draft: Draft = serde_json::from_slice(&read).map_err(|_| KnownError::schema(NO_DRAFT))?;
+        let message = pb::CreateSessionRequest {
+            user_id: draft.user_id,
+            expires_in_millis: draft.expires_in_millis,
+            is_impersonation: draft.is_impersonation,
+            // Who it is, the seed does not say, and no more is known than as what the request was sent.
+            impersonator_id: draft.is_impersonation.then(|| call.caller.access_type.name().to_owned()),
+            ..pb::CreateSessionRequest::default()
+        };
+        let request = call.as_service(key, message);
+        let created = self.sessions.create_session(request).await.map_err(|status| call.refused(&status))?;
+        let pb::CreateSessionResponse { access_token, refresh_token, .. } = created.into_inner();
+        Ok(json!({"refresh_token": refresh_token, "access_token": access_token}))
+    }
+
+    /// RFC 6749 §6, but for its refusals.
+    async fn grant(&mut self, headers: &HeaderMap, body: Body, extensions: Extensions) -> Result<Value, KnownError> {
+        let grant = Grant::read(headers, body, self.limits).await?;
+        let call = Call { caller: grant.caller(headers)?, extensions };
+        self.refresh(&call).await
+    }
+}
+
+/// A session to open.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Draft {
+    user_id: String,
+    expires_in_millis: Option<i64>,
+    #[serde(default)]
+    is_impersonation: bool,
+}
+
+/// A call to make. Has no `Debug`: there are secrets in it.
+struct Call<'a> {
+    caller: Caller<'a>,
+    /// What the layers outside have found out, which travels on.
+    extensions: Extensions,
+}
+
+impl Call<'_> {
+    /// Without a credential yet. Who it is for travels beside it: no header could say that.
+    fn request<M>(&self, client: Client, message: M) -> tonic::Request<M> {
+        let mut extensions = self.extensions.clone();
+        extensions.insert(Wire::Seed);
+        extensions.insert(client);
+        tonic::Request::from_parts(MetadataMap::new(), extensions, message)
+    }
+
+    fn as_service<M>(&self, key: &ServerKey, message: M) -> tonic::Request<M> {
+        let mut request = self.request(self.caller.named(), message);
+        request.metadata_mut().insert("authorization", bearer(key.expose().expose_secret()));
+        request
+    }
+
+    /// With the credential that counts where a user is named, or nobody is: a service's key, but the user's own for `me`.
+    fn about<M>(&self, user: Option<&str>, message: M) -> Result<tonic::Request<M>, KnownError> {
+        let Caller { access_token, key, .. } = &self.caller;
+        let is_me = user == Some("me");
+        if let Some(key) = key.as_ref().filter(|_| !is_me) {
+            return Ok(self.as_service(key, message));
+        }
+        let mut request = self.request(self.caller.client(), message);
+        match access_token {
+            Some(token) => drop(request.metadata_mut().insert("authorization", bearer(token))),
+            None if is_me => return Err(KnownError::nobody_is_me()),
+            None => {}
+        }
+        Ok(request)
+    }
+
+    fn refused(&self, status: &Status) -> KnownError {
+        KnownError::of(status, self.caller.access_type, self.caller.project.as_str())
+    }
+}
+
+/// Where a path below a base path leads.
+fn route(base: &str, method: &Method, path: &str) -> Option<Route> {
+    let asked = match (method, path) {
+        (&Method::POST, GRANT) if base.ends_with(PREFIX) => return Some(Route::Grant),
+        (_, GRANT) if base.ends_with(PREFIX) => return Some(Route::NoGrant),
+        (&Method::DELETE, "/auth/sessions/current") => Asked::SignOut,
+        (&Method::POST, "/auth/sessions/current/refresh") => Asked::Refresh,
+        (&Method::GET, "/auth/sessions") => Asked::List,
+        (&Method::POST, "/auth/sessions") => Asked::Create,
+        (&Method::DELETE, path) => {
+            let id = path.strip_prefix("/auth/sessions/").filter(|id| !id.is_empty() && !id.contains('/'))?;
+            // To the seed, a UUID is one in capitals too.
+            Asked::Revoke(id.to_ascii_lowercase())
+        }
+        _ => return None,
+    };
+    Some(Route::Sessions(asked))
+}
+
+/// The user that a query names.
+fn user_named(uri: &Uri) -> Result<Option<String>, KnownError> {
+    let query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let mut named = query.filter(|(name, _)| name == "user_id").map(|(_, value)| value.into_owned());
+    match (named.next(), named.next()) {
+        (user, None) => Ok(user.filter(|user| !user.is_empty())),
+        (_, Some(_)) => Err(KnownError::schema("query parameter user_id must be there once")),
+    }
+}
+
+/// A session as the seed lists it: times in milliseconds.
+fn item(session: pb::Session) -> Value {
+    let mut item = json!({
+        "id": session.id,
+        "user_id": session.user_id,
+        "created_at": session.created_at.map(millis),
+        "last_used_at": session.last_used_at.map(millis),
+        "is_impersonation": session.is_impersonation,
+        "is_current_session": session.is_current_session,
+    });
+    if !session.ip.is_empty() {
+        item["last_used_at_end_user_ip_info"] = json!({"ip": session.ip});
+    }
+    item
+}
+
+fn millis(time: Timestamp) -> i64 {
+    time.seconds * 1_000 + i64::from(time.nanos / 1_000_000)
+}
+
+fn bearer(token: &str) -> MetadataValue<Ascii> {
+    ascii(&format!("Bearer {token}"))
+}
+
+fn ascii(text: &str) -> MetadataValue<Ascii> {
+    MetadataValue::try_from(text).expect("it came in a header, and was text there")
+}
+
+/// An answer, with what every one of them says.
+fn render(manner: &Manner, body: Value) -> Response {
+    let mut response = Json(body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, max-age=0"));
+    manner.set_request_id(headers, &telemetry::request_id());
+    response
+}
+
+/// An answer that is no. A failure of ours keeps its status, whatever was asked for.
+fn refuse(manner: &Manner, error: KnownError) -> Response {
+    let (status, code, retry_after) = (error.status(), error.code(), error.retry_after);
+    let mut response = render(manner, error.body());
+    let headers = response.headers_mut();
+    if let Some(code) = code {
+        manner.set_known_error(headers, code);
+    }
+    if let Some(delay) = retry_after {
+        headers.insert(header::RETRY_AFTER, super::retry_after(delay));
+    }
+    if manner.overrides_status && status.is_client_error() {
+        manner.set_actual_status(headers, status);
+        return response;
+    }
+    // Each of these has a header that must come with it (RFC 9110 §15.5.2, §15.5.6).
+    match status {
+        StatusCode::UNAUTHORIZED => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        StatusCode::METHOD_NOT_ALLOWED => drop(headers.insert(header::ALLOW, HeaderValue::from_static("POST"))),
+        _ => {}
+    }
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_seeds_own_routes_are_taken() {
+        let sessions = |asked| Some(Route::Sessions(asked));
+        let cases = [
+            ("", "DELETE", "/auth/sessions/current", sessions(Asked::SignOut)),
+            ("", "POST", "/auth/sessions/current/refresh", sessions(Asked::Refresh)),
+            ("", "GET", "/auth/sessions", sessions(Asked::List)),
+            ("", "POST", "/auth/sessions", sessions(Asked::Create)),
+            ("", "DELETE", "/auth/sessions/AB-1", sessions(Asked::Revoke("ab-1".to_owned()))),
+            ("/api/v1", "POST", "/auth/oauth/token", Some(Route::Grant)),
+            ("/there/api/v1", "GET", "/auth/oauth/token", Some(Route::NoGrant)),
+            ("", "POST", "/auth/oauth/token", None),
+            ("", "GET", "/auth/sessions/current", None),
+            ("", "PATCH", "/auth/sessions/x", None),
+            ("", "DELETE", "/auth/sessions/", None),
+            ("", "DELETE", "/auth/sessions/x/y", None),
+            ("", "DELETE", "/auth/sessions", None),
+            ("", "POST", "/auth/sessions:revokeAll", None),
+            ("", "GET", "/projects/demo/auth/verify", None),
+        ];
+        for (base, method, path, expected) in cases {
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            assert_eq!(route(base, &method, path), expected, "{method} {base}{path}");
+        }
+    }
+}
