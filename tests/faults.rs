@@ -80,7 +80,7 @@ async fn a_stopped_database_makes_the_news_old_and_its_return_young() {
         cluster.stop_server(mode).await.expect("stops");
         eventually("the news grows old", async || watch.heartbeat().await > 2_000).await;
         let key = bearer(service.server_key.expose_secret());
-        let refused = service.introspect(Wire::Grpc, key, &phone.access_token).await.err().expect("nobody knows");
+        let refused = service.introspect(Wire::Grpc, key, &phone.access_token).await.expect_err("nobody knows");
         assert_eq!(refused.reason, "STORE_UNAVAILABLE");
         cluster.start_server().await.expect("starts again");
         eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
