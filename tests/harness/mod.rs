@@ -357,7 +357,7 @@ pub fn limits() -> Limits {
         header_timeout: Duration::from_secs(10),
         connections_max: 1_000,
         requests_max: 1_000,
-        subscribers_max: 64,
+        subscribers_max: 4_096,
         shutdown_timeout: Duration::from_secs(1),
     }
 }
