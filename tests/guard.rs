@@ -1,6 +1,9 @@
 //! The guard: what another service accepts, and for how long, while everything between it and sessiond fails.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use axum::{Extension, Router, routing::get};
 use http::{HeaderMap, Method, StatusCode};
@@ -11,7 +14,10 @@ use sessiond::{
     cluster::{Cluster, Mode},
     guard::{ConnectError, Doubt, FailMode, Guard, GuardOptions, Principal, Refusal},
     id::{ProjectId, SessionId},
-    pb::{CreateSessionRequest, watch_revocations_response::Event},
+    pb::{
+        CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse,
+        watch_revocations_response::Event,
+    },
     rpc::status::Reason,
     session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
     store::Role,
@@ -452,6 +458,74 @@ async fn a_stopped_database_is_an_outage_and_no_licence() {
     cluster.start_server().await.expect("starts again");
     eventually_accepts(&guard, &laptop.access_token).await;
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    drop(service);
+    cluster.stop().await.expect("stops");
+}
+
+/// Postgres is killed, the server replaced and the guard's connection broken, twice, all while people sign in and out.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_restarted_under_load_lets_nobody_back_in() {
+    let mut cluster = Cluster::start(disposable("restarts")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    let mut service = Service::start_on(database).await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    let road = Road::to(service.addr).await;
+    let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
+
+    // Those who were told that they are signed out.
+    let signed_out = Arc::new(Mutex::new(vec![]));
+    let load = {
+        let wires = Wires::to(road.url.trim_start_matches("http://").parse().expect("an address"));
+        let (key, guard, signed_out) = (service.key(), guard.clone(), Arc::clone(&signed_out));
+        tokio::spawn(async move {
+            loop {
+                let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
+                let created: Result<CreateSessionResponse, _> =
+                    wires.call(Wire::Grpc, "CreateSession", key.clone(), &request).await;
+                let Ok(CreateSessionResponse { access_token, .. }) = created else {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                let ended: Result<RevokeCurrentResponse, _> =
+                    wires.call(Wire::Grpc, "RevokeCurrent", bearer(&access_token), &RevokeCurrentRequest {}).await;
+                if ended.is_err() {
+                    continue;
+                }
+                let told = Instant::now();
+                while guard.verify_now(&access_token).is_ok() {
+                    assert!(told.elapsed() < MAX_STALENESS + SLACK, "still let in");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                signed_out.lock().expect("nobody panics").push(access_token);
+            }
+        })
+    };
+    let more = async |count: usize| {
+        let before = signed_out.lock().expect("nobody panics").len();
+        eventually("people sign out", async || {
+            assert!(!load.is_finished(), "the bound was not kept");
+            signed_out.lock().expect("nobody panics").len() >= before + count
+        })
+        .await;
+    };
+    for _ in 0..2 {
+        more(20).await;
+        cluster.stop_server(Mode::Immediate).await.expect("stops");
+        road.cut();
+        cluster.start_server().await.expect("starts again");
+        service = service.replica().await;
+        eventually("the first reading", async || service.app.feed().age().is_some()).await;
+        road.lead_to(service.addr);
+        road.mend();
+    }
+    more(20).await;
+    load.abort();
+    let laptop = service.sign_in("ada", "laptop").await;
+    eventually_accepts(&guard, &laptop.access_token).await;
+    for token in signed_out.lock().expect("nobody panics").iter() {
+        assert_eq!(guard.verify_now(token), Err(Refusal::SessionRevoked), "none is missed");
+    }
     drop(service);
     cluster.stop().await.expect("stops");
 }

@@ -30,6 +30,9 @@ use crate::harness::{
 /// From the 200 of a sign-out to the first refusal behind the proxy.
 const BOUND: Duration = Duration::from_secs(1);
 
+/// How many sign out in turn, to see how long it takes.
+const SIGN_OUTS: usize = 100;
+
 /// A proxy's program, its example, and what is in the example to be replaced.
 struct Kind {
     /// The variable that says where the program is.
@@ -263,12 +266,20 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     }
 
     // Signed out, and out behind the proxy too.
-    phone.sign_out().await.expect("signs out");
-    let signed_out = Instant::now();
-    while front.status(phone.bearer()).await != 401 {
-        assert!(signed_out.elapsed() < BOUND, "still let through");
+    let mut times = vec![];
+    for at in 0..SIGN_OUTS {
+        let device = if at == 0 { phone.clone() } else { service.sign_in("ada l", "tablet").await };
+        assert_eq!(front.status(device.bearer()).await, 200, "signed in");
+        device.sign_out().await.expect("signs out");
+        let signed_out = Instant::now();
+        while front.status(device.bearer()).await != 401 {
+            assert!(signed_out.elapsed() < BOUND, "still let through");
+        }
+        times.push(signed_out.elapsed());
     }
-    println!("{}: refused {:?} after the 200 of the sign-out", kind.example, signed_out.elapsed());
+    times.sort_unstable();
+    let [median, most] = [SIGN_OUTS / 2, SIGN_OUTS - 1].map(|at| times[at]);
+    println!("{}: refused {median:?} after the 200 of a sign-out, and at most {most:?} of {SIGN_OUTS}", kind.example);
     assert_eq!(front.status(laptop.bearer()).await, 200, "the other session goes on");
 
     // Nobody to ask: nobody passes.
