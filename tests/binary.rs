@@ -195,8 +195,20 @@ async fn remove(dir: &Path) {
 #[tokio::test]
 async fn a_request_under_way_is_answered_before_the_server_stops() {
     let dir = fresh_dir("drain");
-    let mut dev = Dev::start(&dir).await;
+    // It waits for as long as the test holds the row, however busy the machine.
+    let patience =
+        [("SESSIOND_REQUEST_TIMEOUT", "1m"), ("SESSIOND_DATABASE_TIMEOUT", "1m"), ("SESSIOND_SHUTDOWN_TIMEOUT", "1m")];
+    let patience = patience.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut dev = Dev::start_in(&dir, &patience).await;
     let database = Database { url: dev.env["DATABASE_URL"].clone() };
+    // Streams have no end of their own: they are sent on, to another replica.
+    let mut streams = vec![];
+    for wire in Wire::ALL {
+        let mut watch = dev.wires.watch(wire, bearer(&dev.env["SESSIOND_SERVER_KEY"]), "").await.expect("may follow");
+        watch.snapshot().await;
+        streams.push(watch);
+    }
+
     // Two connections: within a transaction, Postgres tells of the others as they were at first.
     let (mut holder, mut watcher) = (database.connect().await, database.connect().await);
     holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
@@ -209,14 +221,6 @@ async fn a_request_under_way_is_answered_before_the_server_stops() {
         sql_query(waiting).get_results::<Waiting>(&mut watcher).await.expect("answers")[0].waiting > 0
     })
     .await;
-
-    // Streams have no end of their own: they are sent on, to another replica.
-    let mut streams = vec![];
-    for wire in Wire::ALL {
-        let mut watch = dev.wires.watch(wire, bearer(&dev.env["SESSIOND_SERVER_KEY"]), "").await.expect("may follow");
-        watch.snapshot().await;
-        streams.push(watch);
-    }
 
     let told = Command::new("kill").args(["-TERM", &dev.process.id().to_string()]).status().expect("runs");
     assert!(told.success());
