@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
@@ -113,22 +114,30 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let grant = sign_in(&app, &server_key).await?;
 
     let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen };
+    let feed = app.feed().clone();
     let server = Server::bind(app, &listen, &args.web, args.limits, metrics).await?;
     let (address, metrics_address) = (server.local_addr()?, server.metrics_addr()?);
-    files.write_env(&[
-        ("SESSIOND_URL", &format!("http://{address}")),
-        ("SESSIOND_PROJECT_ID", PROJECT),
-        ("SESSIOND_SERVER_KEY", server_key.expose_secret()),
-        ("SESSIOND_ACCESS_TOKEN", grant.access_token.expose_secret()),
-        ("SESSIOND_REFRESH_TOKEN", grant.refresh_token.expose_secret()),
-        ("SESSIOND_METRICS_URL", &format!("http://{metrics_address}/metrics")),
-        ("DATABASE_URL", url.expose_secret()),
-    ])?;
-    greet(&files, address);
-
+    // Whoever was told that it is there may follow the feed at once.
+    let ready = async {
+        while feed.age().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        files.write_env(&[
+            ("SESSIOND_URL", &format!("http://{address}")),
+            ("SESSIOND_PROJECT_ID", PROJECT),
+            ("SESSIOND_SERVER_KEY", server_key.expose_secret()),
+            ("SESSIOND_ACCESS_TOKEN", grant.access_token.expose_secret()),
+            ("SESSIOND_REFRESH_TOKEN", grant.refresh_token.expose_secret()),
+            ("SESSIOND_METRICS_URL", &format!("http://{metrics_address}/metrics")),
+            ("DATABASE_URL", url.expose_secret()),
+        ])?;
+        greet(&files, address);
+        keep_alive(cluster.as_mut()).await?;
+        Outcome::Ok(())
+    };
     tokio::select! {
         () = server.sweeping(sweeper).delivering(deliverer).run(stop) => {}
-        outcome = keep_alive(cluster.as_mut()) => outcome?,
+        outcome = ready => outcome?,
     }
     if let Some(cluster) = cluster {
         cluster.stop().await?;
