@@ -1,5 +1,5 @@
 //! OAuth 2.0: the endpoints by the letter of RFC 6749, RFC 7009, RFC 7662 and RFC 8414, over a real socket. What they do to a session
-//! is in the files of the RPCs; that they are the same RPCs is here. An independent client is in `tests/oauth/run`.
+//! is in the files of the RPCs; that they are the same RPCs is here. An independent client is in `tests/clients/oauth/run`.
 
 use std::time::Duration;
 

@@ -34,7 +34,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const READING_INTERVAL_MIN: Duration = Duration::from_millis(3);
 
 /// What has ended is told at most this often: under load, one message brings what many have ended.
-const TELLING_INTERVAL_MIN: Duration = Duration::from_millis(3);
+const TELLING_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// How often a sign of life is left in the database.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
