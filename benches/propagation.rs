@@ -119,13 +119,13 @@ async fn run(service: &Service, app: SocketAddr, tokens: &[String], rate: usize)
         let (token, due) = (token.clone(), started + Duration::from_secs_f64(at as f64 / rate as f64));
         async move {
             tokio::time::sleep_until((due - WATCHED_BEFORE).into()).await;
-            let accepted = app.http(Method::GET, "/accepted", bearer(&token), "").await;
+            let accepted = app.http2(Method::GET, "/accepted", bearer(&token), "").await;
             assert_eq!(accepted.status(), StatusCode::OK, "signed in at first");
-            let refused = app.http(Method::GET, "/refused", bearer(&token), "");
+            let refused = app.http2(Method::GET, "/refused", bearer(&token), "");
             let sign_out = async {
                 tokio::time::sleep_until(due.into()).await;
                 let begun = Instant::now();
-                let answer = wires.http(Method::DELETE, "/auth/sessions/current", bearer(&token), "").await.status();
+                let answer = wires.http2(Method::DELETE, "/auth/sessions/current", bearer(&token), "").await.status();
                 assert_eq!(answer, StatusCode::OK);
                 (begun.elapsed(), unix_time())
             };
