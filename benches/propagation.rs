@@ -54,7 +54,7 @@ use tokio::net::TcpListener;
 use tokio::process::Child;
 use tokio::process::Command;
 
-/// A token is watched for so long. What is let in for more than half of it was missed.
+/// A token is watched for so long. What is let in to the end was missed.
 const MISSED: Duration = Duration::from_secs(10);
 
 /// From how long before its sign-out on a token is watched.
@@ -122,19 +122,31 @@ async fn run(service: &Service, app: SocketAddr, tokens: &[String], rate: usize)
             let accepted = app.http2(Method::GET, "/accepted", bearer(&token), "").await;
             assert_eq!(accepted.status(), StatusCode::OK, "signed in at first");
             let refused = app.http2(Method::GET, "/refused", bearer(&token), "");
-            let sign_out = async {
+            let ended = async {
                 tokio::time::sleep_until(due.into()).await;
                 let begun = Instant::now();
-                let answer = wires.http2(Method::DELETE, "/auth/sessions/current", bearer(&token), "").await.status();
+                // A client tries again where it is told to: in minutes, a machine stalls at times.
+                let mut answer = sign_out(wires, &token).await;
+                while [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&answer) {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    answer = sign_out(wires, &token).await;
+                }
                 assert_eq!(answer, StatusCode::OK);
                 (begun.elapsed(), unix_time())
             };
-            let (refused, (took, signed_out)) = tokio::join!(refused, sign_out);
+            let (refused, (took, signed_out)) = tokio::join!(refused, ended);
+            if refused.status() != StatusCode::OK {
+                return (took, MISSED);
+            }
             let nanos = str::from_utf8(refused.body()).expect("a text").parse().expect("a number");
             (took, Duration::from_nanos(nanos).saturating_sub(signed_out))
         }
     };
     join_all(tokens.iter().enumerate().map(one)).await.into_iter().unzip()
+}
+
+async fn sign_out(wires: &Wires, token: &str) -> StatusCode {
+    wires.http2(Method::DELETE, "/auth/sessions/current", bearer(token), "").await.status()
 }
 
 fn unix_time() -> Duration {
@@ -151,18 +163,21 @@ async fn accepted(guard: Guard, headers: HeaderMap) -> StatusCode {
 }
 
 /// Watches a token until the guard refuses it, and says when that was, in nanoseconds of Unix time.
-async fn refused(guard: Guard, headers: HeaderMap) -> String {
+async fn refused(guard: Guard, headers: HeaderMap) -> Result<String, StatusCode> {
     let begun = Instant::now();
-    while guard.verify_now(token(&headers)).is_ok() && begun.elapsed() < MISSED {
+    while guard.verify_now(token(&headers)).is_ok() {
+        if begun.elapsed() > MISSED {
+            return Err(StatusCode::REQUEST_TIMEOUT);
+        }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    unix_time().as_nanos().to_string()
+    Ok(unix_time().as_nanos().to_string())
 }
 
 fn print(name: &str, times: &mut [Duration]) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
-    let missed = times.iter().filter(|time| **time > MISSED / 2).count();
+    let missed = times.iter().filter(|time| **time >= MISSED).count();
     println!("{name:<24} {:>9.2} {:>9.2} {:>9.2} {missed:>9}", at(50), at(99), at(100));
 }
 
