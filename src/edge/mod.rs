@@ -6,6 +6,7 @@ mod guardrail;
 mod hosts;
 mod identify;
 mod jwks;
+mod linger;
 mod oauth;
 mod observe;
 mod openapi;
