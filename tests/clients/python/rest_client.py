@@ -8,7 +8,9 @@ import time
 import httpx
 
 URL = os.environ["SESSIOND_URL"]
-PROJECT = os.environ["SESSIOND_PROJECT_ID"]
+
+# The bound of every wait, in seconds.
+PATIENCE = 10
 
 
 def bearer(token):
@@ -46,13 +48,21 @@ def sse(lines):
             yield json.loads(line.removeprefix("data:"))
 
 
+def bounded(messages):
+    """The same, for so long. A heartbeat comes every second, so that this is looked at."""
+    end = time.monotonic() + PATIENCE
+    for message in messages:
+        assert time.monotonic() < end, "waited for a message in vain"
+        yield message
+
+
 def follow(client, accept, messages, sign_in):
     """Reads the feed until it tells of a session that ends meanwhile. How long that took, in milliseconds."""
     session = sign_in("bea")
     with client.stream("GET", "/auth/revocations:watch", headers=SERVICE | {"accept": accept}) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(accept), response.headers
-        told = messages(response.iter_lines())
+        told = bounded(messages(response.iter_lines()))
         for message in told:
             if "snapshot_complete" in message:
                 break
@@ -70,7 +80,7 @@ def follow(client, accept, messages, sign_in):
 
 
 def exercise(http_version, **options):
-    client = httpx.Client(base_url=URL, timeout=10, trust_env=False, **options)
+    client = httpx.Client(base_url=URL, timeout=PATIENCE, trust_env=False, **options)
 
     def said(what):
         print(f"httpx {httpx.__version__}, {http_version}: {what}", flush=True)
