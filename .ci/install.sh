@@ -105,6 +105,20 @@ need_npm() {
     esac
 }
 
+need_curl() {
+    if has curl; then return; fi
+    install curl
+}
+
+need_go() {
+    if has go; then return; fi
+    case $(manager) in
+        apt-get) install golang-go ;;
+        dnf | yum) install golang ;;
+        *) install go ;;
+    esac
+}
+
 need_cargo() {
     # Where rustup puts it; a shell that was open before does not know yet.
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

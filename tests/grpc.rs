@@ -7,10 +7,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use sessiond::pb::{RevokeCurrentRequest, RevokeCurrentResponse, session_service_client::SessionServiceClient};
 use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-};
+use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::harness::{Service, eventually};
 
@@ -37,21 +34,33 @@ async fn health_is_told_per_service() {
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
+/// The names of the services, by this version of the reflection's own API.
+macro_rules! services_by_reflection {
+    ($version:ident, $service:expr) => {{
+        use $version::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let ask = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut reflection = client!(ServerReflectionClient, $service);
+        let answers = reflection.server_reflection_info(futures_util::stream::iter([ask])).await;
+        let answer = answers.expect("answers").into_inner().message().await.expect("streams").expect("one answer");
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("a list") };
+        list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+    }};
+}
+
+/// By either name: some clients know only the former one.
 #[tokio::test]
 async fn reflection_lists_the_services() {
     let service = Service::start().await;
-    let mut reflection = client!(ServerReflectionClient, service);
-    let ask = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut answers =
-        reflection.server_reflection_info(futures_util::stream::iter([ask])).await.expect("answers").into_inner();
-    let answer = answers.message().await.expect("streams").expect("one answer");
-    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("a list") };
-    let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
-    assert!(names.contains(&"sessiond.v1.SessionService".to_owned()), "{names:?}");
-    assert!(names.contains(&"grpc.health.v1.Health".to_owned()), "{names:?}");
+    for names in [services_by_reflection!(v1, service), services_by_reflection!(v1alpha, service)] {
+        assert!(names.contains(&"sessiond.v1.SessionService".to_owned()), "{names:?}");
+        assert!(names.contains(&"grpc.health.v1.Health".to_owned()), "{names:?}");
+    }
 }
 
 /// The deadline answers in time, and what was begun is finished: a caller that has gone does not stop it half-way.

@@ -105,6 +105,48 @@ async fn a_header_of_64_kb_is_a_431_on_both_versions_of_http() {
     assert_eq!(response.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 }
 
+/// A refusal may come before the body. Were the stream reset behind it, some clients would throw the answer away.
+#[tokio::test]
+async fn over_http_2_a_refusal_comes_whole_also_when_it_needs_no_body() {
+    // Kinds of frames, and flags (RFC 9113 §6).
+    let [data, headers, rst_stream, settings, ping] = [0, 1, 3, 4, 6];
+    let [end_stream, ack, end_headers] = [1, 1, 4];
+    let service = Service::start().await;
+    let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
+    // In HPACK (RFC 7541): POST, http, and two literals that are not kept.
+    let head = [&[0x83, 0x86, 0x04, 5][..], b"/nope", &[0x01, 1], b"x"].concat();
+    let begun =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(settings, 0, 0, &[])[..], &frame(headers, end_headers, 1, &head)];
+    socket.write_all(&begun.concat()).await.expect("sends");
+
+    let mut seen = vec![];
+    while seen.last() != Some(&(data, end_stream)) {
+        seen.push(next_frame(&mut socket).await);
+    }
+    let ended = [frame(data, end_stream, 1, b"{}"), frame(ping, 0, 0, &[0; 8])];
+    socket.write_all(&ended.concat()).await.expect("sends");
+    while seen.last() != Some(&(ping, ack)) {
+        seen.push(next_frame(&mut socket).await);
+    }
+    assert!(seen.iter().all(|(kind, _)| *kind != rst_stream), "{seen:?}");
+}
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).expect("a short one");
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// The kind and the flags of the next frame.
+async fn next_frame(socket: &mut tokio::net::TcpStream) -> (u8, u8) {
+    let mut head = [0; 9];
+    let reading = tokio::time::timeout(Duration::from_secs(5), socket.read_exact(&mut head));
+    reading.await.expect("in time").expect("a frame");
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    socket.read_exact(&mut payload).await.expect("the whole of it");
+    (head[3], head[4])
+}
+
 /// Sends bytes as they are, and reads the answer's head.
 async fn exchange(service: &Service, bytes: &[u8]) -> String {
     let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");

@@ -6,6 +6,7 @@ mod guardrail;
 mod hosts;
 mod identify;
 mod jwks;
+mod linger;
 mod oauth;
 mod observe;
 mod openapi;
@@ -118,15 +119,23 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
     // A map of short texts is larger in protobuf than in JSON; what the transcoder has let in must not fail here.
     let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(2 * bytes_max);
     let proxies = AuthorizationServer::new(Authorization::new(app.clone())).max_decoding_message_size(2 * bytes_max);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were compiled in");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mirror = reflection().build_v1().expect("the descriptors were compiled in");
+    // The same by its former name: gRPC's own client in Python still asks for nothing else.
+    let mirror_alpha = reflection().build_v1alpha().expect("the descriptors were compiled in");
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
     );
-    Routes::new(sessions).add_service(proxies).add_service(reflection).add_service(health).prepare()
+    Routes::new(sessions)
+        .add_service(proxies)
+        .add_service(mirror)
+        .add_service(mirror_alpha)
+        .add_service(health)
+        .prepare()
 }
 
 /// What travels between the layers inside the transcoder.

@@ -33,6 +33,7 @@ use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 use super::OriginError;
+use super::linger::Lingering;
 use super::stack;
 use crate::app::App;
 use crate::app::Deliverer;
@@ -215,7 +216,7 @@ fn connect(
     let speaks = Arc::clone(&spoken);
     let service = router.map_request(move |request: Request<Incoming>| {
         speaks.store(true, Ordering::Relaxed);
-        let mut request = request.map(Body::new);
+        let mut request = request.map(|body| Body::new(Lingering::new(body)));
         request.extensions_mut().insert(ConnectInfo(peer));
         request
     });

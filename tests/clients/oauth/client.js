@@ -2,6 +2,7 @@
 // what is checked here is mostly that it has nothing to object to, and that a session is over when it should be.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import * as oauth from "oauth4webapi";
 
 const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
@@ -9,6 +10,9 @@ const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
 // Loopback has no TLS.
 const insecure = { [oauth.allowInsecureRequests]: true };
 const client = { client_id: SESSIOND_PROJECT_ID };
+
+const { oauth4webapi: version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url))).dependencies;
+const said = (method, what) => console.log(`oauth4webapi ${version}, ${method}: ${what}`);
 
 /** Opens a session, which no OAuth request can. */
 async function signIn() {
@@ -85,7 +89,10 @@ for (const [method, auth] of Object.entries(all)) {
     }
     await revoke(as, auth, "rubbish");
     await assertRefused(revoke(as, auth, SESSIOND_SERVER_KEY), 400, "unsupported_token_type");
-    console.log(`${method}: refreshed, verified, revoked`);
+    said(method, "refreshed, and verified what it got");
+    said(method, "signed out");
+    said(method, "no refresh after sign-out");
+    said(method, "400 invalid_grant was decoded");
 }
 
 for (const [method, auth] of Object.entries(confidential)) {
@@ -99,7 +106,7 @@ for (const [method, auth] of Object.entries(confidential)) {
     for (const token of [session.access_token, session.refresh_token, "rubbish"]) {
         assert.deepEqual(await introspect(as, auth, token), { active: false });
     }
-    console.log(`${method}: introspected`);
+    said(method, "introspected");
 }
 await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401);
 
@@ -110,4 +117,4 @@ for (const wrong of [oauth.ClientSecretBasic, oauth.ClientSecretPost].map((way) 
     await assertRefused(introspect(as, wrong, session.refresh_token), 401);
     await refresh(as, oauth.None(), session.refresh_token);
 }
-console.log("a wrong secret: refused, and nothing ended");
+said("a wrong secret", "refused, and ended nothing");

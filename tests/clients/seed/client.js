@@ -69,6 +69,7 @@ const known = (code) => (thrown) => {
 
 async function exercise(name, sdk, spelling) {
     exchanges.length = 0;
+    const said = (what) => console.log(`@stackframe/js ${name}: ${what}`);
     const common = { projectId: SESSIOND_PROJECT_ID, baseUrl, tokenStore: null, redirectMethod: "none" };
     const service = (secretServerKey) => new sdk.StackServerApp({ ...common, secretServerKey });
     const device = (more) => new sdk.StackClientApp({ ...common, analytics: { enabled: false }, ...more });
@@ -83,7 +84,7 @@ async function exercise(name, sdk, spelling) {
     assert.deepEqual(all.map((one) => one.id), [helped, tablet, laptop, phone].map(sid));
     assert.deepEqual(all.map((one) => one.isImpersonation), [true, false, false, false]);
     assert.ok(all.every((one) => Math.abs(one.createdAt - Date.now()) < 60_000 && one.userId === seen.id), all);
-    console.log(`${name}: a service opened sessions, and listed them`);
+    said("a service opened sessions, and listed them");
 
     // It ends one by its id.
     await seen.revokeSession(sid(tablet));
@@ -92,7 +93,8 @@ async function exercise(name, sdk, spelling) {
     await assert.rejects(open({ expiresInMillis: 31_708_800_001 }), known("SCHEMA_ERROR"));
     const stranger = await service(`${SESSIOND_SERVER_KEY.slice(0, -1)}_`).getUser(seen.id);
     await assert.rejects(stranger.createSession({}), known("INVALID_SECRET_SERVER_KEY"));
-    console.log(`${name}: a service ended a session, and met its limits`);
+    said("a service ended a session by its id");
+    said("SCHEMA_ERROR and INVALID_SECRET_SERVER_KEY were decoded");
 
     // A user looks at the devices, and signs another one out.
     const me = await device().getUser({ tokenStore: phone });
@@ -102,7 +104,7 @@ async function exercise(name, sdk, spelling) {
     assert.equal(await isActive(laptop.accessToken), false);
     await assert.rejects(me.revokeSession(sid(phone)), known("CANNOT_DELETE_CURRENT_SESSION"));
     await assert.rejects(me.revokeSession(sid(helped)));
-    console.log(`${name}: a user listed sessions, and ended another one`);
+    said("a user listed sessions, and ended another one");
 
     // With a refresh token alone the SDK gets an access token by a grant, with or without a publishable key.
     for (const key of [{}, { publishableClientKey: "pck_anything" }]) {
@@ -111,7 +113,7 @@ async function exercise(name, sdk, spelling) {
         assert.equal(sid({ accessToken }), sid(phone));
         assert.equal(await isActive(accessToken), true);
     }
-    console.log(`${name}: a user came back with a refresh token`);
+    said("a user came back with a refresh token");
 
     // Signing out ends the session at once; a second device with the same tokens signs out too, and is fine with that.
     const twin = await device().getUser({ tokenStore: phone });
@@ -119,13 +121,14 @@ async function exercise(name, sdk, spelling) {
     for (const token of Object.values(phone)) assert.equal(await isActive(token), false);
     assert.deepEqual(await me.currentSession.getTokens(), { accessToken: null, refreshToken: null });
     await twin.signOut();
+    said("signed out");
     // Whoever comes back now is nobody; a listing in another tab finds out, and is signed out.
     const late = { tokenStore: { accessToken: null, refreshToken: phone.refreshToken } };
     assert.equal(await device().getUser(late), null);
     const tab = await device().getUser({ tokenStore: laptop });
     await assert.rejects(tab.getActiveSessions(), known("CANNOT_GET_OWN_USER_WITHOUT_USER"));
     assert.deepEqual(await tab.currentSession.getTokens(), { accessToken: null, refreshToken: null });
-    console.log(`${name}: a user signed out, and was out everywhere`);
+    said("no refresh after sign-out");
 
     // It was this SDK's spelling that was spoken, and nothing was sent that was not answered.
     const calls = new Set(exchanges.map(({ call }) => call.replace(/[0-9a-f-]{36}/, "{id}")));

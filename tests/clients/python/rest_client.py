@@ -1,0 +1,133 @@
+"""REST by httpx, over HTTP/1.1 and over HTTP/2, against a running `sessiond dev`; ./run starts both."""
+
+import json
+import os
+import re
+import time
+
+import httpx
+
+URL = os.environ["SESSIOND_URL"]
+
+# The bound of every wait, in seconds.
+PATIENCE = 10
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+SERVICE = bearer(os.environ["SESSIOND_SERVER_KEY"])
+
+
+def refused(response, status, reason):
+    """The details of a refusal, by the name of their type, once it has been seen to be this one."""
+    assert response.status_code == status, (response.status_code, response.text)
+    assert response.headers["content-type"] == "application/json"
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+    details = {one["@type"].removeprefix("type.googleapis.com/google.rpc."): one for one in response.json()["details"]}
+    assert (details["ErrorInfo"]["reason"], details["ErrorInfo"]["domain"]) == (reason, "sessiond")
+    return details
+
+
+def good(response):
+    assert response.status_code == 200, (response.status_code, response.text)
+    return response.json()
+
+
+def ndjson(lines):
+    """The messages of a stream of lines, as they arrive."""
+    for line in lines:
+        yield json.loads(line)
+
+
+def sse(lines):
+    """The messages of a stream of server-sent events, as they arrive."""
+    for line in lines:
+        if line.startswith("data:"):
+            yield json.loads(line.removeprefix("data:"))
+
+
+def bounded(messages):
+    """The same, for so long. A heartbeat comes every second, so that this is looked at."""
+    end = time.monotonic() + PATIENCE
+    for message in messages:
+        assert time.monotonic() < end, "waited for a message in vain"
+        yield message
+
+
+def follow(client, accept, messages, sign_in):
+    """Reads the feed until it tells of a session that ends meanwhile. How long that took, in milliseconds."""
+    session = sign_in("bea")
+    with client.stream("GET", "/auth/revocations:watch", headers=SERVICE | {"accept": accept}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(accept), response.headers
+        told = bounded(messages(response.iter_lines()))
+        for message in told:
+            if "snapshot_complete" in message:
+                break
+        begun = time.perf_counter()
+        good(client.delete("/auth/sessions/current", headers=bearer(session["access_token"])))
+        for message in told:
+            for one in message.get("revocations", {}).get("revocations", ()):
+                if one.get("session_id") == session["session"]["id"]:
+                    assert (one["reason"], one["user_id"]) == ("REVOKE_REASON_SIGNED_OUT", "bea")
+                    took = (time.perf_counter() - begun) * 1000
+                    # The stream is still open: the next heartbeat comes over it.
+                    assert any("heartbeat" in message for message in told)
+                    return took
+    raise AssertionError("the stream ended")
+
+
+def exercise(http_version, **options):
+    client = httpx.Client(base_url=URL, timeout=PATIENCE, trust_env=False, **options)
+
+    def said(what):
+        print(f"httpx {httpx.__version__}, {http_version}: {what}", flush=True)
+
+    def sign_in(user="ada"):
+        response = client.post("/auth/sessions", headers=SERVICE, json={"user_id": user})
+        assert response.http_version == http_version
+        return good(response)
+
+    def refresh(token):
+        return client.post("/auth/sessions/current/refresh", json={"refresh_token": token})
+
+    session = sign_in()
+    access = bearer(session["access_token"])
+    items = good(client.get("/auth/sessions", params={"user_id": "me"}, headers=access))["items"]
+    assert [one["id"] for one in items if one["is_current_session"]] == [session["session"]["id"]]
+    said("signed in, and listed sessions")
+    successor = good(refresh(session["refresh_token"]))["refresh_token"]
+    assert successor != session["refresh_token"]
+    assert good(refresh(session["refresh_token"]))["refresh_token"] == successor
+    said("refreshed, and got the same successor again")
+
+    assert good(client.delete("/auth/sessions/current", headers=access)) == {"success": True}
+    assert good(client.delete("/auth/sessions/current", headers=access)) == {"success": True, "already_revoked": True}
+    said("signed out")
+    for token in (session["refresh_token"], successor):
+        refused(refresh(token), 401, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED")
+    said("no refresh after sign-out")
+    response = client.get("/auth/sessions/current", headers=access)
+    refused(response, 401, "SESSION_REVOKED")
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    said("401 SESSION_REVOKED was decoded")
+
+    malformed = refused(client.delete("/auth/sessions/not-an-id", headers=SERVICE), 400, "SCHEMA_ERROR")
+    (violation,) = malformed["BadRequest"]["field_violations"]
+    assert (violation["field"], violation["description"]) == ("id", "must be a session's id")
+    said(f"400 names the field: {violation['field']} {violation['description']}")
+    response = client.post("/sessiond.v1.SessionService/RevokeCurrent", headers=SERVICE, json={})
+    refused(response, 404, "ROUTE_NOT_FOUND")
+    said("JSON to the path of a gRPC method is a 404")
+
+    for accept, messages in (("application/x-ndjson", ndjson), ("text/event-stream", sse)):
+        took = follow(client, accept, messages, sign_in)
+        said(f"{accept} told of a sign-out {took:.1f} ms after it was asked for, and went on")
+    client.close()
+
+
+exercise("HTTP/1.1")
+# Without TLS there is nothing to agree on a version by: a client that leaves HTTP/1.1 out begins with HTTP/2.
+exercise("HTTP/2", http1=False, http2=True)
