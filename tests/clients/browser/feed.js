@@ -1,0 +1,2 @@
+export function follow(){} 
+export function readSlowly(){}
