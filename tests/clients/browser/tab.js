@@ -45,8 +45,8 @@ export class Tab {
         tab.page.on("pageerror", (error) => { throw error; });
         const devtools = await tab.context.newCDPSession(tab.page);
         await devtools.send("Network.enable");
-        devtools.on("Network.requestWillBeSent", ({ type, request }) => {
-            if (type !== "Preflight") return;
+        devtools.on("Network.requestWillBeSent", ({ request }) => {
+            if (request.method !== "OPTIONS") return;
             const headers = Object.fromEntries(Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]));
             tab.preflights.push({
                 method: headers["access-control-request-method"],

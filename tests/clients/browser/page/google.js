@@ -41,7 +41,7 @@ export function google(server, format) {
     const client = new GrpcWebClientBase({ format });
     const call = async (method, request, credentials) => {
         try {
-            return await client.thenableCall(server + method.getName(), request, credentials, method);
+            return await client.unaryCall(server + method.getName(), request, credentials, method);
         } catch (error) {
             throw refusal(error);
         }

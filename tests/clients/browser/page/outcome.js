@@ -2,7 +2,7 @@
 
 /** What `google.rpc.ErrorInfo` and `google.rpc.BadRequest` say, by whichever client they were decoded. */
 export class Refusal extends Error {
-    constructor({ code, reason, domain, fields }) {
+    constructor({ code, reason, domain, fields = [] }) {
         super(`${code} ${reason}`);
         this.said = { code, reason, domain, fields };
     }
