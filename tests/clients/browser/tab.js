@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import http from "node:http";
 import { chromium } from "playwright-core";
+import { PATIENCE_MS } from "./host.js";
 
 const ARGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-gpu", "--disable-quic", "--disable-sync",
@@ -11,9 +12,6 @@ const ARGS = [
 ];
 
 const PAGE = `<!doctype html><meta charset="utf-8"><title>An app</title><link rel="icon" href="data:,"><script src="/bundle.js"></script>`;
-
-/** How long anything may take that is waited for, unless more is said. */
-export const PATIENCE_MS = 5_000;
 
 export async function openBrowser() {
     const root = process.getuid?.() === 0;
@@ -36,6 +34,8 @@ export class Tab {
     preflights = [];
     /** Why the browser kept an answer from the page. */
     blocked = [];
+    /** The paths that were answered, and over which connection. */
+    answered = [];
 
     static async open(browser, origin, server) {
         const tab = new Tab();
@@ -53,6 +53,9 @@ export class Tab {
                 path: new URL(request.url).pathname,
                 headers: (headers["access-control-request-headers"] ?? "").split(","),
             });
+        });
+        devtools.on("Network.responseReceived", ({ response }) => {
+            tab.answered.push({ path: new URL(response.url).pathname, connection: response.connectionId });
         });
         devtools.on("Network.loadingFailed", ({ corsErrorStatus }) => {
             if (corsErrorStatus) tab.blocked.push(corsErrorStatus.corsError);

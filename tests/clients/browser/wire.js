@@ -20,9 +20,9 @@ export class Wire {
 
     #join(near, connect) {
         if (this.#state === "cut") return near.destroy();
-        if (this.#state === "dead") return near.pause();
-        const pair = [near, connect()];
+        const pair = this.#state === "dead" ? [near] : [near, connect()];
         this.#pairs.add(pair);
+        if (this.#state === "dead") return near.pause().on("error", () => {});
         for (const [from, to] of [pair, [...pair].reverse()]) {
             from.pipe(to);
             from.on("error", () => to.destroy()).on("close", () => {
@@ -41,10 +41,7 @@ export class Wire {
     /** Lets nothing pass any more, and tells nobody. */
     die() {
         this.#state = "dead";
-        for (const [near, far] of this.#pairs) {
-            near.unpipe().pause();
-            far.unpipe().pause();
-        }
+        for (const pair of this.#pairs) for (const socket of pair) socket.unpipe().pause();
     }
 
     mend() {
