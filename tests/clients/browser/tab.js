@@ -34,7 +34,7 @@ export class Tab {
     preflights = [];
     /** Why the browser kept an answer from the page. */
     blocked = [];
-    /** The paths that were answered, and over which connection. */
+    /** The paths that were answered, besides preflights, and over which connection. */
     answered = [];
 
     static async open(browser, origin, server) {
@@ -45,8 +45,10 @@ export class Tab {
         tab.page.on("pageerror", (error) => { throw error; });
         const devtools = await tab.context.newCDPSession(tab.page);
         await devtools.send("Network.enable");
-        devtools.on("Network.requestWillBeSent", ({ request }) => {
+        const asking = new Set();
+        devtools.on("Network.requestWillBeSent", ({ requestId, request }) => {
             if (request.method !== "OPTIONS") return;
+            asking.add(requestId);
             const headers = Object.fromEntries(Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]));
             tab.preflights.push({
                 method: headers["access-control-request-method"],
@@ -54,7 +56,8 @@ export class Tab {
                 headers: (headers["access-control-request-headers"] ?? "").split(","),
             });
         });
-        devtools.on("Network.responseReceived", ({ response }) => {
+        devtools.on("Network.responseReceived", ({ requestId, response }) => {
+            if (asking.has(requestId)) return;
             tab.answered.push({ path: new URL(response.url).pathname, connection: response.connectionId });
         });
         devtools.on("Network.loadingFailed", ({ corsErrorStatus }) => {
@@ -83,6 +86,11 @@ export class Tab {
     async follow(client, credentials) {
         const id = await this.#evaluate(([client, credentials]) => window.follow(client, credentials), [client, credentials]);
         return new Stream(this.page, id);
+    }
+
+    /** How many answers came from a path. */
+    answers(path) {
+        return this.answered.filter((answer) => answer.path === path).length;
     }
 
     async #evaluate(what, given) {
