@@ -25,8 +25,11 @@ export async function rest(method, path, token, body) {
 
 export const signIn = (user, key = SESSIOND_SERVER_KEY) => rest("POST", "/auth/sessions", key, { user_id: user });
 export const signOut = (session) => rest("DELETE", "/auth/sessions/current", session.access_token);
-export const isActive = async (token) => (await rest("POST", "/auth/tokens:introspect", SESSIOND_SERVER_KEY, { token })).active;
 export const bearer = (session) => ({ authorization: `Bearer ${session.access_token}` });
+
+export async function isActive(token) {
+    return (await rest("POST", "/auth/tokens:introspect", SESSIOND_SERVER_KEY, { token })).active;
+}
 
 export async function eventually(what, patience, check) {
     const deadline = performance.now() + patience;

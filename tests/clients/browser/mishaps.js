@@ -50,7 +50,7 @@ async function anUnknownHeader(browser) {
     await tab.close();
 }
 
-/** An `EventSource` cannot show a token, and the API takes none in a URL: they end up in logs. `fetch` reads the same events. */
+/** It cannot show a token, and the API takes none in a URL: they end up in logs. `fetch` reads the same events. */
 async function anEventSource(browser) {
     const tab = await Tab.open(browser, APP_ORIGIN, SESSIOND_URL);
     assert.equal(await tab.page.evaluate((path) => window.eventSource(path), "/auth/revocations:watch"), false);
@@ -100,7 +100,8 @@ async function theRecipe(browser) {
     const [mine, other] = [await signIn("ada"), await signIn("ada")];
     const [tab, stream] = await recipe(browser, wire, mine);
     const { answered } = await rest("DELETE", `/auth/sessions/${mine.session.id}`, other.access_token);
-    console.log(`docs/clients.md, a browser app: signed itself out ${lag((await stream.end()).at, answered)} another device's 200`);
+    const { at } = await stream.end();
+    console.log(`docs/clients.md, a browser app: signed itself out ${lag(at, answered)} another device's 200`);
     await tab.call("recipe", "signOut", tokens(other));
     assert.equal(await isActive(other.access_token), false);
     console.log("docs/clients.md, a browser app: signed out");

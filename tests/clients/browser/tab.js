@@ -11,7 +11,8 @@ const ARGS = [
     "--no-first-run",
 ];
 
-const PAGE = `<!doctype html><meta charset="utf-8"><title>An app</title><link rel="icon" href="data:,"><script src="/bundle.js"></script>`;
+const PAGE = `<!doctype html><meta charset="utf-8"><title>An app</title>
+<link rel="icon" href="data:,"><script src="/bundle.js"></script>`;
 
 export async function openBrowser() {
     const root = process.getuid?.() === 0;
@@ -22,8 +23,8 @@ export async function openBrowser() {
 export async function servePage(port = 0) {
     const bundle = await readFile(new URL("page/bundle.js", import.meta.url));
     const server = http.createServer((request, response) => {
-        const isBundle = request.url === "/bundle.js";
-        response.writeHead(200, { "content-type": isBundle ? "text/javascript" : "text/html" }).end(isBundle ? bundle : PAGE);
+        const [type, body] = request.url === "/bundle.js" ? ["text/javascript", bundle] : ["text/html", PAGE];
+        response.writeHead(200, { "content-type": type }).end(body);
     });
     await once(server.listen(port, "localhost"), "listening");
     return { origin: `http://localhost:${server.address().port}`, close: () => server.close() };
@@ -49,11 +50,11 @@ export class Tab {
         devtools.on("Network.requestWillBeSent", ({ requestId, request }) => {
             if (request.method !== "OPTIONS") return;
             asking.add(requestId);
-            const headers = Object.fromEntries(Object.entries(request.headers).map(([name, value]) => [name.toLowerCase(), value]));
+            const headers = new Headers(request.headers);
             tab.preflights.push({
-                method: headers["access-control-request-method"],
+                method: headers.get("access-control-request-method"),
                 path: new URL(request.url).pathname,
-                headers: (headers["access-control-request-headers"] ?? "").split(","),
+                headers: (headers.get("access-control-request-headers") ?? "").split(","),
             });
         });
         devtools.on("Network.responseReceived", ({ requestId, response }) => {
@@ -75,16 +76,17 @@ export class Tab {
     }
 
     outcome(...call) {
-        return this.#evaluate((call) => window.call(...call), call);
+        return this.#evaluate(call.slice(0, 2), (call) => window.call(...call), call);
     }
 
     raw(path, options) {
-        return this.#evaluate(([path, options]) => window.raw(path, options).catch((error) => ({ failed: error.message })), [path, options]);
+        const raw = (given) => window.raw(...given).catch((error) => ({ failed: error.message }));
+        return this.#evaluate(path, raw, [path, options]);
     }
 
     /** Has a client follow what ends. */
     async follow(client, credentials) {
-        const id = await this.#evaluate(([client, credentials]) => window.follow(client, credentials), [client, credentials]);
+        const id = await this.#evaluate(client, (given) => window.follow(...given), [client, credentials]);
         return new Stream(this.page, id);
     }
 
@@ -93,10 +95,10 @@ export class Tab {
         return this.answered.filter((answer) => answer.path === path).length;
     }
 
-    async #evaluate(what, given) {
+    async #evaluate(name, what, given) {
         let timer;
         const late = new Promise((_, reject) => {
-            timer = setTimeout(() => reject(new Error(`no answer within ${PATIENCE_MS} ms: ${JSON.stringify(given)}`)), PATIENCE_MS);
+            timer = setTimeout(() => reject(new Error(`no answer within ${PATIENCE_MS} ms: ${name}`)), PATIENCE_MS);
         });
         return await Promise.race([this.page.evaluate(what, given), late]).finally(() => clearTimeout(timer));
     }

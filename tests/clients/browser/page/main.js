@@ -28,7 +28,8 @@ const clients = {
 };
 
 /** What was thrown, as what leaves the page. */
-const failure = (error) => (error.said ? { refused: error.said } : { failed: `${error.name} ${error.code ?? ""}: ${error.message}` });
+const failure = ({ said, name, code, message }) =>
+    said ? { refused: said } : { failed: `${name}${code ? ` ${code}` : ""}: ${message}` };
 
 window.call = (client, method, ...given) =>
     clients[client][method](...given).then((answer) => ({ answer }), failure);
