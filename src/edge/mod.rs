@@ -14,6 +14,7 @@ mod origin;
 mod rate;
 mod seed;
 mod serve;
+mod stalled;
 mod verify;
 mod well_known;
 

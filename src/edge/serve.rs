@@ -35,6 +35,8 @@ use tower::ServiceExt as _;
 use super::OriginError;
 use super::linger::Lingering;
 use super::stack;
+use super::stalled;
+use super::stalled::Impatient;
 use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::Sweeper;
@@ -235,7 +237,8 @@ fn connect(
         .keep_alive_timeout(KEEP_ALIVE);
     let header_timeout = limits.header_timeout;
     async move {
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        let stream = TokioIo::new(Impatient::new(stream, stalled::PATIENCE));
+        let connection = builder.serve_connection(stream, TowerToHyperService::new(service)).into_owned();
         tokio::select! {
             // How a connection ends is the client's business.
             outcome = watcher.watch(connection) => if let Err(error) = outcome {
