@@ -105,6 +105,11 @@ need_npm() {
     esac
 }
 
+need_chromium() {
+    if has chromium || has chromium-browser || has google-chrome; then return; fi
+    install chromium
+}
+
 need_cargo() {
     # Where rustup puts it; a shell that was open before does not know yet.
     PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

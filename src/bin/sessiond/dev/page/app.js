@@ -211,7 +211,7 @@ class Device {
         this.use.ariaLabel = `Use ${this.name}'s token`;
         this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
         this.use.addEventListener("change", () => act(this));
-        this.show("out", "–", "the service has not been asked");
+        this.show("out", "–", "nobody has been let in");
     }
 
     get sessionId() {
@@ -226,7 +226,7 @@ class Device {
     /** A token that is good for a while: a fresh one, where this one is about to expire. */
     async token() {
         const left = this.claims.exp - Date.now() / 1000;
-        if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 4)) {
+        if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 2)) {
             // One at a time: the second would get the same successor, to no purpose.
             this.#refreshing ??= this.#refresh().finally(() => (this.#refreshing = null));
             await this.#refreshing;
@@ -241,7 +241,7 @@ class Device {
             this.hold(answer);
             if (acting === this) showToken();
         } catch (error) {
-            if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") this.drop("401", error.reason);
+            if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") this.drop(401, error.reason);
             throw error;
         }
     }
@@ -256,13 +256,15 @@ class Device {
 
     /** Asks, and shows what came of it. */
     async check() {
-        const tokens = this.tokens;
-        if (!tokens || this.isEnding) return;
+        if (!this.tokens || this.isEnding) return;
+        let tokens = this.tokens;
         const isOver = () => this.tokens !== tokens || this.isEnding;
         try {
-            const { status, words } = await Device.ask(tokens.access_token);
+            const token = await this.token();
+            tokens = this.tokens;
+            const { status, words } = await Device.ask(token);
             if (isOver()) return;
-            if (status === 401) this.drop("401", words);
+            if (status === 401) this.drop(status, words);
             else this.show(status === 200 ? "in" : "unknown", status, words);
         } catch (error) {
             if (!isOver()) this.show("unknown", "?", `no answer: ${error.message}`);
@@ -277,7 +279,7 @@ class Device {
             last = await Device.ask(token);
             const after = performance.now() - since;
             if (last.status === 401) {
-                this.drop("401", last.words, after);
+                this.drop(401, last.words, after);
                 return after;
             }
             this.show(last.status === 200 ? "in" : "unknown", last.status, last.words);
@@ -504,8 +506,12 @@ function markCurrent() {
         const tag = Object.assign(document.createElement("i"), { textContent: "this one" });
         $(".name", row.element).append(tag);
     }
-    const other = [...$("#sessions").querySelectorAll(".row:not([data-ended])")].find(({ dataset }) => dataset.id !== acting?.sessionId);
-    if (other) $("#some-id").textContent = other.dataset.id;
+    // Another one, for the command that ends one by its id.
+    for (const [id, { element }] of rows) {
+        if (element.dataset.ended || id === acting?.sessionId) continue;
+        $("#some-id").textContent = id;
+        break;
+    }
 }
 
 /** Fades a session that is over. It stays where it is until the list is cleared: nothing moves under the reader's hand. */
@@ -617,7 +623,7 @@ const clock = (time) => {
 function showLink(state) {
     if (link.dataset.state === state) return;
     link.dataset.state = state;
-    $("#link-state").textContent = state;
+    $("#link-state").textContent = `feed ${state}`;
 }
 
 function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, cursor: next }) {
@@ -643,8 +649,8 @@ const short = (name) => name.replace(/^(SNAPSHOT|REVOKE)_REASON_/, "");
 function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revoked_at, reason }) {
     const time = new Date(revoked_at);
     if (session_id) {
-        const name = rows.get(session_id)?.session.device_name ?? "";
-        line(time, `session ${session_id.slice(0, 4)}…${session_id.slice(-6)} ${name}`, short(reason), "end");
+        const name = rows.get(session_id)?.session.device_name ?? "session";
+        line(time, `${name} …${session_id.slice(-6)}`, short(reason), "end");
         markEnded(session_id, words(reason));
     } else if (user_cut_off) {
         const { user_id, spared_session_id: spared } = user_cut_off;
