@@ -182,9 +182,10 @@ class Visit {
         await this.page.evaluate(AXE);
         const { violations, passes } = await this.page.evaluate(() => window.axe.run());
         const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+        const minor = violations.map(({ id, impact }) => `${id} (${impact})`).join(", ");
         const told = grave.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map(({ html }) => html).join("\n  ")}`);
         assert.deepEqual(told, [], when);
-        ok(`axe, ${when}: ${passes.length} rules passed, ${violations.length} violations, none of them serious`);
+        ok(`axe, ${when}: ${passes.length} rules passed, none violated gravely${minor && `; ${minor}`}`);
     }
 
     async fits() {
@@ -242,7 +243,7 @@ async function signsOut(browser) {
     ok("signed in on three devices: each is let in, and listed with its address and its last use");
 
     const claims = await page.textContent("#token");
-    for (const claim of ["at+jwt", "ES256", "subada", "in 9 min 5"]) assert.ok(claims.includes(claim), claim);
+    for (const claim of [/typat\+jwt/, /algES256/, /subada/, /in (9|10) min \d\d s/]) assert.match(claims, claim);
     const held = await page.evaluate(() => document.body.innerHTML);
     assert.ok(!/eyJ[\w-]+\.[\w-]+\.[\w-]+|sdsk_|sdrt_/.test(held), "a token on the page");
     ok("the access token is decoded, and not shown whole");
@@ -380,7 +381,7 @@ async function worksByKeyboard(browser) {
     await reach("Sign out: Terminal, 192.0.2.130");
     await page.keyboard.press("Enter");
     await visit.isOver("Terminal");
-    assert.equal(await focused(), "Sign out: Terminal, 192.0.2.130", "the focus stays on what has ended");
+    assert.equal(await focused(), "Ended: Terminal, 192.0.2.130", "the focus stays on what has ended");
     await page.keyboard.press("Shift+Tab");
     await page.evaluate(() => document.querySelector("#sessions-title").focus());
     await reach("clear");
@@ -588,7 +589,6 @@ async function holdsTenThousand(browser) {
 }
 
 async function screenshots(browser) {
-    const docs = new URL("../../../../docs/", import.meta.url);
     for (const [name, options] of [["desktop", {}], ["phone", { device: "phone" }], ["dark", { scheme: "dark" }]]) {
         const visit = await (await Visit.begin(browser, { ...options, reducedMotion: "reduce" })).open();
         await visit.page.click("#sign-in-all");
@@ -600,9 +600,11 @@ async function screenshots(browser) {
         await visit.refusedAfter("television");
         await eventually("in the feed", async () => (await visit.feed()).includes("Television …"));
         await visit.page.mouse.move(0, 0);
-        await visit.page.screenshot({ path: new URL(`page-${name}.png`, docs).pathname });
+        await visit.page.evaluate(() => scrollTo(0, 0));
+        await visit.page.screenshot({ path: `docs/page-${name}.png` });
         await visit.end();
-        for (const { id } of (await api("GET", "/auth/sessions?user_id=ada", SESSIOND_SERVER_KEY)).items) await endById(id);
+        const { items } = await api("GET", "/auth/sessions?user_id=ada", SESSIOND_SERVER_KEY);
+        for (const { id, device_name: name } of items) if (name !== "demo") await endById(id);
     }
     ok("screenshots: docs/page-desktop.png, docs/page-phone.png, docs/page-dark.png");
 }
@@ -616,10 +618,11 @@ const browser = await chromium.launch({
 try {
     if (process.argv.includes("--screenshots")) await screenshots(browser);
     await loads(browser);
+    // While the session in `dev.env` lasts.
+    await copiesCommands(browser);
     await signsOut(browser);
     await saysWhatWentWrong(browser);
     await worksByKeyboard(browser);
-    await copiesCommands(browser);
     await keepsOthersOut(browser);
     await comesBack(browser);
     await holdsTenThousand(browser);

@@ -228,13 +228,13 @@ class Device {
         const left = this.claims.exp - Date.now() / 1000;
         if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 2)) {
             // One at a time: the second would get the same successor, to no purpose.
-            this.#refreshing ??= this.#refresh().finally(() => (this.#refreshing = null));
+            this.#refreshing ??= this.renew().finally(() => (this.#refreshing = null));
             await this.#refreshing;
         }
         return this.tokens.access_token;
     }
 
-    async #refresh() {
+    async renew() {
         const headers = { "x-refresh-token": this.tokens.refresh_token };
         try {
             const { answer } = await rest("POST", `${basePath}/auth/sessions/current/refresh`, headers);
@@ -271,20 +271,36 @@ class Device {
         }
     }
 
-    /** Asks again and again until the service turns the device away: how long that was after `since`, in milliseconds. */
-    async refusedAfter(since) {
+    /**
+     * Asks again and again until the service turns the device away: how long that was after `since`, in milliseconds. Without
+     * it, nothing is measured.
+     */
+    async refused(since) {
         const { access_token: token } = this.tokens;
-        let last;
-        do {
-            last = await Device.ask(token);
-            const after = performance.now() - since;
-            if (last.status === 401) {
-                this.drop(401, last.words, after);
-                return after;
+        const began = performance.now();
+        for (;;) {
+            const { status, words } = await Device.ask(token);
+            const now = performance.now();
+            if (status === 401) {
+                this.drop(status, words, since && now - since);
+                return now - since;
             }
-            this.show(last.status === 200 ? "in" : "unknown", last.status, last.words);
-        } while (performance.now() - since < REFUSAL_MS);
-        throw new Refused(last.status, "", `the service still lets ${this.name} in after ${REFUSAL_MS} ms`);
+            this.show(status === 200 ? "in" : "unknown", status, words);
+            if (now - began > REFUSAL_MS) throw new Refused(status, "", `${this.name} is still let in after ${REFUSAL_MS} ms`);
+        }
+    }
+
+    /** The feed says that the session has ended; the service may hear of it a moment later than the page. */
+    async isOver() {
+        if (!this.tokens || this.isEnding) return;
+        this.isEnding = true;
+        try {
+            await this.refused();
+        } catch (error) {
+            sayError(this.name, error);
+        } finally {
+            this.isEnding = false;
+        }
     }
 
     /** Is signed out: the service has said so. */
@@ -371,7 +387,7 @@ async function ending(those, end) {
     try {
         const { words, at } = await end();
         if (those.length === 0) return say(words);
-        const after = Math.max(...(await Promise.all(those.map((device) => device.refusedAfter(at)))));
+        const after = Math.max(...(await Promise.all(those.map((device) => device.refused(at)))));
         say(`${words} The service turned ${those.length > 1 ? "them" : "it"} away ${milliseconds(after)} ms after that.`);
     } finally {
         for (const device of those) device.isEnding = false;
@@ -523,6 +539,7 @@ function markEnded(id, words) {
     const button = $("button", row.element);
     button.ariaDisabled = "true";
     button.textContent = "Ended";
+    button.ariaLabel = button.ariaLabel.replace("Sign out", "Ended");
     ended += 1;
     showCount();
 }
@@ -645,27 +662,36 @@ function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, curso
 
 const short = (name) => name.replace(/^(SNAPSHOT|REVOKE)_REASON_/, "");
 
-/** Something has ended: says so, and asks the service about each device that it concerns. */
+/** Something has ended: says so, and has each device that it concerns turned away. */
 function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revoked_at, reason }) {
     const time = new Date(revoked_at);
     if (session_id) {
         const name = rows.get(session_id)?.session.device_name ?? "session";
         line(time, `${name} …${session_id.slice(-6)}`, short(reason), "end");
         markEnded(session_id, words(reason));
+        devices.find((device) => device.sessionId === session_id)?.isOver();
     } else if (user_cut_off) {
-        const { user_id, spared_session_id: spared } = user_cut_off;
+        const { user_id, epoch, spared_session_id: spared } = user_cut_off;
         line(time, `every session of ${user_id}${spared ? ` but …${spared.slice(-6)}` : ""}`, short(reason), "end");
         for (const [id, { session }] of rows) {
             const concerned = session.user_id === user_id && id !== spared && new Date(session.created_at) < time;
             if (concerned) markEnded(id, words(reason));
         }
+        for (const device of devices) {
+            const { sub, sid, epoch: [, own] } = device.claims ?? { epoch: [] };
+            if (sub === user_id && sid !== spared && own < Number(epoch)) device.isOver();
+        }
     } else if (project_cut_off) {
         line(time, "every session of the project", short(reason), "end");
         for (const [id, { session }] of rows) if (new Date(session.created_at) < time) markEnded(id, words(reason));
+        for (const device of devices) if (device.claims?.epoch[0] < Number(project_cut_off.epoch)) device.isOver();
     } else {
         line(time, `every token of key ${signing_key_id}`, short(reason), "end");
+        // The sessions go on, with tokens of another key.
+        for (const device of devices) {
+            if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error));
+        }
     }
-    for (const device of devices) if (!session_id || device.sessionId === session_id) device.check();
 }
 
 const words = (reason) => short(reason).toLowerCase().replaceAll("_", " ");
@@ -689,6 +715,8 @@ async function follow() {
         const silence = new AbortController();
         const silent = () => silence.abort(new Error("nothing was heard for too long"));
         let timer = setTimeout(silent, SILENCE_MS);
+        // No need to wait for the silence. Where the server is not beyond the network, it answers again at once.
+        addEventListener("offline", () => silence.abort(new Error("the network is gone")), { once: true, signal: silence.signal });
         try {
             const query = cursor && `?${new URLSearchParams({ cursor })}`;
             const response = await fetch(`/demo/feed${query}`, { cache: "no-store", signal: silence.signal });
