@@ -351,9 +351,10 @@ async function worksByKeyboard(browser) {
             if (await focused() === label) {
                 const outline = await page.evaluate(() => {
                     const { activeElement: element } = document;
-                    return getComputedStyle(element.type === "radio" ? element.nextElementSibling : element).outlineStyle;
+                    const seen = getComputedStyle(element.type === "radio" ? element.nextElementSibling : element);
+                    return `${seen.outlineStyle} ${seen.outlineWidth}`;
                 });
-                assert.equal(outline, "solid", `the focus is seen on ${label}`);
+                assert.equal(outline, "solid 2px", `the focus is seen on ${label}`);
                 return;
             }
             await page.keyboard.press("Tab");
