@@ -179,6 +179,8 @@ class Visit {
 
     /** No violation that keeps someone out. */
     async isAccessible(when) {
+        // What fades in has less contrast until it is there.
+        await this.page.evaluate(() => Promise.allSettled(document.getAnimations().map(({ finished }) => finished)).then(() => {}));
         await this.page.evaluate(AXE);
         const { violations, passes } = await this.page.evaluate(() => window.axe.run());
         const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
