@@ -312,7 +312,9 @@ async fn a_server_tells_others_in_the_background_and_at_once() {
     receiver.register(&service.app, Kind::Logout, "/").await;
     let any = "127.0.0.1:0".parse().expect("an address");
     let (listen, metrics) = (Listen { listen: any, metrics_listen: any }, Metrics::default());
-    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone()).await.expect("binds");
+    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone(), |_| axum::Router::new())
+        .await
+        .expect("binds");
     let deliverer = Deliverer::new(&service.app, receiver.outbound(), metrics);
     let server = tokio::spawn(server.delivering(deliverer).run(std::future::pending()));
     let started = Instant::now();

@@ -191,6 +191,94 @@ async fn remove(dir: &Path) {
     eventually("the directory goes", async || fs::remove_dir_all(dir).is_ok()).await;
 }
 
+/// `dev` has a page to look at, which loads nothing from elsewhere and which no other site's page can make use of.
+#[tokio::test]
+async fn dev_shows_a_page_to_its_own_visitors() {
+    let dir = fresh_dir("page");
+    // Whoever may call the API may not call this for that.
+    let mut dev = Dev::start_in(&dir, &[("SESSIOND_CORS_ORIGINS".to_owned(), "*".to_owned())].into()).await;
+    assert!(read(&dir.join("log")).contains(&format!("Open {}/", dev.env["SESSIOND_URL"])));
+    for (path, media_type) in [("/", "text/html"), ("/demo/style.css", "text/css"), ("/demo/app.js", "text/javascript")]
+    {
+        let file = dev.wires.http(Method::GET, path, http::HeaderMap::new(), "").await;
+        let header = |name: &str| file.headers().get(name).expect("is there").to_str().expect("text");
+        assert_eq!(file.status(), StatusCode::OK);
+        assert!(header("content-type").starts_with(media_type), "{path}");
+        assert!(header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"), "{path}");
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("cache-control"), "no-store");
+        assert!(file.headers().contains_key("x-request-id"));
+        let text = String::from_utf8_lossy(file.body());
+        assert!(!text.contains("{{"), "something in {path} was not filled in");
+        assert!(!text.contains(&dev.env["SESSIOND_SERVER_KEY"]), "{path} has the server key");
+    }
+    let rebound = dev.wires.http(Method::GET, "/", header("host", "evil.example"), "").await;
+    assert_eq!(rebound.status(), StatusCode::MISDIRECTED_REQUEST);
+
+    // The backend holds the key; what it is asked for it asks the API for.
+    let json = || header("content-type", "application/json");
+    let phone = json!({"device": "phone"}).to_string();
+    let signed_in = dev.wires.http(Method::POST, "/demo/sign-in", json(), phone.clone()).await;
+    assert!(!signed_in.headers().contains_key("access-control-allow-origin"));
+    let grant: Value = serde_json::from_slice(signed_in.body()).expect("JSON");
+    let session = &grant["session"];
+    assert_eq!(
+        (signed_in.status(), &session["user_id"], &session["device_name"], &session["ip"]),
+        (StatusCode::OK, &json!("ada"), &json!("Phone"), &json!("203.0.113.7"))
+    );
+    for (bad, status) in [
+        (json!({"device": "toaster"}), StatusCode::BAD_REQUEST),
+        (json!({"device": "phone", "user_id": "me"}), StatusCode::BAD_REQUEST),
+        (json!({"device": "phone", "claims": {}}), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({"device": "p".repeat(2_000)}), StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let refused = dev.wires.http(Method::POST, "/demo/sign-in", json(), bad.to_string()).await;
+        assert_eq!(refused.status(), status, "{bad}");
+    }
+    for (name, value) in [("sec-fetch-site", "cross-site"), ("origin", "http://evil.example")] {
+        let theirs = both(json(), header(name, value));
+        let refused = dev.wires.http(Method::POST, "/demo/sign-in", theirs, phone.clone()).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{name}");
+    }
+
+    // The guarded service learns of the end by itself.
+    let access = grant["access_token"].as_str().expect("a token");
+    let (status, hello) = dev.call(Method::GET, "/demo/service", bearer(access)).await;
+    assert_eq!((status, &hello["hello"]), (StatusCode::OK, &json!("ada")));
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(access)).await.0, StatusCode::OK);
+    eventually("turned away", async || {
+        dev.call(Method::GET, "/demo/service", bearer(access)).await.0 == StatusCode::UNAUTHORIZED
+    })
+    .await;
+    let (status, body) = dev.call(Method::GET, "/demo/service", http::HeaderMap::new()).await;
+    assert_eq!(refused_json(status, &body).reason, "CREDENTIALS_MISSING");
+
+    // In production there is none of it.
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let listen = addr.to_string();
+    let mut serve = Command::new(BINARY)
+        .args(["serve", "--listen", &listen, "--metrics-listen", "127.0.0.1:0"])
+        .env("DATABASE_URL", &dev.env["DATABASE_URL"])
+        .env("SESSIOND_SEALING_KEY", read(&dir.join("sealing-key")).trim())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    eventually("serves", async || TcpStream::connect(addr).await.is_ok()).await;
+    let production = Wires::to(addr);
+    for path in ["/", "/demo/style.css", "/demo/app.js", "/demo/service", "/demo/feed"] {
+        let missing = production.http(Method::GET, path, http::HeaderMap::new(), "").await;
+        assert_eq!(missing.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+    let missing = production.http(Method::POST, "/demo/sign-in", json(), phone).await;
+    assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+    serve.kill().expect("a child");
+    serve.wait().expect("a child");
+
+    dev.kill();
+    nothing_replayable(&dev, &[access, grant["refresh_token"].as_str().expect("a token")]);
+    remove(&dir).await;
+}
+
 /// Told to stop, the server takes no more connections, finishes what is under way, and leaves nothing running.
 #[tokio::test]
 async fn a_request_under_way_is_answered_before_the_server_stops() {

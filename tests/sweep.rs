@@ -359,7 +359,9 @@ async fn a_server_sweeps_in_the_background() {
     let sweeper = Sweeper::new(store, service.clock.clone(), retention(), metrics.clone());
     let any = "127.0.0.1:0".parse().expect("an address");
     let listen = Listen { listen: any, metrics_listen: any };
-    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone()).await.expect("binds");
+    let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone(), |_| axum::Router::new())
+        .await
+        .expect("binds");
     let server = tokio::spawn(server.sweeping(sweeper).run(std::future::pending()));
 
     eventually("all is swept", async || {

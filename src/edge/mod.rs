@@ -51,7 +51,7 @@ use crate::rpc::status;
 use crate::telemetry::Metrics;
 use crate::transcode::RestLayer;
 
-/// Puts the stack together, outermost first.
+/// Puts the stack together, outermost first. What stands beside the API is told where the API is, to ask it.
 ///
 /// # Errors
 ///
@@ -63,6 +63,7 @@ fn stack(
     metrics: &Metrics,
     health: HealthReporter,
     ready: Readiness,
+    beside: impl FnOnce(Router) -> Router,
 ) -> Result<Router, OriginError> {
     let rest = RestLayer::builder().max_body_bytes(limits.body_bytes_max).error_domain(status::DOMAIN);
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
@@ -99,13 +100,15 @@ fn stack(
 
     let plain = well_known::routes(app.clone(), ready, &web.base_paths).merge(openapi::routes(&web.base_paths));
     let router = plain.merge(oauth).fallback_service(api);
+    // Beside CORS too: an origin that may call the API may not call what is not the API.
+    let beside = beside(router.clone());
     let router = match cors::layer(&web.cors_origins)? {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),
         None => router,
     };
     // Beside CORS, which would answer a preflight that a proxy asks about with a 200: the proxy would let it pass.
-    let router = router.merge(verify);
+    let router = router.merge(verify).merge(beside);
     Ok(router
         // Where the request comes from, for whoever further in limits or remembers it.
         .layer(from_fn_with_state(origin::Trust::new(web), origin::note))

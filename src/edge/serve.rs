@@ -88,7 +88,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the ports and puts the stack together.
+    /// Takes the ports and puts the stack together. `beside` makes what is served beside the API, within what every request
+    /// passes; it gets the API, which it may hand requests on to.
     ///
     /// # Errors
     ///
@@ -99,11 +100,12 @@ impl Server {
         web: &Web,
         limits: Limits,
         metrics: Metrics,
+        beside: impl FnOnce(Router) -> Router,
     ) -> Result<Self, BindError> {
         app.feed().set_subscribers_max(limits.subscribers_max);
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(false);
-        let router = stack(&app, web, &limits, &metrics, health.clone(), readiness)?;
+        let router = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
         let (sweeper, deliverer) = (None, None);
         Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready, sweeper, deliverer })

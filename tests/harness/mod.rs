@@ -163,7 +163,8 @@ impl Service {
         change(&mut web, &mut limits);
         let any = "127.0.0.1:0".parse().expect("an address");
         let listen = Listen { listen: any, metrics_listen: any };
-        let server = Server::bind(app.clone(), &listen, &web, limits, metrics).await.expect("binds");
+        let server =
+            Server::bind(app.clone(), &listen, &web, limits, metrics, |_| axum::Router::new()).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let server = tokio::spawn(server.run(std::future::pending()));
         let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());

@@ -39,7 +39,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run everything at once with nothing set up: a Postgres of its own, a demo project, and a curl to paste.
+    /// Run everything at once with nothing set up: a Postgres of its own, a demo project, and a page to look at.
     Dev(Box<dev::Args>),
     /// Run the server.
     Serve(Box<serve::Args>),

@@ -1,5 +1,6 @@
 //! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
 
+use axum::Router;
 use sessiond::app::Sweeper;
 use sessiond::clock::Clock;
 use sessiond::config::Backchannel;
@@ -63,7 +64,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     app.check_sealing().await?;
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
 
-    let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics).await?;
+    let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics, |_| Router::new()).await?;
     tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
     server.sweeping(sweeper).delivering(deliverer).run(stop).await;
     tracing::info!("stopped");

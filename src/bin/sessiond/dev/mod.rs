@@ -1,5 +1,8 @@
 //! `sessiond dev`: the main job with nothing set up. A Postgres of its own, migrations, a demo project, keys and a session;
-//! then it serves, and prints a curl to paste.
+//! then it serves, with a page to look at, and prints a curl to paste.
+
+mod demo;
+mod page;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -41,6 +44,7 @@ use sessiond::token::sealing::Sealer;
 use sessiond::token::sealing::SealingKey;
 use sessiond::token::server_key::ServerKey;
 
+use self::demo::Demo;
 use crate::Outcome;
 use crate::policy::PolicyArgs;
 use crate::setup;
@@ -115,13 +119,18 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
 
     let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen };
     let feed = app.feed().clone();
-    let server = Server::bind(app, &listen, &args.web, args.limits, metrics).await?;
+    let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
+    let demo = Demo::new(&server_key, base_path);
+    let page = page::routes(base_path, &files.path(Files::ENV));
+    let beside = |api| page.merge(demo.routes(api));
+    let server = Server::bind(app, &listen, &args.web, args.limits, metrics, beside).await?;
     let (address, metrics_address) = (server.local_addr()?, server.metrics_addr()?);
     // Whoever was told that it is there may follow the feed at once.
     let ready = async {
         while feed.age().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        demo.stand_guard(address, &args.web.issuer, server_key.clone()).await;
         files.write_env(&[
             ("SESSIOND_URL", &format!("http://{address}")),
             ("SESSIOND_PROJECT_ID", PROJECT),
@@ -229,7 +238,8 @@ async fn sign_in(app: &App, server_key: &SecretString) -> Result<Grant, Box<dyn 
 fn greet(files: &Files, address: SocketAddr) {
     let env = files.path(Files::ENV);
     println!(
-        "sessiond is at http://{address}, and {USER} is signed in to project {PROJECT}. Sign out with\n\n\
+        "sessiond is at http://{address}, and {USER} is signed in to project {PROJECT}.\n\
+         Open http://{address}/ to see sessions begin and end, or sign out with\n\n\
          \x20   . {env}\n\
          \x20   curl -X DELETE $SESSIOND_URL/auth/sessions/current -H \"Authorization: Bearer $SESSIOND_ACCESS_TOKEN\"\n\n\
          Ctrl-C stops it; what it remembers is in {dir}.",

@@ -1,0 +1,830 @@
+// The demo's page. It talks to this server alone: to the API with its devices' tokens, and to the demo's own backend, which
+// holds the server key, for what takes one. Tokens are kept in memory.
+
+const { basePath } = document.documentElement.dataset;
+const $ = (selector, within = document) => within.querySelector(selector);
+
+/** How long anything but the feed may take to answer, in milliseconds. */
+const ANSWER_MS = 10_000;
+
+/** How long a guarded service may go on letting someone in before it is called a failure, in milliseconds. */
+const REFUSAL_MS = 3_000;
+
+/** How long the feed may be silent: it has a heartbeat every second. In milliseconds. */
+const SILENCE_MS = 3_500;
+
+/** The longest wait before the feed is asked for again, in milliseconds. */
+const RETRY_MS = 4_000;
+
+/** How many sessions are asked for: at first, and at each further step. */
+const PAGE_SIZES = [50, 250];
+
+/** The most lines of the feed that are kept. */
+const LINES_MAX = 200;
+
+/** The longest line of the feed that is read, in characters. */
+const LINE_MAX = 1 << 20;
+
+// What is asked, over either wire
+
+/** An answer that is no, in the API's own words. */
+class Refused extends Error {
+    constructor(status, reason, message) {
+        super(message);
+        Object.assign(this, { status, reason });
+    }
+}
+
+/** A refusal over REST: `google.rpc.Status` as JSON, whose details have the reason. */
+async function refusal(response) {
+    const text = await response.text();
+    try {
+        const { message, details = [] } = JSON.parse(text);
+        return new Refused(response.status, details.find((detail) => detail.reason)?.reason ?? "", message);
+    } catch {
+        return new Refused(response.status, "", text.trim() || response.statusText);
+    }
+}
+
+function asked(url, method, headers, body) {
+    return fetch(url, { method, headers, body, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
+}
+
+/** Asks over REST. `at` is when the answer began, `took` how long that was. */
+async function rest(method, path, headers, body) {
+    const began = performance.now();
+    if (body) headers = { ...headers, "content-type": "application/json" };
+    const response = await asked(path, method, headers, body && JSON.stringify(body));
+    const at = performance.now();
+    if (!response.ok) throw await refusal(response);
+    const answer = await response.json();
+    return { answer, at, took: at - began, call: `${method} ${path.split("?")[0]}` };
+}
+
+const bearer = (token) => ({ authorization: `Bearer ${token}` });
+
+/** A protobuf message's fields, those that are numbers and those that are bytes (Protocol Buffers Encoding). */
+function* fields(bytes) {
+    let at = 0;
+    const varint = () => {
+        for (let value = 0, shift = 1; ; shift *= 128) {
+            const byte = bytes[at++];
+            value += (byte & 127) * shift;
+            if (byte < 128 || byte === undefined) return value;
+        }
+    };
+    while (at < bytes.length) {
+        const tag = varint();
+        const value = varint();
+        if ((tag & 7) === 0) yield [tag >> 3, value];
+        else yield [tag >> 3, bytes.subarray(at, (at += value))];
+    }
+}
+
+/** A message of one short text. */
+const textField = (number, text) => [(number << 3) | 2, text.length, ...new TextEncoder().encode(text)];
+
+/** The reason in a `google.rpc.Status`: that of the `ErrorInfo` among its details. */
+function reasonOf(base64) {
+    const bytes = Uint8Array.from(atob(base64.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+    const text = (value) => new TextDecoder().decode(value);
+    for (const [field, any] of fields(bytes)) {
+        const { 1: type, 2: value } = field === 3 ? Object.fromEntries(fields(any)) : {};
+        if (value && text(type).endsWith("/google.rpc.ErrorInfo")) return text(Object.fromEntries(fields(value))[1]);
+    }
+    return "";
+}
+
+/** Asks over grpc-web: a frame is a flag, a length, and a message; the last frame is the trailers (grpc/PROTOCOL-WEB.md). */
+async function grpcWeb(method, token, message) {
+    const began = performance.now();
+    const path = `/sessiond.v1.SessionService/${method}`;
+    const headers = { ...bearer(token), "content-type": "application/grpc-web+proto", "x-grpc-web": "1" };
+    const response = await asked(path, "POST", headers, new Uint8Array([0, 0, 0, 0, message.length, ...message]));
+    const bytes = new Uint8Array(await response.arrayBuffer());
+    const at = performance.now();
+    // Where there is nothing to say but the trailers, they are headers.
+    let trailers = response.headers;
+    let answer = {};
+    for (let start = 0; start + 5 <= bytes.length; ) {
+        const end = start + 5 + new DataView(bytes.buffer).getUint32(start + 1);
+        const frame = bytes.subarray(start + 5, end);
+        if (bytes[start] & 128) trailers = new Headers(new TextDecoder().decode(frame).trim().split("\r\n").map(pair));
+        else answer = Object.fromEntries(fields(frame));
+        start = end;
+    }
+    const status = trailers.get("grpc-status");
+    if (status !== "0") {
+        const details = trailers.get("grpc-status-details-bin");
+        const words = decodeURIComponent(trailers.get("grpc-message") ?? "") || "the answer was cut short";
+        throw new Refused(`grpc-status ${status ?? "missing"}`, details ? reasonOf(details) : "", words);
+    }
+    return { answer, at, took: at - began, call: `grpc-web ${method}` };
+}
+
+const pair = (line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()];
+
+/** The three ways to end sessions, over each wire. Each answers with whether it had ended before, or how many ended. */
+const WIRES = {
+    rest: {
+        async current(token) {
+            const said = await rest("DELETE", `${basePath}/auth/sessions/current`, bearer(token));
+            return { ...said, before: said.answer.already_revoked };
+        },
+        async byId(token, id) {
+            const said = await rest("DELETE", `${basePath}/auth/sessions/${id}`, bearer(token));
+            return { ...said, before: said.answer.already_revoked };
+        },
+        async others(token) {
+            const said = await rest("POST", `${basePath}/auth/sessions:revokeAll`, bearer(token), { except_current: true });
+            return { ...said, count: said.answer.revoked_count };
+        },
+    },
+    "grpc-web": {
+        async current(token) {
+            const said = await grpcWeb("RevokeCurrent", token, []);
+            return { ...said, before: Boolean(said.answer[2]) };
+        },
+        async byId(token, id) {
+            const said = await grpcWeb("RevokeSession", token, textField(1, id));
+            return { ...said, before: Boolean(said.answer[2]) };
+        },
+        async others(token) {
+            const said = await grpcWeb("RevokeAllSessions", token, [2 << 3, 1]);
+            return { ...said, count: said.answer[1] ?? 0 };
+        },
+    },
+};
+
+const wire = () => WIRES[$("input[name=wire]:checked").value];
+
+// What is said
+
+function say(text, kind = "") {
+    const said = $("#said");
+    said.textContent = text;
+    said.dataset.kind = kind;
+}
+
+/** Says what went wrong, as the API does. */
+function sayError(what, error) {
+    const { status, reason, message } = error;
+    if (error instanceof Refused) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad");
+    else say(`${what}: no answer from the server (${message})`, "bad");
+}
+
+const milliseconds = (value) => (value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+
+/** Runs what a button asks for, once at a time, and says how it failed. */
+async function doing(button, what, action) {
+    if (button.ariaBusy === "true" || button.ariaDisabled === "true") return;
+    button.ariaBusy = "true";
+    try {
+        await action();
+    } catch (error) {
+        sayError(what, error);
+    } finally {
+        button.ariaBusy = "false";
+    }
+}
+
+// Devices
+
+/** Whom the page acts as: the device whose card says "use". */
+let acting = null;
+
+class Device {
+    /** Of the session that it is signed in to, and `null` when it is not. */
+    tokens = null;
+    claims = null;
+    /** Whether the page is ending the session at this moment, and asks the service all the time anyway. */
+    isEnding = false;
+    #refreshing = null;
+
+    constructor(card) {
+        card.append($("#device").content.cloneNode(true));
+        this.card = card;
+        this.id = card.dataset.device;
+        this.name = $("h3", card).textContent;
+        this.button = $(".act", card);
+        this.use = $(".use input", card);
+        this.use.ariaLabel = `Use ${this.name}'s token`;
+        this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
+        this.use.addEventListener("change", () => act(this));
+        this.show("out", "–", "nobody has been let in");
+    }
+
+    get sessionId() {
+        return this.claims?.sid;
+    }
+
+    hold(tokens) {
+        this.tokens = tokens;
+        this.claims = JSON.parse(atobUrl(tokens.access_token.split(".")[1]));
+    }
+
+    /** A token that is good for a while: a fresh one, where this one is about to expire. */
+    async token() {
+        const left = this.claims.exp - Date.now() / 1000;
+        if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 2)) {
+            // One at a time: the second would get the same successor, to no purpose.
+            this.#refreshing ??= this.renew().finally(() => (this.#refreshing = null));
+            await this.#refreshing;
+        }
+        return this.tokens.access_token;
+    }
+
+    async renew() {
+        const headers = { "x-refresh-token": this.tokens.refresh_token };
+        try {
+            const { answer } = await rest("POST", `${basePath}/auth/sessions/current/refresh`, headers);
+            this.hold(answer);
+            if (acting === this) showToken();
+        } catch (error) {
+            if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") this.drop(401, error.reason);
+            throw error;
+        }
+    }
+
+    /** Asks the guarded service to let a token in: the status, and in words. */
+    static async ask(token) {
+        const response = await asked("/demo/service", "GET", bearer(token));
+        if (response.ok) return { status: response.status, words: `hello, ${(await response.json()).hello}` };
+        const { reason, message } = await refusal(response);
+        return { status: response.status, words: reason || message };
+    }
+
+    /** Asks, and shows what came of it. */
+    async check() {
+        if (!this.tokens || this.isEnding) return;
+        let tokens = this.tokens;
+        const isOver = () => this.tokens !== tokens || this.isEnding;
+        try {
+            const token = await this.token();
+            tokens = this.tokens;
+            const { status, words } = await Device.ask(token);
+            if (isOver()) return;
+            if (status === 401) this.drop(status, words);
+            else this.show(status === 200 ? "in" : "unknown", status, words);
+        } catch (error) {
+            if (!isOver()) this.show("unknown", "?", `no answer: ${error.message}`);
+        }
+    }
+
+    /**
+     * Asks again and again until the service turns the device away: how long that was after `since`, in milliseconds. Without
+     * it, nothing is measured.
+     */
+    async refused(since) {
+        const { access_token: token } = this.tokens;
+        const began = performance.now();
+        for (;;) {
+            const { status, words } = await Device.ask(token);
+            const now = performance.now();
+            if (status === 401) {
+                this.drop(status, words, since && now - since);
+                return now - since;
+            }
+            this.show(status === 200 ? "in" : "unknown", status, words);
+            if (now - began > REFUSAL_MS) throw new Refused(status, "", `${this.name} is still let in after ${REFUSAL_MS} ms`);
+        }
+    }
+
+    /** The feed says that the session has ended; the service may hear of it a moment later than the page. */
+    async isOver() {
+        if (!this.tokens || this.isEnding) return;
+        this.isEnding = true;
+        try {
+            await this.refused();
+        } catch (error) {
+            sayError(this.name, error);
+        } finally {
+            this.isEnding = false;
+        }
+    }
+
+    /** Is signed out: the service has said so. */
+    drop(status, words, after) {
+        this.tokens = this.claims = null;
+        this.show("refused", status, words, after);
+        if (acting === this) act(devices.find((device) => device.tokens) ?? null);
+    }
+
+    show(state, status, words, after) {
+        const { card } = this;
+        card.dataset.state = state;
+        $(".where", card).textContent = this.tokens ? this.ip : "not signed in";
+        $(".code", card).textContent = status;
+        const took = $(".took", card);
+        took.textContent = after === undefined ? "" : milliseconds(after);
+        if (after !== undefined) took.append(Object.assign(document.createElement("small"), { textContent: "ms" }));
+        took.title = after === undefined ? "" : "from the sign-out's answer to the first 401";
+        $(".why", card).textContent = words;
+        this.button.textContent = this.tokens ? "Sign out" : "Sign in";
+        this.button.ariaLabel = `${this.button.textContent}: ${this.name}`;
+        const hadFocus = document.activeElement === this.use;
+        this.use.disabled = !this.tokens;
+        if (hadFocus && this.use.disabled) this.button.focus();
+    }
+}
+
+const atobUrl = (text) => {
+    const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+    return new TextDecoder().decode(Uint8Array.from(bytes, (letter) => letter.charCodeAt(0)));
+};
+
+/** Uses this device's token from now on, for the list and to end other sessions. */
+function act(device) {
+    acting = device;
+    for (const { use } of devices) use.checked = use === device?.use;
+    showToken();
+    markCurrent();
+    if (device && !listed) load();
+}
+
+async function signIn(those) {
+    const busy = those.length === 1 ? those[0].button : $("#sign-in-all");
+    await doing(busy, `Sign in on ${those.map(({ name }) => name).join(", ")}`, async () => {
+        const began = performance.now();
+        const grants = await Promise.allSettled(those.map(async (device) => {
+            const { answer } = await rest("POST", "/demo/sign-in", {}, { device: device.id });
+            device.ip = answer.session.ip;
+            device.hold(answer);
+            device.show("in", "…", "asking the service");
+            return answer.session;
+        }));
+        const took = performance.now() - began;
+        const opened = grants.filter(({ value }) => value).map(({ value }) => value);
+        // In one go, so that the list moves once; in the order in which they would be listed.
+        if (listed) for (const session of opened.sort((a, b) => (a.id < b.id ? -1 : 1))) addFirst(session);
+        showCount();
+        if (!acting || those.length === 1) act(those.find((device) => device.tokens) ?? acting);
+        else markCurrent();
+        const failed = grants.find(({ reason }) => reason);
+        if (failed) throw failed.reason;
+        say(`${names(those)} signed in, in ${milliseconds(took)} ms.`);
+        await Promise.all(those.map((device) => device.check()));
+    });
+}
+
+const names = (those) => (those.length > 2 ? `${those.length} devices` : those.map(({ name }) => name).join(" and "));
+
+/** Signs a device out, with its own token. */
+function signOut(device) {
+    return doing(device.button, `Sign out on ${device.name}`, () => ending([device], async () => {
+        const said = await wire().current(device.tokens.access_token);
+        markEnded(device.sessionId, "signed out");
+        return { words: `${device.name}: ${answered(said)}`, at: said.at };
+    }));
+}
+
+const answered = ({ call, took, before }) =>
+    `${call} answered 200 in ${milliseconds(took)} ms${before ? "; it had ended before" : ""}.`;
+
+/** Ends the sessions of these devices, and measures how long after the answer the service still let one of them in. */
+async function ending(those, end) {
+    for (const device of those) device.isEnding = true;
+    try {
+        const { words, at } = await end();
+        if (those.length === 0) return say(words);
+        const after = Math.max(...(await Promise.all(those.map((device) => device.refused(at)))));
+        say(`${words} The service turned ${those.length > 1 ? "them" : "it"} away ${milliseconds(after)} ms after that.`);
+    } finally {
+        for (const device of those) device.isEnding = false;
+    }
+}
+
+const devices = [...document.querySelectorAll(".device")].map((card) => new Device(card));
+
+$("#sign-in-all").addEventListener("click", () => {
+    const those = devices.filter((device) => !device.tokens);
+    if (those.length === 0) say("All five devices are signed in already.");
+    else signIn(those);
+});
+
+$("#sign-out-others").addEventListener("click", ({ currentTarget }) => {
+    if (!acting) return say("Sign in on a device first: it is the one that stays.", "bad");
+    doing(currentTarget, "Sign out everywhere else", async () => {
+        const stays = acting;
+        await ending(devices.filter((device) => device.tokens && device !== stays), async () => {
+            const said = await wire().others(await stays.token());
+            for (const id of rows.keys()) if (id !== stays.sessionId) markEnded(id, "signed out");
+            const sessions = said.count === 1 ? "1 session" : `${said.count.toLocaleString("en")} sessions`;
+            return { words: `${sessions} ended, and ${stays.name} stays. ${answered(said)}`, at: said.at };
+        });
+    });
+});
+
+// The list
+
+/** Each session that is shown, by its id: its row, and what is known of it. */
+const rows = new Map();
+let listed = false;
+let nextPage = "";
+let ended = 0;
+
+/** Makes a row, or finds the one that is there. */
+function rowOf(session) {
+    const known = rows.get(session.id);
+    if (known) {
+        known.session = session;
+        return known;
+    }
+    const element = $("#row").content.cloneNode(true).firstElementChild;
+    const row = { session, element, used: $(".used", element), shown: "" };
+    const name = session.device_name || "a device without a name";
+    element.dataset.id = session.id;
+    $(".name", element).textContent = name;
+    $(".ip", element).textContent = session.ip || "no address";
+    const button = $("button", element);
+    button.ariaLabel = `Sign out: ${name}, ${session.ip || "no address"}`;
+    showUsed(row, Date.now());
+    rows.set(session.id, row);
+    return row;
+}
+
+function showUsed(row, now) {
+    const text = row.element.dataset.ended ?? ago(now - Date.parse(row.session.last_used_at));
+    if (text !== row.shown) row.used.textContent = row.shown = text;
+}
+
+function ago(millis) {
+    const units = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"]];
+    const [size, unit] = units.find(([size]) => millis >= size) ?? [];
+    return size ? `${Math.floor(millis / size)} ${unit} ago` : "just now";
+}
+
+/** A part of the list that the browser draws only when it is in sight. */
+function chunk(elements) {
+    const part = document.createElement("div");
+    part.className = "chunk";
+    part.role = "presentation";
+    part.style.setProperty("--rows", elements.length);
+    part.append(...elements);
+    return part;
+}
+
+function addFirst(session) {
+    const list = $("#sessions");
+    if (!list.firstChild) list.append(chunk([]));
+    const part = list.firstChild;
+    part.prepend(rowOf(session).element);
+    part.style.setProperty("--rows", part.childElementCount);
+    list.hidden = false;
+}
+
+async function page(token, size) {
+    const query = new URLSearchParams({ user_id: "me", page_size: size, ...(token && { page_token: token }) });
+    const { answer } = await rest("GET", `${basePath}/auth/sessions?${query}`, bearer(await acting.token()));
+    nextPage = answer.next_page_token;
+    $("#more").hidden = !nextPage;
+    return answer.items;
+}
+
+/** Lists anew, from the newest on. Rows that are there stay: whoever stands on one of them stays there. */
+async function load() {
+    listed = true;
+    try {
+        const sessions = await page("", PAGE_SIZES[0]);
+        const listedNow = new Set(sessions.map(({ id }) => id));
+        for (const id of rows.keys()) if (!listedNow.has(id)) rows.delete(id);
+        ended = 0;
+        const elements = sessions.map((session) => rowOf(session).element);
+        const list = $("#sessions");
+        const first = list.firstChild;
+        if (first && same([...first.children], elements)) while (first.nextSibling) first.nextSibling.remove();
+        else keepFocus(() => list.replaceChildren(chunk(elements)));
+        list.hidden = false;
+        $("#no-sessions").hidden = true;
+        markCurrent();
+        showCount();
+    } catch (error) {
+        listed = rows.size > 0;
+        sayError("List sessions", error);
+    }
+}
+
+const same = (some, others) => some.length === others.length && some.every((one, at) => one === others[at]);
+
+/** Whatever had the focus has it again, or the list's title where it is gone. */
+function keepFocus(change) {
+    const focused = document.activeElement;
+    change();
+    if (focused.isConnected) focused.focus({ preventScroll: true });
+    else $("#sessions-title").focus({ preventScroll: true });
+}
+
+function markCurrent() {
+    const before = $("#sessions .name i");
+    const row = rows.get(acting?.sessionId);
+    if (before && before.closest(".row") !== row?.element) before.remove();
+    if (row && !$("i", row.element)) {
+        const tag = Object.assign(document.createElement("i"), { textContent: "this one" });
+        $(".name", row.element).append(tag);
+    }
+    // Another one, for the command that ends one by its id.
+    for (const [id, { element }] of rows) {
+        if (element.dataset.ended || id === acting?.sessionId) continue;
+        $("#some-id").textContent = id;
+        break;
+    }
+}
+
+/** Fades a session that is over. It stays where it is until the list is cleared: nothing moves under the reader's hand. */
+function markEnded(id, words) {
+    const row = rows.get(id);
+    if (!row || row.element.dataset.ended) return;
+    row.element.dataset.ended = words;
+    showUsed(row, 0);
+    const button = $("button", row.element);
+    button.ariaDisabled = "true";
+    button.textContent = "Ended";
+    button.ariaLabel = button.ariaLabel.replace("Sign out", "Ended");
+    ended += 1;
+    showCount();
+}
+
+let counting = false;
+
+/** Once a frame, however many end at once. */
+function showCount() {
+    if (counting) return;
+    counting = true;
+    requestAnimationFrame(() => {
+        counting = false;
+        $("#clear").ariaDisabled = String(ended === 0);
+        $("#clear").textContent = ended ? `Clear ${ended.toLocaleString("en")} ended` : "Clear ended";
+    });
+}
+
+$("#sessions").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (!button || button.ariaDisabled === "true") return;
+    const { id } = button.closest(".row").dataset;
+    const holder = devices.find((device) => device.sessionId === id);
+    if (holder && holder === acting) return signOut(holder);
+    if (!acting) return say("Sign in on a device first: its token may end the other sessions of its user.", "bad");
+    doing(button, "Sign out by id", () => ending(holder ? [holder] : [], async () => {
+        const by = acting;
+        const said = await wire().byId(await by.token(), id);
+        markEnded(id, "signed out");
+        return { words: `By ${by.name}: ${answered(said)}`, at: said.at };
+    }));
+});
+
+$("#more").addEventListener("click", ({ currentTarget }) => {
+    doing(currentTarget, "Show more", async () => {
+        if (!acting) return say("Sign in on a device to see more.", "bad");
+        const elements = (await page(nextPage, PAGE_SIZES[1])).map((session) => rowOf(session).element);
+        $("#sessions").append(chunk(elements));
+        // The button is gone after the last page: go on where the reader was.
+        if (currentTarget.hidden) $("button", elements[0] ?? $("#sessions"))?.focus({ preventScroll: true });
+        say(`${rows.size.toLocaleString("en")} sessions shown${nextPage ? ", and there are more" : ""}.`);
+    });
+});
+
+$("#reload").addEventListener("click", ({ currentTarget }) => {
+    if (!acting) return say("Sign in on a device first: listing takes a token.", "bad");
+    doing(currentTarget, "Reload", load);
+});
+
+$("#clear").addEventListener("click", ({ currentTarget }) => {
+    if (currentTarget.ariaDisabled === "true") return;
+    for (const [id, { element }] of rows) {
+        if (element.dataset.ended) {
+            rows.delete(id);
+            element.remove();
+        }
+    }
+    for (const part of $("#sessions").children) part.style.setProperty("--rows", part.childElementCount);
+    ended = 0;
+    showCount();
+    say(`${rows.size.toLocaleString("en")} sessions shown.`);
+});
+
+// The feed
+
+const link = $("#link");
+let cursor = "";
+let pending = [];
+
+/** A line in the feed's own words. Written once a frame, however many come at once. */
+function line(time, words, aside, kind = "") {
+    pending.push([time, words, aside, kind]);
+    if (pending.length > LINES_MAX) pending.shift();
+    if (pending.length === 1) requestAnimationFrame(writeLines);
+}
+
+function writeLines() {
+    const feed = $("#feed");
+    const atEnd = feed.scrollHeight - feed.scrollTop - feed.clientHeight < 40;
+    feed.append(...pending.map(([time, words, aside, kind]) => {
+        const line = document.createElement("p");
+        line.dataset.kind = kind;
+        line.append(...[clock(time), words, aside].map((text) => {
+            return Object.assign(document.createElement("span"), { textContent: text });
+        }));
+        return line;
+    }));
+    pending = [];
+    while (feed.childElementCount > LINES_MAX) feed.firstChild.remove();
+    if (atEnd) feed.scrollTop = feed.scrollHeight;
+}
+
+const clock = (time) => {
+    const two = (number) => String(number).padStart(2, "0");
+    const millis = String(time.getMilliseconds()).padStart(3, "0");
+    return `${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}.${millis}`;
+};
+
+function showLink(state) {
+    if (link.dataset.state === state) return;
+    link.dataset.state = state;
+    $("#link-state").textContent = `feed ${state}`;
+}
+
+function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, cursor: next }) {
+    if (next) cursor = next;
+    if (snapshot_begin) line(new Date(), "snapshot begins", short(snapshot_begin.reason));
+    for (const revocation of revocations?.revocations ?? []) ends(revocation);
+    if (snapshot_complete) {
+        line(new Date(), "snapshot complete", "");
+        // What ended before is known now; what began is not.
+        if (acting) load();
+    }
+    if (heartbeat) {
+        showLink("live");
+        $("#news").textContent = `news ${(heartbeat.age_ms / 1000).toFixed(1)} s old`;
+        link.firstElementChild.classList.remove("beat");
+        requestAnimationFrame(() => requestAnimationFrame(() => link.firstElementChild.classList.add("beat")));
+    }
+}
+
+const short = (name) => name.replace(/^(SNAPSHOT|REVOKE)_REASON_/, "");
+
+/** Something has ended: says so, and has each device that it concerns turned away. */
+function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revoked_at, reason }) {
+    const time = new Date(revoked_at);
+    if (session_id) {
+        const name = rows.get(session_id)?.session.device_name ?? "session";
+        line(time, `${name} …${session_id.slice(-6)}`, short(reason), "end");
+        markEnded(session_id, words(reason));
+        devices.find((device) => device.sessionId === session_id)?.isOver();
+    } else if (user_cut_off) {
+        const { user_id, epoch, spared_session_id: spared } = user_cut_off;
+        line(time, `every session of ${user_id}${spared ? ` but …${spared.slice(-6)}` : ""}`, short(reason), "end");
+        for (const [id, { session }] of rows) {
+            const concerned = session.user_id === user_id && id !== spared && new Date(session.created_at) < time;
+            if (concerned) markEnded(id, words(reason));
+        }
+        for (const device of devices) {
+            const { sub, sid, epoch: [, own] } = device.claims ?? { epoch: [] };
+            if (sub === user_id && sid !== spared && own < Number(epoch)) device.isOver();
+        }
+    } else if (project_cut_off) {
+        line(time, "every session of the project", short(reason), "end");
+        for (const [id, { session }] of rows) if (new Date(session.created_at) < time) markEnded(id, words(reason));
+        for (const device of devices) if (device.claims?.epoch[0] < Number(project_cut_off.epoch)) device.isOver();
+    } else {
+        line(time, `every token of key ${signing_key_id}`, short(reason), "end");
+        // The sessions go on, with tokens of another key.
+        for (const device of devices) {
+            if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error));
+        }
+    }
+}
+
+const words = (reason) => short(reason).toLowerCase().replaceAll("_", " ");
+
+/** The lines of a stream, as they come. */
+async function* lines(stream) {
+    const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = ""; ; ) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        const complete = (rest + value).split("\n");
+        rest = complete.pop();
+        if (rest.length > LINE_MAX) throw new Error("a line without an end");
+        yield* complete.filter(Boolean).map((text) => JSON.parse(text));
+    }
+}
+
+/** Follows the feed for as long as the page is open; after a break, from where it broke off. */
+async function follow() {
+    for (let delay = 250; ; delay = Math.min(2 * delay, RETRY_MS)) {
+        const silence = new AbortController();
+        const silent = () => silence.abort(new Error("nothing was heard for too long"));
+        let timer = setTimeout(silent, SILENCE_MS);
+        // No need to wait for the silence. Where the server is not beyond the network, it answers again at once.
+        addEventListener("offline", () => silence.abort(new Error("the network is gone")), { once: true, signal: silence.signal });
+        try {
+            const query = cursor && `?${new URLSearchParams({ cursor })}`;
+            const response = await fetch(`/demo/feed${query}`, { cache: "no-store", signal: silence.signal });
+            if (!response.ok) throw await refusal(response);
+            if (cursor) {
+                line(new Date(), "resumed where it broke off", "", "link");
+                for (const device of devices) device.check();
+            }
+            for await (const message of lines(response.body)) {
+                clearTimeout(timer);
+                timer = setTimeout(silent, SILENCE_MS);
+                if (message.error) throw new Refused("", message.error.details?.[0]?.reason ?? "", message.error.message);
+                delay = 250;
+                tell(message);
+            }
+            throw new Error("the stream ended");
+        } catch (error) {
+            const why = silence.signal.aborted ? silence.signal.reason : error;
+            if (link.dataset.state === "live") line(new Date(), `broke off: ${why.reason || why.message}`, "", "link");
+            showLink("reconnecting");
+            $("#news").textContent = "no news";
+        } finally {
+            clearTimeout(timer);
+            silence.abort();
+        }
+        await pause(delay);
+    }
+}
+
+/** Waits, but not for longer than it takes to be online again. */
+function pause(millis) {
+    return new Promise((go) => {
+        const timer = setTimeout(end, millis);
+        addEventListener("online", end);
+        function end() {
+            clearTimeout(timer);
+            removeEventListener("online", end);
+            go();
+        }
+    });
+}
+
+// The token
+
+const TIMES = new Set(["iat", "exp", "nbf", "auth_time"]);
+
+function showToken() {
+    const list = $("#token");
+    list.hidden = !acting;
+    $("#no-token").hidden = Boolean(acting);
+    $("#token-of").textContent = acting?.name ?? "";
+    if (!acting) return list.replaceChildren();
+    const [head, , signature] = acting.tokens.access_token.split(".");
+    const entries = (object) => Object.entries(object).flatMap(([name, value]) => {
+        const term = Object.assign(document.createElement("dt"), { textContent: name });
+        const text = typeof value === "string" ? value : JSON.stringify(value);
+        const description = Object.assign(document.createElement("dd"), { textContent: text });
+        if (TIMES.has(name)) {
+            const human = Object.assign(document.createElement("small"), { textContent: new Date(value * 1000).toLocaleString() });
+            if (name === "exp") human.id = "expiry";
+            description.append(human);
+        }
+        return [term, description];
+    });
+    const part = (name) => Object.assign(document.createElement("dt"), { textContent: name, className: "part" });
+    list.replaceChildren(
+        part("Header"), ...entries(JSON.parse(atobUrl(head))),
+        part("Payload"), ...entries(acting.claims),
+        part("Signature"), ...entries({ bytes: `${signature.slice(0, 6)}… (64 bytes; the rest is not shown)` }),
+    );
+    showExpiry();
+}
+
+function showExpiry() {
+    const expiry = $("#expiry");
+    if (!expiry || !acting) return;
+    const left = Math.max(0, Math.round(acting.claims.exp - Date.now() / 1000));
+    expiry.textContent = left ? `in ${Math.floor(left / 60)} min ${String(left % 60).padStart(2, "0")} s` : "expired";
+}
+
+// The commands
+
+for (const command of document.querySelectorAll(".commands li")) {
+    command.append($("#command").content.cloneNode(true));
+    const [button, title] = [$("button", command), $("h3", command).textContent];
+    button.ariaLabel = `Copy: ${title}`;
+    button.addEventListener("click", async () => {
+        try {
+            await navigator.clipboard.writeText($("pre", command).textContent);
+            say(`Copied: ${title}.`);
+            button.textContent = "Copied";
+            setTimeout(() => (button.textContent = "Copy"), 1_500);
+        } catch (error) {
+            // Not every browser lets a page write there; the reader can.
+            getSelection().selectAllChildren($("pre", command));
+            say(`Selected, to be copied by hand: ${error.message}`);
+        }
+    });
+}
+
+// Time
+
+setInterval(showExpiry, 1_000);
+setInterval(() => {
+    const now = Date.now();
+    for (const row of rows.values()) showUsed(row, now);
+    // A refresh in time, so that the service is never shown an expired token.
+    for (const device of devices) if (device.tokens && !device.isEnding) device.token().catch((error) => sayError(`Refresh on ${device.name}`, error));
+}, 5_000);
+
+follow();

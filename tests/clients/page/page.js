@@ -1,0 +1,639 @@
+// The page of a running `sessiond dev`, in Chromium; ./run starts both. A line for each thing that holds.
+
+import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
+import { access, constants, readFile, rm } from "node:fs/promises";
+import http from "node:http";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { chromium } from "playwright-core";
+
+const env = process.env;
+const { SESSIOND_URL, SESSIOND_SERVER_KEY } = env;
+const PAGE = `${SESSIOND_URL}/`;
+const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const PATIENCE_MS = 30_000;
+
+// What is asked of the page, at most. The machine may be busy with other things.
+const WEIGHT_BYTES_MAX = 150_000;
+const FIRST_BYTE_MS_MAX = 50;
+const REFUSED_MS_MAX = 2_000;
+const LIST_MS_MAX = 5_000;
+const INTERACTION_MS_MAX = 1_500;
+
+const began = Date.now();
+const ok = (text) => console.log(`${((Date.now() - began) / 1000).toFixed(0).padStart(4)} s  ${text}`);
+const median = (numbers) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)];
+
+async function eventually(what, holds) {
+    const until = Date.now() + PATIENCE_MS;
+    for (let last; ; ) {
+        try {
+            if (await holds()) return;
+        } catch (error) {
+            last = error;
+        }
+        if (Date.now() > until) assert.fail(`not ${what}, in ${PATIENCE_MS} ms${last ? `: ${last.message}` : ""}`);
+        await new Promise((go) => setTimeout(go, 20));
+    }
+}
+
+// The server, asked by others than the page
+
+async function api(method, route, token, body) {
+    const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
+    const response = await fetch(SESSIOND_URL + route, { method, headers, body: body && JSON.stringify(body) });
+    assert.equal(response.status, 200, `${method} ${route}`);
+    return response.json();
+}
+
+const endById = (id) => api("DELETE", `/auth/sessions/${id}`, SESSIOND_SERVER_KEY);
+
+const countOf = async (user) =>
+    (await api("GET", `/auth/sessions?user_id=${user}&page_size=1000`, SESSIOND_SERVER_KEY)).items.length;
+
+/** A request as no browser would send it. */
+const raw = (options, body) => new Promise((resolve, reject) => {
+    const request = http.request(SESSIOND_URL, options, (response) => {
+        response.resume().on("end", () => resolve(response));
+    });
+    request.on("error", reject).end(body);
+});
+
+// The browser
+
+async function installed() {
+    for (const name of ["chromium", "chromium-browser", "google-chrome"]) {
+        for (const dir of env.PATH.split(path.delimiter)) {
+            const found = path.join(dir, name);
+            if (await access(found, constants.X_OK).then(() => true, () => false)) return found;
+        }
+    }
+    throw new Error("there is no Chromium on the PATH");
+}
+
+// What is shown
+
+/** Messages of the browser's own about what is meant to fail, as long as it is. */
+let expected = /the server responded with a status of 401/;
+const complaints = [];
+const shifts = [];
+
+/** A page as a visitor has it, and what the test needs of it. */
+class Visit {
+    static async begin(browser, { device = "desktop", scheme = "light", ...more } = {}) {
+        const screens = {
+            desktop: { viewport: { width: 1280, height: 1080 } },
+            phone: { viewport: { width: 360, height: 780 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true },
+        };
+        const context = await browser.newContext({ ...screens[device], colorScheme: scheme, ...more });
+        context.setDefaultTimeout(PATIENCE_MS);
+        const page = await context.newPage();
+        const visit = Object.assign(new Visit(), { context, page });
+        page.on("pageerror", (error) => complaints.push(String(error)));
+        page.on("console", (message) => {
+            const text = message.text();
+            if (["error", "warning"].includes(message.type()) && !expected.test(text)) complaints.push(text);
+        });
+        await page.addInitScript(() => {
+            window.shifts = [];
+            const seen = (list) => list.getEntries().forEach((entry) => {
+                const moved = entry.sources.map(({ node }) => node?.id || node?.className || node?.nodeName);
+                if (!entry.hadRecentInput) window.shifts.push(`${entry.value.toFixed(5)} ${moved}`);
+            });
+            new PerformanceObserver(seen).observe({ type: "layout-shift", buffered: true });
+            window.slowest = 0;
+            const felt = (list) => list.getEntries().forEach(({ duration }) => (window.slowest = Math.max(window.slowest, duration)));
+            new PerformanceObserver(felt).observe({ type: "event", durationThreshold: 16, buffered: true });
+        });
+        return visit;
+    }
+
+    async open() {
+        await this.page.goto(PAGE);
+        await this.live();
+        return this;
+    }
+
+    async end() {
+        shifts.push(...(await this.page.evaluate(() => window.shifts)));
+        await this.context.close();
+    }
+
+    live() {
+        return eventually("live", async () => (await this.link()) === "feed live");
+    }
+
+    link() {
+        return this.page.textContent("#link-state");
+    }
+
+    said() {
+        return this.page.textContent("#said");
+    }
+
+    card(device) {
+        return this.page.locator(`[data-device=${device}]`);
+    }
+
+    row(name) {
+        return this.page.locator(".row", { has: this.page.locator(`.name:text("${name}")`) }).first();
+    }
+
+    async verdict(device) {
+        return [await this.card(device).locator(".code").textContent(), await this.card(device).locator(".why").textContent()];
+    }
+
+    async isIn(device) {
+        await eventually(`${device} let in`, async () => (await this.verdict(device)).join() === "200,hello, ada");
+    }
+
+    async signIn(...those) {
+        for (const device of those) {
+            await this.card(device).locator(".act").click();
+            await this.isIn(device);
+        }
+    }
+
+    /** The milliseconds on a card that the service has turned away. */
+    async refusedAfter(device) {
+        await eventually(`${device} turned away`, async () => (await this.verdict(device)).join() === "401,SESSION_REVOKED");
+        const took = await this.card(device).locator(".took").textContent();
+        assert.match(took, /^[\d.,]+ms$/);
+        const after = Number(took.replace(/ms|,/g, ""));
+        assert.ok(after < REFUSED_MS_MAX, took);
+        return took;
+    }
+
+    isOver(name) {
+        return eventually(`the row of ${name} ended`, () => this.row(name).evaluate((row) => "ended" in row.dataset));
+    }
+
+    async feed() {
+        return (await this.page.locator("#feed p").allTextContents()).join("\n");
+    }
+
+    wire(name) {
+        return this.page.locator(".switch span", { hasText: name }).click();
+    }
+
+    /** No violation that keeps someone out. */
+    async isAccessible(when) {
+        // What fades in has less contrast until it is there.
+        await this.page.evaluate(() => Promise.allSettled(document.getAnimations().map(({ finished }) => finished)).then(() => {}));
+        await this.page.evaluate(AXE);
+        const { violations, passes } = await this.page.evaluate(() => window.axe.run());
+        const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+        const minor = violations.map(({ id, impact }) => `${id} (${impact})`).join(", ");
+        const told = grave.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map(({ html }) => html).join("\n  ")}`);
+        assert.deepEqual(told, [], when);
+        ok(`axe, ${when}: ${passes.length} rules passed, none violated gravely${minor && `; ${minor}`}`);
+    }
+
+    async fits() {
+        const [wide, has] = await this.page.evaluate(() => [document.scrollingElement.scrollWidth, innerWidth]);
+        assert.ok(wide <= has, `${wide} px wide in ${has}`);
+    }
+}
+
+// The tests, in the order of a visit
+
+async function loads(browser) {
+    const visit = await Visit.begin(browser);
+    const { page } = visit;
+    let weight = 0;
+    const foreign = [];
+    page.on("requestfinished", async (request) => {
+        if (new URL(request.url()).origin !== SESSIOND_URL) foreign.push(request.url());
+        const { responseHeadersSize, responseBodySize } = await request.sizes();
+        weight += responseHeadersSize + responseBodySize;
+    });
+    await visit.open();
+    await eventually("loaded", () => weight > 10_000);
+    assert.ok(weight < WEIGHT_BYTES_MAX, `${weight} bytes`);
+    assert.deepEqual(foreign.filter((url) => !url.startsWith("data:")), []);
+    ok(`weight: ${weight.toLocaleString("en")} bytes on the wire, all of them from here`);
+
+    const answer = await page.reload();
+    const policy = answer.headers()["content-security-policy"];
+    for (const part of ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"]) assert.ok(policy.includes(part));
+    assert.equal(answer.headers()["x-content-type-options"], "nosniff");
+    const firstBytes = [];
+    for (let load = 0; load < 9; load += 1) {
+        await page.reload();
+        const timing = await page.evaluate(() => performance.getEntriesByType("navigation")[0].toJSON());
+        firstBytes.push(timing.responseStart - timing.startTime);
+    }
+    assert.ok(median(firstBytes) < FIRST_BYTE_MS_MAX, String(firstBytes));
+    ok(`first byte: ${median(firstBytes).toFixed(1)} ms, the median of ${firstBytes.length} loads`);
+    await visit.end();
+}
+
+async function signsOut(browser) {
+    const visit = await (await Visit.begin(browser)).open();
+    const { page } = visit;
+    assert.match(await page.textContent("#no-sessions"), /Sign in on a device/);
+    await visit.isAccessible("before anything is done, light");
+    await visit.fits();
+
+    await visit.signIn("phone", "laptop", "tablet");
+    for (const [name, ip] of [["Phone", "203.0.113.7"], ["Laptop", "198.51.100.24"], ["Tablet", "203.0.113.88"]]) {
+        const row = visit.row(name);
+        assert.deepEqual([await row.locator(".ip").textContent(), await row.locator(".used").textContent()], [ip, "just now"]);
+    }
+    assert.equal(await visit.row("Tablet").locator("i").textContent(), "this one");
+    ok("signed in on three devices: each is let in, and listed with its address and its last use");
+
+    const claims = await page.textContent("#token");
+    for (const claim of [/typat\+jwt/, /algES256/, /subada/, /in (9|10) min \d\d s/]) assert.match(claims, claim);
+    const held = await page.evaluate(() => document.body.innerHTML);
+    assert.ok(!/eyJ[\w-]+\.[\w-]+\.[\w-]+|sdsk_|sdrt_/.test(held), "a token on the page");
+    ok("the access token is decoded, and not shown whole");
+
+    await visit.card("phone").locator(".act").click();
+    const overRest = await visit.refusedAfter("phone");
+    assert.match(await visit.said(), /DELETE \/auth\/sessions\/current answered 200 in/);
+    await visit.isOver("Phone");
+    await eventually("in the feed", async () => /Phone …\w{6}SIGNED_OUT/.test(await visit.feed()));
+    ok(`signed out over REST: 200, then 401 after ${overRest}; the feed and the list say so`);
+
+    await visit.wire("grpc-web");
+    await visit.card("laptop").locator(".act").click();
+    const overGrpcWeb = await visit.refusedAfter("laptop");
+    assert.match(await visit.said(), /grpc-web RevokeCurrent answered 200 in/);
+    await visit.isOver("Laptop");
+    await eventually("in the feed", async () => /Laptop …\w{6}SIGNED_OUT/.test(await visit.feed()));
+    ok(`signed out over grpc-web: 200, then 401 after ${overGrpcWeb}; the feed and the list say so`);
+
+    await visit.signIn("phone", "television");
+    await visit.card("tablet").locator(".use").click();
+    await visit.row("Television").locator("button").click();
+    const byId = await visit.refusedAfter("television");
+    assert.match(await visit.said(), /By Tablet: grpc-web RevokeSession/);
+    await visit.wire("REST");
+    await visit.row("Phone").locator("button").click();
+    const byIdOverRest = await visit.refusedAfter("phone");
+    assert.match(await visit.said(), /By Tablet: DELETE \/auth\/sessions\//);
+    ok(`signed out by id, from another device: 401 after ${byId} over grpc-web, ${byIdOverRest} over REST`);
+
+    for (const wire of ["REST", "grpc-web"]) {
+        await page.click("#sign-in-all");
+        for (const device of ["phone", "laptop", "television", "terminal"]) await visit.isIn(device);
+        await visit.wire(wire);
+        await page.click("#sign-out-others");
+        for (const device of ["phone", "laptop", "television", "terminal"]) await visit.refusedAfter(device);
+        await visit.isIn("tablet");
+        await eventually("said", async () => /sessions ended, and Tablet stays/.test(await visit.said()));
+    }
+    await eventually("in the feed", async () => /every session of ada but …\w{6}REVOKED_ALL/.test(await visit.feed()));
+    ok("signed out everywhere else, over either wire: four devices turned away, and one stays");
+
+    await page.click("#clear");
+    assert.equal(await page.locator(".row[data-ended]").count(), 0);
+    assert.equal(await page.locator(".row").count(), 1);
+    ok("the ended ones go when they are told to");
+
+    await page.click("#sign-in-all");
+    await visit.isIn("terminal");
+    const id = await visit.row("Terminal").getAttribute("data-id");
+    await endById(id);
+    await eventually("turned away", async () => (await visit.verdict("terminal")).join() === "401,SESSION_REVOKED");
+    await visit.isOver("Terminal");
+    ok("ended by somebody else: the card and the list follow the feed");
+
+    await visit.isAccessible("after all that, light");
+    await visit.fits();
+    await visit.end();
+
+    for (const options of [{ scheme: "dark" }, { device: "phone" }, { device: "phone", scheme: "dark" }]) {
+        const name = Object.values(options).join(", ");
+        const other = await (await Visit.begin(browser, options)).open();
+        await other.isAccessible(`before, ${name}`);
+        await other.page.click("#sign-in-all");
+        for (const device of ["phone", "laptop", "television", "terminal"]) await other.isIn(device);
+        await other.card("laptop").locator(".act").click();
+        await other.refusedAfter("laptop");
+        await other.isAccessible(`after, ${name}`);
+        await other.fits();
+        await other.end();
+    }
+}
+
+async function saysWhatWentWrong(browser) {
+    const visit = await Visit.begin(browser);
+    const { page } = visit;
+    // Without the feed, the page does not know yet what everyone else does.
+    expected = /status of 40[01]|ERR_FAILED/;
+    await page.route("**/demo/feed*", (route) => route.abort());
+    await page.goto(PAGE);
+    await visit.signIn("phone");
+    await endById(await visit.row("Phone").getAttribute("data-id"));
+    await page.click("#sign-out-others");
+    await eventually("told", async () => (await visit.said()).endsWith("401 · SESSION_REVOKED · The session has ended."));
+    await visit.wire("grpc-web");
+    await page.click("#sign-out-others");
+    const told = "grpc-status 16 · SESSION_REVOKED · The session has ended.";
+    await eventually("told", async () => (await visit.said()).endsWith(told));
+    await visit.card("phone").locator(".act").click();
+    await eventually("told", async () => /it had ended before/.test(await visit.said()));
+    ok("errors are told in the API's words, over either wire; what had ended before is no error");
+    expected = /the server responded with a status of 401/;
+    await visit.end();
+}
+
+async function worksByKeyboard(browser) {
+    const visit = await (await Visit.begin(browser, { reducedMotion: "reduce" })).open();
+    const { page } = visit;
+    const focused = () => page.evaluate(() => {
+        const { ariaLabel, textContent, id, value } = document.activeElement;
+        return document.activeElement === document.body ? "nothing" : ariaLabel || id || value || textContent;
+    });
+    const reach = async (label) => {
+        for (let steps = 0; steps < 80; steps += 1) {
+            if (await focused() === label) {
+                const outline = await page.evaluate(() => {
+                    const { activeElement: element } = document;
+                    const seen = getComputedStyle(element.type === "radio" ? element.nextElementSibling : element);
+                    return `${seen.outlineStyle} ${seen.outlineWidth}`;
+                });
+                assert.equal(outline, "solid 2px", `the focus is seen on ${label}`);
+                return;
+            }
+            await page.keyboard.press("Tab");
+        }
+        assert.fail(`${label} is not to be reached`);
+    };
+    await reach("sign-in-all");
+    await page.keyboard.press("Enter");
+    for (const device of ["phone", "laptop", "tablet"]) await visit.isIn(device);
+    await reach("Sign out: Laptop");
+    await page.keyboard.press("Space");
+    await visit.refusedAfter("laptop");
+    assert.equal(await focused(), "Sign in: Laptop", "the focus stays");
+
+    // The acting device, by arrows; and it stays somewhere when its card's choice goes.
+    await page.keyboard.press("Shift+Tab");
+    await reach("Use Phone's token");
+    await page.keyboard.press("ArrowDown");
+    assert.equal(await focused(), "Use Tablet's token");
+    await endById(await visit.row("Tablet").getAttribute("data-id"));
+    await eventually("turned away", async () => (await visit.verdict("tablet"))[0] === "401");
+    assert.equal(await focused(), "Sign in: Tablet", "the focus goes on");
+
+    await page.evaluate(() => document.querySelector("#sessions-title").focus());
+    await reach("Sign out: Terminal, 192.0.2.130");
+    await page.keyboard.press("Enter");
+    await visit.isOver("Terminal");
+    assert.equal(await focused(), "Ended: Terminal, 192.0.2.130", "the focus stays on what has ended");
+    await page.keyboard.press("Shift+Tab");
+    await page.evaluate(() => document.querySelector("#sessions-title").focus());
+    await reach("clear");
+    await page.keyboard.press("Enter");
+    assert.equal(await focused(), "clear");
+
+    const moving = await page.evaluate(() => document.getAnimations().length);
+    assert.equal(moving, 0, "nothing moves for those who do not want it");
+    ok("by keyboard alone: sign in, sign out, choose, end by id, clear; the focus is seen and never lost");
+    await visit.end();
+}
+
+async function copiesCommands(browser) {
+    const permissions = ["clipboard-read", "clipboard-write"];
+    const visit = await (await Visit.begin(browser, { permissions })).open();
+    const { page } = visit;
+    await visit.signIn("phone", "laptop");
+    const commands = page.locator(".commands li");
+    let ran = 0;
+    for (const command of await commands.all()) {
+        const [title, text] = [await command.locator("h3").textContent(), await command.locator("pre").textContent()];
+        await command.locator("button").click();
+        await eventually("copied", async () => (await page.evaluate(() => navigator.clipboard.readText())) === text);
+        // A stream has no end of its own.
+        const bounded = text.replaceAll("curl ", `curl --silent --show-error --max-time ${text.includes(" -N ") ? 2 : 20} `);
+        const shell = `. "$SESSIOND_DATA_DIR/dev.env"\n${bounded}\n`;
+        const output = await new Promise((done) => execFile("sh", ["-c", shell], (_, stdout, stderr) => done(stdout + stderr)));
+        const good = /"access_token"|"items"|HTTP\/1.1 200|"snapshot_complete"|"success":true|"revoked_count"|grpc-status:0/;
+        assert.match(output, good, `${title}: ${output}`);
+        ran += 1;
+    }
+    assert.equal(ran, 9);
+    ok(`${ran} commands were copied, and do in a shell what they say`);
+    await visit.end();
+}
+
+async function keepsOthersOut(browser) {
+    const before = await countOf("ada");
+    const json = { "content-type": "application/json" };
+    const body = JSON.stringify({ device: "phone" });
+    const post = (headers) => raw({ path: "/demo/sign-in", method: "POST", headers: { ...json, ...headers } }, body);
+    assert.equal((await post({ origin: "http://evil.example" })).statusCode, 403);
+    assert.equal((await post({ origin: "null" })).statusCode, 403);
+    assert.equal((await post({ "sec-fetch-site": "same-site" })).statusCode, 403);
+    assert.equal((await post({ host: "evil.example" })).statusCode, 421);
+    for (const path of ["/demo/feed", "/demo/service"]) {
+        assert.equal((await raw({ path, headers: { "sec-fetch-site": "cross-site" } })).statusCode, 403);
+    }
+    const large = await raw({ path: "/demo/sign-in", method: "POST", headers: json }, `{"device":"${"a".repeat(2_000)}"}`);
+    assert.equal(large.statusCode, 413);
+
+    // And as a browser does it.
+    const other = http.createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>"));
+    await new Promise((listening) => other.listen(0, "127.0.0.1", listening));
+    const visit = await Visit.begin(browser);
+    expected = /./;
+    const statuses = [];
+    visit.page.on("response", (response) => {
+        if (response.url().startsWith(SESSIOND_URL)) statuses.push(response.status());
+    });
+    for (const host of ["127.0.0.1", "localhost"]) {
+        await visit.page.goto(`http://${host}:${other.address().port}/`);
+        const outcome = await visit.page.evaluate(async ([url, body]) => {
+            const opaque = await fetch(`${url}/demo/sign-in`, { method: "POST", mode: "no-cors", body });
+            const open = await fetch(`${url}/demo/sign-in`, { method: "POST", body }).then(() => "read", () => "unread");
+            return [opaque.type, open];
+        }, [SESSIOND_URL, body]);
+        assert.deepEqual(outcome, ["opaque", "unread"]);
+        // Nor may it be put into a frame.
+        await visit.page.evaluate((url) => {
+            document.body.append(Object.assign(document.createElement("iframe"), { src: url }));
+        }, PAGE);
+        await eventually("no frame", () => visit.page.frames().length > 1 && !visit.page.frames()[1].url().startsWith(SESSIOND_URL));
+    }
+    assert.deepEqual([...new Set(statuses.filter((status) => status !== 200))], [403], String(statuses));
+    await visit.end();
+    await new Promise((closed) => other.close(closed));
+    assert.equal(await countOf("ada"), before);
+    expected = /the server responded with a status of 401/;
+    ok("another site's page: may not sign anyone in, read the feed, or frame the page; nothing was opened");
+}
+
+/** Ends the server at once, and starts it again in the same place. The one that runs then. */
+let server;
+async function startAgain(...args) {
+    server = spawn(env.SESSIOND, ["dev", "--listen", new URL(SESSIOND_URL).host, "--data-dir", env.SESSIOND_DATA_DIR, ...args], {
+        stdio: "ignore",
+    });
+    await eventually("up again", () => access(path.join(env.SESSIOND_DATA_DIR, "dev.env")).then(() => true));
+}
+
+async function comesBack(browser) {
+    const visit = await (await Visit.begin(browser)).open();
+    const { page, context } = visit;
+    expected = /./;
+    await page.click("#sign-in-all");
+    for (const device of ["phone", "laptop", "terminal"]) await visit.isIn(device);
+    const snapshots = async () => (await visit.feed()).match(/snapshot begins/g).length;
+    const resumed = async (times) => {
+        await visit.live();
+        await eventually("resumed", async () => (await visit.feed()).match(/resumed where/g)?.length === times);
+        assert.equal(await snapshots(), 1, "from the cursor, not from the beginning");
+    };
+
+    await context.setOffline(true);
+    await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
+    await endById(await visit.row("Phone").getAttribute("data-id"));
+    await visit.card("laptop").locator(".act").click();
+    await eventually("told", async () => /no answer from the server/.test(await visit.said()));
+    await context.setOffline(false);
+    await resumed(1);
+    await visit.isOver("Phone");
+    await eventually("turned away", async () => (await visit.verdict("phone"))[0] === "401");
+    await visit.isIn("laptop");
+    ok("offline and back: it says so, and hears what ended meanwhile, from where it broke off");
+
+    const pid = Number(env.SESSIOND_PID);
+    process.kill(pid, "SIGSTOP");
+    await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
+    process.kill(pid, "SIGCONT");
+    await resumed(2);
+    ok("a server that says nothing: the connection is given up, and taken up again");
+
+    await rm(path.join(env.SESSIOND_DATA_DIR, "dev.env"));
+    process.kill(pid, "SIGKILL");
+    await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
+    // Its tokens last so short that they are renewed before our eyes.
+    await startAgain("--access-token-ttl", "20s");
+    await resumed(3);
+    await visit.isIn("laptop");
+    ok("a server that was killed, and started again: it goes on from where it broke off");
+
+    await visit.signIn("phone");
+    const issued = () => page.locator("#token dt:text-is('iat') + dd").textContent();
+    const first = await issued();
+    await eventually("renewed", async () => (await issued()) !== first);
+    await visit.isIn("phone");
+    ok("an access token is renewed before it expires");
+    expected = /the server responded with a status of 401/;
+    await visit.end();
+}
+
+async function holdsTenThousand(browser) {
+    const COUNT = 10_000;
+    const opening = Date.now();
+    let left = COUNT - (await countOf("ada"));
+    await Promise.all(Array.from({ length: 24 }, async () => {
+        while (left-- > 0) {
+            const body = { user_id: "ada", device_name: `Device ${left}`, ip: `192.0.2.${left % 256}` };
+            await api("POST", "/auth/sessions", SESSIOND_SERVER_KEY, body);
+        }
+    }));
+    ok(`${COUNT.toLocaleString("en")} sessions, opened in ${Date.now() - opening} ms`);
+
+    const visit = await (await Visit.begin(browser)).open();
+    const { page } = visit;
+    /** How long after the click the page shows what came of it: as seen from within, to the frame. */
+    const timed = (selector, isDone) => page.evaluate(([selector, isDone]) => new Promise((done) => {
+        const holds = new Function(`return ${isDone}`);
+        document.querySelector(selector).addEventListener("click", () => {
+            const began = performance.now();
+            const look = () => (holds() ? requestAnimationFrame(() => done(performance.now() - began)) : requestAnimationFrame(look));
+            look();
+        }, { once: true, capture: true });
+        window.ready = true;
+    }).then((took) => took), [selector, isDone]);
+    const click = async (selector, isDone) => {
+        const [took] = await Promise.all([timed(selector, isDone), page.waitForFunction("window.ready").then(async () => {
+            await page.evaluate("window.ready = false");
+            await page.click(selector);
+        })]);
+        return took;
+    };
+    const shown = "document.querySelectorAll('.row').length";
+    const listed = await click("[data-device=phone] .act", `${shown} >= 50`);
+    assert.ok(listed < LIST_MS_MAX, `${listed} ms`);
+    const more = [];
+    for (let rows = 50; await page.locator("#more").isVisible(); rows = await page.locator(".row").count()) {
+        more.push(await click("#more", `${shown} > ${rows} && document.querySelector("#more").ariaBusy === "false"`));
+    }
+    const all = await page.locator(".row").count();
+    assert.ok(all >= COUNT, `${all} rows`);
+    assert.ok(Math.max(...more) < LIST_MS_MAX, String(more));
+    ok(`a list of ${all.toLocaleString("en")}: the first 50 after ${listed.toFixed(0)} ms; ${more.length} times "Show more", ` +
+        `median ${median(more).toFixed(0)} ms, the last ${more.at(-1).toFixed(0)} ms`);
+
+    await page.evaluate("window.slowest = 0");
+    const one = await click(".row:nth-child(5) button", "'ended' in document.querySelector('.row:nth-child(5)').dataset");
+    const wire = await click("input[value=grpc-web] + span", "document.querySelector('input[value=grpc-web]').checked");
+    const scrolled = await page.evaluate(async () => {
+        const list = document.querySelector(".sessions .scroll");
+        const began = performance.now();
+        for (let step = 1; step <= 20; step += 1) {
+            list.scrollTop = (list.scrollHeight * step) / 20;
+            await new Promise(requestAnimationFrame);
+        }
+        return (performance.now() - began) / 20;
+    });
+    const rest = await click("#sign-out-others", `document.querySelectorAll('.row:not([data-ended])').length === 1`);
+    const slowest = await page.evaluate("window.slowest");
+    for (const took of [one, wire, slowest]) assert.ok(took < INTERACTION_MS_MAX, `${took} ms`);
+    ok(`with all of them shown: one signed out in ${one.toFixed(0)} ms, the switch in ${wire.toFixed(0)} ms, a frame of scrolling in ` +
+        `${scrolled.toFixed(0)} ms, all but one in ${rest.toFixed(0)} ms; the slowest answer to a hand took ${slowest.toFixed(0)} ms`);
+    await visit.end();
+}
+
+async function screenshots(browser) {
+    for (const [name, options] of [["desktop", {}], ["phone", { device: "phone" }], ["dark", { scheme: "dark" }]]) {
+        const visit = await (await Visit.begin(browser, { ...options, reducedMotion: "reduce" })).open();
+        await visit.page.click("#sign-in-all");
+        for (const device of ["phone", "laptop", "television", "terminal"]) await visit.isIn(device);
+        await visit.card("laptop").locator(".act").click();
+        await visit.refusedAfter("laptop");
+        await visit.wire("grpc-web");
+        await visit.card("television").locator(".act").click();
+        await visit.refusedAfter("television");
+        await eventually("in the feed", async () => (await visit.feed()).includes("Television …"));
+        await visit.page.mouse.move(0, 0);
+        await visit.page.evaluate(() => scrollTo(0, 0));
+        await visit.page.screenshot({ path: `docs/page-${name}.png` });
+        await visit.end();
+        const { items } = await api("GET", "/auth/sessions?user_id=ada", SESSIOND_SERVER_KEY);
+        for (const { id, device_name: name } of items) if (name !== "demo") await endById(id);
+    }
+    ok("screenshots: docs/page-desktop.png, docs/page-phone.png, docs/page-dark.png");
+}
+
+const quiet = ["background-networking", "component-update", "sync", "gpu", "quic"].map((what) => `--disable-${what}`);
+// In a fresh directory of its own, which goes when it does.
+const browser = await chromium.launch({
+    executablePath: await installed(),
+    args: [...quiet, "--no-first-run", ...(process.getuid() === 0 ? ["--no-sandbox"] : [])],
+});
+try {
+    if (process.argv.includes("--screenshots")) await screenshots(browser);
+    await loads(browser);
+    // While the session in `dev.env` lasts.
+    await copiesCommands(browser);
+    await signsOut(browser);
+    await saysWhatWentWrong(browser);
+    await worksByKeyboard(browser);
+    await keepsOthersOut(browser);
+    await comesBack(browser);
+    await holdsTenThousand(browser);
+    assert.deepEqual(shifts, []);
+    ok("nothing moved by itself: a cumulative layout shift of 0, on every screen");
+    assert.deepEqual(complaints, []);
+    ok("the browser has not complained: no violation of the policy, no error");
+} finally {
+    await browser.close();
+    server?.kill();
+}
