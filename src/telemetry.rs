@@ -88,6 +88,11 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionLabels {
+    condition: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeliveryLabels {
     kind: &'static str,
     outcome: &'static str,
@@ -114,6 +119,7 @@ pub struct Metrics {
     deliveries: Family<DeliveryLabels, Counter>,
     deliveries_pending: Family<KindLabels, Gauge>,
     delivery_attempts: Family<KindLabels, Histogram>,
+    not_ready: Family<ConditionLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -168,6 +174,9 @@ impl Default for Metrics {
         let delivery_attempts = Family::new_with_constructor(durations as fn() -> Histogram);
         let help = "Time of an attempt to tell others, from the name to the answer";
         registry.register_with_unit("backchannel_attempt_duration", help, Unit::Seconds, delivery_attempts.clone());
+        let not_ready = Family::default();
+        let help = "Whether a condition keeps this replica from being ready: 1 or 0";
+        registry.register("not_ready", help, not_ready.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -187,6 +196,7 @@ impl Default for Metrics {
             deliveries,
             deliveries_pending,
             delivery_attempts,
+            not_ready,
         }
     }
 }
@@ -261,6 +271,11 @@ impl Metrics {
     /// Notes how many deliveries wait.
     pub fn deliveries_pending(&self, kind: &'static str, count: i64) {
         self.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
+    }
+
+    /// Notes whether a condition keeps this replica from being ready.
+    pub fn not_ready(&self, condition: &'static str, holds: bool) {
+        self.not_ready.get_or_create(&ConditionLabels { condition }).set(holds.into());
     }
 
     /// Everything, in the text format of OpenMetrics.

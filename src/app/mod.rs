@@ -12,6 +12,7 @@ mod keys;
 mod list;
 mod lives;
 mod projects;
+mod readiness;
 mod refresh;
 mod reseal;
 mod restored;
@@ -48,6 +49,7 @@ pub use list::Listed;
 pub use list::Page;
 pub use projects::ProjectError;
 pub use projects::Taken;
+pub use readiness::NotReady;
 pub use reseal::Resealed;
 pub use restored::restored;
 pub use revoke::Ended;
@@ -185,14 +187,5 @@ impl App {
     /// How many connections to the database there are, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
         self.store.pool_size()
-    }
-
-    /// Whether the service can do its work: the database answers.
-    ///
-    /// # Errors
-    ///
-    /// When it does not.
-    pub async fn ready(&self) -> Result<(), store::Error> {
-        self.store.ping().await
     }
 }

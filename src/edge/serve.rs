@@ -39,12 +39,14 @@ use super::stalled;
 use super::stalled::Impatient;
 use crate::app::App;
 use crate::app::Deliverer;
+use crate::app::NotReady;
 use crate::app::Sweeper;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
 use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
+use crate::telemetry;
 use crate::telemetry::Metrics;
 
 /// The most calls at once on one HTTP/2 connection.
@@ -82,7 +84,7 @@ pub struct Server {
     app: App,
     metrics: Metrics,
     health: HealthReporter,
-    ready: watch::Sender<bool>,
+    ready: watch::Sender<Option<String>>,
     sweeper: Option<Sweeper>,
     deliverer: Option<Deliverer>,
 }
@@ -104,7 +106,7 @@ impl Server {
     ) -> Result<Self, BindError> {
         app.feed().set_subscribers_max(limits.subscribers_max);
         let health = HealthReporter::new();
-        let (ready, readiness) = watch::channel(false);
+        let (ready, readiness) = watch::channel(Some("starting".to_owned()));
         let router = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
         let (sweeper, deliverer) = (None, None);
@@ -148,7 +150,7 @@ impl Server {
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
         let tasks = [
-            tokio::spawn(serve_metrics(metrics_listener, metrics, app.clone())),
+            tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), app.clone())),
             tokio::spawn(reload_keys(app.clone())),
             tokio::spawn(flush_usage(app.clone())),
             tokio::spawn(follow_feed(app.clone())),
@@ -157,7 +159,7 @@ impl Server {
         let sweep = sweeper.map(|sweeper| tokio::spawn(sweeper.run()));
         // A message that is cut off is sent again, under the same id, by whoever runs then.
         let deliver = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
-        let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone()));
+        let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone(), metrics.clone()));
         let graceful = GracefulShutdown::new();
         tokio::select! {
             () = accept(listener, router, &limits, &graceful) => {}
@@ -279,15 +281,27 @@ async fn follow_feed(app: App) {
     app.feed().run().await;
 }
 
-/// Tells `grpc.health.v1` and `/readyz` whether the database answers.
-async fn watch_health(health: HealthReporter, ready: watch::Sender<bool>, app: App) {
+/// Shows in `grpc.health.v1`, `/readyz` and the metrics whether the server is ready, and logs each change.
+async fn watch_health(health: HealthReporter, ready: watch::Sender<Option<String>>, app: App, metrics: Metrics) {
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let answers = app.ready().await.is_ok();
-        ready.send_replace(answers);
-        let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let found = app.readiness().await;
+        for condition in NotReady::CONDITIONS {
+            metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));
+        }
+        let reasons: Vec<String> = found.iter().map(ToString::to_string).collect();
+        let reasons = (!reasons.is_empty()).then(|| reasons.join("\n"));
+        let status = if found.is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        if ready.send_replace(reasons.clone()) != reasons {
+            for reason in &found {
+                tracing::warn!(condition = reason.condition(), reason = %telemetry::chain(reason), "not ready");
+            }
+            if found.is_empty() {
+                tracing::info!("ready");
+            }
+        }
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, status).await;
         }

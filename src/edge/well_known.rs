@@ -10,14 +10,14 @@ use http::header;
 use super::jwks;
 use crate::app::App;
 
-/// Whether the database answered when it was last looked at.
-pub(super) type Readiness = tokio::sync::watch::Receiver<bool>;
+/// What the last look at the server's conditions found: `None` when it is ready, otherwise a line for each reason.
+pub(super) type Readiness = tokio::sync::watch::Receiver<Option<String>>;
 
 /// The routes, the keys under every base path.
 pub(super) fn routes(app: App, ready: Readiness, base_paths: &[String]) -> Router {
     let ready = move || {
-        let ready = *ready.borrow();
-        async move { readiness(ready) }
+        let reasons = ready.borrow().clone();
+        async move { readiness(reasons) }
     };
     let health = Router::new().route("/healthz", get(alive)).route("/readyz", get(ready));
     health.merge(jwks::routes(app, base_paths))
@@ -28,9 +28,12 @@ async fn alive() -> Response {
     probe(StatusCode::OK, "alive")
 }
 
-/// Whether the server can do its work: what the last look at the database found. Asking costs the database nothing.
-fn readiness(ready: bool) -> Response {
-    if ready { probe(StatusCode::OK, "ready") } else { unavailable() }
+/// Whether the server can do its work, as of the last look: asking costs the database nothing.
+fn readiness(reasons: Option<String>) -> Response {
+    match reasons {
+        None => probe(StatusCode::OK, "ready"),
+        Some(reasons) => probe(StatusCode::SERVICE_UNAVAILABLE, reasons),
+    }
 }
 
 /// The database does not answer.
@@ -38,6 +41,6 @@ pub(super) fn unavailable() -> Response {
     probe(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable")
 }
 
-fn probe(status: StatusCode, text: &'static str) -> Response {
+fn probe(status: StatusCode, text: impl IntoResponse) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], text).into_response()
 }
