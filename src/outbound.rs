@@ -189,6 +189,19 @@ impl Target {
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         Ok(Self { authority: authority.to_owned(), host, port, path })
     }
+
+    /// Whether both lead to the same place, however they are spelled: letters of a name, a port that is the usual one, an
+    /// empty path (RFC 3986 §6.2.2.1, §6.2.3).
+    pub fn is(&self, other: &Self) -> bool {
+        let same_host = match (&self.host, &other.host) {
+            (Host::Name(one), Host::Name(other)) => {
+                one.trim_end_matches('.').eq_ignore_ascii_case(other.trim_end_matches('.'))
+            }
+            (Host::Address(one), Host::Address(other)) => one.to_canonical() == other.to_canonical(),
+            (Host::Name(_), Host::Address(_)) | (Host::Address(_), Host::Name(_)) => false,
+        };
+        same_host && self.port == other.port && self.path == other.path
+    }
 }
 
 /// Why there is no answer. Says nothing of the other side's own words.

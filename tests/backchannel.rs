@@ -623,14 +623,39 @@ async fn an_operator_says_who_is_told() {
     assert_eq!((&listed[0]["id"], &listed[0]["kind"]), (&json!(id), &json!("logout")));
     assert_eq!(listed[1]["url"], "https://app.example.org/logout");
     let remove = |project: &str, id: &str| sessiond(&["backchannel", "remove", id, "--project", project], &env);
-    assert_says(&remove("other", &id), false, "has no endpoint");
+    assert_says(&remove("other", &id), false, "unknown project other");
+    // The same receiver, however it is spelled, would be told twice.
+    for same in
+        ["https://app.example.org/logout", "https://APP.example.org:443/logout", "https://app.example.org./logout"]
+    {
+        let again = add(same, &[]);
+        assert_says(&again, false, "has this endpoint already, as ");
+        assert_says(&again, false, listed[1]["id"].as_str().expect("an id"));
+    }
+    assert_says(&add("https://app.example.org/Logout", &[]), true, "");
+    let twice = sessiond(
+        &[
+            "backchannel",
+            "add",
+            "--project",
+            PROJECT,
+            "--kind",
+            "caep",
+            "--audience",
+            "shop",
+            "--url",
+            "https://app.example.org/logout",
+        ],
+        &env,
+    );
+    assert_says(&twice, true, "");
     assert_says(&remove(PROJECT, &id), true, "removed endpoint");
     assert_says(&remove(PROJECT, &id), true, "was removed before");
-    assert_says(&sessiond(&["backchannel", "list", "--project", "other"], &env), false, "there is no project other");
+    assert_says(&sessiond(&["backchannel", "list", "--project", "other"], &env), false, "unknown project other");
 
     // Each sign-out writes a row for each: there is a bound.
-    for _ in 1..16 {
-        assert_says(&add("https://app.example.org/logout", &[]), true, "");
+    for number in 3..16 {
+        assert_says(&add(&format!("https://app.example.org/{number}"), &[]), true, "");
     }
-    assert_says(&add("https://app.example.org/logout", &[]), false, "may not have more");
+    assert_says(&add("https://app.example.org/16", &[]), false, "may not have more");
 }

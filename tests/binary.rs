@@ -371,7 +371,7 @@ async fn an_operator_sets_up_a_database_by_hand() {
     assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
     assert_says(&sessiond(&["project", "create", "shop"], &env), false, "there is already a project shop");
     assert_says(&sessiond(&["server-key", "create", "--project", "shop"], &env), true, "sdsk_");
-    assert_says(&sessiond(&["server-key", "create", "--project", "none"], &env), false, "no project none");
+    assert_says(&sessiond(&["server-key", "create", "--project", "none"], &env), false, "unknown project none");
 
     // The tests' Postgres has fsync off, for speed: nothing to serve from.
     assert_says(&sessiond(&serve, &env), false, "fsync off");
@@ -394,6 +394,143 @@ fn bad_settings_are_refused_by_name() {
     assert_says(&sessiond(&["dev", "--listen", "0.0.0.0:0"], &[]), false, "loopback only");
     let secret = sessiond(&["migrate"], &[("DATABASE_URL", "mysql://u:hunter2@h/d")]);
     assert!(!String::from_utf8_lossy(&secret.stderr).contains("hunter2"));
+}
+
+/// Runs a command whose standard output is this.
+fn sessiond_into(args: &[&str], env: &[(&str, &str)], stdout: Stdio) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null()).stdout(stdout);
+    command.stderr(Stdio::piped()).spawn().expect("starts").wait_with_output().expect("runs")
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+fn full_disk() -> Stdio {
+    File::options().write(true).open("/dev/full").expect("opens").into()
+}
+
+/// `sessiond … | true` and `>/dev/full`: every command fails in words, without a panic, and no secret is left that nobody saw.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_panics_on_a_closed_or_full_standard_output() {
+    let database = Database::create().await;
+    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", sealing_key)];
+    assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
+    let ids = |kind: &str| -> Vec<Value> {
+        let listed = sessiond(&[kind, "list", "--project", "shop", "--json"], &env);
+        String::from_utf8_lossy(&listed.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    for (what, output) in [("a closed pipe", closed_pipe as fn() -> Stdio), ("a full disk", full_disk)] {
+        let name = what.replace(' ', "-");
+        let url = format!("https://{name}.example.org/");
+        let keys = |kind| ids(kind).last().expect("one")["id"].as_str().expect("an id").to_owned();
+        let (signing, refresh) = (keys("signing-key"), keys("refresh-key"));
+        let backchannel = ["--project", "shop", "--kind", "caep", "--audience", "shop", "--url", &url];
+        for args in [
+            &["--help"][..],
+            &["--version"],
+            &["dev", "--help"],
+            &["openapi"],
+            &["migrate"],
+            &["project", "create", &name],
+            &["project", "list"],
+            &["project", "list", "--json"],
+            &["project", "show", "shop"],
+            &["project", "update", "shop", "--idle-ttl", "2d"],
+            &["server-key", "create", "--project", "shop"],
+            &["server-key", "list", "--project", "shop"],
+            &["signing-key", "rotate", "--project", "shop", "--now"],
+            &["signing-key", "revoke", &signing, "--project", "shop"],
+            &["signing-key", "list", "--project", "shop"],
+            &["refresh-key", "rotate", "--project", "shop", "--now"],
+            &["refresh-key", "revoke", &refresh, "--project", "shop"],
+            &["refresh-key", "list", "--project", "shop", "--json"],
+            &[&["backchannel", "add"], &backchannel[..]].concat(),
+            &["backchannel", "list", "--project", "shop"],
+            &["backchannel", "deliveries", "--project", "shop"],
+            &["audit", "--project", "shop"],
+            &["audit", "--project", "shop", "--json"],
+            &["reseal"],
+            &["sweep"],
+            &["restored"],
+        ] {
+            let said = sessiond_into(args, &env, output());
+            let words = String::from_utf8_lossy(&said.stderr);
+            assert!(!words.contains("panicked") && !words.contains("sdsk_"), "{args:?} to {what}: {words}");
+            assert!(said.status.code().is_some_and(|code| code != 0 && code != 101), "{args:?} to {what}: {said:?}");
+        }
+        let list = sessiond_into(&["project", "list"], &env, closed_pipe());
+        assert!(list.stderr.is_empty(), "a reader that has seen enough is told nothing: {list:?}");
+        let made = sessiond_into(&["server-key", "create", "--project", "shop"], &env, output());
+        assert_says(&made, false, "could not be shown, so it was revoked");
+    }
+    let keys = ids("server-key");
+    assert_eq!(keys.len(), 4);
+    assert!(keys.iter().all(|key| key["revoked_at"].is_string()), "a live key that nobody saw: {keys:?}");
+    let endpoints = ids("backchannel");
+    let added = endpoints.iter().filter(|endpoint| endpoint["url"] == "https://a-full-disk.example.org/").count();
+    assert_eq!(added, 1, "what was done stays done");
+
+    // Closed by the shell, or thrown away: the key is not even made.
+    for redirected in [">&-", ">/dev/null"] {
+        let line = format!("exec {BINARY} server-key create --project shop {redirected}");
+        let mut shell = Command::new("sh");
+        let refused = shell.args(["-c", &line]).env_clear().envs(env).output().expect("runs");
+        assert_says(&refused, false, "standard output is closed or /dev/null");
+    }
+    assert_eq!(ids("server-key").len(), 4);
+}
+
+/// An empty list would read as good news.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_refuses_an_unknown_project() {
+    let database = Database::create().await;
+    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", sealing_key)];
+    assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
+    let id = "01890a5d-ac96-474b-bcce-b302099a8057";
+    for args in [
+        &["project", "show", "nope"][..],
+        &["project", "update", "nope", "--idle-ttl", "1d"],
+        &["server-key", "create", "--project", "nope"],
+        &["server-key", "list", "--project", "nope"],
+        &["signing-key", "rotate", "--project", "nope"],
+        &["signing-key", "list", "--project", "nope"],
+        &["signing-key", "list", "--project", "nope", "--json"],
+        &["signing-key", "revoke", id, "--project", "nope"],
+        &["refresh-key", "rotate", "--project", "nope"],
+        &["refresh-key", "list", "--project", "nope"],
+        &["refresh-key", "revoke", id, "--project", "nope"],
+        &[
+            "backchannel",
+            "add",
+            "--project",
+            "nope",
+            "--kind",
+            "caep",
+            "--audience",
+            "a",
+            "--url",
+            "https://a.example/",
+        ],
+        &["backchannel", "list", "--project", "nope"],
+        &["backchannel", "remove", id, "--project", "nope"],
+        &["backchannel", "deliveries", "--project", "nope"],
+        &["backchannel", "deliveries", "--project", "nope", "--json"],
+        &["backchannel", "retry", id, "--project", "nope"],
+        &["audit", "--project", "nope"],
+        &["audit", "--project", "nope", "--json"],
+        &["audit", "--project", "nope", "--user", "ada"],
+    ] {
+        let refused = sessiond(args, &env);
+        assert_says(&refused, false, "unknown project nope");
+        assert_eq!(refused.status.code(), Some(1), "{args:?}");
+    }
 }
 
 /// The manual is what the binary says of itself, every command there is; run with `ACCEPT=1` to write it anew.

@@ -720,8 +720,8 @@ async fn an_operator_rotates_and_revokes_by_hand() {
         let keys = listed(&list, &env);
         assert_eq!((of_state(&keys, "signing").len(), of_state(&keys, "revoked").len()), (1, 2));
 
-        assert_says(&sessiond(&[kind, "list", "--project", "none"], &env), false, "there is no project none");
-        assert_says(&sessiond(&[kind, "rotate", "--project", "none"], &env), false, "there is no project none");
+        assert_says(&sessiond(&[kind, "list", "--project", "none"], &env), false, "unknown project none");
+        assert_says(&sessiond(&[kind, "rotate", "--project", "none"], &env), false, "unknown project none");
         assert_says(&sessiond(&[kind, "rotate"], &env), false, "--project <ID>");
         let stranger = [env[0], env[1], ("SESSIOND_SEALING_KEY", NEXT_SEALING_KEY)];
         assert_says(
@@ -814,8 +814,8 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
     }));
     assert_eq!(show(), limited);
     for (flags, why) in [
-        (["--idle-ttl", "2h"], "the longest idle limit must be no shorter"),
-        (["--session-ttl-max", "1h"], "the longest lifetime must be no shorter"),
+        (["--idle-ttl", "2h"], "--idle-ttl 2h is longer than --idle-ttl-max 1h, the limit of preset aal2: give"),
+        (["--session-ttl-max", "1h"], "--session-ttl 1d is longer than --session-ttl-max 1h: give"),
         (["--sessions-max", "0"], "must be 1 to 1000, or `none`"),
         (["--preset", "aal4"], "must be `aal1`, `aal2` or `aal3`"),
         (["--default-claims", "[]"], "must be a JSON object"),
@@ -827,8 +827,8 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
     assert_eq!(show(), limited, "a refused change changes nothing");
     assert_says(&sessiond(&["project", "update", "shop", "--sessions-max", "none"], env), true, "none");
     assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "400d"], env), false, "must be 1s to");
-    assert_says(&sessiond(&["project", "update", "none", "--idle-ttl", "1d"], env), false, "there is no project none");
-    assert_says(&sessiond(&["project", "show", "none"], env), false, "there is no project none");
+    assert_says(&sessiond(&["project", "update", "none", "--idle-ttl", "1d"], env), false, "unknown project none");
+    assert_says(&sessiond(&["project", "show", "none"], env), false, "unknown project none");
 }
 
 #[tokio::test(flavor = "multi_thread")]

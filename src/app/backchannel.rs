@@ -1,6 +1,11 @@
 //! Whom to tell that sessions have ended: the operator's business, from the command line.
 
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
 use ipnet::IpNet;
+use ipnet::Ipv4Net;
+use ipnet::Ipv6Net;
 use uuid::Uuid;
 
 use super::App;
@@ -28,8 +33,11 @@ pub enum EndpointError {
     #[error("the audience must be 1 to {AUDIENCE_LENGTH_MAX} bytes without control characters")]
     Audience,
     /// There is no such project.
-    #[error("there is no project {0}")]
+    #[error("unknown project {0}; `sessiond project list` shows those that exist")]
     NoProject(ProjectId),
+    /// The project has this endpoint already.
+    #[error("project {0} has this endpoint already, as {1}: the same kind, URL and audience would be told twice")]
+    Already(ProjectId, Uuid),
     /// The project has as many as it may have.
     #[error(
         "project {0} has {ENDPOINTS_MAX} endpoints, and may not have more: each sign-out writes a row for every one"
@@ -55,6 +63,12 @@ pub enum EndpointError {
     Failed(#[from] Error),
 }
 
+/// Every network.
+const ANYWHERE: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
+
 /// An endpoint to be.
 #[derive(Clone, Debug)]
 pub struct NewEndpoint {
@@ -74,9 +88,9 @@ impl App {
     /// # Errors
     ///
     /// When the URL may not be called, not even with `permitted` networks, or the audience is out of bounds; when there is no
-    /// such project, or it has [`ENDPOINTS_MAX`]; the store's.
+    /// such project, or it has this endpoint already or [`ENDPOINTS_MAX`]; the store's.
     pub async fn endpoint_add(&self, new: NewEndpoint, permitted: &[IpNet]) -> Result<Uuid, EndpointError> {
-        Target::parse(&new.url, permitted)?;
+        let target = Target::parse(&new.url, permitted)?;
         let fits = (1..=AUDIENCE_LENGTH_MAX).contains(&new.audience.len());
         if !fits || new.audience.chars().any(char::is_control) {
             return Err(EndpointError::Audience);
@@ -85,9 +99,16 @@ impl App {
         let now = self.clock.now();
         let id = clock::new_record_id(now);
         let endpoint = Endpoint { id, kind, url, audience, created_at: now };
-        match self.store.endpoint_insert(project.clone(), endpoint, ENDPOINTS_MAX).await.map_err(Error::from)? {
+        let same = move |one: &Endpoint, other: &Endpoint| {
+            // What was added before was allowed then, wherever it leads.
+            let there = Target::parse(&other.url, &ANYWHERE);
+            (one.kind, &one.audience) == (other.kind, &other.audience) && there.is_ok_and(|there| there.is(&target))
+        };
+        let added = self.store.endpoint_insert(project.clone(), endpoint, same, ENDPOINTS_MAX).await;
+        match added.map_err(Error::from)? {
             Added::Done => Ok(id),
             Added::NoProject => Err(EndpointError::NoProject(project)),
+            Added::Already(id) => Err(EndpointError::Already(project, id)),
             Added::TooMany => Err(EndpointError::TooMany(project)),
         }
     }
@@ -111,7 +132,10 @@ impl App {
         match self.store.endpoint_remove(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
             Removed::Now => Ok(false),
             Removed::Before => Ok(true),
-            Removed::Missing => Err(EndpointError::Missing(project, id)),
+            Removed::Missing => {
+                self.known(&project).await?;
+                Err(EndpointError::Missing(project, id))
+            }
         }
     }
 
@@ -119,8 +143,9 @@ impl App {
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// When there is no such project; the store's.
     pub async fn deliveries(&self, project: ProjectId, rows_max: usize) -> Result<Vec<OpenDelivery>, EndpointError> {
+        self.known(&project).await?;
         Ok(self.store.deliveries_open(project, rows_max).await.map_err(Error::from)?)
     }
 
@@ -135,7 +160,16 @@ impl App {
             Revived::NotDead => Err(EndpointError::NotDead(id)),
             Revived::NoEndpoint => Err(EndpointError::EndpointRemoved(id)),
             Revived::Nameless => Err(EndpointError::Nameless(id)),
-            Revived::Missing => Err(EndpointError::NoDelivery(project, id)),
+            Revived::Missing => {
+                self.known(&project).await?;
+                Err(EndpointError::NoDelivery(project, id))
+            }
         }
+    }
+
+    /// Refuses an unknown project: an empty list would read as good news.
+    async fn known(&self, project: &ProjectId) -> Result<(), EndpointError> {
+        let found = self.store.project_find(project.clone()).await.map_err(Error::from)?;
+        found.map(drop).ok_or_else(|| EndpointError::NoProject(project.clone()))
     }
 }

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::session::Policy;
+use crate::session::policy::PolicyError;
 use crate::store;
 use crate::store::Project;
 use crate::store::Role;
@@ -30,7 +31,7 @@ pub enum ProjectError {
     #[error("there is already a project {0}")]
     Exists(ProjectId),
     /// There is none of this name.
-    #[error("there is no project {0}")]
+    #[error("unknown project {0}; `sessiond project list` shows those that exist")]
     Missing(ProjectId),
     /// It has no such key; nothing is said of whether another project has.
     #[error("project {project} has no {purpose} {id}; `list` shows those that it has")]
@@ -61,8 +62,8 @@ pub enum ProjectError {
         from: Timestamp,
     },
     /// Its settings do not go together.
-    #[error("{0}")]
-    BadPolicy(&'static str),
+    #[error(transparent)]
+    BadPolicy(#[from] PolicyError),
     /// Its keys would be sealed with another sealing key than all others, or the database failed.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -84,7 +85,7 @@ impl App {
     ///
     /// When the name is taken, or the policy does not hold together; the store's.
     pub async fn project_create(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
-        policy.check().map_err(ProjectError::BadPolicy)?;
+        policy.check()?;
         self.check_sealing().await?;
         let now = self.clock.now();
         // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist. At once for servers whose

@@ -89,6 +89,18 @@ pub enum Preset {
 }
 
 impl Preset {
+    /// Every level.
+    pub const ALL: [Self; 3] = [Self::Aal1, Self::Aal2, Self::Aal3];
+
+    /// The name, on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Aal1 => "aal1",
+            Self::Aal2 => "aal2",
+            Self::Aal3 => "aal3",
+        }
+    }
+
     /// How long a session may last, and how long it may stay unused.
     pub const fn limits(self) -> (Duration, Duration) {
         const HOUR: u64 = 60 * 60;
@@ -115,27 +127,75 @@ impl Policy {
     /// # Errors
     ///
     /// What is wrong, in words for the operator.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub fn check(&self) -> Result<(), PolicyError> {
         let bounds = SESSION_TTL_MIN..=SESSION_TTL_MAX;
         if !bounds.contains(&self.session_ttl) || !bounds.contains(&self.idle_ttl) {
-            return Err("a session's lifetime and idle limit must be 1s to 367days");
+            return Err(PolicyError::Rule("a session's lifetime and idle limit must be 1s to 367days"));
         }
-        if self.session_ttl > self.session_ttl_max || self.session_ttl_max > SESSION_TTL_MAX {
-            return Err("the longest lifetime must be no shorter than the usual one, and at most 367days");
+        if self.session_ttl_max > SESSION_TTL_MAX || self.idle_ttl_max > SESSION_TTL_MAX {
+            return Err(PolicyError::Rule("--session-ttl-max and --idle-ttl-max must be at most 367days"));
         }
-        if self.idle_ttl > self.idle_ttl_max || self.idle_ttl_max > SESSION_TTL_MAX {
-            return Err("the longest idle limit must be no shorter than the usual one, and at most 367days");
+        let bounded =
+            [("session-ttl", self.session_ttl, self.session_ttl_max), ("idle-ttl", self.idle_ttl, self.idle_ttl_max)];
+        if let Some((flag, ttl, max)) = bounded.into_iter().find(|(_, ttl, max)| ttl > max) {
+            return Err(PolicyError::Longer { flag, ttl, max, preset: self.preset_of_bounds() });
         }
         if self.sessions.is_some_and(|limit| !(1..=SESSIONS_MAX).contains(&limit.max)) {
-            return Err("the limit on sessions must be 1 to 1000");
+            return Err(PolicyError::Rule("the limit on sessions must be 1 to 1000"));
         }
         let mut found = Findings::default();
         found.claims(&self.default_claims, DEFAULT_CLAIMS_BYTES_MAX);
         match found.is_empty() {
             true => Ok(()),
-            false => Err("default claims must be at most 2048 bytes of JSON, at most 8 deep, without reserved names"),
+            false => Err(PolicyError::Rule(
+                "default claims must be at most 2048 bytes of JSON, at most 8 deep, without reserved names",
+            )),
         }
     }
+
+    /// The preset whose bounds these are, if they are one's: which preset was given is not stored.
+    fn preset_of_bounds(&self) -> Option<Preset> {
+        Preset::ALL.into_iter().find(|preset| preset.limits() == (self.session_ttl_max, self.idle_ttl_max))
+    }
+}
+
+/// Why a policy does not hold together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A default is longer than its bound.
+    #[error("{}", longer(flag, *ttl, *max, *preset))]
+    Longer {
+        /// The default's flag, without its hyphens; the bound's has `-max` after it.
+        flag: &'static str,
+        /// The default.
+        ttl: Duration,
+        /// The bound.
+        max: Duration,
+        /// The preset that the bounds are from.
+        preset: Option<Preset>,
+    },
+    /// A setting is out of bounds.
+    #[error("{0}")]
+    Rule(&'static str),
+}
+
+/// Names both flags with both values: either may be the one that was not given this time.
+fn longer(flag: &str, ttl: Duration, max: Duration, preset: Option<Preset>) -> String {
+    let (ttl, max) = (duration_text(ttl), duration_text(max));
+    let from = preset.map(|preset| format!(", the limit of preset {}", preset.as_str())).unwrap_or_default();
+    let leaves = preset.map_or("", |_| ", which departs from the preset");
+    format!(
+        "--{flag} {ttl} is longer than --{flag}-max {max}{from}: give --{flag} {max} or less, or --{flag}-max {ttl} or \
+         more as well{leaves}"
+    )
+}
+
+/// A duration as a flag takes it: in the largest unit that divides it.
+pub fn duration_text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let divides = |(_, unit): &&(&str, u128)| millis != 0 && millis.is_multiple_of(*unit);
+    units.iter().find(divides).map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", millis / unit))
 }
 
 /// What it means when a predecessor comes back after the grace and its successor was never used.
@@ -176,6 +236,31 @@ mod tests {
             assert_eq!(policy.check(), Ok(()), "{preset:?}");
             assert_eq!((policy.session_ttl_max, policy.idle_ttl_max), preset.limits());
         }
+    }
+
+    #[test]
+    fn a_duration_reads_back_as_it_was_set() {
+        for (millis, text) in
+            [(0, "0s"), (1, "1ms"), (1_500, "1500ms"), (60_000, "1m"), (90 * 86_400_000, "90d"), (90_000, "90s")]
+        {
+            assert_eq!(duration_text(Duration::from_millis(millis)), text);
+            assert_eq!(humantime::parse_duration(text), Ok(Duration::from_millis(millis)));
+        }
+    }
+
+    #[test]
+    fn a_default_beyond_its_bound_is_refused_by_flag_and_preset() {
+        let mut policy = Policy::default();
+        policy.preset(Preset::Aal2);
+        policy.idle_ttl = Duration::from_secs(30 * 24 * 60 * 60);
+        let said = policy.check().expect_err("the preset's bound").to_string();
+        let expected = "--idle-ttl 30d is longer than --idle-ttl-max 1h, the limit of preset aal2: give --idle-ttl 1h or \
+                        less, or --idle-ttl-max 30d or more as well, which departs from the preset";
+        assert_eq!(said, expected);
+        let long = Policy { session_ttl_max: Duration::from_secs(60), ..Policy::default() };
+        let expected = "--session-ttl 365d is longer than --session-ttl-max 1m: give --session-ttl 1m or less, or \
+                        --session-ttl-max 365d or more as well";
+        assert_eq!(long.check().expect_err("the bound").to_string(), expected);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub enum Added {
     Done,
     /// There is no such project.
     NoProject,
+    /// The project has the same one already, under this id.
+    Already(Uuid),
     /// The project has as many as it may have.
     TooMany,
 }
@@ -201,7 +203,8 @@ impl Store {
         self.audience.deliveries.notified().await;
     }
 
-    /// Writes down a new endpoint, unless the project has so many already.
+    /// Writes down a new endpoint, unless the project has the same one or as many as it may have. `same` compares it with one
+    /// that is there.
     ///
     /// # Errors
     ///
@@ -210,12 +213,17 @@ impl Store {
         &self,
         project: ProjectId,
         endpoint: Endpoint,
+        same: impl Fn(&Endpoint, &Endpoint) -> bool + Send + 'static,
         endpoints_max: usize,
     ) -> Result<Added, Error> {
         self.transact("endpoint_insert", move |mut tx| async move {
             // Held, so that two that add one at once count each other's.
             let Some(_) = tx.project_lock(&project).await? else { return tx.commit(Added::NoProject).await };
-            if tx.endpoints(&project).await?.len() >= endpoints_max {
+            let present = tx.endpoints(&project).await?;
+            if let Some(known) = present.iter().find(|known| same(&endpoint, known)) {
+                return tx.commit(Added::Already(known.id)).await;
+            }
+            if present.len() >= endpoints_max {
                 return tx.commit(Added::TooMany).await;
             }
             let insert = diesel::insert_into(endpoints::table).values((

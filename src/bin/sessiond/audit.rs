@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use clap::value_parser;
 use serde_json::Value;
 use serde_json::json;
+use sessiond::app::ProjectError;
 use sessiond::clock::Timestamp;
 use sessiond::config::Database;
 use sessiond::id::ProjectId;
@@ -17,6 +18,7 @@ use sessiond::store::RecordQuery;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
+use crate::print;
 use crate::project::project_id;
 use crate::setup;
 
@@ -46,14 +48,15 @@ fn user_id(text: &str) -> Result<UserId, &'static str> {
 pub(crate) async fn run(args: Args) -> Outcome {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
+    if store.project_find(args.project.clone()).await?.is_none() {
+        return Err(ProjectError::Missing(args.project).into());
+    }
     let asked = RecordQuery { project: args.project, user: args.user, rows_max: args.limit.into() };
     let records = store.revocations(asked).await?;
     if args.json {
-        records.iter().for_each(|record| println!("{}", object(record)));
-    } else {
-        print!("{}", table(&records));
+        return Ok(records.iter().map(object).try_for_each(print::line)?);
     }
-    Ok(())
+    Ok(print::text_as_is(table(&records))?)
 }
 
 fn object(record: &Record) -> Value {

@@ -128,9 +128,10 @@ async fn add(args: Add) -> Outcome {
     let new = NewEndpoint { project, kind, url, audience };
     let id = app.endpoint_add(new, &permitted.backchannel_allow_private).await?;
     // The id alone on standard output, for a script.
-    eprintln!("it is told of every session that ends from now on; its id:");
-    println!("{id}");
-    Ok(())
+    print::aside("it is told of every session that ends from now on; its id:");
+    let added =
+        |print::Unwritten(source)| format!("endpoint {id} was added; standard output could not say so: {source}");
+    Ok(print::line(id).map_err(added)?)
 }
 
 async fn list(args: List) -> Outcome {
@@ -151,11 +152,10 @@ async fn list(args: List) -> Outcome {
 
 async fn remove(args: Remove) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    match app.endpoint_remove(args.project, args.endpoint).await? {
-        false => println!("removed endpoint {}; it is told nothing from now on", args.endpoint),
-        true => println!("endpoint {} was removed before", args.endpoint),
-    }
-    Ok(())
+    Ok(print::done(match app.endpoint_remove(args.project, args.endpoint).await? {
+        false => format!("removed endpoint {}; it is told nothing from now on", args.endpoint),
+        true => format!("endpoint {} was removed before", args.endpoint),
+    })?)
 }
 
 async fn deliveries(args: Deliveries) -> Outcome {
@@ -181,6 +181,5 @@ async fn deliveries(args: Deliveries) -> Outcome {
 async fn retry(args: Retry) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     app.delivery_retry(args.project, args.delivery).await?;
-    println!("delivery {} is tried again", args.delivery);
-    Ok(())
+    Ok(print::done(format!("delivery {} is tried again", args.delivery))?)
 }

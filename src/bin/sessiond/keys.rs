@@ -60,11 +60,8 @@ pub(crate) async fn rotate(
 ) -> Outcome {
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
     let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), haste).await?;
-    println!("{purpose} {heir} of project {project} takes over at {from}");
-    for key in retired {
-        println!("{purpose} {key} retires then");
-    }
-    Ok(())
+    let retires = retired.iter().map(|key| format!("\n{purpose} {key} retires then")).collect::<String>();
+    Ok(print::done(format!("{purpose} {heir} of project {project} takes over at {from}{retires}"))?)
 }
 
 pub(crate) async fn list(purpose: Purpose, args: List) -> Outcome {
@@ -97,17 +94,16 @@ pub(crate) async fn revoke(purpose: Purpose, args: Revoke) -> Result<KeyRevoked,
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
     let revoked = app.revoke_key(purpose, project, key).await?;
     let known = format!("every server knows within {} s", RELOAD_INTERVAL.as_secs());
-    match revoked {
-        KeyRevoked::Before => println!("{purpose} {key} was revoked before"),
-        KeyRevoked::Alone => println!("revoked {purpose} {key}; {known}"),
-        KeyRevoked::CalledOff(last) => {
-            println!("revoked {purpose} {key}, which was to take over; {known}");
-            println!("{purpose} {last} goes on; the rotation is called off, and `rotate` begins another");
-        }
+    print::done(match revoked {
+        KeyRevoked::Before => format!("{purpose} {key} was revoked before"),
+        KeyRevoked::Alone => format!("revoked {purpose} {key}; {known}"),
+        KeyRevoked::CalledOff(last) => format!(
+            "revoked {purpose} {key}, which was to take over; {known}\n\
+             {purpose} {last} goes on; the rotation is called off, and `rotate` begins another"
+        ),
         KeyRevoked::Replaced(heir) => {
-            println!("revoked {purpose} {key}; {known}");
-            println!("{purpose} {heir} takes over at once");
+            format!("revoked {purpose} {key}; {known}\n{purpose} {heir} takes over at once")
         }
-    }
+    })?;
     Ok(revoked)
 }

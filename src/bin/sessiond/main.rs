@@ -1,5 +1,8 @@
 //! The command line: a short list of commands, and a file for each.
 
+// `println!` panics when standard output is closed or full; `print` does not.
+#![warn(clippy::print_stdout)]
+
 mod audit;
 mod backchannel;
 mod dev;
@@ -77,6 +80,9 @@ enum Command {
     Audit(audit::Args),
 }
 
+/// The exit code of a command whose reader closed the pipe before it had read all.
+const CLOSED_PIPE: u8 = 141;
+
 /// What a command comes to. Errors are read by people: each level says its own part.
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -86,14 +92,21 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|command| command == cluster::WATCHDOG_COMMAND) {
         return cluster::watchdog_main(args);
     }
-    let Cli { command, log } = Cli::parse();
-    match run(command, &log) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sessiond: {}", telemetry::chain(&*error));
-            ExitCode::FAILURE
-        }
+    let Cli { command, log } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and the version come this way too, and they are to be read.
+        Err(other) => match (other.print(), u8::try_from(other.exit_code())) {
+            (Ok(()), Ok(code)) => return code.into(),
+            (Err(_), _) | (_, Err(_)) => return ExitCode::FAILURE,
+        },
+    };
+    let Err(error) = run(command, &log) else { return ExitCode::SUCCESS };
+    // As if the signal had ended us, which it does other programs: 128 and SIGPIPE.
+    if error.downcast_ref().is_some_and(print::Unwritten::is_closed) {
+        return CLOSED_PIPE.into();
     }
+    print::aside(format_args!("sessiond: {}", telemetry::chain(&*error)));
+    ExitCode::FAILURE
 }
 
 fn run(command: Command, log: &Log) -> Outcome {

@@ -1,12 +1,10 @@
 //! `sessiond openapi`: the API's description, without a server or a database.
 
-use std::io;
-use std::io::Write as _;
-
 use sessiond::config;
 use sessiond::edge;
 
 use crate::Outcome;
+use crate::print;
 
 /// Flags of `sessiond openapi`.
 #[derive(clap::Args)]
@@ -17,7 +15,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    // Not `println!`, which panics when nobody reads to the end.
-    io::stdout().write_all(edge::document(&args.base_paths).as_bytes())?;
-    Ok(())
+    Ok(print::text_as_is(edge::document(&args.base_paths))?)
 }

@@ -13,8 +13,7 @@ use sessiond::session::policy::Overflow;
 use sessiond::session::policy::Preset;
 use sessiond::session::policy::SESSIONS_MAX;
 use sessiond::session::policy::SessionLimit;
-
-use crate::print;
+use sessiond::session::policy::duration_text;
 
 /// What a project may set. Absent flags leave a setting as it is; a new project starts with the defaults.
 #[derive(Args, Clone, Debug, Default)]
@@ -147,12 +146,12 @@ pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
         OVERFLOWS.iter().find(|(_, overflow)| *overflow == limit.overflow).map_or("reject", |(name, _)| *name)
     };
     vec![
-        ("access_token_ttl", print::duration(policy.access_token_ttl).into()),
-        ("refresh_grace", print::duration(policy.refresh_grace).into()),
-        ("session_ttl", print::duration(policy.session_ttl).into()),
-        ("session_ttl_max", print::duration(policy.session_ttl_max).into()),
-        ("idle_ttl", print::duration(policy.idle_ttl).into()),
-        ("idle_ttl_max", print::duration(policy.idle_ttl_max).into()),
+        ("access_token_ttl", duration_text(policy.access_token_ttl).into()),
+        ("refresh_grace", duration_text(policy.refresh_grace).into()),
+        ("session_ttl", duration_text(policy.session_ttl).into()),
+        ("session_ttl_max", duration_text(policy.session_ttl_max).into()),
+        ("idle_ttl", duration_text(policy.idle_ttl).into()),
+        ("idle_ttl_max", duration_text(policy.idle_ttl_max).into()),
         ("strict_refresh", (policy.late_repeat == LateRepeat::Theft).into()),
         ("sessions_max", policy.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
         ("sessions_overflow", policy.sessions.map_or("reject", overflow).into()),

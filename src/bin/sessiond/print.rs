@@ -1,13 +1,71 @@
-//! What a command lists: aligned columns for people, one JSON object a line for machines.
+//! What a command prints, and what becomes of it when nobody can read that: never a panic, and always a failure. Lists are
+//! aligned columns for people, one JSON object a line for machines.
 
+use std::error::Error;
+use std::fmt::Display;
+use std::fs;
 use std::io;
 use std::io::Write as _;
-use std::time::Duration;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use clap::Args;
 use serde_json::Map;
 use serde_json::Value;
 use sessiond::clock::Timestamp;
+
+/// Standard output takes no more.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct Unwritten(#[from] pub(crate) io::Error);
+
+impl Unwritten {
+    /// Whether the reader closed it, as `head` does once it has seen enough. Nothing needs to be said then.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
+/// Something was done, and standard output could not say so.
+#[derive(Debug, thiserror::Error)]
+#[error("{done}; standard output could not say so")]
+pub(crate) struct Unsaid {
+    done: String,
+    source: io::Error,
+}
+
+/// Prints a line. The only way to standard output: `println!` panics when it is closed or full, so clippy refuses it here.
+pub(crate) fn line(text: impl Display) -> Result<(), Unwritten> {
+    text_as_is(format!("{text}\n"))
+}
+
+/// Prints a text that has its own line ends.
+pub(crate) fn text_as_is(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
+    let mut out = io::stdout().lock();
+    Ok(out.write_all(text.as_ref()).and_then(|()| out.flush())?)
+}
+
+/// Says what was done. It stays done when this fails, so the error says it too.
+pub(crate) fn done(text: impl Into<String>) -> Result<(), Unsaid> {
+    let done = text.into();
+    line(&done).map_err(|Unwritten(source)| Unsaid { done, source })
+}
+
+/// Says something on standard error, if anybody reads that.
+pub(crate) fn aside(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Refuses to make a secret that nobody could see: with standard output closed (`>&-`; the standard library puts `/dev/null`
+/// in its place) or discarded.
+pub(crate) fn somebody_reads() -> Result<(), Box<dyn Error>> {
+    let out = io::stdout().as_fd().try_clone_to_owned().map(fs::File::from).and_then(|out| out.metadata())?;
+    let null = fs::metadata("/dev/null");
+    if null.is_ok_and(|null| out.rdev() == null.rdev() && out.rdev() != 0) {
+        return Err("standard output is closed or /dev/null: the secret is shown once, and would be lost".into());
+    }
+    Ok(())
+}
 
 /// How a list is printed.
 #[derive(Args, Clone, Copy, Debug)]
@@ -26,11 +84,11 @@ impl Format {
 pub(crate) type Row = Vec<(&'static str, Value)>;
 
 /// Prints a list, a row for each thing. Nothing there is no line in JSON, and a sentence in text.
-pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> io::Result<()> {
+pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> Result<(), Unwritten> {
     if format.json {
         return rows.into_iter().try_for_each(object);
     }
-    let Some(first) = rows.first() else { return write(nothing) };
+    let Some(first) = rows.first() else { return line(nothing) };
     let names = first.iter().map(|(name, _)| name.replace('_', " ").to_uppercase()).collect();
     let cells = |row: &Row| row.iter().map(|(_, value)| text(value)).collect();
     let lines: Vec<Vec<String>> = std::iter::once(names).chain(rows.iter().map(cells)).collect();
@@ -38,7 +96,7 @@ pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> io::Result<
 }
 
 /// Prints one thing, a line for each property.
-pub(crate) fn one(row: Row, format: Format) -> io::Result<()> {
+pub(crate) fn one(row: Row, format: Format) -> Result<(), Unwritten> {
     if format.json {
         return object(row);
     }
@@ -51,17 +109,9 @@ pub(crate) fn time(time: Option<Timestamp>) -> Value {
     time.map_or(Value::Null, |time| time.to_string().into())
 }
 
-/// A duration as a flag takes it: in the largest unit that divides it.
-pub(crate) fn duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-    let divides = |(_, unit): &&(&str, u128)| millis != 0 && millis.is_multiple_of(*unit);
-    units.iter().find(divides).map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", millis / unit))
-}
-
-fn object(row: Row) -> io::Result<()> {
+fn object(row: Row) -> Result<(), Unwritten> {
     let object: Map<String, Value> = row.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    write(&Value::Object(object).to_string())
+    line(Value::Object(object))
 }
 
 /// A cell is never empty: a script that takes lines apart at blanks finds the same number everywhere.
@@ -73,37 +123,13 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn aligned(lines: &[Vec<String>]) -> io::Result<()> {
+fn aligned(lines: &[Vec<String>]) -> Result<(), Unwritten> {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for line in lines {
-        let padded = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        write(padded.collect::<Vec<_>>().join("  ").trim_end())?;
+    for cells in lines {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        line(padded.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
-}
-
-/// A reader that has seen enough (`head`) is no failure.
-fn write(line: &str) -> io::Result<()> {
-    match writeln!(io::stdout(), "{line}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duration_reads_back_as_it_was_set() {
-        for (millis, text) in
-            [(0, "0s"), (1, "1ms"), (1_500, "1500ms"), (60_000, "1m"), (90 * 86_400_000, "90d"), (90_000, "90s")]
-        {
-            assert_eq!(duration(Duration::from_millis(millis)), text);
-            let read = sessiond::config::duration::<0, { u64::MAX }>(text);
-            assert_eq!(read, Ok(Duration::from_millis(millis)));
-        }
-    }
 }

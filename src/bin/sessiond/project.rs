@@ -89,8 +89,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
 async fn create(args: Create) -> Outcome {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     app.project_create(args.id.clone(), args.policy.policy()).await?;
-    println!("created project {}", args.id);
-    Ok(())
+    Ok(print::done(format!("created project {}", args.id))?)
 }
 
 async fn list(args: List) -> Outcome {

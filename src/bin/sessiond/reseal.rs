@@ -5,6 +5,7 @@ use sessiond::config::Database;
 use sessiond::config::Sealing;
 
 use crate::Outcome;
+use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond reseal`.
@@ -19,11 +20,12 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     let Resealed { resealed, present, unopened } = app.reseal().await?;
-    println!("sealed {resealed} keys anew; {present} were under the present sealing key already");
+    let said =
+        print::done(format!("sealed {resealed} keys anew; {present} were under the present sealing key already"));
     match unopened.as_slice() {
-        [] => Ok(()),
+        [] => Ok(said?),
         lost => {
-            lost.iter().for_each(|error| eprintln!("{error}, present or previous"));
+            lost.iter().for_each(|error| print::aside(format_args!("{error}, present or previous")));
             let what =
                 "give the sealing key that they were sealed with as SESSIOND_PREVIOUS_SEALING_KEY, or revoke them";
             Err(format!("{} keys open with neither sealing key and were left as they are; {what}", lost.len()).into())

@@ -7,6 +7,7 @@ use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
+use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond restored`.
@@ -20,6 +21,6 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     let projects = app::restored(&store, &Clock::system()).await?;
-    println!("ended every session of {projects} projects; whoever was signed in signs in again");
-    Ok(())
+    let ended = format!("ended every session of {projects} projects; whoever was signed in signs in again");
+    Ok(print::done(ended)?)
 }

@@ -8,6 +8,7 @@ use sessiond::id::KeyId;
 use sessiond::id::ProjectId;
 use sessiond::store::Role;
 use sessiond::store::ServerKeyFacts;
+use sessiond::telemetry;
 
 use crate::Outcome;
 use crate::keys::key_id;
@@ -75,13 +76,21 @@ pub(crate) async fn run(command: Command) -> Outcome {
 }
 
 async fn create(args: Create) -> Outcome {
+    print::somebody_reads()?;
     // A server key is hashed, not sealed.
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let (id, key) = app.server_key_create(args.project, args.role).await?;
     // The key alone on standard output, so that it can be piped into a vault.
-    eprintln!("created server key {id}; it is shown only now:");
-    println!("{}", key.expose_secret());
-    Ok(())
+    print::aside(format_args!("created server key {id}; it is shown only now:"));
+    let Err(unwritten) = print::line(key.expose_secret()) else { return Ok(()) };
+    // A key that nobody saw is of no use to anybody but a thief.
+    let undone = match app.server_key_revoke(id).await {
+        Ok(_) => format!("server key {id} could not be shown, so it was revoked"),
+        Err(error) => {
+            format!("server key {id} could not be shown, nor revoked ({error}); run `sessiond server-key revoke {id}`")
+        }
+    };
+    Err(format!("{undone}: {}", telemetry::chain(&unwritten)).into())
 }
 
 async fn list(args: List) -> Outcome {
@@ -103,9 +112,8 @@ async fn list(args: List) -> Outcome {
 
 async fn revoke(args: Revoke) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    match app.server_key_revoke(args.key).await? {
-        Taken::Now => println!("revoked server key {}; every server refuses it from now on", args.key),
-        Taken::Before => println!("server key {} was revoked before", args.key),
-    }
-    Ok(())
+    Ok(print::done(match app.server_key_revoke(args.key).await? {
+        Taken::Now => format!("revoked server key {}; every server refuses it from now on", args.key),
+        Taken::Before => format!("server key {} was revoked before", args.key),
+    })?)
 }

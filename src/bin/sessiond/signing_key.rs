@@ -6,6 +6,7 @@ use sessiond::app::KeyRevoked;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
+use sessiond::session::policy::duration_text;
 use sessiond::token::jwks;
 use sessiond::token::sealing::Purpose;
 
@@ -52,26 +53,27 @@ pub(crate) async fn run(command: Command) -> Outcome {
             let haste = if now { Haste::Emergency } else { Haste::Planned };
             keys::rotate(SIGNING, project, haste, sealing, database).await?;
             if now {
-                warn_of_caches();
+                warn_of_caches()?;
             }
         }
         Command::List(args) => keys::list(SIGNING, args).await?,
         Command::Revoke(args) => {
             let revoked = keys::revoke(SIGNING, *args).await?;
             if revoked != KeyRevoked::Before {
-                println!("verifiers that hold an older JWKS believe it for up to {}", print::duration(jwks::MAX_AGE));
+                let max_age = duration_text(jwks::MAX_AGE);
+                print::done(format!("verifiers that hold an older JWKS believe it for up to {max_age}"))?;
             }
             if matches!(revoked, KeyRevoked::Replaced(_)) {
-                warn_of_caches();
+                warn_of_caches()?;
             }
         }
     }
     Ok(())
 }
 
-fn warn_of_caches() {
-    let max_age = print::duration(jwks::MAX_AGE);
-    println!(
+fn warn_of_caches() -> Result<(), print::Unsaid> {
+    let max_age = duration_text(jwks::MAX_AGE);
+    print::done(format!(
         "verifiers that hold a JWKS without the new key refuse its tokens for up to {max_age}: have them ask again"
-    );
+    ))
 }

@@ -8,6 +8,7 @@ use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
+use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond sweep`.
@@ -23,8 +24,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let metrics = Metrics::default();
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
-    for (kind, rows) in Sweeper::new(store, Clock::system(), args.retention, metrics).run_once().await? {
-        println!("removed {rows} {}", kind.as_str().replace('_', " "));
-    }
-    Ok(())
+    let removed = Sweeper::new(store, Clock::system(), args.retention, metrics).run_once().await?;
+    let lines = removed.iter().map(|(kind, rows)| format!("removed {rows} {}", kind.as_str().replace('_', " ")));
+    Ok(print::done(lines.collect::<Vec<_>>().join("\n"))?)
 }

@@ -47,6 +47,7 @@ use sessiond::token::server_key::ServerKey;
 use self::demo::Demo;
 use crate::Outcome;
 use crate::policy::PolicyArgs;
+use crate::print;
 use crate::setup;
 
 /// The demo project's name.
@@ -237,7 +238,8 @@ async fn sign_in(app: &App, server_key: &SecretString) -> Result<Grant, Box<dyn 
 
 fn greet(files: &Files, address: SocketAddr) {
     let env = files.path(Files::ENV);
-    println!(
+    // To a closed pipe: the server is there all the same.
+    let _ = print::line(format_args!(
         "sessiond is at http://{address}, and {USER} is signed in to project {PROJECT}.\n\
          Open http://{address}/ to see sessions begin and end, or sign out with\n\n\
          \x20   . {env}\n\
@@ -245,7 +247,7 @@ fn greet(files: &Files, address: SocketAddr) {
          Ctrl-C stops it; what it remembers is in {dir}.",
         env = env.display(),
         dir = files.dir.display(),
-    );
+    ));
 }
 
 /// The files of a data directory, each readable by its owner alone.
