@@ -247,9 +247,9 @@ impl Store {
     /// When the database is away.
     pub async fn endpoints_list(&self, project: ProjectId) -> Result<Option<Vec<Endpoint>>, Error> {
         self.transact("endpoints_list", move |mut tx| async move {
-            let Some(_) = tx.project_find(&project).await? else { return tx.commit(None).await };
+            let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
             let endpoints = tx.endpoints(&project).await?;
-            tx.commit(Some(endpoints)).await
+            tx.end_reading(Some(endpoints)).await
         })
         .await
     }

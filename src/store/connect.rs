@@ -11,11 +11,18 @@ use diesel::ConnectionError;
 use diesel::ConnectionResult;
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
-use futures_util::future::BoxFuture;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use secrecy::ExposeSecret as _;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio::time::timeout;
+use tokio::time::timeout_at;
+use tokio_postgres::CancelToken;
 use tokio_postgres::Client;
 use tokio_postgres::Config;
 use tokio_postgres::Socket;
@@ -26,7 +33,10 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Demand;
+use super::Durability;
 use super::Options;
+use super::backend::Backend;
+use super::backend::End;
 use super::durability;
 use crate::telemetry::chain;
 
@@ -61,8 +71,59 @@ pub(super) struct Target {
     /// SQL for every new connection.
     settings: String,
     demand: Demand,
-    /// The host that answered last; the next connection begins there.
+    /// The host that answered last; the next connection begins there. At the beginning, and once that one has failed, it is
+    /// [`NO_HOST`]: all are asked.
     preferred: AtomicUsize,
+    /// The server with the highest timeline that was ever found. One with a lower timeline was deposed, whatever it says of
+    /// itself.
+    newest: watch::Sender<Option<Server>>,
+    /// What the database promised when it was last asked.
+    durability: watch::Sender<Durability>,
+}
+
+/// No host is preferred.
+const NO_HOST: usize = usize::MAX;
+
+/// How much longer to wait for other hosts once one has answered: one that does not answer must not hold up everybody.
+const SECOND_ANSWER_WAIT: Duration = Duration::from_millis(150);
+
+/// How long a connection that was given up may take to end by itself before its statement is cancelled. Most have none.
+const CANCEL_AFTER: Duration = Duration::from_millis(20);
+
+/// How often its statement is cancelled again: a request may come between two statements. Doubled each time.
+const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How long a server process may take to go once its client has said goodbye.
+const GOODBYE: Duration = Duration::from_millis(20);
+
+/// A server, as far as it matters who took over from whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Server {
+    /// The cluster's `system_identifier`: timelines of two clusters cannot be compared.
+    system: u64,
+    /// The timeline of its log. A standby that is promoted begins a new one, with a higher number.
+    timeline: u32,
+}
+
+impl Server {
+    /// Whether another one has taken over from this one.
+    fn is_deposed_by(self, newest: Option<Self>) -> bool {
+        newest.is_some_and(|newest| newest.system == self.system && newest.timeline > self.timeline)
+    }
+}
+
+/// Which server a connection leads to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    host: usize,
+    server: Server,
+}
+
+/// A new connection.
+pub(super) struct Opened<C> {
+    pub(super) client: C,
+    pub(super) backend: Backend,
+    pub(super) standing: Standing,
 }
 
 impl Target {
@@ -83,64 +144,201 @@ impl Target {
         let deadline = options.connect_timeout.min(options.operation_timeout / 2);
         let tls = tls(options.trusted_certificates.as_deref())?;
         let settings = settings(options.operation_timeout);
-        Ok(Self { hosts, tls, deadline, settings, demand: options.demand, preferred: AtomicUsize::new(0) })
+        Ok(Self {
+            hosts,
+            tls,
+            deadline,
+            settings,
+            demand: options.demand,
+            preferred: AtomicUsize::new(NO_HOST),
+            newest: watch::Sender::new(None),
+            durability: watch::Sender::new(Durability::Kept),
+        })
     }
 
-    /// Connects to the first host that can be written to, beginning with the one that answered last.
+    /// Connects to the host that was found last, or else to the one with the highest timeline of those that can be written to.
     ///
     /// # Errors
     ///
     /// The last host's error, when none answered.
-    pub(super) async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        self.first_of_all(|target, host| Box::pin(target.connect_to(host))).await
+    pub(super) async fn connect(&self) -> ConnectionResult<Opened<AsyncPgConnection>> {
+        let Opened { client, backend, standing } = self.open(None).await?;
+        let mut client = AsyncPgConnection::try_from(client).await?;
+        client.batch_execute(&self.settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(Opened { client, backend, standing })
     }
 
-    /// Connects as [`Target::connect`], for a connection that nobody else will use: it is the caller's to drive.
+    /// Connects as [`Target::connect`], for a connection that only listens: `bell` receives the payloads of notifications.
     ///
     /// # Errors
     ///
     /// As there.
-    pub(super) async fn connect_alone(&self) -> ConnectionResult<(Client, Connection)> {
-        self.first_of_all(|target, host| Box::pin(target.open(host))).await
+    pub(super) async fn connect_listening(&self, bell: mpsc::Sender<String>) -> ConnectionResult<Opened<Client>> {
+        self.open(Some(bell)).await
     }
 
-    async fn first_of_all<T>(
-        &self,
-        connect: for<'a> fn(&'a Self, usize) -> BoxFuture<'a, ConnectionResult<T>>,
-    ) -> ConnectionResult<T> {
-        let first = self.preferred.load(Ordering::Relaxed);
-        let mut outcome = Err(ConnectionError::BadConnection("no host was tried".into()));
-        for step in 0..self.hosts.len() {
-            let at = (first + step) % self.hosts.len();
-            outcome = match timeout(self.deadline, connect(self, at)).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(ConnectionError::BadConnection("the host did not answer in time".into())),
-            };
-            // A host that failed is passed over by the next connection too: whoever asked may have no time left for the rest.
-            let preferred = if outcome.is_ok() { at } else { at + 1 };
-            self.preferred.store(preferred, Ordering::Relaxed);
-            if outcome.is_ok() {
-                break;
+    /// Asks all hosts which of them is the newest primary, over connections of its own. Connections that lead to an older one
+    /// are not used any more.
+    pub(super) async fn look_again(&self) {
+        // Whatever comes of it, the next connection finds out for itself.
+        drop(self.look(None, None).await);
+    }
+
+    /// Whether the server of a connection is still the one to use.
+    pub(super) fn is_current(&self, standing: &Standing) -> bool {
+        !standing.server.is_deposed_by(*self.newest.borrow())
+    }
+
+    /// Waits until another server has taken over.
+    pub(super) async fn superseded(&self, standing: &Standing) {
+        let mut newest = self.newest.subscribe();
+        if newest.wait_for(|newest| standing.server.is_deposed_by(*newest)).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until the server process of a connection that was given up is gone, and cancels the statement that holds it up.
+    ///
+    /// A process that waits for a standby does not notice that its client has left. Cancelled, it has committed, and the wait
+    /// of whoever comes next takes its place (see `tx`). Also returns once another server has taken over: what becomes of
+    /// processes on the one before is out of our hands. A network that swallows everything is found out by keep-alives.
+    pub(super) async fn see_off(&self, backend: &Backend, cancel: &CancelToken, standing: &Standing) {
+        let mut patience = CANCEL_AFTER;
+        loop {
+            tokio::select! {
+                end = backend.ended() => {
+                    if end == End::Closed {
+                        sleep(GOODBYE).await;
+                    }
+                    return;
+                }
+                () = self.superseded(standing) => return,
+                () = sleep(patience) => {}
+            }
+            // Whether it was heard shows by itself.
+            let _ = timeout(self.deadline, cancel.cancel_query(self.tls.clone())).await;
+            patience = (2 * patience).clamp(CANCEL_AGAIN.0, CANCEL_AGAIN.1);
+        }
+    }
+
+    /// What hosts must promise.
+    pub(super) const fn demand(&self) -> Demand {
+        self.demand
+    }
+
+    /// What the database promised when it was last asked.
+    pub(super) fn durability(&self) -> Durability {
+        *self.durability.borrow()
+    }
+
+    /// Notes what the database promises.
+    pub(super) fn note_durability(&self, found: Durability) {
+        if self.durability.send_replace(found) != found {
+            match found {
+                Durability::Kept => tracing::info!("the database keeps what it acknowledges"),
+                lost => tracing::error!(
+                    setting = lost.setting(),
+                    "the database may lose what it acknowledges: refusing to write"
+                ),
             }
         }
-        outcome
     }
 
-    async fn open(&self, at: usize) -> ConnectionResult<(Client, Connection)> {
+    async fn open(&self, bell: Option<mpsc::Sender<String>>) -> ConnectionResult<Opened<Client>> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        if preferred == NO_HOST {
+            return self.look(None, bell).await;
+        }
+        let failure = match self.ask(preferred, bell.clone()).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        // Passed over by the next connection too: whoever asks may have no time left for the rest.
+        let _ = self.preferred.compare_exchange(preferred, NO_HOST, Ordering::Relaxed, Ordering::Relaxed);
+        if self.hosts.len() == 1 { Err(failure) } else { self.look(Some(preferred), bell).await }
+    }
+
+    /// Asks all hosts but one at the same time, and takes the one with the highest timeline.
+    async fn look(
+        &self,
+        except: Option<usize>,
+        bell: Option<mpsc::Sender<String>>,
+    ) -> ConnectionResult<Opened<Client>> {
+        let others = (0..self.hosts.len()).filter(|at| Some(*at) != except);
+        let mut asked: FuturesUnordered<_> = others.map(|at| self.ask(at, bell.clone())).collect();
+        let mut outcome: ConnectionResult<Opened<Client>> =
+            Err(ConnectionError::BadConnection("no host was tried".into()));
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut until = Instant::now() + 2 * self.deadline;
+        // After its time, what has come is all there is.
+        while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
+            if outcome.is_err() && answer.is_ok() {
+                until = Instant::now() + SECOND_ANSWER_WAIT;
+            }
+            let rank = |opened: &Opened<Client>| (opened.standing.server.timeline, opened.standing.host == preferred);
+            let is_better = match (&answer, &outcome) {
+                (Ok(answer), Ok(found)) => rank(answer) > rank(found),
+                (Ok(_), Err(_)) | (Err(_), Err(_)) => true,
+                (Err(_), Ok(_)) => false,
+            };
+            if is_better {
+                outcome = answer;
+            }
+        }
+        let opened = outcome?;
+        // One that was asked later may have found a newer one meanwhile.
+        self.admit(&opened.standing)?;
+        self.preferred.store(opened.standing.host, Ordering::Relaxed);
+        Ok(opened)
+    }
+
+    async fn ask(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> ConnectionResult<Opened<Client>> {
+        let asked = timeout(self.deadline, self.examine(at, bell)).await;
+        asked.unwrap_or_else(|_| Err(ConnectionError::BadConnection("the host did not answer in time".into())))
+    }
+
+    /// Connects to a host, and looks whether it is one to use.
+    async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> ConnectionResult<Opened<Client>> {
         // `ConnectionError` has room for a text only, and the driver's own says little without its cause.
         let refused = |error| ConnectionError::BadConnection(chain(&error));
-        self.hosts[at].connect(self.tls.clone()).await.map_err(refused)
+        let (client, connection) = self.hosts[at].connect(self.tls.clone()).await.map_err(refused)?;
+        let backend = Backend::drive(connection, bell);
+        let found = durability::examine(&client, self.demand).await.map_err(refused)?;
+        let bad = || ConnectionError::BadConnection("the host does not say which server it is".into());
+        let found = found.ok_or_else(bad)?;
+        match (self.demand, found.durability) {
+            (Demand::Nothing, _) | (Demand::Durable, Durability::Kept) => {}
+            (Demand::Durable, lost) => {
+                return Err(ConnectionError::BadConnection(format!("the host has {} off", lost.setting())));
+            }
+        }
+        let standing = Standing { host: at, server: Server { system: found.system, timeline: found.timeline } };
+        self.admit(&standing)?;
+        Ok(Opened { client, backend, standing })
     }
 
-    async fn connect_to(&self, at: usize) -> ConnectionResult<AsyncPgConnection> {
-        let (client, connection) = self.open(at).await?;
-        let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
-        connection.batch_execute(&self.settings).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-        match self.demand {
-            Demand::Durable => durability::demand(&mut connection).await?,
-            Demand::Nothing => {}
+    /// Refuses a server that was deposed, and remembers the newest one.
+    fn admit(&self, standing: &Standing) -> ConnectionResult<()> {
+        let server = standing.server;
+        let mut deposed = None;
+        let is_new = self.newest.send_if_modified(|newest| {
+            deposed = newest.filter(|newest| server.is_deposed_by(Some(*newest)));
+            let is_new = deposed.is_none() && *newest != Some(server);
+            if is_new {
+                *newest = Some(server);
+            }
+            is_new
+        });
+        if is_new {
+            tracing::info!(host = standing.host, timeline = server.timeline, "found a primary");
         }
-        Ok(connection)
+        match deposed {
+            None => Ok(()),
+            Some(newest) => Err(ConnectionError::BadConnection(format!(
+                "the host was deposed: it is on timeline {}, and another one on {} was found",
+                server.timeline, newest.timeline
+            ))),
+        }
     }
 }
 
@@ -189,7 +387,11 @@ fn only_host(all: &Config, at: usize) -> Config {
     one.ssl_mode(all.get_ssl_mode());
     one.ssl_negotiation(all.get_ssl_negotiation());
     one.channel_binding(all.get_channel_binding());
-    one.keepalives_idle(Duration::from_secs(30));
+    // A connection that was given up counts until it has ended: where the network swallows everything, for ten seconds.
+    one.keepalives_idle(Duration::from_secs(5));
+    one.keepalives_interval(Duration::from_secs(2));
+    one.keepalives_retries(3);
+    one.tcp_user_timeout(Duration::from_secs(10));
     // A standby accepts connections and refuses every write: it is not where we want to be.
     one.target_session_attrs(TargetSessionAttrs::ReadWrite);
     if one.get_ssl_mode() == SslMode::Prefer && matches!(all.get_hosts()[at], Host::Unix(_)) {

@@ -1,12 +1,12 @@
-//! Whether a database keeps what it has acknowledged.
+//! Whether a database keeps what it has acknowledged, and which server it is.
 
-use diesel::ConnectionError;
-use diesel::ConnectionResult;
 use diesel::QueryResult;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
 use diesel_async::AsyncPgConnection;
 use diesel_async::RunQueryDsl as _;
+use tokio_postgres::Client;
+use tokio_postgres::SimpleQueryMessage;
 
 /// What a database promises about what it acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,27 @@ pub enum Durability {
     AsynchronousCommit,
 }
 
+impl Durability {
+    /// The setting that would have to be on; for [`Durability::Kept`], nothing.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Kept => "",
+            Self::FsyncOff => "fsync",
+            Self::AsynchronousCommit => "synchronous_commit",
+        }
+    }
+
+    fn of(fsync: &str, commit: &str, standbys: &str) -> Self {
+        match (fsync, commit) {
+            ("off", _) => Self::FsyncOff,
+            (_, "off") => Self::AsynchronousCommit,
+            // There are standbys to wait for, and nobody waits: a failover would lose the last commits.
+            (_, "local") if !standbys.is_empty() => Self::AsynchronousCommit,
+            (_, _) => Self::Kept,
+        }
+    }
+}
+
 /// What a host must promise to be used at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
@@ -29,7 +50,50 @@ pub enum Demand {
     Nothing,
 }
 
-/// Reads what the connected database promises.
+/// What a new connection has found.
+pub(super) struct Found {
+    pub(super) durability: Durability,
+    /// The cluster's `system_identifier`.
+    pub(super) system: u64,
+    /// The timeline of its log.
+    pub(super) timeline: u32,
+}
+
+/// Where a host must keep what it acknowledges, commits are synchronous by the connection's own setting, so that a reload of
+/// the server's configuration does not change that. What waits for more, `remote_apply`, stays.
+const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', \
+     CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
+     ELSE pg_catalog.current_setting('synchronous_commit') END, false)";
+
+/// Asks a new connection which server it leads to and what that promises, in one round trip.
+///
+/// # Errors
+///
+/// When it does not answer. `None` when it answers something else.
+pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Found>, tokio_postgres::Error> {
+    let commit = match demand {
+        Demand::Durable => COMMIT_SYNCHRONOUSLY,
+        Demand::Nothing => "pg_catalog.current_setting('synchronous_commit')",
+    };
+    let query = format!(
+        "SELECT pg_catalog.current_setting('fsync'), {commit}, pg_catalog.current_setting('synchronous_standby_names'), \
+         (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+         pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8)"
+    );
+    let answer = client.simple_query(&query).await?;
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    Ok(row.and_then(|row| {
+        // It is printed as a signed number.
+        let system = u64::from_ne_bytes(row.get(3)?.parse::<i64>().ok()?.to_ne_bytes());
+        let timeline = u32::from_str_radix(row.get(4)?, 16).ok()?;
+        Some(Found { durability: Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), system, timeline })
+    }))
+}
+
+/// Reads what the connected database promises, to this connection.
 ///
 /// # Errors
 ///
@@ -38,27 +102,6 @@ pub(super) async fn read(connection: &mut AsyncPgConnection) -> QueryResult<Dura
     let setting = |name: &str| sql::<Text>(&format!("current_setting('{name}')"));
     let settings = (setting("fsync"), setting("synchronous_commit"), setting("synchronous_standby_names"));
     let rows: Vec<(String, String, String)> = diesel::select(settings).load(connection).await?;
-    let judge = |(fsync, commit, standbys): &(String, String, String)| match (fsync.as_str(), commit.as_str()) {
-        ("off", _) => Durability::FsyncOff,
-        (_, "off") => Durability::AsynchronousCommit,
-        // There are standbys to wait for, and nobody waits: a failover would lose the last commits.
-        (_, "local") if !standbys.is_empty() => Durability::AsynchronousCommit,
-        (_, _) => Durability::Kept,
-    };
+    let judge = |(fsync, commit, standbys): &(String, String, String)| Durability::of(fsync, commit, standbys);
     rows.iter().map(judge).next().ok_or(diesel::result::Error::NotFound)
-}
-
-/// Refuses a connection to a database that promises less than [`Durability::Kept`].
-///
-/// # Errors
-///
-/// When it does, or does not answer.
-pub(super) async fn demand(connection: &mut AsyncPgConnection) -> ConnectionResult<()> {
-    match read(connection).await.map_err(ConnectionError::CouldntSetupConfiguration)? {
-        Durability::Kept => Ok(()),
-        Durability::FsyncOff => Err(ConnectionError::BadConnection("the host has fsync off".into())),
-        Durability::AsynchronousCommit => {
-            Err(ConnectionError::BadConnection("the host has synchronous_commit off".into()))
-        }
-    }
 }

@@ -66,6 +66,11 @@ impl Error {
         }
     }
 
+    /// The operation cannot be done, or confirmed, now.
+    pub(super) fn unavailable(operation: &'static str, why: impl Into<String>) -> Self {
+        Self::Unavailable { operation, source: Some(why.into().into()) }
+    }
+
     /// The operation ran out of time.
     pub(super) const fn late(operation: &'static str) -> Self {
         Self::Unavailable { operation, source: None }

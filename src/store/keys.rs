@@ -94,7 +94,7 @@ impl Store {
             let projects = tx.projects().await?;
             let signing = tx.keys_sealed(Purpose::Signing).await?;
             let refresh = tx.keys_sealed(Purpose::Refresh).await?;
-            tx.commit(Inventory { projects, signing, refresh }).await
+            tx.end_reading(Inventory { projects, signing, refresh }).await
         })
         .await
     }
@@ -107,10 +107,10 @@ impl Store {
     /// When the database is away.
     pub async fn keys_list(&self, purpose: Purpose, project: ProjectId) -> Result<Option<Vec<KeyRow>>, Error> {
         self.transact("keys_list", move |mut tx| async move {
-            let Some(_) = tx.project_find(&project).await? else { return tx.commit(None).await };
+            let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
             let mut keys = tx.keys_of(purpose, &project).await?;
             keys.sort_by_key(|key| (key.schedule.signs_from, key.created_at, key.id));
-            tx.commit(Some(keys)).await
+            tx.end_reading(Some(keys)).await
         })
         .await
     }

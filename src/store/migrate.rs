@@ -84,7 +84,7 @@ impl Store {
         work: impl FnOnce(&mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<T>,
     ) -> Result<T, MigrateError> {
         // A connection of its own, outside the pool's deadline: a migration may take long.
-        let mut connection = diesel_async::pooled_connection::deadpool::Object::take(self.checkout("migrate").await?);
+        let mut connection = self.checkout("migrate").await?.detach();
         let failed = |error: diesel::result::Error| MigrateError::Failed(error.into());
         connection.batch_execute(LOCK).await.map_err(failed)?;
         let mut harness = AsyncMigrationHarness::new(connection);

@@ -8,6 +8,7 @@
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
 mod backchannel;
+mod backend;
 mod connect;
 mod doorbell;
 mod durability;
@@ -15,6 +16,7 @@ mod error;
 mod feed;
 mod keys;
 mod migrate;
+mod pool;
 mod projects;
 mod requests;
 mod revocations;
@@ -31,12 +33,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::AsyncDieselConnectionManager;
-use diesel_async::pooled_connection::ManagerConfig;
-use diesel_async::pooled_connection::PoolableConnection as _;
-use diesel_async::pooled_connection::RecyclingMethod;
-use diesel_async::pooled_connection::deadpool::Pool;
+use diesel::dsl::sql;
+use diesel::sql_types::Integer;
+use diesel_async::RunQueryDsl as _;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -95,6 +94,11 @@ pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
 
+use backend::Backend;
+use backend::End;
+use pool::Lease;
+use pool::Pool;
+
 use crate::telemetry::Metrics;
 
 /// How to reach the database, and how long to wait for it.
@@ -117,7 +121,7 @@ pub struct Options {
 /// The database.
 #[derive(Clone)]
 pub struct Store {
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool,
     operation_timeout: Duration,
     /// One permit per operation under way or waiting for a connection. Callers that hang up leave theirs running, so their
     /// own bound is not enough.
@@ -156,19 +160,7 @@ impl Store {
         audience: feed::Audience,
         metrics: Metrics,
     ) -> Self {
-        let lent = Arc::clone(&target);
-        let mut config = ManagerConfig::default();
-        // The default sends a SELECT before each use: a round trip per request, to learn what the request itself finds.
-        config.recycling_method = RecyclingMethod::Fast;
-        config.custom_setup = Box::new(move |_| {
-            let target = Arc::clone(&lent);
-            Box::pin(async move { target.connect().await })
-        });
-        let manager = AsyncDieselConnectionManager::new_with_config("", config);
-        let pool = Pool::builder(manager)
-            .max_size(connections_max)
-            .build()
-            .expect("only timeouts need a runtime, and the pool has none of its own");
+        let pool = Pool::new(Arc::clone(&target), connections_max);
         let queue = Arc::new(Semaphore::new(connections_max * OPERATIONS_PER_CONNECTION_MAX));
         Self { pool, operation_timeout, queue, target, audience, metrics }
     }
@@ -191,6 +183,7 @@ impl Store {
         W: Future<Output = Result<Done<T>, Error>> + Send,
         T: Send + 'static,
     {
+        self.check_durable(operation)?;
         let store = self.clone();
         self.on_its_own(operation, async move { work(store.begin(operation).await?).await }).await
     }
@@ -209,14 +202,15 @@ impl Store {
     {
         let store = self.clone();
         self.on_its_own(operation, async move {
-            // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
-            for _ in 0..store.pool.status().size {
-                match work(store.single(operation).await?).await {
-                    Err(Error::Unavailable { .. }) => {}
+            loop {
+                let mut tx = store.single(operation).await?;
+                let doubtful = tx.doubtful();
+                match work(tx).await {
+                    // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
+                    Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                     outcome => return outcome,
                 }
             }
-            work(store.single(operation).await?).await
         })
         .await
     }
@@ -239,7 +233,7 @@ impl Store {
         });
         let outcome = match task.await {
             Ok(Ok(outcome)) => outcome.map(|done| done.0),
-            Ok(Err(_)) => Err(Error::late(operation)),
+            Ok(Err(_)) => Err(self.late(operation)),
             Err(join) => match join.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // The runtime is shutting down.
@@ -251,21 +245,52 @@ impl Store {
     }
 
     async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
-        // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
-        for _ in 0..self.pool.status().size {
-            match Tx::begin(self.checkout(operation).await?, operation, self.audience.clone()).await {
-                Err(Error::Unavailable { .. }) => {}
+        loop {
+            let lease = self.checkout(operation).await?;
+            let doubtful = lease.is_reused().then(|| lease.backend().clone());
+            match Tx::begin(lease, operation, self.audience.clone()).await {
+                // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
+                Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                 outcome => return outcome,
             }
         }
-        Tx::begin(self.checkout(operation).await?, operation, self.audience.clone()).await
     }
 
-    async fn checkout(
-        &self,
-        operation: &'static str,
-    ) -> Result<diesel_async::pooled_connection::deadpool::Object<AsyncPgConnection>, Error> {
-        self.pool.get().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
+    async fn checkout(&self, operation: &'static str) -> Result<Lease, Error> {
+        self.pool.lease().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
+    }
+
+    /// The operation ran out of time; what the database said last to whoever wanted to connect may be why.
+    fn late(&self, operation: &'static str) -> Error {
+        self.pool.refusal().map_or(Error::late(operation), |said| Error::unavailable(operation, said))
+    }
+
+    /// Refuses to write while the database may lose what it acknowledges.
+    fn check_durable(&self, operation: &'static str) -> Result<(), Error> {
+        match self.promised() {
+            Durability::Kept => Ok(()),
+            lost => Err(Error::unavailable(operation, format!("the database has {} off", lost.setting()))),
+        }
+    }
+
+    /// What the database promised when it was last asked, which is with each of the feed's beats; [`Durability::Kept`] where
+    /// nothing is demanded of it.
+    pub fn promised(&self) -> Durability {
+        self.target.durability()
+    }
+
+    /// Looks after the database: to be called every so often, with whether a commit went through just now. If it did, what the
+    /// database promises is read again; if not, another server may have taken over, and all hosts are asked.
+    pub async fn look_after(&self, has_committed: bool) {
+        match (has_committed, self.target.demand()) {
+            (false, _) => self.target.look_again().await,
+            (true, Demand::Nothing) => {}
+            (true, Demand::Durable) => {
+                if let Ok(found) = self.durability().await {
+                    self.target.note_durability(found);
+                }
+            }
+        }
     }
 
     /// Whether the database answers.
@@ -275,7 +300,7 @@ impl Store {
     /// When it does not.
     pub async fn ping(&self) -> Result<(), Error> {
         self.once("ping", |mut tx| async move {
-            let alive = tx.pg().ping(&RecyclingMethod::Verified).await;
+            let alive = diesel::select(sql::<Integer>("1")).load::<i32>(tx.pg()).await;
             alive.map_err(|error| tx.failed(error))?;
             tx.commit(()).await
         })
@@ -296,9 +321,19 @@ impl Store {
         .await
     }
 
-    /// How many connections there are, and how many of them are idle.
+    /// How many connections there are, those included that were given up and are not gone yet, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
-        let status = self.pool.status();
-        (status.size, status.available)
+        self.pool.size()
+    }
+}
+
+/// How long after a failure a connection may take to turn out to be dead: the server's last words come before its end.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// Whether a connection that was in doubt turned out to be dead.
+async fn was_lost(doubtful: Option<Backend>) -> bool {
+    match doubtful {
+        Some(backend) => timeout(LAST_WORDS, backend.ended()).await == Ok(End::Lost),
+        None => false,
     }
 }

@@ -117,14 +117,14 @@ impl Store {
     /// When the database is away.
     pub async fn server_keys_list(&self, project: ProjectId) -> Result<Option<Vec<ServerKeyFacts>>, Error> {
         self.transact("server_keys_list", move |mut tx| async move {
-            let Some(_) = tx.project_find(&project).await? else { return tx.commit(None).await };
+            let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
             let query = server_keys::table
                 .filter(server_keys::project_id.eq(project.as_str()))
                 .select((server_keys::id, server_keys::role, server_keys::created_at, server_keys::revoked_at))
                 .order((server_keys::created_at, server_keys::id));
             let rows: Result<Vec<Facts>, _> = query.load(tx.pg()).await;
             let keys: Result<Vec<_>, _> = rows.map_err(|error| tx.failed(error))?.into_iter().map(facts).collect();
-            tx.commit(Some(keys?)).await
+            tx.end_reading(Some(keys?)).await
         })
         .await
     }

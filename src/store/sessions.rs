@@ -182,10 +182,15 @@ impl Store {
     ///
     /// When the database is away. Safe to repeat: what was ended by the first try is no longer live for the second.
     pub async fn sessions_revoke(&self, asked: Vec<Revocation>) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
+        self.check_durable("sessions_revoke")?;
         self.once("sessions_revoke", move |mut tx| {
             let asked = asked.clone();
             async move {
                 let ended = tx.sessions_revoke(&asked).await?;
+                if !tx.has_written() {
+                    // All had been ended before, by others: that must not be lost with the primary.
+                    tx.mark().await?;
+                }
                 tx.commit(ended).await
             }
         })
@@ -310,6 +315,9 @@ impl Tx {
         if ended.iter().any(|(.., (_, is_queued))| *is_queued) {
             self.ring_on_commit();
         }
+        if !ended.is_empty() {
+            self.note_written();
+        }
         let ended = ended.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
         let was_live =
             ended.iter().filter(|one| one.was_live).map(|one| (one.news.project.clone(), one.session)).collect();
@@ -396,6 +404,7 @@ impl Tx {
     pub async fn session_insert(&mut self, stored: StoredSession) -> Result<(), Error> {
         let insert = diesel::insert_into(sessions::table).values(SessionRow::new(stored));
         insert.execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        self.note_written();
         Ok(())
     }
 
@@ -420,7 +429,9 @@ impl Tx {
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };
-        statement.execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        if statement.execute(self.pg()).await.map_err(|error| self.failed(error))? > 0 {
+            self.note_written();
+        }
         Ok(())
     }
 }

@@ -2,21 +2,39 @@
 //!
 //! The transaction is opened and closed in plain SQL: diesel's own manager calls a connection with an open transaction
 //! broken, and then a statement that the database refused could not be told from an outage.
+//!
+//! # What an acknowledgement rests on
+//!
+//! With synchronous replication, a commit is visible to others once it is on the primary's disk and nobody waits for a
+//! standby any more: because the wait was cancelled, or because the primary has started again. What others have written may
+//! therefore be lost with the primary. So nothing is acknowledged because of a row that somebody else wrote, unless a commit
+//! of our own that came after it has waited. A commit waits only if its transaction has written to the log; where it has
+//! changed nothing, it writes an empty message there ([`MARK`]). A transaction number alone is not enough: Postgres does not
+//! wait for a transaction that logged nothing.
 
 use super::News;
+use super::backend::Backend;
 use super::error::Error;
 use super::feed::Audience;
+use super::pool::Lease;
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::pooled_connection::PoolableConnection as _;
-use diesel_async::pooled_connection::deadpool::Object;
+
+/// Writes an empty message to the log, so that the commit waits. It changes nothing, locks nothing and leaves no dead row.
+const MARK: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text)";
+
+/// The same, and the commit, in one round trip.
+const MARK_AND_COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text); COMMIT";
 
 /// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
 /// neither an open transaction nor a statement still under way goes back to the pool.
 pub struct Tx {
-    connection: Option<Object<AsyncPgConnection>>,
+    lease: Option<Lease>,
     operation: &'static str,
     explicit: bool,
+    /// Whether it has written to the log for certain: then its commit waits.
+    has_written: bool,
     /// What this has ended, to be told when it has committed.
     news: Vec<News>,
     /// Whether it has queued a delivery.
@@ -30,8 +48,10 @@ pub struct Done<T>(pub(super) T);
 
 impl Tx {
     /// For a single statement, which Postgres commits by itself.
-    pub(super) fn single(connection: Object<AsyncPgConnection>, operation: &'static str, audience: Audience) -> Self {
-        Self { connection: Some(connection), operation, explicit: false, news: vec![], rings: false, audience }
+    pub(super) fn single(lease: Lease, operation: &'static str, audience: Audience) -> Self {
+        lease.backend().forget_warnings();
+        let lease = Some(lease);
+        Self { lease, operation, explicit: false, has_written: false, news: vec![], rings: false, audience }
     }
 
     /// Opens a transaction.
@@ -39,13 +59,8 @@ impl Tx {
     /// # Errors
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
-    pub(super) async fn begin(
-        connection: Object<AsyncPgConnection>,
-        operation: &'static str,
-        audience: Audience,
-    ) -> Result<Self, Error> {
-        let connection = Some(connection);
-        let mut tx = Self { connection, operation, explicit: true, news: vec![], rings: false, audience };
+    pub(super) async fn begin(lease: Lease, operation: &'static str, audience: Audience) -> Result<Self, Error> {
+        let mut tx = Self { explicit: true, ..Self::single(lease, operation, audience) };
         let begun = tx.pg().batch_execute("BEGIN").await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
@@ -55,20 +70,55 @@ impl Tx {
     ///
     /// # Errors
     ///
-    /// When the database did not confirm. It may have committed all the same: every operation is safe to repeat.
+    /// When the database did not confirm, or confirmed with a warning: the wait for its standbys was cancelled. It may have
+    /// committed all the same: every operation is safe to repeat.
     pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
-            let done = self.pg().batch_execute("COMMIT").await;
+            let commit = if self.has_written { "COMMIT" } else { MARK_AND_COMMIT };
+            let done = self.pg().batch_execute(commit).await;
             done.map_err(|error| self.failed(error))?;
         }
-        // Back into the pool: whole again.
-        drop(self.connection.take());
-        // Before anyone is answered: whoever is told that a session is over finds it over here.
+        let confirmed = self.confirmed();
+        self.give_back();
+        // Before anyone is answered: whoever is told that a session is over finds it over here. Also when the commit is in
+        // doubt: the rows are there for every reader of the feed, and to be told of them too early only refuses.
         self.audience.tell(std::mem::take(&mut self.news));
         if self.rings {
             self.audience.deliveries.notify_one();
         }
-        Ok(Done(value))
+        confirmed.map(|()| Done(value))
+    }
+
+    /// Ends a transaction that has only read, and acknowledges nothing: it waits for nobody.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost.
+    pub async fn end_reading<T>(mut self, value: T) -> Result<Done<T>, Error> {
+        self.has_written = true;
+        self.commit(value).await
+    }
+
+    /// Has the answer of a single statement that changed nothing rest on a commit of our own; see the module.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub(super) async fn mark(&mut self) -> Result<(), Error> {
+        let marked = self.pg().batch_execute(MARK).await;
+        marked.map_err(|error| self.failed(error))?;
+        self.has_written = true;
+        Ok(())
+    }
+
+    /// Notes that this has changed a row, so that its commit waits anyway.
+    pub(super) const fn note_written(&mut self) {
+        self.has_written = true;
+    }
+
+    /// Whether it has changed a row, as far as was noted.
+    pub(super) const fn has_written(&self) -> bool {
+        self.has_written
     }
 
     /// Notes what this has ended: it is told once it is true, when it has committed.
@@ -91,13 +141,19 @@ impl Tx {
             let done = self.pg().batch_execute("ROLLBACK").await;
             done.map_err(|error| self.failed(error))?;
         }
-        drop(self.connection.take());
+        self.give_back();
         Ok(Done(value))
     }
 
     /// The connection, for a statement.
     pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
-        self.connection.as_mut().expect("lent until it is committed")
+        self.lease().pg()
+    }
+
+    /// The server process, when the connection was idle before and so may have turned out to be dead.
+    pub(super) fn doubtful(&mut self) -> Option<Backend> {
+        let lease = self.lease();
+        lease.is_reused().then(|| lease.backend().clone())
     }
 
     /// Names a driver's error after what was being done.
@@ -105,12 +161,31 @@ impl Tx {
         let broken = self.pg().is_broken();
         Error::from_diesel(self.operation, error, broken)
     }
-}
 
-impl Drop for Tx {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(Object::take(connection));
+    /// Whether what the database has confirmed is as durable as its settings say.
+    fn confirmed(&mut self) -> Result<(), Error> {
+        let operation = self.operation;
+        let lease = self.lease();
+        if lease.backend().has_warned() {
+            return Err(Error::unavailable(
+                operation,
+                "the commit came with a warning: it may not have waited for a standby",
+            ));
+        }
+        if !lease.is_current() {
+            return Err(Error::unavailable(operation, "another server has taken over from the one that answered"));
+        }
+        Ok(())
+    }
+
+    fn lease(&mut self) -> &mut Lease {
+        self.lease.as_mut().expect("lent until it is committed")
+    }
+
+    /// Back into the pool: whole again.
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
         }
     }
 }

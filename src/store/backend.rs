@@ -1,0 +1,100 @@
+//! One server process of Postgres, as its client sees it: the task that drives the connection, what the server has warned of,
+//! and whether it is gone.
+//!
+//! diesel-async drives a connection too, and drops the server's warnings. One of them matters: a commit that gave up waiting
+//! for its standbys is confirmed like any other, after a warning.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio_postgres::AsyncMessage;
+use tokio_postgres::error::DbError;
+use tokio_postgres::error::Severity;
+use tokio_postgres::error::SqlState;
+
+use super::connect::Connection;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The server closed it, or the network did.
+    Lost,
+    /// This side closed it, after the server had answered everything.
+    Closed,
+}
+
+/// See the module. Cheap to clone; clones share state.
+#[derive(Clone)]
+pub(super) struct Backend {
+    has_warned: Arc<AtomicBool>,
+    end: watch::Receiver<Option<End>>,
+}
+
+impl Backend {
+    /// Drives a connection on a task of its own until it ends. Once the client is dropped, that is when the server has
+    /// answered what was under way.
+    ///
+    /// `bell` receives the payloads of notifications. When it is full, they are dropped: the ones that wait say the same.
+    pub(super) fn drive(mut connection: Connection, bell: Option<mpsc::Sender<String>>) -> Self {
+        let (ended, end) = watch::channel(None);
+        let backend = Self { has_warned: Arc::default(), end };
+        let has_warned = Arc::clone(&backend.has_warned);
+        tokio::spawn(async move {
+            let end = loop {
+                match poll_fn(|context| connection.poll_message(context)).await {
+                    // The server sends it before it confirms, and messages are handled in their order: whoever reads the
+                    // confirmation finds this set.
+                    Some(Ok(AsyncMessage::Notice(notice))) if is_doubt(&notice) => {
+                        has_warned.store(true, Ordering::Release);
+                    }
+                    Some(Ok(AsyncMessage::Notification(rung))) => {
+                        bell.as_ref().map(|bell| bell.try_send(rung.payload().to_owned()));
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "a connection to the database was lost");
+                        break End::Lost;
+                    }
+                    None => break End::Closed,
+                }
+            };
+            drop((connection, bell));
+            ended.send_replace(Some(end));
+        });
+        backend
+    }
+
+    /// Forgets warnings that came before.
+    pub(super) fn forget_warnings(&self) {
+        self.has_warned.store(false, Ordering::Release);
+    }
+
+    /// Whether the server has warned since [`Backend::forget_warnings`].
+    pub(super) fn has_warned(&self) -> bool {
+        self.has_warned.load(Ordering::Acquire)
+    }
+
+    /// Whether the connection has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.borrow().is_some()
+    }
+
+    /// Waits until the connection has ended.
+    pub(super) async fn ended(&self) -> End {
+        let mut end = self.end.clone();
+        // An error means that the task is gone: the runtime is shutting down.
+        end.wait_for(Option::is_some).await.ok().and_then(|end| *end).unwrap_or(End::Lost)
+    }
+}
+
+/// Whether a notice makes a commit doubtful. "canceling wait for synchronous replication" has the SQLSTATE of any warning, and
+/// its text is in the server's language, so every such warning counts. With 57P01 the server says the same and closes the
+/// connection.
+fn is_doubt(notice: &DbError) -> bool {
+    let codes = [SqlState::WARNING, SqlState::ADMIN_SHUTDOWN];
+    notice.parsed_severity() == Some(Severity::Warning) && codes.contains(notice.code())
+}

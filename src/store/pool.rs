@@ -1,0 +1,231 @@
+//! Connections, lent for one operation each. There are never more server processes of ours than allowed: a connection that
+//! was given up in the middle of a statement counts until its server process is gone, because one that waits for a standby
+//! does not notice that its client has left.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use diesel::ConnectionError;
+use diesel_async::AsyncPgConnection;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio::time::timeout;
+
+use super::backend::Backend;
+use super::connect::Opened;
+use super::connect::Standing;
+use super::connect::Target;
+use crate::telemetry::chain;
+
+/// How long the pool does not try to grow after the server has refused a connection, while there are others.
+const GROWTH_PAUSE: Duration = Duration::from_millis(100);
+
+/// Lends connections. Cheap to clone; clones share state.
+#[derive(Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: Arc<Target>,
+    /// One permit per connection that is in use, is being made, or was given up. Waiters are served in order.
+    turns: Arc<Semaphore>,
+    /// Whole connections that nobody uses. None of them has a permit of `turns`: one is made only by a holder of a turn who
+    /// finds none here, so all together are never more than there are turns.
+    idle: Mutex<VecDeque<Pooled>>,
+    /// One permit per idle connection, for holders of a turn to wait for.
+    returned: Semaphore,
+    /// How many connections there are.
+    size: AtomicUsize,
+    /// The last refusal of a connection, until one is made.
+    refusal: Mutex<Option<Refused>>,
+}
+
+struct Refused {
+    at: Instant,
+    said: String,
+}
+
+/// A connection and what is known of it.
+struct Pooled {
+    connection: AsyncPgConnection,
+    backend: Backend,
+    standing: Standing,
+    counted: Counted,
+}
+
+/// Counts as one connection until it is dropped.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.size.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.size.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection on loan. [`Lease::give_back`] returns it to the pool; dropped, it is closed.
+pub(super) struct Lease {
+    pooled: Option<Pooled>,
+    turn: Option<OwnedSemaphorePermit>,
+    /// Whether it was idle before: the server may have gone away since.
+    is_reused: bool,
+    shared: Arc<Shared>,
+}
+
+impl Pool {
+    /// Prepares a pool. Connects to nothing yet.
+    pub(super) fn new(target: Arc<Target>, connections_max: usize) -> Self {
+        let shared = Shared {
+            target,
+            turns: Arc::new(Semaphore::new(connections_max)),
+            idle: Mutex::default(),
+            returned: Semaphore::new(0),
+            size: AtomicUsize::new(0),
+            refusal: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// A connection, when one is free or can be made. Waits for as long as the caller does.
+    ///
+    /// # Errors
+    ///
+    /// What the last host said, when no connection can be made and there is none to wait for.
+    pub(super) async fn lease(&self) -> Result<Lease, ConnectionError> {
+        let shared = &self.shared;
+        let turn = Arc::clone(&shared.turns).acquire_owned().await.expect("never closed");
+        loop {
+            if let Ok(returned) = shared.returned.try_acquire() {
+                returned.forget();
+            } else {
+                let refused = match shared.grow().await {
+                    Ok(pooled) => return Ok(self.lend(pooled, turn, false)),
+                    Err(refused) => refused,
+                };
+                if shared.size.load(Ordering::Relaxed) == 0 {
+                    return Err(refused);
+                }
+                // The server has no room for more, say. Those that it has let in come back one after the other.
+                match timeout(GROWTH_PAUSE, shared.returned.acquire()).await {
+                    Ok(returned) => returned.expect("never closed").forget(),
+                    Err(_) => continue,
+                }
+            }
+            let pooled = shared.idle().pop_front().expect("as many as permits");
+            if !pooled.backend.is_over() && shared.target.is_current(&pooled.standing) {
+                return Ok(self.lend(pooled, turn, true));
+            }
+        }
+    }
+
+    fn lend(&self, pooled: Pooled, turn: OwnedSemaphorePermit, is_reused: bool) -> Lease {
+        Lease { pooled: Some(pooled), turn: Some(turn), is_reused, shared: Arc::clone(&self.shared) }
+    }
+
+    /// How many connections there are, those included that were given up and are not gone yet, and how many are idle.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.shared.size.load(Ordering::Relaxed), self.shared.idle().len())
+    }
+
+    /// Why the last connection could not be made; `None` if it could.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.shared.refusal().as_ref().map(|refused| refused.said.clone())
+    }
+}
+
+impl Shared {
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Pooled>> {
+        self.idle.lock().expect("no one panics while holding it")
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<Refused>> {
+        self.refusal.lock().expect("no one panics while holding it")
+    }
+
+    async fn grow(self: &Arc<Self>) -> Result<Pooled, ConnectionError> {
+        let is_full = self.size.load(Ordering::Relaxed) > 0;
+        let recent =
+            self.refusal().as_ref().filter(|refused| refused.at.elapsed() < GROWTH_PAUSE).map(|one| one.said.clone());
+        if let Some(said) = recent.filter(|_| is_full) {
+            return Err(ConnectionError::BadConnection(said));
+        }
+        match self.target.connect().await {
+            Ok(Opened { client: connection, backend, standing }) => {
+                *self.refusal() = None;
+                Ok(Pooled { connection, backend, standing, counted: Counted::new(self) })
+            }
+            Err(error) => {
+                *self.refusal() = Some(Refused { at: Instant::now(), said: chain(&error) });
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// The connection, for a statement.
+    pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
+        &mut self.pooled.as_mut().expect("lent until it is given back").connection
+    }
+
+    pub(super) fn backend(&self) -> &Backend {
+        &self.pooled.as_ref().expect("lent until it is given back").backend
+    }
+
+    /// Whether it was idle before: the server may have gone away since.
+    pub(super) const fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    /// Whether the server that it leads to is still the one to use. Another one may have taken over.
+    pub(super) fn is_current(&self) -> bool {
+        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.is_current(&pooled.standing))
+    }
+
+    /// Returns a whole connection, with nothing under way.
+    pub(super) fn give_back(mut self) {
+        let Some(pooled) = self.pooled.take() else { return };
+        if !pooled.backend.is_over() && self.shared.target.is_current(&pooled.standing) {
+            self.shared.idle().push_back(pooled);
+            self.shared.returned.add_permits(1);
+        }
+        // Before its turn, so that whoever is next finds it.
+        drop(self.turn.take());
+    }
+
+    /// Takes the connection out of the pool for good. It no longer counts.
+    pub(super) fn detach(mut self) -> AsyncPgConnection {
+        self.pooled.take().expect("lent until it is given back").connection
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (Some(pooled), Some(turn)) = (self.pooled.take(), self.turn.take()) else { return };
+        let Pooled { connection, backend, standing, counted } = pooled;
+        let cancel = connection.cancel_token();
+        // The backend's task says goodbye once the server has answered what is under way.
+        drop(connection);
+        let target = Arc::clone(&self.shared.target);
+        // Without a runtime, all ends with the process.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            target.see_off(&backend, &cancel, &standing).await;
+            drop((turn, counted));
+        });
+    }
+}
