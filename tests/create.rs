@@ -13,6 +13,7 @@ use sessiond::{
     session::Policy,
     store::Role,
 };
+use uuid::Uuid;
 
 use crate::{
     assert_refused,
@@ -159,14 +160,46 @@ async fn what_does_not_fit_is_refused_with_the_field_named() {
         (CreateSessionRequest { expires_in_millis: Some(31_708_800_001), ..request("ada") }, "expires_in_millis"),
         (CreateSessionRequest { idle_timeout_millis: Some(0), ..request("ada") }, "idle_timeout_millis"),
         (CreateSessionRequest { request_id: Some("one".into()), ..request("ada") }, "request_id"),
+        // What an unset variable holds: two sign-ins would share one session.
+        (CreateSessionRequest { request_id: Some(Uuid::nil().to_string()), ..request("ada") }, "request_id"),
+        (CreateSessionRequest { request_id: Some(Uuid::max().to_string()), ..request("ada") }, "request_id"),
+        (
+            CreateSessionRequest { request_id: Some(Uuid::max().to_string().to_uppercase()), ..request("ada") },
+            "request_id",
+        ),
         (CreateSessionRequest { claims: Some(reserved), ..request("ada") }, "claims"),
         (CreateSessionRequest { claims: Some(large), ..request("ada") }, "claims"),
-        (CreateSessionRequest { ip: Some("localhost".into()), ..request("ada") }, "ip"),
     ];
     for (request, field) in wrong {
         for wire in Wire::ALL {
             let refused = service.create(wire, request.clone()).await.err().expect(field);
             assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec![field.to_owned()]), "{wire:?}");
+        }
+    }
+}
+
+/// A header that a client made up must not keep its user from signing in: it is cut, cleaned or left out.
+#[tokio::test]
+async fn what_describes_a_device_never_refuses_a_sign_in() {
+    let service = Service::start().await;
+    let described = |name: &str, user_agent: &str, ip: &str| CreateSessionRequest {
+        device_name: Some(name.into()),
+        user_agent: Some(user_agent.into()),
+        ip: Some(ip.into()),
+        ..request("ada")
+    };
+    let long = "x".repeat(1_025);
+    let cases = [
+        (described(&long, &long, "fe80::1%eth0"), (&long[..255], &long[..1_024], "fe80::1")),
+        (described("a\0b", "a\0b\u{1b}", "192.0.2.1:80"), ("a b", "a b", "192.0.2.1")),
+        (described(" \t", "\r\n", ""), ("", "", "")),
+        (described("", "", "localhost"), ("", "", "")),
+    ];
+    for (request, (name, user_agent, ip)) in cases {
+        for wire in Wire::ALL {
+            let session = service.create(wire, request.clone()).await.expect("signs in").session.expect("a session");
+            assert_eq!(session.device_name.as_deref().unwrap_or_default(), name, "{wire:?}");
+            assert_eq!((session.user_agent.as_str(), session.ip.as_str()), (user_agent, ip), "{wire:?}");
         }
     }
 }

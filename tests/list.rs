@@ -70,6 +70,19 @@ async fn a_service_sees_any_user_or_the_whole_project() {
     }
 }
 
+/// AIP-158: 0 is the default, and above the most is the most.
+#[tokio::test]
+async fn a_page_size_of_0_or_too_large_is_no_error() {
+    let service = Service::start().await;
+    sign_ins(&service, "ada", 51).await;
+    for wire in Wire::ALL {
+        for (page_size, expected) in [(None, 50), (Some(0), 50), (Some(1_001), 51), (Some(i32::MAX), 51)] {
+            let page = service.list(wire, service.key(), ListSessionsRequest { page_size, ..of("ada") }).await;
+            assert_eq!(page.expect("lists").items.len(), expected, "{wire:?} {page_size:?}");
+        }
+    }
+}
+
 /// Between the pages some sessions end and others begin. Whatever was live all along is on one page, and on one only.
 #[tokio::test]
 async fn a_walk_finds_every_session_exactly_once_whatever_happens_between_its_pages() {

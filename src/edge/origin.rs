@@ -26,7 +26,7 @@ use ipnet::IpNet;
 use crate::config::ForwardedHeader;
 use crate::config::Web;
 use crate::session::Origin;
-use crate::session::opening::USER_AGENT_BYTES_MAX;
+use crate::session::origin;
 
 /// The most proxies that are followed.
 const PROXIES_MAX: usize = 32;
@@ -82,11 +82,9 @@ pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next:
     next.run(request).await
 }
 
-/// What a session may keep of a `User-Agent`: its beginning; nothing of one that is not text.
+/// What a session may keep of a `User-Agent`; nothing of one that is not text.
 fn user_agent(value: &HeaderValue) -> Option<String> {
-    let text = std::str::from_utf8(value.as_bytes()).ok()?;
-    let text = &text[..text.floor_char_boundary(USER_AGENT_BYTES_MAX)];
-    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+    origin::user_agent(std::str::from_utf8(value.as_bytes()).ok()?)
 }
 
 /// The pieces between the separators, the last one first, without the blanks around them. A separator in a quoted string
@@ -248,7 +246,7 @@ mod tests {
     fn a_user_agent_is_cut_and_must_be_text() {
         let read = |bytes: &[u8]| user_agent(&HeaderValue::from_bytes(bytes).expect("a value"));
         assert_eq!(read(b"curl/8").as_deref(), Some("curl/8"));
-        assert_eq!((read(b""), read(b"a\tb"), read(b"\xff")), (None, None, None));
+        assert_eq!((read(b""), read(b"a\tb"), read(b"\xff")), (None, Some("a b".to_owned()), None));
         assert_eq!(read("a".repeat(2_000).as_bytes()).map(|text| text.len()), Some(1_024));
         assert_eq!(read("é".repeat(1_000).as_bytes()).map(|text| text.len()), Some(1_024));
         assert_eq!(read(format!("a{}", "é".repeat(1_000)).as_bytes()).map(|text| text.len()), Some(1_023));

@@ -115,10 +115,13 @@ pub(super) fn tokens(request: BatchIntrospectRequest) -> Result<Vec<String>, Ref
     }
 }
 
+/// A `request_id`.
 fn uuid(text: String) -> Result<Uuid, Refusal> {
-    let refused = || Violation::refuse("request_id", "must be a UUID");
-    // The hyphenated form alone: other spellings of the same UUID would be the same request by surprise.
-    if text.len() == 36 { Uuid::try_parse(&text).map_err(|_| refused()) } else { Err(refused()) }
+    // The hyphenated form alone: other spellings of the same UUID would be the same request by surprise. The nil and the max
+    // UUID (RFC 9562 §5.9, §5.10) are what an unset variable holds: every caller with that bug would share one request.
+    let uuid = (text.len() == 36).then(|| Uuid::try_parse(&text).ok()).flatten();
+    uuid.filter(|uuid| !uuid.is_nil() && !uuid.is_max())
+        .ok_or_else(|| Violation::refuse("request_id", "must be a UUID, and neither the nil nor the max UUID"))
 }
 
 fn timestamp(time: prost_types::Timestamp) -> Result<Timestamp, Refusal> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::lifecycle::Session;
 use super::opening::CLAIMS_BYTES_MAX;
 use super::opening::Findings;
+use super::origin;
 use super::refusal::Violation;
 
 /// New values; `None` leaves a field as it is.
@@ -32,8 +33,8 @@ impl Change {
         if let Some(labels) = &self.labels {
             found.labels(labels);
         }
-        found.device_name(self.device_name.as_ref().and_then(Option::as_deref));
-        found.unless_any(self)
+        let device_name = self.device_name.map(|name| name.as_deref().and_then(origin::device_name));
+        found.unless_any(Self { device_name, ..self })
     }
 
     /// Makes the change.

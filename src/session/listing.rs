@@ -1,16 +1,15 @@
 //! What may be asked of a listing, and what is in it.
 
-use std::ops::RangeInclusive;
-
 use super::epoch::Epoch;
 use super::lifecycle::Session;
 use super::opening::Findings;
+use super::origin;
 use super::refusal::Violation;
 use crate::clock::Timestamp;
 
-/// How many sessions a page may be asked to hold.
-pub const PAGE_SIZES: RangeInclusive<i32> = 1..=1_000;
-/// How many it holds when nobody says.
+/// The most sessions that a page holds; a larger size is cut to it (AIP-158).
+pub const PAGE_SIZE_MAX: i32 = 1_000;
+/// How many sessions a page holds when the size is unset or 0 (AIP-158).
 pub const PAGE_SIZE_DEFAULT: i32 = 50;
 /// The most labels that one listing selects by.
 pub const LABELS_MAX: usize = 8;
@@ -38,7 +37,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Reads what was asked for: labels as `key=value`, and the number of sessions on a page.
+    /// Reads what was asked for: labels as `key=value`, and the number of sessions on a page, by the rules of AIP-158.
     ///
     /// # Errors
     ///
@@ -54,9 +53,10 @@ impl Filter {
         let pairs = pairs.filter(|pairs| pairs.len() <= LABELS_MAX);
         let pairs = found.need(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();
         let labels = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        found.device_name(device_name.as_deref());
-        let page_size = page_size.unwrap_or(PAGE_SIZE_DEFAULT);
-        found.check(PAGE_SIZES.contains(&page_size), "page_size", "must be 1 to 1000");
+        // As it was kept with the session: see `origin`.
+        let device_name = device_name.map(|name| origin::device_name(&name).unwrap_or_default());
+        let page_size = page_size.filter(|size| *size != 0).unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
+        found.check(page_size > 0, "page_size", "must not be negative");
         let filter = Self { state, labels, device_name };
         found.unless_any((filter, usize::try_from(page_size).unwrap_or(0)))
     }
@@ -84,11 +84,19 @@ mod tests {
     }
 
     #[test]
-    fn page_sizes_are_bounded_on_both_sides() {
-        assert_eq!(check(&[], None).expect("the default").1, 50);
-        for (size, fits) in [(0, false), (1, true), (1_000, true), (1_001, false), (-1, false), (1_000_000_000, false)]
-        {
-            assert_eq!(check(&[], Some(size)).is_ok(), fits, "{size}");
+    fn page_size_0_is_the_default_and_too_large_is_the_most() {
+        for (size, expected) in [
+            (None, 50),
+            (Some(0), 50),
+            (Some(1), 1),
+            (Some(1_000), 1_000),
+            (Some(1_001), 1_000),
+            (Some(i32::MAX), 1_000),
+        ] {
+            assert_eq!(check(&[], size).expect("fits").1, expected, "{size:?}");
+        }
+        for size in [-1, i32::MIN] {
+            assert_eq!(check(&[], Some(size)).expect_err("negative")[0].field, "page_size", "{size}");
         }
     }
 

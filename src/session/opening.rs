@@ -1,7 +1,6 @@
 //! What may be asked of a new session. Each bound is stated once, here; the proto's comments repeat them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::lifecycle::Authentication;
@@ -23,9 +22,9 @@ pub const CLAIMS_DEPTH_MAX: usize = 8;
 pub const LABELS_MAX: usize = 32;
 /// The longest key of a label, in bytes.
 pub const LABEL_KEY_BYTES_MAX: usize = 63;
-/// The longest of the short texts (a label's value, a device's name, an `acr`, an impersonator), in bytes.
+/// The longest of the short texts (a label's value, an `acr`, an impersonator), in bytes; a device's name is cut to it.
 pub const TEXT_BYTES_MAX: usize = 255;
-/// The longest `User-Agent`, in bytes.
+/// The longest `User-Agent` that is kept, in bytes.
 pub const USER_AGENT_BYTES_MAX: usize = 1_024;
 /// The most authentication methods.
 pub const AMR_MAX: usize = 16;
@@ -120,7 +119,7 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
     let replaces = draft
         .replaces_session_id
         .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
-    let device = found.device(draft.device_name, draft.user_agent, draft.ip);
+    let device = Device::described(draft.device_name.as_deref(), draft.user_agent.as_deref(), draft.ip.as_deref());
     found.labels(&draft.labels);
     found.claims(&draft.claims, CLAIMS_BYTES_MAX);
 
@@ -197,24 +196,6 @@ impl Findings {
         let fits = methods.len() <= AMR_MAX
             && methods.iter().all(|method| !method.is_empty() && is_text(method, AMR_BYTES_MAX));
         self.check(fits, "amr", "must be at most 16 names of 1 to 64 bytes");
-    }
-
-    fn device(&mut self, name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Device {
-        self.device_name(name.as_deref());
-        self.check(
-            user_agent.as_deref().is_none_or(|text| is_text(text, USER_AGENT_BYTES_MAX)),
-            "user_agent",
-            "must be at most 1024 bytes without control characters",
-        );
-        let ip = ip.and_then(|ip| {
-            self.need(ip.parse::<IpAddr>().ok(), "ip", "must be an IPv4 or IPv6 address, without a port")
-        });
-        Device { name, user_agent, ip }
-    }
-
-    pub(super) fn device_name(&mut self, name: Option<&str>) {
-        let fits = name.is_none_or(|name| is_text(name, TEXT_BYTES_MAX));
-        self.check(fits, "device_name", "must be at most 255 bytes without control characters");
     }
 
     pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
@@ -334,9 +315,6 @@ mod tests {
         assert_refused(Draft { is_impersonation: true, ..draft() }, "impersonator_id");
         assert_refused(Draft { impersonator_id: Some("root".into()), ..draft() }, "impersonator_id");
         assert_refused(Draft { replaces_session_id: Some("current".into()), ..draft() }, "replaces_session_id");
-        assert_refused(Draft { ip: Some("10.0.0.1:80".into()), ..draft() }, "ip");
-        assert_refused(Draft { user_agent: Some("x".repeat(1_025)), ..draft() }, "user_agent");
-        assert_refused(Draft { device_name: Some("a\nb".into()), ..draft() }, "device_name");
         let labels = (0..33).map(|n| (n.to_string(), String::new())).collect();
         assert_refused(Draft { labels, ..draft() }, "labels");
         let tomorrow = Authentication { time: Some(NOW + Duration::from_secs(86_400)), ..Authentication::default() };

@@ -1,8 +1,11 @@
 //! Where a request comes from, and what a session learns from that.
 
 use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use super::lifecycle::Device;
+use super::opening::TEXT_BYTES_MAX;
+use super::opening::USER_AGENT_BYTES_MAX;
 use crate::device;
 
 /// Where a request comes from, as far as the edge can tell.
@@ -14,7 +17,48 @@ pub struct Origin {
     pub user_agent: Option<String>,
 }
 
+// What describes a device never refuses a request: a sign-in must not fail for a header that a client made up. It is cut to
+// its bound, cleaned, or left out, by these three, wherever it comes from.
+
+/// What is kept of a `User-Agent`: at most [`USER_AGENT_BYTES_MAX`] bytes, control characters as spaces; `None` if nothing
+/// is left.
+pub fn user_agent(text: &str) -> Option<String> {
+    legible(text, USER_AGENT_BYTES_MAX)
+}
+
+/// What is kept of a device's name: as [`user_agent`], at most [`TEXT_BYTES_MAX`] bytes.
+pub fn device_name(text: &str) -> Option<String> {
+    legible(text, TEXT_BYTES_MAX)
+}
+
+/// What is kept of an address: without a port, brackets or a zone (RFC 4007 §11), never a mapped one; `None` if it is none.
+pub fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|text| text.split_once(']')).map_or(text, |(inner, _)| inner);
+    let bare = inner.split_once('%').map_or(inner, |(bare, _)| bare);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    bare.parse().ok().or_else(with_port).map(|ip: IpAddr| ip.to_canonical())
+}
+
+fn legible(text: &str, bytes_max: usize) -> Option<String> {
+    // Cut first: the work is bounded by what is kept.
+    let cut = &text[..text.floor_char_boundary(bytes_max)];
+    let clean: String = cut.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    // A control character above U+007F takes two bytes and its space one, so the text never grows.
+    let clean = clean.trim();
+    (!clean.is_empty()).then(|| clean.to_owned())
+}
+
 impl Device {
+    /// The device as its session's creator describes it.
+    pub fn described(name: Option<&str>, user_agent: Option<&str>, ip: Option<&str>) -> Self {
+        Self {
+            name: name.and_then(device_name),
+            user_agent: user_agent.and_then(self::user_agent),
+            ip: ip.and_then(address),
+        }
+    }
+
     /// The device with a name: the one that it was given, or else one after its `User-Agent`.
     #[must_use]
     pub fn named(mut self) -> Self {
@@ -55,6 +99,37 @@ mod tests {
     fn seen(mut device: Device, user_agent: Option<&str>) -> (Option<String>, Option<String>) {
         device.seen_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) });
         (device.name, device.user_agent)
+    }
+
+    #[test]
+    fn what_describes_a_device_is_cut_cleaned_or_left_out() {
+        let long = "é".repeat(1_000);
+        for (text, kept) in [
+            ("curl/8", Some("curl/8".to_owned())),
+            (" a\0b\tc\u{85}d\r\n", Some("a b c d".to_owned())),
+            ("\0\u{7f}", None),
+            ("", None),
+            (&long, Some("é".repeat(512))),
+            (&format!("a{long}"), Some(format!("a{}", "é".repeat(511)))),
+        ] {
+            assert_eq!(user_agent(text), kept, "{text:?}");
+        }
+        assert_eq!(device_name(&"x".repeat(300)).map(|name| name.len()), Some(255));
+        for (text, kept) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            (" 192.0.2.1:4711 ", Some("192.0.2.1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("fe80::1%eth0", Some("fe80::1")),
+            ("[fe80::1%25eth0]:80", Some("fe80::1")),
+            ("[2001:db8::1]:80", Some("2001:db8::1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("", None),
+            ("unknown", None),
+            ("192.0.2.256", None),
+            ("\0", None),
+        ] {
+            assert_eq!(address(text), kept.map(|ip| ip.parse().expect("an address")), "{text:?}");
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
 use crate::rpc::status;
 use crate::rpc::status::Reason;
-use crate::session::listing::PAGE_SIZES;
+use crate::session::listing::PAGE_SIZE_MAX;
 use crate::telemetry;
 use crate::telemetry::Wire;
 use crate::token::server_key::ServerKey;
@@ -185,7 +185,7 @@ impl Adapter {
         let user = user.ok_or_else(|| KnownError::schema("query parameter user_id must be there"))?;
         let message = pb::ListSessionsRequest {
             user_id: Some(user.clone()),
-            page_size: Some(*PAGE_SIZES.end()),
+            page_size: Some(PAGE_SIZE_MAX),
             ..pb::ListSessionsRequest::default()
         };
         let request = call.about(Some(&user), message)?;
