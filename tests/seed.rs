@@ -289,6 +289,13 @@ async fn each_refusal_has_the_code_status_and_details_that_the_sdks_know() {
             vec![admin, demo, admin_key(others), access],
             401,
             "INVALID_SUPER_SECRET_ADMIN_KEY",
+            of_demo.clone(),
+        ),
+        (
+            "a service's key as an admin's",
+            vec![admin, demo, admin_key(ours), access],
+            401,
+            "INVALID_SUPER_SECRET_ADMIN_KEY",
             of_demo,
         ),
     ];
@@ -713,6 +720,13 @@ async fn a_session_that_is_not_opened_says_why() {
         "INVALID_SECRET_SERVER_KEY",
         "another",
     );
+
+    // Only a key with the role `admin` is an admin's: an impersonation's token says who asked for it.
+    for body in [good, r#"{"user_id":"eve","is_impersonation":true}"#] {
+        let admin = sdk("admin", &[("super-secret-admin-key", ours)]);
+        let response = ask(&service, Method::POST, SESSIONS, &admin, body).await;
+        assert_no(&response, 401, "INVALID_SUPER_SECRET_ADMIN_KEY", "a service's key as an admin's");
+    }
 
     let server = sdk("server", &[key(ours)]);
     for body in [

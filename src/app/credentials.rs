@@ -44,6 +44,15 @@ pub struct Client {
     pub project: ProjectId,
     /// What it shows for that.
     pub standing: Standing,
+    /// The least role that its server key must have: it asks as a service of that role.
+    pub role: Role,
+}
+
+impl Client {
+    /// Whether a genuine server key lets a service ask as this client.
+    fn admits(&self, service: &Service) -> bool {
+        service.project == self.project && service.role >= self.role
+    }
 }
 
 /// What a client shows for being one of its project.
@@ -150,11 +159,11 @@ impl App {
     ///
     /// As [`App::service`] and [`App::client_project`]; [`Refusal::InvalidServerKey`] for a service of another project.
     pub(super) async fn service_within(&self, caller: Caller, client: Option<Client>) -> Result<Service, Error> {
-        let within = self.client_project(client).await?;
+        self.client_project(client.clone()).await?;
         let service = self.service(caller).await?;
-        match within {
-            Some(project) if project != service.project => Err(Refusal::InvalidServerKey.into()),
-            Some(_) | None => Ok(service),
+        match client.is_none_or(|client| client.admits(&service)) {
+            true => Ok(service),
+            false => Err(Refusal::InvalidServerKey.into()),
         }
     }
 
@@ -165,14 +174,14 @@ impl App {
     /// As [`App::principal`] and [`App::client_project`]; [`Refusal::WrongProject`] for a user of another project,
     /// [`Refusal::InvalidServerKey`] for a service of one.
     pub(super) async fn principal_within(&self, caller: Caller, client: Option<Client>) -> Result<Principal, Error> {
-        let within = self.client_project(client).await?;
+        self.client_project(client.clone()).await?;
         let principal = self.principal(caller).await?;
-        let Some(within) = within else { return Ok(principal) };
+        let Some(client) = client else { return Ok(principal) };
         match &principal {
-            Principal::User(SignedIn { project, .. }) if *project != within => {
-                Err(Refusal::WrongProject { expected: within.to_string(), actual: project.to_string() }.into())
+            Principal::User(SignedIn { project, .. }) if *project != client.project => {
+                Err(Refusal::WrongProject { expected: client.project.to_string(), actual: project.to_string() }.into())
             }
-            Principal::Service(Service { project, .. }) if *project != within => Err(Refusal::InvalidServerKey.into()),
+            Principal::Service(service) if !client.admits(service) => Err(Refusal::InvalidServerKey.into()),
             Principal::User(_) | Principal::Service(_) => Ok(principal),
         }
     }
@@ -242,17 +251,17 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Refusal::InvalidServerKey`] when the key is not one of that project, or a public client is of a project that there
-    /// is not; or the store's.
+    /// [`Refusal::InvalidServerKey`] when the key is not one of that project or has too small a role, or a public client
+    /// names an unknown project; or the store's.
     pub(super) async fn client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
-        let Some(Client { project, standing }) = client else { return Ok(None) };
-        let exists = |snapshot: &Snapshot| snapshot.policy(&project).is_some();
-        let believed = match standing {
-            Standing::Confidential(key) => self.holder_of(&key).await?.project == project,
+        let Some(client) = client else { return Ok(None) };
+        let exists = |snapshot: &Snapshot| snapshot.policy(&client.project).is_some();
+        let believed = match &client.standing {
+            Standing::Confidential(key) => client.admits(&self.holder_of(key).await?),
             Standing::Public => exists(&*self.keys.with(exists).await?),
             Standing::Named => true,
         };
-        if believed { Ok(Some(project)) } else { Err(Refusal::InvalidServerKey.into()) }
+        if believed { Ok(Some(client.project)) } else { Err(Refusal::InvalidServerKey.into()) }
     }
 
     /// The same, where a client's server key pays for the call, as any service's does. The project pays for what is asked.

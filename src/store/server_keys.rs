@@ -18,8 +18,8 @@ use crate::id::ProjectId;
 use crate::session::revoked::Ended;
 use crate::token::server_key::Digest;
 
-/// What a server key may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a server key may do, the least first: each may do what those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Act on sessions and tokens.
     Service,

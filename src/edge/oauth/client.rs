@@ -12,6 +12,7 @@ use super::form::Form;
 use crate::app::Client;
 use crate::app::Standing;
 use crate::id::ProjectId;
+use crate::store::Role;
 use crate::token::server_key::ServerKey;
 
 /// The client that a request names.
@@ -29,13 +30,13 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, Fail
     }
     let id = id.ok_or(Failure::NO_CLIENT)?;
     let project = ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)?;
-    let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public }) };
+    let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public, role: Role::Service }) };
     // A browser sends its origin, and a server key that is in a browser is everyone's.
     if headers.contains_key(header::ORIGIN) {
         return Err(Failure::IN_A_BROWSER);
     }
     let key = ServerKey::parse(&secret).ok_or(Failure::INVALID_CLIENT)?;
-    Ok(Client { project, standing: Standing::Confidential(key) })
+    Ok(Client { project, standing: Standing::Confidential(key), role: Role::Service })
 }
 
 /// The two halves of a Basic credential (RFC 7617 §2), each of which is form-encoded first (RFC 6749 §2.3.1).

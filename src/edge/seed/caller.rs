@@ -8,6 +8,7 @@ use super::known_error::KnownError;
 use crate::app::Client;
 use crate::app::Standing;
 use crate::id::ProjectId;
+use crate::store::Role;
 use crate::token::server_key;
 use crate::token::server_key::ServerKey;
 
@@ -39,6 +40,15 @@ impl AccessType {
             Self::Client => "client",
             Self::Server => "server",
             Self::Admin => "admin",
+        }
+    }
+
+    /// The least role that the key of such a caller must have. An impersonation says in its token as what it was asked for,
+    /// so no smaller key may pass for an admin's.
+    const fn role(self) -> Role {
+        match self {
+            Self::Client | Self::Server => Role::Service,
+            Self::Admin => Role::Admin,
         }
     }
 }
@@ -101,11 +111,11 @@ impl<'a> Caller<'a> {
     /// What the caller is to the RPCs when it is not the key that asks: confined to the project, with the key to be looked at.
     pub(super) fn client(&self) -> Client {
         let standing = self.key.clone().map_or(Standing::Named, Standing::Confidential);
-        Client { project: self.project.clone(), standing }
+        Client { project: self.project.clone(), standing, role: self.access_type.role() }
     }
 
     /// The same when it is the key that asks, and is looked at anyway.
     pub(super) fn named(&self) -> Client {
-        Client { project: self.project.clone(), standing: Standing::Named }
+        Client { project: self.project.clone(), standing: Standing::Named, role: self.access_type.role() }
     }
 }
