@@ -372,6 +372,64 @@ async fn another_sessiond_is_not_believed() {
     drop(key);
 }
 
+/// What cannot be read as metadata names no issuer: the check has failed.
+#[tokio::test]
+async fn metadata_that_cannot_be_read_is_not_believed() {
+    for metadata in ["", "<html>", "{}", r#"{"issuer": 1}"#, "null"] {
+        let (key, stage) = staged().await;
+        stage.say(metadata);
+        let guard = Guard::connect(staged_options(&stage)).await.expect("an outage, until it can be read");
+        let (token, _) = token(&key);
+        assert!(matches!(guard.verify(&token).await, Err(Refusal::Unavailable(_))), "{metadata}");
+        assert_eq!(stage.jwks_asked(), 0, "nothing more is asked there: {metadata}");
+        stage.issue_as(&format!("{ISSUER}/projects/{PROJECT}"));
+        let stream = stage.stream().await;
+        stream.snapshot(&[], "a");
+        stream.heartbeat(0);
+        eventually_accepts(&guard, &token).await;
+    }
+}
+
+/// One answer's `Date` moves no clock: ahead, it would end every token; behind, it would revive some.
+#[tokio::test]
+async fn one_wrong_date_moves_nothing() {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    let (key, stage) = staged().await;
+    let now = Clock::system().now();
+    stage.date_next(now + YEAR);
+    let options = GuardOptions { patience: Duration::from_secs(20), ..staged_options(&stage) };
+    let told = async {
+        let stream = stage.stream().await;
+        stream.snapshot(&[], "a");
+        stream.heartbeat(0);
+        stream
+    };
+    let (guard, stream) = tokio::join!(Guard::connect(options), told);
+    let guard = guard.expect("begins");
+    let (token, _) = token(&key);
+    eventually_accepts(&guard, &token).await;
+    assert!(stage.jwks_asked() >= 2, "another witness was heard");
+    let beats = stream.beat(0);
+    let later = async {
+        // Later, too: each unknown key has the keys read again.
+        for date in [now + YEAR, now - YEAR] {
+            stage.date_next(date);
+            let asked = stage.jwks_asked();
+            let (unknown, _) = self::token(&SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0);
+            eventually("the keys are read", async || {
+                assert!(guard.verify(&unknown).await.is_err());
+                stage.jwks_asked() > asked
+            })
+            .await;
+            eventually_accepts(&guard, &token).await;
+        }
+    };
+    tokio::select! {
+        () = beats => panic!("the guard hung up"),
+        () = later => {}
+    }
+}
+
 // Faults: no signed-out token is accepted for longer than it may be, and none after recovery.
 
 /// The replica that a guard follows is gone; the next one tells it the rest.

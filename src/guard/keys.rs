@@ -36,6 +36,10 @@ const WISH_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait after a failure; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
+/// How often in a row an answer with a doubtful `Date` has the keys read again at once, for another witness of what time it
+/// is. Then the clock is what most of them say, and the usual pace goes on.
+const DOUBTS_MAX: u32 = 3;
+
 #[derive(Default)]
 pub(super) struct Keys {
     held: ArcSwapOption<Held>,
@@ -117,7 +121,7 @@ impl Keys {
 /// Reads the keys at the start, when they are half as old as they may be, and whenever somebody meets an unknown one.
 pub(super) async fn run(core: &Core) {
     let keys = &core.keys;
-    let mut retry = Backoff::new(RETRY);
+    let (mut retry, mut doubts) = (Backoff::new(RETRY), 0);
     loop {
         let began = Instant::now();
         keys.attempts.send_modify(|attempts| {
@@ -130,7 +134,12 @@ pub(super) async fn run(core: &Core) {
             attempts.has_succeeded = outcome.is_ok();
         });
         let due = match outcome {
-            Ok(max_age) => {
+            Ok(Reading { is_doubtful: true, .. }) if doubts < DOUBTS_MAX => {
+                doubts += 1;
+                Instant::now() + RETRY.0
+            }
+            Ok(Reading { max_age, is_doubtful }) => {
+                doubts = if is_doubtful { doubts } else { 0 };
                 retry.reset();
                 core.state.send_if_modified(|state| !std::mem::replace(&mut state.has_keys, true));
                 began + max_age / 2
@@ -148,18 +157,23 @@ pub(super) async fn run(core: &Core) {
     }
 }
 
-/// How long the keys may be kept that were read.
-async fn read(core: &Core) -> Result<Duration, Failure> {
+/// A reading of the keys.
+struct Reading {
+    /// How long they may be kept.
+    max_age: Duration,
+    /// The answer's `Date` is not what time it is by all others.
+    is_doubtful: bool,
+}
+
+async fn read(core: &Core) -> Result<Reading, Failure> {
     let asked_at = core.time.elapsed();
     let answer = core.upstream.jwks().await?;
     let keys =
         VerifyingKeys::read(answer.body(), &core.project).map_err(|error| Failure::NoAnswer(error.to_string()))?;
-    if let Some(now) = date(answer.headers()) {
-        core.time.anchor(now);
-    }
+    let is_doubtful = date(answer.headers()).is_some_and(|now| !core.time.hear(now));
     let max_age = max_age(answer.headers()).unwrap_or(jwks::MAX_AGE).clamp(MAX_AGE.0, MAX_AGE.1);
     core.keys.held.store(Some(std::sync::Arc::new(Held { keys, asked_at, max_age })));
-    Ok(max_age)
+    Ok(Reading { max_age, is_doubtful })
 }
 
 /// RFC 9111 §5.2.2.1.

@@ -1,5 +1,7 @@
 //! What time it is, whatever becomes of the system's clock.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,18 +15,40 @@ pub(super) struct Time {
     clock: Clock,
     /// The time of day, less what has passed: in microseconds.
     ahead: AtomicI64,
+    /// The last witnesses' word for the same, oldest first: the own clock's at the start, then that of each answer.
+    witnesses: Mutex<VecDeque<i64>>,
 }
+
+/// How many witnesses are remembered. The one in the middle is believed, so a wrong one moves nothing by itself.
+const WITNESSES_MAX: usize = 5;
+
+/// From how many on they are believed at all: of two, nobody can say which is wrong.
+const WITNESSES_MIN: usize = 3;
+
+/// How far two witnesses may differ and still agree. A `Date` has whole seconds, and takes a moment to arrive.
+const TOLERANCE: Duration = Duration::from_secs(5);
 
 impl Time {
     pub(super) fn new(clock: Clock) -> Self {
-        let time = Self { ahead: AtomicI64::new(0), clock };
-        time.anchor(time.clock.now());
-        time
+        let own = clock.now().as_micros().saturating_sub(micros(clock.elapsed()));
+        Self { ahead: AtomicI64::new(own), witnesses: Mutex::new(VecDeque::from([own])), clock }
     }
 
-    /// Takes someone's word for what time it is now: that of whoever issues the tokens.
-    pub(super) fn anchor(&self, now: Timestamp) {
-        self.ahead.store(now.as_micros().saturating_sub(micros(self.clock.elapsed())), Ordering::Relaxed);
+    /// Hears what time it is now by an answer of whoever issues the tokens, and believes the median of the last witnesses.
+    /// Returns whether this one agrees with it; if not, ask again soon.
+    pub(super) fn hear(&self, now: Timestamp) -> bool {
+        let said = now.as_micros().saturating_sub(micros(self.clock.elapsed()));
+        let mut witnesses = self.witnesses.lock().expect("no one panics while holding it");
+        witnesses.push_back(said);
+        if witnesses.len() > WITNESSES_MAX {
+            witnesses.pop_front();
+        }
+        if witnesses.len() >= WITNESSES_MIN {
+            let mut sorted: Vec<i64> = witnesses.iter().copied().collect();
+            sorted.sort_unstable();
+            self.ahead.store(sorted[(sorted.len() - 1) / 2], Ordering::Relaxed);
+        }
+        said.abs_diff(self.ahead.load(Ordering::Relaxed)) <= micros(TOLERANCE).unsigned_abs()
     }
 
     /// The time of day.
@@ -69,10 +93,31 @@ mod tests {
         clock.set(right + HOUR);
         let time = Time::new(clock.clone());
         assert_eq!(time.now(), right + HOUR);
-        // What the issuer says counts for more than what the clock showed at the start.
-        time.anchor(right);
+        // What the issuer says, and says again, counts for more than what the clock showed at the start.
+        assert!(!time.hear(right), "one against one");
+        assert!(time.hear(right));
         assert_eq!(time.now(), right + HOUR, "still the later of the two");
         clock.set(right);
         assert_eq!(time.now(), right);
+    }
+
+    #[test]
+    fn one_wrong_answer_moves_nothing() {
+        for wrong in [HOUR * 24 * 365, HOUR] {
+            let clock = Clock::frozen();
+            let time = Time::new(clock.clone());
+            let start = time.now();
+            assert!(!time.hear(start + wrong), "at the start");
+            assert_eq!(time.now(), start);
+            for _ in 0..3 {
+                assert!(time.hear(start));
+            }
+            assert!(!time.hear(start + wrong), "later");
+            assert!(!time.hear(start + wrong), "and once more");
+            assert_eq!(time.now(), start);
+            clock.advance(HOUR);
+            assert!(time.hear(start + HOUR), "what has passed is counted");
+            assert_eq!(time.now(), start + HOUR);
+        }
     }
 }

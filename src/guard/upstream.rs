@@ -135,8 +135,10 @@ impl Upstream {
         let answer = replica.http(Method::GET, &path, None, Bytes::new()).await?;
         match answer.status() {
             StatusCode::OK => {
-                let metadata: Result<Metadata, _> = serde_json::from_slice(answer.body());
-                if metadata.is_ok_and(|metadata| metadata.issuer != issuer) {
+                // What cannot be read names no issuer: it is no answer, and not the right one either.
+                let metadata: Metadata = serde_json::from_slice(answer.body())
+                    .map_err(|error| Failure::NoAnswer(format!("{path} is not the issuer's metadata: {error}")))?;
+                if metadata.issuer != issuer {
                     return refused;
                 }
             }

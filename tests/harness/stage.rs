@@ -2,9 +2,11 @@
 //! when something is badly wrong.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use axum::{
@@ -21,6 +23,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message as _;
 use serde_json::json;
+use sessiond::clock::{Clock, Timestamp};
 use sessiond::pb::{
     Heartbeat, Revocation, RevocationBatch, SnapshotBegin, SnapshotComplete, WatchRevocationsRequest,
     WatchRevocationsResponse, revocation::Ended, watch_revocations_response::Event,
@@ -37,7 +40,10 @@ pub struct Stage {
 }
 
 struct Set {
-    issuer: String,
+    /// The metadata's text.
+    metadata: String,
+    /// What time it is by the answers to come, in the order of their coming; the right time after that.
+    dates: VecDeque<Timestamp>,
     knows_key: bool,
     jwks: Option<String>,
     max_age_seconds: u64,
@@ -57,7 +63,8 @@ impl Stage {
     pub async fn with(jwks: impl Into<String>) -> Self {
         let (sender, streams) = mpsc::unbounded_channel();
         let set = Arc::new(Mutex::new(Set {
-            issuer: format!("{ISSUER}/projects/{PROJECT}"),
+            metadata: json!({"issuer": format!("{ISSUER}/projects/{PROJECT}")}).to_string(),
+            dates: VecDeque::new(),
             knows_key: true,
             jwks: Some(jwks.into()),
             max_age_seconds: 3_600,
@@ -85,7 +92,17 @@ impl Stage {
 
     /// From now on, tokens are issued as this.
     pub fn issue_as(&self, issuer: &str) {
-        self.set.lock().expect("no panic").issuer = issuer.to_owned();
+        self.say(&json!({"issuer": issuer}).to_string());
+    }
+
+    /// From now on, this is the metadata.
+    pub fn say(&self, metadata: &str) {
+        self.set.lock().expect("no panic").metadata = metadata.to_owned();
+    }
+
+    /// The next answer with keys says that it is this time.
+    pub fn date_next(&self, date: Timestamp) {
+        self.set.lock().expect("no panic").dates.push_back(date);
     }
 
     /// How often the keys were asked for.
@@ -140,7 +157,7 @@ impl Stream {
 type Shared = State<Arc<Mutex<Set>>>;
 
 async fn metadata(State(set): Shared) -> Response {
-    axum::Json(json!({"issuer": set.lock().expect("no panic").issuer})).into_response()
+    ([("content-type", "application/json")], set.lock().expect("no panic").metadata.clone()).into_response()
 }
 
 async fn introspect(State(set): Shared) -> Response {
@@ -155,7 +172,11 @@ async fn jwks_json(State(set): Shared) -> Response {
     set.jwks_asked += 1;
     let max_age = format!("public, max-age={}", set.max_age_seconds);
     match set.jwks.clone() {
-        Some(jwks) => ([("cache-control", max_age)], jwks).into_response(),
+        Some(jwks) => {
+            let date = set.dates.pop_front().unwrap_or_else(|| Clock::system().now());
+            let date = UNIX_EPOCH + Duration::from_secs(date.as_seconds().try_into().expect("after 1970"));
+            ([("cache-control", max_age), ("date", httpdate::fmt_http_date(date))], jwks).into_response()
+        }
         None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }
