@@ -65,7 +65,10 @@ fn stack(
     ready: Readiness,
     beside: impl FnOnce(Router) -> Router,
 ) -> Result<Router, OriginError> {
-    let rest = RestLayer::builder().max_body_bytes(limits.body_bytes_max).error_domain(status::DOMAIN);
+    let rest = RestLayer::builder()
+        .max_body_bytes(limits.body_bytes_max)
+        .error_domain(status::DOMAIN)
+        .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
 

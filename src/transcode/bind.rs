@@ -12,6 +12,7 @@ use percent_encoding::percent_decode;
 use super::guard::Guard;
 use super::guard::Objection;
 use super::read;
+use super::read::Frame;
 use super::read::message_from_text;
 use super::route::Path;
 use super::rule::Binding;
@@ -46,6 +47,15 @@ pub(super) enum Content<'b> {
     },
 }
 
+/// What a request may have, and what is passed over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits<'l> {
+    /// Query parameters that name no field.
+    pub ignored: &'l [String],
+    /// How many members and elements a JSON body may have.
+    pub elements_max: usize,
+}
+
 /// Appends the whole request message to `out`.
 ///
 /// # Errors
@@ -56,34 +66,74 @@ pub(super) fn bind(
     binding: &Binding,
     path: &Path,
     uri: &Uri,
-    ignored: &[String],
+    limits: Limits<'_>,
     content: Content<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Vec<Violation>> {
-    body(schema, binding, content, out).map_err(|violation| vec![violation])?;
     let mut violations = Vec::new();
+    let texts: Vec<Cow<'_, str>> = binding
+        .variables
+        .iter()
+        .map(|bound| {
+            let variable = &bound.variable;
+            let raw = path.capture(uri.path(), variable.start, variable.end, binding.template_length);
+            variable.decode(raw).unwrap_or_else(|error| {
+                violations.push(Violation::new(&*variable.field_path, error.to_string()));
+                Cow::Borrowed("")
+            })
+        })
+        .collect();
+    // What the body may say again. A fault in it is the path's, and told with those of the query.
+    let mut bound = Vec::new();
+    if let Content::Json(_) = content
+        && violations.is_empty()
+    {
+        for (variable, text) in binding.variables.iter().zip(&texts) {
+            match leaf(schema, binding.input, &variable.path, text) {
+                Ok(value) => bound.push(value),
+                Err(reason) => violations.push(Violation::new(&*variable.variable.field_path, reason)),
+            }
+        }
+    }
+    if violations.is_empty() {
+        let frame = Frame { schema, elements_max: limits.elements_max, bound: &bound };
+        body(frame, binding, content, out).map_err(|violation| vec![violation])?;
+    }
+    let mut of_query = Vec::new();
     if let Some(query) = uri.query() {
-        bind_query(schema, binding, query, ignored, out, &mut violations);
+        bind_query(schema, binding, query, limits.ignored, out, &mut of_query);
     }
-    for bound in &binding.variables {
-        let variable = &bound.variable;
-        let raw = path.capture(uri.path(), variable.start, variable.end, binding.template_length);
-        let written = match variable.decode(raw) {
-            Ok(text) => put_text(schema, binding.input, &bound.path, &text, out),
-            Err(error) => Err(error.to_string()),
-        };
-        violations.extend(written.err().map(|reason| Violation::new(&*variable.field_path, reason)));
+    if violations.is_empty() {
+        for (variable, text) in binding.variables.iter().zip(&texts) {
+            let written = put_text(schema, binding.input, &variable.path, text, out);
+            violations.extend(written.err().map(|reason| Violation::new(&*variable.variable.field_path, reason)));
+        }
     }
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    of_query.append(&mut violations);
+    if of_query.is_empty() { Ok(()) } else { Err(of_query) }
 }
 
-fn body(schema: &Schema, binding: &Binding, content: Content<'_>, out: &mut Vec<u8>) -> Result<(), Violation> {
-    let input = schema.message(binding.input);
+/// The field at the end of `path` as it stands in the innermost message.
+fn leaf(schema: &Schema, input: MessageId, path: &[FieldIndex], text: &str) -> Result<Vec<u8>, String> {
+    let mut message = input;
+    for index in path.split_last().map_or(&[][..], |(_, outer)| outer) {
+        match schema.message(message).at(*index).kind {
+            Kind::Message(inner) => message = inner,
+            _ => break,
+        }
+    }
+    let mut value = Vec::new();
+    put_text(schema, message, path.last().map_or(&[], std::slice::from_ref), text, &mut value)?;
+    Ok(value)
+}
+
+fn body(frame: Frame<'_>, binding: &Binding, content: Content<'_>, out: &mut Vec<u8>) -> Result<(), Violation> {
+    let input = frame.schema.message(binding.input);
     match (binding.body, content) {
         (Body::None, _) | (_, Content::None) => Ok(()),
-        (Body::Whole, Content::Json(json)) => read::read_message(schema, binding.input, &binding.body_guard, json, out),
+        (Body::Whole, Content::Json(json)) => read::read_message(frame, binding.input, &binding.body_guard, json, out),
         (Body::Field(index), Content::Json(json)) => {
-            read::read_field(schema, input.at(index), binding.body_guard.child(index), json, out)
+            read::read_field(frame, input.at(index), binding.body_guard.child(index), json, out)
         }
         (Body::Whole, Content::Raw { content_type, data }) => {
             put_http_body(content_type, data, out);
@@ -194,7 +244,7 @@ fn check_guard(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Resul
     for &index in path {
         match guard.map_or(Ok(()), |guard: &Guard| guard.check(schema, message, index)) {
             Ok(()) => {}
-            Err(Objection::Taken) => return Err("is bound by the path or the body"),
+            Err(Objection::Taken(_)) => return Err("is bound by the path or the body"),
             Err(Objection::OneofTaken) => return Err("another member of its oneof is bound by the path or the body"),
         }
         guard = guard.and_then(|guard| guard.child(index));

@@ -9,9 +9,21 @@ use http::HeaderValue;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// How long a request's `grpc-timeout` gives it: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed
-/// is absent. For the layer behind this one that keeps deadlines.
+/// is absent; [`RestLayer`](super::RestLayer) has refused a REST request with such a one. For the layer behind this one
+/// that keeps deadlines.
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    read(headers.get(GRPC_TIMEOUT)?)
+}
+
+/// Whether the header is there and says nothing, or says two things: a caller that asks for a deadline must not wait
+/// without one.
+pub(super) fn is_malformed(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(GRPC_TIMEOUT).iter();
+    values.next().is_some_and(|first| read(first).is_none() || values.next().is_some())
+}
+
+fn read(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -66,6 +78,7 @@ mod tests {
         for malformed in ["", "m", "50", "-5m", "123456789m", "5x", "5 m"] {
             let headers = HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(malformed))]);
             assert_eq!(grpc_timeout(&headers), None, "{malformed:?}");
+            assert!(is_malformed(&headers), "{malformed:?}");
         }
     }
 }

@@ -26,7 +26,6 @@ use http::uri::PathAndQuery;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
-use prost_reflect::DescriptorPool;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -37,6 +36,7 @@ use super::body::BoxError;
 use super::body::RequestBody;
 use super::body::ResponseBody;
 use super::deadline;
+use super::descriptors;
 use super::frame;
 use super::headers;
 use super::reply::Answer;
@@ -51,16 +51,22 @@ use super::rule::Binding;
 use super::rule::Body;
 use super::rule::BuildError;
 use super::rule::BuildErrors;
+use super::rule::RuleError;
 use super::rule::Rules;
+use super::rule::Selection;
 use super::schema::Schema;
 use super::status::Details;
 use super::status::Refusal;
+use super::violation::Violation;
 
 /// Bodies up to this size are read unless the builder says otherwise: 1 MiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// No builder can ask for more: a frame's length has four bytes, and a message can take more of them than its JSON. 1 GiB.
 const BODY_BYTES_CEILING: usize = 1024 * 1024 * 1024;
+
+/// How many members and elements a body may have unless the builder says otherwise.
+const BODY_ELEMENTS_MAX: usize = 65_536;
 
 /// How long a body may take to arrive unless the builder says otherwise.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +90,7 @@ pub(super) struct Shared {
     pub rules: Rules,
     ignored: Vec<String>,
     body_bytes_max: usize,
+    body_elements_max: usize,
     body_timeout: Duration,
     pub error_domain: String,
 }
@@ -118,13 +125,22 @@ impl RestLayer {
         RestLayer::builder().build(descriptor_set)
     }
 
-    /// Starts from the defaults: base path `/`, bodies of at most 1 MiB that arrive within 10 seconds, every query
-    /// parameter a field, errors in the domain `transcode`.
+    /// The faults of the rules that [`RestLayerBuilder::skip_faulty_rules`] left out, in the order of the set. Empty
+    /// without it.
+    pub fn skipped_rules(&self) -> &[BuildError] {
+        &self.shared.rules.skipped
+    }
+
+    /// Starts from the defaults: base path `/`, every service of the set, bodies of at most 1 MiB and 65,536 members and
+    /// elements that arrive within 10 seconds, every query parameter a field, errors in the domain `transcode`.
     pub fn builder() -> RestLayerBuilder {
         RestLayerBuilder {
-            base_paths: Vec::new(),
+            selection: Selection::default(),
             ignored: Vec::new(),
+            field_bounds: Vec::new(),
+            snake_case_masks: false,
             body_bytes_max: BODY_BYTES_MAX,
+            body_elements_max: BODY_ELEMENTS_MAX,
             body_timeout: BODY_TIMEOUT,
             error_domain: "transcode".to_owned(),
         }
@@ -142,9 +158,12 @@ impl<S> Layer<S> for RestLayer {
 /// Collects what a [`RestLayer`] can be told.
 #[derive(Debug, Clone)]
 pub struct RestLayerBuilder {
-    base_paths: Vec<String>,
+    selection: Selection,
     ignored: Vec<String>,
+    field_bounds: Vec<(String, usize)>,
+    snake_case_masks: bool,
     body_bytes_max: usize,
+    body_elements_max: usize,
     body_timeout: Duration,
     error_domain: String,
 }
@@ -154,7 +173,27 @@ impl RestLayerBuilder {
     /// same templates answer under each.
     #[must_use]
     pub fn base_path(mut self, path: impl Into<String>) -> RestLayerBuilder {
-        self.base_paths.push(path.into());
+        self.selection.base_paths.push(path.into());
+        self
+    }
+
+    /// Makes routes for this service, by its full name, and for no other. May be given several times. Default: all
+    /// services of the set.
+    ///
+    /// A set holds the services of the files that it imports too. The layer cannot know which of them stand behind it,
+    /// and a route to one that does not is answered with 501; so name yours: tonic's `NamedService::NAME` is the full name.
+    #[must_use]
+    pub fn service(mut self, full_name: impl Into<String>) -> RestLayerBuilder {
+        self.selection.services.push(full_name.into());
+        self
+    }
+
+    /// Leaves out rules that cannot work, instead of failing the build: client streams, templates that break the grammar,
+    /// of two rules with the same method and shape the second. [`RestLayer::skipped_rules`] tells which. The build still
+    /// fails when no rule is left.
+    #[must_use]
+    pub fn skip_faulty_rules(mut self) -> RestLayerBuilder {
+        self.selection.skips_faulty = true;
         self
     }
 
@@ -162,6 +201,31 @@ impl RestLayerBuilder {
     #[must_use]
     pub fn max_body_bytes(mut self, bytes: usize) -> RestLayerBuilder {
         self.body_bytes_max = bytes.min(BODY_BYTES_CEILING);
+        self
+    }
+
+    /// Refuses JSON bodies with more members, elements and map entries than this in all, with 400. Default: 65,536.
+    ///
+    /// An empty message costs three bytes of JSON and hundreds of memory, so the size of a body alone is no bound.
+    #[must_use]
+    pub fn max_body_elements(mut self, elements: usize) -> RestLayerBuilder {
+        self.body_elements_max = elements;
+        self
+    }
+
+    /// Refuses bodies in which this repeated field or map, by its full name (`package.Message.field`), has more elements
+    /// than this, with 400, as soon as the first beyond it is met. Default: no bound but that of the body.
+    #[must_use]
+    pub fn max_field_elements(mut self, full_name: impl Into<String>, elements: usize) -> RestLayerBuilder {
+        self.field_bounds.push((full_name.into(), elements));
+        self
+    }
+
+    /// Reads the paths of a FieldMask in the names of the proto too (`device_name`), which is how replies spell fields.
+    /// Default: in lowerCamelCase alone, as ProtoJSON has it.
+    #[must_use]
+    pub fn snake_case_field_masks(mut self) -> RestLayerBuilder {
+        self.snake_case_masks = true;
         self
     }
 
@@ -193,18 +257,25 @@ impl RestLayerBuilder {
     ///
     /// # Errors
     ///
-    /// With every rule that cannot work, and every base path.
+    /// With every rule that cannot work, every base path, and every name that the set does not have.
     pub fn build(self, descriptor_set: &[u8]) -> Result<RestLayer, BuildErrors> {
-        let pool = DescriptorPool::decode(descriptor_set).map_err(BuildError::of_descriptors)?;
-        let google_rpc = DescriptorPool::decode(GOOGLE_RPC).map_err(BuildError::of_descriptors)?;
-        let schema = Schema::new(&pool);
-        let rules = rule::read(&pool, &schema, &self.base_paths)?;
+        let pool = descriptors::decode(descriptor_set)?;
+        let google_rpc = descriptors::decode(GOOGLE_RPC)?;
+        let mut schema = Schema::new(&pool);
+        schema.snake_case_masks = self.snake_case_masks;
+        let unknown = self.field_bounds.into_iter().filter(|(name, most)| !schema.bound_elements(name, *most));
+        let unknown: Vec<_> = unknown.map(|(name, _)| BuildError::of_set(RuleError::UnknownList(name))).collect();
+        if !unknown.is_empty() {
+            return Err(BuildErrors(unknown));
+        }
+        let rules = rule::read(&pool, &schema, &self.selection)?;
         let shared = Shared {
             schema,
             google_rpc: Schema::new(&google_rpc),
             rules,
             ignored: self.ignored,
             body_bytes_max: self.body_bytes_max,
+            body_elements_max: self.body_elements_max,
             body_timeout: self.body_timeout,
             error_domain: self.error_domain,
         };
@@ -258,6 +329,11 @@ where
             Outcome::Unknown => return ResponseFuture::answered(asked.refuse(&Refusal::RouteNotFound)),
         };
         let binding = asked.binding();
+        if deadline::is_malformed(&parts.headers) {
+            let expected = "expected at most eight digits and one of H, M, S, m, u, n";
+            let violation = Violation::new("grpc-timeout", expected);
+            return ResponseFuture::answered(asked.refuse(&Refusal::Schema(vec![violation])));
+        }
         if let Err(refusal) = check_content(&self.shared, binding, &parts.headers, &body) {
             return ResponseFuture::answered(asked.refuse(&refusal));
         }
@@ -515,8 +591,8 @@ fn call_parts(
     } else {
         let mut frame = Vec::with_capacity(frame::HEAD + body.len() + 64);
         frame.extend_from_slice(&[0; frame::HEAD]);
-        bind::bind(&shared.schema, binding, path, &parts.uri, &shared.ignored, content, &mut frame)
-            .map_err(Refusal::Schema)?;
+        let limits = bind::Limits { ignored: &shared.ignored, elements_max: shared.body_elements_max };
+        bind::bind(&shared.schema, binding, path, &parts.uri, limits, content, &mut frame).map_err(Refusal::Schema)?;
         frame::finish(frame)
     };
     parts.uri = call_uri(parts.uri, &binding.matched.grpc_path);

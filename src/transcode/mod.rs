@@ -44,9 +44,12 @@
 //! # What it does
 //!
 //! - **Routes**: the whole grammar of http.proto, verbs, `additional_bindings`, `custom` kinds. The most specific template
-//!   that has the method wins. HEAD is answered from GET, OPTIONS by the layer, 405 with `Allow`.
-//! - **Requests**: path, query and body, and *the path always wins*: what it binds, no query and no body may name, in
-//!   either spelling or as a oneof sibling. Nothing may be said twice. JSON must say that it is JSON.
+//!   that has the method wins. HEAD is answered from GET, OPTIONS by the layer where no rule has it, 405 with `Allow`. A
+//!   `**` takes the rest of the path as it is, an empty last segment too: `/files/` is an empty name.
+//! - **Requests**: path, query and body, and *the path always wins*: what it binds, no query may name, in either spelling
+//!   or as a oneof sibling. A body may say it again, so that what was read can be edited and written back; another value,
+//!   or a oneof sibling, is refused. Nothing else may be said twice. JSON must say that it is JSON. A `grpc-timeout` that
+//!   is malformed is refused, since a caller who asks for a deadline must not wait without one.
 //! - **Replies**: proto field names, defaults printed, 64-bit integers as strings, `google.rpc.Status` with typed details
 //!   for errors, `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`, and in errors never a `DebugInfo`,
 //!   however deep. Metadata becomes headers; of unary replies the trailing metadata stands beside the initial.
@@ -60,8 +63,9 @@
 //!
 //! The body (1 MiB, [`max_body_bytes`](crate::transcode::RestLayerBuilder::max_body_bytes)) and the time it takes to
 //! arrive (10 s, [`body_timeout`](crate::transcode::RestLayerBuilder::body_timeout), or a smaller `grpc-timeout`); 96
-//! levels, counted as protobuf's decoders count them, and 65,536 members and elements of JSON; 256 query parameters of 16
-//! names each; 64 path segments; 64 MiB for one reply message, and 100 levels below it.
+//! levels, counted as protobuf's decoders count them, and 65,536 members and elements of JSON
+//! ([`max_body_elements`](crate::transcode::RestLayerBuilder::max_body_elements), and for single fields
+//! [`max_field_elements`](crate::transcode::RestLayerBuilder::max_field_elements)); 256 query parameters of 16 names each; 64 path segments; 64 MiB for one reply message, and 100 levels below it.
 //!
 //! # Limitations
 //!
@@ -72,8 +76,9 @@
 //!   comes first, the rest is not read, and HTTP/1.1 then closes the connection.
 //! - A HEAD on a server stream is answered when the headers are there, and may miss a failure that comes before the first
 //!   message.
-//! - A whole number with a fraction or an exponent is taken for an integer exactly, in strings, paths and queries; as a
-//!   bare JSON number only below 2^53, and one too small for a double is 0.
+//! - Files of `edition = "2023"` and later fail the build: the descriptors' library does not read them yet.
+//! - A set has the services of imported files too, and the layer cannot know which stand behind it: name yours with
+//!   [`service`](crate::transcode::RestLayerBuilder::service).
 //! - A path variable needs a request that is an object of its fields: one inside of `google.protobuf.Any`, a wrapper or
 //!   `google.api.HttpBody` fails the build.
 //! - GET and HEAD rules with a `body` fail the build (RFC 9110 §9.3.1).
@@ -82,14 +87,16 @@
 //!   path. A path with `.` or `..` for a segment, escaped or not, has no route.
 //! - Extensions of proto2 messages are not read or printed, and groups fail the build.
 //! - `*-bin` headers and metadata are dropped, both ways. gRPC clients have other means, REST clients no use for them.
-//! - FieldMask input takes snake_case beside the lowerCamelCase that ProtoJSON has, because replies spell fields so.
-//!   A path without a lowerCamelCase form, such as `address_1`, is printed as it is.
+//! - FieldMask paths are lowerCamelCase, though replies spell fields in snake_case;
+//!   [`snake_case_field_masks`](crate::transcode::RestLayerBuilder::snake_case_field_masks) lets both in. A path without a
+//!   lowerCamelCase form, such as `address_1`, is refused, and makes a reply a 500.
 //! - An `Any` in a reply whose type is not in the descriptor set makes the reply a 500; in error details it is left out.
 //! - Compressed requests are 415, and replies are not compressed here; put a compression layer outside.
 
 mod bind;
 mod body;
 mod deadline;
+mod descriptors;
 mod frame;
 mod guard;
 mod headers;
@@ -104,7 +111,6 @@ mod scalar;
 mod schema;
 mod status;
 mod stream;
-mod strict;
 mod template;
 mod violation;
 mod well_known;

@@ -7,13 +7,15 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
+use serde::de::Deserialize;
 use serde::de::DeserializeSeed;
 use serde::de::Deserializer;
 use serde::de::Error;
 use serde::de::MapAccess;
 use serde::de::SeqAccess;
 use serde::de::Visitor;
-use serde::de::value::MapDeserializer;
+use serde::de::value::CowStrDeserializer;
+use serde_json::value::RawValue;
 
 use super::guard::Guard;
 use super::guard::Objection;
@@ -27,7 +29,6 @@ use super::schema::Message;
 use super::schema::MessageId;
 use super::schema::Schema;
 use super::schema::Shape;
-use super::strict::StrictValue;
 use super::violation::Step;
 use super::violation::Violation;
 use super::violation::clip;
@@ -40,9 +41,15 @@ use super::wire::put_delimited;
 /// object in a `Struct` is three levels there (`Value`, `Struct`, map entry), a list in a `ListValue` two.
 pub(super) const DEPTH_MAX: usize = 96;
 
-/// How many members, elements and map entries one body may have. An empty message costs three bytes of JSON and
-/// hundreds of memory; the size of the body alone is no bound.
-pub(super) const ELEMENTS_MAX: usize = 65_536;
+/// What a body is read by, besides the type that it is of.
+#[derive(Clone, Copy)]
+pub(super) struct Frame<'s> {
+    pub schema: &'s Schema,
+    /// How many members, elements and map entries it may have in all.
+    pub elements_max: usize,
+    /// What the path says: for each of the binding's variables the field as it stands on the wire.
+    pub bound: &'s [Vec<u8>],
+}
 
 /// Reads `json` as a message and appends its fields to `out`.
 ///
@@ -50,13 +57,13 @@ pub(super) const ELEMENTS_MAX: usize = 65_536;
 ///
 /// With the first fault of the body, and where it is.
 pub(super) fn read_message(
-    schema: &Schema,
+    frame: Frame<'_>,
     message: MessageId,
     guard: &Guard,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
-    read(schema, Target::Body(message, Some(guard)), None, json, out)
+    read(frame, Target::Body(message, Some(guard)), None, json, out)
 }
 
 /// Reads `json` as the value of one field and appends that field to `out`.
@@ -65,23 +72,74 @@ pub(super) fn read_message(
 ///
 /// As [`read_message`], with the field's name in front of every path.
 pub(super) fn read_field(
-    schema: &Schema,
+    frame: Frame<'_>,
     field: &Field,
     guard: Option<&Guard>,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
-    read(schema, Target::Field(field, guard), Some(&field.name), json, out)
+    read(frame, Target::Field(field, guard), Some(&field.name), json, out)
 }
 
 fn read(
-    schema: &Schema,
+    frame: Frame<'_>,
     target: Target<'_>,
     prefix: Option<&str>,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
-    let mut place = Place { schema, path: Vec::new(), depth: 0, elements: 0, violation: None };
+    let start = out.len();
+    match read_once(frame, target, prefix, json, Integers::AsParsed, out) {
+        Err(Unread::Inexact) => {
+            // Once more, with the text at hand: few bodies need it, so the others do not pay for it.
+            out.truncate(start);
+            match read_once(frame, target, prefix, json, Integers::AsWritten, out) {
+                Err(Unread::Refused(violation)) => Err(violation),
+                Err(Unread::Inexact) => Err(Violation::new("", "malformed JSON")),
+                Ok(()) => Ok(()),
+            }
+        }
+        Err(Unread::Refused(violation)) => Err(violation),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Where integers come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Integers {
+    /// From the JSON parser, which makes a float of what has a fraction or an exponent.
+    AsParsed,
+    /// From the text of the body, exactly.
+    AsWritten,
+}
+
+/// Why a body was not read.
+enum Unread {
+    Refused(Violation),
+    /// An integer is written with a fraction or an exponent, and the float that was made of it does not tell its value.
+    Inexact,
+}
+
+fn read_once(
+    frame: Frame<'_>,
+    target: Target<'_>,
+    prefix: Option<&str>,
+    json: &[u8],
+    integers: Integers,
+    out: &mut Vec<u8>,
+) -> Result<(), Unread> {
+    let Frame { schema, elements_max, bound } = frame;
+    let mut place = Place {
+        schema,
+        path: Vec::new(),
+        depth: 0,
+        elements: 0,
+        elements_max,
+        bound,
+        integers,
+        inexact: false,
+        violation: None,
+    };
     place.path.extend(prefix.map(Step::Field));
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let outcome = Slot { place: &mut place, out, target }.deserialize(&mut deserializer).and_then(|_| {
@@ -91,7 +149,11 @@ fn read(
     outcome.map_err(|error| {
         // A fault of the text itself is serde_json's to describe; the path says how far we had come.
         let malformed = || Violation::new(path_text(&place.path), format!("malformed JSON: {error}"));
-        place.violation.take().unwrap_or_else(malformed)
+        match place.violation.take() {
+            Some(violation) => Unread::Refused(violation),
+            None if place.inexact => Unread::Inexact,
+            None => Unread::Refused(malformed()),
+        }
     })
 }
 
@@ -101,6 +163,11 @@ pub(super) struct Place<'s> {
     path: Vec<Step<'s>>,
     depth: usize,
     elements: usize,
+    elements_max: usize,
+    bound: &'s [Vec<u8>],
+    integers: Integers,
+    /// Whether the reading stopped because an integer has to be read from its text.
+    inexact: bool,
     /// serde's errors are text; ours is kept here while serde unwinds.
     violation: Option<Violation>,
 }
@@ -128,8 +195,17 @@ impl Place<'_> {
 
     pub(super) fn count<E: Error>(&mut self) -> Result<(), E> {
         self.elements += 1;
-        if self.elements > ELEMENTS_MAX {
-            return Err(self.refuse(format!("more than {ELEMENTS_MAX} members and elements")));
+        if self.elements > self.elements_max {
+            return Err(self.refuse(format!("more than {} members and elements", self.elements_max)));
+        }
+        Ok(())
+    }
+
+    /// Counts one more of a list or a map that has `count` by now.
+    fn count_of<E: Error>(&mut self, field: &Field, count: usize) -> Result<(), E> {
+        self.count()?;
+        if count > field.elements_max {
+            return Err(self.refuse(format!("more than {} elements", field.elements_max)));
         }
         Ok(())
     }
@@ -159,6 +235,10 @@ impl<'de> DeserializeSeed<'de> for Slot<'_, '_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        if self.place.integers == Integers::AsWritten && self.takes_integer() {
+            let text = <&RawValue>::deserialize(deserializer)?.get();
+            return self.written(text);
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -176,6 +256,27 @@ impl Target<'_> {
 }
 
 impl<'s> Slot<'_, 's> {
+    /// Whether an integer belongs here: also an enum's number, or what a wrapper of an integer holds.
+    fn takes_integer(&self) -> bool {
+        let schema = self.place.schema;
+        match self.target.single() {
+            Ok((_, Kind::Message(id))) => {
+                let message = schema.message(id);
+                message.shape == Shape::Wrapper && message.at(0).kind.is_integer()
+            }
+            Ok((_, kind)) => kind.is_integer(),
+            Err(_) => false,
+        }
+    }
+
+    /// Reads the text of one JSON value where an integer belongs.
+    fn written<E: Error>(self, text: &str) -> Result<bool, E> {
+        if text.starts_with(|letter: char| letter == '-' || letter.is_ascii_digit()) {
+            return self.plain(|kind| Scalar::from_number_text(kind, text), 2, Kind::Double);
+        }
+        serde_json::Deserializer::from_str(text).deserialize_any(self).map_err(E::custom)
+    }
+
     /// Writes a value that is no object and no list: a scalar, or a message that JSON writes as one.
     fn scalar<'t, E: Error>(
         self,
@@ -191,8 +292,8 @@ impl<'s> Slot<'_, 's> {
             match (kind, number) {
                 (Kind::Message(id), Some(number)) => wire::put_bytes(out, number, &convert_message(id)?),
                 (Kind::Message(id), None) => out.extend_from_slice(&convert_message(id)?),
-                (_, Some(number)) => convert(kind)?.put(out, number),
-                (_, None) => convert(kind)?.put_bare(out),
+                (_, Some(number)) => convert(kind)?.held_by(place.schema, kind)?.put(out, number),
+                (_, None) => convert(kind)?.held_by(place.schema, kind)?.put_bare(out),
             }
             Ok(true)
         });
@@ -284,6 +385,10 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<bool, E> {
+        if self.takes_integer() {
+            self.place.inexact = true;
+            return Err(E::custom("an integer with a fraction or an exponent"));
+        }
         self.plain(|kind| Scalar::from_f64(kind, value), 2, Kind::Double)
     }
 
@@ -361,7 +466,8 @@ pub(super) fn message_from_text<'t>(
     let message = schema.message(id);
     let mut body = Vec::new();
     match message.shape {
-        Shape::Timestamp | Shape::Duration | Shape::FieldMask => return well_known::read(message.shape, text),
+        Shape::Timestamp | Shape::Duration => return well_known::read(message.shape, text),
+        Shape::FieldMask => return well_known::read_field_mask(text, schema.snake_case_masks),
         Shape::Value => wire::put_bytes(&mut body, 3, text.as_bytes()),
         Shape::Wrapper => {
             let value = message.at(0);
@@ -392,13 +498,17 @@ fn members<'de, 's, A: MapAccess<'de>>(
         };
         let field = message.at(index);
         place.path.push(Step::Field(&field.name));
-        match guard.map_or(Ok(()), |guard| guard.check(schema, id, index)) {
-            Ok(()) => {}
-            Err(Objection::Taken) => return Err(place.refuse("is bound by the path")),
-            Err(Objection::OneofTaken) => return Err(place.refuse("another member of its oneof is bound by the path")),
+        let objection = guard.and_then(|guard| guard.check(schema, id, index).err());
+        if objection == Some(Objection::OneofTaken) {
+            return Err(place.refuse("another member of its oneof is bound by the path"));
         }
         if !named.insert(index) {
             return Err(place.refuse("given more than once"));
+        }
+        if let Some(Objection::Taken(variable)) = objection {
+            repeated(place, field, variable, &mut map)?;
+            place.path.pop();
+            continue;
         }
         let target = Target::Field(field, guard.and_then(|guard| guard.child(index)));
         let present = map.next_value_seed(Slot { place, out, target })?;
@@ -409,6 +519,24 @@ fn members<'de, 's, A: MapAccess<'de>>(
             return Err(place.refuse("another member of its oneof is given too"));
         }
         place.path.pop();
+    }
+    Ok(())
+}
+
+/// A member that says again what the path says. It is compared as it would stand on the wire, so that each of its
+/// spellings is one; and it is not written, since the path is.
+fn repeated<'de, 's, A: MapAccess<'de>>(
+    place: &mut Place<'s>,
+    field: &'s Field,
+    variable: Option<usize>,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    let mut said = Vec::new();
+    let slot = Slot { place: &mut *place, out: &mut said, target: Target::Field(field, None) };
+    let present = map.next_value_seed(slot)?;
+    let bound = variable.and_then(|variable| place.bound.get(variable));
+    if !present || bound != Some(&said) {
+        return Err(place.refuse("is bound by the path, which says another value"));
     }
     Ok(())
 }
@@ -429,7 +557,7 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
                 place.path.pop();
                 break;
             }
-            place.count()?;
+            place.count_of(field, position + 1)?;
             place.path.pop();
         }
         Ok(())
@@ -454,7 +582,7 @@ fn entries<'de, 's, A: MapAccess<'de>>(
     let (key, value) = (entry.at(0), entry.at(1));
     let mut keys = HashSet::new();
     while let Some(name) = map.next_key_seed(Name)? {
-        place.count()?;
+        place.count_of(field, keys.len() + 1)?;
         place.enter()?;
         place.path.push(Step::Key(name.to_string()));
         let mut encoded = Vec::new();
@@ -483,19 +611,22 @@ fn any<'de, A: MapAccess<'de>>(
     mut map: A,
 ) -> Result<(), A::Error> {
     let mut type_url = None;
-    let mut rest: Vec<(String, serde_json::Value)> = Vec::new();
+    let mut rest = UnreadMembers::default();
     while let Some(name) = map.next_key_seed(Name)? {
         place.count()?;
-        let value = map.next_value_seed(StrictValue { place: &mut *place })?;
-        match value {
-            serde_json::Value::String(url) if name == "@type" && type_url.is_none() => type_url = Some(url),
-            _ if name == "@type" => return Err(place.refuse("expected one `@type`, a string")),
-            value => rest.push((name.into_owned(), value)),
+        let value: &RawValue = map.next_value()?;
+        if name != "@type" {
+            rest.members.push((name, value.get()));
+            continue;
+        }
+        match serde_json::from_str(value.get()) {
+            Ok(url) if type_url.is_none() => type_url = Some::<String>(url),
+            _ => return Err(place.refuse("expected one `@type`, a string")),
         }
     }
     let (url, value) = (message.at(0), message.at(1));
     match type_url {
-        None if rest.is_empty() => {}
+        None if rest.members.is_empty() => {}
         None => return Err(place.refuse("expected a member `@type`")),
         Some(type_url) => {
             let known = type_url.rsplit_once('/').and_then(|(_, name)| place.schema.find(name));
@@ -513,20 +644,43 @@ fn any_payload(
     place: &mut Place<'_>,
     out: &mut Vec<u8>,
     id: MessageId,
-    mut rest: Vec<(String, serde_json::Value)>,
+    mut rest: UnreadMembers<'_>,
 ) -> Result<(), serde_json::Error> {
     if place.schema.message(id).shape.is_object() {
         place.enter()?;
-        members(place, out, id, None, MapDeserializer::new(rest.into_iter()))?;
+        rest.members.reverse();
+        members(place, out, id, None, rest)?;
         place.leave();
         return Ok(());
     }
     // A type whose JSON is not an object stands in a member of its own (ProtoJSON, Any).
-    match (rest.pop(), rest.is_empty()) {
+    match (rest.members.pop(), rest.members.is_empty()) {
         (Some((name, value)), true) if name == "value" => {
-            Slot { place, out, target: Target::Body(id, None) }.deserialize(value).map(drop)
+            let slot = Slot { place, out, target: Target::Body(id, None) };
+            slot.deserialize(&mut serde_json::Deserializer::from_str(value)).map(drop)
         }
         _ => Err(place.refuse("expected `@type` and `value`, nothing else")),
+    }
+}
+
+/// Members of an object whose values are still text, the next one last.
+#[derive(Default)]
+struct UnreadMembers<'de> {
+    members: Vec<(Cow<'de, str>, &'de str)>,
+    value: &'de str,
+}
+
+impl<'de> MapAccess<'de> for UnreadMembers<'de> {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
+        let Some((name, value)) = self.members.pop() else { return Ok(None) };
+        self.value = value;
+        seed.deserialize(CowStrDeserializer::new(name)).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {
+        seed.deserialize(&mut serde_json::Deserializer::from_str(self.value))
     }
 }
 

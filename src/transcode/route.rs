@@ -113,6 +113,27 @@ impl Router {
         leaf.insert(template.verb.as_deref(), verb, route)
     }
 
+    /// The route that has the method, shape and verb of this template already.
+    pub(super) fn taken(&self, base: &[Box<str>], template: &Template, verb: &Verb) -> Option<usize> {
+        let mut node = &self.nodes[0];
+        let mut rest = false;
+        let literals = base.iter().map(|literal| Segment::Literal(literal.clone()));
+        for segment in literals.chain(template.segments.iter().cloned()) {
+            let next = match segment {
+                Segment::Literal(literal) => node.literals.get(&*upper_case_escapes(&literal)).copied(),
+                Segment::Single => node.single,
+                Segment::Rest => {
+                    rest = true;
+                    continue;
+                }
+            };
+            node = &self.nodes[next?];
+        }
+        let leaf = if rest { &node.rest } else { &node.end };
+        let methods = leaf.with_verb(template.verb.as_deref())?;
+        methods.iter().find(|(other, _)| other == verb).map(|(_, route)| *route)
+    }
+
     fn add(&mut self) -> usize {
         self.nodes.push(Node::default());
         self.nodes.len() - 1
@@ -184,7 +205,7 @@ impl Router {
         let node = &self.nodes[node];
         let done = match path.segment(text, position) {
             None => node.end.with_verb(verb).is_some_and(&mut *visit),
-            Some("") => return false,
+            Some("") => false,
             Some(segment) => {
                 let literal = node.literals.get(&*upper_case_escapes(segment)).copied();
                 [literal, node.single]
@@ -193,9 +214,7 @@ impl Router {
                     .any(|next| self.walk(next, text, path, position + 1, verb, &mut *visit))
             }
         };
-        done || (!node.rest.0.is_empty()
-            && path.all_filled_from(position)
-            && node.rest.with_verb(verb).is_some_and(visit))
+        done || (!node.rest.0.is_empty() && path.is_rest_from(position) && node.rest.with_verb(verb).is_some_and(visit))
     }
 }
 
@@ -224,13 +243,12 @@ impl Leaf {
     }
 }
 
-/// The method itself, else GET for a HEAD (RFC 9110 §9.3.2), else the rule for every method. OPTIONS is the layer's own
-/// to answer, unless a rule names it.
+/// The method itself, else GET for a HEAD (RFC 9110 §9.3.2), else the rule for every method, OPTIONS included.
 fn pick(methods: &[(Verb, usize)], method: &Method) -> Option<usize> {
     let find = |wanted: &Verb| methods.iter().find(|(verb, _)| verb == wanted).map(|(_, route)| *route);
     find(&Verb::Method(method.clone()))
         .or_else(|| if method == Method::HEAD { find(&Verb::Method(Method::GET)) } else { None })
-        .or_else(|| if method == Method::OPTIONS { None } else { find(&Verb::Any) })
+        .or_else(|| find(&Verb::Any))
 }
 
 /// The methods for `Allow`, without repeats, in an order that does not depend on the rules'.
@@ -307,8 +325,11 @@ impl Path {
         self.ends[count - 1] = end;
     }
 
-    fn all_filled_from(&self, position: usize) -> bool {
-        (position..self.count).map(|position| self.bounds(position)).all(|(start, end)| start < end)
+    /// Whether a `**` takes what follows. The last segment may be empty: `/files/` is what a client makes of
+    /// `/files/{name=**}` and an empty name (http.proto, "Path template syntax").
+    fn is_rest_from(&self, position: usize) -> bool {
+        let before_last = self.count.saturating_sub(1);
+        (position..before_last).map(|position| self.bounds(position)).all(|(start, end)| start < end)
     }
 
     /// Says how many segments of base path the route has.
@@ -412,6 +433,7 @@ mod tests {
         assert_eq!(find(&router, "HEAD", "/s/current"), Ok(0));
         assert_eq!(find(&router, "PUT", "/s/current"), Err("GET, HEAD, DELETE".to_owned()));
         assert_eq!(find(&router, "PURGE", "/any"), Ok(2));
+        assert_eq!(find(&router, "OPTIONS", "/any"), Ok(2));
     }
 
     #[test]
@@ -436,6 +458,8 @@ mod tests {
         }
         assert_eq!(find(&router, "GET", "/f"), Ok(1));
         assert_eq!(find(&router, "GET", "/f/x/y"), Ok(1));
+        assert_eq!(find(&router, "GET", "/f/"), Ok(1));
+        assert_eq!(find(&router, "GET", "/f//"), Err("404".to_owned()));
         assert_eq!(find(&router, "GET", "/@me"), Ok(2));
         assert_eq!(find(&router, "GET", "/%40me"), Ok(2));
         assert_eq!(find(&router, "GET", &"/x".repeat(70_000)), Err("404".to_owned()));

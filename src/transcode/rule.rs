@@ -9,6 +9,7 @@ use prost_reflect::DescriptorPool;
 use prost_reflect::FieldDescriptor;
 use prost_reflect::Kind as ProtoKind;
 use prost_reflect::MethodDescriptor;
+use prost_reflect::ServiceDescriptor;
 
 use super::guard::Guard;
 use super::layer::Matched;
@@ -107,6 +108,23 @@ pub enum RuleError {
     /// The bytes are no file descriptor set, or one that lacks files it imports.
     #[error("not a complete file descriptor set")]
     Descriptors(#[source] prost_reflect::DescriptorError),
+    /// A file is written in a syntax that is not served, such as an edition.
+    #[error("{file} has syntax {syntax:?}; proto2 and proto3 are served, editions are not yet")]
+    Syntax {
+        /// The file's name.
+        file: String,
+        /// What it says of itself.
+        syntax: String,
+    },
+    /// Two files of the set have the same name.
+    #[error("the set has two files {0}")]
+    FileTwice(String),
+    /// The builder was given a service that the set does not have.
+    #[error("the set has no service {0}")]
+    UnknownService(String),
+    /// The builder was given a bound for a field that the set does not have, or that has one value only.
+    #[error("the set has no repeated field or map {0}")]
+    UnknownList(String),
     /// No method has a rule. Re-encoding a set with a tool that does not know `google.api.http` drops them silently.
     #[error("no method has a google.api.http rule; was the descriptor set re-encoded without its extensions?")]
     NoRules,
@@ -236,15 +254,45 @@ pub(super) struct Rules {
     /// What the router's numbers mean: a binding, and how many segments its base path has.
     pub routes: Vec<(usize, usize)>,
     pub bindings: Vec<Binding>,
+    /// The faults of the rules that were left out.
+    pub skipped: Vec<BuildError>,
 }
 
-/// Reads every rule of the pool.
-pub(super) fn read(pool: &DescriptorPool, schema: &Schema, base_paths: &[String]) -> Result<Rules, BuildErrors> {
-    let mut rules =
-        Reader { schema, errors: Vec::new(), bases: Vec::new(), owners: Vec::new(), rules: Rules::default() };
-    rules.read_bases(base_paths);
+/// Which rules of a set are served, and where.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Selection {
+    /// Where the paths begin; `/` where there is none.
+    pub base_paths: Vec<String>,
+    /// The services, by their full names; all where there is none.
+    pub services: Vec<String>,
+    /// Whether rules that cannot work are left out, instead of failing the rest.
+    pub skips_faulty: bool,
+}
+
+/// Reads the rules of the pool's services, or of those that are selected.
+pub(super) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection) -> Result<Rules, BuildErrors> {
+    let mut rules = Reader {
+        schema,
+        errors: Vec::new(),
+        bases: Vec::new(),
+        owners: Vec::new(),
+        rules: Rules::default(),
+        skips_faulty: selection.skips_faulty,
+    };
+    rules.read_bases(&selection.base_paths);
+    for name in &selection.services {
+        if pool.get_service_by_name(name).is_none() {
+            rules.errors.push(BuildError::of_set(RuleError::UnknownService(name.clone())));
+        }
+    }
+    let is_selected = |service: &ServiceDescriptor| {
+        selection.services.is_empty() || selection.services.iter().any(|name| name == service.full_name())
+    };
+    // What is wrong up to here is wrong with what was asked for, and not with a rule.
+    let asked_for = rules.errors.len();
     if let Some(extension) = pool.get_extension_by_name("google.api.http") {
-        for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let services = pool.services().filter(is_selected);
+        for method in services.flat_map(|service| service.methods().collect::<Vec<_>>()) {
             let options = method.options();
             if !options.has_extension(&extension) {
                 continue;
@@ -256,7 +304,7 @@ pub(super) fn read(pool: &DescriptorPool, schema: &Schema, base_paths: &[String]
             }
         }
     }
-    rules.finish()
+    rules.finish(asked_for)
 }
 
 struct Reader<'s> {
@@ -266,11 +314,12 @@ struct Reader<'s> {
     /// Whose each route is, also where the rule came to no binding.
     owners: Vec<String>,
     rules: Rules,
+    skips_faulty: bool,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
-        Rules { router: Router::new(), routes: Vec::new(), bindings: Vec::new() }
+        Rules { router: Router::new(), routes: Vec::new(), bindings: Vec::new(), skipped: Vec::new() }
     }
 }
 
@@ -299,9 +348,13 @@ impl Reader<'_> {
         }
     }
 
-    fn finish(mut self) -> Result<Rules, BuildErrors> {
+    fn finish(mut self, asked_for: usize) -> Result<Rules, BuildErrors> {
         if self.rules.bindings.is_empty() && self.errors.is_empty() {
             self.errors.push(BuildError::of_set(RuleError::NoRules));
+        }
+        // With nothing left to serve, what was left out is why.
+        if self.skips_faulty && asked_for == 0 && !self.rules.bindings.is_empty() {
+            self.rules.skipped = std::mem::take(&mut self.errors);
         }
         if self.errors.is_empty() { Ok(self.rules) } else { Err(BuildErrors(self.errors)) }
     }
@@ -318,8 +371,13 @@ impl Reader<'_> {
         if method.is_client_streaming() {
             return self.fail(method, RuleError::ClientStreaming);
         }
-        for group in groups(method) {
+        let groups = groups(method);
+        let skips = self.skips_faulty && !groups.is_empty();
+        for group in groups {
             self.fail(method, RuleError::Group(group));
+        }
+        if skips {
+            return;
         }
         self.binding(method, rule);
         for additional in &rule.additional_bindings {
@@ -352,6 +410,9 @@ impl Reader<'_> {
             self.fail(method, RuleError::BodyNotAllowed(http_method.clone()));
         }
         let binding = self.check(method, rule, text, &template, &verb);
+        if self.skips_faulty && self.errors.len() != before {
+            return;
+        }
         self.insert(method, text, &template, &verb);
         if self.errors.len() == before
             && let Some(binding) = binding
@@ -362,6 +423,14 @@ impl Reader<'_> {
 
     /// Enters the template under every base path, even if the rule has other faults, so that those hide no conflict.
     fn insert(&mut self, method: &MethodDescriptor, text: &str, template: &Template, verb: &Verb) {
+        if self.skips_faulty {
+            // A rule that is left out must not leave a route behind.
+            let taken = self.bases.iter().find_map(|base| self.rules.router.taken(base, template, verb));
+            if let Some(other) = taken {
+                let other = self.owners[other].clone();
+                return self.fail(method, RuleError::Ambiguous { template: text.to_owned(), other });
+            }
+        }
         for position in 0..self.bases.len() {
             let route = self.rules.routes.len();
             let binding = self.rules.bindings.len();
@@ -392,10 +461,11 @@ impl Reader<'_> {
         let (input, output) = (schema.id(&method.input()), schema.id(&method.output()));
         let (mut body_guard, mut query_guard) = (Guard::default(), Guard::default());
         let mut variables = Vec::new();
-        for variable in &template.variables {
+        for (position, variable) in template.variables.iter().enumerate() {
             match self.variable(input, variable) {
                 Ok(path) => {
-                    let taken = body_guard.take(schema, input, &path).and(query_guard.take(schema, input, &path));
+                    let taken = body_guard.take(schema, input, &path, Some(position));
+                    let taken = taken.and(query_guard.take(schema, input, &path, Some(position)));
                     if taken.is_err() {
                         self.fail(method, RuleError::BoundTwice(variable.field_path.to_string()));
                     }

@@ -6,8 +6,10 @@ use prost_reflect::EnumDescriptor;
 use prost_reflect::FieldDescriptor;
 use prost_reflect::Kind as ProtoKind;
 use prost_reflect::MessageDescriptor;
+use prost_reflect::Syntax;
 use rustc_hash::FxHashMap;
 
+use super::descriptors::enum_values;
 use super::wire::WireType;
 
 /// Every message and enum of a descriptor set.
@@ -18,6 +20,8 @@ pub(super) struct Schema {
     messages: Vec<Message>,
     enums: Vec<Enum>,
     by_name: FxHashMap<Box<str>, MessageId>,
+    /// Whether a FieldMask may be read in the names of the proto, beside ProtoJSON's own.
+    pub snake_case_masks: bool,
 }
 
 /// Points into [`Schema`]; messages may contain themselves, so they cannot own each other.
@@ -72,6 +76,8 @@ pub(super) struct Field {
     /// Whether absence differs from the default. Such a field is printed only when it is set.
     pub presence: bool,
     pub oneof: Option<u16>,
+    /// How many elements or entries it may have in a request.
+    pub elements_max: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +115,8 @@ pub(super) enum Kind {
 pub(super) struct Enum {
     /// `google.protobuf.NullValue`, which JSON writes as `null`.
     pub is_null: bool,
+    /// Whether it has no other values than those that it names: an enum of proto2.
+    closed: bool,
     names: FxHashMap<Box<str>, i32>,
     numbers: FxHashMap<i32, Box<str>>,
 }
@@ -123,6 +131,22 @@ impl Schema {
             messages: pool.all_messages().map(|message| Message::new(&message, &by_name, &enum_ids)).collect(),
             enums: pool.all_enums().map(|item| Enum::new(&item)).collect(),
             by_name,
+            snake_case_masks: false,
+        }
+    }
+
+    /// Bounds how many elements a repeated field, or how many entries a map, may have in a request. Whether there is such
+    /// a field.
+    pub(super) fn bound_elements(&mut self, full_name: &str, elements_max: usize) -> bool {
+        let Some((message, name)) = full_name.rsplit_once('.') else { return false };
+        let Some(id) = self.find(message) else { return false };
+        let mut fields = self.messages[id.0 as usize].fields.iter_mut();
+        match fields.find(|field| &*field.name == name && field.label != Label::Singular) {
+            Some(field) => {
+                field.elements_max = elements_max;
+                true
+            }
+            None => false,
         }
     }
 
@@ -188,11 +212,12 @@ impl Message {
                     .containing_oneof()
                     .and_then(|oneof| oneofs.iter().position(|other| *other == oneof))
                     .map(|position| position as u16),
+                elements_max: usize::MAX,
             })
-            .collect();
+            .collect::<Vec<_>>();
         Message {
             full_name: message.full_name().into(),
-            shape: Shape::of(message.full_name()),
+            shape: Shape::of(message.full_name(), fields.len()),
             is_debug_info: message.full_name() == "google.rpc.DebugInfo",
             fields,
             oneofs: oneofs.len() as u16,
@@ -221,7 +246,20 @@ impl Message {
 }
 
 impl Shape {
-    pub(super) fn of(full_name: &str) -> Shape {
+    /// The form of the message of this name. One that has not the fields of its namesake in protobuf is an object like
+    /// others.
+    pub(super) fn of(full_name: &str, fields: usize) -> Shape {
+        let shape = Shape::of_name(full_name);
+        let expected = match shape {
+            Shape::Object | Shape::Timestamp | Shape::Duration | Shape::FieldMask => 0,
+            Shape::Struct | Shape::ListValue | Shape::Wrapper => 1,
+            Shape::Any | Shape::HttpBody => 2,
+            Shape::Value => 6,
+        };
+        if fields < expected { Shape::Object } else { shape }
+    }
+
+    fn of_name(full_name: &str) -> Shape {
         match full_name {
             "google.protobuf.Any" => Shape::Any,
             "google.protobuf.Timestamp" => Shape::Timestamp,
@@ -251,6 +289,11 @@ impl Shape {
 }
 
 impl Kind {
+    /// Whether its values are whole numbers, which JSON may write with a fraction or an exponent. Enums have numbers too.
+    pub(super) fn is_integer(self) -> bool {
+        !matches!(self, Kind::Double | Kind::Float | Kind::Bool | Kind::String | Kind::Bytes | Kind::Message(_))
+    }
+
     pub(super) fn wire_type(self) -> WireType {
         match self {
             Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => WireType::Fixed64,
@@ -271,12 +314,13 @@ impl Kind {
 impl Enum {
     fn new(item: &EnumDescriptor) -> Enum {
         let mut numbers = FxHashMap::default();
-        for value in item.values() {
-            // Of several names for one number the first is the canonical one (ProtoJSON, `allow_alias`).
+        for value in enum_values(item) {
+            // Of several names for one number the first is the canonical one.
             numbers.entry(value.number()).or_insert_with(|| value.name().into());
         }
         Enum {
             is_null: item.full_name() == "google.protobuf.NullValue",
+            closed: item.parent_file().syntax() == Syntax::Proto2,
             names: item.values().map(|value| (value.name().into(), value.number())).collect(),
             numbers,
         }
@@ -284,6 +328,11 @@ impl Enum {
 
     pub(super) fn number(&self, name: &str) -> Option<i32> {
         self.names.get(name).copied()
+    }
+
+    /// Whether a field of this type can hold the number.
+    pub(super) fn holds(&self, number: i32) -> bool {
+        !self.closed || self.numbers.contains_key(&number)
     }
 
     pub(super) fn name(&self, number: i32) -> Option<&str> {

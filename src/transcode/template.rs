@@ -1,5 +1,7 @@
 //! Path templates, flattened: a list of segments to match and a list of stretches to capture.
 
+use std::borrow::Cow;
+
 use http_path_template::Grammar;
 use http_path_template::ParseError;
 use http_path_template::PathTemplate;
@@ -89,9 +91,9 @@ impl Template {
 impl Variable {
     /// Decodes what the variable captured. Escapes are decoded once; across several segments `%2F` and `%2f` stay as
     /// they are (http.proto, "Path template syntax").
-    pub(super) fn decode(&self, raw: &str) -> Result<String, NotText> {
+    pub(super) fn decode<'p>(&self, raw: &'p str) -> Result<Cow<'p, str>, NotText> {
         if !raw.contains('%') {
-            return Ok(raw.to_owned());
+            return Ok(Cow::Borrowed(raw));
         }
         let mut text = String::with_capacity(raw.len());
         let mut rest = raw;
@@ -115,7 +117,7 @@ impl Variable {
             rest = after;
         }
         text.push_str(rest);
-        Ok(text)
+        Ok(Cow::Owned(text))
     }
 }
 
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     fn decode(multi: bool, raw: &str) -> Option<String> {
-        Variable { field_path: "name".into(), start: 0, end: 1, multi }.decode(raw).ok()
+        Variable { field_path: "name".into(), start: 0, end: 1, multi }.decode(raw).ok().map(Cow::into_owned)
     }
 
     #[test]

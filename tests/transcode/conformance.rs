@@ -45,6 +45,15 @@ struct Settings {
     base_paths: Vec<String>,
     #[serde(default)]
     ignore: Vec<String>,
+    #[serde(default)]
+    services: Vec<String>,
+    #[serde(default)]
+    skip_faulty: bool,
+    #[serde(default)]
+    snake_case_masks: bool,
+    elements: Option<usize>,
+    #[serde(default)]
+    field_elements: BTreeMap<String, usize>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -149,6 +158,21 @@ fn build(settings: &Settings, descriptors: &[u8]) -> Result<RestLayer, BuildErro
     }
     for name in &settings.ignore {
         builder = builder.ignore_query_parameter(name);
+    }
+    for name in &settings.services {
+        builder = builder.service(name);
+    }
+    if settings.skip_faulty {
+        builder = builder.skip_faulty_rules();
+    }
+    if settings.snake_case_masks {
+        builder = builder.snake_case_field_masks();
+    }
+    if let Some(elements) = settings.elements {
+        builder = builder.max_body_elements(elements);
+    }
+    for (name, elements) in &settings.field_elements {
+        builder = builder.max_field_elements(name, *elements);
     }
     builder.build(descriptors)
 }

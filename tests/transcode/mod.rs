@@ -11,6 +11,9 @@ mod bodies;
 /// Replies that no well-behaved service sends.
 mod replies;
 
+/// Descriptor sets that other people's builds make.
+mod foreign;
+
 /// What is printed is read back the same, field kind by field kind.
 mod round_trip;
 

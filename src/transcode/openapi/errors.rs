@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use http::StatusCode;
-use prost_reflect::DescriptorPool;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -13,7 +12,7 @@ use super::comments::Comments;
 use super::schemas::Schemas;
 use super::schemas::Way;
 use super::schemas::reference;
-use crate::transcode::rule::BuildError;
+use crate::transcode::descriptors;
 use crate::transcode::rule::BuildErrors;
 use crate::transcode::schema::Schema;
 use crate::transcode::status::Code;
@@ -173,7 +172,7 @@ fn own_headers(status: u16) -> Map<String, Value> {
 ///
 /// When the layer's own descriptors do not decode.
 pub(super) fn components() -> Result<BTreeMap<String, Value>, BuildErrors> {
-    let pool = DescriptorPool::decode(crate::transcode::layer::GOOGLE_RPC).map_err(BuildError::of_descriptors)?;
+    let pool = descriptors::decode(crate::transcode::layer::GOOGLE_RPC)?;
     let (schema, comments) = (Schema::new(&pool), Comments::new(&pool));
     let mut schemas = Schemas::new(&pool, &schema, &comments);
     for message in DETAILS.iter().filter_map(|(name, _)| pool.get_message_by_name(name)) {

@@ -25,6 +25,8 @@ use self::operations::Described;
 use self::paths::Paths;
 use self::schemas::Schemas;
 use self::schemas::reference;
+use super::descriptors;
+use super::descriptors::enum_values;
 use super::route::Verb;
 use super::rule;
 use super::rule::Binding;
@@ -32,6 +34,7 @@ use super::rule::Body;
 use super::rule::BuildError;
 use super::rule::BuildErrors;
 use super::rule::RuleError;
+use super::rule::Selection;
 use super::schema::Schema;
 use super::status::Code;
 use super::status::Refusal;
@@ -74,6 +77,7 @@ pub struct OpenApi {
     security: Option<Security>,
     headers: Map<String, Value>,
     responses: BTreeMap<u16, String>,
+    selection: Selection,
 }
 
 /// A reason that a service gives in `google.rpc.ErrorInfo`.
@@ -122,7 +126,24 @@ impl OpenApi {
             security: None,
             headers: Map::new(),
             responses: BTreeMap::new(),
+            selection: Selection::default(),
         }
+    }
+
+    /// Describes this service's rules, by its full name, and no others. May be given several times. Without it, all
+    /// services of the set are described. See [`RestLayerBuilder::service`](super::RestLayerBuilder::service).
+    #[must_use]
+    pub fn service(mut self, full_name: impl Into<String>) -> OpenApi {
+        self.selection.services.push(full_name.into());
+        self
+    }
+
+    /// Leaves out rules that cannot work, as
+    /// [`RestLayerBuilder::skip_faulty_rules`](super::RestLayerBuilder::skip_faulty_rules) does.
+    #[must_use]
+    pub fn skip_faulty_rules(mut self) -> OpenApi {
+        self.selection.skips_faulty = true;
+        self
     }
 
     /// Says what the API is, in Markdown.
@@ -199,9 +220,9 @@ impl OpenApi {
     ///
     /// With every rule that cannot work, and every reason or credential that nobody has explained.
     pub fn build(self, descriptor_set: &[u8]) -> Result<Value, BuildErrors> {
-        let pool = DescriptorPool::decode(descriptor_set).map_err(BuildError::of_descriptors)?;
+        let pool = descriptors::decode(descriptor_set)?;
         let schema = Schema::new(&pool);
-        let rules = rule::read(&pool, &schema, &[])?;
+        let rules = rule::read(&pool, &schema, &self.selection)?;
         let comments = Comments::new(&pool);
         let schemas = Schemas::new(&pool, &schema, &comments);
         let mut document = Document {
@@ -447,7 +468,7 @@ fn words(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Opti
     let kind = extension.kind();
     let name = |value: &prost_reflect::Value| match (value, &kind) {
         (prost_reflect::Value::EnumNumber(number), prost_reflect::Kind::Enum(item)) => {
-            item.get_value(*number).map(|value| value.name().to_owned())
+            enum_values(item).iter().find(|value| value.number() == *number).map(|value| value.name().to_owned())
         }
         _ => value.as_str().map(str::to_owned),
     };

@@ -117,7 +117,7 @@ impl Described<'_> {
                 Kind::Message(inner) => Some(inner),
                 _ => None,
             };
-            let shape = inner.as_ref().map(|inner| Shape::of(inner.full_name()));
+            let shape = inner.as_ref().map(|inner| Shape::of(inner.full_name(), inner.fields().len()));
             let below = nested.below(&field, schemas.is_required(&field));
             match (inner, shape) {
                 (Some(inner), Some(Shape::Object | Shape::HttpBody)) if !field.is_list() && !field.is_map() => {

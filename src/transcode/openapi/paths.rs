@@ -53,6 +53,10 @@ impl Paths {
                 }
             }
         }
+        if template.segments.is_empty() {
+            path.text.push('/');
+            shape.push('/');
+        }
         if let Some(verb) = &template.verb {
             path.text.push_str(&format!(":{verb}"));
             shape.push_str(&format!(":{verb}"));
@@ -126,6 +130,9 @@ mod tests {
         assert_eq!(text("/v1/{name=shelves/*/books/*}/x"), "/v1/shelves/{name.1}/books/{name.2}/x");
         assert_eq!(text("/files/{path=**}"), "/files/{path}");
         assert_eq!(text("/any/*/of/{it}"), "/any/{*1}/of/{it}");
+        // OpenAPI: a path begins with a slash, the one without segments too.
+        assert_eq!(text("/"), "/");
+        assert_eq!(text("/:poll"), "/:poll");
     }
 
     #[test]

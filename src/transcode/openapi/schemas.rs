@@ -22,6 +22,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::comments::Comments;
+use crate::transcode::descriptors::enum_values;
 use crate::transcode::guard::Guard;
 use crate::transcode::schema::FieldIndex;
 use crate::transcode::schema::MessageId;
@@ -104,7 +105,7 @@ impl<'d> Schemas<'d> {
 
     /// The value of a message: a reference where it is an object of its fields.
     pub(super) fn message(&mut self, message: &MessageDescriptor, way: Way) -> Value {
-        match Shape::of(message.full_name()) {
+        match Shape::of(message.full_name(), message.fields().len()) {
             Shape::Object | Shape::HttpBody => {
                 let mut name = self.name(message.full_name());
                 if way == Way::Input && self.travels.contains(&(message.full_name().to_owned(), Way::Output)) {
@@ -273,9 +274,10 @@ impl<'d> Schemas<'d> {
     fn enumeration(&mut self, item: &EnumDescriptor) -> Value {
         let name = self.name(item.full_name());
         if !self.components.contains_key(&name) {
-            let names: Vec<Value> = item.values().map(|value| value.name().into()).collect();
+            let values = enum_values(item);
+            let names: Vec<Value> = values.iter().map(|value| value.name().into()).collect();
             let mut said = Vec::from_iter(self.comments.of(&item.parent_file(), item.path()).map(str::to_owned));
-            let each = item.values().filter_map(|value| {
+            let each = values.iter().filter_map(|value| {
                 let comment = self.comments.of(&item.parent_file(), value.path())?;
                 Some(format!("- `{}`: {}", value.name(), comment.replace('\n', " ")))
             });
