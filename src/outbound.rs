@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -255,8 +256,13 @@ pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<
 #[derive(Debug, thiserror::Error)]
 pub enum CertificatesError {
     /// The file is not one of certificates.
-    #[error("the file of certificates to trust for back-channels cannot be read")]
-    File(#[source] rustls::pki_types::pem::Error),
+    #[error("cannot read the certificates in {} (--backchannel-trusted-certificates)", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: rustls::pki_types::pem::Error,
+    },
     /// The certificates cannot be used.
     #[error("the certificates to trust for back-channels cannot be used")]
     Unusable(#[source] rustls::Error),
@@ -281,15 +287,11 @@ impl Outbound {
         let mut roots = rustls::RootCertStore::empty();
         // The system's store may hold what rustls cannot read; the rest is good.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for certificate in trusted
-            .map(CertificateDer::pem_file_iter)
-            .transpose()
-            .map_err(CertificatesError::File)?
-            .into_iter()
-            .flatten()
-        {
-            let certificate = certificate.map_err(CertificatesError::File)?;
-            roots.add(certificate).map_err(CertificatesError::Unusable)?;
+        if let Some(path) = trusted {
+            let unread = |source| CertificatesError::File { path: path.to_owned(), source };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(unread)? {
+                roots.add(certificate.map_err(unread)?).map_err(CertificatesError::Unusable)?;
+            }
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     net::SocketAddr,
+    ops::Deref,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -14,6 +15,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use diesel::{QueryableByName, sql_query, sql_types::BigInt};
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sessiond::guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Refusal};
 use tokio::net::TcpStream;
@@ -29,6 +31,33 @@ use crate::harness::{
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 const CURRENT: &str = "/auth/sessions/current";
 const REFRESH: &str = "/auth/sessions/current/refresh";
+
+/// A data directory, deleted when dropped, however the test ends.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn fresh(name: &str) -> Self {
+        Self(fresh_dir(name))
+    }
+}
+
+impl Deref for Dir {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // Postgres may still be on its way out after a `kill -9` of its owner.
+        let started = Instant::now();
+        while self.0.exists() && fs::remove_dir_all(&self.0).is_err() && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
 
 /// A `sessiond dev` and its directory. Killed when dropped.
 struct Dev {
@@ -114,7 +143,7 @@ fn read(path: &Path) -> String {
 /// rest from the next process.
 #[tokio::test]
 async fn a_guard_outlives_the_process_that_it_follows() {
-    let dir = fresh_dir("guarded");
+    let dir = Dir::fresh("guarded");
     let mut dev = Dev::start(&dir).await;
     let (known, unknown) = (dev.sign_in("ada").await, dev.sign_in("ada").await);
     let road = Road::to(dev.addr()).await;
@@ -139,13 +168,12 @@ async fn a_guard_outlives_the_process_that_it_follows() {
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&unknown)).await.0, StatusCode::OK);
     eventually("refused", async || guard.verify_now(&unknown) == Err(Refusal::SessionRevoked)).await;
     dev.kill();
-    remove(&dir).await;
 }
 
 /// What a newcomer does with the curl that is printed; and a `kill -9` right after the answer takes nothing back.
 #[tokio::test]
 async fn a_sign_out_survives_a_kill_right_after_its_answer() {
-    let dir = fresh_dir("dev");
+    let dir = Dir::fresh("dev");
     let mut dev = Dev::start(&dir).await;
     assert_eq!(fs::metadata(dir.join("dev.env")).expect("is there").permissions().mode() & 0o777, 0o600);
     let (access, refresh) = (dev.env["SESSIOND_ACCESS_TOKEN"].clone(), dev.env["SESSIOND_REFRESH_TOKEN"].clone());
@@ -183,21 +211,16 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
 
     let ours = ["SESSIOND_SERVER_KEY", "SESSIOND_ACCESS_TOKEN", "SESSIOND_REFRESH_TOKEN"].map(|name| &dev.env[name]);
     nothing_replayable(&dev, &[&access, &refresh, &basic, ours[0], ours[1], ours[2]]);
-    remove(&dir).await;
-}
-
-/// Postgres may still be on its way out after a `kill -9` of its owner.
-async fn remove(dir: &Path) {
-    eventually("the directory goes", async || fs::remove_dir_all(dir).is_ok()).await;
 }
 
 /// `dev` has a page to look at, which loads nothing from elsewhere and which no other site's page can make use of.
 #[tokio::test]
 async fn dev_shows_a_page_to_its_own_visitors() {
-    let dir = fresh_dir("page");
+    let dir = Dir::fresh("page");
     // Whoever may call the API may not call this for that.
     let mut dev = Dev::start_in(&dir, &[("SESSIOND_CORS_ORIGINS".to_owned(), "*".to_owned())].into()).await;
-    assert!(read(&dir.join("log")).contains(&format!("Open {}/", dev.env["SESSIOND_URL"])));
+    let open = format!("Open {}/", dev.env["SESSIOND_URL"]);
+    eventually("greets", async || read(&dir.join("log")).contains(&open)).await;
     for (path, media_type) in [("/", "text/html"), ("/demo/style.css", "text/css"), ("/demo/app.js", "text/javascript")]
     {
         let file = dev.wires.http(Method::GET, path, http::HeaderMap::new(), "").await;
@@ -276,13 +299,12 @@ async fn dev_shows_a_page_to_its_own_visitors() {
 
     dev.kill();
     nothing_replayable(&dev, &[access, grant["refresh_token"].as_str().expect("a token")]);
-    remove(&dir).await;
 }
 
 /// Told to stop, the server takes no more connections, finishes what is under way, and leaves nothing running.
 #[tokio::test]
 async fn a_request_under_way_is_answered_before_the_server_stops() {
-    let dir = fresh_dir("drain");
+    let dir = Dir::fresh("drain");
     // It waits for as long as the test holds the row, however busy the machine.
     let patience =
         [("SESSIOND_REQUEST_TIMEOUT", "1m"), ("SESSIOND_DATABASE_TIMEOUT", "1m"), ("SESSIOND_SHUTDOWN_TIMEOUT", "1m")];
@@ -310,8 +332,8 @@ async fn a_request_under_way_is_answered_before_the_server_stops() {
     })
     .await;
 
-    let told = Command::new("kill").args(["-TERM", &dev.process.id().to_string()]).status().expect("runs");
-    assert!(told.success());
+    let pid = Pid::from_child(&dev.process);
+    kill_process(pid, Signal::TERM).expect("is told");
     let addr = dev.env["SESSIOND_URL"].trim_start_matches("http://").to_owned();
     eventually("no more connections", async || TcpStream::connect(&addr).await.is_err()).await;
     for watch in &mut streams {
@@ -322,7 +344,6 @@ async fn a_request_under_way_is_answered_before_the_server_stops() {
     assert_eq!(request.await.expect("ends"), StatusCode::OK);
     drop((holder, watcher));
     assert!(dev.process.wait().expect("a child").success());
-    remove(&dir).await;
 }
 
 #[derive(QueryableByName)]
@@ -341,6 +362,151 @@ fn nothing_replayable(dev: &Dev, secrets: &[&str]) {
     }
     let sealing_key = read(&dev.dir.join("sealing-key"));
     assert!(!log.contains(sealing_key.trim()), "the sealing key in the log");
+}
+
+/// Runs `sessiond dev` where it must refuse, and returns what it says.
+fn refused_dev(args: &[&str]) -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let refused = sessiond(&[&["dev"], args].concat(), &[("PATH", &path)]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8(refused.stderr).expect("text");
+    assert!(!said.contains("os error"), "a riddle: {said}");
+    said
+}
+
+/// A second `./run` in the same directory looks first: the running one keeps its files, and is named.
+#[tokio::test]
+async fn a_second_dev_in_the_same_directory_touches_nothing() {
+    let dir = Dir::fresh("twice");
+    let dev = Dev::start(&dir).await;
+    let kept = |name: &str| (read(&dir.join(name)), fs::metadata(dir.join(name)).expect("is there").modified().ok());
+    let files = ["dev.env", "sealing-key", "server-key", "own-database"];
+    let before = files.map(kept);
+    let path = dir.to_str().expect("text");
+    for listen in ["127.0.0.1:0", dev.addr().to_string().as_str()] {
+        for database in [&[][..], &["--database-url", "postgres://nobody@127.0.0.1:1/none"]] {
+            let said = refused_dev(&[&["--listen", listen, "--data-dir", path], database].concat());
+            let holder = format!("process {}, at {}", dev.process.id(), dev.env["SESSIOND_URL"]);
+            assert!(said.contains("is in use by another `sessiond dev`") && said.contains(&holder), "{said}");
+        }
+    }
+    assert_eq!(files.map(kept), before);
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&dev.env["SESSIOND_ACCESS_TOKEN"])).await.0, StatusCode::OK);
+}
+
+/// What cannot work is said before anything is started: the path or the port, the cause, and what to do.
+#[tokio::test]
+async fn dev_refuses_what_cannot_work_before_postgres_starts() {
+    let dir = Dir::fresh("refused");
+    fs::create_dir(&*dir).expect("creates");
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+
+    let file = dir.join("file");
+    fs::write(&file, "").expect("writes");
+    for bad in [text(&file), text(&file.join("below")), "/dev/null".to_owned()] {
+        let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
+        assert!(said.contains(&format!("cannot use {bad} as data directory: it is, or is in, a file")), "{said}");
+        assert!(said.contains("name another with --data-dir"), "{said}");
+    }
+    // Modes mean nothing to root.
+    if !rustix::process::geteuid().is_root() {
+        let closed = dir.join("closed");
+        fs::create_dir(&closed).expect("creates");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).expect("ours");
+        for bad in [text(&closed), text(&closed.join("new"))] {
+            let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
+            assert!(said.contains(&format!("cannot use {bad} as data directory: permission denied; name")), "{said}");
+        }
+    }
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").to_string();
+    let data = dir.join("data");
+    for flag in ["--listen", "--metrics-listen"] {
+        let free = if flag == "--listen" { "--metrics-listen" } else { "--listen" };
+        let said = refused_dev(&[flag, &port, free, "127.0.0.1:0", "--data-dir", &text(&data)]);
+        assert!(said.contains(&format!("cannot listen on {port} ({flag}): the port is taken")), "{said}");
+        assert!(said.contains("port 0 takes a free one"), "{said}");
+        assert!(!data.join("postgres").exists(), "found out before Postgres was made");
+    }
+    // The same of `serve`, before it looks for a database that is not there.
+    let env = [
+        ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
+        ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+    ];
+    let said = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
+    assert_says(&said, false, &format!("cannot listen on {port} (--listen): the port is taken"));
+
+    fs::create_dir_all(&data).expect("creates");
+    fs::write(data.join("sealing-key"), "rubbish").expect("writes");
+    let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &text(&data)]);
+    assert!(said.contains("sealing-key is damaged; delete "), "{said}");
+    assert!(!data.join("postgres").exists(), "found out before Postgres was made");
+}
+
+/// `rm -rf .sessiond` begins from nothing, for root too: its database may stand apart from the directory.
+#[tokio::test]
+async fn a_deleted_data_directory_is_begun_again() {
+    let scratch = Dir::fresh("deleted");
+    fs::create_dir(&*scratch).expect("creates");
+    // As below `/root`: the server's user cannot go in.
+    fs::set_permissions(&*scratch, fs::Permissions::from_mode(0o700)).expect("ours");
+    let dir = scratch.join("data");
+    let mut dev = Dev::start(&dir).await;
+    let old = dev.env["SESSIOND_ACCESS_TOKEN"].clone();
+    dev.kill();
+    eventually("deleted", async || fs::remove_dir_all(&dir).is_ok()).await;
+
+    let dev = Dev::start(&dir).await;
+    let said = read(&dir.join("log"));
+    let apart = dev.env["DATABASE_URL"].contains("%2Fvar%2Ftmp%2F");
+    assert_eq!(said.contains("so the database of an earlier one, in /var/tmp/sessiond-"), apart, "{said}");
+    assert_eq!(dev.call(Method::GET, CURRENT, bearer(&old)).await.0, StatusCode::UNAUTHORIZED);
+    let ours = bearer(&dev.env["SESSIOND_ACCESS_TOKEN"]);
+    assert_eq!(dev.call(Method::GET, CURRENT, ours).await.0, StatusCode::OK);
+    let url = dev.env["DATABASE_URL"].clone();
+    drop(dev);
+    if apart {
+        let home = PathBuf::from(
+            url.split('@').nth(1).expect("a host").split("/postgres").next().expect("a path").replace("%2F", "/"),
+        );
+        assert!(home.starts_with("/var/tmp/sessiond-") || home.starts_with("/var/tmp"), "{}", home.display());
+        eventually("its database goes too", async || fs::remove_dir_all(&home).is_ok()).await;
+    }
+}
+
+/// A session signs out once; the next command is for the next one.
+#[tokio::test]
+async fn a_fresh_demo_session_is_one_command_away() {
+    let dir = Dir::fresh("demo-session");
+    let dev = Dev::start(&dir).await;
+    let path = dir.to_str().expect("text");
+    let tokens = || {
+        let text = read(&dir.join("dev.env"));
+        let line = text.lines().find_map(|line| line.strip_prefix("export SESSIOND_ACCESS_TOKEN='")).expect("is there");
+        line.trim_end_matches('\'').to_owned()
+    };
+    let first = tokens();
+    let terminal = async || {
+        let answer = dev.wires.http(Method::GET, "/demo/terminal", http::HeaderMap::new(), "").await;
+        let grant: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        (answer.status(), grant["access_token"].as_str().unwrap_or_default().to_owned())
+    };
+    // The page shows the same session as the shell has.
+    assert_eq!(terminal().await, (StatusCode::OK, first.clone()));
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&first)).await.0, StatusCode::OK);
+    assert_eq!(terminal().await.0, StatusCode::NO_CONTENT);
+
+    assert_says(&sessiond(&["demo-session", "--data-dir", path], &[]), true, &format!(". {path}/dev.env"));
+    let second = tokens();
+    assert_ne!(first, second);
+    assert_eq!(terminal().await, (StatusCode::OK, second.clone()));
+    assert_eq!(fs::metadata(dir.join("dev.env")).expect("is there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&second)).await, (StatusCode::OK, json!({"success": true})));
+
+    drop(dev);
+    assert_says(&sessiond(&["demo-session", "--data-dir", path], &[]), false, "no `sessiond dev` answers at http://");
+    assert_says(&sessiond(&["demo-session", "--data-dir", "/nowhere"], &[]), false, "start one with ./run");
 }
 
 /// Runs a command to its end.

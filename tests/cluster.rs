@@ -13,6 +13,12 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::geteuid;
+use rustix::process::kill_process;
+use rustix::process::test_kill_process;
 use sessiond::cluster::Cluster;
 use sessiond::cluster::Durability;
 use sessiond::cluster::Error;
@@ -386,23 +392,30 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn is_root() -> bool {
-    shell("id -u") == "0"
+    geteuid().is_root()
 }
 
-fn is_alive(pid: u32) -> bool {
-    shell(&format!("kill -0 {pid} 2>&1 || echo no")).is_empty()
+fn pid(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id")
 }
 
-fn kill(pid: u32) {
-    assert_eq!(shell(&format!("kill -9 {pid} 2>&1")), "");
+/// Whether there is such a process. One of another user is there, too.
+fn is_alive(process: u32) -> bool {
+    test_kill_process(pid(process)) != Err(Errno::SRCH)
 }
 
-fn parent_of(pid: u32) -> u32 {
-    let ps = format!("sed -n 's/^PPid:[[:space:]]*//p' /proc/{pid}/status 2>/dev/null || ps -o ppid= -p {pid}");
-    shell(&ps).parse().expect("a process has a parent")
+fn kill(process: u32) {
+    kill_process(pid(process), Signal::KILL).expect("it is ours");
 }
 
-fn shell(line: &str) -> String {
-    let output = Command::new("sh").args(["-c", line]).output().expect("every Unix has a shell");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+/// As Linux says it. Where there is no `/proc`, as on macOS, `ps` is part of the system.
+fn parent_of(process: u32) -> u32 {
+    let parent = match fs::read_to_string(format!("/proc/{process}/status")) {
+        Ok(status) => status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").to_owned(),
+        Err(_) => {
+            let ps = Command::new("ps").args(["-o", "ppid=", "-p", &process.to_string()]).output().expect("runs");
+            String::from_utf8(ps.stdout).expect("text")
+        }
+    };
+    parent.trim().parse().expect("a number")
 }

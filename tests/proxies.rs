@@ -16,6 +16,7 @@ use std::{
 use axum::{Json, Router, extract::State};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sessiond::pb::CreateSessionRequest;
 use tokio::{net::TcpListener, net::TcpStream, runtime::Runtime};
@@ -125,8 +126,7 @@ impl Front {
 impl Drop for Front {
     fn drop(&mut self) {
         // Asked, not killed: nginx's worker would live on.
-        let asked = Command::new("kill").arg(self.process.id().to_string()).status();
-        if !asked.is_ok_and(|status| status.success()) {
+        if kill_process(Pid::from_child(&self.process), Signal::TERM).is_err() {
             let _ = self.process.kill();
         }
         let _ = self.process.wait();

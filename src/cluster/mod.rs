@@ -95,6 +95,8 @@ pub struct Cluster {
     // The server before the lock: fields are dropped in this order, and the lock outlives what it protects.
     server: Option<Server>,
     lock: Lock,
+    // Of a home that stands apart: nobody takes it for left behind. Never read again.
+    _home_lock: Option<Lock>,
 }
 
 impl Cluster {
@@ -106,6 +108,8 @@ impl Cluster {
         let installed = Binaries::installed(options.postgres_bin.as_deref())?;
         let lock = Lock::take(&options.data_dir)?;
         let place = Place::settle(lock.dir())?;
+        let home_lock = place.is_apart_from(lock.dir()).then(|| Lock::take(&place.home)).transpose()?;
+        Place::sweep();
         let binaries = Binaries::choose(installed, &place)?;
         if options.durability == Durability::Disposable {
             // There is something only if an owner and its watchdog were both killed.
@@ -116,7 +120,7 @@ impl Cluster {
         if is_new {
             create::cluster(&place, &binaries, options.durability).await?;
         }
-        let mut cluster = Self { options, binaries, place, is_new, server: None, lock };
+        let mut cluster = Self { options, binaries, place, is_new, server: None, lock, _home_lock: home_lock };
         if let Err(error) = cluster.start_server().await {
             // Only to clear a disposable cluster away; the first error is the one to know.
             let _ = cluster.stop().await;
@@ -124,6 +128,26 @@ impl Cluster {
         }
         tracing::info!(home = %cluster.place.home.display(), is_new, "Postgres is ready");
         Ok(cluster)
+    }
+
+    /// Deletes the cluster of an earlier data directory at this path, where it stands apart and outlived that one: for a
+    /// data directory that is new. Answers with the path of what was deleted.
+    ///
+    /// An error is one of [`Cluster::start`]'s: above all, that another `sessiond` still runs it.
+    pub async fn delete_outlived(options: &Options) -> Result<Option<PathBuf>, Error> {
+        let installed = Binaries::installed(options.postgres_bin.as_deref())?;
+        let lock = Lock::take(&options.data_dir)?;
+        let place = Place::settle(lock.dir())?;
+        if !place.is_apart_from(lock.dir()) || place.version().is_none() {
+            return Ok(None);
+        }
+        let _home_lock = Lock::take(&place.home)?;
+        // Any version will do: nothing is started.
+        if let Some(binaries) = installed.first() {
+            orphan::stop(&place, binaries).await?;
+        }
+        place.delete().map_err(Error::file("delete", &place.home))?;
+        Ok(Some(place.home))
     }
 
     /// Whether this start created it, so that it holds nothing yet.

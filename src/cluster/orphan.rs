@@ -50,7 +50,7 @@ pub(super) fn forget_strangers(place: &Place) -> Result<(), Error> {
     Ok(())
 }
 
-/// What program a process runs, if that can be told.
+/// What program a process runs, if that can be told. Where there is no `/proc`, as on macOS, `ps` is part of the system.
 fn process_name(pid: u32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).or_else(|_| {
         let ps = Command::new("ps").args(["-o", "comm=", "-p", &pid.to_string()]).output();

@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::fs;
 use std::fs::DirBuilder;
 use std::io;
@@ -13,12 +14,20 @@ use std::process::Output;
 use std::process::Stdio;
 
 use super::Error;
+use super::lock::Lock;
 
 /// A socket's path must fit in `sockaddr_un`, its NUL included: 108 bytes on Linux, 104 on macOS and the BSDs.
 const SOCKET_PATH_MAX: usize = 103;
 
 /// The name Postgres gives its socket, by the port it would have; a private directory needs no other.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
+
+/// What is in a cluster's directory that stands apart from its data directory: the path of that one.
+const DATA_DIR: &str = "data-dir";
+
+/// Where a cluster is whose data directory the server's user cannot enter, and where its socket is when the path is too long.
+const APART: &str = "/var/tmp";
+const SOCKETS: &str = "/tmp";
 
 /// A user that Postgres can run under when we are root, which it refuses to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,16 +58,47 @@ impl Place {
         let name = format!("sessiond-{:016x}", fnv1a(data_dir.as_os_str().as_bytes()));
 
         let inside = data_dir.join("postgres");
-        let home = if reaches(user, data_dir) { inside } else { Path::new("/var/tmp").join(&name) };
+        let home = if reaches(user, data_dir) { inside } else { Path::new(APART).join(&name) };
         let fits = home.join(SOCKET_NAME).as_os_str().len() <= SOCKET_PATH_MAX;
         // Not the temporary directory of the environment: that one can be long itself, and differ from start to start.
-        let socket_dir = if fits { home.clone() } else { Path::new("/tmp").join(&name) };
+        let socket_dir = if fits { home.clone() } else { Path::new(SOCKETS).join(&name) };
 
         let owner = user.unwrap_or(User { uid: us, gid: id("-g", None)?.ok_or(Error::NoUser)? });
         for dir in [&home, &socket_dir] {
             make_private(dir, us, owner)?;
+            if !dir.starts_with(data_dir) {
+                let record = dir.join(DATA_DIR);
+                fs::write(&record, data_dir.as_os_str().as_bytes()).map_err(Error::file("write", &record))?;
+            }
         }
         Ok(Self { home, socket_dir, user })
+    }
+
+    /// Whether the cluster outlives its data directory when somebody deletes that.
+    pub(super) fn is_apart_from(&self, data_dir: &Path) -> bool {
+        !self.home.starts_with(data_dir)
+    }
+
+    /// Deletes what stands apart from temporary data directories that are gone: the clusters of tests that were killed. A
+    /// directory that cannot be read or deleted stays.
+    pub(super) fn sweep() {
+        let temporary = [PathBuf::from(SOCKETS), PathBuf::from(APART), std::env::temp_dir()];
+        let entries = [APART, SOCKETS].into_iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+        for dir in entries.map(|entry| entry.path()) {
+            let is_ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sessiond-"));
+            // Not a link that leads elsewhere.
+            let is_dir = || fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir());
+            if !is_ours || !is_dir() {
+                continue;
+            }
+            let Ok(data_dir) = fs::read(dir.join(DATA_DIR)) else { continue };
+            let data_dir = Path::new(OsStr::from_bytes(&data_dir));
+            // Another one can be on a disk that is not mounted today.
+            let is_temporary = temporary.iter().any(|temporary| data_dir.starts_with(temporary));
+            if is_temporary && !data_dir.exists() && Lock::take(&dir).is_ok() {
+                let _ = fs::remove_dir_all(&dir);
+            }
+        }
     }
 
     pub(super) fn data(&self) -> PathBuf {
@@ -244,6 +284,24 @@ mod tests {
         make_private(&foreign, us.uid, us).expect("it is made");
         let other = User { uid: us.uid + 1, gid: us.gid };
         assert!(reason(make_private(&foreign, other.uid, other)).contains("another user"));
+    }
+
+    #[test]
+    fn what_a_killed_test_left_behind_is_swept() {
+        let scratch = Scratch::new("swept");
+        let [gone, kept] = ["gone", "kept"].map(|name| scratch.0.join(format!("{name}-{}", "a".repeat(120))));
+        let places = [&gone, &kept].map(|data_dir| {
+            fs::create_dir(data_dir).expect("it is made");
+            Place::settle(data_dir).expect("it has a place")
+        });
+        fs::remove_dir_all(&gone).expect("somebody deletes it");
+        let held = Lock::take(&places[0].socket_dir).expect("a live one");
+        Place::sweep();
+        assert!(places[0].socket_dir.exists(), "in use");
+        drop(held);
+        Place::sweep();
+        assert_eq!(places.each_ref().map(|place| place.socket_dir.exists()), [false, true]);
+        places[1].delete().expect("it can be deleted");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::PathBuf,
     process,
     sync::{
@@ -14,6 +15,10 @@ use std::{
 
 use diesel::{QueryableByName, sql_query, sql_types::Text};
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 use sessiond::{
     cluster::{Cluster, Durability, Options},
     store::Store,
@@ -98,6 +103,20 @@ pub fn fresh_dir(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("sessiond-test-{}-{name}", process::id()))
 }
 
+/// Deletes what test processes left behind that were killed: directories that are named after one that is no more.
+fn sweep() {
+    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix("sessiond-") else { continue };
+        let is_ours = ["test-", "cluster-", "place-"].iter().any(|kind| rest.starts_with(kind));
+        let pid = rest.split('-').find_map(|part| Pid::from_raw(part.parse().ok()?));
+        if is_ours && pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 pub fn disposable(name: &str) -> Options {
     Options {
         data_dir: fresh_dir(name),
@@ -120,6 +139,7 @@ fn url_of(database: &str) -> String {
         // On a thread and a runtime of its own: those of the test that comes first end with that test.
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            sweep();
             runtime.expect("a runtime").block_on(async {
                 let cluster = Cluster::start(disposable("shared")).await.expect("Postgres starts");
                 prepare(&cluster).await;

@@ -7,6 +7,7 @@ mod audit;
 mod backchannel;
 mod dev;
 mod keys;
+mod listen;
 mod migrate;
 mod openapi;
 mod policy;
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Run everything at once with nothing set up: a Postgres of its own, a demo project, and a page to look at.
     Dev(Box<dev::Args>),
+    /// Open another demo session at a `sessiond dev` that runs, and write its tokens to dev.env.
+    DemoSession(dev::session::Args),
     /// Run the server.
     Serve(Box<serve::Args>),
     /// Bring the database's tables up to date.
@@ -115,6 +118,7 @@ fn run(command: Command, log: &Log) -> Outcome {
     runtime.block_on(async {
         match command {
             Command::Dev(args) => dev::run(*args).await,
+            Command::DemoSession(args) => dev::session::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Openapi(args) => openapi::run(&args),

@@ -18,6 +18,7 @@ use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 
 use crate::Outcome;
+use crate::listen;
 use crate::setup;
 
 /// Flags of `sessiond serve`.
@@ -47,6 +48,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Outcome {
     let stop = setup::told_to_stop()?;
+    listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let demand = if args.allow_unsafe_durability { Demand::Nothing } else { Demand::Durable };

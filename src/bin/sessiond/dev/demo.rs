@@ -3,13 +3,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::OnceLock;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
+use axum::body::to_bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::extract::Request;
 use axum::extract::State;
@@ -39,12 +42,19 @@ use tower::ServiceExt as _;
 
 use super::PROJECT;
 use super::USER;
+use super::files::Files;
 
 /// The largest request that the demo reads.
 const BODY_BYTES_MAX: usize = 1024;
 
 /// How long an answer may take to begin, a slow body included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The device that is the visitor's own shell: `dev.env` has its tokens.
+pub(super) const TERMINAL: &str = "terminal";
+
+/// The largest answer of the API that is read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What a device pretends to be. The addresses are for documentation, and nobody's (RFC 5737).
 struct Device {
@@ -79,7 +89,7 @@ const DEVICES: [Device; 5] = [
         user_agent: "Mozilla/5.0 (Web0S; Linux/SmartTV) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36",
         ip: "198.51.100.61",
     },
-    Device { id: "terminal", name: "Terminal", user_agent: "curl/8.14.1", ip: "192.0.2.130" },
+    Device { id: TERMINAL, name: "Terminal", user_agent: "curl/8.14.1", ip: "192.0.2.130" },
 ];
 
 /// The backend. Clones are one and the same.
@@ -89,6 +99,11 @@ pub(super) struct Demo {
     base_path: Arc<str>,
     /// There once the guard is, which follows the server that it is served by.
     guarded: Arc<OnceLock<Router>>,
+    files: Arc<Files>,
+    /// What `dev.env` has beside the terminal's tokens; there once the server is.
+    env: Arc<OnceLock<Vec<(&'static str, String)>>>,
+    /// The answer to the terminal's last sign-in.
+    terminal: Arc<Mutex<Option<Value>>>,
 }
 
 /// The backend, and the API that it asks.
@@ -100,23 +115,49 @@ struct Backend {
 
 impl Demo {
     /// Takes the key of the demo project, and the path below which the API is.
-    pub(super) fn new(server_key: &SecretString, base_path: &str) -> Self {
+    pub(super) fn new(server_key: &SecretString, base_path: &str, files: Arc<Files>) -> Self {
         let bearer = format!("Bearer {}", server_key.expose_secret());
         let mut bearer = HeaderValue::try_from(bearer).expect("a server key is ASCII");
         bearer.set_sensitive(true);
-        Self { bearer, base_path: base_path.into(), guarded: Arc::default() }
+        Self {
+            bearer,
+            base_path: base_path.into(),
+            guarded: Arc::default(),
+            files,
+            env: Arc::default(),
+            terminal: Arc::default(),
+        }
     }
 
     /// The routes. Only our own page may ask, and whoever is no page at all.
     pub(super) fn routes(&self, api: Router) -> Router {
         Router::new()
             .route("/demo/sign-in", post(sign_in))
+            .route("/demo/terminal", get(terminal))
             .route("/demo/feed", get(feed))
             .route("/demo/service", get(service))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn(in_time))
             .layer(from_fn(same_site))
             .with_state(Backend { demo: self.clone(), api })
+    }
+
+    /// What `dev.env` says beside the terminal's tokens. From now on a sign-in on the terminal writes it.
+    pub(super) fn keep_env(&self, values: Vec<(&'static str, String)>) {
+        self.env.get_or_init(|| values);
+    }
+
+    /// Remembers the terminal's new session, here and in `dev.env`.
+    fn keep_terminal(&self, grant: Value) -> Result<(), String> {
+        let Some(env) = self.env.get() else { return Ok(()) };
+        let token = |name: &str| grant[name].as_str().unwrap_or_default().to_owned();
+        let tokens =
+            [("SESSIOND_ACCESS_TOKEN", token("access_token")), ("SESSIOND_REFRESH_TOKEN", token("refresh_token"))];
+        let mut last = self.terminal.lock().unwrap_or_else(PoisonError::into_inner);
+        let values: Vec<_> = env.iter().chain(&tokens).map(|(name, value)| (*name, value.as_str())).collect();
+        self.files.write_env(&values)?;
+        *last = Some(grant);
+        Ok(())
     }
 
     /// Has the guard follow the server at this address: over the wire, as in any other service. Where it cannot, the guarded
@@ -134,7 +175,7 @@ impl Demo {
 }
 
 impl Backend {
-    /// Asks the API with the server key, in the name of whoever asks here.
+    /// Asks the API with the server key, on behalf of the caller.
     async fn ask(self, asked: Parts, method: Method, path: &str, body: Body) -> Response {
         let query = asked.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("{}{path}{query}", self.demo.base_path);
@@ -182,7 +223,40 @@ async fn sign_in(State(backend): State<Backend>, asked: Parts, Json(sign_in): Js
         "ip": device.ip,
         "amr": ["pwd"],
     });
-    backend.ask(asked, Method::POST, "/auth/sessions", session.to_string().into()).await
+    let demo = backend.demo.clone();
+    let answer = backend.ask(asked, Method::POST, "/auth/sessions", session.to_string().into()).await;
+    if device.id != TERMINAL || user_id != USER || answer.status() != StatusCode::OK {
+        return answer;
+    }
+    let (head, body) = answer.into_parts();
+    let Ok(body) = to_bytes(body, ANSWER_BYTES_MAX).await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    let kept = serde_json::from_slice(&body).map_err(|error| error.to_string());
+    if let Err(error) = kept.and_then(|grant| demo.keep_terminal(grant)) {
+        tracing::warn!(error, "the terminal's session is not in dev.env");
+        return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response();
+    }
+    Response::from_parts(head, body.into())
+}
+
+/// The terminal's session, while it lasts; nothing (204) once it has ended. It is no secret from who may sign anyone in.
+async fn terminal(State(backend): State<Backend>, asked: Parts) -> Response {
+    let last = backend.demo.terminal.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(grant) = last else { return StatusCode::NO_CONTENT.into_response() };
+    // Of a refresh token this changes nothing.
+    let token = json!({"token": grant["refresh_token"]}).to_string();
+    let answer = backend.ask(asked, Method::POST, "/auth/tokens:introspect", token.into()).await;
+    if answer.status() != StatusCode::OK {
+        return answer;
+    }
+    let Ok(body) = to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    match serde_json::from_slice::<Value>(&body) {
+        Ok(state) if state["active"] == true => Json(grant).into_response(),
+        Ok(_) | Err(_) => StatusCode::NO_CONTENT.into_response(),
+    }
 }
 
 /// What ends in the project, as it does.

@@ -2,24 +2,20 @@
 //! then it serves, with a page to look at, and prints a curl to paste.
 
 mod demo;
+mod files;
 mod page;
+pub(crate) mod session;
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sessiond::app::App;
 use sessiond::app::Caller;
-use sessiond::app::CreateRequest;
-use sessiond::app::Grant;
 use sessiond::app::ProjectError;
 use sessiond::app::Sweeper;
 use sessiond::clock::Clock;
@@ -35,23 +31,24 @@ use sessiond::config::Web;
 use sessiond::edge::Server;
 use sessiond::id::ProjectId;
 use sessiond::session::Policy;
-use sessiond::session::opening::Draft;
 use sessiond::store::Demand;
 use sessiond::store::Role;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
-use sessiond::token::sealing::Sealer;
-use sessiond::token::sealing::SealingKey;
-use sessiond::token::server_key::ServerKey;
 
 use self::demo::Demo;
+use self::files::Files;
 use crate::Outcome;
+use crate::listen;
 use crate::policy::PolicyArgs;
 use crate::print;
 use crate::setup;
 
 /// The demo project's name.
 const PROJECT: &str = "demo";
+
+/// The data directory unless another one is named.
+const DATA_DIR: &str = ".sessiond";
 
 /// The demo user's id.
 const USER: &str = "ada";
@@ -71,7 +68,7 @@ pub(crate) struct Args {
     #[arg(long, env = "SESSIOND_METRICS_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     metrics_listen: SocketAddr,
     /// Where the database, the keys and `dev.env` are kept.
-    #[arg(long, env = "SESSIOND_DATA_DIR", default_value = ".sessiond", value_name = "DIR")]
+    #[arg(long, env = "SESSIOND_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
     data_dir: PathBuf,
     /// Where the Postgres server's programs are; found by itself in the usual places.
     #[arg(long, env = "SESSIOND_POSTGRES_BIN", value_name = "DIR")]
@@ -106,22 +103,30 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     // A page that gets a browser to resolve its own name to loopback must not reach the demo (DNS rebinding).
     args.web.allowed_hosts = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
 
+    // The cheap questions first, and nothing is touched before all are answered.
     let files = Files::open(&args.data_dir)?;
+    listen::check(&[("--listen", args.listen), ("--metrics-listen", args.metrics_listen)])?;
+    let sealer = files.sealer()?;
+    files.forget_env()?;
     let (mut cluster, url) = database(&args, &files).await?;
+    let sealer = match sealer {
+        Some(sealer) => sealer,
+        None => files.new_sealer()?,
+    };
     let metrics = Metrics::default();
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
     let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention.clone(), metrics.clone());
-    let app = setup::app(store, files.sealer()?, &args.web.issuer).with_rates(&args.rates, metrics.clone());
+    let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
-    let grant = sign_in(&app, &server_key).await?;
 
     let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen };
     let feed = app.feed().clone();
     let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
-    let demo = Demo::new(&server_key, base_path);
+    let files = Arc::new(files);
+    let demo = Demo::new(&server_key, base_path, Arc::clone(&files));
     let page = page::routes(base_path, &files.path(Files::ENV));
     let beside = |api| page.merge(demo.routes(api));
     let server = Server::bind(app, &listen, &args.web, args.limits, metrics, beside).await?;
@@ -132,15 +137,15 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         demo.stand_guard(address, &args.web.issuer, server_key.clone()).await;
-        files.write_env(&[
-            ("SESSIOND_URL", &format!("http://{address}")),
-            ("SESSIOND_PROJECT_ID", PROJECT),
-            ("SESSIOND_SERVER_KEY", server_key.expose_secret()),
-            ("SESSIOND_ACCESS_TOKEN", grant.access_token.expose_secret()),
-            ("SESSIOND_REFRESH_TOKEN", grant.refresh_token.expose_secret()),
-            ("SESSIOND_METRICS_URL", &format!("http://{metrics_address}/metrics")),
-            ("DATABASE_URL", url.expose_secret()),
-        ])?;
+        files.name_holder(&format!("process {}, at http://{address}", std::process::id()))?;
+        demo.keep_env(vec![
+            ("SESSIOND_URL", format!("http://{address}")),
+            ("SESSIOND_PROJECT_ID", PROJECT.to_owned()),
+            ("SESSIOND_SERVER_KEY", server_key.expose_secret().to_owned()),
+            ("SESSIOND_METRICS_URL", format!("http://{metrics_address}/metrics")),
+            ("DATABASE_URL", url.expose_secret().to_owned()),
+        ]);
+        session::open(address).await?;
         greet(&files, address);
         keep_alive(cluster.as_mut()).await?;
         Outcome::Ok(())
@@ -172,14 +177,21 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
         settings: vec![],
         durability: cluster::Durability::Full,
     };
+    if files.is_new()
+        && let Some(home) = Cluster::delete_outlived(&options).await?
+    {
+        let (dir, home) = (files.dir().display(), home.display());
+        print::aside(format_args!("{dir} is new, so the database of an earlier one, in {home}, was deleted"));
+    }
     let cluster = Cluster::start(options).await?;
     // For root the database may be elsewhere than the files, and outlive them.
     if !cluster.is_new() && files.read(Files::SEALING_KEY).is_err() {
         let home = cluster.log().parent().map(Path::to_owned).unwrap_or_default();
         let home = home.display();
-        return Err(
-            format!("the keys in {home} were sealed with a key that is gone; delete {home} to start anew").into()
-        );
+        return Err(format!(
+            "the keys in {home} were sealed with a key that is gone; delete {home} to start with new ones"
+        )
+        .into());
     }
     let url = cluster.database_url("postgres");
     files.write(Files::OWN_DATABASE, &url)?;
@@ -229,11 +241,14 @@ async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretStrin
     Ok(key)
 }
 
-/// Signs the demo user in.
-async fn sign_in(app: &App, server_key: &SecretString) -> Result<Grant, Box<dyn std::error::Error>> {
-    let key = ServerKey::parse(server_key.expose_secret()).ok_or("the demo's server key is damaged")?;
-    let draft = Draft { user_id: USER.to_owned(), device_name: Some("demo".to_owned()), ..Draft::default() };
-    Ok(app.create_session(Caller::Service(key), None, CreateRequest::new(draft, None, &[])).await?)
+/// What to type for this program in the directory in which it was started.
+fn program(files: &Files) -> String {
+    let name = std::env::args().next().unwrap_or_else(|| "sessiond".to_owned());
+    let data_dir = match files.dir() == Path::new(DATA_DIR) {
+        true => String::new(),
+        false => format!(" --data-dir {}", files.dir().display()),
+    };
+    format!("{name} demo-session{data_dir}")
 }
 
 fn greet(files: &Files, address: SocketAddr) {
@@ -244,78 +259,10 @@ fn greet(files: &Files, address: SocketAddr) {
          Open http://{address}/ to see sessions begin and end, or sign out with\n\n\
          \x20   . {env}\n\
          \x20   curl -X DELETE $SESSIOND_URL/auth/sessions/current -H \"Authorization: Bearer $SESSIOND_ACCESS_TOKEN\"\n\n\
+         Each session signs out once: `{program}` opens another one for the shell.\n\
          Ctrl-C stops it; what it remembers is in {dir}.",
         env = env.display(),
-        dir = files.dir.display(),
+        program = program(files),
+        dir = files.dir().display(),
     ));
-}
-
-/// The files of a data directory, each readable by its owner alone.
-struct Files {
-    dir: PathBuf,
-}
-
-impl Files {
-    const ENV: &str = "dev.env";
-    const OWN_DATABASE: &str = "own-database";
-    const SEALING_KEY: &str = "sealing-key";
-    const SERVER_KEY: &str = "server-key";
-
-    /// Opens the directory. A `dev.env` of an earlier run goes: a script may be waiting for ours.
-    fn open(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        let files = Self { dir: dir.to_owned() };
-        match fs::remove_file(files.path(Self::ENV)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(files),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        let path = self.dir.join(name);
-        // With a slash in it, so that a shell's `.` does not look for it on the PATH.
-        if path.components().count() == 1 { Path::new(".").join(path) } else { path }
-    }
-
-    fn read(&self, name: &str) -> io::Result<String> {
-        fs::read_to_string(self.path(name))
-    }
-
-    /// Writes a file in one step: whoever sees it sees all of it.
-    fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        let unfinished = self.path(&format!("{name}.unfinished"));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        writeln!(file, "{text}")?;
-        file.sync_all()?;
-        fs::rename(unfinished, self.path(name))
-    }
-
-    fn write_env(&self, values: &[(&str, &str)]) -> io::Result<()> {
-        let mut text = String::new();
-        for (name, value) in values {
-            // In single quotes nothing means anything to a shell but a single quote.
-            let value = value.replace('\'', r"'\''");
-            writeln!(text, "export {name}='{value}'").expect("a string takes whatever is written to it");
-        }
-        self.write(Self::ENV, text.trim_end())
-    }
-
-    /// The sealing key, made on the first run.
-    fn sealer(&self) -> Result<Sealer, Box<dyn std::error::Error>> {
-        let key = match self.read(Self::SEALING_KEY) {
-            Ok(text) => SealingKey::parse(&text)
-                .ok_or_else(|| format!("{} is damaged", self.path(Self::SEALING_KEY).display()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = SealingKey::generate();
-                self.write(Self::SEALING_KEY, &key.expose())?;
-                key
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Sealer::new(&key, None))
-    }
-
-    fn server_key(&self) -> Option<ServerKey> {
-        ServerKey::parse(self.read(Self::SERVER_KEY).ok()?.trim())
-    }
 }

@@ -1,0 +1,164 @@
+//! The files of a data directory, each readable by its owner alone.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::fs::File;
+use std::fs::TryLockError;
+use std::io;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use sessiond::token::sealing::Sealer;
+use sessiond::token::sealing::SealingKey;
+use sessiond::token::server_key::ServerKey;
+
+/// A data directory that is ours for as long as this lives.
+pub(super) struct Files {
+    dir: PathBuf,
+    /// The kernel holds the lock for as long as it is open.
+    lock: File,
+}
+
+impl Files {
+    pub(super) const ENV: &str = "dev.env";
+    pub(super) const OWN_DATABASE: &str = "own-database";
+    pub(super) const SEALING_KEY: &str = "sealing-key";
+    pub(super) const SERVER_KEY: &str = "server-key";
+    const LOCK: &str = "dev.lock";
+
+    /// Opens the directory, which is created if need be, and changes nothing else in it.
+    ///
+    /// # Errors
+    ///
+    /// When another `sessiond dev` has it, or it cannot be written to.
+    pub(super) fn open(dir: &Path) -> Result<Self, String> {
+        fs::create_dir_all(dir).map_err(|error| refused(dir, &error))?;
+        let path = path_in(dir, Self::LOCK);
+        let mut options = File::options();
+        let lock = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let lock = lock.map_err(|error| refused(dir, &error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                let holder = if holder.trim().is_empty() { "which is just starting" } else { holder.trim() };
+                let dir = dir.display();
+                return Err(format!(
+                    "{dir} is in use by another `sessiond dev` ({holder}); use that one, stop it, or name another \
+                     directory with --data-dir"
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(refused(dir, &error)),
+        }
+        let files = Self { dir: dir.to_owned(), lock };
+        files.name_holder(&format!("process {}", std::process::id())).map_err(|error| refused(dir, &error))?;
+        Ok(files)
+    }
+
+    /// Writes down who has the directory, for the next one that would.
+    pub(super) fn name_holder(&self, holder: &str) -> io::Result<()> {
+        self.lock.set_len(0)?;
+        self.lock.write_all_at(holder.as_bytes(), 0)
+    }
+
+    /// Removes the `dev.env` of an earlier run: a script may be waiting for ours.
+    pub(super) fn forget_env(&self) -> Result<(), String> {
+        match fs::remove_file(self.path(Self::ENV)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(&self.dir, &error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether nothing was kept here before.
+    pub(super) fn is_new(&self) -> bool {
+        [Self::OWN_DATABASE, Self::SEALING_KEY, Self::SERVER_KEY].iter().all(|name| !self.path(name).exists())
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        path_in(&self.dir, name)
+    }
+
+    pub(super) fn read(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(self.path(name))
+    }
+
+    /// Writes a file in one step: a reader sees all of it, or none.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), String> {
+        let unfinished = self.path(&format!("{name}.unfinished"));
+        let written = || {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+            writeln!(file, "{text}")?;
+            file.sync_all()?;
+            fs::rename(&unfinished, self.path(name))
+        };
+        written().map_err(|error| format!("cannot write {}: {}", self.path(name).display(), cause(&error)))
+    }
+
+    pub(super) fn write_env(&self, values: &[(&str, &str)]) -> Result<(), String> {
+        let mut text = String::new();
+        for (name, value) in values {
+            // In single quotes nothing means anything to a shell but a single quote.
+            let value = value.replace('\'', r"'\''");
+            writeln!(text, "export {name}='{value}'").expect("a string takes whatever is written to it");
+        }
+        self.write(Self::ENV, text.trim_end())
+    }
+
+    /// The sealing key, which there is after the first run.
+    pub(super) fn sealer(&self) -> Result<Option<Sealer>, String> {
+        let path = self.path(Self::SEALING_KEY);
+        match self.read(Self::SEALING_KEY) {
+            Ok(text) => match SealingKey::parse(&text) {
+                Some(key) => Ok(Some(Sealer::new(&key, None))),
+                None => {
+                    let (path, dir) = (path.display(), self.dir.display());
+                    Err(format!("{path} is damaged; delete {dir} to start with a new one"))
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("cannot read {}: {}", path.display(), cause(&error))),
+        }
+    }
+
+    /// Makes the sealing key.
+    pub(super) fn new_sealer(&self) -> Result<Sealer, String> {
+        let key = SealingKey::generate();
+        self.write(Self::SEALING_KEY, &key.expose())?;
+        Ok(Sealer::new(&key, None))
+    }
+
+    pub(super) fn server_key(&self) -> Option<ServerKey> {
+        ServerKey::parse(self.read(Self::SERVER_KEY).ok()?.trim())
+    }
+}
+
+/// With a slash in it, so that a shell's `.` does not look for it on the PATH.
+pub(super) fn path_in(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    if path.components().count() == 1 { Path::new(".").join(path) } else { path }
+}
+
+/// Why a data directory is none, and what to do.
+fn refused(dir: &Path, error: &io::Error) -> String {
+    format!("cannot use {} as data directory: {}; name another with --data-dir", dir.display(), cause(error))
+}
+
+/// The cause without the system's number for it.
+fn cause(error: &io::Error) -> String {
+    let known = match error.kind() {
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "it is, or is in, a file and not a directory",
+        io::ErrorKind::StorageFull => "the disk is full",
+        io::ErrorKind::QuotaExceeded => "your disk quota is used up",
+        _ => return error.to_string(),
+    };
+    known.to_owned()
+}

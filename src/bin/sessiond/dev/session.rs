@@ -1,0 +1,74 @@
+//! `sessiond demo-session`: a fresh session for the shell, from a `sessiond dev` that runs.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Request;
+use http::StatusCode;
+use http::header;
+use http_body_util::BodyExt as _;
+use http_body_util::Limited;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::DATA_DIR;
+use super::USER;
+use super::demo::TERMINAL;
+use super::files::Files;
+use super::files::path_in;
+use crate::Outcome;
+use crate::print;
+
+/// How long the server may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Flags of `sessiond demo-session`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The data directory of the `sessiond dev` that runs.
+    #[arg(long, env = "SESSIOND_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let path = path_in(&args.data_dir, Files::ENV);
+    let env = path.display();
+    let help = "start one with ./run or `sessiond dev`, or name its directory with --data-dir";
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| format!("no `sessiond dev` is ready here: cannot read {env} ({error}); {help}"))?;
+    let url = text.lines().find_map(|line| line.strip_prefix("export SESSIOND_URL='http://")?.strip_suffix('\''));
+    let address =
+        url.and_then(|address| address.parse().ok()).ok_or_else(|| format!("{env} names no server; {help}"))?;
+    open(address).await.map_err(|error| format!("no `sessiond dev` answers at http://{address} ({error}); {help}"))?;
+    Ok(print::done(format!("{USER} is signed in once more. Take the new session up with\n\n    . {env}"))?)
+}
+
+/// Has the `dev` at this address sign the terminal in, which writes `dev.env`.
+pub(super) async fn open(address: SocketAddr) -> Result<(), Box<dyn Error>> {
+    timeout(ANSWER_TIMEOUT, async {
+        let stream = TcpStream::connect(address).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::post("/demo/sign-in")
+            .header(header::HOST, address.to_string())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(format!("{{\"device\": \"{TERMINAL}\"}}"))?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| error.to_string())?.to_bytes();
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()).into())
+    })
+    .await
+    .map_err(|_| "no answer in time")?
+}

@@ -1,0 +1,55 @@
+//! Whether the addresses to listen on can be had: looked at before anything is started that would have to stop again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+
+/// Takes each address and lets it go again. Another program may take one in between; then the server says so.
+///
+/// # Errors
+///
+/// The first that cannot be had: by its flag, the cause, and what to do.
+pub(crate) fn check(wanted: &[(&str, SocketAddr)]) -> Result<(), String> {
+    // Held until all are: two flags may name one address.
+    let mut held = vec![];
+    for (flag, address) in wanted {
+        held.push(TcpListener::bind(address).map_err(|error| refused(flag, *address, &error))?);
+    }
+    Ok(())
+}
+
+fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is taken. Stop what has it, or name another one; port 0 takes a free one".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address; 0.0.0.0 means all that it has".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied. Ports below 1024 take root or CAP_NET_BIND_SERVICE; name a higher one".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    format!("cannot listen on {address} ({flag}): {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_refused_by_its_flag() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("bound");
+        let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let said = check(&[("--listen", free), ("--metrics-listen", address)]).expect_err("taken");
+        assert!(
+            said.starts_with(&format!("cannot listen on {address} (--metrics-listen): the port is taken")),
+            "{said}"
+        );
+        drop(taken);
+        assert_eq!(check(&[("--listen", free), ("--metrics-listen", address)]), Ok(()));
+        assert!(check(&[("--listen", address), ("--metrics-listen", address)]).is_err(), "one address for both");
+        let elsewhere = "192.0.2.1:0".parse().expect("an address");
+        assert!(check(&[("--listen", elsewhere)]).expect_err("not ours").contains("no such address"));
+    }
+}
