@@ -1,15 +1,8 @@
-# Sourced by ./run, ./test and .ci/run: installs what a bare machine lacks, with its own package manager, and says so.
-# A Rust toolchain is assumed. POSIX sh.
+# Sourced by ./run, ./test and .ci/run: installs what a bare machine lacks, with its own package manager, and says so. A Rust
+# toolchain is assumed. POSIX sh. Run as root by itself, it installs what it is told to: `sh .ci/install.sh cc postgres`.
 
 say() { printf '%s\n' "$*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; elif has sudo; then sudo "$@"; else
-        say "This needs root, and there is no sudo: $*"
-        return 1
-    fi
-}
 
 manager() {
     for manager in apt-get dnf yum zypper pacman apk brew; do
@@ -17,23 +10,21 @@ manager() {
     done
 }
 
-install() {
-    say "Installing $* with $(manager)"
+# For everything that may be needed: how it is called, whether it is here, and the packages that have it.
+
+called_cc='a C compiler'
+has_cc() { has cc; }
+packages_of_cc() {
     case $(manager) in
-        apt-get)
-            as_root apt-get -qq update || say "Going on with the package lists that are there"
-            as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
-                install --yes --no-install-recommends "$@" >/dev/null ;;
-        dnf | yum) as_root "$(manager)" install --quiet --assumeyes "$@" ;;
-        zypper) as_root zypper --quiet --non-interactive install "$@" ;;
-        pacman) as_root pacman --sync --needed --noconfirm "$@" ;;
-        apk) as_root apk add --quiet "$@" ;;
-        brew) brew install --quiet "$@" ;;
-        *) say "No known package manager here; please install: $*" && return 1 ;;
+        apt-get) echo gcc libc6-dev ;;
+        apk) echo gcc musl-dev ;;
+        brew) ;;
+        *) echo gcc ;;
     esac
 }
 
 # The places are those where sessiond looks: src/cluster/binaries.rs.
+called_postgres='the Postgres server'
 has_postgres() {
     if has postgres && has initdb && has pg_ctl; then return; fi
     for initdb in /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb /usr/lib/postgresql*/bin/initdb \
@@ -43,91 +34,147 @@ has_postgres() {
     done
     return 1
 }
-
-# Only the programs are wanted. Debian's package also starts a server on port 5432, unless it is told not to.
-need_postgres() {
-    if has_postgres; then return; fi
+packages_of_postgres() {
     case $(manager) in
-        apt-get)
-            no_server=/etc/postgresql-common/createcluster.d/sessiond.conf
-            as_root mkdir -p "${no_server%/*}"
-            echo 'create_main_cluster = false' | as_root tee "$no_server" >/dev/null
-            installed=0 && install postgresql || installed=$?
-            # The next server that is installed here is none of our business.
-            as_root rm "$no_server"
-            return "$installed" ;;
-        dnf | yum | zypper) install postgresql-server ;;
-        brew) install postgresql@17 ;;
-        *) install postgresql ;;
+        dnf | yum | zypper) echo postgresql-server ;;
+        brew) echo postgresql@17 ;;
+        *) echo postgresql ;;
     esac
 }
 
-# Only the program is wanted. Debian's package also starts a server on port 80, unless a policy forbids it.
-need_nginx() {
-    if PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; then return; fi
-    policy=/usr/sbin/policy-rc.d
-    if [ "$(manager)" != apt-get ] || [ -e "$policy" ]; then install nginx; return; fi
-    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
-    as_root chmod +x "$policy"
-    installed=0 && install nginx || installed=$?
-    # The next server that is installed here is none of our business.
-    as_root rm "$policy"
-    return "$installed"
-}
+called_curl='curl'
+has_curl() { has curl; }
+packages_of_curl() { echo curl; }
 
-# Some crates contain C.
-need_cc() {
-    if has cc; then return; fi
-    case $(manager) in
-        apt-get) install gcc libc6-dev ;;
-        apk) install gcc musl-dev ;;
-        brew) say "There is no C compiler; get one with: xcode-select --install" && return 1 ;;
-        *) install gcc ;;
-    esac
-}
-
-# With virtual environments, which Debian packs apart: `venv` is there without it, and `ensurepip` is not.
-need_python() {
-    if has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; then return; fi
-    case $(manager) in
-        apt-get) install python3 python3-venv ;;
-        pacman) install python ;;
-        brew) install python@3 ;;
-        *) install python3 ;;
-    esac
-}
-
-need_npm() {
-    if has npm; then return; fi
-    case $(manager) in
-        brew) install node ;;
-        *) install nodejs npm ca-certificates ;;
-    esac
-}
-
-need_curl() {
-    if has curl; then return; fi
-    install curl
-}
-
-need_go() {
-    if has go; then return; fi
-    case $(manager) in
-        apt-get) install golang-go ;;
-        dnf | yum) install golang ;;
-        *) install go ;;
-    esac
-}
-
-need_chromium() {
-    if has chromium || has chromium-browser || has google-chrome; then return; fi
-    install chromium
-}
-
-need_cargo() {
-    # Where rustup puts it; a shell that was open before does not know yet.
-    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-    if has cargo; then return; fi
-    say "There is no Rust toolchain; get one at https://rustup.rs, then run this again."
+# Without them nothing can be downloaded: no crate, no package of Node's or Python's. macOS keeps its own elsewhere.
+called_certificates='the certificates of public authorities'
+has_certificates() {
+    for file in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem \
+        /etc/ssl/cert.pem "${SSL_CERT_FILE:-}"; do
+        if [ -s "$file" ]; then return; fi
+    done
     return 1
 }
+packages_of_certificates() { echo ca-certificates; }
+
+# With virtual environments, which Debian packs apart: `venv` is there without it, and `ensurepip` is not.
+called_python='Python with venv'
+has_python() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
+packages_of_python() {
+    case $(manager) in
+        apt-get) echo python3 python3-venv ;;
+        pacman) echo python ;;
+        brew) echo python@3 ;;
+        *) echo python3 ;;
+    esac
+}
+
+called_npm='npm'
+has_npm() { has npm; }
+packages_of_npm() { if [ "$(manager)" = brew ]; then echo node; else echo nodejs npm; fi; }
+
+called_go='Go'
+has_go() { has go; }
+packages_of_go() {
+    case $(manager) in
+        apt-get) echo golang-go ;;
+        dnf | yum) echo golang ;;
+        *) echo go ;;
+    esac
+}
+
+# Debian has it where only root looks.
+called_nginx='nginx'
+has_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; }
+packages_of_nginx() { echo nginx; }
+
+called_chromium='Chromium'
+has_chromium() { has chromium || has chromium-browser || has google-chrome; }
+packages_of_chromium() { echo chromium; }
+
+# Sees to it that all of these are here, and cargo. Says in one list what is missing, before anything is installed or built;
+# installs it; or says what root must run.
+need() {
+    # Where rustup puts it; a shell that was open before does not know yet.
+    PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
+    missing='' names=''
+    for thing; do
+        if "has_$thing"; then continue; fi
+        missing="$missing $thing"
+        names="$names${names:+, }$(eval "printf %s \"\$called_$thing\"")"
+    done
+    if ! has cargo; then names="$names${names:+, }a Rust toolchain (https://rustup.rs)"; fi
+    if [ -z "$names" ]; then return; fi
+
+    say "Missing: $names."
+    if [ -n "$missing" ]; then
+        # Words of our own, without blanks in them.
+        # shellcheck disable=SC2086
+        bring $missing || return
+    fi
+    if ! has cargo; then say "Install the Rust toolchain, then run this again." && return 1; fi
+}
+
+packages_of() { for thing; do "packages_of_$thing"; done | tr '\n' ' '; }
+
+# Installs these: as root, by sudo, or not at all.
+bring() {
+    script=$PWD/.ci/install.sh
+    case $(manager) in
+        '') say "No known package manager is here. Install them, then run this again." && return 1 ;;
+        brew) if has cc; then brew install --quiet $(packages_of "$@"); else xcode-select --install; fi ;;
+        *)
+            if [ "$(id -u)" = 0 ]; then sh "$script" "$@"; elif has sudo; then sudo sh "$script" "$@"; else
+                say "Only root can install them, and there is no sudo. Run this as root, then run this again:
+
+    sh $script $*
+
+It installs with $(manager): $(packages_of "$@")"
+                return 1
+            fi ;;
+    esac
+}
+
+# Only programs are wanted. Debian's packages also start a server on port 5432 or 80, unless they are told not to; the next
+# server that is installed here is none of our business.
+start_no_servers() {
+    no_cluster=/etc/postgresql-common/createcluster.d/sessiond.conf
+    mkdir -p "${no_cluster%/*}"
+    echo 'create_main_cluster = false' >"$no_cluster"
+    policy=/usr/sbin/policy-rc.d
+    if [ -e "$policy" ]; then policy=; else printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"; fi
+    trap 'rm -f "$no_cluster" ${policy:+"$policy"}' EXIT
+    trap 'exit 1' INT TERM
+}
+
+# As root.
+install() {
+    # Names of packages, without blanks in them.
+    # shellcheck disable=SC2046
+    set -- $(packages_of "$@")
+    say "Installing $* with $(manager)"
+    case $(manager) in
+        apt-get)
+            start_no_servers
+            apt-get -qq update || say "Continuing with the package lists that are there"
+            DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+                install --yes --no-install-recommends "$@" >/dev/null ;;
+        dnf | yum) "$(manager)" install --quiet --assumeyes "$@" ;;
+        zypper) zypper --quiet --non-interactive install "$@" ;;
+        pacman) pacman --sync --needed --noconfirm "$@" ;;
+        apk) apk add --quiet "$@" ;;
+        *) say "No known package manager is here; install: $*" && return 1 ;;
+    esac
+}
+
+# Prints what docs/manual.md has of a command: what `--help` says, without a build.
+manual() {
+    awk -v heading="## sessiond $1" '$0 == heading { here = 1; next } here && /^```/ { if (begun++) exit; next } begun' docs/manual.md
+}
+
+# Not sourced, but run.
+case $0 in
+    */install.sh)
+        set -eu
+        install "$@" ;;
+esac

@@ -39,8 +39,10 @@ mod rates;
 mod rest;
 mod seed;
 
-// The binary as people run it.
+// The binary as people run it, and what they run it by.
 mod binary;
+mod readme;
+mod scripts;
 
 // The tables and the tree.
 mod floors;

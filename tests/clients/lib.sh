@@ -1,22 +1,64 @@
 # Sourced by the scripts that hold a running server against programs that know nothing of it: where those get their packages,
 # and a server for them. Whoever sources it stands at the top of the tree. POSIX sh.
 
-data=$(mktemp -d)
+temporary=${TMPDIR:-/tmp}
+
+# Ends the `sessiond dev` of a directory of ours, if it runs: whichever was started there last. Its process id can be another
+# program's by now, so it must name the directory.
+stop_in() {
+    pid=$(sed -n 's/^process \([0-9]*\).*/\1/p' "$1/sessiond/dev.lock" 2>/dev/null) || :
+    if [ -n "$pid" ] && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "^$1/"; then kill "$pid" 2>/dev/null || :; fi
+}
+
+# Deletes a directory of ours. Postgres may still be on its way out.
+delete() {
+    tries=0
+    until rm -rf "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 200 ]; then return; fi
+        sleep 0.1
+    done
+}
+
+# What a run left behind that was killed, whose process id is in the name.
+for left in "$temporary"/sessiond-clients-*; do
+    pid=${left#"$temporary/sessiond-clients-"} && pid=${pid%%-*}
+    if [ -d "$left" ] && [ -O "$left" ] && ! kill -0 "$pid" 2>/dev/null; then stop_in "$left" && delete "$left"; fi
+done
+
+# Nobody else may look into it, but all may pass: root's Postgres runs under another user, and belongs in here.
+data=$(mktemp -d "$temporary/sessiond-clients-$$-XXXXXX")
+chmod 711 "$data"
 server=
 stop() {
     if [ -n "$server" ]; then kill "$server" 2>/dev/null || :; wait "$server" || :; fi
-    rm -rf "$data"
+    stop_in "$data"
+    delete "$data"
 }
 trap stop EXIT
-trap 'exit 1' INT TERM
+trap 'exit 1' HUP INT TERM
 # A Postgres of its own, and the defaults.
 unset DATABASE_URL SESSIOND_BASE_PATHS
 
 sessiond=${CARGO_TARGET_DIR:-target}/debug/sessiond
 
+# The oldest Node that the clients' packages run under. Some distributions have an older one; npm brings one that fits.
+NODE_MAJOR_MIN=20
+need_node() {
+    major=$(node --version 2>/dev/null | sed -n 's/^v\([0-9]*\)\..*/\1/p')
+    if [ "${major:-0}" -ge "$NODE_MAJOR_MIN" ]; then return; fi
+    echo "Node $NODE_MAJOR_MIN or later is needed, and here is ${major:+only version }${major:-none}; npm brings one" >&2
+    node=$PWD/target/tools/node
+    if ! "$node/node_modules/node/bin/node" --version >/dev/null 2>&1; then
+        npm install --prefix "$node" --no-save --no-audit --no-fund --loglevel=error node@22
+    fi
+    PATH=$node/node_modules/node/bin:$PATH
+}
+
 # Copies a directory of JavaScript to below `target`, where its packages may be, and installs those: what was left half done
 # is done again. Sets `client`.
 npm_client() {
+    need_node
     client=target/${1#tests/}
     mkdir -p "$client"
     cp -R "$1/." "$client"
@@ -40,6 +82,7 @@ python_client() {
 
 # Takes note of a free port, for a server that has to know it beforehand. Sets `port`.
 free_port() {
+    need_node
     port=$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })')
 }
 

@@ -1,0 +1,96 @@
+//! `./run` and `./test` on a machine that lacks what they need.
+
+use std::{
+    env, fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use crate::harness::database::fresh_dir;
+
+/// A directory of programs: the only ones that a script finds.
+struct Programs(PathBuf);
+
+impl Programs {
+    /// What the scripts may take for granted: every Unix has it.
+    fn of_every_unix(name: &str) -> Self {
+        let dir = fresh_dir(name);
+        fs::create_dir_all(&dir).expect("creates");
+        for program in ["sh", "dirname", "awk", "sed", "tr", "cat", "rm"] {
+            let path = env::var_os("PATH").expect("a PATH");
+            let found = env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.exists());
+            symlink(found.expect("every Unix has it"), dir.join(program)).expect("links");
+        }
+        Self(dir)
+    }
+
+    /// Adds a program that is this shell script.
+    fn with(self, name: &str, script: &str) -> Self {
+        let path = self.0.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
+        self
+    }
+
+    fn run(&self, script: &str, args: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+        let mut command = Command::new(script);
+        command.args(args).env_clear().env("PATH", &self.0).env("HOME", "/nonexistent").stdin(Stdio::null());
+        command.output().expect("runs")
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn help_is_there_without_a_build() {
+    let nothing = Programs::of_every_unix("help");
+    for (script, says) in [("run", "--data-dir <DIR>"), ("test", "./test -- --list")] {
+        for flag in ["--help", "-h"] {
+            let help = nothing.run(script, &[flag]);
+            let (said, complained) = (String::from_utf8_lossy(&help.stdout), String::from_utf8_lossy(&help.stderr));
+            assert!(help.status.success() && complained.is_empty(), "{script}: {complained}");
+            assert!(said.starts_with(&format!("Usage: ./{script} ")) && said.contains(says), "{script}: {said}");
+        }
+    }
+}
+
+/// One list, before anything is installed or built; and without sudo the very command for root.
+#[test]
+fn what_is_missing_is_said_in_one_list_before_anything_is_built() {
+    let bare = Programs::of_every_unix("missing").with("id", "echo 1000").with("apt-get", "echo installs; exit 1");
+    let bare = bare.with("cargo", "echo builds");
+    for script in ["run", "test"] {
+        let refused = bare.run(script, &[]);
+        let (said, complained) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
+        assert!(!refused.status.success() && said.is_empty(), "{script}: {said}");
+        let lines: Vec<&str> = complained.lines().collect();
+        assert!(lines[0].starts_with("Missing: a C compiler, ") && lines[0].contains("curl"), "{complained}");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let command = format!("    sh {}/.ci/install.sh cc", root.canonicalize().expect("is there").display());
+        assert!(lines.iter().any(|line| line.starts_with(&command) && line.contains(" curl")), "{complained}");
+        assert!(complained.contains("It installs with apt-get: gcc libc6-dev "), "{complained}");
+    }
+
+    let with_sudo = bare.with("sudo", "echo \"sudo $*\"; exit 7");
+    let stopped = with_sudo.run("test", &[]);
+    assert_eq!(stopped.status.code(), Some(7), "what sudo refuses is not gone on with");
+    let said = String::from_utf8_lossy(&stopped.stdout);
+    assert!(said.starts_with("sudo sh ") && said.contains("/.ci/install.sh cc"), "{said}");
+    assert!(!said.contains("builds"), "{said}");
+}
+
+#[test]
+fn a_missing_toolchain_is_in_the_same_list() {
+    let bare = Programs::of_every_unix("toolchain").with("id", "echo 1000").with("cc", "").with("curl", "");
+    let refused = bare.run("test", &[]);
+    let complained = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{complained}");
+    let first = complained.lines().next().unwrap_or_default();
+    assert!(first.starts_with("Missing: ") && first.contains("a Rust toolchain (https://rustup.rs)"), "{complained}");
+}
