@@ -158,6 +158,15 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A random share of something, from `low` up to but not including `high`: so that what began at once does not end at once.
+///
+/// # Panics
+///
+/// As [`random`].
+pub fn jitter(low: f64, high: f64) -> f64 {
+    low + (high - low) * (f64::from(u32::from_be_bytes(random())) / (f64::from(u32::MAX) + 1.0))
+}
+
 /// A new session's id: a UUIDv7 of this moment, with 74 random bits (RFC 9562 §5.7).
 pub fn new_session_id(now: Timestamp) -> SessionId {
     SessionId::from_uuid(new_record_id(now))

@@ -20,6 +20,11 @@ pub struct Listen {
     /// Address for /metrics, which is nobody's business but the operator's. Port 0 takes a free one.
     #[arg(long, env = "SESSIOND_METRICS_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub metrics_listen: SocketAddr,
+
+    /// Address for proxies alone: verify, Envoy's Check and health, without limits on how often one address asks. Only
+    /// proxies must reach it. Not opened by default. Port 0 takes a free one.
+    #[arg(long, env = "SESSIOND_PROXY_LISTEN", value_name = "ADDRESS")]
+    pub proxy_listen: Option<SocketAddr>,
 }
 
 /// What a request may take.
@@ -38,26 +43,71 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_HEADER_BYTES_MAX", default_value_t = 32 * 1024, value_parser = size::<24_576, 1_048_576>, value_name = "BYTES")]
     pub header_bytes_max: usize,
 
-    /// How long a client may take to send a request's head; a slower one is cut off.
+    /// How long a client may take to send a request's head, from its first byte; on a new connection, from the
+    /// beginning. A slower one is cut off.
     #[arg(long, env = "SESSIOND_HEADER_TIMEOUT", default_value = "10s", value_parser = duration::<10, 300_000>, value_name = "DURATION")]
     pub header_timeout: Duration,
 
-    /// The most open connections; further ones wait to be accepted.
+    /// How long a connection may be open without a request, over HTTP/1.1 and HTTP/2 alike. Pings are no requests. Keep
+    /// it above the 60 s for which load balancers keep theirs.
+    #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", default_value = "75s", value_parser = duration::<100, DAY>, value_name = "DURATION")]
+    pub idle_timeout: Duration,
+
+    /// How long a connection may be open at all; then it is told to end after what is under way, over HTTP/2 with a
+    /// GOAWAY. Each gets up to a tenth less, so that not all end at once.
+    #[arg(long, env = "SESSIOND_CONNECTION_AGE_MAX", default_value = "1h", value_parser = duration::<1_000, { 30 * DAY }>, value_name = "DURATION")]
+    pub connection_age_max: Duration,
+
+    /// The most open connections. Where all are taken, the one that has been idle for longest makes room; where none is
+    /// idle, further ones wait to be accepted.
     #[arg(long, env = "SESSIOND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub connections_max: usize,
 
-    /// The most requests under way; further ones are answered with RESOURCE_EXHAUSTED at once.
+    /// The most connections from one address, of IPv6 from one network (/64); further ones take the place of an idle
+    /// one, or are closed. A --trusted-proxy may have any number. Default: a quarter of --connections-max.
+    #[arg(long, env = "SESSIOND_ADDRESS_CONNECTIONS_MAX", value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
+    pub address_connections_max: Option<usize>,
+
+    /// The most requests under way, not counting those that are still arriving; further ones are answered with
+    /// RESOURCE_EXHAUSTED at once. Sign-outs, and what proxies verify, have as many places again for themselves.
     #[arg(long, env = "SESSIOND_REQUESTS_MAX", default_value_t = 4_096, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub requests_max: usize,
+
+    /// The most requests under way from one address, those that are still arriving included, over all its connections;
+    /// sign-outs are counted by themselves. Default: an eighth of --requests-max.
+    #[arg(long, env = "SESSIOND_ADDRESS_REQUESTS_MAX", value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
+    pub address_requests_max: Option<usize>,
+
+    /// The most bytes of messages in memory at once, of one address a quarter of them; further messages are answered with
+    /// RESOURCE_EXHAUSTED.
+    #[arg(long, env = "SESSIOND_ARRIVING_BYTES_MAX", default_value_t = 64 * 1024 * 1024, value_parser = size::<1_048_576, 17_179_869_184>, value_name = "BYTES")]
+    pub arriving_bytes_max: usize,
 
     /// The most streams of revocations at once; further ones are answered with RESOURCE_EXHAUSTED. Users' take up three
     /// quarters of them at the most.
     #[arg(long, env = "SESSIOND_SUBSCRIBERS_MAX", default_value_t = 4_096, value_parser = size::<4, 1_000_000>, value_name = "COUNT")]
     pub subscribers_max: usize,
 
-    /// How long requests under way may still take when the server is told to stop.
+    /// How long to go on answering, and taking connections, once the server is told to stop. Readiness is red from the
+    /// first moment, and each answer over HTTP/1.1 closes its connection. Longer than the load balancer takes to notice.
+    #[arg(long, env = "SESSIOND_DRAIN_DELAY", default_value = "5s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
+    pub drain_delay: Duration,
+
+    /// How long requests under way may still take after that.
     #[arg(long, env = "SESSIOND_SHUTDOWN_TIMEOUT", default_value = "10s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
     pub shutdown_timeout: Duration,
+}
+
+impl Limits {
+    /// The most connections from one address.
+    pub fn address_connections_max(&self) -> usize {
+        self.address_connections_max.unwrap_or_else(|| self.connections_max.div_ceil(4))
+    }
+
+    /// The most requests under way from one address.
+    pub fn address_requests_max(&self) -> usize {
+        self.address_requests_max.unwrap_or_else(|| self.requests_max.div_ceil(8).max(1))
+    }
 }
 
 /// How browsers and others find and reach the API.
@@ -91,6 +141,11 @@ pub struct Web {
     /// through as the client wrote it.
     #[arg(long, env = "SESSIOND_FORWARDED_HEADER", default_value = "x-forwarded-for", value_name = "HEADER")]
     pub forwarded_header: ForwardedHeader,
+
+    /// Publish the public keys of all projects in one document, at `/.well-known/jwks.json`. Without it, only each
+    /// project's own document is there.
+    #[arg(long, env = "SESSIOND_JWKS_OF_ALL_PROJECTS")]
+    pub jwks_of_all_projects: bool,
 }
 
 /// A header that names the addresses that a request came through.
@@ -115,6 +170,24 @@ pub struct Rates {
     /// The requests that one address may make at once: 1 to 1000000.
     #[arg(long, env = "SESSIOND_ADDRESS_BURST", default_value_t = 400, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub address_burst: u32,
+
+    /// The requests per second that one address may make about tokens and keys: verify, Envoy's Check, the public keys,
+    /// the metadata; 0 to 1000000; 0 sets no limit. None for a --trusted-proxy, nor on --proxy-listen.
+    #[arg(long, env = "SESSIOND_VERIFY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub verify_rate: u32,
+
+    /// The requests about tokens and keys that one address may make at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_VERIFY_BURST", default_value_t = 4_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub verify_burst: u32,
+
+    /// The requests per second with genuine tokens of one user, whatever addresses they come from: 0 to 1000000; 0 sets
+    /// no limit. So no user can use up what the project has. Sign-outs do not count.
+    #[arg(long, env = "SESSIOND_USER_RATE", default_value_t = 50, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
+    pub user_rate: u32,
+
+    /// The requests with genuine tokens of one user that may come at once: 1 to 1000000.
+    #[arg(long, env = "SESSIOND_USER_BURST", default_value_t = 200, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
+    pub user_burst: u32,
 
     /// The requests per second with genuine credentials of one project: 0 to 1000000; 0 sets no limit. Sign-outs do not
     /// count: they are not refused for what others in the project do.

@@ -25,6 +25,8 @@ use crate::clock::Clock;
 use crate::config;
 use crate::id::KeyId;
 use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
 use crate::telemetry::Metrics;
 
 /// The most buckets for addresses, and as many again for their sign-outs: a megabyte each.
@@ -32,6 +34,9 @@ pub const ADDRESSES_MAX: usize = 65_536;
 
 /// The most buckets for projects, and the most for server keys.
 pub const PROJECTS_MAX: usize = 8_192;
+
+/// The most buckets for users.
+pub const USERS_MAX: usize = 65_536;
 
 /// How many places there are for a name.
 const WAYS: usize = 8;
@@ -47,6 +52,12 @@ pub enum Of<'a> {
     Address(IpAddr),
     /// A client's address, for signing out: whatever else comes from there must not stand in its way.
     SignOut(IpAddr),
+    /// A client's address, for what proxies and verifiers ask.
+    Verify(IpAddr),
+    /// A user, whatever address they ask from.
+    User(&'a ProjectId, &'a UserId),
+    /// A session, where its user is not known yet.
+    Session(&'a ProjectId, SessionId),
     /// A project.
     Project(&'a ProjectId),
     /// A server key.
@@ -80,6 +91,9 @@ struct Limits {
     hasher: RandomState,
     addresses: Option<Buckets>,
     sign_outs: Option<Buckets>,
+    verify: Option<Buckets>,
+    users: Option<Buckets>,
+    sessions: Option<Buckets>,
     projects: Option<Buckets>,
     server_keys: Option<Buckets>,
 }
@@ -93,12 +107,16 @@ impl Limiter {
     /// Limits as configured.
     pub fn new(rates: &config::Rates, clock: Clock, metrics: Metrics) -> Self {
         let addresses = || Buckets::new(rates.address_rate, rates.address_burst, ADDRESSES_MAX);
+        let users = || Buckets::new(rates.user_rate, rates.user_burst, USERS_MAX);
         Self(Some(Arc::new(Limits {
             clock,
             metrics,
             hasher: RandomState::new(),
             addresses: addresses(),
             sign_outs: addresses(),
+            verify: Buckets::new(rates.verify_rate, rates.verify_burst, ADDRESSES_MAX),
+            users: users(),
+            sessions: users(),
             projects: Buckets::new(rates.project_rate, rates.project_burst, PROJECTS_MAX),
             server_keys: Buckets::new(rates.server_key_rate, rates.server_key_burst, PROJECTS_MAX),
         })))
@@ -141,6 +159,9 @@ impl Limiter {
         let (buckets, kind, name) = match of {
             Of::Address(ip) => (&limits.addresses, "address", limits.name(network(ip))),
             Of::SignOut(ip) => (&limits.sign_outs, "sign_out", limits.name(network(ip))),
+            Of::Verify(ip) => (&limits.verify, "verify", limits.name(network(ip))),
+            Of::User(project, user) => (&limits.users, "user", limits.name((project, user))),
+            Of::Session(project, session) => (&limits.sessions, "session", limits.name((project, session))),
             Of::Project(project) => (&limits.projects, "project", limits.name(project)),
             Of::ServerKey(key) => (&limits.server_keys, "server_key", limits.name(key)),
         };
@@ -156,8 +177,8 @@ impl Limits {
     }
 }
 
-/// What counts as one address.
-fn network(ip: IpAddr) -> IpAddr {
+/// What counts as one address: of IPv6, the network.
+pub fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & IPV6_NETWORK).into(),
         ip @ IpAddr::V4(_) => ip,
@@ -246,6 +267,10 @@ mod tests {
         project_burst: 5,
         server_key_rate: 10,
         server_key_burst: 5,
+        verify_rate: 10,
+        verify_burst: 5,
+        user_rate: 10,
+        user_burst: 5,
     };
 
     fn limiter() -> (Limiter, Clock) {
@@ -283,11 +308,15 @@ mod tests {
     fn everyone_has_a_bucket_of_their_own() {
         let (limiter, _) = limiter();
         let (one, two) = (ProjectId::parse("one").expect("a name"), ProjectId::parse("two").expect("a name"));
+        let ada = UserId::parse("ada").expect("a name");
         let keys = [KeyId::from_uuid(uuid::Uuid::from_u128(1)), KeyId::from_uuid(uuid::Uuid::from_u128(2))];
         let of = [
             v4(1),
             v4(2),
             Of::SignOut(IpAddr::V4(1.into())),
+            Of::Verify(IpAddr::V4(1.into())),
+            Of::User(&one, &ada),
+            Of::User(&two, &ada),
             Of::Project(&one),
             Of::Project(&two),
             Of::ServerKey(keys[0]),

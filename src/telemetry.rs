@@ -48,6 +48,48 @@ impl Wire {
     }
 }
 
+/// What kind of request one is: each has buckets and places of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestClass {
+    /// Ends the session of a token that is presented.
+    SignOut,
+    /// What a proxy asks about a request that it holds back.
+    Verify,
+    /// Health and readiness.
+    Probe,
+    /// The API's description, over gRPC.
+    Reflection,
+    /// A document that anyone may read: keys, metadata.
+    Public,
+    /// Everything else.
+    Other,
+}
+
+impl RequestClass {
+    /// The name, in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SignOut => "sign_out",
+            Self::Verify => "verify",
+            Self::Probe => "probe",
+            Self::Reflection => "reflection",
+            Self::Public => "public",
+            Self::Other => "other",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    class: &'static str,
+    reason: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     rpc: String,
@@ -105,6 +147,11 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     latency: Family<LatencyLabels, Histogram>,
     rate_limited: Family<BucketLabels, Counter>,
+    under_way: Family<ClassLabels, Gauge>,
+    refused: Family<RefusalLabels, Counter>,
+    http_connections: Gauge,
+    connections_refused: Family<ReasonLabels, Counter>,
+    connections_closed: Family<ReasonLabels, Counter>,
     operations: Family<OperationLabels, Histogram>,
     connections: Gauge,
     connections_idle: Gauge,
@@ -132,6 +179,19 @@ impl Default for Metrics {
         registry.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
         let rate_limited = Family::default();
         registry.register("rate_limited", "Requests refused by the bucket that was empty", rate_limited.clone());
+        let under_way = Family::default();
+        registry.register("requests_under_way", "Requests that hold a place, by class", under_way.clone());
+        let refused = Family::default();
+        let help = "Requests refused before anything was done for them, by class and by what there was none left of";
+        registry.register("requests_refused", help, refused.clone());
+        let http_connections = Gauge::default();
+        registry.register("connections", "Open connections of clients", http_connections.clone());
+        let connections_refused = Family::default();
+        let help = "Connections of clients that were closed at once, by reason";
+        registry.register("connections_refused", help, connections_refused.clone());
+        let connections_closed = Family::default();
+        let help = "Connections of clients that this server has ended, by reason";
+        registry.register("connections_closed", help, connections_closed.clone());
         let operations = Family::new_with_constructor(durations as fn() -> Histogram);
         let help = "Time of a database operation, the wait for a connection included";
         registry.register_with_unit("store_operation_duration", help, Unit::Seconds, operations.clone());
@@ -182,6 +242,11 @@ impl Default for Metrics {
             requests,
             latency,
             rate_limited,
+            under_way,
+            refused,
+            http_connections,
+            connections_refused,
+            connections_closed,
             operations,
             connections,
             connections_idle,
@@ -212,6 +277,32 @@ impl Metrics {
     /// Counts a request that was refused because this kind of bucket was empty.
     pub fn rate_limited(&self, bucket: &'static str) {
         self.rate_limited.get_or_create(&BucketLabels { bucket }).inc();
+    }
+
+    /// Notes that this many more requests of a class hold a place.
+    pub fn requests_under_way(&self, class: RequestClass, more: i64) {
+        self.under_way.get_or_create(&ClassLabels { class: class.as_str() }).inc_by(more);
+    }
+
+    /// Counts a request that was refused before anything was done for it, for want of `slots`, its `address`'s share,
+    /// `bytes`, or its message's `arrival` in time.
+    pub fn request_refused(&self, class: RequestClass, reason: &'static str) {
+        self.refused.get_or_create(&RefusalLabels { class: class.as_str(), reason }).inc();
+    }
+
+    /// Notes that this many more connections of clients are open.
+    pub fn connections_open(&self, more: i64) {
+        self.http_connections.inc_by(more);
+    }
+
+    /// Counts a connection that was closed at once.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts a connection that this server has ended.
+    pub fn connection_closed(&self, reason: &'static str) {
+        self.connections_closed.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a database operation.

@@ -11,6 +11,7 @@ mod judge;
 mod keys;
 mod list;
 mod lives;
+mod load;
 mod projects;
 mod readiness;
 mod refresh;
@@ -47,6 +48,7 @@ pub use keys::Snapshot;
 pub use list::ListRequest;
 pub use list::Listed;
 pub use list::Page;
+pub use load::Load;
 pub use projects::ProjectError;
 pub use projects::Taken;
 pub use readiness::NotReady;
@@ -129,6 +131,9 @@ pub struct App {
     feed: Feed,
     verified: VerifiedTokens,
     usage: Usage,
+    /// The database by a connection of its own, to ask whether it answers.
+    probe: Store,
+    load: Load,
 }
 
 impl App {
@@ -136,6 +141,8 @@ impl App {
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
         Self {
             feed: Feed::new(&store, clock.clone()),
+            probe: store.aside(1),
+            load: Load::default(),
             store,
             keys,
             issuer,
@@ -155,6 +162,11 @@ impl App {
     /// What has ended, live.
     pub const fn feed(&self) -> &Feed {
         &self.feed
+    }
+
+    /// How busy this replica is.
+    pub const fn load(&self) -> &Load {
+        &self.load
     }
 
     /// How much any one caller may ask for.

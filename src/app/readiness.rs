@@ -12,16 +12,24 @@ pub enum NotReady {
     /// The database does not answer, or takes no writes.
     #[error("the database is unavailable")]
     Database(#[source] store::Error),
+    /// The server was told to stop; it still answers.
+    #[error("the server is about to stop")]
+    Draining,
+    /// Requests have been refused for want of a place for some seconds without a break.
+    #[error("too many requests are under way")]
+    Saturated,
 }
 
 impl NotReady {
     /// Every condition's name, for metrics that show all of them.
-    pub const CONDITIONS: [&'static str; 1] = ["database"];
+    pub const CONDITIONS: [&'static str; 3] = ["database", "draining", "saturated"];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
         match self {
             Self::Database(_) => "database",
+            Self::Draining => "draining",
+            Self::Saturated => "saturated",
         }
     }
 }
@@ -29,7 +37,10 @@ impl NotReady {
 impl App {
     /// Checks every condition. Empty when the service can do its work.
     pub async fn readiness(&self) -> Vec<NotReady> {
-        let database = self.store.ping().await.err().map(NotReady::Database);
-        database.into_iter().collect()
+        // Not behind the requests: where they fill the pool, the database is not away.
+        let database = self.probe.ping().await.err().map(NotReady::Database);
+        let draining = self.load.is_draining().then_some(NotReady::Draining);
+        let saturated = self.load.look().then_some(NotReady::Saturated);
+        database.into_iter().chain(draining).chain(saturated).collect()
     }
 }

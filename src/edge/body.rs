@@ -7,6 +7,7 @@ use axum::body::to_bytes;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header;
+use http_body::Body as _;
 use http_body_util::LengthLimitError;
 use tokio::time::timeout;
 
@@ -18,6 +19,9 @@ pub(super) const FORM: &str = "application/x-www-form-urlencoded";
 /// The media type of JSON (RFC 8259 §11).
 pub(super) const JSON: &str = "application/json";
 
+/// How long to wait for a body that has had its time to arrive.
+pub(super) const ARRIVED: Duration = Duration::from_millis(50);
+
 /// What a body may take.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
@@ -26,9 +30,9 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// As configured: as large as any message, and on its way for as long as any request.
+    /// As configured: as large as any message. It has arrived by now, or was given up (see [`super::admission`]).
     pub(super) const fn new(limits: &config::Limits) -> Self {
-        Self { bytes_max: limits.body_bytes_max, timeout: limits.request_timeout }
+        Self { bytes_max: limits.body_bytes_max, timeout: ARRIVED }
     }
 }
 
@@ -44,6 +48,9 @@ pub(super) enum Unread {
 
 /// Reads a body to its end.
 pub(super) async fn read(body: Body, limits: Limits) -> Result<Bytes, Unread> {
+    if body.size_hint().lower() > limits.bytes_max as u64 {
+        return Err(Unread::TooLarge);
+    }
     let reading = timeout(limits.timeout, to_bytes(body, limits.bytes_max));
     reading.await.map_err(|_| Unread::TooSlow)?.map_err(|error| match error.into_inner() {
         error if error.is::<LengthLimitError>() => Unread::TooLarge,

@@ -12,6 +12,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::HeaderValue;
+use http::Method;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::Layer;
@@ -19,21 +21,82 @@ use tower::Service;
 
 use super::GrpcRequest;
 use super::GrpcResponse;
+use super::class;
+use crate::app::Load;
 use crate::rpc::status;
 use crate::telemetry;
+use crate::telemetry::Metrics;
+use crate::telemetry::RequestClass;
 use crate::transcode::grpc_timeout;
 
 /// See the module.
 #[derive(Clone)]
 pub(super) struct GuardrailLayer {
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
     deadline: Duration,
+    metrics: Metrics,
 }
 
+/// Places for requests under way. What a proxy waits for, what signs out and what the rest asks never take each other's.
+struct Slots {
+    sign_outs: Arc<Semaphore>,
+    verifications: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
+    reflection: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    load: Load,
+}
+
+/// The most conversations about the API's description. Each may go on for as long as a request.
+const REFLECTION_MAX: usize = 32;
+
+/// The most probes at once.
+const PROBES_MAX: usize = 256;
+
 impl GuardrailLayer {
-    /// Lets `requests_max` in at a time, each for `deadline` at most.
-    pub(super) fn new(requests_max: usize, deadline: Duration) -> Self {
-        Self { slots: Arc::new(Semaphore::new(requests_max)), deadline }
+    /// Lets `requests_max` in at a time, and as many sign-outs and as many verifications beside them; each for `deadline`
+    /// at most.
+    pub(super) fn new(requests_max: usize, deadline: Duration, load: Load, metrics: Metrics) -> Self {
+        let slots = |max| Arc::new(Semaphore::new(max));
+        let slots = Slots {
+            sign_outs: slots(requests_max),
+            verifications: slots(requests_max),
+            probes: slots(PROBES_MAX),
+            reflection: slots(REFLECTION_MAX.min(requests_max)),
+            others: slots(requests_max),
+            load,
+        };
+        Self { slots: Arc::new(slots), deadline, metrics }
+    }
+
+    fn enter(&self, class: RequestClass) -> Option<Slot> {
+        let slots = match class {
+            RequestClass::SignOut => &self.slots.sign_outs,
+            RequestClass::Verify => &self.slots.verifications,
+            RequestClass::Probe => &self.slots.probes,
+            RequestClass::Reflection => &self.slots.reflection,
+            RequestClass::Public | RequestClass::Other => &self.slots.others,
+        };
+        let Ok(permit) = Arc::clone(slots).try_acquire_owned() else {
+            self.metrics.request_refused(class, "slots");
+            self.slots.load.refused_for_slots();
+            return None;
+        };
+        self.metrics.requests_under_way(class, 1);
+        Some(Slot { _permit: permit, class, metrics: self.metrics.clone() })
+    }
+}
+
+/// A request's place. Given back when dropped.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    class: RequestClass,
+    metrics: Metrics,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.metrics.requests_under_way(self.class, -1);
     }
 }
 
@@ -66,7 +129,7 @@ where
     }
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
-        let Ok(slot) = Arc::clone(&self.limits.slots).try_acquire_owned() else {
+        let Some(slot) = self.limits.enter(class::of(&Method::POST, request.uri().path())) else {
             return Box::pin(async { Ok(status::overloaded().into_http()) });
         };
         let deadline =

@@ -24,6 +24,7 @@ use super::well_known::unavailable;
 use crate::app::App;
 use crate::app::Snapshot;
 use crate::clock::Timestamp;
+use crate::config::Web;
 use crate::id::ProjectId;
 use crate::rpc::status;
 use crate::session::Refusal;
@@ -32,15 +33,18 @@ use crate::token;
 use crate::token::jwks;
 use crate::token::jwks::JwkSet;
 
-/// The routes, under every base path.
-pub(super) fn routes(app: App, base_paths: &[String]) -> Router {
+/// The routes, under every base path. The document of all projects only where it is asked for: it grows with them, and
+/// tells anyone how many there are.
+pub(super) fn routes(app: App, web: &Web) -> Router {
     let keys = |router: Router<Keys>, base: &String| {
         let base = base.trim_end_matches('/');
-        router
-            .route(&format!("{base}/.well-known/jwks.json"), get(all_keys))
-            .route(&format!("{base}/projects/{{project_id}}/.well-known/jwks.json"), get(project_keys))
+        let router = match web.jwks_of_all_projects {
+            true => router.route(&format!("{base}/.well-known/jwks.json"), get(all_keys)),
+            false => router,
+        };
+        router.route(&format!("{base}/projects/{{project_id}}/.well-known/jwks.json"), get(project_keys))
     };
-    base_paths.iter().fold(Router::new(), keys).with_state(Keys { app, documents: Arc::default() })
+    web.base_paths.iter().fold(Router::new(), keys).with_state(Keys { app, documents: Arc::default() })
 }
 
 #[derive(Clone)]

@@ -1,6 +1,11 @@
 //! HTTP: one port for gRPC, grpc-web, REST and OAuth, and the whole stack on this page.
 
+mod activity;
+mod admission;
+mod arrival;
 mod body;
+mod class;
+mod connections;
 mod cors;
 mod guardrail;
 mod hosts;
@@ -37,6 +42,7 @@ pub use cors::OriginError;
 pub use openapi::document;
 pub use serve::BindError;
 pub use serve::Server;
+use guardrail::GuardrailLayer;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -64,24 +70,19 @@ fn stack(
     health: HealthReporter,
     ready: Readiness,
     beside: impl FnOnce(Router) -> Router,
-) -> Result<Router, OriginError> {
+) -> Result<Stack, OriginError> {
     let rest = RestLayer::builder()
         .max_body_bytes(limits.body_bytes_max)
+        // Bodies have arrived by then.
+        .body_timeout(body::ARRIVED)
         .error_domain(status::DOMAIN)
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
 
-    let grpc = ServiceBuilder::new()
-        // Counts every call under its RPC, its wire and its code.
-        .layer(observe::ObserveLayer::new(metrics.clone()))
-        // Whoever asks too often from one address is told so before anything is done for it. Counted above like any call.
-        .layer(rate::RateLayer::new(app.rates().clone()))
-        // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
-        // and a panic, which must cost one request and not the connection.
-        .layer(guardrail::GuardrailLayer::new(limits.requests_max, limits.request_timeout))
-        .service(routes(app, limits.body_bytes_max, health));
-    let grpc: GrpcService = BoxCloneSyncService::new(grpc);
+    let rest_layer = rest.clone();
+    let guardrail = GuardrailLayer::new(limits.requests_max, limits.request_timeout, app.load().clone(), metrics.clone());
+    let grpc = calls(routes(app, limits.body_bytes_max, health.clone()), &guardrail, metrics);
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
@@ -101,8 +102,10 @@ fn stack(
         ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
     let api = BoxCloneSyncService::new(api);
 
-    let plain = well_known::routes(app.clone(), ready, &web.base_paths).merge(openapi::routes(&web.base_paths));
-    let router = plain.merge(oauth).fallback_service(api);
+    let plain = well_known::routes(app.clone(), ready.clone(), web).merge(openapi::routes(&web.base_paths));
+    let router = plain.merge(oauth);
+    // Documents are no calls: what is refused of them is answered here, where CORS still sees it.
+    let router = router.layer(from_fn(admission::refuse_document)).fallback_service(api);
     // Beside CORS too: an origin that may call the API may not call what is not the API.
     let beside = beside(router.clone());
     let router = match cors::layer(&web.cors_origins)? {
@@ -112,13 +115,58 @@ fn stack(
     };
     // Beside CORS, which would answer a preflight that a proxy asks about with a 200: the proxy would let it pass.
     let router = router.merge(verify).merge(beside);
-    Ok(router
-        // Where the request comes from, for whoever further in limits or remembers it.
-        .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
-        // Before anything is looked at: a request for another host is not for us.
-        .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
-        // Every request gets an id, and every answer tells it.
-        .layer(from_fn(identify::identify)))
+    // What a request costs first of all: its address's bucket, its address's share, and its message's arrival.
+    let admission = admission::Admission::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
+    let router = router.layer(from_fn_with_state(admission, admission::admit));
+
+    // For proxies alone, on a listener of their own: nobody else reaches it, so nobody is counted there.
+    let checks = calls(proxies(app, limits.body_bytes_max, health), &guardrail, metrics);
+    let verify = verify::routes(checks.clone(), &web.base_paths);
+    let checks = checks.map_request(|request: http::Request<axum::body::Body>| request.map(Body::new));
+    let checks =
+        ServiceExt::<http::Request<axum::body::Body>>::map_response(checks, |answer| answer.map(axum::body::Body::new));
+    let proxy_router = well_known::health(ready).merge(verify).fallback_service(checks);
+    let around = |router: Router| {
+        router
+            // Where the request comes from, for whoever further in limits or remembers it.
+            .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
+            // Before anything is looked at: a request for another host is not for us.
+            .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
+            // Every request gets an id, and every answer tells it.
+            .layer(from_fn(identify::identify))
+    };
+    Ok(Stack { router: around(router), proxy_router: around(proxy_router) })
+}
+
+/// What the listeners serve.
+struct Stack {
+    /// Everything.
+    router: Router,
+    /// What proxies ask: verify, Check and health.
+    proxy_router: Router,
+}
+
+/// The gRPC services, and what every call passes on its way to them, outermost first.
+fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> GrpcService {
+    let calls = ServiceBuilder::new()
+        // Counts every call under its RPC, its wire and its code.
+        .layer(observe::ObserveLayer::new(metrics.clone()))
+        // Answers what was refused on its way in. Counted above like any call.
+        .layer(rate::RateLayer)
+        // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
+        // and a panic, which must cost one request and not the connection.
+        .layer(guardrail.clone())
+        .service(services);
+    BoxCloneSyncService::new(calls)
+}
+
+/// What proxies ask over gRPC.
+fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
+    let proxies = AuthorizationServer::new(Authorization::new(app.clone())).max_decoding_message_size(2 * bytes_max);
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health),
+    );
+    Routes::new(proxies).add_service(health).prepare()
 }
 
 /// The gRPC services.

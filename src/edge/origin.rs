@@ -44,7 +44,8 @@ impl Trust {
         Self { proxies: web.trusted_proxies.iter().copied().collect(), header: web.forwarded_header }
     }
 
-    fn has(&self, ip: IpAddr) -> bool {
+    /// Whether an address is a trusted proxy's.
+    pub(super) fn has(&self, ip: IpAddr) -> bool {
         self.proxies.iter().any(|network| network.contains(&ip))
     }
 
@@ -70,6 +71,10 @@ impl Trust {
     }
 }
 
+/// The peer is a proxy that is trusted: what it asks, it asks for many.
+#[derive(Clone, Copy)]
+pub(super) struct TrustedPeer;
+
 /// Notes the origin for whoever answers the request.
 pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
@@ -79,6 +84,9 @@ pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next:
         user_agent: headers.get(header::USER_AGENT).and_then(user_agent),
     };
     request.extensions_mut().insert(origin);
+    if peer.is_some_and(|peer| trust.has(peer.to_canonical())) {
+        request.extensions_mut().insert(TrustedPeer);
+    }
     next.run(request).await
 }
 

@@ -1,11 +1,10 @@
-//! Asks the bucket of the client's address before anything is done for it. The answer is a gRPC status, which every wire
-//! renders in its own way. A service that turns out to be genuine has a bucket of its own, and the address its token back.
+//! Answers what was refused on its way in (see [`super::admission`]), where every call is counted. And where a service turns
+//! out to be genuine, which has a bucket of its own, lets its address have the token back.
 
 use std::convert::Infallible;
 use std::future::Ready;
 use std::future::ready;
 use std::net::IpAddr;
-use std::net::Ipv4Addr;
 use std::task::Context;
 use std::task::Poll;
 
@@ -16,34 +15,19 @@ use tower::Service;
 
 use super::GrpcRequest;
 use super::GrpcResponse;
+use super::admission::PaidBy;
+use super::admission::Refused;
 use crate::rates;
-use crate::rates::Limiter;
-use crate::rates::Of;
-use crate::rpc::status;
-use crate::session::Origin;
-
-/// Probes and proxies ask often, and from one address for many. Probes cost nothing; what a proxy's strangers may cost is
-/// said in `app/verify.rs`.
-const FREE: [&str; 2] = ["/grpc.health.v1.Health/", "/envoy.service.auth.v3.Authorization/"];
-
-const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
 
 /// See the module.
 #[derive(Clone)]
-pub(super) struct RateLayer(Limiter);
-
-impl RateLayer {
-    /// Asks these buckets.
-    pub(super) const fn new(rates: Limiter) -> Self {
-        Self(rates)
-    }
-}
+pub(super) struct RateLayer;
 
 impl<S> Layer<S> for RateLayer {
     type Service = Rated<S>;
 
     fn layer(&self, inner: S) -> Rated<S> {
-        Rated { inner, rates: self.0.clone() }
+        Rated { inner }
     }
 }
 
@@ -51,7 +35,6 @@ impl<S> Layer<S> for RateLayer {
 #[derive(Clone)]
 pub(super) struct Rated<S> {
     inner: S,
-    rates: Limiter,
 }
 
 impl<S> Service<GrpcRequest> for Rated<S>
@@ -67,17 +50,10 @@ where
     }
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
-        // Whoever comes from nowhere shares a bucket with all who do: no way around it.
-        let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(nowhere);
-        let room = match request.uri().path() {
-            path if FREE.iter().any(|free| path.starts_with(free)) => Ok(None),
-            SIGN_OUT => self.rates.take(Of::SignOut(ip)).map(|()| None),
-            _ => self.rates.take(Of::Address(ip)).map(|()| Some(ip)),
-        };
-        match room {
-            Ok(paid_by) => Either::Left(rates::paid_by(paid_by, self.inner.call(request))),
-            Err(empty) => Either::Right(ready(Ok(status::refused(empty.into()).into_http()))),
+        if let Some(status) = Refused::of(request.extensions()) {
+            return Either::Right(ready(Ok(status.into_http())));
         }
+        let paid_by = request.extensions().get::<PaidBy>().map(|PaidBy(ip)| *ip);
+        Either::Left(rates::paid_by(paid_by, self.inner.call(request)))
     }
 }

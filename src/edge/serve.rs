@@ -1,39 +1,52 @@
 //! The listeners: accepts, bounds and drains connections.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
+use http::HeaderValue;
 use http::Request;
+use http::Response;
+use http::Version;
 use http::header;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
+use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 use super::OriginError;
+use super::Stack;
+use super::activity::Answer;
+use super::activity::Lifetimes;
+use super::activity::Noted;
+use super::activity::Verdict;
+use super::class;
+use super::connections::Connections;
+use super::connections::Place;
 use super::linger::Lingering;
+use super::origin::Trust;
 use super::stack;
 use super::stalled;
 use super::stalled::Impatient;
@@ -41,6 +54,7 @@ use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::NotReady;
 use crate::app::Sweeper;
+use crate::clock;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
@@ -54,6 +68,14 @@ const STREAMS_MAX: u32 = 256;
 
 /// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// What a client may send of one HTTP/2 stream, and of all on a connection, before it is read: small, for it is memory of
+/// ours and messages are small.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
+/// How often it is logged at most that no connection can be accepted.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the database's health is looked at for `grpc.health.v1`.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -78,8 +100,11 @@ pub enum BindError {
 /// A server that has its ports, and does not serve yet.
 pub struct Server {
     listener: TcpListener,
+    proxy_listener: Option<TcpListener>,
     metrics_listener: TcpListener,
     router: Router,
+    proxy_router: Router,
+    trust: Trust,
     limits: Limits,
     app: App,
     metrics: Metrics,
@@ -107,10 +132,29 @@ impl Server {
         app.feed().set_subscribers_max(limits.subscribers_max);
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(Some("starting".to_owned()));
-        let router = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
+        let Stack { router, proxy_router } = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
+        let proxy_listener = match listen.proxy_listen {
+            Some(address) => Some(take(address).await?),
+            None => None,
+        };
         let (sweeper, deliverer) = (None, None);
-        Ok(Self { listener, metrics_listener, router, limits, app, metrics, health, ready, sweeper, deliverer })
+        let trust = Trust::new(web);
+        Ok(Self {
+            listener,
+            proxy_listener,
+            metrics_listener,
+            router,
+            proxy_router,
+            trust,
+            limits,
+            app,
+            metrics,
+            health,
+            ready,
+            sweeper,
+            deliverer,
+        })
     }
 
     /// Has the server sweep in the background, for as long as it runs.
@@ -134,6 +178,15 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Where proxies are answered, when they have a listener of their own.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not know.
+    pub fn proxy_addr(&self) -> io::Result<Option<SocketAddr>> {
+        self.proxy_listener.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
     /// Where the metrics are answered.
     ///
     /// # Errors
@@ -143,10 +196,24 @@ impl Server {
         self.metrics_listener.local_addr()
     }
 
-    /// Serves until told to stop; then accepts no more, and gives what is under way the time that the limits allow.
+    /// Serves until told to stop. Then readiness is red, and requests are still answered for the drain delay; after it no
+    /// more connections are accepted, and what is under way gets the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, metrics_listener, router, limits, app, metrics, mut health, ready, sweeper, deliverer } =
-            self;
+        let Self {
+            listener,
+            proxy_listener,
+            metrics_listener,
+            router,
+            proxy_router,
+            trust,
+            limits,
+            app,
+            metrics,
+            mut health,
+            ready,
+            sweeper,
+            deliverer,
+        } = self;
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
         let tasks = [
@@ -160,12 +227,25 @@ impl Server {
         // A message that is cut off is sent again, under the same id, by whoever runs then.
         let deliver = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
         let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone(), metrics.clone()));
-        let graceful = GracefulShutdown::new();
-        tokio::select! {
-            () = accept(listener, router, &limits, &graceful) => {}
-            () = stop => {}
+
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
+        let front = Front { connections, trust, metrics, limits: limits.clone(), phases, is_for_proxies: false };
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, router, front.clone()));
+        if let Some(listener) = proxy_listener {
+            accepting.spawn(accept(listener, proxy_router, Front { is_for_proxies: true, ..front.clone() }));
         }
-        // No more looks at the database: one would take the notice back. Then whoever watches is told, and let go.
+        stop.await;
+        app.load().drain();
+        phase.send_replace(Phase::Draining);
+        if !limits.drain_delay.is_zero() {
+            tracing::info!(delay = ?limits.drain_delay, "draining: readiness is red, requests are still answered");
+            tokio::time::sleep(limits.drain_delay).await;
+        }
+        // With the listeners goes the last of what could open a connection.
+        accepting.shutdown().await;
+        // No more looks: one would take the notice back. Then whoever watches is told, and let go.
         looks.abort();
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, ServingStatus::NotServing).await;
@@ -173,7 +253,9 @@ impl Server {
         }
         // Streams have no end of their own: whoever follows goes on at another replica.
         app.feed().close();
-        if timeout(limits.shutdown_timeout, graceful.shutdown()).await.is_err() {
+        phase.send_replace(Phase::Closing);
+        drop(front);
+        if timeout(limits.shutdown_timeout, phase.closed()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
         tasks.iter().chain(&sweep).chain(&deliver).for_each(JoinHandle::abort);
@@ -186,79 +268,168 @@ async fn take(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError::Listen { address, source })
 }
 
-async fn accept(listener: TcpListener, router: Router, limits: &Limits, graceful: &GracefulShutdown) {
-    let slots = Arc::new(Semaphore::new(limits.connections_max));
+/// Where the server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// It was told to stop, and still answers; over HTTP/1.1, each answer closes its connection.
+    Draining,
+    /// Connections end after what is open.
+    Closing,
+}
+
+/// What every connection needs. Its `phases` are also what the server waits for: it has stopped when all of them are gone.
+#[derive(Clone)]
+struct Front {
+    connections: Connections,
+    trust: Trust,
+    metrics: Metrics,
+    limits: Limits,
+    phases: watch::Receiver<Phase>,
+    /// Whether only proxies reach the listener.
+    is_for_proxies: bool,
+}
+
+async fn accept(listener: TcpListener, router: Router, front: Front) {
+    let mut said = None;
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
+                front.metrics.connection_refused("accept");
                 // Out of file descriptors, most likely: it passes, and trying at once would only spin.
-                tracing::warn!(%error, "cannot accept a connection");
+                if said.is_none_or(|last: Instant| last.elapsed() >= ACCEPT_LOG_INTERVAL) {
+                    said = Some(Instant::now());
+                    tracing::warn!(
+                        %error,
+                        "cannot accept connections (logged every 10 s at most); raise the limit on open files, or lower --connections-max"
+                    );
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        let connection = graceful.watcher();
-        let served = connect(stream, peer, router.clone(), limits, connection);
-        tokio::spawn(async move {
-            let _slot = slot;
-            served.await;
-        });
+        let is_trusted = front.is_for_proxies || front.trust.has(peer.ip().to_canonical());
+        if let Some(place) = front.connections.place(peer.ip(), is_trusted).await {
+            tokio::spawn(connect(stream, peer, router.clone(), front.clone(), place));
+        }
     }
 }
 
 /// Serves one connection, HTTP/1.1 or HTTP/2 as it speaks.
-fn connect(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    limits: &Limits,
-    watcher: hyper_util::server::graceful::Watcher,
-) -> impl Future<Output = ()> + Send + 'static {
+async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, place: Place) {
+    let Front { limits, metrics, phases, .. } = front;
     // Answers are small and latency is what counts; where this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
-    let spoken = Arc::new(AtomicBool::new(false));
-    let speaks = Arc::clone(&spoken);
-    let service = router.map_request(move |request: Request<Incoming>| {
-        speaks.store(true, Ordering::Relaxed);
-        let mut request = request.map(|body| Body::new(Lingering::new(body)));
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request
+    let activity = place.activity.clone();
+    let (asks, of_requests) = (activity.clone(), phases.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (router, phases) = (router.clone(), of_requests.clone());
+        let open = asks.begin(request.version());
+        async move {
+            let is_http1 = request.version() < Version::HTTP_2;
+            let mut request = request.map(|body| Body::new(Lingering::new(body)));
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let mut answer = Received::by(router, request, phases.clone()).await;
+            if is_http1 && *phases.borrow() != Phase::Serving {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer.map(|body| Answer { body, open: Some(open) }))
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.header_bytes_max);
+    // The wait for a head is ours to bound: hyper's counts the time between two requests, too.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes_max);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(limits.header_bytes_max.try_into().unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
-    let header_timeout = limits.header_timeout;
-    async move {
-        let stream = TokioIo::new(Impatient::new(stream, stalled::PATIENCE));
-        let connection = builder.serve_connection(stream, TowerToHyperService::new(service)).into_owned();
+    let lifetimes = Lifetimes {
+        head: limits.header_timeout,
+        idle: limits.idle_timeout,
+        age: limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
+    };
+    let stream = Noted { stream: Impatient::new(stream, stalled::PATIENCE), activity: activity.clone() };
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let mut closing = phases.clone();
+    drop(phases);
+    let mut wake = Instant::now();
+    let mut is_leaving = false;
+    loop {
         tokio::select! {
+            // First what has come: a request that has begun is not closed under.
+            biased;
             // How a connection ends is the client's business.
-            outcome = watcher.watch(connection) => if let Err(error) = outcome {
-                tracing::debug!(error, "a connection ended early");
+            outcome = connection.as_mut() => {
+                if let Err(error) = outcome {
+                    tracing::debug!(error, "a connection ended early");
+                }
+                return;
+            }
+            _ = closing.wait_for(|phase| *phase == Phase::Closing), if !is_leaving => activity.leave(),
+            () = activity.gives_way() => {}
+            () = sleep_until(wake) => match activity.judge(Instant::now(), lifetimes) {
+                Verdict::GoesOn(until) => {
+                    wake = until;
+                    continue;
+                }
+                Verdict::Ends(reason) => {
+                    metrics.connection_closed(reason);
+                    activity.leave();
+                }
+                Verdict::CutOff(reason) => {
+                    metrics.connection_closed(reason);
+                    tracing::debug!(reason, "a connection was cut off");
+                    return;
+                }
             },
-            () = still_silent(&spoken, header_timeout) => tracing::debug!("a connection that asked for nothing was closed"),
+        }
+        wake = Instant::now();
+        if !is_leaving {
+            is_leaving = true;
+            connection.as_mut().graceful_shutdown();
         }
     }
 }
 
-/// Comes to an end when the client has not sent a request's head in time. hyper counts the time only once it knows which
-/// version of HTTP is spoken, and until then a silent client would hold a connection for ever.
-async fn still_silent(spoken: &AtomicBool, header_timeout: Duration) {
-    tokio::time::sleep(header_timeout).await;
-    if spoken.load(Ordering::Relaxed) {
-        std::future::pending().await
+/// A request that was received, answered on a task of its own: what changes something is carried out although its client
+/// hangs up, as soon as its message is whole. What only reads ends with its client.
+struct Received {
+    task: JoinHandle<Response<Body>>,
+    is_carried_out: bool,
+}
+
+impl Received {
+    /// Hands a request on. `alive` keeps the server from stopping under it.
+    async fn by(router: Router, request: Request<Body>, alive: watch::Receiver<Phase>) -> Response<Body> {
+        let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
+        let task = tokio::spawn(async move {
+            let _alive = alive;
+            let Ok(answer) = router.oneshot(request).await;
+            answer
+        });
+        let mut received = Self { task, is_carried_out };
+        match (&mut received.task).await {
+            Ok(answer) => answer,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => pending().await,
+            },
+        }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if !self.is_carried_out {
+            self.task.abort();
+        }
     }
 }
 
@@ -286,7 +457,10 @@ async fn watch_health(health: HealthReporter, ready: watch::Sender<Option<String
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = app.load().changed() => {}
+        }
         let found = app.readiness().await;
         for condition in NotReady::CONDITIONS {
             metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));

@@ -9,18 +9,23 @@ use http::header;
 
 use super::jwks;
 use crate::app::App;
+use crate::config::Web;
 
 /// What the last look at the server's conditions found: `None` when it is ready, otherwise a line for each reason.
 pub(super) type Readiness = tokio::sync::watch::Receiver<Option<String>>;
 
 /// The routes, the keys under every base path.
-pub(super) fn routes(app: App, ready: Readiness, base_paths: &[String]) -> Router {
+pub(super) fn routes(app: App, ready: Readiness, web: &Web) -> Router {
+    health(ready).merge(jwks::routes(app, web))
+}
+
+/// Whether the server is alive and ready.
+pub(super) fn health(ready: Readiness) -> Router {
     let ready = move || {
         let reasons = ready.borrow().clone();
         async move { readiness(reasons) }
     };
-    let health = Router::new().route("/healthz", get(alive)).route("/readyz", get(ready));
-    health.merge(jwks::routes(app, base_paths))
+    Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
 }
 
 /// The process runs. Says nothing of the database: a restart would not mend it.

@@ -77,6 +77,7 @@ macro_rules! assert_refused {
 /// A running server, and all that a test may want of it.
 pub struct Service {
     pub addr: SocketAddr,
+    pub proxy_addr: SocketAddr,
     pub metrics_addr: SocketAddr,
     pub clock: Clock,
     pub app: App,
@@ -162,13 +163,14 @@ impl Service {
         let (mut web, mut limits) = (web(), limits());
         change(&mut web, &mut limits);
         let any = "127.0.0.1:0".parse().expect("an address");
-        let listen = Listen { listen: any, metrics_listen: any };
+        let listen = Listen { listen: any, metrics_listen: any, proxy_listen: Some(any) };
         let server =
             Server::bind(app.clone(), &listen, &web, limits, metrics, |_| axum::Router::new()).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
+        let proxy_addr = server.proxy_addr().expect("bound").expect("asked for");
         let server = tokio::spawn(server.run(std::future::pending()));
         let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());
-        Self { addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
+        Self { addr, proxy_addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
     }
 
     /// Another process on the same database, under the same clock, with keys that it reads for itself: an operator at the
@@ -347,6 +349,7 @@ pub fn web() -> Web {
         allowed_hosts: vec![],
         trusted_proxies: vec![],
         forwarded_header: ForwardedHeader::XForwardedFor,
+        jwks_of_all_projects: true,
     }
 }
 
@@ -356,9 +359,16 @@ pub fn limits() -> Limits {
         body_bytes_max: 1024 * 1024,
         header_bytes_max: 32 * 1024,
         header_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(75),
+        connection_age_max: Duration::from_secs(60 * 60),
         connections_max: 1_000,
+        // All of a test's clients have one address.
+        address_connections_max: Some(1_000),
         requests_max: 1_000,
+        address_requests_max: Some(1_000),
+        arriving_bytes_max: 64 * 1024 * 1024,
         subscribers_max: 4_096,
+        drain_delay: Duration::ZERO,
         shutdown_timeout: Duration::from_secs(1),
     }
 }
@@ -372,6 +382,10 @@ pub fn rates() -> Rates {
         project_burst: 1,
         server_key_rate: 0,
         server_key_burst: 1,
+        verify_rate: 0,
+        verify_burst: 1,
+        user_rate: 0,
+        user_burst: 1,
     }
 }
 

@@ -29,6 +29,7 @@ use tonic::metadata::MetadataValue;
 use self::failure::Failure;
 use self::form::Form;
 use super::GrpcService;
+use super::admission::Refused;
 use super::body;
 use crate::app::App;
 use crate::app::Client;
@@ -76,6 +77,9 @@ struct Asked {
 
 impl Endpoint {
     async fn read(&self, request: Request) -> Result<Asked, Failure> {
+        if let Some(status) = Refused::of(request.extensions()) {
+            return Err(status.into());
+        }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
         let client = client::named(&parts.headers, &mut form)?;

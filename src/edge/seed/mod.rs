@@ -45,6 +45,7 @@ use self::headers::Manner;
 use self::headers::Said;
 use self::known_error::KnownError;
 use super::GrpcService;
+use super::admission::Refused;
 use super::body;
 use crate::app::Client;
 use crate::config::Limits;
@@ -127,6 +128,9 @@ impl Adapter {
 
     async fn answer(mut self, route: Route, request: Request) -> Result<Value, KnownError> {
         let (parts, body) = request.into_parts();
+        if let Some(status) = Refused::of(&parts.extensions) {
+            return Err(KnownError::of(&status, AccessType::Client, ""));
+        }
         let asked = match route {
             Route::Grant => return self.grant(&parts.headers, body, parts.extensions).await,
             Route::NoGrant => return Err(KnownError::only_post()),

@@ -58,7 +58,10 @@ const USER: &str = "ada";
 #[command(
     mut_arg("address_rate", |arg| arg.default_value("0")),
     mut_arg("project_rate", |arg| arg.default_value("0")),
-    mut_arg("server_key_rate", |arg| arg.default_value("0"))
+    mut_arg("server_key_rate", |arg| arg.default_value("0")),
+    mut_arg("user_rate", |arg| arg.default_value("0")),
+    mut_arg("verify_rate", |arg| arg.default_value("0")),
+    mut_arg("drain_delay", |arg| arg.default_value("0s"))
 )]
 pub(crate) struct Args {
     /// Address for gRPC, grpc-web and REST; loopback only. Port 0 takes a free one.
@@ -122,7 +125,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
 
-    let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen };
+    let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen, proxy_listen: None };
     let feed = app.feed().clone();
     let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
     let files = Arc::new(files);

@@ -1,0 +1,224 @@
+//! What a request passes before anything is done for it, cheapest first: its address's bucket, its address's share of the
+//! requests under way, and the arrival of its message, with a deadline and within a budget of bytes. Only a request that is
+//! there whole goes on to take a slot, parse JSON, check a signature or ask the database.
+//!
+//! A refusal is not rendered here. The request goes on without its body and with a [`Refused`] in its extensions, and is
+//! answered where every call is counted, as a gRPC status, which every wire renders in its own way.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::extract::State;
+use axum::middleware::Next;
+use axum::response::IntoResponse as _;
+use axum::response::Response;
+use http::Extensions;
+use http::HeaderValue;
+use http::StatusCode;
+use http::header;
+use tokio::time::timeout;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::arrival;
+use super::arrival::Arrived;
+use super::arrival::Budget;
+use super::class;
+use super::origin::TrustedPeer;
+use super::retry_after;
+use crate::config;
+use crate::rates::Limiter;
+use crate::rates::Of;
+use crate::rates::network;
+use crate::rpc::status;
+use crate::session::Origin;
+use crate::telemetry::Metrics;
+use crate::telemetry::RequestClass;
+use crate::transcode::grpc_timeout;
+
+/// Which of an address's tokens a request has used: the one that a service with a genuine key gets back.
+#[derive(Clone, Copy)]
+pub(super) struct PaidBy(pub(super) IpAddr);
+
+/// The request was refused on its way in; the answer.
+#[derive(Clone)]
+pub(super) struct Refused(Status);
+
+impl Refused {
+    /// The refusal of a request, if it was refused.
+    pub(super) fn of(extensions: &Extensions) -> Option<Status> {
+        extensions.get::<Self>().map(|Self(status)| status.clone())
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Admission(Arc<Shared>);
+
+struct Shared {
+    rates: Limiter,
+    metrics: Metrics,
+    arrival_timeout: Duration,
+    body_bytes_max: usize,
+    budget: Budget,
+    under_way: UnderWay,
+}
+
+impl Admission {
+    /// As configured.
+    pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics) -> Self {
+        Self(Arc::new(Shared {
+            rates,
+            metrics,
+            arrival_timeout: limits.request_timeout,
+            body_bytes_max: limits.body_bytes_max,
+            budget: Budget::new(limits.arriving_bytes_max),
+            under_way: UnderWay::new(limits.address_requests_max()),
+        }))
+    }
+}
+
+impl Shared {
+    /// Takes a token of the address that a request comes from.
+    fn charge(&self, class: RequestClass, ip: IpAddr, extensions: &mut Extensions) -> Result<(), Status> {
+        let refused = |empty: crate::rates::Empty| status::refused(empty.into());
+        match class {
+            // Costs nothing, and a prober that is refused takes the replica out.
+            RequestClass::Probe => Ok(()),
+            RequestClass::SignOut => self.rates.take(Of::SignOut(ip)).map_err(refused),
+            RequestClass::Verify | RequestClass::Public => self.rates.take(Of::Verify(ip)).map_err(refused),
+            RequestClass::Reflection | RequestClass::Other => {
+                self.rates.take(Of::Address(ip)).map_err(refused)?;
+                extensions.insert(PaidBy(ip));
+                Ok(())
+            }
+        }
+    }
+
+    fn overloaded(&self, class: RequestClass, reason: &'static str) -> Status {
+        self.metrics.request_refused(class, reason);
+        status::overloaded()
+    }
+}
+
+/// Lets a request in, or has it refused.
+pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut request: Request, next: Next) -> Response {
+    let class = class::of(request.method(), request.uri().path());
+    let trusted = request.extensions().get::<TrustedPeer>().is_some();
+    // All of a proxy's clients ask from the proxy's address, and one of them must not use it up for the others.
+    if trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe) {
+        return next.run(request).await;
+    }
+    // Requests of unknown origin share a bucket: no way around it.
+    let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(nowhere);
+    if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
+        return refuse(status, request, next).await;
+    }
+    let Some(_share) = shared.under_way.enter(ip, class) else {
+        let status = shared.overloaded(class, "address");
+        return refuse(status, request, next).await;
+    };
+    if !class::has_message(request.method(), class) {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let is_grpc = is_grpc(&parts.headers);
+    // A message takes more bytes in protobuf than in JSON at times, and has a head of its own.
+    let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
+    let asked = grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
+    let mut lease = shared.budget.lease(ip);
+    let mut arriving = arrival::Arriving::new(body);
+    let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
+    match outcome {
+        Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
+            next.run(Request::from_parts(parts, arriving.into_body())).await
+        }
+        Ok(Arrived::OverBudget) => {
+            let status = shared.overloaded(class, "bytes");
+            refuse(status, Request::from_parts(parts, Body::empty()), next).await
+        }
+        Err(_) if is_grpc => {
+            shared.metrics.request_refused(class, "arrival");
+            refuse(status::late(), Request::from_parts(parts, Body::empty()), next).await
+        }
+        // Read on by the layer that answers, which waits no longer and says 408 in its own words.
+        Err(_) => {
+            shared.metrics.request_refused(class, "arrival");
+            next.run(Request::from_parts(parts, arriving.into_body())).await
+        }
+    }
+}
+
+fn is_grpc(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    content_type.get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+}
+
+/// Has a request answered without its body.
+async fn refuse(status: Status, mut request: Request, next: Next) -> Response {
+    *request.body_mut() = Body::empty();
+    request.extensions_mut().insert(Refused(status));
+    next.run(request).await
+}
+
+/// Answers a refused request for a document, which is no call.
+pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
+    let is_document = class::of(request.method(), request.uri().path()) == RequestClass::Public;
+    let Some(status) = Refused::of(request.extensions()).filter(|_| is_document) else {
+        return next.run(request).await;
+    };
+    let mut response = (StatusCode::TOO_MANY_REQUESTS, axum::Json(status::json(&status))).into_response();
+    if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
+    }
+    response
+}
+
+/// How many requests each address has under way, from the head to the answer's head: HTTP/2 bounds the streams of one
+/// connection only. Sign-outs are counted by themselves.
+struct UnderWay {
+    max: usize,
+    counts: Arc<Mutex<HashMap<(IpAddr, bool), usize>>>,
+}
+
+impl UnderWay {
+    fn new(max: usize) -> Self {
+        Self { max, counts: Arc::default() }
+    }
+
+    fn enter(&self, ip: IpAddr, class: RequestClass) -> Option<Share> {
+        let key = (network(ip), class == RequestClass::SignOut);
+        let mut counts = self.counts.lock().expect("no one panics while holding it");
+        let count = counts.entry(key).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(Share { key, counts: Arc::clone(&self.counts) })
+    }
+}
+
+/// One request of an address. Given back when dropped.
+struct Share {
+    key: (IpAddr, bool),
+    counts: Arc<Mutex<HashMap<(IpAddr, bool), usize>>>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().expect("no one panics while holding it");
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The arrival of a request's message: read whole, within a budget of bytes, before the request costs anything else.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::task::Context;
+use std::task::Poll;
+
+use axum::body::Body;
+use bytes::Bytes;
+use bytes::BytesMut;
+use http::HeaderMap;
+use http_body::Body as _;
+use http_body::Frame;
+use http_body::SizeHint;
+use http_body_util::BodyExt as _;
+
+use crate::rates::network;
+
+/// One address may hold this part of the budget.
+const SHARE_OF_ADDRESS: usize = 4;
+
+/// The bytes of messages that may be in memory at once.
+#[derive(Clone)]
+pub(super) struct Budget(Arc<Ledger>);
+
+struct Ledger {
+    max: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    all: usize,
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl Budget {
+    /// At most `max` bytes, and of one address a quarter of them.
+    pub(super) fn new(max: usize) -> Self {
+        Self(Arc::new(Ledger { max, held: Mutex::default() }))
+    }
+
+    /// A lease of no bytes yet for a request from this address.
+    pub(super) fn lease(&self, ip: IpAddr) -> Lease {
+        Lease { budget: self.clone(), ip: network(ip), bytes: 0 }
+    }
+}
+
+/// The bytes that one request holds. Given back when dropped.
+pub(super) struct Lease {
+    budget: Budget,
+    ip: IpAddr,
+    bytes: usize,
+}
+
+impl Lease {
+    /// Takes more bytes; `false` if there are not as many left.
+    fn extend(&mut self, bytes: usize) -> bool {
+        let Budget(ledger) = &self.budget;
+        let mut held = ledger.held.lock().expect("no one panics while holding it");
+        let of_address = held.addresses.get(&self.ip).copied().unwrap_or_default() + bytes;
+        if held.all + bytes > ledger.max || of_address > ledger.max / SHARE_OF_ADDRESS {
+            return false;
+        }
+        held.all += bytes;
+        held.addresses.insert(self.ip, of_address);
+        self.bytes += bytes;
+        true
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let mut held = self.budget.0.held.lock().expect("no one panics while holding it");
+        held.all -= self.bytes;
+        if let Some(of_address) = held.addresses.get_mut(&self.ip) {
+            *of_address -= self.bytes;
+            if *of_address == 0 {
+                held.addresses.remove(&self.ip);
+            }
+        }
+    }
+}
+
+/// What came of the wait for a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    /// All of it is there.
+    Whole,
+    /// It is larger than it may be; what reads it finds out.
+    TooLarge,
+    /// It ended early; what reads it finds out.
+    CutOff,
+    /// There is no room for it.
+    OverBudget,
+}
+
+/// A body on its way.
+pub(super) struct Arriving {
+    first: Bytes,
+    more: BytesMut,
+    trailers: Option<HeaderMap>,
+    error: Option<axum::Error>,
+    rest: Option<Body>,
+}
+
+impl Arriving {
+    pub(super) fn new(body: Body) -> Self {
+        Self { first: Bytes::new(), more: BytesMut::new(), trailers: None, error: None, rest: Some(body) }
+    }
+
+    /// Reads until the body's end, or more than `bytes_max` are there. May be dropped midway: what was read stays.
+    pub(super) async fn gather(&mut self, bytes_max: usize, lease: &mut Lease) -> Arrived {
+        let Some(body) = &mut self.rest else { return Arrived::Whole };
+        let announced = body.size_hint();
+        // What says that it is too large is refused before any of it is read, so that nobody sends it.
+        if announced.lower() > bytes_max as u64 {
+            return Arrived::TooLarge;
+        }
+        let mut gathered = 0;
+        let outcome = loop {
+            if body.is_end_stream() {
+                break Arrived::Whole;
+            }
+            match body.frame().await {
+                None => break Arrived::Whole,
+                Some(Err(error)) => {
+                    self.error = Some(error);
+                    break Arrived::CutOff;
+                }
+                Some(Ok(frame)) => {
+                    let data = match frame.into_data() {
+                        Ok(data) => data,
+                        Err(other) => {
+                            self.trailers = other.into_trailers().ok();
+                            continue;
+                        }
+                    };
+                    if !lease.extend(data.len()) {
+                        return Arrived::OverBudget;
+                    }
+                    gathered += data.len();
+                    if self.first.is_empty() {
+                        self.first = data;
+                    } else {
+                        self.more.extend_from_slice(&data);
+                    }
+                    if gathered > bytes_max {
+                        return Arrived::TooLarge;
+                    }
+                }
+            }
+        };
+        self.rest = None;
+        // A connection that is gone ends a body without an error at times: what was announced says whether it is whole.
+        match announced.exact() {
+            Some(length) if outcome == Arrived::Whole && length != gathered as u64 => {
+                self.error = Some(axum::Error::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
+                Arrived::CutOff
+            }
+            _ => outcome,
+        }
+    }
+
+    /// What was read, and behind it what was not.
+    pub(super) fn into_body(self) -> Body {
+        let Self { first, more, trailers, error, rest } = self;
+        let data = match more.is_empty() {
+            true => first,
+            false => {
+                let mut all = BytesMut::with_capacity(first.len() + more.len());
+                all.extend_from_slice(&first);
+                all.extend_from_slice(&more);
+                all.freeze()
+            }
+        };
+        match (trailers, error, rest) {
+            (None, None, None) => Body::from(data),
+            (trailers, error, rest) => Body::new(Pieces { data, trailers, error, rest }),
+        }
+    }
+}
+
+/// A body in pieces.
+struct Pieces {
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+    error: Option<axum::Error>,
+    rest: Option<Body>,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !self.data.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.data)))));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_empty()
+            && self.trailers.is_none()
+            && self.error.is_none()
+            && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(self.data.len() as u64 + rest.lower());
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    #[test]
+    fn an_address_holds_a_quarter_and_gives_it_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.lease(ONE);
+        assert!(first.extend(20));
+        let mut second = budget.lease(ONE);
+        assert!(!second.extend(6), "25 is all that one address may hold");
+        assert!(second.extend(5));
+        let mut other = budget.lease(OTHER);
+        assert!(other.extend(25), "another address has its own");
+        drop(first);
+        assert!(second.extend(20));
+        drop((second, other));
+        assert_eq!(budget.0.held.lock().expect("no panic").addresses.len(), 0, "nothing stays");
+    }
+
+    #[tokio::test]
+    async fn what_was_announced_and_not_sent_is_cut_off() {
+        let budget = Budget::new(1_000);
+        let mut lease = budget.lease(ONE);
+        let mut whole = Arriving::new(Body::from("abc"));
+        assert_eq!(whole.gather(10, &mut lease).await, Arrived::Whole);
+        assert_eq!(whole.into_body().collect().await.expect("whole").to_bytes(), "abc");
+        let mut large = Arriving::new(Body::from("abc"));
+        assert_eq!(large.gather(2, &mut lease).await, Arrived::TooLarge);
+        let mut much = Arriving::new(Body::from(vec![0; 400]));
+        assert_eq!(much.gather(500, &mut lease).await, Arrived::OverBudget);
+    }
+}

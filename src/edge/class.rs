@@ -1,0 +1,121 @@
+//! What kind of request one is, told from its method and path alone: before anything of it is read.
+//!
+//! The class decides which bucket pays and which places it takes, so that a flood of one kind never stands in the way of
+//! another. A sign-out shares neither with anything else.
+
+use http::Method;
+
+use crate::telemetry::RequestClass;
+
+/// Paths of gRPC, which grpc-web shares.
+const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/";
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// Methods that change nothing, by the end of their paths on every wire.
+const READS: [&str; 9] = [
+    "/ListSessions",
+    "/GetCurrentSession",
+    "/IntrospectToken",
+    "/BatchIntrospect",
+    "/WatchRevocations",
+    ":introspect",
+    ":batchIntrospect",
+    "/oauth2/introspect",
+    "/auth/verify",
+];
+
+/// The class of a request.
+///
+/// A path that only looks like one of another class, such as one under a base path that is not served, is answered with
+/// "not found" at that class's expense.
+pub(super) fn of(method: &Method, path: &str) -> RequestClass {
+    // A preflight is asked for once a day, by a browser, and answered without looking at anything.
+    let is_public =
+        || method == Method::OPTIONS || path.contains("/.well-known/") || path.ends_with("/openapi.json");
+    if path == SIGN_OUT
+        || (method == Method::DELETE && path.ends_with("/auth/sessions/current"))
+        || path.ends_with("/oauth2/revoke")
+    {
+        RequestClass::SignOut
+    } else if path.starts_with(CHECK) || (path.contains("/projects/") && path.ends_with("/auth/verify")) {
+        RequestClass::Verify
+    } else if path.starts_with(HEALTH) || path == "/healthz" || path == "/readyz" {
+        RequestClass::Probe
+    } else if path.starts_with(REFLECTION) {
+        RequestClass::Reflection
+    } else if is_public() {
+        RequestClass::Public
+    } else {
+        RequestClass::Other
+    }
+}
+
+/// Whether a request that was received whole is carried out although its client hangs up: all but what only reads.
+pub(super) fn is_carried_out(method: &Method, path: &str) -> bool {
+    let changes_nothing = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+        || [CHECK, HEALTH, REFLECTION].iter().any(|service| path.starts_with(service))
+        || READS.iter().any(|read| path.ends_with(read));
+    !changes_nothing
+}
+
+/// Whether a request's body is read before the request is let in. A DELETE's never is.
+pub(super) fn has_message(method: &Method, class: RequestClass) -> bool {
+    // Reflection is a conversation: its messages have no end to wait for.
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH) && class != RequestClass::Reflection
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_out_is_one_on_every_wire() {
+        for (method, path) in [
+            (Method::POST, "/sessiond.v1.SessionService/RevokeCurrent"),
+            (Method::DELETE, "/auth/sessions/current"),
+            (Method::DELETE, "/api/v1/auth/sessions/current"),
+            (Method::POST, "/oauth2/revoke"),
+            (Method::POST, "/api/v1/oauth2/revoke"),
+        ] {
+            assert_eq!(of(&method, path), RequestClass::SignOut, "{method} {path}");
+            assert!(is_carried_out(&method, path), "{method} {path}");
+        }
+        for (method, path, class) in [
+            (Method::GET, "/auth/sessions/current", RequestClass::Other),
+            (Method::POST, "/auth/sessions/current/refresh", RequestClass::Other),
+            (Method::POST, "/sessiond.v1.SessionService/RevokeCurrentX", RequestClass::Other),
+            (Method::GET, "/projects/demo/auth/verify", RequestClass::Verify),
+            (Method::POST, "/envoy.service.auth.v3.Authorization/Check", RequestClass::Verify),
+            (Method::POST, "/grpc.health.v1.Health/Watch", RequestClass::Probe),
+            (Method::GET, "/readyz", RequestClass::Probe),
+            (Method::GET, "/projects/demo/.well-known/jwks.json", RequestClass::Public),
+            (Method::POST, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", RequestClass::Reflection),
+        ] {
+            assert_eq!(of(&method, path), class, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn what_only_reads_ends_with_its_client() {
+        for (method, path) in [
+            (Method::GET, "/auth/sessions"),
+            (Method::POST, "/sessiond.v1.SessionService/ListSessions"),
+            (Method::POST, "/auth/tokens:introspect"),
+            (Method::POST, "/oauth2/introspect"),
+            (Method::POST, "/envoy.service.auth.v3.Authorization/Check"),
+        ] {
+            assert!(!is_carried_out(&method, path), "{method} {path}");
+        }
+        for (method, path) in [
+            (Method::POST, "/auth/sessions:revokeAll"),
+            (Method::POST, "/oauth2/token"),
+            (Method::DELETE, "/auth/sessions/x"),
+            (Method::PATCH, "/auth/sessions/x"),
+            (Method::POST, "/sessiond.v1.SessionService/EraseUser"),
+        ] {
+            assert!(is_carried_out(&method, path), "{method} {path}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The open connections: how many there may be, in all and from one address, and which of them make room for new ones.
+//!
+//! An idle connection is a convenience, so it gives way to a client that has something to ask: first one of the same
+//! address, at the address's share; where all places are taken, the one that has been idle for longest.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio::time::timeout;
+
+use super::activity::Activity;
+use crate::rates::network;
+use crate::telemetry::Metrics;
+
+/// A connection is idle in earnest after this long: a client that has just connected is about to ask.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+
+/// How long to wait for a place before another connection is asked to make room.
+const ROOM_INTERVAL: Duration = Duration::from_millis(50);
+
+/// See the module. Cheap to clone; clones share state.
+#[derive(Clone)]
+pub(super) struct Connections(Arc<Shared>);
+
+struct Shared {
+    places: Arc<Semaphore>,
+    address_max: usize,
+    metrics: Metrics,
+    open: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    addresses: HashMap<IpAddr, HashMap<u64, Activity>>,
+}
+
+impl Connections {
+    pub(super) fn new(max: usize, address_max: usize, metrics: Metrics) -> Self {
+        let places = Arc::new(Semaphore::new(max));
+        Self(Arc::new(Shared { places, address_max, metrics, open: Mutex::default() }))
+    }
+
+    /// A place for a connection from this address; `None` where the address has its share of connections already, all of
+    /// them busy. Waits while there is no place at all. A trusted proxy has no share: its clients are many.
+    pub(super) async fn place(&self, ip: IpAddr, is_trusted: bool) -> Option<Place> {
+        let ip = network(ip);
+        let entered = self.enter(ip, is_trusted);
+        let Some((id, activity)) = entered else {
+            self.0.metrics.connection_refused("address");
+            return None;
+        };
+        let mut place = Place { connections: self.clone(), ip, id, activity, _permit: None };
+        loop {
+            let waiting = Arc::clone(&self.0.places).acquire_owned();
+            if let Ok(permit) = timeout(ROOM_INTERVAL, waiting).await {
+                place._permit = Some(permit.expect("never closed"));
+                return Some(place);
+            }
+            self.make_room(id);
+        }
+    }
+
+    fn enter(&self, ip: IpAddr, is_trusted: bool) -> Option<(u64, Activity)> {
+        let mut state = self.0.open.lock().expect("no one panics while holding it");
+        let now = Instant::now();
+        let id = state.next;
+        let own = state.addresses.entry(ip).or_default();
+        let staying = own.values().filter(|activity| !activity.is_leaving()).count();
+        if !is_trusted && staying >= self.0.address_max {
+            let idlest = idlest(own.values(), now)?;
+            idlest.give_way();
+            self.0.metrics.connection_closed("share");
+        }
+        let activity = Activity::new();
+        own.insert(id, activity.clone());
+        state.next += 1;
+        drop(state);
+        self.0.metrics.connections_open(1);
+        Some((id, activity))
+    }
+
+    /// Asks the connection that has been idle for longest to end.
+    fn make_room(&self, but: u64) {
+        let state = self.0.open.lock().expect("no one panics while holding it");
+        let all = state.addresses.values().flatten().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
+        if let Some(idlest) = idlest(all, Instant::now()) {
+            idlest.give_way();
+            self.0.metrics.connection_closed("room");
+        }
+    }
+}
+
+fn idlest<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&'a Activity> {
+    let idle = all.filter_map(|activity| Some((activity.idle_for(now)?, activity)));
+    idle.filter(|(idle, _)| *idle >= IDLE_MIN).max_by_key(|(idle, _)| *idle).map(|(_, activity)| activity)
+}
+
+/// A connection's place. Given back when dropped.
+pub(super) struct Place {
+    connections: Connections,
+    ip: IpAddr,
+    id: u64,
+    pub(super) activity: Activity,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Connections(shared) = &self.connections;
+        let mut state = shared.open.lock().expect("no one panics while holding it");
+        if let Some(own) = state.addresses.get_mut(&self.ip) {
+            own.remove(&self.id);
+            if own.is_empty() {
+                state.addresses.remove(&self.ip);
+            }
+        }
+        drop(state);
+        shared.metrics.connections_open(-1);
+    }
+}
