@@ -311,7 +311,7 @@ async fn a_server_tells_others_in_the_background_and_at_once() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let any = "127.0.0.1:0".parse().expect("an address");
-    let (listen, metrics) = (Listen { listen: any, metrics_listen: any }, Metrics::default());
+    let (listen, metrics) = (Listen { listen: any, metrics_listen: any, proxy_listen: None }, Metrics::default());
     let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone(), |_| axum::Router::new())
         .await
         .expect("binds");

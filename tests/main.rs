@@ -34,6 +34,7 @@ mod grpc;
 mod oauth;
 mod openapi;
 mod outage;
+mod pressure;
 mod proxies;
 mod rates;
 mod rest;

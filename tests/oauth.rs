@@ -15,7 +15,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     assert_refused,
-    harness::{ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, both, header, refresh_token},
+    harness::{
+        ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, both, header, rates, refresh_token,
+    },
     revoke::flip,
 };
 
@@ -455,6 +457,7 @@ async fn a_client_with_nothing_left_can_still_sign_out() {
         project_burst: 3,
         server_key_rate: 1,
         server_key_burst: 3,
+        ..rates()
     };
     let service = Service::start_rated(three).await;
     let secret = service.server_key.expose_secret();

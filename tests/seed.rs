@@ -16,7 +16,8 @@ use sessiond::{
 use crate::{
     assert_refused,
     harness::{
-        Device, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, both, calls::any_of, eventually, header,
+        Device, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, both, calls::any_of, eventually,
+        header, rates,
     },
     revoke::flip,
 };
@@ -985,6 +986,7 @@ async fn it_stands_behind_the_same_limits() {
         project_burst: 2,
         server_key_rate: 1,
         server_key_burst: 100,
+        ..rates()
     };
     let service = Service::start_rated(two).await;
     let phone = service.sign_in("ada", "phone").await;

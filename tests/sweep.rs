@@ -358,7 +358,7 @@ async fn a_server_sweeps_in_the_background() {
     let store = Store::new(&options(&service.database.url), metrics.clone()).expect("a good URL");
     let sweeper = Sweeper::new(store, service.clock.clone(), retention(), metrics.clone());
     let any = "127.0.0.1:0".parse().expect("an address");
-    let listen = Listen { listen: any, metrics_listen: any };
+    let listen = Listen { listen: any, metrics_listen: any, proxy_listen: None };
     let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone(), |_| axum::Router::new())
         .await
         .expect("binds");

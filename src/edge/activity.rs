@@ -257,12 +257,15 @@ mod tests {
         Instant::now() + Duration::from_secs(seconds)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_idle_connection_outlives_its_clients_minute_and_a_slow_head_does_not() {
         let activity = Activity::new();
         assert_eq!(activity.judge(after(10), LIFETIMES), Verdict::CutOff("silent"));
         drop(activity.begin(Version::HTTP_11));
-        assert!(matches!(activity.judge(after(74), LIFETIMES), Verdict::GoesOn(_)), "idle for longer than a head may take");
+        assert!(
+            matches!(activity.judge(after(74), LIFETIMES), Verdict::GoesOn(_)),
+            "idle for longer than a head may take"
+        );
         assert_eq!(activity.judge(after(75), LIFETIMES), Verdict::Ends("idle"));
         activity.read();
         assert!(matches!(activity.judge(after(9), LIFETIMES), Verdict::GoesOn(_)));
@@ -270,7 +273,7 @@ mod tests {
         assert_eq!(activity.idle_for(after(70)), None, "a request that has begun makes room for nobody");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn pings_keep_no_connection_and_an_open_stream_does() {
         let activity = Activity::new();
         let open = activity.begin(Version::HTTP_2);

@@ -40,6 +40,7 @@ use crate::rpc::status;
 use crate::session::Origin;
 use crate::telemetry::Metrics;
 use crate::telemetry::RequestClass;
+use crate::transcode::RestLayer;
 use crate::transcode::grpc_timeout;
 
 /// Which of an address's tokens a request has used: the one that a service with a genuine key gets back.
@@ -68,12 +69,14 @@ struct Shared {
     body_bytes_max: usize,
     budget: Budget,
     under_way: UnderWay,
+    rest: RestLayer,
 }
 
 impl Admission {
     /// As configured.
-    pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics) -> Self {
+    pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics, rest: RestLayer) -> Self {
         Self(Arc::new(Shared {
+            rest,
             rates,
             metrics,
             arrival_timeout: limits.request_timeout,
@@ -85,6 +88,13 @@ impl Admission {
 }
 
 impl Shared {
+    /// Whether a request has a message that somebody will read. What is refused for its path is refused before its body.
+    fn has_message(&self, request: &Request, class: RequestClass, is_grpc: bool) -> bool {
+        let path = request.uri().path();
+        let is_read = || is_grpc || class::is_form(path) || self.rest.has_route(request.method(), path);
+        class::has_message(request.method(), class) && is_read()
+    }
+
     /// Takes a token of the address that a request comes from.
     fn charge(&self, class: RequestClass, ip: IpAddr, extensions: &mut Extensions) -> Result<(), Status> {
         let refused = |empty: crate::rates::Empty| status::refused(empty.into());
@@ -125,11 +135,11 @@ pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut reques
         let status = shared.overloaded(class, "address");
         return refuse(status, request, next).await;
     };
-    if !class::has_message(request.method(), class) {
+    let is_grpc = is_grpc(request.headers());
+    if !shared.has_message(&request, class, is_grpc) {
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
-    let is_grpc = is_grpc(&parts.headers);
     // A message takes more bytes in protobuf than in JSON at times, and has a head of its own.
     let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
     let asked = grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));

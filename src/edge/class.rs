@@ -32,8 +32,7 @@ const READS: [&str; 9] = [
 /// "not found" at that class's expense.
 pub(super) fn of(method: &Method, path: &str) -> RequestClass {
     // A preflight is asked for once a day, by a browser, and answered without looking at anything.
-    let is_public =
-        || method == Method::OPTIONS || path.contains("/.well-known/") || path.ends_with("/openapi.json");
+    let is_public = || method == Method::OPTIONS || path.contains("/.well-known/") || path.ends_with("/openapi.json");
     if path == SIGN_OUT
         || (method == Method::DELETE && path.ends_with("/auth/sessions/current"))
         || path.ends_with("/oauth2/revoke")
@@ -64,6 +63,11 @@ pub(super) fn is_carried_out(method: &Method, path: &str) -> bool {
 pub(super) fn has_message(method: &Method, class: RequestClass) -> bool {
     // Reflection is a conversation: its messages have no end to wait for.
     matches!(*method, Method::POST | Method::PUT | Method::PATCH) && class != RequestClass::Reflection
+}
+
+/// Whether an adapter beside the transcoder reads a body at this path.
+pub(super) fn is_form(path: &str) -> bool {
+    ["/oauth2/token", "/oauth2/revoke", "/oauth2/introspect", "/auth/oauth/token"].iter().any(|end| path.ends_with(end))
 }
 
 #[cfg(test)]

@@ -39,10 +39,10 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 pub use cors::OriginError;
+use guardrail::GuardrailLayer;
 pub use openapi::document;
 pub use serve::BindError;
 pub use serve::Server;
-use guardrail::GuardrailLayer;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -81,7 +81,8 @@ fn stack(
     let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
 
     let rest_layer = rest.clone();
-    let guardrail = GuardrailLayer::new(limits.requests_max, limits.request_timeout, app.load().clone(), metrics.clone());
+    let guardrail =
+        GuardrailLayer::new(limits.requests_max, limits.request_timeout, app.load().clone(), metrics.clone());
     let grpc = calls(routes(app, limits.body_bytes_max, health.clone()), &guardrail, metrics);
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);

@@ -131,6 +131,11 @@ impl RestLayer {
         &self.shared.rules.skipped
     }
 
+    /// Whether a rule answers this method at this path: what else asks before the layer does need not guess.
+    pub fn has_route(&self, method: &Method, path: &str) -> bool {
+        matches!(self.shared.rules.router.find(method, path), Outcome::Route { .. })
+    }
+
     /// Starts from the defaults: base path `/`, every service of the set, bodies of at most 1 MiB and 65,536 members and
     /// elements that arrive within 10 seconds, every query parameter a field, errors in the domain `transcode`.
     pub fn builder() -> RestLayerBuilder {

@@ -86,6 +86,7 @@ pub struct Service {
     pub wires: wire::Wires,
     pub database: database::Database,
     sealing_key: Arc<SealingKey>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
     server: JoinHandle<()>,
 }
 
@@ -109,6 +110,18 @@ impl Service {
         let database = database::Database::create().await;
         let options = options(&database.url);
         Self::start_as(database, &options, rates, behind_a_proxy).await
+    }
+
+    /// Starts with these limits on how much any one caller may ask for, and settings of the test's own.
+    pub async fn start_limited(rates: Rates, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
+        let database = database::Database::create().await;
+        let options = options(&database.url);
+        Self::start_as(database, &options, rates, change).await
+    }
+
+    /// Tells the server to stop, as SIGTERM does.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
     }
 
     /// Starts on a database of the test's own, with no more patience than in production.
@@ -168,9 +181,24 @@ impl Service {
             Server::bind(app.clone(), &listen, &web, limits, metrics, |_| axum::Router::new()).await.expect("binds");
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let proxy_addr = server.proxy_addr().expect("bound").expect("asked for");
-        let server = tokio::spawn(server.run(std::future::pending()));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(server.run(async { drop(stopped.await) }));
+        let stop = Some(stop);
         let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());
-        Self { addr, proxy_addr, metrics_addr, clock, app, store, server_key, wires, database, sealing_key, server }
+        Self {
+            addr,
+            proxy_addr,
+            metrics_addr,
+            clock,
+            app,
+            store,
+            server_key,
+            wires,
+            database,
+            sealing_key,
+            stop,
+            server,
+        }
     }
 
     /// Another process on the same database, under the same clock, with keys that it reads for itself: an operator at the

@@ -47,8 +47,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    let stop = setup::told_to_stop()?;
+    let stop = setup::told_to_stop(setup::Hangup::Ignored)?;
     listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
+    if let Some(address) = args.listen.proxy_listen {
+        listen::check(&[("--proxy-listen", address)])?;
+    }
+    setup::reap_orphans()?;
+    setup::raise_open_files(&args.limits, &args.database.pool);
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let demand = if args.allow_unsafe_durability { Demand::Nothing } else { Demand::Durable };
@@ -68,6 +73,9 @@ pub(crate) async fn run(args: Args) -> Outcome {
 
     let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics, |_| Router::new()).await?;
     tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
+    if let Some(address) = server.proxy_addr()? {
+        tracing::info!(%address, "serving proxies");
+    }
     server.sweeping(sweeper).delivering(deliverer).run(stop).await;
     tracing::info!("stopped");
     Ok(())

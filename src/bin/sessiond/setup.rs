@@ -12,6 +12,7 @@ use sessiond::app::KeyCache;
 use sessiond::clock::Clock;
 use sessiond::config::Backchannel;
 use sessiond::config::Database;
+use sessiond::config::Limits;
 use sessiond::config::Pool;
 use sessiond::config::Sealing;
 use sessiond::outbound::CertificatesError;
@@ -97,17 +98,86 @@ pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
     Ok(Sealer::new(&present, previous.as_ref()))
 }
 
-/// Comes to an end when the operator says so: Ctrl-C, or SIGTERM.
+/// What a hangup does: the signal of a terminal that is closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hangup {
+    /// Stops, as for a program that somebody watches.
+    Stops,
+    /// Nothing, as for a service.
+    Ignored,
+}
+
+/// Resolves when the operator says so: Ctrl-C, or SIGTERM.
 ///
 /// # Errors
 ///
 /// When the system lets nobody listen to signals.
-pub(crate) fn told_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+pub(crate) fn told_to_stop(hangup: Hangup) -> std::io::Result<impl Future<Output = ()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Without a handler the system ends the process.
+    let mut hung_up = signal(SignalKind::hangup())?;
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return,
+                _ = terminate.recv() => return,
+                _ = hung_up.recv() => match hangup {
+                    Hangup::Stops => return,
+                    Hangup::Ignored => tracing::info!("SIGHUP ignored: settings are read at start only"),
+                },
+            }
         }
     })
+}
+
+/// Where the process is the first of its container, waits for the orphans that become its children, for as long as it
+/// runs: nobody else does, and each would stay as a zombie. Only for a command that starts no processes of its own.
+///
+/// # Errors
+///
+/// When the system lets nobody listen to signals.
+pub(crate) fn reap_orphans() -> std::io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let mut ended = signal(SignalKind::child())?;
+    tokio::spawn(async move {
+        loop {
+            // One signal may stand for several.
+            while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+            if ended.recv().await.is_none() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Open files beside clients' connections: the database's, the log's, what the runtime needs.
+const OTHER_FILES: usize = 128;
+
+/// Raises the limit on open files to what the settings need, as far as the system allows, and warns where it does not.
+pub(crate) fn raise_open_files(limits: &Limits, pool: &Pool) {
+    use rustix::process::Resource;
+    use rustix::process::Rlimit;
+    use rustix::process::getrlimit;
+    use rustix::process::setrlimit;
+    let needed = (limits.connections_max + pool.database_connections_max + OTHER_FILES) as u64;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // `None` is no limit.
+    if current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        Ok(()) => raised,
+        Err(_) => current.unwrap_or_default(),
+    };
+    if raised < needed {
+        tracing::warn!(
+            open_files_max = raised,
+            needed,
+            "the limit on open files is below what --connections-max needs: raise it (ulimit -n, LimitNOFILE), or lower --connections-max"
+        );
+    }
 }

@@ -99,7 +99,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(mut args: Args) -> Outcome {
-    let stop = setup::told_to_stop()?;
+    let stop = setup::told_to_stop(setup::Hangup::Stops)?;
     if !args.listen.ip().is_loopback() || !args.metrics_listen.ip().is_loopback() {
         return Err("`sessiond dev` listens on loopback only; `sessiond serve` is for everyone else".into());
     }

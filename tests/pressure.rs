@@ -1,0 +1,378 @@
+//! What a hostile or a hasty client cannot do to others: no flood of one kind, from one address, stands in the way of a
+//! sign-out; and what was received whole is carried out, whatever becomes of its client.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use diesel_async::SimpleAsyncConnection as _;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::BoxBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
+
+use crate::harness::{PROJECT, Service, Wire, bearer, both, eventually, header, rates, refresh_token};
+
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+const CURRENT: &str = "/auth/sessions/current";
+
+type Sender = hyper::client::conn::http2::SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
+
+/// A connection from an address of the test's own on loopback.
+async fn connection(service: &Service, from: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(format!("{from}:0").parse().expect("an address")).expect("loopback has many");
+    socket.connect(service.addr).await.expect("connects")
+}
+
+async fn http2(service: &Service, from: &str) -> Sender {
+    let stream = TokioIo::new(connection(service, from).await);
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.expect("shakes hands");
+    tokio::spawn(connection);
+    sender
+}
+
+/// A body that never comes to its end.
+fn endless(beginning: &'static [u8]) -> BoxBody<Bytes, std::convert::Infallible> {
+    let beginning = (!beginning.is_empty()).then(|| Ok(http_body::Frame::data(Bytes::from_static(beginning))));
+    let frames = futures_util::stream::iter(beginning);
+    BoxBody::new(StreamBody::new(futures_util::StreamExt::chain(frames, futures_util::stream::pending())))
+}
+
+fn post(
+    path: &str,
+    content_type: &str,
+    body: BoxBody<Bytes, std::convert::Infallible>,
+) -> Request<BoxBody<Bytes, std::convert::Infallible>> {
+    let request =
+        Request::post(format!("http://x{path}")).header("content-type", content_type).header("te", "trailers");
+    request.body(body).expect("a request")
+}
+
+/// Opens calls that never send their message, on as many connections as it takes.
+async fn hold_calls(service: &Service, from: &str, path: &str, count: usize) -> Vec<Sender> {
+    let mut held = vec![];
+    for _ in 0..count.div_ceil(100) {
+        let mut sender = http2(service, from).await;
+        for _ in 0..100.min(count) {
+            let call = sender.send_request(post(path, "application/grpc", endless(b"")));
+            tokio::spawn(call);
+        }
+        held.push(sender);
+    }
+    held
+}
+
+/// A call takes a place when its message is whole: those that send a head and nothing more take none, of any class.
+#[tokio::test]
+async fn calls_without_a_message_take_no_place_from_anyone() {
+    let service = Service::start_with(|_, limits| {
+        limits.requests_max = 20;
+        limits.address_requests_max = Some(150);
+    })
+    .await;
+    let mut phone = service.sign_in("ada", "phone").await;
+    let mut held = vec![];
+    for path in [CHECK, "/grpc.health.v1.Health/Check", "/sessiond.v1.SessionService/RefreshSession"] {
+        held.extend(hold_calls(&service, "127.0.0.2", path, 100).await);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let verify = format!("/projects/{PROJECT}/auth/verify");
+    let verified = service.wires.http(Method::GET, &verify, bearer(&phone.access_token), "").await;
+    assert_eq!(verified.status(), StatusCode::OK);
+    phone.refresh().await.expect("refreshes");
+    for wire in Wire::ALL {
+        let tablet = service.sign_in("ada", "tablet").await;
+        service.revoke_current(wire, bearer(&tablet.access_token)).await.expect("signs out");
+    }
+    assert_eq!(service.metric(r#"sessiond_requests_under_way{class="other"}"#).await, 0, "nobody holds a place");
+    drop(held);
+}
+
+/// The streams of one address are bounded over all its connections; another address's are its own, and so are sign-outs.
+#[tokio::test]
+async fn an_address_has_a_share_of_the_requests_under_way() {
+    let service = Service::start_with(|_, limits| limits.address_requests_max = Some(50)).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let held = hold_calls(&service, "127.0.0.1", CHECK, 100).await;
+    eventually("the rest is refused", async || {
+        service.metric(r#"sessiond_requests_refused_total{class="verify",reason="address"}"#).await >= 50
+    })
+    .await;
+    let refused =
+        service.refresh(Wire::Rest, refresh_token(&phone.refresh_token)).await.err().expect("the share is used up");
+    assert_eq!(refused.reason, "RATE_LIMITED");
+    let mut other = http2(&service, "127.0.0.3").await;
+    let request =
+        Request::get(format!("http://x{CURRENT}")).header("authorization", format!("Bearer {}", phone.access_token));
+    let answer = other.send_request(request.body(Empty::new().boxed()).expect("a request")).await.expect("answers");
+    assert_eq!(answer.status(), StatusCode::OK, "another address has its own");
+    phone.sign_out().await.expect("signs out, from the same address");
+    drop(held);
+}
+
+/// What is still arriving is held within a budget, and an empty bucket comes before any of it is read.
+#[tokio::test]
+async fn bodies_that_do_not_end_are_held_within_a_budget() {
+    let service = Service::start_with(|_, limits| limits.arriving_bytes_max = 1024 * 1024).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let mut sender = http2(&service, "127.0.0.2").await;
+    const PART: &[u8] = &[b' '; 60_000];
+    let mut calls = vec![];
+    for _ in 0..20 {
+        let call = sender.send_request(post("/auth/sessions", "application/json", endless(PART)));
+        calls.push(tokio::spawn(call));
+        sender.ready().await.expect("goes on");
+    }
+    eventually("the address's quarter is used up", async || {
+        service.metric(r#"sessiond_requests_refused_total{class="other",reason="bytes"}"#).await >= 10
+    })
+    .await;
+    phone.sign_out().await.expect("signs out");
+}
+
+#[tokio::test]
+async fn an_empty_bucket_comes_before_the_body_on_every_wire() {
+    let service = Service::start_rated(sessiond::config::Rates { address_rate: 1, address_burst: 1, ..rates() }).await;
+    let drain = async || {
+        let answer = service.wires.http(Method::GET, CURRENT, HeaderMap::new(), "").await;
+        assert!(matches!(answer.status().as_u16(), 401 | 429));
+    };
+    for (path, content_type) in [
+        ("/auth/sessions", "application/json"),
+        ("/oauth2/token", "application/x-www-form-urlencoded"),
+        ("/api/v1/auth/oauth/token", "application/json"),
+        ("/sessiond.v1.SessionService/CreateSession", "application/grpc"),
+        ("/sessiond.v1.SessionService/CreateSession", "application/grpc-web+proto"),
+    ] {
+        drain().await;
+        let mut sender = http2(&service, "127.0.0.1").await;
+        let started = Instant::now();
+        let answer = sender.send_request(post(path, content_type, endless(b"x"))).await.expect("answers");
+        assert!(started.elapsed() < Duration::from_secs(5), "{path}: the body was waited for");
+        let refused = answer.status() == StatusCode::TOO_MANY_REQUESTS
+            || answer.headers().get("grpc-status").is_some_and(|code| code == "8");
+        assert!(refused, "{path} {content_type}: {answer:?}");
+    }
+}
+
+/// Connections that have nothing to ask make room, whatever pings they answer; at an address's share, for its own.
+#[tokio::test]
+async fn connections_that_ask_nothing_make_room_for_those_that_do() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 20;
+        limits.address_connections_max = None;
+    })
+    .await;
+    let mut hogs = vec![];
+    for _ in 0..20 {
+        let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), connection(&service, "127.0.0.2")).await
+        else {
+            break;
+        };
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let Ok((mut sender, connection)) = handshake else { continue };
+        tokio::spawn(connection);
+        let request: Request<BoxBody<Bytes, std::convert::Infallible>> =
+            Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+        let _ = sender.send_request(request).await;
+        hogs.push(sender);
+    }
+    assert!(hogs.iter().filter(|hog| !hog.is_closed()).count() <= 5, "a quarter is all that one address may hold");
+    service.sign_in("ada", "phone").await.sign_out().await.expect("another address gets in");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let mut late = http2(&service, "127.0.0.2").await;
+    let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+    assert_eq!(late.send_request(request).await.expect("answers").status(), StatusCode::OK, "the idlest made room");
+}
+
+#[tokio::test]
+async fn a_connection_without_requests_is_closed_and_one_that_is_old_is_told_to_go() {
+    let service = Service::start_with(|_, limits| limits.idle_timeout = Duration::from_millis(200)).await;
+    let mut idle = http2(&service, "127.0.0.1").await;
+    let healthy = || Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+    assert_eq!(idle.send_request(healthy()).await.expect("answers").status(), StatusCode::OK);
+    eventually("idle HTTP/2 is closed", async || idle.is_closed()).await;
+    let service = Service::start_with(|_, limits| limits.connection_age_max = Duration::from_millis(300)).await;
+    let mut old = http2(&service, "127.0.0.1").await;
+    let started = Instant::now();
+    while !old.is_closed() {
+        assert!(started.elapsed() < Duration::from_secs(10), "busy, and still there");
+        // Once it is told, it takes no more.
+        let _ = old.send_request(healthy()).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A kept connection of HTTP/1.1 outlives what a head may take: what bounds the one does not bound the other.
+#[tokio::test]
+async fn a_kept_connection_is_not_closed_under_a_request() {
+    let service = Service::start_with(|_, limits| limits.header_timeout = Duration::from_millis(200)).await;
+    let mut kept = connection(&service, "127.0.0.1").await;
+    let mut answer = [0; 1024];
+    for _ in 0..4 {
+        kept.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
+        let read = kept.read(&mut answer).await.expect("answers");
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200 "));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    // A head that does not come to its end is cut off all the same.
+    kept.write_all(b"GET /healthz HT").await.expect("sends");
+    let closed = tokio::time::timeout(Duration::from_secs(5), kept.read(&mut answer)).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+}
+
+/// The client sends all of its sign-out and is gone before anything comes back.
+#[tokio::test]
+async fn a_sign_out_that_was_received_is_carried_out_though_its_client_hangs_up() {
+    let service = Service::start().await;
+    let mut sessions = vec![];
+    for round in 0..20 {
+        for way in 0..4 {
+            let phone = service.sign_in("ada", "phone").await;
+            let token = &phone.access_token;
+            let form = format!("token={token}&client_id={PROJECT}");
+            let request = match way {
+                0 => format!("DELETE {CURRENT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n"),
+                1 => format!(
+                    "POST /oauth2/revoke HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{form}",
+                    form.len()
+                ),
+                2 => format!(
+                    "DELETE /api/v1{CURRENT} HTTP/1.1\r\nhost: x\r\nx-stack-access-type: client\r\nx-stack-project-id: {PROJECT}\r\nx-stack-access-token: {token}\r\n\r\n"
+                ),
+                _ => format!(
+                    "POST /sessiond.v1.SessionService/RevokeCurrent HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web+proto\r\nauthorization: Bearer {token}\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0"
+                ),
+            };
+            let mut socket = connection(&service, "127.0.0.1").await;
+            socket.write_all(request.as_bytes()).await.expect("sends");
+            if round % 3 > 0 {
+                tokio::time::sleep(Duration::from_millis(round % 3)).await;
+            }
+            if round % 2 == 0 {
+                socket.set_zero_linger().expect("a reset, not a farewell");
+            }
+            drop(socket);
+            sessions.push((way, phone.session.clone()));
+        }
+    }
+    for (way, session) in sessions {
+        eventually(&format!("way {way}"), async || !service.is_live(&session).await).await;
+    }
+}
+
+/// The same over HTTP/2, and while the database takes its time.
+#[tokio::test]
+async fn a_mutation_outlives_its_client() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let mut sender = http2(&service, "127.0.0.1").await;
+    let request =
+        Request::delete(format!("http://x{CURRENT}")).header("authorization", format!("Bearer {}", phone.access_token));
+    let call = sender.send_request(request.body(Empty::new().boxed()).expect("a request"));
+    assert!(tokio::time::timeout(Duration::from_millis(200), call).await.is_err(), "it waits for the row");
+    drop(sender);
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    eventually("signed out", async || !phone.is_signed_in().await).await;
+}
+
+/// What proxies ask has a listener of its own, where nobody is counted and nothing else is answered.
+#[tokio::test]
+async fn proxies_have_a_listener_of_their_own() {
+    let service = Service::start_rated(sessiond::config::Rates { verify_rate: 1, verify_burst: 1, ..rates() }).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let proxies = crate::harness::wire::Wires::to(service.proxy_addr);
+    let verify = format!("/projects/{PROJECT}/auth/verify");
+    for _ in 0..5 {
+        let answer = proxies.http(Method::GET, &verify, bearer(&phone.access_token), "").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    assert_eq!(proxies.http(Method::GET, "/healthz", HeaderMap::new(), "").await.status(), StatusCode::OK);
+    for (method, path) in
+        [(Method::DELETE, CURRENT), (Method::POST, "/oauth2/revoke"), (Method::GET, "/.well-known/jwks.json")]
+    {
+        let answer = proxies.http(method, path, bearer(&phone.access_token), "").await;
+        assert!(
+            answer.status() != StatusCode::OK || answer.headers().get("grpc-status").is_some(),
+            "{path}: {answer:?}"
+        );
+    }
+    assert!(phone.is_signed_in().await);
+}
+
+/// On the common port an address has a wide bucket for what proxies and verifiers ask, and a trusted proxy has none.
+#[tokio::test]
+async fn an_address_that_is_no_proxy_has_a_bucket_for_what_proxies_ask() {
+    let narrow = sessiond::config::Rates { verify_rate: 1, verify_burst: 2, ..rates() };
+    let service = Service::start_limited(narrow.clone(), |_, _| {}).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let verify = format!("/projects/{PROJECT}/auth/verify");
+    let jwks = format!("/projects/{PROJECT}/.well-known/jwks.json");
+    for path in [&verify, &jwks] {
+        assert_eq!(
+            service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await.status(),
+            StatusCode::OK
+        );
+    }
+    for path in [&verify, &jwks, "/.well-known/oauth-authorization-server/projects/demo"] {
+        let answer = service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await;
+        assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS, "{path}");
+        assert_eq!(answer.headers()["retry-after"], "1", "{path}");
+    }
+    phone.sign_out().await.expect("a sign-out has its own");
+    let trusting = Service::start_rated(narrow).await;
+    let phone = trusting.sign_in("ada", "phone").await;
+    for _ in 0..10 {
+        let headers = both(header("x-forwarded-for", "192.0.2.1"), bearer(&phone.access_token));
+        assert_eq!(trusting.wires.http(Method::GET, &verify, headers, "").await.status(), StatusCode::OK);
+    }
+}
+
+/// Told to stop: readiness is red at once, and busy connections are answered to the last request.
+#[tokio::test]
+async fn a_server_that_drains_answers_on_and_closes_each_connection_with_an_answer() {
+    let mut service = Service::start_with(|_, limits| limits.drain_delay = Duration::from_secs(2)).await;
+    eventually("ready", async || {
+        service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
+    })
+    .await;
+    let mut busy = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let addr = service.addr;
+        busy.spawn(async move {
+            let mut kept = TcpStream::connect(addr).await.expect("connects");
+            let mut answered = 0;
+            loop {
+                kept.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
+                let (mut text, mut part) = (String::new(), [0; 1024]);
+                while !text.contains("alive") {
+                    let read = kept.read(&mut part).await.expect("answers");
+                    assert!(read > 0, "closed under a request, after {answered}");
+                    text.push_str(&String::from_utf8_lossy(&part[..read]));
+                }
+                answered += 1;
+                if text.to_ascii_lowercase().contains("connection: close") {
+                    assert_eq!(kept.read(&mut part).await.expect("ends"), 0);
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    service.stop();
+    eventually("readiness is red", async || {
+        let answer = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
+        answer.status() == StatusCode::SERVICE_UNAVAILABLE && answer.body().starts_with(b"the server is about to stop")
+    })
+    .await;
+    while let Some(ended) = busy.join_next().await {
+        ended.expect("no request without an answer");
+    }
+}
