@@ -6,6 +6,7 @@ import { access, constants, readFile, rm } from "node:fs/promises";
 import http from "node:http";
 import { createRequire } from "node:module";
 import path from "node:path";
+import { promisify } from "node:util";
 import { chromium } from "playwright-core";
 
 const env = process.env;
@@ -49,6 +50,11 @@ async function api(method, route, token, body) {
 
 const endById = (id) => api("DELETE", `/auth/sessions/${id}`, SESSIOND_SERVER_KEY);
 
+/** Ends every session of the demo user. */
+async function endAll() {
+    await api("POST", "/auth/sessions:revokeAll", SESSIOND_SERVER_KEY, { user_id: "ada" });
+}
+
 const countOf = async (user) =>
     (await api("GET", `/auth/sessions?user_id=${user}&page_size=1000`, SESSIOND_SERVER_KEY)).items.length;
 
@@ -74,8 +80,8 @@ async function installed() {
 
 // What is shown
 
-/** Messages of the browser's own about what is meant to fail, as long as it is. */
-let expected = /the server responded with a status of 401/;
+/** Messages of the browser's own about what is meant to fail, as long as it is: nothing, until something is signed out. */
+let expected = /^(?!)/;
 const complaints = [];
 const shifts = [];
 
@@ -226,7 +232,62 @@ async function loads(browser) {
     }
     assert.ok(median(firstBytes) < FIRST_BYTE_MS_MAX, String(firstBytes));
     ok(`first byte: ${median(firstBytes).toFixed(1)} ms, the median of ${firstBytes.length} loads`);
+
+    await visit.isIn("terminal");
+    assert.equal(await visit.card("terminal").locator(".where").textContent(), "192.0.2.130");
+    assert.equal(await visit.row("Terminal").locator("i").textContent(), "current");
+    assert.deepEqual(complaints, [], "nothing is wrong with a page that was just loaded");
+    ok("the session that the terminal was told of is one of the devices, and signed in; the console is empty");
     await visit.end();
+}
+
+/** As large as a finger needs it, and what came of a button beside it: on a telephone without a scroll. */
+async function fitsAHand(browser) {
+    const visit = await (await Visit.begin(browser, { device: "phone" })).open();
+    const { page } = visit;
+    const strong = await page.evaluate(() => [...document.querySelectorAll("button")].filter((button) =>
+        button.checkVisibility() && getComputedStyle(button).backgroundColor === getComputedStyle(document.body).color).map(({ id }) => id));
+    assert.deepEqual(strong, ["sign-in-all"], "one primary action");
+    await page.click("#sign-in-all");
+    for (const device of ["phone", "laptop", "television", "terminal"]) await visit.isIn(device);
+    const small = await page.evaluate(() => [...document.querySelectorAll("button, .switch span, .use span, a")]
+        .filter((target) => target.checkVisibility() && target.getBoundingClientRect().height < 43.9)
+        .map((target) => `${target.textContent}: ${target.getBoundingClientRect().height} px`));
+    assert.deepEqual(small, []);
+    for (const device of ["phone", "television", "laptop"]) {
+        const card = visit.card(device);
+        await card.locator(".act").click();
+        await visit.refusedAfter(device);
+        const outcome = card.locator(".outcome");
+        await eventually("said in the card", async () => /answered 200 in .* the service refused it/.test(await outcome.textContent()));
+        const [button, said] = [await card.locator(".act").boundingBox(), await outcome.boundingBox()];
+        assert.ok(said.y - (button.y + button.height) < 24 && said.y + said.height <= 780, `${device}: ${JSON.stringify([button, said])}`);
+        const cut = await outcome.evaluate(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight);
+        assert.ok(cut <= 1, `${device}: ${cut} px are cut off`);
+    }
+    ok("on a phone: one primary action, targets of 44 px, and what came of a button is beside it");
+    await visit.end();
+    await endAll();
+}
+
+/** The feed's newest line is the last, and its times do not run backwards, whatever ended before. */
+async function tellsInOrder(browser) {
+    const sessions = [];
+    for (const name of ["first", "second", "third"]) {
+        const { session } = await api("POST", "/auth/sessions", SESSIOND_SERVER_KEY, { user_id: "ada", device_name: name });
+        sessions.push(session.id);
+    }
+    for (const id of sessions) await endById(id);
+    const visit = await (await Visit.begin(browser)).open();
+    await visit.signIn("phone");
+    await visit.card("phone").locator(".act").click();
+    await visit.refusedAfter("phone");
+    await eventually("in the feed", async () => (await visit.feed()).includes("Phone …"));
+    const times = await visit.page.locator("#feed p > :first-child").allTextContents();
+    assert.deepEqual(times, times.toSorted(), "times that run backwards");
+    assert.match((await visit.feed()).split("\n").at(-1), /Phone …/);
+    await visit.end();
+    ok(`the feed's ${times.length} lines are in the order of their times, the newest last`);
 }
 
 async function signsOut(browser) {
@@ -241,7 +302,7 @@ async function signsOut(browser) {
         const row = visit.row(name);
         assert.deepEqual([await row.locator(".ip").textContent(), await row.locator(".used").textContent()], [ip, "just now"]);
     }
-    assert.equal(await visit.row("Tablet").locator("i").textContent(), "this one");
+    assert.equal(await visit.row("Tablet").locator("i").textContent(), "current");
     ok("signed in on three devices: each is let in, and listed with its address and its last use");
 
     const claims = await page.textContent("#token");
@@ -342,6 +403,7 @@ async function saysWhatWentWrong(browser) {
 }
 
 async function worksByKeyboard(browser) {
+    await endAll();
     const visit = await (await Visit.begin(browser, { reducedMotion: "reduce" })).open();
     const { page } = visit;
     const focused = () => page.evaluate(() => {
@@ -373,9 +435,9 @@ async function worksByKeyboard(browser) {
 
     // The acting device, by arrows; and it stays somewhere when its card's choice goes.
     await page.keyboard.press("Shift+Tab");
-    await reach("Use Phone's token");
+    await reach("current device: Phone");
     await page.keyboard.press("ArrowDown");
-    assert.equal(await focused(), "Use Tablet's token");
+    assert.equal(await focused(), "current device: Tablet");
     await endById(await visit.row("Tablet").getAttribute("data-id"));
     await eventually("turned away", async () => (await visit.verdict("tablet"))[0] === "401");
     assert.equal(await focused(), "Sign in: Tablet", "the focus goes on");
@@ -606,8 +668,7 @@ async function screenshots(browser) {
         await visit.page.evaluate(() => scrollTo(0, 0));
         await visit.page.screenshot({ path: `docs/page-${name}.png` });
         await visit.end();
-        const { items } = await api("GET", "/auth/sessions?user_id=ada", SESSIOND_SERVER_KEY);
-        for (const { id, device_name: name } of items) if (name !== "demo") await endById(id);
+        await endAll();
     }
     ok("screenshots: docs/page-desktop.png, docs/page-phone.png, docs/page-dark.png");
 }
@@ -619,10 +680,19 @@ const browser = await chromium.launch({
     args: [...quiet, "--no-first-run", ...(process.getuid() === 0 ? ["--no-sandbox"] : [])],
 });
 try {
-    if (process.argv.includes("--screenshots")) await screenshots(browser);
+    if (process.argv.includes("--screenshots")) {
+        expected = /the server responded with a status of 401/;
+        await screenshots(browser);
+        // The session that `dev` begins with is over; this is another.
+        await promisify(execFile)(env.SESSIOND, ["demo-session", "--data-dir", env.SESSIOND_DATA_DIR]);
+        expected = /^(?!)/;
+    }
     await loads(browser);
+    expected = /the server responded with a status of 401/;
     // While the session in `dev.env` lasts.
     await copiesCommands(browser);
+    await fitsAHand(browser);
+    await tellsInOrder(browser);
     await signsOut(browser);
     await saysWhatWentWrong(browser);
     await worksByKeyboard(browser);

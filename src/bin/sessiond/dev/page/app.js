@@ -160,29 +160,38 @@ const wire = () => WIRES[$("input[name=wire]:checked").value];
 
 // What is said
 
-function say(text, kind = "") {
+/** Says it to a screen reader, and shows it beside the button that was pressed: by those above the devices, or elsewhere. */
+function say(text, kind = "", beside = null) {
     const said = $("#said");
-    said.textContent = text;
-    said.dataset.kind = kind;
+    for (const shown of [said, beside]) {
+        if (!shown) continue;
+        shown.textContent = text;
+        shown.dataset.kind = kind;
+    }
+    said.classList.toggle("unseen", Boolean(beside));
 }
 
 /** Says what went wrong, as the API does. */
-function sayError(what, error) {
+function sayError(what, error, beside = null) {
     const { status, reason, message } = error;
-    if (error instanceof Refused) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad");
-    else say(`${what}: no answer from the server (${message})`, "bad");
+    if (error instanceof Refused) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad", beside);
+    else say(`${what}: no answer from the server (${message})`, "bad", beside);
 }
 
 const milliseconds = (value) => (value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
-/** Runs what a button asks for, once at a time, and says how it failed. */
+/** Where the outcome of a button is shown. */
+const outcomeOf = (button) => $(".outcome", button.closest(".device, .sessions") ?? document.createElement("i"));
+
+/** Runs what a button asks for, once at a time, and says how it failed. The action is given how to say what came of it. */
 async function doing(button, what, action) {
     if (button.ariaBusy === "true" || button.ariaDisabled === "true") return;
     button.ariaBusy = "true";
+    const beside = outcomeOf(button);
     try {
-        await action();
+        await action((text) => say(text, "", beside));
     } catch (error) {
-        sayError(what, error);
+        sayError(what, error, beside);
     } finally {
         button.ariaBusy = "false";
     }
@@ -190,7 +199,7 @@ async function doing(button, what, action) {
 
 // Devices
 
-/** Whom the page acts as: the device whose card says "use". */
+/** Whom the page acts as: the device whose card says that it is the current one. */
 let acting = null;
 
 class Device {
@@ -201,6 +210,11 @@ class Device {
     isEnding = false;
     #refreshing = null;
 
+    /** Whether the visitor's shell holds the same tokens. */
+    get isShared() {
+        return this.id === "terminal";
+    }
+
     constructor(card) {
         card.append($("#device").content.cloneNode(true));
         this.card = card;
@@ -208,10 +222,11 @@ class Device {
         this.name = $("h3", card).textContent;
         this.button = $(".act", card);
         this.use = $(".use input", card);
-        this.use.ariaLabel = `Use ${this.name}'s token`;
+        this.use.ariaLabel = `current device: ${this.name}`;
+        this.use.title = "Its token lists the sessions, and ends others";
         this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
         this.use.addEventListener("change", () => act(this));
-        this.show("out", "–", "nobody has been let in");
+        this.show("out", "–", "no token to show");
     }
 
     get sessionId() {
@@ -238,7 +253,9 @@ class Device {
         const headers = { "x-refresh-token": this.tokens.refresh_token };
         try {
             const { answer } = await rest("POST", `${basePath}/auth/sessions/current/refresh`, headers);
-            this.hold(answer);
+            // The shell goes on with the refresh token that it has. Two that adopt successors of one token look like theft.
+            const { refresh_token: kept } = this.tokens;
+            this.hold(this.isShared ? { ...answer, refresh_token: kept } : answer);
             if (acting === this) showToken();
         } catch (error) {
             if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") this.drop(401, error.reason);
@@ -297,7 +314,7 @@ class Device {
         try {
             await this.refused();
         } catch (error) {
-            sayError(this.name, error);
+            sayError(this.name, error, $(".outcome", this.card));
         } finally {
             this.isEnding = false;
         }
@@ -313,7 +330,7 @@ class Device {
     show(state, status, words, after) {
         const { card } = this;
         card.dataset.state = state;
-        $(".where", card).textContent = this.tokens ? this.ip : "not signed in";
+        $(".where", card).textContent = this.tokens ? this.ip : "signed out";
         $(".code", card).textContent = status;
         const took = $(".took", card);
         took.textContent = after === undefined ? "" : milliseconds(after);
@@ -344,7 +361,7 @@ function act(device) {
 
 async function signIn(those) {
     const busy = those.length === 1 ? those[0].button : $("#sign-in-all");
-    await doing(busy, `Sign in on ${those.map(({ name }) => name).join(", ")}`, async () => {
+    await doing(busy, `Sign in on ${those.map(({ name }) => name).join(", ")}`, async (tell) => {
         const began = performance.now();
         const grants = await Promise.allSettled(those.map(async (device) => {
             const { answer } = await rest("POST", "/demo/sign-in", {}, { device: device.id });
@@ -362,7 +379,7 @@ async function signIn(those) {
         else markCurrent();
         const failed = grants.find(({ reason }) => reason);
         if (failed) throw failed.reason;
-        say(`${names(those)} signed in, in ${milliseconds(took)} ms.`);
+        tell(`${names(those)} signed in, in ${milliseconds(took)} ms.`);
         await Promise.all(those.map((device) => device.check()));
     });
 }
@@ -370,28 +387,47 @@ async function signIn(those) {
 const names = (those) => (those.length > 2 ? `${those.length} devices` : those.map(({ name }) => name).join(" and "));
 
 /** Signs a device out, with its own token. */
-function signOut(device) {
-    return doing(device.button, `Sign out on ${device.name}`, () => ending([device], async () => {
+const signOut = (device) => doing(device.button, `Sign out on ${device.name}`, (tell) => endingOwn(device, tell));
+
+function endingOwn(device, tell) {
+    return ending([device], tell, async () => {
         const said = await wire().current(device.tokens.access_token);
         markEnded(device.sessionId, "signed out");
-        return { words: `${device.name}: ${answered(said)}`, at: said.at };
-    }));
+        return { words: answered(said), at: said.at };
+    });
 }
 
 const answered = ({ call, took, before }) =>
-    `${call} answered 200 in ${milliseconds(took)} ms${before ? "; it had ended before" : ""}.`;
+    `${call} answered 200 in ${milliseconds(took)} ms${before ? ", for it had ended before" : ""}`;
 
 /** Ends the sessions of these devices, and measures how long after the answer the service still let one of them in. */
-async function ending(those, end) {
+async function ending(those, tell, end) {
     for (const device of those) device.isEnding = true;
     try {
         const { words, at } = await end();
-        if (those.length === 0) return say(words);
+        if (those.length === 0) return tell(`${words}.`);
         const after = Math.max(...(await Promise.all(those.map((device) => device.refused(at)))));
-        say(`${words} The service turned ${those.length > 1 ? "them" : "it"} away ${milliseconds(after)} ms after that.`);
+        tell(`${words}; the service refused ${those.length > 1 ? "them" : "it"} ${milliseconds(after)} ms later.`);
     } finally {
         for (const device of those) device.isEnding = false;
     }
+}
+
+/** Takes up the shell's session: what `sessiond dev` has begun with, or `sessiond demo-session` has opened since. */
+async function followTerminal() {
+    const terminal = devices.find((device) => device.isShared);
+    if (terminal.tokens || terminal.isEnding || terminal.button.ariaBusy === "true") return;
+    const response = await asked("/demo/terminal", "GET", {});
+    if (response.status !== 200) return;
+    const grant = await response.json();
+    if (terminal.tokens || terminal.isEnding) return;
+    terminal.ip = grant.session.ip;
+    terminal.hold(grant);
+    terminal.show("in", "…", "asking the service");
+    if (listed) addFirst(grant.session);
+    if (acting) markCurrent();
+    else act(terminal);
+    await terminal.check();
 }
 
 const devices = [...document.querySelectorAll(".device")].map((card) => new Device(card));
@@ -404,9 +440,9 @@ $("#sign-in-all").addEventListener("click", () => {
 
 $("#sign-out-others").addEventListener("click", ({ currentTarget }) => {
     if (!acting) return say("Sign in on a device first: it is the one that stays.", "bad");
-    doing(currentTarget, "Sign out everywhere else", async () => {
+    doing(currentTarget, "Sign out everywhere else", async (tell) => {
         const stays = acting;
-        await ending(devices.filter((device) => device.tokens && device !== stays), async () => {
+        await ending(devices.filter((device) => device.tokens && device !== stays), tell, async () => {
             const said = await wire().others(await stays.token());
             for (const id of rows.keys()) if (id !== stays.sessionId) markEnded(id, "signed out");
             const sessions = said.count === 1 ? "1 session" : `${said.count.toLocaleString("en")} sessions`;
@@ -500,7 +536,7 @@ async function load() {
         showCount();
     } catch (error) {
         listed = rows.size > 0;
-        sayError("List sessions", error);
+        sayError("List sessions", error, $("#list-outcome"));
     }
 }
 
@@ -519,12 +555,13 @@ function markCurrent() {
     const row = rows.get(acting?.sessionId);
     if (before && before.closest(".row") !== row?.element) before.remove();
     if (row && !$("i", row.element)) {
-        const tag = Object.assign(document.createElement("i"), { textContent: "this one" });
+        const tag = Object.assign(document.createElement("i"), { textContent: "current" });
         $(".name", row.element).append(tag);
     }
-    // Another one, for the command that ends one by its id.
+    // Another one, for the command that ends one by its id: neither the current one nor the shell's own.
+    const shell = devices.find((device) => device.isShared).sessionId;
     for (const [id, { element }] of rows) {
-        if (element.dataset.ended || id === acting?.sessionId) continue;
+        if (element.dataset.ended || id === acting?.sessionId || id === shell) continue;
         $("#some-id").textContent = id;
         break;
     }
@@ -562,9 +599,9 @@ $("#sessions").addEventListener("click", ({ target }) => {
     if (!button || button.ariaDisabled === "true") return;
     const { id } = button.closest(".row").dataset;
     const holder = devices.find((device) => device.sessionId === id);
-    if (holder && holder === acting) return signOut(holder);
-    if (!acting) return say("Sign in on a device first: its token may end the other sessions of its user.", "bad");
-    doing(button, "Sign out by id", () => ending(holder ? [holder] : [], async () => {
+    if (!acting) return say("Sign in on a device first: its token may end the other sessions of its user.", "bad", outcomeOf(button));
+    if (holder && holder === acting) return doing(button, `Sign out on ${holder.name}`, (tell) => endingOwn(holder, tell));
+    doing(button, "Sign out by id", (tell) => ending(holder ? [holder] : [], tell, async () => {
         const by = acting;
         const said = await wire().byId(await by.token(), id);
         markEnded(id, "signed out");
@@ -573,18 +610,18 @@ $("#sessions").addEventListener("click", ({ target }) => {
 });
 
 $("#more").addEventListener("click", ({ currentTarget }) => {
-    doing(currentTarget, "Show more", async () => {
-        if (!acting) return say("Sign in on a device to see more.", "bad");
+    doing(currentTarget, "Show more", async (tell) => {
+        if (!acting) return tell("Sign in on a device to see more.");
         const elements = (await page(nextPage, PAGE_SIZES[1])).map((session) => rowOf(session).element);
         $("#sessions").append(chunk(elements));
         // The button is gone after the last page: go on where the reader was.
         if (currentTarget.hidden) $("button", elements[0] ?? $("#sessions"))?.focus({ preventScroll: true });
-        say(`${rows.size.toLocaleString("en")} sessions shown${nextPage ? ", and there are more" : ""}.`);
+        tell(`${rows.size.toLocaleString("en")} sessions shown${nextPage ? ", and there are more" : ""}.`);
     });
 });
 
 $("#reload").addEventListener("click", ({ currentTarget }) => {
-    if (!acting) return say("Sign in on a device first: listing takes a token.", "bad");
+    if (!acting) return say("Sign in on a device first: listing takes a token.", "bad", outcomeOf(currentTarget));
     doing(currentTarget, "Reload", load);
 });
 
@@ -599,7 +636,7 @@ $("#clear").addEventListener("click", ({ currentTarget }) => {
     for (const part of $("#sessions").children) part.style.setProperty("--rows", part.childElementCount);
     ended = 0;
     showCount();
-    say(`${rows.size.toLocaleString("en")} sessions shown.`);
+    say(`${rows.size.toLocaleString("en")} sessions shown.`, "", outcomeOf(currentTarget));
 });
 
 // The feed
@@ -608,9 +645,20 @@ const link = $("#link");
 let cursor = "";
 let pending = [];
 
-/** A line in the feed's own words. Written once a frame, however many come at once. */
-function line(time, words, aside, kind = "") {
-    pending.push([time, words, aside, kind]);
+/** When the last line was heard. The clock of the machine may be set back; a log's times are not. */
+let heard = 0;
+
+/** How long ago something has ended that is told with the time, in milliseconds: it was before the page listened. */
+const LONG_AGO_MS = 5_000;
+
+/**
+ * A line in the feed's own words, the newest last, with the moment at which it was heard. `ended` is when what it tells of
+ * was over. Written once a frame, however many come at once.
+ */
+function line(words, aside, kind = "", ended = null) {
+    heard = Math.max(heard, Date.now());
+    if (ended && heard - ended > LONG_AGO_MS) aside = `${aside} at ${clock(ended).slice(0, 8)}`;
+    pending.push([new Date(heard), words, aside, kind]);
     if (pending.length > LINES_MAX) pending.shift();
     if (pending.length === 1) requestAnimationFrame(writeLines);
 }
@@ -645,16 +693,16 @@ function showLink(state) {
 
 function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, cursor: next }) {
     if (next) cursor = next;
-    if (snapshot_begin) line(new Date(), "snapshot begins", short(snapshot_begin.reason));
+    if (snapshot_begin) line("snapshot begins", short(snapshot_begin.reason));
     for (const revocation of revocations?.revocations ?? []) ends(revocation);
     if (snapshot_complete) {
-        line(new Date(), "snapshot complete", "");
+        line("snapshot complete", "");
         // What ended before is known now; what began is not.
         if (acting) load();
     }
     if (heartbeat) {
         showLink("live");
-        $("#news").textContent = `news ${(heartbeat.age_ms / 1000).toFixed(1)} s old`;
+        $("#news").textContent = `up to date ${(heartbeat.age_ms / 1000).toFixed(1)} s ago`;
         link.firstElementChild.classList.remove("beat");
         requestAnimationFrame(() => requestAnimationFrame(() => link.firstElementChild.classList.add("beat")));
     }
@@ -667,12 +715,12 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
     const time = new Date(revoked_at);
     if (session_id) {
         const name = rows.get(session_id)?.session.device_name ?? "session";
-        line(time, `${name} …${session_id.slice(-6)}`, short(reason), "end");
+        line(`${name} …${session_id.slice(-6)}`, short(reason), "end", time);
         markEnded(session_id, words(reason));
         devices.find((device) => device.sessionId === session_id)?.isOver();
     } else if (user_cut_off) {
         const { user_id, epoch, spared_session_id: spared } = user_cut_off;
-        line(time, `every session of ${user_id}${spared ? ` but …${spared.slice(-6)}` : ""}`, short(reason), "end");
+        line(`every session of ${user_id}${spared ? ` but …${spared.slice(-6)}` : ""}`, short(reason), "end", time);
         for (const [id, { session }] of rows) {
             const concerned = session.user_id === user_id && id !== spared && new Date(session.created_at) < time;
             if (concerned) markEnded(id, words(reason));
@@ -682,14 +730,14 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
             if (sub === user_id && sid !== spared && own < Number(epoch)) device.isOver();
         }
     } else if (project_cut_off) {
-        line(time, "every session of the project", short(reason), "end");
+        line("every session of the project", short(reason), "end", time);
         for (const [id, { session }] of rows) if (new Date(session.created_at) < time) markEnded(id, words(reason));
         for (const device of devices) if (device.claims?.epoch[0] < Number(project_cut_off.epoch)) device.isOver();
     } else {
-        line(time, `every token of key ${signing_key_id}`, short(reason), "end");
+        line(`every token of key ${signing_key_id}`, short(reason), "end", time);
         // The sessions go on, with tokens of another key.
         for (const device of devices) {
-            if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error));
+            if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
         }
     }
 }
@@ -722,7 +770,7 @@ async function follow() {
             const response = await fetch(`/demo/feed${query}`, { cache: "no-store", signal: silence.signal });
             if (!response.ok) throw await refusal(response);
             if (cursor) {
-                line(new Date(), "resumed where it broke off", "", "link");
+                line("resumed where it broke off", "", "link");
                 for (const device of devices) device.check();
             }
             for await (const message of lines(response.body)) {
@@ -735,9 +783,9 @@ async function follow() {
             throw new Error("the stream ended");
         } catch (error) {
             const why = silence.signal.aborted ? silence.signal.reason : error;
-            if (link.dataset.state === "live") line(new Date(), `broke off: ${why.reason || why.message}`, "", "link");
+            if (link.dataset.state === "live") line(`broke off: ${why.reason || why.message}`, "", "link");
             showLink("reconnecting");
-            $("#news").textContent = "no news";
+            $("#news").textContent = "no updates";
         } finally {
             clearTimeout(timer);
             silence.abort();
@@ -806,13 +854,14 @@ for (const command of document.querySelectorAll(".commands li")) {
     button.addEventListener("click", async () => {
         try {
             await navigator.clipboard.writeText($("pre", command).textContent);
-            say(`Copied: ${title}.`);
+            say(`Copied: ${title}.`, "", $(".outcome", command));
             button.textContent = "Copied";
             setTimeout(() => (button.textContent = "Copy"), 1_500);
         } catch (error) {
             // Not every browser lets a page write there; the reader can.
             getSelection().selectAllChildren($("pre", command));
-            say(`Selected, to be copied by hand: ${error.message}`);
+            button.textContent = "Selected";
+            say(`Selected, to be copied by hand: ${error.message}`, "", $(".outcome", command));
         }
     });
 }
@@ -821,10 +870,13 @@ for (const command of document.querySelectorAll(".commands li")) {
 
 setInterval(showExpiry, 1_000);
 setInterval(() => {
+    followTerminal().catch(() => {});
     const now = Date.now();
     for (const row of rows.values()) showUsed(row, now);
     // A refresh in time, so that the service is never shown an expired token.
-    for (const device of devices) if (device.tokens && !device.isEnding) device.token().catch((error) => sayError(`Refresh on ${device.name}`, error));
+    for (const device of devices) if (device.tokens && !device.isEnding) device.token().catch((error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
 }, 5_000);
 
+addEventListener("focus", () => followTerminal().catch(() => {}));
+followTerminal().catch((error) => sayError("Terminal", error));
 follow();
