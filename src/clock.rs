@@ -5,6 +5,7 @@ use std::ops::Add;
 use std::ops::Sub;
 use std::sync::Arc;
 use std::sync::LazyLock;
+use std::sync::RwLock;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -80,10 +81,21 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
-/// Tells the time: the system's, or one that stands still until a test moves it.
+/// Tells the time: the database's once that is known, before that the system's; or one that stands still until a test moves
+/// it. Cheap to clone; clones share state.
+///
+/// Replicas judge each other's writes, so all of them go by one clock, the database's. Each reading of it bounds how far it is
+/// from the clock that this process measures with; what is told between readings comes from there. So the system's time of
+/// day may be wrong, and may be set, and nothing here follows it.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    hand: Option<Arc<Hand>>,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    System(Arc<Corrected>),
+    Frozen(Arc<Hand>),
 }
 
 /// Of a clock that stands still, in microseconds.
@@ -95,46 +107,219 @@ struct Hand {
     ahead: AtomicI64,
 }
 
-impl Clock {
-    /// The system's clock.
-    pub const fn system() -> Self {
-        Self { hand: None }
+/// The system's clock, and what the database's readings have made of it.
+#[derive(Debug, Default)]
+struct Corrected {
+    /// How far the machine's clock is set wrong, in microseconds; where there is one, by a test.
+    wrong_by: Option<AtomicI64>,
+    course: RwLock<Option<Course>>,
+}
+
+/// The database's clock, as far as it is known. All in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Course {
+    /// The database's time less what has elapsed here lies between these two, as of `at`.
+    low: i64,
+    high: i64,
+    at: i64,
+    /// What was shown at `at`, which may be ahead of the middle of the two.
+    shown: i64,
+}
+
+/// How fast two sound clocks may drift apart: 500 parts in a million, which is what a kernel's slewing does at most.
+const DRIFT_PPM: i64 = 500;
+
+/// A difference up to this is caught up with so that the time shown never goes back; the database's clock was set, or another
+/// server's is read, where it is more, and then all replicas follow at once. 1 s.
+const SLEWED_MAX: i64 = 1_000_000;
+
+/// How far this machine's clock and the database's may be apart for what cannot be undone.
+pub const AGREEMENT: Duration = Duration::from_secs(60);
+
+/// How this machine's clock stands to the database's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skew {
+    /// The machine's time of day less the database's, in microseconds: negative when the machine's is behind.
+    pub micros: i64,
+    /// How far [`Clock::now`] may be from the database's time at the most: half of the best round trip, and the drift since.
+    pub error: Duration,
+}
+
+/// Two clocks that are further apart than [`AGREEMENT`]: one of them is wrong, and nobody can tell which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this machine's clock is {} s {} the database's; set the wrong one right (see `timedatectl`)",
+    .ahead_micros.unsigned_abs() / 1_000_000,
+    if *.ahead_micros < 0 { "behind" } else { "ahead of" }
+)]
+pub struct Disagreement {
+    /// The machine's time of day less the database's, in microseconds.
+    pub ahead_micros: i64,
+}
+
+impl Course {
+    /// The interval, widened by what the clocks may have drifted apart since.
+    fn bounds(&self, elapsed: i64) -> (i64, i64) {
+        let drift = (elapsed - self.at).saturating_mul(DRIFT_PPM) / 1_000_000;
+        (self.low.saturating_sub(drift), self.high.saturating_add(drift))
     }
 
-    /// A clock that starts at the present moment and then stands still; its clones move together.
+    /// What to show. Where more was shown than the database says, time passes at half its pace until that is made up for.
+    fn now(&self, elapsed: i64) -> i64 {
+        let passed = elapsed - self.at;
+        let meant = (self.low / 2 + self.high / 2).saturating_add(elapsed);
+        meant.max(self.shown.saturating_add(passed / 2))
+    }
+}
+
+impl Clock {
+    /// The system's clock, until [`Clock::observe`] is told of the database's.
+    pub fn system() -> Self {
+        Self { source: Source::System(Arc::default()) }
+    }
+
+    /// The clock of a machine on which it is set wrong, by so many microseconds: for tests. It goes by itself, and is
+    /// corrected as the system's is.
+    pub fn wrong_by(micros: i64) -> Self {
+        let wrong_by = Some(AtomicI64::new(micros));
+        Self { source: Source::System(Arc::new(Corrected { wrong_by, ..Corrected::default() })) }
+    }
+
+    /// A clock that starts at the present moment and then stands still; its clones move together. No database corrects it.
     pub fn frozen() -> Self {
         let hand = Hand { elapsed: AtomicI64::new(system_micros()), ahead: AtomicI64::new(0) };
-        Self { hand: Some(Arc::new(hand)) }
+        Self { source: Source::Frozen(Arc::new(hand)) }
     }
 
     /// What time it is.
     pub fn now(&self) -> Timestamp {
-        let shown =
-            |hand: &Arc<Hand>| hand.elapsed.load(Ordering::SeqCst).saturating_add(hand.ahead.load(Ordering::SeqCst));
-        Timestamp(self.hand.as_ref().map_or_else(system_micros, shown))
+        Timestamp(match &self.source {
+            Source::System(clock) => {
+                // Held while the time passes, or a correction in between would be gone back behind.
+                let course = clock.course.read().expect("no one panics while holding it");
+                course.map_or_else(|| clock.time_of_day(), |course| course.now(self.elapsed_micros()))
+            }
+            Source::Frozen(hand) => hand.time_of_day(),
+        })
     }
 
     /// How long it is from some moment in the past, the same for as long as the process runs: for measuring, where a time
     /// of day that is set back must do no harm. Never goes back; a frozen clock's stands still with it.
     pub fn elapsed(&self) -> Duration {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        let hand = self.hand.as_ref().map(|hand| hand.elapsed.load(Ordering::SeqCst));
-        hand.map_or_else(|| START.elapsed(), |micros| Duration::from_micros(micros.try_into().unwrap_or(0)))
+        match &self.source {
+            Source::System(_) => START.elapsed(),
+            Source::Frozen(hand) => Duration::from_micros(hand.elapsed.load(Ordering::SeqCst).try_into().unwrap_or(0)),
+        }
+    }
+
+    fn elapsed_micros(&self) -> i64 {
+        i64::try_from(self.elapsed().as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// Takes in a reading of the database's clock, which was asked when [`Clock::elapsed`] was `asked`, and has answered by
+    /// now. The time shown goes by it from now on. A frozen clock takes in nothing.
+    ///
+    /// Returns by how many microseconds the time shown was set, where it was: the database's clock was set, or another
+    /// server answers.
+    pub fn observe(&self, database: Timestamp, asked: Duration) -> Option<i64> {
+        let Source::System(clock) = &self.source else { return None };
+        let mut course = clock.course.write().expect("no one panics while holding it");
+        let elapsed = self.elapsed_micros();
+        let asked = i64::try_from(asked.as_micros()).unwrap_or(i64::MAX).min(elapsed);
+        // It was read at some moment in between.
+        let (low, high) = (database.0.saturating_sub(elapsed), database.0.saturating_sub(asked));
+        let Some(before) = *course else {
+            let shown = low / 2 + high / 2 + elapsed;
+            *course = Some(Course { low, high, at: elapsed, shown });
+            return None;
+        };
+        let (low_before, high_before) = before.bounds(elapsed);
+        let both = (low.max(low_before), high.min(high_before));
+        // Where the two cannot both be, the later one is.
+        let (low, high) = if both.0 <= both.1 { both } else { (low, high) };
+        let shown = before.now(elapsed);
+        let set_by = (low / 2 + high / 2).saturating_add(elapsed).saturating_sub(shown);
+        let was_set = set_by.saturating_abs() > SLEWED_MAX;
+        let shown = if was_set { shown.saturating_add(set_by) } else { shown };
+        *course = Some(Course { low, high, at: elapsed, shown });
+        was_set.then_some(set_by)
+    }
+
+    /// How this machine's clock stands to the database's; `None` before the first reading, and for a frozen clock.
+    pub fn skew(&self) -> Option<Skew> {
+        let Source::System(clock) = &self.source else { return None };
+        let course = (*clock.course.read().expect("no one panics while holding it"))?;
+        let elapsed = self.elapsed_micros();
+        let (low, high) = course.bounds(elapsed);
+        let (lead, width) = (course.now(elapsed) - elapsed, high - low);
+        let middle = low / 2 + high / 2;
+        Some(Skew {
+            micros: clock.time_of_day().saturating_sub(middle).saturating_sub(elapsed),
+            error: Duration::from_micros((width / 2 + (lead - middle).abs()).try_into().unwrap_or(0)),
+        })
+    }
+
+    /// Whether the time is known as well as it has to be: corrected by the database's, to within `error_max`. A frozen clock
+    /// is right.
+    pub fn is_known(&self, error_max: Duration) -> bool {
+        match &self.source {
+            Source::System(_) => self.skew().is_some_and(|skew| skew.error <= error_max),
+            Source::Frozen(_) => true,
+        }
+    }
+
+    /// The present moment for what cannot be undone: the database's, read just now, where this machine's own clock bears
+    /// it out. A frozen clock shows what it shows.
+    ///
+    /// # Errors
+    ///
+    /// When the two are further apart than [`AGREEMENT`].
+    pub fn agreed(&self, database: Timestamp) -> Result<Timestamp, Disagreement> {
+        match &self.source {
+            Source::System(clock) => {
+                let ahead_micros = clock.time_of_day().saturating_sub(database.0);
+                let apart = Duration::from_micros(ahead_micros.unsigned_abs());
+                if apart > AGREEMENT { Err(Disagreement { ahead_micros }) } else { Ok(database) }
+            }
+            Source::Frozen(hand) => Ok(Timestamp(hand.time_of_day())),
+        }
     }
 
     /// Moves a frozen clock on. The system's clock goes by itself: there this does nothing.
     pub fn advance(&self, by: Duration) {
-        if let Some(hand) = &self.hand {
+        if let Source::Frozen(hand) = &self.source {
             hand.elapsed.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
         }
     }
 
-    /// Sets the time of day of a frozen clock, as an operator does by hand; what it measures with goes on as if nothing had
-    /// happened. The system's clock is not ours to set.
+    /// Sets the time of day, as an operator does by hand; what is measured with goes on as if nothing had happened. For
+    /// clocks of tests: the system's own is not ours to set.
     pub fn set(&self, now: Timestamp) {
-        if let Some(hand) = &self.hand {
-            hand.ahead.store(now.0.saturating_sub(hand.elapsed.load(Ordering::SeqCst)), Ordering::SeqCst);
+        match &self.source {
+            Source::System(clock) => {
+                if let Some(wrong_by) = &clock.wrong_by {
+                    wrong_by.store(now.0.saturating_sub(system_micros()), Ordering::SeqCst);
+                }
+            }
+            Source::Frozen(hand) => {
+                hand.ahead.store(now.0.saturating_sub(hand.elapsed.load(Ordering::SeqCst)), Ordering::SeqCst);
+            }
         }
+    }
+}
+
+impl Hand {
+    fn time_of_day(&self) -> i64 {
+        self.elapsed.load(Ordering::SeqCst).saturating_add(self.ahead.load(Ordering::SeqCst))
+    }
+}
+
+impl Corrected {
+    /// What the machine's clock shows.
+    fn time_of_day(&self) -> i64 {
+        let wrong_by = self.wrong_by.as_ref().map_or(0, |wrong_by| wrong_by.load(Ordering::SeqCst));
+        system_micros().saturating_add(wrong_by)
     }
 }
 
@@ -201,6 +386,87 @@ mod tests {
         assert_eq!((clock.now(), clock.elapsed()), (before, elapsed + Duration::from_secs(1)));
         clock.advance(Duration::from_secs(1));
         assert_eq!(clock.now().since(before), Duration::from_secs(1));
+    }
+
+    fn micros(duration: Duration) -> i64 {
+        duration.as_micros().try_into().unwrap()
+    }
+
+    /// A reading as the database gives it, on a machine whose clock is wrong by so much.
+    fn read(clock: &Clock, database_ahead: i64) -> Option<i64> {
+        clock.observe(Timestamp(system_micros() + database_ahead), clock.elapsed())
+    }
+
+    #[test]
+    fn time_is_the_databases_whatever_the_machine_shows() {
+        for wrong_by in [-90, 90, 3_600, -3_600, 130 * 86_400] {
+            let wrong_by = wrong_by * 1_000_000;
+            let clock = Clock::wrong_by(wrong_by);
+            assert!((clock.now().as_micros() - system_micros() - wrong_by).abs() < 1_000_000, "none other is known");
+            assert_eq!(read(&clock, 0), None);
+            assert!((clock.now().as_micros() - system_micros()).abs() < 1_000_000);
+            let skew = clock.skew().unwrap();
+            assert!((skew.micros - wrong_by).abs() < 1_000_000, "{skew:?}");
+            assert!(skew.error < Duration::from_secs(1), "{skew:?}");
+            // Somebody sets the machine's clock.
+            clock.set(Timestamp(5_000_000_000));
+            assert!((clock.now().as_micros() - system_micros()).abs() < 1_000_000);
+        }
+    }
+
+    #[test]
+    fn time_never_goes_back_for_a_small_difference_and_at_once_for_a_large_one() {
+        let clock = Clock::wrong_by(0);
+        read(&clock, 0);
+        let before = clock.now();
+        // Half a second back: the readings contradict each other, and the clock waits.
+        assert_eq!(read(&clock, -500_000), None);
+        let after = clock.now();
+        assert!(after >= before && after.since(before) < Duration::from_millis(400), "{before} {after}");
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(clock.now() > after, "and goes on");
+        // Another primary, whose clock is an hour behind: all replicas follow at once, and say so.
+        let set_by = read(&clock, -micros(Duration::from_secs(3_600))).unwrap();
+        assert!((set_by + micros(Duration::from_secs(3_600))).abs() < 2_000_000, "{set_by}");
+        assert!((clock.now().as_micros() - system_micros() - set_by).abs() < 2_000_000);
+        assert!(read(&clock, 0).unwrap() > 0, "and back again");
+    }
+
+    /// A slow answer says little, and takes nothing away from what a fast one has said.
+    #[test]
+    fn the_best_of_the_readings_counts() {
+        let clock = Clock::wrong_by(0);
+        // What elapses is counted from the first time that somebody asks.
+        clock.elapsed();
+        std::thread::sleep(Duration::from_millis(30));
+        // Asked 30 ms ago, answered now.
+        clock.observe(Timestamp(system_micros()), clock.elapsed().saturating_sub(Duration::from_millis(30)));
+        let vague = clock.skew().unwrap().error;
+        assert!(vague >= Duration::from_millis(14), "{vague:?}");
+        read(&clock, -10_000);
+        // Until what was shown too much is made up for.
+        std::thread::sleep(Duration::from_millis(100));
+        let exact = clock.skew().unwrap();
+        assert!(exact.error < vague, "{exact:?}");
+        clock.observe(Timestamp(system_micros() - 10_000), clock.elapsed().saturating_sub(Duration::from_millis(30)));
+        assert!(clock.skew().unwrap().error < vague);
+        assert!(clock.is_known(Duration::from_secs(1)) && !clock.is_known(Duration::ZERO));
+        assert!(!Clock::system().is_known(Duration::from_secs(1)), "never read");
+    }
+
+    #[test]
+    fn what_cannot_be_undone_waits_until_the_clocks_agree() {
+        let (minute, here) = (micros(AGREEMENT), Clock::wrong_by(0));
+        let now = system_micros();
+        assert_eq!(here.agreed(Timestamp(now - minute / 2)), Ok(Timestamp(now - minute / 2)));
+        for apart in [2 * minute, -2 * minute] {
+            let Disagreement { ahead_micros } = here.agreed(Timestamp(now - apart)).unwrap_err();
+            assert!((ahead_micros - apart).abs() < minute / 2);
+        }
+        let frozen = Clock::frozen();
+        frozen.advance(AGREEMENT * 100);
+        assert_eq!(frozen.agreed(Timestamp(now)), Ok(frozen.now()));
+        assert!(frozen.observe(Timestamp(0), Duration::ZERO).is_none() && frozen.skew().is_none());
     }
 
     #[test]

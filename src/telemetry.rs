@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 use tracing_subscriber::EnvFilter;
 
+use crate::clock::Skew;
 use crate::config::Log;
 use crate::config::LogFormat;
 
@@ -167,6 +168,8 @@ pub struct Metrics {
     deliveries_pending: Family<KindLabels, Gauge>,
     delivery_attempts: Family<KindLabels, Histogram>,
     not_ready: Family<ConditionLabels, Gauge>,
+    clock_skew: Gauge<f64, AtomicU64>,
+    clock_error: Gauge<f64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -237,6 +240,12 @@ impl Default for Metrics {
         let not_ready = Family::default();
         let help = "Whether a condition keeps this replica from being ready: 1 or 0";
         registry.register("not_ready", help, not_ready.clone());
+        let clock_skew = Gauge::default();
+        let help = "This machine's clock less the database's, which is the one that counts; negative when it is behind";
+        registry.register_with_unit("clock_skew", help, Unit::Seconds, clock_skew.clone());
+        let clock_error = Gauge::default();
+        let help = "How far the time that this replica goes by may be from the database's; -1 before the first reading";
+        registry.register_with_unit("clock_error", help, Unit::Seconds, clock_error.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -262,6 +271,8 @@ impl Default for Metrics {
             deliveries_pending,
             delivery_attempts,
             not_ready,
+            clock_skew,
+            clock_error,
         }
     }
 }
@@ -367,6 +378,12 @@ impl Metrics {
     /// Notes whether a condition keeps this replica from being ready.
     pub fn not_ready(&self, condition: &'static str, holds: bool) {
         self.not_ready.get_or_create(&ConditionLabels { condition }).set(holds.into());
+    }
+
+    /// Notes how this machine's clock stands to the database's; `None` before that is known.
+    pub fn clock(&self, skew: Option<Skew>) {
+        self.clock_skew.set(skew.map_or(0.0, |skew| skew.micros as f64 / 1e6));
+        self.clock_error.set(skew.map_or(-1.0, |skew| skew.error.as_secs_f64()));
     }
 
     /// Everything, in the text format of OpenMetrics.

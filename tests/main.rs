@@ -28,6 +28,7 @@ mod input;
 mod model;
 
 // What holds at the edge, and when things fail.
+mod clocks;
 mod errors;
 mod faults;
 mod grpc;

@@ -293,6 +293,7 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
                     removed += of(&some, Kind::Sessions);
                     steps += 1;
                 }
+                Step::Contradicted(disagreement) => panic!("{disagreement}"),
             }
         }
     });

@@ -65,6 +65,7 @@ pub use sweep::PASS_INTERVAL;
 pub use sweep::Removed;
 pub use sweep::Start;
 pub use sweep::Step;
+pub use sweep::SweepError;
 pub use sweep::Sweeper;
 pub use usage::FLUSH_INTERVAL;
 pub use verify::Verdict;

@@ -1,6 +1,8 @@
 //! Whether this replica should be sent requests, and why not: one list of conditions, which `/readyz`, `grpc.health.v1`, the
 //! log and the metrics all show.
 
+use std::time::Duration;
+
 use super::App;
 use crate::store;
 
@@ -18,11 +20,18 @@ pub enum NotReady {
     /// Requests have been refused for want of a place for some seconds without a break.
     #[error("too many requests are under way")]
     Saturated,
+    /// The time by which this replica judges may be too far from the database's.
+    #[error("the database's clock is not known well enough")]
+    ClockSkew,
 }
+
+/// How far the time that a replica goes by may be from the database's: a tenth of the default grace of a refresh. Correction
+/// makes up for a machine's clock however wrong; what is left is half of the best round trip, and the drift since.
+const CLOCK_ERROR_MAX: Duration = Duration::from_secs(1);
 
 impl NotReady {
     /// Every condition's name, for metrics that show all of them.
-    pub const CONDITIONS: [&'static str; 3] = ["database", "draining", "saturated"];
+    pub const CONDITIONS: [&'static str; 4] = ["database", "draining", "saturated", "clock_skew"];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
@@ -30,6 +39,7 @@ impl NotReady {
             Self::Database(_) => "database",
             Self::Draining => "draining",
             Self::Saturated => "saturated",
+            Self::ClockSkew => "clock_skew",
         }
     }
 }
@@ -41,6 +51,7 @@ impl App {
         let database = self.probe.ping().await.err().map(NotReady::Database);
         let draining = self.load.is_draining().then_some(NotReady::Draining);
         let saturated = self.load.look().then_some(NotReady::Saturated);
-        database.into_iter().chain(draining).chain(saturated).collect()
+        let clock = (!self.clock.is_known(CLOCK_ERROR_MAX)).then_some(NotReady::ClockSkew);
+        database.into_iter().chain(draining).chain(saturated).chain(clock).collect()
     }
 }

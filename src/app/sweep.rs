@@ -3,6 +3,9 @@
 //! Many small steps: each takes the row of its task, so that no two replicas are at it at once, looks at the next rows,
 //! removes those that are due, notes how far it has come, and commits. Then a pause, nine times as long as the step took: so
 //! a sweep costs the database a tenth of one connection, however much there is to remove and however slow the disk.
+//!
+//! What is removed does not come back. So each step goes by the database's clock, and removes nothing where this machine's own
+//! clock contradicts it: one of the two is wrong, and nobody can tell which.
 
 use std::time::Duration;
 
@@ -10,6 +13,7 @@ use tokio::time::Instant;
 use tokio::time::sleep;
 
 use crate::clock::Clock;
+use crate::clock::Disagreement;
 use crate::clock::Timestamp;
 use crate::config::Retention;
 use crate::session::retention;
@@ -109,6 +113,19 @@ pub enum Step {
     Taken(Vec<Removed>),
     /// The same, and they were the last: the next step begins a new pass.
     Last(Vec<Removed>),
+    /// Nothing: this machine's clock contradicts the database's.
+    Contradicted(Disagreement),
+}
+
+/// Why a sweep did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Nobody knows what time it is.
+    #[error("nothing more is removed")]
+    Clocks(#[from] Disagreement),
 }
 
 /// Removes what is over. Clones are one and the same.
@@ -130,8 +147,14 @@ impl Sweeper {
     pub async fn run(self) {
         loop {
             for task in Task::ALL {
-                if let Err(error) = self.pass_when_due(task).await {
-                    tracing::warn!(task = task.as_str(), error = chain(&error), "a sweep is put off");
+                match self.pass_when_due(task).await {
+                    Ok(()) => {}
+                    Err(SweepError::Clocks(error)) => {
+                        tracing::warn!(error = chain(&error), "no sweep: the clocks differ");
+                        // As true for the other tasks.
+                        break;
+                    }
+                    Err(error) => tracing::warn!(task = task.as_str(), error = chain(&error), "a sweep is put off"),
                 }
             }
             sleep(LOOK_INTERVAL).await;
@@ -143,8 +166,8 @@ impl Sweeper {
     ///
     /// # Errors
     ///
-    /// The store's. What was removed before stays removed.
-    pub async fn run_once(&self) -> Result<Vec<Removed>, store::Error> {
+    /// The store's, and [`SweepError::Clocks`]. What was removed before stays removed.
+    pub async fn run_once(&self) -> Result<Vec<Removed>, SweepError> {
         let mut removed = vec![];
         for task in Task::ALL {
             while !self.restart(task).await? {
@@ -160,6 +183,7 @@ impl Sweeper {
                     }
                     // A replica's step is short.
                     Step::Busy | Step::Resting => sleep(STEP_MAX / 10).await,
+                    Step::Contradicted(disagreement) => return Err(disagreement.into()),
                 }
             }
         }
@@ -172,15 +196,20 @@ impl Sweeper {
     ///
     /// The store's. Then nothing was removed.
     pub async fn step(&self, task: Task, rows_max: i64, start: Start) -> Result<Step, store::Error> {
-        let (retention, now) = (self.retention.clone(), self.clock.now());
+        let (retention, clock) = (self.retention.clone(), self.clock.clone());
         let started = Instant::now();
         let work = move |mut tx: Tx| async move {
             let Some(Progress { position, completed_at }) = tx.sweep_claim(task).await? else {
                 return tx.commit((Step::Busy, None)).await;
             };
+            let now = match clock.agreed(tx.time().await?) {
+                Ok(now) => now,
+                Err(disagreement) => return tx.commit((Step::Contradicted(disagreement), completed_at)).await,
+            };
             let is_due = match start {
                 Start::AtOnce => true,
-                Start::WhenDue => completed_at.is_none_or(|at| at + PASS_INTERVAL <= now),
+                // A pass that ended in the future was made by a clock that was wrong.
+                Start::WhenDue => completed_at.is_none_or(|at| at + PASS_INTERVAL <= now || at > now),
             };
             if position == Position::start() && !is_due {
                 return tx.commit((Step::Resting, completed_at)).await;
@@ -202,24 +231,30 @@ impl Sweeper {
         Ok(step)
     }
 
-    async fn pass_when_due(&self, task: Task) -> Result<(), store::Error> {
+    async fn pass_when_due(&self, task: Task) -> Result<(), SweepError> {
         let (mut removed, mut rows_max) = (vec![], ROWS_MAX);
         loop {
-            let (step, took) = self.paced(task, &mut rows_max, Start::WhenDue).await?;
+            let (step, took) = match self.paced(task, &mut rows_max, Start::WhenDue).await {
+                Ok(paced) => paced,
+                Err(error) => {
+                    tell(task, &removed, "a sweep was put off");
+                    return Err(error.into());
+                }
+            };
             match step {
-                Step::Busy | Step::Resting => return Ok(()),
+                // Other replicas may take steps of the same pass; each tells of its own.
+                Step::Busy | Step::Resting => {
+                    tell(task, &removed, "a sweep goes on at another replica");
+                    return Ok(());
+                }
+                Step::Contradicted(disagreement) => {
+                    tell(task, &removed, "a sweep was put off");
+                    return Err(disagreement.into());
+                }
                 Step::Taken(some) => add(&mut removed, &some),
                 Step::Last(some) => {
                     add(&mut removed, &some);
-                    // Other replicas may have taken steps of the same pass; each counts its own.
-                    let any = removed.iter().any(|(_, rows)| *rows > 0);
-                    let removed: Vec<_> =
-                        removed.iter().map(|(kind, rows)| format!("{rows} {}", kind.as_str())).collect();
-                    let (task, removed) = (task.as_str(), removed.join(", "));
-                    match any {
-                        true => tracing::info!(task, removed, "a sweep is complete"),
-                        false => tracing::debug!(task, removed, "a sweep is complete"),
-                    }
+                    tell(task, &removed, "a sweep is complete");
                     return Ok(());
                 }
             }
@@ -257,6 +292,17 @@ impl Sweeper {
                 tx.commit(claimed).await
             })
             .await
+    }
+}
+
+/// Writes down what was removed. Nothing else remembers it.
+fn tell(task: Task, removed: &[Removed], how: &'static str) {
+    let any = removed.iter().any(|(_, rows)| *rows > 0);
+    let removed: Vec<_> = removed.iter().map(|(kind, rows)| format!("{rows} {}", kind.as_str())).collect();
+    let (task, removed) = (task.as_str(), removed.join(", "));
+    match any {
+        true => tracing::info!(task, removed, "{how}"),
+        false => tracing::debug!(task, removed, "{how}"),
     }
 }
 

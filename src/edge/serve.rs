@@ -55,6 +55,7 @@ use crate::app::Deliverer;
 use crate::app::NotReady;
 use crate::app::Sweeper;
 use crate::clock;
+use crate::clock::Skew;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
@@ -79,6 +80,12 @@ const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the database's health is looked at for `grpc.health.v1`.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far this machine's clock may be from the database's before it is warned of.
+const SKEW_WARNED: Duration = Duration::from_secs(1);
+
+/// How often it is warned of again.
+const SKEW_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -456,12 +463,14 @@ async fn follow_feed(app: App) {
 async fn watch_health(health: HealthReporter, ready: watch::Sender<Option<String>>, app: App, metrics: Metrics) {
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut skew_told = None;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = app.load().changed() => {}
         }
         let found = app.readiness().await;
+        tell_skew(app.clock().skew(), &mut skew_told, &metrics);
         for condition in NotReady::CONDITIONS {
             metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));
         }
@@ -479,6 +488,25 @@ async fn watch_health(health: HealthReporter, ready: watch::Sender<Option<String
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, status).await;
         }
+    }
+}
+
+/// Shows how this machine's clock stands to the database's, and warns of it every so often for as long as it is wrong.
+fn tell_skew(skew: Option<Skew>, told: &mut Option<Instant>, metrics: &Metrics) {
+    metrics.clock(skew);
+    let Some(skew) = skew else { return };
+    let apart = Duration::from_micros(skew.micros.unsigned_abs());
+    if apart <= SKEW_WARNED {
+        if told.take().is_some() {
+            tracing::info!("this machine's clock agrees with the database's again");
+        }
+    } else if told.is_none_or(|told| told.elapsed() >= SKEW_INTERVAL) {
+        *told = Some(Instant::now());
+        let ahead_ms = skew.micros / 1_000;
+        tracing::warn!(
+            ahead_ms,
+            "this machine's clock differs from the database's; sessions are judged by the database's"
+        );
     }
 }
 

@@ -16,6 +16,8 @@ use super::HEARTBEAT_INTERVAL;
 use super::LEEWAY;
 use super::hub::Hub;
 use crate::clock;
+use crate::clock::Clock;
+use crate::clock::Timestamp;
 use crate::store::Error;
 use crate::store::PageStart;
 use crate::store::Store;
@@ -89,7 +91,9 @@ enum Stop {
 
 async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<Stop, Error> {
     // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
+    let asked = hub.clock().elapsed();
     let position = store.feed_position(replica).await?;
+    keep_time(hub.clock(), position.at, asked);
     let mut snapshot = position.snapshot.clone();
     hub.found(&position);
     // By the earlier of two clocks: one that is ahead would leave out what still matters.
@@ -109,7 +113,9 @@ async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &
         let _ = timeout(POLL_INTERVAL, rung.notified()).await;
         sleep_until(soonest).await;
         began = Instant::now();
+        let asked = hub.clock().elapsed();
         let reading = store.feed_next(replica, &snapshot, PAGE_ROWS).await?;
+        keep_time(hub.clock(), reading.at, asked);
         if reading.news.len() >= PAGE_ROWS {
             return Ok(Stop::FarBehind);
         }
@@ -117,6 +123,14 @@ async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &
         if hub.go_on(reading).is_err() {
             return Ok(Stop::AnotherHistory);
         }
+    }
+}
+
+/// Keeps this replica's clock with the database's.
+fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
+    if let Some(micros) = clock.observe(at, asked) {
+        let by_ms = micros / 1_000;
+        tracing::warn!(by_ms, "the database's clock was set, or another server answers; this replica goes by it");
     }
 }
 

@@ -26,6 +26,7 @@ mod server_keys;
 mod sessions;
 mod statements;
 mod sweep;
+mod time;
 mod tx;
 mod users;
 

@@ -14,6 +14,7 @@ use jsonwebtoken::EncodingKey;
 use secrecy::zeroize::Zeroizing;
 
 use super::schedule::Schedule;
+use super::schedule::Stage;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -208,7 +209,8 @@ impl Keyring {
         self.refresh.get(&id)
     }
 
-    /// The key that signs for the project now: of several, the one that began last.
+    /// The key that signs for the project now: of several, the one that began last. Where none has begun yet, the one that
+    /// begins first: a clock may be behind the one by which it was made, and a user must not wait for that.
     pub fn signs_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<SigningKey>> {
         newest(&self.projects.get(project)?.signing, now, |key| key.id())
     }
@@ -234,5 +236,9 @@ fn newest<K>(keys: &[(Schedule, Arc<K>)], now: Timestamp, id: impl Fn(&K) -> Key
         .filter(|(schedule, _)| schedule.signs_at(now))
         // Of two that began together, every replica takes the same.
         .max_by_key(|(schedule, key)| (schedule.signs_from, id(key)))
+        .or_else(|| {
+            let waiting = keys.iter().filter(|(schedule, _)| schedule.stage(now) == Stage::Waiting);
+            waiting.min_by_key(|(schedule, key)| (schedule.signs_from, id(key)))
+        })
         .map(|(_, key)| key)
 }

@@ -147,14 +147,24 @@ impl Service {
         self.replica_with(options(&self.database.url)).await
     }
 
+    /// The same on a machine whose clock is wrong by so many microseconds; it goes by itself, and the database's corrects it.
+    pub async fn replica_wrong_by(&self, micros: i64) -> Self {
+        self.replica_as(options(&self.database.url), Clock::wrong_by(micros)).await
+    }
+
     /// The same by another way to the database, and with no more patience than in production.
     pub async fn replica_by(&self, url: &str) -> Self {
         self.replica_with(hasty(url)).await
     }
 
     async fn replica_with(&self, options: Options) -> Self {
+        self.replica_as(options, Clock::frozen()).await
+    }
+
+    async fn replica_as(&self, options: Options, clock: Clock) -> Self {
         let database = database::Database { url: self.database.url.clone() };
-        let mut replica = Self::serve(database, &options, rates(), Arc::clone(&self.sealing_key), |_, _| {}).await;
+        let sealing_key = Arc::clone(&self.sealing_key);
+        let mut replica = Self::serve_by(clock, database, &options, rates(), sealing_key, |_, _| {}).await;
         replica.app.keys().reload().await.expect("reads the keys");
         replica.server_key = self.server_key.clone();
         replica
@@ -167,9 +177,20 @@ impl Service {
         sealing_key: Arc<SealingKey>,
         change: impl FnOnce(&mut Web, &mut Limits),
     ) -> Self {
+        Self::serve_by(Clock::frozen(), database, options, rates, sealing_key, change).await
+    }
+
+    async fn serve_by(
+        clock: Clock,
+        database: database::Database,
+        options: &Options,
+        rates: Rates,
+        sealing_key: Arc<SealingKey>,
+        change: impl FnOnce(&mut Web, &mut Limits),
+    ) -> Self {
         let metrics = Metrics::default();
-        let clock = Clock::frozen();
         let store = Store::new(options, metrics.clone()).expect("a good URL");
+        store.correct(&clock).await.expect("the database tells the time");
         let keys = KeyCache::new(store.clone(), Sealer::new(&sealing_key, None));
         let app = App::new(store.clone(), keys, Issuer::new(ISSUER), clock.clone()).with_rates(&rates, metrics.clone());
 

@@ -1,7 +1,6 @@
 //! `sessiond restored`.
 
 use sessiond::app;
-use sessiond::clock::Clock;
 use sessiond::config::Database;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
@@ -20,7 +19,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
-    let projects = app::restored(&store, &Clock::system()).await?;
+    let projects = app::restored(&store, &setup::clock(&store).await?).await?;
     let ended = format!("ended every session of {projects} projects; whoever was signed in signs in again");
     Ok(print::done(ended)?)
 }

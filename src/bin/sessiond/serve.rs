@@ -2,7 +2,6 @@
 
 use axum::Router;
 use sessiond::app::Sweeper;
-use sessiond::clock::Clock;
 use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Limits;
@@ -66,8 +65,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
     // From here on each connection is checked: a failover must not lead to a host that promises less.
     let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
-    let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention, metrics.clone());
-    let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
+    let app = setup::app(store.clone(), sealer, &args.web.issuer).await?.with_rates(&args.rates, metrics.clone());
+    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention, metrics.clone());
     app.check_sealing().await?;
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
 

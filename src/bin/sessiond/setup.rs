@@ -17,6 +17,7 @@ use sessiond::config::Pool;
 use sessiond::config::Sealing;
 use sessiond::outbound::CertificatesError;
 use sessiond::outbound::Outbound;
+use sessiond::store;
 use sessiond::store::Demand;
 use sessiond::store::Options;
 use sessiond::store::Store;
@@ -61,9 +62,18 @@ pub(crate) async fn reach(store: &Store) -> Outcome {
     }
 }
 
-/// The service over a database, with the keys still to be read.
-pub(crate) fn app(store: Store, sealer: Sealer, issuer: &str) -> App {
-    App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), Clock::system())
+/// The clock, corrected by the database's: what is judged here must be what another replica would judge, whatever this
+/// machine's own clock shows.
+pub(crate) async fn clock(store: &Store) -> Result<Clock, store::Error> {
+    let clock = Clock::system();
+    store.correct(&clock).await?;
+    Ok(clock)
+}
+
+/// The service over a database that answers, with the keys still to be read.
+pub(crate) async fn app(store: Store, sealer: Sealer, issuer: &str) -> Result<App, store::Error> {
+    let clock = clock(&store).await?;
+    Ok(App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), clock))
 }
 
 /// What tells others that sessions have ended.
@@ -78,7 +88,7 @@ pub(crate) fn deliverer(app: &App, settings: Backchannel, metrics: &Metrics) -> 
 pub(crate) async fn operator(database: Database, sealer: Sealer) -> Result<App, Box<dyn Error>> {
     let store = store(database.database_url, &database.pool, Demand::Nothing, &Metrics::default())?;
     reach(&store).await?;
-    Ok(app(store, sealer, ""))
+    Ok(app(store, sealer, "").await?)
 }
 
 /// For a command that neither seals nor opens a key: its operator need not hold the sealing key.

@@ -1,7 +1,6 @@
 //! `sessiond sweep`.
 
 use sessiond::app::Sweeper;
-use sessiond::clock::Clock;
 use sessiond::config::Database;
 use sessiond::config::Retention;
 use sessiond::store::Demand;
@@ -24,7 +23,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let metrics = Metrics::default();
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
-    let removed = Sweeper::new(store, Clock::system(), args.retention, metrics).run_once().await?;
+    let clock = setup::clock(&store).await?;
+    let removed = Sweeper::new(store, clock, args.retention, metrics).run_once().await?;
     let lines = removed.iter().map(|(kind, rows)| format!("removed {rows} {}", kind.as_str().replace('_', " ")));
     Ok(print::done(lines.collect::<Vec<_>>().join("\n"))?)
 }

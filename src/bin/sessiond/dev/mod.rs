@@ -18,7 +18,6 @@ use sessiond::app::App;
 use sessiond::app::Caller;
 use sessiond::app::ProjectError;
 use sessiond::app::Sweeper;
-use sessiond::clock::Clock;
 use sessiond::cluster;
 use sessiond::cluster::Cluster;
 use sessiond::config::Backchannel;
@@ -120,8 +119,8 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
-    let sweeper = Sweeper::new(store.clone(), Clock::system(), args.retention.clone(), metrics.clone());
-    let app = setup::app(store, sealer, &args.web.issuer).with_rates(&args.rates, metrics.clone());
+    let app = setup::app(store.clone(), sealer, &args.web.issuer).await?.with_rates(&args.rates, metrics.clone());
+    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.clone(), metrics.clone());
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
 

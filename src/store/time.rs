@@ -1,0 +1,50 @@
+//! The database's clock, which every replica goes by.
+
+use diesel::dsl::sql;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types::Timestamptz;
+use diesel_async::RunQueryDsl as _;
+
+use super::Store;
+use super::Tx;
+use super::error::Error;
+use super::rows::from_pg;
+use crate::clock::Clock;
+use crate::clock::Timestamp;
+
+/// How often the clock is read at the start: the fastest answer says most.
+const READINGS: usize = 3;
+
+impl Store {
+    /// Corrects a clock by the database's. To be called before anything is judged by it; the feed's reader keeps it right
+    /// from then on.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn correct(&self, clock: &Clock) -> Result<(), Error> {
+        for _ in 0..READINGS {
+            let asked = clock.elapsed();
+            let now = self.once("clock", |mut tx| async move {
+                let now = tx.time().await?;
+                tx.commit(now).await
+            });
+            clock.observe(now.await?, asked);
+        }
+        Ok(())
+    }
+}
+
+impl Tx {
+    /// What time the database has, and not when the transaction began.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn time(&mut self) -> Result<Timestamp, Error> {
+        let rows = diesel::select(sql::<Timestamptz>("clock_timestamp()")).load::<PgTimestamp>(self.pg()).await;
+        let rows = rows.map_err(|error| self.failed(error))?;
+        let bad = || Error::Inconsistent { table: "clock", column: "clock_timestamp", row: "the only one".to_owned() };
+        rows.into_iter().next().map(from_pg).ok_or_else(bad)
+    }
+}
