@@ -94,3 +94,54 @@ fn a_missing_toolchain_is_in_the_same_list() {
     let first = complained.lines().next().unwrap_or_default();
     assert!(first.starts_with("Missing: ") && first.contains("a Rust toolchain (https://rustup.rs)"), "{complained}");
 }
+
+/// Runs lines of shell after `tests/clients/lib.sh`, with these programs before all others.
+fn client_suite(programs: &Programs, lines: &str) -> Output {
+    let path = format!("{}:{}", programs.0.display(), env::var("PATH").unwrap_or_default());
+    let script = format!("set -eu\n. tests/clients/lib.sh\n{lines}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    command.env("PATH", path).env("TMPDIR", &programs.0).output().expect("runs")
+}
+
+/// Whatever happens to it, and to the one before: a suite that was killed is cleared up after by the next.
+#[test]
+fn a_client_suite_leaves_nothing_behind() {
+    let here = Programs::of_every_unix("suite");
+    let mut gone = Command::new("true").spawn().expect("runs");
+    gone.wait().expect("ends");
+    let left = here.0.join(format!("sessiond-clients-{}-abcdef", gone.id()));
+    fs::create_dir_all(left.join("sessiond/postgres")).expect("creates");
+    let alive = here.0.join(format!("sessiond-clients-{}-abcdef", std::process::id()));
+    fs::create_dir(&alive).expect("creates");
+
+    for (ending, code) in [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$; sleep 5", 1), ("kill -HUP $$; sleep 5", 1)] {
+        let ended = client_suite(&here, &format!("echo \"$data\"\nls -ld \"$data\"\n{ending}"));
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert_eq!(ended.status.code(), Some(code), "{ending}: {ended:?}");
+        let data = Path::new(said.lines().next().expect("a directory"));
+        assert!(data.starts_with(&here.0) && !data.exists(), "{ending}: {said}");
+        // All may pass, so that root's Postgres belongs in here, and nobody may look around.
+        assert!(said.contains("drwx--x--x"), "{said}");
+    }
+    assert!(!left.exists() && alive.exists());
+}
+
+/// Debian 12 has Node 18, and the clients' packages want 20.
+#[test]
+fn an_older_node_is_replaced_by_one_that_npm_brings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let brought = root.join("target/tools/node/node_modules/node/bin/node");
+    let there_before = brought.exists();
+    let old = Programs::of_every_unix("node").with("node", "echo v18.20.4").with("npm", "echo \"npm $*\" >&2");
+    let asked = client_suite(&old, "need_node");
+    let said = String::from_utf8_lossy(&asked.stderr);
+    assert!(
+        asked.status.success() && said.contains("Node 20 or later is needed, and here is only version 18"),
+        "{said}"
+    );
+    assert!(there_before || said.contains("npm install --prefix ") && said.contains(" node@22"), "{said}");
+    let fits = Programs::of_every_unix("node-fits").with("node", "echo v20.0.0").with("npm", "echo \"npm $*\" >&2");
+    let asked = client_suite(&fits, "need_node");
+    assert!(asked.status.success() && asked.stderr.is_empty(), "{asked:?}");
+}

@@ -55,10 +55,13 @@ need_node() {
     PATH=$node/node_modules/node/bin:$PATH
 }
 
+# npm stays with the Node that it came with, which trusts the certificates that the system does.
+system_path=$PATH
+npm() { PATH=$system_path command npm "$@"; }
+
 # Copies a directory of JavaScript to below `target`, where its packages may be, and installs those: what was left half done
 # is done again. Sets `client`.
 npm_client() {
-    need_node
     client=target/${1#tests/}
     mkdir -p "$client"
     cp -R "$1/." "$client"
@@ -66,6 +69,7 @@ npm_client() {
         npm ci --prefix "$client" --ignore-scripts --no-audit --no-fund --loglevel=error
         cp "$1/package-lock.json" "$client/node_modules/installed"
     fi
+    need_node
 }
 
 # Installs what a directory of Python asks for, below `target`. Sets `python`.
