@@ -367,7 +367,7 @@ async fn deliver(service: &Service, project: &ProjectId) {
     assert_eq!(store.deliveries_open(project.clone(), 10).await.expect("reads").len(), 10);
     let endpoints = service.app.endpoints(project.clone()).await.expect("reads");
     assert!(!service.app.endpoint_remove(project.clone(), endpoints[0].id).await.expect("removes"));
-    let (url, audience) = ("https://example.org".to_owned(), "shop".to_owned());
+    let (url, audience) = ("https://example.org/another".to_owned(), "shop".to_owned());
     let new = NewEndpoint { project: project.clone(), kind: endpoints[0].kind, url, audience };
     service.app.endpoint_add(new, &[]).await.expect("adds one");
 }

@@ -24,8 +24,8 @@ const SKIPPED: [(&str, &str); 4] = [
 const SHELL: &str = r#"set -eu
 curl() {
     case "$*" in
-        *revocations:watch*) command curl --silent --show-error --fail --max-time 2 "$@" || [ $? = 28 ] ;;
-        *) command curl --silent --show-error --fail "$@" ;;
+        *revocations:watch*) command curl --silent --show-error --fail --max-time 2 "$@" || [ $? = 28 ] || return ;;
+        *) command curl --silent --show-error --fail "$@" || return ;;
     esac
     echo
 }
