@@ -1,7 +1,10 @@
 //! What the operator sees: the log, and the metrics in the format of Prometheus. Neither ever holds a token, a key, a
 //! digest, a user's id or a full address.
 
+mod log;
+
 use std::io::IsTerminal as _;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -170,6 +173,8 @@ pub struct Metrics {
     not_ready: Family<ConditionLabels, Gauge>,
     clock_skew: Gauge<f64, AtomicU64>,
     clock_error: Gauge<f64, AtomicU64>,
+    task_restarts: Family<TaskLabels, Counter>,
+    log_lines_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -246,6 +251,12 @@ impl Default for Metrics {
         let clock_error = Gauge::default();
         let help = "How far the time that this replica goes by may be from the database's; -1 before the first reading";
         registry.register_with_unit("clock_error", help, Unit::Seconds, clock_error.clone());
+        let task_restarts = Family::default();
+        let help = "Background tasks that ended or panicked and were started again, by task";
+        registry.register("task_restarts", help, task_restarts.clone());
+        let log_lines_dropped = Counter::default();
+        let help = "Log lines that standard error did not take: it was full, closed or not read";
+        registry.register("log_lines_dropped", help, log_lines_dropped.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -273,6 +284,8 @@ impl Default for Metrics {
             not_ready,
             clock_skew,
             clock_error,
+            task_restarts,
+            log_lines_dropped,
         }
     }
 }
@@ -386,8 +399,15 @@ impl Metrics {
         self.clock_error.set(skew.map_or(-1.0, |skew| skew.error.as_secs_f64()));
     }
 
+    /// Counts a background task that ended or panicked and is started again.
+    pub fn task_restart(&self, task: &'static str) {
+        self.task_restarts.get_or_create(&TaskLabels { task }).inc();
+    }
+
     /// Everything, in the text format of OpenMetrics.
     pub fn render(&self) -> String {
+        let dropped = log::Log::present().map_or(0, log::Log::dropped);
+        self.log_lines_dropped.inner().fetch_max(dropped, std::sync::atomic::Ordering::Relaxed);
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("a string takes whatever is written to it");
         page
@@ -421,7 +441,8 @@ pub struct FilterError {
 /// Libraries that would put secrets into the log, were they asked for all they know.
 const TALKATIVE: [&str; 7] = ["tokio_postgres", "diesel", "diesel_async", "h2", "hyper", "hyper_util", "rustls"];
 
-/// Sends the log to standard error, from now on and for the whole process.
+/// Sends the log to standard error, from now on and for the whole process. What standard error does not take is dropped and
+/// counted: nobody waits for it.
 ///
 /// # Errors
 ///
@@ -433,12 +454,39 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     let filter = TALKATIVE.iter().fold(filter, |filter, target| {
         filter.add_directive(format!("{target}=info").parse().expect("a target and a level"))
     });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log::Log::of_process().clone());
     match log.log_format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
+    std::panic::set_hook(Box::new(panicked));
     Ok(())
+}
+
+/// The default hook writes to standard error itself, and waits for as long as nobody reads that.
+fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let message = panic.payload_as_str().unwrap_or_default();
+    tracing::error!(location, thread = thread.name(), request_id = %request_id(), "panicked: {message}");
+}
+
+/// Writes a line to standard error, after what was logged before. Waits a second at most, and needs no log.
+pub fn say(text: &str) {
+    match log::Log::present() {
+        Some(log) => {
+            log.line(format!("{text}\n").as_bytes());
+            log.flush();
+        }
+        None => drop(writeln!(std::io::stderr(), "{text}")),
+    }
+}
+
+/// Waits until what was logged is written, a second at most: for a process that is about to exit.
+pub fn flush() {
+    if let Some(log) = log::Log::present() {
+        log.flush();
+    }
 }
 
 /// An error and all that caused it, on one line. A cause that the levels above have spelled out already is not repeated.

@@ -43,6 +43,7 @@ mod seed;
 
 // The binary as people run it, and what they run it by.
 mod binary;
+mod log;
 mod readme;
 mod scripts;
 

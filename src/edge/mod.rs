@@ -20,6 +20,7 @@ mod rate;
 mod seed;
 mod serve;
 mod stalled;
+mod supervise;
 mod verify;
 mod well_known;
 

@@ -50,6 +50,8 @@ use super::origin::Trust;
 use super::stack;
 use super::stalled;
 use super::stalled::Impatient;
+use super::supervise::Shared;
+use super::supervise::Supervisor;
 use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::NotReady;
@@ -223,17 +225,23 @@ impl Server {
         } = self;
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
+        let background = Supervisor::new(&metrics);
+        let page = (metrics.clone(), app.clone());
+        let (lent, reported) = (Arc::new(metrics_listener), health.clone());
         let tasks = [
-            tokio::spawn(serve_metrics(metrics_listener, metrics.clone(), app.clone())),
-            tokio::spawn(reload_keys(app.clone())),
-            tokio::spawn(flush_usage(app.clone())),
-            tokio::spawn(follow_feed(app.clone())),
+            background.keep("metrics", move || serve_metrics(Arc::clone(&lent), page.0.clone(), page.1.clone())),
+            background.keep("reload_keys", with(&app, reload_keys)),
+            background.keep("flush_usage", with(&app, flush_usage)),
+            background.keep("feed", with(&app, follow_feed)),
         ];
         // A step under way when it is stopped is on a task of its own, and comes to its end.
-        let sweep = sweeper.map(|sweeper| tokio::spawn(sweeper.run()));
+        let sweep = sweeper.map(|sweeper| background.keep("sweep", move || sweeper.clone().run()));
         // A message that is cut off is sent again, under the same id, by whoever runs then.
-        let deliver = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
-        let looks = tokio::spawn(watch_health(health.clone(), ready, app.clone(), metrics.clone()));
+        let deliver = deliverer.map(|deliverer| background.keep("deliver", move || deliverer.clone().run()));
+        let watched = (app.clone(), metrics.clone());
+        let looks = background.keep("health", move || {
+            watch_health(reported.clone(), ready.clone(), watched.0.clone(), watched.1.clone())
+        });
 
         let (phase, phases) = watch::channel(Phase::Serving);
         let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
@@ -243,7 +251,10 @@ impl Server {
         if let Some(listener) = proxy_listener {
             accepting.spawn(accept(listener, proxy_router, Front { is_for_proxies: true, ..front.clone() }));
         }
-        stop.await;
+        tokio::select! {
+            () = stop => {}
+            _ = accepting.join_next() => tracing::error!("no more connections are accepted, by a bug: stopping"),
+        }
         app.load().drain();
         phase.send_replace(Phase::Draining);
         if !limits.drain_delay.is_zero() {
@@ -440,7 +451,16 @@ impl Drop for Received {
     }
 }
 
-async fn serve_metrics(listener: TcpListener, metrics: Metrics, app: App) {
+/// The same work for the same app, as often as it is started.
+fn with<F>(app: &App, work: fn(App) -> F) -> impl Fn() -> F + Send + 'static
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let app = app.clone();
+    move || work(app.clone())
+}
+
+async fn serve_metrics(listener: Arc<TcpListener>, metrics: Metrics, app: App) {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let page = move || {
         let (connections, idle) = app.pool_size();
@@ -450,7 +470,7 @@ async fn serve_metrics(listener: TcpListener, metrics: Metrics, app: App) {
         let page = metrics.render();
         async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
     };
-    if let Err(error) = axum::serve(listener, Router::new().route("/metrics", get(page))).await {
+    if let Err(error) = axum::serve(Shared(listener), Router::new().route("/metrics", get(page))).await {
         tracing::error!(%error, "the metrics are no longer served");
     }
 }

@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -171,7 +172,8 @@ impl Hub {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no one panics while holding it")
+        // The task that panicked is started again, and reads everything that matters once more.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what this replica has ended itself.

@@ -115,7 +115,7 @@ fn main() -> ExitCode {
 fn run(command: Command, log: &Log) -> Outcome {
     telemetry::init(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match command {
             Command::Dev(args) => dev::run(*args).await,
             Command::DemoSession(args) => dev::session::run(args).await,
@@ -132,5 +132,7 @@ fn run(command: Command, log: &Log) -> Outcome {
             Command::Restored(args) => restored::run(args).await,
             Command::Audit(args) => audit::run(args).await,
         }
-    })
+    });
+    telemetry::flush();
+    outcome
 }
