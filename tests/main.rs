@@ -38,6 +38,7 @@ mod outage;
 mod pressure;
 mod proxies;
 mod rates;
+mod recovery;
 mod rest;
 mod seed;
 

@@ -95,6 +95,9 @@ mod tests {
             assert!(run != 1, "the call itself panics");
             async move {
                 assert!(run != 0, "the future panics");
+                if run > 2 {
+                    std::future::pending().await
+                }
             }
         });
         while runs.load(Ordering::Relaxed) < 4 {

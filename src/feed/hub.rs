@@ -21,16 +21,20 @@ use uuid::Uuid;
 use super::LEEWAY;
 use super::SUBSCRIBERS_MAX;
 use super::cursor::Cursor;
+use super::position::Beat;
+use super::position::Break;
+use super::position::Position;
 use crate::clock::Clock;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::UserId;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::revoked::RevokedSet;
-use crate::store::FeedOrigin;
+use crate::store::Newest;
 use crate::store::News;
 use crate::store::Place;
 use crate::store::Reading;
+use crate::store::Unseen;
 use crate::telemetry::Metrics;
 
 /// The most updates that wait for a subscriber; one that is further behind is cut off. Updates are batches, so that this is
@@ -63,13 +67,6 @@ impl Entry {
     /// For how long from now on.
     pub(super) const fn remaining(&self, now: Duration) -> Duration {
         self.until.saturating_sub(now)
-    }
-}
-
-impl Position {
-    /// Whether a reading goes on from here.
-    fn leads_to(&self, reading: &Reading) -> bool {
-        self.origin == reading.origin && self.xmin <= reading.snapshot.xmin
     }
 }
 
@@ -111,15 +108,9 @@ struct State {
     /// How many histories there were before.
     histories: u64,
     /// This replica's last signs of life that were committed, and when each was about to be.
-    beats: VecDeque<(i64, Instant)>,
+    beats: VecDeque<(Beat, Instant)>,
     seats: Seats,
     is_closed: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Position {
-    origin: FeedOrigin,
-    xmin: u64,
 }
 
 /// As of when everything is known; of no moment before the first complete reading. Asked with every token, so without a lock.
@@ -142,12 +133,22 @@ impl ReadAt {
     }
 }
 
+/// How far one replica may be ahead of another, with clocks that differ, before its cursors look like those of a lost future.
+const LEAD_MAX: Duration = Duration::from_secs(30);
+
 /// So many signs of life are remembered: half a minute's.
 const BEATS_MAX: usize = 64;
 
-/// A reading was of another history than the one before.
-#[derive(Debug)]
-pub(super) struct AnotherHistory;
+/// What the database turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It continues what was read, or nothing was read before.
+    Continued,
+    /// See [`Break::AnotherHistory`].
+    AnotherHistory,
+    /// See [`Break::WentBack`].
+    WentBack,
+}
 
 impl Hub {
     pub(super) fn new(clock: Clock, metrics: Metrics) -> Self {
@@ -185,18 +186,36 @@ impl Hub {
 
     /// Notes where the database stands, before its past is read. Where that does not continue what was read before, all of
     /// that is forgotten, and everyone sent away who listens to it.
-    pub(super) fn found(&self, position: &Reading) {
+    pub(super) fn found(&self, present: &Reading) -> Found {
         let mut state = self.state();
-        let Some(known) = state.position.filter(|known| !known.leads_to(position)) else { return };
-        tracing::warn!(timeline = known.origin.timeline, "the database has changed hands: the feed begins anew");
+        let Some(known) = &state.position else { return Found::Continued };
+        let found = match known.after(present) {
+            Ok(_) => return Found::Continued,
+            Err(Break::AnotherHistory) => Found::AnotherHistory,
+            Err(Break::WentBack) => Found::WentBack,
+        };
+        let timeline = known.origin().timeline;
+        tracing::warn!(timeline, "the database has changed hands: the feed begins anew");
         (state.position, state.histories) = (None, state.histories + 1);
         state.entries.clear();
         state.pending.clear();
+        state.beats.clear();
         // What ended in a history that was given up may not have, in this one. Until all of this one is read, nobody goes
         // by what is known here.
         self.read_at.set(None);
         self.revoked.clear();
         let _ = self.updates.send(Update::Interrupted);
+        found
+    }
+
+    /// What the next reading has to look for; `None` before the past was read.
+    pub(super) fn unseen(&self) -> Option<Unseen> {
+        self.state().position.as_ref().map(Position::unseen)
+    }
+
+    /// The newest row that was read.
+    pub(super) fn newest(&self) -> Option<Newest> {
+        self.state().position.as_ref().and_then(Position::newest)
     }
 
     /// Takes in some of what had ended before a reading.
@@ -205,8 +224,8 @@ impl Hub {
     }
 
     /// Goes on from where the database stood: all that was before is here.
-    pub(super) fn begin(&self, position: &Reading) {
-        self.state().position = Some(Position { origin: position.origin, xmin: position.snapshot.xmin });
+    pub(super) fn begin(&self, position: Position) {
+        self.state().position = Some(position);
     }
 
     /// Takes in what has come since the reading before.
@@ -214,23 +233,21 @@ impl Hub {
     /// # Errors
     ///
     /// When it is no continuation of that one: the feed is to begin anew.
-    pub(super) fn go_on(&self, reading: Reading) -> Result<(), AnotherHistory> {
+    pub(super) fn go_on(&self, reading: Reading) -> Result<(), Break> {
         let mut state = self.state();
-        let Some(position) = state.position.filter(|position| position.leads_to(&reading)) else {
-            return Err(AnotherHistory);
-        };
+        let position = state.position.as_ref().ok_or(Break::AnotherHistory)?.after(&reading)?;
         self.take_in_read(&mut state, reading.news, reading.at.min(self.clock.now()));
-        state.position = Some(Position { xmin: reading.snapshot.xmin, ..position });
         // Whatever else it shows, it shows all that was there before the newest beat of ours that it shows.
-        let shown = reading.beat.and_then(|shown| state.beats.iter().rev().find(|(beat, _)| *beat <= shown));
+        let shown = state.beats.iter().rev().find(|(beat, _)| position.shows(beat));
         if let Some((_, at)) = shown {
             self.read_at.set(self.read_at.get().max(Some(*at)));
         }
+        state.position = Some(position);
         Ok(())
     }
 
     /// Notes a sign of life that was committed, and when that began.
-    pub(super) fn beaten(&self, beat: i64, began: Instant) {
+    pub(super) fn beaten(&self, beat: Beat, began: Instant) {
         let beats = &mut self.state().beats;
         beats.push_back((beat, began));
         if beats.len() > BEATS_MAX {
@@ -285,8 +302,8 @@ impl Hub {
     /// Tells subscribers that the stream is alive, how far it has got, and how old its news may be.
     pub(super) fn heartbeat(&self) {
         let state = self.state();
-        let (Some(position), Some(read_at)) = (state.position, self.read_at.get()) else { return };
-        let cursor = Cursor { origin: position.origin, xmin: position.xmin, at: self.clock.now() };
+        let (Some(position), Some(read_at)) = (&state.position, self.read_at.get()) else { return };
+        let cursor = Cursor { origin: position.origin(), xmin: position.settled(), at: self.clock.now() };
         // What waits to be told is before the cursor, or may be.
         if state.pending.is_empty() {
             let _ = self.updates.send(Update::Moved(cursor));
@@ -369,16 +386,25 @@ impl Hub {
     /// and after the last.
     pub(super) fn listen(&self, cursor: Option<Cursor>) -> Option<Listening> {
         let state = self.state();
-        let (position, read_at) = (state.position.filter(|_| !state.is_closed)?, self.read_at.get()?);
+        let (position, read_at) = (state.position.as_ref().filter(|_| !state.is_closed)?, self.read_at.get()?);
         let now = self.clock.now();
         let (why, from) = match cursor {
             None => (Some(Why::NoCursor), 0),
-            Some(cursor) if cursor.origin != position.origin => (Some(Why::CursorOfAnotherDatabase), 0),
+            Some(cursor) if cursor.origin != position.origin() => (Some(Why::CursorOfAnotherDatabase), 0),
             Some(cursor) if cursor.is_too_old(now) => (Some(Why::CursorTooOld), 0),
-            // A replica that is behind the one that the cursor is from tells the rest as it reads it.
+            Some(cursor) if position.is_behind(cursor.xmin) => {
+                // Of another replica, which has read a little more; or of a future that was lost.
+                if cursor.at + LEAD_MAX < now {
+                    tracing::warn!(
+                        "a subscriber's cursor is ahead of the database, and gets a snapshot: were data files put back \
+                         without `sessiond restored`?"
+                    );
+                }
+                (Some(Why::CursorOfAnotherDatabase), 0)
+            }
             Some(cursor) => (None, cursor.xmin),
         };
-        let reached = Cursor { origin: position.origin, xmin: position.xmin, at: now };
+        let reached = Cursor { origin: position.origin(), xmin: position.settled(), at: now };
         let updates = self.updates.subscribe();
         Some(Listening { updates, why, from, reached, read_at, history: state.histories })
     }

@@ -6,6 +6,7 @@
 
 mod cursor;
 mod hub;
+mod position;
 mod reader;
 mod subscription;
 
@@ -45,6 +46,8 @@ const LEEWAY: Duration = Duration::from_secs(5 * 60);
 #[derive(Clone)]
 pub struct Feed {
     hub: Arc<Hub>,
+    /// Its only connection is the reader's, so that a loss of it is noticed.
+    reading: Store,
     store: Store,
 }
 
@@ -55,7 +58,7 @@ impl Feed {
         let told = Arc::clone(&hub);
         store.on_news(move |news| told.tell(news));
         // A reading must not wait behind requests, or the news would be oldest when there is most of it.
-        Self { hub, store: store.aside(reader::CONNECTIONS) }
+        Self { hub, reading: store.aside(1), store: store.aside(reader::CONNECTIONS - 1) }
     }
 
     /// Lets so many follow at once, in place of [`SUBSCRIBERS_MAX`].
@@ -65,7 +68,7 @@ impl Feed {
 
     /// Follows the database, for ever.
     pub async fn run(&self) {
-        reader::run(&self.hub, &self.store).await;
+        reader::run(&self.hub, &self.reading, &self.store).await;
     }
 
     /// How old the news may be; `None` before the first complete reading.

@@ -14,12 +14,16 @@ use uuid::Uuid;
 
 use super::HEARTBEAT_INTERVAL;
 use super::LEEWAY;
+use super::hub::Found;
 use super::hub::Hub;
+use super::position::Beat;
+use super::position::Position;
 use crate::clock;
 use crate::clock::Clock;
 use crate::clock::Timestamp;
 use crate::store::Error;
 use crate::store::PageStart;
+use crate::store::Reading;
 use crate::store::Store;
 use crate::telemetry;
 
@@ -38,7 +42,7 @@ const READING_INTERVAL_MIN: Duration = Duration::from_millis(3);
 /// What has ended is told at most this often: under load, one message brings what many have ended.
 const TELLING_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// How often a sign of life is left in the database.
+/// How often a sign of life is written to the database's log.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long to wait for a connection that listens.
@@ -53,13 +57,13 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a replica that gives no sign of life is remembered.
 const BEACON_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Follows the database, for ever.
-pub(super) async fn run(hub: &Hub, store: &Store) {
+/// Follows the database, for ever. The reader has a connection of its own: `reading`.
+pub(super) async fn run(hub: &Hub, reading: &Store, store: &Store) {
     let replica = clock::new_uuid();
     let rung = Notify::new();
     tokio::join!(
-        read(hub, store, replica, &rung),
-        beat(hub, store, replica),
+        read(hub, reading, &rung),
+        beat(hub, store),
         listen(store, replica, &rung),
         ring(hub, store, replica),
         tell(hub),
@@ -67,13 +71,16 @@ pub(super) async fn run(hub: &Hub, store: &Store) {
     );
 }
 
-/// Reads on and on: from where the last reading stood for as long as that goes well, and otherwise what still matters as a
-/// whole.
-async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
-    let mut retry = RETRY.0;
+/// Reads on and on: from where the last reading stood, for as long as the database continues from there, and otherwise what
+/// still matters as a whole.
+async fn read(hub: &Hub, store: &Store, rung: &Notify) {
+    let (mut retry, mut reader) = (RETRY.0, None);
     loop {
-        match follow(hub, store, replica, rung, &mut retry).await {
-            Ok(Stop::AnotherHistory | Stop::FarBehind) => continue,
+        match follow(hub, store, rung, &mut reader, &mut retry).await {
+            Ok(Stop::Break | Stop::FarBehind) => {
+                reader = None;
+                continue;
+            }
             Err(error) => tracing::warn!(error = %telemetry::chain(&error), "the feed cannot be read"),
         }
         sleep(retry).await;
@@ -83,29 +90,53 @@ async fn read(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify) {
 
 /// Why a reading does not go on from the one before.
 enum Stop {
-    /// The database tells another history, or the same one from another server.
-    AnotherHistory,
+    /// The database does not continue what was read.
+    Break,
     /// So much has come that it is read in pages.
     FarBehind,
 }
 
-async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &mut Duration) -> Result<Stop, Error> {
-    // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
-    let asked = hub.clock().elapsed();
-    let position = store.feed_position(replica).await?;
-    keep_time(hub.clock(), position.at, asked);
-    let mut snapshot = position.snapshot.clone();
-    hub.found(&position);
-    // By the earlier of two clocks: one that is ahead would leave out what still matters.
-    let now = position.at.min(hub.clock().now());
-    let mut next = Some(PageStart::at(now - LEEWAY));
-    while let Some(from) = next {
-        let page = store.feed_page(from, PAGE_ROWS).await?;
-        hub.take_in_past(page.news, now);
-        next = page.next;
+/// A reader at work.
+struct Reader {
+    connection: u64,
+    /// What is left to be read once more, since the connection was lost.
+    again: Option<Pages>,
+}
+
+/// What still matters at a moment, page by page.
+struct Pages {
+    at: Timestamp,
+    next: Option<PageStart>,
+}
+
+impl Pages {
+    /// By the earlier of two clocks: one that is ahead would leave out what still matters.
+    fn new(hub: &Hub, at: Timestamp) -> Self {
+        let at = at.min(hub.clock().now());
+        Self { at, next: Some(PageStart::at(at - LEEWAY)) }
     }
-    hub.begin(&position);
-    *retry = RETRY.0;
+
+    /// Reads the next page; `false` after the last.
+    async fn read(&mut self, hub: &Hub, store: &Store) -> Result<bool, Error> {
+        let Some(from) = self.next else { return Ok(false) };
+        let page = store.feed_page(from, PAGE_ROWS).await?;
+        hub.take_in_past(page.news, self.at);
+        self.next = page.next;
+        Ok(self.next.is_some())
+    }
+}
+
+async fn follow(
+    hub: &Hub,
+    store: &Store,
+    rung: &Notify,
+    reader: &mut Option<Reader>,
+    retry: &mut Duration,
+) -> Result<Stop, Error> {
+    let reader = match reader {
+        Some(reader) => reader,
+        None => reader.insert(begin(hub, store).await?),
+    };
     let mut began = Instant::now();
     loop {
         let soonest = began + READING_INTERVAL_MIN;
@@ -113,15 +144,63 @@ async fn follow(hub: &Hub, store: &Store, replica: Uuid, rung: &Notify, retry: &
         let _ = timeout(POLL_INTERVAL, rung.notified()).await;
         sleep_until(soonest).await;
         began = Instant::now();
+        let Some(unseen) = hub.unseen() else { return Ok(Stop::Break) };
         let asked = hub.clock().elapsed();
-        let reading = store.feed_next(replica, &snapshot, PAGE_ROWS).await?;
+        let reading = store.feed_next(&unseen, PAGE_ROWS).await?;
         keep_time(hub.clock(), reading.at, asked);
+        if reading.connection != reader.connection {
+            // Postgres may have started again meanwhile. The position holds all the same (`position`), unless a commit was
+            // seen that was not on disk, or the files were put back. So both are looked for, while the reading goes on.
+            let present = store.feed_position(hub.newest()).await?;
+            if found(hub, store, &present).await {
+                return Ok(Stop::Break);
+            }
+            reader.connection = present.connection;
+            reader.again = Some(Pages::new(hub, present.at));
+        }
         if reading.news.len() >= PAGE_ROWS {
             return Ok(Stop::FarBehind);
         }
-        snapshot = reading.snapshot.clone();
         if hub.go_on(reading).is_err() {
-            return Ok(Stop::AnotherHistory);
+            return Ok(Stop::Break);
+        }
+        *retry = RETRY.0;
+        if let Some(pages) = &mut reader.again
+            && !pages.read(hub, store).await?
+        {
+            reader.again = None;
+        }
+    }
+}
+
+/// Reads what still matters as a whole.
+async fn begin(hub: &Hub, store: &Store) -> Result<Reader, Error> {
+    // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
+    let asked = hub.clock().elapsed();
+    let present = store.feed_position(hub.newest()).await?;
+    keep_time(hub.clock(), present.at, asked);
+    let present = if found(hub, store, &present).await { store.feed_position(None).await? } else { present };
+    let mut pages = Pages::new(hub, present.at);
+    while pages.read(hub, store).await? {}
+    hub.begin(Position::new(&present));
+    Ok(Reader { connection: present.connection, again: None })
+}
+
+/// Notes where the database stands. Returns whether that is another history than before, so that all of it is to be read.
+async fn found(hub: &Hub, store: &Store, present: &Reading) -> bool {
+    match hub.found(present) {
+        Found::Continued => false,
+        Found::AnotherHistory => true,
+        Found::WentBack => {
+            tracing::error!(
+                "the database lacks revocations that it has shown: were its files put back to an earlier state? Run \
+                 `sessiond restored`, or sessions that had ended live again. The feed begins a new history"
+            );
+            // So that cursors of before are told apart, at every replica.
+            if let Err(error) = store.feed_history_begin(present.origin, hub.clock().now()).await {
+                tracing::warn!(error = %telemetry::chain(&error), "the feed's new history cannot be written");
+            }
+            true
         }
     }
 }
@@ -135,16 +214,19 @@ fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
 }
 
 /// Leaves signs of life. Without them, no reading counts as complete.
-async fn beat(hub: &Hub, store: &Store, replica: Uuid) {
-    // Whatever goes wrong here, the news grows old, and everyone hears of that.
+async fn beat(hub: &Hub, store: &Store) {
+    // Whatever goes wrong here, the news grows old, and everyone hears of that. Releases before this one kept their signs of
+    // life in a table.
     let _ = store.feed_beacons_forget(hub.clock().now() - BEACON_RETENTION).await;
     let mut ticks = every(BEAT_INTERVAL);
-    for beat in 1.. {
+    loop {
         ticks.tick().await;
         let began = Instant::now();
-        if store.feed_beat(replica, beat, hub.clock().now()).await.is_ok() {
-            hub.beaten(beat, began);
+        let beat = store.feed_beat().await;
+        if let Ok((origin, xid)) = beat {
+            hub.beaten(Beat { origin, xid }, began);
         }
+        store.look_after(beat.is_ok()).await;
     }
 }
 

@@ -327,11 +327,15 @@ fn end_of(hub: &Hub, filter: &Filter) -> Option<End> {
 mod tests {
     use uuid::Uuid;
 
+    use super::super::hub::Found;
+    use super::super::position::Beat;
+    use super::super::position::Position;
     use super::*;
     use crate::clock;
     use crate::clock::Clock;
     use crate::session::RevokeReason;
     use crate::store::FeedOrigin;
+    use crate::store::Newest;
     use crate::store::Reading;
     use crate::telemetry::Metrics;
 
@@ -359,18 +363,24 @@ mod tests {
     fn reading(xmin: u64, news: Vec<News>) -> Reading {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
-        Reading { news, origin, snapshot, at: Clock::system().now(), beat: Some(1) }
+        let stands = |news: &News| Newest { place: news.place, access_expires_at: news.access_expires_at };
+        let newest = news.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
+        Reading { news, origin, snapshot, at: Clock::system().now(), newest, lacks_newest: false, connection: 1 }
+    }
+
+    fn beat(xid: u64) -> Beat {
+        Beat { origin: reading(1, vec![]).origin, xid }
     }
 
     /// A hub that has read this much, and has seen its own sign of life.
     fn hub(xmin: u64, past: Vec<News>) -> Arc<Hub> {
         let hub = Arc::new(Hub::new(Clock::system(), Metrics::default()));
         assert!(hub.listen(None).is_none(), "nothing is known yet");
-        hub.take_in_past(past, Clock::system().now());
-        hub.found(&reading(xmin, vec![]));
-        hub.begin(&reading(xmin, vec![]));
+        hub.take_in_past(past.clone(), Clock::system().now());
+        hub.found(&reading(xmin, past.clone()));
+        hub.begin(Position::new(&reading(xmin, past)));
         assert!(hub.listen(None).is_none(), "and not that it is the present");
-        hub.beaten(1, Instant::now());
+        hub.beaten(beat(1), Instant::now());
         hub.go_on(reading(xmin, vec![])).expect("goes on");
         hub
     }
@@ -465,9 +475,9 @@ mod tests {
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
         let another = Reading { origin: other, ..reading(8, vec![]) };
         assert!(hub.go_on(another.clone()).is_err(), "no continuation");
-        assert!(hub.go_on(reading(8, vec![])).is_err(), "nor is one that goes back");
-        hub.found(&another);
-        hub.begin(&another);
+        assert!(hub.go_on(reading(5, vec![])).is_err(), "nor is one that goes back");
+        assert_eq!(hub.found(&another), Found::AnotherHistory);
+        hub.begin(Position::new(&another));
         let end = loop {
             match subscription.next().await {
                 Ok(_) => {}
@@ -476,6 +486,7 @@ mod tests {
         };
         assert_eq!(end, End::Interrupted);
         assert!(hub.listen(None).is_none(), "until it is proved to be the present");
+        hub.beaten(Beat { origin: other, xid: 3 }, Instant::now());
         hub.close();
         hub.go_on(Reading { origin: other, ..reading(9, vec![]) }).expect("goes on");
         assert!(hub.age().is_some() && hub.listen(None).is_none(), "closed");
@@ -515,23 +526,36 @@ mod tests {
         assert_eq!(terms, [14, 64], "ten minutes at least; an hour; and five for clocks that differ");
     }
 
+    /// A cursor of another replica that is ahead, or of a database whose files were put back since.
+    #[tokio::test]
+    async fn a_cursor_from_the_future_gets_a_snapshot() {
+        let hub = hub(10, vec![news(5)]);
+        let cursor = Cursor { xmin: 11, ..hub.listen(None).expect("known").reached };
+        let mut resumed = follow(&hub, Some(cursor));
+        let Event::SnapshotBegin(why) = resumed.next().await.expect("goes on").event else { panic!("no snapshot") };
+        assert_eq!(why, Why::CursorOfAnotherDatabase);
+        assert_eq!(all_until_complete(&mut resumed).await.len(), 1);
+        let mut resumed = follow(&hub, Some(Cursor { xmin: 10, ..cursor }));
+        assert!(matches!(resumed.next().await.expect("goes on").event, Event::Heartbeat(_)));
+    }
+
     /// A reading is only as good as the sign of life that it shows.
     #[tokio::test]
     async fn the_news_grows_old_when_no_sign_of_life_is_seen() {
         let hub = hub(10, vec![]);
         let start = hub.read_at().expect("known");
         let after = |seconds| start + Duration::from_secs(seconds);
-        let read = |beat| {
-            hub.go_on(Reading { beat: Some(beat), ..reading(10, vec![]) }).expect("goes on");
+        let read = |xmax| {
+            hub.go_on(reading(xmax, vec![])).expect("goes on");
             (hub.read_at().expect("known") - start).as_secs()
         };
-        hub.beaten(2, after(10));
-        assert_eq!(read(1), 0, "it does not show the last beat: this is a copy that is behind");
-        assert_eq!(read(2), 10, "all that was there before the beat is known");
-        hub.beaten(3, after(20));
-        hub.beaten(4, after(30));
-        assert_eq!(read(3), 20, "behind again, and not as far");
-        assert_eq!(read(4), 30);
-        assert_eq!((read(4), read(2)), (30, 30), "a database that takes no writes; one that is behind");
+        hub.beaten(beat(20), after(10));
+        assert_eq!(read(20), 0, "it does not show the last beat: this is a copy that is behind");
+        assert_eq!(read(21), 10, "all that was there before the beat is known");
+        hub.beaten(beat(30), after(20));
+        hub.beaten(beat(40), after(30));
+        assert_eq!(read(35), 20, "behind again, and not as far");
+        assert_eq!(read(41), 30);
+        assert_eq!((read(50), read(20)), (30, 30), "a database that takes no writes; one that is behind");
     }
 }

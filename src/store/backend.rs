@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
@@ -30,6 +31,7 @@ pub(super) enum End {
 /// See the module. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct Backend {
+    number: u64,
     has_warned: Arc<AtomicBool>,
     end: watch::Receiver<Option<End>>,
 }
@@ -41,7 +43,9 @@ impl Backend {
     /// `bell` receives the payloads of notifications. When it is full, they are dropped: the ones that wait say the same.
     pub(super) fn drive(mut connection: Connection, bell: Option<mpsc::Sender<String>>) -> Self {
         let (ended, end) = watch::channel(None);
-        let backend = Self { has_warned: Arc::default(), end };
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let backend = Self { number, has_warned: Arc::default(), end };
         let has_warned = Arc::clone(&backend.has_warned);
         tokio::spawn(async move {
             let end = loop {
@@ -66,6 +70,11 @@ impl Backend {
             ended.send_replace(Some(end));
         });
         backend
+    }
+
+    /// Tells this connection from every other one of this process.
+    pub(super) const fn number(&self) -> u64 {
+        self.number
     }
 
     /// Forgets warnings that came before.

@@ -24,6 +24,7 @@ use super::schema::feed_histories;
 use super::statements::FeedBeat;
 use super::statements::FeedNext;
 use super::statements::FeedPage;
+use super::statements::FeedPosition;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -67,9 +68,16 @@ pub struct Snapshot {
     /// Every transaction before this one was over.
     pub xmin: u64,
     /// This one and all after it had yet to begin.
-    xmax: u64,
+    pub xmax: u64,
     /// Those between the two that were under way.
-    under_way: Vec<u64>,
+    pub under_way: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Whether the transaction was over.
+    pub fn shows(&self, xid: u64) -> bool {
+        xid < self.xmax && !self.under_way.contains(&xid)
+    }
 }
 
 impl FromStr for Snapshot {
@@ -95,6 +103,24 @@ pub struct Origin {
     pub timeline: u32,
 }
 
+/// The row of the feed with the greatest number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Newest {
+    /// Where it stands.
+    pub place: Place,
+    /// Until then some verifier may hold a token that it ends: so long it is not swept.
+    pub access_expires_at: Timestamp,
+}
+
+/// Which transactions a reading looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unseen {
+    /// This one and all after it.
+    pub from: u64,
+    /// Earlier ones.
+    pub under_way: Vec<u64>,
+}
+
 /// What one look at the feed has shown.
 #[derive(Clone, Debug)]
 pub struct Reading {
@@ -106,8 +132,12 @@ pub struct Reading {
     pub snapshot: Snapshot,
     /// When, by the database's clock.
     pub at: Timestamp,
-    /// The last of this replica's own beats that the database showed.
-    pub beat: Option<i64>,
+    /// Of what was looked at, the row with the greatest number.
+    pub newest: Option<Newest>,
+    /// The row that was asked about is gone; never so where none was.
+    pub lacks_newest: bool,
+    /// Tells one connection from the next: they are numbered within the process.
+    pub connection: u64,
 }
 
 /// Where a page of the past begins: behind this.
@@ -154,7 +184,11 @@ impl Audience {
     }
 }
 
-type Columns = ((String, Option<Uuid>, String, PgTimestamp, Option<i64>), NewsColumns);
+type Columns = (PresentColumns, NewsColumns);
+
+type PresentColumns = (String, Option<Uuid>, String, PgTimestamp);
+
+type PositionColumns = (PresentColumns, (Option<i64>, Option<Uuid>, Option<PgTimestamp>), bool);
 
 type NewsColumns = (
     (Option<i64>, Option<Uuid>, Option<String>, Option<String>, Option<PgTimestamp>, Option<i16>),
@@ -169,14 +203,24 @@ impl Store {
         let _ = self.audience.listener.set(Box::new(listener));
     }
 
-    /// Where the database stands, and nothing of what has ended before.
+    /// Where the database stands, what its newest row is, and whether it still has the one that was the newest.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_position(&self, replica: Uuid) -> Result<Reading, Error> {
-        let future = Snapshot { xmin: u64::MAX, xmax: u64::MAX, under_way: vec![] };
-        self.feed_next(replica, &future, 1).await
+    pub async fn feed_position(&self, known: Option<Newest>) -> Result<Reading, Error> {
+        let known = known.map(|newest| newest.place);
+        let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
+        self.once("feed_position", move |mut tx| async move {
+            let statement = FeedPosition { xid, id };
+            let rows: Result<Vec<PositionColumns>, _> = statement.get_results(tx.pg()).await;
+            let rows = rows.map_err(|error| tx.failed(error))?;
+            let Some((present, (xid, id, until), has_known)) = rows.into_iter().next() else { return Err(bad("id")) };
+            let newest = newest(xid, id, until);
+            let reading = reading(&present, vec![], newest, tx.connection())?;
+            tx.commit(Reading { lacks_newest: known.is_some() && !has_known, ..reading }).await
+        })
+        .await
     }
 
     /// What still matters beyond that moment, because some token may outlive it: a page of it, in the order in which it will
@@ -202,36 +246,61 @@ impl Store {
         .await
     }
 
-    /// What has come since a reading: each revocation once, as soon as its transaction has committed. At most so many: where
-    /// there are as many, there may be more.
+    /// What was committed by transactions that are unseen: each revocation as soon as its transaction has committed. At most so
+    /// many: where there are as many, there may be more.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_next(&self, replica: Uuid, before: &Snapshot, rows_max: usize) -> Result<Reading, Error> {
+    pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<Reading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
-        let (xmax, rows_max) = (number(before.xmax), i64::try_from(rows_max).unwrap_or(i64::MAX));
-        let under_way: Vec<i64> = before.under_way.iter().copied().map(number).collect();
+        let (from, rows_max) = (number(unseen.from), i64::try_from(rows_max).unwrap_or(i64::MAX));
+        let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
         self.once("feed_next", move |mut tx| {
-            let statement = FeedNext { replica, xmax, under_way: under_way.clone(), rows_max };
+            let statement = FeedNext { from, under_way: under_way.clone(), rows_max };
             async move {
                 let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
                 let rows = rows.map_err(|error| tx.failed(error))?;
-                tx.commit(reading(rows)?).await
+                let Some((present, _)) = rows.as_slice().iter().next().cloned() else { return Err(bad("id")) };
+                // By the rows, not by what was read of them: of an erased user's there may be nothing to tell.
+                let placed = |(_, ((xid, id, ..), _, (.., until))): &Columns| newest(*xid, *id, *until);
+                let newest = rows.iter().filter_map(placed).max();
+                let news = rows.into_iter().filter_map(|(_, columns)| news(columns)).collect::<Result<_, _>>()?;
+                let reading = reading(&present, news, newest, tx.connection())?;
+                tx.commit(reading).await
             }
         })
         .await
     }
 
-    /// Leaves a sign of life, for this replica's own readings to find.
+    /// Writes to the log, and to no table: proof that the server takes writes. Returns the number of the transaction, which
+    /// any later snapshot of the same server shows.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away, or commits are not confirmed.
+    pub async fn feed_beat(&self) -> Result<(Origin, u64), Error> {
+        self.once("feed_beat", move |mut tx| async move {
+            let rows: Result<Vec<(i64, Option<Uuid>, String)>, _> = FeedBeat {}.get_results(tx.pg()).await;
+            let rows = rows.map_err(|error| tx.failed(error))?;
+            let Some((xid, history, timeline)) = rows.into_iter().next() else { return Err(bad("id")) };
+            let xid = xid.try_into().map_err(|_| bad("xid"))?;
+            tx.commit((origin(history, &timeline)?, xid)).await
+        })
+        .await
+    }
+
+    /// Begins a new history, unless that was done since this one was read.
     ///
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_beat(&self, replica: Uuid, beat: i64, at: Timestamp) -> Result<(), Error> {
-        self.once("feed_beat", move |mut tx| async move {
-            let statement = FeedBeat { replica, beat, at: to_pg(at) };
-            statement.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+    pub async fn feed_history_begin(&self, last: Origin, now: Timestamp) -> Result<(), Error> {
+        if self.feed_position(None).await?.origin != last {
+            return Ok(());
+        }
+        self.transact("feed_history_begin", move |mut tx| async move {
+            tx.feed_history_insert(now).await?;
             tx.commit(()).await
         })
         .await
@@ -267,18 +336,29 @@ impl Tx {
     }
 }
 
-fn reading(rows: Vec<Columns>) -> Result<Reading, Error> {
-    let bad = |column| Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() };
-    let Some(((snapshot, history, timeline, at, beat), _)) = rows.as_slice().iter().next() else {
-        return Err(bad("id"));
-    };
-    let origin = Origin {
-        history: history.ok_or_else(|| bad("id"))?,
-        timeline: u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?,
-    };
-    let (snapshot, at, beat) = (snapshot.parse().map_err(|()| bad("snapshot"))?, from_pg(*at), *beat);
-    let news = rows.into_iter().filter_map(|(_, columns)| news(columns)).collect::<Result<_, _>>()?;
-    Ok(Reading { news, origin, snapshot, at, beat })
+fn bad(column: &'static str) -> Error {
+    Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() }
+}
+
+fn origin(history: Option<Uuid>, timeline: &str) -> Result<Origin, Error> {
+    let timeline = u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?;
+    Ok(Origin { history: history.ok_or_else(|| bad("id"))?, timeline })
+}
+
+fn reading(
+    (snapshot, history, timeline, at): &PresentColumns,
+    news: Vec<News>,
+    newest: Option<Newest>,
+    connection: u64,
+) -> Result<Reading, Error> {
+    let (origin, snapshot) = (origin(*history, timeline)?, snapshot.parse().map_err(|()| bad("snapshot"))?);
+    Ok(Reading { news, origin, snapshot, at: from_pg(*at), newest, lacks_newest: false, connection })
+}
+
+/// Where a row stands; `None` for the one that stands for no rows at all, and for those that are older than the numbers.
+fn newest(xid: Option<i64>, id: Option<Uuid>, until: Option<PgTimestamp>) -> Option<Newest> {
+    let place = Place { xid: xid?.try_into().ok()?, id: id? };
+    Some(Newest { place, access_expires_at: from_pg(until?) })
 }
 
 /// Reads a row; `None` for the one that stands for no rows at all.

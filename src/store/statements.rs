@@ -416,20 +416,23 @@ statement! {
 }
 
 statement! {
-    /// Says that this replica is alive.
-    FeedBeat -> () =
-    "INSERT INTO feed_beacons (replica, beat, at) VALUES ("
-    [replica: Uuid as SqlUuid]
-    ", "
-    [beat: i64 as BigInt]
-    ", "
-    [at: PgTimestamp as Timestamptz]
-    ") ON CONFLICT ON CONSTRAINT feed_beacons_pkey DO UPDATE SET beat = excluded.beat, at = excluded.at"
+    /// Writes an empty message to the log, and so to no table: whatever snapshot another application holds, it leaves nothing
+    /// behind. Says which transaction that was, and on which server.
+    FeedBeat -> (BigInt, Nullable<SqlUuid>, Text) =
+    "SELECT pg_current_xact_id()::text::bigint,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1),
+         left(pg_walfile_name(pg_current_wal_lsn()), 8)
+     FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
 }
 
 /// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, told apart from that
-/// of every copy; which branch of it, as its write-ahead log has it; the replica's own newest beat. Then a row of the feed.
-pub(super) type FeedRow = ((Text, Nullable<SqlUuid>, Text, Timestamptz, Nullable<BigInt>), NewsRow);
+/// of every copy; which branch of it, as its write-ahead log has it; when that is.
+pub(super) type Present = (Text, Nullable<SqlUuid>, Text, Timestamptz);
+
+/// Where a reading of the feed stands, and a row of it.
+pub(super) type FeedRow = (Present, NewsRow);
 
 /// What a row of the feed holds, where there is one.
 pub(super) type NewsRow = (
@@ -453,24 +456,41 @@ statement! {
 }
 
 statement! {
-    /// What an earlier snapshot did not show and this one does: each row once, in whatever order their transactions commit.
-    /// An earlier one did not show what was still to begin, nor what it names as under way: few, whatever is held open.
+    /// Where the database stands; its row with the greatest number; and whether the row that was asked about is there.
     ///
-    /// No later than the present one shows: rows that came with a dump of another server have that server's numbers.
+    /// Rows that came with a dump of another server have that server's numbers, which may be greater than any here.
+    FeedPosition -> (Present, (Nullable<BigInt>, Nullable<SqlUuid>, Nullable<Timestamptz>), Bool) =
+    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
+     SELECT present.snapshot, present.history, present.timeline, present.at, r.xid, r.id, r.access_expires_at,
+         EXISTS (SELECT FROM revocations WHERE xid = "
+    [xid: Option<i64> as Nullable<BigInt>]
+    " AND id = "
+    [id: Option<Uuid> as Nullable<SqlUuid>]
+    ")
+     FROM present LEFT JOIN (SELECT xid, id, access_expires_at FROM revocations
+         WHERE xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid DESC LIMIT 1) AS r ON true"
+}
+
+statement! {
+    /// What is unseen: each row as soon as its transaction has committed, in whatever order they do. From some number on, and
+    /// earlier ones that were under way: few, whatever is held open.
+    ///
+    /// No later than the present snapshot shows: rows that came with a dump of another server have that server's numbers.
     FeedNext -> FeedRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
            (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
            FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at,
-         (SELECT beat FROM feed_beacons WHERE replica = "
-    [replica: Uuid as SqlUuid]
-    ") AS beat)
-     SELECT present.snapshot, present.history, present.timeline, present.at, present.beat, r.xid, r.id, r.project_id, r.user_id, r.at,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
+     SELECT present.snapshot, present.history, present.timeline, present.at, r.xid, r.id, r.project_id, r.user_id, r.at,
          r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
          r.server_key_id, r.access_expires_at
      FROM present LEFT JOIN (SELECT * FROM revocations WHERE xid >= "
-    [xmax: i64 as BigInt]
+    [from: i64 as BigInt]
     " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
          UNION ALL SELECT * FROM revocations WHERE xid = ANY("
     [under_way: Vec<i64> as Array<BigInt>]

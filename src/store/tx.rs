@@ -145,6 +145,11 @@ impl Tx {
         Ok(Done(value))
     }
 
+    /// Tells its connection from every other one of this process.
+    pub(super) fn connection(&self) -> u64 {
+        self.lease.as_ref().map_or(0, |lease| lease.backend().number())
+    }
+
     /// The connection, for a statement.
     pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
         self.lease().pg()

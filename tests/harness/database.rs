@@ -65,6 +65,11 @@ impl Database {
         self.connect().await.batch_execute(sql).await.expect("runs");
     }
 
+    /// The same, when the database may be away.
+    pub async fn run_if_it_can(&self, sql: &str) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(AsyncPgConnection::establish(&self.url).await?.batch_execute(sql).await?)
+    }
+
     /// Every row of every table that a request may write to, as text: equal before and after when nothing has changed.
     pub async fn contents(&self) -> BTreeMap<&'static str, String> {
         let mut connection = self.connect().await;

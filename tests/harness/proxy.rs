@@ -1,8 +1,11 @@
 //! A way to a database through the test's hands.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{
@@ -30,13 +33,25 @@ impl Proxy {
         let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
         let (dir, name) = rest.split_once('/').expect("a database");
         let dir = percent_encoding::percent_decode_str(dir).decode_utf8().expect("UTF-8");
-        let socket = format!("{dir}/.s.PGSQL.5432");
+        Self::to_socket(format!("{dir}/.s.PGSQL.5432").into(), name, relay).await
+    }
+
+    async fn to_socket<W>(
+        socket: PathBuf,
+        name: &str,
+        relay: impl Fn(TcpStream, UnixStream) -> W + Send + Sync + 'static,
+    ) -> Self
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let url = format!("postgres://postgres@{}/{name}?sslmode=disable", listener.local_addr().expect("bound"));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let server = UnixStream::connect(&socket).await.expect("connects");
-                tokio::spawn(relay(client, server));
+                // While there is no server, nobody gets further than here.
+                if let Ok(server) = UnixStream::connect(&socket).await {
+                    tokio::spawn(relay(client, server));
+                }
             }
         });
         Self { url, task }
@@ -45,20 +60,33 @@ impl Proxy {
     /// A way on which connections can be made to fall silent: those on which certain words were ever said. They stay open,
     /// as behind a network that has died.
     pub async fn that_swallows(database: &Database, words: &'static str) -> (Self, Silence) {
-        let silence = Silence(Arc::new(watch::Sender::new(false)));
-        let told = silence.clone();
-        let relay = move |client: TcpStream, server: UnixStream| {
-            let (told, marked) = (told.clone(), Arc::new(AtomicBool::new(false)));
-            async move {
-                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-                tokio::join!(
-                    pass(from_client, to_server, Some(words), Arc::clone(&marked), told.clone()),
-                    pass(from_server, to_client, None, marked, told)
-                );
-            }
-        };
+        let (relay, silence) = swallowing(words);
         (Self::to(database, relay).await, silence)
     }
+
+    /// The same, to a cluster of the test's own.
+    pub async fn that_swallows_at(socket: PathBuf, name: &str, words: &'static str) -> (Self, Silence) {
+        let (relay, silence) = swallowing(words);
+        (Self::to_socket(socket, name, relay).await, silence)
+    }
+}
+
+fn swallowing(
+    words: &'static str,
+) -> (impl Fn(TcpStream, UnixStream) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync + 'static, Silence) {
+    let silence = Silence(Arc::new(watch::Sender::new(false)));
+    let told = silence.clone();
+    let relay = move |client: TcpStream, server: UnixStream| {
+        let (told, marked) = (told.clone(), Arc::new(AtomicBool::new(false)));
+        Box::pin(async move {
+            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            tokio::join!(
+                pass(from_client, to_server, Some(words), Arc::clone(&marked), told.clone()),
+                pass(from_server, to_client, None, marked, told)
+            );
+        }) as futures_util::future::BoxFuture<'static, ()>
+    };
+    (relay, silence)
 }
 
 impl Drop for Proxy {

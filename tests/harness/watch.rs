@@ -70,6 +70,16 @@ impl Watch {
         }
     }
 
+    /// The sessions that end next; none when a heartbeat comes first.
+    pub async fn ended_or_beat(&mut self) -> Vec<String> {
+        let Event::Revocations(batch) = self.event().await else { return vec![] };
+        let session = |one: Revocation| match one.ended {
+            Some(Ended::SessionId(id)) => Some(id),
+            _ => None,
+        };
+        batch.revocations.into_iter().filter_map(session).collect()
+    }
+
     /// The session that ends next.
     pub async fn ended_session(&mut self) -> String {
         match self.ended().await.as_slice() {

@@ -1,0 +1,266 @@
+//! How far the feed was read, and what a reader may count on. The rules only: values in, a decision out.
+//!
+//! A snapshot tells which transactions it shows, by their numbers. It does not tell which numbers are used up: one that was
+//! given out, and had reached no disk when Postgres crashed, is given out again after the crash, though the snapshot of before
+//! counted it as over. So a number counts as seen only up to the greatest one that is known to be in the log: that of a row
+//! that was read, since a commit is in the log before anybody sees it. Recovery gives out greater numbers only.
+//!
+//! That costs nothing. Between that number and the snapshot's end there was no row to see, so none is read twice.
+
+use crate::clock::Timestamp;
+use crate::store::FeedOrigin;
+use crate::store::Newest;
+use crate::store::Reading;
+use crate::store::Snapshot;
+use crate::store::Unseen;
+
+/// Everything that a reading and those before it have shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    origin: FeedOrigin,
+    snapshot: Snapshot,
+    /// The row with the greatest number; `None` if there was none.
+    newest: Option<Newest>,
+}
+
+/// A reading does not continue from a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Break {
+    /// The database tells another history, or the same one from another server.
+    AnotherHistory,
+    /// The same server no longer has what it has shown: its files were put back to an earlier state, or it had acknowledged
+    /// commits that were not on disk.
+    WentBack,
+}
+
+impl Position {
+    /// Begins with a reading: all that it shows is, or will be, read as a whole.
+    pub(super) fn new(reading: &Reading) -> Self {
+        Self { origin: reading.origin, snapshot: reading.snapshot.clone(), newest: reading.newest }
+    }
+
+    /// Continues with a reading of what was unseen.
+    ///
+    /// # Errors
+    ///
+    /// When the reading is no continuation.
+    pub(super) fn after(&self, reading: &Reading) -> Result<Self, Break> {
+        if self.origin != reading.origin {
+            return Err(Break::AnotherHistory);
+        }
+        // A number that was in the log has yet to be given out; or a row that still matters, and so was not swept, is gone.
+        let lacks = |newest: &Newest| reading.lacks_newest && reading.at < newest.access_expires_at;
+        if reading.snapshot.xmax <= self.logged() || self.newest.as_ref().is_some_and(lacks) {
+            return Err(Break::WentBack);
+        }
+        let newest = self.newest.max(reading.newest);
+        Ok(Self { origin: self.origin, snapshot: reading.snapshot.clone(), newest })
+    }
+
+    /// The greatest number that is known to be in the log.
+    fn logged(&self) -> u64 {
+        self.newest.map_or(0, |newest| newest.place.xid)
+    }
+
+    /// Whose numbers these are.
+    pub(super) const fn origin(&self) -> FeedOrigin {
+        self.origin
+    }
+
+    /// The newest row.
+    pub(super) const fn newest(&self) -> Option<Newest> {
+        self.newest
+    }
+
+    /// What the next reading has to look for.
+    pub(super) fn unseen(&self) -> Unseen {
+        let logged = self.logged();
+        let under_way = self.snapshot.under_way.iter().copied().filter(|xid| *xid <= logged).collect();
+        Unseen { from: logged + 1, under_way }
+    }
+
+    /// The first number that may still end something: all before it are over, and are never given out again.
+    pub(super) fn settled(&self) -> u64 {
+        self.snapshot.xmin.min(self.logged() + 1)
+    }
+
+    /// Whether a cursor is of a moment that this reader has not come to, or that never was.
+    pub(super) const fn is_behind(&self, settled: u64) -> bool {
+        self.snapshot.xmax < settled
+    }
+
+    /// Whether everything was read that the transaction was preceded by. It must be over and on disk, on this server.
+    pub(super) fn shows(&self, beat: &Beat) -> bool {
+        self.origin == beat.origin && self.snapshot.shows(beat.xid)
+    }
+}
+
+/// A transaction of our own that wrote to the log and was confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Beat {
+    pub(super) origin: FeedOrigin,
+    pub(super) xid: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock;
+    use crate::store::Place;
+
+    const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
+
+    /// As much of Postgres as matters: numbers are given out, reach the disk some time, are committed or given up; and a crash
+    /// gives those out again that no record on disk mentions.
+    #[derive(Default)]
+    struct Server {
+        next: u64,
+        /// Every number below it is on disk, in some record.
+        on_disk: u64,
+        under_way: BTreeSet<u64>,
+        rows: BTreeMap<u64, Uuid>,
+    }
+
+    impl Server {
+        fn begin(&mut self) -> u64 {
+            self.next += 1;
+            self.under_way.insert(self.next);
+            self.next
+        }
+
+        /// Its record is on disk before anybody sees it.
+        fn commit(&mut self, xid: u64) {
+            assert!(self.under_way.remove(&xid));
+            self.rows.insert(xid, clock::new_uuid());
+            self.on_disk = self.on_disk.max(xid);
+        }
+
+        /// Nobody waits for its record.
+        fn give_up(&mut self, xid: u64) {
+            assert!(self.under_way.remove(&xid));
+        }
+
+        fn crash(&mut self) {
+            self.under_way.clear();
+            self.next = self.on_disk;
+        }
+
+        fn snapshot(&self) -> Snapshot {
+            let xmax = self.next + 1;
+            let xmin = self.under_way.first().copied().unwrap_or(xmax);
+            Snapshot { xmin, xmax, under_way: self.under_way.iter().copied().collect() }
+        }
+
+        fn read(&self, unseen: &Unseen) -> (Reading, Vec<Uuid>) {
+            let rows = self.rows.iter().filter(|(xid, _)| **xid >= unseen.from || unseen.under_way.contains(xid));
+            let rows: Vec<(u64, Uuid)> = rows.map(|(xid, id)| (*xid, *id)).collect();
+            let newest = rows.iter().map(|(xid, id)| newest(*xid, *id)).max();
+            (reading(self.snapshot(), newest), rows.into_iter().map(|(_, id)| id).collect())
+        }
+    }
+
+    fn newest(xid: u64, id: Uuid) -> Newest {
+        Newest { place: Place { xid, id }, access_expires_at: Timestamp::from_seconds(600) }
+    }
+
+    fn reading(snapshot: Snapshot, newest: Option<Newest>) -> Reading {
+        let at = Timestamp::from_seconds(0);
+        Reading { news: vec![], origin: ORIGIN, snapshot, at, newest, lacks_newest: false, connection: 1 }
+    }
+
+    fn everything() -> Unseen {
+        Unseen { from: 0, under_way: vec![] }
+    }
+
+    /// Every course of a few steps, crashes at any moment among them: each row is read once, and a cursor of any moment leads
+    /// to all that is committed after it.
+    #[test]
+    fn nothing_is_missed_or_read_twice_however_numbers_are_given_out_again() {
+        #[derive(Clone, Copy, Debug)]
+        enum Step {
+            Begin,
+            CommitFirst,
+            CommitLast,
+            GiveUpLast,
+            Crash,
+            Read,
+        }
+        use Step::*;
+        const STEPS: [Step; 6] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read];
+        const LENGTH: u32 = 6;
+        for course in 0..6_usize.pow(LENGTH) {
+            let steps = (0..LENGTH).map(|at| STEPS[course / 6_usize.pow(at) % 6]);
+            let mut server = Server::default();
+            let xid = server.begin();
+            server.commit(xid);
+            let (first, mut seen) = server.read(&everything());
+            let mut position = Position::new(&first);
+            let mut cursors = vec![(position.settled(), seen.len())];
+            for step in steps.clone().chain([Begin, CommitLast, Read]) {
+                match step {
+                    Begin => drop(server.begin()),
+                    CommitFirst => drop(server.under_way.first().copied().map(|xid| server.commit(xid))),
+                    CommitLast => drop(server.under_way.last().copied().map(|xid| server.commit(xid))),
+                    GiveUpLast => drop(server.under_way.last().copied().map(|xid| server.give_up(xid))),
+                    Crash => server.crash(),
+                    Read => {
+                        let (reading, rows) = server.read(&position.unseen());
+                        position = position.after(&reading).unwrap_or_else(|_| panic!("a break in {course}"));
+                        seen.extend(rows);
+                        cursors.push((position.settled(), seen.len()));
+                    }
+                }
+            }
+            let unique: BTreeSet<Uuid> = seen.iter().copied().collect();
+            let all: BTreeSet<Uuid> = server.rows.values().copied().collect();
+            let course = || steps.clone().collect::<Vec<_>>();
+            assert_eq!(unique.len(), seen.len(), "read twice: {:?}", course());
+            assert_eq!(unique, all, "missed: {:?}", course());
+            for (settled, known) in cursors {
+                let known: BTreeSet<Uuid> = seen[..known].iter().copied().collect();
+                let told: BTreeSet<Uuid> = server.rows.range(settled..).map(|(_, id)| *id).collect();
+                assert!(all.difference(&known).all(|id| told.contains(id)), "lost by a cursor: {:?}", course());
+            }
+        }
+    }
+
+    #[test]
+    fn a_database_that_went_back_is_no_continuation() {
+        let mut server = Server::default();
+        for _ in 0..9 {
+            let xid = server.begin();
+            server.commit(xid);
+        }
+        let (all, _) = server.read(&everything());
+        let position = Position::new(&all);
+        assert_eq!((position.settled(), position.unseen()), (10, Unseen { from: 10, under_way: vec![] }));
+        let at = |xmax| reading(Snapshot { xmin: xmax, xmax, under_way: vec![] }, None);
+        assert_eq!(position.after(&at(9)), Err(Break::WentBack), "its last number is yet to be given out");
+        assert!(position.after(&at(10)).is_ok());
+        // The numbers have come as far again; the row is gone all the same.
+        let lacking = Reading { lacks_newest: true, ..at(20) };
+        assert_eq!(position.after(&lacking), Err(Break::WentBack));
+        // It may have been swept, once it matters to nobody.
+        let late = Reading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
+        assert!(position.after(&late).is_ok());
+        let elsewhere = Reading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };
+        assert_eq!(position.after(&elsewhere), Err(Break::AnotherHistory));
+        assert!(!position.is_behind(10) && position.is_behind(11), "a cursor from the future");
+    }
+
+    #[test]
+    fn a_beat_is_shown_by_a_later_snapshot_of_the_same_server() {
+        let position = |text: &str| Position::new(&reading(text.parse().expect("a snapshot"), None));
+        let beat = Beat { origin: ORIGIN, xid: 7 };
+        assert!(position("8:8:").shows(&beat) && position("3:9:3,8").shows(&beat));
+        assert!(!position("7:8:7").shows(&beat) && !position("7:7:").shows(&beat));
+        let elsewhere = FeedOrigin { timeline: 2, ..ORIGIN };
+        assert!(!position("8:8:").shows(&Beat { origin: elsewhere, xid: 7 }));
+    }
+}

@@ -1,0 +1,216 @@
+//! Postgres crashes and recovers by itself, or is put back to an earlier state: positions in the feed do not lie.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use sessiond::{
+    cluster::{Cluster, Mode, Options},
+    pb::SnapshotReason,
+};
+
+use crate::harness::{
+    Service, Wire,
+    database::{Database, disposable},
+    eventually,
+    proxy::Proxy,
+    watch::Watch,
+};
+
+/// Gives out thousands of transaction numbers, and writes none of them to disk.
+const BURN: &str = "BEGIN; CREATE TEMPORARY TABLE IF NOT EXISTS burnt (i int); DO $$ BEGIN
+    FOR i IN 1..3000 LOOP BEGIN INSERT INTO burnt VALUES (i); EXCEPTION WHEN others THEN END; END LOOP; END $$; ROLLBACK";
+
+/// Ends a process as the kernel does when memory runs out.
+fn kill(pid: &str) {
+    let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("a shell");
+    assert!(killed.success());
+}
+
+/// A Postgres of the test's own, which writes to disk when it must and not before.
+async fn cluster(name: &str) -> (Cluster, Service) {
+    let mut options: Options = disposable(name);
+    options.settings.push(("wal_writer_delay".to_owned(), "10s".to_owned()));
+    let cluster = Cluster::start(options).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    let service = Service::start_on(database).await;
+    (cluster, service)
+}
+
+/// Kills one of Postgres's processes; it ends all others and recovers. Returns once it answers again.
+async fn crash(database: &Database) {
+    let mut victim = database.lines("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").await;
+    kill(&victim.pop().expect("one"));
+    let started = Instant::now();
+    loop {
+        match tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                if client.batch_execute("SELECT 1").await.is_ok() {
+                    return;
+                }
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "it does not recover");
+    }
+}
+
+/// Waits for all of these sessions to be told of, in any order.
+async fn told(watch: &mut Watch, mut sessions: Vec<String>) {
+    let started = Instant::now();
+    while !sessions.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(15), "never told: {}", sessions.len());
+        for ended in watch.ended_or_beat().await {
+            sessions.retain(|session| *session != ended);
+        }
+    }
+}
+
+/// A replica is held up while Postgres crashes and gives numbers out again that the replica's last snapshot had counted as
+/// over. What is signed out under those numbers is told all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_are_given_out_again_after_a_crash_are_read() {
+    let (cluster, service) = cluster("reused").await;
+    let (proxy, silence) = Proxy::that_swallows_at(cluster.socket(), "postgres", "pg_current_snapshot").await;
+    let paused = service.replica_by(&proxy.url).await;
+    let mut watch = paused.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for _ in 0..4 {
+        let mut phones = vec![];
+        for _ in 0..20 {
+            phones.push(service.sign_in("ada", "phone").await);
+        }
+        service.database.run(BURN).await;
+        // Long enough for a reading. Now and then a sign of life comes in between and writes it all down: hence the rounds.
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        silence.begin();
+        crash(&service.database).await;
+        let mut sessions = vec![];
+        for phone in phones {
+            eventually("signs out", async || phone.sign_out().await.is_ok()).await;
+            sessions.push(phone.session);
+        }
+        silence.end();
+        told(&mut watch, sessions).await;
+        eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+    }
+    drop((service, paused));
+    cluster.stop().await.expect("stops");
+}
+
+/// Crashes under load, one after the other; `FAULT_ROUNDS=25` for the long proof. Of the acknowledged sign-outs, none is missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_process_that_is_killed_under_load_hides_no_sign_out() {
+    let (cluster, service) = cluster("killed").await;
+    let follower = service.replica_by(&service.database.url).await;
+    let mut watch = follower.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    let rounds = std::env::var("FAULT_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let mut acknowledged = 0;
+    for _ in 0..rounds {
+        let until = Instant::now() + Duration::from_millis(700);
+        let load = async || {
+            let mut sessions = vec![];
+            while Instant::now() < until {
+                let created = service.try_sign_in("ada").await;
+                let Some(phone) = created else { continue };
+                if phone.sign_out().await.is_ok() {
+                    sessions.push(phone.session);
+                }
+            }
+            sessions
+        };
+        let burn = async {
+            let _ = service.database.run_if_it_can(BURN).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let _ = service.database.run_if_it_can(BURN).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            crash(&service.database).await;
+        };
+        let (mut sessions, more, others, ()) = tokio::join!(load(), load(), load(), burn);
+        sessions.extend(more.into_iter().chain(others));
+        acknowledged += sessions.len();
+        told(&mut watch, sessions).await;
+    }
+    assert!(acknowledged > 0, "there was load");
+    drop((service, follower));
+    cluster.stop().await.expect("stops");
+}
+
+/// The database's files are put back to an earlier state, and nobody says `sessiond restored`: the replica that had seen more
+/// begins a new history, and cursors of the lost future are not believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_were_put_back_begin_a_new_history() {
+    let (mut cluster, service) = cluster("put-back").await;
+    let data: PathBuf =
+        service.database.lines("SELECT current_setting('data_directory')").await.pop().expect("one").into();
+    let kept = data.with_extension("kept");
+    let phone = service.sign_in("ada", "phone").await;
+    cluster.stop_server(Mode::Fast).await.expect("stops");
+    copy(&data, &kept);
+    cluster.start_server().await.expect("starts");
+
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    eventually("signs out", async || phone.sign_out().await.is_ok()).await;
+    assert_eq!(watch.ended_session().await, phone.session);
+    watch.heartbeat().await;
+    watch.heartbeat().await;
+    let cursor = watch.cursor.clone();
+
+    cluster.stop_server(Mode::Fast).await.expect("stops");
+    std::fs::remove_dir_all(&data).expect("deletes");
+    copy(&kept, &data);
+    cluster.start_server().await.expect("starts");
+    assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
+
+    // By a replica that has seen nothing of it, too.
+    let young = service.replica_by(&service.database.url).await;
+    for replica in [&service, &young] {
+        let mut resumed = None;
+        eventually("may follow", async || {
+            resumed = replica.wires.watch(Wire::Grpc, replica.key(), &cursor).await.ok();
+            resumed.is_some()
+        })
+        .await;
+        let (why, past) = resumed.expect("a stream").snapshot().await;
+        assert_eq!((why, past.len()), (SnapshotReason::CursorOfAnotherDatabase, 0));
+    }
+    let laptop = service.sign_in("ada", "laptop").await;
+    let mut watch = young.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    laptop.sign_out().await.expect("signs out");
+    assert_eq!(watch.ended_session().await, laptop.session);
+    std::fs::remove_dir_all(&kept).expect("deletes");
+    drop((service, young));
+    cluster.stop().await.expect("stops");
+}
+
+/// With their owners.
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().expect("runs").success());
+}
+
+/// Another application holds a snapshot for hours, and nothing is cleaned up meanwhile: a server at rest leaves nothing to clean
+/// up, however long.
+#[tokio::test]
+async fn a_server_at_rest_leaves_no_dead_rows() {
+    const WRITTEN: &str = "SELECT sum(n_tup_upd + n_tup_del + n_dead_tup) FROM pg_stat_user_tables";
+    let service = Service::start().await;
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    let written = async || {
+        // Whoever has written says so within a second.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        service.database.lines(WRITTEN).await
+    };
+    let before = written().await;
+    for _ in 0..3 {
+        assert!(watch.heartbeat().await < 2_000, "and gives signs of life");
+    }
+    assert_eq!(written().await, before);
+}
