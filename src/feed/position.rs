@@ -7,7 +7,6 @@
 //!
 //! That costs nothing. Between that number and the snapshot's end there was no row to see, so none is read twice.
 
-use crate::clock::Timestamp;
 use crate::store::FeedOrigin;
 use crate::store::Newest;
 use crate::store::Reading;
@@ -112,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
+    use crate::clock::Timestamp;
     use crate::store::Place;
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
