@@ -1,14 +1,27 @@
 //! Every setting: a flag and an environment variable each, with its unit, bound and default. `--help` is the manual.
 
+mod web;
+
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Arg;
 use clap::Args;
+use clap::Command;
 use ipnet::IpNet;
 use ipnet::Ipv4Net;
 use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+
+pub use web::Authority;
+pub use web::base_path;
+pub use web::header_name;
+pub use web::host;
+pub use web::issuer;
+pub use web::issuer_at;
+pub use web::origin;
 
 /// How the server is reached.
 #[derive(Args, Clone, Debug)]
@@ -113,22 +126,29 @@ impl Limits {
 /// How browsers and others find and reach the API.
 #[derive(Args, Clone, Debug)]
 pub struct Web {
-    /// The base URL that tokens name as their issuer: `iss` is this, and `/projects/` and the project's id behind it.
-    #[arg(long, env = "SESSIOND_ISSUER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    /// The base URL that tokens name as their issuer: `iss` is this, and `/projects/` and the project's id behind it. An
+    /// http or https URL without query and fragment; a port of 0 stands for the port that the server listens on.
+    #[arg(long, env = "SESSIOND_ISSUER", default_value = "http://127.0.0.1:8080", value_parser = issuer, value_name = "URL")]
     pub issuer: String,
 
     /// A path that the REST API is answered under; may be given more than once.
     #[arg(long = "base-path", env = "SESSIOND_BASE_PATHS", value_delimiter = ',', default_values = ["/", "/api/v1"], value_parser = base_path, value_name = "PATH")]
     pub base_paths: Vec<String>,
 
-    /// An origin that browsers may call from, as in `https://app.example.org`; may be given more than once. `*` lets
-    /// every origin in, which is safe: no cookie is ever read.
-    #[arg(long = "cors-origin", env = "SESSIOND_CORS_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
+    /// An origin that browsers may call from, as in `https://app.example.org` or `capacitor://localhost`; may be given
+    /// more than once. `*` lets every origin in, which is safe: no cookie is ever read.
+    #[arg(long = "cors-origin", env = "SESSIOND_CORS_ORIGINS", value_delimiter = ',', value_parser = origin, value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
 
+    /// A request header that pages of those origins may send, besides those that the API and tracing have; may be given
+    /// more than once.
+    #[arg(long = "cors-header", env = "SESSIOND_CORS_HEADERS", value_delimiter = ',', value_parser = header_name, value_name = "HEADER")]
+    pub cors_headers: Vec<String>,
+
     /// A host name that requests may be addressed to, without a port; may be given more than once. Others are answered
-    /// with 421. None given lets every name in.
-    #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    /// with 421, except probes (`/healthz`, `/readyz`, `grpc.health.v1`) that go to an address or to `localhost`. None
+    /// given lets every name in.
+    #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_parser = host, value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
 
     /// A reverse proxy whose word on the client's address is taken: an address or a network, such as `10.0.0.0/8`; may be
@@ -303,8 +323,9 @@ const DAY: u64 = 24 * HOUR;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Log")]
 pub struct Log {
-    /// What is logged, as `level` or `target=level`, with commas between them.
-    #[arg(long, env = "SESSIOND_LOG", default_value = "info", value_name = "FILTER", global = true)]
+    /// What is logged, as `level` or `target=level`, with commas between them. Below `info` only for sessiond itself: what
+    /// libraries say there may hold secrets.
+    #[arg(long, env = "SESSIOND_LOG", default_value = "info", value_parser = log_filter, value_name = "FILTER", global = true)]
     pub log: String,
 
     /// How a line of the log looks.
@@ -328,7 +349,7 @@ pub enum LogFormat {
 /// When it is none, or out of bounds.
 pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Result<Duration, String> {
     let (min, max) = (Duration::from_millis(MIN_MILLIS), Duration::from_millis(MAX_MILLIS));
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let duration = humantime::parse_duration(text.trim()).map_err(|error| error.to_string())?;
     if (min..=max).contains(&duration) {
         return Ok(duration);
     }
@@ -336,12 +357,12 @@ pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Res
 }
 
 fn size<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
-    let size = text.parse().map_err(|_| "must be a whole number".to_owned())?;
+    let size = text.trim().parse().map_err(|_| "must be a whole number".to_owned())?;
     if (MIN..=MAX).contains(&size) { Ok(size) } else { Err(format!("must be {MIN} to {MAX}")) }
 }
 
 fn number<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
-    let number = text.parse().map_err(|_| "must be a whole number".to_owned())?;
+    let number = text.trim().parse().map_err(|_| "must be a whole number".to_owned())?;
     if (MIN..=MAX).contains(&number) { Ok(number) } else { Err(format!("must be {MIN} to {MAX}")) }
 }
 
@@ -352,6 +373,7 @@ fn number<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
 ///
 /// When it is none.
 pub fn network(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
     let alone = text.parse::<IpAddr>().map(IpNet::from);
     let network =
         alone.or_else(|_| text.parse()).map_err(|_| "must be an address, or a network such as `10.0.0.0/8`")?;
@@ -365,17 +387,56 @@ pub fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// Reads a base path: `/`, or a plain path such as `/api/v1`.
+/// Reads a filter of the log.
 ///
 /// # Errors
 ///
-/// When it is none.
-pub fn base_path(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
-    let fits = text.starts_with('/') && !text.contains("//") && text.bytes().all(plain);
-    if fits {
-        Ok(text.to_owned())
+/// When it is none, or would log nothing because a level is misspelt: a bare word that is not a level would be a target.
+pub fn log_filter(text: &str) -> Result<String, String> {
+    const EXAMPLE: &str = "must be a level such as `info`, or `target=level`";
+    let text = text.trim();
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"].iter().any(|level| word.eq_ignore_ascii_case(level))
+            || matches!(word, "0" | "1" | "2" | "3" | "4" | "5")
+    };
+    // Commas stand between the fields of a span too: `[span{a=1,b=2}]=debug`. Such a filter is taken as it is.
+    let filter = if text.contains('[') {
+        text.to_owned()
     } else {
-        Err("must start with `/` and be a plain path, such as `/api/v1`".to_owned())
+        let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() || !parts.iter().all(|part| part.contains('=') || is_level(part)) {
+            return Err(EXAMPLE.to_owned());
+        }
+        parts.join(",")
+    };
+    EnvFilter::builder().parse(&filter).map_err(|error| format!("{EXAMPLE}: {error}"))?;
+    Ok(filter)
+}
+
+/// Takes the environment variables of a command, and of those below it, as they are meant: a blank one is one that is not
+/// set, what surrounds a value is no part of it, and an empty element is no element of a list. A template that was filled
+/// with nothing, and a file that ends with a line end, leave such values behind.
+pub fn tidied(command: Command) -> Command {
+    command.mut_args(tidied_arg).mut_subcommands(tidied)
+}
+
+fn tidied_arg(arg: Arg) -> Arg {
+    let Some(value) = arg.get_env().and_then(std::env::var_os) else { return arg };
+    // clap says of what is not text that it is not.
+    let Some(text) = value.to_str() else { return arg };
+    let (elements, separator): (Vec<&str>, _) = match arg.get_value_delimiter() {
+        Some(comma) => (text.split(comma).map(str::trim).collect(), comma.to_string()),
+        None => (vec![text.trim()], String::new()),
+    };
+    let elements: Vec<&str> = elements.into_iter().filter(|element| !element.is_empty()).collect();
+    let unset = |arg: Arg| arg.env(None::<&'static str>);
+    if elements.is_empty() {
+        return unset(arg);
     }
+    // A secret is trimmed where it is read: as a default, `--help` would show it.
+    if arg.is_hide_env_values_set() || elements.join(&separator) == text {
+        return arg;
+    }
+    // Leaks once per process, and as little as the settings themselves.
+    unset(arg).default_values(elements.into_iter().map(|element| &*String::from(element).leak()))
 }

@@ -18,8 +18,15 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
+use serde_json::json;
+use tracing::Level;
+use tracing::Metadata;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::clock::Clock;
 use crate::clock::Skew;
 use crate::config::Log;
 use crate::config::LogFormat;
@@ -438,8 +445,16 @@ pub struct FilterError {
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// Libraries that would put secrets into the log, were they asked for all they know.
-const TALKATIVE: [&str; 7] = ["tokio_postgres", "diesel", "diesel_async", "h2", "hyper", "hyper_util", "rustls"];
+/// Whether something may be logged at all, whatever the operator's filter says. Below `info`, libraries write down what they
+/// carry: parameters of statements, headers, bytes of the wire. Only our own words are known to hold no secret.
+fn holds_no_secret(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let is_ours = target == OURS || target.strip_prefix(OURS).is_some_and(|rest| rest.starts_with("::"));
+    is_ours || *metadata.level() <= Level::INFO
+}
+
+/// The first segment of our targets: the crate's name.
+const OURS: &str = "sessiond";
 
 /// Sends the log to standard error, from now on and for the whole process. What standard error does not take is dropped and
 /// counted: nobody waits for it.
@@ -450,14 +465,12 @@ const TALKATIVE: [&str; 7] = ["tokio_postgres", "diesel", "diesel_async", "h2", 
 pub fn init(log: &Log) -> Result<(), FilterError> {
     let source_of = |source| FilterError { filter: log.log.clone(), source };
     let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
-    // These write down what they carry: parameters of statements, headers.
-    let filter = TALKATIVE.iter().fold(filter, |filter, target| {
-        filter.add_directive(format!("{target}=info").parse().expect("a target and a level"))
-    });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log::Log::of_process().clone());
+    // Behind the operator's filter and not within it: however a directive is spelt, it cannot undo this.
+    let log_of = tracing_subscriber::registry().with(filter).with(filter_fn(holds_no_secret));
+    let lines = tracing_subscriber::fmt::layer().with_writer(log::Log::of_process().clone());
     match log.log_format {
-        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => log_of.with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Json => log_of.with(lines.json().flatten_event(true)).init(),
     }
     std::panic::set_hook(Box::new(panicked));
     Ok(())
@@ -487,6 +500,20 @@ pub fn flush() {
     if let Some(log) = log::Log::present() {
         log.flush();
     }
+}
+
+/// A line of the log in JSON that says why the process ends. Works before the log is set up, and in a panic.
+pub fn in_json(message: &str) -> String {
+    let timestamp = Clock::system().now().to_string();
+    json!({"timestamp": timestamp, "level": "ERROR", "message": message, "target": OURS}).to_string()
+}
+
+/// Whether the command line or the environment asks for a log in JSON: for errors in the command line itself.
+pub fn is_json_asked_for() -> bool {
+    let args: Vec<_> = std::env::args_os().collect();
+    let by_flag = args.iter().any(|arg| arg == "--log-format=json")
+        || args.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json");
+    by_flag || std::env::var("SESSIOND_LOG_FORMAT").is_ok_and(|format| format.trim() == "json")
 }
 
 /// An error and all that caused it, on one line. A cause that the levels above have spelled out already is not repeated.

@@ -29,6 +29,7 @@ use crate::harness::{
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
+const ISSUER: &str = "http://127.0.0.1:8080";
 const CURRENT: &str = "/auth/sessions/current";
 const REFRESH: &str = "/auth/sessions/current/refresh";
 
@@ -79,7 +80,13 @@ impl Dev {
         let mut process = Command::new(BINARY)
             .args(["dev", "--listen", "127.0.0.1:0", "--refresh-grace", "30s", "--data-dir"])
             .arg(dir)
-            .env("SESSIOND_LOG", "trace")
+            // However it is spelt, it gets no parameters of statements out of the libraries.
+            .env(
+                "SESSIOND_LOG",
+                "trace,tokio_postgres::query=trace,tokio_postgres=trace,h2=trace,[]=trace,tokio_postgres[query]=trace",
+            )
+            // The same after a restart on another port, or tokens would be another issuer's.
+            .env("SESSIOND_ISSUER", ISSUER)
             .env_remove("DATABASE_URL")
             .envs(shell)
             .stdin(Stdio::null())
@@ -148,7 +155,7 @@ async fn a_guard_outlives_the_process_that_it_follows() {
     let (known, unknown) = (dev.sign_in("ada").await, dev.sign_in("ada").await);
     let road = Road::to(dev.addr()).await;
     let key = dev.env["SESSIOND_SERVER_KEY"].clone();
-    let options = GuardOptions::new(&road.url, "demo", "http://127.0.0.1:8080", key);
+    let options = GuardOptions::new(&road.url, "demo", ISSUER, key);
     let guard = Guard::connect(GuardOptions { max_staleness: MAX_STALENESS_MIN, ..options }).await.expect("connects");
     for token in [&known, &unknown] {
         assert!(guard.verify(token).await.is_ok());

@@ -7,8 +7,29 @@ use prost_reflect::DescriptorPool;
 use sessiond::{
     pb,
     rpc::status::{COMMON_REASONS, Reason},
-    transcode::Code,
+    transcode::{Code, LayerReason, layer_reasons},
 };
+
+const LAYERS: &str = "\
+# What the HTTP layer says by itself
+
+In the same form and domain, by the layer that turns JSON into gRPC: most often before any method is asked.
+
+";
+
+const BELOW: &str = "\
+# What has no reason
+
+Answers to what is not the API's business have a status and a line of text:
+
+| HTTP | |
+|---|---|
+| 400 | the request names no host, more than one, or a malformed one (RFC 9112 §3.2, RFC 9113 §8.3.1) |
+| 421 | the server does not answer to that host name: `--allowed-host` |
+| 431 | the headers are too large: `--header-bytes-max` |
+
+The endpoints below `/oauth2` answer in the words of RFC 6749 §5.2: `error` and `error_description`.
+";
 
 const INTRODUCTION: &str = "\
 # What each error means
@@ -31,6 +52,9 @@ const TO_PROXIES: [Reason; 6] = [
     Reason::SessionRevoked,
     Reason::ProjectNotFound,
 ];
+
+/// What only gRPC clients are told: no method answers so, but the server in the place of one.
+const OF_GRPC: [Reason; 2] = [Reason::MethodNotFound, Reason::UnsupportedEncoding];
 
 /// What whoever meets it does next.
 fn what_to_do(reason: Reason) -> &'static str {
@@ -79,6 +103,10 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::DeadlineExceeded => {
             "Whether it was done is not known. Repeat, with more time: every call is safe to repeat."
         }
+        Reason::MethodNotFound => "Is it spelt as in the proto, and does this version of the server have it?",
+        Reason::UnsupportedEncoding => {
+            "Send messages as they are, or compressed with gzip: `grpc-accept-encoding` says so too."
+        }
         Reason::Internal => "Our fault. Tell us the `request_id` in the metadata: it finds the cause in the log.",
     }
 }
@@ -87,6 +115,9 @@ fn what_to_do(reason: Reason) -> &'static str {
 fn answered_by(reason: Reason) -> String {
     if COMMON_REASONS.contains(&reason) {
         return "any".to_owned();
+    }
+    if OF_GRPC.contains(&reason) {
+        return "any, over gRPC and grpc-web alone".to_owned();
     }
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
     let extension = pool.get_extension_by_name("sessiond.v1.reasons").expect("is there");
@@ -121,7 +152,39 @@ fn published() -> String {
         writeln!(text, "| `{}` | {} | {methods} |\n", code_name(code), code.http_status().as_u16()).expect("writes");
         writeln!(text, "{} {}\n", reason.message(), what_to_do(reason)).expect("writes");
     }
+    text.push_str(LAYERS);
+    for LayerReason { name, code, status, description, .. } in of_the_layer() {
+        let methods = "any, over REST alone";
+        writeln!(text, "## `{name}`\n").expect("writes");
+        writeln!(text, "| gRPC | HTTP | methods |\n|---|---|---|").expect("writes");
+        writeln!(text, "| `{}` | {} | {methods} |\n", code_name(code), status.as_u16()).expect("writes");
+        writeln!(text, "{description} {}\n", what_to_do_about(name)).expect("writes");
+    }
+    text.push_str(BELOW);
     text.trim_end().to_owned() + "\n"
+}
+
+/// The layer's own reasons, without those that the service has too.
+fn of_the_layer() -> Vec<LayerReason> {
+    let is_ours = |name: &str| Reason::ALL.iter().any(|reason| reason.name() == name);
+    layer_reasons().into_iter().filter(|reason| !is_ours(reason.name)).collect()
+}
+
+/// What whoever meets one of the layer's own reasons does next.
+fn what_to_do_about(name: &str) -> &'static str {
+    match name {
+        "ROUTE_NOT_FOUND" => "Is the path spelt as in `/openapi.json`, and below a base path?",
+        "METHOD_NOT_ALLOWED" => "Use one of the methods in `Allow`.",
+        "UNSUPPORTED_MEDIA_TYPE" => {
+            "Send `content-type: application/json` and no `content-encoding`. Also told to gRPC and grpc-web clients \
+             with a type that is not spoken here, such as `application/grpc+json`."
+        }
+        "BODY_TIMEOUT" => "Send the body faster, or in smaller pieces of work.",
+        "BODY_TOO_LARGE" => "Send less at once. Operators: `--body-bytes-max`.",
+        "BODY_UNREADABLE" => "Repeat: the connection broke while the body was on its way.",
+        "BAD_REPLY" => "Our fault. Tell us the `x-request-id` of the answer: it finds the cause in the log.",
+        other => panic!("{other} is not explained"),
+    }
 }
 
 #[test]
@@ -133,6 +196,17 @@ fn every_reason_is_explained_as_published() {
         fs::write(&path, &text).expect("writes");
     }
     assert!(fs::read_to_string(&path).unwrap_or_default() == text, "not as in docs/errors.md: {text}");
+}
+
+/// What the layer answers is in the page too: every reason that a client can meet is.
+#[test]
+fn the_layers_own_reasons_are_explained() {
+    let page = published();
+    let own = of_the_layer();
+    assert_eq!(own.len(), 7, "{own:?}");
+    for reason in layer_reasons() {
+        assert!(page.contains(&format!("## `{}`", reason.name)), "{}", reason.name);
+    }
 }
 
 /// A reason that no method answers with has no place in the table; and no two have one name.
@@ -153,7 +227,7 @@ fn codes_and_statuses_agree() {
         let ours = matches!(
             reason,
             Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::DeadlineExceeded | Reason::Internal
-        );
+        ) || OF_GRPC.contains(&reason);
         assert_eq!(status.is_server_error(), ours, "{}", reason.name());
     }
 }

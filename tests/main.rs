@@ -32,6 +32,7 @@ mod clocks;
 mod errors;
 mod faults;
 mod grpc;
+mod http_rules;
 mod oauth;
 mod openapi;
 mod outage;
@@ -47,6 +48,7 @@ mod binary;
 mod log;
 mod readme;
 mod scripts;
+mod settings;
 
 // The tables and the tree.
 mod floors;

@@ -47,6 +47,26 @@ fn json_of(response: &Response<Bytes>) -> Value {
     serde_json::from_slice(response.body()).expect("JSON")
 }
 
+/// The challenge of a refusal: for the scheme that the client used. One for Basic has a browser ask its user for a password,
+/// so whoever did not use `Authorization` gets another.
+fn challenge(headers: &HeaderMap) -> &'static str {
+    let scheme = headers.get("authorization").map(|value| value.to_str().expect("text"));
+    match scheme {
+        Some(bearer) if bearer.starts_with("Bearer") => {
+            r#"Bearer realm="sessiond", error="invalid_token", error_description="The server key is not valid here.""#
+        }
+        Some(_) => CHALLENGE,
+        None => r#"Bearer realm="sessiond""#,
+    }
+}
+
+/// Asserts that a client failed to show who it is (RFC 6749 §5.2).
+#[track_caller]
+fn assert_no_client(response: &Response<Bytes>, headers: &HeaderMap, case: &str) {
+    assert_no(response, 401, "invalid_client", case);
+    assert_eq!(response.headers()["www-authenticate"], challenge(headers), "{case}");
+}
+
 /// Asserts an answer that is no: its status and its error, and what holds for each of them.
 #[track_caller]
 fn assert_no(response: &Response<Bytes>, status: u16, error: &str, case: &str) {
@@ -57,8 +77,7 @@ fn assert_no(response: &Response<Bytes>, status: u16, error: &str, case: &str) {
     assert_eq!(response.headers()["cache-control"], "no-store", "{case}");
     assert_eq!(response.headers()["pragma"], "no-cache", "{case}");
     assert_eq!(response.headers()["x-request-id"].len(), 32, "{case}");
-    let challenge = response.headers().get("www-authenticate").map(|value| value.to_str().expect("text"));
-    assert_eq!(challenge, (status == 401).then_some(CHALLENGE), "{case}");
+    assert_eq!(response.headers().contains_key("www-authenticate"), status == 401, "{case}");
     let waits = response.headers().get("retry-after").is_some();
     assert_eq!(waits, matches!(status, 429 | 503), "{case}");
 }
@@ -239,6 +258,41 @@ async fn a_live_token_is_described_to_whoever_has_the_secret() {
     }
 }
 
+/// RFC 7662 §2.1: introspection is a protected resource, and its own example shows a bearer. The key knows its project.
+#[tokio::test]
+async fn a_key_as_a_bearer_may_introspect() {
+    let service = Service::start().await;
+    let other = service.create_project("other").await;
+    let (ours, others) = (service.server_key.expose_secret(), other.expose_secret());
+    let phone = service.sign_in("ada", "phone").await;
+    let token = ("token", phone.access_token.as_str());
+    for (key, client, active) in
+        [(ours, None, true), (ours, Some(PROJECT), true), (others, None, false), (others, Some("other"), false)]
+    {
+        let form: Vec<_> = [token].into_iter().chain(client.map(|id| ("client_id", id))).collect();
+        let response = post(&service, INTROSPECT, bearer(key), &form).await;
+        assert_eq!((response.status(), &json_of(&response)["active"]), (StatusCode::OK, &json!(active)), "{client:?}");
+    }
+    let twice = {
+        let mut headers = bearer(ours);
+        headers.append("authorization", headers["authorization"].clone());
+        headers
+    };
+    let in_a_browser = both(bearer(ours), header("origin", "https://app.example.org"));
+    for (case, headers, form) in [
+        ("a wrong key", bearer(&flip(ours, 60)), vec![token]),
+        ("an access token", bearer(&phone.access_token), vec![token]),
+        ("no token", bearer(""), vec![token]),
+        ("in a browser", in_a_browser, vec![token]),
+        ("another's project", bearer(ours), vec![token, ("client_id", "other")]),
+    ] {
+        assert_no_client(&post(&service, INTROSPECT, headers.clone(), &form).await, &headers, case);
+    }
+    let and_a_secret = [token, ("client_secret", ours)];
+    assert_no(&post(&service, INTROSPECT, bearer(ours), &and_a_secret).await, 400, "invalid_request", "two ways");
+    assert_no(&post(&service, INTROSPECT, twice, &[token]).await, 400, "invalid_request", "two headers");
+}
+
 /// RFC 7662 §2.2: of a token that is not good here, nothing is said but that; and asking does not wear one out.
 #[tokio::test]
 async fn a_token_that_is_not_live_is_inactive_and_no_more() {
@@ -321,7 +375,8 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ("another project's secret", basic(PROJECT, others), vec![], 401, "invalid_client"),
         ("our secret as another's", basic("other", ours), vec![], 401, "invalid_client"),
         ("a token for a secret", basic(PROJECT, access), vec![], 401, "invalid_client"),
-        ("a bearer", bearer(ours), vec![public], 401, "invalid_client"),
+        ("a bearer that is no key", bearer(access), vec![public], 401, "invalid_client"),
+        ("another scheme", header("authorization", "Digest x"), vec![public], 401, "invalid_client"),
         ("no base64", header("authorization", "Basic ?"), vec![], 401, "invalid_client"),
         ("no colon", header("authorization", "Basic ZGVtbw=="), vec![public], 401, "invalid_client"),
         ("a secret in a browser", both(ours_by_basic(), in_a_browser()), vec![], 401, "invalid_client"),
@@ -346,6 +401,11 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ("two tokens", ours_by_basic(), vec![("token", access), ("token", access)], 400, "invalid_request"),
     ];
     for (case, headers, form, status, error) in introspections {
+        if status == 401 {
+            let response = post(&service, INTROSPECT, headers.clone(), &form).await;
+            assert_no_client(&response, &headers, case);
+            continue;
+        }
         assert_no(&post(&service, INTROSPECT, headers, &form).await, status, error, case);
     }
     for (case, headers, form, status, error) in tokens {
@@ -366,8 +426,16 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         ];
         for (path, form) in asked {
             let form = [form, client.clone()].concat();
-            assert_no(&post(&service, path, headers.clone(), &form).await, status, error, case);
+            let response = post(&service, path, headers.clone(), &form).await;
+            match status {
+                401 => assert_no_client(&response, &headers, case),
+                _ => assert_no(&response, status, error, case),
+            }
         }
+    }
+    for path in [TOKEN, REVOKE] {
+        let response = post(&service, path, bearer(ours), &[grant, presented, public, ("token", access)]).await;
+        assert_no_client(&response, &bearer(ours), "a key as a bearer where a client authenticates itself");
     }
     // Not revoked, and not rotated either.
     assert!(phone.is_signed_in().await);
@@ -396,7 +464,8 @@ async fn what_is_no_form_or_no_post_is_refused_in_the_same_words() {
         }
         // Parameters in the URI are none (RFC 6749 §2.3.1, RFC 7009 §2.1).
         let uri = format!("{path}?client_id=demo&token=x&grant_type=refresh_token&refresh_token=x");
-        assert_no(&service.wires.http(Method::POST, &uri, form_type(), "").await, 401, "invalid_client", path);
+        let response = service.wires.http(Method::POST, &uri, form_type(), "").await;
+        assert_no_client(&response, &HeaderMap::new(), path);
         let large = service.wires.http2(Method::POST, path, form_type(), "x".repeat(64 * 1024 + 1)).await;
         assert_no(&large, 413, "invalid_request", path);
     }

@@ -58,9 +58,12 @@ pub(super) async fn read(body: Body, limits: Limits) -> Result<Bytes, Unread> {
     })
 }
 
-/// Whether a body says that it is of this media type. Parameters of the type change nothing: there is one encoding, UTF-8.
+/// Whether a body says that it is of this media type, and of no other. Parameters of the type change nothing: there is one
+/// encoding, UTF-8.
 pub(super) fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let value = value.to_str().unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case(media_type)
 }

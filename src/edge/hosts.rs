@@ -1,5 +1,6 @@
-//! Which names the server answers to: a page that gets a browser to resolve its own name to this address (DNS rebinding)
-//! must not reach it.
+//! Which host a request is for. One that does not say so, or says two things, is refused (RFC 9112 §3.2): the server and a
+//! proxy in front of it could understand it differently. And a page that gets a browser to resolve its own name to this
+//! address (DNS rebinding) must not reach what is meant for others.
 
 use std::sync::Arc;
 
@@ -8,52 +9,176 @@ use axum::extract::State;
 use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
-use http::HeaderValue;
+use http::HeaderMap;
 use http::StatusCode;
+use http::Uri;
+use http::Version;
 use http::header;
 
-/// The names; none lets every name in.
+use crate::config::Authority;
+
+/// What probes ask for. They know a server's address and not its name.
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/grpc.health.v1.Health/"];
+
+/// The names that are answered to.
 #[derive(Clone)]
-pub(super) struct Allowed(Arc<[String]>);
+pub(super) enum Allowed {
+    /// Those on the list; every name if the list is empty.
+    Named(Arc<[String]>),
+    /// This machine's own, and addresses: a listener on loopback has no other name.
+    Loopback,
+}
 
 impl Allowed {
-    /// Takes names without ports; an IPv6 address in its brackets.
+    /// Takes names without ports, as `config::host` spells them.
     pub(super) fn new(hosts: &[String]) -> Self {
-        Self(hosts.iter().map(|host| host.to_ascii_lowercase()).collect())
+        Self::Named(hosts.into())
     }
 
-    fn has(&self, authority: &str) -> bool {
-        let host = match authority.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        self.0.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+    fn has(&self, path: &str, host: Option<&Authority>) -> bool {
+        let is_local = |host: &Authority| host.is_loopback() || host.is_address();
+        match self {
+            Self::Named(names) if names.is_empty() => true,
+            Self::Named(names) => {
+                let is_named = host.is_some_and(|host| names.contains(&host.host));
+                // An address is not resolved, so no page can make it mean this server. HTTP/1.0 may say nothing at all, and no
+                // browser speaks that.
+                let is_probe =
+                    PROBES.iter().any(|probe| path == *probe || probe.ends_with('/') && path.starts_with(probe));
+                is_named || is_probe && host.is_none_or(is_local)
+            }
+            Self::Loopback => host.is_none_or(is_local),
+        }
     }
 }
 
-/// Lets a request for one of the names pass, and answers any other with 421 (RFC 9110 §15.5.20).
+/// Lets a request for one of the names pass. Answers one for another name with 421 (RFC 9110 §15.5.20), and one that names
+/// no host as it must with 400.
 pub(super) async fn check(State(allowed): State<Allowed>, request: Request, next: Next) -> Response {
-    // HTTP/2 puts the name into the URI, HTTP/1.1 into a header.
-    let named = request.uri().authority().map(http::uri::Authority::as_str);
-    let host = named.or_else(|| request.headers().get(header::HOST).map(HeaderValue::to_str)?.ok());
-    if allowed.0.is_empty() || host.is_some_and(|host| allowed.has(host)) {
+    let host = match addressed(request.version(), request.uri(), request.headers()) {
+        Ok(host) => host,
+        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+    };
+    if allowed.has(request.uri().path(), host.as_ref()) {
         return next.run(request).await;
     }
     (StatusCode::MISDIRECTED_REQUEST, "this server does not answer to that name\n").into_response()
+}
+
+/// The host that a request is for; `None` where its version of HTTP lets it name none.
+fn addressed(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, &'static str> {
+    const MALFORMED: &str = "the host is malformed (RFC 9112, section 3.2)\n";
+    // HTTP/2 puts the host into the URI, and so does HTTP/1.1 for a proxy; otherwise it is in a header.
+    let in_uri = uri.authority().map(|authority| Authority::parse(authority.as_str()).map_err(|_| MALFORMED));
+    let in_uri = in_uri.transpose()?;
+    let mut lines = headers.get_all(header::HOST).iter();
+    let in_header = lines.next().map(|line| {
+        let text = line.to_str().map_err(|_| MALFORMED)?;
+        Authority::parse(text).map_err(|_| MALFORMED)
+    });
+    let in_header = in_header.transpose()?;
+    if lines.next().is_some() {
+        return Err("there is more than one Host (RFC 9112, section 3.2)\n");
+    }
+    match (in_uri, in_header) {
+        (Some(uri_host), Some(host)) if !is_same(uri.scheme_str(), &uri_host, &host) => {
+            Err("the request is for one host and its Host names another\n")
+        }
+        (None, None) if version == Version::HTTP_11 => Err("there is no Host (RFC 9112, section 3.2)\n"),
+        (Some(_), None) if version == Version::HTTP_11 => Err("there is no Host (RFC 9112, section 3.2)\n"),
+        (in_uri, in_header) => Ok(in_uri.or(in_header)),
+    }
+}
+
+/// Whether both are one: a port that the scheme has anyway may be left out.
+fn is_same(scheme: Option<&str>, one: &Authority, other: &Authority) -> bool {
+    let usual = match scheme {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    };
+    one.host == other.host && one.port.or(usual) == other.port.or(usual)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn host(text: &str) -> Option<Authority> {
+        Authority::parse(text).ok()
+    }
+
     #[test]
     fn names_are_compared_without_their_ports() {
         let allowed = Allowed::new(&["localhost".to_owned(), "[::1]".to_owned()]);
-        for good in ["localhost", "LOCALHOST:8080", "[::1]:80", "[::1]"] {
-            assert!(allowed.has(good), "{good}");
+        for good in ["localhost", "LOCALHOST:8080", "localhost.", "[::1]:80", "[::1]", "[0::1]"] {
+            assert!(allowed.has("/auth/sessions", host(good).as_ref()), "{good}");
         }
-        for bad in ["evil.example", "localhost.evil.example:80", "::1", "", ":80", "localhost:80:80"] {
-            assert!(!allowed.has(bad), "{bad}");
+        for bad in ["evil.example", "localhost.evil.example:80", "::1", "", ":80", "localhost:80:80", "127.0.0.1"] {
+            assert!(!allowed.has("/auth/sessions", host(bad).as_ref()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn probes_know_an_address_and_no_name() {
+        let allowed = Allowed::new(&["sessions.example.org".to_owned()]);
+        for path in ["/healthz", "/readyz", "/grpc.health.v1.Health/Check"] {
+            for good in ["10.1.2.3:8080", "[fd00::1]:8080", "localhost:8080", "sessions.example.org"] {
+                assert!(allowed.has(path, host(good).as_ref()), "{path} at {good}");
+            }
+            assert!(allowed.has(path, None), "HTTP/1.0");
+            assert!(!allowed.has(path, host("evil.example").as_ref()), "{path}");
+        }
+        for path in ["/healthz/", "/auth/sessions", "/sessiond.v1.SessionService/RevokeCurrent", "/openapi.json"] {
+            assert!(!allowed.has(path, host("10.1.2.3").as_ref()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_listener_on_loopback_has_no_name_but_its_own() {
+        for (name, answered) in [("localhost:9464", true), ("127.0.0.1:1", true), ("[::1]", true), ("10.0.0.1", true)] {
+            assert_eq!(Allowed::Loopback.has("/metrics", host(name).as_ref()), answered, "{name}");
+        }
+        assert!(!Allowed::Loopback.has("/metrics", host("evil.example").as_ref()));
+        assert!(!Allowed::Loopback.has("/metrics", host("localhost.evil.example").as_ref()));
+    }
+
+    /// RFC 9112 §3.2 and RFC 9113 §8.3.1.
+    #[test]
+    fn a_request_names_one_host() {
+        let addressed = |version, uri: &str, hosts: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, http::HeaderValue::from_bytes(host).expect("a value"));
+            }
+            addressed(version, &uri.parse().expect("a URI"), &headers).map(|host| host.map(|host| host.host))
+        };
+        let ok = |host: &str| Ok(Some(host.to_owned()));
+        let (old, one, two) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
+        assert_eq!(addressed(one, "/", &[b"A.example:80"]), ok("a.example"));
+        assert_eq!(addressed(old, "/", &[]), Ok(None));
+        assert_eq!(addressed(one, "http://a.example/", &[b"a.example:80"]), ok("a.example"));
+        assert_eq!(addressed(two, "http://a.example/", &[]), ok("a.example"));
+        assert_eq!(addressed(two, "/", &[b"a.example"]), ok("a.example"));
+        for (version, uri, hosts) in [
+            (one, "/", &[][..]),
+            (one, "/", &[&b"a"[..], b"a"]),
+            (old, "/", &[b"a", b"b"]),
+            (one, "/", &[b""]),
+            (one, "/", &[b"a b"]),
+            (one, "/", &[b"a, b"]),
+            (one, "/", &[b"a/b"]),
+            (one, "/", &[b"u@a"]),
+            (one, "/", &[b"a:x"]),
+            (one, "/", &[b"a:99999"]),
+            (one, "/", &[b"[::1"]),
+            (one, "/", &[b"\xff"]),
+            (one, "http://a/", &[]),
+            (one, "http://a/", &[b"b"]),
+            (one, "http://a:81/", &[b"a"]),
+            (two, "http://a/", &[b"b"]),
+        ] {
+            assert!(addressed(version, uri, hosts).is_err(), "{version:?} {uri} {hosts:?}");
         }
     }
 }

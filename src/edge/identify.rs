@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
+use axum::extract::State;
 use axum::middleware::Next;
 use axum::response::Response;
 use http::HeaderMap;
@@ -11,32 +12,66 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 
+use super::media;
+use super::origin;
+use super::origin::Trust;
 use crate::clock;
 use crate::telemetry::REQUEST_ID;
-use crate::telemetry::Wire;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Runs the request under an id of its own. One that the client sent is not taken over: it would be the client's to forge.
-pub(super) async fn identify(mut request: Request, next: Next) -> Response {
-    let wire = wire(request.headers());
+/// The longest id that is taken over, in bytes.
+const LENGTH_MAX: usize = 128;
+
+/// Runs the request under an id: the one that a trusted proxy gave it, so that both logs tell of one request, or one of its
+/// own. What anyone else has sent is not taken over: it would be the client's to forge.
+pub(super) async fn identify(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
+    let wire = media::wire(request.headers());
     request.extensions_mut().insert(wire);
-    let id: Arc<str> = clock::new_uuid().simple().to_string().into();
+    let trusted = origin::peer(&request).is_some_and(|peer| trust.has(peer.to_canonical()));
+    let given = if trusted { given(request.headers()) } else { None };
+    let id: Arc<str> = given.unwrap_or_else(|| clock::new_uuid().simple().to_string().into());
     let mut response = REQUEST_ID.scope(Arc::clone(&id), next.run(request)).await;
-    let value = HeaderValue::from_str(&id).expect("hexadecimal digits are a header value");
-    response.headers_mut().insert(HEADER, value);
+    let value = HeaderValue::from_str(&id).expect("plain characters are a header value");
+    let headers = response.headers_mut();
+    headers.insert(HEADER, value);
     // Tokens travel in answers (RFC 6749 §5.1); what may be kept says so itself.
-    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    // JSON holds what users wrote; a browser must not take it for a page.
+    headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
     response
 }
 
-fn wire(headers: &HeaderMap) -> Wire {
-    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-    if content_type.starts_with(b"application/grpc-web") {
-        Wire::GrpcWeb
-    } else if content_type.starts_with(b"application/grpc") {
-        Wire::Grpc
-    } else {
-        Wire::Rest
+/// The id that the request came with, if there is exactly one and it may stand in a log and a header.
+fn given(headers: &HeaderMap) -> Option<Arc<str>> {
+    let mut values = headers.get_all(HEADER).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte);
+    let text = value.to_str().ok().filter(|text| (1..=LENGTH_MAX).contains(&text.len()))?;
+    text.bytes().all(plain).then(|| text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_taken_over_is_short_and_plain() {
+        let given = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(HEADER, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
+            }
+            given(&headers).map(|id| id.to_string())
+        };
+        for good in
+            ["4bf92f3577b34da6", "0199d4a0-7c33-7d55-9f0e-3c0f0a1b2c3d", "Root=1-67891233-abc", &"a".repeat(128)]
+        {
+            assert_eq!(given(&[good]).as_deref(), Some(good));
+        }
+        for bad in ["", "a b", "a\tb", "a\"b", "ä", "a,b", "<a>", "{a}", &"a".repeat(129)] {
+            assert_eq!(given(&[bad]), None, "{bad}");
+        }
+        assert_eq!((given(&[]), given(&["a", "a"])), (None, None));
     }
 }

@@ -5,18 +5,22 @@ mod admission;
 mod arrival;
 mod body;
 mod class;
+mod connection;
 mod connections;
 mod cors;
+mod explain;
 mod guardrail;
 mod hosts;
 mod identify;
 mod jwks;
 mod linger;
+mod media;
 mod oauth;
 mod observe;
 mod openapi;
 mod origin;
 mod rate;
+mod resume;
 mod seed;
 mod serve;
 mod stalled;
@@ -32,6 +36,7 @@ use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
 use http::HeaderValue;
 use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
@@ -39,14 +44,15 @@ use tower::ServiceBuilder;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
-pub use cors::OriginError;
 use guardrail::GuardrailLayer;
 pub use openapi::document;
 pub use serve::BindError;
+pub use serve::Ports;
 pub use serve::Server;
 use well_known::Readiness;
 
 use crate::app::App;
+use crate::config;
 use crate::config::Limits;
 use crate::config::Web;
 use crate::pb;
@@ -58,11 +64,31 @@ use crate::rpc::status;
 use crate::telemetry::Metrics;
 use crate::transcode::RestLayer;
 
+/// A setting that cannot work.
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` {expected}")]
+pub struct SettingError {
+    text: String,
+    expected: String,
+}
+
+/// Reads a list of settings again, for whoever did not read them from flags. Each is in it once.
+fn read(texts: &[String], one: fn(&str) -> Result<String, String>) -> Result<Vec<String>, SettingError> {
+    let mut read = vec![];
+    for text in texts {
+        let setting = one(text).map_err(|expected| SettingError { text: text.clone(), expected })?;
+        if !read.contains(&setting) {
+            read.push(setting);
+        }
+    }
+    Ok(read)
+}
+
 /// Puts the stack together, outermost first. What stands beside the API is told where the API is, to ask it.
 ///
 /// # Errors
 ///
-/// When an origin is malformed.
+/// Fails if a setting cannot work.
 fn stack(
     app: &App,
     web: &Web,
@@ -71,7 +97,10 @@ fn stack(
     health: HealthReporter,
     ready: Readiness,
     beside: impl FnOnce(Router) -> Router,
-) -> Result<Stack, OriginError> {
+) -> Result<Stack, BindError> {
+    let base_paths = read(&web.base_paths, config::base_path)?;
+    let allowed_hosts = read(&web.allowed_hosts, config::host)?;
+    let web = &Web { base_paths, allowed_hosts, ..web.clone() };
     let rest = RestLayer::builder()
         .max_body_bytes(limits.body_bytes_max)
         // Bodies have arrived by then.
@@ -79,7 +108,7 @@ fn stack(
         .error_domain(status::DOMAIN)
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
-    let rest = rest.build(pb::DESCRIPTOR_SET).expect("the proto's rules work: a test builds them");
+    let rest = rest.build(pb::DESCRIPTOR_SET)?;
 
     let rest_layer = rest.clone();
     let guardrail =
@@ -107,10 +136,16 @@ fn stack(
     let plain = well_known::routes(app.clone(), ready.clone(), web).merge(openapi::routes(&web.base_paths));
     let router = plain.merge(oauth);
     // Documents are no calls: what is refused of them is answered here, where CORS still sees it.
-    let router = router.layer(from_fn(admission::refuse_document)).fallback_service(api);
+    let router = router
+        .layer(from_fn(admission::refuse_document))
+        .fallback_service(api)
+        // The id of the last event becomes the cursor, before anyone looks at either.
+        .layer(from_fn(resume::resume))
+        // The layers further in know gRPC's media types in one spelling.
+        .layer(from_fn(media::spell));
     // Beside CORS too: an origin that may call the API may not call what is not the API.
     let beside = beside(router.clone());
-    let router = match cors::layer(&web.cors_origins)? {
+    let router = match cors::layer(&web.cors_origins, &web.cors_headers)? {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),
         None => router,
@@ -128,14 +163,18 @@ fn stack(
     let checks =
         ServiceExt::<http::Request<axum::body::Body>>::map_response(checks, |answer| answer.map(axum::body::Body::new));
     let proxy_router = well_known::health(ready).merge(verify).fallback_service(checks);
+    let trust = origin::Trust::new(web);
+    let allowed = hosts::Allowed::new(&web.allowed_hosts);
     let around = |router: Router| {
         router
+            // What is removed as the connection's own must not be what says that a browser asks.
+            .layer(from_fn(connection::keep_origin))
             // Where the request comes from, for whoever further in limits or remembers it.
-            .layer(from_fn_with_state(origin::Trust::new(web), origin::note))
+            .layer(from_fn_with_state(trust.clone(), origin::note))
             // Before anything is looked at: a request for another host is not for us.
-            .layer(from_fn_with_state(hosts::Allowed::new(&web.allowed_hosts), hosts::check))
+            .layer(from_fn_with_state(allowed.clone(), hosts::check))
             // Every request gets an id, and every answer tells it.
-            .layer(from_fn(identify::identify))
+            .layer(from_fn_with_state(trust.clone(), identify::identify))
     };
     Ok(Stack { router: around(router), proxy_router: around(proxy_router) })
 }
@@ -158,13 +197,15 @@ fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> Grp
         // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
         // and a panic, which must cost one request and not the connection.
         .layer(guardrail.clone())
+        // What tonic says by itself, in our words.
+        .map_response(explain::explain)
         .service(services);
     BoxCloneSyncService::new(calls)
 }
 
 /// What proxies ask over gRPC.
 fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
-    let proxies = AuthorizationServer::new(Authorization::new(app.clone())).max_decoding_message_size(2 * bytes_max);
+    let proxies = authorization(app, bytes_max);
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
     );
@@ -174,8 +215,12 @@ fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
 /// The gRPC services.
 fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
     // A map of short texts is larger in protobuf than in JSON; what the transcoder has let in must not fail here.
-    let sessions = SessionServiceServer::new(SessionService::new(app.clone())).max_decoding_message_size(2 * bytes_max);
-    let proxies = AuthorizationServer::new(Authorization::new(app.clone())).max_decoding_message_size(2 * bytes_max);
+    // Compressed messages are taken, within the same limit once they are whole again. Answers are not compressed: they are
+    // small, and a secret beside what a caller has chosen must not show in a length.
+    let sessions = SessionServiceServer::new(SessionService::new(app.clone()))
+        .max_decoding_message_size(2 * bytes_max)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let proxies = authorization(app, bytes_max);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
@@ -193,6 +238,13 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
         .add_service(mirror_alpha)
         .add_service(health)
         .prepare()
+}
+
+/// What Envoy asks.
+fn authorization(app: &App, bytes_max: usize) -> AuthorizationServer<Authorization> {
+    AuthorizationServer::new(Authorization::new(app.clone()))
+        .max_decoding_message_size(2 * bytes_max)
+        .accept_compressed(CompressionEncoding::Gzip)
 }
 
 /// What travels between the layers inside the transcoder.

@@ -66,7 +66,7 @@ fn describe(base_paths: &[String]) -> Result<serde_json::Value, BuildErrors> {
             json!({
                 "description": "Names the request in our log.",
                 "required": true,
-                "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+                "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
             }),
         )
         .response(421, "The server does not answer to that host name.")

@@ -9,8 +9,10 @@
 //! whoever read both would believe the client.
 
 use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Once;
 
 use axum::extract::ConnectInfo;
 use axum::extract::Request;
@@ -75,10 +77,31 @@ impl Trust {
 #[derive(Clone, Copy)]
 pub(super) struct TrustedPeer;
 
+/// The address that the connection was opened from.
+pub(super) fn peer(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip())
+}
+
+/// Whether a client's address came from a peer whose word is not taken. Most often a load balancer that nobody named, and
+/// then all clients are one.
+fn is_unheard(trust: &Trust, peer: IpAddr, headers: &HeaderMap) -> bool {
+    let names_a_client = headers.contains_key("x-forwarded-for") || headers.contains_key(header::FORWARDED);
+    names_a_client && !trust.has(peer.to_canonical())
+}
+
 /// Notes the origin for whoever answers the request.
 pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    static UNHEARD: Once = Once::new();
+    let peer = peer(&request);
     let headers = request.headers();
+    if peer.is_some_and(|peer| is_unheard(&trust, peer, headers)) {
+        UNHEARD.call_once(|| {
+            tracing::warn!(
+                "ignored X-Forwarded-For or Forwarded from a peer that is not a --trusted-proxy: if it is a load balancer, \
+                 name it, or all clients share one address and its limits (logged once)"
+            );
+        });
+    }
     let origin = Origin {
         ip: peer.map(|peer| trust.client(peer, headers)),
         user_agent: headers.get(header::USER_AGENT).and_then(user_agent),
@@ -130,17 +153,28 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
 }
 
 /// The address of a node (RFC 7239 §6), with or without a port, an IPv6 address in its brackets or, as in
-/// `X-Forwarded-For`, without. `None` for `unknown`, for a name that stands for an address, and for whatever else.
+/// `X-Forwarded-For`, without. The zone of an IPv6 address (RFC 4007 §11) means something on the proxy alone, and is left
+/// out. `None` for `unknown`, for a name that stands for an address, and for whatever else.
 fn node(text: &str) -> Option<IpAddr> {
     let port = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if let Some((ip, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
         let ends = rest.is_empty() || rest.strip_prefix(':').is_some_and(port);
-        return ip.parse().ok().filter(|ip: &IpAddr| ends && ip.is_ipv6());
+        return without_zone(ip).filter(|_| ends).map(IpAddr::V6);
     }
     match text.split_once(':') {
         Some((ip, after)) if !after.contains(':') => ip.parse().ok().filter(|_| port(after)),
-        _ => text.parse().ok(),
+        Some(_) => without_zone(text).map(IpAddr::V6),
+        None => text.parse().ok(),
     }
+}
+
+/// An IPv6 address, with or without a zone behind it: `fe80::1%eth0`.
+fn without_zone(text: &str) -> Option<Ipv6Addr> {
+    let (ip, zone) = text.split_once('%').map_or((text, None), |(ip, zone)| (ip, Some(zone)));
+    let plain = |zone: &str| {
+        !zone.is_empty() && zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~%".contains(&byte))
+    };
+    ip.parse().ok().filter(|_| zone.is_none_or(plain))
 }
 
 #[cfg(test)]
@@ -183,6 +217,10 @@ mod tests {
             ("[2001:db8::1]:4711", "2001:db8::1"),
             ("192.0.2.1:4711", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),
+            // A zone means something on the proxy alone.
+            ("6.6.6.6, fe80::1%eth0", "fe80::1"),
+            ("[fe80::1%25eth0]:4711", "fe80::1"),
+            ("192.0.2.1, fd00::1%2", "192.0.2.1"),
             (" , 192.0.2.1 ,, ", "192.0.2.1"),
             ("10.0.0.9", "10.0.0.9"),
             ("", "10.0.0.1"),
@@ -190,7 +228,9 @@ mod tests {
             ("192.0.2.1, unknown", "10.0.0.1"),
             ("192.0.2.1, _hidden, 10.0.0.2", "10.0.0.2"),
             ("192.0.2.1, 10.0.0.256", "10.0.0.1"),
-            ("192.0.2.1, fe80::1%eth0", "10.0.0.1"),
+            ("192.0.2.1, fe80::1%", "10.0.0.1"),
+            ("192.0.2.1, fe80::1%a b", "10.0.0.1"),
+            ("192.0.2.1, 192.0.2.2%eth0", "10.0.0.1"),
             ("192.0.2.1, 192.0.2.2:x y", "10.0.0.1"),
             ("192.0.2.1, \"192.0.2.2", "10.0.0.1"),
             ("192.0.2.1, ü", "10.0.0.1"),
@@ -208,6 +248,7 @@ mod tests {
             ("For=\"192.0.2.1:4711\";proto=https;by=10.0.0.1", "192.0.2.1"),
             ("for=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
             ("for=6.6.6.6, for=192.0.2.1;host=a, proto=http;for=10.0.0.2", "192.0.2.1"),
+            ("for=\"[fe80::1%25en0]\"", "fe80::1"),
             ("for=192.0.2.1;by=\"a,b;c\\\",\"", "192.0.2.1"),
             ("for=\"192.0.2.1:_port\"", "192.0.2.1"),
             // What the client left open does not reach what the proxy wrote.
@@ -228,6 +269,18 @@ mod tests {
         ] {
             assert_eq!(client(RFC, "10.0.0.1", &[("forwarded", list)]), expected, "{list}");
         }
+    }
+
+    /// A load balancer that nobody has named makes one client of all.
+    #[test]
+    fn an_address_from_an_untrusted_peer_is_noticed() {
+        let trust = Trust { proxies: [network("10.0.0.0/8").expect("a network")].into(), header: XFF };
+        for name in ["x-forwarded-for", "forwarded"] {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static("x"))]);
+            assert!(is_unheard(&trust, "192.0.2.1".parse().expect("an address"), &headers), "{name}");
+            assert!(!is_unheard(&trust, "::ffff:10.0.0.1".parse().expect("an address"), &headers), "{name}");
+        }
+        assert!(!is_unheard(&trust, "192.0.2.1".parse().expect("an address"), &HeaderMap::new()));
     }
 
     /// A proxy that keeps one of the headers lets the other through.

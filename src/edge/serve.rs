@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use http::HeaderValue;
 use http::Request;
@@ -37,7 +38,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
-use super::OriginError;
+use super::SettingError;
 use super::Stack;
 use super::activity::Answer;
 use super::activity::Lifetimes;
@@ -46,6 +47,7 @@ use super::activity::Verdict;
 use super::class;
 use super::connections::Connections;
 use super::connections::Place;
+use super::hosts;
 use super::linger::Lingering;
 use super::origin::Trust;
 use super::stack;
@@ -66,6 +68,7 @@ use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry;
 use crate::telemetry::Metrics;
+use crate::transcode::BuildErrors;
 
 /// The most calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
@@ -102,9 +105,44 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
-    /// An origin is malformed.
+    /// A setting is malformed.
     #[error(transparent)]
-    Origin(#[from] OriginError),
+    Setting(#[from] SettingError),
+    /// The API cannot be answered under the base paths.
+    #[error("the API cannot be answered under these base paths")]
+    BasePath(#[from] BuildErrors),
+}
+
+/// The ports that a server listens on.
+pub struct Ports {
+    listener: TcpListener,
+    metrics_listener: TcpListener,
+    proxy_listener: Option<TcpListener>,
+}
+
+impl Ports {
+    /// Takes the ports.
+    ///
+    /// # Errors
+    ///
+    /// When one is not to be had.
+    pub async fn take(listen: &Listen) -> Result<Self, BindError> {
+        let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
+        let proxy_listener = match listen.proxy_listen {
+            Some(address) => Some(take(address).await?),
+            None => None,
+        };
+        Ok(Self { listener, metrics_listener, proxy_listener })
+    }
+
+    /// Where gRPC, grpc-web and REST will be answered.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not know.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 /// A server that has its ports, and does not serve yet.
@@ -130,10 +168,26 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When a port is not to be had, or an origin is malformed.
+    /// When a port is not to be had, or a setting cannot work.
     pub async fn bind(
         app: App,
         listen: &Listen,
+        web: &Web,
+        limits: Limits,
+        metrics: Metrics,
+        beside: impl FnOnce(Router) -> Router,
+    ) -> Result<Self, BindError> {
+        Self::on(Ports::take(listen).await?, app, web, limits, metrics, beside)
+    }
+
+    /// The same on ports that were taken before: whoever has to know them in advance takes them.
+    ///
+    /// # Errors
+    ///
+    /// When a setting cannot work.
+    pub fn on(
+        ports: Ports,
+        app: App,
         web: &Web,
         limits: Limits,
         metrics: Metrics,
@@ -143,11 +197,7 @@ impl Server {
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(Some("starting".to_owned()));
         let Stack { router, proxy_router } = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
-        let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
-        let proxy_listener = match listen.proxy_listen {
-            Some(address) => Some(take(address).await?),
-            None => None,
-        };
+        let Ports { listener, metrics_listener, proxy_listener } = ports;
         let (sweeper, deliverer) = (None, None);
         let trust = Trust::new(web);
         Ok(Self {
@@ -471,7 +521,11 @@ async fn serve_metrics(listener: Arc<TcpListener>, metrics: Metrics, app: App) {
         let page = metrics.render();
         async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
     };
-    if let Err(error) = axum::serve(Shared(listener), Router::new().route("/metrics", get(page))).await {
+    let router = Router::new().route("/metrics", get(page));
+    // On loopback there is no proxy in front of it, so any other name is a page's that was resolved to this address.
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let names = if is_loopback { hosts::Allowed::Loopback } else { hosts::Allowed::new(&[]) };
+    if let Err(error) = axum::serve(Shared(listener), router.layer(from_fn_with_state(names, hosts::check))).await {
         tracing::error!(%error, "the metrics are no longer served");
     }
 }

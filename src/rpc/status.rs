@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::json;
 use tonic::Code;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
@@ -92,6 +93,8 @@ reasons! {
     SubscriberTooSlow "SUBSCRIBER_TOO_SLOW" Aborted "The subscriber fell behind; resume from the last cursor.",
     StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
     DeadlineExceeded "DEADLINE_EXCEEDED" DeadlineExceeded "The deadline passed.",
+    MethodNotFound "METHOD_NOT_FOUND" Unimplemented "There is no such gRPC method.",
+    UnsupportedEncoding "UNSUPPORTED_ENCODING" Unimplemented "Messages can be compressed with gzip, or not at all.",
     Internal "INTERNAL" Internal "Something went wrong on our side.",
 }
 
@@ -114,7 +117,7 @@ pub fn refused(refusal: Refusal) -> Status {
         }
         _ => {}
     }
-    Status::with_error_details(reason.code(), message, details)
+    with_challenge(reason, message, details)
 }
 
 /// The reason that one of our own statuses gives; `None` for any other.
@@ -183,6 +186,16 @@ pub fn undecodable() -> Status {
     refused(Violation::refuse("", "must be a message of this method, in the protobuf encoding, and not too large"))
 }
 
+/// A gRPC method or service that there is not.
+pub fn unknown_method() -> Status {
+    of_reason(Reason::MethodNotFound, info(Reason::MethodNotFound, HashMap::new()))
+}
+
+/// A message that is compressed in a way that is not known here.
+pub fn unknown_encoding() -> Status {
+    of_reason(Reason::UnsupportedEncoding, info(Reason::UnsupportedEncoding, HashMap::new()))
+}
+
 /// The request took too long; whether it did what was asked is not known.
 pub fn late() -> Status {
     of_reason(Reason::DeadlineExceeded, info(Reason::DeadlineExceeded, HashMap::new()))
@@ -208,12 +221,39 @@ pub fn json(status: &Status) -> Value {
     json!({"code": status.code() as i32, "message": status.message(), "details": details})
 }
 
+/// The same for an answer of the edge's own, whose reasons are the transcoding layer's.
+pub fn json_of_layer(code: Code, reason: &'static str, message: &str) -> Value {
+    json(&Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())))
+}
+
 fn info(reason: Reason, metadata: HashMap<String, String>) -> ErrorDetails {
     ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
 }
 
 fn of_reason(reason: Reason, details: ErrorDetails) -> Status {
-    Status::with_error_details(reason.code(), reason.message(), details)
+    with_challenge(reason, reason.message(), details)
+}
+
+/// The status, and for a 401 the challenge that every wire can show.
+fn with_challenge(reason: Reason, message: &str, details: ErrorDetails) -> Status {
+    let mut metadata = MetadataMap::new();
+    if let Some(challenge) = challenge(reason) {
+        let challenge = challenge.try_into().expect("a test holds every message to what a challenge may have in it");
+        metadata.insert("www-authenticate", challenge);
+    }
+    Status::with_error_details_and_metadata(reason.code(), message, details, metadata)
+}
+
+/// `WWW-Authenticate` (RFC 6750 §3): names an error where a bearer credential was shown, and none where none was. `None` for
+/// what is no question of credentials.
+pub fn challenge(reason: Reason) -> Option<String> {
+    match reason {
+        Reason::CredentialsMissing | Reason::RefreshTokenNotFoundOrExpired => Some("Bearer".to_owned()),
+        reason if reason.code() == Code::Unauthenticated => {
+            Some(format!(r#"Bearer error="invalid_token", error_description="{}""#, reason.message()))
+        }
+        _ => None,
+    }
 }
 
 /// The reason of each refusal.
@@ -251,4 +291,18 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
         _ => vec![],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 6750 §3: a quoted string of ASCII without quotation marks and backslashes.
+    #[test]
+    fn a_challenge_has_only_the_characters_that_one_may_have() {
+        let fits = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+        for reason in Reason::ALL {
+            assert!(reason.message().bytes().all(fits), "{reason:?}");
+        }
+    }
 }

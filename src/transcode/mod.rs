@@ -131,3 +131,5 @@ pub use rule::BuildError;
 pub use rule::BuildErrors;
 pub use rule::RuleError;
 pub use status::Code;
+pub use status::LayerReason;
+pub use status::layer_reasons;

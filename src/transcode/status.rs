@@ -102,6 +102,33 @@ impl Code {
     }
 }
 
+/// A reason that the layer itself answers with: `ErrorInfo.reason` of what it refuses without asking the service, or because
+/// of the service's reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerReason {
+    /// `ErrorInfo.reason`.
+    pub name: &'static str,
+    /// The code in the body.
+    pub code: Code,
+    /// The status of the answer.
+    pub status: StatusCode,
+    /// What leads there.
+    pub description: &'static str,
+}
+
+/// Every reason that the layer itself answers with, each once: for a service that documents its errors.
+pub fn layer_reasons() -> Vec<LayerReason> {
+    let mut reasons: Vec<LayerReason> = vec![];
+    for refusal in Refusal::one_of_each() {
+        let (code, status, name) = refusal.row();
+        if !reasons.iter().any(|reason| reason.name == name) {
+            reasons.push(LayerReason { name, code, status, description: refusal.description() });
+        }
+    }
+    reasons
+}
+
 /// What the layer itself says no to, before or after the service was asked.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -134,6 +161,37 @@ impl Refusal {
             Refusal::Schema(_) => (Code::InvalidArgument, StatusCode::BAD_REQUEST, "SCHEMA_ERROR"),
             Refusal::BadReply(_) => (Code::Internal, StatusCode::INTERNAL_SERVER_ERROR, "BAD_REPLY"),
         }
+    }
+
+    /// What leads there, for documentation.
+    pub(super) fn description(&self) -> &'static str {
+        match self {
+            Refusal::RouteNotFound => "A value in the path makes it a path that does not exist.",
+            Refusal::MethodNotAllowed(_) => "A value in the path makes it another path, without this method.",
+            Refusal::UnsupportedMediaType | Refusal::ContentEncoding => {
+                "The body is of another media type, or encoded."
+            }
+            Refusal::BodyTooSlow => "The body took too long to arrive.",
+            Refusal::BodyTooLarge(_) => "The body is too large.",
+            Refusal::BodyUnreadable => "The body could not be read.",
+            Refusal::Schema(_) => "The request does not fit its schema; `google.rpc.BadRequest` says where.",
+            Refusal::BadReply(_) => "The service's reply is none that JSON can say.",
+        }
+    }
+
+    /// One of each, without the values that differ from request to request.
+    fn one_of_each() -> [Refusal; 9] {
+        [
+            Refusal::RouteNotFound,
+            Refusal::MethodNotAllowed(vec![]),
+            Refusal::UnsupportedMediaType,
+            Refusal::ContentEncoding,
+            Refusal::BodyTooSlow,
+            Refusal::BodyTooLarge(1),
+            Refusal::BodyUnreadable,
+            Refusal::Schema(vec![]),
+            Refusal::BadReply(""),
+        ]
     }
 
     fn message(&self) -> String {
@@ -325,17 +383,7 @@ mod tests {
     /// The published reference of what the layer itself answers.
     #[test]
     fn every_refusal_has_its_row() {
-        let refusals = [
-            Refusal::RouteNotFound,
-            Refusal::MethodNotAllowed(vec![]),
-            Refusal::UnsupportedMediaType,
-            Refusal::ContentEncoding,
-            Refusal::BodyTooSlow,
-            Refusal::BodyTooLarge(1),
-            Refusal::BodyUnreadable,
-            Refusal::Schema(vec![]),
-            Refusal::BadReply(""),
-        ];
+        let refusals = Refusal::one_of_each();
         let table: Vec<String> = refusals
             .iter()
             .map(|refusal| {

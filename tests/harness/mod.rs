@@ -297,7 +297,10 @@ impl Service {
     /// What the operator's Prometheus reads.
     pub async fn metrics_page(&self) -> String {
         let mut socket = TcpStream::connect(self.metrics_addr).await.expect("connects");
-        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("sends");
+        socket
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .await
+            .expect("sends");
         let mut page = String::new();
         socket.read_to_string(&mut page).await.expect("answers");
         page
@@ -401,6 +404,7 @@ pub fn web() -> Web {
         issuer: ISSUER.to_owned(),
         base_paths: vec!["/".to_owned(), "/api/v1".to_owned()],
         cors_origins: vec![],
+        cors_headers: vec![],
         allowed_hosts: vec![],
         trusted_proxies: vec![],
         forwarded_header: ForwardedHeader::XForwardedFor,

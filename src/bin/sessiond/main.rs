@@ -25,10 +25,14 @@ mod sweep;
 use std::error::Error;
 use std::process::ExitCode;
 
+use clap::CommandFactory as _;
+use clap::FromArgMatches as _;
 use clap::Parser;
 use clap::Subcommand;
 use sessiond::cluster;
+use sessiond::config;
 use sessiond::config::Log;
+use sessiond::config::LogFormat;
 use sessiond::telemetry;
 
 /// The session half of auth: opens, refreshes and ends sessions over gRPC, grpc-web and REST, on Postgres.
@@ -95,8 +99,13 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|command| command == cluster::WATCHDOG_COMMAND) {
         return cluster::watchdog_main(args);
     }
-    let Cli { command, log } = match Cli::try_parse() {
+    let asked = config::tidied(Cli::command()).try_get_matches();
+    let Cli { command, log } = match asked.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && telemetry::is_json_asked_for() => {
+            fatal(LogFormat::Json, error.to_string().trim_end());
+            return error.exit_code().try_into().map_or(ExitCode::FAILURE, |code: u8| code.into());
+        }
         // Help and the version come this way too, and they are to be read.
         Err(other) => match (other.print(), u8::try_from(other.exit_code())) {
             (Ok(()), Ok(code)) => return code.into(),
@@ -108,8 +117,16 @@ fn main() -> ExitCode {
     if error.downcast_ref().is_some_and(print::Unwritten::is_closed) {
         return CLOSED_PIPE.into();
     }
-    print::aside(format_args!("sessiond: {}", telemetry::chain(&*error)));
+    fatal(log.log_format, &telemetry::chain(&*error));
     ExitCode::FAILURE
+}
+
+/// Says why the process ends, in the log's format: collectors read JSON or nothing.
+fn fatal(format: LogFormat, message: &str) {
+    match format {
+        LogFormat::Text => print::aside(format_args!("sessiond: {message}")),
+        LogFormat::Json => print::aside(format_args!("{}", telemetry::in_json(message))),
+    }
 }
 
 fn run(command: Command, log: &Log) -> Outcome {

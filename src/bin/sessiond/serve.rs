@@ -1,7 +1,9 @@
 //! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
 
 use axum::Router;
+use clap::builder::BoolishValueParser;
 use sessiond::app::Sweeper;
+use sessiond::config;
 use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Limits;
@@ -10,6 +12,7 @@ use sessiond::config::Rates;
 use sessiond::config::Retention;
 use sessiond::config::Sealing;
 use sessiond::config::Web;
+use sessiond::edge::Ports;
 use sessiond::edge::Server;
 use sessiond::store::Demand;
 use sessiond::store::Durability;
@@ -41,7 +44,7 @@ pub(crate) struct Args {
     backchannel: Backchannel,
     /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
     /// could come undone.
-    #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY")]
+    #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY", value_parser = BoolishValueParser::new())]
     allow_unsafe_durability: bool,
 }
 
@@ -65,13 +68,16 @@ pub(crate) async fn run(args: Args) -> Outcome {
     // From here on each connection is checked: a failover must not lead to a host that promises less.
     let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
-    let app = setup::app(store.clone(), sealer, &args.web.issuer).await?.with_rates(&args.rates, metrics.clone());
+    // Before anything names the issuer, because that may be the port.
+    let ports = Ports::take(&args.listen).await?;
+    let issuer = config::issuer_at(&args.web.issuer, ports.local_addr()?);
+    let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
     let sweeper = Sweeper::new(store, app.clock().clone(), args.retention, metrics.clone());
     app.check_sealing().await?;
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
 
-    let server = Server::bind(app, &args.listen, &args.web, args.limits, metrics, |_| Router::new()).await?;
-    tracing::info!(address = %server.local_addr()?, metrics = %server.metrics_addr()?, "serving");
+    let server = Server::on(ports, app, &args.web, args.limits, metrics, |_| Router::new())?;
+    tracing::info!(address = %server.local_addr()?, issuer, metrics = %server.metrics_addr()?, "serving");
     if let Some(address) = server.proxy_addr()? {
         tracing::info!(%address, "serving proxies");
     }

@@ -1,4 +1,5 @@
-//! Which client asks (RFC 6749 §2.3.1): by HTTP Basic, or in the form. Reads what it says, and believes none of it.
+//! Which client asks (RFC 6749 §2.3.1): by HTTP Basic, or in the form; about a token, also by its key as a bearer (RFC 7662
+//! §2.1). Reads what it says, and believes none of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +15,28 @@ use crate::app::Standing;
 use crate::id::ProjectId;
 use crate::store::Role;
 use crate::token::server_key::ServerKey;
+
+/// How a client shows who it is in `Authorization`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// HTTP Basic (RFC 7617).
+    Basic,
+    /// RFC 6750.
+    Bearer,
+    /// One that is not taken here.
+    Other,
+}
+
+/// The scheme of a request; `None` for one that has no `Authorization`.
+pub(super) fn scheme(headers: &HeaderMap) -> Option<Scheme> {
+    let credential = headers.get(header::AUTHORIZATION)?.to_str().unwrap_or_default();
+    let scheme = credential.split(' ').next().unwrap_or_default();
+    Some(match scheme {
+        _ if scheme.eq_ignore_ascii_case("basic") => Scheme::Basic,
+        _ if scheme.eq_ignore_ascii_case("bearer") => Scheme::Bearer,
+        _ => Scheme::Other,
+    })
+}
 
 /// The client that a request names.
 pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, Failure> {
@@ -31,12 +54,37 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, Fail
     let id = id.ok_or(Failure::NO_CLIENT)?;
     let project = ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)?;
     let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public, role: Role::Service }) };
-    // A browser sends its origin, and a server key that is in a browser is everyone's.
-    if headers.contains_key(header::ORIGIN) {
-        return Err(Failure::IN_A_BROWSER);
-    }
+    not_in_a_browser(headers)?;
     let key = ServerKey::parse(&secret).ok_or(Failure::INVALID_CLIENT)?;
     Ok(Client { project, standing: Standing::Confidential(key), role: Role::Service })
+}
+
+/// A client with a secret, by any of its ways: its key, and the project if it names one. The key knows its own.
+pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Option<Client>, ServerKey), Failure> {
+    if scheme(headers) != Some(Scheme::Bearer) {
+        let client = named(headers, form)?;
+        // RFC 7662 §2.1: not for everyone, or it could be asked about tokens until one is good.
+        let Standing::Confidential(key) = client.standing.clone() else { return Err(Failure::NO_CLIENT) };
+        return Ok((Some(client), key));
+    }
+    let (id, secret) = (form.take("client_id"), form.take("client_secret"));
+    let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(credential), None, None) = (credentials.next(), credentials.next(), secret) else {
+        return Err(Failure::TWO_CLIENTS);
+    };
+    not_in_a_browser(headers)?;
+    let token =
+        credential.to_str().ok().and_then(|text| text.split_once(' ')).map(|(_, token)| token.trim_matches(' '));
+    let key = token.and_then(ServerKey::parse).ok_or(Failure::INVALID_CLIENT)?;
+    let project = id.map(|id| ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)).transpose()?;
+    let client =
+        project.map(|project| Client { project, standing: Standing::Confidential(key.clone()), role: Role::Service });
+    Ok((client, key))
+}
+
+/// A browser sends its origin, and a server key that is in a browser is everyone's.
+fn not_in_a_browser(headers: &HeaderMap) -> Result<(), Failure> {
+    if headers.contains_key(header::ORIGIN) { Err(Failure::IN_A_BROWSER) } else { Ok(()) }
 }
 
 /// The two halves of a Basic credential (RFC 7617 §2), each of which is form-encoded first (RFC 6749 §2.3.1).

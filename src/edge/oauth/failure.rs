@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::response::IntoResponse;
 use axum::response::Response;
-use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use serde_json::json;
@@ -16,9 +15,6 @@ use super::UNCACHED;
 use crate::edge::retry_after;
 use crate::rpc::status;
 use crate::rpc::status::Reason;
-
-/// Every 401 says how to do better (RFC 9110 §15.5.2, RFC 6749 §5.2).
-const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Basic realm="sessiond", charset="UTF-8""#);
 
 /// After how long to try again where nobody has said.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -94,6 +90,8 @@ impl From<Status> for Failure {
                 | Reason::SessionLimitReached
                 | Reason::SubscriberTooSlow
                 | Reason::ProjectNotFound
+                | Reason::MethodNotFound
+                | Reason::UnsupportedEncoding
                 | Reason::Internal,
             )
             | None => Self::SERVER_ERROR,
@@ -108,9 +106,6 @@ impl IntoResponse for Failure {
         let body = json!({"error": self.error, "error_description": self.description});
         let mut response = (self.status, UNCACHED, Json(body)).into_response();
         let headers = response.headers_mut();
-        if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
-        }
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let delay = self.retry_after.unwrap_or(RETRY_AFTER);
             headers.insert(header::RETRY_AFTER, retry_after(delay));
@@ -121,6 +116,8 @@ impl IntoResponse for Failure {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
     use crate::session::Refusal;
 

@@ -18,15 +18,38 @@ use crate::edge::jwks::no_project;
 use crate::edge::well_known::unavailable;
 use crate::id::ProjectId;
 
-/// §3.1: the name stands between the issuer's host and its path, so it is under no base path.
-pub(super) fn routes(app: App) -> Router {
-    Router::new().route("/.well-known/oauth-authorization-server/{*issuer}", get(document)).with_state(app)
+/// §3.1: the name stands between the issuer's host and its path, so it is under no base path. Many clients put it behind the
+/// path, as OpenID Connect does: below every base path, and below the issuer's own.
+pub(super) fn routes(app: App, base_paths: &[String]) -> Router {
+    let own = Some(path_of(app.issuer.base()));
+    let mut below: Vec<String> = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
+    below.extend(own.filter(|own| !below.contains(own)));
+    let relative = |router: Router<App>, base: String| {
+        // As it is: braces would be a parameter's.
+        let path = format!("{}/projects/{{project_id}}/.well-known/oauth-authorization-server", base);
+        router.route(&path, get(relative_document))
+    };
+    let router = Router::new().route("/.well-known/oauth-authorization-server/{*issuer}", get(document));
+    below.into_iter().fold(router, relative).with_state(app)
+}
+
+/// The path of the base URL, without a slash at its end.
+fn path_of(base: &str) -> String {
+    base.parse::<Uri>().map(|uri| uri.path().trim_end_matches('/').to_owned()).unwrap_or_default()
 }
 
 async fn document(State(app): State<App>, Path(issuer_path): Path<String>) -> Response {
+    let below = format!("{}/projects/", path_of(app.issuer.base()));
+    let project = format!("/{issuer_path}").strip_prefix(&below).and_then(ProjectId::parse);
+    of_project(&app, project).await
+}
+
+async fn relative_document(State(app): State<App>, Path(project): Path<String>) -> Response {
+    of_project(&app, ProjectId::parse(&project)).await
+}
+
+async fn of_project(app: &App, project: Option<ProjectId>) -> Response {
     let base = app.issuer.base();
-    let base_path = base.parse::<Uri>().map(|uri| uri.path().trim_end_matches('/').to_owned()).unwrap_or_default();
-    let project = format!("/{issuer_path}").strip_prefix(&format!("{base_path}/projects/")).and_then(ProjectId::parse);
     let Some(project) = project else { return no_project() };
     match app.keys().with(|snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) if snapshot.policy(&project).is_none() => return no_project(),

@@ -15,17 +15,21 @@ use axum::Json;
 use axum::Router;
 use axum::extract::Request;
 use axum::extract::State;
+use axum::middleware::Next;
+use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::post;
 use http::Extensions;
 use http::HeaderValue;
+use http::StatusCode;
 use http::header;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
 
+use self::client::Scheme;
 use self::failure::Failure;
 use self::form::Form;
 use super::GrpcService;
@@ -33,7 +37,6 @@ use super::admission::Refused;
 use super::body;
 use crate::app::App;
 use crate::app::Client;
-use crate::app::Standing;
 use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
@@ -41,6 +44,7 @@ use crate::rpc::status;
 use crate::rpc::status::Reason;
 use crate::telemetry::Wire;
 use crate::token::refresh;
+use crate::token::server_key::ServerKey;
 
 /// Tokens must not be kept on the way (RFC 6749 §5.1); HTTP/1.0 knows the second alone.
 const UNCACHED: [(http::HeaderName, HeaderValue); 2] = [
@@ -58,7 +62,29 @@ pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &
             .route(&format!("{base}/oauth2/revoke"), post(revoke).fallback(only_post))
             .route(&format!("{base}/oauth2/introspect"), post(introspect).fallback(only_post))
     };
-    base_paths.iter().fold(Router::new(), under).with_state(endpoint).merge(metadata::routes(app))
+    let endpoints = base_paths.iter().fold(Router::new(), under).with_state(endpoint).layer(from_fn(challenge));
+    endpoints.merge(metadata::routes(app, base_paths))
+}
+
+/// How a client that failed to show who it is is told so (RFC 6749 §5.2): with a challenge for the scheme that it used. One
+/// that did not use `Authorization` is not told of Basic, for that has a browser ask its user for a password; and a 401 needs
+/// some challenge (RFC 9110 §15.5.2).
+async fn challenge(request: Request, next: Next) -> Response {
+    const BASIC: HeaderValue = HeaderValue::from_static(r#"Basic realm="sessiond", charset="UTF-8""#);
+    const BEARER: HeaderValue = HeaderValue::from_static(r#"Bearer realm="sessiond""#);
+    const INVALID: HeaderValue = HeaderValue::from_static(
+        r#"Bearer realm="sessiond", error="invalid_token", error_description="The server key is not valid here.""#,
+    );
+    let challenge = match client::scheme(request.headers()) {
+        Some(Scheme::Basic | Scheme::Other) => BASIC,
+        Some(Scheme::Bearer) => INVALID,
+        None => BEARER,
+    };
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
 }
 
 /// What every endpoint needs.
@@ -71,19 +97,28 @@ struct Endpoint {
 /// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
 struct Asked {
     form: Form,
-    client: Client,
+    client: Option<Client>,
     extensions: Extensions,
 }
 
 impl Endpoint {
+    /// Reads a request of any client.
     async fn read(&self, request: Request) -> Result<Asked, Failure> {
         if let Some(status) = Refused::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
-        let client = client::named(&parts.headers, &mut form)?;
+        let client = Some(client::named(&parts.headers, &mut form)?);
         Ok(Asked { form, client, extensions: parts.extensions })
+    }
+
+    /// Reads a request of a client that has a secret.
+    async fn read_confidential(&self, request: Request) -> Result<(Asked, ServerKey), Failure> {
+        let (parts, body) = request.into_parts();
+        let mut form = Form::read(&parts.headers, body, self.limits).await?;
+        let (client, key) = client::confidential(&parts.headers, &mut form)?;
+        Ok((Asked { form, client, extensions: parts.extensions }, key))
     }
 }
 
@@ -92,7 +127,9 @@ impl Asked {
     /// could say either.
     fn call<M>(mut self, message: M) -> tonic::Request<M> {
         self.extensions.insert(Wire::OAuth);
-        self.extensions.insert(self.client);
+        if let Some(client) = self.client {
+            self.extensions.insert(client);
+        }
         tonic::Request::from_parts(MetadataMap::new(), self.extensions, message)
     }
 }
@@ -144,9 +181,7 @@ fn is_of_no_session(status: &tonic::Status) -> bool {
 
 /// RFC 7662. The hint is not looked at here either.
 async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
-    let mut asked = endpoint.read(request).await?;
-    // §2.1: not for everyone, or it could be asked about tokens until one is good.
-    let Standing::Confidential(key) = asked.client.standing.clone() else { return Err(Failure::NO_CLIENT) };
+    let (mut asked, key) = endpoint.read_confidential(request).await?;
     let token = asked.form.required("token")?;
     let mut call = asked.call(pb::IntrospectTokenRequest { token });
     let credential = format!("Bearer {}", key.expose().expose_secret());

@@ -199,9 +199,10 @@ impl KnownError {
             Some(Reason::RateLimited) => said(Kind::RATE_LIMITED),
             Some(Reason::StoreUnavailable | Reason::FeedInterrupted) => said(Kind::STORE_UNAVAILABLE),
             Some(Reason::DeadlineExceeded) => said(Kind::DEADLINE_EXCEEDED),
-            Some(Reason::SubscriberTooSlow | Reason::Internal) | None => {
-                Self::new(Kind::INTERNAL, Reason::Internal.message())
-            }
+            Some(
+                Reason::SubscriberTooSlow | Reason::MethodNotFound | Reason::UnsupportedEncoding | Reason::Internal,
+            )
+            | None => Self::new(Kind::INTERNAL, Reason::Internal.message()),
         };
         let retry_after = details.retry_info().and_then(|info| info.retry_delay);
         Self { retry_after, ..error }

@@ -60,18 +60,7 @@ impl Errors {
     /// Adds one of the layer's.
     pub(super) fn add_refusal(&mut self, refusal: &Refusal) {
         let (_, status, reason) = refusal.row();
-        let description = match refusal {
-            Refusal::RouteNotFound => "A value in the path makes it a path that does not exist.",
-            Refusal::MethodNotAllowed(_) => "A value in the path makes it another path, without this method.",
-            Refusal::UnsupportedMediaType | Refusal::ContentEncoding => {
-                "The body is of another media type, or encoded."
-            }
-            Refusal::BodyTooSlow => "The body took too long to arrive.",
-            Refusal::BodyTooLarge(_) => "The body is too large.",
-            Refusal::BodyUnreadable => "The body could not be read.",
-            Refusal::Schema(_) => "The request does not fit its schema; `google.rpc.BadRequest` says where.",
-            Refusal::BadReply(_) => "The service's reply is none that JSON can say.",
-        };
+        let description = refusal.description();
         self.insert(status, reason, description);
     }
 

@@ -43,11 +43,11 @@ async function introspect(as, auth, token) {
 }
 
 /** The library reads the status, the challenge and the body; this says which it was. */
-async function assertRefused(request, status, error) {
+async function assertRefused(request, status, error, scheme = "basic") {
     await assert.rejects(request, (thrown) => {
         if (status === 401) {
             assert.ok(thrown instanceof oauth.WWWAuthenticateChallengeError, thrown);
-            assert.deepEqual(thrown.cause.map((challenge) => challenge.scheme), ["basic"]);
+            assert.deepEqual(thrown.cause.map((challenge) => challenge.scheme), [scheme]);
         } else {
             assert.ok(thrown instanceof oauth.ResponseBodyError, thrown);
             assert.equal(thrown.error, error);
@@ -108,13 +108,14 @@ for (const [method, auth] of Object.entries(confidential)) {
     }
     said(method, "introspected");
 }
-await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401);
+await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401, undefined, "bearer");
 
-for (const wrong of [oauth.ClientSecretBasic, oauth.ClientSecretPost].map((way) => way("wrong"))) {
+// RFC 6749 §5.2: a challenge is for the scheme that was used, and none has a browser ask its user for a password.
+for (const [wrong, scheme] of [[oauth.ClientSecretBasic("wrong"), "basic"], [oauth.ClientSecretPost("wrong"), "bearer"]]) {
     const session = await signIn();
-    await assertRefused(refresh(as, wrong, session.refresh_token), 401);
-    await assertRefused(revoke(as, wrong, session.refresh_token), 401);
-    await assertRefused(introspect(as, wrong, session.refresh_token), 401);
+    await assertRefused(refresh(as, wrong, session.refresh_token), 401, undefined, scheme);
+    await assertRefused(revoke(as, wrong, session.refresh_token), 401, undefined, scheme);
+    await assertRefused(introspect(as, wrong, session.refresh_token), 401, undefined, scheme);
     await refresh(as, oauth.None(), session.refresh_token);
 }
 said("a wrong secret", "refused, and ended nothing");

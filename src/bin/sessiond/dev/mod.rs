@@ -20,6 +20,7 @@ use sessiond::app::ProjectError;
 use sessiond::app::Sweeper;
 use sessiond::cluster;
 use sessiond::cluster::Cluster;
+use sessiond::config;
 use sessiond::config::Backchannel;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
@@ -27,6 +28,7 @@ use sessiond::config::Pool;
 use sessiond::config::Rates;
 use sessiond::config::Retention;
 use sessiond::config::Web;
+use sessiond::edge::Ports;
 use sessiond::edge::Server;
 use sessiond::id::ProjectId;
 use sessiond::session::Policy;
@@ -52,9 +54,14 @@ const DATA_DIR: &str = ".sessiond";
 /// The demo user's id.
 const USER: &str = "ada";
 
-/// Flags of `sessiond dev`. Those of [`Rates`] have other defaults here: all who come to loopback have one address.
+/// The issuer unless there is another: the address that `dev` listens on.
+const OWN_ISSUER: &str = "http://127.0.0.1:0";
+
+/// Flags of `sessiond dev`. Those of [`Rates`] have other defaults here: all who come to loopback have one address. The issuer
+/// is where it really listens.
 #[derive(clap::Args)]
 #[command(
+    mut_arg("issuer", |arg| arg.default_value(OWN_ISSUER)),
     mut_arg("address_rate", |arg| arg.default_value("0")),
     mut_arg("project_rate", |arg| arg.default_value("0")),
     mut_arg("server_key_rate", |arg| arg.default_value("0")),
@@ -119,26 +126,32 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
-    let app = setup::app(store.clone(), sealer, &args.web.issuer).await?.with_rates(&args.rates, metrics.clone());
+    let ports =
+        Ports::take(&Listen { listen: args.listen, metrics_listen: args.metrics_listen, proxy_listen: None }).await?;
+    let address = ports.local_addr()?;
+    let issuer = match args.web.issuer.as_str() {
+        OWN_ISSUER => format!("http://{address}"),
+        issuer => config::issuer_at(issuer, address),
+    };
+    let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
     let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.clone(), metrics.clone());
     let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
 
-    let listen = Listen { listen: args.listen, metrics_listen: args.metrics_listen, proxy_listen: None };
     let feed = app.feed().clone();
     let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
     let files = Arc::new(files);
     let demo = Demo::new(&server_key, base_path, Arc::clone(&files));
     let page = page::routes(base_path, &files.path(Files::ENV));
     let beside = |api| page.merge(demo.routes(api));
-    let server = Server::bind(app, &listen, &args.web, args.limits, metrics, beside).await?;
-    let (address, metrics_address) = (server.local_addr()?, server.metrics_addr()?);
+    let server = Server::on(ports, app, &args.web, args.limits, metrics, beside)?;
+    let metrics_address = server.metrics_addr()?;
     // Whoever was told that it is there may follow the feed at once.
     let ready = async {
         while feed.age().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        demo.stand_guard(address, &args.web.issuer, server_key.clone()).await;
+        demo.stand_guard(address, &issuer, server_key.clone()).await;
         files.name_holder(&format!("process {}, at http://{address}", std::process::id()))?;
         demo.keep_env(vec![
             ("SESSIOND_URL", format!("http://{address}")),

@@ -1,0 +1,154 @@
+//! Media types, as RFC 9110 §8.3.1 has them: upper and lower case are the same, and parameters may follow. The layers further
+//! in compare gRPC's by the letter, so its types are brought into one spelling here, and those that they would misunderstand
+//! are refused.
+
+use axum::Json;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::IntoResponse as _;
+use axum::response::Response;
+use http::HeaderMap;
+use http::HeaderValue;
+use http::StatusCode;
+use http::Version;
+use http::header;
+
+use crate::rpc::status;
+use crate::telemetry::Wire;
+
+/// What a request's type says of how it is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Grpc,
+    GrpcWeb,
+    GrpcWebText,
+    /// A type of gRPC's that is none of these, or more than one type.
+    Unknown,
+}
+
+impl Framing {
+    /// Reads the essence of a media type; `None` for one that is not gRPC's.
+    fn of(essence: &str) -> Option<Self> {
+        let essence = essence.trim().to_ascii_lowercase();
+        let rest = essence.strip_prefix("application/grpc")?;
+        match rest {
+            "" | "+proto" => Some(Self::Grpc),
+            "-web" | "-web+proto" => Some(Self::GrpcWeb),
+            "-web-text" | "-web-text+proto" => Some(Self::GrpcWebText),
+            _ if rest.starts_with(['+', '-']) => Some(Self::Unknown),
+            // Another word that begins alike.
+            _ => None,
+        }
+    }
+
+    /// Reads a request's `Content-Type`.
+    fn of_content(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(header::CONTENT_TYPE).iter().map(|value| Self::of(essence(value)));
+        let first = values.next()?;
+        // One header, one value. Two that name gRPC at all could be read in two ways.
+        values.fold(first, |seen, next| if seen.or(next).is_some() { Some(Self::Unknown) } else { None })
+    }
+
+    const fn spelling(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Grpc | Self::Unknown => "application/grpc",
+            Self::GrpcWeb => "application/grpc-web+proto",
+            Self::GrpcWebText => "application/grpc-web-text+proto",
+        })
+    }
+}
+
+/// The type without its parameters; empty for a value that is not text.
+fn essence(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default().split(';').next().unwrap_or_default()
+}
+
+/// Over which wire a request came.
+pub(super) fn wire(headers: &HeaderMap) -> Wire {
+    match Framing::of_content(headers) {
+        Some(Framing::Grpc | Framing::Unknown) => Wire::Grpc,
+        Some(Framing::GrpcWeb | Framing::GrpcWebText) => Wire::GrpcWeb,
+        None => Wire::Rest,
+    }
+}
+
+/// Brings gRPC's types into the spelling that the layers further in know.
+pub(super) async fn spell(mut request: Request, next: Next) -> Response {
+    let Some(framing) = Framing::of_content(request.headers()) else { return next.run(request).await };
+    if framing == Framing::Unknown {
+        let what =
+            "expected application/grpc, application/grpc-web or application/grpc-web-text, with or without +proto";
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what);
+    }
+    if framing == Framing::Grpc && request.version() < Version::HTTP_2 {
+        let what = "gRPC needs HTTP/2; grpc-web does not";
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what);
+    }
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, framing.spelling());
+    if framing != Framing::Grpc {
+        let answer = accepted(headers).unwrap_or(framing);
+        headers.insert(header::ACCEPT, answer.spelling());
+    }
+    next.run(request).await
+}
+
+/// The framing of grpc-web that the client asks to be answered in. Without a word on it, it is answered as it asks.
+fn accepted(headers: &HeaderMap) -> Option<Framing> {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let ranges = values.flat_map(|value| value.split(',')).filter_map(|range| Framing::of(range.split(';').next()?));
+    ranges.into_iter().find(|framing| matches!(framing, Framing::GrpcWeb | Framing::GrpcWebText))
+}
+
+fn refused(http: StatusCode, reason: &'static str, message: &str) -> Response {
+    (http, Json(status::json_of_layer(tonic::Code::InvalidArgument, reason, message))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: header::HeaderName, values: &[&'static str]) -> HeaderMap {
+        values.iter().map(|value| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_type_is_read_in_any_case_and_with_parameters() {
+        for (value, expected) in [
+            ("application/grpc", Some(Framing::Grpc)),
+            ("Application/gRPC+Proto ; a=b", Some(Framing::Grpc)),
+            ("application/grpc-web+proto; charset=utf-8", Some(Framing::GrpcWeb)),
+            ("APPLICATION/GRPC-WEB", Some(Framing::GrpcWeb)),
+            ("application/grpc-web-text;q", Some(Framing::GrpcWebText)),
+            ("application/grpc-Web-Text+proto", Some(Framing::GrpcWebText)),
+            ("application/grpc+json", Some(Framing::Unknown)),
+            ("application/grpc-web+thrift", Some(Framing::Unknown)),
+            ("application/grpc-webx", Some(Framing::Unknown)),
+            ("application/grpcfoo", None),
+            ("application/json", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+            assert_eq!(Framing::of_content(&headers), expected, "{value}");
+        }
+        let mut both = HeaderMap::new();
+        both.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        both.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        assert_eq!(Framing::of_content(&both), Some(Framing::Unknown));
+        assert_eq!(Framing::of_content(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn an_answer_is_framed_as_it_is_asked_for() {
+        for (values, expected) in [
+            (&["application/grpc-web-text"][..], Some(Framing::GrpcWebText)),
+            (&["*/*, Application/grpc-web-text+proto;q=0.9"], Some(Framing::GrpcWebText)),
+            (&["application/grpc-web"], Some(Framing::GrpcWeb)),
+            (&["*/*"], None),
+            (&[], None),
+        ] {
+            assert_eq!(accepted(&headers(header::ACCEPT, values)), expected, "{values:?}");
+        }
+    }
+}

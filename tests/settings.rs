@@ -1,0 +1,190 @@
+//! Every setting, as templates and people fill it in: blank, with a line end, with what cannot work. Nothing is started: what
+//! cannot work is refused before that, with words, and never with a panic.
+
+use std::{collections::BTreeMap, process::Output};
+
+use crate::binary::sessiond;
+
+/// The flag of each environment variable of a command, as its help has them.
+fn variables(command: &[&str]) -> BTreeMap<String, String> {
+    let help = sessiond(&[command, &["--help"]].concat(), &[("COLUMNS", "200")]);
+    let help = String::from_utf8(help.stdout).expect("text");
+    let (mut flag, mut found) = (String::new(), BTreeMap::new());
+    for line in help.lines() {
+        let line = line.trim_start();
+        if line.starts_with("--") {
+            flag = line.split(' ').next().expect("a word").to_owned();
+        }
+        if let Some((_, rest)) = line.split_once("[env: ") {
+            let name = rest.split(['=', ']']).next().expect("a name");
+            found.insert(name.to_owned(), flag.clone());
+        }
+    }
+    found
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+/// Refuses with words that name the setting.
+#[track_caller]
+fn assert_refused(output: &Output, about: &str, case: &str) {
+    let said = said(output);
+    assert!(!output.status.success(), "{case}: {said}");
+    assert!(!said.contains("panicked"), "{case}: {said}");
+    assert!(said.contains(about), "{case}: {about} in {said}");
+}
+
+/// A template that was filled with nothing leaves `NAME=` behind: that is no value.
+#[test]
+fn a_blank_variable_is_one_that_is_not_set() {
+    for blank in ["", " ", "\n", " \t\r\n"] {
+        let variables = variables(&["serve"]);
+        assert!(variables.len() > 30, "{variables:?}");
+        let env: Vec<_> = variables.keys().map(|name| (name.as_str(), blank)).collect();
+        let output = sessiond(&["serve"], &env);
+        // What is missing then is what would be missing without them.
+        assert_eq!(said(&output), said(&sessiond(&["serve"], &[])), "{blank:?}");
+        for list in [",", " , ,", ",,"] {
+            let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list)]);
+            assert_eq!(output.stdout, sessiond(&["openapi"], &[]).stdout, "{list:?}");
+        }
+    }
+}
+
+/// Files and editors end values with a line end, people write lists with blanks.
+#[test]
+fn what_surrounds_a_value_is_no_part_of_it() {
+    let expected = sessiond(&["openapi", "--base-path", "/a", "--base-path", "/b"], &[]);
+    assert!(expected.status.success());
+    for list in ["/a,/b", "/a, /b", " /a ,/b/\n", "/a,,/b,", ",/a,/b"] {
+        let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list), ("SESSIOND_LOG_FORMAT", "text\n")]);
+        assert_eq!(output.stdout, expected.stdout, "{list:?}: {}", said(&output));
+    }
+    // Everything but the database is as it must be.
+    let output = sessiond(
+        &["serve"],
+        &[
+            ("SESSIOND_LISTEN", " 127.0.0.1:0\n"),
+            ("SESSIOND_METRICS_LISTEN", "127.0.0.1:0\n"),
+            ("SESSIOND_ISSUER", "https://a.example/\n"),
+            ("SESSIOND_CORS_ORIGINS", "https://a:443, capacitor://localhost,\n"),
+            ("SESSIOND_CORS_HEADERS", "X-Team , x-other"),
+            ("SESSIOND_ALLOWED_HOSTS", "a, B,\n::1"),
+            ("SESSIOND_TRUSTED_PROXIES", " 10.0.0.0/8 , ::1\n"),
+            ("SESSIOND_FORWARDED_HEADER", "forwarded\n"),
+            ("SESSIOND_REQUEST_TIMEOUT", "10s\n"),
+            ("SESSIOND_BODY_BYTES_MAX", "2048\n"),
+            ("SESSIOND_ADDRESS_RATE", " 5 "),
+            ("SESSIOND_LOG", "debug, sessiond=trace\n"),
+            ("SESSIOND_LOG_FORMAT", "text\n"),
+            ("SESSIOND_ALLOW_UNSAFE_DURABILITY", "true\n"),
+            ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ],
+    );
+    assert_refused(&output, "--database-url", "only the database is missing");
+    assert!(!said(&output).contains("invalid value"), "{}", said(&output));
+}
+
+/// What cannot work is refused at the start, by its name and with words. Flags and variables alike.
+#[test]
+fn what_cannot_work_is_refused_with_words() {
+    let rows: &[(&str, &[&str])] = &[
+        (
+            "--issuer",
+            &[
+                "",
+                "x.example",
+                "nonsense",
+                "https://x?x=1",
+                "https://x#f",
+                "https://x\ny",
+                "https://u:p@x",
+                "ftp://x",
+                "https://x/a//b",
+                "https://",
+            ],
+        ),
+        ("--base-path", &["", "auth", "/../", "/./a", "//", "/a//b", "/{a}", "/*", "/a:b", "/a b"]),
+        ("--cors-origin", &["", "null", "a", "https://a/", "https://*.a", "https://a:x", "https://"]),
+        ("--cors-header", &["", "*", "a b", "é"]),
+        ("--allowed-host", &["", "*", "https://a", "a:8080", "a/b", "*.a"]),
+        ("--trusted-proxy", &["", "*", "a", "10.0.0.0/33", "fe80::1%eth0"]),
+        ("--forwarded-header", &["", "x-real-ip"]),
+        ("--listen", &["", "a", "8080", "127.0.0.1", "127.0.0.1:99999"]),
+        ("--metrics-listen", &["", ":9464"]),
+        ("--log", &["", "inof", "sessiond", "a=b=c"]),
+        ("--log-format", &["", "xml"]),
+        ("--request-timeout", &["", "1", "-1s", "99999999999999999999s", "1h"]),
+        ("--body-bytes-max", &["", "-1", "1e9", "99999999999999999999", "1 MiB"]),
+        ("--address-rate", &["", "-1", "1.5", "x"]),
+        ("--sessions-max", &[]),
+    ];
+    let env = [("DATABASE_URL", "postgres://u@127.0.0.1:1/d"), ("SESSIOND_SEALING_KEY", "short")];
+    let variables = variables(&["serve"]);
+    for (flag, values) in rows {
+        for value in *values {
+            let output = sessiond(&["serve", &format!("{flag}={value}")], &env);
+            assert_refused(&output, flag, &format!("{flag}={value:?}"));
+            let name = variables.iter().find(|(_, of)| of == flag).map(|(name, _)| name.as_str());
+            if let Some(name) = name.filter(|_| !value.trim().is_empty()) {
+                let output = sessiond(&["serve"], &[env[0], env[1], (name, value)]);
+                assert_refused(&output, flag, &format!("{name}={value:?}"));
+            }
+        }
+    }
+}
+
+/// Whatever is written into any setting, it is an answer in words, and no panic.
+#[test]
+fn no_setting_is_a_panic() {
+    let hostile = ["\u{1}", "é", "-", "=", "/", "%", "{}", "[", "1e400", "18446744073709551616", "''", "\u{202e}"];
+    let env = [("SESSIOND_SEALING_KEY", "short")];
+    for name in variables(&["serve"]).keys() {
+        for value in hostile {
+            // Without a database: nothing is waited for.
+            let url = if name == "DATABASE_URL" { value } else { "mysql://" };
+            let output = sessiond(&["serve"], &[env[0], ("DATABASE_URL", url), (name, value)]);
+            let said = said(&output);
+            assert!(!output.status.success() && !said.contains("panicked"), "{name}={value:?}: {said}");
+            assert!(!said.trim().is_empty(), "{name}={value:?}");
+        }
+    }
+    for value in hostile.into_iter().chain(["/auth/", "/../", "//", "/a,/a", "/projects/,/projects"]) {
+        let said = said(&sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", value)]));
+        assert!(!said.contains("panicked"), "{value:?}: {said}");
+    }
+}
+
+/// A collector of JSON reads why a process ended too.
+#[test]
+fn fatal_errors_are_json_where_the_log_is() {
+    for (args, env) in [
+        (&["serve", "--log-format", "json", "--listen", "x"][..], vec![]),
+        (&["serve", "--log-format=json"], vec![]),
+        (&["serve"], vec![("SESSIOND_LOG_FORMAT", "json\n")]),
+        (
+            &["serve"],
+            vec![
+                ("SESSIOND_LOG_FORMAT", "json"),
+                ("DATABASE_URL", "postgres://127.0.0.1:1/d"),
+                ("SESSIOND_SEALING_KEY", "x"),
+            ],
+        ),
+        (&["migrate"], vec![("SESSIOND_LOG_FORMAT", "json"), ("DATABASE_URL", "mysql://")]),
+        (&["nonsense", "--log-format", "json"], vec![]),
+    ] {
+        let output = sessiond(args, &env);
+        assert!(!output.status.success());
+        let text = String::from_utf8(output.stderr).expect("text");
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{args:?}: {text}"));
+            assert!(line["timestamp"].is_string() && line["message"].is_string(), "{line}");
+        }
+        assert!(text.contains(r#""level":"ERROR""#), "{args:?}: {text}");
+    }
+    // Help is for people.
+    let help = sessiond(&["serve", "--help"], &[("SESSIOND_LOG_FORMAT", "json")]);
+    assert!(help.status.success() && help.stdout.starts_with(b"Run the server"));
+}
