@@ -174,7 +174,7 @@ manual() {
 
 # Not sourced, but run.
 case $0 in
-    */install.sh)
+    install.sh | */install.sh)
         set -eu
         install "$@" ;;
 esac

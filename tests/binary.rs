@@ -464,7 +464,8 @@ async fn a_deleted_data_directory_is_begun_again() {
     dev.kill();
     eventually("deleted", async || fs::remove_dir_all(&dir).is_ok()).await;
 
-    let dev = Dev::start(&dir).await;
+    // In the same shell, which has read the `dev.env` that is gone.
+    let dev = Dev::start_in(&dir, &dev.env).await;
     let said = read(&dir.join("log"));
     let apart = dev.env["DATABASE_URL"].contains("%2Fvar%2Ftmp%2F");
     assert_eq!(said.contains("so the database of an earlier one, in /var/tmp/sessiond-"), apart, "{said}");

@@ -19,6 +19,7 @@ mod watchdog;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +48,11 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What percent-encoding leaves alone in a URL, for the sake of those who read it.
 const URL_PLAIN: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn url_of(socket_dir: &Path, database: &str) -> String {
+    let socket_dir = percent_encode(socket_dir.as_os_str().as_bytes(), &URL_PLAIN);
+    format!("postgres://{ROLE}@{socket_dir}/{}", percent_encode(database.as_bytes(), &URL_PLAIN))
+}
 
 /// What to start, and where.
 #[derive(Debug, Clone)]
@@ -157,8 +163,14 @@ impl Cluster {
 
     /// Where a client of libpq's kind finds a database: over the socket, as superuser, without a password.
     pub fn database_url(&self, database: &str) -> String {
-        let socket_dir = percent_encode(self.place.socket_dir.as_os_str().as_bytes(), &URL_PLAIN);
-        format!("postgres://{ROLE}@{socket_dir}/{}", percent_encode(database.as_bytes(), &URL_PLAIN))
+        url_of(&self.place.socket_dir, database)
+    }
+
+    /// Whether a URL is what [`Cluster::database_url`] says, now or once it is started, for the cluster of a data directory
+    /// that exists.
+    pub fn is_at(data_dir: &Path, database: &str, url: &str) -> bool {
+        let dirs = data_dir.canonicalize().map(|data_dir| Place::socket_dirs(&data_dir));
+        dirs.is_ok_and(|dirs| dirs.iter().any(|dir| url_of(dir, database) == url))
     }
 
     /// The socket itself, for a proxy in front of it. The same after every start.

@@ -55,8 +55,7 @@ impl Place {
     pub(super) fn settle(data_dir: &Path) -> Result<Self, Error> {
         let us = id("-u", None)?.ok_or(Error::NoUser)?;
         let user = if us == 0 { Some(unprivileged()?) } else { None };
-        let name = format!("sessiond-{:016x}", fnv1a(data_dir.as_os_str().as_bytes()));
-
+        let name = name_of(data_dir);
         let inside = data_dir.join("postgres");
         let home = if reaches(user, data_dir) { inside } else { Path::new(APART).join(&name) };
         let fits = home.join(SOCKET_NAME).as_os_str().len() <= SOCKET_PATH_MAX;
@@ -72,6 +71,12 @@ impl Place {
             }
         }
         Ok(Self { home, socket_dir, user })
+    }
+
+    /// Every directory that the socket of a data directory's cluster can be in.
+    pub(super) fn socket_dirs(data_dir: &Path) -> [PathBuf; 3] {
+        let name = name_of(data_dir);
+        [data_dir.join("postgres"), Path::new(APART).join(&name), Path::new(SOCKETS).join(&name)]
     }
 
     /// Whether the cluster outlives its data directory when somebody deletes that.
@@ -154,6 +159,11 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// What a directory that stands apart is called.
+fn name_of(data_dir: &Path) -> String {
+    format!("sessiond-{:016x}", fnv1a(data_dir.as_os_str().as_bytes()))
 }
 
 /// Runs a command to its end, or ends it when the caller is cancelled: a stray initdb would be in the next one's way.

@@ -87,7 +87,7 @@ enum Command {
     Audit(audit::Args),
 }
 
-/// The exit code of a command whose reader closed the pipe before it had read all.
+/// The exit code of a command whose reader closed the pipe early: 128 and the number of SIGPIPE.
 const CLOSED_PIPE: u8 = 141;
 
 /// What a command comes to. Errors are read by people: each level says its own part.
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         },
     };
     let Err(error) = run(command, &log) else { return ExitCode::SUCCESS };
-    // As if the signal had ended us, which it does other programs: 128 and SIGPIPE.
+    // What a shell reports of a program that SIGPIPE ends.
     if error.downcast_ref().is_some_and(print::Unwritten::is_closed) {
         return CLOSED_PIPE.into();
     }

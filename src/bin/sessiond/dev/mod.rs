@@ -177,11 +177,13 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
 
 /// The database: the one that was named, or one of our own.
 ///
-/// `dev.env` names it too, so that other tools find it; a shell that has read an earlier one names our own.
+/// `dev.env` names it too, so that other tools find it; a shell that has read an earlier one names our own, even when the data
+/// directory was deleted since.
 async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
     let own = files.read(Files::OWN_DATABASE).unwrap_or_default();
     if let Some(url) = &args.database_url
         && url.expose_secret() != own.trim()
+        && !Cluster::is_at(&args.data_dir, "postgres", url.expose_secret())
     {
         return Ok((None, url.clone()));
     }
