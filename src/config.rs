@@ -101,6 +101,12 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_SUBSCRIBERS_MAX", default_value_t = 4_096, value_parser = size::<4, 1_000_000>, value_name = "COUNT")]
     pub subscribers_max: usize,
 
+    /// How old this replica's knowledge of what has ended may be: 1s to 5m. Older, it answers no question about a token or a
+    /// session (verify, Check, introspection, lists) but with UNAVAILABLE, and is not ready: the database is away, or another
+    /// server has taken over from the one that this replica still reaches.
+    #[arg(long, env = "SESSIOND_STALENESS_MAX", default_value = "5s", value_parser = duration::<1_000, 300_000>, value_name = "DURATION")]
+    pub staleness_max: Duration,
+
     /// How long to go on answering, and taking connections, once the server is told to stop. Readiness is red from the
     /// first moment, and each answer over HTTP/1.1 closes its connection. Longer than the load balancer takes to notice.
     #[arg(long, env = "SESSIOND_DRAIN_DELAY", default_value = "5s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
@@ -247,8 +253,10 @@ pub struct Pool {
     #[arg(long, env = "SESSIOND_DATABASE_CA_FILE", value_name = "FILE")]
     pub database_ca_file: Option<PathBuf>,
 
-    /// The most connections to the database.
-    #[arg(long, env = "SESSIOND_DATABASE_CONNECTIONS_MAX", default_value_t = 16, value_parser = size::<1, 1_000>, value_name = "COUNT")]
+    /// The most connections to the database. Six of them are for the feed of revocations and for readiness, and at least one
+    /// is for requests.
+    /// One whose statement was given up counts until the server has ended it.
+    #[arg(long, env = "SESSIOND_DATABASE_CONNECTIONS_MAX", default_value_t = 20, value_parser = size::<1, 1_000>, value_name = "COUNT")]
     pub database_connections_max: usize,
 
     /// How long each host may take to accept a connection.

@@ -29,6 +29,7 @@ mod model;
 
 // What holds at the edge, and when things fail.
 mod clocks;
+mod durable;
 mod errors;
 mod faults;
 mod grpc;

@@ -234,10 +234,11 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Refusal::SessionRevoked`] when it has ended, one way or another; the store's.
+    /// [`Refusal::SessionRevoked`] when it has ended, one way or another; the store's; as [`App::check_trusted`].
     pub(super) async fn own_session(&self, signed_in: &SignedIn) -> Result<Session, Error> {
         let now = self.clock.now();
         let found = self.store.session_find(signed_in.project.clone(), signed_in.session).await?;
+        self.check_trusted()?;
         let Some(Seen { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
         if !stored.session.is_live(now, present) {
             return Err(Refusal::SessionRevoked.into());

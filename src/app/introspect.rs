@@ -19,7 +19,6 @@ use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
-use crate::store;
 use crate::store::Seen;
 use crate::token::access::Claims;
 use crate::token::refresh::RefreshToken;
@@ -117,12 +116,16 @@ impl App {
     }
 
     /// What the refresh tokens are held against.
-    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, Seen>, store::Error> {
+    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, Seen>, Error> {
         // Each once: a service may ask about the same session several times over.
         let ids: BTreeSet<SessionId> = kinds.iter().filter_map(Kind::refresh).map(RefreshToken::session).collect();
         let found = match ids.is_empty() {
             true => vec![],
-            false => self.store.sessions_find(project.clone(), ids.into_iter().collect()).await?,
+            false => {
+                let found = self.store.sessions_find(project.clone(), ids.into_iter().collect()).await?;
+                self.check_trusted()?;
+                found
+            }
         };
         Ok(found.into_iter().map(|seen| (seen.stored.session.id, seen)).collect())
     }

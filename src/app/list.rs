@@ -97,6 +97,7 @@ impl App {
             rows_max: 0,
         };
         let (items, last) = self.walk(asked, &request.filter, request.page_size, now).await?;
+        self.check_trusted()?;
         let next = match last {
             Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
             None => String::new(),

@@ -9,16 +9,17 @@ use super::judge::Genuine;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::store;
 
 impl App {
     /// Whether each token's session lives, in the tokens' order. Notes that those which do are in use.
     ///
-    /// The feed answers, as long as it knows its news to be young; otherwise the rows do. Both know of what this replica has
-    /// ended; of what another has, the feed some milliseconds later.
+    /// The feed answers, as long as it knows its news to be young; a little later the rows do, and then nobody. Feed and rows
+    /// know of what this replica has ended; of what another has, the feed some milliseconds later.
     ///
     /// # Errors
     ///
-    /// The store's, where the feed does not answer.
+    /// The store's, where the feed does not answer; as [`App::check_trusted`].
     pub(super) async fn lives(
         &self,
         project: &ProjectId,
@@ -29,7 +30,9 @@ impl App {
             // A token never outlives its session, and these have not run out: what is left is what ends before its time.
             tokens.iter().map(|token| !self.feed.has_ended(&token.bearer(project))).collect()
         } else {
+            self.check_trusted()?;
             let rows = self.live_rows(project, tokens, now).await?;
+            self.check_trusted()?;
             tokens.iter().map(|token| rows.contains(&token.session)).collect()
         };
         for (token, _) in tokens.iter().zip(&live).filter(|(_, is_live)| **is_live) {
@@ -37,6 +40,16 @@ impl App {
             self.usage.note(project, token.session, Timestamp::from_seconds(token.claims.iat), now);
         }
         Ok(live)
+    }
+
+    /// Refuses to answer by what the database says when that may be out of date: to be called once it has answered, so that
+    /// the answer is at most `--staleness-max` old.
+    ///
+    /// # Errors
+    ///
+    /// [`store::Error::Unavailable`], when the feed is too old.
+    pub(super) fn check_trusted(&self) -> Result<(), Error> {
+        if self.feed.is_trusted() { Ok(()) } else { Err(store::Error::stale().into()) }
     }
 
     /// Those of the tokens' sessions whose rows say that they live.

@@ -76,6 +76,7 @@ use usage::Usage;
 
 use crate::clock::Clock;
 use crate::config;
+use crate::feed;
 use crate::feed::Feed;
 use crate::rates;
 use crate::rates::Limiter;
@@ -85,6 +86,9 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::token::access::Issuer;
 use crate::token::verified::VerifiedTokens;
+
+/// How many connections to the database there are beside those for requests: the feed's, and the one that readiness asks over.
+pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

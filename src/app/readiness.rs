@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::App;
 use crate::store;
+use crate::store::Durability;
 
 /// A reason to send this replica no requests.
 ///
@@ -23,6 +24,12 @@ pub enum NotReady {
     /// The time by which this replica judges may be too far from the database's.
     #[error("the database's clock is not known well enough")]
     ClockSkew,
+    /// What is known of what has ended is older than `--staleness-max`, or nothing is known yet.
+    #[error("the feed of revocations is too old")]
+    FeedStale,
+    /// The database may lose what it acknowledges: sign-outs are refused.
+    #[error("the database has {0} off")]
+    NotDurable(&'static str),
 }
 
 /// How far the time that a replica goes by may be from the database's: a tenth of the default grace of a refresh. Correction
@@ -31,7 +38,7 @@ const CLOCK_ERROR_MAX: Duration = Duration::from_secs(1);
 
 impl NotReady {
     /// Every condition's name, for metrics that show all of them.
-    pub const CONDITIONS: [&'static str; 4] = ["database", "draining", "saturated", "clock_skew"];
+    pub const CONDITIONS: [&'static str; 6] = ["database", "draining", "saturated", "clock_skew", "feed", "durability"];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
@@ -40,6 +47,8 @@ impl NotReady {
             Self::Draining => "draining",
             Self::Saturated => "saturated",
             Self::ClockSkew => "clock_skew",
+            Self::FeedStale => "feed",
+            Self::NotDurable(_) => "durability",
         }
     }
 }
@@ -52,6 +61,12 @@ impl App {
         let draining = self.load.is_draining().then_some(NotReady::Draining);
         let saturated = self.load.look().then_some(NotReady::Saturated);
         let clock = (!self.clock.is_known(CLOCK_ERROR_MAX)).then_some(NotReady::ClockSkew);
-        database.into_iter().chain(draining).chain(saturated).chain(clock).collect()
+        let feed = (!self.feed().is_trusted()).then_some(NotReady::FeedStale);
+        let durability = match self.store.promised() {
+            Durability::Kept => None,
+            lost => Some(NotReady::NotDurable(lost.setting())),
+        };
+        let here = database.into_iter().chain(draining).chain(saturated).chain(clock);
+        here.chain(feed).chain(durability).collect()
     }
 }

@@ -65,7 +65,8 @@ pub struct Options {
     pub postgres_bin: Option<PathBuf>,
     /// An executable that calls [`watchdog_main`] when its first argument is [`WATCHDOG_COMMAND`]: usually this one.
     pub watchdog: PathBuf,
-    /// More settings of Postgres. They come last, so they win over ours.
+    /// More settings of Postgres. They come last, so they win over ours. An empty value leaves the setting to the cluster's
+    /// own configuration, where it can be changed while the server runs.
     pub settings: Vec<(String, String)>,
     /// What the data are worth.
     pub durability: Durability,
@@ -281,6 +282,8 @@ impl Cluster {
             ("synchronous_commit", "on".into()),
         ];
         settings.extend(self.options.settings.iter().map(|(name, value)| (name.as_str(), value.into())));
+        let left = |name: &str| self.options.settings.iter().any(|(other, value)| other == name && value.is_empty());
+        settings.retain(|(name, _)| !left(name));
         settings
     }
 }

@@ -167,7 +167,9 @@ fn watch(orders: &Orders, postgres: &mut Child) -> Option<&'static str> {
 /// hence the process id.
 fn is_ready(place: &Place, pid: &str) -> bool {
     let lines = place.pid_file().unwrap_or_default();
-    lines.first().is_some_and(|first| first == pid) && lines.get(7).is_some_and(|state| state == "ready")
+    // A hot standby is as ready as it will be.
+    let is_ready = |state: &String| state == "ready" || state == "standby";
+    lines.first().is_some_and(|first| first == pid) && lines.get(7).is_some_and(is_ready)
 }
 
 /// Ends Postgres, by harsher means when gentler ones fail. Nothing committed is lost by any of them.

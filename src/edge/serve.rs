@@ -194,6 +194,7 @@ impl Server {
         beside: impl FnOnce(Router) -> Router,
     ) -> Result<Self, BindError> {
         app.feed().set_subscribers_max(limits.subscribers_max);
+        app.feed().set_staleness_max(limits.staleness_max);
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(Some("starting".to_owned()));
         let Stack { router, proxy_router } = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;

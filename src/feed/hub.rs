@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::LEEWAY;
+use super::STALENESS_MAX;
 use super::SUBSCRIBERS_MAX;
 use super::cursor::Cursor;
 use super::position::Beat;
@@ -90,6 +91,8 @@ pub(super) struct Hub {
     revoked: RevokedSet,
     state: Mutex<State>,
     read_at: ReadAt,
+    /// In milliseconds.
+    staleness_max: AtomicU64,
     updates: broadcast::Sender<Update>,
     /// Rung when this replica has ended something, for the other replicas to hear of.
     pub(super) bell: Notify,
@@ -158,6 +161,7 @@ impl Hub {
             revoked: RevokedSet::default(),
             state: Mutex::default(),
             read_at: ReadAt { start: Instant::now(), micros: AtomicU64::new(0) },
+            staleness_max: AtomicU64::new(millis(STALENESS_MAX)),
             updates: broadcast::Sender::new(UPDATES_MAX),
             bell: Notify::new(),
             pending: Notify::new(),
@@ -345,6 +349,14 @@ impl Hub {
         self.state().seats.max = subscribers_max;
     }
 
+    pub(super) fn set_staleness_max(&self, staleness_max: Duration) {
+        self.staleness_max.store(millis(staleness_max), Ordering::Relaxed);
+    }
+
+    pub(super) fn staleness_max(&self) -> Duration {
+        Duration::from_millis(self.staleness_max.load(Ordering::Relaxed))
+    }
+
     /// How many are listening.
     pub(super) fn subscribers(&self) -> usize {
         self.state().seats.taken
@@ -427,6 +439,10 @@ impl Hub {
         self.state().is_closed = true;
         let _ = self.updates.send(Update::Interrupted);
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn leave<K: Eq + Hash>(seats: &mut HashMap<K, usize>, key: &K) {

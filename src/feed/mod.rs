@@ -3,6 +3,11 @@
 //! The table is the truth; a doorbell says when to look, and a look every so often makes up for a doorbell that does not ring.
 //! What this replica ends itself is told straight after its commit. How old the news may be is known at every moment, so that
 //! nobody takes silence for an answer.
+//!
+//! What is told is what a reader of the database sees, and that may be more than a failover keeps: a commit whose wait for a
+//! standby was cancelled is visible, and lost with the primary. That is harmless, because news only refuses: a session that
+//! lives again after the failover is refused by those who heard of its end, until they hear of the new history and forget
+//! the old one. Nobody was told that the sign-out succeeded (`store::tx`).
 
 mod cursor;
 mod hub;
@@ -30,8 +35,15 @@ use crate::id::KeyId;
 use crate::session::revoked::Bearer;
 use crate::store::Store;
 
-/// How old the news may be for questions to be answered by it. Older, and whoever asks is better off with the database.
+/// How old the news may be for questions to be answered by it alone. Older, and whoever asks is better off with the database.
 pub const AGE_MAX: Duration = Duration::from_secs(2);
+
+/// How old the news may be for the database to be believed, unless told otherwise; see [`Feed::is_trusted`].
+pub const STALENESS_MAX: Duration = Duration::from_secs(5);
+
+/// How many connections of its own a feed has: those of its loops, the one that listens, and one that asks which server is
+/// the newest.
+pub const CONNECTIONS: usize = reader::CONNECTIONS + 2;
 
 /// How often subscribers hear that the stream is alive, and how old its news may be.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,6 +78,11 @@ impl Feed {
         self.hub.set_subscribers_max(subscribers_max);
     }
 
+    /// Trusts news of this age, in place of [`STALENESS_MAX`].
+    pub fn set_staleness_max(&self, staleness_max: Duration) {
+        self.hub.set_staleness_max(staleness_max);
+    }
+
     /// Follows the database, for ever.
     pub async fn run(&self) {
         reader::run(&self.hub, &self.reading, &self.store).await;
@@ -83,7 +100,14 @@ impl Feed {
 
     /// Whether what is known is young enough to answer by.
     pub fn is_fresh(&self) -> bool {
-        self.age().is_some_and(|age| age <= AGE_MAX)
+        self.age().is_some_and(|age| age <= AGE_MAX) && self.is_trusted()
+    }
+
+    /// Whether the database that is read here was seen to commit a short while ago. A primary that was deposed answers every
+    /// question with what was true before, but commits nothing any more: a sign of life that was written and read there is
+    /// the proof that it is the one in charge.
+    pub fn is_trusted(&self) -> bool {
+        self.age().is_some_and(|age| age <= self.hub.staleness_max())
     }
 
     /// Whether a token is known to be over.

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -79,6 +81,8 @@ pub(super) struct Target {
     newest: watch::Sender<Option<Server>>,
     /// What the database promised when it was last asked.
     durability: watch::Sender<Durability>,
+    /// What the last host promised that was refused because that is too little.
+    refused_as: Mutex<Option<Durability>>,
 }
 
 /// No host is preferred.
@@ -153,6 +157,7 @@ impl Target {
             preferred: AtomicUsize::new(NO_HOST),
             newest: watch::Sender::new(None),
             durability: watch::Sender::new(Durability::Kept),
+            refused_as: Mutex::default(),
         })
     }
 
@@ -244,7 +249,26 @@ impl Target {
         }
     }
 
+    fn refused_as(&self) -> MutexGuard<'_, Option<Durability>> {
+        self.refused_as.lock().expect("no one panics while holding it")
+    }
+
     async fn open(&self, bell: Option<mpsc::Sender<String>>) -> ConnectionResult<Opened<Client>> {
+        let opened = self.open_somewhere(bell).await;
+        match (self.demand, &opened) {
+            (Demand::Nothing, _) => {}
+            (Demand::Durable, Ok(_)) => self.note_durability(Durability::Kept),
+            // The only one to be had promises too little: no connection is left that could be asked.
+            (Demand::Durable, Err(_)) => {
+                if let Some(lost) = self.refused_as().take() {
+                    self.note_durability(lost);
+                }
+            }
+        }
+        opened
+    }
+
+    async fn open_somewhere(&self, bell: Option<mpsc::Sender<String>>) -> ConnectionResult<Opened<Client>> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         if preferred == NO_HOST {
             return self.look(None, bell).await;
@@ -309,6 +333,7 @@ impl Target {
         match (self.demand, found.durability) {
             (Demand::Nothing, _) | (Demand::Durable, Durability::Kept) => {}
             (Demand::Durable, lost) => {
+                *self.refused_as() = Some(lost);
                 return Err(ConnectionError::BadConnection(format!("the host has {} off", lost.setting())));
             }
         }
@@ -320,17 +345,18 @@ impl Target {
     /// Refuses a server that was deposed, and remembers the newest one.
     fn admit(&self, standing: &Standing) -> ConnectionResult<()> {
         let server = standing.server;
-        let mut deposed = None;
-        let is_new = self.newest.send_if_modified(|newest| {
+        let (mut deposed, mut before) = (None, None);
+        self.newest.send_if_modified(|newest| {
             deposed = newest.filter(|newest| server.is_deposed_by(Some(*newest)));
             let is_new = deposed.is_none() && *newest != Some(server);
             if is_new {
-                *newest = Some(server);
+                before = newest.replace(server);
             }
             is_new
         });
-        if is_new {
-            tracing::info!(host = standing.host, timeline = server.timeline, "found a primary");
+        if let Some(before) = before {
+            let (timeline, before) = (server.timeline, before.timeline);
+            tracing::warn!(host = standing.host, timeline, before, "another database server has taken over");
         }
         match deposed {
             None => Ok(()),

@@ -71,6 +71,11 @@ impl Error {
         Self::Unavailable { operation, source: Some(why.into().into()) }
     }
 
+    /// The database answers, but it was not seen to commit for too long: it may have been deposed.
+    pub fn stale() -> Self {
+        Self::unavailable("feed", "the feed of revocations is older than --staleness-max")
+    }
+
     /// The operation ran out of time.
     pub(super) const fn late(operation: &'static str) -> Self {
         Self::Unavailable { operation, source: None }

@@ -12,6 +12,9 @@ pub mod watch;
 /// A way to the database that can be listened to, and cut.
 pub mod proxy;
 
+/// Two servers with synchronous replication between them.
+pub mod pair;
+
 /// A way to a server, that can be cut too.
 pub mod road;
 
@@ -130,6 +133,11 @@ impl Service {
         Self::start_as(database, &options, rates(), |_, _| {}).await
     }
 
+    /// Starts on a database of the test's own, with these options.
+    pub async fn start_by(database: database::Database, options: &Options) -> Self {
+        Self::start_as(database, options, rates(), |_, _| {}).await
+    }
+
     async fn start_as(
         database: database::Database,
         options: &Options,
@@ -205,6 +213,12 @@ impl Service {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = tokio::spawn(server.run(async { drop(stopped.await) }));
         let stop = Some(stop);
+        // Until then it answers no question about a token: it is not ready.
+        let started = Instant::now();
+        while !app.feed().is_fresh() {
+            assert!(started.elapsed() < Duration::from_secs(20), "the feed is not read within 20 s");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let (wires, server_key) = (wire::Wires::to(addr), SecretString::default());
         Self {
             addr,
@@ -428,6 +442,7 @@ pub fn limits() -> Limits {
         arriving_bytes_max: 64 * 1024 * 1024,
         subscribers_max: 4_096,
         drain_delay: Duration::ZERO,
+        staleness_max: Duration::from_secs(5),
         shutdown_timeout: Duration::from_secs(1),
     }
 }

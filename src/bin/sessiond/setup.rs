@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
+use sessiond::app;
 use sessiond::app::App;
 use sessiond::app::Deliverer;
 use sessiond::app::KeyCache;
@@ -41,7 +42,7 @@ pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Me
     let options = Options {
         url,
         trusted_certificates: pool.database_ca_file.clone(),
-        connections_max: pool.database_connections_max,
+        connections_max: pool.database_connections_max.saturating_sub(app::CONNECTIONS).max(1),
         connect_timeout: pool.database_connect_timeout,
         operation_timeout: pool.database_timeout,
         demand,
