@@ -17,7 +17,7 @@ use diesel::{QueryableByName, sql_query, sql_types::Text};
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use rustix::{
     io::Errno,
-    process::{Pid, test_kill_process},
+    process::{Pid, Resource, Rlimit, getrlimit, setrlimit, test_kill_process},
 };
 use sessiond::{
     cluster::{Cluster, Durability, Options},
@@ -108,6 +108,17 @@ pub fn fresh_dir(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("sessiond-test-{}-{name}", process::id()))
 }
 
+/// Hundreds of servers and clients in one process need more open files than the 1024 that ordinary users begin with.
+fn raise_open_files() {
+    const NEEDED: u64 = 65_536;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|current| current < NEEDED) {
+        let raised = maximum.map_or(NEEDED, |maximum| maximum.min(NEEDED));
+        // Where even that is refused, the tests say what they lack.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
+    }
+}
+
 /// Deletes what test processes left behind that were killed: directories that are named after one that is no more.
 fn sweep() {
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
@@ -144,6 +155,7 @@ fn url_of(database: &str) -> String {
         // On a thread and a runtime of its own: those of the test that comes first end with that test.
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            raise_open_files();
             sweep();
             runtime.expect("a runtime").block_on(async {
                 let cluster = Cluster::start(disposable("shared")).await.expect("Postgres starts");
