@@ -43,6 +43,27 @@ async fn a_body_that_does_not_fit_is_a_400_that_names_the_field() {
     }
 }
 
+/// Whatever a field's own rule refuses for its length is not read to its end.
+#[tokio::test]
+async fn a_long_list_is_refused_where_it_gets_too_long() {
+    let service = Service::start().await;
+    let headers = both(bearer(service.server_key.expose_secret()), json_type());
+    let labels = |count: usize| (0..count).map(|n| (format!("key{n}"), json!("v"))).collect::<serde_json::Map<_, _>>();
+    // The last one is no label at all, and nobody gets to see it.
+    let text = |labels| json!({"user_id": "ada", "labels": labels}).to_string().replacen("\"v\"}", "7}", 1);
+    for count in [34, 8_000, 65_000] {
+        let body = text(labels(count));
+        let response = service.wires.http(Method::POST, "/auth/sessions", headers.clone(), body).await;
+        let json: Value = serde_json::from_slice(response.body()).expect("JSON");
+        let refused = refused_json(response.status(), &json);
+        assert_eq!((response.status(), refused.fields), (StatusCode::BAD_REQUEST, vec!["labels".to_owned()]), "{json}");
+        assert!(json["message"].as_str().is_some_and(|said| said.contains("more than 32")), "{json}");
+    }
+    let body = json!({"labels": labels(9_000)}).to_string();
+    let response = service.wires.http(Method::PATCH, "/auth/sessions/x", headers, body).await;
+    assert!(String::from_utf8_lossy(response.body()).contains("more than 8192"), "{:?}", response.body());
+}
+
 #[tokio::test]
 async fn the_edges_of_http_are_answered_as_json() {
     let service = Service::start().await;

@@ -61,8 +61,12 @@ use crate::pb::session_service_server::SessionServiceServer;
 use crate::rpc::Authorization;
 use crate::rpc::SessionService;
 use crate::rpc::status;
+use crate::session::opening::LABELS_MAX;
 use crate::telemetry::Metrics;
 use crate::transcode::RestLayer;
+
+/// How many members and elements a JSON body may have: several times what any message of ours may.
+const BODY_ELEMENTS_MAX: usize = 8_192;
 
 /// A setting that cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +109,11 @@ fn stack(
         .max_body_bytes(limits.body_bytes_max)
         // Bodies have arrived by then.
         .body_timeout(body::ARRIVED)
+        .max_body_elements(BODY_ELEMENTS_MAX)
+        // What the rules refuse anyway is refused at the first that is too many, and not read to its end.
+        .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(status::DOMAIN)
+        // Replies spell fields so, and clients copy the names.
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET)?;

@@ -557,8 +557,8 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
                 place.path.pop();
                 break;
             }
-            place.count_of(field, position + 1)?;
             place.path.pop();
+            place.count_of(field, position + 1)?;
         }
         Ok(())
     };
