@@ -47,11 +47,24 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
+    /// The midnight (UTC) that this moment's day begins with.
+    pub const fn day_begin(self) -> Self {
+        Self(self.0.saturating_sub(self.0.rem_euclid(DAY_MICROS)))
+    }
+
+    /// The first midnight (UTC) that is not before this moment.
+    pub const fn day_end(self) -> Self {
+        Self(self.0.saturating_add((-self.0).rem_euclid(DAY_MICROS)))
+    }
+
     /// How long it is from `earlier` to this moment; zero when it is the other way round.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0).try_into().unwrap_or(0))
     }
 }
+
+/// A day, in microseconds: Unix time has no leap seconds.
+const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 
 /// As RFC 3339 writes it, in UTC, to the second, rounded down: for people, and for JSON.
 impl fmt::Display for Timestamp {

@@ -3,9 +3,11 @@
 
 mod log;
 
+use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::Level;
 use tracing::Metadata;
 use tracing_subscriber::EnvFilter;
@@ -141,6 +144,11 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConditionLabels {
     condition: &'static str,
 }
@@ -182,6 +190,10 @@ pub struct Metrics {
     clock_error: Gauge<f64, AtomicU64>,
     task_restarts: Family<TaskLabels, Counter>,
     log_lines_dropped: Counter,
+    refusals: Family<ReasonLabels, Counter>,
+    refusals_said: Arc<Mutex<HashMap<&'static str, Seldom>>>,
+    impersonations: Counter,
+    repeats_elsewhere: Family<OutcomeLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -264,6 +276,15 @@ impl Default for Metrics {
         let log_lines_dropped = Counter::default();
         let help = "Log lines that standard error did not take: it was full, closed or not read";
         registry.register("log_lines_dropped", help, log_lines_dropped.clone());
+        let refusals = Family::default();
+        let help = "Refused requests by reason: wrong keys, forged tokens, empty buckets and all others";
+        registry.register("refusals", help, refusals.clone());
+        let impersonations = Counter::default();
+        let help = "Sessions that this replica has opened in which someone else acts as the user";
+        registry.register("impersonations", help, impersonations.clone());
+        let repeats_elsewhere = Family::default();
+        let help = "Refreshes repeated within the grace from another network or user agent, by what came of it";
+        registry.register("refresh_repeats_elsewhere", help, repeats_elsewhere.clone());
         Self {
             registry: Arc::new(registry),
             requests,
@@ -293,6 +314,10 @@ impl Default for Metrics {
             clock_error,
             task_restarts,
             log_lines_dropped,
+            refusals,
+            refusals_said: Arc::default(),
+            impersonations,
+            repeats_elsewhere,
         }
     }
 }
@@ -411,6 +436,28 @@ impl Metrics {
         self.task_restarts.get_or_create(&TaskLabels { task }).inc();
     }
 
+    /// Counts a request that was refused for this reason.
+    pub fn refusal(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Whether to log a refusal for this reason now: see [`Seldom`]. Returns how many were not logged since the last one.
+    pub fn admits_refusal_line(&self, reason: &'static str) -> Option<u64> {
+        let said =
+            self.refusals_said.lock().expect("no one panics while holding it").entry(reason).or_default().clone();
+        said.admit()
+    }
+
+    /// Counts a session that was opened for someone who acts as the user.
+    pub fn impersonation(&self) {
+        self.impersonations.inc();
+    }
+
+    /// Counts a refresh that was repeated from elsewhere, and was `allowed` or `ended` the session.
+    pub fn refresh_repeated_elsewhere(&self, outcome: &'static str) {
+        self.repeats_elsewhere.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
     /// Everything, in the text format of OpenMetrics.
     pub fn render(&self) -> String {
         let dropped = log::Log::present().map_or(0, log::Log::dropped);
@@ -418,6 +465,38 @@ impl Metrics {
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("a string takes whatever is written to it");
         page
+    }
+}
+
+/// Bounds how often something is logged that strangers can cause: one line in [`Seldom::INTERVAL`], and the first at once.
+/// Clones share state.
+#[derive(Clone, Debug, Default)]
+pub struct Seldom(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+struct Said {
+    at: Option<Instant>,
+    /// How often nothing was logged since.
+    unsaid: u64,
+}
+
+impl Seldom {
+    /// How long nothing more is logged after a line.
+    pub const INTERVAL: Duration = Duration::from_secs(10);
+
+    /// Whether to log now; how often that was not so since the last time.
+    pub fn admit(&self) -> Option<u64> {
+        self.admit_at(Instant::now())
+    }
+
+    fn admit_at(&self, now: Instant) -> Option<u64> {
+        let mut said = self.0.lock().expect("no one panics while holding it");
+        if said.at.is_some_and(|at| now < at + Self::INTERVAL) {
+            said.unsaid += 1;
+            return None;
+        }
+        said.at = Some(now);
+        Some(std::mem::take(&mut said.unsaid))
     }
 }
 
@@ -523,4 +602,24 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         true => said,
         false => format!("{said}: {cause}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_strangers_cause_is_logged_at_most_once_in_an_interval() {
+        let (seldom, start) = (Seldom::default(), Instant::now());
+        assert_eq!(seldom.admit_at(start), Some(0));
+        for millis in 0..1_000 {
+            assert_eq!(seldom.admit_at(start + Duration::from_millis(millis)), None);
+        }
+        assert_eq!(seldom.clone().admit_at(start + Seldom::INTERVAL), Some(1_000));
+        assert_eq!(seldom.admit_at(start + Seldom::INTERVAL), None);
+
+        let metrics = Metrics::default();
+        assert_eq!((metrics.admits_refusal_line("A"), metrics.admits_refusal_line("B")), (Some(0), Some(0)));
+        assert_eq!(metrics.clone().admits_refusal_line("A"), None);
+    }
 }

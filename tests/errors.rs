@@ -72,6 +72,15 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::RefreshTokenNotFoundOrExpired => {
             "Sign in again. If it was reused, the audit says `REFRESH_TOKEN_REUSED`: someone may hold a copy."
         }
+        Reason::ClientAuthenticationRequired => {
+            "Have the session's client refresh through a backend that shows a server key: by OAuth 2.0, or as a service by the \
+             Stack Auth adapter. The project's policy says so: `refresh_requires_client`."
+        }
+        Reason::InsufficientUserAuthentication => {
+            "Have the user authenticate again, open a session with the new `auth_time` and `acr` that replaces this one, and \
+             repeat the call with its token. The metadata has `max_age` in seconds and `acr_values` (RFC 9470). Signing out of \
+             the current session works as it is."
+        }
         Reason::InsufficientAccessType => {
             "Send the kind of credential that the method takes: a user's token, a server key, one with the role `admin`. \
              A server key must not come from a browser, and who acts as a user ends only that session."

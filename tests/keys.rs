@@ -791,9 +791,11 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
 
     let show = || listed(&["project", "show", "shop"], env).remove(0);
     let fresh = json!({
-        "id": "shop", "access_token_ttl": "5m", "refresh_grace": "1m", "session_ttl": "365d", "session_ttl_max": "367d",
+        "id": "shop", "access_token_ttl": "5m", "refresh_grace": "10s", "session_ttl": "365d", "session_ttl_max": "367d",
         "idle_ttl": "90d", "idle_ttl_max": "367d", "strict_refresh": true, "sessions_max": "none",
-        "sessions_overflow": "reject", "default_claims": {},
+        "sessions_overflow": "reject", "default_claims": {}, "refresh_repeat_elsewhere": "allow",
+        "refresh_requires_client": false, "revoke_auth_age": "none", "revoke_acr": "none", "impersonation_ttl": "1h",
+        "impersonation_ttl_max": "1d",
     });
     assert_eq!(show(), fresh);
     assert_says(&sessiond(&["project", "update", "shop"], env), false, "there is nothing to change");
@@ -819,6 +821,10 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
         (["--idle-ttl", "2h"], "--idle-ttl 2h is longer than --idle-ttl-max 1h, the limit of preset aal2: give"),
         (["--session-ttl-max", "1h"], "--session-ttl 1d is longer than --session-ttl-max 1h: give"),
         (["--sessions-max", "0"], "must be 1 to 1000, or `none`"),
+        (["--impersonation-ttl", "25h"], "--impersonation-ttl 25h is longer than --impersonation-ttl-max 1d: give"),
+        (["--refresh-repeat-elsewhere", "deny"], "must be `allow` or `end`"),
+        (["--revoke-auth-age", "0s"], "must be 1s to"),
+        (["--revoke-acr", "two words"], "without spaces"),
         (["--preset", "aal4"], "must be `aal1`, `aal2` or `aal3`"),
         (["--default-claims", "[]"], "must be a JSON object"),
         (["--default-claims", r#"{"sub":"eve"}"#], "without reserved names"),
@@ -827,6 +833,30 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
         assert_says(&sessiond(&update, env), false, why);
     }
     assert_eq!(show(), limited, "a refused change changes nothing");
+    let careful = [
+        ["--refresh-repeat-elsewhere", "end"],
+        ["--revoke-auth-age", "5m"],
+        ["--revoke-acr", "aal2, aal3"],
+        ["--impersonation-ttl", "10m"],
+        ["--impersonation-ttl-max", "30m"],
+    ];
+    let update = [&["project", "update", "shop", "--refresh-requires-client"][..], &careful.concat()].concat();
+    assert_says(&sessiond(&update, env), true, "aal2,aal3");
+    let shown = show();
+    let of = |name: &str| shown[name].clone();
+    assert_eq!((of("refresh_repeat_elsewhere"), of("refresh_requires_client")), (json!("end"), json!(true)));
+    assert_eq!((of("revoke_auth_age"), of("revoke_acr")), (json!("5m"), json!("aal2,aal3")));
+    assert_eq!((of("impersonation_ttl"), of("impersonation_ttl_max")), (json!("10m"), json!("30m")));
+    let back = [
+        ["--refresh-repeat-elsewhere", "allow"],
+        ["--revoke-auth-age", "none"],
+        ["--revoke-acr", "none"],
+        ["--impersonation-ttl-max", "24h"],
+        ["--impersonation-ttl", "1h"],
+    ];
+    let update = [&["project", "update", "shop", "--refresh-requires-client=false"][..], &back.concat()].concat();
+    assert_says(&sessiond(&update, env), true, "allow");
+    assert_eq!(show(), limited);
     assert_says(&sessiond(&["project", "update", "shop", "--sessions-max", "none"], env), true, "none");
     assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "400d"], env), false, "must be 1s to");
     assert_says(&sessiond(&["project", "update", "none", "--idle-ttl", "1d"], env), false, "unknown project none");

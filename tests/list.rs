@@ -419,6 +419,11 @@ async fn a_session_says_what_is_known_of_it_over_all_three_wires() {
         assert_eq!(listed, [expected.clone()], "{wire:?}");
     }
     expected.is_current_session = true;
+    // Of its times a user is shown the day: the beginning of the last use's, the end of that in which it runs out.
+    for (time, seconds) in [(&mut expected.last_used_at, 0), (&mut expected.idle_expires_at, 86_400)] {
+        let time = time.as_mut().expect("a time");
+        *time = prost_types::Timestamp { seconds: time.seconds - time.seconds % 86_400 + seconds, nanos: 0 };
+    }
     for wire in Wire::ALL {
         assert_eq!(service.current(wire, bearer(&created.access_token)).await.expect("answers"), expected, "{wire:?}");
     }

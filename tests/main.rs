@@ -17,6 +17,7 @@ mod policy;
 mod refresh;
 mod revoke;
 mod sweep;
+mod theft;
 mod verify;
 mod watch;
 

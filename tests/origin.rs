@@ -8,7 +8,7 @@ use sessiond::{
     session::lifecycle::Device,
 };
 
-use crate::harness::{Service, Wire, bearer, both, header, refresh_token};
+use crate::harness::{REFRESH_GRACE, Service, Wire, bearer, both, header, refresh_token};
 
 const CHROME: &str =
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
@@ -53,6 +53,10 @@ async fn a_refresh_tells_where_the_session_is_now() {
             HeaderValue::from_bytes(b"a\tb").expect("a value"),
         )]);
         let expected = device(None, Some("a b"), "127.0.0.1");
+        let again = header("x-forwarded-for", "198.51.100.7");
+        let at_home = device(Some("Safari on iPhone"), Some(SAFARI), "2001:db8::1");
+        assert_eq!(seen(&service, wire, &phone, again).await, at_home, "{wire:?}: a repeat shows nothing");
+        service.clock.advance(REFRESH_GRACE);
         assert_eq!(seen(&service, wire, &phone, hostile).await, expected, "{wire:?}: cleaned, as a sign-in's would be");
     }
 }

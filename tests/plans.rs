@@ -126,6 +126,7 @@ const ROWS: &str = "
             'phone', 'agent', NULL, '{}', '{}' FROM filled;
     INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, ip)
         SELECT project, id, at, 1, id, \"user\", at, 1, '192.0.2.7' FROM filled;
+    INSERT INTO audit_events SELECT project, id, at, 2, id, \"user\", NULL, NULL, NULL, 1, NULL, '192.0.2.1' FROM filled;
     INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
         SELECT project, hash::uuid, id, sha256(''), now() - i * interval '1 second' FROM filled;
     INSERT INTO backchannel_endpoints SELECT project, md5(project || i)::uuid, 1 + i % 2, 'https://example.org', 'shop',
@@ -333,7 +334,8 @@ async fn call_everything(service: &Service) {
 
     for user in [None, UserId::parse("many")] {
         let asked = RecordQuery { project: project.clone(), user, rows_max: 10 };
-        assert!(!service.store.revocations(asked).await.expect("reads").is_empty());
+        assert!(!service.store.revocations(asked.clone()).await.expect("reads").is_empty());
+        assert!(!service.store.events(asked).await.expect("reads").is_empty());
     }
     deliver(service, &project).await;
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'nobody', 0)").await;

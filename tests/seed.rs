@@ -530,7 +530,8 @@ async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
             "id": device.session,
             "user_id": "ada",
             "created_at": created_at,
-            "last_used_at": created_at,
+            // A user is shown the day.
+            "last_used_at": created_at - created_at.rem_euclid(86_400_000),
             "is_impersonation": false,
             "is_current_session": is_current,
         })

@@ -385,6 +385,7 @@ async fn a_server_sweeps_in_the_background() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sweeps_and_reads_the_audit_by_hand() {
     let service = Service::start().await;
+    service.clock.advance(Duration::from_secs(1));
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "laptop").await);
     phone.sign_out().await.expect("signs out");
     service.clock.advance(Duration::from_secs(1));
@@ -400,6 +401,11 @@ async fn an_operator_sweeps_and_reads_the_audit_by_hand() {
     assert_eq!((lines[1][1], &lines[1][3..]), ("service", &["all", "bob", "REVOKED_ALL", "-"][..]), "newest first");
     let session = phone.session.as_str();
     assert_eq!(lines[2][1..], ["holder", "session", session, "ada", "SIGNED_OUT", "192.0.2.7"]);
+    // Before that the project's keys were created, which ended nothing.
+    let mut keys: Vec<String> = lines[3..].iter().map(|line| line[2..4].join(" ")).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["refresh key", "server key", "signing key"]);
+    assert!(lines[3..].iter().all(|line| line[1] == "operator" && line[6] == "KEY_CREATED"), "{text}");
 
     let json = sessiond(&["audit", "--project", "demo", "--user", "ada", "--json"], &env);
     let json: Vec<Value> =

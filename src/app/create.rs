@@ -16,10 +16,12 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::EndedBy;
 use crate::session::Epoch;
+use crate::session::Origin;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::session::Session;
+use crate::session::lifecycle::Impersonator;
 use crate::session::limit;
 use crate::session::limit::Admission;
 use crate::session::limit::Occupant;
@@ -29,6 +31,8 @@ use crate::session::opening::Opening;
 use crate::session::refusal::Violation;
 use crate::session::rotation::Chain;
 use crate::store;
+use crate::store::Event;
+use crate::store::Happened;
 use crate::store::Remembered;
 use crate::store::Repeat;
 use crate::store::Revocation;
@@ -43,17 +47,27 @@ pub struct CreateRequest {
     pub draft: Draft,
     /// The id under which the request may be repeated, with a digest of all that it says.
     pub repeatable: Option<(Uuid, [u8; 32])>,
+    /// Where the request comes from.
+    pub origin: Origin,
 }
 
 impl CreateRequest {
     /// Takes a request; `said` is all of it but the id, in bytes that are the same for the same request.
     pub fn new(draft: Draft, request_id: Option<Uuid>, said: &[u8]) -> Self {
-        Self { draft, repeatable: request_id.map(|id| (id, token::fingerprint(said))) }
+        let repeatable = request_id.map(|id| (id, token::fingerprint(said)));
+        Self { draft, repeatable, origin: Origin::default() }
     }
 }
 
 /// What the transaction came to. A refusal is a value here, like any other outcome.
-type Outcome = Result<Granted, Refusal>;
+type Outcome = Result<(Granted, Was), Refusal>;
+
+/// Whether a session was opened now, or by an earlier try of the same request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Was {
+    Opened,
+    Repeated,
+}
 
 impl App {
     /// Opens a session for a service; on behalf of a client, only in the client's project.
@@ -72,18 +86,21 @@ impl App {
         // A key that was found is of a project that exists; it may be younger than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
-        let opening = opening::check(request.draft, now, &policy).map_err(Refusal::Schema)?;
+        let CreateRequest { draft, repeatable, origin } = request;
+        let opening = opening::check(draft, now, &policy).map_err(Refusal::Schema)?;
 
-        let sign_in =
-            SignIn { project, opening, repeatable: request.repeatable, by: EndedBy::Service(key), now, policy };
+        let sign_in = SignIn { project, opening, repeatable, by: EndedBy::Service(key), origin, now, policy };
         let work = move |mut tx: Tx| async move {
             match open(&mut tx, sign_in).await? {
-                Ok(granted) => tx.commit(Ok(granted)).await,
+                Ok(opened) => tx.commit(Ok(opened)).await,
                 // Nothing was opened, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
             }
         };
-        let granted = self.store.transact("create_session", work).await??;
+        let (granted, was) = self.store.transact("create_session", work).await??;
+        if granted.session.impersonator.is_some() && was == Was::Opened {
+            self.metrics.impersonation();
+        }
         self.grant(&snapshot, granted, now)
     }
 }
@@ -95,13 +112,14 @@ struct SignIn {
     repeatable: Option<(Uuid, [u8; 32])>,
     /// Who ends a session that is replaced.
     by: EndedBy,
+    origin: Origin,
     now: Timestamp,
     policy: Policy,
 }
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
 async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
-    let SignIn { project, opening, repeatable, by, now, policy } = sign_in;
+    let SignIn { project, opening, repeatable, by, origin, now, policy } = sign_in;
     let limit = policy.sessions.filter(|_| opening.impersonator.is_none());
     if limit.is_some() {
         tx.user_queue(&project, &opening.user).await?;
@@ -141,9 +159,16 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     let session = Session::open(id, project, epoch, opening, now);
     let (chain, secret) = (Chain::start(now), RowSecret::generate());
     let access_expires_at = session.access_expires_at(now, &policy);
+    if let Some(Impersonator(impersonator)) = session.impersonator.clone() {
+        let user = Some(session.user.as_str().to_owned());
+        let happened = Happened::ImpersonationOpened { session: id, user, impersonator };
+        // From the device of whoever acts, where the service says that; else from the service itself.
+        let ip = session.device.ip.or(origin.ip);
+        tx.event_insert(&Event { project: session.project.clone(), happened, at: now, by, ip }).await?;
+    }
     let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
     tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;
-    Ok(Ok(granted))
+    Ok(Ok((granted, Was::Opened)))
 }
 
 /// The user's live sessions, as far as they count against a limit: not the one that is replaced.
@@ -197,5 +222,5 @@ async fn repeat(
     }
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(Ok(Granted { session, secret, link: chain.head(), access_expires_at }))
+    Ok(Ok((Granted { session, secret, link: chain.head(), access_expires_at }, Was::Repeated)))
 }

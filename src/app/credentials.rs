@@ -91,6 +91,10 @@ pub(super) struct SignedIn {
     pub(super) key: KeyId,
     /// When the token runs out.
     pub(super) expires_at: Timestamp,
+    /// When the user proved who they are, as far as is known.
+    auth_time: Option<Timestamp>,
+    /// How, as far as is known.
+    acr: Option<String>,
 }
 
 /// A caller that has shown who it is.
@@ -215,6 +219,8 @@ impl App {
                 epoch: Epoch { project: claims.epoch[0], user: claims.epoch[1] },
                 key: presented.key(),
                 expires_at: Timestamp::from_seconds(claims.exp),
+                auth_time: claims.auth_time.map(Timestamp::from_seconds),
+                acr: claims.acr.clone(),
             })
         };
         let signed_in = read().ok_or(Refusal::UnparsableAccessToken)?;
@@ -227,6 +233,21 @@ impl App {
         match self.keys.snapshot().keyring.verifies(presented.key(), now, ACCESS_TOKEN_TTL_MAX) {
             Some(_) => Ok(signed_in),
             None => Err(Refusal::UnparsableAccessToken.into()),
+        }
+    }
+
+    /// Checks that a user who is about to end other sessions has authenticated as the project asks: a stolen access token
+    /// may be of any age.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InsufficientUserAuthentication`]; the store's, when the policy had to be looked for.
+    pub(super) async fn may_revoke_others(&self, signed_in: &SignedIn, now: Timestamp) -> Result<(), Error> {
+        let snapshot = self.keys.with(|snapshot| snapshot.policy(&signed_in.project).is_some()).await?;
+        let revoking = snapshot.policy(&signed_in.project).map(|policy| policy.revoking.clone()).unwrap_or_default();
+        match revoking.admits(signed_in.auth_time, signed_in.acr.as_deref(), now) {
+            true => Ok(()),
+            false => Err(Refusal::InsufficientUserAuthentication(revoking).into()),
         }
     }
 

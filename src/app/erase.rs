@@ -60,6 +60,7 @@ impl App {
             }
         }
         self.while_full(&order, anonymise_some).await?;
+        self.while_full(&order, anonymise_some_events).await?;
         self.while_full(&order, forget_in_deliveries).await?;
         Ok(i32::try_from(deleted).unwrap_or(i32::MAX))
     }
@@ -123,6 +124,11 @@ async fn forget(mut tx: Tx, order: Order) -> Result<store::Done<bool>, store::Er
 
 async fn anonymise_some(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
     let rows = tx.revocations_anonymise(&order.project, &order.user, ROWS_MAX).await?;
+    tx.commit(rows).await
+}
+
+async fn anonymise_some_events(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
+    let rows = tx.events_anonymise(&order.project, &order.user, ROWS_MAX).await?;
     tx.commit(rows).await
 }
 

@@ -19,6 +19,7 @@ use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::rotation;
 use crate::session::rotation::Rotation;
+use crate::session::rotation::Whence;
 use crate::store::Seen;
 use crate::token::access::Claims;
 use crate::token::refresh::RefreshToken;
@@ -142,12 +143,13 @@ impl App {
         if !stored.session.is_live(now, *present) {
             return None;
         }
-        match rotation::decide(&stored.chain, token.link(), now, snapshot.policy(key.project())?) {
-            Rotation::Repeated(_) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
+        // Where its holder is, nobody says here.
+        match rotation::decide(&stored.chain, token.link(), Whence::Same, now, snapshot.policy(key.project())?) {
+            Rotation::Repeated(..) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
                 let issuer = self.issuer.of(key.project().as_str());
                 Some(Introspection::Refresh { session: Box::new(stored.session.clone()), issuer })
             }
-            Rotation::Reused | Rotation::Unknown => None,
+            Rotation::Reused | Rotation::ReusedElsewhere | Rotation::Unknown => None,
         }
     }
 }

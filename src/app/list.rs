@@ -102,7 +102,10 @@ impl App {
             Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
             None => String::new(),
         };
-        let listed = |session: Session| Listed { is_current: scope.current == Some(session.id), session };
+        let listed = |session: Session| Listed {
+            is_current: scope.current == Some(session.id),
+            session: if is_user { session.as_shown(now) } else { session },
+        };
         Ok(Page { items: items.into_iter().map(listed).collect(), next })
     }
 
@@ -113,7 +116,7 @@ impl App {
     /// A refusal of the caller; the store's.
     pub async fn current_session(&self, caller: Caller) -> Result<Listed, Error> {
         let signed_in = self.user(caller).await?;
-        Ok(Listed { session: self.own_session(&signed_in).await?, is_current: true })
+        Ok(Listed { session: self.own_session(&signed_in).await?.as_shown(self.clock.now()), is_current: true })
     }
 
     async fn scope(&self, principal: Principal, user_id: Option<String>) -> Result<Scope, Error> {

@@ -84,6 +84,7 @@ use crate::session::Refusal;
 use crate::store;
 use crate::store::Store;
 use crate::telemetry::Metrics;
+use crate::telemetry::Seldom;
 use crate::token::access::Issuer;
 use crate::token::verified::VerifiedTokens;
 
@@ -139,6 +140,9 @@ pub struct App {
     /// The database by a connection of its own, to ask whether it answers.
     probe: Store,
     load: Load,
+    pub(crate) metrics: Metrics,
+    /// When it was last logged that a refresh was repeated from elsewhere.
+    repeats_said: Seldom,
 }
 
 impl App {
@@ -155,13 +159,15 @@ impl App {
             rates: Limiter::off(),
             verified: VerifiedTokens::default(),
             usage: Usage::default(),
+            metrics: Metrics::default(),
+            repeats_said: Seldom::default(),
         }
     }
 
-    /// Lets in only so many.
+    /// Lets in only so many, and counts into these metrics.
     #[must_use]
     pub fn with_rates(self, rates: &config::Rates, metrics: Metrics) -> Self {
-        Self { rates: Limiter::new(rates, self.clock.clone(), metrics), ..self }
+        Self { rates: Limiter::new(rates, self.clock.clone(), metrics.clone()), metrics, ..self }
     }
 
     /// What has ended, live.

@@ -3,24 +3,34 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::App;
 use super::Client;
 use super::Error;
 use super::Grant;
+use super::Standing;
 use super::grant::Granted;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::device;
 use crate::id::ProjectId;
+use crate::id::SessionId;
 use crate::rates::Of;
 use crate::session::EndedBy;
 use crate::session::Origin;
 use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
+use crate::session::Session;
+use crate::session::origin;
+use crate::session::policy::Refreshing;
 use crate::session::rotation;
+use crate::session::rotation::Notice;
 use crate::session::rotation::Rotation;
 use crate::store;
+use crate::store::Event;
+use crate::store::Happened;
 use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
@@ -39,6 +49,7 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
+    /// [`Refusal::ClientAuthenticationRequired`] by policy, for a genuine one without a client's key;
     /// [`Refusal::RateLimited`]; what is wrong with the client; the store's; a key's.
     pub async fn refresh_session(
         &self,
@@ -47,6 +58,8 @@ impl App {
         origin: Origin,
     ) -> Result<Grant, Error> {
         let now = self.clock.now();
+        let is_confidential =
+            client.as_ref().is_some_and(|client| matches!(client.standing, Standing::Confidential(_)));
         let within = self.paying_client_project(client).await?;
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
@@ -62,16 +75,31 @@ impl App {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
         self.rates.take(Of::Project(key.project()))?;
+        if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
+            return Err(Refusal::ClientAuthenticationRequired.into());
+        }
 
         // Not while the session is locked and the time of the database's operation runs.
         device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
+        let network = origin.ip.map(origin::network);
         let work = move |mut tx: Tx| async move {
             let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy).await?;
             tx.commit(outcome).await
         };
         match self.store.transact("refresh_session", work).await? {
-            Outcome::Granted(granted) => self.grant(&snapshot, *granted, now),
+            Outcome::Granted(granted, notice) => {
+                if notice != Notice::Nothing {
+                    self.metrics.refresh_repeated_elsewhere("allowed");
+                    self.tell_elsewhere(&project, session, network);
+                }
+                self.grant(&snapshot, *granted, now)
+            }
+            Outcome::ReusedElsewhere => {
+                self.metrics.refresh_repeated_elsewhere("ended");
+                self.tell_elsewhere(&project, session, network);
+                Err(Refusal::RefreshTokenNotFoundOrExpired.into())
+            }
             Outcome::Throttled(retry_after) => Err(Refusal::RateLimited { retry_after }.into()),
             Outcome::Reused => {
                 tracing::warn!(%project, %session, request_id = %request_id(), "refresh token reused; the session has ended");
@@ -80,13 +108,25 @@ impl App {
             Outcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
         }
     }
+
+    /// Logs, now and then, that a refresh was repeated from elsewhere. The audit has every one.
+    fn tell_elsewhere(&self, project: &ProjectId, session: SessionId, network: Option<IpNet>) {
+        if let Some(unsaid) = self.repeats_said.admit() {
+            let network = network.map(|network| network.to_string()).unwrap_or_default();
+            tracing::warn!(
+                %project, %session, network, unsaid, request_id = %request_id(),
+                "a refresh was repeated from another network or user agent: someone may hold a copy of the refresh token"
+            );
+        }
+    }
 }
 
 /// What was committed. A refusal is a value: an error would roll back, and forget a theft.
 enum Outcome {
-    Granted(Box<Granted>),
+    Granted(Box<Granted>, Notice),
     Throttled(Duration),
     Reused,
+    ReusedElsewhere,
     Refused,
 }
 
@@ -106,15 +146,30 @@ async fn rotate(
     if !key.has_made(presented, &stored.secret) || !live {
         return Ok(Outcome::Refused);
     }
-    match rotation::decide(&stored.chain, presented.link(), now, policy) {
-        Rotation::Repeated(link) => use_session(tx, stored, link, origin, now, policy).await,
+    let whence = stored.session.device.whence(origin);
+    match rotation::decide(&stored.chain, presented.link(), whence, now, policy) {
+        Rotation::Repeated(link, chain, notice) => {
+            stored.chain = chain;
+            if notice == Notice::FirstElsewhere {
+                tx.event_insert(&repeated_elsewhere(&stored.session, origin.ip, now)).await?;
+            }
+            // The device stays as the refresh has shown it: a thief's address would show the user's, and the way back would
+            // show the thief when the user has refreshed.
+            use_session(tx, stored, link, notice, now, policy).await
+        }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            use_session(tx, stored, link, origin, now, policy).await
+            stored.session.device.seen_from(origin);
+            use_session(tx, stored, link, Notice::Nothing, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
             Ok(Outcome::Reused)
+        }
+        Rotation::ReusedElsewhere => {
+            tx.event_insert(&repeated_elsewhere(&stored.session, origin.ip, now)).await?;
+            tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
+            Ok(Outcome::ReusedElsewhere)
         }
         Rotation::Throttled(retry_after) => Ok(Outcome::Throttled(retry_after)),
         Rotation::Unknown => Ok(Outcome::Refused),
@@ -125,16 +180,26 @@ async fn use_session(
     tx: &mut Tx,
     stored: StoredSession,
     link: Link,
-    origin: &Origin,
+    notice: Notice,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
-    session.device.seen_from(origin);
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at })))
+    Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice))
+}
+
+fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> Event {
+    let user = Some(session.user.as_str().to_owned());
+    Event {
+        project: session.project.clone(),
+        happened: Happened::RefreshRepeatedElsewhere { session: session.id, user },
+        at: now,
+        by: EndedBy::Holder,
+        ip,
+    }
 }
 
 fn reused(project: &ProjectId, presented: &RefreshToken, ip: Option<IpAddr>, now: Timestamp) -> Revocation {

@@ -75,8 +75,10 @@ impl App {
             Principal::User(SignedIn { is_impersonation: true, .. }) => {
                 return Err(Refusal::InsufficientAccessType.into());
             }
-            Principal::User(SignedIn { project, user, session, .. }) => {
-                own_user(request.user_id.as_deref(), &user)?;
+            Principal::User(signed_in) => {
+                own_user(request.user_id.as_deref(), &signed_in.user)?;
+                self.may_revoke_others(&signed_in, now).await?;
+                let SignedIn { project, user, session, .. } = signed_in;
                 (project, user, Some(session), EndedBy::User(session))
             }
             Principal::Service(_) if request.except_current => {

@@ -9,6 +9,8 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::session::revoked::Ended;
 use crate::store::CutOff;
+use crate::store::Event;
+use crate::store::Happened;
 use crate::store::Tx;
 use crate::token::schedule;
 use crate::token::schedule::Aftermath;
@@ -52,8 +54,15 @@ impl App {
                 Some(key) if key.revoked_at.is_some() => Some(KeyRevoked::Before),
                 Some(_) => {
                     tx.key_revoke(purpose, &name, id, now).await?;
-                    if purpose == Purpose::Signing {
-                        tx.cut_off_insert(CutOff::of_key(name.clone(), Ended::SigningKey(id), now)).await?;
+                    match purpose {
+                        Purpose::Signing => {
+                            tx.cut_off_insert(CutOff::of_key(name.clone(), Ended::SigningKey(id), now)).await?;
+                        }
+                        // Nobody but the replicas knows the key, so it is for the audit alone.
+                        Purpose::Refresh => {
+                            let revoked = Happened::KeyRevoked(purpose.into(), id);
+                            tx.event_insert(&Event::of_key(name.clone(), revoked, now)).await?;
+                        }
                     }
                     let mut others = unrevoked(&all);
                     others.retain(|(other, _)| *other != id);

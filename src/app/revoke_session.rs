@@ -51,6 +51,7 @@ impl App {
                 if user_id.is_some_and(|named| named != "me" && named != signed_in.user.as_str()) {
                     return Err(Refusal::SessionNotFound.into());
                 }
+                self.may_revoke_others(&signed_in, now).await?;
                 let work = move |mut tx: Tx| async move {
                     let outcome = end_own(&mut tx, &signed_in, id, &origin, now).await?;
                     tx.commit(outcome).await

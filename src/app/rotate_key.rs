@@ -12,6 +12,8 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::store;
+use crate::store::Event;
+use crate::store::Happened;
 use crate::store::KeyRow;
 use crate::store::Tx;
 use crate::token::jwks;
@@ -107,7 +109,7 @@ pub(super) fn unrevoked(keys: &[KeyRow]) -> Vec<(KeyId, Schedule)> {
     keys.iter().filter(|key| key.revoked_at.is_none()).map(|key| (key.id, key.schedule)).collect()
 }
 
-/// Carries a succession out, and answers with the heir.
+/// Carries a succession out, writes it into the audit, and answers with the heir.
 pub(super) async fn succeed(
     tx: &mut Tx,
     cache: &KeyCache,
@@ -121,16 +123,18 @@ pub(super) async fn succeed(
         tx.key_schedule(purpose, project, *id, Schedule { retired_at: Some(plan.from), ..*schedule }).await?;
     }
     let schedule = Schedule::from(plan.from);
-    match plan.heir {
+    let heir = match plan.heir {
         Some(heir) => {
             tx.key_schedule(purpose, project, heir, schedule).await?;
-            Ok(heir)
+            heir
         }
         None => {
             let key = cache.new_key(purpose, project, schedule);
             let heir = key.id;
             tx.key_insert(purpose, project, key, now).await?;
-            Ok(heir)
+            heir
         }
-    }
+    };
+    tx.event_insert(&Event::of_key(project.clone(), Happened::KeyRotated(purpose.into(), heir), now)).await?;
+    Ok(heir)
 }

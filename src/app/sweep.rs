@@ -56,6 +56,8 @@ pub enum Kind {
     Requests,
     /// Lines of the audit.
     Revocations,
+    /// Lines of the audit that ended nothing.
+    Events,
     /// Addresses in the audit: the lines stay.
     Addresses,
     /// What others were told.
@@ -79,6 +81,7 @@ impl Kind {
             Self::Sessions => "sessions",
             Self::Requests => "requests",
             Self::Revocations => "revocations",
+            Self::Events => "events",
             Self::Addresses => "addresses",
             Self::Deliveries => "deliveries",
             Self::Endpoints => "endpoints",
@@ -328,6 +331,7 @@ async fn remove(
         Task::Sessions => sessions(tx, from, rows_max, retention, now).await,
         Task::Requests => requests(tx, from, rows_max, now).await,
         Task::Revocations => revocations(tx, from, rows_max, retention, now).await,
+        Task::Events => events(tx, from, rows_max, retention, now).await,
         Task::Deliveries => deliveries(tx, from, rows_max, now).await,
         Task::Users => users(tx, from, rows_max, now).await,
         Task::Keys => Ok((keys(tx, retention, now).await?, None)),
@@ -380,7 +384,33 @@ async fn revocations(
     retention: &Retention,
     now: Timestamp,
 ) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let rows = tx.revocations_walk(from, rows_max).await?;
+    let Judged { gone, anonymous, next } = judge(tx.revocations_walk(from, rows_max).await?, rows_max, retention, now);
+    let gone = if gone.is_empty() { 0 } else { tx.revocations_sweep(&gone).await? };
+    let anonymous = if anonymous.is_empty() { 0 } else { tx.addresses_sweep(&anonymous).await? };
+    Ok((vec![(Kind::Revocations, gone), (Kind::Addresses, anonymous)], next))
+}
+
+async fn events(
+    tx: &mut Tx,
+    from: &Position,
+    rows_max: i64,
+    retention: &Retention,
+    now: Timestamp,
+) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let Judged { gone, anonymous, next } = judge(tx.events_walk(from, rows_max).await?, rows_max, retention, now);
+    let gone = if gone.is_empty() { 0 } else { tx.events_sweep(&gone).await? };
+    let anonymous = if anonymous.is_empty() { 0 } else { tx.event_addresses_sweep(&anonymous).await? };
+    Ok((vec![(Kind::Events, gone), (Kind::Addresses, anonymous)], next))
+}
+
+/// Lines of the audit, judged: what goes, what loses its address, and where to go on.
+struct Judged {
+    gone: Vec<SweptLine>,
+    anonymous: Vec<SweptLine>,
+    next: Option<Position>,
+}
+
+fn judge(rows: Vec<SweptLine>, rows_max: i64, retention: &Retention, now: Timestamp) -> Judged {
     let judge = |row: &SweptLine| retention.line(row.at, row.access_expires_at, now);
     let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| match judge(last) {
         Line::Gone | Line::Anonymous => Position::behind(last),
@@ -395,9 +425,7 @@ async fn revocations(
             Line::Anonymous | Line::Kept => {}
         }
     }
-    let gone = if gone.is_empty() { 0 } else { tx.revocations_sweep(&gone).await? };
-    let anonymous = if anonymous.is_empty() { 0 } else { tx.addresses_sweep(&anonymous).await? };
-    Ok((vec![(Kind::Revocations, gone), (Kind::Addresses, anonymous)], next))
+    Judged { gone, anonymous, next }
 }
 
 async fn deliveries(

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
@@ -25,6 +26,9 @@ use super::GrpcRequest;
 use super::GrpcResponse;
 use crate::pb;
 use crate::pb::envoy::authorization_server;
+use crate::rpc::status;
+use crate::rpc::status::reason_of;
+use crate::session::Origin;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
@@ -94,6 +98,7 @@ where
             started: Instant::now(),
             metrics: self.layer.metrics.clone(),
             code: None,
+            ip: request.extensions().get::<Origin>().and_then(|origin| origin.ip),
         };
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -110,6 +115,8 @@ struct Call {
     started: Instant,
     metrics: Metrics,
     code: Option<Code>,
+    /// Where it came from.
+    ip: Option<IpAddr>,
 }
 
 impl Call {
@@ -121,6 +128,9 @@ impl Call {
     fn note(&mut self, headers: &HeaderMap) {
         if let Some(status) = Status::from_header_map(headers) {
             self.code = Some(status.code());
+            if let Some(reason) = reason_of(&status) {
+                status::note(&self.metrics, reason, self.ip);
+            }
         }
     }
 }

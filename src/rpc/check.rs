@@ -88,6 +88,7 @@ impl Authorization {
 #[tonic::async_trait]
 impl authorization_server::Authorization for Authorization {
     async fn check(&self, request: Request<CheckRequest>) -> Reply<CheckResponse> {
+        let ip = caller::origin(&request).ip;
         let AttributeContext { request, context_extensions } = request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
         let verdict =
@@ -96,7 +97,11 @@ impl authorization_server::Authorization for Authorization {
         tracing::debug!(%method, %path, passes = verdict.is_ok(), request_id = %telemetry::request_id(), "a proxy asked");
         match verdict {
             Ok(verdict) => Ok(Response::new(passed(&verdict))),
-            Err(Error::Refused(refusal)) if is_final(&refusal) => Ok(Response::new(denied(refusal))),
+            Err(Error::Refused(refusal)) if is_final(&refusal) => {
+                // No error of the call, so nobody further out counts it.
+                status::note(&self.app.metrics, status::reason(&refusal), ip);
+                Ok(Response::new(denied(refusal)))
+            }
             // Not known: how the proxy fails is in its own configuration.
             Err(failure) => Err(status::of(failure)),
         }

@@ -2,6 +2,7 @@
 //! is the transcoding layer's table. Each status carries `google.rpc.ErrorInfo` (AIP-193).
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -15,9 +16,12 @@ use tonic_types::StatusExt as _;
 use crate::app;
 use crate::feed::End;
 use crate::session::Refusal;
+use crate::session::origin::network;
+use crate::session::policy::StepUp;
 use crate::session::refusal::Violation;
 use crate::store;
 use crate::telemetry;
+use crate::telemetry::Metrics;
 
 /// The domain of our reasons.
 pub const DOMAIN: &str = "sessiond";
@@ -80,6 +84,10 @@ reasons! {
     InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
     RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
         "The refresh token was not found, or has expired.",
+    ClientAuthenticationRequired "CLIENT_AUTHENTICATION_REQUIRED" Unauthenticated
+        "The project takes refresh tokens only from clients that authenticate.",
+    InsufficientUserAuthentication "INSUFFICIENT_USER_AUTHENTICATION" Unauthenticated
+        "A more recent or a stronger authentication is required.",
     InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
     NotYourUser "NOT_YOUR_USER" PermissionDenied "A user may ask about their own sessions only.",
     SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
@@ -124,6 +132,21 @@ pub fn refused(refusal: Refusal) -> Status {
 pub fn reason_of(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info()?;
     Reason::ALL.iter().copied().find(|reason| reason.name() == info.reason)
+}
+
+/// Counts a refusal, and now and then logs one that shows somebody guessing, forging or flooding: with the network, for a
+/// whole address does not belong in a log.
+pub fn note(metrics: &Metrics, reason: Reason, ip: Option<IpAddr>) {
+    metrics.refusal(reason.name());
+    let is_suspicious = matches!(
+        reason,
+        Reason::InvalidServerKey | Reason::UnparsableAccessToken | Reason::WrongProject | Reason::RateLimited
+    );
+    if is_suspicious && let Some(unsaid) = metrics.admits_refusal_line(reason.name()) {
+        let network = ip.map(|ip| network(ip).to_string()).unwrap_or_default();
+        let (reason, request_id) = (reason.name(), telemetry::request_id());
+        tracing::warn!(reason, network, unsaid, %request_id, "request refused; more of this kind are only counted for 10 s");
+    }
 }
 
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
@@ -257,7 +280,7 @@ pub fn challenge(reason: Reason) -> Option<String> {
 }
 
 /// The reason of each refusal.
-const fn reason(refusal: &Refusal) -> Reason {
+pub const fn reason(refusal: &Refusal) -> Reason {
     match refusal {
         Refusal::CredentialsMissing => Reason::CredentialsMissing,
         Refusal::UnparsableAccessToken => Reason::UnparsableAccessToken,
@@ -266,6 +289,8 @@ const fn reason(refusal: &Refusal) -> Reason {
         Refusal::SessionRevoked => Reason::SessionRevoked,
         Refusal::InvalidServerKey => Reason::InvalidServerKey,
         Refusal::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
+        Refusal::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
+        Refusal::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
         Refusal::InsufficientAccessType | Refusal::ServerKeyInBrowser => Reason::InsufficientAccessType,
         Refusal::NotYourUser => Reason::NotYourUser,
         Refusal::SessionNotFound => Reason::SessionNotFound,
@@ -287,6 +312,12 @@ fn metadata(refusal: &Refusal) -> HashMap<String, String> {
         ],
         Refusal::WrongProject { expected, actual } => {
             vec![("expected_project_id", expected.clone()), ("actual_project_id", actual.clone())]
+        }
+        // Under the names that RFC 9470 §3 gives them in a challenge.
+        Refusal::InsufficientUserAuthentication(StepUp { auth_age, acr }) => {
+            let max_age = auth_age.map(|age| ("max_age", age.as_secs().to_string()));
+            let acr_values = (!acr.is_empty()).then(|| ("acr_values", acr.join(" ")));
+            max_age.into_iter().chain(acr_values).collect()
         }
         _ => vec![],
     };

@@ -108,8 +108,10 @@ pub struct Session {
     pub epoch: Epoch,
     /// When it was opened.
     pub created_at: Timestamp,
-    /// When it was last refreshed.
+    /// When it was last used.
     pub last_used_at: Timestamp,
+    /// When it was last used before the day (UTC) of that; none when it was opened on that day.
+    pub used_before_at: Option<Timestamp>,
     /// When it ends at the latest. Half-open: at exactly this moment it is over.
     pub expires_at: Timestamp,
     /// How long it may stay unused.
@@ -170,6 +172,7 @@ impl Session {
             epoch,
             created_at: now,
             last_used_at: now,
+            used_before_at: None,
             expires_at,
             idle_ttl,
             idle_expires_at: expires_at.min(now + idle_ttl),
@@ -218,8 +221,33 @@ impl Session {
         Occupant { session: self.id, last_used_at: self.last_used_at }
     }
 
-    /// Notes that the session was used: its idle time starts anew.
+    /// The session as its user is shown it at this moment.
+    ///
+    /// A thief with a copy of the tokens sees what the user sees, and within the grace of a refresh the copy is as good as the
+    /// original: so nothing here may tell when a refresh happened. Rounding to a day is not enough, for the first refresh of a
+    /// day would still show at once. So what is shown is how it was at the last midnight (UTC), and changes at no other time;
+    /// the end of a session that is over is the one thing that hides nothing any more.
+    #[must_use]
+    pub fn as_shown(mut self, now: Timestamp) -> Self {
+        let used_at = match self.last_used_at.day_begin() < now.day_begin() {
+            true => self.last_used_at,
+            false => self.used_before_at.unwrap_or(self.created_at),
+        };
+        let idle_expires_at = match self.idle_expires_at <= now {
+            true => self.idle_expires_at.day_end(),
+            // Not over: not before the next midnight, by what may be told.
+            false => (used_at + self.idle_ttl).max(now + Duration::from_micros(1)).day_end(),
+        };
+        self.last_used_at = used_at.day_begin();
+        self.idle_expires_at = idle_expires_at.min(self.expires_at);
+        self
+    }
+
+    /// Notes that the session was used: its idle time begins again.
     pub fn touch(&mut self, now: Timestamp) {
+        if self.last_used_at.day_begin() < now.day_begin() {
+            self.used_before_at = Some(self.last_used_at);
+        }
         // A replica whose clock is behind must not turn back what another has written.
         self.last_used_at = self.last_used_at.max(now);
         self.idle_expires_at = self.idle_expires_at.max(self.expires_at.min(now + self.idle_ttl));
@@ -293,6 +321,41 @@ mod tests {
         assert_eq!(session.idle_expires_at, START + Duration::from_secs(18), "a slower clock changes nothing");
         session.touch(START + Duration::from_secs(17));
         assert_eq!(session.idle_expires_at, session.expires_at);
+    }
+
+    /// Whatever refreshes there are in a day, what the user is shown stays as it was at midnight.
+    #[test]
+    fn what_is_shown_changes_at_midnight_alone() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        const HOUR: Duration = Duration::from_secs(60 * 60);
+        for idle_ttl in [HOUR / 4, DAY, DAY * 90] {
+            let mut session = session(DAY * 365, idle_ttl);
+            let start = START.day_begin();
+            for day in 1..100 {
+                let (midnight, mut seen) = (start + DAY * day, vec![]);
+                for hour in 0..24 {
+                    let now = midnight + HOUR * hour + TICK;
+                    seen.push(session.clone().as_shown(now));
+                    // Used on some days, some hours, and on some days not at all.
+                    if (day * 7 + hour) % (1 + day % 11) == 3 {
+                        session.touch(now);
+                        seen.push(session.clone().as_shown(now));
+                    }
+                }
+                let told = |session: &Session| (session.last_used_at, session.idle_expires_at);
+                let while_live = seen.iter().filter(|session| session.idle_expires_at > midnight).map(told);
+                assert!(
+                    while_live.clone().all(|one| Some(one) == while_live.clone().next()),
+                    "day {day}, {idle_ttl:?}"
+                );
+                for (used, idle) in seen.iter().map(told) {
+                    assert_eq!((used, idle), (used.day_begin(), idle.day_begin()), "whole days");
+                    assert!(used <= midnight);
+                }
+            }
+        }
+        let session = session(DAY, DAY * 90);
+        assert_eq!(session.clone().as_shown(START).idle_expires_at, session.expires_at, "never after that");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::lifecycle::Authentication;
 use super::lifecycle::Device;
 use super::lifecycle::Impersonator;
 use super::policy::Policy;
+use super::policy::SESSION_TTL_MAX;
 use super::policy::SESSION_TTL_MIN;
 use super::refusal::Violation;
 use crate::clock::Timestamp;
@@ -112,7 +113,9 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
         "user_id",
         "must be 1 to 255 bytes without control characters, and not `me`",
     );
-    let ttl = found.ttl(draft.expires_in_millis, policy.session_ttl_max, "expires_in_millis");
+    // Libraries send their usual lifetime with an impersonation too: that one is cut, and not refused.
+    let ttl_max = if draft.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
+    let ttl = found.ttl(draft.expires_in_millis, ttl_max, "expires_in_millis");
     let idle_ttl = found.ttl(draft.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
     let impersonator = found.impersonator(draft.is_impersonation, draft.impersonator_id);
     found.authentication(&draft.authentication, now);
@@ -126,7 +129,13 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
     match user {
         Some(user) if found.0.is_empty() => Ok(Opening {
             user,
-            ttl: ttl.unwrap_or(policy.session_ttl),
+            ttl: match impersonator {
+                Some(_) => {
+                    let ttl = ttl.unwrap_or(policy.impersonation_ttl);
+                    ttl.min(policy.impersonation_ttl_max).min(policy.session_ttl_max)
+                }
+                None => ttl.unwrap_or(policy.session_ttl),
+            },
             idle_ttl: idle_ttl.unwrap_or(policy.idle_ttl),
             impersonator,
             authentication: draft.authentication,
@@ -298,6 +307,28 @@ mod tests {
             let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
             assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "idle {millis}");
         }
+    }
+
+    #[test]
+    fn an_impersonation_has_a_lifetime_of_its_own() {
+        const HOUR: i64 = 60 * 60 * 1_000;
+        let ttl = |millis: Option<i64>, policy: &Policy| {
+            let draft = Draft {
+                is_impersonation: true,
+                impersonator_id: Some("root".into()),
+                expires_in_millis: millis,
+                ..draft()
+            };
+            super::check(draft, NOW, policy).map(|opening| opening.ttl.as_secs() / 3_600)
+        };
+        let policy = Policy::default();
+        for (asked, hours) in [(None, 1), (Some(2 * HOUR), 2), (Some(24 * HOUR), 24), (Some(365 * 24 * HOUR), 24)] {
+            assert_eq!(ttl(asked, &policy), Ok(hours), "{asked:?}");
+        }
+        assert!(ttl(Some(999), &policy).is_err());
+        let mut strict = Policy::default();
+        strict.preset(crate::session::policy::Preset::Aal3);
+        assert_eq!(ttl(Some(24 * HOUR), &strict), Ok(12), "no longer than any session");
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+
 use super::lifecycle::Device;
 use super::opening::TEXT_BYTES_MAX;
 use super::opening::USER_AGENT_BYTES_MAX;
+use super::rotation::Whence;
 use crate::device;
 
 /// Where a request comes from, as far as the edge can tell.
@@ -49,7 +52,26 @@ fn legible(text: &str, bytes_max: usize) -> Option<String> {
     (!clean.is_empty()).then(|| clean.to_owned())
 }
 
+/// The network that an address is in: the first 24 bits of an IPv4 address, the first 48 of an IPv6 one. A household or an
+/// office is in one, and all that a log may show of an address.
+pub fn network(ip: IpAddr) -> IpNet {
+    let (ip, bits) = match ip.to_canonical() {
+        ip @ IpAddr::V4(_) => (ip, 24),
+        ip @ IpAddr::V6(_) => (ip, 48),
+    };
+    IpNet::new(ip, bits).map_or_else(|_| IpNet::from(ip), |network| network.trunc())
+}
+
 impl Device {
+    /// Where a request comes from, as against where the device was last seen: elsewhere is another network, or another
+    /// `User-Agent` than that of a gRPC library. What is not known of one of them is no difference.
+    pub fn whence(&self, origin: &Origin) -> Whence {
+        let moved = self.ip.zip(origin.ip).is_some_and(|(one, other)| network(one) != network(other));
+        let said = origin.user_agent.as_deref().filter(|text| !device::is_library(text));
+        let other = self.user_agent.as_deref().zip(said).is_some_and(|(one, other)| one != other);
+        if moved || other { Whence::Elsewhere } else { Whence::Same }
+    }
+
     /// The device as its session's creator describes it.
     pub fn described(name: Option<&str>, user_agent: Option<&str>, ip: Option<&str>) -> Self {
         Self {
@@ -99,6 +121,27 @@ mod tests {
     fn seen(mut device: Device, user_agent: Option<&str>) -> (Option<String>, Option<String>) {
         device.seen_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) });
         (device.name, device.user_agent)
+    }
+
+    #[test]
+    fn elsewhere_is_another_network_or_user_agent() {
+        let device = Device { ip: address("192.0.2.1"), ..device(None, Some(CHROME)) };
+        for (ip, user_agent, expected) in [
+            (Some("192.0.2.255"), Some(CHROME), Whence::Same),
+            (Some("::ffff:192.0.2.9"), None, Whence::Same),
+            (None, Some("tonic/0.14.2"), Whence::Same),
+            (None, None, Whence::Same),
+            (Some("192.0.3.1"), Some(CHROME), Whence::Elsewhere),
+            (Some("2001:db8::1"), Some(CHROME), Whence::Elsewhere),
+            (Some("192.0.2.1"), Some(FIREFOX), Whence::Elsewhere),
+        ] {
+            let ip = ip.map(|ip| ip.parse().expect("an address"));
+            let origin = Origin { ip, user_agent: user_agent.map(str::to_owned) };
+            assert_eq!(device.whence(&origin), expected, "{origin:?}");
+        }
+        for (ip, expected) in [("192.0.2.7", "192.0.2.0/24"), ("2001:db8:1:2::3", "2001:db8:1::/48")] {
+            assert_eq!(network(ip.parse().expect("an address")).to_string(), expected);
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::opening::Findings;
+use super::opening::TEXT_BYTES_MAX;
+use crate::clock::Timestamp;
 
 /// The longest that an access token may last, whatever a project sets. A retired key stays published this long.
 pub const ACCESS_TOKEN_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -28,7 +30,7 @@ pub struct Policy {
     /// A verifier that does not follow the revocations goes on accepting a signed-out token for this long.
     pub access_token_ttl: Duration,
 
-    /// How long after the issue of a successor its predecessor still gets that same one. Default 60 seconds.
+    /// How long after the issue of a successor its predecessor still gets that same one. Default 10 seconds.
     ///
     /// Half-open: at exactly this age it is over. Too short and a lost answer looks like theft; too long and a thief's
     /// copy goes unnoticed for as long.
@@ -49,6 +51,21 @@ pub struct Policy {
 
     /// What a late repeat means while the successor lies unused.
     pub late_repeat: LateRepeat,
+
+    /// What a repeat within the grace means that comes from another network or user agent.
+    pub repeat_elsewhere: RepeatElsewhere,
+
+    /// Who may refresh.
+    pub refreshing: Refreshing,
+
+    /// How a user must have authenticated who ends other sessions than the own one.
+    pub revoking: StepUp,
+
+    /// How long an impersonation lasts, unless its creator says otherwise. Default 1 hour. Never longer than a session may.
+    pub impersonation_ttl: Duration,
+
+    /// The longest that an impersonation lasts: a creator who asks for more gets this. Default 24 hours. No refresh moves it.
+    pub impersonation_ttl_max: Duration,
 
     /// How many live sessions a user may have; impersonations do not count. Default: any number.
     pub sessions: Option<SessionLimit>,
@@ -143,6 +160,19 @@ impl Policy {
         if self.sessions.is_some_and(|limit| !(1..=SESSIONS_MAX).contains(&limit.max)) {
             return Err(PolicyError::Rule("the limit on sessions must be 1 to 1000"));
         }
+        if self.impersonation_ttl > self.impersonation_ttl_max {
+            let (flag, ttl, max) = ("impersonation-ttl", self.impersonation_ttl, self.impersonation_ttl_max);
+            return Err(PolicyError::Longer { flag, ttl, max, preset: None });
+        }
+        if self.impersonation_ttl < SESSION_TTL_MIN || self.impersonation_ttl_max > SESSION_TTL_MAX {
+            return Err(PolicyError::Rule("--impersonation-ttl and --impersonation-ttl-max must be 1s to 367days"));
+        }
+        if !self.revoking.fits() {
+            return Err(PolicyError::Rule(
+                "--revoke-auth-age must be 1s to 367days, and --revoke-acr at most 8 values without spaces, commas and \
+                 quotation marks",
+            ));
+        }
         let mut found = Findings::default();
         found.claims(&self.default_claims, DEFAULT_CLAIMS_BYTES_MAX);
         match found.is_empty() {
@@ -207,16 +237,71 @@ pub enum LateRepeat {
     Theft,
 }
 
+/// What it means when a refresh is repeated within the grace from another network or with another user agent than it was made
+/// with. Either way it is written into the audit, counted and logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepeatElsewhere {
+    /// A client that changed networks, as far as anyone can tell: it gets the same successor.
+    Allowed,
+    /// Theft: the session ends. A client that loses an answer while it changes networks signs in again.
+    Theft,
+}
+
+/// Who may refresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refreshing {
+    /// Whoever has a refresh token.
+    ByAnyone,
+    /// Only a client that shows a server key of the project too (RFC 6749 §2.3): a refresh token alone is worth nothing.
+    ByClientsAlone,
+}
+
+/// What the authentication behind an access token must have been (RFC 9470).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepUp {
+    /// How long ago at most: by the session's `auth_time`. Half-open: at exactly this age it is too old.
+    pub auth_age: Option<Duration>,
+    /// Which `acr` will do; empty: any, and none.
+    pub acr: Arc<[String]>,
+}
+
+/// The most values of `acr` that a policy names.
+pub const ACR_VALUES_MAX: usize = 8;
+
+impl StepUp {
+    /// Whether an authentication is enough. Where something is asked for, what is not known of it is not enough.
+    pub fn admits(&self, auth_time: Option<Timestamp>, acr: Option<&str>, now: Timestamp) -> bool {
+        let is_recent = self.auth_age.is_none_or(|age| auth_time.is_some_and(|at| now < at + age));
+        let is_strong = self.acr.is_empty() || acr.is_some_and(|acr| self.acr.iter().any(|known| known == acr));
+        is_recent && is_strong
+    }
+
+    fn fits(&self) -> bool {
+        let age = self.auth_age.is_none_or(|age| (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&age));
+        // They stand in a header, between quotes and with spaces between them (RFC 9470 §3).
+        let value = |acr: &String| {
+            let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\' && byte != b',';
+            (1..=TEXT_BYTES_MAX).contains(&acr.len()) && acr.bytes().all(fits)
+        };
+        age && self.acr.len() <= ACR_VALUES_MAX && self.acr.iter().all(value)
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
             access_token_ttl: Duration::from_secs(10 * 60),
-            refresh_grace: Duration::from_secs(60),
+            refresh_grace: Duration::from_secs(10),
             session_ttl: Duration::from_secs(365 * 24 * 60 * 60),
             session_ttl_max: SESSION_TTL_MAX,
             idle_ttl: Duration::from_secs(90 * 24 * 60 * 60),
             idle_ttl_max: SESSION_TTL_MAX,
             late_repeat: LateRepeat::Forgiven,
+            repeat_elsewhere: RepeatElsewhere::Allowed,
+            refreshing: Refreshing::ByAnyone,
+            revoking: StepUp::default(),
+            impersonation_ttl: Duration::from_secs(60 * 60),
+            impersonation_ttl_max: Duration::from_secs(24 * 60 * 60),
             sessions: None,
             default_claims: Arc::default(),
         }
@@ -264,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn a_step_up_is_half_open_and_what_is_not_known_is_not_enough() {
+        let (now, age) = (Timestamp::from_seconds(1_000_000), Duration::from_secs(300));
+        let tick = Duration::from_micros(1);
+        assert!(StepUp::default().admits(None, None, now));
+        let recent = StepUp { auth_age: Some(age), ..StepUp::default() };
+        let ages = [age - tick, age, age + tick].map(|age| recent.admits(Some(now - age), None, now));
+        assert_eq!(ages, [true, false, false]);
+        assert!(!recent.admits(None, None, now));
+        let strong = StepUp { acr: ["aal2".to_owned(), "aal3".to_owned()].into(), ..StepUp::default() };
+        let acrs = [Some("aal2"), Some("aal3"), Some("aal1"), None].map(|acr| strong.admits(None, acr, now));
+        assert_eq!(acrs, [true, true, false, false]);
+    }
+
+    #[test]
     fn what_does_not_hold_together_is_refused() {
         let second = Duration::from_secs(1);
         let bad = |change: fn(&mut Policy)| {
@@ -277,6 +376,10 @@ mod tests {
         bad(|policy| policy.idle_ttl = Duration::from_millis(999));
         bad(|policy| policy.sessions = Some(SessionLimit { max: 0, overflow: Overflow::Reject }));
         bad(|policy| policy.sessions = Some(SessionLimit { max: SESSIONS_MAX + 1, overflow: Overflow::Reject }));
+        bad(|policy| policy.impersonation_ttl_max = policy.impersonation_ttl - Duration::from_millis(1));
+        bad(|policy| policy.impersonation_ttl_max = SESSION_TTL_MAX + Duration::from_millis(1));
+        bad(|policy| policy.revoking.auth_age = Some(Duration::from_millis(999)));
+        bad(|policy| policy.revoking.acr = ["two words".to_owned()].into());
         bad(|policy| policy.default_claims = Arc::new([("sub".to_owned(), "eve".into())].into_iter().collect()));
         assert_eq!(Policy { session_ttl: second, idle_ttl: second, ..Policy::default() }.check(), Ok(()));
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::policy::StepUp;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -39,6 +40,11 @@ pub enum Refusal {
     InvalidServerKey,
     /// Unknown, malformed, expired, revoked: one answer, so that there is nothing to probe.
     RefreshTokenNotFoundOrExpired,
+    /// The refresh token is genuine, and the project takes it only from a client that shows a server key.
+    ClientAuthenticationRequired,
+    /// The token is genuine, and its user has not authenticated recently or strongly enough for this (RFC 9470): what would
+    /// be enough.
+    InsufficientUserAuthentication(StepUp),
     /// The right credentials, from the wrong kind of caller.
     InsufficientAccessType,
     /// A server key in a browser: it has no business there.

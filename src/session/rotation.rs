@@ -3,7 +3,8 @@
 //! A session's refresh tokens form a chain. The *head* is the present one; presenting it makes the next generation.
 //! Presenting an older one R is judged by the age of R's present successor:
 //!
-//! 1. within the grace: that same successor, even if it is in use already. Lost answers, retries and tabs land here;
+//! 1. within the grace: that same successor, even if it is in use already. Lost answers, retries and tabs land here. From
+//!    another network or user agent it is told, and by policy it is theft;
 //! 2. later, and the successor was never used: a new successor, the next *attempt*; the old one is superseded;
 //! 3. later, and the successor was used, or R is itself superseded: two parties hold the chain.
 
@@ -11,12 +12,34 @@ use std::time::Duration;
 
 use super::policy::LateRepeat;
 use super::policy::Policy;
+use super::policy::RepeatElsewhere;
 use crate::clock::Timestamp;
 use crate::token::refresh::Link;
 
 /// The most rotations within one grace. A client that refreshes so often is out of control; it is asked to wait, and
 /// the record of issues stays bounded.
 pub const ROTATIONS_MAX: usize = 32;
+
+/// The most repeats of one refresh within its grace: retries and tabs make a few.
+pub const REPEATS_MAX: u32 = 32;
+
+/// Where a token is presented, as against where the last refresh came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// The same network and user agent, as far as is known.
+    Same,
+    /// Another network, or another user agent.
+    Elsewhere,
+}
+
+/// The repeats of the last refresh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repeats {
+    /// How many.
+    pub count: u32,
+    /// Whether one came from elsewhere.
+    pub elsewhere: bool,
+}
 
 /// A session's chain, as far as it still matters: the last links with the moment each was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +48,8 @@ pub struct Chain {
     generation: u32,
     /// The last generations' adopted attempts and times of issue, the head's last. Never empty.
     issues: Vec<Issue>,
+    /// The repeats since the head was issued.
+    repeats: Repeats,
 }
 
 /// One generation's adopted attempt, and when it was issued.
@@ -39,28 +64,41 @@ pub struct Issue {
 /// The decision on a presented token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// Answer with the successor that was issued before; the chain stays as it is.
-    Repeated(Link),
+    /// Answer with the successor that was issued before; the chain remembers the repeat.
+    Repeated(Link, Chain, Notice),
     /// Answer with a new successor; the chain is now this one.
     Advanced(Link, Chain),
     /// Two parties hold the chain: the session ends.
     Reused,
-    /// More rotations within the grace than any honest client makes: wait.
+    /// A repeat within the grace from another network or user agent, which the policy takes for theft: the session ends.
+    ReusedElsewhere,
+    /// More rotations or repeats within the grace than any honest client makes: wait.
     Throttled(Duration),
     /// A token of the future, which only a database restored from a backup can meet. Nothing changes.
     Unknown,
 }
 
+/// What there is to say of a repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Nothing: it came from where the refresh did.
+    Nothing,
+    /// It came from elsewhere, as the first since the refresh.
+    FirstElsewhere,
+    /// It came from elsewhere, as another one did before.
+    AnotherElsewhere,
+}
+
 impl Chain {
     /// The chain of a new session: its first token is the head.
     pub fn start(now: Timestamp) -> Self {
-        Self { generation: 0, issues: vec![Issue { attempt: 0, issued_at: now }] }
+        Self { generation: 0, issues: vec![Issue { attempt: 0, issued_at: now }], repeats: Repeats::default() }
     }
 
     /// Takes a chain from the database; `None` when it cannot be one.
-    pub fn from_parts(generation: u32, issues: Vec<Issue>) -> Option<Self> {
+    pub fn from_parts(generation: u32, issues: Vec<Issue>, repeats: Repeats) -> Option<Self> {
         let fits = !issues.is_empty() && u32::try_from(issues.len()).is_ok_and(|count| count - 1 <= generation);
-        fits.then_some(Self { generation, issues })
+        fits.then_some(Self { generation, issues, repeats })
     }
 
     /// The head's generation.
@@ -71,6 +109,11 @@ impl Chain {
     /// The recorded issues, the head's last.
     pub fn issues(&self) -> &[Issue] {
         &self.issues
+    }
+
+    /// The repeats since the head was issued.
+    pub const fn repeats(&self) -> Repeats {
+        self.repeats
     }
 
     /// The present token's place.
@@ -92,7 +135,7 @@ impl Chain {
         issues.push(Issue { attempt: 0, issued_at: now });
         let over = issues[1..issues.len() - 1].iter().take_while(|issue| issue.issued_at + grace <= now).count();
         issues.drain(..over);
-        Self { generation: self.generation + 1, issues }
+        Self { generation: self.generation + 1, issues, repeats: Repeats::default() }
     }
 
     /// The chain with another attempt at its head.
@@ -100,12 +143,19 @@ impl Chain {
         let mut issues = self.issues.clone();
         let head = issues.len() - 1;
         issues[head] = Issue { attempt: issues[head].attempt + 1, issued_at: now };
-        Self { generation: self.generation, issues }
+        Self { generation: self.generation, issues, repeats: Repeats::default() }
+    }
+
+    /// The chain with one more repeat.
+    fn with_repeat(&self, whence: Whence) -> Self {
+        let Repeats { count, elsewhere } = self.repeats;
+        let repeats = Repeats { count: count + 1, elsewhere: elsewhere || whence == Whence::Elsewhere };
+        Self { repeats, ..self.clone() }
     }
 }
 
-/// Judges a genuine token of a live session.
-pub fn decide(chain: &Chain, presented: Link, now: Timestamp, policy: &Policy) -> Rotation {
+/// Judges a genuine token of a live session, by where it is presented too.
+pub fn decide(chain: &Chain, presented: Link, whence: Whence, now: Timestamp, policy: &Policy) -> Rotation {
     let head = chain.head();
     if presented == head {
         return advance(chain, now, policy);
@@ -120,8 +170,19 @@ pub fn decide(chain: &Chain, presented: Link, now: Timestamp, policy: &Policy) -
     let Some(successor) = chain.issue(presented.generation + 1) else { return Rotation::Reused };
 
     if now < successor.issued_at + policy.refresh_grace {
+        if (whence, policy.repeat_elsewhere) == (Whence::Elsewhere, RepeatElsewhere::Theft) {
+            return Rotation::ReusedElsewhere;
+        }
+        if chain.repeats.count >= REPEATS_MAX {
+            return Rotation::Throttled((successor.issued_at + policy.refresh_grace).since(now));
+        }
         let link = Link { generation: presented.generation + 1, attempt: successor.attempt };
-        return Rotation::Repeated(link);
+        let notice = match (whence, chain.repeats.elsewhere) {
+            (Whence::Same, _) => Notice::Nothing,
+            (Whence::Elsewhere, false) => Notice::FirstElsewhere,
+            (Whence::Elsewhere, true) => Notice::AnotherElsewhere,
+        };
+        return Rotation::Repeated(link, chain.with_repeat(whence), notice);
     }
     // The head was never used: using it would have made the next generation.
     match policy.late_repeat {
@@ -174,14 +235,17 @@ mod tests {
         }
 
         fn present(&mut self, generation: u32, attempt: u32) -> Option<Link> {
-            match decide(&self.chain, link(generation, attempt), self.now, &self.policy) {
-                Rotation::Repeated(link) => Some(link),
-                Rotation::Advanced(link, next) => {
+            match self.decide(generation, attempt, Whence::Same) {
+                Rotation::Repeated(link, next, _) | Rotation::Advanced(link, next) => {
                     self.chain = next;
                     Some(link)
                 }
-                Rotation::Reused | Rotation::Throttled(_) | Rotation::Unknown => None,
+                Rotation::Reused | Rotation::ReusedElsewhere | Rotation::Throttled(_) | Rotation::Unknown => None,
             }
+        }
+
+        fn decide(&self, generation: u32, attempt: u32, whence: Whence) -> Rotation {
+            decide(&self.chain, link(generation, attempt), whence, self.now, &self.policy)
         }
 
         fn wait(&mut self, time: Duration) {
@@ -228,7 +292,7 @@ mod tests {
         keeper.present(0, 0);
         keeper.present(1, 0);
         keeper.wait(GRACE);
-        assert_eq!(decide(&keeper.chain, link(0, 0), keeper.now, &keeper.policy), Rotation::Reused);
+        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Reused);
     }
 
     #[test]
@@ -237,12 +301,12 @@ mod tests {
         keeper.present(0, 0);
         keeper.wait(GRACE);
         keeper.present(0, 0);
-        assert_eq!(decide(&keeper.chain, link(1, 0), keeper.now, &keeper.policy), Rotation::Reused);
+        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused);
         keeper.present(1, 1);
-        assert_eq!(decide(&keeper.chain, link(1, 0), keeper.now, &keeper.policy), Rotation::Reused, "a generation on");
+        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused, "a generation on");
         keeper.wait(GRACE);
         keeper.present(2, 0);
-        assert_eq!(decide(&keeper.chain, link(1, 0), keeper.now, &keeper.policy), Rotation::Reused, "off the record");
+        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused, "off the record");
     }
 
     #[test]
@@ -253,7 +317,7 @@ mod tests {
         keeper.wait(GRACE - TICK);
         assert_eq!(keeper.present(0, 0), Some(link(1, 0)));
         keeper.wait(TICK);
-        assert_eq!(decide(&keeper.chain, link(0, 0), keeper.now, &keeper.policy), Rotation::Reused);
+        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Reused);
     }
 
     /// Two holders of one token take turns, each as long after the other as the bits say, and adopt what they are given.
@@ -290,9 +354,7 @@ mod tests {
             assert!(generation < 100, "nothing stopped it");
         }
         assert!(keeper.chain.issues().len() <= ROTATIONS_MAX);
-        let Rotation::Throttled(wait) = decide(&keeper.chain, link(generation, 0), keeper.now, &keeper.policy) else {
-            panic!("asked to wait")
-        };
+        let Rotation::Throttled(wait) = keeper.decide(generation, 0, Whence::Same) else { panic!("asked to wait") };
         assert!(wait > Duration::ZERO && wait <= GRACE);
         assert_eq!(keeper.present(0, 0), Some(link(1, 0)), "repeats are not rotations");
         keeper.wait(wait);
@@ -313,15 +375,52 @@ mod tests {
     fn a_token_from_the_future_changes_nothing() {
         let keeper = Keeper::new();
         for ahead in [link(1, 0), link(0, 1), link(u32::MAX, u32::MAX)] {
-            assert_eq!(decide(&keeper.chain, ahead, START, &keeper.policy), Rotation::Unknown);
+            assert_eq!(decide(&keeper.chain, ahead, Whence::Same, START, &keeper.policy), Rotation::Unknown);
         }
     }
 
     #[test]
     fn a_chain_from_the_database_is_checked() {
         let issue = Issue { attempt: 0, issued_at: START };
-        assert!(Chain::from_parts(0, vec![]).is_none());
-        assert!(Chain::from_parts(0, vec![issue; 2]).is_none());
-        assert!(Chain::from_parts(1, vec![issue; 2]).is_some());
+        let from_parts = |generation, issues| Chain::from_parts(generation, issues, Repeats::default());
+        assert!(from_parts(0, vec![]).is_none());
+        assert!(from_parts(0, vec![issue; 2]).is_none());
+        assert!(from_parts(1, vec![issue; 2]).is_some());
+    }
+
+    #[test]
+    fn a_repeat_from_elsewhere_is_told_once_and_by_policy_is_theft() {
+        let mut keeper = Keeper::new();
+        keeper.present(0, 0);
+        for (whence, expected) in [
+            (Whence::Same, Notice::Nothing),
+            (Whence::Elsewhere, Notice::FirstElsewhere),
+            (Whence::Same, Notice::Nothing),
+            (Whence::Elsewhere, Notice::AnotherElsewhere),
+        ] {
+            let Rotation::Repeated(_, next, notice) = keeper.decide(0, 0, whence) else { panic!("repeated") };
+            assert_eq!(notice, expected);
+            keeper.chain = next;
+        }
+        keeper.present(1, 0);
+        assert_eq!(keeper.chain.repeats(), Repeats::default(), "of the refresh before");
+        keeper.policy.repeat_elsewhere = RepeatElsewhere::Theft;
+        assert_eq!(keeper.decide(1, 0, Whence::Elsewhere), Rotation::ReusedElsewhere);
+        assert!(matches!(keeper.decide(1, 0, Whence::Same), Rotation::Repeated(..)));
+        assert!(matches!(keeper.decide(2, 0, Whence::Elsewhere), Rotation::Advanced(..)), "no repeat");
+    }
+
+    #[test]
+    fn repeats_are_bounded_and_end_with_the_grace() {
+        let mut keeper = Keeper::new();
+        keeper.present(0, 0);
+        keeper.wait(Duration::from_secs(1));
+        for _ in 0..REPEATS_MAX {
+            assert_eq!(keeper.present(0, 0), Some(link(1, 0)));
+        }
+        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Throttled(GRACE - Duration::from_secs(1)));
+        assert!(matches!(keeper.decide(1, 0, Whence::Same), Rotation::Advanced(..)), "who has the successor goes on");
+        keeper.wait(GRACE);
+        assert_eq!(keeper.present(0, 0), Some(link(1, 1)));
     }
 }

@@ -17,6 +17,8 @@ use serde_json::Value;
 
 use super::Store;
 use super::error::Error;
+use super::events::Event;
+use super::events::Happened;
 use super::keys::SealedKey;
 use super::rows::from_pg;
 use super::rows::millis;
@@ -27,7 +29,10 @@ use crate::id::ProjectId;
 use crate::session::Policy;
 use crate::session::policy::LateRepeat;
 use crate::session::policy::Overflow;
+use crate::session::policy::Refreshing;
+use crate::session::policy::RepeatElsewhere;
 use crate::session::policy::SessionLimit;
+use crate::session::policy::StepUp;
 use crate::token::sealing::Purpose;
 
 /// A project and what it has set.
@@ -63,6 +68,12 @@ pub(super) struct PolicyColumns {
     sessions_max: Option<i32>,
     sessions_overflow: i16,
     default_claims: Value,
+    impersonation_ttl_ms: i64,
+    impersonation_ttl_max_ms: i64,
+    repeat_elsewhere_ends: bool,
+    refresh_needs_client: bool,
+    revoke_auth_age_ms: Option<i64>,
+    revoke_acr: Vec<String>,
 }
 
 impl PolicyColumns {
@@ -78,6 +89,12 @@ impl PolicyColumns {
             sessions_max: policy.sessions.map(|limit| i32::try_from(limit.max).unwrap_or(i32::MAX)),
             sessions_overflow: policy.sessions.map_or(1, |limit| overflow_number(limit.overflow)),
             default_claims: Value::Object((*policy.default_claims).clone()),
+            impersonation_ttl_ms: millis(policy.impersonation_ttl),
+            impersonation_ttl_max_ms: millis(policy.impersonation_ttl_max),
+            repeat_elsewhere_ends: policy.repeat_elsewhere == RepeatElsewhere::Theft,
+            refresh_needs_client: policy.refreshing == Refreshing::ByClientsAlone,
+            revoke_auth_age_ms: policy.revoking.auth_age.map(millis),
+            revoke_acr: policy.revoking.acr.to_vec(),
         }
     }
 
@@ -101,6 +118,20 @@ impl PolicyColumns {
             late_repeat: if self.strict_refresh { LateRepeat::Theft } else { LateRepeat::Forgiven },
             sessions: self.sessions_max.map(limit).transpose()?,
             default_claims: Arc::new(default_claims),
+            impersonation_ttl: duration(self.impersonation_ttl_ms, "impersonation_ttl_ms")?,
+            impersonation_ttl_max: duration(self.impersonation_ttl_max_ms, "impersonation_ttl_max_ms")?,
+            repeat_elsewhere: match self.repeat_elsewhere_ends {
+                true => RepeatElsewhere::Theft,
+                false => RepeatElsewhere::Allowed,
+            },
+            refreshing: match self.refresh_needs_client {
+                true => Refreshing::ByClientsAlone,
+                false => Refreshing::ByAnyone,
+            },
+            revoking: StepUp {
+                auth_age: self.revoke_auth_age_ms.map(|millis| duration(millis, "revoke_auth_age_ms")).transpose()?,
+                acr: self.revoke_acr.into(),
+            },
         })
     }
 }
@@ -148,8 +179,11 @@ impl Store {
         self.transact("project_insert", move |mut tx| async move {
             let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
             insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
-            tx.key_insert(Purpose::Signing, &project.id, signing, now).await?;
-            tx.key_insert(Purpose::Refresh, &project.id, refresh, now).await?;
+            for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
+                let created = Happened::KeyCreated(purpose.into(), key.id);
+                tx.key_insert(purpose, &project.id, key, now).await?;
+                tx.event_insert(&Event::of_key(project.id.clone(), created, now)).await?;
+            }
             tx.commit(()).await
         })
         .await

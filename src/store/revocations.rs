@@ -13,6 +13,7 @@ use super::Place;
 use super::Store;
 use super::Tx;
 use super::error::Error;
+use super::events::KeyKind;
 use super::rows::from_pg;
 use super::rows::reason_number;
 use super::rows::reason_of;
@@ -74,6 +75,8 @@ pub struct Record {
     pub spared: Option<SessionId>,
     /// The key that was revoked.
     pub key: Option<KeyId>,
+    /// Which kind of key that is.
+    pub key_kind: Option<KeyKind>,
     /// Whose session; none for a whole project, and once the user was erased.
     pub user: Option<String>,
     /// Who did it.
@@ -286,6 +289,7 @@ fn record(columns: Columns) -> Result<Record, Error> {
         session: session.map(SessionId::from_uuid),
         spared: spared.map(SessionId::from_uuid),
         key: signing_key.or(server_key).map(KeyId::from_uuid),
+        key_kind: signing_key.map(|_| KeyKind::Signing).or(server_key.map(|_| KeyKind::Server)),
         user,
         by: actor(by, by_id).ok_or_else(|| bad("actor"))?,
         ip,

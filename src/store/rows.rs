@@ -27,6 +27,7 @@ use crate::session::lifecycle::Impersonator;
 use crate::session::lifecycle::Raised;
 use crate::session::rotation::Chain;
 use crate::session::rotation::Issue;
+use crate::session::rotation::Repeats;
 use crate::token::refresh::RowSecret;
 
 /// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
@@ -95,6 +96,9 @@ pub(super) struct SessionRow {
     ip: Option<String>,
     labels: Value,
     claims: Value,
+    used_before_at: Option<PgTimestamp>,
+    refresh_repeats: i16,
+    refresh_repeated_elsewhere: bool,
 }
 
 /// A chain, in its three columns: generation, attempts, times of issue.
@@ -104,10 +108,17 @@ pub(super) fn chain_columns(chain: &Chain) -> (i64, Vec<i64>, Vec<PgTimestamp>) 
     (chain.generation().into(), attempts, issues.iter().map(|issue| to_pg(issue.issued_at)).collect())
 }
 
+/// How often the last refresh was repeated, in its two columns: the count, and whether from elsewhere.
+pub(super) fn repeats_columns(chain: &Chain) -> (i16, bool) {
+    let Repeats { count, elsewhere } = chain.repeats();
+    (i16::try_from(count).unwrap_or(i16::MAX), elsewhere)
+}
+
 impl SessionRow {
     pub(super) fn new(stored: StoredSession) -> Self {
         let StoredSession { session, chain, secret, access_expires_at } = stored;
         let (refresh_generation, refresh_attempts, refresh_issued_at) = chain_columns(&chain);
+        let (refresh_repeats, refresh_repeated_elsewhere) = repeats_columns(&chain);
         Self {
             project_id: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
@@ -135,6 +146,9 @@ impl SessionRow {
             ip: session.device.ip.map(|ip| ip.to_string()),
             labels: labels_column(session.labels),
             claims: Value::Object(session.claims),
+            used_before_at: session.used_before_at.map(to_pg),
+            refresh_repeats,
+            refresh_repeated_elsewhere,
         }
     }
 
@@ -146,7 +160,11 @@ impl SessionRow {
     pub(super) fn into_stored(self) -> Result<StoredSession, Error> {
         let row = format!("{}/{}", self.project_id, self.id);
         let bad = |column| Error::Inconsistent { table: "sessions", column, row: row.clone() };
-        let chain = read_chain(self.refresh_generation, &self.refresh_attempts, &self.refresh_issued_at);
+        let repeats = Repeats {
+            count: self.refresh_repeats.try_into().map_err(|_| bad("refresh_repeats"))?,
+            elsewhere: self.refresh_repeated_elsewhere,
+        };
+        let chain = read_chain(self.refresh_generation, &self.refresh_attempts, &self.refresh_issued_at, repeats);
         let revoked = match (self.revoked_at, self.revoke_reason) {
             (Some(at), Some(reason)) => Some((from_pg(at), reason_of(reason).ok_or_else(|| bad("revoke_reason"))?)),
             (None, _) | (_, None) => None,
@@ -158,6 +176,7 @@ impl SessionRow {
             epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
             created_at: from_pg(self.created_at),
             last_used_at: from_pg(self.last_used_at),
+            used_before_at: self.used_before_at.map(from_pg),
             expires_at: from_pg(self.expires_at),
             idle_ttl: Duration::from_millis(self.idle_ttl_ms.try_into().map_err(|_| bad("idle_ttl_ms"))?),
             idle_expires_at: from_pg(self.idle_expires_at),
@@ -192,12 +211,12 @@ pub(super) fn seen((row, project, user, project_at, user_at): SeenColumns) -> Re
     Ok(Seen { stored: row.into_stored()?, present: Epoch { project, user }, raised })
 }
 
-fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp]) -> Option<Chain> {
+fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp], repeats: Repeats) -> Option<Chain> {
     let issue = |(attempt, issued_at): (&i64, &PgTimestamp)| {
         Some(Issue { attempt: u32::try_from(*attempt).ok()?, issued_at: from_pg(*issued_at) })
     };
     let issues = attempts.iter().zip(issued_at).map(issue).collect::<Option<_>>()?;
-    Chain::from_parts(generation.try_into().ok()?, issues)
+    Chain::from_parts(generation.try_into().ok()?, issues, repeats)
 }
 
 /// Labels, as their column holds them.

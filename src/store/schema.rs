@@ -17,6 +17,12 @@ diesel::table! {
         default_claims -> Jsonb,
         epoch_raised_at -> Nullable<Timestamptz>,
         users_epoch_base -> BigInt,
+        impersonation_ttl_ms -> BigInt,
+        impersonation_ttl_max_ms -> BigInt,
+        repeat_elsewhere_ends -> Bool,
+        refresh_needs_client -> Bool,
+        revoke_auth_age_ms -> Nullable<BigInt>,
+        revoke_acr -> Array<Text>,
     }
 }
 
@@ -29,6 +35,7 @@ diesel::table! {
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
+        either_s_until -> Nullable<Timestamptz>,
     }
 }
 
@@ -92,6 +99,9 @@ diesel::table! {
         ip -> Nullable<Text>,
         labels -> Jsonb,
         claims -> Jsonb,
+        used_before_at -> Nullable<Timestamptz>,
+        refresh_repeats -> SmallInt,
+        refresh_repeated_elsewhere -> Bool,
     }
 }
 
@@ -125,6 +135,23 @@ diesel::table! {
         is_impersonation -> Bool,
         signing_key_id -> Nullable<Uuid>,
         server_key_id -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    audit_events (project_id, id) {
+        project_id -> Text,
+        id -> Uuid,
+        at -> Timestamptz,
+        kind -> SmallInt,
+        session_id -> Nullable<Uuid>,
+        user_id -> Nullable<Text>,
+        impersonator_id -> Nullable<Text>,
+        key_kind -> Nullable<SmallInt>,
+        key_id -> Nullable<Uuid>,
+        actor -> SmallInt,
+        actor_id -> Nullable<Uuid>,
+        ip -> Nullable<Text>,
     }
 }
 

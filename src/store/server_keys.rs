@@ -9,6 +9,9 @@ use uuid::Uuid;
 use super::CutOff;
 use super::Store;
 use super::error::Error;
+use super::events::Event;
+use super::events::Happened;
+use super::events::KeyKind;
 use super::rows::from_pg;
 use super::rows::to_pg;
 use super::schema::server_keys;
@@ -105,6 +108,8 @@ impl Store {
                 server_keys::created_at.eq(to_pg(now)),
             ));
             insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            let created = Happened::KeyCreated(KeyKind::Server, key.id);
+            tx.event_insert(&Event::of_key(key.project, created, now)).await?;
             tx.commit(()).await
         })
         .await

@@ -27,6 +27,7 @@ use super::rows::from_pg;
 use super::rows::labels_column;
 use super::rows::reason_number;
 use super::rows::reason_of;
+use super::rows::repeats_columns;
 use super::rows::seen;
 use super::rows::to_pg;
 use super::schema::projects;
@@ -416,8 +417,12 @@ impl Tx {
         access_expires_at: Timestamp,
     ) -> Result<(), Error> {
         let (generation, attempts, issued_at) = chain_columns(chain);
+        let (repeats, repeated_elsewhere) = repeats_columns(chain);
         let statement = SessionRotate {
             last_used_at: to_pg(session.last_used_at),
+            used_before_at: session.used_before_at.map(to_pg),
+            repeats,
+            repeated_elsewhere,
             idle_expires_at: to_pg(session.idle_expires_at),
             access_expires_at: to_pg(access_expires_at),
             generation,

@@ -302,7 +302,8 @@ statement! {
 }
 
 statement! {
-    /// Notes when sessions were last used. A row that somebody is writing is passed over: it is in use anyway.
+    /// Notes when sessions were last used, and on the first use of a day (UTC) when that was before. A row that somebody is
+    /// writing is passed over: it is in use anyway.
     SessionsTouch -> () =
     "WITH used (project_id, id, at) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at FROM unnest("
@@ -314,7 +315,10 @@ statement! {
     ") AS a (project_id, id, at) JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
          WHERE s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
      )
-     UPDATE sessions AS s SET last_used_at = used.at FROM used WHERE s.project_id = used.project_id AND s.id = used.id"
+     UPDATE sessions AS s SET last_used_at = used.at, used_before_at = CASE
+         WHEN date_trunc('day', s.last_used_at, 'UTC') < date_trunc('day', used.at, 'UTC') THEN s.last_used_at
+         ELSE s.used_before_at END
+     FROM used WHERE s.project_id = used.project_id AND s.id = used.id"
 }
 
 statement! {
@@ -336,6 +340,12 @@ statement! {
     SessionRotate -> () =
     "UPDATE sessions SET last_used_at = "
     [last_used_at: PgTimestamp as Timestamptz]
+    ", used_before_at = "
+    [used_before_at: Option<PgTimestamp> as Nullable<Timestamptz>]
+    ", refresh_repeats = "
+    [repeats: i16 as SmallInt]
+    ", refresh_repeated_elsewhere = "
+    [repeated_elsewhere: bool as Bool]
     ", idle_expires_at = "
     [idle_expires_at: PgTimestamp as Timestamptz]
     ", access_expires_at = greatest(access_expires_at, "
@@ -634,6 +644,38 @@ statement! {
     ", "
     [ids: Vec<Uuid> as Array<SqlUuid>]
     ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+}
+
+statement! {
+    /// The next lines of the audit's other part, in the order of their keys.
+    EventsWalk -> (Text, SqlUuid, Timestamptz, Bool) =
+    "SELECT project_id, id, at, ip IS NOT NULL FROM audit_events WHERE (project_id, id) > ("
+    [project: String as Text]
+    ", "
+    [id: Uuid as SqlUuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as BigInt]
+    ""
+}
+
+statement! {
+    /// Deletes lines of the audit's other part.
+    EventsSweep -> () =
+    "DELETE FROM audit_events AS e USING unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
+}
+
+statement! {
+    /// Takes the addresses out of lines of the audit's other part.
+    EventAddressesSweep -> () =
+    "UPDATE audit_events AS e SET ip = NULL FROM unnest("
+    [projects: Vec<String> as Array<Text>]
+    ", "
+    [ids: Vec<Uuid> as Array<SqlUuid>]
+    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
 }
 
 statement! {

@@ -18,6 +18,9 @@ use super::schema::signing_keys;
 use super::statements::AddressesSweep;
 use super::statements::DeliveriesSweep;
 use super::statements::DeliveriesWalk;
+use super::statements::EventAddressesSweep;
+use super::statements::EventsSweep;
+use super::statements::EventsWalk;
 use super::statements::RequestsSweep;
 use super::statements::RequestsWalk;
 use super::statements::RevocationsSweep;
@@ -43,6 +46,8 @@ pub enum Task {
     Requests,
     /// The audit, and the addresses in it.
     Revocations,
+    /// The audit's other part: what ended nothing.
+    Events,
     /// What others were told of it, and the endpoints that are told nothing any more.
     Deliveries,
     /// Users without a session.
@@ -53,8 +58,8 @@ pub enum Task {
 
 impl Task {
     /// All of them, in an order in which one makes work for the next: users go after their sessions.
-    pub const ALL: [Self; 6] =
-        [Self::Sessions, Self::Requests, Self::Revocations, Self::Deliveries, Self::Users, Self::Keys];
+    pub const ALL: [Self; 7] =
+        [Self::Sessions, Self::Requests, Self::Revocations, Self::Events, Self::Deliveries, Self::Users, Self::Keys];
 
     /// The name, as it is stored and in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -62,6 +67,7 @@ impl Task {
             Self::Sessions => "sessions",
             Self::Requests => "requests",
             Self::Revocations => "revocations",
+            Self::Events => "events",
             Self::Deliveries => "deliveries",
             Self::Users => "users",
             Self::Keys => "keys",
@@ -336,6 +342,29 @@ impl Tx {
         let (projects, ids) = keys_of(lines);
         let statement = AddressesSweep { projects, ids };
         statement.execute(self.pg()).await.map_err(|error| self.failed(error))
+    }
+
+    /// The next lines of the audit's other part, in order. They are news to nobody.
+    pub async fn events_walk(&mut self, from: &Position, rows_max: i64) -> Result<Vec<SweptLine>, Error> {
+        let walk = EventsWalk { project: from.project.clone(), id: from.id(), rows_max };
+        let rows: Result<Vec<(String, Uuid, PgTimestamp, bool)>, _> = walk.get_results(self.pg()).await;
+        let line = |(project, id, at, has_address)| {
+            let at = from_pg(at);
+            SweptLine { project, id, at, access_expires_at: at, has_address }
+        };
+        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(line).collect())
+    }
+
+    /// Deletes lines of the audit's other part. Returns how many there were.
+    pub async fn events_sweep(&mut self, gone: &[SweptLine]) -> Result<usize, Error> {
+        let (projects, ids) = keys_of(gone);
+        EventsSweep { projects, ids }.execute(self.pg()).await.map_err(|error| self.failed(error))
+    }
+
+    /// Takes the addresses out of lines of the audit's other part. Returns how many lines there were.
+    pub async fn event_addresses_sweep(&mut self, lines: &[SweptLine]) -> Result<usize, Error> {
+        let (projects, ids) = keys_of(lines);
+        EventAddressesSweep { projects, ids }.execute(self.pg()).await.map_err(|error| self.failed(error))
     }
 
     /// The next deliveries in the order of their keys.

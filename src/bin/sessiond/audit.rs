@@ -1,5 +1,6 @@
 //! `sessiond audit`.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
@@ -9,13 +10,18 @@ use serde_json::json;
 use sessiond::app::ProjectError;
 use sessiond::clock::Timestamp;
 use sessiond::config::Database;
+use sessiond::id::KeyId;
 use sessiond::id::ProjectId;
+use sessiond::id::SessionId;
 use sessiond::id::UserId;
 use sessiond::session::EndedBy;
 use sessiond::store::Demand;
+use sessiond::store::EventRecord;
+use sessiond::store::KeyKind;
 use sessiond::store::Record;
 use sessiond::store::RecordQuery;
 use sessiond::telemetry::Metrics;
+use uuid::Uuid;
 
 use crate::Outcome;
 use crate::print;
@@ -28,7 +34,7 @@ pub(crate) struct Args {
     /// The project.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// Only what was ended of this user.
+    /// Only what was done about this user.
     #[arg(long, value_parser = user_id, value_name = "ID")]
     user: Option<UserId>,
     /// The most lines; the newest come first. 1 to 10000.
@@ -52,33 +58,79 @@ pub(crate) async fn run(args: Args) -> Outcome {
         return Err(ProjectError::Missing(args.project).into());
     }
     let asked = RecordQuery { project: args.project, user: args.user, rows_max: args.limit.into() };
-    let records = store.revocations(asked).await?;
+    let mut lines: Vec<Line> = store.revocations(asked.clone()).await?.into_iter().map(Line::from).collect();
+    lines.extend(store.events(asked).await?.into_iter().map(Line::from));
+    // Each part is the newest of its own: together, the newest of all.
+    lines.sort_unstable_by_key(|line| Reverse(line.id));
+    lines.truncate(args.limit.into());
     if args.json {
-        return Ok(records.iter().map(object).try_for_each(print::line)?);
+        return Ok(lines.iter().map(object).try_for_each(print::line)?);
     }
-    Ok(print::text_as_is(table(&records))?)
+    Ok(print::text_as_is(table(&lines))?)
 }
 
-fn object(record: &Record) -> Value {
-    let (by, by_id) = actor(record.by);
+/// A line of either part of the audit.
+struct Line {
+    id: Uuid,
+    at: Timestamp,
+    by: EndedBy,
+    session: Option<SessionId>,
+    spared: Option<SessionId>,
+    key: Option<(KeyKind, KeyId)>,
+    user: Option<String>,
+    impersonator: Option<String>,
+    reason: &'static str,
+    ip: Option<String>,
+}
+
+impl From<Record> for Line {
+    fn from(record: Record) -> Self {
+        let Record { id, at, reason, session, spared, key, key_kind, user, by, ip } = record;
+        let (key, reason) = (key_kind.zip(key), reason.as_str());
+        Self { id, at, by, session, spared, key, user, impersonator: None, reason, ip }
+    }
+}
+
+impl From<EventRecord> for Line {
+    fn from(record: EventRecord) -> Self {
+        let EventRecord { id, at, happened, by, ip } = record;
+        Self {
+            id,
+            at,
+            by,
+            session: happened.session().map(|(id, _)| id),
+            spared: None,
+            key: happened.key(),
+            user: happened.session().and_then(|(_, user)| user.cloned()),
+            impersonator: happened.impersonator().cloned(),
+            reason: happened.as_str(),
+            ip,
+        }
+    }
+}
+
+fn object(line: &Line) -> Value {
+    let (by, by_id) = actor(line.by);
     json!({
-        "id": record.id.to_string(),
-        "at": time(record.at),
+        "id": line.id.to_string(),
+        "at": time(line.at),
         "by": by,
         "by_id": by_id,
-        "session_id": record.session.map(|id| id.to_string()),
-        "spared_session_id": record.spared.map(|id| id.to_string()),
-        "key_id": record.key.map(|id| id.to_string()),
-        "user_id": record.user,
-        "reason": record.reason.as_str(),
-        "ip": record.ip,
+        "session_id": line.session.map(|id| id.to_string()),
+        "spared_session_id": line.spared.map(|id| id.to_string()),
+        "key_kind": line.key.map(|(kind, _)| kind.as_str()),
+        "key_id": line.key.map(|(_, id)| id.to_string()),
+        "user_id": line.user,
+        "impersonator_id": line.impersonator,
+        "reason": line.reason,
+        "ip": line.ip,
     })
 }
 
-/// The records in columns, as wide as they need to be.
-fn table(records: &[Record]) -> String {
+/// The lines in columns, as wide as they need to be.
+fn table(lines: &[Line]) -> String {
     const HEAD: [&str; 6] = ["AT", "WHO", "WHAT", "WHOSE", "WHY", "FROM"];
-    let rows: Vec<[String; 6]> = std::iter::once(HEAD.map(str::to_owned)).chain(records.iter().map(row)).collect();
+    let rows: Vec<[String; 6]> = std::iter::once(HEAD.map(str::to_owned)).chain(lines.iter().map(row)).collect();
     let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
     let widths: [usize; 6] = std::array::from_fn(width);
     let line = |row: &[String; 6]| {
@@ -88,22 +140,26 @@ fn table(records: &[Record]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn row(record: &Record) -> [String; 6] {
-    let (by, by_id) = actor(record.by);
-    let what = match (record.session, record.spared, record.key) {
+fn row(line: &Line) -> [String; 6] {
+    let (by, by_id) = actor(line.by);
+    let what = match (line.session, line.spared, line.key) {
         (Some(session), ..) => format!("session {session}"),
         (None, Some(spared), _) => format!("all but {spared}"),
-        (None, None, Some(key)) => format!("key {key}"),
+        (None, None, Some((kind, key))) => format!("{} {key}", kind.as_str().replace('_', " ")),
         (None, None, None) => "all".to_owned(),
     };
     let nothing = || "-".to_owned();
+    let whose = match (line.user.clone(), &line.impersonator) {
+        (user, Some(impersonator)) => format!("{} by {impersonator}", user.unwrap_or_else(nothing)),
+        (user, None) => user.unwrap_or_else(nothing),
+    };
     [
-        time(record.at),
+        time(line.at),
         by_id.map_or_else(|| by.to_owned(), |id| format!("{by} {id}")),
         what,
-        record.user.clone().unwrap_or_else(nothing),
-        record.reason.as_str().to_owned(),
-        record.ip.clone().unwrap_or_else(nothing),
+        whose,
+        line.reason.to_owned(),
+        line.ip.clone().unwrap_or_else(nothing),
     ]
 }
 

@@ -11,6 +11,8 @@ use sessiond::session::Policy;
 use sessiond::session::policy::LateRepeat;
 use sessiond::session::policy::Overflow;
 use sessiond::session::policy::Preset;
+use sessiond::session::policy::Refreshing;
+use sessiond::session::policy::RepeatElsewhere;
 use sessiond::session::policy::SESSIONS_MAX;
 use sessiond::session::policy::SessionLimit;
 use sessiond::session::policy::duration_text;
@@ -27,7 +29,7 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_parser = duration::<1_000, 86_400_000>, value_name = "DURATION")]
     access_token_ttl: Option<Duration>,
 
-    /// How long after a refresh the old refresh token still gets the same new one: 0s to 1h. A new project has 60s.
+    /// How long after a refresh the old refresh token still gets the same new one: 0s to 1h. A new project has 10s.
     #[arg(long, value_parser = duration::<0, 3_600_000>, value_name = "DURATION")]
     refresh_grace: Option<Duration>,
 
@@ -52,6 +54,36 @@ pub(crate) struct PolicyArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     strict_refresh: Option<bool>,
 
+    /// What a refresh means that is repeated within the grace from another network (IPv4 /24, IPv6 /48) or user agent:
+    /// `allow`, as a new project has, answers it with the same new token; `end` takes it for theft. Either way it is in the
+    /// audit, the metrics and the log.
+    #[arg(long, value_parser = repeat_elsewhere, value_name = "WHAT")]
+    refresh_repeat_elsewhere: Option<RepeatElsewhere>,
+
+    /// Take refresh tokens only from clients that show a server key of the project as well: by OAuth 2.0, or by the Stack
+    /// Auth adapter as a service. A new project does not; `--refresh-requires-client=false` goes back to that.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    refresh_requires_client: Option<bool>,
+
+    /// How long ago a user may have authenticated (`auth_time`) who ends other sessions than the own one: 1s to 367days,
+    /// or `none` for any time, as a new project has. Signing out of the own session always works.
+    #[arg(long, value_parser = auth_age, value_name = "DURATION")]
+    revoke_auth_age: Option<AuthAge>,
+
+    /// How a user must have authenticated who ends other sessions than the own one: values of `acr`, with commas between
+    /// them, at most 8, one of which will do; or `none` for any way, as a new project has.
+    #[arg(long, value_parser = acr_values, value_name = "VALUES")]
+    revoke_acr: Option<AcrValues>,
+
+    /// How long an impersonation lasts, unless its creator says otherwise: 1s to 367days. A new project has 1h.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    impersonation_ttl: Option<Duration>,
+
+    /// The longest that an impersonation lasts, whatever its creator asks for: 1s to 367days. A new project has 24h. No
+    /// refresh makes it longer.
+    #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
+    impersonation_ttl_max: Option<Duration>,
+
     /// How many live sessions a user may have, impersonations apart: 1 to 1000, or `none` for any number, as a new
     /// project has.
     #[arg(long, value_parser = sessions_max, value_name = "COUNT")]
@@ -72,7 +104,17 @@ pub(crate) struct PolicyArgs {
 #[derive(Clone, Copy, Debug)]
 struct SessionsMax(Option<u32>);
 
+/// A bound on the age of an authentication, or none.
+#[derive(Clone, Copy, Debug)]
+struct AuthAge(Option<Duration>);
+
+/// Values of `acr`; none for any.
+#[derive(Clone, Debug)]
+struct AcrValues(Arc<[String]>);
+
 type Claims = Arc<Map<String, Value>>;
+
+const REPEATS: [(&str, RepeatElsewhere); 2] = [("allow", RepeatElsewhere::Allowed), ("end", RepeatElsewhere::Theft)];
 
 const PRESETS: [(&str, Preset); 3] = [("aal1", Preset::Aal1), ("aal2", Preset::Aal2), ("aal3", Preset::Aal3)];
 
@@ -85,6 +127,30 @@ fn preset(text: &str) -> Result<Preset, &'static str> {
 
 fn overflow(text: &str) -> Result<Overflow, &'static str> {
     named(&OVERFLOWS, text).ok_or("must be `reject`, `evict-oldest` or `evict-idle`")
+}
+
+fn repeat_elsewhere(text: &str) -> Result<RepeatElsewhere, &'static str> {
+    named(&REPEATS, text).ok_or("must be `allow` or `end`")
+}
+
+fn auth_age(text: &str) -> Result<AuthAge, String> {
+    match text {
+        "none" => Ok(AuthAge(None)),
+        text => {
+            duration::<1_000, 31_708_800_000>(text).map(|age| AuthAge(Some(age))).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn acr_values(text: &str) -> Result<AcrValues, &'static str> {
+    if text == "none" {
+        return Ok(AcrValues(Arc::default()));
+    }
+    let values: Vec<String> = text.split(',').map(|value| value.trim().to_owned()).collect();
+    match values.iter().all(|value| !value.is_empty()) {
+        true => Ok(AcrValues(values.into())),
+        false => Err("must be values with commas between them, or `none`"),
+    }
 }
 
 fn named<T: Copy>(all: &[(&str, T)], text: &str) -> Option<T> {
@@ -108,6 +174,8 @@ impl PolicyArgs {
     pub(crate) fn apply(&self, policy: &mut Policy) {
         let Self { preset, access_token_ttl, refresh_grace, session_ttl, session_ttl_max, idle_ttl, .. } = self;
         let Self { idle_ttl_max, strict_refresh, sessions_max, sessions_overflow, default_claims, .. } = self;
+        let Self { refresh_repeat_elsewhere, refresh_requires_client, revoke_auth_age, revoke_acr, .. } = self;
+        let Self { impersonation_ttl, impersonation_ttl_max, .. } = self;
         if let Some(preset) = preset {
             policy.preset(*preset);
         }
@@ -120,6 +188,18 @@ impl PolicyArgs {
         if let Some(strict) = strict_refresh {
             policy.late_repeat = if *strict { LateRepeat::Theft } else { LateRepeat::Forgiven };
         }
+        policy.repeat_elsewhere = refresh_repeat_elsewhere.unwrap_or(policy.repeat_elsewhere);
+        if let Some(requires) = refresh_requires_client {
+            policy.refreshing = if *requires { Refreshing::ByClientsAlone } else { Refreshing::ByAnyone };
+        }
+        if let Some(AuthAge(age)) = revoke_auth_age {
+            policy.revoking.auth_age = *age;
+        }
+        if let Some(AcrValues(values)) = revoke_acr {
+            policy.revoking.acr = Arc::clone(values);
+        }
+        policy.impersonation_ttl = impersonation_ttl.unwrap_or(policy.impersonation_ttl);
+        policy.impersonation_ttl_max = impersonation_ttl_max.unwrap_or(policy.impersonation_ttl_max);
         if let Some(SessionsMax(max)) = sessions_max {
             let overflow = policy.sessions.map_or(Overflow::Reject, |limit| limit.overflow);
             policy.sessions = max.map(|max| SessionLimit { max, overflow });
@@ -145,6 +225,9 @@ pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
     let overflow = |limit: SessionLimit| {
         OVERFLOWS.iter().find(|(_, overflow)| *overflow == limit.overflow).map_or("reject", |(name, _)| *name)
     };
+    let repeat =
+        REPEATS.iter().find(|(_, repeat)| *repeat == policy.repeat_elsewhere).map_or("allow", |(name, _)| *name);
+    let acr = &policy.revoking.acr;
     vec![
         ("access_token_ttl", duration_text(policy.access_token_ttl).into()),
         ("refresh_grace", duration_text(policy.refresh_grace).into()),
@@ -153,6 +236,12 @@ pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
         ("idle_ttl", duration_text(policy.idle_ttl).into()),
         ("idle_ttl_max", duration_text(policy.idle_ttl_max).into()),
         ("strict_refresh", (policy.late_repeat == LateRepeat::Theft).into()),
+        ("refresh_repeat_elsewhere", repeat.into()),
+        ("refresh_requires_client", (policy.refreshing == Refreshing::ByClientsAlone).into()),
+        ("revoke_auth_age", policy.revoking.auth_age.map_or_else(|| "none".into(), |age| duration_text(age).into())),
+        ("revoke_acr", if acr.is_empty() { "none".into() } else { acr.join(",").into() }),
+        ("impersonation_ttl", duration_text(policy.impersonation_ttl).into()),
+        ("impersonation_ttl_max", duration_text(policy.impersonation_ttl_max).into()),
         ("sessions_max", policy.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
         ("sessions_overflow", policy.sessions.map_or("reject", overflow).into()),
         ("default_claims", Value::Object((*policy.default_claims).clone())),

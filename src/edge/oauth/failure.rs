@@ -72,6 +72,7 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let failure = match status::reason_of(&status) {
             Some(Reason::InvalidServerKey) => Self::INVALID_CLIENT,
+            Some(Reason::ClientAuthenticationRequired) => Self::NO_CLIENT,
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::INVALID_GRANT,
             Some(Reason::WrongProject) => Self::NOT_YOURS,
             // Only a sign-out can be handed the wrong kind of credential.
@@ -84,6 +85,7 @@ impl From<Status> for Failure {
                 | Reason::UnparsableAccessToken
                 | Reason::AccessTokenExpired
                 | Reason::SessionRevoked
+                | Reason::InsufficientUserAuthentication
                 | Reason::SessionNotFound
                 | Reason::NotYourUser
                 | Reason::CannotDeleteCurrentSession

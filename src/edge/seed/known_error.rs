@@ -52,6 +52,7 @@ kinds! {
     CURRENT_PROJECT_NOT_FOUND BAD_REQUEST,
     DEADLINE_EXCEEDED GATEWAY_TIMEOUT,
     INSUFFICIENT_ACCESS_TYPE UNAUTHORIZED,
+    INSUFFICIENT_USER_AUTHENTICATION UNAUTHORIZED,
     INTERNAL INTERNAL_SERVER_ERROR,
     INVALID_ACCESS_TYPE BAD_REQUEST,
     INVALID_PROJECT_FOR_ACCESS_TOKEN UNAUTHORIZED,
@@ -187,6 +188,8 @@ impl KnownError {
             Some(Reason::WrongProject) => said(Kind::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details)),
             Some(Reason::InvalidServerKey) => Self::invalid_key(access_type, project),
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::no_refresh_token(),
+            Some(Reason::ClientAuthenticationRequired) => Self::key_required(AccessType::Server),
+            Some(Reason::InsufficientUserAuthentication) => said(Kind::INSUFFICIENT_USER_AUTHENTICATION),
             Some(Reason::InsufficientAccessType) => {
                 Self::insufficient(access_type, &[AccessType::Server, AccessType::Admin])
             }

@@ -1,0 +1,320 @@
+//! `audit_events`: the part of the audit that ended nothing, and so is in nobody's feed. Written in the transaction that does
+//! what it tells of.
+
+use std::net::IpAddr;
+
+use diesel::ExpressionMethods as _;
+use diesel::Insertable;
+use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
+use diesel::pg::data_types::PgTimestamp;
+use diesel_async::RunQueryDsl as _;
+use uuid::Uuid;
+
+use super::RecordQuery;
+use super::Store;
+use super::Tx;
+use super::error::Error;
+use super::revocations::actor;
+use super::revocations::actor_columns;
+use super::rows::from_pg;
+use super::rows::to_pg;
+use super::schema::audit_events;
+use crate::clock;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::EndedBy;
+use crate::token::sealing::Purpose;
+
+/// Which kind of key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// A signing key.
+    Signing,
+    /// A refresh-token key.
+    Refresh,
+    /// A server key.
+    Server,
+}
+
+impl KeyKind {
+    const ALL: [Self; 3] = [Self::Signing, Self::Refresh, Self::Server];
+
+    /// The name, in the audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Signing => "signing_key",
+            Self::Refresh => "refresh_key",
+            Self::Server => "server_key",
+        }
+    }
+
+    /// What is stored for it. A number is never given a second meaning.
+    const fn number(self) -> i16 {
+        match self {
+            Self::Signing => 1,
+            Self::Refresh => 2,
+            Self::Server => 3,
+        }
+    }
+}
+
+impl From<Purpose> for KeyKind {
+    fn from(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Signing => Self::Signing,
+            Purpose::Refresh => Self::Refresh,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// Somebody began to act as a user.
+    ImpersonationOpened {
+        /// The session.
+        session: SessionId,
+        /// The user; none once they were erased.
+        user: Option<String>,
+        /// Who acts.
+        impersonator: String,
+    },
+    /// A refresh was repeated within the grace, from another network or user agent.
+    RefreshRepeatedElsewhere {
+        /// The session.
+        session: SessionId,
+        /// Its user; none once they were erased.
+        user: Option<String>,
+    },
+    /// A key was created.
+    KeyCreated(KeyKind, KeyId),
+    /// A key takes over from the one that signed.
+    KeyRotated(KeyKind, KeyId),
+    /// A key was revoked, and nobody's feed tells of it.
+    KeyRevoked(KeyKind, KeyId),
+}
+
+impl Happened {
+    /// The name, in the audit.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::ImpersonationOpened { .. } => "IMPERSONATION_OPENED",
+            Self::RefreshRepeatedElsewhere { .. } => "REFRESH_REPEATED_ELSEWHERE",
+            Self::KeyCreated(..) => "KEY_CREATED",
+            Self::KeyRotated(..) => "KEY_ROTATED",
+            Self::KeyRevoked(..) => "KEY_REVOKED",
+        }
+    }
+
+    /// What is stored for it. A number is never given a second meaning.
+    const fn number(&self) -> i16 {
+        match self {
+            Self::ImpersonationOpened { .. } => 1,
+            Self::RefreshRepeatedElsewhere { .. } => 2,
+            Self::KeyCreated(..) => 3,
+            Self::KeyRotated(..) => 4,
+            Self::KeyRevoked(..) => 5,
+        }
+    }
+
+    /// The session that it is about, and the user.
+    pub const fn session(&self) -> Option<(SessionId, Option<&String>)> {
+        match self {
+            Self::ImpersonationOpened { session, user, .. } | Self::RefreshRepeatedElsewhere { session, user } => {
+                Some((*session, user.as_ref()))
+            }
+            Self::KeyCreated(..) | Self::KeyRotated(..) | Self::KeyRevoked(..) => None,
+        }
+    }
+
+    /// The key that it is about.
+    pub const fn key(&self) -> Option<(KeyKind, KeyId)> {
+        match self {
+            Self::ImpersonationOpened { .. } | Self::RefreshRepeatedElsewhere { .. } => None,
+            Self::KeyCreated(kind, id) | Self::KeyRotated(kind, id) | Self::KeyRevoked(kind, id) => Some((*kind, *id)),
+        }
+    }
+
+    /// Who acts as the user.
+    pub const fn impersonator(&self) -> Option<&String> {
+        match self {
+            Self::ImpersonationOpened { impersonator, .. } => Some(impersonator),
+            _ => None,
+        }
+    }
+}
+
+/// Something to write down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The project.
+    pub project: ProjectId,
+    /// What happened.
+    pub happened: Happened,
+    /// When.
+    pub at: Timestamp,
+    /// Who did it.
+    pub by: EndedBy,
+    /// From where, as far as is known.
+    pub ip: Option<IpAddr>,
+}
+
+impl Event {
+    /// Something that the operator did to a key.
+    pub const fn of_key(project: ProjectId, happened: Happened, at: Timestamp) -> Self {
+        Self { project, happened, at, by: EndedBy::Operator, ip: None }
+    }
+}
+
+/// A line of the audit that ended nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Its own id. Their order is that of time, across both parts of the audit.
+    pub id: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// What happened.
+    pub happened: Happened,
+    /// Who did it.
+    pub by: EndedBy,
+    /// From where, as far as is known, for as long as addresses are kept.
+    pub ip: Option<String>,
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = audit_events)]
+struct EventRow {
+    project_id: String,
+    id: Uuid,
+    at: PgTimestamp,
+    kind: i16,
+    session_id: Option<Uuid>,
+    user_id: Option<String>,
+    impersonator_id: Option<String>,
+    key_kind: Option<i16>,
+    key_id: Option<Uuid>,
+    actor: i16,
+    actor_id: Option<Uuid>,
+    ip: Option<String>,
+}
+
+impl EventRow {
+    fn new(event: &Event) -> Self {
+        let Event { project, happened, at, by, ip } = event;
+        let (actor, actor_id) = actor_columns(*by);
+        let (session, key) = (happened.session(), happened.key());
+        Self {
+            project_id: project.as_str().to_owned(),
+            id: clock::new_record_id(*at),
+            at: to_pg(*at),
+            kind: happened.number(),
+            session_id: session.map(|(id, _)| id.as_uuid()),
+            user_id: session.and_then(|(_, user)| user.cloned()),
+            impersonator_id: happened.impersonator().cloned(),
+            key_kind: key.map(|(kind, _)| kind.number()),
+            key_id: key.map(|(_, id)| id.as_uuid()),
+            actor,
+            actor_id,
+            ip: ip.map(|ip| ip.to_string()),
+        }
+    }
+
+    fn into_record(self) -> Result<EventRecord, Error> {
+        let bad = |column| Error::Inconsistent { table: "audit_events", column, row: self.id.to_string() };
+        let session = || self.session_id.map(SessionId::from_uuid).ok_or_else(|| bad("session_id"));
+        let key = || {
+            let kind = KeyKind::ALL.into_iter().find(|kind| Some(kind.number()) == self.key_kind);
+            Ok((kind.ok_or_else(|| bad("key_kind"))?, self.key_id.map(KeyId::from_uuid).ok_or_else(|| bad("key_id"))?))
+        };
+        let user = self.user_id.clone();
+        let happened = match self.kind {
+            1 => Happened::ImpersonationOpened {
+                session: session()?,
+                user,
+                impersonator: self.impersonator_id.clone().ok_or_else(|| bad("impersonator_id"))?,
+            },
+            2 => Happened::RefreshRepeatedElsewhere { session: session()?, user },
+            3 => key().map(|(kind, id)| Happened::KeyCreated(kind, id))?,
+            4 => key().map(|(kind, id)| Happened::KeyRotated(kind, id))?,
+            5 => key().map(|(kind, id)| Happened::KeyRevoked(kind, id))?,
+            _ => return Err(bad("kind")),
+        };
+        let by = actor(self.actor, self.actor_id).ok_or_else(|| bad("actor"))?;
+        Ok(EventRecord { id: self.id, at: from_pg(self.at), happened, by, ip: self.ip })
+    }
+}
+
+impl Store {
+    /// The newest lines of this part of the audit, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn events(&self, asked: RecordQuery) -> Result<Vec<EventRecord>, Error> {
+        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
+        self.once("events", move |mut tx| {
+            let asked = asked.clone();
+            async move {
+                let newest = audit_events::table
+                    .filter(audit_events::project_id.eq(asked.project.as_str()))
+                    .order(audit_events::id.desc())
+                    .limit(rows_max)
+                    .select(EventRow::as_select());
+                let rows: Result<Vec<EventRow>, _> = match &asked.user {
+                    Some(user) => newest.filter(audit_events::user_id.eq(user.as_str())).load(tx.pg()).await,
+                    None => newest.load(tx.pg()).await,
+                };
+                let found = rows.map_err(|error| tx.failed(error))?;
+                tx.commit(found.into_iter().map(EventRow::into_record).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+}
+
+impl Tx {
+    /// Writes a line of the audit that ends nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn event_insert(&mut self, event: &Event) -> Result<(), Error> {
+        let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
+        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// Takes a user's name and addresses out of this part of the audit: of at most so many lines. Returns how many there
+    /// were.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn events_anonymise(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        rows_max: usize,
+    ) -> Result<usize, Error> {
+        let some = audit_events::table
+            .filter(audit_events::project_id.eq(project.as_str()))
+            .filter(audit_events::user_id.eq(user.as_str()))
+            .order(audit_events::id)
+            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
+            .select(audit_events::id)
+            .for_update();
+        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
+        let ids = ids.map_err(|error| self.failed(error))?;
+        let these = audit_events::table
+            .filter(audit_events::project_id.eq(project.as_str()))
+            .filter(audit_events::id.eq_any(ids));
+        let update =
+            diesel::update(these).set((audit_events::user_id.eq(None::<String>), audit_events::ip.eq(None::<String>)));
+        update.execute(self.pg()).await.map_err(|error| self.failed(error))
+    }
+}
