@@ -206,11 +206,11 @@ impl Snapshot {
 /// Opens what is new. What the last snapshot had opened is taken from there: a key never changes, only its schedule. What
 /// the inventory no longer has, a revoked key, is gone from here too.
 fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
-    let Inventory { projects, signing, refresh } = inventory;
+    let Inventory { projects, signing, refresh, either_s_until } = inventory;
     let mut next = Snapshot::default();
     for (project, SealedKey { id, sealed, schedule }) in signing {
         let known = last.keyring.signing(id).filter(|key| *key.project() == project).cloned();
-        match known.map_or_else(|| open_signing(sealer, &project, id, &sealed), Ok) {
+        match known.map_or_else(|| open_signing(sealer, &project, id, &sealed, either_s_until.get(&id)), Ok) {
             Ok(key) => next.keyring.add_signing(key, schedule),
             Err(error) => next.skip(&error),
         }
@@ -234,10 +234,20 @@ impl Snapshot {
     }
 }
 
-fn open_signing(sealer: &Sealer, project: &ProjectId, id: KeyId, sealed: &[u8]) -> Result<Arc<SigningKey>, KeyError> {
+fn open_signing(
+    sealer: &Sealer,
+    project: &ProjectId,
+    id: KeyId,
+    sealed: &[u8],
+    either_s_until: Option<&Timestamp>,
+) -> Result<Arc<SigningKey>, KeyError> {
     let private = sealer.open(Purpose::Signing, project, id, sealed)?;
     let key = SigningKey::from_private(id, project.clone(), &private);
-    key.map(Arc::new).map_err(|_| KeyError::Malformed(id, project.clone()))
+    let key = key.map_err(|_| KeyError::Malformed(id, project.clone()))?;
+    Ok(Arc::new(match either_s_until {
+        Some(until) => key.with_either_s_until(*until),
+        None => key,
+    }))
 }
 
 fn open_refresh(sealer: &Sealer, project: &ProjectId, id: KeyId, sealed: &[u8]) -> Result<Arc<RefreshKey>, KeyError> {

@@ -1,5 +1,7 @@
 //! `signing_keys` and `refresh_keys`: sealed as they come, unsealed nowhere in here.
 
+use std::collections::HashMap;
+
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
 use diesel::pg::data_types::PgTimestamp;
@@ -13,6 +15,7 @@ use super::Tx;
 use super::error::Error;
 use super::rows::from_pg;
 use super::rows::to_pg;
+use super::schema::signing_keys;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -50,6 +53,8 @@ pub struct Inventory {
     pub signing: Vec<(ProjectId, SealedKey)>,
     /// The refresh-token keys.
     pub refresh: Vec<(ProjectId, SealedKey)>,
+    /// Until when a signature of a signing key may have either of its two spellings; of all other keys it never may.
+    pub either_s_until: HashMap<KeyId, Timestamp>,
 }
 
 /// How many keys are resealed in one transaction: a few milliseconds' work.
@@ -94,7 +99,8 @@ impl Store {
             let projects = tx.projects().await?;
             let signing = tx.keys_sealed(Purpose::Signing).await?;
             let refresh = tx.keys_sealed(Purpose::Refresh).await?;
-            tx.end_reading(Inventory { projects, signing, refresh }).await
+            let either_s_until = tx.keys_either_s_until().await?;
+            tx.end_reading(Inventory { projects, signing, refresh, either_s_until }).await
         })
         .await
     }
@@ -123,6 +129,14 @@ impl Tx {
             query.select((keys::project_id, keys::id, sealed, keys::signs_from, keys::retired_at)).load(self.pg()).await
         });
         read(rows.map_err(|error| self.failed(error))?, purpose)
+    }
+
+    async fn keys_either_s_until(&mut self) -> Result<HashMap<KeyId, Timestamp>, Error> {
+        let query = signing_keys::table.filter(signing_keys::either_s_until.is_not_null());
+        let query = query.select((signing_keys::id, signing_keys::either_s_until));
+        let rows: Result<Vec<(Uuid, Option<PgTimestamp>)>, _> = query.load(self.pg()).await;
+        let rows = rows.map_err(|error| self.failed(error))?.into_iter();
+        Ok(rows.filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
     }
 
     /// A project's keys, in no order, the revoked ones too. Whoever changes them holds the project: see

@@ -9,8 +9,10 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::decode;
+use super::encode;
 use super::keys::SigningKey;
 use super::keys::VerifyingKey;
+use super::low_s;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -180,10 +182,13 @@ impl<'a> Presented<'a> {
     fn signed_by(&self, key: &VerifyingKey) -> Option<Claims> {
         // RFC 7515 §5.2: signed is what stands before the last dot, as it stands there.
         let (message, signature) = self.text.rsplit_once('.')?;
-        if !key.has_signed(message.as_bytes(), &decode(signature)?) {
+        let signature = decode(signature)?;
+        if !key.has_signed(message.as_bytes(), &signature) {
             return None;
         }
-        claims(message)
+        let claims = claims(message)?;
+        let has_one_spelling = low_s::is_low(&signature) || key.may_have_either_s(Timestamp::from_seconds(claims.iat));
+        has_one_spelling.then_some(claims)
     }
 }
 
@@ -233,7 +238,20 @@ impl SigningKey {
     pub fn sign(&self, claims: &Claims) -> Result<SecretString, CannotSign> {
         let header =
             Header { typ: Some(TYPE.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
-        Ok(jsonwebtoken::encode(&header, claims, self.private())?.into())
+        self.sign_jwt(&header, claims)
+    }
+}
+
+impl SigningKey {
+    /// Signs claims of any kind under this header, in the one spelling of the signature.
+    pub(super) fn sign_jwt(&self, header: &Header, claims: &impl Serialize) -> Result<SecretString, CannotSign> {
+        let token = jsonwebtoken::encode(header, claims, self.private())?;
+        let lowered = |token: &str| {
+            let (message, signature) = token.rsplit_once('.')?;
+            Some(format!("{message}.{}", encode(&low_s::lowered(decode(signature)?))))
+        };
+        // What the library writes is always of this form.
+        Ok(lowered(&token).unwrap_or(token).into())
     }
 }
 
@@ -248,6 +266,7 @@ pub(super) mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::token::low_s::tests::respelled;
 
     pub(in crate::token) fn key() -> SigningKey {
         SigningKey::generate(ProjectId::parse("demo").expect("a name")).0
@@ -329,6 +348,24 @@ pub(super) mod tests {
         let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims()).expect("claims are JSON"));
         for signature in ["", "AA"] {
             assert_eq!(verify(&format!("{header}.{payload}.{signature}"), &key), Err(Rejection::Unparsable));
+        }
+    }
+
+    /// Anyone can write down `(r, n − s)` for `(r, s)`: a token has one text all the same.
+    #[test]
+    fn a_token_has_one_spelling() {
+        let key = key();
+        for second in 0..32 {
+            let said = Claims { iat: second, ..claims() };
+            let token = key.sign(&said).expect("signs");
+            assert!(verify(token.expose_secret(), &key).is_ok());
+            assert_eq!(verify(&respelled(token.expose_secret()), &key), Err(Rejection::Unparsable), "{second}");
+        }
+        // But for keys that signed before this was so, up to a moment.
+        let key = key.with_either_s_until(Timestamp::from_seconds(1_000));
+        for (iat, is_taken) in [(999, true), (1_000, false)] {
+            let token = key.sign(&Claims { iat, ..claims() }).expect("signs");
+            assert_eq!(verify(&respelled(token.expose_secret()), &key).is_ok(), is_taken, "{iat}");
         }
     }
 

@@ -167,7 +167,7 @@ impl SigningKey {
     fn sign_as(&self, typ: &str, claims: &impl Serialize) -> Result<SecretString, CannotSign> {
         let header =
             Header { typ: Some(typ.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
-        Ok(jsonwebtoken::encode(&header, claims, self.private())?.into())
+        self.sign_jwt(&header, claims)
     }
 }
 

@@ -71,6 +71,14 @@ impl SigningKey {
     pub(super) const fn private(&self) -> &EncodingKey {
         &self.private
     }
+
+    /// The key, of which a token that was issued before this moment may have either spelling of its signature: an earlier
+    /// release signed with it.
+    #[must_use]
+    pub fn with_either_s_until(mut self, until: Timestamp) -> Self {
+        self.verifying.either_s_until = Some(until);
+        self
+    }
 }
 
 /// The public half, and whose tokens it vouches for: an uncompressed point on P-256, 65 bytes.
@@ -80,12 +88,14 @@ pub struct VerifyingKey {
     point: [u8; 65],
     /// Read once: to find out whether a point lies on the curve takes longer than all else but the signature.
     parsed: ParsedPublicKey,
+    /// Until when tokens were issued under it whose signature may have either spelling; as a rule never.
+    either_s_until: Option<Timestamp>,
 }
 
 impl VerifyingKey {
     fn from_point(id: KeyId, project: ProjectId, point: [u8; 65]) -> Option<Self> {
         let parsed = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok()?;
-        Some(Self { id, project, point, parsed })
+        Some(Self { id, project, point, parsed, either_s_until: None })
     }
 
     /// A key from the two coordinates of its point (RFC 7518 §6.2.1); `None` when that lies nowhere on P-256.
@@ -107,6 +117,11 @@ impl VerifyingKey {
     /// The point's two coordinates, 32 bytes each, as RFC 7518 §6.2.1 names them.
     pub fn coordinates(&self) -> (&[u8], &[u8]) {
         self.point[1..].split_at(32)
+    }
+
+    /// Whether a signature of this moment may have either of its two spellings.
+    pub(super) fn may_have_either_s(&self, issued_at: Timestamp) -> bool {
+        self.either_s_until.is_some_and(|until| issued_at < until)
     }
 
     /// Whether the private half has signed this: ES256, both numbers in 32 bytes (RFC 7518 §3.4).

@@ -3,7 +3,7 @@
 //!
 //! | token | who reads it | what makes it genuine |
 //! |---|---|---|
-//! | `access` | anyone, offline | an ES256 signature by a `keys::SigningKey` of the project |
+//! | `access` | anyone, offline | an ES256 signature by a `keys::SigningKey` of the project, in its one spelling |
 //! | `event` | whoever is told of an end | the same, under a `typ` of its own |
 //! | `refresh` | only us | a MAC under a `keys::RefreshKey` over its fields and a secret in the session's row |
 //! | `server_key` | only us | its SHA-256 digest, which is all that is stored of it |
@@ -34,6 +34,9 @@ pub mod keys;
 
 /// When a key does what: published, signing, retired.
 pub mod schedule;
+
+/// One spelling per signature.
+mod low_s;
 
 /// Private keys at rest: sealed under a key from the configuration.
 pub mod sealing;
