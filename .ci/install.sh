@@ -88,6 +88,11 @@ called_nginx='nginx'
 has_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; }
 packages_of_nginx() { echo nginx; }
 
+# For the tests of what stands between us and Postgres. Debian has it where only root looks.
+called_pgbouncer='pgbouncer'
+has_pgbouncer() { PATH=$PATH:/usr/sbin:/usr/local/sbin has pgbouncer; }
+packages_of_pgbouncer() { echo pgbouncer; }
+
 called_chromium='Chromium'
 has_chromium() { has chromium || has chromium-browser || has google-chrome; }
 packages_of_chromium() { echo chromium; }
@@ -135,7 +140,7 @@ It installs with $(manager): $(packages_of "$@")"
     esac
 }
 
-# Only programs are wanted. Debian's packages also start a server on port 5432 or 80, unless they are told not to; the next
+# Only programs are wanted. Debian's packages also start a server on port 5432, 6432 or 80, unless they are told not to; the next
 # server that is installed here is none of our business.
 start_no_servers() {
     no_cluster=/etc/postgresql-common/createcluster.d/sessiond.conf

@@ -236,8 +236,12 @@ pub struct Rates {
 /// Where the database is.
 #[derive(Args, Clone, Debug)]
 pub struct Database {
-    /// Postgres, as postgres://user:password@host:port/database; several hosts with commas between them. With
-    /// `sslmode=require`, only over TLS; wherever TLS is spoken, certificates are checked.
+    /// Postgres, as postgres://user:password@host:port/database, or as key=value pairs; several hosts with commas between
+    /// them. `sslmode` says how it is protected: `require` (the default for other machines) and `verify-full` are TLS with
+    /// a certificate for the host's name; `verify-ca` is TLS with a certificate for any name; `prefer` (the default for
+    /// this machine) and `allow` are TLS if the server has it; `disable` is none. Wherever TLS is spoken, the certificate
+    /// is checked, against the file that `sslrootcert` names, if any. Without TLS no password is sent in clear or as MD5.
+    /// The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: SecretString,
 
@@ -249,7 +253,12 @@ pub struct Database {
 /// How the database is used.
 #[derive(Args, Clone, Debug)]
 pub struct Pool {
-    /// Certificates to trust for the database, in PEM, instead of the system's.
+    /// The database for the one connection that listens for other replicas' revocations, where --database-url leads
+    /// through a pooler in transaction mode: LISTEN does not work there. Without it they come by a poll, every 50 ms.
+    #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
+    pub database_listen_url: Option<SecretString>,
+
+    /// Certificates to trust for the database, in PEM, instead of the system's; `sslrootcert` in the URL comes before it.
     #[arg(long, env = "SESSIOND_DATABASE_CA_FILE", value_name = "FILE")]
     pub database_ca_file: Option<PathBuf>,
 

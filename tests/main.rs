@@ -30,6 +30,8 @@ mod model;
 
 // What holds at the edge, and when things fail.
 mod clocks;
+
+mod connect;
 mod durable;
 mod errors;
 mod faults;
@@ -38,6 +40,7 @@ mod http_rules;
 mod oauth;
 mod openapi;
 mod outage;
+mod pooler;
 mod pressure;
 mod proxies;
 mod rates;

@@ -72,6 +72,11 @@ impl Snapshot {
         self.policies.get(project)
     }
 
+    /// How many keys do not open.
+    pub const fn unopened(&self) -> usize {
+        self.unopened
+    }
+
     /// Whether there are keys, and not one of them opens: the sealing key is another installation's.
     pub fn is_sealed_by_another(&self) -> bool {
         self.unopened > 0 && self.keyring.projects().next().is_none()

@@ -30,15 +30,30 @@ pub enum NotReady {
     /// The database may lose what it acknowledges: sign-outs are refused.
     #[error("the database has {0} off")]
     NotDurable(&'static str),
+    /// The tables are not this binary's: a migration was taken back, or is still to come. Later ones are fine.
+    #[error("the database lacks migrations")]
+    Schema(#[source] Lacking),
+    /// Keys do not open: their projects can neither open sessions nor tell their tokens from others'.
+    #[error("{0} keys in the database do not open with the configured sealing key")]
+    Keys(usize),
+    /// A pooler loses prepared statements.
+    #[error("a pooler before the database loses prepared statements")]
+    Pooler,
 }
 
 /// How far the time that a replica goes by may be from the database's: a tenth of the default grace of a refresh. Correction
 /// makes up for a machine's clock however wrong; what is left is half of the best round trip, and the drift since.
 const CLOCK_ERROR_MAX: Duration = Duration::from_secs(1);
 
+/// The migrations that are not applied.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join(", "))]
+pub struct Lacking(Vec<String>);
+
 impl NotReady {
     /// Every condition's name, for metrics that show all of them.
-    pub const CONDITIONS: [&'static str; 6] = ["database", "draining", "saturated", "clock_skew", "feed", "durability"];
+    pub const CONDITIONS: [&'static str; 9] =
+        ["database", "draining", "saturated", "clock_skew", "feed", "durability", "schema", "keys", "pooler"];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
@@ -49,6 +64,9 @@ impl NotReady {
             Self::ClockSkew => "clock_skew",
             Self::FeedStale => "feed",
             Self::NotDurable(_) => "durability",
+            Self::Schema(_) => "schema",
+            Self::Keys(_) => "keys",
+            Self::Pooler => "pooler",
         }
     }
 }
@@ -66,7 +84,12 @@ impl App {
             Durability::Kept => None,
             lost => Some(NotReady::NotDurable(lost.setting())),
         };
-        let here = database.into_iter().chain(draining).chain(saturated).chain(clock);
-        here.chain(feed).chain(durability).collect()
+        // When it does not answer, that is said already.
+        let lacking = self.probe.pending_migrations().await.unwrap_or_default();
+        let schema = (!lacking.is_empty()).then(|| NotReady::Schema(Lacking(lacking)));
+        let unopened = self.keys.snapshot().unopened();
+        let keys = (unopened > 0).then_some(NotReady::Keys(unopened));
+        let pooler = self.store.loses_statements().then_some(NotReady::Pooler);
+        [database, draining, saturated, clock, feed, durability, schema, keys, pooler].into_iter().flatten().collect()
     }
 }

@@ -18,6 +18,7 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::error::SqlState;
 
 use super::connect::Connection;
+use super::wire::Link;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub(super) enum End {
 pub(super) struct Backend {
     number: u64,
     has_warned: Arc<AtomicBool>,
+    link: Arc<Link>,
     end: watch::Receiver<Option<End>>,
 }
 
@@ -41,11 +43,11 @@ impl Backend {
     /// answered what was under way.
     ///
     /// `bell` receives the payloads of notifications. When it is full, they are dropped: the ones that wait say the same.
-    pub(super) fn drive(mut connection: Connection, bell: Option<mpsc::Sender<String>>) -> Self {
+    pub(super) fn drive(mut connection: Connection, link: Arc<Link>, bell: Option<mpsc::Sender<String>>) -> Self {
         let (ended, end) = watch::channel(None);
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let backend = Self { number, has_warned: Arc::default(), end };
+        let backend = Self { number, has_warned: Arc::default(), link, end };
         let has_warned = Arc::clone(&backend.has_warned);
         tokio::spawn(async move {
             let end = loop {
@@ -75,6 +77,11 @@ impl Backend {
     /// Tells this connection from every other one of this process.
     pub(super) const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What was read along.
+    pub(super) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Forgets warnings that came before.

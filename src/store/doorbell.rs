@@ -2,10 +2,13 @@
 //! reader that misses it finds out by looking. NOTIFY inside the writing transactions would make them commit one by one.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection as _;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -27,6 +30,9 @@ pub struct Doorbell {
 /// How many rings wait to be heard. One that is not heard among as many says nothing that they do not say.
 const RINGS_MAX: usize = 16;
 
+/// How long before it is looked again whether a pooler still stands between.
+const POOLER_PATIENCE: Duration = Duration::from_secs(60);
+
 impl Store {
     /// Rings at every replica that listens, in the name of this one.
     ///
@@ -42,21 +48,37 @@ impl Store {
         .await
     }
 
-    /// Begins to listen.
+    /// Begins to listen. Never through a pooler that gives each transaction another connection: LISTEN would be heard by
+    /// nobody, and stay with a connection that others use.
     ///
     /// # Errors
     ///
-    /// When the database is away, or does not answer in time.
+    /// When the database is away, or does not answer in time; after a while, when there is such a pooler.
     pub async fn doorbell(&self, patience: Duration) -> Result<Doorbell, Error> {
-        let away = |source| Error::Unavailable { operation: "doorbell", source };
-        let listen = async {
-            let (bell, rings) = mpsc::channel(RINGS_MAX);
-            let opened = self.target.connect_listening(bell).await.map_err(|error| away(Some(error.into())))?;
-            let asked = opened.client.batch_execute("LISTEN sessiond_feed").await;
-            asked.map_err(|error| away(Some(error.into())))?;
-            Ok(Doorbell { rings, target: Arc::clone(&self.target), standing: opened.standing, _client: opened.client })
-        };
-        timeout(patience, listen).await.unwrap_or_else(|_| Err(Error::late("doorbell")))
+        static SAID: AtomicBool = AtomicBool::new(false);
+        let away = |source| Error::Unavailable { operation: "doorbell", source: Some(source) };
+        let (bell, rings) = mpsc::channel(RINGS_MAX);
+        let opened = timeout(patience, self.listening.connect_listening(bell)).await;
+        let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
+        // Whoever gives a URL for it knows that it leads to Postgres itself, or through session mode.
+        if opened.backend.link().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
+            drop(opened);
+            if !SAID.swap(true, Ordering::Relaxed) {
+                tracing::info!(
+                    "a pooler stands before the database, and LISTEN does not work through it: revocations of other replicas \
+                     come by a poll. --database-listen-url is for a way around it"
+                );
+            }
+            sleep(POOLER_PATIENCE).await;
+            return Err(Error::late("doorbell"));
+        }
+        match timeout(patience, opened.client.batch_execute("LISTEN sessiond_feed")).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(away(error.into())),
+            Err(_) => return Err(Error::late("doorbell")),
+        }
+        let target = Arc::clone(&self.listening);
+        Ok(Doorbell { rings, target, standing: opened.standing, _client: opened.client })
     }
 }
 

@@ -18,7 +18,9 @@ mod feed;
 mod keys;
 mod migrate;
 mod pool;
+mod pooler;
 mod projects;
+mod refused;
 mod requests;
 mod revocations;
 mod rows;
@@ -28,8 +30,11 @@ mod sessions;
 mod statements;
 mod sweep;
 mod time;
+mod tls;
 mod tx;
+mod url;
 mod users;
+mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,8 +77,11 @@ pub use keys::Inventory;
 pub use keys::KeyRow;
 pub use keys::RESEAL_PAGE;
 pub use keys::SealedKey;
+pub use migrate::MIGRATE_WAIT;
 pub use migrate::MigrateError;
+pub use pooler::ReachError;
 pub use projects::Project;
+pub use refused::CannotConnect;
 pub use requests::Remembered;
 pub use requests::Repeat;
 pub use revocations::CutOff;
@@ -114,6 +122,9 @@ use crate::telemetry::Metrics;
 pub struct Options {
     /// `postgres://user:password@host:port,host:port/database`.
     pub url: SecretString,
+    /// The same for the connection that listens, where it cannot be the same: LISTEN needs a connection to Postgres itself, or
+    /// through a pooler in session mode.
+    pub listen_url: Option<SecretString>,
     /// Certificates to trust instead of the system's, in PEM.
     pub trusted_certificates: Option<PathBuf>,
     /// The most connections. Each sign-out under way needs one, for about a millisecond.
@@ -136,6 +147,8 @@ pub struct Store {
     queue: Arc<Semaphore>,
     /// Where connections lead, for those who need one of their own.
     target: Arc<connect::Target>,
+    /// Where the connection that listens leads.
+    listening: Arc<connect::Target>,
     /// Who hears of every commit that has ended something.
     audience: feed::Audience,
     metrics: Metrics,
@@ -152,17 +165,28 @@ impl Store {
     /// When the URL or the certificates are malformed.
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
         let target = Arc::new(connect::Target::new(options)?);
-        Ok(Self::over(target, options.connections_max, options.operation_timeout, feed::Audience::default(), metrics))
+        let listening = connect::Target::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
+        let audience = feed::Audience::default();
+        let (connections_max, timeout) = (options.connections_max, options.operation_timeout);
+        Ok(Self::over(target, listening, connections_max, timeout, audience, metrics))
     }
 
     /// The same database through connections of its own, so many at most: for work that must not wait behind requests.
     pub fn aside(&self, connections_max: usize) -> Self {
         let (target, audience) = (Arc::clone(&self.target), self.audience.clone());
-        Self::over(target, connections_max, self.operation_timeout, audience, self.metrics.clone())
+        Self::over(
+            target,
+            Arc::clone(&self.listening),
+            connections_max,
+            self.operation_timeout,
+            audience,
+            self.metrics.clone(),
+        )
     }
 
     fn over(
         target: Arc<connect::Target>,
+        listening: Arc<connect::Target>,
         connections_max: usize,
         operation_timeout: Duration,
         audience: feed::Audience,
@@ -170,7 +194,7 @@ impl Store {
     ) -> Self {
         let pool = Pool::new(Arc::clone(&target), connections_max);
         let queue = Arc::new(Semaphore::new(connections_max * OPERATIONS_PER_CONNECTION_MAX));
-        Self { pool, operation_timeout, queue, target, audience, metrics }
+        Self { pool, operation_timeout, queue, target, listening, audience, metrics }
     }
 
     /// What this store's operations are counted in.
@@ -211,9 +235,10 @@ impl Store {
         let store = self.clone();
         self.on_its_own(operation, async move {
             loop {
-                let mut tx = store.single(operation).await?;
-                let doubtful = tx.doubtful();
-                match work(tx).await {
+                let lease = store.checkout(operation).await?;
+                let doubtful = lease.is_reused().then(|| lease.backend().clone());
+                let attempt = async { work(Tx::single(lease, operation, store.audience.clone()).await?).await };
+                match attempt.await {
                     // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
                     Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                     outcome => return outcome,
@@ -221,10 +246,6 @@ impl Store {
             }
         })
         .await
-    }
-
-    async fn single(&self, operation: &'static str) -> Result<Tx, Error> {
-        Ok(Tx::single(self.checkout(operation).await?, operation, self.audience.clone()))
     }
 
     async fn on_its_own<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>

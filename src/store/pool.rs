@@ -22,7 +22,6 @@ use super::backend::Backend;
 use super::connect::Opened;
 use super::connect::Standing;
 use super::connect::Target;
-use crate::telemetry::chain;
 
 /// How long the pool does not try to grow after the server has refused a connection, while there are others.
 const GROWTH_PAUSE: Duration = Duration::from_millis(100);
@@ -43,7 +42,7 @@ struct Shared {
     /// One permit per idle connection, for holders of a turn to wait for.
     returned: Semaphore,
     /// How many connections there are.
-    size: AtomicUsize,
+    size: Arc<AtomicUsize>,
     /// The last refusal of a connection, until one is made.
     refusal: Mutex<Option<Refused>>,
 }
@@ -62,18 +61,18 @@ struct Pooled {
 }
 
 /// Counts as one connection until it is dropped.
-struct Counted(Arc<Shared>);
+struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.size.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(shared))
+    fn new(size: &Arc<AtomicUsize>) -> Self {
+        size.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(size))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.size.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -94,7 +93,7 @@ impl Pool {
             turns: Arc::new(Semaphore::new(connections_max)),
             idle: Mutex::default(),
             returned: Semaphore::new(0),
-            size: AtomicUsize::new(0),
+            size: Arc::default(),
             refusal: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -166,11 +165,12 @@ impl Shared {
         match self.target.connect().await {
             Ok(Opened { client: connection, backend, standing }) => {
                 *self.refusal() = None;
-                Ok(Pooled { connection, backend, standing, counted: Counted::new(self) })
+                Ok(Pooled { connection, backend, standing, counted: Counted::new(&self.size) })
             }
             Err(error) => {
-                *self.refusal() = Some(Refused { at: Instant::now(), said: chain(&error) });
-                Err(error)
+                let said = error.to_string();
+                *self.refusal() = Some(Refused { at: Instant::now(), said: said.clone() });
+                Err(ConnectionError::BadConnection(said))
             }
         }
     }
@@ -205,11 +205,6 @@ impl Lease {
         }
         // Before its turn, so that whoever is next finds it.
         drop(self.turn.take());
-    }
-
-    /// Takes the connection out of the pool for good. It no longer counts.
-    pub(super) fn detach(mut self) -> AsyncPgConnection {
-        self.pooled.take().expect("lent until it is given back").connection
     }
 }
 

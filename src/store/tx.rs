@@ -13,7 +13,6 @@
 //! wait for a transaction that logged nothing.
 
 use super::News;
-use super::backend::Backend;
 use super::error::Error;
 use super::feed::Audience;
 use super::pool::Lease;
@@ -47,9 +46,22 @@ pub struct Tx {
 pub struct Done<T>(pub(super) T);
 
 impl Tx {
-    /// For a single statement, which Postgres commits by itself.
-    pub(super) fn single(lease: Lease, operation: &'static str, audience: Audience) -> Self {
+    /// For a single statement, which Postgres commits by itself; or in a transaction, where our settings come with its
+    /// beginning.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tx::begin`].
+    pub(super) async fn single(lease: Lease, operation: &'static str, audience: Audience) -> Result<Self, Error> {
+        match lease.backend().link().is_shared() {
+            true => Self::begin(lease, operation, audience).await,
+            false => Ok(Self::new(lease, operation, audience)),
+        }
+    }
+
+    fn new(lease: Lease, operation: &'static str, audience: Audience) -> Self {
         lease.backend().forget_warnings();
+        lease.backend().link().take_error();
         let lease = Some(lease);
         Self { lease, operation, explicit: false, has_written: false, news: vec![], rings: false, audience }
     }
@@ -60,8 +72,9 @@ impl Tx {
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
     pub(super) async fn begin(lease: Lease, operation: &'static str, audience: Audience) -> Result<Self, Error> {
-        let mut tx = Self { explicit: true, ..Self::single(lease, operation, audience) };
-        let begun = tx.pg().batch_execute("BEGIN").await;
+        let mut tx = Self { explicit: true, ..Self::new(lease, operation, audience) };
+        let begin = tx.lease().backend().link().begin();
+        let begun = tx.pg().batch_execute(&begin).await;
         begun.map_err(|error| tx.failed(error))?;
         Ok(tx)
     }
@@ -155,16 +168,11 @@ impl Tx {
         self.lease().pg()
     }
 
-    /// The server process, when the connection was idle before and so may have turned out to be dead.
-    pub(super) fn doubtful(&mut self) -> Option<Backend> {
-        let lease = self.lease();
-        lease.is_reused().then(|| lease.backend().clone())
-    }
-
     /// Names a driver's error after what was being done.
     pub(super) fn failed(&mut self, error: diesel::result::Error) -> Error {
         let broken = self.pg().is_broken();
-        Error::from_diesel(self.operation, error, broken)
+        let code = self.lease().backend().link().take_error();
+        Error::from_diesel(self.operation, error, code, broken)
     }
 
     /// Whether what the database has confirmed is as durable as its settings say.

@@ -405,6 +405,7 @@ pub fn options(url: &str) -> Options {
 pub fn hasty(url: &str) -> Options {
     Options {
         url: url.to_owned().into(),
+        listen_url: None,
         trusted_certificates: None,
         connections_max: 8,
         connect_timeout: Duration::from_millis(700),

@@ -90,6 +90,9 @@ enum Command {
 /// The exit code of a command whose reader closed the pipe early: 128 and the number of SIGPIPE.
 const CLOSED_PIPE: u8 = 141;
 
+/// The exit code of a command that was told to stop before it was done: 128 and SIGTERM.
+const STOPPED: u8 = 143;
+
 /// What a command comes to. Errors are read by people: each level says its own part.
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -118,7 +121,7 @@ fn main() -> ExitCode {
         return CLOSED_PIPE.into();
     }
     fatal(log.log_format, &telemetry::chain(&*error));
-    ExitCode::FAILURE
+    if error.is::<setup::Stopped>() { STOPPED.into() } else { ExitCode::FAILURE }
 }
 
 /// Says why the process ends, in the log's format: collectors read JSON or nothing.
@@ -132,24 +135,41 @@ fn fatal(format: LogFormat, message: &str) {
 fn run(command: Command, log: &Log) -> Outcome {
     telemetry::init(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let is_server = matches!(command, Command::Dev(_) | Command::Serve(_));
     let outcome = runtime.block_on(async {
-        match command {
-            Command::Dev(args) => dev::run(*args).await,
-            Command::DemoSession(args) => dev::session::run(args).await,
-            Command::Serve(args) => serve::run(*args).await,
-            Command::Migrate(args) => migrate::run(args).await,
-            Command::Openapi(args) => openapi::run(&args),
-            Command::Project(command) => project::run(command).await,
-            Command::ServerKey(command) => server_key::run(command).await,
-            Command::SigningKey(command) => signing_key::run(command).await,
-            Command::RefreshKey(command) => refresh_key::run(command).await,
-            Command::Backchannel(command) => backchannel::run(command).await,
-            Command::Reseal(args) => reseal::run(args).await,
-            Command::Sweep(args) => sweep::run(args).await,
-            Command::Restored(args) => restored::run(args).await,
-            Command::Audit(args) => audit::run(args).await,
+        setup::listen_to_signals()?;
+        let stop = setup::stopped()?;
+        tokio::select! {
+            biased;
+            outcome = execute(command) => outcome,
+            // Servers see to it by themselves.
+            () = stop, if !is_server => Err(setup::Stopped.into()),
         }
     });
     telemetry::flush();
-    outcome
+    // What is still under way is not waited for: the database takes it back.
+    runtime.shutdown_background();
+    match outcome {
+        Err(error) if is_server && error.is::<setup::Stopped>() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn execute(command: Command) -> Outcome {
+    match command {
+        Command::Dev(args) => dev::run(*args).await,
+        Command::DemoSession(args) => dev::session::run(args).await,
+        Command::Serve(args) => serve::run(*args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Openapi(args) => openapi::run(&args),
+        Command::Project(command) => project::run(command).await,
+        Command::ServerKey(command) => server_key::run(command).await,
+        Command::SigningKey(command) => signing_key::run(command).await,
+        Command::RefreshKey(command) => refresh_key::run(command).await,
+        Command::Backchannel(command) => backchannel::run(command).await,
+        Command::Reseal(args) => reseal::run(args).await,
+        Command::Sweep(args) => sweep::run(args).await,
+        Command::Restored(args) => restored::run(args).await,
+        Command::Audit(args) => audit::run(args).await,
+    }
 }

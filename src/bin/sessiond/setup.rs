@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -29,6 +30,7 @@ use sessiond::token::sealing::Sealer;
 use sessiond::token::sealing::SealingKey;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
@@ -41,6 +43,7 @@ const DATABASE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Metrics) -> Result<Store, UrlError> {
     let options = Options {
         url,
+        listen_url: pool.database_listen_url.clone(),
         trusted_certificates: pool.database_ca_file.clone(),
         connections_max: pool.database_connections_max.saturating_sub(app::CONNECTIONS).max(1),
         connect_timeout: pool.database_connect_timeout,
@@ -50,18 +53,33 @@ pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Me
     Store::new(&options, metrics.clone())
 }
 
-/// Waits until the database answers.
+/// Waits until the database answers. What somebody has to change is not waited for.
 pub(crate) async fn reach(store: &Store) -> Outcome {
     let started = Instant::now();
+    let stop = stopped()?;
+    tokio::pin!(stop);
     loop {
-        match store.ping().await {
+        let outcome = tokio::select! {
+            biased;
+            () = &mut stop => return Err(Stopped.into()),
+            outcome = store.reach() => outcome,
+        };
+        match outcome {
             Ok(()) => return Ok(()),
-            Err(error) if started.elapsed() >= DATABASE_WAIT => return Err(error.into()),
-            Err(error) => tracing::info!(%error, "waiting for the database"),
+            Err(error) if error.is_lasting() || started.elapsed() >= DATABASE_WAIT => return Err(error.into()),
+            Err(error) => tracing::info!("waiting for the database: {error}"),
         }
-        sleep(Duration::from_millis(500)).await;
+        tokio::select! {
+            () = &mut stop => return Err(Stopped.into()),
+            () = sleep(Duration::from_millis(500)) => {}
+        }
     }
 }
+
+/// The operator said so.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped before it was done")]
+pub(crate) struct Stopped;
 
 /// The clock, corrected by the database's: what is judged here must be what another replica would judge, whatever this
 /// machine's own clock shows.
@@ -118,20 +136,58 @@ pub(crate) enum Hangup {
     Ignored,
 }
 
-/// Resolves when the operator says so: Ctrl-C, or SIGTERM.
+/// Whether the operator said to stop: Ctrl-C, or SIGTERM.
+static STOP: OnceLock<watch::Receiver<bool>> = OnceLock::new();
+
+/// Listens to signals from here on. Without this, a process with the id 1, as in a container, cannot be stopped by them.
+///
+/// # Errors
+///
+/// When the system lets nobody listen to signals.
+pub(crate) fn listen_to_signals() -> std::io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (stop, told) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.send_replace(true);
+        // For as long as somebody may ask.
+        stop.closed().await;
+    });
+    // It is called once.
+    let _ = STOP.set(told);
+    Ok(())
+}
+
+/// Resolves when the operator says to stop: Ctrl-C, or SIGTERM; at once, if that was before.
+///
+/// # Errors
+///
+/// When nobody listens to signals.
+pub(crate) fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let mut told = STOP.get().ok_or_else(|| std::io::Error::other("nobody listens to signals"))?.clone();
+    Ok(async move {
+        // It is never closed while somebody waits.
+        let _ = told.wait_for(|told| *told).await;
+    })
+}
+
+/// Resolves when the operator says so, by [`stopped`] or by a hangup.
 ///
 /// # Errors
 ///
 /// When the system lets nobody listen to signals.
 pub(crate) fn told_to_stop(hangup: Hangup) -> std::io::Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stopped = stopped()?;
     // Without a handler the system ends the process.
     let mut hung_up = signal(SignalKind::hangup())?;
     Ok(async move {
+        tokio::pin!(stopped);
         loop {
             tokio::select! {
-                _ = interrupt.recv() => return,
-                _ = terminate.recv() => return,
+                () = &mut stopped => return,
                 _ = hung_up.recv() => match hangup {
                     Hangup::Stops => return,
                     Hangup::Ignored => tracing::info!("SIGHUP ignored: settings are read at start only"),

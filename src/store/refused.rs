@@ -1,0 +1,181 @@
+//! Why no connection came about: in the database's own words where it said any, and else with what to do.
+
+use std::fmt;
+use std::io;
+
+use diesel::ConnectionError;
+use rustls::CertificateError;
+use tokio_postgres::error::SqlState;
+
+use super::wire::Indiscreet;
+use crate::telemetry::chain;
+
+/// No host let us in. It begins with what the first one said.
+#[derive(Debug)]
+pub struct CannotConnect(pub(super) Vec<(String, HostError)>);
+
+impl CannotConnect {
+    /// Whether trying again is of no use: somebody has to change something.
+    pub fn is_lasting(&self) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|(_, error)| error.is_lasting())
+    }
+}
+
+impl fmt::Display for CannotConnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no host answered in time");
+        }
+        for (at, (host, error)) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{} (the database at {host})", chain(error))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for CannotConnect {}
+
+/// Why one host did not let us in.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HostError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("it did not answer in time")]
+    Late,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("it cannot be reached")]
+    Unreachable(#[source] io::Error),
+    #[error(
+        "it has no TLS, and sslmode demands it; on a network that nobody else is on, say sslmode=disable in the URL"
+    )]
+    NoTls,
+    #[error(
+        "{0}: not sent. Use scram-sha-256, by `password_encryption`, a password that is set again, and pg_hba.conf (a \
+         pooler: `auth_type`); or TLS, by sslmode=require"
+    )]
+    Indiscreet(Indiscreet),
+    #[error("TLS with it failed: {advice}")]
+    Tls { advice: &'static str, source: rustls::Error },
+    #[error("it takes no writes now: a standby, or default_transaction_read_only")]
+    ReadOnly,
+    #[error("its encoding is {0}, and must be UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")]
+    Encoding(String),
+    #[error("it is Postgres {0}, and must be 13 or later")]
+    Version(String),
+    #[error("it has {0} off: what it acknowledges may be lost")]
+    Unsafe(&'static str),
+    #[error("it does not say which server it is")]
+    Unknown,
+    #[error("it was deposed: it is on timeline {timeline}, and another one on {newest} was found")]
+    Deposed { timeline: u32, newest: u32 },
+    #[error("the connection cannot be used")]
+    Driver(#[source] tokio_postgres::Error),
+    #[error("the connection cannot be set up")]
+    Setup(#[source] ConnectionError),
+}
+
+/// What the database said.
+#[derive(Debug, thiserror::Error)]
+#[error("{message} (SQLSTATE {})", code.code())]
+pub(super) struct Refused {
+    pub(super) message: String,
+    pub(super) code: SqlState,
+}
+
+impl Refused {
+    /// Poolers that take no start-up options say so: pgbouncer by 08P01, others by 0A000.
+    pub(super) fn may_be_for_the_options(&self) -> bool {
+        [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(&self.code)
+    }
+
+    /// A wrong password, no such role or database, an option that the database does not know.
+    fn is_lasting(&self) -> bool {
+        let code = self.code.code();
+        code.starts_with("28") || ["3D000", "42501", "42704", "22023"].contains(&code)
+    }
+}
+
+impl HostError {
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Refused(refused) => refused.is_lasting(),
+            Self::NoTls
+            | Self::Indiscreet(_)
+            | Self::Tls { .. }
+            | Self::Encoding(_)
+            | Self::Version(_)
+            | Self::Driver(_) => true,
+            Self::Late
+            | Self::Closed
+            | Self::Unreachable(_)
+            | Self::ReadOnly
+            | Self::Unsafe(_)
+            | Self::Unknown
+            | Self::Deposed { .. }
+            | Self::Setup(_) => false,
+        }
+    }
+
+    /// Sorts out why a handshake failed.
+    pub(super) fn from_tls(error: io::Error) -> Self {
+        match error.downcast::<rustls::Error>() {
+            Ok(source) => Self::Tls { advice: advice(&source), source },
+            Err(error) => Self::Unreachable(error),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for HostError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(said) = error.as_db_error() {
+            return Self::Refused(Refused { message: said.message().to_owned(), code: said.code().clone() });
+        }
+        if error.is_closed() {
+            return Self::Closed;
+        }
+        let io = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+        let Some(io) = io else { return Self::Driver(error) };
+        match io.get_ref().and_then(|inner| inner.downcast_ref::<Indiscreet>()) {
+            Some(indiscreet) => Self::Indiscreet(*indiscreet),
+            None => Self::Unreachable(io::Error::new(io.kind(), io.to_string())),
+        }
+    }
+}
+
+fn advice(error: &rustls::Error) -> &'static str {
+    match error {
+        // Of another authority; or of one that has the name of a trusted one, and another key.
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "its certificate is not signed by a trusted authority. Name the authority's certificate, or a self-signed one \
+             itself, by sslrootcert=FILE in the URL or by --database-ca-file; on a network that nobody else is on, \
+             sslmode=disable does without TLS"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => {
+            "its certificate is for another name. Use that name in the URL, or sslmode=verify-ca to accept any name of a \
+             trusted authority"
+        }
+        rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired"
+        }
+        // rustls has no name of its own for these.
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => match format!("{other:?}") {
+            other if other.contains("UnsupportedCertVersion") => {
+                "its certificate is of a version before X.509v3. Make a new one, for example with `openssl req -x509 \
+                 -newkey rsa:2048 -nodes -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext \
+                 basicConstraints=critical,CA:FALSE -keyout server.key -out server.crt`, and name it by sslrootcert=FILE; \
+                 on a network that nobody else is on, sslmode=disable does without TLS"
+            }
+            other if other.contains("CaUsedAsEndEntity") => {
+                "its certificate is an authority's own. Make one for the server, with basicConstraints=CA:FALSE; on a \
+                 network that nobody else is on, sslmode=disable does without TLS"
+            }
+            _ => "its certificate is not accepted",
+        },
+        rustls::Error::InvalidCertificate(_) => "its certificate is not accepted",
+        _ => "the handshake broke off",
+    }
+}

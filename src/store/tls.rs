@@ -1,0 +1,109 @@
+//! TLS to the database: which certificates are accepted.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::RootCertStore;
+use rustls::SignatureScheme;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::verify_tls12_signature;
+use rustls::crypto::verify_tls13_signature;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::server::ParsedCertificate;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::connect::UrlError;
+use super::url::DatabaseUrl;
+use super::url::Mode;
+use super::url::Roots;
+
+/// Certificates are always checked: against the URL's file, else against the one given beside it, else against the system's.
+pub(super) fn connector(url: &DatabaseUrl, beside: Option<&Path>, direct: bool) -> Result<MakeRustlsConnect, UrlError> {
+    let file = match &url.roots {
+        Some(Roots::System) => None,
+        Some(Roots::File(path)) => Some(path.as_path()),
+        None => beside,
+    };
+    let mut roots = RootCertStore::empty();
+    match file {
+        Some(file) => {
+            for certificate in CertificateDer::pem_file_iter(file).map_err(UrlError::Certificates)? {
+                roots.add(certificate.map_err(UrlError::Certificates)?).map_err(UrlError::Tls)?;
+            }
+        }
+        None => {
+            // The system's store may hold what rustls cannot read; the rest is good.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(UrlError::Tls)?;
+    let mut config = match url.mode {
+        Some(Mode::VerifyCa) => {
+            let verifier = Arc::new(AnyName { roots, provider });
+            config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        }
+        _ => config.with_root_certificates(roots).with_no_client_auth(),
+    };
+    if direct {
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    Ok(MakeRustlsConnect::new(config))
+}
+
+/// `verify-ca`: the certificate is of a trusted authority and in force, for whatever name.
+#[derive(Debug)]
+struct AnyName {
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

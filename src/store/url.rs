@@ -1,0 +1,233 @@
+//! What a database URL says about TLS, and about settings that we make ourselves. The driver reads the rest.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use percent_encoding::percent_decode_str;
+use tokio_postgres::Config;
+
+use super::connect::UrlError;
+
+/// How a connection is protected. Wherever TLS is spoken, the server's certificate is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS, with a certificate for the host's name.
+    Require,
+    /// TLS, with a certificate of a trusted authority, for whatever name.
+    VerifyCa,
+}
+
+/// Which authorities are trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// Those of the system.
+    System,
+    /// Those in a file, in PEM.
+    File(PathBuf),
+}
+
+/// A database URL.
+pub(super) struct DatabaseUrl {
+    /// What the driver reads.
+    pub(super) config: Config,
+    /// `sslmode`, where it is given.
+    pub(super) mode: Option<Mode>,
+    /// `sslrootcert`, where it is given.
+    pub(super) roots: Option<Roots>,
+    /// `search_path`, where `options` sets it.
+    pub(super) search_path: Option<String>,
+}
+
+impl DatabaseUrl {
+    /// Reads `postgres://…`, or `key=value …`, as libpq does.
+    ///
+    /// # Errors
+    ///
+    /// If it is malformed. The error repeats nothing of it.
+    pub(super) fn parse(text: &str) -> Result<Self, UrlError> {
+        // Line ends and blanks around it come from files and shells.
+        let text = text.trim();
+        let (rest, ours) = split(text).unwrap_or_else(|| (text.to_owned(), vec![]));
+        let config = Config::from_str(&rest).map_err(UrlError::Malformed)?;
+        let (mut mode, mut roots) = (None, None);
+        for (key, value) in ours {
+            match key.as_str() {
+                "sslmode" => mode = Some(parse_mode(&value)?),
+                _ if value == "system" => roots = Some(Roots::System),
+                _ => roots = Some(Roots::File(value.into())),
+            }
+        }
+        let search_path = config.get_options().and_then(search_path);
+        Ok(Self { config, mode, roots, search_path })
+    }
+}
+
+fn parse_mode(value: &str) -> Result<Mode, UrlError> {
+    Ok(match value {
+        "disable" => Mode::Disable,
+        // libpq begins without TLS for `allow`; here it never gives TLS up where the server has it.
+        "allow" | "prefer" => Mode::Prefer,
+        "require" | "verify-full" => Mode::Require,
+        "verify-ca" => Mode::VerifyCa,
+        _ => return Err(UrlError::SslMode),
+    })
+}
+
+/// The parameters that the driver does not know, or knows fewer values of.
+fn is_ours(key: &str) -> bool {
+    ["sslmode", "sslrootcert"].contains(&key)
+}
+
+/// Takes our parameters out. `None` if it is malformed: the driver says how.
+fn split(text: &str) -> Option<(String, Vec<(String, String)>)> {
+    let scheme = ["postgres://", "postgresql://"].into_iter().find(|scheme| text.starts_with(scheme));
+    match scheme {
+        Some(scheme) => split_url(text, scheme.len()),
+        None => {
+            let (ours, theirs): (Vec<_>, Vec<_>) = pairs(text)?.into_iter().partition(|(key, _)| is_ours(key));
+            let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+            let theirs = theirs.iter().map(|(key, value)| format!("{key}='{}' ", quoted(value)));
+            Some((theirs.collect(), ours))
+        }
+    }
+}
+
+fn split_url(text: &str, scheme: usize) -> Option<(String, Vec<(String, String)>)> {
+    // The user and the password end with the first `@`, for the driver too: what looks like a parameter in there is none.
+    let after_password = text[scheme..].find('@').map_or(scheme, |at| scheme + at);
+    let Some(begin) = text[after_password..].find('?').map(|at| after_password + at) else {
+        return Some((text.to_owned(), vec![]));
+    };
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().ok().map(String::from);
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for parameter in text[begin + 1..].split('&') {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match decoded(key)? {
+            key if is_ours(&key) => ours.push((key, decoded(value)?)),
+            _ => theirs.push(parameter),
+        }
+    }
+    let mark = if theirs.is_empty() { "" } else { "?" };
+    Some((format!("{}{mark}{}", &text[..begin], theirs.join("&")), ours))
+}
+
+/// Reads `key = value` pairs: a value is a word, or stands between single quotes; a backslash takes the next letter as it is.
+fn pairs(text: &str) -> Option<Vec<(String, String)>> {
+    let mut letters = text.chars().peekable();
+    let mut pairs = vec![];
+    loop {
+        while letters.next_if(|letter| letter.is_whitespace()).is_some() {}
+        if letters.peek().is_none() {
+            return Some(pairs);
+        }
+        let mut key = String::new();
+        while let Some(letter) = letters.next_if(|letter| !letter.is_whitespace() && *letter != '=') {
+            key.push(letter);
+        }
+        while letters.next_if(|letter| letter.is_whitespace()).is_some() {}
+        letters.next_if_eq(&'=')?;
+        while letters.next_if(|letter| letter.is_whitespace()).is_some() {}
+        let quoted = letters.next_if_eq(&'\'').is_some();
+        let mut value = String::new();
+        loop {
+            match letters.next() {
+                Some('\\') => value.push(letters.next()?),
+                Some('\'') if quoted => break,
+                Some(letter) if !quoted && letter.is_whitespace() => break,
+                Some(letter) => value.push(letter),
+                None if quoted => return None,
+                None => break,
+            }
+        }
+        pairs.push((key, value));
+    }
+}
+
+/// The search path in start-up options: `-c search_path=…`, `-csearch_path=…` or `--search-path=…`; the last one counts.
+fn search_path(options: &str) -> Option<String> {
+    let (mut words, mut word, mut letters) = (vec![], String::new(), options.chars());
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => word.extend(letters.next()),
+            letter if letter.is_whitespace() => words.push(std::mem::take(&mut word)),
+            letter => word.push(letter),
+        }
+    }
+    words.push(word);
+    let named = |word: &String| {
+        let word = word.strip_prefix("--").or_else(|| word.strip_prefix("-c")).unwrap_or(word);
+        let (name, value) = word.split_once('=')?;
+        (name.replace('-', "_") == "search_path").then(|| value.to_owned())
+    };
+    words.iter().filter_map(named).next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> DatabaseUrl {
+        DatabaseUrl::parse(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    #[test]
+    fn a_password_that_looks_like_a_parameter_stays_as_it_is() {
+        for text in [
+            "postgres://u:p%3Fsslmode%3Dverify-full@h/d?sslmode=verify-full&connect_timeout=3",
+            "postgresql://u:p?sslmode=verify-full@h/d?connect_timeout=3&sslmode=require",
+            "host=h user=u dbname=d password='p?sslmode=verify-full' sslmode = verify-full",
+            "  postgres://u@h/d?password=p%3Fsslmode%3Dverify-full&sslmode=verify-full\n",
+        ] {
+            let url = parsed(text);
+            assert_eq!(url.config.get_password(), Some(&b"p?sslmode=verify-full"[..]), "{text}");
+            assert_eq!((url.config.get_user(), url.mode), (Some("u"), Some(Mode::Require)), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_mode_is_known_in_both_forms() {
+        let modes = [
+            ("disable", Mode::Disable),
+            ("allow", Mode::Prefer),
+            ("prefer", Mode::Prefer),
+            ("require", Mode::Require),
+            ("verify-ca", Mode::VerifyCa),
+            ("verify-full", Mode::Require),
+        ];
+        for (word, mode) in modes {
+            assert_eq!(parsed(&format!("postgres://h/d?sslmode={word}")).mode, Some(mode));
+            assert_eq!(parsed(&format!("host=h sslmode='{word}'")).mode, Some(mode));
+        }
+        assert!(matches!(DatabaseUrl::parse("postgres://h/d?sslmode=on"), Err(UrlError::SslMode)));
+        assert_eq!(parsed("postgres://h/d").mode, None);
+    }
+
+    #[test]
+    fn trusted_authorities_come_from_a_file_or_the_system() {
+        let file = Some(Roots::File("/etc/db ca.pem".into()));
+        assert_eq!(parsed("postgres://h/d?sslrootcert=%2Fetc%2Fdb%20ca.pem").roots, file);
+        assert_eq!(parsed("host=h sslrootcert='/etc/db ca.pem'").roots, file);
+        assert_eq!(parsed("postgres://h/d?sslrootcert=system").roots, Some(Roots::System));
+    }
+
+    #[test]
+    fn quotes_and_backslashes_survive() {
+        let url = parsed(r"host=h password='it\'s \\ here' dbname=a\ b");
+        assert_eq!(url.config.get_password(), Some(&br"it's \ here"[..]));
+        assert_eq!(url.config.get_dbname(), Some("a b"));
+    }
+
+    #[test]
+    fn a_search_path_in_the_options_is_found() {
+        for options in
+            ["-c search_path=a,b", "-csearch_path=a,b -c jit=off", "--search-path=a,b", "-c search_path=a,\\b"]
+        {
+            assert_eq!(search_path(options).as_deref(), Some("a,b"), "{options}");
+        }
+        assert_eq!(search_path("-c jit=off"), None);
+    }
+}

@@ -1,0 +1,357 @@
+//! The stream to one server. What the driver is to read is read here first.
+//!
+//! The driver keeps the SQLSTATE of an error to itself, which is the same in every language. And it sends a password to any
+//! server that asks: over an open network, a request for one in clear, or hashed in a way that can be guessed, never gets as
+//! far as the driver.
+
+use std::convert::Infallible;
+use std::future::Ready;
+use std::future::ready;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt as _;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::ChannelBinding;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::tls::TlsConnect;
+use tokio_postgres::tls::TlsStream;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::connect::BEGIN;
+
+/// How much of a message is kept: its code stands within the first hundred bytes.
+const KEPT_BYTES: usize = 512;
+
+/// What a client sends to ask for TLS: a length, and a number that is no version of the protocol.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// What is known of one connection, beside what the driver tells.
+#[derive(Default)]
+pub(super) struct Link {
+    error: Mutex<Option<SqlState>>,
+    /// How a transaction begins where a pooler gives each one a connection that others use too.
+    shared: OnceLock<Arc<str>>,
+    statements_lost: Arc<StatementsLost>,
+}
+
+/// When a pooler last lost a named statement of ours.
+#[derive(Default)]
+pub(super) struct StatementsLost(Mutex<Option<Instant>>);
+
+impl StatementsLost {
+    /// Notes that one was lost.
+    pub(super) fn note(&self) {
+        *self.0.lock().expect("no one panics while holding it") = Some(Instant::now());
+    }
+
+    /// Whether one was lost within this time.
+    pub(super) fn within(&self, time: Duration) -> bool {
+        self.0.lock().expect("no one panics while holding it").is_some_and(|at| at.elapsed() < time)
+    }
+}
+
+/// Whether an error says that a named statement is not where we left it, or that another client left one of that name.
+pub(super) fn is_statement_lost(code: &SqlState) -> bool {
+    [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(code)
+}
+
+impl Link {
+    pub(super) fn new(statements_lost: Arc<StatementsLost>) -> Self {
+        Self { statements_lost, ..Self::default() }
+    }
+
+    /// The SQLSTATE of the last error since this was last asked.
+    pub(super) fn take_error(&self) -> Option<SqlState> {
+        let code = self.error.lock().expect("no one panics while holding it").take();
+        if code.as_ref().is_some_and(is_statement_lost) {
+            self.statements_lost.note();
+        }
+        code
+    }
+
+    /// Whether a pooler gives each transaction a connection that others used, and will use.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.get().is_some()
+    }
+
+    /// Notes that it does, and how a transaction begins there.
+    pub(super) fn share(&self, begin: Arc<str>) {
+        // It is found out once.
+        let _ = self.shared.set(begin);
+    }
+
+    /// Begins a transaction.
+    pub(super) fn begin(&self) -> Arc<str> {
+        self.shared.get().map_or_else(|| BEGIN.into(), Arc::clone)
+    }
+}
+
+/// A server asked for the password in a way that gives it away.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(super) enum Indiscreet {
+    #[error("the server asks for the password in clear, and there is no TLS")]
+    Cleartext,
+    #[error("the server asks for the password as an MD5 hash, and there is no TLS")]
+    Md5,
+}
+
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin {
+    fn binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl Transport for TcpStream {}
+
+impl Transport for UnixStream {}
+
+/// TLS over TCP.
+struct Protected(<MakeRustlsConnect as MakeTlsConnect<TcpStream>>::Stream);
+
+impl Transport for Protected {
+    fn binding(&self) -> ChannelBinding {
+        self.0.channel_binding()
+    }
+}
+
+impl AsyncRead for Protected {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Protected {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+/// The stream to one server.
+pub(super) struct Wire {
+    transport: Box<dyn Transport>,
+    messages: Messages,
+    link: Arc<Link>,
+}
+
+impl Wire {
+    /// Over a socket of this machine, where nobody listens.
+    pub(super) fn local(socket: UnixStream, link: &Arc<Link>) -> Self {
+        Self::over(Box::new(socket), false, link)
+    }
+
+    /// Over an open network.
+    pub(super) fn open(socket: TcpStream, link: &Arc<Link>) -> Self {
+        Self::over(Box::new(socket), true, link)
+    }
+
+    /// Over TLS; the handshake comes at once if the server has agreed, or needs no asking.
+    ///
+    /// # Errors
+    ///
+    /// If the handshake fails. The source says why, as rustls has it.
+    pub(super) async fn protected(
+        socket: TcpStream,
+        tls: &MakeRustlsConnect,
+        host: &str,
+        link: &Arc<Link>,
+    ) -> io::Result<Self> {
+        let Ok(connect) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
+        let stream = connect.connect(socket).await?;
+        Ok(Self::over(Box::new(Protected(stream)), false, link))
+    }
+
+    fn over(transport: Box<dyn Transport>, open: bool, link: &Arc<Link>) -> Self {
+        Self { transport, messages: Messages { open, ..Messages::default() }, link: Arc::clone(link) }
+    }
+}
+
+/// Asks the server for TLS; whether it agreed.
+///
+/// # Errors
+///
+/// If the connection breaks.
+pub(super) async fn offers_tls(socket: &mut TcpStream) -> io::Result<bool> {
+    socket.write_all(&SSL_REQUEST).await?;
+    let mut answer = [0];
+    // One byte and no more: what comes behind it in the clear was not written by the one who holds the certificate.
+    socket.read_exact(&mut answer).await?;
+    Ok(answer == *b"S")
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let already = buffer.filled().len();
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.transport).poll_read(context, buffer);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            this.messages.read(&buffer.filled()[already..], &this.link)?;
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(context)
+    }
+}
+
+impl TlsStream for Wire {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.transport.binding()
+    }
+}
+
+/// For the driver, which asks for TLS by itself otherwise: the stream is as protected as it is going to be.
+pub(super) struct AsItIs;
+
+impl TlsConnect<Wire> for AsItIs {
+    type Stream = Wire;
+    type Error = Infallible;
+    type Future = Ready<Result<Wire, Infallible>>;
+
+    fn connect(self, wire: Wire) -> Self::Future {
+        ready(Ok(wire))
+    }
+}
+
+/// Reads along: a letter, a length that counts itself, and a body.
+#[derive(Default)]
+struct Messages {
+    /// Whether others may listen.
+    open: bool,
+    head: Vec<u8>,
+    /// The beginning of the body.
+    body: Vec<u8>,
+    /// How much of the body is still to come.
+    unread: usize,
+}
+
+impl Messages {
+    fn read(&mut self, mut bytes: &[u8], link: &Link) -> io::Result<()> {
+        while !bytes.is_empty() {
+            if self.head.len() < 5 {
+                let (head, rest) = bytes.split_at(bytes.len().min(5 - self.head.len()));
+                self.head.extend_from_slice(head);
+                bytes = rest;
+                let Some(length) = self.head.get(1..5) else { continue };
+                let length = u32::from_be_bytes(length.try_into().expect("four bytes"));
+                self.unread = (length as usize).saturating_sub(4);
+            }
+            let (body, rest) = bytes.split_at(bytes.len().min(self.unread));
+            if b"ER".contains(&self.head[0]) {
+                let room = KEPT_BYTES - self.body.len();
+                self.body.extend_from_slice(&body[..body.len().min(room)]);
+            }
+            bytes = rest;
+            self.unread -= body.len();
+            if self.unread == 0 {
+                self.take(link)?;
+                self.head.clear();
+                self.body.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, link: &Link) -> io::Result<()> {
+        let indiscreet = match (self.head[0], self.body.get(..4)) {
+            (b'R', Some([0, 0, 0, 3])) if self.open => Indiscreet::Cleartext,
+            (b'R', Some([0, 0, 0, 5])) if self.open => Indiscreet::Md5,
+            (b'E', _) => {
+                *link.error.lock().expect("no one panics while holding it") = self.code();
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        Err(io::Error::other(indiscreet))
+    }
+
+    /// The field `C`: the SQLSTATE.
+    fn code(&self) -> Option<SqlState> {
+        let field = self.body.split(|byte| *byte == 0).find(|field| field.first() == Some(&b'C'))?;
+        Some(SqlState::from_code(std::str::from_utf8(&field[1..]).ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).expect("short").to_be_bytes();
+        [&[kind][..], &length, body].concat()
+    }
+
+    /// Whatever language the text is in, and wherever the network cuts.
+    #[test]
+    fn codes_are_read_along_however_the_bytes_arrive() {
+        let text = [
+            message(b'S', b"server_version\x0017\0"),
+            message(b'I', b""),
+            message(b'D', &[b'C'; 3_000]),
+            message(b'N', b"SWARNUNG\0VWARNING\0C01000\0Mwarte nicht mehr\0\0"),
+            message(b'N', b"SHINWEIS\0VNOTICE\0C00000\0Mnichts\0\0"),
+            message(b'E', "SFATAL\0VFATAL\0C57014\0Mstorniere Anfrage wegen Zeitüberschreitung\0\0".as_bytes()),
+            message(b'Z', b"I"),
+        ]
+        .concat();
+        for piece in [1, 2, 3, 7, text.len()] {
+            let (link, mut messages) = (Link::default(), Messages { open: true, ..Messages::default() });
+            for bytes in text.chunks(piece) {
+                messages.read(bytes, &link).expect("nothing is asked for");
+            }
+            assert_eq!(link.take_error(), Some(SqlState::QUERY_CANCELED));
+            assert_eq!(link.take_error(), None);
+        }
+    }
+
+    #[test]
+    fn a_password_in_clear_is_not_asked_for_over_an_open_network() {
+        for (code, refused) in [(0, false), (3, true), (5, true), (10, false)] {
+            for open in [true, false] {
+                let mut messages = Messages { open, ..Messages::default() };
+                let asked = message(b'R', &[&[0, 0, 0, code][..], &[7; 4]].concat());
+                assert_eq!(messages.read(&asked, &Link::default()).is_err(), refused && open, "{code}");
+            }
+        }
+    }
+}

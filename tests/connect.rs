@@ -1,0 +1,556 @@
+//! The way to the database: what is given to whom on it, what stands on it, and what is said when it leads nowhere.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use http::{Method, StatusCode};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use sessiond::{
+    app::{App, KeyCache, NotReady},
+    clock::Clock,
+    cluster::Cluster,
+    store::{ReachError, Store},
+    telemetry::Metrics,
+    token::{
+        access::Issuer,
+        sealing::{Sealer, SealingKey},
+    },
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream, UnixStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    binary::{assert_says, sessiond},
+    harness::{
+        ISSUER, Service, Wire, bearer,
+        database::{Database, disposable, fresh_dir},
+        eventually, hasty, options,
+        proxy::Proxy,
+    },
+};
+
+const PASSWORD: &str = "hunter2hunter2";
+const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+fn store(url: &str) -> Store {
+    Store::new(&hasty(url), Metrics::default()).expect("a good URL")
+}
+
+async fn unreachable(url: &str) -> String {
+    match store(url).reach().await {
+        Err(ReachError::Connect(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Someone who answers in the database's place: no TLS, and this request for a password. Notes all that is sent to it.
+async fn impostor(request: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    let heard = Arc::<Mutex<Vec<u8>>>::default();
+    let notes = Arc::clone(&heard);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let notes = Arc::clone(&notes);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = client.read(&mut buffer).await {
+                    notes.lock().expect("no panic").extend_from_slice(&buffer[..count]);
+                    let wants_tls = buffer[..count] == [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+                    let answer = if wants_tls { b"N" } else { request };
+                    if client.write_all(answer).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (addr, heard)
+}
+
+/// `AuthenticationCleartextPassword`, and `AuthenticationMD5Password` with a salt.
+const REQUESTS: [&[u8]; 2] = [b"R\0\0\0\x08\0\0\0\x03", b"R\0\0\0\x0c\0\0\0\x05salt"];
+
+/// Whoever answers without TLS is given no password: neither in clear, nor as a hash that can be guessed.
+#[tokio::test]
+async fn a_password_is_never_sent_in_clear_or_as_md5_without_tls() {
+    for request in REQUESTS {
+        for mode in ["", "?sslmode=prefer", "?sslmode=allow", "?sslmode=disable", "?sslmode=require"] {
+            let (addr, heard) = impostor(request).await;
+            let said = unreachable(&format!("postgres://u:{PASSWORD}@{addr}/d{mode}")).await;
+            assert!(said.contains("there is no TLS") || said.contains("it has no TLS"), "{mode}: {said}");
+            let heard = heard.lock().expect("no panic");
+            assert!(!heard.windows(PASSWORD.len()).any(|window| window == PASSWORD.as_bytes()), "{mode}");
+            assert!(!heard.windows(3).any(|window| window == b"md5"), "{mode}");
+            assert!(!said.contains(PASSWORD));
+        }
+    }
+}
+
+/// A host elsewhere that has no TLS is not even told who we are, each of several for itself.
+#[tokio::test]
+async fn another_machine_without_tls_is_told_nothing() {
+    let (addr, heard) = impostor(REQUESTS[0]).await;
+    let port = addr.port();
+    // `hostaddr` is where it leads, `host` what it is called: a name of another machine would be looked up.
+    for url in [
+        format!("host=127.0.0.1 hostaddr=127.0.0.1 port={port} user=u password={PASSWORD} sslmode=require"),
+        format!("postgres://u:{PASSWORD}@127.0.0.1:{port}/d?sslmode=verify-ca"),
+        format!("postgres://u:{PASSWORD}@127.0.0.1:{port}/d?sslmode=verify-full"),
+    ] {
+        heard.lock().expect("no panic").clear();
+        let said = unreachable(&url).await;
+        assert!(said.contains("it has no TLS, and sslmode demands it"), "{said}");
+        assert_eq!(heard.lock().expect("no panic").len(), 8, "the request for TLS, and nothing else");
+    }
+}
+
+/// A way to the database over TLS, with a certificate of the test's own, as `localhost`.
+struct Front {
+    port: u16,
+    database: String,
+    proxy: Proxy,
+}
+
+impl Front {
+    async fn with(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> (Self, Database) {
+        let database = Database::create().await;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let key = provider.key_provider.load_private_key(key).expect("a key");
+        // Whether the key is that of the certificate, the client finds out.
+        let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(resolver));
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let relay = move |mut client: TcpStream, mut server: UnixStream| {
+            let tls = tls.clone();
+            async move {
+                let mut asked = [0; 8];
+                client.read_exact(&mut asked).await.expect("is asked for TLS");
+                client.write_all(b"S").await.expect("agrees");
+                let Ok(mut client) = tls.accept(client).await else { return };
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            }
+        };
+        let proxy = Proxy::to(&database, relay).await;
+        let (place, name) = proxy.url.split_once('@').expect("a URL").1.split_once('/').expect("a database");
+        let port = place.rsplit_once(':').expect("a port").1.parse().expect("a port");
+        let name = name.split('?').next().expect("a name").to_owned();
+        (Self { port, database: name, proxy }, database)
+    }
+
+    fn url(&self, host: &str, parameters: &str) -> String {
+        let _open = &self.proxy;
+        format!("postgres://postgres@{host}:{}/{}?{parameters}", self.port, self.database)
+    }
+}
+
+fn pem(name: &str, text: &str) -> PathBuf {
+    let file = fresh_dir(name);
+    fs::write(&file, text).expect("writes");
+    file
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("makes a certificate")
+}
+
+/// What each `sslmode` accepts, and what is said of what it does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_checked_as_each_sslmode_says() {
+    let (trusted, stranger, key) = (authority(), authority(), KeyPair::generate().expect("a key"));
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+    let made = params.signed_by(&key, &trusted).expect("signs");
+    let (front, _database) = Front::with(vec![made.der().clone()], &key).await;
+    let ours = format!("sslrootcert={}", pem("trusted-ca", &trusted.pem()).display());
+    let theirs = format!("sslrootcert={}", pem("stranger-ca", &stranger.pem()).display());
+    for (host, parameters, outcome) in [
+        ("localhost", format!("{ours}&sslmode=require"), Ok(())),
+        ("localhost", format!("{ours}&sslmode=verify-full"), Ok(())),
+        ("localhost", format!("{ours}&sslmode=prefer"), Ok(())),
+        ("127.0.0.1", format!("{ours}&sslmode=verify-ca"), Ok(())),
+        ("127.0.0.1", format!("{ours}&sslmode=require"), Err("sslmode=verify-ca")),
+        ("127.0.0.1", format!("{ours}&sslmode=verify-full"), Err("for another name")),
+        ("localhost", format!("{theirs}&sslmode=require"), Err("sslrootcert=FILE")),
+        ("localhost", format!("{theirs}&sslmode=prefer"), Err("sslrootcert=FILE")),
+        ("127.0.0.1", format!("{theirs}&sslmode=verify-ca"), Err("not signed by a trusted authority")),
+        ("localhost", "sslrootcert=system&sslmode=require".to_owned(), Err("not signed by a trusted authority")),
+    ] {
+        let url = front.url(host, &parameters);
+        match outcome {
+            Ok(()) => store(&url).reach().await.unwrap_or_else(|error| panic!("{parameters}: {error}")),
+            Err(words) => {
+                let said = unreachable(&url).await;
+                assert!(said.contains(words), "{parameters}: {said}");
+            }
+        }
+    }
+    // The same in the other form of a URL, and by the flag.
+    let url = format!("host=localhost port={} user=postgres dbname={} sslmode=verify-full", front.port, front.database);
+    assert!(unreachable(&url).await.contains("sslrootcert=FILE"));
+    let by_flag =
+        sessiond::store::Options { trusted_certificates: Some(pem("flag-ca", &trusted.pem())), ..hasty(&url) };
+    Store::new(&by_flag, Metrics::default()).expect("a good URL").reach().await.expect("is trusted");
+}
+
+/// A certificate of X.509 version 1, as old scripts make them.
+const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
+MIIBIzCBywIUD5becoXJWnhZhZhfNdHSGvURasowCgYIKoZIzj0EAwIwFDESMBAG
+A1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNzAwNTMyMloYDzIxMjYxMTAzMDA1MzIy
+WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AATOxp4fDnuRWV9gDUh7pYJ/S+9P2kcRKlim3uyAxDAXbCxLjPkdSC63OIevoEaI
+67EG8Moci/H2GzqnXWaPwav7MAoGCCqGSM49BAMCA0cAMEQCIBk/iVsE+Um8SU70
+QlKUUWO3tpk+1AhuLsqcje/No7IzAiBmJz29db5U2IzA/hiODPXsG0jZyLWDHLen
+MgDYi6gccg==
+-----END CERTIFICATE-----
+";
+
+/// What a server makes for itself is not accepted unseen, and what to do about it is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_the_server_signed_itself_is_explained() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
+    let (front, _database) = Front::with(vec![made.cert.der().clone()], &made.signing_key).await;
+    let said = unreachable(&front.url("localhost", "sslmode=require")).await;
+    assert!(
+        said.contains("a self-signed one itself, by sslrootcert=FILE") && said.contains("sslmode=disable"),
+        "{said}"
+    );
+    let named = format!("sslmode=require&sslrootcert={}", pem("self-signed", &made.cert.pem()).display());
+    store(&front.url("localhost", &named)).reach().await.expect("the file makes it trusted");
+
+    let old = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).expect("a certificate");
+    let (front, _database) = Front::with(vec![old], &made.signing_key).await;
+    let said = unreachable(&front.url("localhost", "sslmode=prefer")).await;
+    assert!(said.contains("before X.509v3") && said.contains("openssl req -x509"), "{said}");
+}
+
+/// Signs out over REST: the status, and when to try again.
+async fn sign_out(service: &Service, token: &str) -> (StatusCode, Option<String>) {
+    let response = service.wires.http(Method::DELETE, "/auth/sessions/current", bearer(token), "").await;
+    let retry = response.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
+    (response.status(), retry)
+}
+
+/// What means "not now" is a 503 that says when to try again, in whatever language; what does not is our bug.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_means_not_now_is_a_503_in_every_language() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    service
+        .database
+        .run(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE EXCEPTION 'konnte nicht schreiben: kein Platz' USING ERRCODE = TG_ARGV[0]; END $$",
+        )
+        .await;
+    let codes = "53100 53200 53300 53400 57014 57P01 57P03 58030 40001 40P01 55P03 25006 08006 26000";
+    let unavailable = codes.split(' ').map(|code| (code, StatusCode::SERVICE_UNAVAILABLE));
+    for (code, status) in unavailable.chain([("22012", StatusCode::INTERNAL_SERVER_ERROR)]) {
+        for (table, event) in [("sessions", "UPDATE"), ("sessions", "INSERT")] {
+            let trigger =
+                format!("CREATE OR REPLACE TRIGGER refuse BEFORE {event} ON {table} EXECUTE FUNCTION refuse('{code}')");
+            service.database.run(&trigger).await;
+            if event == "UPDATE" {
+                let (found, retry) = sign_out(&service, &phone.access_token).await;
+                assert_eq!(found, status, "{code}");
+                assert_eq!(retry.is_some(), status == StatusCode::SERVICE_UNAVAILABLE, "{code}");
+            } else {
+                let request = sessiond::pb::CreateSessionRequest { user_id: "ada".to_owned(), ..Default::default() };
+                let refused = service.create(Wire::Rest, request).await.err().expect("refused");
+                let is_unavailable = refused.reason == "STORE_UNAVAILABLE";
+                assert_eq!(is_unavailable, status == StatusCode::SERVICE_UNAVAILABLE, "{code}: {refused:?}");
+            }
+        }
+    }
+    service.database.run("DROP TRIGGER refuse ON sessions").await;
+    assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::OK);
+}
+
+/// A DBA cancels the statement, or ends its process, while it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_is_cancelled_is_a_503() {
+    let service = Service::start().await;
+    for end in ["pg_cancel_backend", "pg_terminate_backend"] {
+        let phone = service.sign_in("ada", "phone").await;
+        let (client, connection) =
+            tokio_postgres::connect(&service.database.url, tokio_postgres::NoTls).await.expect("connects");
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the rows");
+        let token = phone.access_token.clone();
+        let (outcome, ()) = tokio::join!(sign_out(&service, &token), async {
+            eventually("the sign-out waits, and is ended", async || {
+                let query = format!(
+                    "SELECT {end}(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                );
+                !service.database.lines(&query).await.is_empty()
+            })
+            .await;
+            // One that ended with its connection may be tried again.
+            client.batch_execute("ROLLBACK").await.expect("lets go");
+        });
+        match end {
+            "pg_cancel_backend" => assert_eq!(outcome, (StatusCode::SERVICE_UNAVAILABLE, Some("1".to_owned()))),
+            _ => assert!([StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE].contains(&outcome.0), "{outcome:?}"),
+        }
+        assert_eq!(sign_out(&service, &token).await.0, StatusCode::OK);
+    }
+}
+
+/// Whatever the database's defaults are: tables elsewhere of the same names, and an isolation that makes refreshes collide.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_we_rely_on_is_set_whatever_the_database_says() {
+    let database = Database::create().await;
+    let name = database.lines("SELECT current_database()").await.remove(0);
+    database
+        .run(&format!(
+            "CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.sessions (LIKE public.sessions);
+             CREATE TABLE elsewhere.projects (LIKE public.projects);
+             ALTER DATABASE {name} SET search_path = elsewhere, public;
+             ALTER DATABASE {name} SET default_transaction_isolation = 'serializable';
+             ALTER DATABASE {name} SET standard_conforming_strings = off"
+        ))
+        .await;
+    let service = Service::start_on(database).await;
+    let mut devices = vec![];
+    for _ in 0..16 {
+        devices.push(service.sign_in("ada", "phone").await);
+    }
+    for _ in 0..4 {
+        let refreshes = devices.iter_mut().map(|device| device.refresh());
+        for outcome in futures_util::future::join_all(refreshes).await {
+            outcome.expect("refreshes");
+        }
+    }
+    assert_eq!(service.database.lines("SELECT count(*) FROM public.sessions").await, ["16"]);
+    assert_eq!(service.database.lines("SELECT count(*) FROM elsewhere.sessions").await, ["0"]);
+}
+
+/// The tables may be in a schema of their own, if the URL says so; if only the role does, what to add is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_in_a_schema_of_their_own_are_found_by_the_url() {
+    let database = Database::create_empty().await;
+    database.run("CREATE SCHEMA own").await;
+    let url = format!("{}?options=-c%20search_path%3Down", database.url);
+    let own = Store::new(&options(&url), Metrics::default()).expect("a good URL");
+    assert!(!own.migrate().await.expect("migrates").is_empty());
+    assert!(own.pending_migrations().await.expect("answers").is_empty());
+    let said = store(&database.url).pending_migrations().await.expect_err("they are elsewhere").to_string();
+    assert!(said.contains("options=-c%20search_path%3Down"), "{said}");
+    let said = store(&database.url).migrate().await.expect_err("no second set of tables").to_string();
+    assert!(said.contains("in the schema own"), "{said}");
+}
+
+/// What will not heal by itself is said at once, in the database's words, and first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_databases_own_words_come_first_and_at_once() {
+    let cluster = Cluster::start(disposable("words")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    let hba = database.lines("SELECT current_setting('hba_file')").await.remove(0);
+    let rules = fs::read_to_string(&hba).expect("reads");
+    fs::write(&hba, format!("local all locked scram-sha-256\n{rules}")).expect("writes");
+    database
+        .run("CREATE ROLE locked LOGIN PASSWORD 'right'; CREATE ROLE full_up LOGIN CONNECTION LIMIT 0; SELECT pg_reload_conf()")
+        .await;
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+    let as_user = |user: &str| database.url.replace("postgres://postgres@", &format!("postgres://{user}@"));
+    // A line end behind the URL is none of its own.
+    let right = format!("{}\n", as_user("locked:right"));
+    eventually("the rule holds", async || store(&as_user("locked:wrong")).reach().await.is_err()).await;
+    store(&right).reach().await.expect("is let in");
+    for (url, words) in [
+        (as_user("locked:wrong"), "password authentication failed for user \"locked\" (SQLSTATE 28P01)"),
+        (as_user("nobody_here"), "role \"nobody_here\" does not exist (SQLSTATE 28000)"),
+        (cluster.database_url("nowhere"), "database \"nowhere\" does not exist (SQLSTATE 3D000)"),
+    ] {
+        for command in [&serve[..], &["migrate"], &["project", "create", "shop"]] {
+            let started = Instant::now();
+            let output = sessiond(command, &[("DATABASE_URL", &url), ("SESSIOND_SEALING_KEY", SEALING_KEY)]);
+            assert_says(&output, false, words);
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("waiting"), "{command:?}");
+        }
+    }
+    // What may heal is waited for, and each line says what the matter is.
+    let full = sessiond(&["migrate"], &[("DATABASE_URL", &as_user("full_up"))]);
+    let said = String::from_utf8_lossy(&[full.stdout, full.stderr].concat()).into_owned();
+    let waits: Vec<&str> = said.lines().filter(|line| line.contains("waiting for the database")).collect();
+    assert!(waits.len() > 3, "{said}");
+    assert!(
+        waits.iter().all(|line| line.contains("too many connections for role \"full_up\" (SQLSTATE 53300)")),
+        "{said}"
+    );
+    cluster.stop().await.expect("stops");
+}
+
+/// What the tables cannot be kept in is refused at the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_in_another_encoding_is_refused_in_words() {
+    let database = Database::create_empty().await;
+    database.run("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let (before, _) = database.url.rsplit_once('/').expect("a database");
+    let env = [("DATABASE_URL", &*format!("{before}/latin")), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
+    for command in [&["migrate"][..], &["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]] {
+        assert_says(&sessiond(command, &env), false, "its encoding is LATIN1, and must be UTF8");
+    }
+}
+
+/// A command under way.
+fn spawn(args: &[&str], url: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+    command.args(args).env_clear().env("DATABASE_URL", url).env("SESSIOND_SEALING_KEY", SEALING_KEY);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
+}
+
+async fn end(child: Child) -> Output {
+    tokio::task::spawn_blocking(move || child.wait_with_output().expect("a child")).await.expect("ends")
+}
+
+/// Catches signals itself, as a process must that has the id 1: the kernel gives that one no default.
+fn catches(child: &Child, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
+    u64::from_str_radix(mask.trim(), 16).expect("a mask") >> (signal - 1) & 1 == 1
+}
+
+/// SIGTERM and SIGINT while there is no database.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_waits_for_the_database_stops_when_told_to() {
+    // It lets nobody in, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let url = format!("postgres://u@{}/d", silent.local_addr().expect("bound"));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+    let dev = ["dev", "--listen", "127.0.0.1:0", "--data-dir", "/tmp/sessiond-test-told"];
+    let dev = [&dev[..], &["--database-url", &url]].concat();
+    for command in [&serve[..], &dev, &["migrate"], &["sweep"], &["project", "create", "shop"], &["reseal"]] {
+        for (name, signal) in [("TERM", 15), ("INT", 2)] {
+            let child = spawn(command, &url);
+            eventually("signals are caught", async || catches(&child, signal)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let told = Instant::now();
+            let sent = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().expect("runs");
+            assert!(sent.success());
+            let output = end(child).await;
+            assert!(told.elapsed() < Duration::from_secs(2), "{command:?}: {:?}", told.elapsed());
+            let is_server = ["serve", "dev"].contains(&command[0]);
+            assert_eq!(output.status.success(), is_server, "{command:?}: {output:?}");
+        }
+    }
+    let _ = fs::remove_dir_all("/tmp/sessiond-test-told");
+}
+
+/// Whoever is in the way is named, and waited for as long as was said.
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_waits_for_those_in_the_way_and_says_for_whom() {
+    let database = Database::create().await;
+    let holder = async || {
+        let url = format!("{}?application_name=long-reader", database.url);
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");
+        tokio::spawn(connection);
+        client
+    };
+    for lock in ["LOCK TABLE __diesel_schema_migrations", "SELECT pg_advisory_xact_lock(7306081530162)"] {
+        let client = holder().await;
+        client.batch_execute(&format!("BEGIN; {lock}")).await.expect("locks");
+        let given_up = end(spawn(&["migrate", "--wait", "2s"], &database.url)).await;
+        assert_says(&given_up, false, "waited 2s for");
+        assert_says(&given_up, false, "of long-reader as postgres");
+
+        let patient = spawn(&["migrate", "--wait", "1m"], &database.url);
+        let patient = tokio::spawn(end(patient));
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        assert!(!patient.is_finished());
+        client.batch_execute("COMMIT").await.expect("lets go");
+        let patient = patient.await.expect("ends");
+        assert_says(&patient, true, "up to date");
+        assert_says(&patient, true, "waits for");
+        assert_says(&patient, true, "of long-reader as postgres");
+    }
+}
+
+/// Told to stop in the middle of a migration: the command ends at once, and the server soon takes back what it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_is_stopped_is_taken_back() {
+    let database = Database::create().await;
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client.batch_execute("BEGIN; LOCK TABLE __diesel_schema_migrations").await.expect("locks");
+    let child = spawn(&["migrate"], &database.url);
+    let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("it waits", async || !database.lines(waiting).await.is_empty()).await;
+    let told = Instant::now();
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("runs");
+    assert!(sent.success());
+    let output = end(child).await;
+    assert_says(&output, false, "stopped before it was done");
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    let ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sessiond'";
+    eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
+}
+
+async fn readyz(service: &Service) -> (StatusCode, String) {
+    let response = service.wires.http(Method::GET, "/readyz", http::HeaderMap::new(), "").await;
+    (response.status(), String::from_utf8_lossy(response.body()).into_owned())
+}
+
+/// A migration is taken back under a running server.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_not_this_binarys_are_seen_by_readiness() {
+    let service = Service::start().await;
+    eventually("ready", async || readyz(&service).await.0 == StatusCode::OK).await;
+    service
+        .database
+        .run(
+            "ALTER TABLE __diesel_schema_migrations RENAME TO kept;
+             CREATE TABLE __diesel_schema_migrations AS SELECT * FROM kept WHERE version <> (SELECT max(version) FROM kept)",
+        )
+        .await;
+    eventually("not ready", async || {
+        let (status, said) = readyz(&service).await;
+        status == StatusCode::SERVICE_UNAVAILABLE && said.contains("the database lacks migrations")
+    })
+    .await;
+    // One that is ahead is fine: migrations come before the binaries that need them.
+    service
+        .database
+        .run("DROP TABLE __diesel_schema_migrations; ALTER TABLE kept RENAME TO __diesel_schema_migrations")
+        .await;
+    service.database.run("INSERT INTO __diesel_schema_migrations VALUES ('20991231000001', now())").await;
+    eventually("ready again", async || readyz(&service).await.0 == StatusCode::OK).await;
+    // Without the tables it is an outage, and no bug.
+    let phone = service.sign_in("ada", "phone").await;
+    service.database.run("ALTER TABLE sessions RENAME TO gone").await;
+    assert_eq!(sign_out(&service, &phone.access_token).await, (StatusCode::SERVICE_UNAVAILABLE, Some("1".to_owned())));
+}
+
+/// A replica with another sealing key could open no session.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_do_not_open_are_seen_by_readiness() {
+    let service = Service::start().await;
+    assert!(service.app.readiness().await.is_empty());
+    let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
+    let keys = KeyCache::new(store.clone(), Sealer::new(&SealingKey::generate(), None));
+    let stranger = App::new(store, keys, Issuer::new(ISSUER), Clock::system());
+    stranger.keys().reload().await.expect("reads the keys");
+    let found = stranger.readiness().await;
+    assert!(found.iter().any(|reason| matches!(reason, NotReady::Keys(2))), "{found:?}");
+}

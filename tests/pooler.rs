@@ -1,0 +1,177 @@
+//! Behind a real pgbouncer: what it loses is found out, and what we need leaves no trace on connections that others use too.
+
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt as _, fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use http::{HeaderMap, Method, StatusCode};
+use sessiond::{
+    app::NotReady,
+    store::{ReachError, Store},
+    telemetry::Metrics,
+};
+
+use crate::{
+    binary::{assert_says, sessiond},
+    harness::{
+        Service,
+        database::{Database, fresh_dir},
+        eventually, options,
+    },
+};
+
+/// A pgbouncer before the tests' Postgres. Killed when dropped.
+struct Pooler {
+    process: Child,
+    url: String,
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn pgbouncer() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    places.map(|place| place.join("pgbouncer")).find(|program| program.exists())
+}
+
+impl Pooler {
+    /// `None`, and a word about it, where there is no pgbouncer: ./test installs it where the package manager has it.
+    async fn before(database: &Database, settings: &str) -> Option<Self> {
+        let Some(program) = pgbouncer() else {
+            eprintln!("skipped: pgbouncer is not installed");
+            return None;
+        };
+        let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
+        let (socket, name) = rest.split_once('/').expect("a database");
+        let socket = percent_encoding::percent_decode_str(socket).decode_utf8().expect("UTF-8");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+        let dir = fresh_dir(&format!("pgbouncer-{port}"));
+        fs::create_dir_all(&dir).expect("creates");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("opens");
+        let file = dir.join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\n* = host={socket} port=5432 user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\nserver_lifetime = 3600\n{settings}\n"
+        );
+        fs::write(&file, text).expect("writes");
+        // It refuses to be root, and the socket is for the one who runs Postgres.
+        let owner = fs::metadata(Path::new(&*socket)).expect("is there");
+        let mut command = Command::new(program);
+        command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0) {
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        let process = command.spawn().expect("starts");
+        let url = format!("postgres://postgres@127.0.0.1:{port}/{name}?sslmode=disable");
+        let pooler = Self { process, url };
+        eventually("pgbouncer answers", async || {
+            tokio_postgres::connect(&pooler.url, tokio_postgres::NoTls).await.is_ok()
+        })
+        .await;
+        Some(pooler)
+    }
+}
+
+const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+/// pgbouncer before 1.21, or a later one with max_prepared_statements = 0, in transaction mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_loses_prepared_statements_is_found_out_at_the_start() {
+    let database = Database::create().await;
+    let settings = "pool_mode = transaction\ndefault_pool_size = 8\nmax_prepared_statements = 0";
+    // Before 1.21 it does not know the setting, and does not need it.
+    for settings in [settings.to_owned(), settings.replace("\nmax_prepared_statements = 0", "")] {
+        let Some(pooler) = Pooler::before(&database, &settings).await else { return };
+        let store = Store::new(&options(&pooler.url), Metrics::default()).expect("a good URL");
+        for _ in 0..3 {
+            assert!(matches!(store.reach().await, Err(ReachError::StatementsLost)));
+        }
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+        let serve = sessiond(&serve, &[("DATABASE_URL", &pooler.url), ("SESSIOND_SEALING_KEY", SEALING_KEY)]);
+        assert_says(&serve, false, "loses prepared statements");
+        assert_says(&serve, false, "max_prepared_statements");
+        assert_says(&serve, false, "pool_mode = session");
+    }
+}
+
+/// In session mode a connection is ours alone, for as long as it lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_in_session_mode_serves() {
+    let database = Database::create().await;
+    let Some(pooler) = Pooler::before(&database, "pool_mode = session\ndefault_pool_size = 60").await else { return };
+    let url = pooler.url.clone();
+    Store::new(&options(&url), Metrics::default()).expect("a good URL").reach().await.expect("nothing is lost");
+    let service = Service::start_on(Database { url }).await;
+    for _ in 0..3 {
+        let mut phone = service.sign_in("ada", "phone").await;
+        phone.refresh().await.expect("refreshes");
+        phone.sign_out().await.expect("signs out");
+    }
+    eventually("ready", async || {
+        let ready = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
+        ready.status() == StatusCode::OK
+    })
+    .await;
+}
+
+/// Another application on the same pooler finds its connections as they were: no setting of ours, no LISTEN.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_setting_stays_with_a_connection_that_others_use() {
+    let database = Database::create_empty().await;
+    // One connection for all, on which whatever stays is found; and no statement is elsewhere.
+    let Some(pooler) = Pooler::before(&database, "pool_mode = transaction\ndefault_pool_size = 1").await else {
+        return;
+    };
+    let url = pooler.url.clone();
+    database.migrate().await;
+    let service = Service::start_on(Database { url: url.clone() }).await;
+    let mut phone = service.sign_in("ada", "phone").await;
+    phone.refresh().await.expect("refreshes");
+    phone.sign_out().await.expect("signs out");
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+
+    let (other, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    // What pgbouncer itself keeps for each client.
+    let query = "SELECT name || ' = ' || setting FROM pg_settings WHERE source = 'session' AND name NOT IN
+        ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings')
+        UNION ALL SELECT 'LISTEN ' || channel FROM pg_listening_channels() AS channel";
+    let left = other.simple_query(query).await.expect("answers");
+    let left: Vec<_> = left
+        .iter()
+        .filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A statement that is lost later on, when the server runs already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_begins_to_lose_statements_is_seen_by_readiness() {
+    let service = Service::start().await;
+    assert!(service.app.readiness().await.is_empty());
+    // As such a pooler does: the server no longer knows what was prepared.
+    service
+        .database
+        .run(
+            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE EXCEPTION 'prepared statement \"s7\" does not exist' USING ERRCODE = '26000'; END $$;
+             CREATE TRIGGER lose BEFORE INSERT ON sessions EXECUTE FUNCTION lose()",
+        )
+        .await;
+    let request = sessiond::pb::CreateSessionRequest { user_id: "ada".to_owned(), ..Default::default() };
+    let refused = service.create(crate::harness::Wire::Grpc, request).await.err().expect("refused");
+    assert_eq!(refused.reason, "STORE_UNAVAILABLE");
+    let found = service.app.readiness().await;
+    assert!(found.iter().any(|reason| matches!(reason, NotReady::Pooler)), "{found:?}");
+}
