@@ -92,23 +92,23 @@ async fn note(mut from: impl AsyncRead + Unpin, mut to: tokio::net::unix::OwnedW
                 let (text, types) = parse(&message[5..]);
                 sent.statements.insert(text, types);
             }
-            if is_first {
-                sent.settings = settings(&message);
+            if let Some(settings) = settings(&message).filter(|_| is_first) {
+                sent.settings = settings;
             }
             is_first = false;
         }
     }
 }
 
-/// The start-up options, as statements.
-fn settings(start: &[u8]) -> String {
+/// The start-up options, as statements; `None` without them, as in the tests' own connections.
+fn settings(start: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(start).into_owned();
-    let options = text.split('\0').skip_while(|part| *part != "options").nth(1).expect("options");
+    let options = text.split('\0').skip_while(|part| *part != "options").nth(1)?;
     let set = |option: &str| {
         let (name, value) = option.split_once('=').expect("a setting");
         format!("SELECT set_config('{name}', '{}', false)", value.replace('\\', ""))
     };
-    options.split("-c ").skip(1).map(|option| set(option.trim_end())).collect::<Vec<_>>().join("; ")
+    Some(options.split("-c ").skip(1).map(|option| set(option.trim_end())).collect::<Vec<_>>().join("; "))
 }
 
 /// What a `Parse` message says: the statement's name, its text, and the types of its parameters.

@@ -500,7 +500,10 @@ const FACTS: &str = "SELECT current_setting('transaction_read_only'), current_se
 /// The first version with `xid8`, which the feed is ordered by.
 const VERSION_MIN: u32 = 130_000;
 
-/// What `sessiond.settings` is where the start-up options have arrived.
+/// A setting of our own.
+const SETTINGS: &str = "sessiond.settings";
+
+/// What it is where the start-up options have arrived.
 const SETTINGS_MARK: &str = "1";
 
 /// What every statement of ours relies on.
@@ -537,15 +540,17 @@ impl Settings {
             ("jit", text("off")),
             ("standard_conforming_strings", text("on")),
             ("timezone", text("UTC")),
-            ("sessiond.settings", text(SETTINGS_MARK)),
+            (SETTINGS, text(SETTINGS_MARK)),
         ];
-        let each =
-            all.iter().map(|(name, value)| format!("set_config('{name}', '{}', true)", value.replace('\'', "''")));
-        let mut each: Vec<String> = each.collect();
-        if demand == Demand::Durable {
-            each.push(durability::commit_synchronously(durability::For::Transaction));
+        // No query, whose snapshot would be the transaction's for good.
+        let mut begin = BEGIN.to_owned();
+        for (name, value) in all.iter().filter(|(name, _)| *name != SETTINGS) {
+            let items = if *name == "search_path" { items(value) } else { literal(value) };
+            let _ = write!(begin, "; SET LOCAL {name} = {items}");
         }
-        let begin = format!("{BEGIN}; SELECT {}", each.join(", "));
+        if demand == Demand::Durable {
+            begin.push_str("; SET LOCAL synchronous_commit = on");
+        }
         Self { all, begin: begin.into() }
     }
 
@@ -558,6 +563,24 @@ impl Settings {
         }
         options
     }
+}
+
+fn literal(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}
+
+/// A list of names as SQL has it: those in double quotes stay as they are, all others are in lower case.
+fn items(list: &str) -> String {
+    let mut is_quoted = false;
+    let split = |letter: char| {
+        is_quoted ^= letter == '"';
+        letter == ',' && !is_quoted
+    };
+    let item = |item: &str| match item.trim() {
+        quoted if quoted.starts_with('"') => quoted.to_owned(),
+        plain => literal(&plain.to_lowercase()),
+    };
+    list.split(split).map(item).collect::<Vec<_>>().join(", ")
 }
 
 /// Begins a transaction. Each statement of ours sees what was committed before it, whatever the database's default.
@@ -668,9 +691,16 @@ mod tests {
 
     #[test]
     fn settings_come_behind_the_urls_own() {
-        let settings = Settings::new(Duration::from_millis(1_500), Some("a\"b c\""), Demand::Nothing);
+        let settings = Settings::new(Duration::from_millis(1_500), Some("\"a,b c\",Own"), Demand::Nothing);
         let options = settings.options(Some("-c work_mem=8MB"));
-        assert!(options.starts_with("-c work_mem=8MB -c search_path=a\"b\\ c\",\\ pg_temp -c default"), "{options}");
-        assert!(settings.begin.contains("set_config('search_path', 'a\"b c\", pg_temp', true)"), "{}", settings.begin);
+        assert!(
+            options.starts_with("-c work_mem=8MB -c search_path=\"a,b\\ c\",Own,\\ pg_temp -c default"),
+            "{options}"
+        );
+        assert!(
+            settings.begin.contains("; SET LOCAL search_path = \"a,b c\", 'own', 'pg_temp';"),
+            "{}",
+            settings.begin
+        );
     }
 }

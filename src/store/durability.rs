@@ -61,27 +61,12 @@ pub(super) struct Found {
 
 /// Where a host must keep what it acknowledges, commits are synchronous by the connection's own setting, so that a reload of
 /// the server's configuration does not change that. What waits for more, `remote_apply`, stays.
-pub(super) fn commit_synchronously(what: For) -> String {
-    // On a connection that a pooler gives to others too, it must not stay: whether it is one, a setting of ours says.
-    let is_local = match what {
-        For::Connection => "pg_catalog.current_setting('sessiond.settings', true) IS DISTINCT FROM '1'",
-        For::Transaction => "true",
-    };
-    format!(
-        "pg_catalog.set_config('synchronous_commit', \
-         CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
-         ELSE pg_catalog.current_setting('synchronous_commit') END, {is_local})"
-    )
-}
-
-/// How long a setting lasts.
-#[derive(Clone, Copy)]
-pub(super) enum For {
-    /// For as long as the connection, if it is ours alone.
-    Connection,
-    /// For one transaction.
-    Transaction,
-}
+///
+/// On a connection that a pooler gives to others too, it must not stay: whether it is one, a setting of ours says.
+const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', \
+     CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
+     ELSE pg_catalog.current_setting('synchronous_commit') END, \
+     pg_catalog.current_setting('sessiond.settings', true) IS DISTINCT FROM '1')";
 
 /// Asks a new connection which server it leads to and what that promises, in one round trip.
 ///
@@ -90,8 +75,8 @@ pub(super) enum For {
 /// When it does not answer. `None` when it answers something else.
 pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Found>, tokio_postgres::Error> {
     let commit = match demand {
-        Demand::Durable => commit_synchronously(For::Connection),
-        Demand::Nothing => "pg_catalog.current_setting('synchronous_commit')".to_owned(),
+        Demand::Durable => COMMIT_SYNCHRONOUSLY,
+        Demand::Nothing => "pg_catalog.current_setting('synchronous_commit')",
     };
     let query = format!(
         "SELECT pg_catalog.current_setting('fsync'), {commit}, pg_catalog.current_setting('synchronous_standby_names'), \
