@@ -37,7 +37,7 @@ impl fmt::Display for ProjectId {
 /// The host application's own id of a signed-in user, opaque to us: the `sub` of its tokens.
 ///
 /// 1 to 255 bytes of UTF-8 without control characters, and not `me`, which in a request means the caller.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(Arc<str>);
 
 impl UserId {

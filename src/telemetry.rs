@@ -168,6 +168,8 @@ pub struct Metrics {
     rate_limited: Family<BucketLabels, Counter>,
     under_way: Family<ClassLabels, Gauge>,
     refused: Family<RefusalLabels, Counter>,
+    turns_refused: Family<ReasonLabels, Counter>,
+    store_refused: Family<ReasonLabels, Counter>,
     http_connections: Gauge,
     connections_refused: Family<ReasonLabels, Counter>,
     connections_closed: Family<ReasonLabels, Counter>,
@@ -211,6 +213,12 @@ impl Default for Metrics {
         let refused = Family::default();
         let help = "Requests refused before anything was done for them, by class and by what there was none left of";
         registry.register("requests_refused", help, refused.clone());
+        let turns_refused = Family::default();
+        let help = "Operations refused while they waited for others on the same session or user, by reason";
+        registry.register("turns_refused", help, turns_refused.clone());
+        let store_refused = Family::default();
+        let help = "Database operations refused before they had a connection, by reason";
+        registry.register("store_refused", help, store_refused.clone());
         let http_connections = Gauge::default();
         registry.register("connections", "Open connections of clients", http_connections.clone());
         let connections_refused = Family::default();
@@ -292,6 +300,8 @@ impl Default for Metrics {
             rate_limited,
             under_way,
             refused,
+            turns_refused,
+            store_refused,
             http_connections,
             connections_refused,
             connections_closed,
@@ -344,6 +354,17 @@ impl Metrics {
     /// `bytes`, or its message's `arrival` in time.
     pub fn request_refused(&self, class: RequestClass, reason: &'static str) {
         self.refused.get_or_create(&RefusalLabels { class: class.as_str(), reason }).inc();
+    }
+
+    /// Counts an operation that was refused its turn: too many wait in the `line`, or the `time` was over.
+    pub fn turn_refused(&self, reason: &'static str) {
+        self.turns_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts a database operation that was refused a connection: too many wait in the `line`, or too little `time` was
+    /// left.
+    pub fn store_refused(&self, reason: &'static str) {
+        self.store_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Notes that this many more connections of clients are open.

@@ -376,3 +376,193 @@ async fn a_server_that_drains_answers_on_and_closes_each_connection_with_an_answ
         ended.expect("no request without an answer");
     }
 }
+
+/// One session's row is held elsewhere, and many clients sign out of it: they wait in their own line, and nobody else does.
+#[tokio::test]
+async fn those_who_wait_for_one_row_hold_up_nobody_else() {
+    let service = Service::start().await;
+    let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
+    let mut holder = service.database.connect().await;
+    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
+    holder.batch_execute(&lock).await.expect("holds the row");
+    let waiting = async {
+        let signing_out = (0..40).map(|_| service.revoke_current(Wire::Rest, bearer(&held.access_token)));
+        let refreshing = (0..40).map(|_| service.refresh(Wire::Rest, refresh_token(&held.refresh_token)));
+        let (ended, _) =
+            tokio::join!(futures_util::future::join_all(signing_out), futures_util::future::join_all(refreshing));
+        ended
+    };
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let query =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        assert_eq!(service.database.lines(query).await, ["2"], "a few ask the database, the rest wait in process");
+        for _ in 0..20 {
+            let tablet = service.sign_in("eve", "tablet").await;
+            tablet.sign_out().await.expect("signs out");
+        }
+        phone.sign_out().await.expect("signs out");
+        holder.batch_execute("COMMIT").await.expect("lets go");
+    };
+    let (ended, ()) = tokio::join!(waiting, others);
+    assert!(ended.iter().all(Result::is_ok), "they were only made to wait: {ended:?}");
+    assert!(!held.is_signed_in().await);
+}
+
+/// The same for a user's row: cut-offs and sign-ins of one user.
+#[tokio::test]
+async fn those_who_wait_for_one_user_hold_up_nobody_else() {
+    let service = Service::start().await;
+    let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM users WHERE user_id = 'ada' FOR UPDATE").await.expect("holds the row");
+    let waiting = async {
+        let request = serde_json::json!({"except_current": true});
+        let all =
+            (0..40).map(|_| service.wires.ask(Wire::Rest, "RevokeAllSessions", bearer(&held.access_token), &request));
+        futures_util::future::join_all(all).await
+    };
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for _ in 0..20 {
+            service.sign_in("eve", "tablet").await.sign_out().await.expect("signs out");
+        }
+        phone.sign_out().await.expect("signs out");
+        holder.batch_execute("COMMIT").await.expect("lets go");
+    };
+    let (ended, ()) = tokio::join!(waiting, others);
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+}
+
+/// Sign-outs keep a part of the connections: where everything else waits for locks, they get through.
+#[tokio::test]
+async fn sign_outs_keep_connections_for_themselves() {
+    let service = Service::start().await;
+    let mut devices = vec![];
+    for user in 0..12 {
+        devices.push(service.sign_in(&format!("user-{user}"), "phone").await);
+    }
+    let phone = service.sign_in("bob", "phone").await;
+    let mut holder = service.database.connect().await;
+    let lock = "BEGIN; SELECT FROM sessions WHERE user_id LIKE 'user-%' FOR UPDATE";
+    holder.batch_execute(lock).await.expect("holds the rows");
+    let refreshing = async {
+        let all = devices.iter().map(|device| service.refresh(Wire::Rest, refresh_token(&device.refresh_token)));
+        futures_util::future::join_all(all).await
+    };
+    let signing_out = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        phone.sign_out().await.expect("signs out");
+        holder.batch_execute("COMMIT").await.expect("lets go");
+    };
+    let (refreshed, ()) = tokio::join!(refreshing, signing_out);
+    assert!(
+        refreshed.iter().all(Result::is_ok),
+        "the rest waited: {:?}",
+        refreshed.iter().find_map(|one| one.as_ref().err())
+    );
+}
+
+/// Far more at once than the database can do: what is done is done, the rest is refused before it costs a connection, and
+/// readiness does not wait behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_is_refused_and_costs_no_connection() {
+    let service = Service::start_on(crate::harness::database::Database::create().await).await;
+    let mut holder = service.database.connect().await;
+    let warm = (0..16).map(|user| service.sign_in_as(format!("warm-{user}")));
+    futures_util::future::join_all(warm).await;
+    let count = "SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'";
+    let before = service.database.lines(count).await;
+    holder.batch_execute("SELECT 1").await.expect("answers");
+    let begun = Instant::now();
+    let calls = (0..1_000).map(|user| service.sign_in_as(format!("user-{user}")));
+    let done = futures_util::future::join_all(calls).await;
+    let took = begun.elapsed();
+    let signed_in = done.iter().filter(|one| one.is_ok()).count();
+    assert!(signed_in >= 50, "{signed_in} in {took:?}");
+    for refused in done.into_iter().filter_map(Result::err) {
+        assert!(["STORE_UNAVAILABLE", "RATE_LIMITED"].contains(&refused.reason.as_str()), "{refused:?}");
+    }
+    assert_eq!(service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status(), StatusCode::OK);
+    assert!(service.metric("sessiond_store_connections").await <= 8, "{before:?}");
+}
+
+/// A user's tokens use up the user's bucket, over all addresses, and the project's others go on.
+#[tokio::test]
+async fn a_user_with_many_addresses_starves_only_themselves() {
+    let rates =
+        sessiond::config::Rates { user_rate: 1, user_burst: 3, project_rate: 10, project_burst: 1_000, ..rates() };
+    let service = Service::start_rated(rates).await;
+    let (script, mut phone) = (service.sign_in("eve", "script").await, service.sign_in("ada", "phone").await);
+    let mut answers = vec![];
+    for address in 0..10 {
+        let headers = both(header("x-forwarded-for", &format!("192.0.2.{address}")), bearer(&script.access_token));
+        answers.push(service.wires.http(Method::GET, CURRENT, headers, "").await.status().as_u16());
+    }
+    assert_eq!(answers, [200, 200, 200, 429, 429, 429, 429, 429, 429, 429]);
+    let refused = script.refresh_without_keeping().await.err().expect("by another of the user's tokens too");
+    assert_eq!(refused.reason, "RATE_LIMITED");
+    phone.refresh().await.expect("others go on");
+    assert_eq!(service.metric(r#"sessiond_rate_limited_total{bucket="user"}"#).await, 8);
+    script.sign_out().await.expect("a sign-out gets through");
+}
+
+/// Names that anyone can make up cost one reading of the keys a second at most, whatever asks.
+#[tokio::test]
+async fn made_up_projects_and_keys_share_one_reading_a_second() {
+    let service = Service::start().await;
+    let readings = r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"}"#;
+    let before = service.metric(readings).await;
+    let begun = Instant::now();
+    for round in 0..3 {
+        let asked = (0..30).map(|name| {
+            let path = match name % 3 {
+                0 => format!("/projects/made-up-{round}-{name}/auth/verify"),
+                1 => format!("/projects/made-up-{round}-{name}/.well-known/jwks.json"),
+                _ => format!("/.well-known/oauth-authorization-server/projects/made-up-{round}-{name}"),
+            };
+            let wires = &service.wires;
+            async move { wires.http(Method::GET, &path, HeaderMap::new(), "").await.status() }
+        });
+        let statuses = futures_util::future::join_all(asked).await;
+        assert!(statuses.iter().all(|status| *status != StatusCode::OK), "{statuses:?}");
+    }
+    let again = Instant::now();
+    let path = "/projects/made-up-2-0/auth/verify";
+    assert_eq!(service.wires.http(Method::GET, path, HeaderMap::new(), "").await.status(), StatusCode::NOT_FOUND);
+    assert!(again.elapsed() < Duration::from_millis(500), "it is remembered");
+    let read = service.metric(readings).await - before;
+    assert!(read <= begun.elapsed().as_secs() + 3, "{read} readings");
+}
+
+/// The document of all projects is not there unless it is asked for.
+#[tokio::test]
+async fn the_keys_of_all_projects_are_not_published_by_default() {
+    let service = Service::start_with(|web, _| web.jwks_of_all_projects = false).await;
+    let all = service.wires.http(Method::GET, "/.well-known/jwks.json", HeaderMap::new(), "").await;
+    assert_eq!(all.status(), StatusCode::NOT_FOUND);
+    let own = service.wires.http(Method::GET, "/projects/demo/.well-known/jwks.json", HeaderMap::new(), "").await;
+    assert_eq!(own.status(), StatusCode::OK);
+}
+
+/// Lists and maps are bounded while they are read, where the field's own rule is.
+#[tokio::test]
+async fn a_field_with_too_many_elements_is_refused_at_the_first_of_them() {
+    let service = Service::start().await;
+    let many = |count: usize| (0..count).map(|n| (format!("k{n}"), "v".into())).collect::<serde_json::Map<_, _>>();
+    let typed = || {
+        both(
+            header("content-type", "application/json"),
+            bearer(secrecy::ExposeSecret::expose_secret(&service.server_key)),
+        )
+    };
+    for (count, status) in [(32, StatusCode::OK), (33, StatusCode::BAD_REQUEST), (65_000, StatusCode::BAD_REQUEST)] {
+        let body = serde_json::json!({"user_id": "ada", "labels": many(count)}).to_string();
+        let answer = service.wires.http(Method::POST, "/auth/sessions", typed(), body).await;
+        assert_eq!(answer.status(), status, "{count}");
+        if status == StatusCode::BAD_REQUEST {
+            let text = String::from_utf8_lossy(answer.body()).into_owned();
+            assert!(text.contains("32") && text.contains("labels"), "{text}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ use super::Error;
 use super::Grant;
 use super::Service;
 use super::grant::Granted;
+use super::turns::Key;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
@@ -90,12 +91,17 @@ impl App {
         let opening = opening::check(draft, now, &policy).map_err(Refusal::Schema)?;
 
         let sign_in = SignIn { project, opening, repeatable, by: EndedBy::Service(key), origin, now, policy };
+        let turn =
+            self.turns.take("create_session", [Key::User(sign_in.project.clone(), sign_in.opening.user.clone())]);
+        let turn = turn.await?;
         let work = move |mut tx: Tx| async move {
-            match open(&mut tx, sign_in).await? {
+            let done = match open(&mut tx, sign_in).await? {
                 Ok(opened) => tx.commit(Ok(opened)).await,
                 // Nothing was opened, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
-            }
+            };
+            drop(turn);
+            done
         };
         let (granted, was) = self.store.transact("create_session", work).await??;
         if granted.session.impersonator.is_some() && was == Was::Opened {

@@ -17,6 +17,7 @@ use crate::session::Session;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::Role;
 use crate::store::Seen;
+use crate::store::Store;
 use crate::token::access::Presented;
 use crate::token::access::Rejection;
 use crate::token::keys::SigningKey;
@@ -129,7 +130,7 @@ impl App {
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
         self.rates.look(Of::ServerKey(key.id()))?;
-        let service = self.holder_of(&key).await?;
+        let service = self.holder_of(&self.store, &key).await?;
         self.rates.give_back();
         self.rates.take(Of::ServerKey(key.id()))?;
         self.rates.take(Of::Project(&service.project))?;
@@ -137,8 +138,8 @@ impl App {
     }
 
     /// The service that a genuine server key is of. Takes from no bucket.
-    async fn holder_of(&self, key: &ServerKey) -> Result<Service, Error> {
-        let row = self.store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
+    async fn holder_of(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
+        let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
@@ -209,6 +210,10 @@ impl App {
         let key = self.key_of(&presented).await?;
         self.rates.look(Of::Project(key.project()))?;
         let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(Refusal::from)?;
+        // The user before the project: no user can use up what the project has.
+        if let Some(user) = UserId::parse(&claims.sub) {
+            self.rates.take(Of::User(key.project(), &user))?;
+        }
         self.rates.take(Of::Project(key.project()))?;
         let read = || {
             Some(SignedIn {
@@ -279,8 +284,8 @@ impl App {
         let Some(client) = client else { return Ok(None) };
         let exists = |snapshot: &Snapshot| snapshot.policy(&client.project).is_some();
         let believed = match &client.standing {
-            Standing::Confidential(key) => client.admits(&self.holder_of(key).await?),
-            Standing::Public => exists(&*self.keys.with(exists).await?),
+            Standing::Confidential(key) => client.admits(&self.holder_of(&self.urgent, key).await?),
+            Standing::Public => exists(&*self.keys.find(&client.project, exists).await?),
             Standing::Named => true,
         };
         if believed { Ok(Some(client.project)) } else { Err(Refusal::InvalidServerKey.into()) }
@@ -323,7 +328,8 @@ impl App {
         if self.feed.has_revoked(presented.key()) {
             return Err(Refusal::UnparsableAccessToken.into());
         }
-        let snapshot = self.keys.with(|snapshot| snapshot.keyring.signing(presented.key()).is_some()).await?;
+        let snapshot =
+            self.keys.find(presented.key(), |snapshot| snapshot.keyring.signing(presented.key()).is_some()).await?;
         Ok(Arc::clone(snapshot.keyring.signing(presented.key()).ok_or(Refusal::UnparsableAccessToken)?))
     }
 }

@@ -4,6 +4,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::list::named_user;
+use super::turns::Key;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::UserId;
@@ -65,18 +66,24 @@ impl App {
         Ok(i32::try_from(deleted).unwrap_or(i32::MAX))
     }
 
-    async fn step<T, F, W>(&self, order: &Order, work: F) -> Result<T, store::Error>
+    async fn step<T, F, W>(&self, order: &Order, work: F) -> Result<T, Error>
     where
         F: FnOnce(Tx, Order) -> W + Send + 'static,
         W: Future<Output = Result<store::Done<T>, store::Error>> + Send,
         T: Send + 'static,
     {
         let order = order.clone();
-        self.store.transact("erase_user", move |tx| work(tx, order)).await
+        let turn = self.turns.take("erase_user", [Key::User(order.project.clone(), order.user.clone())]).await?;
+        let step = move |tx| async move {
+            // Kept to the end, whichever it is.
+            let _turn = turn;
+            work(tx, order).await
+        };
+        Ok(self.store.transact("erase_user", step).await?)
     }
 
     /// Takes steps until one finds less to do than it may. Answers with all that was done.
-    async fn while_full<F, W>(&self, order: &Order, work: F) -> Result<usize, store::Error>
+    async fn while_full<F, W>(&self, order: &Order, work: F) -> Result<usize, Error>
     where
         F: Fn(Tx, Order) -> W + Copy + Send + 'static,
         W: Future<Output = Result<store::Done<usize>, store::Error>> + Send,

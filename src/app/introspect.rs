@@ -77,7 +77,7 @@ impl App {
         let mut kinds = self.kinds(&snapshot, &project, &tokens, now).await;
         if kinds.iter().any(|kind| matches!(kind, Kind::OfUnknownKey)) {
             // What is not there does not exist, or did not when we were asked.
-            snapshot = self.keys.reload().await?;
+            snapshot = self.keys.look_again().await?;
             kinds = self.kinds(&snapshot, &project, &tokens, now).await;
         }
         let genuine: Vec<Genuine> = kinds.iter().filter_map(Kind::access).cloned().collect();

@@ -2,9 +2,14 @@
 //! token names a key that is not there.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
+use std::hash::Hash;
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -33,8 +38,15 @@ use crate::token::sealing::Sealer;
 /// How often the keys are read again.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Unknown keys are looked for at most this often, however many ask: made-up ones must not become a query each.
+/// The keys are read again at most this often, however many ask.
 const RELOAD_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// For what a stranger has named they are read at most this often, and a name that was not found is not looked for again
+/// for as long: made-up ones must not become a query each.
+const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most names that are remembered as unknown; further ones are looked for again.
+const UNKNOWN_MAX: usize = 16_384;
 
 /// What is wrong with a key. Our operator's business, and nobody else's.
 #[derive(Debug, thiserror::Error)]
@@ -95,14 +107,51 @@ pub struct KeyCache {
     store: Store,
     sealer: Arc<Sealer>,
     present: Arc<RwLock<Dated>>,
-    /// The last reading, with the moment at which it begins.
-    reading: Arc<Mutex<Option<(Instant, Reading)>>>,
+    /// The last reading.
+    reading: Arc<Mutex<Option<Scheduled>>>,
+    unknown: Arc<Unknown>,
+}
+
+/// A reading that begins at a moment, or when the one before it has ended: no two overlap.
+struct Scheduled {
+    at: Instant,
+    has_begun: Arc<AtomicBool>,
+    reading: Reading,
+}
+
+/// What was looked for and not found, until when: by a hash under a key of this process.
+#[derive(Default)]
+struct Unknown {
+    hasher: RandomState,
+    names: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Unknown {
+    fn has(&self, name: u64, now: Instant) -> bool {
+        self.names.lock().expect("no one panics while holding it").get(&name).is_some_and(|until| now < *until)
+    }
+
+    fn remember(&self, name: u64, now: Instant) {
+        let mut names = self.names.lock().expect("no one panics while holding it");
+        if names.len() >= UNKNOWN_MAX {
+            names.retain(|_, until| now < *until);
+        }
+        if names.len() < UNKNOWN_MAX {
+            names.insert(name, now + UNKNOWN_INTERVAL);
+        }
+    }
 }
 
 impl KeyCache {
     /// Prepares an empty cache; see [`KeyCache::reload`].
     pub fn new(store: Store, sealer: Sealer) -> Self {
-        Self { store, sealer: Arc::new(sealer), present: Arc::default(), reading: Arc::default() }
+        Self {
+            store,
+            sealer: Arc::new(sealer),
+            present: Arc::default(),
+            reading: Arc::default(),
+            unknown: Arc::default(),
+        }
     }
 
     /// What is known now.
@@ -124,34 +173,69 @@ impl KeyCache {
         self.reload().await
     }
 
-    /// Reads everything anew. Everyone who asks while a reading is still to begin shares it.
+    /// As [`KeyCache::with`], for a name that anyone can make up. One that was not found is not looked for again within a
+    /// second, and all that are looked for in a second share one reading.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyCache::reload`].
+    pub async fn find(&self, name: impl Hash, has: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, super::Error> {
+        let snapshot = self.snapshot();
+        let name = self.unknown.hasher.hash_one(name);
+        if has(&snapshot) || self.unknown.has(name, Instant::now()) {
+            return Ok(snapshot);
+        }
+        let snapshot = self.next_reading(UNKNOWN_INTERVAL).await?;
+        if !has(&snapshot) {
+            self.unknown.remember(name, Instant::now());
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads everything again, for what a caller that has shown who it is has asked about; at most once a second.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyCache::reload`].
+    pub(super) async fn look_again(&self) -> Result<Arc<Snapshot>, super::Error> {
+        Ok(self.next_reading(UNKNOWN_INTERVAL).await?)
+    }
+
+    /// Reads everything again. All who ask while a reading is still to begin share it.
     ///
     /// # Errors
     ///
     /// When the database is away: what was known stays.
     pub async fn reload(&self) -> Result<Arc<Snapshot>, super::Error> {
-        Ok(self.next_reading().await?)
+        Ok(self.next_reading(RELOAD_INTERVAL_MIN).await?)
     }
 
-    fn next_reading(&self) -> Reading {
+    fn next_reading(&self, interval: Duration) -> Reading {
         let now = Instant::now();
         let mut last = self.reading.lock().expect("no one panics while holding it");
         // One that has begun may have missed what we look for; one that has not will not.
-        if let Some((begins, reading)) = &*last
-            && *begins > now
+        if let Some(Scheduled { has_begun, reading, .. }) = &*last
+            && !has_begun.load(Ordering::Acquire)
         {
             return reading.clone();
         }
-        let begins = last.as_ref().map_or(now, |(begins, _)| now.max(*begins + RELOAD_INTERVAL_MIN));
-        let cache = self.clone();
+        let at = last.as_ref().map_or(now, |last| now.max(last.at + interval));
+        let before = last.take().map(|last| last.reading);
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let (cache, begun) = (self.clone(), Arc::clone(&has_begun));
         // On a task of its own: whoever asked may hang up, and others wait for it too.
         let task = tokio::spawn(async move {
-            sleep_until(begins).await;
-            cache.read(begins).await
+            sleep_until(at).await;
+            if let Some(before) = before {
+                // How it ended is for those who waited for it.
+                let _ = before.await;
+            }
+            begun.store(true, Ordering::Release);
+            cache.read(Instant::now()).await
         });
         let stopped = |_| Err(Arc::new(store::Error::Unavailable { operation: "inventory", source: None }));
         let reading = async move { task.await.unwrap_or_else(stopped) }.boxed().shared();
-        *last = Some((begins, reading.clone()));
+        *last = Some(Scheduled { at, has_begun, reading: reading.clone() });
         reading
     }
 

@@ -23,6 +23,7 @@ mod revoke_key;
 mod revoke_session;
 mod rotate_key;
 mod sweep;
+mod turns;
 mod update;
 mod usage;
 mod verify;
@@ -72,6 +73,7 @@ pub use verify::Verdict;
 
 use std::sync::Arc;
 
+use turns::Turns;
 use usage::Usage;
 
 use crate::clock::Clock;
@@ -139,6 +141,9 @@ pub struct App {
     usage: Usage,
     /// The database by a connection of its own, to ask whether it answers.
     probe: Store,
+    /// The database for what must get through: signing out.
+    urgent: Store,
+    turns: Turns,
     load: Load,
     pub(crate) metrics: Metrics,
     /// When it was last logged that a refresh was repeated from elsewhere.
@@ -151,6 +156,8 @@ impl App {
         Self {
             feed: Feed::new(&store, clock.clone()),
             probe: store.aside(1),
+            urgent: store.urgent(),
+            turns: Turns::new(store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),
             store,
             keys,

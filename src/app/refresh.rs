@@ -12,10 +12,13 @@ use super::Grant;
 use super::Standing;
 use super::grant::Granted;
 use super::keys::Snapshot;
+use super::turns::Key;
 use crate::clock::Timestamp;
 use crate::device;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::rates::Empty;
+use crate::rates::Limiter;
 use crate::rates::Of;
 use crate::session::EndedBy;
 use crate::session::Origin;
@@ -66,7 +69,7 @@ impl App {
             let key = snapshot.keyring.refresh(presented.key());
             key.is_some_and(|key| snapshot.policy(key.project()).is_some())
         };
-        let snapshot = self.keys.with(known).await?;
+        let snapshot = self.keys.find(presented.key(), known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         self.rates.look(Of::Project(key.project()))?;
@@ -74,18 +77,24 @@ impl App {
         if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
-        self.rates.take(Of::Project(key.project()))?;
+        // Whose session it is shows in its row; until then each pays for itself.
+        self.rates.take(Of::Session(key.project(), presented.session()))?;
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
+        let turn =
+            self.turns.take("refresh_session", [Key::Session(key.project().clone(), presented.session())]).await?;
 
         // Not while the session is locked and the time of the database's operation runs.
         device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let network = origin.ip.map(origin::network);
+        let rates = self.rates.clone();
         let work = move |mut tx: Tx| async move {
-            let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy).await?;
-            tx.commit(outcome).await
+            let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy, &rates).await?;
+            let done = tx.commit(outcome).await;
+            drop(turn);
+            done
         };
         match self.store.transact("refresh_session", work).await? {
             Outcome::Granted(granted, notice) => {
@@ -138,6 +147,7 @@ async fn rotate(
     origin: &Origin,
     now: Timestamp,
     policy: &Policy,
+    rates: &Limiter,
 ) -> Result<Outcome, store::Error> {
     let project = key.project();
     let Some(mut stored) = tx.session_lock(project, presented.session()).await? else { return Ok(Outcome::Refused) };
@@ -145,6 +155,11 @@ async fn rotate(
     let live = present.is_some_and(|present| stored.session.is_live(now, present));
     if !key.has_made(presented, &stored.secret) || !live {
         return Ok(Outcome::Refused);
+    }
+    // The user before the project: no user can use up what the project has.
+    let paid = rates.take(Of::User(project, &stored.session.user)).and_then(|()| rates.take(Of::Project(project)));
+    if let Err(Empty { retry_after }) = paid {
+        return Ok(Outcome::Throttled(retry_after));
     }
     let whence = stored.session.device.whence(origin);
     match rotation::decide(&stored.chain, presented.link(), whence, now, policy) {

@@ -6,12 +6,14 @@ use super::AccessToken;
 use super::App;
 use super::Client;
 use super::Error;
+use super::turns::Key;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::session::EndedBy;
 use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
+use crate::store;
 use crate::store::Revocation;
 use crate::token::refresh::RefreshToken;
 
@@ -90,7 +92,23 @@ impl App {
             by: EndedBy::Holder,
             ip: origin.ip,
         };
-        let ended = self.store.sessions_revoke(targets.into_iter().map(revocation).collect()).await?;
+        let keys: Vec<_> = targets.iter().map(|target| Key::Session(target.project.clone(), target.session)).collect();
+        let turn = self.turns.take("sessions_revoke", keys).await?;
+        let (store, ends) = (self.urgent.clone(), targets.into_iter().map(revocation).collect());
+        // On a task of its own: the turn lasts for as long as the database is busy, whatever becomes of the caller.
+        let ending = tokio::spawn(async move {
+            let ended = store.sessions_revoke(ends).await;
+            drop(turn);
+            ended
+        });
+        let ended = match ending.await {
+            Ok(ended) => ended?,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => return Err(store::Error::late("sessions_revoke").into()),
+            },
+        };
         // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.
         match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
             Some(failure) => Err(failure),
@@ -102,11 +120,11 @@ impl App {
     async fn session_of(&self, token: Option<&RefreshToken>) -> Result<Target, Error> {
         const REFUSED: Refusal = Refusal::RefreshTokenNotFoundOrExpired;
         let token = token.ok_or(REFUSED)?;
-        let snapshot = self.keys.with(|snapshot| snapshot.keyring.refresh(token.key()).is_some()).await?;
+        let snapshot = self.keys.find(token.key(), |snapshot| snapshot.keyring.refresh(token.key()).is_some()).await?;
         let key = snapshot.keyring.refresh(token.key()).filter(|key| key.may_have_made(token)).ok_or(REFUSED)?;
         let target = Target { project: key.project().clone(), session: token.session() };
         // A session long swept has no secret to check against; the tag has shown that the token was ours, and it is over.
-        let stored = self.store.session_find(target.project.clone(), target.session).await?;
+        let stored = self.urgent.session_find(target.project.clone(), target.session).await?;
         if stored.is_some_and(|seen| !key.has_made(token, &seen.stored.secret)) {
             return Err(REFUSED.into());
         }

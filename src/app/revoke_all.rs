@@ -11,6 +11,7 @@ use super::credentials::SignedIn;
 use super::list::named_user;
 use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
+use super::turns::Key;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -93,12 +94,17 @@ impl App {
         };
         let repeatable = request.request_id.map(|id| (id, digest(&user, own, request.except_current)));
         let order = Order { project, user, own, spares_own: request.except_current, repeatable, by, origin, now };
+        let session = order.own.map(|own| Key::Session(order.project.clone(), own));
+        let keys = [Key::User(order.project.clone(), order.user.clone())].into_iter().chain(session);
+        let turn = self.turns.take("revoke_all_sessions", keys).await?;
         let work = move |mut tx: Tx| async move {
-            match cut_off(&mut tx, order).await? {
+            let done = match cut_off(&mut tx, order).await? {
                 Ok(count) => tx.commit(Ok(count)).await,
                 // Nothing was ended, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
-            }
+            };
+            drop(turn);
+            done
         };
         Ok(self.store.transact("revoke_all_sessions", work).await??)
     }

@@ -8,6 +8,7 @@ use super::Error;
 use super::credentials::Principal;
 use super::credentials::SignedIn;
 use super::list::named_user;
+use super::turns::Key;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -52,18 +53,29 @@ impl App {
                     return Err(Refusal::SessionNotFound.into());
                 }
                 self.may_revoke_others(&signed_in, now).await?;
+                let keys = [
+                    Key::Session(signed_in.project.clone(), signed_in.session),
+                    Key::Session(signed_in.project.clone(), id),
+                    Key::User(signed_in.project.clone(), signed_in.user.clone()),
+                ];
+                let turn = self.turns.take("revoke_session", keys).await?;
                 let work = move |mut tx: Tx| async move {
                     let outcome = end_own(&mut tx, &signed_in, id, &origin, now).await?;
-                    tx.commit(outcome).await
+                    let done = tx.commit(outcome).await;
+                    drop(turn);
+                    done
                 };
                 self.store.transact("revoke_session", work).await?
             }
             Principal::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
                 let by = EndedBy::Service(service.key);
+                let turn = self.turns.take("revoke_session", [Key::Session(service.project.clone(), id)]).await?;
                 let work = move |mut tx: Tx| async move {
                     let outcome = end_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
-                    tx.commit(outcome).await
+                    let done = tx.commit(outcome).await;
+                    drop(turn);
+                    done
                 };
                 self.store.transact("revoke_session", work).await?
             }

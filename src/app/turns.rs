@@ -103,7 +103,7 @@ impl Turns {
 }
 
 /// A turn with every key that was asked for. Given back when dropped.
-pub(super) struct Turn(#[expect(dead_code, reason = "held until it is dropped")] Vec<Hold>);
+pub(super) struct Turn(Vec<Hold>);
 
 struct Hold {
     place: Option<OwnedSemaphorePermit>,

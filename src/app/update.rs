@@ -3,6 +3,7 @@
 use super::App;
 use super::Caller;
 use super::Error;
+use super::turns::Key;
 use crate::id::SessionId;
 use crate::session::Refusal;
 use crate::session::Session;
@@ -21,7 +22,10 @@ impl App {
         let now = self.clock.now();
         let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
+        let turn = self.turns.take("update_session", [Key::Session(service.project.clone(), id)]).await?;
         let work = move |mut tx: Tx| async move {
+            // Kept to the end, whichever it is.
+            let _turn = turn;
             let Some(stored) = tx.session_lock(&service.project, id).await? else { return tx.commit(None).await };
             let mut session = stored.session;
             let present = tx.epoch_share(&service.project, &session.user).await?;

@@ -17,6 +17,7 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::session::Refusal;
 use crate::token::access::Claims;
+use crate::token::access::Presented;
 
 /// The token is good.
 pub struct Verdict {
@@ -36,7 +37,7 @@ impl App {
     /// [`Refusal::SessionRevoked`] when the session has ended, one way or another; the store's.
     pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<Verdict, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(project).is_some();
-        let snapshot = self.keys.with(exists).await?;
+        let snapshot = self.keys.find(project, exists).await?;
         if !exists(&snapshot) {
             return Err(Refusal::ProjectNotFound.into());
         }
@@ -45,7 +46,11 @@ impl App {
         let judge = |snapshot| self.judge(snapshot, project.clone(), now).access(text);
         let judged = match judge(snapshot) {
             // What is not there does not exist, or did not when we were asked.
-            Err(Doubt::OfUnknownKey) => judge(self.keys.reload().await?),
+            Err(Doubt::OfUnknownKey) => {
+                let key = Presented::parse(text).ok().map(|presented| presented.key());
+                let is_known = |snapshot: &Snapshot| key.is_some_and(|key| snapshot.keyring.signing(key).is_some());
+                judge(self.keys.find(key, is_known).await?)
+            }
             judged => judged,
         };
         let genuine = judged.map_err(Doubt::refusal)?;

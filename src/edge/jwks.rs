@@ -76,7 +76,7 @@ async fn all_keys(State(keys): State<Keys>, headers: HeaderMap) -> Response {
 
 async fn project_keys(State(keys): State<Keys>, Path(project): Path<String>, headers: HeaderMap) -> Response {
     let Some(project) = ProjectId::parse(&project) else { return no_project() };
-    let snapshot = match keys.app.keys().with(|snapshot| snapshot.policy(&project).is_some()).await {
+    let snapshot = match keys.app.keys().find(&project, |snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) => snapshot,
         // What is known stays good; that a project is unknown is not known while the database is away.
         Err(_) => return unavailable(),

@@ -92,7 +92,7 @@ impl Error {
     }
 
     /// The operation ran out of time.
-    pub(super) const fn late(operation: &'static str) -> Self {
+    pub const fn late(operation: &'static str) -> Self {
         Self::Unavailable { operation, source: None }
     }
 }

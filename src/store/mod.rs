@@ -44,6 +44,7 @@ use diesel::dsl::sql;
 use diesel::sql_types::Integer;
 use diesel_async::RunQueryDsl as _;
 use secrecy::SecretString;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
@@ -142,9 +143,7 @@ pub struct Options {
 pub struct Store {
     pool: Pool,
     operation_timeout: Duration,
-    /// One permit per operation under way or waiting for a connection. Callers that hang up leave theirs running, so their
-    /// own bound is not enough.
-    queue: Arc<Semaphore>,
+    gate: Gate,
     /// Where connections lead, for those who need one of their own.
     target: Arc<connect::Target>,
     /// Where the connection that listens leads.
@@ -154,8 +153,62 @@ pub struct Store {
     metrics: Metrics,
 }
 
+/// The way to a connection: an operation waits here for its turn, in order, and costs nothing while it waits.
+#[derive(Clone)]
+struct Gate {
+    /// One place for each connection.
+    connections: Arc<Semaphore>,
+    /// What operations that are not urgent take besides: fewer, so that some connections are always the urgent ones'. With
+    /// a single connection there is nothing to keep back.
+    ordinary: Option<Arc<Semaphore>>,
+    /// A place for each that waits or is under way.
+    line: Arc<Semaphore>,
+    /// The same for urgent ones.
+    urgent_line: Arc<Semaphore>,
+}
+
+/// An operation's leave to use a connection.
+struct Leave {
+    _connection: OwnedSemaphorePermit,
+    _ordinary: Option<OwnedSemaphorePermit>,
+    _line: OwnedSemaphorePermit,
+}
+
 /// The most operations that wait for each connection.
-const OPERATIONS_PER_CONNECTION_MAX: usize = 128;
+///
+/// No more than are done in the time that one may wait: a longer line is one in which everybody waits for nothing.
+const OPERATIONS_PER_CONNECTION_MAX: usize = 32;
+
+/// An operation may wait for a connection for this part of its time. One that begins with little time left is cut off
+/// midway, and that costs its connection.
+const WAIT_SHARE: u32 = 3;
+
+impl Gate {
+    fn new(connections_max: usize) -> Self {
+        let semaphore = |places| Arc::new(Semaphore::new(places));
+        let line = || semaphore(connections_max * OPERATIONS_PER_CONNECTION_MAX);
+        let ordinary = semaphore(connections_max - connections_max.div_ceil(4).min(connections_max - 1));
+        Self { connections: semaphore(connections_max), ordinary: Some(ordinary), line: line(), urgent_line: line() }
+    }
+
+    fn urgent(&self) -> Self {
+        Self { ordinary: None, line: Arc::clone(&self.urgent_line), ..self.clone() }
+    }
+
+    /// Waits for leave; or why there is none.
+    async fn enter(&self, patience: Duration) -> Result<Leave, &'static str> {
+        let line = Arc::clone(&self.line).try_acquire_owned().map_err(|_| "line")?;
+        let wait = async {
+            let ordinary = match &self.ordinary {
+                Some(places) => Some(Arc::clone(places).acquire_owned().await.expect("never closed")),
+                None => None,
+            };
+            let connection = Arc::clone(&self.connections).acquire_owned().await.expect("never closed");
+            Leave { _connection: connection, _ordinary: ordinary, _line: line }
+        };
+        timeout(patience, wait).await.map_err(|_| "time")
+    }
+}
 
 impl Store {
     /// Prepares the pool. Connects to nothing yet.
@@ -193,8 +246,20 @@ impl Store {
         metrics: Metrics,
     ) -> Self {
         let pool = Pool::new(Arc::clone(&target), connections_max);
-        let queue = Arc::new(Semaphore::new(connections_max * OPERATIONS_PER_CONNECTION_MAX));
-        Self { pool, operation_timeout, queue, target, listening, audience, metrics }
+        let gate = Gate::new(connections_max);
+        Self { pool, operation_timeout, gate, target, listening, audience, metrics }
+    }
+
+    /// The same database for what must get through, whatever else is asked: signing out. A quarter of the connections is
+    /// kept for it.
+    #[must_use]
+    pub fn urgent(&self) -> Self {
+        Self { gate: self.gate.urgent(), ..self.clone() }
+    }
+
+    /// How long an operation may take from the wait for a connection to the commit.
+    pub const fn operation_timeout(&self) -> Duration {
+        self.operation_timeout
     }
 
     /// What this store's operations are counted in.
@@ -254,10 +319,17 @@ impl Store {
         T: Send + 'static,
     {
         let started = Instant::now();
-        let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else { return Err(Error::late(operation)) };
-        let work = timeout(self.operation_timeout, work);
+        // In the caller's own task: for one that has gone, nothing is begun.
+        let leave = match self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await {
+            Ok(leave) => leave,
+            Err(reason) => {
+                self.metrics.store_refused(reason);
+                return Err(self.late(operation));
+            }
+        };
+        let work = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work);
         let task = tokio::spawn(async move {
-            let _place = place;
+            let _leave = leave;
             work.await
         });
         let outcome = match task.await {

@@ -264,6 +264,11 @@ impl Service {
         self.create(Wire::Grpc, request).await.ok().map(|created| self.device(created))
     }
 
+    /// Signs a user in, or is refused.
+    pub async fn sign_in_as(&self, user_id: String) -> Result<CreateSessionResponse, Refused> {
+        self.create(Wire::Grpc, CreateSessionRequest { user_id, ..CreateSessionRequest::default() }).await
+    }
+
     pub fn device(&self, created: CreateSessionResponse) -> Device<'_> {
         Device {
             service: self,

@@ -51,7 +51,7 @@ async fn relative_document(State(app): State<App>, Path(project): Path<String>) 
 async fn of_project(app: &App, project: Option<ProjectId>) -> Response {
     let base = app.issuer.base();
     let Some(project) = project else { return no_project() };
-    match app.keys().with(|snapshot| snapshot.policy(&project).is_some()).await {
+    match app.keys().find(&project, |snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) if snapshot.policy(&project).is_none() => return no_project(),
         Ok(_) => {}
         // What is known stays good; that a project is unknown is not known while the database is away.

@@ -1,0 +1,442 @@
+//! Attacks a running server from one address of loopback, in one way after the other, while another address signs out. Every
+//! sign-out must succeed, and 99 of 100 within three times what they take when it is quiet. `tests/hostile/run` starts a
+//! server and this; what it needs to know is in the environment, as in `dev.env`.
+//!
+//! `HOSTILE_SECONDS` is how long each attack lasts, `HOSTILE_FLOOR_MS` what a sign-out may always take: on a machine with two
+//! cores, the attacker and the server share them.
+
+use std::{
+    convert::Infallible,
+    env,
+    error::Error,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::{net::TcpSocket, task::JoinSet, time::timeout};
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+type Body = BoxBody<Bytes, Infallible>;
+type Sender = http2::SendRequest<Body>;
+
+const ATTACKER: &str = "127.0.0.2";
+const OTHERS: &str = "127.0.0.1";
+/// How long anything may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+struct Target {
+    addr: SocketAddr,
+    server_key: String,
+    database_url: String,
+    pid: Option<u32>,
+    seconds: u64,
+    floor: Duration,
+}
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let target = Target::from_env()?;
+    let quiet = target.sign_outs("quiet", None).await?;
+    let mut failed = vec![];
+    for attack in Attack::ALL {
+        let measured = target.sign_outs(attack.name(), Some(attack)).await?;
+        let allowed = (3 * quiet.p99).max(target.floor);
+        if measured.failed > 0 || measured.p99 > allowed {
+            failed.push(format!(
+                "{}: {} failed, p99 {:?} where {allowed:?} is allowed",
+                attack.name(),
+                measured.failed,
+                measured.p99
+            ));
+        }
+    }
+    target.overload().await?;
+    match failed.as_slice() {
+        [] => Ok(()),
+        failed => Err(failed.join("; ").into()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attack {
+    /// Calls whose message never comes, on many streams.
+    Heads,
+    /// Connections that ask for nothing more.
+    Idlers,
+    /// Large bodies that do not come to their end.
+    Bodies,
+    /// Bodies of very many small pieces.
+    Pieces,
+    /// Cut-offs of one user, many at once.
+    CutOffs,
+    /// Projects and keys that are made up.
+    Names,
+    /// One session's row is locked elsewhere, and everyone signs out of it.
+    LockedRow,
+}
+
+impl Attack {
+    const ALL: [Self; 7] =
+        [Self::Heads, Self::Idlers, Self::Bodies, Self::Pieces, Self::CutOffs, Self::Names, Self::LockedRow];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Heads => "calls without a message",
+            Self::Idlers => "idle connections",
+            Self::Bodies => "bodies without an end",
+            Self::Pieces => "bodies of 65,000 labels",
+            Self::CutOffs => "cut-offs of one user",
+            Self::Names => "made-up projects and keys",
+            Self::LockedRow => "a locked row",
+        }
+    }
+}
+
+struct Measured {
+    p99: Duration,
+    failed: usize,
+}
+
+impl Target {
+    fn from_env() -> Outcome<Self> {
+        let said = |name: &str| env::var(name).map_err(|_| format!("{name} is not set: run tests/hostile/run"));
+        let number =
+            |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+        Ok(Self {
+            addr: said("SESSIOND_URL")?.trim_start_matches("http://").parse()?,
+            server_key: said("SESSIOND_SERVER_KEY")?,
+            database_url: said("DATABASE_URL")?,
+            pid: env::var("SESSIOND_PID").ok().and_then(|text| text.parse().ok()),
+            seconds: number("HOSTILE_SECONDS", 10),
+            floor: Duration::from_millis(number("HOSTILE_FLOOR_MS", 0)),
+        })
+    }
+
+    async fn connect(&self, from: &str) -> Outcome<Sender> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(format!("{from}:0").parse()?)?;
+        let stream = socket.connect(self.addr).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn ask(
+        &self,
+        sender: &mut Sender,
+        method: Method,
+        path: &str,
+        token: &str,
+        body: Option<Value>,
+    ) -> Outcome<(StatusCode, Value)> {
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.addr));
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let request = match body {
+            Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(full(body.to_string()))?,
+            None => request.body(full(""))?,
+        };
+        sender.ready().await?;
+        let answer = timeout(PATIENCE, sender.send_request(request)).await??;
+        let status = answer.status();
+        let bytes = timeout(PATIENCE, answer.into_body().collect()).await??.to_bytes();
+        Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+    }
+
+    async fn sign_in(&self, sender: &mut Sender, user: &str) -> Outcome<Value> {
+        let body = json!({"user_id": user});
+        match self.ask(sender, Method::POST, "/auth/sessions", &self.server_key, Some(body)).await? {
+            (StatusCode::OK, created) => Ok(created),
+            (status, said) => Err(format!("no sign-in: {status} {said}").into()),
+        }
+    }
+
+    /// Signs out some fifty times a second while an attack goes on, each time on the same connection and on a new one.
+    async fn sign_outs(&self, name: &str, attack: Option<Attack>) -> Outcome<Measured> {
+        let mut kept = self.connect(OTHERS).await?;
+        let mut tokens = vec![];
+        for n in 0..self.seconds * 25 {
+            let created = self.sign_in(&mut kept, &format!("user-{n}")).await?;
+            tokens.push(created["access_token"].as_str().unwrap_or_default().to_owned());
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let attacking = match attack {
+            Some(attack) => Some(tokio::spawn(self.clone().attack(attack, Arc::clone(&stop)))),
+            None => None,
+        };
+        if attack.is_some() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let (mut took, mut failed) = (vec![], 0);
+        for (n, token) in tokens.iter().enumerate() {
+            let begun = Instant::now();
+            let outcome = match n % 2 {
+                0 => self.ask(&mut kept, Method::DELETE, "/auth/sessions/current", token, None).await,
+                _ => match timeout(PATIENCE, self.connect(OTHERS)).await {
+                    Ok(Ok(mut fresh)) => {
+                        self.ask(&mut fresh, Method::DELETE, "/auth/sessions/current", token, None).await
+                    }
+                    Ok(Err(error)) => Err(error),
+                    Err(late) => Err(late.into()),
+                },
+            };
+            took.push(begun.elapsed());
+            if !matches!(outcome, Ok((StatusCode::OK, _))) {
+                failed += 1;
+                eprintln!("a sign-out failed: {outcome:?}");
+                kept = self.connect(OTHERS).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(20).saturating_sub(begun.elapsed())).await;
+        }
+        let memory = self.memory();
+        stop.store(true, Ordering::Relaxed);
+        let said = match attacking {
+            Some(attacking) => attacking.await?.unwrap_or_else(|error| format!("the attack ended: {error}")),
+            None => String::new(),
+        };
+        took.sort_unstable();
+        let at = |share: usize| took[(took.len() * share / 100).min(took.len() - 1)];
+        println!(
+            "{name:28} {:4} sign-outs, {failed} failed, p50 {:?}, p99 {:?}, {memory} MB resident; {said}",
+            took.len(),
+            at(50),
+            at(99)
+        );
+        Ok(Measured { p99: at(99), failed })
+    }
+
+    /// The server's resident memory, in megabytes.
+    fn memory(&self) -> u64 {
+        let status =
+            self.pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok()).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) / 1024
+    }
+
+    async fn attack(self, attack: Attack, stop: Arc<AtomicBool>) -> Outcome<String> {
+        let goes_on = || !stop.load(Ordering::Relaxed);
+        match attack {
+            Attack::Heads => {
+                let mut held = vec![];
+                for n in 0..17 {
+                    let mut sender = self.connect(ATTACKER).await?;
+                    let path = match n % 2 {
+                        0 => "/envoy.service.auth.v3.Authorization/Check",
+                        _ => "/grpc.health.v1.Health/Check",
+                    };
+                    for _ in 0..248 {
+                        sender.ready().await?;
+                        tokio::spawn(sender.send_request(call(self.addr, path)?));
+                    }
+                    held.push(sender);
+                }
+                while goes_on() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Ok(format!("{} streams opened", 17 * 248))
+            }
+            Attack::Idlers => {
+                let mut held = vec![];
+                for _ in 0..400 {
+                    if let Ok(Ok(sender)) = timeout(Duration::from_millis(200), self.connect(ATTACKER)).await {
+                        held.push(sender);
+                    }
+                    if !goes_on() {
+                        break;
+                    }
+                }
+                while goes_on() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let open = held.iter().filter(|sender| !sender.is_closed()).count();
+                Ok(format!("{open} of {} connections are still open", held.len()))
+            }
+            Attack::Bodies => {
+                let mut held = vec![];
+                for _ in 0..4 {
+                    let mut sender = self.connect(ATTACKER).await?;
+                    for _ in 0..200 {
+                        if sender.ready().await.is_err() {
+                            break;
+                        }
+                        tokio::spawn(sender.send_request(endless(self.addr)?));
+                    }
+                    held.push(sender);
+                }
+                while goes_on() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Ok("800 bodies begun".to_owned())
+            }
+            Attack::Pieces => {
+                let labels: serde_json::Map<String, Value> =
+                    (0..65_000).map(|n| (format!("k{n}"), json!("v"))).collect();
+                let body = Bytes::from(json!({"user_id": "eve", "labels": labels}).to_string());
+                let sent = self
+                    .repeat(4, &stop, move |target| {
+                        let body = body.clone();
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            let request = Request::post(format!("http://{}/auth/sessions", target.addr))
+                                .header(header::CONTENT_TYPE, "application/json");
+                            let answer = timeout(PATIENCE, sender.send_request(request.body(full(body))?)).await??;
+                            Ok(answer.status().is_success())
+                        }
+                    })
+                    .await;
+                Ok(format!("{sent} sent"))
+            }
+            Attack::CutOffs => {
+                let mut sender = self.connect(OTHERS).await?;
+                let own = self.sign_in(&mut sender, "eve").await?;
+                for _ in 0..self.seconds * 50 {
+                    self.sign_in(&mut sender, "eve").await?;
+                }
+                let token = own["access_token"].as_str().unwrap_or_default().to_owned();
+                let sent = self
+                    .repeat(40, &stop, move |target| {
+                        let token = token.clone();
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            let body = Some(json!({"except_current": true}));
+                            let (status, _) =
+                                target.ask(&mut sender, Method::POST, "/auth/sessions:revokeAll", &token, body).await?;
+                            Ok(status == StatusCode::OK)
+                        }
+                    })
+                    .await;
+                Ok(format!("{sent} sent"))
+            }
+            Attack::Names => {
+                let next = Arc::new(AtomicUsize::new(0));
+                let sent = self
+                    .repeat(16, &stop, move |target| {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            for k in 0..20 {
+                                let path = match k % 3 {
+                                    0 => format!("/projects/made-up-{n}-{k}/auth/verify"),
+                                    1 => format!("/projects/made-up-{n}-{k}/.well-known/jwks.json"),
+                                    _ => "/.well-known/jwks.json".to_owned(),
+                                };
+                                target.ask(&mut sender, Method::GET, &path, "made.up.token", None).await?;
+                            }
+                            Ok(true)
+                        }
+                    })
+                    .await;
+                Ok(format!("{} sent", sent * 20))
+            }
+            Attack::LockedRow => {
+                let mut sender = self.connect(OTHERS).await?;
+                let held = self.sign_in(&mut sender, "held").await?;
+                let (client, connection) = tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await?;
+                tokio::spawn(connection);
+                let id = held["session"]["id"].as_str().unwrap_or_default().to_owned();
+                client.batch_execute(&format!("BEGIN; SELECT FROM sessions WHERE id = '{id}' FOR UPDATE")).await?;
+                let token = held["access_token"].as_str().unwrap_or_default().to_owned();
+                let sent = self
+                    .repeat(16, &stop, move |target| {
+                        let token = token.clone();
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            target.ask(&mut sender, Method::DELETE, "/auth/sessions/current", &token, None).await?;
+                            Ok(true)
+                        }
+                    })
+                    .await;
+                client.batch_execute("ROLLBACK").await?;
+                Ok(format!("{sent} sent"))
+            }
+        }
+    }
+
+    /// Does something over and over, so many at a time, until it is told to stop; how often it was done.
+    async fn repeat<F, W>(&self, at_once: usize, stop: &Arc<AtomicBool>, work: F) -> usize
+    where
+        F: Fn(Self) -> W + Clone + Send + 'static,
+        W: Future<Output = Outcome<bool>> + Send,
+    {
+        let mut tasks = JoinSet::new();
+        for _ in 0..at_once {
+            let (target, stop, work) = (self.clone(), Arc::clone(stop), work.clone());
+            tasks.spawn(async move {
+                let mut done = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    if work(target.clone()).await.is_err() {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    done += 1;
+                }
+                done
+            });
+        }
+        tasks.join_all().await.into_iter().sum()
+    }
+
+    /// How many sign-ins a second succeed with few under way and with 2,048: 512 connections, four at a time on each.
+    async fn overload(&self) -> Outcome<()> {
+        for (name, connections, streams) in [("16 sign-ins at once", 16, 1), ("2,048 sign-ins at once", 512, 4)] {
+            let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let mut tasks = JoinSet::new();
+            for n in 0..connections {
+                // Spread over addresses, as many clients are: each has its own share.
+                let from = format!("127.0.1.{}", n % 250 + 1);
+                let Ok(sender) = self.connect(&from).await else { continue };
+                for k in 0..streams {
+                    let (target, mut sender) = (self.clone(), sender.clone());
+                    let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+                    tasks.spawn(async move {
+                        while !stop.load(Ordering::Relaxed) {
+                            match target.sign_in(&mut sender, &format!("load-{n}-{k}")).await {
+                                Ok(_) => drop(done.fetch_add(1, Ordering::Relaxed)),
+                                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                            }
+                        }
+                    });
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let (before, begun) = (done.load(Ordering::Relaxed), Instant::now());
+            tokio::time::sleep(Duration::from_secs(self.seconds)).await;
+            let count = done.load(Ordering::Relaxed) - before;
+            println!("{name:28} {:.0} succeed a second", count as f64 / begun.elapsed().as_secs_f64());
+            stop.store(true, Ordering::Relaxed);
+            while tasks.join_next().await.is_some() {}
+        }
+        Ok(())
+    }
+}
+
+fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).boxed()
+}
+
+/// A call of which only the head is ever sent.
+fn call(addr: SocketAddr, path: &str) -> Outcome<Request<Body>> {
+    let body = StreamBody::new(futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>());
+    let request = Request::post(format!("http://{addr}{path}")).header(header::CONTENT_TYPE, "application/grpc");
+    Ok(request.header(header::TE, "trailers").body(BoxBody::new(body))?)
+}
+
+/// A megabyte but for its last byte.
+fn endless(addr: SocketAddr) -> Outcome<Request<Body>> {
+    let pieces = (0..63).map(|_| Ok(http_body::Frame::data(Bytes::from_static(&[b' '; 16 * 1024]))));
+    let body = StreamBody::new(futures_util::stream::iter(pieces).chain(futures_util::stream::pending()));
+    let request =
+        Request::post(format!("http://{addr}/auth/sessions")).header(header::CONTENT_TYPE, "application/json");
+    Ok(request.body(BoxBody::new(body))?)
+}
