@@ -456,6 +456,33 @@ async fn a_guard_survives_its_replica() {
     signs_out_everywhere(&tablet, &guard).await;
 }
 
+/// A replica is there and answers, and reads no more: its news grows old, and the guard goes to one whose news is young before
+/// anybody is refused.
+#[tokio::test]
+async fn a_guard_leaves_a_replica_whose_news_is_old() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
+    let hanging = service.replica_by(&proxy.url).await;
+    eventually("the first reading", async || hanging.app.feed().age().is_some()).await;
+    let mut options = options(&format!("http://{}", hanging.addr), &hanging);
+    options.max_staleness = Duration::from_secs(6);
+    options.endpoints.push(format!("http://{}", service.addr));
+    let guard = Guard::connect(options).await.expect("connects");
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    eventually_accepts(&guard, &phone.access_token).await;
+
+    silence.begin();
+    phone.sign_out().await.expect("signs out at the other replica");
+    let began = std::time::Instant::now();
+    while guard.verify_now(&phone.access_token) != Err(Refusal::SessionRevoked) {
+        assert!(guard.verify_now(&laptop.access_token).is_ok(), "nobody else is refused");
+        assert!(began.elapsed() < Duration::from_secs(20), "it stays with the replica that hangs");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    eventually("young news", async || guard.stats().staleness.is_some_and(|age| age < MAX_STALENESS)).await;
+    assert!(guard.verify_now(&laptop.access_token).is_ok());
+}
+
 /// The network swallows everything: nothing comes, and nothing breaks.
 #[tokio::test]
 async fn a_guard_that_hears_nothing_knows_it() {

@@ -36,6 +36,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long to wait before the next attempt; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// A replica whose news is older than this part of what the guard puts up with is left for the next one.
+const STALE_PART: u32 = 2;
+
+/// Where the news of every replica is old, each is listened to for so long before the next one is tried.
+const STALE_STAY: Duration = Duration::from_secs(5);
+
 /// How often what no token outlives is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -52,6 +58,8 @@ enum End {
     Silence,
     #[error("something has ended that this version does not know of")]
     Unreadable,
+    #[error("its news is {0:?} old")]
+    Stale(Duration),
 }
 
 impl From<Status> for End {
@@ -64,9 +72,10 @@ impl From<Status> for End {
 pub(super) async fn run(core: &Core) {
     let mut cursor = String::new();
     let mut retry = Backoff::new(RETRY);
+    let mut stale = Stale::new(core.upstream.len(), core.max_staleness);
     for attempt in 0.. {
         let replica = core.upstream.replica(attempt);
-        let end = follow(core, replica, &mut cursor, &mut retry).await;
+        let end = follow(core, replica, &mut cursor, &mut retry, &mut stale).await;
         // A connection that was lost may be one to nowhere, and who answers next another one.
         replica.reconnect();
         let wait = retry.next();
@@ -78,8 +87,46 @@ pub(super) async fn run(core: &Core) {
     }
 }
 
-async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff) -> End {
-    match stream(core, replica, cursor, retry).await {
+/// When to leave a replica whose news is old: at once while there is one that was not tried yet, and then every few seconds.
+/// Where there is only one address, others may stand behind it.
+struct Stale {
+    replicas: usize,
+    bound: Duration,
+    /// How many were left since the news was young.
+    left: usize,
+    /// Since when the present one is known to be stale.
+    since: Option<Instant>,
+}
+
+impl Stale {
+    fn new(replicas: usize, max_staleness: Duration) -> Self {
+        Self { replicas, bound: max_staleness / STALE_PART, left: 0, since: None }
+    }
+
+    /// Another stream begins.
+    const fn begin(&mut self) {
+        self.since = None;
+    }
+
+    /// Whether to leave the replica that says that its news is of this age.
+    fn leaves(&mut self, age: Duration, now: Instant) -> bool {
+        if age <= self.bound {
+            (self.left, self.since) = (0, None);
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        // Round to the first one again.
+        if self.replicas > 1 && self.left < self.replicas {
+            self.left += 1;
+            return true;
+        }
+        now.duration_since(since) >= STALE_STAY
+    }
+}
+
+async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff, stale: &mut Stale) -> End {
+    stale.begin();
+    match stream(core, replica, cursor, retry, stale).await {
         Ok(()) => End::Closed,
         Err(End::Status(status)) if status.code() == Code::InvalidArgument => {
             // It makes nothing of the cursor: from the beginning, then.
@@ -90,7 +137,13 @@ async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
     }
 }
 
-async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff) -> Result<(), End> {
+async fn stream(
+    core: &Core,
+    replica: &Replica,
+    cursor: &mut String,
+    retry: &mut Backoff,
+    stale: &mut Stale,
+) -> Result<(), End> {
     core.upstream.check(replica).await?;
     // From the question on: the first answer may have waited too.
     let mut delay = Delay::new(Instant::now());
@@ -101,6 +154,7 @@ async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
     count(&core.counters.connections);
 
     let mut coming: Option<RevokedSet> = None;
+    let mut is_continued = true;
     let mut heard_at = Instant::now();
     loop {
         let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| End::Silence)?;
@@ -128,6 +182,7 @@ async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
             Some(Event::SnapshotComplete(_)) => {
                 if let Some(coming) = coming.take() {
                     let last = core.news.replace(coming);
+                    is_continued = false;
                     // A million entries take their time to go.
                     drop(tokio::task::spawn_blocking(move || drop(last)));
                     count(&core.counters.snapshots);
@@ -135,7 +190,15 @@ async fn stream(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
             }
             Some(Event::Heartbeat(heartbeat)) if core.news.is_complete() && coming.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
-                core.news.is_of(&core.time, age + delay.of_heartbeat(heard_at));
+                let age = age + delay.of_heartbeat(heard_at);
+                let leaves = stale.leaves(age, heard_at);
+                // What was known before a replica that is further behind stays known, unless its snapshot took the place.
+                if !leaves || !is_continued {
+                    core.news.is_of(&core.time, age);
+                }
+                if leaves {
+                    return Err(End::Stale(age));
+                }
                 core.state.send_if_modified(|state| !std::mem::replace(&mut state.has_news, true));
                 retry.reset();
             }
@@ -205,6 +268,27 @@ pub(super) async fn forget(core: &Core) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_whose_news_is_old_is_left_for_the_next_one() {
+        let (start, young, old) = (Instant::now(), Duration::from_millis(900), Duration::from_secs(6));
+        let mut stale = Stale::new(3, Duration::from_secs(10));
+        assert!(!stale.leaves(young, start));
+        // Once round, and then each for a while.
+        for _ in 0..3 {
+            stale.begin();
+            assert!(stale.leaves(old, start));
+        }
+        stale.begin();
+        assert!(!stale.leaves(old, start) && !stale.leaves(old, start + STALE_STAY / 2));
+        assert!(stale.leaves(old, start + STALE_STAY));
+        stale.begin();
+        assert!(!stale.leaves(young, start));
+        assert!(stale.leaves(old, start), "anew");
+        // Behind one address there may be others.
+        let mut only = Stale::new(1, Duration::from_secs(10));
+        assert!(!only.leaves(old, start) && only.leaves(old, start + STALE_STAY));
+    }
 
     #[test]
     fn a_heartbeat_that_waited_says_so() {

@@ -13,7 +13,7 @@ pub const MAX_STALENESS_MIN: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct GuardOptions {
     /// sessiond's address: `http://` or `https://`, a host, and a port where it is not the usual one. Of several replicas,
-    /// each: when one is gone, the guard goes on with the next. At most 64.
+    /// each: when one is gone, or its news is older than half of `max_staleness`, the guard goes on with the next. At most 64.
     pub endpoints: Vec<String>,
     /// A server key of the project. Whoever holds it can open sessions: see to it that nobody reads it.
     pub server_key: SecretString,

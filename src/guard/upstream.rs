@@ -108,6 +108,11 @@ impl Upstream {
         Ok(Self { replicas, best: AtomicUsize::new(0), project, issuer, bearer, basic })
     }
 
+    /// How many replicas there are.
+    pub(super) const fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// The replica to try at this attempt: each in turn.
     pub(super) fn replica(&self, attempt: usize) -> &Replica {
         &self.replicas[attempt % self.replicas.len()]
