@@ -11,6 +11,7 @@
 
 mod cursor;
 mod hub;
+mod ledger;
 mod position;
 mod reader;
 mod subscription;
@@ -32,6 +33,8 @@ use hub::Hub;
 
 use crate::clock::Clock;
 use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
 use crate::session::revoked::Bearer;
 use crate::store::Store;
 
@@ -118,6 +121,18 @@ impl Feed {
     /// Whether a key is known to be revoked.
     pub fn has_revoked(&self, key: KeyId) -> bool {
         self.hub.revoked().has_key(key)
+    }
+
+    /// Takes in that a session was found to have ended, whoever ended it: the caller who is told so is not let in afterwards,
+    /// though the feed may bring it a moment later.
+    pub fn note_ended(&self, project: &ProjectId, session: SessionId) {
+        self.hub.note_ended(project, session);
+    }
+
+    /// Waits until all is read that was committed before this call, or a second has passed: for answers that rest on a cut-off
+    /// of another replica.
+    pub async fn catch_up(&self) {
+        self.hub.catch_up().await;
     }
 
     /// Follows what concerns the filter, from a cursor on or with a snapshot first.

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
@@ -60,11 +59,10 @@ const BEACON_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// Follows the database, for ever. The reader has a connection of its own: `reading`.
 pub(super) async fn run(hub: &Hub, reading: &Store, store: &Store) {
     let replica = clock::new_uuid();
-    let rung = Notify::new();
     tokio::join!(
-        read(hub, reading, &rung),
+        read(hub, reading),
         beat(hub, store),
-        listen(store, replica, &rung),
+        listen(hub, store, replica),
         ring(hub, store, replica),
         tell(hub),
         forget(hub)
@@ -73,10 +71,10 @@ pub(super) async fn run(hub: &Hub, reading: &Store, store: &Store) {
 
 /// Reads on and on: from where the last reading stood, for as long as the database continues from there, and otherwise what
 /// still matters as a whole.
-async fn read(hub: &Hub, store: &Store, rung: &Notify) {
+async fn read(hub: &Hub, store: &Store) {
     let (mut retry, mut reader) = (RETRY.0, None);
     loop {
-        match follow(hub, store, rung, &mut reader, &mut retry).await {
+        match follow(hub, store, &mut reader, &mut retry).await {
             Ok(Stop::Break | Stop::FarBehind) => {
                 reader = None;
                 continue;
@@ -126,13 +124,7 @@ impl Pages {
     }
 }
 
-async fn follow(
-    hub: &Hub,
-    store: &Store,
-    rung: &Notify,
-    reader: &mut Option<Reader>,
-    retry: &mut Duration,
-) -> Result<Stop, Error> {
+async fn follow(hub: &Hub, store: &Store, reader: &mut Option<Reader>, retry: &mut Duration) -> Result<Stop, Error> {
     let reader = match reader {
         Some(reader) => reader,
         None => reader.insert(begin(hub, store).await?),
@@ -141,7 +133,7 @@ async fn follow(
     loop {
         let soonest = began + READING_INTERVAL_MIN;
         // The bell or the clock, whichever comes first.
-        let _ = timeout(POLL_INTERVAL, rung.notified()).await;
+        let _ = timeout(POLL_INTERVAL, hub.rung.notified()).await;
         sleep_until(soonest).await;
         began = Instant::now();
         let Some(unseen) = hub.unseen() else { return Ok(Stop::Break) };
@@ -231,15 +223,15 @@ async fn beat(hub: &Hub, store: &Store) {
 }
 
 /// Hears the other replicas' bells. Each connection begins with a reading: what rang before it was not heard.
-async fn listen(store: &Store, replica: Uuid, rung: &Notify) {
+async fn listen(hub: &Hub, store: &Store, replica: Uuid) {
     let mut retry = RETRY.0;
     loop {
         match store.doorbell(DOORBELL_PATIENCE).await {
             Ok(mut bell) => {
                 retry = RETRY.0;
-                rung.notify_one();
+                hub.rung.notify_one();
                 while bell.rung(replica).await {
-                    rung.notify_one();
+                    hub.rung.notify_one();
                 }
                 tracing::info!("the connection that listens for news was lost: a new one is made");
             }

@@ -349,10 +349,11 @@ mod tests {
 
     fn news(xid: u64) -> News {
         let now = Clock::system().now();
+        let id = clock::new_session_id(now);
         News {
-            place: Place { xid, id: clock::new_uuid() },
+            place: Place { xid, id: id.as_uuid() },
             project: project(),
-            ended: Ended::Session { id: clock::new_session_id(now), is_impersonation: false },
+            ended: Ended::Session { id, is_impersonation: false },
             user: UserId::parse("ada"),
             at: now,
             reason: RevokeReason::SignedOut,

@@ -197,7 +197,7 @@ impl UserCut {
 }
 
 /// Whole seconds, rounded up: rather remembered a second too long.
-fn seconds_up(moment: Elapsed) -> u32 {
+pub fn seconds_up(moment: Elapsed) -> u32 {
     let up = moment.as_secs() + u64::from(moment.subsec_nanos() > 0);
     u32::try_from(up).unwrap_or(u32::MAX)
 }
