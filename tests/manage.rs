@@ -9,7 +9,9 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 use sessiond::{
     id::SessionId,
-    pb::{CreateSessionRequest, RevokeAllSessionsRequest, RevokeReason, Session, UpdateSessionRequest},
+    pb::{
+        CreateSessionRequest, RevokeAllSessionsRequest, RevokeReason, Session, UpdateSessionRequest, revocation::Ended,
+    },
     session::{self, EndedBy},
     token::server_key::ServerKey,
 };
@@ -398,6 +400,35 @@ async fn only_an_admin_erases() {
         assert_eq!(service.erase(wire, admin.clone(), "nobody").await.expect("there is nothing"), 0);
     }
     assert_eq!(service.database.contents().await, before);
+}
+
+/// A user with more rows than are looked at, most of them over: a cut-off is told all the same, and a limit on sessions holds.
+#[tokio::test]
+async fn a_user_with_very_many_sessions_ends_them_all() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    // Opened since, and over: what a monitor that signs in every minute leaves behind.
+    let many = "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object('id',
+            overlay(s.id::text placing 'f' || lpad(to_hex(n), 7, '0') from 1 for 8), 'expires_at', s.created_at))).*
+        FROM sessions AS s, generate_series(1, 10100) AS n";
+    service.database.run(many).await;
+    service
+        .set_policy(|policy| {
+            let overflow = session::policy::Overflow::EvictOldest;
+            policy.sessions = Some(session::policy::SessionLimit { max: 1, overflow });
+        })
+        .await;
+    let laptop = service.sign_in("ada", "laptop").await;
+    assert!(!phone.is_signed_in().await, "the limit is one, however far back the other is");
+    assert!(service.is_active(&laptop.access_token).await);
+
+    // Its row, too, is older than all those that are looked at.
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    service.revoke_all(Wire::Grpc, service.key(), all_of(Some("ada"), false, None)).await.expect("ends them");
+    let told = watch.ended().await;
+    assert!(matches!(&told[0].ended, Some(Ended::UserCutOff(cut)) if cut.user_id == "ada"), "{told:?}");
+    assert!(!service.is_active(&laptop.access_token).await);
 }
 
 /// More than one step deletes, and people who sign in meanwhile: each is forgotten too, or signed in for good.

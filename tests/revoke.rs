@@ -1,10 +1,14 @@
 //! Signing out: it always works, and never by a token that is not genuine.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::HeaderMap;
+use prost_types::FieldMask;
 use secrecy::ExposeSecret as _;
 use sessiond::{
     id::{ProjectId, SessionId},
+    pb::{RevokeAllSessionsRequest, Session, UpdateSessionRequest},
     token::{
         access::{Claims, Presented},
         keys::SigningKey,
@@ -14,7 +18,7 @@ use tonic::Code;
 
 use crate::{
     assert_refused,
-    harness::{PROJECT, REFUSED_REFRESH, Service, Wire, bearer, both, header, refresh_token},
+    harness::{PROJECT, REFUSED_REFRESH, Service, Wire, bearer, both, eventually, header, proxy::Proxy, refresh_token},
 };
 
 /// The same sign-out over gRPC, grpc-web and REST: the same result, and the same errors after it.
@@ -225,4 +229,45 @@ fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, C
 pub fn flip(token: &str, at: usize) -> String {
     let other = if token.as_bytes()[at] == b'A' { 'B' } else { 'A' };
     format!("{}{other}{}", &token[..at], &token[at + 1..])
+}
+
+/// Another replica has ended the session, and this one has not read of it yet. Whoever is told by this one that it is over is
+/// not let in by it a moment later, whichever way they were told.
+#[tokio::test]
+async fn who_is_told_that_it_is_over_is_not_let_in_afterwards() {
+    let service = Service::start().await;
+    let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
+    let behind = service.replica_by(&proxy.url).await;
+    for way in ["sign out", "refresh", "look", "introspect", "end by id", "end others", "end all", "change"] {
+        let young = async || behind.app.feed().age().is_some_and(|age| age < Duration::from_millis(700));
+        eventually("the news is young", young).await;
+        let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+        assert!(behind.is_active(&phone.access_token).await);
+        silence.begin();
+        phone.sign_out().await.expect("signs out at the other replica");
+        let own = || bearer(&phone.access_token);
+        let told = match way {
+            "sign out" => {
+                behind.revoke_current(Wire::Grpc, own()).await.is_ok_and(|it| it.already_revoked == Some(true))
+            }
+            "refresh" => behind.refresh(Wire::Grpc, refresh_token(&phone.refresh_token)).await.is_err(),
+            "look" => behind.current(Wire::Grpc, own()).await.is_err(),
+            "introspect" => !behind.is_active(&phone.refresh_token).await,
+            "end by id" => {
+                let ended = behind.revoke_session(Wire::Grpc, behind.key(), &phone.session, None).await;
+                ended.is_ok_and(|it| it.already_revoked == Some(true))
+            }
+            "end others" => behind.revoke_session(Wire::Grpc, own(), &laptop.session, None).await.is_err(),
+            "end all" => behind.revoke_all(Wire::Grpc, own(), RevokeAllSessionsRequest::default()).await.is_err(),
+            _ => {
+                let session = Session { id: phone.session.clone(), ..Session::default() };
+                let mask = Some(FieldMask { paths: vec!["device_name".to_owned()] });
+                let request = UpdateSessionRequest { session: Some(session), update_mask: mask };
+                behind.update(Wire::Grpc, behind.key(), request).await.is_err()
+            }
+        };
+        assert!(told, "{way}: it is said to be over");
+        assert!(!behind.is_active(&phone.access_token).await, "{way}: and then it is");
+        silence.end();
+    }
 }

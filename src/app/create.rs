@@ -143,7 +143,10 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     let end = |session, reason, by| Revocation { project: project.clone(), session, at: now, reason, by, ip: None };
     let replaced = opening.replaces;
     let admission = match limit {
-        Some(limit) => limit::admit(occupants(tx, &project, &opening.user, replaced, now).await?, limit),
+        Some(limit) => {
+            let enough = usize::try_from(limit.max).unwrap_or(usize::MAX);
+            limit::admit(occupants(tx, &project, &opening.user, replaced, enough, now).await?, limit)
+        }
         None => Admission::Admitted(vec![]),
     };
     if let Some(replaced) = replaced {
@@ -177,19 +180,35 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     Ok(Ok((granted, Was::Opened)))
 }
 
-/// The user's live sessions, as far as they count against a limit: not the one that is replaced.
+/// How many pages of sessions, live or over, are looked through for those that count against a limit: a million rows.
+const OUTLINE_PAGES_MAX: usize = 100;
+
+/// The user's live sessions, as far as they count against a limit: not the one that is replaced. Looks no further once
+/// there are enough.
 async fn occupants(
     tx: &mut Tx,
     project: &ProjectId,
     user: &UserId,
     replaced: Option<SessionId>,
+    enough: usize,
     now: Timestamp,
 ) -> Result<Vec<Occupant>, store::Error> {
     // Not locked yet: sessions come before the user. Whoever raises the epoch meanwhile makes only more room.
     let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
-    let outlines = tx.session_outlines(project, user).await?.into_iter();
-    let live = outlines.filter(|one| !one.is_impersonation && one.lifetime.is_live(now, present));
-    Ok(live.map(|one| one.occupant).filter(|one| Some(one.session) != replaced).collect())
+    let counts = |one: &store::Outline| {
+        !one.is_impersonation && one.lifetime.is_live(now, present) && Some(one.occupant.session) != replaced
+    };
+    let (mut found, mut beyond) = (vec![], None);
+    for _ in 0..OUTLINE_PAGES_MAX {
+        let page = tx.session_outlines(project, user, beyond).await?;
+        found.extend(page.iter().filter(|one| counts(one)).map(|one| one.occupant));
+        // There are no more live ones than the limit allows, unless it was lowered since.
+        if page.len() < store::OUTLINES_MAX || found.len() >= enough {
+            break;
+        }
+        beyond = page.last().map(|one| one.occupant.session);
+    }
+    Ok(found)
 }
 
 /// The epoch to open a session under. It stays as it is until the end of the transaction.

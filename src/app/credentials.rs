@@ -267,6 +267,7 @@ impl App {
         self.check_trusted()?;
         let Some(Seen { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
         if !stored.session.is_live(now, present) {
+            self.feed.note_ended(&signed_in.project, signed_in.session);
             return Err(Refusal::SessionRevoked.into());
         }
         self.usage.note(&stored.session.project, stored.session.id, stored.session.last_used_at, now);

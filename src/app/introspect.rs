@@ -141,6 +141,7 @@ impl App {
         let Seen { stored, present, .. } = seen;
         let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(token, &stored.secret))?;
         if !stored.session.is_live(now, *present) {
+            self.feed.note_ended(key.project(), stored.session.id);
             return None;
         }
         // Where its holder is, nobody says here.

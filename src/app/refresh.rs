@@ -114,6 +114,10 @@ impl App {
                 tracing::warn!(%project, %session, request_id = %request_id(), "refresh token reused; the session has ended");
                 Err(Refusal::RefreshTokenNotFoundOrExpired.into())
             }
+            Outcome::Over => {
+                self.feed.note_ended(&project, session);
+                Err(Refusal::RefreshTokenNotFoundOrExpired.into())
+            }
             Outcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
         }
     }
@@ -136,6 +140,8 @@ enum Outcome {
     Throttled(Duration),
     Reused,
     ReusedElsewhere,
+    /// The token is genuine, and its session had ended.
+    Over,
     Refused,
 }
 
@@ -153,8 +159,11 @@ async fn rotate(
     let Some(mut stored) = tx.session_lock(project, presented.session()).await? else { return Ok(Outcome::Refused) };
     let present = tx.epoch_share(project, &stored.session.user).await?;
     let live = present.is_some_and(|present| stored.session.is_live(now, present));
-    if !key.has_made(presented, &stored.secret) || !live {
+    if !key.has_made(presented, &stored.secret) {
         return Ok(Outcome::Refused);
+    }
+    if !live {
+        return Ok(Outcome::Over);
     }
     // The user before the project: no user can use up what the project has.
     let paid = rates.take(Of::User(project, &stored.session.user)).and_then(|()| rates.take(Of::Project(project)));

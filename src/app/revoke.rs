@@ -92,6 +92,8 @@ impl App {
             by: EndedBy::Holder,
             ip: origin.ip,
         };
+        let sessions: Vec<(ProjectId, SessionId)> =
+            targets.iter().map(|target| (target.project.clone(), target.session)).collect();
         let keys: Vec<_> = targets.iter().map(|target| Key::Session(target.project.clone(), target.session)).collect();
         let turn = self.turns.take("sessions_revoke", keys).await?;
         let (store, ends) = (self.urgent.clone(), targets.into_iter().map(revocation).collect());
@@ -109,6 +111,8 @@ impl App {
                 Err(_) => return Err(store::Error::late("sessions_revoke").into()),
             },
         };
+        // Those that others have ended may not have come by the feed yet.
+        sessions.iter().filter(|one| !ended.contains(one)).for_each(|(project, id)| self.feed.note_ended(project, *id));
         // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.
         match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
             Some(failure) => Err(failure),

@@ -42,8 +42,21 @@ pub struct RevokeAllRequest {
     pub request_id: Option<Uuid>,
 }
 
-/// How many sessions were live until now; or why none was ended.
-type Outcome = Result<i32, Refusal>;
+/// What was ended; or why nothing was.
+type Outcome = Result<Cut, Refusal>;
+
+/// How many sessions were live until now, among the newest ten thousand; and whether this is what ended them.
+struct Cut {
+    count: i32,
+    is_news: bool,
+}
+
+impl Cut {
+    /// What others have done.
+    const fn before(count: i32) -> Self {
+        Self { count, is_news: false }
+    }
+}
 
 /// A cut-off, and all that it is judged by.
 struct Order {
@@ -92,6 +105,7 @@ impl App {
                 (service.project, user, None, EndedBy::Service(service.key))
             }
         };
+        let caller = own.map(|own| (project.clone(), own));
         let repeatable = request.request_id.map(|id| (id, digest(&user, own, request.except_current)));
         let order = Order { project, user, own, spares_own: request.except_current, repeatable, by, origin, now };
         let session = order.own.map(|own| Key::Session(order.project.clone(), own));
@@ -99,14 +113,23 @@ impl App {
         let turn = self.turns.take("revoke_all_sessions", keys).await?;
         let work = move |mut tx: Tx| async move {
             let done = match cut_off(&mut tx, order).await? {
-                Ok(count) => tx.commit(Ok(count)).await,
+                Ok(cut) => tx.commit(Ok(cut)).await,
                 // Nothing was ended, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
             };
             drop(turn);
             done
         };
-        Ok(self.store.transact("revoke_all_sessions", work).await??)
+        let outcome = self.store.transact("revoke_all_sessions", work).await?;
+        if let (Err(Refusal::SessionRevoked), Some((project, own))) = (&outcome, &caller) {
+            self.feed.note_ended(project, *own);
+        }
+        let Cut { count, is_news } = outcome?;
+        if !is_news {
+            // The cut-off that it rests on may be another replica's.
+            self.feed.catch_up().await;
+        }
+        Ok(count)
     }
 }
 
@@ -117,7 +140,7 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         // Before the caller's session is looked at: the first try may have ended it, and a repeat answers as the first.
         match tx.request_claim(&project, request, Remembered::RevokedAll(0), &digest, now).await? {
             Repeat::First => {}
-            Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(count)),
+            Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
             Repeat::Again(Remembered::Opened(_)) | Repeat::Another => {
                 return Ok(Err(Violation::refuse("request_id", "was used for another request")));
             }
@@ -129,28 +152,30 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     };
     let Some(epoch) = tx.epoch_raise(&project, &user, now).await? else {
         // Nobody ever signed in under this name, or the user was erased.
-        return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(0) });
+        return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(Cut::before(0)) });
     };
     // The user's row is ours now: the epoch before this one is the one that sessions are held against.
-    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(0)) };
+    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(Cut::before(0))) };
     let before = Epoch { user: epoch - 1, ..raised };
     if own.is_some() && held.is_none_or(|session| session.user != user || !session.is_live(now, before)) {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
     let ended = |one: &store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
-    let mut ends = tx.session_outlines(&project, &user).await?;
+    let mut ends = tx.session_outlines(&project, &user, None).await?;
     // By a clock that is behind, too.
     let may_matter = |one: &store::Outline| {
         one.lifetime.is_live(now - CLOCK_SKEW_MAX, before) && Some(one.occupant.session) != spared
     };
-    let is_news = ends.iter().any(may_matter);
+    // Beyond those that were looked at, any may be live.
+    let may_be_more = ends.len() >= store::OUTLINES_MAX;
+    let is_news = may_be_more || ends.iter().any(may_matter);
     ends.retain(ended);
     // Sessions in which someone else acts as the user end too, but are not the user's to know of.
     let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
     let told = spared.is_some().then(|| ends.iter().map(|one| one.occupant.session).collect());
-    let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX);
+    let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX && !may_be_more);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
@@ -165,7 +190,7 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         let record = tx.cut_off_insert(cut_off.clone()).await?;
         tx.cut_off_queue(&cut_off, record, told).await?;
     }
-    Ok(Ok(count))
+    Ok(Ok(Cut { count, is_news }))
 }
 
 /// What a repeat must agree in. The name in front keeps it from being taken for a request of another kind.

@@ -59,17 +59,20 @@ impl App {
                     Key::User(signed_in.project.clone(), signed_in.user.clone()),
                 ];
                 let turn = self.turns.take("revoke_session", keys).await?;
+                let (project, own) = (signed_in.project.clone(), signed_in.session);
                 let work = move |mut tx: Tx| async move {
                     let outcome = end_own(&mut tx, &signed_in, id, &origin, now).await?;
                     let done = tx.commit(outcome).await;
                     drop(turn);
                     done
                 };
-                self.store.transact("revoke_session", work).await?
+                let outcome = self.store.transact("revoke_session", work).await?;
+                self.note_ended_before(&project, id, own, &outcome);
+                outcome
             }
             Principal::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
-                let by = EndedBy::Service(service.key);
+                let (by, project) = (EndedBy::Service(service.key), service.project.clone());
                 let turn = self.turns.take("revoke_session", [Key::Session(service.project.clone(), id)]).await?;
                 let work = move |mut tx: Tx| async move {
                     let outcome = end_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
@@ -77,10 +80,21 @@ impl App {
                     drop(turn);
                     done
                 };
-                self.store.transact("revoke_session", work).await?
+                let outcome = self.store.transact("revoke_session", work).await?;
+                self.note_ended_before(&project, id, id, &outcome);
+                outcome
             }
         };
         Ok(outcome?)
+    }
+
+    /// Takes in what the answer says was over before: the session, or the caller's own.
+    fn note_ended_before(&self, project: &ProjectId, id: SessionId, own: SessionId, outcome: &Outcome) {
+        match outcome {
+            Ok(Ended { already: true }) => self.feed.note_ended(project, id),
+            Err(Refusal::SessionRevoked) => self.feed.note_ended(project, own),
+            Ok(Ended { already: false }) | Err(_) => {}
+        }
     }
 }
 

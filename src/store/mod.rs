@@ -91,6 +91,7 @@ pub use revocations::RecordQuery;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;
+pub use sessions::OUTLINES_MAX;
 pub use sessions::Outline;
 pub use sessions::PageQuery;
 pub use sessions::Revocation;

@@ -89,6 +89,7 @@ macro_rules! outline_columns {
             sessions::idle_expires_at,
             sessions::last_used_at,
             sessions::impersonator_id,
+            sessions::revoked_at.is_not_null(),
         )
     };
 }
@@ -126,10 +127,10 @@ pub struct Outline {
     pub is_impersonation: bool,
 }
 
-/// The most sessions of one user that are looked at in one go.
-const OUTLINES_MAX: i64 = 100_000;
+/// The most sessions of one user that are looked at in one go: some ten milliseconds' work.
+pub const OUTLINES_MAX: usize = 10_000;
 
-type OutlineColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>);
+type OutlineColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>, bool);
 
 /// Where a page begins, and whose sessions are on it.
 #[derive(Clone, Debug)]
@@ -347,14 +348,22 @@ impl Tx {
         rows.map_err(|error| self.failed(error))?.into_iter().map(SessionRow::into_stored).collect()
     }
 
-    /// A user's sessions that nobody has ended, in no order.
-    pub async fn session_outlines(&mut self, project: &ProjectId, user: &UserId) -> Result<Vec<Outline>, Error> {
+    /// A user's sessions, newest first, those that were ended among them: at most [`OUTLINES_MAX`]. Where there are as many,
+    /// there may be more, beyond the last one.
+    pub async fn session_outlines(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        beyond: Option<SessionId>,
+    ) -> Result<Vec<Outline>, Error> {
+        // Not only those that are live: among a million that are over, Postgres would look for as long as it takes.
         let query = sessions::table
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
-            .filter(sessions::revoked_at.is_null())
+            .filter(sessions::id.lt(beyond.map_or(Uuid::max(), SessionId::as_uuid)))
+            .order(sessions::id.desc())
             .select(outline_columns!())
-            .limit(OUTLINES_MAX);
+            .limit(i64::try_from(OUTLINES_MAX).unwrap_or(i64::MAX));
         let rows: Result<Vec<OutlineColumns>, _> = query.load(self.pg()).await;
         Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(outline).collect())
     }
@@ -441,14 +450,15 @@ impl Tx {
     }
 }
 
-fn outline((id, project, user, expires_at, idle_expires_at, last_used_at, impersonator): OutlineColumns) -> Outline {
+fn outline(columns: OutlineColumns) -> Outline {
+    let (id, project, user, expires_at, idle_expires_at, last_used_at, impersonator, is_revoked) = columns;
     Outline {
         occupant: Occupant { session: SessionId::from_uuid(id), last_used_at: from_pg(last_used_at) },
         lifetime: Lifetime {
             epoch: Epoch { project, user },
             expires_at: from_pg(expires_at),
             idle_expires_at: from_pg(idle_expires_at),
-            is_revoked: false,
+            is_revoked,
         },
         is_impersonation: impersonator.is_some(),
     }
