@@ -422,3 +422,51 @@ async fn base_paths_are_normalised_and_each_is_answered_once() {
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
     }
 }
+
+/// The events of one connection, until one has an id: all of them, and the id.
+async fn events_to_an_id(service: &Service, path: &str, lines: &str) -> (String, String) {
+    let key = service.server_key.expose_secret();
+    let mut socket = TcpStream::connect(service.addr).await.expect("connects");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\nauthorization: Bearer {key}\r\n{lines}\r\n"
+    );
+    socket.write_all(request.as_bytes()).await.expect("sends");
+    let mut seen = String::new();
+    loop {
+        let mut piece = [0; 4096];
+        let reading = tokio::time::timeout(std::time::Duration::from_secs(10), socket.read(&mut piece));
+        let read = reading.await.unwrap_or_else(|_| panic!("no id: {seen}")).expect("goes on");
+        assert!(read > 0, "ended: {seen}");
+        seen.push_str(&String::from_utf8_lossy(&piece[..read]));
+        if let Some((_, rest)) = seen.split_once("\nid: ")
+            && let Some((id, _)) = rest.split_once('\n')
+        {
+            let id = id.to_owned();
+            return (seen, id);
+        }
+    }
+}
+
+/// A browser's `EventSource` goes on where it was, by itself: an event's id is the cursor, and comes back as `Last-Event-ID`.
+#[tokio::test]
+async fn events_have_ids_and_the_last_one_resumes() {
+    let service = Service::start().await;
+    let path = "/auth/revocations:watch";
+    let (first, id) = events_to_an_id(&service, path, "").await;
+    assert!(first.contains("snapshot_begin") && first.contains(&format!(r#""cursor":"{id}""#)), "{first}");
+    for (path, given) in [
+        (path.to_owned(), &*id),
+        (format!("/api/v1{path}"), &id),
+        // The URL of an EventSource stays what it was at first.
+        (format!("{path}?cursor=rubbish"), &id),
+    ] {
+        service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
+        let (resumed, _) = events_to_an_id(&service, &path, &format!("last-event-id: {given}\r\n")).await;
+        assert!(!resumed.contains("snapshot_begin"), "{path}: {resumed}");
+    }
+    let (anew, _) = events_to_an_id(&service, path, "last-event-id: \r\n").await;
+    assert!(anew.contains("snapshot_begin"), "an empty one is none: {anew}");
+    let headers = both(both(service.key(), header("accept", "text/event-stream")), header("last-event-id", "rubbish"));
+    let refused = service.wires.http(Method::GET, path, headers, "").await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+}

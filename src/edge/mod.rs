@@ -114,6 +114,7 @@ fn stack(
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(status::DOMAIN)
         // Replies spell fields so, and clients copy the names.
+        .event_id_field("cursor")
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET)?;

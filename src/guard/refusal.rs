@@ -128,7 +128,11 @@ impl Refusal {
     /// The whole answer to a request with these headers: a status without a body to whoever speaks gRPC, and
     /// `google.rpc.Status` as JSON to everyone else.
     pub(super) fn answer(&self, asked: &HeaderMap) -> http::Response<Full<Bytes>> {
-        let content_type = asked.get(header::CONTENT_TYPE).filter(|value| value.as_bytes().starts_with(GRPC));
+        // Media types are read without regard to case (RFC 9110 §8.3.1).
+        let is_grpc = |value: &&HeaderValue| {
+            value.as_bytes().get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+        };
+        let content_type = asked.get(header::CONTENT_TYPE).filter(is_grpc);
         match content_type {
             Some(content_type) => {
                 let mut response: http::Response<Full<Bytes>> = Status::from(self.clone()).into_http();

@@ -93,6 +93,7 @@ pub(super) struct Shared {
     body_elements_max: usize,
     body_timeout: Duration,
     pub error_domain: String,
+    pub event_id_field: Option<String>,
 }
 
 impl Shared {
@@ -148,6 +149,7 @@ impl RestLayer {
             body_elements_max: BODY_ELEMENTS_MAX,
             body_timeout: BODY_TIMEOUT,
             error_domain: "transcode".to_owned(),
+            event_id_field: None,
         }
     }
 }
@@ -171,6 +173,7 @@ pub struct RestLayerBuilder {
     body_elements_max: usize,
     body_timeout: Duration,
     error_domain: String,
+    event_id_field: Option<String>,
 }
 
 impl RestLayerBuilder {
@@ -258,6 +261,14 @@ impl RestLayerBuilder {
         self
     }
 
+    /// Writes this string field of a stream's messages as the `id:` of its server-sent event too, where a message has one:
+    /// what a browser's `EventSource` sends back as `Last-Event-ID`. Default: events have no id.
+    #[must_use]
+    pub fn event_id_field(mut self, name: impl Into<String>) -> RestLayerBuilder {
+        self.event_id_field = Some(name.into());
+        self
+    }
+
     /// Builds the layer from an encoded `google.protobuf.FileDescriptorSet`; see [`RestLayer::new`].
     ///
     /// # Errors
@@ -283,6 +294,7 @@ impl RestLayerBuilder {
             body_elements_max: self.body_elements_max,
             body_timeout: self.body_timeout,
             error_domain: self.error_domain,
+            event_id_field: self.event_id_field,
         };
         Ok(RestLayer { shared: Arc::new(shared) })
     }

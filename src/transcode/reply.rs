@@ -382,7 +382,7 @@ pub(super) fn http_body(shared: &Shared, binding: &Binding, message: &Bytes) -> 
 }
 
 /// The last value of a length-delimited field, without copying; empty when there is none.
-fn last_bytes(message: &Bytes, wanted: u32) -> Result<Bytes, &'static str> {
+pub(super) fn last_bytes(message: &Bytes, wanted: u32) -> Result<Bytes, &'static str> {
     let mut rest: &[u8] = message;
     let mut found = Bytes::new();
     while let Some((number, raw)) = wire::take_field(&mut rest).map_err(|Malformed| "the reply is malformed")? {

@@ -136,6 +136,15 @@ where
     }
 }
 
+/// The id of the event that a message is written as: the value of the field that the layer was told of. `None` where it is
+/// absent or empty, because an empty id would take the last one back, and where it holds what an id cannot (HTML §9.2.6).
+fn event_id(shared: &Shared, binding: &Binding, message: &Bytes) -> Option<Bytes> {
+    let output = shared.schema.message(binding.output);
+    let field = output.at(output.field(shared.event_id_field.as_deref()?)?);
+    let id = reply::last_bytes(message, field.number).ok()?;
+    (!id.is_empty() && !id.iter().any(|byte| b"\n\r\0".contains(byte))).then_some(id)
+}
+
 /// Writes one message, with what sets it apart from the next.
 pub(super) fn write(
     shared: &Shared,
@@ -151,6 +160,9 @@ pub(super) fn write(
             out.push(b'\n');
         }
         Format::Events => {
+            if let Some(id) = event_id(shared, binding, message) {
+                out.extend_from_slice(&[b"id: ", id.as_ref(), b"\n"].concat());
+            }
             // The JSON is one line, so one `data:` holds it.
             out.extend_from_slice(b"data: ");
             reply::print(shared, binding, message, &mut out)?;
