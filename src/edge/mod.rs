@@ -113,8 +113,8 @@ fn stack(
         // What the rules refuse anyway is refused at the first that is too many, and not read to its end.
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(status::DOMAIN)
-        // Replies spell fields so, and clients copy the names.
         .event_id_field("cursor")
+        // Replies spell fields so, and clients copy the names.
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET)?;
