@@ -307,7 +307,7 @@ impl Messages {
 
     /// The field `C`: the SQLSTATE.
     fn code(&self) -> Option<SqlState> {
-        let field = self.body.split(|byte| *byte == 0).find(|field| field.first() == Some(&b'C'))?;
+        let field = self.body.split(|byte| *byte == 0).find(|field| field.starts_with(b"C"))?;
         Some(SqlState::from_code(std::str::from_utf8(&field[1..]).ok()?))
     }
 }
