@@ -444,6 +444,10 @@ async fn dev_refuses_what_cannot_work_before_postgres_starts() {
     let said = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
     assert_says(&said, false, &format!("cannot listen on {port} (--listen): the port is taken"));
 
+    let trust = ["serve", "--metrics-listen", "127.0.0.1:0", "--backchannel-trusted-certificates", "/nope"];
+    let said = sessiond(&[&trust[..], &["--listen", "127.0.0.1:0"]].concat(), &env);
+    assert_says(&said, false, "cannot read the certificates in /nope (--backchannel-trusted-certificates)");
+
     fs::create_dir_all(&data).expect("creates");
     fs::write(data.join("sealing-key"), "rubbish").expect("writes");
     let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &text(&data)]);

@@ -2,6 +2,7 @@
 
 use axum::Router;
 use clap::builder::BoolishValueParser;
+use sessiond::app::Deliverer;
 use sessiond::app::Sweeper;
 use sessiond::config;
 use sessiond::config::Backchannel;
@@ -58,6 +59,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     setup::raise_open_files(&args.limits, &args.database.pool);
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
+    let outbound = setup::outbound(args.backchannel)?;
     let demand = if args.allow_unsafe_durability { Demand::Nothing } else { Demand::Durable };
     let pool = &args.database.pool;
     check(
@@ -74,7 +76,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
     let sweeper = Sweeper::new(store, app.clock().clone(), args.retention, metrics.clone());
     app.check_sealing().await?;
-    let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
+    let deliverer = Deliverer::new(&app, outbound, metrics.clone());
 
     let server = Server::on(ports, app, &args.web, args.limits, metrics, |_| Router::new())?;
     tracing::info!(address = %server.local_addr()?, issuer, metrics = %server.metrics_addr()?, "serving");

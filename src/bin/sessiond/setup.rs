@@ -9,7 +9,6 @@ use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sessiond::app;
 use sessiond::app::App;
-use sessiond::app::Deliverer;
 use sessiond::app::KeyCache;
 use sessiond::clock::Clock;
 use sessiond::config::Backchannel;
@@ -95,11 +94,10 @@ pub(crate) async fn app(store: Store, sealer: Sealer, issuer: &str) -> Result<Ap
     Ok(App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), clock))
 }
 
-/// What tells others that sessions have ended.
-pub(crate) fn deliverer(app: &App, settings: Backchannel, metrics: &Metrics) -> Result<Deliverer, CertificatesError> {
+/// What sends to back-channels, by files that are read before anything is started.
+pub(crate) fn outbound(settings: Backchannel) -> Result<Outbound, CertificatesError> {
     let permitted = settings.permitted.backchannel_allow_private;
-    let outbound = Outbound::new(permitted, settings.backchannel_trusted_certificates.as_deref())?;
-    Ok(Deliverer::new(app, outbound, metrics.clone()))
+    Outbound::new(permitted, settings.backchannel_trusted_certificates.as_deref())
 }
 
 /// The service as an operator's command uses it: over a database that answers. It issues nothing, so the issuer does not

@@ -16,6 +16,7 @@ use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sessiond::app::App;
 use sessiond::app::Caller;
+use sessiond::app::Deliverer;
 use sessiond::app::ProjectError;
 use sessiond::app::Sweeper;
 use sessiond::cluster;
@@ -116,6 +117,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let files = Files::open(&args.data_dir)?;
     listen::check(&[("--listen", args.listen), ("--metrics-listen", args.metrics_listen)])?;
     let sealer = files.sealer()?;
+    let outbound = setup::outbound(args.backchannel.clone())?;
     files.forget_env()?;
     let (mut cluster, url) = database(&args, &files).await?;
     let sealer = match sealer {
@@ -135,7 +137,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     };
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
     let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.clone(), metrics.clone());
-    let deliverer = setup::deliverer(&app, args.backchannel, &metrics)?;
+    let deliverer = Deliverer::new(&app, outbound, metrics.clone());
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
 
     let feed = app.feed().clone();
