@@ -280,7 +280,7 @@ pub struct Pool {
 /// The keys that seal the private keys in the database.
 #[derive(Args, Clone, Debug)]
 pub struct Sealing {
-    /// 32 bytes in base64 that seal every private key in the database (`openssl rand -base64 32`). Keep a copy: without
+    /// 32 bytes in base64 that seal every private key in the database (`head -c 32 /dev/urandom | base64`). Keep a copy: without
     /// it the keys are lost.
     #[arg(long, env = "SESSIOND_SEALING_KEY", hide_env_values = true, value_name = "BASE64")]
     pub sealing_key: SecretString,

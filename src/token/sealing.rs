@@ -114,7 +114,7 @@ impl SealingKey {
         Self(Zeroizing::new(clock::random()))
     }
 
-    /// Reads 32 bytes as standard base64, the way `openssl rand -base64 32` prints them; `None` for anything else.
+    /// Reads 32 bytes as standard base64, as `base64` prints them; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(STANDARD.decode(text.trim()).ok()?);
         Some(Self(Zeroizing::new(bytes.as_slice().try_into().ok()?)))

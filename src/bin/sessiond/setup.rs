@@ -117,7 +117,7 @@ pub(crate) fn no_sealer() -> Sealer {
 pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
     let parse = |name, text: &SecretString| {
         SealingKey::parse(text.expose_secret())
-            .ok_or_else(|| format!("{name} is not 32 bytes in base64; `openssl rand -base64 32` makes one"))
+            .ok_or_else(|| format!("{name} is not 32 bytes in base64; `head -c 32 /dev/urandom | base64` makes one"))
     };
     let present = parse("SESSIOND_SEALING_KEY", &sealing.sealing_key)?;
     let previous = sealing.previous_sealing_key.as_ref();
