@@ -137,13 +137,13 @@ mod tests {
     #[tokio::test]
     async fn a_few_have_their_turn_and_the_rest_wait_in_their_order() {
         let turns = Turns::new(Duration::from_secs(10), Metrics::default());
-        let first = turns.take("test", [key("ada")]).await.ok().expect("a turn");
-        let second = turns.take("test", [key("ada"), key("ada")]).await.ok().expect("each key counts once");
+        let first = turns.take("test", [key("ada")]).await.expect("a turn");
+        let second = turns.take("test", [key("ada"), key("ada")]).await.expect("each key counts once");
         let mut third = Box::pin(turns.take("test", [key("ada"), key("bob")]));
         assert!(third.as_mut().now_or_never().is_none());
         assert!(turns.take("test", [key("eve")]).await.is_ok(), "another's are another's");
         drop(first);
-        let third = third.await.ok().expect("its turn");
+        let third = third.await.expect("its turn");
         drop((second, third));
         assert!(turns.0.lines.lock().expect("no panic").is_empty(), "nothing stays");
     }

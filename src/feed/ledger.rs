@@ -344,7 +344,7 @@ mod tests {
         let ended = match at % 16 {
             0 => Ended::Project { epoch: 7 },
             1 => Ended::SigningKey(KeyId::from_uuid(id)),
-            _ => Ended::Session { id: SessionId::from_uuid(id), is_impersonation: at % 3 == 0 },
+            _ => Ended::Session { id: SessionId::from_uuid(id), is_impersonation: at.is_multiple_of(3) },
         };
         let reason = RevokeReason::SignedOut;
         News { place: Place { xid, id }, project, ended, user, at: now, reason, access_expires_at: now }

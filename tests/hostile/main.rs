@@ -172,10 +172,7 @@ impl Target {
             tokens.push(created["access_token"].as_str().unwrap_or_default().to_owned());
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let attacking = match attack {
-            Some(attack) => Some(tokio::spawn(self.clone().attack(attack, Arc::clone(&stop)))),
-            None => None,
-        };
+        let attacking = attack.map(|attack| tokio::spawn(self.clone().attack(attack, Arc::clone(&stop))));
         if attack.is_some() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
