@@ -84,7 +84,7 @@ export class SlowReader {
         await done;
         const feed = new Feed();
         const [isWhole, body] = unchunk(Buffer.concat(this.#received));
-        for (const event of body.split("\n\n")) if (event.startsWith("data: ")) feed.note(JSON.parse(event.slice(6)));
+        for (const line of body.split("\n")) if (line.startsWith("data: ")) feed.note(JSON.parse(line.slice(6)));
         return [isWhole, feed];
     }
 
