@@ -262,7 +262,7 @@ async fn what_means_not_now_is_a_503_in_every_language() {
                 RAISE EXCEPTION 'konnte nicht schreiben: kein Platz' USING ERRCODE = TG_ARGV[0]; END $$",
         )
         .await;
-    let codes = "53100 53200 53300 53400 57014 57P01 57P03 58030 40001 40P01 55P03 25006 08006 26000";
+    let codes = "53100 53200 53300 53400 57014 57P01 57P03 58030 40001 40P01 55P03 25006 08006 26000 0A000 42501";
     let unavailable = codes.split(' ').map(|code| (code, StatusCode::SERVICE_UNAVAILABLE));
     for (code, status) in unavailable.chain([("22012", StatusCode::INTERNAL_SERVER_ERROR)]) {
         for (table, event) in [("sessions", "UPDATE"), ("sessions", "INSERT")] {
@@ -326,6 +326,7 @@ async fn what_we_rely_on_is_set_whatever_the_database_says() {
              CREATE TABLE elsewhere.projects (LIKE public.projects);
              ALTER DATABASE {name} SET search_path = elsewhere, public;
              ALTER DATABASE {name} SET default_transaction_isolation = 'serializable';
+             ALTER DATABASE {name} SET client_min_messages = 'error';
              ALTER DATABASE {name} SET standard_conforming_strings = off"
         ))
         .await;
@@ -462,6 +463,9 @@ async fn whatever_waits_for_the_database_stops_when_told_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn migrate_waits_for_those_in_the_way_and_says_for_whom() {
     let database = Database::create().await;
+    // A wait that the server cuts short is not the migration's failure.
+    let name = database.lines("SELECT current_database()").await.remove(0);
+    database.run(&format!("ALTER DATABASE {name} SET statement_timeout = '800ms'")).await;
     let holder = async || {
         let url = format!("{}?application_name=long-reader", database.url);
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");

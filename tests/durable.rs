@@ -83,6 +83,20 @@ async fn a_sign_out_whose_wait_was_cut_short_is_no_success_and_neither_is_its_re
     pair.stop().await;
 }
 
+/// The warning is all that tells such a commit from others. A role or a database may be set to send none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_wait_is_noticed_where_clients_are_sent_no_warnings() {
+    let mut pair = Pair::start("quiet").await;
+    pair.database().run("ALTER DATABASE postgres SET client_min_messages = 'error'").await;
+    let service = Service::start_by(pair.database(), &patient(&pair.database().url)).await;
+    let phone = service.sign_in("ada", "phone").await;
+    pair.stop_standby().await;
+    let (answer, ()) = tokio::join!(phone.sign_out(), pair.strike("pg_cancel_backend"));
+    assert_eq!(answer.expect_err("it may be lost with the primary").reason, UNAVAILABLE);
+    drop(service);
+    pair.stop().await;
+}
+
 /// A primary that starts again shows what it had not replicated.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_of_the_primary_a_repeated_sign_out_waits_for_the_standby() {

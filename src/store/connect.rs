@@ -65,6 +65,12 @@ pub enum UrlError {
     /// It names no host.
     #[error("the database URL names no host")]
     NoHost,
+    /// What should be a host's name is none. It is not repeated: it may be the end of a password.
+    #[error(
+        "the database URL has a host that cannot be one. In a user or a password, write @ as %40, / as %2F, ? as %3F, # as \
+         %23 and % as %25"
+    )]
+    Host,
     /// The mode of TLS is unknown.
     #[error("sslmode in the database URL must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
@@ -538,6 +544,8 @@ impl Settings {
             ("plan_cache_mode", text("force_generic_plan")),
             ("enable_seqscan", text("off")),
             ("jit", text("off")),
+            // A commit that did not wait for its standbys is told from others by a warning alone (`backend`).
+            ("client_min_messages", text("warning")),
             ("standard_conforming_strings", text("on")),
             ("timezone", text("UTC")),
             (SETTINGS, text(SETTINGS_MARK)),

@@ -114,8 +114,9 @@ fn is_passing(code: &SqlState) -> bool {
     /// A standby, or the old primary after a failover; a transaction that was idle or under way for too long; a lock or an
     /// object that others hold; a snapshot that is gone; a configuration that does not load.
     const CODES: [&str; 7] = ["25006", "25P03", "25P04", "55P03", "55006", "72000", "F0000"];
-    /// The tables are not this binary's: a migration was taken back, or is still to come.
-    const SCHEMA: [&str; 2] = ["42P01", "42703"];
+    /// The tables are not this binary's: a migration was taken back, or is still to come, or changes what a prepared statement
+    /// answers; or the role may not use them.
+    const SCHEMA: [&str; 5] = ["42P01", "42703", "3F000", "0A000", "42501"];
     let text = code.code();
     CLASSES.iter().any(|class| text.starts_with(class))
         || CODES.contains(&text)
@@ -137,7 +138,7 @@ mod tests {
     fn an_outage_is_told_by_its_code_and_never_by_its_text() {
         let codes =
             "08006 08P01 25006 26000 40001 40P01 53100 53200 53300 53400 55P03 57000 57014 57P01 57P02 57P03 57P04
-            57P05 58000 58030 58P01 42P01 42703";
+            57P05 58000 58030 58P01 42P01 42703 3F000 0A000 42501";
         for code in codes.split_whitespace() {
             let error = sorted(Some(code), DatabaseErrorKind::Unknown, "storniere Anfrage");
             assert!(matches!(error, Error::Unavailable { .. }), "{code}: {error:?}");

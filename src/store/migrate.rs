@@ -253,8 +253,10 @@ impl Store {
     }
 }
 
-/// For a step alone. A client that is gone is noticed, and the step taken back: by servers from version 14 on.
+/// For a step alone: it may take longer than the role's or the database's statements may. A client that is gone is noticed, and
+/// the step taken back: by servers from version 14 on.
 const STEP_SETTINGS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '1000', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
 impl Watch {

@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
+use tokio_postgres::config::Host;
 
 use super::connect::UrlError;
 
@@ -53,6 +54,9 @@ impl DatabaseUrl {
         let text = text.trim();
         let (rest, ours) = split(text).unwrap_or_else(|| (text.to_owned(), vec![]));
         let config = Config::from_str(&rest).map_err(UrlError::Malformed)?;
+        if config.get_hosts().iter().any(is_no_host) {
+            return Err(UrlError::Host);
+        }
         let (mut mode, mut roots) = (None, None);
         for (key, value) in ours {
             match key.as_str() {
@@ -64,6 +68,11 @@ impl DatabaseUrl {
         let search_path = config.get_options().and_then(search_path);
         Ok(Self { config, mode, roots, search_path })
     }
+}
+
+/// Whether it cannot be a host's name: it is what comes behind an `@` in a password, say.
+fn is_no_host(host: &Host) -> bool {
+    matches!(host, Host::Tcp(name) if name.contains(['@', '/', '?', '&', '#', '=']) || name.contains(char::is_whitespace))
 }
 
 fn parse_mode(value: &str) -> Result<Mode, UrlError> {
@@ -185,6 +194,17 @@ mod tests {
             let url = parsed(text);
             assert_eq!(url.config.get_password(), Some(&b"p?sslmode=verify-full"[..]), "{text}");
             assert_eq!((url.config.get_user(), url.mode), (Some("u"), Some(Mode::Require)), "{text}");
+        }
+    }
+
+    /// Errors name the host, and logs show them.
+    #[test]
+    fn the_end_of_a_password_is_no_host() {
+        for text in ["postgres://u:p@ss@h/d", "postgres://h/d?user=u&password=p@ss&sslmode=disable"] {
+            assert!(matches!(DatabaseUrl::parse(text), Err(UrlError::Host)), "{text}");
+        }
+        for text in ["postgres://u:p%40ss@h/d", "postgres://u@h/d?password=p@ss", "host=h user=u password=p@ss"] {
+            assert_eq!(parsed(text).config.get_password(), Some(&b"p@ss"[..]), "{text}");
         }
     }
 

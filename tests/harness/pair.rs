@@ -109,7 +109,7 @@ impl Pair {
 }
 
 /// A cluster that keeps what it acknowledges, and is deleted in the end all the same.
-fn durable(name: &str) -> Options {
+pub fn durable(name: &str) -> Options {
     let mut options = disposable(name);
     // On, as they are by default, and not fixed by the command line.
     options.settings.extend(["fsync", "synchronous_commit"].map(|name| (name.to_owned(), String::new())));
