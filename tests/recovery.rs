@@ -7,8 +7,11 @@ use std::{
 };
 
 use sessiond::{
+    clock,
     cluster::{Cluster, Mode, Options},
     pb::SnapshotReason,
+    session::revoked::Ended,
+    store::{Extent, Unseen},
 };
 
 use crate::harness::{
@@ -139,6 +142,64 @@ async fn a_server_process_that_is_killed_under_load_hides_no_sign_out() {
     assert!(acknowledged > 0, "there was load");
     drop((service, follower));
     cluster.stop().await.expect("stops");
+}
+
+/// More has ended at once than is read at once, and of an erased user's cut-offs there is nothing to tell. A replica that was
+/// held up meanwhile reads on, page by page, and misses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    let store = &service.store;
+    let begin = store.feed_position(None).await.expect("reads");
+    let insert =
+        "INSERT INTO revocations (project_id, id, at, reason, session_id, user_epoch, user_id, access_expires_at,
+        actor) SELECT 'demo', gen_random_uuid(), now(), 1, ";
+    let mut ended = vec![];
+    for _ in 0..7 {
+        let id = clock::new_uuid();
+        ended.push(id);
+        service.database.run(&format!("{insert} '{id}', NULL, 'ada', now() + interval '10 minutes', 1")).await;
+    }
+    // The user of this one was erased: it is a row of the feed, and no news.
+    service.database.run(&format!("{insert} NULL, 1, NULL, now() + interval '10 minutes', 1")).await;
+    let last = clock::new_uuid();
+    ended.push(last);
+    service.database.run(&format!("{insert} '{last}', NULL, 'ada', now() + interval '10 minutes', 1")).await;
+
+    let mut from = begin.newest.map_or(0, |newest| newest.place.xid) + 1;
+    let (mut read, mut pages) = (vec![], 0);
+    loop {
+        let reading = store.feed_next(&Unseen { from, under_way: vec![] }, 3).await.expect("reads");
+        read.extend(reading.news.iter().filter_map(|news| match news.ended {
+            Ended::Session { id, .. } => Some(id.as_uuid()),
+            _ => None,
+        }));
+        pages += 1;
+        if reading.extent == Extent::Whole {
+            break;
+        }
+        assert_eq!(reading.extent, Extent::Part);
+        let newest = reading.newest.expect("rows").place.xid;
+        assert!(reading.snapshot.xmax > newest);
+        assert!(reading.news.iter().all(|news| news.place.xid < reading.snapshot.xmax), "no further than it says");
+        from = newest + 1;
+    }
+    assert_eq!(read, ended, "in order, each once");
+    assert!(pages > 3, "{pages}");
+
+    // The same for the replica itself, in one transaction: the reading is as full as can be.
+    let many = 12_000;
+    service
+        .database
+        .run(&format!(
+            "BEGIN; {insert} NULL, 1, NULL, now() + interval '10 minutes', 1;
+             {insert} gen_random_uuid(), NULL, 'ada', now() + interval '10 minutes', 1 FROM generate_series(1, {many});
+             COMMIT"
+        ))
+        .await;
+    eventually("all is known", async || service.app.feed().size().0 >= many + ended.len()).await;
+    phone.sign_out().await.expect("signs out");
 }
 
 /// The database's files are put back to an earlier state, and nobody says `sessiond restored`: the replica that had seen more

@@ -112,6 +112,7 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::clock::Timestamp;
+    use crate::store::Extent;
     use crate::store::Place;
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
@@ -158,10 +159,23 @@ mod tests {
         }
 
         fn read(&self, unseen: &Unseen) -> (Reading, Vec<Uuid>) {
-            let rows = self.rows.iter().filter(|(xid, _)| **xid >= unseen.from || unseen.under_way.contains(xid));
+            self.read_some(unseen, usize::MAX)
+        }
+
+        /// At most so many from the first new number on; the last of a full page is left for the next one.
+        fn read_some(&self, unseen: &Unseen, rows_max: usize) -> (Reading, Vec<Uuid>) {
+            let ahead: Vec<u64> = self.rows.range(unseen.from..).map(|(xid, _)| *xid).take(rows_max).collect();
+            let end = ahead.last().copied().filter(|_| ahead.len() == rows_max);
+            let is_shown = |xid: u64| end.is_none_or(|end| xid < end);
+            let rows = self
+                .rows
+                .iter()
+                .filter(|(xid, _)| (**xid >= unseen.from && is_shown(**xid)) || unseen.under_way.contains(xid));
             let rows: Vec<(u64, Uuid)> = rows.map(|(xid, id)| (*xid, *id)).collect();
             let newest = rows.iter().map(|(xid, id)| newest(*xid, *id)).max();
-            (reading(self.snapshot(), newest), rows.into_iter().map(|(_, id)| id).collect())
+            let snapshot = self.snapshot();
+            let snapshot = end.map_or(snapshot.clone(), |end| snapshot.before(end));
+            (reading(snapshot, newest), rows.into_iter().map(|(_, id)| id).collect())
         }
     }
 
@@ -171,7 +185,8 @@ mod tests {
 
     fn reading(snapshot: Snapshot, newest: Option<Newest>) -> Reading {
         let at = Timestamp::from_seconds(0);
-        Reading { news: vec![], origin: ORIGIN, snapshot, at, newest, lacks_newest: false, connection: 1 }
+        let extent = Extent::Whole;
+        Reading { news: vec![], origin: ORIGIN, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
     }
 
     fn everything() -> Unseen {
@@ -190,12 +205,14 @@ mod tests {
             GiveUpLast,
             Crash,
             Read,
+            /// A page of two rows at most.
+            ReadSome,
         }
         use Step::*;
-        const STEPS: [Step; 6] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read];
+        const STEPS: [Step; 7] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read, ReadSome];
         const LENGTH: u32 = 6;
-        for course in 0..6_usize.pow(LENGTH) {
-            let steps = (0..LENGTH).map(|at| STEPS[course / 6_usize.pow(at) % 6]);
+        for course in 0..7_usize.pow(LENGTH) {
+            let steps = (0..LENGTH).map(|at| STEPS[course / 7_usize.pow(at) % 7]);
             let mut server = Server::default();
             let xid = server.begin();
             server.commit(xid);
@@ -209,8 +226,9 @@ mod tests {
                     CommitLast => drop(server.under_way.last().copied().map(|xid| server.commit(xid))),
                     GiveUpLast => drop(server.under_way.last().copied().map(|xid| server.give_up(xid))),
                     Crash => server.crash(),
-                    Read => {
-                        let (reading, rows) = server.read(&position.unseen());
+                    Read | ReadSome => {
+                        let rows_max = if matches!(step, Read) { usize::MAX } else { 2 };
+                        let (reading, rows) = server.read_some(&position.unseen(), rows_max);
                         position = position.after(&reading).unwrap_or_else(|_| panic!("a break in {course}"));
                         seen.extend(rows);
                         cursors.push((position.settled(), seen.len()));

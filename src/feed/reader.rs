@@ -21,6 +21,7 @@ use crate::clock;
 use crate::clock::Clock;
 use crate::clock::Timestamp;
 use crate::store::Error;
+use crate::store::Extent;
 use crate::store::PageStart;
 use crate::store::Reading;
 use crate::store::Store;
@@ -75,7 +76,7 @@ async fn read(hub: &Hub, store: &Store) {
     let (mut retry, mut reader) = (RETRY.0, None);
     loop {
         match follow(hub, store, &mut reader, &mut retry).await {
-            Ok(Stop::Break | Stop::FarBehind) => {
+            Ok(Stop::Break | Stop::TooMuch) => {
                 reader = None;
                 continue;
             }
@@ -90,8 +91,8 @@ async fn read(hub: &Hub, store: &Store) {
 enum Stop {
     /// The database does not continue what was read.
     Break,
-    /// So much has come that it is read in pages.
-    FarBehind,
+    /// So much has come at once that it is read in pages.
+    TooMuch,
 }
 
 /// A reader at work.
@@ -129,12 +130,16 @@ async fn follow(hub: &Hub, store: &Store, reader: &mut Option<Reader>, retry: &m
         Some(reader) => reader,
         None => reader.insert(begin(hub, store).await?),
     };
-    let mut began = Instant::now();
+    let (mut began, mut extent) = (Instant::now(), Extent::Whole);
     loop {
-        let soonest = began + READING_INTERVAL_MIN;
-        // The bell or the clock, whichever comes first.
-        let _ = timeout(POLL_INTERVAL, hub.rung.notified()).await;
-        sleep_until(soonest).await;
+        // Far behind, it reads on, a page at a time. To begin with everything instead would take longer than the next page
+        // takes to come together, and so never end.
+        if extent == Extent::Whole {
+            let soonest = began + READING_INTERVAL_MIN;
+            // The bell or the clock, whichever comes first.
+            let _ = timeout(POLL_INTERVAL, hub.rung.notified()).await;
+            sleep_until(soonest).await;
+        }
         began = Instant::now();
         let Some(unseen) = hub.unseen() else { return Ok(Stop::Break) };
         let asked = hub.clock().elapsed();
@@ -150,8 +155,9 @@ async fn follow(hub: &Hub, store: &Store, reader: &mut Option<Reader>, retry: &m
             reader.connection = present.connection;
             reader.again = Some(Pages::new(hub, present.at));
         }
-        if reading.news.len() >= PAGE_ROWS {
-            return Ok(Stop::FarBehind);
+        extent = reading.extent;
+        if extent == Extent::TooMuch {
+            return Ok(Stop::TooMuch);
         }
         if hub.go_on(reading).is_err() {
             return Ok(Stop::Break);

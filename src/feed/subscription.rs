@@ -334,6 +334,7 @@ mod tests {
     use crate::clock;
     use crate::clock::Clock;
     use crate::session::RevokeReason;
+    use crate::store::Extent;
     use crate::store::FeedOrigin;
     use crate::store::Newest;
     use crate::store::Reading;
@@ -366,7 +367,8 @@ mod tests {
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
         let stands = |news: &News| Newest { place: news.place, access_expires_at: news.access_expires_at };
         let newest = news.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
-        Reading { news, origin, snapshot, at: Clock::system().now(), newest, lacks_newest: false, connection: 1 }
+        let (at, extent) = (Clock::system().now(), Extent::Whole);
+        Reading { news, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
     }
 
     fn beat(xid: u64) -> Beat {

@@ -78,6 +78,14 @@ impl Snapshot {
     pub fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.under_way.contains(&xid)
     }
+
+    /// As much of it as concerns the transactions before this one: of all others, it says that they had yet to begin.
+    #[must_use]
+    pub fn before(self, xid: u64) -> Self {
+        let Self { xmin, xmax, mut under_way } = self;
+        under_way.retain(|other| *other < xid);
+        Self { xmin: xmin.min(xid), xmax: xmax.min(xid), under_way }
+    }
 }
 
 impl FromStr for Snapshot {
@@ -138,6 +146,19 @@ pub struct Reading {
     pub lacks_newest: bool,
     /// Tells one connection from the next: they are numbered within the process.
     pub connection: u64,
+    /// How much of what was unseen it shows.
+    pub extent: Extent,
+}
+
+/// How much of what was unseen a reading shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// The beginning, and its snapshot goes no further: there is more to be read at once.
+    Part,
+    /// One transaction has written more than fits into a reading, so that this one cannot be gone on from.
+    TooMuch,
 }
 
 /// Where a page of the past begins: behind this.
@@ -246,28 +267,38 @@ impl Store {
         .await
     }
 
-    /// What was committed by transactions that are unseen: each revocation as soon as its transaction has committed. At most so
-    /// many: where there are as many, there may be more.
+    /// What was committed by transactions that are unseen: each revocation as soon as its transaction has committed. Where that
+    /// is more than so many, the reading is of the first of them; see [`Extent`].
     ///
     /// # Errors
     ///
     /// When the database is away.
     pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<Reading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
-        let (from, rows_max) = (number(unseen.from), i64::try_from(rows_max).unwrap_or(i64::MAX));
+        let (from, limit) = (number(unseen.from), i64::try_from(rows_max).unwrap_or(i64::MAX));
         let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
         self.once("feed_next", move |mut tx| {
-            let statement = FeedNext { from, under_way: under_way.clone(), rows_max };
+            let under_way = under_way.clone();
+            let statement = FeedNext { from, rows_max: limit, under_way, under_way_rows_max: limit };
             async move {
                 let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
-                let rows = rows.map_err(|error| tx.failed(error))?;
+                let mut rows = rows.map_err(|error| tx.failed(error))?;
                 let Some((present, _)) = rows.as_slice().iter().next().cloned() else { return Err(bad("id")) };
                 // By the rows, not by what was read of them: of an erased user's there may be nothing to tell.
+                let xid_of = |(_, ((xid, ..), ..)): &Columns| *xid;
+                let (extent, end) = extent(rows.iter().filter_map(xid_of), from, rows_max);
+                if let Some(end) = end {
+                    rows.retain(|row| xid_of(row).is_some_and(|xid| xid < end));
+                }
                 let placed = |(_, ((xid, id, ..), _, (.., until))): &Columns| newest(*xid, *id, *until);
                 let newest = rows.iter().filter_map(placed).max();
                 let news = rows.into_iter().filter_map(|(_, columns)| news(columns)).collect::<Result<_, _>>()?;
                 let reading = reading(&present, news, newest, tx.connection())?;
-                tx.commit(reading).await
+                let snapshot = match end {
+                    Some(end) => reading.snapshot.before(end.try_into().map_err(|_| bad("xid"))?),
+                    None => reading.snapshot,
+                };
+                tx.commit(Reading { snapshot, extent, ..reading }).await
             }
         })
         .await
@@ -352,7 +383,25 @@ fn reading(
     connection: u64,
 ) -> Result<Reading, Error> {
     let (origin, snapshot) = (origin(*history, timeline)?, snapshot.parse().map_err(|()| bad("snapshot"))?);
-    Ok(Reading { news, origin, snapshot, at: from_pg(*at), newest, lacks_newest: false, connection })
+    let (at, extent) = (from_pg(*at), Extent::Whole);
+    Ok(Reading { news, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
+}
+
+/// How much of what was unseen these rows are, told by the numbers of their transactions; and the one that they go up to,
+/// where they are not all: of that one, there may be more.
+fn extent(xids: impl Iterator<Item = i64>, from: i64, rows_max: usize) -> (Extent, Option<i64>) {
+    let (ahead, behind): (Vec<i64>, Vec<i64>) = xids.partition(|xid| *xid >= from);
+    match (ahead.iter().min(), ahead.iter().max()) {
+        _ if behind.len() >= rows_max => (Extent::TooMuch, None),
+        (Some(first), Some(last)) if ahead.len() >= rows_max => {
+            if first == last {
+                (Extent::TooMuch, None)
+            } else {
+                (Extent::Part, Some(*last))
+            }
+        }
+        _ => (Extent::Whole, None),
+    }
 }
 
 /// Where a row stands; `None` for the one that stands for no rows at all, and for those that are older than the numbers.
@@ -405,6 +454,23 @@ mod tests {
         assert_eq!(read("740:740:"), Ok(Snapshot { xmin: 740, xmax: 740, under_way: vec![] }));
         for bad in ["", "740", "740:745", "x:1:", "1:2:x"] {
             assert_eq!(read(bad), Err(()), "{bad}");
+        }
+        let snapshot = read("740:745:741,743").expect("a snapshot");
+        assert_eq!(snapshot.clone().before(743), read("740:743:741").expect("a snapshot"));
+        assert_eq!(snapshot.clone().before(739), read("739:739:").expect("a snapshot"));
+        assert_eq!(snapshot.clone().before(800), snapshot);
+    }
+
+    #[test]
+    fn a_reading_that_is_full_goes_up_to_its_last_transaction() {
+        let extent = |xids: &[i64]| extent(xids.iter().copied(), 10, 3);
+        for whole in [&[][..], &[10, 11], &[10, 11, 3, 4]] {
+            assert_eq!(extent(whole), (Extent::Whole, None));
+        }
+        assert_eq!(extent(&[10, 11, 12]), (Extent::Part, Some(12)));
+        assert_eq!(extent(&[12, 10, 12, 4]), (Extent::Part, Some(12)), "of it there may be more");
+        for too_much in [&[10, 10, 10][..], &[4, 4, 4], &[3, 4, 4, 10, 11, 12]] {
+            assert_eq!(extent(too_much), (Extent::TooMuch, None));
         }
     }
 }

@@ -66,6 +66,7 @@ pub use events::Event;
 pub use events::EventRecord;
 pub use events::Happened;
 pub use events::KeyKind;
+pub use feed::Extent;
 pub use feed::Newest;
 pub use feed::News;
 pub use feed::Origin as FeedOrigin;

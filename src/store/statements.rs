@@ -486,8 +486,8 @@ statement! {
 }
 
 statement! {
-    /// What is unseen: each row as soon as its transaction has committed, in whatever order they do. From some number on, and
-    /// earlier ones that were under way: few, whatever is held open.
+    /// What is unseen: each row as soon as its transaction has committed, in whatever order they do. From some number on, the
+    /// smallest numbers first; and earlier ones that were under way: few, whatever is held open.
     ///
     /// No later than the present snapshot shows: rows that came with a dump of another server have that server's numbers.
     FeedNext -> FeedRow =
@@ -499,14 +499,15 @@ statement! {
      SELECT present.snapshot, present.history, present.timeline, present.at, r.xid, r.id, r.project_id, r.user_id, r.at,
          r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
          r.server_key_id, r.access_expires_at
-     FROM present LEFT JOIN (SELECT * FROM revocations WHERE xid >= "
+     FROM present LEFT JOIN ((SELECT * FROM revocations WHERE xid >= "
     [from: i64 as BigInt]
-    " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-         UNION ALL SELECT * FROM revocations WHERE xid = ANY("
+    " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid LIMIT "
+    [rows_max: i64 as BigInt]
+    ") UNION ALL (SELECT * FROM revocations WHERE xid = ANY("
     [under_way: Vec<i64> as Array<BigInt>]
     ") LIMIT "
-    [rows_max: i64 as BigInt]
-    ") AS r ON true"
+    [under_way_rows_max: i64 as BigInt]
+    ")) AS r ON true"
 }
 
 statement! {
