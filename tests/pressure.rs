@@ -42,6 +42,10 @@ fn endless(beginning: &'static [u8]) -> BoxBody<Bytes, std::convert::Infallible>
     BoxBody::new(StreamBody::new(futures_util::StreamExt::chain(frames, futures_util::stream::pending())))
 }
 
+fn whole(message: &'static [u8]) -> BoxBody<Bytes, std::convert::Infallible> {
+    http_body_util::Full::new(Bytes::from_static(message)).boxed()
+}
+
 fn post(
     path: &str,
     content_type: &str,
@@ -89,6 +93,65 @@ async fn calls_without_a_message_take_no_place_from_anyone() {
         service.revoke_current(wire, bearer(&tablet.access_token)).await.expect("signs out");
     }
     assert_eq!(service.metric(r#"sessiond_requests_under_way{class="other"}"#).await, 0, "nobody holds a place");
+    drop(held);
+}
+
+/// Nor does one that looks like something else on its way in: with a method that has no message, with a type that is gRPC's
+/// only once it is trimmed, or with a length that is too large to wait for. And not through a proxy that is trusted either.
+#[tokio::test]
+async fn no_spelling_of_a_call_takes_a_place_before_its_message() {
+    let service = Service::start_with(|web, limits| {
+        limits.requests_max = 2;
+        limits.address_requests_max = Some(1_000);
+        web.trusted_proxies = vec![sessiond::config::network("127.0.0.3").expect("an address")];
+    })
+    .await;
+    let sign_out = "/sessiond.v1.SessionService/RevokeCurrent";
+    let probe = "/grpc.health.v1.Health/Check";
+    let long = Some("99999999");
+    let cases = [
+        ("127.0.0.2", Method::GET, CHECK, "application/grpc", None, "405"),
+        ("127.0.0.2", Method::DELETE, sign_out, "application/grpc", None, "405"),
+        ("127.0.0.2", Method::OPTIONS, sign_out, "application/grpc-web", None, "405"),
+        ("127.0.0.2", Method::GET, probe, "application/grpc", None, "405"),
+        ("127.0.0.2", Method::POST, sign_out, "application/grpc", long, "3"),
+        ("127.0.0.2", Method::POST, CHECK, "application/grpc-web-text", long, "3"),
+        ("127.0.0.2", Method::POST, sign_out, " application/grpc", None, ""),
+        ("127.0.0.2", Method::POST, CHECK, "\tApplication/grpc+proto", None, ""),
+        ("127.0.0.3", Method::POST, CHECK, "application/grpc", None, ""),
+        ("127.0.0.3", Method::POST, probe, "application/grpc", None, ""),
+    ];
+    let mut held = vec![];
+    for (from, method, path, content_type, length, expected) in cases {
+        let mut sender = http2(&service, from).await;
+        let mut calls = vec![];
+        for _ in 0..3 {
+            let mut request = post(path, content_type, endless(b""));
+            *request.method_mut() = method.clone();
+            if let Some(length) = length {
+                request.headers_mut().insert("content-length", length.parse().expect("a value"));
+            }
+            calls.push(tokio::spawn(sender.send_request(request)));
+        }
+        if expected.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            held.push((sender, calls));
+        } else {
+            for call in calls {
+                let answer = call.await.expect("no panic").expect("answers");
+                let code = answer.headers().get("grpc-status").map(|code| code.to_str().expect("digits").to_owned());
+                let told = code.unwrap_or_else(|| answer.status().as_str().to_owned());
+                assert_eq!(told, expected, "{method} {path} {content_type}");
+            }
+        }
+        for class in ["sign_out", "verify", "probe", "other"] {
+            let name = format!(r#"sessiond_requests_under_way{{class="{class}"}}"#);
+            let lines = service.metrics_page().await;
+            let holds = lines.lines().any(|line| line.starts_with(&name) && !line.ends_with(" 0"));
+            assert!(!holds, "{method} {path} {content_type:?} from {from} holds a place");
+        }
+    }
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     drop(held);
 }
 
@@ -144,6 +207,7 @@ async fn an_empty_bucket_comes_before_the_body_on_every_wire() {
     for (path, content_type) in [
         ("/auth/sessions", "application/json"),
         ("/oauth2/token", "application/x-www-form-urlencoded"),
+        ("/oauth2/introspect", "application/x-www-form-urlencoded"),
         ("/api/v1/auth/oauth/token", "application/json"),
         ("/sessiond.v1.SessionService/CreateSession", "application/grpc"),
         ("/sessiond.v1.SessionService/CreateSession", "application/grpc-web+proto"),
@@ -187,6 +251,50 @@ async fn connections_that_ask_nothing_make_room_for_those_that_do() {
     let mut late = http2(&service, "127.0.0.2").await;
     let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
     assert_eq!(late.send_request(request).await.expect("answers").status(), StatusCode::OK, "the idlest made room");
+}
+
+/// What anyone may ask for and never come to the end of keeps no connection busy: a watch of the health, a conversation about
+/// the API, an answer of which the client takes nothing.
+#[tokio::test]
+async fn a_stream_that_anyone_may_have_keeps_no_connection() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 6;
+        limits.address_connections_max = Some(6);
+    })
+    .await;
+    const EMPTY: &[u8] = &[0; 5];
+    let refused = |path: &str| Request::get(format!("http://x{path}")).body(Empty::new().boxed()).expect("a request");
+    let requests: [Request<BoxBody<Bytes, std::convert::Infallible>>; 6] = [
+        post("/grpc.health.v1.Health/Watch", "application/grpc", whole(EMPTY)),
+        post("/grpc.health.v1.Health/Watch", "application/grpc-web", whole(EMPTY)),
+        post("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "application/grpc", endless(b"")),
+        refused("/healthz"),
+        refused("/auth/revocations:watch"),
+        post("/sessiond.v1.SessionService/WatchRevocations", "application/grpc-web", whole(EMPTY)),
+    ];
+    let mut hogs = vec![];
+    for request in requests {
+        let stream = TokioIo::new(connection(&service, "127.0.0.2").await);
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(0);
+        let (mut sender, connection) = builder.handshake(stream).await.expect("shakes hands");
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await.expect("answers");
+        hogs.push((sender, answer));
+    }
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let mut kept = vec![];
+    for n in 0..6 {
+        let asked = async {
+            let mut late = http2(&service, "127.0.0.3").await;
+            let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+            (late.send_request(request).await.expect("answers").status(), late)
+        };
+        let room = tokio::time::timeout(Duration::from_secs(8), asked).await;
+        let (status, late) = room.unwrap_or_else(|_| panic!("no room for connection {n}"));
+        assert_eq!(status, StatusCode::OK);
+        kept.push(late);
+    }
 }
 
 #[tokio::test]

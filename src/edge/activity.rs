@@ -160,6 +160,9 @@ impl State {
 }
 
 /// A request that is open.
+///
+/// Over HTTP/2 it counts until its answer's head, and only a stream of revocations to its end: whoever asks for a stream that
+/// anyone may have, or takes nothing of an answer, would keep the connection busy for as long as they like.
 pub(super) struct Open(Activity);
 
 impl Drop for Open {

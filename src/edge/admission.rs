@@ -19,7 +19,6 @@ use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::Extensions;
-use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use tokio::time::timeout;
@@ -30,6 +29,7 @@ use super::arrival;
 use super::arrival::Arrived;
 use super::arrival::Budget;
 use super::class;
+use super::media;
 use super::origin::TrustedPeer;
 use super::retry_after;
 use crate::config;
@@ -121,21 +121,26 @@ impl Shared {
 pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut request: Request, next: Next) -> Response {
     let class = class::of(request.method(), request.uri().path());
     let trusted = request.extensions().get::<TrustedPeer>().is_some();
-    // All of a proxy's clients ask from the proxy's address, and one of them must not use it up for the others.
-    if trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe) {
-        return next.run(request).await;
-    }
+    // All of a proxy's clients ask from the proxy's address, and one of them must not use it up for the others. But their
+    // messages have to arrive as any: it may hand on a call whose message never comes.
+    let is_for_many = trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
     // Requests of unknown origin share a bucket: no way around it.
     let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(nowhere);
-    if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
-        return refuse(status, request, next).await;
-    }
-    let Some(_share) = shared.under_way.enter(ip, class) else {
-        let status = shared.overloaded(class, "address");
-        return refuse(status, request, next).await;
+    let _share = if is_for_many {
+        None
+    } else {
+        if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
+            return refuse(status, request, next).await;
+        }
+        let share = shared.under_way.enter(ip, class);
+        if share.is_none() {
+            let status = shared.overloaded(class, "address");
+            return refuse(status, request, next).await;
+        }
+        share
     };
-    let is_grpc = is_grpc(request.headers());
+    let is_grpc = media::is_grpc(request.headers());
     if !shared.has_message(&request, class, is_grpc) {
         return next.run(request).await;
     }
@@ -143,10 +148,14 @@ pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut reques
     // A message takes more bytes in protobuf than in JSON at times, and has a head of its own.
     let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
     let asked = grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
-    let mut lease = shared.budget.lease(ip);
+    let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };
     let mut arriving = arrival::Arriving::new(body);
     let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
     match outcome {
+        // tonic waits for all that was announced before it says so, and holds a place meanwhile.
+        Ok(Arrived::TooLarge) if is_grpc => {
+            refuse(status::undecodable(), Request::from_parts(parts, Body::empty()), next).await
+        }
         Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
             next.run(Request::from_parts(parts, arriving.into_body())).await
         }
@@ -164,11 +173,6 @@ pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut reques
             next.run(Request::from_parts(parts, arriving.into_body())).await
         }
     }
-}
-
-fn is_grpc(headers: &http::HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-    content_type.get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 /// Has a request answered without its body.

@@ -45,14 +45,20 @@ impl Budget {
 
     /// A lease of no bytes yet for a request from this address.
     pub(super) fn lease(&self, ip: IpAddr) -> Lease {
-        Lease { budget: self.clone(), ip: network(ip), bytes: 0 }
+        Lease { budget: self.clone(), ip: Some(network(ip)), bytes: 0 }
+    }
+
+    /// The same for a request of a proxy, which asks for many: no address's share bounds it.
+    pub(super) fn lease_for_many(&self) -> Lease {
+        Lease { budget: self.clone(), ip: None, bytes: 0 }
     }
 }
 
 /// The bytes that one request holds. Given back when dropped.
 pub(super) struct Lease {
     budget: Budget,
-    ip: IpAddr,
+    /// Whose share it takes of.
+    ip: Option<IpAddr>,
     bytes: usize,
 }
 
@@ -61,12 +67,17 @@ impl Lease {
     fn extend(&mut self, bytes: usize) -> bool {
         let Budget(ledger) = &self.budget;
         let mut held = ledger.held.lock().expect("no one panics while holding it");
-        let of_address = held.addresses.get(&self.ip).copied().unwrap_or_default() + bytes;
-        if held.all + bytes > ledger.max || of_address > ledger.max / SHARE_OF_ADDRESS {
+        if held.all + bytes > ledger.max {
             return false;
         }
+        if let Some(ip) = self.ip {
+            let of_address = held.addresses.get(&ip).copied().unwrap_or_default() + bytes;
+            if of_address > ledger.max / SHARE_OF_ADDRESS {
+                return false;
+            }
+            held.addresses.insert(ip, of_address);
+        }
         held.all += bytes;
-        held.addresses.insert(self.ip, of_address);
         self.bytes += bytes;
         true
     }
@@ -79,10 +90,11 @@ impl Drop for Lease {
         }
         let mut held = self.budget.0.held.lock().expect("no one panics while holding it");
         held.all -= self.bytes;
-        if let Some(of_address) = held.addresses.get_mut(&self.ip) {
+        let Some(ip) = self.ip else { return };
+        if let Some(of_address) = held.addresses.get_mut(&ip) {
             *of_address -= self.bytes;
             if *of_address == 0 {
-                held.addresses.remove(&self.ip);
+                held.addresses.remove(&ip);
             }
         }
     }
@@ -252,7 +264,10 @@ mod tests {
         assert!(other.extend(25), "another address has its own");
         drop(first);
         assert!(second.extend(20));
-        drop((second, other));
+        let mut proxy = budget.lease_for_many();
+        assert!(proxy.extend(50), "a proxy has no share, but the budget bounds it too");
+        assert!(!proxy.extend(1));
+        drop((second, other, proxy));
         assert_eq!(budget.0.held.lock().expect("no panic").addresses.len(), 0, "nothing stays");
     }
 

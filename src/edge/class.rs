@@ -59,6 +59,11 @@ pub(super) fn is_carried_out(method: &Method, path: &str) -> bool {
     !changes_nothing
 }
 
+/// Whether a request is for a stream of revocations, on whichever wire.
+pub(super) fn is_watch(path: &str) -> bool {
+    path.ends_with("/WatchRevocations") || path.ends_with("/revocations:watch")
+}
+
 /// Whether a request's body is read before the request is let in. A DELETE's never is.
 pub(super) fn has_message(method: &Method, class: RequestClass) -> bool {
     // Reflection is a conversation: its messages have no end to wait for.

@@ -9,9 +9,11 @@ use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::HeaderMap;
 use http::HeaderValue;
+use http::Method;
 use http::StatusCode;
 use http::Version;
 use http::header;
+use tonic::Code;
 
 use crate::rpc::status;
 use crate::telemetry::Wire;
@@ -63,6 +65,11 @@ fn essence(value: &HeaderValue) -> &str {
     value.to_str().unwrap_or_default().split(';').next().unwrap_or_default()
 }
 
+/// Whether a request's message is framed as gRPC's or grpc-web's, as [`spell`] will have it.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    Framing::of_content(headers).is_some()
+}
+
 /// Over which wire a request came.
 pub(super) fn wire(headers: &HeaderMap) -> Wire {
     match Framing::of_content(headers) {
@@ -78,11 +85,19 @@ pub(super) async fn spell(mut request: Request, next: Next) -> Response {
     if framing == Framing::Unknown {
         let what =
             "expected application/grpc, application/grpc-web or application/grpc-web-text, with or without +proto";
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what);
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what);
+    }
+    // gRPC over HTTP/2, "Requests". The layers further in do not look, and what is let in by its method (a body is waited for,
+    // or not) must not be carried out as another.
+    if request.method() != Method::POST {
+        let what = "gRPC and grpc-web are always POST";
+        let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "METHOD_NOT_ALLOWED", what);
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return response;
     }
     if framing == Framing::Grpc && request.version() < Version::HTTP_2 {
         let what = "gRPC needs HTTP/2; grpc-web does not";
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", what);
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what);
     }
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, framing.spelling());
@@ -100,8 +115,8 @@ fn accepted(headers: &HeaderMap) -> Option<Framing> {
     ranges.into_iter().find(|framing| matches!(framing, Framing::GrpcWeb | Framing::GrpcWebText))
 }
 
-fn refused(http: StatusCode, reason: &'static str, message: &str) -> Response {
-    (http, Json(status::json_of_layer(tonic::Code::InvalidArgument, reason, message))).into_response()
+fn refused(http: StatusCode, code: Code, reason: &'static str, message: &str) -> Response {
+    (http, Json(status::json_of_layer(code, reason, message))).into_response()
 }
 
 #[cfg(test)]

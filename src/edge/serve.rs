@@ -16,6 +16,7 @@ use axum::routing::get;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
+use http::StatusCode;
 use http::Version;
 use http::header;
 use hyper::body::Incoming;
@@ -398,13 +399,17 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
         let open = asks.begin(request.version());
         async move {
             let is_http1 = request.version() < Version::HTTP_2;
+            let is_watch = class::is_watch(request.uri().path());
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
             request.extensions_mut().insert(ConnectInfo(peer));
             let mut answer = Received::by(router, request, phases.clone()).await;
             if is_http1 && *phases.borrow() != Phase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(answer.map(|body| Answer { body, open: Some(open) }))
+            // A refusal over gRPC has status 200 too, and its own in the head.
+            let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
+            let open = (is_http1 || is_watch && !is_refused).then_some(open);
+            Ok::<_, Infallible>(answer.map(|body| Answer { body, open }))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());

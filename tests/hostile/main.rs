@@ -235,7 +235,15 @@ impl Target {
                     };
                     for _ in 0..248 {
                         sender.ready().await?;
-                        tokio::spawn(sender.send_request(call(self.addr, path)?));
+                        let mut request = call(self.addr, path)?;
+                        // By what is no call's, by a type with a blank before it, by a length that nobody waits for.
+                        match n % 6 {
+                            1 => *request.method_mut() = Method::GET,
+                            2 => drop(request.headers_mut().insert(header::CONTENT_TYPE, " application/grpc".parse()?)),
+                            3 => drop(request.headers_mut().insert(header::CONTENT_LENGTH, "99999999".parse()?)),
+                            _ => {}
+                        }
+                        tokio::spawn(sender.send_request(request));
                     }
                     held.push(sender);
                 }

@@ -115,6 +115,9 @@ impl Endpoint {
 
     /// Reads a request of a client that has a secret.
     async fn read_confidential(&self, request: Request) -> Result<(Asked, ServerKey), Failure> {
+        if let Some(status) = Refused::of(request.extensions()) {
+            return Err(status.into());
+        }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
         let (client, key) = client::confidential(&parts.headers, &mut form)?;
