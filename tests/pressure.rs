@@ -373,7 +373,63 @@ async fn a_sign_out_that_was_received_is_carried_out_though_its_client_hangs_up(
     }
 }
 
-/// The same over HTTP/2, and while the database takes its time.
+/// The same over HTTP/2, where the client's farewell is read together with what it asked.
+#[tokio::test]
+async fn a_sign_out_over_http2_is_carried_out_though_its_client_is_gone_when_it_is_read() {
+    let service = Service::start().await;
+    for round in 0..6 {
+        let phone = service.sign_in("ada", "phone").await;
+        let authorization = format!("Bearer {}", phone.access_token);
+        let (method, path, content_type) = match round % 2 {
+            0 => ("DELETE", CURRENT, "text/plain"),
+            _ => ("POST", "/sessiond.v1.SessionService/RevokeCurrent", "application/grpc"),
+        };
+        let mut block = vec![];
+        for (name, value) in [
+            (":method", method),
+            (":scheme", "http"),
+            (":authority", "x"),
+            (":path", path),
+            ("content-type", content_type),
+            ("te", "trailers"),
+            ("authorization", &authorization),
+        ] {
+            // A literal field that is not indexed (RFC 7541 §6.2.2): two texts, each behind its length.
+            block.push(0);
+            for text in [name, value] {
+                let mut rest = text.len();
+                if rest < 0x7f {
+                    block.push(u8::try_from(rest).expect("small"));
+                } else {
+                    block.push(0x7f);
+                    rest -= 0x7f;
+                    while rest >= 0x80 {
+                        block.push(u8::try_from(rest % 0x80).expect("small") | 0x80);
+                        rest /= 0x80;
+                    }
+                    block.push(u8::try_from(rest).expect("small"));
+                }
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+            let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+            [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+        };
+        let mut all = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        all.extend(frame(4, 0, 0, &[]));
+        all.extend(frame(1, if method == "DELETE" { 5 } else { 4 }, 1, &block));
+        if method == "POST" {
+            all.extend(frame(0, 1, 1, &[0; 5]));
+        }
+        let mut socket = connection(&service, "127.0.0.1").await;
+        socket.write_all(&all).await.expect("sends");
+        drop(socket);
+        eventually(&format!("round {round}"), async || !service.is_live(&phone.session).await).await;
+    }
+}
+
+/// And while the database takes its time.
 #[tokio::test]
 async fn a_mutation_outlives_its_client() {
     let service = Service::start().await;

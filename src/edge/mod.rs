@@ -19,6 +19,7 @@ mod oauth;
 mod observe;
 mod openapi;
 mod origin;
+mod parting;
 mod rate;
 mod resume;
 mod seed;

@@ -51,6 +51,7 @@ use super::connections::Place;
 use super::hosts;
 use super::linger::Lingering;
 use super::origin::Trust;
+use super::parting::Parting;
 use super::stack;
 use super::stalled;
 use super::stalled::Impatient;
@@ -429,7 +430,8 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
         idle: limits.idle_timeout,
         age: limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
     };
-    let stream = Noted { stream: Impatient::new(stream, stalled::PATIENCE), activity: activity.clone() };
+    let stream = Parting::new(Impatient::new(stream, stalled::PATIENCE));
+    let stream = Noted { stream, activity: activity.clone() };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut closing = phases.clone();
     drop(phases);
