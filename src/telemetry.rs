@@ -23,7 +23,6 @@ use prometheus_client::registry::Unit;
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::Level;
-use tracing::Metadata;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -546,11 +545,15 @@ pub struct FilterError {
 }
 
 /// Whether something may be logged at all, whatever the operator's filter says. Below `info`, libraries write down what they
-/// carry: parameters of statements, headers, bytes of the wire. Only our own words are known to hold no secret.
-fn holds_no_secret(metadata: &Metadata<'_>) -> bool {
-    let target = metadata.target();
-    let is_ours = target == OURS || target.strip_prefix(OURS).is_some_and(|rest| rest.starts_with("::"));
-    is_ours || *metadata.level() <= Level::INFO
+/// carry: parameters of statements, headers, bytes of the wire. Only our own words are known to hold no secret. What h2 warns
+/// of is what its peers do, and any stranger could have it written as often as they like.
+fn may_be_logged(target: &str, level: Level) -> bool {
+    let is_of = |name| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    match level {
+        _ if is_of(OURS) => true,
+        _ if is_of("h2") => level == Level::ERROR,
+        _ => level <= Level::INFO,
+    }
 }
 
 /// The first segment of our targets: the crate's name.
@@ -566,7 +569,8 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     let source_of = |source| FilterError { filter: log.log.clone(), source };
     let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
     // Behind the operator's filter and not within it: however a directive is spelt, it cannot undo this.
-    let log_of = tracing_subscriber::registry().with(filter).with(filter_fn(holds_no_secret));
+    let log_of =
+        tracing_subscriber::registry().with(filter).with(filter_fn(|line| may_be_logged(line.target(), *line.level())));
     let lines = tracing_subscriber::fmt::layer().with_writer(log::Log::of_process().clone());
     match log.log_format {
         LogFormat::Text => log_of.with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal())).init(),
@@ -628,6 +632,22 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_log_no_secrets_and_nothing_that_strangers_cause() {
+        for (target, level, is_logged) in [
+            ("sessiond", Level::TRACE, true),
+            ("sessiond::edge::serve", Level::DEBUG, true),
+            ("sessiond_guard", Level::DEBUG, false),
+            ("tokio_postgres::query", Level::DEBUG, false),
+            ("tokio_postgres", Level::INFO, true),
+            ("h2::proto::streams::streams", Level::WARN, false),
+            ("h2", Level::ERROR, true),
+            ("h2x", Level::WARN, true),
+        ] {
+            assert_eq!(may_be_logged(target, level), is_logged, "{target} {level}");
+        }
+    }
 
     #[test]
     fn a_line_that_strangers_cause_is_logged_at_most_once_in_an_interval() {
