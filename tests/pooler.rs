@@ -10,7 +10,8 @@ use std::{
 use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::NotReady,
-    store::{ReachError, Store},
+    cluster::Cluster,
+    store::{Demand, Options, ReachError, Store},
     telemetry::Metrics,
 };
 
@@ -20,6 +21,7 @@ use crate::{
         Service,
         database::{Database, fresh_dir},
         eventually, options,
+        pair::durable,
     },
 };
 
@@ -163,6 +165,35 @@ async fn no_setting_stays_with_a_connection_that_others_use() {
         })
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Commits wait for at least what we need, and for more where the database says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_pooler_commits_wait_for_no_less_than_the_database_says() {
+    let cluster = Cluster::start(durable("pooled")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.migrate().await;
+    database
+        .run(
+            "CREATE TABLE seen (commits text);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$;
+             CREATE CONSTRAINT TRIGGER note AFTER INSERT ON sessions DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .await;
+    // One connection for all: no statement is elsewhere.
+    let pooled = "pool_mode = transaction\ndefault_pool_size = 1";
+    for (said, held) in [("remote_apply", "remote_apply"), ("off", "on")] {
+        database.run(&format!("ALTER DATABASE postgres SET synchronous_commit = '{said}'; TRUNCATE seen")).await;
+        let Some(pooler) = Pooler::before(&database, pooled).await else { break };
+        let demanding = Options { demand: Demand::Durable, ..options(&pooler.url) };
+        let service = Service::start_by(Database { url: pooler.url.clone() }, &demanding).await;
+        service.sign_in("ada", "phone").await;
+        assert_eq!(database.lines("SELECT DISTINCT commits FROM seen").await, [held]);
+        database.run("TRUNCATE projects, server_keys, signing_keys, refresh_keys, sessions, users CASCADE").await;
+    }
+    cluster.stop().await.expect("stops");
 }
 
 /// A statement that is lost later on, when the server runs already.

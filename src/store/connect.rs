@@ -199,7 +199,7 @@ impl Target {
             tls: tls::connector(&url, options.trusted_certificates.as_deref(), direct)?,
             // Time must be left for a second host.
             deadline: options.connect_timeout.min(options.operation_timeout / 2),
-            settings: Settings::new(options.operation_timeout, url.search_path.as_deref(), options.demand),
+            settings: Settings::new(options.operation_timeout, url.search_path.as_deref()),
             demand: options.demand,
             preferred: AtomicUsize::new(NO_HOST),
             newest: watch::Sender::new(None),
@@ -408,10 +408,11 @@ impl Target {
     /// Connects to a host, and looks whether it is one to use.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(&self.hosts[at], bell).await?;
-        if !self.is_direct(&client).await? {
-            backend.link().share(Arc::clone(&self.settings.begin));
-        }
+        let is_direct = self.is_direct(&client).await?;
         let found = durability::examine(&client, self.demand).await?.ok_or(HostError::Unknown)?;
+        if !is_direct {
+            backend.link().share(self.settings.begin(self.demand, &found.commit).into());
+        }
         match (self.demand, found.durability) {
             (Demand::Nothing, _) | (Demand::Durable, Durability::Kept) => {}
             (Demand::Durable, lost) => {
@@ -515,8 +516,8 @@ const SETTINGS_MARK: &str = "1";
 /// What every statement of ours relies on.
 struct Settings {
     all: Vec<(&'static str, String)>,
-    /// Begins a transaction where the settings did not arrive at the start.
-    begin: Arc<str>,
+    /// Begins a transaction where the settings did not arrive at the start; see [`Settings::begin`].
+    begin: String,
 }
 
 impl Settings {
@@ -529,7 +530,7 @@ impl Settings {
     /// nothing is.
     ///
     /// The tables are those of one schema, whatever the role or the database say, and no temporary table hides them.
-    fn new(operation_timeout: Duration, search_path: Option<&str>, demand: Demand) -> Self {
+    fn new(operation_timeout: Duration, search_path: Option<&str>) -> Self {
         let millis = operation_timeout.as_millis();
         let mut search_path = search_path.unwrap_or("public").to_owned();
         if !search_path.contains("pg_temp") {
@@ -556,10 +557,16 @@ impl Settings {
             let items = if *name == "search_path" { items(value) } else { literal(value) };
             let _ = write!(begin, "; SET LOCAL {name} = {items}");
         }
-        if demand == Demand::Durable {
-            begin.push_str("; SET LOCAL synchronous_commit = on");
+        Self { all, begin }
+    }
+
+    /// Begins a transaction where the settings did not arrive at the start. What commits wait for is set too, to what was found
+    /// on the connection or what we need, whichever is more.
+    fn begin(&self, demand: Demand, commit: &str) -> String {
+        match demand {
+            Demand::Durable => format!("{}; SET LOCAL synchronous_commit = {}", self.begin, literal(commit)),
+            Demand::Nothing => self.begin.clone(),
         }
-        Self { all, begin: begin.into() }
     }
 
     /// As start-up options, behind those of the URL: of two, the last one counts.
@@ -699,7 +706,7 @@ mod tests {
 
     #[test]
     fn settings_come_behind_the_urls_own() {
-        let settings = Settings::new(Duration::from_millis(1_500), Some("\"a,b c\",Own"), Demand::Nothing);
+        let settings = Settings::new(Duration::from_millis(1_500), Some("\"a,b c\",Own"));
         let options = settings.options(Some("-c work_mem=8MB"));
         assert!(
             options.starts_with("-c work_mem=8MB -c search_path=\"a,b\\ c\",Own,\\ pg_temp -c default"),

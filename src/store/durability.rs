@@ -53,6 +53,8 @@ pub enum Demand {
 /// What a new connection has found.
 pub(super) struct Found {
     pub(super) durability: Durability,
+    /// What commits wait for: `synchronous_commit`, as it was found or set.
+    pub(super) commit: String,
     /// The cluster's `system_identifier`.
     pub(super) system: u64,
     /// The timeline of its log.
@@ -62,7 +64,8 @@ pub(super) struct Found {
 /// Where a host must keep what it acknowledges, commits are synchronous by the connection's own setting, so that a reload of
 /// the server's configuration does not change that. What waits for more, `remote_apply`, stays.
 ///
-/// On a connection that a pooler gives to others too, it must not stay: whether it is one, a setting of ours says.
+/// On a connection that a pooler gives to others too, it must not stay: whether it is one, a setting of ours says. There it
+/// comes with the beginning of each transaction.
 const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', \
      CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
      ELSE pg_catalog.current_setting('synchronous_commit') END, \
@@ -92,7 +95,8 @@ pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Fo
         // It is printed as a signed number.
         let system = u64::from_ne_bytes(row.get(3)?.parse::<i64>().ok()?.to_ne_bytes());
         let timeline = u32::from_str_radix(row.get(4)?, 16).ok()?;
-        Some(Found { durability: Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), system, timeline })
+        let (durability, commit) = (Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), row.get(1)?.to_owned());
+        Some(Found { durability, commit, system, timeline })
     }))
 }
 
