@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,6 +23,7 @@ use crate::session::refusal::Violation;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::Metrics;
+use crate::telemetry::Seldom;
 
 /// The domain of our reasons.
 pub const DOMAIN: &str = "sessiond";
@@ -149,12 +151,19 @@ pub fn note(metrics: &Metrics, reason: Reason, ip: Option<IpAddr>) {
     }
 }
 
+/// When the log last said that the database is unavailable.
+static OUTAGE_SAID: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
 pub fn of(error: app::Error) -> Status {
     match &error {
         app::Error::Refused(refusal) => refused(refusal.clone()),
         app::Error::Store(failure) if matches!(**failure, store::Error::Unavailable { .. }) => {
-            tracing::warn!(error = %telemetry::chain(&error), request_id = %telemetry::request_id(), "the database is unavailable");
+            // Once an outage, not once a request: thousands of lines a second would be an outage of their own.
+            if let Some(unsaid) = OUTAGE_SAID.admit() {
+                let (error, request_id) = (telemetry::chain(&error), telemetry::request_id());
+                tracing::warn!(error, unsaid, %request_id, "the database is unavailable; said again after 10 s");
+            }
             unavailable()
         }
         app::Error::FeedInterrupted => interrupted(),
