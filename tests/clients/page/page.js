@@ -300,7 +300,7 @@ async function signsOut(browser) {
     await visit.signIn("phone", "laptop", "tablet");
     for (const [name, ip] of [["Phone", "203.0.113.7"], ["Laptop", "198.51.100.24"], ["Tablet", "203.0.113.88"]]) {
         const row = visit.row(name);
-        assert.deepEqual([await row.locator(".ip").textContent(), await row.locator(".used").textContent()], [ip, "just now"]);
+        assert.deepEqual([await row.locator(".ip").textContent(), await row.locator(".used").textContent()], [ip, "today"]);
     }
     assert.equal(await visit.row("Tablet").locator("i").textContent(), "current");
     ok("signed in on three devices: each is let in, and listed with its address and its last use");

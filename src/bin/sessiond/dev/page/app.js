@@ -480,14 +480,14 @@ function rowOf(session) {
 }
 
 function showUsed(row, now) {
-    const text = row.element.dataset.ended ?? ago(now - Date.parse(row.session.last_used_at));
+    const text = row.element.dataset.ended ?? day(now - Date.parse(row.session.last_used_at));
     if (text !== row.shown) row.used.textContent = row.shown = text;
 }
 
-function ago(millis) {
-    const units = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"]];
-    const [size, unit] = units.find(([size]) => millis >= size) ?? [];
-    return size ? `${Math.floor(millis / size)} ${unit} ago` : "just now";
+/** A user is told the day of a session's last use (UTC), and no moment: a thief would see when its owner refreshes. */
+function day(millis) {
+    const days = Math.floor(millis / 86_400_000);
+    return days < 1 ? "today" : days < 2 ? "yesterday" : `${days} days ago`;
 }
 
 /** A part of the list that the browser draws only when it is in sight. */
