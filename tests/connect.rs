@@ -11,6 +11,7 @@ use std::{
 
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustix::process::{Pid, Signal};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -421,15 +422,20 @@ fn spawn(args: &[&str], url: &str) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
 }
 
+fn send(child: &Child, signal: Signal) {
+    rustix::process::kill_process(Pid::from_child(child), signal).expect("it is ours");
+}
+
 async fn end(child: Child) -> Output {
     tokio::task::spawn_blocking(move || child.wait_with_output().expect("a child")).await.expect("ends")
 }
 
 /// Catches signals itself, as a process must that has the id 1: the kernel gives that one no default.
-fn catches(child: &Child, signal: u32) -> bool {
+#[cfg(target_os = "linux")]
+fn catches(child: &Child, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
-    u64::from_str_radix(mask.trim(), 16).expect("a mask") >> (signal - 1) & 1 == 1
+    u64::from_str_radix(mask.trim(), 16).expect("a mask") >> (signal.as_raw() - 1) & 1 == 1
 }
 
 /// SIGTERM and SIGINT while there is no database.
@@ -440,23 +446,22 @@ async fn whatever_waits_for_the_database_stops_when_told_to() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("postgres://u@{}/d", silent.local_addr().expect("bound"));
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
-    let dev = ["dev", "--listen", "127.0.0.1:0", "--data-dir", "/tmp/sessiond-test-told"];
+    let dir = fresh_dir("told");
+    let dev = ["dev", "--listen", "127.0.0.1:0", "--data-dir", dir.to_str().expect("a path of text")];
     let dev = [&dev[..], &["--database-url", &url]].concat();
     for command in [&serve[..], &dev, &["migrate"], &["sweep"], &["project", "create", "shop"], &["reseal"]] {
-        for (name, signal) in [("TERM", 15), ("INT", 2)] {
+        for signal in [Signal::TERM, Signal::INT] {
             let child = spawn(command, &url);
             eventually("signals are caught", async || catches(&child, signal)).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
             let told = Instant::now();
-            let sent = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().expect("runs");
-            assert!(sent.success());
+            send(&child, signal);
             let output = end(child).await;
             assert!(told.elapsed() < Duration::from_secs(2), "{command:?}: {:?}", told.elapsed());
             let is_server = ["serve", "dev"].contains(&command[0]);
             assert_eq!(output.status.success(), is_server, "{command:?}: {output:?}");
         }
     }
-    let _ = fs::remove_dir_all("/tmp/sessiond-test-told");
 }
 
 /// Whoever is in the way is named, and waited for as long as was said.
@@ -502,8 +507,7 @@ async fn a_migration_that_is_stopped_is_taken_back() {
     let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("it waits", async || !database.lines(waiting).await.is_empty()).await;
     let told = Instant::now();
-    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("runs");
-    assert!(sent.success());
+    send(&child, Signal::TERM);
     let output = end(child).await;
     assert_says(&output, false, "stopped before it was done");
     assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
