@@ -44,8 +44,8 @@ pub enum Wire {
     Rest,
     /// OAuth 2.0: forms in, its own JSON out.
     OAuth,
-    /// The API of the seed, for its clients.
-    Seed,
+    /// Stack Auth's API. Its label keeps the name that dashboards know.
+    StackAuth,
 }
 
 impl Wire {
@@ -56,7 +56,7 @@ impl Wire {
             Self::GrpcWeb => "grpc-web",
             Self::Rest => "rest",
             Self::OAuth => "oauth",
-            Self::Seed => "seed",
+            Self::StackAuth => "seed",
         }
     }
 }

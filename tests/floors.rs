@@ -106,13 +106,13 @@ fn a_walled_crate_is_named_only_at_home() {
     }
 }
 
-/// What the seed's clients say and are told is known in one room at the edge. Whatever stands behind it sees an ordinary call.
+/// Only its adapter at the edge knows Stack Auth's headers. Everything behind it sees an ordinary call.
 #[test]
-fn nothing_but_its_adapter_knows_the_seeds_api() {
-    let of_the_seed = ["x-stack-", "x-hexclave-", "known-error"];
+fn nothing_but_its_adapter_knows_stack_auths_api() {
+    let of_stack_auth = ["x-stack-", "x-hexclave-", "known-error"];
     let (inside, outside): (Vec<_>, Vec<_>) =
-        files().into_iter().partition(|(_, path, _)| path.starts_with("edge/seed"));
-    for word in of_the_seed {
+        files().into_iter().partition(|(_, path, _)| path.starts_with("edge/stack_auth"));
+    for word in of_stack_auth {
         assert!(inside.iter().any(|(_, _, code)| code.contains(word)), "{word} is not how the adapter spells it");
         for (_, path, code) in &outside {
             assert!(!code.contains(word), "{} says {word}", path.display());

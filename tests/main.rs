@@ -46,7 +46,7 @@ mod proxies;
 mod rates;
 mod recovery;
 mod rest;
-mod seed;
+mod stack_auth;
 
 // The binary as people run it, and what they run it by.
 mod binary;

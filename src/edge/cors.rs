@@ -12,7 +12,7 @@ use tower_http::cors::CorsLayer;
 
 use super::SettingError;
 use super::read;
-use super::seed;
+use super::stack_auth;
 use crate::config;
 
 /// How long a browser may remember a preflight: a day, which is as long as any of them does.
@@ -58,8 +58,8 @@ pub(super) fn layer(origins: &[String], headers: &[String]) -> Result<Option<Cor
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS])
-        .allow_headers(named(&REQUEST_HEADERS, seed::from_pages().chain(more)))
-        .expose_headers(named(&RESPONSE_HEADERS, seed::to_pages()))
+        .allow_headers(named(&REQUEST_HEADERS, stack_auth::from_pages().chain(more)))
+        .expose_headers(named(&RESPONSE_HEADERS, stack_auth::to_pages()))
         .max_age(MAX_AGE);
     Ok(Some(layer))
 }

@@ -22,8 +22,8 @@ mod origin;
 mod parting;
 mod rate;
 mod resume;
-mod seed;
 mod serve;
+mod stack_auth;
 mod stalled;
 mod supervise;
 mod verify;
@@ -128,11 +128,11 @@ fn stack(
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
     let verify = verify::routes(grpc.clone(), &web.base_paths);
-    let seed = seed::Adapter::new(grpc.clone(), limits, &web.base_paths);
+    let stack_auth = stack_auth::Adapter::new(grpc.clone(), limits, &web.base_paths);
 
     let api = ServiceBuilder::new()
-        // Requests of the seed's clients in, calls out; and its own words back. Whatever is not theirs passes.
-        .layer(from_fn_with_state(seed, seed::adapt))
+        // Turns the requests of Stack Auth clients into calls, and answers in their terms. Passes on all others.
+        .layer(from_fn_with_state(stack_auth, stack_auth::adapt))
         // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
         .layer(rest)
         // The browser's framing in, gRPC's out; and back.

@@ -72,7 +72,7 @@ pub struct Claims {
     pub epoch: [i64; 2],
     /// The project.
     pub project_id: String,
-    /// The session again, under the name that clients of the seed API look for.
+    /// The session again, under the name that Stack Auth clients look for.
     pub refresh_token_id: String,
     /// When the user proved who they are, in seconds (OpenID Connect Core §2).
     #[serde(skip_serializing_if = "Option::is_none")]

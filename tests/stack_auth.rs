@@ -1,5 +1,5 @@
-//! The API that this one grew out of, as its SDKs speak it, over a real socket: what they send, what they must get back, and
-//! that nobody else notices. The SDKs themselves are in `tests/clients/seed/run`.
+//! Stack Auth's API, as its SDKs speak it, over a real socket: what they send, what they must get back, and that nobody else
+//! notices. The SDKs themselves are in `tests/clients/stack_auth/run`.
 
 use std::time::Duration;
 
@@ -423,7 +423,7 @@ async fn a_client_that_keeps_its_first_refresh_token_goes_on_for_days() {
 }
 
 #[tokio::test]
-async fn a_grant_that_is_refused_is_refused_in_the_seeds_words() {
+async fn a_grant_that_is_refused_is_refused_in_stack_auths_words() {
     let service = Service::start_with(|_, limits| limits.body_bytes_max = 64 * 1024).await;
     service.create_project("other").await;
     let phone = service.sign_in("ada", "phone").await;
@@ -857,9 +857,9 @@ async fn on_every_other_route_its_headers_change_nothing() {
     assert!(phone.is_signed_in().await);
 }
 
-/// The seed's own pages show a bearer token without anything else, and one shows a refresh token in a header of its own.
+/// Stack Auth's own pages show a bearer token without anything else, and one shows a refresh token in a header of its own.
 #[tokio::test]
-async fn the_seeds_pages_work_as_they_are_printed() {
+async fn stack_auths_pages_work_as_they_are_printed() {
     let service = Service::start().await;
     let names = ["x-stack-refresh-token", "x-hexclave-refresh-token", "x-refresh-token"];
     for wire in Wire::ALL {

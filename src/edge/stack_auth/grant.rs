@@ -1,5 +1,5 @@
 //! The one grant that there is: a refresh token for an access token (RFC 6749 §6), from a form or from JSON. The SDKs send it
-//! by a library for OAuth, without any of their headers, and expect the seed's refusals.
+//! by a library for OAuth, without any of their headers, and expect Stack Auth's refusals.
 
 use axum::body::Body;
 use http::HeaderMap;

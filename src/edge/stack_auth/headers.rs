@@ -1,4 +1,4 @@
-//! The seed's headers. Each has two spellings, for the project was renamed: older SDKs send the first and newer ones the
+//! Stack Auth's headers. Each has two spellings, for the project was renamed: older SDKs send the first and newer ones the
 //! second, and an answer has the one that it was asked in.
 
 use std::collections::BTreeMap;
@@ -59,18 +59,18 @@ fn spell(spelling: &str, name: &str) -> HeaderName {
     HeaderName::try_from(format!("{spelling}{name}")).expect("lower-case letters and dashes are a header's name")
 }
 
-/// A header's spelling, and its name behind that; `None` for one that is not the seed's.
+/// A header's spelling, and its name behind that; `None` for one that is not Stack Auth's.
 fn apart(name: &HeaderName) -> Option<(&'static str, &str)> {
     SPELLINGS.iter().find_map(|spelling| Some((*spelling, name.as_str().strip_prefix(spelling)?)))
 }
 
-/// Whether a request is one of the seed's: it has one of its headers. A refresh token alone is no sign, for the seed's own
-/// pages show it with nothing else.
-pub(super) fn are_the_seeds(headers: &HeaderMap) -> bool {
+/// Whether a Stack Auth client sent the request: it has one of the headers. A refresh token alone is no sign, because Stack
+/// Auth's own pages show it with nothing else.
+pub(super) fn is_stack_auth(headers: &HeaderMap) -> bool {
     headers.keys().filter_map(apart).any(|(_, name)| name != REFRESH_TOKEN)
 }
 
-/// Gives the refresh token of a request that is none of the seed's the name that it has everywhere else.
+/// Gives the refresh token of any other request the name that it has everywhere else.
 pub(super) fn rename_refresh_token(headers: &mut HeaderMap) {
     for name in spelled(REFRESH_TOKEN) {
         let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn any_of_its_headers_but_a_refresh_token_alone_makes_a_request_the_seeds() {
+    fn any_of_its_headers_but_a_refresh_token_alone_makes_a_request_stack_auths() {
         for alone in [&[][..], &[("x-stack-refresh-token", "a")], &[("x-hexclave-refresh-token", "a")]] {
-            assert!(!are_the_seeds(&headers(alone)), "{alone:?}");
+            assert!(!is_stack_auth(&headers(alone)), "{alone:?}");
         }
-        assert!(!are_the_seeds(&headers(&[("x-refresh-token", "a"), ("x-stacked-up", "a"), ("authorization", "a")])));
+        assert!(!is_stack_auth(&headers(&[("x-refresh-token", "a"), ("x-stacked-up", "a"), ("authorization", "a")])));
         for named in ["x-stack-project-id", "x-hexclave-random-nonce", "x-stack-whatever"] {
-            assert!(are_the_seeds(&headers(&[(named, "")])), "{named}");
-            assert!(are_the_seeds(&headers(&[("x-stack-refresh-token", "a"), (named, "")])), "{named}");
+            assert!(is_stack_auth(&headers(&[(named, "")])), "{named}");
+            assert!(is_stack_auth(&headers(&[("x-stack-refresh-token", "a"), (named, "")])), "{named}");
         }
     }
 

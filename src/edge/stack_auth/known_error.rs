@@ -1,4 +1,4 @@
-//! Every answer that is no, in the seed's words: one table, and which of ours becomes which. The SDKs build an error from
+//! Every refusal in Stack Auth's words: one table, and which of our reasons becomes which code. The SDKs build an error from
 //! the code and from its details, so each code has the details that its constructor reads.
 
 use std::borrow::Cow;

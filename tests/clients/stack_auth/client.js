@@ -1,4 +1,4 @@
-// The seed's own SDKs, unmodified, against a running `sessiond dev`; ./run starts both. One speaks the older spelling of the
+// Stack Auth's own SDKs, unmodified, against a running `sessiond dev`; ./run starts both. One speaks the older spelling of the
 // headers, one the newer. Users are not sessiond's business: a host in front answers for them, as a real one would, and
 // hands on every other request as it came. It also takes down how each was spelled.
 

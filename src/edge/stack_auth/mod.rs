@@ -1,4 +1,4 @@
-//! The API that this one grew out of, for the SDKs that speak it. An adapter: its headers in, the API's own calls through
+//! Stack Auth's API, for its SDKs. An adapter: its headers in, the API's own calls through
 //! the same layers as every other wire's, its bodies out. Nothing behind it knows of it, and it acts on no other routes.
 //!
 //! Credentials are in headers of their own, and `authorization` is not read. What is not said is not guessed: an access type
@@ -96,7 +96,7 @@ pub(super) struct Adapter {
     base_paths: Arc<[String]>,
 }
 
-/// Answers the requests of the seed's clients, and passes on all others.
+/// Answers the requests of Stack Auth clients, and passes on all others.
 pub(super) async fn adapt(State(adapter): State<Adapter>, mut request: Request, next: Next) -> Response {
     let Some(route) = adapter.route(&request) else {
         headers::rename_refresh_token(request.headers_mut());
@@ -116,13 +116,13 @@ impl Adapter {
         Self { sessions: SessionServiceClient::new(grpc), limits: body::Limits::new(limits), base_paths }
     }
 
-    /// Where a request leads; `None` for one that is not of the seed's clients.
+    /// Where a request leads; `None` for one of another client.
     fn route(&self, request: &Request) -> Option<Route> {
         let (method, path) = (request.method(), request.uri().path());
         match self.base_paths.iter().find_map(|base| route(base, method, path.strip_prefix(base.as_str())?))? {
             // The SDKs send a grant without any of their headers.
             grant @ (Route::Grant | Route::NoGrant) => Some(grant),
-            sessions @ Route::Sessions(_) => headers::are_the_seeds(request.headers()).then_some(sessions),
+            sessions @ Route::Sessions(_) => headers::is_stack_auth(request.headers()).then_some(sessions),
         }
     }
 
@@ -184,7 +184,7 @@ impl Adapter {
         }))
     }
 
-    /// The first page, the longest there is: the seed has no others.
+    /// The first page, the longest there is: Stack Auth does not paginate.
     async fn list(&mut self, call: &Call<'_>, user: Option<String>) -> Result<Value, KnownError> {
         let user = user.ok_or_else(|| KnownError::schema("query parameter user_id must be there"))?;
         let message = pb::ListSessionsRequest {
@@ -219,7 +219,7 @@ impl Adapter {
             user_id: draft.user_id,
             expires_in_millis: draft.expires_in_millis,
             is_impersonation: draft.is_impersonation,
-            // Who it is, the seed does not say, and no more is known than as what the request was sent.
+            // Stack Auth does not name the impersonator; the access type is all that is known.
             impersonator_id: draft.is_impersonation.then(|| call.caller.access_type.name().to_owned()),
             ..pb::CreateSessionRequest::default()
         };
@@ -258,7 +258,7 @@ impl Call<'_> {
     /// Without a credential yet. Who it is for travels beside it: no header could say that.
     fn request<M>(&self, client: Client, message: M) -> tonic::Request<M> {
         let mut extensions = self.extensions.clone();
-        extensions.insert(Wire::Seed);
+        extensions.insert(Wire::StackAuth);
         extensions.insert(client);
         tonic::Request::from_parts(MetadataMap::new(), extensions, message)
     }
@@ -301,7 +301,7 @@ fn route(base: &str, method: &Method, path: &str) -> Option<Route> {
         (&Method::POST, "/auth/sessions") => Asked::Create,
         (&Method::DELETE, path) => {
             let id = path.strip_prefix("/auth/sessions/").filter(|id| !id.is_empty() && !id.contains('/'))?;
-            // To the seed, a UUID is one in capitals too.
+            // Stack Auth accepts a UUID in capitals.
             Asked::Revoke(id.to_ascii_lowercase())
         }
         _ => return None,
@@ -319,7 +319,7 @@ fn user_named(uri: &Uri) -> Result<Option<String>, KnownError> {
     }
 }
 
-/// A session as the seed lists it: times in milliseconds.
+/// A session as Stack Auth lists it: times in milliseconds.
 fn item(session: pb::Session) -> Value {
     let mut item = json!({
         "id": session.id,
@@ -387,7 +387,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_seeds_own_routes_are_taken() {
+    fn only_stack_auths_own_routes_are_taken() {
         let sessions = |asked| Some(Route::Sessions(asked));
         let cases = [
             ("", "DELETE", "/auth/sessions/current", sessions(Asked::SignOut)),
