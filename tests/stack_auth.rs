@@ -517,13 +517,14 @@ async fn a_client_refreshes_by_its_header() {
 async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
     let service = Service::start().await;
     let began = service.clock.now().as_millis();
-    let phone = service.sign_in("ada", "phone").await;
+    let mut phone = service.sign_in("ada", "phone").await;
     service.clock.advance(Duration::from_millis(1_500));
     let laptop = service.sign_in("ada", "laptop").await;
     service.sign_in("bob", "phone").await;
-    // What the device is seen with at a refresh is what is known of it.
+    // What the device is seen with at a refresh is what is known of it, and shown from the next day on.
     laptop.refresh_without_keeping().await.expect("refreshes");
-    service.clock.advance(Duration::from_millis(1));
+    service.clock.advance(Duration::from_secs(24 * 60 * 60));
+    phone.refresh().await.expect("refreshes");
     service.impersonate("ada", "eve").await;
     let of = |device: &Device<'_>, created_at: i64, is_current: bool| {
         json!({

@@ -11,7 +11,10 @@ use sessiond::{
     app::{Haste, Kind, Sweeper},
     config::{Rates, Retention, network},
     id::{ProjectId, UserId},
-    pb::{CreateSessionRequest, RevokeAllSessionsRequest, Session},
+    pb::{
+        CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest, Session, UpdateSessionRequest,
+        UpdateSessionResponse,
+    },
     session::{
         RevokeReason,
         policy::{LateRepeat, Refreshing, RepeatElsewhere, StepUp},
@@ -72,13 +75,19 @@ async fn nothing_that_a_user_is_shown_tells_when_a_refresh_happened() {
     let service = behind_a_proxy().await;
     let (mut phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let mut tablet = service.sign_in("ada", "tablet").await;
+    let count = std::cell::Cell::new(0);
+    // Each from an address of its own, and with a `User-Agent` of its own.
     let refresh = async |device: &mut Device<'_>| {
-        let headers = from(HOME, refresh_token(&device.refresh_token));
+        count.set(count.get() + 1);
+        let user_agent = header("user-agent", &format!("agent/{}", count.get()));
+        let address = format!("192.0.2.{}", count.get());
+        let headers = from(&address, both(user_agent, refresh_token(&device.refresh_token)));
         let tokens = service.refresh(Wire::Rest, headers).await.expect("refreshes");
         (device.access_token, device.refresh_token) = (tokens.access_token, tokens.refresh_token);
     };
     let of_phone = phone.session.clone();
     refresh(&mut phone).await;
+    let mut of_yesterday = String::new();
     for day in 0..4 {
         let into_day = service.clock.now().as_seconds().rem_euclid(DAY);
         // To ten past midnight, but for the first day.
@@ -106,6 +115,41 @@ async fn nothing_that_a_user_is_shown_tells_when_a_refresh_happened() {
         let exactly = (listed.last_used_at.expect("a time").seconds, listed.idle_expires_at.expect("a time").seconds);
         assert_eq!(exactly, (exact.last_used_at.as_seconds(), exact.idle_expires_at.as_seconds()));
         assert_eq!(exact.last_used_at, service.clock.now());
+        let address = format!("192.0.2.{}", count.get());
+        assert_eq!(exact.device.ip.expect("known").to_string(), address);
+        assert_eq!((&listed.ip, &listed.user_agent), (&address, &format!("agent/{}", count.get())));
+        // The user is shown it from the next day on.
+        let (.., shown_ip, _, _) = &before.0;
+        assert_eq!(*shown_ip, if day == 0 { String::new() } else { of_yesterday.clone() }, "day {day}");
+        of_yesterday = address;
+    }
+}
+
+/// A name after a `User-Agent` is neither shown nor found before the day is over; one that a service gives is at once.
+#[tokio::test]
+async fn a_filter_finds_only_what_is_shown() {
+    const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0";
+    let service = Service::start().await;
+    for wire in Wire::ALL {
+        let request = CreateSessionRequest { user_id: "ada".into(), ..CreateSessionRequest::default() };
+        let mut phone = service.device(service.create(wire, request).await.expect("opens"));
+        let headers = both(header("user-agent", FIREFOX), refresh_token(&phone.refresh_token));
+        let refreshed = service.refresh(wire, headers).await.expect("refreshes");
+        phone.access_token = refreshed.access_token;
+        let found = async |headers: HeaderMap, name: &str, user: Option<&str>| {
+            let (device_name, user_id) = (Some(name.to_owned()), user.map(str::to_owned));
+            let asked = ListSessionsRequest { device_name, user_id, ..ListSessionsRequest::default() };
+            let items = service.list(wire, headers, asked).await.expect("lists").items;
+            items.iter().filter(|session| session.id == phone.session).count()
+        };
+        assert_eq!(found(service.key(), "Firefox on Linux", Some("ada")).await, 1, "{wire:?}");
+        assert_eq!(found(phone.bearer(), "Firefox on Linux", None).await, 0, "{wire:?}");
+        let session = Session { id: phone.session.clone(), device_name: Some("Ada's".into()), ..Session::default() };
+        let update = UpdateSessionRequest { session: Some(session), update_mask: None };
+        let _: UpdateSessionResponse =
+            service.wires.call(wire, "UpdateSession", service.key(), &update).await.expect("changes");
+        assert_eq!(found(service.key(), "Ada's", Some("ada")).await, 1, "{wire:?}");
+        assert_eq!(found(phone.bearer(), "Ada's", None).await, 1, "{wire:?}");
     }
 }
 

@@ -143,6 +143,7 @@ impl App {
         now: Timestamp,
     ) -> Result<(Vec<Session>, Option<SessionId>), Error> {
         // One more than fits tells whether there is a next page.
+        let is_user = !asked.impersonations;
         let (mut items, mut looked_at, mut rows_max) = (vec![], 0, page_size + 1);
         loop {
             asked.rows_max = rows_max.min(ROWS_MAX - looked_at);
@@ -156,7 +157,9 @@ impl App {
                     return Ok((items, asked.before));
                 }
                 asked.before = Some(stored.session.id);
-                if filter.selects(&stored.session, now, present) {
+                // A filter must not find what is not shown.
+                let device = if is_user { stored.session.device_shown(now) } else { &stored.session.device };
+                if filter.selects(&stored.session, device, now, present) {
                     items.push(stored.session.as_seen(present, raised));
                 }
             }

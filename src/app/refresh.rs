@@ -183,7 +183,7 @@ async fn rotate(
         }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            stored.session.device.seen_from(origin);
+            stored.session.seen_from(origin, now);
             use_session(tx, stored, link, Notice::Nothing, now, policy).await
         }
         Rotation::Reused => {

@@ -46,6 +46,10 @@ impl Change {
             session.labels = labels;
         }
         if let Some(name) = self.device_name {
+            // Not a refresh, and so nothing to hide from the user: it shows at once.
+            if let Some(before) = &mut session.device_before {
+                before.device.name.clone_from(&name);
+            }
             session.device.name = name;
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::epoch::Epoch;
 use super::limit::Occupant;
 use super::opening::Opening;
+use super::origin::Origin;
 use super::policy::Policy;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -95,6 +96,15 @@ pub struct Device {
     pub ip: Option<IpAddr>,
 }
 
+/// The device before a refresh changed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceBefore {
+    /// When it changed: the first time of a day (UTC).
+    pub changed_at: Timestamp,
+    /// The device until then.
+    pub device: Device,
+}
+
 /// One sign-in of one user on one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -126,6 +136,8 @@ pub struct Session {
     pub authentication: Authentication,
     /// The device.
     pub device: Device,
+    /// The device before the day (UTC) on which it last changed; none if no refresh has changed it.
+    pub device_before: Option<DeviceBefore>,
     /// The host application's own labels.
     pub labels: BTreeMap<String, String>,
     /// The host application's own claims, merged into every access token.
@@ -180,6 +192,7 @@ impl Session {
             impersonator: opening.impersonator,
             authentication: opening.authentication,
             device: opening.device,
+            device_before: None,
             labels: opening.labels,
             claims: opening.claims,
         }
@@ -238,9 +251,32 @@ impl Session {
             // Not over: not before the next midnight, by what may be told.
             false => (used_at + self.idle_ttl).max(now + Duration::from_micros(1)).day_end(),
         };
+        self.device = self.device_shown(now).clone();
         self.last_used_at = used_at.day_begin();
         self.idle_expires_at = idle_expires_at.min(self.expires_at);
         self
+    }
+
+    /// The device as its user is shown it at this moment: as it was at the last midnight (UTC), or when the session was opened.
+    pub fn device_shown(&self, now: Timestamp) -> &Device {
+        match &self.device_before {
+            Some(before) if before.changed_at.day_begin() >= now.day_begin() => &before.device,
+            _ => &self.device,
+        }
+    }
+
+    /// Takes over what a refresh shows of the device.
+    pub fn seen_from(&mut self, origin: &Origin, now: Timestamp) {
+        let mut device = self.device.clone();
+        device.seen_from(origin);
+        if device == self.device {
+            return;
+        }
+        let before = std::mem::replace(&mut self.device, device);
+        // On a day on which it has changed already, what it was at midnight stays.
+        if self.device_before.as_ref().is_none_or(|before| before.changed_at.day_begin() < now.day_begin()) {
+            self.device_before = Some(DeviceBefore { changed_at: now, device: before });
+        }
     }
 
     /// Notes that the session was used: its idle time begins again.
@@ -339,16 +375,18 @@ mod tests {
                     // Used on some days, some hours, and on some days not at all.
                     if (day * 7 + hour) % (1 + day % 11) == 3 {
                         session.touch(now);
+                        let ip = Some(std::net::Ipv4Addr::from(day * 24 + hour).into());
+                        session.seen_from(&Origin { ip, user_agent: None }, now);
                         seen.push(session.clone().as_shown(now));
                     }
                 }
-                let told = |session: &Session| (session.last_used_at, session.idle_expires_at);
+                let told = |session: &Session| (session.last_used_at, session.idle_expires_at, session.device.clone());
                 let while_live = seen.iter().filter(|session| session.idle_expires_at > midnight).map(told);
                 assert!(
                     while_live.clone().all(|one| Some(one) == while_live.clone().next()),
                     "day {day}, {idle_ttl:?}"
                 );
-                for (used, idle) in seen.iter().map(told) {
+                for (used, idle, _) in seen.iter().map(told) {
                     assert_eq!((used, idle), (used.day_begin(), idle.day_begin()), "whole days");
                     assert!(used <= midnight);
                 }
@@ -356,6 +394,29 @@ mod tests {
         }
         let session = session(DAY, DAY * 90);
         assert_eq!(session.clone().as_shown(START).idle_expires_at, session.expires_at, "never after that");
+    }
+
+    /// The device of the last refresh before midnight is the one that is shown after it, whatever came before that.
+    #[test]
+    fn the_device_that_is_shown_is_that_of_midnight() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let mut session = session(DAY * 365, DAY * 90);
+        let start = START.day_begin();
+        let ip = |last: u8| Some([192, 0, 2, last].into());
+        let shown = |session: &Session, at: Duration| session.clone().as_shown(start + at).device.ip;
+        let from = |last: u8| Origin { ip: ip(last), user_agent: None };
+        session.seen_from(&from(1), start + DAY - TICK);
+        assert_eq!(shown(&session, DAY - TICK), None, "as it was opened");
+        assert_eq!(shown(&session, DAY), ip(1));
+        session.seen_from(&from(1), start + DAY);
+        session.seen_from(&from(2), start + DAY);
+        session.seen_from(&from(3), start + DAY + TICK);
+        assert_eq!((shown(&session, DAY * 2 - TICK), shown(&session, DAY * 2)), (ip(1), ip(3)));
+        session.seen_from(&from(3), start + DAY * 5);
+        session.touch(start + DAY * 5);
+        assert_eq!(shown(&session, DAY * 5), ip(3), "no change has come since");
+        session.seen_from(&from(4), start + DAY * 2);
+        assert_eq!((shown(&session, DAY * 2), shown(&session, DAY * 3)), (ip(3), ip(4)), "a clock that is behind");
     }
 
     #[test]

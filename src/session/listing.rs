@@ -1,6 +1,7 @@
 //! What may be asked of a listing, and what is in it.
 
 use super::epoch::Epoch;
+use super::lifecycle::Device;
 use super::lifecycle::Session;
 use super::opening::Findings;
 use super::origin;
@@ -61,8 +62,8 @@ impl Filter {
         found.unless_any((filter, usize::try_from(page_size).unwrap_or(0)))
     }
 
-    /// Whether a session is in the listing.
-    pub fn selects(&self, session: &Session, now: Timestamp, present: Epoch) -> bool {
+    /// Whether a session is in the listing, with `device` as whoever asks is shown it.
+    pub fn selects(&self, session: &Session, device: &Device, now: Timestamp, present: Epoch) -> bool {
         let in_state = match self.state {
             State::Live => session.is_live(now, present),
             State::Ended => !session.is_live(now, present),
@@ -70,7 +71,7 @@ impl Filter {
         };
         in_state
             && self.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value))
-            && self.device_name.as_ref().is_none_or(|name| session.device.name.as_ref() == Some(name))
+            && self.device_name.as_ref().is_none_or(|name| device.name.as_ref() == Some(name))
     }
 }
 

@@ -8,6 +8,7 @@ use diesel::Queryable;
 use diesel::Selectable;
 use diesel::pg::data_types::PgTimestamp;
 use serde_json::Value;
+use serde_json::json;
 use uuid::Uuid;
 
 use super::error::Error;
@@ -23,6 +24,7 @@ use crate::session::RevokeReason;
 use crate::session::Session;
 use crate::session::lifecycle::Authentication;
 use crate::session::lifecycle::Device;
+use crate::session::lifecycle::DeviceBefore;
 use crate::session::lifecycle::Impersonator;
 use crate::session::lifecycle::Raised;
 use crate::session::rotation::Chain;
@@ -99,6 +101,8 @@ pub(super) struct SessionRow {
     used_before_at: Option<PgTimestamp>,
     refresh_repeats: i16,
     refresh_repeated_elsewhere: bool,
+    device_changed_at: Option<PgTimestamp>,
+    device_before: Option<Value>,
 }
 
 /// A chain, in its three columns: generation, attempts, times of issue.
@@ -114,11 +118,21 @@ pub(super) fn repeats_columns(chain: &Chain) -> (i16, bool) {
     (i16::try_from(count).unwrap_or(i16::MAX), elsewhere)
 }
 
+/// A device before it changed, in its two columns: when it did, and the device until then.
+pub(super) fn device_before_columns(before: Option<&DeviceBefore>) -> (Option<PgTimestamp>, Option<Value>) {
+    let columns = |DeviceBefore { changed_at, device }: &DeviceBefore| {
+        let Device { name, user_agent, ip } = device;
+        (to_pg(*changed_at), json!({ "name": name, "user_agent": user_agent, "ip": ip }))
+    };
+    before.map(columns).unzip()
+}
+
 impl SessionRow {
     pub(super) fn new(stored: StoredSession) -> Self {
         let StoredSession { session, chain, secret, access_expires_at } = stored;
         let (refresh_generation, refresh_attempts, refresh_issued_at) = chain_columns(&chain);
         let (refresh_repeats, refresh_repeated_elsewhere) = repeats_columns(&chain);
+        let (device_changed_at, device_before) = device_before_columns(session.device_before.as_ref());
         Self {
             project_id: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
@@ -149,6 +163,8 @@ impl SessionRow {
             used_before_at: session.used_before_at.map(to_pg),
             refresh_repeats,
             refresh_repeated_elsewhere,
+            device_changed_at,
+            device_before,
         }
     }
 
@@ -183,10 +199,13 @@ impl SessionRow {
             revoked,
             impersonator: self.impersonator_id.map(Impersonator),
             authentication: Authentication { time: self.auth_time.map(from_pg), acr: self.acr, amr: self.amr },
-            device: Device {
-                name: self.device_name,
-                user_agent: self.user_agent,
-                ip: self.ip.map(|ip| ip.parse().map_err(|_| bad("ip"))).transpose()?,
+            device: read_device(self.device_name, self.user_agent, self.ip).ok_or_else(|| bad("ip"))?,
+            device_before: match self.device_changed_at.zip(self.device_before) {
+                Some((at, before)) => {
+                    let device = read_device_before(before).ok_or_else(|| bad("device_before"))?;
+                    Some(DeviceBefore { changed_at: from_pg(at), device })
+                }
+                None => None,
             },
             labels: read_labels(self.labels).ok_or_else(|| bad("labels"))?,
             claims: match self.claims {
@@ -217,6 +236,22 @@ fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp], repe
     };
     let issues = attempts.iter().zip(issued_at).map(issue).collect::<Option<_>>()?;
     Chain::from_parts(generation.try_into().ok()?, issues, repeats)
+}
+
+fn read_device_before(before: Value) -> Option<Device> {
+    let Value::Object(mut before) = before else { return None };
+    let mut text = |key| match before.remove(key) {
+        Some(Value::String(text)) => Some(Some(text)),
+        Some(Value::Null) | None => Some(None),
+        Some(_) => None,
+    };
+    read_device(text("name")?, text("user_agent")?, text("ip")?)
+}
+
+/// Reads a device's columns; `None` if the address is none.
+fn read_device(name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Option<Device> {
+    let ip = ip.map(|ip| ip.parse()).transpose().ok()?;
+    Some(Device { name, user_agent, ip })
 }
 
 /// Labels, as their column holds them.

@@ -102,6 +102,8 @@ diesel::table! {
         used_before_at -> Nullable<Timestamptz>,
         refresh_repeats -> SmallInt,
         refresh_repeated_elsewhere -> Bool,
+        device_changed_at -> Nullable<Timestamptz>,
+        device_before -> Nullable<Jsonb>,
     }
 }
 

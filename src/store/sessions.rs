@@ -23,6 +23,7 @@ use super::revocations::actor_columns;
 use super::rows::SeenColumns;
 use super::rows::SessionRow;
 use super::rows::chain_columns;
+use super::rows::device_before_columns;
 use super::rows::from_pg;
 use super::rows::labels_column;
 use super::rows::reason_number;
@@ -380,6 +381,7 @@ impl Tx {
             claims: serde_json::Value::Object(session.claims.clone()),
             labels: labels_column(session.labels.clone()),
             device_name: session.device.name.clone(),
+            device_before: device_before_columns(session.device_before.as_ref()).1,
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };
@@ -427,6 +429,7 @@ impl Tx {
     ) -> Result<(), Error> {
         let (generation, attempts, issued_at) = chain_columns(chain);
         let (repeats, repeated_elsewhere) = repeats_columns(chain);
+        let (device_changed_at, device_before) = device_before_columns(session.device_before.as_ref());
         let statement = SessionRotate {
             last_used_at: to_pg(session.last_used_at),
             used_before_at: session.used_before_at.map(to_pg),
@@ -440,6 +443,8 @@ impl Tx {
             device_name: session.device.name.clone(),
             user_agent: session.device.user_agent.clone(),
             ip: session.device.ip.map(|ip| ip.to_string()),
+            device_changed_at,
+            device_before,
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };

@@ -294,6 +294,8 @@ statement! {
     [labels: Value as Jsonb]
     ", device_name = "
     [device_name: Option<String> as Nullable<Text>]
+    ", device_before = "
+    [device_before: Option<Value> as Nullable<Jsonb>]
     " WHERE project_id = "
     [project: String as Text]
     " AND id = "
@@ -362,6 +364,10 @@ statement! {
     [user_agent: Option<String> as Nullable<Text>]
     ", ip = "
     [ip: Option<String> as Nullable<Text>]
+    ", device_changed_at = "
+    [device_changed_at: Option<PgTimestamp> as Nullable<Timestamptz>]
+    ", device_before = "
+    [device_before: Option<Value> as Nullable<Jsonb>]
     " WHERE project_id = "
     [project: String as Text]
     " AND id = "
