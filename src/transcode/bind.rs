@@ -9,14 +9,14 @@ use std::convert::Infallible;
 use http::Uri;
 use percent_encoding::percent_decode;
 
+use super::binding::Binding;
+use super::binding::Body;
 use super::guard::Guard;
 use super::guard::Objection;
 use super::read;
 use super::read::Frame;
 use super::read::message_from_text;
 use super::route::Path;
-use super::rule::Binding;
-use super::rule::Body;
 use super::scalar::Scalar;
 use super::schema::FieldIndex;
 use super::schema::Kind;
@@ -166,7 +166,7 @@ fn bind_query(
     out: &mut Vec<u8>,
     violations: &mut Vec<Violation>,
 ) {
-    let mut said = Said::default();
+    let mut said = GivenParameters::default();
     for (position, parameter) in query.split('&').filter(|parameter| !parameter.is_empty()).enumerate() {
         if position == QUERY_PARAMETERS_MAX {
             violations.push(Violation::new("", format!("more than {QUERY_PARAMETERS_MAX} query parameters")));
@@ -191,7 +191,7 @@ fn bind_parameter(
     binding: &Binding,
     name: &str,
     value: &str,
-    said: &mut Said,
+    said: &mut GivenParameters,
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
     if binding.body == Body::Whole {
@@ -258,13 +258,13 @@ fn check_guard(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Resul
 
 /// What earlier parameters have said.
 #[derive(Default)]
-struct Said {
+struct GivenParameters {
     singular: Vec<Vec<FieldIndex>>,
     /// A oneof, named by the path to its message, and the member chosen.
     oneofs: Vec<(Vec<FieldIndex>, u16, FieldIndex)>,
 }
 
-impl Said {
+impl GivenParameters {
     fn check(&mut self, schema: &Schema, input: MessageId, path: &[FieldIndex]) -> Result<(), &'static str> {
         let mut message = schema.message(input);
         for (depth, &index) in path.iter().enumerate() {

@@ -1,6 +1,5 @@
 //! The bodies that pass through the layer. Named types: a boxed trait object in a bound loses `Send` on the way.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -11,10 +10,8 @@ use http_body::Frame;
 use http_body::SizeHint;
 use pin_project_lite::pin_project;
 
+use super::error::BoxError;
 use super::stream::ReplyStream;
-
-/// Any error that can be sent between threads.
-pub type BoxError = Box<dyn Error + Send + Sync>;
 
 pin_project! {
     /// What the inner service reads: the client's own body, or the one frame we made of it.

@@ -8,9 +8,9 @@ use prost_reflect::EnumValueDescriptor;
 use prost_reflect::prost::Message;
 use prost_reflect::prost_types::FileDescriptorSet;
 
-use super::rule::BuildError;
-use super::rule::BuildErrors;
-use super::rule::RuleError;
+use super::error::BuildError;
+use super::error::BuildErrors;
+use super::error::RuleError;
 
 /// Reads an encoded `google.protobuf.FileDescriptorSet`.
 ///

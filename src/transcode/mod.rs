@@ -57,7 +57,7 @@
 //!   failure afterwards is a last line `{"error": …}` or an event `error`.
 //! - **`google.api.HttpBody`** both ways, streamed replies included.
 //! - **OpenAPI**: [`OpenApi`](crate::transcode::OpenApi) describes the same rules as an OpenAPI 3.1 document.
-//! - Requests and responses carry [`Matched`](crate::transcode::Matched) as an extension, for metrics and logs.
+//! - Requests and responses carry [`MatchedRoute`](crate::transcode::MatchedRoute) as an extension, for metrics and logs.
 //!
 //! # Bounds
 //!
@@ -94,16 +94,23 @@
 //! - Compressed requests are 415, and replies are not compressed here; put a compression layer outside.
 
 mod bind;
+mod binding;
 mod body;
+mod builder;
+mod call;
+mod content;
 mod deadline;
 mod descriptors;
+mod error;
 mod frame;
+mod future;
 mod guard;
 mod headers;
 mod layer;
 mod openapi;
 mod print;
 mod read;
+mod render;
 mod reply;
 mod route;
 mod rule;
@@ -112,24 +119,25 @@ mod schema;
 mod status;
 mod stream;
 mod template;
+mod transcoder;
 mod violation;
 mod well_known;
 mod wire;
 
-pub use body::BoxError;
+pub use binding::MatchedRoute;
 pub use body::RequestBody;
 pub use body::ResponseBody;
+pub use builder::RestLayerBuilder;
 pub use deadline::grpc_timeout;
-pub use layer::Matched;
-pub use layer::ResponseFuture;
+pub use error::BoxError;
+pub use error::BuildError;
+pub use error::BuildErrors;
+pub use error::RuleError;
+pub use future::ResponseFuture;
 pub use layer::RestLayer;
-pub use layer::RestLayerBuilder;
 pub use layer::RestService;
 pub use openapi::ErrorReason;
 pub use openapi::OpenApi;
-pub use rule::BuildError;
-pub use rule::BuildErrors;
-pub use rule::RuleError;
 pub use status::Code;
 pub use status::LayerReason;
 pub use status::layer_reasons;

@@ -22,30 +22,27 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 
-use super::body::BoxError;
+use super::binding::Binding;
 use super::body::ResponseBody;
+use super::error::BoxError;
 use super::frame::Deframer;
 use super::headers;
-use super::layer::Shared;
-use super::print::print_field;
-use super::print::print_message;
-use super::rule::Binding;
+use super::render::Format;
+use super::render::http_body;
+use super::render::print;
+use super::render::write;
 use super::status;
 use super::status::Failure;
 use super::status::Refusal;
-use super::stream;
-use super::stream::Format;
 use super::stream::ReplyStream;
-use super::wire;
-use super::wire::Malformed;
-use super::wire::Raw;
+use super::transcoder::Transcoder;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What the answer depends on besides the service's own.
 #[derive(Debug)]
-pub(super) struct Asked {
-    pub shared: Arc<Shared>,
+pub(super) struct ReplyContext {
+    pub transcoder: Arc<Transcoder>,
     /// The binding, once a route was found.
     binding: Option<usize>,
     /// A HEAD gets the headers alone.
@@ -68,22 +65,27 @@ pub(super) enum Reply<B> {
 
 /// What the service said besides its messages.
 #[derive(Debug, Default)]
-struct Said {
+struct ReplyMetadata {
     headers: HeaderMap,
     trailers: HeaderMap,
     extensions: Extensions,
 }
 
-impl Said {
+impl ReplyMetadata {
     /// What is left of it when the answer is not the service's any more.
-    fn unsaid(self) -> Said {
-        Said { extensions: self.extensions, ..Said::default() }
+    fn unsaid(self) -> ReplyMetadata {
+        ReplyMetadata { extensions: self.extensions, ..ReplyMetadata::default() }
     }
 }
 
-impl Asked {
-    pub(super) fn new(shared: &Arc<Shared>, method: &Method) -> Asked {
-        Asked { shared: Arc::clone(shared), binding: None, is_head: *method == Method::HEAD, wants_events: false }
+impl ReplyContext {
+    pub(super) fn new(transcoder: &Arc<Transcoder>, method: &Method) -> ReplyContext {
+        ReplyContext {
+            transcoder: Arc::clone(transcoder),
+            binding: None,
+            is_head: *method == Method::HEAD,
+            wants_events: false,
+        }
     }
 
     /// Notes the binding that was found.
@@ -94,12 +96,12 @@ impl Asked {
 
     /// The binding that was found; the first of all before that.
     pub(super) fn binding(&self) -> &Binding {
-        &self.shared.rules.bindings[self.binding.unwrap_or_default()]
+        &self.transcoder.rules.bindings[self.binding.unwrap_or_default()]
     }
 
     /// The layer's own no.
     pub(super) fn refuse<B>(&self, refusal: &Refusal) -> Answer<B> {
-        self.refuse_after(refusal, Said::default())
+        self.refuse_after(refusal, ReplyMetadata::default())
     }
 
     /// OPTIONS, answered here: what the path can do (RFC 9110 §9.3.7).
@@ -111,16 +113,16 @@ impl Asked {
         response
     }
 
-    fn bad_reply<B>(&self, what: &'static str, said: Said) -> Answer<B> {
+    fn bad_reply<B>(&self, what: &'static str, said: ReplyMetadata) -> Answer<B> {
         self.refuse_after(&Refusal::BadReply(what), said.unsaid())
     }
 
-    fn refuse_after<B>(&self, refusal: &Refusal, said: Said) -> Answer<B> {
-        self.fail(refusal.answer(&self.shared.error_domain), said)
+    fn refuse_after<B>(&self, refusal: &Refusal, said: ReplyMetadata) -> Answer<B> {
+        self.fail(refusal.answer(&self.transcoder.error_domain), said)
     }
 
     /// A call that failed.
-    fn fail<B>(&self, failure: Failure, said: Said) -> Answer<B> {
+    fn fail<B>(&self, failure: Failure, said: ReplyMetadata) -> Answer<B> {
         let body = failure.body();
         let mut answer = self.whole(JSON, body.into(), said);
         *answer.status_mut() = failure.status;
@@ -131,8 +133,8 @@ impl Asked {
         answer
     }
 
-    fn whole<B>(&self, content_type: HeaderValue, body: Bytes, said: Said) -> Answer<B> {
-        let Said { mut headers, trailers, extensions } = said;
+    fn whole<B>(&self, content_type: HeaderValue, body: Bytes, said: ReplyMetadata) -> Answer<B> {
+        let ReplyMetadata { mut headers, trailers, extensions } = said;
         headers::from_metadata(&mut headers, &trailers);
         headers.insert(header::CONTENT_TYPE, content_type);
         let body = if self.is_head {
@@ -163,10 +165,10 @@ impl Asked {
     {
         let (parts, body) = response.into_parts();
         let response::Parts { status, headers, extensions, .. } = parts;
-        let said = Said { headers, trailers: HeaderMap::new(), extensions };
+        let said = ReplyMetadata { headers, trailers: HeaderMap::new(), extensions };
         let ended = status != StatusCode::OK || said.headers.contains_key(status::GRPC_STATUS);
         let streams = self.binding().server_streaming;
-        if ended && let Some(failure) = Failure::of_call(&self.shared.details(), status, &said.headers) {
+        if ended && let Some(failure) = Failure::of_call(&self.transcoder.details(), status, &said.headers) {
             return Reply::Answer(self.fail(failure, said));
         }
         match (streams, ended) {
@@ -176,14 +178,14 @@ impl Asked {
             (true, _) => Reply::Stream(Box::pin(self.open(said, body))),
             (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", said)),
             (false, false) => {
-                Reply::Unary(Unary { asked: self, body, said, deframer: Deframer::default(), message: None })
+                Reply::Unary(Unary { context: self, body, said, deframer: Deframer::default(), message: None })
             }
         }
     }
 
     /// The end of a unary call.
-    fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: Said) -> Answer<B> {
-        if let Some(failure) = Failure::of_call(&self.shared.details(), StatusCode::OK, &said.trailers) {
+    fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: ReplyMetadata) -> Answer<B> {
+        if let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
             return self.fail(failure, said);
         }
         let Some(message) = message.filter(|_| whole) else {
@@ -191,20 +193,20 @@ impl Asked {
         };
         let binding = self.binding();
         if binding.raw_reply {
-            return match http_body(&self.shared, binding, &message) {
+            return match http_body(&self.transcoder, binding, &message) {
                 Ok(raw) => self.whole(raw.content_type, raw.data, said),
                 Err(what) => self.bad_reply(what, said),
             };
         }
         let mut json = Vec::with_capacity(message.len() * 2 + 64);
-        match print(&self.shared, binding, &message, &mut json) {
+        match print(&self.transcoder, binding, &message, &mut json) {
             Ok(()) => self.whole(JSON, json.into(), mem::take(&mut said)),
             Err(what) => self.bad_reply(what, said),
         }
     }
 
     /// Waits for the first message or the end of the call: until then, the status line may still be an error's.
-    async fn open<B>(self, mut said: Said, body: B) -> Answer<B>
+    async fn open<B>(self, mut said: ReplyMetadata, body: B) -> Answer<B>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
@@ -231,7 +233,7 @@ impl Asked {
                 Err(_) => return self.bad_reply("the reply broke off", said),
             }
         };
-        if !open && let Some(failure) = Failure::of_call(&self.shared.details(), StatusCode::OK, &said.trailers) {
+        if !open && let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
             return self.fail(failure, said);
         }
         if first.is_none() && deframer.end().is_err() {
@@ -240,10 +242,10 @@ impl Asked {
         let (binding, format) = (self.binding(), self.format());
         let written = first.map(|message| {
             let content_type = match format {
-                Format::Raw => Some(http_body(&self.shared, binding, &message)?.content_type),
+                Format::Raw => Some(http_body(&self.transcoder, binding, &message)?.content_type),
                 Format::Lines | Format::Events => None,
             };
-            Ok((content_type, stream::write(&self.shared, binding, format, &message)?))
+            Ok((content_type, write(&self.transcoder, binding, format, &message)?))
         });
         match written.transpose() {
             Ok(written) => {
@@ -269,10 +271,10 @@ impl Asked {
         first: Option<Bytes>,
         deframer: Deframer,
         body: Option<Pin<Box<B>>>,
-        said: Said,
+        said: ReplyMetadata,
     ) -> Answer<B> {
         let format = self.format();
-        let Said { mut headers, extensions, .. } = said;
+        let ReplyMetadata { mut headers, extensions, .. } = said;
         headers::from_metadata(&mut headers, &HeaderMap::new());
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
         // nginx holds back what it proxies unless it is told not to.
@@ -291,7 +293,7 @@ impl Asked {
             ResponseBody::empty()
         } else {
             let binding = self.binding.unwrap_or_default();
-            ResponseBody::stream(ReplyStream::new(Arc::clone(&self.shared), binding, format, first, deframer, body))
+            ResponseBody::stream(ReplyStream::new(Arc::clone(&self.transcoder), binding, format, first, deframer, body))
         };
         self.response(body, headers, extensions)
     }
@@ -300,10 +302,10 @@ impl Asked {
 pin_project! {
     /// The answer to a unary call, being put together.
     pub(super) struct Unary<B> {
-        asked: Asked,
+        context: ReplyContext,
         #[pin]
         body: B,
-        said: Said,
+        said: ReplyMetadata,
         deframer: Deframer,
         message: Option<Bytes>,
     }
@@ -321,7 +323,7 @@ where
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => {
-                    return Poll::Ready(this.asked.bad_reply("the reply broke off", mem::take(this.said)));
+                    return Poll::Ready(this.context.bad_reply("the reply broke off", mem::take(this.said)));
                 }
                 None => break,
             };
@@ -343,53 +345,10 @@ where
                     Ok(None) => break,
                     Err(_) => "the reply is no gRPC frame",
                 };
-                return Poll::Ready(this.asked.bad_reply(what, mem::take(this.said)));
+                return Poll::Ready(this.context.bad_reply(what, mem::take(this.said)));
             }
         }
         let whole = this.deframer.end().is_ok();
-        Poll::Ready(this.asked.unary(this.message.take(), whole, mem::take(this.said)))
+        Poll::Ready(this.context.unary(this.message.take(), whole, mem::take(this.said)))
     }
-}
-
-/// Writes what the rule answers with: the message, or one field of it.
-pub(super) fn print(shared: &Shared, binding: &Binding, message: &[u8], out: &mut Vec<u8>) -> Result<(), &'static str> {
-    let written = match binding.response_body {
-        None => print_message(&shared.schema, binding.output, message, out),
-        Some(index) => print_field(&shared.schema, binding.output, index, message, out),
-    };
-    written.map_err(|Malformed| "the reply has no JSON form")
-}
-
-/// A `google.api.HttpBody`.
-pub(super) struct HttpBody {
-    pub content_type: HeaderValue,
-    pub data: Bytes,
-}
-
-/// Reads the `HttpBody` that a reply is, or has as its response field. An absent one is empty.
-pub(super) fn http_body(shared: &Shared, binding: &Binding, message: &Bytes) -> Result<HttpBody, &'static str> {
-    let bytes = match binding.response_body {
-        None => message.clone(),
-        Some(index) => last_bytes(message, shared.schema.message(binding.output).at(index).number)?,
-    };
-    let content_type = last_bytes(&bytes, 1)?;
-    let content_type = if content_type.is_empty() { "application/octet-stream".into() } else { content_type };
-    Ok(HttpBody {
-        content_type: HeaderValue::from_maybe_shared(content_type)
-            .map_err(|_| "the content type is no header value")?,
-        data: last_bytes(&bytes, 2)?,
-    })
-}
-
-/// The last value of a length-delimited field, without copying; empty when there is none.
-pub(super) fn last_bytes(message: &Bytes, wanted: u32) -> Result<Bytes, &'static str> {
-    let mut rest: &[u8] = message;
-    let mut found = Bytes::new();
-    while let Some((number, raw)) = wire::take_field(&mut rest).map_err(|Malformed| "the reply is malformed")? {
-        match raw {
-            Raw::Delimited(bytes) if number == wanted => found = message.slice_ref(bytes),
-            _ => {}
-        }
-    }
-    Ok(found)
 }

@@ -11,11 +11,10 @@ use std::borrow::Cow;
 use http::Method;
 use rustc_hash::FxHashMap;
 
+use super::template::SEGMENTS_MAX;
 use super::template::Segment;
 use super::template::Template;
-
-/// A path with more segments than this has no route.
-pub(super) const SEGMENTS_MAX: usize = 64;
+use super::template::is_dot_segment;
 
 /// All templates under all base paths. Routes are numbers here; what they mean is the caller's.
 #[derive(Debug)]
@@ -52,7 +51,7 @@ pub(super) enum Verb {
 
 /// What a request line leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum RouteMatch {
     Route {
         route: usize,
         path: Path,
@@ -153,23 +152,23 @@ impl Router {
     }
 
     /// Finds the route of a request. How much of the path is base path only the route knows: see [`Path::with_base`].
-    pub(super) fn find(&self, method: &Method, text: &str) -> Outcome {
-        let Some(mut path) = Path::split(text) else { return Outcome::Unknown };
+    pub(super) fn find(&self, method: &Method, text: &str) -> RouteMatch {
+        let Some(mut path) = Path::split(text) else { return RouteMatch::Unknown };
         // A registered verb owns its URL, whatever the method: else `x:cancel` would be an id for GET.
         if let Some((colon, verb)) = path.verb(text) {
             let whole = path.cut(colon);
             match self.find_with(method, text, &path, Some(verb)) {
                 Search::Nothing => path.restore(whole),
                 // What is left may be a dot segment only now.
-                _ if path.last(text).is_some_and(is_dot_segment) => return Outcome::Unknown,
-                Search::Found(route) => return Outcome::Route { route, path },
-                Search::Other(methods) => return Outcome::OtherMethods(methods),
+                _ if path.last(text).is_some_and(is_dot_segment) => return RouteMatch::Unknown,
+                Search::Found(route) => return RouteMatch::Route { route, path },
+                Search::Other(methods) => return RouteMatch::OtherMethods(methods),
             }
         }
         match self.find_with(method, text, &path, None) {
-            Search::Found(route) => Outcome::Route { route, path },
-            Search::Other(methods) => Outcome::OtherMethods(methods),
-            Search::Nothing => Outcome::Unknown,
+            Search::Found(route) => RouteMatch::Route { route, path },
+            Search::Other(methods) => RouteMatch::OtherMethods(methods),
+            Search::Nothing => RouteMatch::Unknown,
         }
     }
 
@@ -363,14 +362,6 @@ fn upper_case_escapes(segment: &str) -> Cow<'_, str> {
     Cow::Owned(letters.collect())
 }
 
-/// `.` or `..`, escaped or not.
-pub(super) fn is_dot_segment(segment: &str) -> bool {
-    // Most segments are longer than `%2e%2e`, or start otherwise.
-    segment.len() <= 6
-        && segment.starts_with(['.', '%'])
-        && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
-}
-
 /// Escapes all but `[-_.~0-9a-zA-Z]` and escapes that are there already, in upper case.
 fn percent_encode(literal: &str) -> String {
     use percent_encoding::AsciiSet;
@@ -400,9 +391,9 @@ mod tests {
     /// `Some(route)`, or the methods allowed.
     fn find(router: &Router, method: &str, path: &str) -> Result<usize, String> {
         match router.find(&method.parse().unwrap(), path) {
-            Outcome::Route { route, .. } => Ok(route),
-            Outcome::OtherMethods(methods) => Err(methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")),
-            Outcome::Unknown => Err("404".to_owned()),
+            RouteMatch::Route { route, .. } => Ok(route),
+            RouteMatch::OtherMethods(methods) => Err(methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")),
+            RouteMatch::Unknown => Err("404".to_owned()),
         }
     }
 
@@ -489,7 +480,7 @@ mod tests {
     #[test]
     fn captures_keep_their_escapes() {
         let (router, templates) = router(&[("GET", "/v1/{name=shelves/*/books/**}:read")]);
-        let Outcome::Route { route, path } = router.find(&Method::GET, "/v1/shelves/a%2Fb/books/c/d:read") else {
+        let RouteMatch::Route { route, path } = router.find(&Method::GET, "/v1/shelves/a%2Fb/books/c/d:read") else {
             panic!("no route");
         };
         let variable = &templates[route].variables[0];

@@ -1,6 +1,5 @@
 //! `google.api.http` rules: read from the descriptors, checked against the messages, all faults reported at once.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::Method;
@@ -11,12 +10,16 @@ use prost_reflect::Kind as ProtoKind;
 use prost_reflect::MethodDescriptor;
 use prost_reflect::ServiceDescriptor;
 
+use super::binding::Binding;
+use super::binding::Body;
+use super::binding::BoundVariable;
+use super::binding::MatchedRoute;
+use super::binding::Rules;
+use super::error::BuildError;
+use super::error::BuildErrors;
+use super::error::RuleError;
 use super::guard::Guard;
-use super::layer::Matched;
-use super::route::Router;
-use super::route::SEGMENTS_MAX;
 use super::route::Verb;
-use super::route::is_dot_segment;
 use super::schema::Field;
 use super::schema::FieldIndex;
 use super::schema::Label;
@@ -24,191 +27,10 @@ use super::schema::Message;
 use super::schema::MessageId;
 use super::schema::Schema;
 use super::schema::Shape;
+use super::template::SEGMENTS_MAX;
 use super::template::Template;
 use super::template::Variable;
-
-/// One way to call one method.
-#[derive(Debug)]
-pub(super) struct Binding {
-    pub matched: Matched,
-    pub verb: Verb,
-    pub input: MessageId,
-    pub output: MessageId,
-    pub server_streaming: bool,
-    pub variables: Vec<BoundVariable>,
-    pub template_length: usize,
-    pub body: Body,
-    /// Whether the body is a `google.api.HttpBody`: any content type, any bytes.
-    pub raw_body: bool,
-    /// The response field to answer with, instead of the whole response.
-    pub response_body: Option<FieldIndex>,
-    /// Whether the answer is a `google.api.HttpBody`, and so no JSON.
-    pub raw_reply: bool,
-    /// What the path says, and with `body: "field"` that field too: for the query.
-    pub query_guard: Guard,
-    /// What the path says: for the body.
-    pub body_guard: Guard,
-}
-
-/// A variable and the field it fills: each index is of the message that the one before it leads to.
-#[derive(Debug)]
-pub(super) struct BoundVariable {
-    pub variable: Variable,
-    pub path: Vec<FieldIndex>,
-}
-
-/// What a rule's `body` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
-    /// None: everything that the path does not bind is the query's.
-    None,
-    /// `"*"`: everything that the path does not bind.
-    Whole,
-    /// One field; the rest is the query's.
-    Field(FieldIndex),
-}
-
-/// Why a descriptor set makes no layer: every fault of it, not only the first.
-#[derive(Debug, thiserror::Error)]
-pub struct BuildErrors(pub(super) Vec<BuildError>);
-
-impl BuildErrors {
-    /// Goes through the faults, in the order of the descriptor set.
-    pub fn iter(&self) -> std::slice::Iter<'_, BuildError> {
-        self.0.iter()
-    }
-}
-
-impl fmt::Display for BuildErrors {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, error) in self.0.iter().enumerate() {
-            let separator = if position == 0 { "" } else { "\n" };
-            write!(formatter, "{separator}{error}")?;
-        }
-        Ok(())
-    }
-}
-
-/// One fault, and whose it is.
-#[derive(Debug, thiserror::Error)]
-#[error("{service}/{method}: {reason}")]
-pub struct BuildError {
-    /// The service's full name; empty when the fault is the whole set's.
-    pub service: String,
-    /// The method's name; empty when the fault is the whole set's.
-    pub method: String,
-    /// What is wrong.
-    pub reason: RuleError,
-}
-
-/// What can be wrong with a rule, or with the set that holds it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RuleError {
-    /// The bytes are no file descriptor set, or one that lacks files it imports.
-    #[error("not a complete file descriptor set")]
-    Descriptors(#[source] prost_reflect::DescriptorError),
-    /// A file is written in a syntax that is not served, such as an edition.
-    #[error("{file} has syntax {syntax:?}; proto2 and proto3 are served, editions are not yet")]
-    Syntax {
-        /// The file's name.
-        file: String,
-        /// What it says of itself.
-        syntax: String,
-    },
-    /// Two files of the set have the same name.
-    #[error("the set has two files {0}")]
-    FileTwice(String),
-    /// The builder was given a service that the set does not have.
-    #[error("the set has no service {0}")]
-    UnknownService(String),
-    /// The builder was given a bound for a field that the set does not have, or that has one value only.
-    #[error("the set has no repeated field or map {0}")]
-    UnknownList(String),
-    /// No method has a rule. Re-encoding a set with a tool that does not know `google.api.http` drops them silently.
-    #[error("no method has a google.api.http rule; was the descriptor set re-encoded without its extensions?")]
-    NoRules,
-    /// A base path that is not `/` or `/segments/like/these`.
-    #[error("the base path {0:?} is not \"/\" or literal segments after a \"/\"")]
-    BasePath(String),
-    /// The rule names no HTTP method and path.
-    #[error("the rule has no pattern")]
-    NoPattern,
-    /// The kind of a custom pattern is not an HTTP method.
-    #[error("custom kind {0:?} is no HTTP method")]
-    CustomKind(String),
-    /// The path template breaks the grammar of http.proto.
-    #[error("template {template:?}: {source}")]
-    Template {
-        /// The template as it was given.
-        template: String,
-        /// What the grammar says.
-        source: http_path_template::ParseError,
-    },
-    /// No path that a client can send ever matches the template.
-    #[error("template {template:?} never matches: {why}")]
-    NeverMatches {
-        /// The template, or the base path, as it was given.
-        template: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The method's name makes no URL.
-    #[error("the method's name makes no path")]
-    MethodName,
-    /// A variable, `body` or `response_body` names what is not there.
-    #[error("no field {field} in {message}")]
-    UnknownField {
-        /// The name as the rule has it.
-        field: String,
-        /// The message that has no such field.
-        message: String,
-    },
-    /// http.proto: a variable must refer to a field that is not repeated and not a message.
-    #[error("path variable {0} must be a non-repeated primitive field")]
-    VariableType(String),
-    /// The request has a JSON form of its own, such as `google.protobuf.Any`, and is no object of its fields: a body could
-    /// say what the path says.
-    #[error("path variable {field} would be a part of {message}, which has a JSON form of its own")]
-    VariableInside {
-        /// The variable.
-        field: String,
-        /// The request message.
-        message: String,
-    },
-    /// Two variables, or a variable and the body, fill the same field or two members of one oneof.
-    #[error("field {0} is bound twice")]
-    BoundTwice(String),
-    /// http.proto: `additional_bindings` nest one level only.
-    #[error("additional_bindings nest one level only")]
-    NestedBindings,
-    /// A stream of requests has no HTTP form (AIP-127).
-    #[error("client streaming has no HTTP mapping")]
-    ClientStreaming,
-    /// A body on a method whose body has no meaning (RFC 9110 §9.3.1, §9.3.2).
-    #[error("{0} takes no body")]
-    BodyNotAllowed(Method),
-    /// Another rule has the same method, shape and verb.
-    #[error("ambiguous route: {template:?} has the method and shape of a rule of {other}")]
-    Ambiguous {
-        /// The template that came second.
-        template: String,
-        /// The method whose rule came first.
-        other: String,
-    },
-    /// Proto2 groups have no JSON form here.
-    #[error("field {0} is a group")]
-    Group(String),
-    /// An option that a description was told to read is no extension of the set.
-    #[error("the set has no extension {0}")]
-    UnknownExtension(String),
-    /// A method lists a reason that the table of reasons does not have.
-    #[error("reason {0:?} is not in the table of reasons")]
-    UnknownReason(String),
-    /// A method lists a credential that no security scheme stands for.
-    #[error("no security scheme stands for credential {0:?}")]
-    UnknownCredential(String),
-}
+use super::template::is_dot_segment;
 
 /// `google.api.HttpRule`, the fields we read.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -245,17 +67,6 @@ struct CustomPattern {
     kind: String,
     #[prost(string, tag = "2")]
     path: String,
-}
-
-/// Everything that the rules of a descriptor set come to.
-#[derive(Debug)]
-pub(super) struct Rules {
-    pub router: Router,
-    /// What the router's numbers mean: a binding, and how many segments its base path has.
-    pub routes: Vec<(usize, usize)>,
-    pub bindings: Vec<Binding>,
-    /// The faults of the rules that were left out.
-    pub skipped: Vec<BuildError>,
 }
 
 /// Which rules of a set are served, and where.
@@ -315,12 +126,6 @@ struct Reader<'s> {
     owners: Vec<String>,
     rules: Rules,
     skips_faulty: bool,
-}
-
-impl Default for Rules {
-    fn default() -> Rules {
-        Rules { router: Router::new(), routes: Vec::new(), bindings: Vec::new(), skipped: Vec::new() }
-    }
 }
 
 impl Reader<'_> {
@@ -396,7 +201,7 @@ impl Reader<'_> {
         let template = match Template::parse(text) {
             Ok(template) => template,
             Err(source) => {
-                return self.fail(method, RuleError::Template { template: text.to_owned(), source });
+                return self.fail(method, RuleError::Template { template: text.to_owned(), source: source.into() });
             }
         };
         let before = self.errors.len();
@@ -447,7 +252,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Checks the rule against the messages. Every fault is reported; `None` when there was one.
+    /// Checks the rule against the messages. Every fault is reported; `None` if there was one.
     fn check(
         &mut self,
         method: &MethodDescriptor,
@@ -457,9 +262,44 @@ impl Reader<'_> {
         verb: &Verb,
     ) -> Option<Binding> {
         let before = self.errors.len();
-        let schema = self.schema;
-        let (input, output) = (schema.id(&method.input()), schema.id(&method.output()));
+        let (input, output) = (self.schema.id(&method.input()), self.schema.id(&method.output()));
         let (mut body_guard, mut query_guard) = (Guard::default(), Guard::default());
+        let variables = self.variables(method, input, template, &mut body_guard, &mut query_guard);
+        let body = self.body(method, input, &rule.body, &mut query_guard);
+        let response_body = self.response_body(method, output, &rule.response_body);
+        let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        let Ok(grpc_path) = PathAndQuery::try_from(grpc_path) else {
+            self.fail(method, RuleError::MethodName);
+            return None;
+        };
+        let binding = Binding {
+            matched: MatchedRoute { grpc_path, template: Arc::from(text) },
+            verb: verb.clone(),
+            input,
+            output,
+            server_streaming: method.is_server_streaming(),
+            variables,
+            template_length: template.segments.len(),
+            body,
+            raw_body: body_shape(self.schema, input, body) == Some(Shape::HttpBody),
+            response_body,
+            raw_reply: reply_shape(self.schema, output, response_body) == Some(Shape::HttpBody),
+            query_guard,
+            body_guard,
+        };
+        (self.errors.len() == before).then_some(binding)
+    }
+
+    /// Resolves the variables of the path, and takes their fields from the body and the query.
+    fn variables(
+        &mut self,
+        method: &MethodDescriptor,
+        input: MessageId,
+        template: &Template,
+        body_guard: &mut Guard,
+        query_guard: &mut Guard,
+    ) -> Vec<BoundVariable> {
+        let schema = self.schema;
         let mut variables = Vec::new();
         for (position, variable) in template.variables.iter().enumerate() {
             match self.variable(input, variable) {
@@ -474,7 +314,13 @@ impl Reader<'_> {
                 Err(reason) => self.fail(method, reason),
             }
         }
-        let body = match rule.body.as_str() {
+        variables
+    }
+
+    /// Resolves `body`, and takes its field from the query.
+    fn body(&mut self, method: &MethodDescriptor, input: MessageId, name: &str, query_guard: &mut Guard) -> Body {
+        let schema = self.schema;
+        match name {
             "" => Body::None,
             "*" => Body::Whole,
             name => match top_level(schema.message(input), name) {
@@ -489,47 +335,16 @@ impl Reader<'_> {
                     Body::None
                 }
             },
-        };
-        let response_body = match rule.response_body.as_str() {
-            "" => None,
-            name => match top_level(schema.message(output), name) {
-                Ok(index) => Some(index),
-                Err(reason) => {
-                    self.fail(method, reason);
-                    None
-                }
-            },
-        };
-        let reply_shape = match response_body.map(|index| schema.message(output).at(index)) {
-            None => Some(schema.message(output).shape),
-            Some(field) => single_shape(schema, field),
-        };
-        let body_shape = match body {
-            Body::None => None,
-            Body::Whole => Some(schema.message(input).shape),
-            Body::Field(index) => single_shape(schema, schema.message(input).at(index)),
-        };
-        let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
-        let Ok(grpc_path) = PathAndQuery::try_from(grpc_path) else {
-            self.fail(method, RuleError::MethodName);
+        }
+    }
+
+    /// Resolves `response_body`.
+    fn response_body(&mut self, method: &MethodDescriptor, output: MessageId, name: &str) -> Option<FieldIndex> {
+        if name.is_empty() {
             return None;
-        };
-        let binding = Binding {
-            matched: Matched { grpc_path, template: Arc::from(text) },
-            verb: verb.clone(),
-            input,
-            output,
-            server_streaming: method.is_server_streaming(),
-            variables,
-            template_length: template.segments.len(),
-            body,
-            raw_body: body_shape == Some(Shape::HttpBody),
-            response_body,
-            raw_reply: reply_shape == Some(Shape::HttpBody),
-            query_guard,
-            body_guard,
-        };
-        (self.errors.len() == before).then_some(binding)
+        }
+        let index = top_level(self.schema.message(output), name);
+        index.map_err(|reason| self.fail(method, reason)).ok()
     }
 
     fn variable(&self, input: MessageId, variable: &Variable) -> Result<Vec<FieldIndex>, RuleError> {
@@ -561,13 +376,20 @@ impl Reader<'_> {
     }
 }
 
-impl BuildError {
-    pub(super) fn of_set(reason: RuleError) -> BuildError {
-        BuildError { service: String::new(), method: String::new(), reason }
+/// The JSON form of the message that a body is read as, if it is one.
+fn body_shape(schema: &Schema, input: MessageId, body: Body) -> Option<Shape> {
+    match body {
+        Body::None => None,
+        Body::Whole => Some(schema.message(input).shape),
+        Body::Field(index) => single_shape(schema, schema.message(input).at(index)),
     }
+}
 
-    pub(super) fn of_descriptors(error: prost_reflect::DescriptorError) -> BuildErrors {
-        BuildErrors(vec![BuildError::of_set(RuleError::Descriptors(error))])
+/// The JSON form of the message that is answered with, if it is one.
+fn reply_shape(schema: &Schema, output: MessageId, response_body: Option<FieldIndex>) -> Option<Shape> {
+    match response_body.map(|index| schema.message(output).at(index)) {
+        None => Some(schema.message(output).shape),
+        Some(field) => single_shape(schema, field),
     }
 }
 

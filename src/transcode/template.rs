@@ -8,8 +8,8 @@ use http_path_template::PathTemplate;
 use http_path_template::Segment as Parsed;
 use percent_encoding::percent_decode_str;
 
-use super::route::SEGMENTS_MAX;
-use super::route::is_dot_segment;
+/// A path with more segments than this has no route.
+pub(super) const SEGMENTS_MAX: usize = 64;
 
 /// A template as the router needs it.
 #[derive(Debug)]
@@ -44,6 +44,14 @@ pub(super) struct Variable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected percent-encoded UTF-8")]
 pub(super) struct NotText;
+
+/// `.` or `..`, escaped or not.
+pub(super) fn is_dot_segment(segment: &str) -> bool {
+    // Most segments are longer than `%2e%2e`, or start otherwise.
+    segment.len() <= 6
+        && segment.starts_with(['.', '%'])
+        && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
+}
 
 impl Template {
     pub(super) fn parse(text: &str) -> Result<Template, ParseError> {

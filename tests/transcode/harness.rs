@@ -27,7 +27,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use prost_reflect::{DescriptorPool, DynamicMessage, prost::Message};
 use serde::Deserialize;
 use serde_json::Value;
-use sessiond::transcode::{Matched, RestLayer};
+use sessiond::transcode::{MatchedRoute, RestLayer};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
@@ -95,7 +95,7 @@ pub(super) struct Seen {
     pub message: Bytes,
     pub principal: bool,
     pub remote_addr: bool,
-    pub matched: Option<Matched>,
+    pub matched: Option<MatchedRoute>,
 }
 
 /// Who called: put there by the auth layer.
@@ -191,7 +191,7 @@ impl Behind {
             message: frame.slice(5..),
             principal: parts.extensions.get::<Principal>().is_some(),
             remote_addr: parts.extensions.get::<SocketAddr>().is_some(),
-            matched: parts.extensions.get::<Matched>().cloned(),
+            matched: parts.extensions.get::<MatchedRoute>().cloned(),
         });
         if let Some(millis) = self.script.sleep_ms {
             let guard = DropGuard(Arc::clone(&self.dropped));

@@ -19,7 +19,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use prost_reflect::prost_types::FileDescriptorSet;
-use sessiond::transcode::{Matched, RequestBody, RestLayer};
+use sessiond::transcode::{MatchedRoute, RequestBody, RestLayer};
 use tokio::net::TcpListener;
 use tonic::{
     Status,
@@ -37,7 +37,7 @@ async fn start() -> SocketAddr {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("books", tonic_health::ServingStatus::NotServing).await;
     let interceptor = InterceptorLayer::new(|request: tonic::Request<()>| {
-        assert!(request.extensions().get::<Matched>().is_some());
+        assert!(request.extensions().get::<MatchedRoute>().is_some());
         match request.metadata().get("authorization") {
             Some(_) => Ok(request),
             None => Err(Status::unauthenticated("who are you?")),

@@ -7,13 +7,12 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
-use super::ErrorReason;
 use super::comments::Comments;
 use super::schemas::Schemas;
 use super::schemas::Way;
 use super::schemas::reference;
 use crate::transcode::descriptors;
-use crate::transcode::rule::BuildErrors;
+use crate::transcode::error::BuildErrors;
 use crate::transcode::schema::Schema;
 use crate::transcode::status::Code;
 use crate::transcode::status::Refusal;
@@ -31,12 +30,30 @@ const DETAILS: [(&str, &str); 3] = [
 /// The detail that has the reason.
 const ERROR_INFO: &str = "google.rpc.ErrorInfo";
 
+/// A reason that a service gives in `google.rpc.ErrorInfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorReason {
+    /// `ErrorInfo.reason`.
+    pub name: String,
+    /// The code of a status with this reason.
+    pub code: Code,
+    /// What it means: a sentence.
+    pub description: String,
+}
+
+impl ErrorReason {
+    /// Puts the three together.
+    pub fn new(name: impl Into<String>, code: Code, description: impl Into<String>) -> ErrorReason {
+        ErrorReason { name: name.into(), code, description: description.into() }
+    }
+}
+
 /// The errors that one operation can answer with: by status.
 #[derive(Debug, Default)]
-pub(super) struct Errors(BTreeMap<u16, Reasons>);
+pub(super) struct Errors(BTreeMap<u16, StatusReasons>);
 
 #[derive(Debug, Default)]
-struct Reasons {
+struct StatusReasons {
     /// With what each means.
     by_name: BTreeMap<String, String>,
     /// Whether the operation's own are among them, and not only those that all operations have.
@@ -44,7 +61,7 @@ struct Reasons {
 }
 
 /// The errors that operations share: OpenAPI responses, by name.
-pub(super) type Shared = BTreeMap<String, Value>;
+pub(super) type SharedResponses = BTreeMap<String, Value>;
 
 impl Errors {
     /// Adds one of the operation's own.
@@ -64,7 +81,7 @@ impl Errors {
         self.insert(status, reason, description);
     }
 
-    fn insert(&mut self, status: StatusCode, reason: &str, description: &str) -> &mut Reasons {
+    fn insert(&mut self, status: StatusCode, reason: &str, description: &str) -> &mut StatusReasons {
         let reasons = self.0.entry(status.as_u16()).or_default();
         // The service's own words come first, and stay.
         reasons.by_name.entry(reason.to_owned()).or_insert_with(|| description.to_owned());
@@ -76,7 +93,7 @@ impl Errors {
         &self,
         headers: &Map<String, Value>,
         closed: bool,
-        shared: &mut Shared,
+        shared: &mut SharedResponses,
     ) -> Map<String, Value> {
         let mut responses = Map::new();
         for (&status, reasons) in &self.0 {
@@ -161,7 +178,7 @@ fn own_headers(status: u16) -> Map<String, Value> {
 ///
 /// When the layer's own descriptors do not decode.
 pub(super) fn components() -> Result<BTreeMap<String, Value>, BuildErrors> {
-    let pool = descriptors::decode(crate::transcode::layer::GOOGLE_RPC)?;
+    let pool = descriptors::decode(crate::transcode::transcoder::GOOGLE_RPC)?;
     let (schema, comments) = (Schema::new(&pool), Comments::new(&pool));
     let mut schemas = Schemas::new(&pool, &schema, &comments);
     for message in DETAILS.iter().filter_map(|(name, _)| pool.get_message_by_name(name)) {

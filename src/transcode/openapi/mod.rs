@@ -18,25 +18,26 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
+pub use self::errors::ErrorReason;
+
 use self::comments::Comments;
 use self::errors::Errors;
-use self::errors::Shared;
+use self::errors::SharedResponses;
 use self::operations::Described;
 use self::paths::Paths;
 use self::schemas::Schemas;
 use self::schemas::reference;
+use super::binding::Binding;
+use super::binding::Body;
 use super::descriptors;
 use super::descriptors::enum_values;
+use super::error::BuildError;
+use super::error::BuildErrors;
+use super::error::RuleError;
 use super::route::Verb;
 use super::rule;
-use super::rule::Binding;
-use super::rule::Body;
-use super::rule::BuildError;
-use super::rule::BuildErrors;
-use super::rule::RuleError;
 use super::rule::Selection;
 use super::schema::Schema;
-use super::status::Code;
 use super::status::Refusal;
 use super::template::Template;
 
@@ -71,7 +72,7 @@ pub struct OpenApi {
     version: String,
     description: Option<String>,
     servers: Vec<String>,
-    reasons: Option<Reasons>,
+    reasons: Option<ReasonTable>,
     common_reasons: Vec<String>,
     security_schemes: Map<String, Value>,
     security: Option<Security>,
@@ -80,27 +81,9 @@ pub struct OpenApi {
     selection: Selection,
 }
 
-/// A reason that a service gives in `google.rpc.ErrorInfo`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ErrorReason {
-    /// `ErrorInfo.reason`.
-    pub name: String,
-    /// The code of a status with this reason.
-    pub code: Code,
-    /// What it means: a sentence.
-    pub description: String,
-}
-
-impl ErrorReason {
-    /// Puts the three together.
-    pub fn new(name: impl Into<String>, code: Code, description: impl Into<String>) -> ErrorReason {
-        ErrorReason { name: name.into(), code, description: description.into() }
-    }
-}
-
 /// Where methods list their reasons, and what each means.
 #[derive(Debug, Clone)]
-struct Reasons {
+struct ReasonTable {
     option: String,
     table: HashMap<String, ErrorReason>,
 }
@@ -168,7 +151,7 @@ impl OpenApi {
     #[must_use]
     pub fn reasons(mut self, option: impl Into<String>, table: impl IntoIterator<Item = ErrorReason>) -> OpenApi {
         let table = table.into_iter().map(|reason| (reason.name.clone(), reason)).collect();
-        self.reasons = Some(Reasons { option: option.into(), table });
+        self.reasons = Some(ReasonTable { option: option.into(), table });
         self
     }
 
@@ -250,7 +233,7 @@ struct Document<'d> {
     schemas: Schemas<'d>,
     ids: HashSet<String>,
     paths: Map<String, Value>,
-    shared: Shared,
+    shared: SharedResponses,
     errors: Vec<BuildError>,
 }
 

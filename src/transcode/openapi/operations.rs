@@ -10,17 +10,17 @@ use serde_json::json;
 
 use super::comments::Comments;
 use super::comments::split;
-use super::paths::Path;
+use super::paths::PathItem;
 use super::schemas::Schemas;
 use super::schemas::Way;
 use super::schemas::nullable;
+use crate::transcode::binding::Binding;
+use crate::transcode::binding::Body;
 use crate::transcode::guard::Guard;
-use crate::transcode::rule::Binding;
-use crate::transcode::rule::Body;
+use crate::transcode::render::Format;
 use crate::transcode::schema::Field;
 use crate::transcode::schema::Schema;
 use crate::transcode::schema::Shape;
-use crate::transcode::stream::Format;
 
 /// One binding, with all that it is described from.
 pub(super) struct Described<'d> {
@@ -32,7 +32,7 @@ pub(super) struct Described<'d> {
 
 impl Described<'_> {
     /// The operation, without its responses and what the service's own options say.
-    pub(super) fn operation(&self, schemas: &mut Schemas<'_>, path: &Path, tag: &str) -> Map<String, Value> {
+    pub(super) fn operation(&self, schemas: &mut Schemas<'_>, path: &PathItem, tag: &str) -> Map<String, Value> {
         let mut operation = Map::new();
         operation.insert("tags".to_owned(), json!([tag]));
         if let Some(comment) = self.comments.of(&self.method.parent_file(), self.method.path()) {
@@ -78,7 +78,7 @@ impl Described<'_> {
         self.method.input().get_field(self.schema.message(self.binding.input).at(index).number)
     }
 
-    fn path_parameters(&self, schemas: &mut Schemas<'_>, path: &Path) -> Vec<Value> {
+    fn path_parameters(&self, schemas: &mut Schemas<'_>, path: &PathItem) -> Vec<Value> {
         let mut parameters = Vec::new();
         for wildcard in &path.wildcards {
             let field = wildcard.field.as_deref().and_then(|field| follow(&self.method.input(), field));

@@ -11,7 +11,7 @@ use crate::transcode::template::Variable;
 
 /// A path and what stands in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Path {
+pub(super) struct PathItem {
     pub text: String,
     pub wildcards: Vec<Wildcard>,
 }
@@ -31,11 +31,11 @@ pub(super) struct Wildcard {
 
 /// The paths so far, by their shape: two that differ in names only are one path to OpenAPI, under the first one's names.
 #[derive(Debug, Default)]
-pub(super) struct Paths(HashMap<String, Path>);
+pub(super) struct Paths(HashMap<String, PathItem>);
 
 impl Paths {
-    pub(super) fn add(&mut self, template: &Template) -> Path {
-        let mut path = Path { text: String::new(), wildcards: Vec::new() };
+    pub(super) fn add(&mut self, template: &Template) -> PathItem {
+        let mut path = PathItem { text: String::new(), wildcards: Vec::new() };
         let mut shape = String::new();
         for (position, segment) in template.segments.iter().enumerate() {
             path.text.push('/');
@@ -69,8 +69,8 @@ impl Paths {
     }
 }
 
-impl Path {
-    fn rename(&mut self, first: &Path) {
+impl PathItem {
+    fn rename(&mut self, first: &PathItem) {
         self.text.clone_from(&first.text);
         for (wildcard, first) in self.wildcards.iter_mut().zip(&first.wildcards) {
             if wildcard.name != first.name {
