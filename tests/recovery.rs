@@ -161,7 +161,7 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
         ended.push(id);
         service.database.run(&format!("{insert} '{id}', NULL, 'ada', now() + interval '10 minutes', 1")).await;
     }
-    // The user of this one was erased: it is a row of the feed, and no news.
+    // The user of this one was erased: it is a row of the feed, and has nothing to publish.
     service.database.run(&format!("{insert} NULL, 1, NULL, now() + interval '10 minutes', 1")).await;
     let last = clock::new_uuid();
     ended.push(last);
@@ -171,7 +171,7 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
     let (mut read, mut pages) = (vec![], 0);
     loop {
         let reading = store.feed_next(&Unseen { from, under_way: vec![] }, 3).await.expect("reads");
-        read.extend(reading.news.iter().filter_map(|news| match news.ended {
+        read.extend(reading.revocations.iter().filter_map(|revocation| match revocation.ended {
             Ended::Session { id, .. } => Some(id.as_uuid()),
             _ => None,
         }));
@@ -182,7 +182,10 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
         assert_eq!(reading.extent, Extent::Part);
         let newest = reading.newest.expect("rows").place.xid;
         assert!(reading.snapshot.xmax > newest);
-        assert!(reading.news.iter().all(|news| news.place.xid < reading.snapshot.xmax), "no further than it says");
+        assert!(
+            reading.revocations.iter().all(|revocation| revocation.place.xid < reading.snapshot.xmax),
+            "no further than it says"
+        );
         from = newest + 1;
     }
     assert_eq!(read, ended, "in order, each once");

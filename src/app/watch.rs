@@ -1,4 +1,4 @@
-//! Following what ends.
+//! Subscribing to revocations.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::credentials::Principal;
-use crate::feed::Filter;
-use crate::feed::Refused;
+use crate::feed::SubscribeError;
 use crate::feed::Subscription;
+use crate::feed::SubscriptionFilter;
 use crate::session::Refusal;
 use crate::session::refusal::Violation;
 
-/// After how long to try again when too many are listening.
+/// After how long to try again when there are too many subscribers.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl App {
-    /// Follows what ends: all of a service's project, or a user's own sessions.
+    /// Subscribes to revocations: a service to its whole project, a user to their own sessions.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the cursor; [`Refusal::RateLimited`] when too many are listening;
-    /// [`Error::FeedInterrupted`] when nothing is known yet; the store's.
+    /// A refusal of the caller or of the cursor; [`Refusal::RateLimited`] when there are too many subscribers;
+    /// [`Error::FeedInterrupted`] while the feed has not been read yet; the store's.
     pub async fn watch_revocations(&self, caller: Caller, cursor: &str) -> Result<Subscription, Error> {
         let filter = match self.principal(caller).await? {
-            Principal::Service(service) => Filter::Project { project: service.project, key: service.key },
+            Principal::Service(service) => SubscriptionFilter::Project { project: service.project, key: service.key },
             Principal::User(signed_in) => {
                 let session = self.own_session(&signed_in).await?;
-                Filter::User {
+                SubscriptionFilter::User {
                     project: signed_in.project,
                     user: signed_in.user,
                     session: session.id,
@@ -38,10 +38,12 @@ impl App {
             }
         };
         let cursor = (!cursor.is_empty()).then_some(cursor);
-        self.feed.subscribe(filter, cursor).map_err(|refused| match refused {
-            Refused::MalformedCursor => Violation::refuse("cursor", "must be one that this stream has given").into(),
-            Refused::TooMany => Refusal::RateLimited { retry_after: RETRY_AFTER }.into(),
-            Refused::NotReady => Error::FeedInterrupted,
+        self.feed.subscribe(filter, cursor).map_err(|error| match error {
+            SubscribeError::MalformedCursor => {
+                Violation::refuse("cursor", "must be one that this stream has given").into()
+            }
+            SubscribeError::TooMany => Refusal::RateLimited { retry_after: RETRY_AFTER }.into(),
+            SubscribeError::NotReady => Error::FeedInterrupted,
         })
     }
 }

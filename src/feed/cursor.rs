@@ -1,4 +1,4 @@
-//! Where a subscriber has got to. Opaque to clients.
+//! How far a subscriber has read. Opaque to clients.
 //!
 //! ```text
 //! project (8) | history (16) | timeline (4) | xmin (8) | seconds (8)      in base64url
@@ -16,27 +16,27 @@ use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::FeedOrigin;
 use crate::token;
 
-/// A cursor is good for as long as any token that was alive when it was made, and an hour for clocks that differ.
+/// A cursor is valid as long as any token that was valid when it was made, plus an hour for clocks that differ.
 const LIFETIME: Duration = Duration::from_secs(ACCESS_TOKEN_TTL_MAX.as_secs() + 60 * 60);
 
-/// It has not the form of a cursor.
+/// The cursor is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MalformedCursor;
 
-/// Everything that transactions before this one have ended was told.
+/// Every revocation by a transaction before `xmin` was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
-    /// Whose transactions.
+    /// The database and timeline that the transactions belong to.
     pub(super) origin: FeedOrigin,
-    /// The first transaction that may not have been told of.
+    /// The first transaction that may not have been published.
     pub(super) xmin: u64,
     /// When it was made.
     pub(super) at: Timestamp,
 }
 
 impl Cursor {
-    /// Reads what [`Cursor::encode`] wrote. Whoever makes one up learns no more than with a snapshot; one of another project
-    /// leads nowhere, for what that one was told is not what this one has to know.
+    /// Parses what [`Cursor::encode`] wrote. A forged cursor reveals no more than a snapshot does. A cursor of another project
+    /// gets a snapshot, because that project's revocations are not this one's.
     pub(super) fn parse(text: &str, project: &ProjectId) -> Result<Self, MalformedCursor> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| MalformedCursor)?;
         let bytes: [u8; 44] = bytes.try_into().map_err(|_| MalformedCursor)?;
@@ -58,13 +58,13 @@ impl Cursor {
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Whether every token that was alive when this was made has run out.
+    /// Whether every token that was valid when this was made has expired.
     pub(super) fn is_too_old(&self, now: Timestamp) -> bool {
         self.at + LIFETIME <= now
     }
 }
 
-/// Tells one project's cursors from another's.
+/// Distinguishes one project's cursors from another's.
 fn mark(project: &ProjectId) -> [u8; 8] {
     *token::fingerprint(project.as_str().as_bytes()).first_chunk().expect("32 bytes")
 }

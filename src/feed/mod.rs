@@ -1,35 +1,36 @@
-//! What has ended, live: read from the database as it commits, and told to whoever follows.
+//! Revocations, live: read from the database as they commit, and published to subscribers.
 //!
-//! The table is the truth; a doorbell says when to look, and a look every so often makes up for a doorbell that does not ring.
-//! What this replica ends itself is told straight after its commit. How old the news may be is known at every moment, so that
-//! nobody takes silence for an answer.
+//! The table is the truth; a doorbell says when to read, and a poll makes up for a doorbell that does not ring. What this
+//! replica revokes itself is published right after its commit. The age of the feed is known at every moment, so that nobody
+//! takes silence for an answer.
 //!
-//! What is told is what a reader of the database sees, and that may be more than a failover keeps: a commit whose wait for a
-//! standby was cancelled is visible, and lost with the primary. That is harmless, because news only refuses: a session that
-//! lives again after the failover is refused by those who heard of its end, until they hear of the new history and forget
-//! the old one. Nobody was told that the sign-out succeeded (`store::tx`).
+//! The feed publishes what a reader of the database sees, and that may be more than a failover keeps: a commit whose wait for
+//! a standby was cancelled is visible, and lost with the primary. That is harmless, because a revocation only refuses: a session
+//! that is active again after the failover is refused by subscribers that received its revocation, until they learn of the new
+//! history and forget the old one. No caller was told that the sign-out succeeded (`store::tx`).
 
+mod backlog;
+mod broadcaster;
 mod cursor;
-mod hub;
-mod ledger;
 mod position;
 mod reader;
+mod subscriber_slots;
 mod subscription;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use broadcaster::SnapshotReason;
 pub use cursor::MalformedCursor;
-pub use hub::Why;
-pub use subscription::End;
-pub use subscription::Event;
-pub use subscription::Filter;
-pub use subscription::Message;
-pub use subscription::Refused;
+pub use subscription::FeedEvent;
+pub use subscription::FeedMessage;
+pub use subscription::SubscribeError;
 pub use subscription::Subscription;
+pub use subscription::SubscriptionEnd;
+pub use subscription::SubscriptionFilter;
 
+use broadcaster::Broadcaster;
 use cursor::Cursor;
-use hub::Hub;
 
 use crate::clock::Clock;
 use crate::id::KeyId;
@@ -38,115 +39,114 @@ use crate::id::SessionId;
 use crate::session::revoked::Bearer;
 use crate::store::Store;
 
-/// How old the news may be for questions to be answered by it alone. Older, and whoever asks is better off with the database.
+/// The greatest age at which the feed alone answers. An older feed defers to the database.
 pub const AGE_MAX: Duration = Duration::from_secs(2);
 
-/// How old the news may be for the database to be believed, unless told otherwise; see [`Feed::is_trusted`].
+/// The greatest age at which the database is trusted, by default; see [`Feed::is_trusted`].
 pub const STALENESS_MAX: Duration = Duration::from_secs(5);
 
-/// How many connections of its own a feed has: those of its loops, the one that listens, and one that asks which server is
-/// the newest.
+/// How many connections of its own a feed has: those of its loops, the one that listens, and one that looks for the newest
+/// server.
 pub const CONNECTIONS: usize = reader::CONNECTIONS + 2;
 
-/// How often subscribers hear that the stream is alive, and how old its news may be.
+/// How often subscribers receive a heartbeat.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many may follow at once, unless told otherwise.
+/// How many subscribers there may be at once, by default.
 pub const SUBSCRIBERS_MAX: usize = 4_096;
 
-/// How long an entry is remembered beyond the last token that it ends, for verifiers whose clocks are behind.
+/// How long a revocation is retained beyond the last token that it revokes, for verifiers whose clocks are behind.
 const LEEWAY: Duration = Duration::from_secs(5 * 60);
 
-/// The feed of one replica. Clones are one and the same.
+/// The feed of one replica. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Feed {
-    hub: Arc<Hub>,
-    /// Its only connection is the reader's, so that a loss of it is noticed.
+    broadcaster: Arc<Broadcaster>,
+    /// Has one connection, the reader's, so that its loss is noticed.
     reading: Store,
     store: Store,
 }
 
 impl Feed {
-    /// Prepares the feed of a database. It knows nothing yet: see [`Feed::run`].
+    /// Prepares the feed of a database. It is empty until [`Feed::run`] has read it.
     pub fn new(store: &Store, clock: Clock) -> Self {
-        let hub = Arc::new(Hub::new(clock, store.metrics().clone()));
-        let told = Arc::clone(&hub);
-        store.on_news(move |news| told.tell(news));
-        // A reading must not wait behind requests, or the news would be oldest when there is most of it.
-        Self { hub, reading: store.aside(1), store: store.aside(reader::CONNECTIONS - 1) }
+        let broadcaster = Arc::new(Broadcaster::new(clock, store.metrics().clone()));
+        let publisher = Arc::clone(&broadcaster);
+        store.on_revocations(move |revocations| publisher.publish(revocations));
+        // A reading must not wait behind requests, or the feed would be oldest under the greatest load.
+        Self { broadcaster, reading: store.aside(1), store: store.aside(reader::CONNECTIONS - 1) }
     }
 
-    /// Lets so many follow at once, in place of [`SUBSCRIBERS_MAX`].
+    /// Sets how many subscribers there may be at once, in place of [`SUBSCRIBERS_MAX`].
     pub fn set_subscribers_max(&self, subscribers_max: usize) {
-        self.hub.set_subscribers_max(subscribers_max);
+        self.broadcaster.slots().set_max(subscribers_max);
     }
 
-    /// Trusts news of this age, in place of [`STALENESS_MAX`].
+    /// Sets the greatest age at which the database is trusted, in place of [`STALENESS_MAX`].
     pub fn set_staleness_max(&self, staleness_max: Duration) {
-        self.hub.set_staleness_max(staleness_max);
+        self.broadcaster.set_staleness_max(staleness_max);
     }
 
-    /// Follows the database, for ever.
+    /// Follows the database. Does not return.
     pub async fn run(&self) {
-        reader::run(&self.hub, &self.reading, &self.store).await;
+        reader::run(&self.broadcaster, &self.reading, &self.store).await;
     }
 
-    /// How old the news may be; `None` before the first complete reading.
+    /// How long ago the feed was complete; `None` before the first complete reading.
     pub fn age(&self) -> Option<Duration> {
-        self.hub.age()
+        self.broadcaster.age()
     }
 
-    /// How many entries are remembered, and how many subscribers there are.
+    /// How many revocations are retained, and how many subscribers there are.
     pub fn size(&self) -> (usize, usize) {
-        (self.hub.len(), self.hub.subscribers())
+        (self.broadcaster.len(), self.broadcaster.slots().taken())
     }
 
-    /// Whether what is known is young enough to answer by.
+    /// Whether the feed is young enough to answer by itself.
     pub fn is_fresh(&self) -> bool {
         self.age().is_some_and(|age| age <= AGE_MAX) && self.is_trusted()
     }
 
-    /// Whether the database that is read here was seen to commit a short while ago. A primary that was deposed answers every
-    /// question with what was true before, but commits nothing any more: a sign of life that was written and read there is
-    /// the proof that it is the one in charge.
+    /// Whether the database that is read here was seen to commit a short while ago. A deposed primary still answers every
+    /// query from before, but commits nothing any more: a beat that was written and read there proves that it is the primary.
     pub fn is_trusted(&self) -> bool {
-        self.age().is_some_and(|age| age <= self.hub.staleness_max())
+        self.age().is_some_and(|age| age <= self.broadcaster.staleness_max())
     }
 
-    /// Whether a token is known to be over.
+    /// Whether a token is known to be revoked.
     pub fn has_ended(&self, bearer: &Bearer<'_>) -> bool {
-        self.hub.revoked().has(bearer)
+        self.broadcaster.revoked().has(bearer)
     }
 
     /// Whether a key is known to be revoked.
     pub fn has_revoked(&self, key: KeyId) -> bool {
-        self.hub.revoked().has_key(key)
+        self.broadcaster.revoked().has_key(key)
     }
 
-    /// Takes in that a session was found to have ended, whoever ended it: the caller who is told so is not let in afterwards,
-    /// though the feed may bring it a moment later.
+    /// Notes that a session was found to be revoked. A caller that is told so is not admitted afterwards, though the feed may
+    /// bring the revocation a moment later.
     pub fn note_ended(&self, project: &ProjectId, session: SessionId) {
-        self.hub.note_ended(project, session);
+        self.broadcaster.note_ended(project, session);
     }
 
-    /// Waits until all is read that was committed before this call, or a second has passed: for answers that rest on a cut-off
-    /// of another replica.
+    /// Waits until everything is read that was committed before this call, at most one second: for answers that rest on a
+    /// cut-off made by another replica.
     pub async fn catch_up(&self) {
-        self.hub.catch_up().await;
+        self.broadcaster.catch_up().await;
     }
 
-    /// Follows what concerns the filter, from a cursor on or with a snapshot first.
+    /// Subscribes to what matches the filter, from a cursor or with a snapshot first.
     ///
     /// # Errors
     ///
-    /// [`Refused`], when there is nothing to tell yet or too many are listening.
-    pub fn subscribe(&self, filter: Filter, cursor: Option<&str>) -> Result<Subscription, Refused> {
+    /// [`SubscribeError`], if nothing was read yet or there are too many subscribers.
+    pub fn subscribe(&self, filter: SubscriptionFilter, cursor: Option<&str>) -> Result<Subscription, SubscribeError> {
         let cursor = cursor.map(|text| Cursor::parse(text, filter.project())).transpose()?;
-        Subscription::begin(Arc::clone(&self.hub), filter, cursor)
+        Subscription::begin(Arc::clone(&self.broadcaster), filter, cursor)
     }
 
-    /// Ends every subscription, for a server that stops: their owners go on elsewhere.
+    /// Ends every subscription, for a server that stops: subscribers resume at another replica.
     pub fn close(&self) {
-        self.hub.close();
+        self.broadcaster.close();
     }
 }

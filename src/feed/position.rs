@@ -1,4 +1,4 @@
-//! How far the feed was read, and what a reader may count on. The rules only: values in, a decision out.
+//! How far the feed was read, and what a reader may rely on. The rules only: values in, a decision out.
 //!
 //! A snapshot tells which transactions it shows, by their numbers. It does not tell which numbers are used up: one that was
 //! given out, and had reached no disk when Postgres crashed, is given out again after the crash, though the snapshot of before
@@ -13,7 +13,7 @@ use crate::store::Reading;
 use crate::store::Snapshot;
 use crate::store::Unseen;
 
-/// Everything that a reading and those before it have shown.
+/// Everything that a reading and the previous ones have shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     origin: FeedOrigin,
@@ -22,10 +22,10 @@ pub(super) struct Position {
     newest: Option<Newest>,
 }
 
-/// A reading does not continue from a position.
+/// Why a reading does not continue from a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Break {
-    /// The database tells another history, or the same one from another server.
+pub(super) enum Discontinuity {
+    /// The database has another history, or another server has taken over.
     AnotherHistory,
     /// The same server no longer has what it has shown: its files were put back to an earlier state, or it had acknowledged
     /// commits that were not on disk.
@@ -42,15 +42,15 @@ impl Position {
     ///
     /// # Errors
     ///
-    /// When the reading is no continuation.
-    pub(super) fn after(&self, reading: &Reading) -> Result<Self, Break> {
+    /// If the reading does not continue from here.
+    pub(super) fn after(&self, reading: &Reading) -> Result<Self, Discontinuity> {
         if self.origin != reading.origin {
-            return Err(Break::AnotherHistory);
+            return Err(Discontinuity::AnotherHistory);
         }
         // A number that was in the log has yet to be given out; or a row that still matters, and so was not swept, is gone.
         let lacks = |newest: &Newest| reading.lacks_newest && reading.at < newest.access_expires_at;
         if reading.snapshot.xmax <= self.logged() || self.newest.as_ref().is_some_and(lacks) {
-            return Err(Break::WentBack);
+            return Err(Discontinuity::WentBack);
         }
         let newest = self.newest.max(reading.newest);
         Ok(Self { origin: self.origin, snapshot: reading.snapshot.clone(), newest })
@@ -61,7 +61,7 @@ impl Position {
         self.newest.map_or(0, |newest| newest.place.xid)
     }
 
-    /// Whose numbers these are.
+    /// The database and timeline that the numbers belong to.
     pub(super) const fn origin(&self) -> FeedOrigin {
         self.origin
     }
@@ -83,12 +83,12 @@ impl Position {
         self.snapshot.xmin.min(self.logged() + 1)
     }
 
-    /// Whether a cursor is of a moment that this reader has not come to, or that never was.
+    /// Whether a cursor is of a moment that this reader has not reached, or that never existed.
     pub(super) const fn is_behind(&self, settled: u64) -> bool {
         self.snapshot.xmax < settled
     }
 
-    /// Whether everything was read that the transaction was preceded by. It must be over and on disk, on this server.
+    /// Whether everything that precedes the transaction was read. It must be over and on disk, on this server.
     pub(super) fn shows(&self, beat: &Beat) -> bool {
         self.origin == beat.origin && self.snapshot.shows(beat.xid)
     }
@@ -186,7 +186,16 @@ mod tests {
     fn reading(snapshot: Snapshot, newest: Option<Newest>) -> Reading {
         let at = Timestamp::from_seconds(0);
         let extent = Extent::Whole;
-        Reading { news: vec![], origin: ORIGIN, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
+        Reading {
+            revocations: vec![],
+            origin: ORIGIN,
+            snapshot,
+            at,
+            newest,
+            lacks_newest: false,
+            connection: 1,
+            extent,
+        }
     }
 
     fn everything() -> Unseen {
@@ -259,16 +268,16 @@ mod tests {
         let position = Position::new(&all);
         assert_eq!((position.settled(), position.unseen()), (10, Unseen { from: 10, under_way: vec![] }));
         let at = |xmax| reading(Snapshot { xmin: xmax, xmax, under_way: vec![] }, None);
-        assert_eq!(position.after(&at(9)), Err(Break::WentBack), "its last number is yet to be given out");
+        assert_eq!(position.after(&at(9)), Err(Discontinuity::WentBack), "its last number is yet to be given out");
         assert!(position.after(&at(10)).is_ok());
         // The numbers have come as far again; the row is gone all the same.
         let lacking = Reading { lacks_newest: true, ..at(20) };
-        assert_eq!(position.after(&lacking), Err(Break::WentBack));
+        assert_eq!(position.after(&lacking), Err(Discontinuity::WentBack));
         // It may have been swept, once it matters to nobody.
         let late = Reading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
         assert!(position.after(&late).is_ok());
         let elsewhere = Reading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };
-        assert_eq!(position.after(&elsewhere), Err(Break::AnotherHistory));
+        assert_eq!(position.after(&elsewhere), Err(Discontinuity::AnotherHistory));
         assert!(!position.is_behind(10) && position.is_behind(11), "a cursor from the future");
     }
 

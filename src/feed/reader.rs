@@ -1,5 +1,5 @@
-//! The loops around the database: reads when there is news and every so often, leaves signs of life, rings the doorbell, and
-//! listens for it.
+//! The loops around the database: read when the doorbell rings and at intervals, write beats, ring the doorbell, and listen
+//! for it.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::HEARTBEAT_INTERVAL;
 use super::LEEWAY;
-use super::hub::Found;
-use super::hub::Hub;
+use super::broadcaster::Broadcaster;
+use super::broadcaster::Continuity;
 use super::position::Beat;
 use super::position::Position;
 use crate::clock;
@@ -27,183 +27,189 @@ use crate::store::Reading;
 use crate::store::Store;
 use crate::telemetry;
 
-/// One for reading, one for signs of life, one for the bell: none waits for another.
+/// One for reading, one for beats, one for the doorbell: none waits for another.
 pub(super) const CONNECTIONS: usize = 3;
 
 /// The most that is read at a time: some tens of milliseconds' work.
 const PAGE_ROWS: usize = 10_000;
 
-/// How often the feed is read at the latest, bell or no bell.
+/// How often the feed is read if the doorbell does not ring.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Readings are at least so far apart, and rings of the bell: under load, one brings what many have ended.
+/// The least time between two readings, and between two rings: under load, one covers many revocations.
 const READING_INTERVAL_MIN: Duration = Duration::from_millis(3);
 
-/// What has ended is told at most this often: under load, one message brings what many have ended.
-const TELLING_INTERVAL_MIN: Duration = Duration::from_millis(1);
+/// The least time between two broadcasts: under load, one message covers many revocations.
+const PUBLISH_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// How often a sign of life is written to the database's log.
+/// How often a beat is written to the database's log.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long to wait for a connection that listens.
-const DOORBELL_PATIENCE: Duration = Duration::from_secs(5);
+const DOORBELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait after a failure; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// How often what no token outlives is forgotten.
+/// How often expired revocations are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a replica that gives no sign of life is remembered.
+/// How long a replica without a beat is remembered.
 const BEACON_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Follows the database, for ever. The reader has a connection of its own: `reading`.
-pub(super) async fn run(hub: &Hub, reading: &Store, store: &Store) {
+/// Follows the database. Does not return. The reader has a connection of its own: `reading`.
+pub(super) async fn run(broadcaster: &Broadcaster, reading: &Store, store: &Store) {
     let replica = clock::new_uuid();
     tokio::join!(
-        read(hub, reading),
-        beat(hub, store),
-        listen(hub, store, replica),
-        ring(hub, store, replica),
-        tell(hub),
-        forget(hub)
+        read(broadcaster, reading),
+        beat(broadcaster, store),
+        listen(broadcaster, store, replica),
+        ring(broadcaster, store, replica),
+        publish(broadcaster),
+        forget_expired(broadcaster)
     );
 }
 
-/// Reads on and on: from where the last reading stood, for as long as the database continues from there, and otherwise what
-/// still matters as a whole.
-async fn read(hub: &Hub, store: &Store) {
-    let (mut retry, mut reader) = (RETRY.0, None);
+/// Reads in a loop: what was committed since the last reading, as long as the database continues from there, and otherwise
+/// the whole backlog.
+async fn read(broadcaster: &Broadcaster, store: &Store) {
+    let (mut retry, mut progress) = (RETRY.0, None);
     loop {
-        match follow(hub, store, &mut reader, &mut retry).await {
-            Ok(Stop::Break | Stop::TooMuch) => {
-                reader = None;
+        match follow(broadcaster, store, &mut progress, &mut retry).await {
+            Ok(Stop::Discontinuity | Stop::TooMuch) => {
+                progress = None;
                 continue;
             }
-            Err(error) => tracing::warn!(error = %telemetry::chain(&error), "the feed cannot be read"),
+            Err(error) => tracing::warn!(error = %telemetry::chain(&error), "cannot read the revocation feed"),
         }
         sleep(retry).await;
         retry = RETRY.1.min(retry * 2);
     }
 }
 
-/// Why a reading does not go on from the one before.
+/// Why a reading does not continue the previous one.
 enum Stop {
     /// The database does not continue what was read.
-    Break,
-    /// So much has come at once that it is read in pages.
+    Discontinuity,
+    /// There are too many revocations for one reading: they are read in pages.
     TooMuch,
 }
 
-/// A reader at work.
-struct Reader {
+/// A reader's progress on one connection.
+struct Progress {
     connection: u64,
-    /// What is left to be read once more, since the connection was lost.
+    /// What is left to read again, since the connection was lost.
     again: Option<Pages>,
 }
 
-/// What still matters at a moment, page by page.
+/// The backlog at a moment, page by page.
 struct Pages {
     at: Timestamp,
     next: Option<PageStart>,
 }
 
 impl Pages {
-    /// By the earlier of two clocks: one that is ahead would leave out what still matters.
-    fn new(hub: &Hub, at: Timestamp) -> Self {
-        let at = at.min(hub.clock().now());
+    /// By the earlier of two clocks: one that is ahead would omit revocations that still matter.
+    fn new(broadcaster: &Broadcaster, at: Timestamp) -> Self {
+        let at = at.min(broadcaster.clock().now());
         Self { at, next: Some(PageStart::at(at - LEEWAY)) }
     }
 
     /// Reads the next page; `false` after the last.
-    async fn read(&mut self, hub: &Hub, store: &Store) -> Result<bool, Error> {
+    async fn read(&mut self, broadcaster: &Broadcaster, store: &Store) -> Result<bool, Error> {
         let Some(from) = self.next else { return Ok(false) };
         let page = store.feed_page(from, PAGE_ROWS).await?;
-        hub.take_in_past(page.news, self.at);
+        broadcaster.insert_backlog(page.revocations, self.at);
         self.next = page.next;
         Ok(self.next.is_some())
     }
 }
 
-async fn follow(hub: &Hub, store: &Store, reader: &mut Option<Reader>, retry: &mut Duration) -> Result<Stop, Error> {
-    let reader = match reader {
-        Some(reader) => reader,
-        None => reader.insert(begin(hub, store).await?),
+async fn follow(
+    broadcaster: &Broadcaster,
+    store: &Store,
+    progress: &mut Option<Progress>,
+    retry: &mut Duration,
+) -> Result<Stop, Error> {
+    let progress = match progress {
+        Some(progress) => progress,
+        None => progress.insert(begin(broadcaster, store).await?),
     };
     let (mut began, mut extent) = (Instant::now(), Extent::Whole);
     loop {
-        // Far behind, it reads on, a page at a time. To begin with everything instead would take longer than the next page
-        // takes to come together, and so never end.
+        // Far behind, it continues page by page. To read the whole backlog instead would take longer than the next page takes
+        // to fill, and so never finish.
         if extent == Extent::Whole {
             let soonest = began + READING_INTERVAL_MIN;
-            // The bell or the clock, whichever comes first.
-            let _ = timeout(POLL_INTERVAL, hub.rung.notified()).await;
+            // Until the doorbell rings, or the poll is due.
+            let _ = timeout(POLL_INTERVAL, broadcaster.to_read.notified()).await;
             sleep_until(soonest).await;
         }
         began = Instant::now();
-        let Some(unseen) = hub.unseen() else { return Ok(Stop::Break) };
-        let asked = hub.clock().elapsed();
+        let Some(unseen) = broadcaster.unseen() else { return Ok(Stop::Discontinuity) };
+        let asked = broadcaster.clock().elapsed();
         let reading = store.feed_next(&unseen, PAGE_ROWS).await?;
-        keep_time(hub.clock(), reading.at, asked);
-        if reading.connection != reader.connection {
-            // Postgres may have started again meanwhile. The position holds all the same (`position`), unless a commit was
-            // seen that was not on disk, or the files were put back. So both are looked for, while the reading goes on.
-            let present = store.feed_position(hub.newest()).await?;
-            if found(hub, store, &present).await {
-                return Ok(Stop::Break);
+        keep_time(broadcaster.clock(), reading.at, asked);
+        if reading.connection != progress.connection {
+            // Postgres may have restarted meanwhile. The position is still valid (`position`), unless a commit was seen that
+            // was not on disk, or the files were put back. So both are checked for, while the reading continues.
+            let present = store.feed_position(broadcaster.newest()).await?;
+            if is_discontinuous(broadcaster, store, &present).await {
+                return Ok(Stop::Discontinuity);
             }
-            reader.connection = present.connection;
-            reader.again = Some(Pages::new(hub, present.at));
+            progress.connection = present.connection;
+            progress.again = Some(Pages::new(broadcaster, present.at));
         }
         extent = reading.extent;
         if extent == Extent::TooMuch {
             return Ok(Stop::TooMuch);
         }
-        if hub.go_on(reading).is_err() {
-            return Ok(Stop::Break);
+        if broadcaster.advance(reading).is_err() {
+            return Ok(Stop::Discontinuity);
         }
         *retry = RETRY.0;
-        if let Some(pages) = &mut reader.again
-            && !pages.read(hub, store).await?
+        if let Some(pages) = &mut progress.again
+            && !pages.read(broadcaster, store).await?
         {
-            reader.again = None;
+            progress.again = None;
         }
     }
 }
 
-/// Reads what still matters as a whole.
-async fn begin(hub: &Hub, store: &Store) -> Result<Reader, Error> {
-    // Where it stands comes first: whatever commits while the past is read is found again, as what comes after.
-    let asked = hub.clock().elapsed();
-    let present = store.feed_position(hub.newest()).await?;
-    keep_time(hub.clock(), present.at, asked);
-    let present = if found(hub, store, &present).await { store.feed_position(None).await? } else { present };
-    let mut pages = Pages::new(hub, present.at);
-    while pages.read(hub, store).await? {}
-    hub.begin(Position::new(&present));
-    Ok(Reader { connection: present.connection, again: None })
+/// Reads the whole backlog.
+async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<Progress, Error> {
+    // The position is read first: what commits while the backlog is read is found again by the next reading.
+    let asked = broadcaster.clock().elapsed();
+    let present = store.feed_position(broadcaster.newest()).await?;
+    keep_time(broadcaster.clock(), present.at, asked);
+    let present =
+        if is_discontinuous(broadcaster, store, &present).await { store.feed_position(None).await? } else { present };
+    let mut pages = Pages::new(broadcaster, present.at);
+    while pages.read(broadcaster, store).await? {}
+    broadcaster.start_at(Position::new(&present));
+    Ok(Progress { connection: present.connection, again: None })
 }
 
-/// Notes where the database stands. Returns whether that is another history than before, so that all of it is to be read.
-async fn found(hub: &Hub, store: &Store, present: &Reading) -> bool {
-    match hub.found(present) {
-        Found::Continued => false,
-        Found::AnotherHistory => true,
-        Found::WentBack => {
+/// Returns whether the database does not continue what was read, so that the whole backlog has to be read again.
+async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &Reading) -> bool {
+    match broadcaster.check_continuity(present) {
+        Continuity::Continued => false,
+        Continuity::AnotherHistory => true,
+        Continuity::WentBack => {
             tracing::error!(
                 "the database lacks revocations that it has shown: were its files put back to an earlier state? Run \
-                 `sessiond restored`, or sessions that had ended live again. The feed begins a new history"
+                 `sessiond restored`, or revoked sessions are active again. The feed begins a new history"
             );
-            // So that cursors of before are told apart, at every replica.
-            if let Err(error) = store.feed_history_begin(present.origin, hub.clock().now()).await {
-                tracing::warn!(error = %telemetry::chain(&error), "the feed's new history cannot be written");
+            // So that every replica recognizes the cursors from before.
+            if let Err(error) = store.feed_history_begin(present.origin, broadcaster.clock().now()).await {
+                tracing::warn!(error = %telemetry::chain(&error), "cannot write the feed's new history");
             }
             true
         }
     }
 }
 
-/// Keeps this replica's clock with the database's.
+/// Adjusts this replica's clock to the database's.
 fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
     if let Some(micros) = clock.observe(at, asked) {
         let by_ms = micros / 1_000;
@@ -211,76 +217,75 @@ fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
     }
 }
 
-/// Leaves signs of life. Without them, no reading counts as complete.
-async fn beat(hub: &Hub, store: &Store) {
-    // Whatever goes wrong here, the news grows old, and everyone hears of that. Releases before this one kept their signs of
-    // life in a table.
-    let _ = store.feed_beacons_forget(hub.clock().now() - BEACON_RETENTION).await;
+/// Writes beats. Without them, no reading counts as complete.
+async fn beat(broadcaster: &Broadcaster, store: &Store) {
+    // If this fails, the feed grows old, and subscribers are told so. Earlier releases kept their beats in a table.
+    let _ = store.feed_beacons_forget(broadcaster.clock().now() - BEACON_RETENTION).await;
     let mut ticks = every(BEAT_INTERVAL);
     loop {
         ticks.tick().await;
         let began = Instant::now();
         let beat = store.feed_beat().await;
         if let Ok((origin, xid)) = beat {
-            hub.beaten(Beat { origin, xid }, began);
+            broadcaster.note_beat(Beat { origin, xid }, began);
         }
         store.look_after(beat.is_ok()).await;
     }
 }
 
-/// Hears the other replicas' bells. Each connection begins with a reading: what rang before it was not heard.
-async fn listen(hub: &Hub, store: &Store, replica: Uuid) {
+/// Listens to the other replicas' doorbells. Each new connection triggers a reading: earlier rings were missed.
+async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
     let mut retry = RETRY.0;
     loop {
-        match store.doorbell(DOORBELL_PATIENCE).await {
+        match store.doorbell(DOORBELL_TIMEOUT).await {
             Ok(mut bell) => {
                 retry = RETRY.0;
-                hub.rung.notify_one();
+                broadcaster.to_read.notify_one();
                 while bell.rung(replica).await {
-                    hub.rung.notify_one();
+                    broadcaster.to_read.notify_one();
                 }
-                tracing::info!("the connection that listens for news was lost: a new one is made");
+                tracing::info!("lost the connection that listens for revocations; reconnecting");
             }
-            // The poll goes on meanwhile.
-            Err(error) => tracing::debug!(error = %telemetry::chain(&error), "cannot listen for news"),
+            // The poll continues meanwhile.
+            Err(error) => tracing::debug!(error = %telemetry::chain(&error), "cannot listen for revocations"),
         }
         sleep(retry).await;
         retry = RETRY.1.min(retry * 2);
     }
 }
 
-/// Rings at the other replicas when this one has ended something.
-async fn ring(hub: &Hub, store: &Store, replica: Uuid) {
+/// Rings the other replicas' doorbells when this one has revoked something.
+async fn ring(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
     loop {
-        hub.bell.notified().await;
-        // Nobody hears it when it fails; the others look by themselves.
+        broadcaster.to_ring.notified().await;
+        // If it fails, the other replicas poll.
         let _ = store.ring(replica).await;
         sleep(READING_INTERVAL_MIN).await;
     }
 }
 
-/// Tells subscribers what has ended, and that the stream is alive.
-async fn tell(hub: &Hub) {
+/// Publishes revocations and heartbeats to subscribers.
+async fn publish(broadcaster: &Broadcaster) {
     let mut heartbeats = every(HEARTBEAT_INTERVAL);
     loop {
         tokio::select! {
-            () = hub.pending.notified() => {
-                hub.flush();
-                sleep(TELLING_INTERVAL_MIN).await;
+            () = broadcaster.to_publish.notified() => {
+                broadcaster.publish_pending();
+                sleep(PUBLISH_INTERVAL_MIN).await;
             }
             _ = heartbeats.tick() => {
-                hub.flush();
-                hub.heartbeat();
+                broadcaster.publish_pending();
+                broadcaster.heartbeat();
             }
         }
     }
 }
 
-async fn forget(hub: &Hub) {
+async fn forget_expired(broadcaster: &Broadcaster) {
     let mut ticks = every(FORGET_INTERVAL);
     loop {
         ticks.tick().await;
-        hub.forget();
+        broadcaster.forget_expired();
     }
 }
 

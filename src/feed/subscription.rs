@@ -1,4 +1,4 @@
-//! One follower: first what matters already, then what comes.
+//! One subscription: the backlog first, then what is published.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 
+use super::broadcaster::Broadcast;
+use super::broadcaster::Broadcaster;
+use super::broadcaster::PAGE;
+use super::broadcaster::Receiver;
+use super::broadcaster::Retained;
+use super::broadcaster::SnapshotReason;
 use super::cursor::Cursor;
 use super::cursor::MalformedCursor;
-use super::hub::Entry;
-use super::hub::Hub;
-use super::hub::Listening;
-use super::hub::PAGE;
-use super::hub::Party;
-use super::hub::Seat;
-use super::hub::Update;
-use super::hub::Why;
+use super::subscriber_slots::Subscriber;
+use super::subscriber_slots::SubscriberSlot;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -26,175 +26,179 @@ use crate::id::UserId;
 use crate::session::Epoch;
 use crate::session::revoked::Bearer;
 use crate::session::revoked::Ended;
-use crate::store::News;
 use crate::store::Place;
+use crate::store::PublishedRevocation;
 
-/// What a subscriber is told of.
+/// Which revocations a subscriber receives.
 #[derive(Clone, Debug)]
-pub enum Filter {
-    /// A service: all of its project, until its key is revoked.
+pub enum SubscriptionFilter {
+    /// A service: those of its whole project, until its key is revoked.
     Project {
         /// The project.
         project: ProjectId,
-        /// The key that it listens with.
+        /// The key that it authenticated with.
         key: KeyId,
     },
-    /// A user: their own sessions, until this one has ended or its token runs out. Those in which someone else acts as them
-    /// are not theirs to know of. No past is told: users can list their sessions, and verify no tokens.
+    /// A user: those of their own sessions, until this session is revoked or its token expires. Not those of impersonations.
+    /// Without a backlog: users can list their sessions, and verify no tokens.
     User {
         /// The project.
         project: ProjectId,
         /// The user.
         user: UserId,
-        /// The session that listens.
+        /// The session that subscribes.
         session: SessionId,
         /// The epoch in its token.
         epoch: Epoch,
         /// The key that its token is signed with.
         key: KeyId,
-        /// How long its token is good for.
+        /// How long its token is still valid.
         token_ttl: Duration,
     },
 }
 
-/// What is told.
+/// What a subscriber receives.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub enum FeedEvent {
     /// A snapshot begins.
-    SnapshotBegin(Why),
-    /// This has ended, and is to be remembered for so long.
-    Revocations(Vec<(Arc<News>, Duration)>),
-    /// The snapshot is whole.
+    SnapshotBegin(SnapshotReason),
+    /// Revocations, and for how long to retain each.
+    Revocations(Vec<(Arc<PublishedRevocation>, Duration)>),
+    /// The snapshot is complete.
     SnapshotComplete,
-    /// The stream is alive, and its news at most so old.
+    /// The feed is alive; everything up to this long ago was sent.
     Heartbeat(Duration),
 }
 
-/// What is told, and how far everything goes that was told so far, when that has changed.
+/// An event, and the cursor if it has changed.
 #[derive(Clone, Debug)]
-pub struct Message {
-    /// What is told.
-    pub event: Event,
-    /// Leads on from here.
+pub struct FeedMessage {
+    /// The event.
+    pub event: FeedEvent,
+    /// Resumes after everything that was sent so far.
     pub cursor: Option<String>,
 }
 
-/// Why nobody may listen.
+/// SnapshotReason there is no subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The cursor is none.
+pub enum SubscribeError {
+    /// The cursor is malformed.
     MalformedCursor,
-    /// As many are listening as may.
+    /// There is no slot left for this subscriber.
     TooMany,
-    /// Nothing is known yet, or the server is about to stop.
+    /// The feed was not read yet, or the server is about to stop.
     NotReady,
 }
 
-impl From<MalformedCursor> for Refused {
+impl From<MalformedCursor> for SubscribeError {
     fn from(MalformedCursor: MalformedCursor) -> Self {
         Self::MalformedCursor
     }
 }
 
-/// Why there is nothing more to hear.
+/// SnapshotReason a subscription ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SubscriptionEnd {
     /// The subscriber is too far behind. Nothing was skipped up to the cursor.
     TooSlow {
-        /// The last one that was handed out.
+        /// The last one that was sent.
         cursor: Option<String>,
     },
-    /// The server stops, or the database has changed hands.
+    /// The server stops, or the database has another history.
     Interrupted,
-    /// The session that listened has ended.
+    /// The subscriber's session was revoked.
     SessionEnded,
-    /// The token that it listened with has run out.
+    /// The subscriber's token has expired.
     TokenExpired,
     /// The server key was revoked.
     KeyRevoked,
 }
 
-/// See the module. Dropped, it makes room for another.
+/// See the module. Dropped, its slot is free again.
 pub struct Subscription {
-    hub: Arc<Hub>,
-    _seat: Seat,
-    filter: Filter,
-    listening: Listening,
-    /// When the subscriber's token runs out.
+    broadcaster: Arc<Broadcaster>,
+    _slot: SubscriberSlot,
+    filter: SubscriptionFilter,
+    receiver: Receiver,
+    /// When the subscriber's token expires.
     deadline: Option<Instant>,
-    stage: Stage,
-    /// What was heard while the past was being told, or together with what is told now.
-    heard: VecDeque<Update>,
+    phase: Phase,
+    /// Received together with what is being sent.
+    received: VecDeque<Broadcast>,
     cursor: Option<String>,
-    /// Told that it is over: what is there to be told comes first.
-    end: Option<End>,
+    /// Why it ends, once everything before that was sent.
+    end: Option<SubscriptionEnd>,
 }
 
-enum Stage {
-    Begin,
-    Past(Option<Place>),
-    Complete,
+enum Phase {
+    SnapshotBegin,
+    Backlog(Option<Place>),
+    SnapshotComplete,
     CaughtUp,
     Live,
 }
 
 impl Subscription {
-    pub(super) fn begin(hub: Arc<Hub>, filter: Filter, cursor: Option<Cursor>) -> Result<Self, Refused> {
-        let seat = hub.admit(filter.party()).ok_or(Refused::TooMany)?;
-        let listening = hub.listen(cursor).ok_or(Refused::NotReady)?;
-        let (deadline, stage) = match &filter {
-            Filter::Project { .. } if listening.why.is_none() => (None, Stage::Past(None)),
-            Filter::Project { .. } => (None, Stage::Begin),
-            Filter::User { token_ttl, .. } => (Some(Instant::now() + *token_ttl), Stage::Begin),
+    pub(super) fn begin(
+        broadcaster: Arc<Broadcaster>,
+        filter: SubscriptionFilter,
+        cursor: Option<Cursor>,
+    ) -> Result<Self, SubscribeError> {
+        let slot = broadcaster.slots().take(filter.subscriber()).ok_or(SubscribeError::TooMany)?;
+        let receiver = broadcaster.receive(cursor).ok_or(SubscribeError::NotReady)?;
+        let (deadline, phase) = match &filter {
+            SubscriptionFilter::Project { .. } if receiver.snapshot.is_none() => (None, Phase::Backlog(None)),
+            SubscriptionFilter::Project { .. } => (None, Phase::SnapshotBegin),
+            SubscriptionFilter::User { token_ttl, .. } => (Some(Instant::now() + *token_ttl), Phase::SnapshotBegin),
         };
-        // What was revoked after the caller was let in, and before this began to listen.
-        let end = end_of(&hub, &filter);
-        let heard = VecDeque::new();
-        Ok(Self { hub, _seat: seat, filter, listening, deadline, stage, heard, cursor: None, end })
+        // What was revoked after the caller was admitted, and before this began to receive.
+        let end = end_of(&broadcaster, &filter);
+        let received = VecDeque::new();
+        Ok(Self { broadcaster, _slot: slot, filter, receiver, deadline, phase, received, cursor: None, end })
     }
 
-    /// Waits for the next thing to be told.
+    /// Waits for the next message.
     ///
     /// # Errors
     ///
-    /// Why there is nothing more.
-    pub async fn next(&mut self) -> Result<Message, End> {
+    /// SnapshotReason there is nothing more.
+    pub async fn next(&mut self) -> Result<FeedMessage, SubscriptionEnd> {
         loop {
-            match &self.stage {
-                Stage::Begin => {
-                    self.stage = match self.filter {
-                        Filter::Project { .. } => Stage::Past(None),
-                        Filter::User { .. } => Stage::Complete,
+            match &self.phase {
+                Phase::SnapshotBegin => {
+                    self.phase = match self.filter {
+                        SubscriptionFilter::Project { .. } => Phase::Backlog(None),
+                        SubscriptionFilter::User { .. } => Phase::SnapshotComplete,
                     };
-                    let why = self.listening.why.unwrap_or(Why::NoCursor);
-                    return Ok(Message { event: Event::SnapshotBegin(why), cursor: None });
+                    let reason = self.receiver.snapshot.unwrap_or(SnapshotReason::NoCursor);
+                    return Ok(FeedMessage { event: FeedEvent::SnapshotBegin(reason), cursor: None });
                 }
-                Stage::Past(after) => {
-                    let page = self.hub.page(self.listening.history, self.listening.from, *after);
-                    // What is left of a history that has ended is no snapshot.
-                    let page = page.ok_or(End::Interrupted)?;
-                    self.stage = match page.last() {
-                        Some(last) if page.len() == PAGE => Stage::Past(Some(last.news.place)),
-                        _ if self.listening.why.is_some() => Stage::Complete,
-                        _ => Stage::CaughtUp,
+                Phase::Backlog(after) => {
+                    let page = self.broadcaster.page(self.receiver.history, self.receiver.from, *after);
+                    // What is left of an abandoned history is no snapshot.
+                    let page = page.ok_or(SubscriptionEnd::Interrupted)?;
+                    self.phase = match page.last() {
+                        Some(last) if page.len() == PAGE => Phase::Backlog(Some(last.revocation.place)),
+                        _ if self.receiver.snapshot.is_some() => Phase::SnapshotComplete,
+                        _ => Phase::CaughtUp,
                     };
-                    // A snapshot may be long: others want the thread too.
+                    // A snapshot may be long: other tasks need the thread too.
                     tokio::task::coop::consume_budget().await;
-                    if let Some(message) = self.ended(&page) {
+                    if let Some(message) = self.revocations(&page) {
                         return Ok(message);
                     }
                 }
-                Stage::Complete => {
-                    self.stage = Stage::CaughtUp;
-                    let cursor = self.moved(self.listening.reached);
-                    return Ok(Message { event: Event::SnapshotComplete, cursor });
+                Phase::SnapshotComplete => {
+                    self.phase = Phase::CaughtUp;
+                    let cursor = self.changed_cursor(self.receiver.reached);
+                    return Ok(FeedMessage { event: FeedEvent::SnapshotComplete, cursor });
                 }
-                Stage::CaughtUp => {
-                    self.stage = Stage::Live;
-                    let cursor = self.moved(self.listening.reached);
-                    return Ok(Message { event: Event::Heartbeat(self.listening.read_at.elapsed()), cursor });
+                Phase::CaughtUp => {
+                    self.phase = Phase::Live;
+                    let cursor = self.changed_cursor(self.receiver.reached);
+                    return Ok(FeedMessage { event: FeedEvent::Heartbeat(self.receiver.read_at.elapsed()), cursor });
                 }
-                Stage::Live => {
+                Phase::Live => {
                     if let Some(message) = self.live().await? {
                         return Ok(message);
                     }
@@ -203,122 +207,124 @@ impl Subscription {
         }
     }
 
-    /// The next update; `None` when it is nothing to this subscriber.
-    async fn live(&mut self) -> Result<Option<Message>, End> {
+    /// The next message; `None` if a broadcast does not concern this subscriber.
+    async fn live(&mut self) -> Result<Option<FeedMessage>, SubscriptionEnd> {
         if let Some(end) = &self.end {
             return Err(end.clone());
         }
-        let update = match self.heard.pop_front() {
-            Some(update) => update,
-            None => self.heard().await?,
+        let broadcast = match self.received.pop_front() {
+            Some(broadcast) => broadcast,
+            None => self.receive().await?,
         };
-        match update {
-            Update::Ended(mut entries) => {
-                // What else has come meanwhile goes with it: fewer messages when there is much to tell.
-                while entries.len() < PAGE {
-                    match self.listening.updates.try_recv() {
-                        Ok(Update::Ended(more)) => entries = entries.iter().chain(more.iter()).cloned().collect(),
+        match broadcast {
+            Broadcast::Revocations(mut batch) => {
+                // Whatever else was broadcast meanwhile is sent with it: fewer messages under load.
+                while batch.len() < PAGE {
+                    match self.receiver.broadcasts.try_recv() {
+                        Ok(Broadcast::Revocations(more)) => batch = batch.iter().chain(more.iter()).cloned().collect(),
                         Ok(other) => {
-                            self.heard.push_back(other);
+                            self.received.push_back(other);
                             break;
                         }
                         Err(TryRecvError::Empty | TryRecvError::Closed) => break,
-                        // Heard with the next call: these come first.
+                        // Returned by the next call: this batch comes first.
                         Err(TryRecvError::Lagged(_)) => {
-                            self.end = Some(End::TooSlow { cursor: self.cursor.clone() });
+                            self.end = Some(SubscriptionEnd::TooSlow { cursor: self.cursor.clone() });
                             break;
                         }
                     }
                 }
-                Ok(self.ended(&entries))
+                Ok(self.revocations(&batch))
             }
-            Update::Moved(cursor) => {
-                // It rides on the heartbeat that follows.
-                self.listening.reached = cursor;
+            Broadcast::Reached(cursor) => {
+                // Sent with the heartbeat that follows.
+                self.receiver.reached = cursor;
                 Ok(None)
             }
-            Update::Heartbeat(read_at) => {
-                let cursor = self.moved(self.listening.reached);
-                // It may have waited here.
-                Ok(Some(Message { event: Event::Heartbeat(read_at.elapsed()), cursor }))
+            Broadcast::Heartbeat(read_at) => {
+                let cursor = self.changed_cursor(self.receiver.reached);
+                // The broadcast may have waited here.
+                Ok(Some(FeedMessage { event: FeedEvent::Heartbeat(read_at.elapsed()), cursor }))
             }
-            Update::Interrupted => Err(End::Interrupted),
+            Broadcast::Interrupted => Err(SubscriptionEnd::Interrupted),
         }
     }
 
-    async fn heard(&mut self) -> Result<Update, End> {
-        let next = self.listening.updates.recv();
-        let heard = match self.deadline {
-            Some(deadline) => timeout_at(deadline, next).await.map_err(|_| End::TokenExpired)?,
+    async fn receive(&mut self) -> Result<Broadcast, SubscriptionEnd> {
+        let next = self.receiver.broadcasts.recv();
+        let received = match self.deadline {
+            Some(deadline) => timeout_at(deadline, next).await.map_err(|_| SubscriptionEnd::TokenExpired)?,
             None => next.await,
         };
-        heard.map_err(|error| match error {
-            RecvError::Lagged(_) => End::TooSlow { cursor: self.cursor.clone() },
-            RecvError::Closed => End::Interrupted,
+        received.map_err(|error| match error {
+            RecvError::Lagged(_) => SubscriptionEnd::TooSlow { cursor: self.cursor.clone() },
+            RecvError::Closed => SubscriptionEnd::Interrupted,
         })
     }
 
-    /// What of this concerns the subscriber.
-    fn ended(&mut self, entries: &[Entry]) -> Option<Message> {
-        let now = self.hub.clock().elapsed();
-        let lasts = |entry: &&Entry| !entry.remaining(now).is_zero();
-        let concerning = entries.iter().filter(lasts).filter(|entry| entry.concerns(&self.filter));
-        let told: Vec<_> = concerning.map(|entry| (Arc::clone(&entry.news), entry.remaining(now))).collect();
-        self.end = self.end.take().or_else(|| end_of(&self.hub, &self.filter));
-        (!told.is_empty()).then_some(Message { event: Event::Revocations(told), cursor: None })
+    /// The revocations that concern the subscriber.
+    fn revocations(&mut self, retained: &[Retained]) -> Option<FeedMessage> {
+        let now = self.broadcaster.clock().elapsed();
+        let lasts = |retained: &&Retained| !retained.remaining(now).is_zero();
+        let concerning = retained.iter().filter(lasts).filter(|retained| concerns(&retained.revocation, &self.filter));
+        let sent: Vec<_> =
+            concerning.map(|retained| (Arc::clone(&retained.revocation), retained.remaining(now))).collect();
+        self.end = self.end.take().or_else(|| end_of(&self.broadcaster, &self.filter));
+        (!sent.is_empty()).then_some(FeedMessage { event: FeedEvent::Revocations(sent), cursor: None })
     }
 
-    /// The cursor, when it is another than the last one. Users have none: no past is told to them.
-    fn moved(&mut self, cursor: Cursor) -> Option<String> {
-        let Filter::Project { project, .. } = &self.filter else { return None };
+    /// The cursor, if it differs from the last one. Users have none, because they get no backlog.
+    fn changed_cursor(&mut self, cursor: Cursor) -> Option<String> {
+        let SubscriptionFilter::Project { project, .. } = &self.filter else { return None };
         let cursor = cursor.encode(project);
-        let moved = self.cursor.as_ref() != Some(&cursor);
-        moved.then(|| self.cursor.insert(cursor).clone())
+        let has_changed = self.cursor.as_ref() != Some(&cursor);
+        has_changed.then(|| self.cursor.insert(cursor).clone())
     }
 }
 
-impl Filter {
+impl SubscriptionFilter {
     pub(super) const fn project(&self) -> &ProjectId {
         match self {
             Self::Project { project, .. } | Self::User { project, .. } => project,
         }
     }
 
-    fn party(&self) -> Party {
+    fn subscriber(&self) -> Subscriber {
         match self {
-            Self::Project { project, .. } => Party::Services(project.clone()),
-            Self::User { project, user, .. } => Party::User(project.clone(), user.clone()),
+            Self::Project { project, .. } => Subscriber::Services(project.clone()),
+            Self::User { project, user, .. } => Subscriber::User(project.clone(), user.clone()),
         }
     }
 }
 
-impl Entry {
-    fn concerns(&self, filter: &Filter) -> bool {
-        let News { project, ended, user, .. } = &*self.news;
-        match (filter, ended) {
-            // Nobody's business but the key's own.
-            (Filter::Project { .. }, Ended::ServerKey(_)) => false,
-            (Filter::Project { project: own, .. }, _) => project == own,
-            (Filter::User { project: own, user: me, .. }, ended) => {
-                project == own
-                    && match ended {
-                        Ended::Session { is_impersonation, .. } => user.as_ref() == Some(me) && !is_impersonation,
-                        Ended::User { user, .. } => user == me,
-                        Ended::Project { .. } | Ended::SigningKey(_) => true,
-                        Ended::ServerKey(_) => false,
-                    }
-            }
+/// Whether a subscriber with this filter receives the revocation.
+fn concerns(revocation: &PublishedRevocation, filter: &SubscriptionFilter) -> bool {
+    let PublishedRevocation { project, ended, user, .. } = revocation;
+    match (filter, ended) {
+        // It concerns only the holder of the key, whose subscription ends.
+        (SubscriptionFilter::Project { .. }, Ended::ServerKey(_)) => false,
+        (SubscriptionFilter::Project { project: own, .. }, _) => project == own,
+        (SubscriptionFilter::User { project: own, user: me, .. }, ended) => {
+            project == own
+                && match ended {
+                    Ended::Session { is_impersonation, .. } => user.as_ref() == Some(me) && !is_impersonation,
+                    Ended::User { user, .. } => user == me,
+                    Ended::Project { .. } | Ended::SigningKey(_) => true,
+                    Ended::ServerKey(_) => false,
+                }
         }
     }
 }
 
-/// Whether the one who listens may do so no longer.
-fn end_of(hub: &Hub, filter: &Filter) -> Option<End> {
+/// Why a subscriber may not subscribe any longer, if so.
+fn end_of(broadcaster: &Broadcaster, filter: &SubscriptionFilter) -> Option<SubscriptionEnd> {
     match filter {
-        Filter::Project { key, .. } => hub.revoked().has_key(*key).then_some(End::KeyRevoked),
-        Filter::User { project, user, session, epoch, key, .. } => {
+        SubscriptionFilter::Project { key, .. } => {
+            broadcaster.revoked().has_key(*key).then_some(SubscriptionEnd::KeyRevoked)
+        }
+        SubscriptionFilter::User { project, user, session, epoch, key, .. } => {
             let bearer = Bearer { project, user, session: *session, epoch: *epoch, key: *key };
-            hub.revoked().has(&bearer).then_some(End::SessionEnded)
+            broadcaster.revoked().has(&bearer).then_some(SubscriptionEnd::SessionEnded)
         }
     }
 }
@@ -327,7 +333,7 @@ fn end_of(hub: &Hub, filter: &Filter) -> Option<End> {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::hub::Found;
+    use super::super::broadcaster::Continuity;
     use super::super::position::Beat;
     use super::super::position::Position;
     use super::*;
@@ -344,14 +350,14 @@ mod tests {
         ProjectId::parse("demo").expect("a name")
     }
 
-    fn everything() -> Filter {
-        Filter::Project { project: project(), key: KeyId::from_uuid(clock::new_uuid()) }
+    fn everything() -> SubscriptionFilter {
+        SubscriptionFilter::Project { project: project(), key: KeyId::from_uuid(clock::new_uuid()) }
     }
 
-    fn news(xid: u64) -> News {
+    fn revocation(xid: u64) -> PublishedRevocation {
         let now = Clock::system().now();
         let id = clock::new_session_id(now);
-        News {
+        PublishedRevocation {
             place: Place { xid, id: id.as_uuid() },
             project: project(),
             ended: Ended::Session { id, is_impersonation: false },
@@ -362,81 +368,85 @@ mod tests {
         }
     }
 
-    fn reading(xmin: u64, news: Vec<News>) -> Reading {
+    fn reading(xmin: u64, revocations: Vec<PublishedRevocation>) -> Reading {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
-        let stands = |news: &News| Newest { place: news.place, access_expires_at: news.access_expires_at };
-        let newest = news.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
+        let stands = |revocation: &PublishedRevocation| Newest {
+            place: revocation.place,
+            access_expires_at: revocation.access_expires_at,
+        };
+        let newest = revocations.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
         let (at, extent) = (Clock::system().now(), Extent::Whole);
-        Reading { news, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
+        Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
     }
 
     fn beat(xid: u64) -> Beat {
         Beat { origin: reading(1, vec![]).origin, xid }
     }
 
-    /// A hub that has read this much, and has seen its own sign of life.
-    fn hub(xmin: u64, past: Vec<News>) -> Arc<Hub> {
-        let hub = Arc::new(Hub::new(Clock::system(), Metrics::default()));
-        assert!(hub.listen(None).is_none(), "nothing is known yet");
-        hub.take_in_past(past.clone(), Clock::system().now());
-        hub.found(&reading(xmin, past.clone()));
-        hub.begin(Position::new(&reading(xmin, past)));
-        assert!(hub.listen(None).is_none(), "and not that it is the present");
-        hub.beaten(beat(1), Instant::now());
-        hub.go_on(reading(xmin, vec![])).expect("goes on");
-        hub
+    /// A broadcaster that has read this much, and has seen its own beat.
+    fn broadcaster(xmin: u64, past: Vec<PublishedRevocation>) -> Arc<Broadcaster> {
+        let broadcaster = Arc::new(Broadcaster::new(Clock::system(), Metrics::default()));
+        assert!(broadcaster.receive(None).is_none(), "nothing is known yet");
+        broadcaster.insert_backlog(past.clone(), Clock::system().now());
+        broadcaster.check_continuity(&reading(xmin, past.clone()));
+        broadcaster.start_at(Position::new(&reading(xmin, past)));
+        assert!(broadcaster.receive(None).is_none(), "and not that it is the present");
+        broadcaster.note_beat(beat(1), Instant::now());
+        broadcaster.advance(reading(xmin, vec![])).expect("goes on");
+        broadcaster
     }
 
-    fn follow(hub: &Arc<Hub>, cursor: Option<Cursor>) -> Subscription {
-        Subscription::begin(Arc::clone(hub), everything(), cursor).unwrap_or_else(|refused| panic!("{refused:?}"))
+    fn follow(broadcaster: &Arc<Broadcaster>, cursor: Option<Cursor>) -> Subscription {
+        Subscription::begin(Arc::clone(broadcaster), everything(), cursor)
+            .unwrap_or_else(|refused| panic!("{refused:?}"))
     }
 
     async fn all_until_complete(subscription: &mut Subscription) -> Vec<Place> {
-        let mut told = vec![];
+        let mut sent = vec![];
         loop {
             match subscription.next().await.expect("goes on").event {
-                Event::SnapshotBegin(_) => {}
-                Event::Revocations(batch) => told.extend(batch.iter().map(|(news, _)| news.place)),
-                Event::SnapshotComplete | Event::Heartbeat(_) => return told,
+                FeedEvent::SnapshotBegin(_) => {}
+                FeedEvent::Revocations(batch) => sent.extend(batch.iter().map(|(revocation, _)| revocation.place)),
+                FeedEvent::SnapshotComplete | FeedEvent::Heartbeat(_) => return sent,
             }
         }
     }
 
     #[tokio::test]
     async fn a_snapshot_of_many_pages_is_whole() {
-        let past: Vec<News> = (0..3 * PAGE as u64 + 7).map(|at| news(at / 2)).collect();
-        let mut expected: Vec<Place> = past.iter().map(|news| news.place).collect();
+        let past: Vec<PublishedRevocation> = (0..3 * PAGE as u64 + 7).map(|at| revocation(at / 2)).collect();
+        let mut expected: Vec<Place> = past.iter().map(|revocation| revocation.place).collect();
         expected.sort();
-        let hub = hub(9_000, past);
-        let mut subscription = follow(&hub, None);
+        let broadcaster = broadcaster(9_000, past);
+        let mut subscription = follow(&broadcaster, None);
         assert_eq!(all_until_complete(&mut subscription).await, expected);
 
         // From a cursor on: that transaction and all after it.
-        let cursor = Cursor { xmin: 1_000, ..hub.listen(None).expect("known").reached };
-        let mut resumed = follow(&hub, Some(cursor));
+        let cursor = Cursor { xmin: 1_000, ..broadcaster.receive(None).expect("known").reached };
+        let mut resumed = follow(&broadcaster, Some(cursor));
         let rest: Vec<Place> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
         assert_eq!(all_until_complete(&mut resumed).await, rest);
     }
 
     #[tokio::test]
-    async fn what_is_told_by_two_ways_is_told_once() {
-        let hub = hub(10, vec![]);
-        let mut subscription = follow(&hub, None);
+    async fn what_arrives_by_two_ways_is_sent_once() {
+        let broadcaster = broadcaster(10, vec![]);
+        let mut subscription = follow(&broadcaster, None);
         all_until_complete(&mut subscription).await;
-        let one = news(11);
-        hub.tell(vec![one.clone()]);
-        hub.flush();
-        hub.go_on(reading(12, vec![one.clone()])).expect("goes on");
-        hub.flush();
-        hub.heartbeat();
-        let mut told = 0;
+        let one = revocation(11);
+        broadcaster.publish(vec![one.clone()]);
+        broadcaster.publish_pending();
+        broadcaster.advance(reading(12, vec![one.clone()])).expect("goes on");
+        broadcaster.publish_pending();
+        broadcaster.heartbeat();
+        let mut sent = 0;
         loop {
-            let Message { event, cursor } = subscription.next().await.expect("goes on");
+            let FeedMessage { event, cursor } = subscription.next().await.expect("goes on");
             match event {
-                Event::Revocations(batch) => told += batch.len(),
+                FeedEvent::Revocations(batch) => sent += batch.len(),
                 // The one that follows the snapshot is of before.
-                Event::Heartbeat(_) if told > 0 => {
+                FeedEvent::Heartbeat(_) if sent > 0 => {
                     let cursor = Cursor::parse(&cursor.expect("it has moved"), &project()).expect("a cursor");
                     assert_eq!(cursor.xmin, 12);
                     break;
@@ -444,18 +454,18 @@ mod tests {
                 _ => {}
             }
         }
-        assert_eq!(told, 1);
+        assert_eq!(sent, 1);
     }
 
     #[tokio::test]
-    async fn whoever_falls_behind_is_cut_off_with_a_cursor_and_nothing_lost() {
-        let hub = hub(10, vec![]);
-        let mut slow = follow(&hub, None);
+    async fn a_subscriber_that_falls_behind_is_cut_off_with_a_cursor_and_nothing_lost() {
+        let broadcaster = broadcaster(10, vec![]);
+        let mut slow = follow(&broadcaster, None);
         assert!(all_until_complete(&mut slow).await.is_empty());
-        let all: Vec<News> = (11..2_011).map(news).collect();
+        let all: Vec<PublishedRevocation> = (11..2_011).map(revocation).collect();
         for one in &all {
-            hub.tell(vec![one.clone()]);
-            hub.flush();
+            broadcaster.publish(vec![one.clone()]);
+            broadcaster.publish_pending();
         }
         let end = loop {
             match slow.next().await {
@@ -463,66 +473,66 @@ mod tests {
                 Err(end) => break end,
             }
         };
-        let End::TooSlow { cursor: Some(cursor) } = end else { panic!("{end:?}") };
+        let SubscriptionEnd::TooSlow { cursor: Some(cursor) } = end else { panic!("{end:?}") };
         let cursor = Cursor::parse(&cursor, &project()).expect("a cursor");
-        let mut resumed = follow(&hub, Some(cursor));
-        let told = all_until_complete(&mut resumed).await;
-        assert_eq!(told, all.iter().map(|news| news.place).collect::<Vec<_>>());
+        let mut resumed = follow(&broadcaster, Some(cursor));
+        let sent = all_until_complete(&mut resumed).await;
+        assert_eq!(sent, all.iter().map(|revocation| revocation.place).collect::<Vec<_>>());
     }
 
     #[tokio::test]
-    async fn another_history_interrupts_everyone() {
-        let hub = hub(10, vec![news(5)]);
-        let mut subscription = follow(&hub, None);
+    async fn another_history_interrupts_every_subscription() {
+        let broadcaster = broadcaster(10, vec![revocation(5)]);
+        let mut subscription = follow(&broadcaster, None);
         assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
         let another = Reading { origin: other, ..reading(8, vec![]) };
-        assert!(hub.go_on(another.clone()).is_err(), "no continuation");
-        assert!(hub.go_on(reading(5, vec![])).is_err(), "nor is one that goes back");
-        assert_eq!(hub.found(&another), Found::AnotherHistory);
-        hub.begin(Position::new(&another));
+        assert!(broadcaster.advance(another.clone()).is_err(), "no continuation");
+        assert!(broadcaster.advance(reading(5, vec![])).is_err(), "nor is one that goes back");
+        assert_eq!(broadcaster.check_continuity(&another), Continuity::AnotherHistory);
+        broadcaster.start_at(Position::new(&another));
         let end = loop {
             match subscription.next().await {
                 Ok(_) => {}
                 Err(end) => break end,
             }
         };
-        assert_eq!(end, End::Interrupted);
-        assert!(hub.listen(None).is_none(), "until it is proved to be the present");
-        hub.beaten(Beat { origin: other, xid: 3 }, Instant::now());
-        hub.close();
-        hub.go_on(Reading { origin: other, ..reading(9, vec![]) }).expect("goes on");
-        assert!(hub.age().is_some() && hub.listen(None).is_none(), "closed");
+        assert_eq!(end, SubscriptionEnd::Interrupted);
+        assert!(broadcaster.receive(None).is_none(), "until it is proved to be the present");
+        broadcaster.note_beat(Beat { origin: other, xid: 3 }, Instant::now());
+        broadcaster.close();
+        broadcaster.advance(Reading { origin: other, ..reading(9, vec![]) }).expect("goes on");
+        assert!(broadcaster.age().is_some() && broadcaster.receive(None).is_none(), "closed");
     }
 
-    /// The database changes hands while a snapshot is told: what is left of it must not pass for all of it.
+    /// The database changes hands while a snapshot is sent: the part that was sent must not pass for all of it.
     #[tokio::test]
     async fn a_snapshot_of_a_history_that_ends_is_not_completed() {
-        let hub = hub(9_000, (0..3 * PAGE as u64).map(news).collect());
-        let mut subscription = follow(&hub, None);
-        assert!(matches!(subscription.next().await.expect("goes on").event, Event::SnapshotBegin(_)));
-        assert!(matches!(subscription.next().await.expect("goes on").event, Event::Revocations(_)));
+        let broadcaster = broadcaster(9_000, (0..3 * PAGE as u64).map(revocation).collect());
+        let mut subscription = follow(&broadcaster, None);
+        assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::SnapshotBegin(_)));
+        assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::Revocations(_)));
         let another = Reading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
-        hub.found(&another);
-        assert!(hub.age().is_none(), "nobody goes by what is known here");
-        assert_eq!(subscription.next().await.err(), Some(End::Interrupted));
+        broadcaster.check_continuity(&another);
+        assert!(broadcaster.age().is_none(), "what is known here no longer counts");
+        assert_eq!(subscription.next().await.err(), Some(SubscriptionEnd::Interrupted));
     }
 
     /// The one who ended it has a clock that is ahead, and would have it forgotten too early.
     #[tokio::test]
-    async fn of_two_terms_the_longer_counts() {
-        let hub = hub(10, vec![]);
-        let mut subscription = follow(&hub, None);
+    async fn of_two_retentions_the_longer_counts() {
+        let broadcaster = broadcaster(10, vec![]);
+        let mut subscription = follow(&broadcaster, None);
         all_until_complete(&mut subscription).await;
         let now = Clock::system().now();
-        let long = News { access_expires_at: now + Duration::from_secs(3_600), ..news(11) };
-        hub.tell(vec![News { access_expires_at: now, ..long.clone() }]);
-        hub.flush();
-        hub.go_on(reading(12, vec![long])).expect("goes on");
-        hub.flush();
+        let long = PublishedRevocation { access_expires_at: now + Duration::from_secs(3_600), ..revocation(11) };
+        broadcaster.publish(vec![PublishedRevocation { access_expires_at: now, ..long.clone() }]);
+        broadcaster.publish_pending();
+        broadcaster.advance(reading(12, vec![long])).expect("goes on");
+        broadcaster.publish_pending();
         let mut terms = vec![];
         while terms.len() < 2 {
-            if let Event::Revocations(batch) = subscription.next().await.expect("goes on").event {
+            if let FeedEvent::Revocations(batch) = subscription.next().await.expect("goes on").event {
                 terms.extend(batch.iter().map(|(_, retain)| retain.as_secs() / 60));
             }
         }
@@ -532,31 +542,31 @@ mod tests {
     /// A cursor of another replica that is ahead, or of a database whose files were put back since.
     #[tokio::test]
     async fn a_cursor_from_the_future_gets_a_snapshot() {
-        let hub = hub(10, vec![news(5)]);
-        let cursor = Cursor { xmin: 11, ..hub.listen(None).expect("known").reached };
-        let mut resumed = follow(&hub, Some(cursor));
-        let Event::SnapshotBegin(why) = resumed.next().await.expect("goes on").event else { panic!("no snapshot") };
-        assert_eq!(why, Why::CursorOfAnotherDatabase);
+        let broadcaster = broadcaster(10, vec![revocation(5)]);
+        let cursor = Cursor { xmin: 11, ..broadcaster.receive(None).expect("known").reached };
+        let mut resumed = follow(&broadcaster, Some(cursor));
+        let FeedEvent::SnapshotBegin(why) = resumed.next().await.expect("goes on").event else { panic!("no snapshot") };
+        assert_eq!(why, SnapshotReason::CursorOfAnotherDatabase);
         assert_eq!(all_until_complete(&mut resumed).await.len(), 1);
-        let mut resumed = follow(&hub, Some(Cursor { xmin: 10, ..cursor }));
-        assert!(matches!(resumed.next().await.expect("goes on").event, Event::Heartbeat(_)));
+        let mut resumed = follow(&broadcaster, Some(Cursor { xmin: 10, ..cursor }));
+        assert!(matches!(resumed.next().await.expect("goes on").event, FeedEvent::Heartbeat(_)));
     }
 
-    /// A reading is only as good as the sign of life that it shows.
+    /// A reading is only as good as the beat that it shows.
     #[tokio::test]
-    async fn the_news_grows_old_when_no_sign_of_life_is_seen() {
-        let hub = hub(10, vec![]);
-        let start = hub.read_at().expect("known");
+    async fn the_feed_grows_old_when_no_beat_is_seen() {
+        let broadcaster = broadcaster(10, vec![]);
+        let start = broadcaster.read_at().expect("known");
         let after = |seconds| start + Duration::from_secs(seconds);
         let read = |xmax| {
-            hub.go_on(reading(xmax, vec![])).expect("goes on");
-            (hub.read_at().expect("known") - start).as_secs()
+            broadcaster.advance(reading(xmax, vec![])).expect("goes on");
+            (broadcaster.read_at().expect("known") - start).as_secs()
         };
-        hub.beaten(beat(20), after(10));
+        broadcaster.note_beat(beat(20), after(10));
         assert_eq!(read(20), 0, "it does not show the last beat: this is a copy that is behind");
         assert_eq!(read(21), 10, "all that was there before the beat is known");
-        hub.beaten(beat(30), after(20));
-        hub.beaten(beat(40), after(30));
+        broadcaster.note_beat(beat(30), after(20));
+        broadcaster.note_beat(beat(40), after(30));
         assert_eq!(read(35), 20, "behind again, and not as far");
         assert_eq!(read(41), 30);
         assert_eq!((read(50), read(20)), (30, 30), "a database that takes no writes; one that is behind");

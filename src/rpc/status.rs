@@ -15,7 +15,7 @@ use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
 use crate::app;
-use crate::feed::End;
+use crate::feed::SubscriptionEnd;
 use crate::session::Refusal;
 use crate::session::origin::network;
 use crate::session::policy::StepUp;
@@ -189,16 +189,18 @@ fn interrupted() -> Status {
 }
 
 /// Why a stream of revocations has ended.
-pub(super) fn ended(end: End) -> Status {
+pub(super) fn ended(end: SubscriptionEnd) -> Status {
     match end {
-        End::TooSlow { cursor } => {
+        SubscriptionEnd::TooSlow { cursor } => {
             let metadata = cursor.map(|cursor| ("cursor".to_owned(), cursor)).into_iter().collect();
             of_reason(Reason::SubscriberTooSlow, info(Reason::SubscriberTooSlow, metadata))
         }
-        End::Interrupted => interrupted(),
-        End::SessionEnded => refused(Refusal::SessionRevoked),
-        End::TokenExpired => of_reason(Reason::AccessTokenExpired, info(Reason::AccessTokenExpired, HashMap::new())),
-        End::KeyRevoked => refused(Refusal::InvalidServerKey),
+        SubscriptionEnd::Interrupted => interrupted(),
+        SubscriptionEnd::SessionEnded => refused(Refusal::SessionRevoked),
+        SubscriptionEnd::TokenExpired => {
+            of_reason(Reason::AccessTokenExpired, info(Reason::AccessTokenExpired, HashMap::new()))
+        }
+        SubscriptionEnd::KeyRevoked => refused(Refusal::InvalidServerKey),
     }
 }
 

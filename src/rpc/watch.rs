@@ -1,4 +1,4 @@
-//! The stream of what ends, on the wire.
+//! The stream of revocations, on the wire.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use tonic::Status;
 
 use super::encode;
 use super::status;
-use crate::feed::Event;
-use crate::feed::Message;
+use crate::feed::FeedEvent;
+use crate::feed::FeedMessage;
+use crate::feed::SnapshotReason;
 use crate::feed::Subscription;
-use crate::feed::Why;
 use crate::id::SessionId;
 use crate::pb;
 use crate::pb::watch_revocations_response::Event as Told;
 use crate::session::revoked::Ended;
-use crate::store::News;
+use crate::store::PublishedRevocation;
 
-/// What a subscriber hears, to the status that says why there is no more.
+/// The messages of a subscription. The last item is the status that says why it ended.
 pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;
 
 /// The most messages that wait for a client to read them, besides those that the feed keeps for all.
@@ -52,31 +52,34 @@ async fn hand_out(mut subscription: Subscription, sender: mpsc::Sender<Result<pb
     }
 }
 
-fn encode(Message { event, cursor }: Message) -> pb::WatchRevocationsResponse {
+fn encode(FeedMessage { event, cursor }: FeedMessage) -> pb::WatchRevocationsResponse {
     let event = match event {
-        Event::SnapshotBegin(why) => Told::SnapshotBegin(pb::SnapshotBegin { reason: reason(why).into() }),
-        Event::Revocations(told) => {
-            let revocations = told.iter().filter_map(|(news, retain)| revocation(news, *retain)).collect();
+        FeedEvent::SnapshotBegin(reason) => {
+            Told::SnapshotBegin(pb::SnapshotBegin { reason: snapshot_reason(reason).into() })
+        }
+        FeedEvent::Revocations(revocations) => {
+            let revocations =
+                revocations.iter().filter_map(|(published, retain)| revocation(published, *retain)).collect();
             Told::Revocations(pb::RevocationBatch { revocations })
         }
-        Event::SnapshotComplete => Told::SnapshotComplete(pb::SnapshotComplete {}),
-        Event::Heartbeat(age) => Told::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
+        FeedEvent::SnapshotComplete => Told::SnapshotComplete(pb::SnapshotComplete {}),
+        FeedEvent::Heartbeat(age) => Told::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
     };
     pb::WatchRevocationsResponse { event: Some(event), cursor }
 }
 
-const fn reason(why: Why) -> pb::SnapshotReason {
-    match why {
-        Why::NoCursor => pb::SnapshotReason::NoCursor,
-        Why::CursorTooOld => pb::SnapshotReason::CursorTooOld,
-        Why::CursorOfAnotherDatabase => pb::SnapshotReason::CursorOfAnotherDatabase,
+const fn snapshot_reason(reason: SnapshotReason) -> pb::SnapshotReason {
+    match reason {
+        SnapshotReason::NoCursor => pb::SnapshotReason::NoCursor,
+        SnapshotReason::CursorTooOld => pb::SnapshotReason::CursorTooOld,
+        SnapshotReason::CursorOfAnotherDatabase => pb::SnapshotReason::CursorOfAnotherDatabase,
     }
 }
 
 /// `None` for what no subscriber is told.
-fn revocation(news: &News, retain: Duration) -> Option<pb::Revocation> {
+fn revocation(published: &PublishedRevocation, retain: Duration) -> Option<pb::Revocation> {
     use pb::revocation::Ended as Told;
-    let ended = match &news.ended {
+    let ended = match &published.ended {
         Ended::Session { id, .. } => Told::SessionId(id.to_string()),
         Ended::User { user, epoch, spared } => Told::UserCutOff(pb::UserCutOff {
             user_id: user.as_str().to_owned(),
@@ -89,9 +92,9 @@ fn revocation(news: &News, retain: Duration) -> Option<pb::Revocation> {
     };
     Some(pb::Revocation {
         ended: Some(ended),
-        user_id: news.user.as_ref().map(|user| user.as_str().to_owned()),
-        revoked_at: Some(encode::timestamp(news.at)),
-        reason: encode::reason(news.reason).into(),
+        user_id: published.user.as_ref().map(|user| user.as_str().to_owned()),
+        revoked_at: Some(encode::timestamp(published.at)),
+        reason: encode::reason(published.reason).into(),
         // Rounded up: rather remembered a second too long.
         retain_seconds: whole(u128::from(retain.as_secs()) + 1),
     })

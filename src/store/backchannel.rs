@@ -200,7 +200,7 @@ type OpenColumns =
 impl Store {
     /// Comes to an end when this process has queued a delivery, now or since it was last asked.
     pub async fn delivery_queued(&self) {
-        self.audience.deliveries.notified().await;
+        self.publisher.deliveries.notified().await;
     }
 
     /// Writes down a new endpoint, unless the project has the same one or as many as it may have. `same` compares it with one

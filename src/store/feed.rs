@@ -1,7 +1,7 @@
 //! The feed, as the database tells it: what was ended, each once, and how far that goes.
 //!
 //! Transactions commit out of order, so neither a time nor a sequence tells what is new. A snapshot does: what an earlier
-//! one did not show and the present one does. A long transaction elsewhere delays nobody else's news.
+//! one did not show and the present one does. A long transaction elsewhere delays no other revocation.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,9 +43,9 @@ pub struct Place {
     pub id: Uuid,
 }
 
-/// What was ended, as the feed tells of it.
+/// A revocation, as the feed publishes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct PublishedRevocation {
     /// Where it stands.
     pub place: Place,
     /// The project.
@@ -132,8 +132,8 @@ pub struct Unseen {
 /// What one look at the feed has shown.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// What is new.
-    pub news: Vec<News>,
+    /// The revocations that are new.
+    pub revocations: Vec<PublishedRevocation>,
     /// Whose feed it is.
     pub origin: Origin,
     /// How far it goes.
@@ -178,50 +178,50 @@ impl PageStart {
 /// Some of what still matters.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// What.
-    pub news: Vec<News>,
+    /// The revocations.
+    pub revocations: Vec<PublishedRevocation>,
     /// Where the next page begins; `None` when this is the last one.
     pub next: Option<PageStart>,
 }
 
-/// Who hears of this process's own commits.
+/// Publishes what this process has committed.
 #[derive(Clone, Default)]
-pub(super) struct Audience {
-    /// What they have ended: nobody, or one listener.
+pub(super) struct Publisher {
+    /// Receives the revocations: at most one listener.
     listener: Arc<OnceLock<Listener>>,
-    /// That they have queued a delivery.
+    /// Notified when a delivery is queued.
     pub(super) deliveries: Arc<Notify>,
 }
 
-type Listener = Box<dyn Fn(Vec<News>) + Send + Sync>;
+type Listener = Box<dyn Fn(Vec<PublishedRevocation>) + Send + Sync>;
 
-impl Audience {
-    pub(super) fn tell(&self, news: Vec<News>) {
+impl Publisher {
+    pub(super) fn publish(&self, revocations: Vec<PublishedRevocation>) {
         if let Some(listener) = self.listener.get()
-            && !news.is_empty()
+            && !revocations.is_empty()
         {
-            listener(news);
+            listener(revocations);
         }
     }
 }
 
-type Columns = (PresentColumns, NewsColumns);
+type Columns = (PresentColumns, RevocationColumns);
 
 type PresentColumns = (String, Option<Uuid>, String, PgTimestamp);
 
 type PositionColumns = (PresentColumns, (Option<i64>, Option<Uuid>, Option<PgTimestamp>), bool);
 
-type NewsColumns = (
+type RevocationColumns = (
     (Option<i64>, Option<Uuid>, Option<String>, Option<String>, Option<PgTimestamp>, Option<i16>),
     (Option<Uuid>, Option<bool>, Option<i64>, Option<Uuid>, Option<i64>),
     (Option<Uuid>, Option<Uuid>, Option<PgTimestamp>),
 );
 
 impl Store {
-    /// Has someone told of everything that this process ends, after its commit and before its caller is answered. Whoever
-    /// comes second is not heard.
-    pub fn on_news(&self, listener: impl Fn(Vec<News>) + Send + Sync + 'static) {
-        let _ = self.audience.listener.set(Box::new(listener));
+    /// Registers the listener for the revocations of this process. It is called after each commit, before the caller is
+    /// answered. Only the first one registered is called.
+    pub fn on_revocations(&self, listener: impl Fn(Vec<PublishedRevocation>) + Send + Sync + 'static) {
+        let _ = self.publisher.listener.set(Box::new(listener));
     }
 
     /// Where the database stands, what its newest row is, and whether it still has the one that was the newest.
@@ -254,15 +254,15 @@ impl Store {
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
         self.once("feed_page", move |mut tx| async move {
             let statement = FeedPage { after: to_pg(from.access_expires_at), after_id: from.id, rows_max: limit };
-            let rows: Result<Vec<NewsColumns>, _> = statement.get_results(tx.pg()).await;
+            let rows: Result<Vec<RevocationColumns>, _> = statement.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
             let last = rows.last().filter(|_| rows.len() == rows_max);
             // By the row, not by what was read of it: of an erased user's there may be nothing to tell.
             let next = last.and_then(|((_, id, ..), _, (.., until))| {
                 Some(PageStart { access_expires_at: from_pg((*until)?), id: (*id)? })
             });
-            let news = rows.into_iter().filter_map(news).collect::<Result<_, _>>()?;
-            tx.commit(Page { news, next }).await
+            let revocations = rows.into_iter().filter_map(published).collect::<Result<_, _>>()?;
+            tx.commit(Page { revocations, next }).await
         })
         .await
     }
@@ -292,8 +292,9 @@ impl Store {
                 }
                 let placed = |(_, ((xid, id, ..), _, (.., until))): &Columns| newest(*xid, *id, *until);
                 let newest = rows.iter().filter_map(placed).max();
-                let news = rows.into_iter().filter_map(|(_, columns)| news(columns)).collect::<Result<_, _>>()?;
-                let reading = reading(&present, news, newest, tx.connection())?;
+                let revocations =
+                    rows.into_iter().filter_map(|(_, columns)| published(columns)).collect::<Result<_, _>>()?;
+                let reading = reading(&present, revocations, newest, tx.connection())?;
                 let snapshot = match end {
                     Some(end) => reading.snapshot.before(end.try_into().map_err(|_| bad("xid"))?),
                     None => reading.snapshot,
@@ -378,13 +379,13 @@ fn origin(history: Option<Uuid>, timeline: &str) -> Result<Origin, Error> {
 
 fn reading(
     (snapshot, history, timeline, at): &PresentColumns,
-    news: Vec<News>,
+    revocations: Vec<PublishedRevocation>,
     newest: Option<Newest>,
     connection: u64,
 ) -> Result<Reading, Error> {
     let (origin, snapshot) = (origin(*history, timeline)?, snapshot.parse().map_err(|()| bad("snapshot"))?);
     let (at, extent) = (from_pg(*at), Extent::Whole);
-    Ok(Reading { news, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
+    Ok(Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
 }
 
 /// How much of what was unseen these rows are, told by the numbers of their transactions; and the one that they go up to,
@@ -411,7 +412,7 @@ fn newest(xid: Option<i64>, id: Option<Uuid>, until: Option<PgTimestamp>) -> Opt
 }
 
 /// Reads a row; `None` for the one that stands for no rows at all.
-fn news(columns: NewsColumns) -> Option<Result<News, Error>> {
+fn published(columns: RevocationColumns) -> Option<Result<PublishedRevocation, Error>> {
     let ((xid, id, project, user, at, reason), ended, (signing_key, server_key, access_expires_at)) = columns;
     let (session, is_impersonation, user_epoch, spared, project_epoch) = ended;
     let (id, project, at, reason, access_expires_at) = (id?, project?, at?, reason?, access_expires_at?);
@@ -429,7 +430,7 @@ fn news(columns: NewsColumns) -> Option<Result<News, Error>> {
     };
     let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
     let read = || {
-        Ok(News {
+        Ok(PublishedRevocation {
             // Without a number it is older than the numbers.
             place: Place { xid: xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
             project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,

@@ -68,10 +68,10 @@ pub use events::Happened;
 pub use events::KeyKind;
 pub use feed::Extent;
 pub use feed::Newest;
-pub use feed::News;
 pub use feed::Origin as FeedOrigin;
 pub use feed::PageStart;
 pub use feed::Place;
+pub use feed::PublishedRevocation;
 pub use feed::Reading;
 pub use feed::Snapshot;
 pub use feed::Unseen;
@@ -151,7 +151,7 @@ pub struct Store {
     /// Where the connection that listens leads.
     listening: Arc<connect::Target>,
     /// Who hears of every commit that has ended something.
-    audience: feed::Audience,
+    publisher: feed::Publisher,
     metrics: Metrics,
 }
 
@@ -223,20 +223,20 @@ impl Store {
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
         let target = Arc::new(connect::Target::new(options)?);
         let listening = connect::Target::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
-        let audience = feed::Audience::default();
+        let publisher = feed::Publisher::default();
         let (connections_max, timeout) = (options.connections_max, options.operation_timeout);
-        Ok(Self::over(target, listening, connections_max, timeout, audience, metrics))
+        Ok(Self::over(target, listening, connections_max, timeout, publisher, metrics))
     }
 
     /// The same database through connections of its own, so many at most: for work that must not wait behind requests.
     pub fn aside(&self, connections_max: usize) -> Self {
-        let (target, audience) = (Arc::clone(&self.target), self.audience.clone());
+        let (target, publisher) = (Arc::clone(&self.target), self.publisher.clone());
         Self::over(
             target,
             Arc::clone(&self.listening),
             connections_max,
             self.operation_timeout,
-            audience,
+            publisher,
             self.metrics.clone(),
         )
     }
@@ -246,12 +246,12 @@ impl Store {
         listening: Arc<connect::Target>,
         connections_max: usize,
         operation_timeout: Duration,
-        audience: feed::Audience,
+        publisher: feed::Publisher,
         metrics: Metrics,
     ) -> Self {
         let pool = Pool::new(Arc::clone(&target), connections_max);
         let gate = Gate::new(connections_max);
-        Self { pool, operation_timeout, gate, target, listening, audience, metrics }
+        Self { pool, operation_timeout, gate, target, listening, publisher, metrics }
     }
 
     /// The same database for what must get through, whatever else is asked: signing out. A quarter of the connections is
@@ -306,7 +306,7 @@ impl Store {
             loop {
                 let lease = store.checkout(operation).await?;
                 let doubtful = lease.is_reused().then(|| lease.backend().clone());
-                let attempt = async { work(Tx::single(lease, operation, store.audience.clone()).await?).await };
+                let attempt = async { work(Tx::single(lease, operation, store.publisher.clone()).await?).await };
                 match attempt.await {
                     // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
                     Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
@@ -353,7 +353,7 @@ impl Store {
         loop {
             let lease = self.checkout(operation).await?;
             let doubtful = lease.is_reused().then(|| lease.backend().clone());
-            match Tx::begin(lease, operation, self.audience.clone()).await {
+            match Tx::begin(lease, operation, self.publisher.clone()).await {
                 // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
                 Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                 outcome => return outcome,

@@ -8,8 +8,8 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::News;
 use super::Place;
+use super::PublishedRevocation;
 use super::Store;
 use super::Tx;
 use super::error::Error;
@@ -201,7 +201,7 @@ impl Tx {
         let xid = written.map_err(|error| self.failed(error))?.pop().flatten().and_then(|xid| u64::try_from(xid).ok());
         let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
         let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
-        self.will_tell([News { place, project, ended, user, at, reason, access_expires_at }]);
+        self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
         Ok(id)
     }
 

@@ -14,8 +14,8 @@ use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::News;
 use super::Place;
+use super::PublishedRevocation;
 use super::Store;
 use super::Tx;
 use super::error::Error;
@@ -323,8 +323,8 @@ impl Tx {
         }
         let ended = ended.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
         let was_live =
-            ended.iter().filter(|one| one.was_live).map(|one| (one.news.project.clone(), one.session)).collect();
-        self.will_tell(ended.into_iter().map(|one| one.news));
+            ended.iter().filter(|one| one.was_live).map(|one| (one.revocation.project.clone(), one.session)).collect();
+        self.will_publish(ended.into_iter().map(|one| one.revocation));
         Ok(was_live)
     }
 
@@ -477,14 +477,14 @@ type EndedColumns = (String, Uuid, String, bool, PgTimestamp, i16, Uuid, PgTimes
 struct EndedRow {
     session: SessionId,
     was_live: bool,
-    news: News,
+    revocation: PublishedRevocation,
 }
 
 fn ended_row(columns: EndedColumns) -> Result<EndedRow, Error> {
     let (project, session, user, is_impersonation, at, reason, id, access_expires_at, xid, (was_live, _)) = columns;
     let bad = |column| Error::Inconsistent { table: "sessions", column, row: session.to_string() };
     let session = SessionId::from_uuid(session);
-    let news = News {
+    let revocation = PublishedRevocation {
         place: Place { xid: xid.try_into().map_err(|_| bad("xid"))?, id },
         project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
         ended: Ended::Session { id: session, is_impersonation },
@@ -493,5 +493,5 @@ fn ended_row(columns: EndedColumns) -> Result<EndedRow, Error> {
         reason: reason_of(reason).ok_or_else(|| bad("revoke_reason"))?,
         access_expires_at: from_pg(access_expires_at),
     };
-    Ok(EndedRow { session, was_live, news })
+    Ok(EndedRow { session, was_live, revocation })
 }

@@ -12,9 +12,9 @@
 //! changed nothing, it writes an empty message there ([`MARK`]). A transaction number alone is not enough: Postgres does not
 //! wait for a transaction that logged nothing.
 
-use super::News;
+use super::PublishedRevocation;
 use super::error::Error;
-use super::feed::Audience;
+use super::feed::Publisher;
 use super::pool::Lease;
 use diesel_async::AsyncPgConnection;
 use diesel_async::SimpleAsyncConnection as _;
@@ -35,10 +35,10 @@ pub struct Tx {
     /// Whether it has written to the log for certain: then its commit waits.
     has_written: bool,
     /// What this has ended, to be told when it has committed.
-    news: Vec<News>,
+    revocations: Vec<PublishedRevocation>,
     /// Whether it has queued a delivery.
     rings: bool,
-    audience: Audience,
+    publisher: Publisher,
 }
 
 /// A result with nothing left open behind it: only [`Tx::commit`] and [`Tx::rollback`] make one, so no operation can
@@ -52,18 +52,18 @@ impl Tx {
     /// # Errors
     ///
     /// As [`Tx::begin`].
-    pub(super) async fn single(lease: Lease, operation: &'static str, audience: Audience) -> Result<Self, Error> {
+    pub(super) async fn single(lease: Lease, operation: &'static str, publisher: Publisher) -> Result<Self, Error> {
         match lease.backend().link().is_shared() {
-            true => Self::begin(lease, operation, audience).await,
-            false => Ok(Self::new(lease, operation, audience)),
+            true => Self::begin(lease, operation, publisher).await,
+            false => Ok(Self::new(lease, operation, publisher)),
         }
     }
 
-    fn new(lease: Lease, operation: &'static str, audience: Audience) -> Self {
+    fn new(lease: Lease, operation: &'static str, publisher: Publisher) -> Self {
         lease.backend().forget_warnings();
         lease.backend().link().take_error();
         let lease = Some(lease);
-        Self { lease, operation, explicit: false, has_written: false, news: vec![], rings: false, audience }
+        Self { lease, operation, explicit: false, has_written: false, revocations: vec![], rings: false, publisher }
     }
 
     /// Opens a transaction.
@@ -71,8 +71,8 @@ impl Tx {
     /// # Errors
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
-    pub(super) async fn begin(lease: Lease, operation: &'static str, audience: Audience) -> Result<Self, Error> {
-        let mut tx = Self { explicit: true, ..Self::new(lease, operation, audience) };
+    pub(super) async fn begin(lease: Lease, operation: &'static str, publisher: Publisher) -> Result<Self, Error> {
+        let mut tx = Self { explicit: true, ..Self::new(lease, operation, publisher) };
         let begin = tx.lease().backend().link().begin();
         let begun = tx.pg().batch_execute(&begin).await;
         begun.map_err(|error| tx.failed(error))?;
@@ -95,9 +95,9 @@ impl Tx {
         self.give_back();
         // Before anyone is answered: whoever is told that a session is over finds it over here. Also when the commit is in
         // doubt: the rows are there for every reader of the feed, and to be told of them too early only refuses.
-        self.audience.tell(std::mem::take(&mut self.news));
+        self.publisher.publish(std::mem::take(&mut self.revocations));
         if self.rings {
-            self.audience.deliveries.notify_one();
+            self.publisher.deliveries.notify_one();
         }
         confirmed.map(|()| Done(value))
     }
@@ -135,8 +135,8 @@ impl Tx {
     }
 
     /// Notes what this has ended: it is told once it is true, when it has committed.
-    pub(super) fn will_tell(&mut self, news: impl IntoIterator<Item = News>) {
-        self.news.extend(news);
+    pub(super) fn will_publish(&mut self, revocations: impl IntoIterator<Item = PublishedRevocation>) {
+        self.revocations.extend(revocations);
     }
 
     /// Has the commit wake whoever delivers: before it there is nothing to be seen.

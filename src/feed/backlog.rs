@@ -1,0 +1,424 @@
+//! Every revocation that some token may still outlive, in the order of the feed. There may be millions, so they are packed:
+//! one of a session takes 48 bytes, plus the user's id.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::ops::Bound;
+
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+use crate::session::RevokeReason;
+use crate::session::revoked::Ended;
+use crate::store::Place;
+use crate::store::PublishedRevocation;
+
+/// Seconds on the monotonic clock.
+pub(super) type Second = u32;
+
+/// The most entries of a chunk: what one insertion moves at most.
+const CHUNK: usize = 256;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Backlog {
+    /// Each under a key that is not after its first place, nor before the last place of the previous chunk.
+    chunks: BTreeMap<Place, Chunk>,
+    /// What the entries that concern no session have revoked: few.
+    others: BTreeMap<Place, Ended>,
+    projects: Vec<ProjectId>,
+    numbers: HashMap<ProjectId, u32>,
+    len: usize,
+}
+
+/// Some entries, in order, and the ids of their users.
+#[derive(Default)]
+struct Chunk {
+    entries: Vec<PackedEntry>,
+    users: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct PackedEntry {
+    xid: u64,
+    at: Timestamp,
+    /// The session, or the audit event.
+    id: Uuid,
+    until: Second,
+    project: u32,
+    /// Where the user's id begins.
+    user_at: u16,
+    user_length: u8,
+    user_form: UserForm,
+    kind: EntryKind,
+    reason: RevokeReason,
+}
+
+/// How a user's id is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum UserForm {
+    None,
+    Text,
+    /// It is the text of a UUID, as it is usually written: 16 bytes in place of 36.
+    Uuid,
+}
+
+#[derive(Clone, Copy)]
+enum EntryKind {
+    Session,
+    Impersonation,
+    Other,
+}
+
+impl PackedEntry {
+    const fn place(&self) -> Place {
+        Place { xid: self.xid, id: self.id }
+    }
+}
+
+/// The place of a revocation in the backlog. A transaction revokes a session once, so the session's id stands for the audit
+/// event's.
+pub(super) const fn place_of(revocation: &PublishedRevocation) -> Place {
+    match &revocation.ended {
+        Ended::Session { id, .. } => Place { xid: revocation.place.xid, id: id.as_uuid() },
+        Ended::User { .. } | Ended::Project { .. } | Ended::SigningKey(_) | Ended::ServerKey(_) => revocation.place,
+    }
+}
+
+impl Backlog {
+    /// Until when a revocation is retained; `None` if it is not known.
+    pub(super) fn until(&self, place: Place) -> Option<Second> {
+        let (_, chunk) = self.chunks.range(..=place).next_back()?;
+        chunk.find(place).ok().map(|at| chunk.entries[at].until)
+    }
+
+    /// Inserts a revocation, or sets until when a known one is retained.
+    pub(super) fn insert(&mut self, revocation: &PublishedRevocation, until: Second) {
+        let place = place_of(revocation);
+        let key = match self.chunks.range(..=place).next_back() {
+            Some((key, _)) => *key,
+            // Before all others.
+            None => match self.chunks.pop_first() {
+                Some((_, first)) => {
+                    self.chunks.insert(place, first);
+                    place
+                }
+                None => place,
+            },
+        };
+        let project = self.number(&revocation.project);
+        let is_last = self.chunks.range((Bound::Excluded(key), Bound::Unbounded)).next().is_none();
+        let chunk = self.chunks.entry(key).or_default();
+        let at = match chunk.find(place) {
+            Ok(at) => {
+                chunk.entries[at].until = until;
+                return;
+            }
+            Err(at) => at,
+        };
+        self.len += 1;
+        let kind = match &revocation.ended {
+            Ended::Session { is_impersonation: false, .. } => EntryKind::Session,
+            Ended::Session { is_impersonation: true, .. } => EntryKind::Impersonation,
+            other => {
+                self.others.insert(place, other.clone());
+                EntryKind::Other
+            }
+        };
+        let entry = PackedEntry {
+            xid: place.xid,
+            at: revocation.at,
+            id: place.id,
+            until,
+            project,
+            user_at: 0,
+            user_length: 0,
+            user_form: UserForm::None,
+            kind,
+            reason: revocation.reason,
+        };
+        let user = revocation.user.as_ref();
+        if chunk.entries.len() < CHUNK {
+            return chunk.insert(at, entry, user);
+        }
+        // Inserted in order, as is usual, chunks are full; out of order, they are halved.
+        let mut behind = if is_last && at == CHUNK { Chunk::default() } else { chunk.split() };
+        if at <= chunk.entries.len() && chunk.entries.len() < CHUNK {
+            chunk.insert(at, entry, user);
+        } else {
+            behind.insert(at - chunk.entries.len(), entry, user);
+        }
+        chunk.pack();
+        let key = behind.entries.first().map_or(place, PackedEntry::place);
+        self.chunks.insert(key, behind);
+    }
+
+    fn number(&mut self, project: &ProjectId) -> u32 {
+        if let Some(number) = self.numbers.get(project) {
+            return *number;
+        }
+        let number = u32::try_from(self.projects.len()).unwrap_or(u32::MAX);
+        self.projects.push(project.clone());
+        self.numbers.insert(project.clone(), number);
+        number
+    }
+
+    /// At most `entries_max` revocations in order, from a place on, and until when each is retained.
+    pub(super) fn page(&self, start: Bound<Place>, entries_max: usize) -> Vec<(PublishedRevocation, Second)> {
+        let first = match start {
+            Bound::Included(place) | Bound::Excluded(place) => place,
+            Bound::Unbounded => Place { xid: 0, id: Uuid::nil() },
+        };
+        let key = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+        let is_behind = |entry: &PackedEntry| match start {
+            Bound::Included(place) => entry.place() >= place,
+            Bound::Excluded(place) => entry.place() > place,
+            Bound::Unbounded => true,
+        };
+        let chunks = self.chunks.range(key..).map(|(_, chunk)| chunk);
+        let entries = chunks.flat_map(|chunk| chunk.entries.iter().map(move |entry| (chunk, entry)));
+        let some = entries.filter(|(_, entry)| is_behind(entry)).take(entries_max);
+        some.filter_map(|(chunk, entry)| Some((self.unpack(chunk, entry)?, entry.until))).collect()
+    }
+
+    fn unpack(&self, chunk: &Chunk, entry: &PackedEntry) -> Option<PublishedRevocation> {
+        let place = entry.place();
+        let session = |is_impersonation| Ended::Session { id: SessionId::from_uuid(entry.id), is_impersonation };
+        let ended = match entry.kind {
+            EntryKind::Session => session(false),
+            EntryKind::Impersonation => session(true),
+            EntryKind::Other => self.others.get(&place)?.clone(),
+        };
+        Some(PublishedRevocation {
+            place,
+            project: self.projects.get(usize::try_from(entry.project).ok()?)?.clone(),
+            ended,
+            user: chunk.user(entry),
+            at: entry.at,
+            reason: entry.reason,
+            // From here on, only the retention counts.
+            access_expires_at: entry.at,
+        })
+    }
+
+    /// Forgets expired revocations in a few chunks, and joins chunks that have become small. Returns where to continue; `None`
+    /// at the end.
+    pub(super) fn forget_some(&mut self, from: Option<Place>, now: Second) -> Option<Place> {
+        const CHUNKS: usize = 4;
+        let start = from.map_or(Bound::Unbounded, Bound::Included);
+        let mut keys = self.chunks.range((start, Bound::Unbounded)).map(|(key, _)| *key).take(CHUNKS + 1);
+        let keys: Vec<Place> = keys.by_ref().collect();
+        let mut last: Option<(Place, usize)> = None;
+        for key in keys.iter().take(CHUNKS) {
+            let Some(chunk) = self.chunks.get_mut(key) else { continue };
+            if chunk.entries.iter().any(|entry| entry.until <= now) {
+                let gone = chunk.entries.iter().filter(|entry| entry.until <= now);
+                for entry in gone {
+                    self.len -= 1;
+                    if matches!(entry.kind, EntryKind::Other) {
+                        self.others.remove(&entry.place());
+                    }
+                }
+                *chunk = chunk.copy(|entry| now < entry.until);
+            }
+            let len = chunk.entries.len();
+            match last {
+                _ if len == 0 => drop(self.chunks.remove(key)),
+                Some((before, before_len)) if before_len + len <= CHUNK => {
+                    let moved = self.chunks.remove(key).unwrap_or_default();
+                    if let Some(chunk) = self.chunks.get_mut(&before) {
+                        chunk.append(&moved);
+                    }
+                    last = Some((before, before_len + len));
+                }
+                Some(_) | None => last = Some((*key, len)),
+            }
+        }
+        keys.get(CHUNKS).copied()
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Chunk {
+    fn find(&self, place: Place) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&place, PackedEntry::place)
+    }
+
+    fn insert(&mut self, at: usize, entry: PackedEntry, user: Option<&UserId>) {
+        let entry = match user.map(UserId::as_str) {
+            None => entry,
+            Some(text) => match uuid_of(text) {
+                Some(uuid) => self.keep(entry, UserForm::Uuid, uuid.as_bytes()),
+                None => self.keep(entry, UserForm::Text, text.as_bytes()),
+            },
+        };
+        self.entries.insert(at, entry);
+    }
+
+    /// Stores a user's id: 255 bytes at most, so that those of all entries fit.
+    fn keep(&mut self, entry: PackedEntry, user_form: UserForm, id: &[u8]) -> PackedEntry {
+        let user_at = u16::try_from(self.users.len()).expect("256 times 255 bytes");
+        let user_length = u8::try_from(id.len()).expect("255 bytes at most");
+        self.users.extend_from_slice(id);
+        PackedEntry { user_at, user_length, user_form, ..entry }
+    }
+
+    fn bytes(&self, entry: &PackedEntry) -> &[u8] {
+        let at = usize::from(entry.user_at);
+        &self.users[at..at + usize::from(entry.user_length)]
+    }
+
+    fn user(&self, entry: &PackedEntry) -> Option<UserId> {
+        let bytes = self.bytes(entry);
+        match entry.user_form {
+            UserForm::None => None,
+            UserForm::Text => UserId::parse(std::str::from_utf8(bytes).ok()?),
+            UserForm::Uuid => UserId::parse(Uuid::from_slice(bytes).ok()?.hyphenated().encode_lower(&mut [0; 36])),
+        }
+    }
+
+    /// Copies the entries that stay, without spare capacity.
+    fn copy(&self, stays: impl Fn(&PackedEntry) -> bool) -> Self {
+        let mut copy = Self {
+            entries: Vec::with_capacity(self.entries.iter().filter(|entry| stays(entry)).count()),
+            users: vec![],
+        };
+        let bytes = self.entries.iter().filter(|entry| stays(entry)).map(|entry| usize::from(entry.user_length)).sum();
+        copy.users.reserve_exact(bytes);
+        for entry in self.entries.iter().filter(|entry| stays(entry)) {
+            let kept = copy.keep(*entry, entry.user_form, self.bytes(entry));
+            copy.entries.push(kept);
+        }
+        copy
+    }
+
+    /// Splits off the second half.
+    fn split(&mut self) -> Self {
+        let middle = self.entries[self.entries.len() / 2].place();
+        let behind = self.copy(|entry| entry.place() >= middle);
+        *self = self.copy(|entry| entry.place() < middle);
+        behind
+    }
+
+    fn append(&mut self, other: &Self) {
+        for entry in &other.entries {
+            let kept = self.keep(*entry, entry.user_form, other.bytes(entry));
+            self.entries.push(kept);
+        }
+        self.pack();
+    }
+
+    fn pack(&mut self) {
+        self.entries.shrink_to_fit();
+        self.users.shrink_to_fit();
+    }
+}
+
+/// The UUID that a text spells in the usual form, the one that it is printed in.
+fn uuid_of(text: &str) -> Option<Uuid> {
+    let is_usual = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    is_usual.then(|| Uuid::try_parse(text).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::clock;
+    use crate::id::KeyId;
+
+    fn revocation(xid: u64, at: u8) -> PublishedRevocation {
+        let now = Timestamp::from_seconds(1_000);
+        let id = clock::new_uuid();
+        let project = ProjectId::parse(["shop", "demo"][usize::from(at % 2)]).expect("a name");
+        let users = ["ada", "3f2504e0-4f89-11d3-9a0c-0305e82c3301", "3F2504E0-4F89-11D3-9A0C-0305E82C3301"];
+        let user = users.get(usize::from(at % 4)).and_then(|text| UserId::parse(text));
+        let ended = match at % 16 {
+            0 => Ended::Project { epoch: 7 },
+            1 => Ended::SigningKey(KeyId::from_uuid(id)),
+            _ => Ended::Session { id: SessionId::from_uuid(id), is_impersonation: at.is_multiple_of(3) },
+        };
+        let reason = RevokeReason::SignedOut;
+        PublishedRevocation { place: Place { xid, id }, project, ended, user, at: now, reason, access_expires_at: now }
+    }
+
+    fn all(backlog: &Backlog) -> Vec<PublishedRevocation> {
+        let (mut all, mut start) = (vec![], Bound::Unbounded);
+        loop {
+            let page = backlog.page(start, 100);
+            let Some((last, _)) = page.last() else { return all };
+            start = Bound::Excluded(last.place);
+            all.extend(page.into_iter().map(|(revocation, _)| revocation));
+        }
+    }
+
+    /// Whatever the order of insertion, everything comes out in order, and what has expired is forgotten.
+    #[test]
+    fn what_is_kept_comes_out_as_it_went_in() {
+        for order in 0..3 {
+            let count = 5_000_u64;
+            let mut expected: Vec<PublishedRevocation> =
+                (0..count).map(|at| revocation(at / 3, u8::try_from(at * 7 % 251).expect("small"))).collect();
+            match order {
+                0 => {}
+                1 => expected.reverse(),
+                _ => {
+                    expected.sort_by_key(|revocation| revocation.place.id.as_u128().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                }
+            }
+            let mut backlog = Backlog::default();
+            for (at, revocation) in (0..).zip(&expected) {
+                backlog.insert(revocation, 10 + at % 2);
+                assert_eq!(backlog.until(place_of(revocation)), Some(10 + at % 2));
+            }
+            let kept: BTreeSet<Place> = expected
+                .iter()
+                .zip(0..)
+                .filter(|(_, at)| at % 2 == 1)
+                .map(|(revocation, _)| place_of(revocation))
+                .collect();
+            expected.sort_by_key(place_of);
+            assert_eq!((all(&backlog), backlog.len()), (expected.clone(), expected.len()), "{order}");
+            let from = place_of(&expected[1_234]);
+            assert_eq!(backlog.page(Bound::Included(from), 1)[0].0, expected[1_234]);
+            assert_eq!(backlog.page(Bound::Excluded(from), 1)[0].0, expected[1_235]);
+
+            // Once more, and for longer.
+            backlog.insert(&expected[7], 12);
+            assert_eq!((backlog.len(), backlog.until(place_of(&expected[7]))), (expected.len(), Some(12)));
+            let mut kept = kept;
+            kept.insert(place_of(&expected[7]));
+            let mut from = None;
+            loop {
+                from = backlog.forget_some(from, 10);
+                if from.is_none() {
+                    break;
+                }
+            }
+            let left = all(&backlog);
+            assert_eq!(left.iter().map(place_of).collect::<BTreeSet<_>>(), kept, "{order}");
+            assert_eq!(backlog.len(), kept.len());
+            assert!(left.iter().all(|revocation| expected.contains(revocation)));
+            while let Some(next) = backlog.forget_some(from, 12) {
+                from = Some(next);
+            }
+            assert!(backlog.len() == 0 && backlog.chunks.is_empty() && backlog.others.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_entry_is_small() {
+        assert_eq!(size_of::<PackedEntry>(), 48);
+    }
+}
