@@ -12,7 +12,7 @@ use sessiond::{
     app::Haste,
     clock::{Clock, Timestamp},
     cluster::{Cluster, Mode},
-    guard::{ConnectError, Doubt, FailMode, Guard, GuardOptions, Principal, Refusal},
+    guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty},
     id::{ProjectId, SessionId},
     pb::{
         CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse,
@@ -224,7 +224,7 @@ fn the_words_are_sessionds_own() {
         let status = Status::from(refusal);
         assert_eq!((status.code(), status.message()), (reason.code(), reason.message()));
     }
-    let status = Status::from(Refusal::Unavailable(Doubt::StaleNews));
+    let status = Status::from(Refusal::Unavailable(Uncertainty::StaleFeed));
     assert_eq!(status.code(), Code::Unavailable);
 }
 
@@ -494,7 +494,7 @@ async fn a_guard_that_hears_nothing_knows_it() {
     road.silence();
     phone.sign_out().await.expect("signs out");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
 
     road.mend();
@@ -516,7 +516,7 @@ async fn heartbeats_that_grow_old_are_believed() {
     silence.begin();
     phone.sign_out().await.expect("signs out at the other replica");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     silence.end();
     eventually_accepts(&guard, &laptop.access_token).await;
@@ -537,7 +537,7 @@ async fn a_stopped_database_is_an_outage_and_no_licence() {
 
     cluster.stop_server(Mode::Immediate).await.expect("stops");
     let (after, refusal) = refused_after(&guard, &laptop.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "what is known stays known");
 
@@ -707,7 +707,7 @@ async fn a_guard_that_slept_too_long_begins_anew() {
     service.clock.advance(ACCESS_TOKEN_TTL_MAX + Duration::from_secs(2 * 60 * 60));
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.sign_out().await.expect("signs out");
-    assert_eq!(guard.verify_now(&laptop.access_token), Err(Refusal::Unavailable(Doubt::StaleNews)));
+    assert_eq!(guard.verify_now(&laptop.access_token), Err(Refusal::Unavailable(Uncertainty::StaleFeed)));
     road.mend();
     eventually_accepts(&guard, &laptop.access_token).await;
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
@@ -825,7 +825,7 @@ async fn half_a_snapshot_changes_nothing() {
     drop(stream);
     let stream = stage.stream().await;
     assert_eq!(stream.cursor, "", "half a snapshot leads nowhere");
-    assert_eq!(guard.verify(&other).await, Err(Refusal::Unavailable(Doubt::NoNews)), "nor can anything go by it");
+    assert_eq!(guard.verify(&other).await, Err(Refusal::Unavailable(Uncertainty::NoFeed)), "nor can anything go by it");
 
     stream.snapshot(&[&first], "one");
     stream.heartbeat(0);
@@ -862,7 +862,7 @@ async fn a_stream_without_heartbeats_is_given_up() {
     silent.heartbeat(0);
     eventually_accepts(&guard, &token).await;
     let (after, refusal) = refused_after(&guard, &token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews));
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     // The silent one is still open, and nobody listens to it any more.
     let next = stage.stream().await;
@@ -885,7 +885,7 @@ async fn what_is_not_understood_makes_the_news_old() {
     stream.ended(&["no session's id"]);
     let beats = tokio::spawn(async move { stream.beat(0).await });
     let (_, refusal) = refused_after(&guard, &token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::StaleNews), "heartbeats or not");
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed), "heartbeats or not");
     beats.await.expect("the guard hung up");
 }
 
@@ -917,16 +917,16 @@ async fn keys_that_cannot_be_read_are_an_outage() {
     let stream = stage.stream().await;
     stream.snapshot(&[], "one");
     let _beats = tokio::spawn(async move { stream.beat(0).await });
-    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Doubt::NoKeys)));
+    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
     stage.publish(Some("<html>".to_owned()), 1);
-    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Doubt::NoKeys)));
+    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
 
     // There, and good for a second: twice that in an outage, and no longer.
     stage.publish(Some(published.clone()), 1);
     eventually_accepts(&guard, &good).await;
     stage.publish(None, 1);
     let (after, refusal) = refused_after(&guard, &good).await;
-    assert_eq!(refusal, Refusal::Unavailable(Doubt::NoKeys));
+    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::NoKeys));
     assert!(after < Duration::from_secs(2) + SLACK, "{after:?}");
     stage.publish(Some(published), 3_600);
     eventually_accepts(&guard, &good).await;

@@ -8,20 +8,18 @@ use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
 use crate::rates::Of;
-use crate::session::Epoch;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::Role;
 use crate::store::Seen;
 use crate::store::Store;
-use crate::token::access::Presented;
-use crate::token::access::Rejection;
 use crate::token::keys::SigningKey;
 use crate::token::server_key::ServerKey;
+use crate::token::verifier::Candidate;
+use crate::token::verifier::VerifiedToken;
+use crate::token::verifier::VerifyError;
 
 /// An access token as it was presented. Has no `Debug`: it must not reach a log.
 pub struct AccessToken(pub String);
@@ -78,37 +76,11 @@ pub struct Service {
     pub key: KeyId,
 }
 
-/// A user, by a genuine access token that has not expired. Whether its session still lives is for its row to tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SignedIn {
-    pub(super) project: ProjectId,
-    pub(super) user: UserId,
-    pub(super) session: SessionId,
-    /// Someone else acts as the user: an impersonation can look, and end only itself.
-    pub(super) is_impersonation: bool,
-    /// The epoch that the session was opened under.
-    pub(super) epoch: Epoch,
-    /// The key that signed the token.
-    pub(super) key: KeyId,
-    /// When the token runs out.
-    pub(super) expires_at: Timestamp,
-    /// When the user proved who they are, as far as is known.
-    auth_time: Option<Timestamp>,
-    /// How, as far as is known.
-    acr: Option<String>,
-}
-
 /// A caller that has shown who it is.
 pub(super) enum Principal {
-    User(SignedIn),
+    /// A user, by an access token that has not expired. Whether its session is live is for its row to tell.
+    User(VerifiedToken),
     Service(Service),
-}
-
-/// What a genuine access token says, expired or not.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Bearer {
-    pub(super) project: ProjectId,
-    pub(super) session: SessionId,
 }
 
 impl App {
@@ -183,12 +155,11 @@ impl App {
         let principal = self.principal(caller).await?;
         let Some(client) = client else { return Ok(principal) };
         match &principal {
-            Principal::User(SignedIn { project, .. }) if *project != client.project => {
-                Err(Refusal::WrongProject { expected: client.project.to_string(), actual: project.to_string() }.into())
-            }
-            Principal::Service(service) if !client.admits(service) => Err(Refusal::InvalidServerKey.into()),
-            Principal::User(_) | Principal::Service(_) => Ok(principal),
+            Principal::User(token) => token.check_project(&client.project)?,
+            Principal::Service(service) if client.admits(service) => {}
+            Principal::Service(_) => return Err(Refusal::InvalidServerKey.into()),
         }
+        Ok(principal)
     }
 
     /// The user behind a caller, where no one else will do.
@@ -196,7 +167,7 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a service; as [`App::signed_in`].
-    pub(super) async fn user(&self, caller: Caller) -> Result<SignedIn, Error> {
+    pub(super) async fn user(&self, caller: Caller) -> Result<VerifiedToken, Error> {
         match caller {
             Caller::User(token) => self.signed_in(&token).await,
             Caller::Service(_) | Caller::MalformedServerKey => Err(Refusal::InsufficientAccessType.into()),
@@ -205,40 +176,41 @@ impl App {
     }
 
     /// The user behind an access token, which must not have expired. A genuine one takes from its project's bucket.
-    async fn signed_in(&self, token: &AccessToken) -> Result<SignedIn, Error> {
-        let presented = Presented::parse(&token.0).map_err(Refusal::from)?;
-        let key = self.key_of(&presented).await?;
+    async fn signed_in(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
+        let candidate = self.verifier.read(text)?;
+        let key = self.key_of(candidate.key()).await?;
         self.rates.look(Of::Project(key.project()))?;
-        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(Refusal::from)?;
+        let token = self.verifier.verify(candidate, key.verifying())?;
         // The user before the project: no user can use up what the project has.
-        if let Some(user) = UserId::parse(&claims.sub) {
-            self.rates.take(Of::User(key.project(), &user))?;
-        }
+        self.rates.take(Of::User(key.project(), token.user()))?;
         self.rates.take(Of::Project(key.project()))?;
-        let read = || {
-            Some(SignedIn {
-                project: ProjectId::parse(&claims.project_id)?,
-                user: UserId::parse(&claims.sub)?,
-                session: SessionId::parse(&claims.sid)?,
-                is_impersonation: claims.act.is_some(),
-                epoch: Epoch { project: claims.epoch[0], user: claims.epoch[1] },
-                key: presented.key(),
-                expires_at: Timestamp::from_seconds(claims.exp),
-                auth_time: claims.auth_time.map(Timestamp::from_seconds),
-                acr: claims.acr.clone(),
-            })
+        check_current(&token, &self.keys.snapshot(), self.clock.now())?;
+        Ok(token)
+    }
+
+    /// Verifies an access token of a project by the keys of a snapshot: everything except its session.
+    ///
+    /// # Errors
+    ///
+    /// As [`VerifyError`] says; [`VerifyError::WrongProject`] only for a genuine token, so that nobody else learns whose
+    /// it is.
+    pub(super) fn verify_by(
+        &self,
+        snapshot: &Snapshot,
+        project: &ProjectId,
+        text: &str,
+        now: Timestamp,
+    ) -> Result<VerifiedToken, VerifyError> {
+        let token = match self.verifier.read(text)? {
+            Candidate::Verified(token) => token,
+            candidate @ Candidate::Unverified(..) => {
+                let key = self.known_key(snapshot, candidate.key())?;
+                self.verifier.verify(candidate, key.verifying())?
+            }
         };
-        let signed_in = read().ok_or(Refusal::UnparsableAccessToken)?;
-        let now = self.clock.now();
-        if claims.expired_at(now) {
-            let SignedIn { project, user, session, expires_at: expired_at, .. } = signed_in;
-            return Err(Refusal::AccessTokenExpired { expired_at, project, user, session }.into());
-        }
-        // A key that has signed nothing for so long has leaked, if a token under it says that it is fresh.
-        match self.keys.snapshot().keyring.verifies(presented.key(), now, ACCESS_TOKEN_TTL_MAX) {
-            Some(_) => Ok(signed_in),
-            None => Err(Refusal::UnparsableAccessToken.into()),
-        }
+        token.check_project(project)?;
+        check_current(&token, snapshot, now)?;
+        Ok(token)
     }
 
     /// Checks that a user who is about to end other sessions has authenticated as the project asks: a stolen access token
@@ -247,10 +219,11 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::InsufficientUserAuthentication`]; the store's, when the policy had to be looked for.
-    pub(super) async fn may_revoke_others(&self, signed_in: &SignedIn, now: Timestamp) -> Result<(), Error> {
-        let snapshot = self.keys.with(|snapshot| snapshot.policy(&signed_in.project).is_some()).await?;
-        let revoking = snapshot.policy(&signed_in.project).map(|policy| policy.revoking.clone()).unwrap_or_default();
-        match revoking.admits(signed_in.auth_time, signed_in.acr.as_deref(), now) {
+    pub(super) async fn may_revoke_others(&self, token: &VerifiedToken, now: Timestamp) -> Result<(), Error> {
+        let snapshot = self.keys.with(|snapshot| snapshot.policy(token.project()).is_some()).await?;
+        let revoking = snapshot.policy(token.project()).map(|policy| policy.revoking.clone()).unwrap_or_default();
+        let auth_time = token.claims().auth_time.map(Timestamp::from_seconds);
+        match revoking.admits(auth_time, token.claims().acr.as_deref(), now) {
             true => Ok(()),
             false => Err(Refusal::InsufficientUserAuthentication(revoking).into()),
         }
@@ -261,13 +234,13 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::SessionRevoked`] when it has ended, one way or another; the store's; as [`App::check_trusted`].
-    pub(super) async fn own_session(&self, signed_in: &SignedIn) -> Result<Session, Error> {
+    pub(super) async fn own_session(&self, token: &VerifiedToken) -> Result<Session, Error> {
         let now = self.clock.now();
-        let found = self.store.session_find(signed_in.project.clone(), signed_in.session).await?;
+        let found = self.store.session_find(token.project().clone(), token.session()).await?;
         self.check_trusted()?;
         let Some(Seen { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
         if !stored.session.is_live(now, present) {
-            self.feed.note_ended(&signed_in.project, signed_in.session);
+            self.feed.note_ended(token.project(), token.session());
             return Err(Refusal::SessionRevoked.into());
         }
         self.usage.note(&stored.session.project, stored.session.id, stored.session.last_used_at, now);
@@ -309,37 +282,42 @@ impl App {
         Ok(project)
     }
 
-    /// What a genuine access token says, expired or not: all that a sign-out needs.
+    /// Verifies an access token that may have expired: all that a sign-out needs.
     ///
     /// # Errors
     ///
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
-    pub(super) async fn bearer(&self, token: &AccessToken) -> Result<Bearer, Error> {
-        let presented = Presented::parse(&token.0).map_err(Refusal::from)?;
-        let key = self.key_of(&presented).await?;
-        let claims = self.verified.verify(&presented, &key, &self.issuer).map_err(Refusal::from)?;
-        let read =
-            || Some(Bearer { project: ProjectId::parse(&claims.project_id)?, session: SessionId::parse(&claims.sid)? });
-        Ok(read().ok_or(Refusal::UnparsableAccessToken)?)
+    pub(super) async fn verified(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
+        let candidate = self.verifier.read(text)?;
+        let key = self.key_of(candidate.key()).await?;
+        Ok(self.verifier.verify(candidate, key.verifying())?)
     }
 
-    /// The key that a token says it was signed with.
-    async fn key_of(&self, presented: &Presented<'_>) -> Result<Arc<SigningKey>, Error> {
-        // Known before the keys are read again; and nobody needs to read them for it.
-        if self.feed.has_revoked(presented.key()) {
+    /// The key that a token names. Reads the keys again if it is unknown.
+    async fn key_of(&self, id: KeyId) -> Result<Arc<SigningKey>, Error> {
+        // Nobody needs to read the keys again for a key that the feed knows to be revoked.
+        if self.feed.has_revoked(id) {
             return Err(Refusal::UnparsableAccessToken.into());
         }
-        let snapshot =
-            self.keys.find(presented.key(), |snapshot| snapshot.keyring.signing(presented.key()).is_some()).await?;
-        Ok(Arc::clone(snapshot.keyring.signing(presented.key()).ok_or(Refusal::UnparsableAccessToken)?))
+        let snapshot = self.keys.find(id, |snapshot| snapshot.keyring.signing(id).is_some()).await?;
+        Ok(Arc::clone(self.known_key(&snapshot, id)?))
+    }
+
+    /// The key of this id in a snapshot.
+    fn known_key<'s>(&self, snapshot: &'s Snapshot, id: KeyId) -> Result<&'s Arc<SigningKey>, VerifyError> {
+        if self.feed.has_revoked(id) {
+            return Err(VerifyError::Unparsable);
+        }
+        snapshot.keyring.signing(id).ok_or(VerifyError::UnknownKey(id))
     }
 }
 
-impl From<Rejection> for Refusal {
-    fn from(rejection: Rejection) -> Self {
-        match rejection {
-            Rejection::Unparsable => Self::UnparsableAccessToken,
-            Rejection::WrongProject { expected, actual } => Self::WrongProject { expected, actual },
-        }
+/// Checks that neither the token nor its key is past its time.
+fn check_current(token: &VerifiedToken, snapshot: &Snapshot, now: Timestamp) -> Result<(), VerifyError> {
+    token.check_expiry(now)?;
+    // A key retired for so long has leaked if a fresh token is signed with it; a key that is gone was revoked.
+    match snapshot.keyring.verifies(token.key(), now, ACCESS_TOKEN_TTL_MAX) {
+        Some(_) => Ok(()),
+        None => Err(VerifyError::Unparsable),
     }
 }

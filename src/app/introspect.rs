@@ -8,9 +8,6 @@ use super::App;
 use super::Caller;
 use super::Client;
 use super::Error;
-use super::judge::Doubt;
-use super::judge::Genuine;
-use super::judge::Judge;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
@@ -21,8 +18,10 @@ use crate::session::rotation;
 use crate::session::rotation::Rotation;
 use crate::session::rotation::Whence;
 use crate::store::Seen;
-use crate::token::access::Claims;
+use crate::token::refresh;
 use crate::token::refresh::RefreshToken;
+use crate::token::verifier::VerifiedToken;
+use crate::token::verifier::VerifyError;
 
 /// The most tokens that one request may ask about.
 pub const TOKENS_MAX: usize = 1_000;
@@ -34,8 +33,8 @@ const SIGNATURES_AT_ONCE: usize = 32;
 pub enum Introspection {
     /// Nothing, for whatever cause.
     Inactive,
-    /// It is a live access token, and says this.
-    Access(Arc<Claims>),
+    /// It is an access token whose session is live.
+    Access(VerifiedToken),
     /// It is a refresh token that would be answered with new tokens.
     Refresh {
         /// Of this session.
@@ -48,12 +47,12 @@ pub enum Introspection {
 /// What a token is, as far as can be seen without its session.
 #[derive(Clone)]
 enum Kind {
-    Access(Genuine),
+    Access(VerifiedToken),
     Refresh(Box<RefreshToken>),
     /// Nothing of the project's.
     Nothing,
-    /// It names a key that is not known, or not yet.
-    OfUnknownKey,
+    /// It names a key that is unknown, or not known yet.
+    UnknownKey,
 }
 
 impl App {
@@ -75,19 +74,19 @@ impl App {
         let (tokens, now) = (Arc::new(tokens), self.clock.now());
         let mut snapshot = self.keys.snapshot();
         let mut kinds = self.kinds(&snapshot, &project, &tokens, now).await;
-        if kinds.iter().any(|kind| matches!(kind, Kind::OfUnknownKey)) {
+        if kinds.iter().any(|kind| matches!(kind, Kind::UnknownKey)) {
             // What is not there does not exist, or did not when we were asked.
             snapshot = self.keys.look_again().await?;
             kinds = self.kinds(&snapshot, &project, &tokens, now).await;
         }
-        let genuine: Vec<Genuine> = kinds.iter().filter_map(Kind::access).cloned().collect();
+        let access: Vec<VerifiedToken> = kinds.iter().filter_map(Kind::access).cloned().collect();
         // In the order of the access tokens, and so taken off one by one.
-        let mut lives = self.lives(&project, &genuine, now).await?.into_iter();
+        let mut live = self.are_live(&project, &access, now).await?.into_iter();
         let seen = self.seen(&project, &kinds).await?;
         let worth = |kind: Kind| match kind {
-            Kind::Access(token) => lives.next()?.then_some(Introspection::Access(token.claims)),
+            Kind::Access(token) => live.next()?.then_some(Introspection::Access(token)),
             Kind::Refresh(token) => self.worth_of_refresh(&snapshot, &token, seen.get(&token.session())?, now),
-            Kind::Nothing | Kind::OfUnknownKey => None,
+            Kind::Nothing | Kind::UnknownKey => None,
         };
         Ok(kinds.into_iter().map(worth).map(|worth| worth.unwrap_or(Introspection::Inactive)).collect())
     }
@@ -100,20 +99,35 @@ impl App {
         tokens: &Arc<Vec<String>>,
         now: Timestamp,
     ) -> Vec<Kind> {
-        let judge = self.judge(Arc::clone(snapshot), project.clone(), now);
         if let [token] = tokens.as_slice() {
-            return vec![judge.kind(token)];
+            return vec![self.kind(snapshot, project, token, now)];
         }
         // On threads that may be busy: a thousand signatures would hold up every other request on this one.
         let chunks = (0..tokens.len()).step_by(SIGNATURES_AT_ONCE).map(|start| {
-            let (judge, tokens) = (judge.clone(), Arc::clone(tokens));
+            let (app, snapshot, project, tokens) =
+                (self.clone(), Arc::clone(snapshot), project.clone(), Arc::clone(tokens));
             tokio::task::spawn_blocking(move || {
                 let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end].iter().map(|token| judge.kind(token)).collect::<Vec<_>>()
+                tokens[start..end].iter().map(|token| app.kind(&snapshot, &project, token, now)).collect::<Vec<_>>()
             })
         });
         let chunks = futures_util::future::join_all(chunks).await;
         chunks.into_iter().flat_map(|chunk| chunk.expect("nothing panics, and nobody cancels it")).collect()
+    }
+
+    /// What one token is, by the keys of a snapshot.
+    fn kind(&self, snapshot: &Snapshot, project: &ProjectId, text: &str, now: Timestamp) -> Kind {
+        if text.starts_with(refresh::PREFIX) {
+            return match RefreshToken::parse(text) {
+                Some(token) => kind_of_refresh(snapshot, project, token),
+                None => Kind::Nothing,
+            };
+        }
+        match self.verify_by(snapshot, project, text, now) {
+            Ok(token) => Kind::Access(token),
+            Err(VerifyError::UnknownKey(_)) => Kind::UnknownKey,
+            Err(VerifyError::Unparsable | VerifyError::WrongProject { .. } | VerifyError::Expired(_)) => Kind::Nothing,
+        }
     }
 
     /// What the refresh tokens are held against.
@@ -156,38 +170,25 @@ impl App {
 }
 
 impl Kind {
-    fn access(&self) -> Option<&Genuine> {
+    fn access(&self) -> Option<&VerifiedToken> {
         match self {
             Self::Access(token) => Some(token),
-            Self::Refresh(_) | Self::Nothing | Self::OfUnknownKey => None,
+            Self::Refresh(_) | Self::Nothing | Self::UnknownKey => None,
         }
     }
 
     fn refresh(&self) -> Option<&RefreshToken> {
         match self {
             Self::Refresh(token) => Some(token),
-            Self::Access(_) | Self::Nothing | Self::OfUnknownKey => None,
+            Self::Access(_) | Self::Nothing | Self::UnknownKey => None,
         }
     }
 }
 
-impl Judge {
-    fn kind(&self, token: &str) -> Kind {
-        if token.starts_with(crate::token::refresh::PREFIX) {
-            return RefreshToken::parse(token).map_or(Kind::Nothing, |token| self.refresh(token));
-        }
-        match self.access(token) {
-            Ok(genuine) => Kind::Access(genuine),
-            Err(Doubt::OfUnknownKey) => Kind::OfUnknownKey,
-            Err(Doubt::Refused(_)) => Kind::Nothing,
-        }
-    }
-
-    fn refresh(&self, token: RefreshToken) -> Kind {
-        match self.snapshot.keyring.refresh(token.key()) {
-            None => Kind::OfUnknownKey,
-            Some(key) if *key.project() == self.project && key.may_have_made(&token) => Kind::Refresh(Box::new(token)),
-            Some(_) => Kind::Nothing,
-        }
+fn kind_of_refresh(snapshot: &Snapshot, project: &ProjectId, token: RefreshToken) -> Kind {
+    match snapshot.keyring.refresh(token.key()) {
+        None => Kind::UnknownKey,
+        Some(key) if key.project() == project && key.may_have_made(&token) => Kind::Refresh(Box::new(token)),
+        Some(_) => Kind::Nothing,
     }
 }

@@ -5,7 +5,6 @@ use super::Caller;
 use super::Client;
 use super::Error;
 use super::credentials::Principal;
-use super::credentials::SignedIn;
 use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
@@ -115,17 +114,17 @@ impl App {
     ///
     /// A refusal of the caller; the store's.
     pub async fn current_session(&self, caller: Caller) -> Result<Listed, Error> {
-        let signed_in = self.user(caller).await?;
-        Ok(Listed { session: self.own_session(&signed_in).await?.as_shown(self.clock.now()), is_current: true })
+        let token = self.user(caller).await?;
+        Ok(Listed { session: self.own_session(&token).await?.as_shown(self.clock.now()), is_current: true })
     }
 
     async fn scope(&self, principal: Principal, user_id: Option<String>) -> Result<Scope, Error> {
         match principal {
-            Principal::User(signed_in) => {
-                self.own_session(&signed_in).await?;
-                let SignedIn { project, user, session, .. } = signed_in;
-                own_user(user_id.as_deref(), &user)?;
-                Ok(Scope { project, user: Some(user), current: Some(session) })
+            Principal::User(token) => {
+                self.own_session(&token).await?;
+                own_user(user_id.as_deref(), token.user())?;
+                let (project, user) = (token.project().clone(), token.user().clone());
+                Ok(Scope { project, user: Some(user), current: Some(token.session()) })
             }
             Principal::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;

@@ -7,10 +7,9 @@ mod deliver;
 mod erase;
 mod grant;
 mod introspect;
-mod judge;
 mod keys;
 mod list;
-mod lives;
+mod liveness;
 mod load;
 mod projects;
 mod readiness;
@@ -69,7 +68,6 @@ pub use sweep::Step;
 pub use sweep::SweepError;
 pub use sweep::Sweeper;
 pub use usage::FLUSH_INTERVAL;
-pub use verify::Verdict;
 
 use std::sync::Arc;
 
@@ -88,7 +86,8 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::Seldom;
 use crate::token::access::Issuer;
-use crate::token::verified::VerifiedTokens;
+use crate::token::verifier::AccessVerifier;
+use crate::token::verifier::VerifyError;
 
 /// How many connections to the database there are beside those for requests: the feed's, and the one that readiness asks over.
 pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;
@@ -122,6 +121,12 @@ impl From<Refusal> for Error {
     }
 }
 
+impl From<VerifyError> for Error {
+    fn from(error: VerifyError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
 impl From<rates::Empty> for Error {
     fn from(empty: rates::Empty) -> Self {
         Self::Refused(empty.into())
@@ -137,7 +142,7 @@ pub struct App {
     pub(crate) clock: Clock,
     pub(crate) rates: Limiter,
     feed: Feed,
-    verified: VerifiedTokens,
+    verifier: AccessVerifier,
     usage: Usage,
     /// The database by a connection of its own, to ask whether it answers.
     probe: Store,
@@ -161,10 +166,10 @@ impl App {
             load: Load::default(),
             store,
             keys,
+            verifier: AccessVerifier::new(issuer.clone()),
             issuer,
             clock,
             rates: Limiter::off(),
-            verified: VerifiedTokens::default(),
             usage: Usage::default(),
             metrics: Metrics::default(),
             repeats_said: Seldom::default(),

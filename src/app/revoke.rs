@@ -74,8 +74,8 @@ impl App {
             Err(error) => errors.push(error),
         };
         for token in &holder.access {
-            let bearer = self.bearer(token).await;
-            sort(bearer.map(|bearer| Target { project: bearer.project, session: bearer.session }));
+            let verified = self.verified(token).await;
+            sort(verified.map(|token| Target { project: token.project().clone(), session: token.session() }));
         }
         for token in &holder.refresh {
             sort(self.session_of(token.as_ref()).await);

@@ -7,7 +7,6 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::credentials::Principal;
-use super::credentials::SignedIn;
 use super::list::named_user;
 use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
@@ -86,14 +85,15 @@ impl App {
     ) -> Result<i32, Error> {
         let now = self.clock.now();
         let (project, user, own, by) = match self.principal(caller).await? {
-            Principal::User(SignedIn { is_impersonation: true, .. }) => {
+            // An impersonation ends only its own session.
+            Principal::User(token) if token.impersonator().is_some() => {
                 return Err(Refusal::InsufficientAccessType.into());
             }
-            Principal::User(signed_in) => {
-                own_user(request.user_id.as_deref(), &signed_in.user)?;
-                self.may_revoke_others(&signed_in, now).await?;
-                let SignedIn { project, user, session, .. } = signed_in;
-                (project, user, Some(session), EndedBy::User(session))
+            Principal::User(token) => {
+                own_user(request.user_id.as_deref(), token.user())?;
+                self.may_revoke_others(&token, now).await?;
+                let session = token.session();
+                (token.project().clone(), token.user().clone(), Some(session), EndedBy::User(session))
             }
             Principal::Service(_) if request.except_current => {
                 return Err(

@@ -6,7 +6,6 @@ use super::Client;
 use super::Ended;
 use super::Error;
 use super::credentials::Principal;
-use super::credentials::SignedIn;
 use super::list::named_user;
 use super::turns::Key;
 use crate::clock::Timestamp;
@@ -21,6 +20,7 @@ use crate::session::refusal::Violation;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Tx;
+use crate::token::verifier::VerifiedToken;
 
 /// A refusal is a value: what was decided in a transaction is told after its commit.
 type Outcome = Result<Ended, Refusal>;
@@ -45,23 +45,23 @@ impl App {
         let principal = self.principal_within(caller, client).await?;
         let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("id", "must be a session's id"))?;
         let outcome = match principal {
-            Principal::User(signed_in) => {
-                if signed_in.is_impersonation {
+            Principal::User(token) => {
+                if token.impersonator().is_some() {
                     return Err(Refusal::InsufficientAccessType.into());
                 }
-                if user_id.is_some_and(|named| named != "me" && named != signed_in.user.as_str()) {
+                if user_id.is_some_and(|named| named != "me" && named != token.user().as_str()) {
                     return Err(Refusal::SessionNotFound.into());
                 }
-                self.may_revoke_others(&signed_in, now).await?;
+                self.may_revoke_others(&token, now).await?;
                 let keys = [
-                    Key::Session(signed_in.project.clone(), signed_in.session),
-                    Key::Session(signed_in.project.clone(), id),
-                    Key::User(signed_in.project.clone(), signed_in.user.clone()),
+                    Key::Session(token.project().clone(), token.session()),
+                    Key::Session(token.project().clone(), id),
+                    Key::User(token.project().clone(), token.user().clone()),
                 ];
                 let turn = self.turns.take("revoke_session", keys).await?;
-                let (project, own) = (signed_in.project.clone(), signed_in.session);
+                let (project, own) = (token.project().clone(), token.session());
                 let work = move |mut tx: Tx| async move {
-                    let outcome = end_own(&mut tx, &signed_in, id, &origin, now).await?;
+                    let outcome = end_own(&mut tx, &token, id, &origin, now).await?;
                     let done = tx.commit(outcome).await;
                     drop(turn);
                     done
@@ -101,28 +101,28 @@ impl App {
 /// Ends another session of a user, whose own must be live.
 async fn end_own(
     tx: &mut Tx,
-    signed_in: &SignedIn,
+    token: &VerifiedToken,
     id: SessionId,
     origin: &Origin,
     now: Timestamp,
 ) -> Result<Outcome, store::Error> {
-    let SignedIn { project, user, session: own, .. } = signed_in;
-    let locked = tx.sessions_lock(project, &[*own, id]).await?;
+    let (project, user, own) = (token.project(), token.user(), token.session());
+    let locked = tx.sessions_lock(project, &[own, id]).await?;
     let present = tx.epoch_share(project, user).await?;
     let find =
         |id| locked.iter().map(|stored| &stored.session).find(|session| session.id == id && session.user == *user);
-    let is_live = find(*own).zip(present).is_some_and(|(session, present)| session.is_live(now, present));
+    let is_live = find(own).zip(present).is_some_and(|(session, present)| session.is_live(now, present));
     if !is_live {
         return Ok(Err(Refusal::SessionRevoked));
     }
-    if id == *own {
+    if id == own {
         return Ok(Err(Refusal::CannotDeleteCurrentSession));
     }
     // Sessions in which someone else acts as the user are not the user's to see.
     if find(id).is_none_or(|session| session.impersonator.is_some()) {
         return Ok(Err(Refusal::SessionNotFound));
     }
-    end(tx, project, id, EndedBy::User(*own), origin, now).await
+    end(tx, project, id, EndedBy::User(own), origin, now).await
 }
 
 /// Ends a session of a project, of this user where one is named.

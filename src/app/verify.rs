@@ -6,36 +6,25 @@
 //! the project makes us ask about its session.
 
 use std::slice;
-use std::sync::Arc;
 
 use super::AccessToken;
 use super::App;
 use super::Error;
-use super::judge::Doubt;
 use super::keys::Snapshot;
 use crate::id::ProjectId;
-use crate::id::SessionId;
 use crate::session::Refusal;
-use crate::token::access::Claims;
-use crate::token::access::Presented;
-
-/// The token is good.
-pub struct Verdict {
-    /// What it says.
-    pub claims: Arc<Claims>,
-    /// Its session, which lives.
-    pub session: SessionId,
-}
+use crate::token::verifier::VerifiedToken;
+use crate::token::verifier::VerifyError;
 
 impl App {
-    /// Judges the access token of a request to one project. Which one must not come from the token, or from whoever sent it.
+    /// Verifies the access token of a request to one project. Which one must not come from the token, or from whoever sent it.
     ///
     /// # Errors
     ///
     /// [`Refusal::ProjectNotFound`], [`Refusal::CredentialsMissing`]; [`Refusal::UnparsableAccessToken`],
     /// [`Refusal::WrongProject`] for a genuine one of another project, [`Refusal::AccessTokenExpired`],
     /// [`Refusal::SessionRevoked`] when the session has ended, one way or another; the store's.
-    pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<Verdict, Error> {
+    pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(project).is_some();
         let snapshot = self.keys.find(project, exists).await?;
         if !exists(&snapshot) {
@@ -43,19 +32,16 @@ impl App {
         }
         let AccessToken(text) = token.ok_or(Refusal::CredentialsMissing)?;
         let now = self.clock.now();
-        let judge = |snapshot| self.judge(snapshot, project.clone(), now).access(text);
-        let judged = match judge(snapshot) {
-            // What is not there does not exist, or did not when we were asked.
-            Err(Doubt::OfUnknownKey) => {
-                let key = Presented::parse(text).ok().map(|presented| presented.key());
-                let is_known = |snapshot: &Snapshot| key.is_some_and(|key| snapshot.keyring.signing(key).is_some());
-                judge(self.keys.find(key, is_known).await?)
+        let token = match self.verify_by(&snapshot, project, text, now) {
+            // The next reading settles it: a key that is not in there does not exist, or did not when the request came.
+            Err(VerifyError::UnknownKey(key)) => {
+                let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(key).is_some();
+                self.verify_by(&*self.keys.find(key, is_known).await?, project, text, now)?
             }
-            judged => judged,
+            verified => verified?,
         };
-        let genuine = judged.map_err(Doubt::refusal)?;
-        match self.lives(project, slice::from_ref(&genuine), now).await?.as_slice() {
-            [true] => Ok(Verdict { claims: genuine.claims, session: genuine.session }),
+        match self.are_live(project, slice::from_ref(&token), now).await?.as_slice() {
+            [true] => Ok(token),
             _ => Err(Refusal::SessionRevoked.into()),
         }
     }

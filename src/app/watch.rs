@@ -11,6 +11,7 @@ use crate::feed::Subscription;
 use crate::feed::SubscriptionFilter;
 use crate::session::Refusal;
 use crate::session::refusal::Violation;
+use crate::session::revoked::Bearer;
 
 /// After how long to try again when there are too many subscribers.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -25,15 +26,15 @@ impl App {
     pub async fn watch_revocations(&self, caller: Caller, cursor: &str) -> Result<Subscription, Error> {
         let filter = match self.principal(caller).await? {
             Principal::Service(service) => SubscriptionFilter::Project { project: service.project, key: service.key },
-            Principal::User(signed_in) => {
-                let session = self.own_session(&signed_in).await?;
+            Principal::User(token) => {
+                let session = self.own_session(&token).await?;
                 SubscriptionFilter::User {
-                    project: signed_in.project,
-                    user: signed_in.user,
+                    project: token.project().clone(),
+                    user: token.user().clone(),
                     session: session.id,
-                    epoch: signed_in.epoch,
-                    key: signed_in.key,
-                    token_ttl: signed_in.expires_at.since(self.clock.now()),
+                    epoch: Bearer::from(&token).epoch,
+                    key: token.key(),
+                    token_ttl: token.expires_at().since(self.clock.now()),
                 }
             }
         };

@@ -1,41 +1,39 @@
 //! What takes an answer from sessiond.
 
-use super::Core;
-use super::Doubt;
 use super::FailMode;
 use super::Principal;
 use super::Refusal;
-use super::Verdict;
-use super::count;
-use super::expired;
-use crate::token::access::Presented;
+use super::Uncertainty;
+use super::shared::Decision;
+use super::shared::Shared;
+use super::stats::count;
 
 /// The most questions at once. In an outage every request is one; what is more is refused rather than kept waiting.
 pub(super) const ASKING_MAX: usize = 256;
 
-impl Core {
+impl Shared {
     /// Whom a token speaks for, after whatever it takes.
     pub(super) async fn look(&self, token: &str) -> Result<Principal, Refusal> {
-        let verdict = match self.judge(token) {
-            Verdict::UnknownKey if self.keys.read_again().await => self.judge(token),
-            Verdict::UnknownKey => Verdict::Unsure(Doubt::NoKeys, None),
+        let decision = match self.decide(token) {
+            Decision::UnknownKey if self.keys.read_again().await => self.decide(token),
+            Decision::UnknownKey => Decision::Uncertain(Uncertainty::NoKeys, None),
             settled => settled,
         };
-        match verdict {
-            Verdict::Accepted(principal) => Ok(principal),
-            Verdict::Refused(refusal) => Err(refusal),
+        match decision {
+            Decision::Accepted(principal) => Ok(principal),
+            Decision::Refused(refusal) => Err(refusal),
             // It is none of those that were just read, and these are all.
-            Verdict::UnknownKey => Err(Refusal::UnparsableAccessToken),
-            Verdict::Unsure(doubt, principal) => match self.fail_mode {
+            Decision::UnknownKey => Err(Refusal::UnparsableAccessToken),
+            Decision::Uncertain(uncertainty, principal) => match self.fail_mode {
                 FailMode::Introspect => self.ask(token, principal).await,
-                FailMode::Reject | FailMode::AcceptUntilExpiry => self.by_what_is_known(doubt, principal),
+                FailMode::Reject | FailMode::AcceptUntilExpiry => self.decide_by_fail_mode(uncertainty, principal),
             },
         }
     }
 
     /// Asks sessiond about one token, every time anew.
     async fn ask(&self, token: &str, principal: Option<Principal>) -> Result<Principal, Refusal> {
-        let unavailable = || Refusal::Unavailable(Doubt::NoAnswer);
+        let unavailable = || Refusal::Unavailable(Uncertainty::NoAnswer);
         let _turn = self.asking.try_acquire().map_err(|_| unavailable())?;
         count(&self.counters.introspections);
         let answer = self.upstream.introspect(token).await.map_err(|_| unavailable())?;
@@ -45,14 +43,10 @@ impl Core {
             (false, None) => Err(Refusal::UnparsableAccessToken),
             (true, Some(principal)) => Ok(principal),
             (true, None) => {
-                // Its signature could not be checked here; whoever issued it has done that.
-                let presented = Presented::parse(token)?;
-                let claims = presented.unverified(&self.project, &self.issuer)?;
-                let principal = Principal::of(claims, presented.key()).ok_or(Refusal::UnparsableAccessToken)?;
-                match principal.claims().expired_at(self.time.now()) {
-                    true => Err(expired(&principal)),
-                    false => Ok(principal),
-                }
+                // The signature could not be checked here; sessiond has checked it.
+                let token = self.verifier.parse_unverified(token, &self.project)?;
+                token.check_expiry(self.time.now())?;
+                Ok(Principal::new(token))
             }
         }
     }

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::Status;
 
-use super::Core;
 use super::backoff::Backoff;
+use super::shared::Shared;
 use super::stats::count;
 use super::upstream::Failure;
 use super::upstream::Replica;
@@ -69,19 +69,19 @@ impl From<Status> for End {
 }
 
 /// Follows one replica after the other.
-pub(super) async fn run(core: &Core) {
+pub(super) async fn run(shared: &Shared) {
     let mut cursor = String::new();
     let mut retry = Backoff::new(RETRY);
-    let mut stale = Stale::new(core.upstream.len(), core.max_staleness);
+    let mut stale = Stale::new(shared.upstream.len(), shared.max_staleness);
     for attempt in 0.. {
-        let replica = core.upstream.replica(attempt);
-        let end = follow(core, replica, &mut cursor, &mut retry, &mut stale).await;
+        let replica = shared.upstream.replica(attempt);
+        let end = follow(shared, replica, &mut cursor, &mut retry, &mut stale).await;
         // A connection that was lost may be one to nowhere, and who answers next another one.
         replica.reconnect();
         let wait = retry.next();
         tracing::warn!(replica = replica.name(), error = %end, "the feed is followed no longer; trying again in {wait:?}");
         if let End::Failed(failure) = end {
-            core.reject(failure);
+            shared.reject(failure);
         }
         sleep(wait).await;
     }
@@ -124,9 +124,15 @@ impl Stale {
     }
 }
 
-async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut Backoff, stale: &mut Stale) -> End {
+async fn follow(
+    shared: &Shared,
+    replica: &Replica,
+    cursor: &mut String,
+    retry: &mut Backoff,
+    stale: &mut Stale,
+) -> End {
     stale.begin();
-    match stream(core, replica, cursor, retry, stale).await {
+    match stream(shared, replica, cursor, retry, stale).await {
         Ok(()) => End::Closed,
         Err(End::Status(status)) if status.code() == Code::InvalidArgument => {
             // It makes nothing of the cursor: from the beginning, then.
@@ -138,20 +144,20 @@ async fn follow(core: &Core, replica: &Replica, cursor: &mut String, retry: &mut
 }
 
 async fn stream(
-    core: &Core,
+    shared: &Shared,
     replica: &Replica,
     cursor: &mut String,
     retry: &mut Backoff,
     stale: &mut Stale,
 ) -> Result<(), End> {
-    core.upstream.check(replica).await?;
+    shared.upstream.check(replica).await?;
     // From the question on: the first answer may have waited too.
     let mut delay = Delay::new(Instant::now());
-    let request = core.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
+    let request = shared.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
     let mut client = replica.client();
     let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| End::Silence)?;
     let mut messages = answer?.into_inner();
-    count(&core.counters.connections);
+    count(&shared.counters.connections);
 
     let mut coming: Option<RevokedSet> = None;
     let mut is_continued = true;
@@ -171,35 +177,35 @@ async fn stream(
                 let set = match &coming {
                     Some(coming) => coming,
                     None => {
-                        present = core.news.revoked();
+                        present = shared.news.revoked();
                         &present
                     }
                 };
                 for revocation in &batch.revocations {
-                    take_in(set, &core.project, revocation, core.time.elapsed()).ok_or(End::Unreadable)?;
+                    take_in(set, &shared.project, revocation, shared.time.elapsed()).ok_or(End::Unreadable)?;
                 }
             }
             Some(Event::SnapshotComplete(_)) => {
                 if let Some(coming) = coming.take() {
-                    let last = core.news.replace(coming);
+                    let last = shared.news.replace(coming);
                     is_continued = false;
                     // A million entries take their time to go.
                     drop(tokio::task::spawn_blocking(move || drop(last)));
-                    count(&core.counters.snapshots);
+                    count(&shared.counters.snapshots);
                 }
             }
-            Some(Event::Heartbeat(heartbeat)) if core.news.is_complete() && coming.is_none() => {
+            Some(Event::Heartbeat(heartbeat)) if shared.news.is_complete() && coming.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
                 let age = age + delay.of_heartbeat(heard_at);
                 let leaves = stale.leaves(age, heard_at);
                 // What was known before a replica that is further behind stays known, unless its snapshot took the place.
                 if !leaves || !is_continued {
-                    core.news.is_of(&core.time, age);
+                    shared.news.is_of(&shared.time, age);
                 }
                 if leaves {
                     return Err(End::Stale(age));
                 }
-                core.state.send_if_modified(|state| !std::mem::replace(&mut state.has_news, true));
+                shared.state.send_if_modified(|state| !std::mem::replace(&mut state.has_news, true));
                 retry.reset();
             }
             // A snapshot is not told to its end; or something new that is no news of an end.
@@ -256,12 +262,12 @@ fn take_in(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: 
 }
 
 /// Forgets what no token outlives.
-pub(super) async fn forget(core: &Core) {
+pub(super) async fn forget(shared: &Shared) {
     let mut ticks = interval(FORGET_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        core.news.revoked().forget(core.time.elapsed());
+        shared.news.revoked().forget(shared.time.elapsed());
     }
 }
 

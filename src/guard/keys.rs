@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 
-use super::Core;
 use super::backoff::Backoff;
+use super::shared::Shared;
 use super::time::Time;
 use super::upstream::Failure;
 use crate::clock::Timestamp;
@@ -119,8 +119,8 @@ impl Keys {
 }
 
 /// Reads the keys at the start, when they are half as old as they may be, and whenever somebody meets an unknown one.
-pub(super) async fn run(core: &Core) {
-    let keys = &core.keys;
+pub(super) async fn run(shared: &Shared) {
+    let keys = &shared.keys;
     let (mut retry, mut doubts) = (Backoff::new(RETRY), 0);
     loop {
         let began = Instant::now();
@@ -128,7 +128,7 @@ pub(super) async fn run(core: &Core) {
             attempts.begun += 1;
             attempts.began = Some(began);
         });
-        let outcome = read(core).await;
+        let outcome = read(shared).await;
         keys.attempts.send_modify(|attempts| {
             attempts.done = attempts.begun;
             attempts.has_succeeded = outcome.is_ok();
@@ -141,12 +141,12 @@ pub(super) async fn run(core: &Core) {
             Ok(Reading { max_age, is_doubtful }) => {
                 doubts = if is_doubtful { doubts } else { 0 };
                 retry.reset();
-                core.state.send_if_modified(|state| !std::mem::replace(&mut state.has_keys, true));
+                shared.state.send_if_modified(|state| !std::mem::replace(&mut state.has_keys, true));
                 began + max_age / 2
             }
             Err(failure) => {
                 tracing::warn!(error = %failure, "the keys cannot be read");
-                core.reject(failure);
+                shared.reject(failure);
                 Instant::now() + retry.next()
             }
         };
@@ -165,14 +165,14 @@ struct Reading {
     is_doubtful: bool,
 }
 
-async fn read(core: &Core) -> Result<Reading, Failure> {
-    let asked_at = core.time.elapsed();
-    let answer = core.upstream.jwks().await?;
+async fn read(shared: &Shared) -> Result<Reading, Failure> {
+    let asked_at = shared.time.elapsed();
+    let answer = shared.upstream.jwks().await?;
     let keys =
-        VerifyingKeys::read(answer.body(), &core.project).map_err(|error| Failure::NoAnswer(error.to_string()))?;
-    let is_doubtful = date(answer.headers()).is_some_and(|now| !core.time.hear(now));
+        VerifyingKeys::read(answer.body(), &shared.project).map_err(|error| Failure::NoAnswer(error.to_string()))?;
+    let is_doubtful = date(answer.headers()).is_some_and(|now| !shared.time.hear(now));
     let max_age = max_age(answer.headers()).unwrap_or(jwks::MAX_AGE).clamp(MAX_AGE.0, MAX_AGE.1);
-    core.keys.held.store(Some(std::sync::Arc::new(Held { keys, asked_at, max_age })));
+    shared.keys.held.store(Some(std::sync::Arc::new(Held { keys, asked_at, max_age })));
     Ok(Reading { max_age, is_doubtful })
 }
 

@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::token::verifier::VerifyError;
 
 /// The domain of sessiond's reasons.
 const DOMAIN: &str = "sessiond";
@@ -54,19 +55,19 @@ pub enum Refusal {
     /// It is genuine, and its session has ended.
     SessionRevoked,
     /// Whether it is good cannot be known at the moment: the caller should try again, and keep the token.
-    Unavailable(Doubt),
+    Unavailable(Uncertainty),
 }
 
-/// What is not known.
+/// Why it is not known whether a token is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// What has ended: no news has come yet.
-    NoNews,
-    /// What has ended: the news is too old.
-    StaleNews,
-    /// The keys: they were never read, or not for too long.
+pub enum Uncertainty {
+    /// No complete snapshot of the revocations has come yet.
+    NoFeed,
+    /// The last word of the feed is too old.
+    StaleFeed,
+    /// The keys were never read, or not for too long.
     NoKeys,
-    /// sessiond was asked, and did not answer.
+    /// sessiond was asked and did not answer.
     NoAnswer,
 }
 
@@ -187,6 +188,21 @@ impl Refusal {
 }
 
 const GRPC: &[u8] = b"application/grpc";
+
+impl From<VerifyError> for Refusal {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Unparsable | VerifyError::UnknownKey(_) => Self::UnparsableAccessToken,
+            VerifyError::WrongProject { expected, actual } => Self::WrongProject { expected, actual },
+            VerifyError::Expired(token) => Self::AccessTokenExpired {
+                expired_at: token.expires_at(),
+                project: token.project().clone(),
+                user: token.user().clone(),
+                session: token.session(),
+            },
+        }
+    }
+}
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {

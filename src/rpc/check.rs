@@ -18,7 +18,6 @@ use super::status;
 use crate::app::AccessToken;
 use crate::app::App;
 use crate::app::Error;
-use crate::app::Verdict;
 use crate::id::ProjectId;
 use crate::pb::envoy::AttributeContext;
 use crate::pb::envoy::CheckRequest;
@@ -34,6 +33,7 @@ use crate::pb::envoy::check_response::HttpResponse;
 use crate::pb::envoy::header_value_option::HeaderAppendAction;
 use crate::session::Refusal;
 use crate::telemetry;
+use crate::token::verifier::VerifiedToken;
 
 /// The headers that tell the application who a request is from. All of them are always set, and empty where there is
 /// nothing to say: what a client has written into them must not get through.
@@ -61,13 +61,13 @@ impl Authorization {
     }
 
     /// Asks about the token for the project that the proxy's configuration names.
-    async fn verify(&self, named: Option<&str>, token: Option<&AccessToken>) -> Result<Verdict, Error> {
+    async fn verify(&self, named: Option<&str>, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let project = named.and_then(ProjectId::parse).ok_or(Refusal::ProjectNotFound);
-        let verdict = match project {
+        let verified = match project {
             Ok(project) => self.app.verify(&project, token).await,
             Err(refusal) => Err(refusal.into()),
         };
-        if matches!(verdict, Err(Error::Refused(Refusal::ProjectNotFound))) {
+        if matches!(verified, Err(Error::Refused(Refusal::ProjectNotFound))) {
             let [no_name, unknown] = &*self.said;
             match named {
                 None => no_name.call_once(|| {
@@ -81,7 +81,7 @@ impl Authorization {
                 }),
             }
         }
-        verdict
+        verified
     }
 }
 
@@ -91,12 +91,12 @@ impl authorization_server::Authorization for Authorization {
         let ip = caller::origin(&request).ip;
         let AttributeContext { request, context_extensions } = request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
-        let verdict =
+        let verified =
             self.verify(context_extensions.get("project_id").map(String::as_str), token(&http).as_ref()).await;
         let (method, path) = (Legible(&http.method), Legible(&http.path));
-        tracing::debug!(%method, %path, passes = verdict.is_ok(), request_id = %telemetry::request_id(), "a proxy asked");
-        match verdict {
-            Ok(verdict) => Ok(Response::new(passed(&verdict))),
+        tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "a proxy asked");
+        match verified {
+            Ok(token) => Ok(Response::new(passed(&token))),
             Err(Error::Refused(refusal)) if is_final(&refusal) => {
                 // No error of the call, so nobody further out counts it.
                 status::note(&self.app.metrics, status::reason(&refusal), ip);
@@ -124,10 +124,9 @@ fn token(http: &HttpRequest) -> Option<AccessToken> {
 }
 
 /// The request may pass, as the session's user.
-fn passed(verdict: &Verdict) -> CheckResponse {
-    let Verdict { claims, session } = verdict;
-    let impersonator = claims.act.as_ref().map_or("", |act| &act.sub);
-    let values = [&session.to_string(), &claims.sub, &claims.project_id, impersonator];
+fn passed(token: &VerifiedToken) -> CheckResponse {
+    let session = token.session().to_string();
+    let values = [&session, token.user().as_str(), token.project().as_str(), token.impersonator().unwrap_or_default()];
     let encoded = values.map(|value| utf8_percent_encode(value, ENCODED).to_string());
     let ok = OkHttpResponse {
         headers: IDENTITY.into_iter().zip(encoded).map(|(name, value)| set(name, value)).collect(),

@@ -57,7 +57,7 @@ pub(super) fn updated(updated: Session) -> pb::UpdateSessionResponse {
 pub(super) fn introspection(worth: Introspection) -> pb::IntrospectTokenResponse {
     match worth {
         Introspection::Inactive => pb::IntrospectTokenResponse::default(),
-        Introspection::Access(claims) => access(&claims),
+        Introspection::Access(token) => access(token.claims()),
         Introspection::Refresh { session, issuer } => refresh(*session, issuer),
     }
 }

@@ -8,6 +8,7 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 use crate::rates;
+use crate::token::verifier::VerifyError;
 
 /// A refusal: the request was understood, and the answer is no. Nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,21 @@ pub enum Refusal {
 impl From<rates::Empty> for Refusal {
     fn from(empty: rates::Empty) -> Self {
         Self::RateLimited { retry_after: empty.retry_after }
+    }
+}
+
+impl From<VerifyError> for Refusal {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Unparsable | VerifyError::UnknownKey(_) => Self::UnparsableAccessToken,
+            VerifyError::WrongProject { expected, actual } => Self::WrongProject { expected, actual },
+            VerifyError::Expired(token) => Self::AccessTokenExpired {
+                expired_at: token.expires_at(),
+                project: token.project().clone(),
+                user: token.user().clone(),
+                session: token.session(),
+            },
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::token::verifier::VerifiedToken;
 
 /// What was ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,14 @@ pub struct Bearer<'a> {
     pub epoch: Epoch,
     /// The key that signed it.
     pub key: KeyId,
+}
+
+impl<'a> From<&'a VerifiedToken> for Bearer<'a> {
+    fn from(token: &'a VerifiedToken) -> Self {
+        let [project, user] = token.epoch();
+        let epoch = Epoch { project, user };
+        Self { project: token.project(), user: token.user(), session: token.session(), epoch, key: token.key() }
+    }
 }
 
 /// A moment on a clock that only goes forward: the time since some beginning, by the caller's reckoning.

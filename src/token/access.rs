@@ -13,6 +13,7 @@ use super::encode;
 use super::keys::SigningKey;
 use super::keys::VerifyingKey;
 use super::low_s;
+use super::verifier::VerifyError;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -105,20 +106,6 @@ impl Claims {
     }
 }
 
-/// Why a token is not believed. That it has expired is not among them: a sign-out takes an expired token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// Not a JWT, not ES256, not an access token, a bad signature, or another issuer's.
-    Unparsable,
-    /// Genuine, but its `kid` belongs to one project and its `aud` names another.
-    WrongProject {
-        /// The project of the key.
-        expected: String,
-        /// The project that the token names.
-        actual: String,
-    },
-}
-
 /// A token whose header was read, and nothing else: it says which key to look for.
 pub struct Presented<'a> {
     text: &'a str,
@@ -130,12 +117,12 @@ impl<'a> Presented<'a> {
     ///
     /// # Errors
     ///
-    /// [`Rejection::Unparsable`] for anything else, without a word on what exactly: that would help only a forger.
-    pub fn parse(text: &'a str) -> Result<Self, Rejection> {
+    /// [`VerifyError::Unparsable`] for anything else, without a word on what exactly: that would help only a forger.
+    pub fn parse(text: &'a str) -> Result<Self, VerifyError> {
         if text.len() > LENGTH_MAX {
-            return Err(Rejection::Unparsable);
+            return Err(VerifyError::Unparsable);
         }
-        let header = jsonwebtoken::decode_header(text).map_err(|_| Rejection::Unparsable)?;
+        let header = jsonwebtoken::decode_header(text).map_err(|_| VerifyError::Unparsable)?;
         let typed = header.typ.as_deref().is_some_and(|typ| {
             // RFC 7515 §4.1.9: the `application/` may be left out, and media types ignore case.
             typ.eq_ignore_ascii_case(TYPE) || typ.eq_ignore_ascii_case("application/at+jwt")
@@ -144,13 +131,8 @@ impl<'a> Presented<'a> {
         let key = header.kid.as_deref().and_then(KeyId::parse);
         match key {
             Some(key) if typed && header.alg == Algorithm::ES256 && header.crit.is_none() => Ok(Self { text, key }),
-            _ => Err(Rejection::Unparsable),
+            _ => Err(VerifyError::Unparsable),
         }
-    }
-
-    /// The whole token.
-    pub(super) const fn text(&self) -> &'a str {
-        self.text
     }
 
     /// The key that the token says it was signed with.
@@ -162,21 +144,20 @@ impl<'a> Presented<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Rejection`] says.
-    pub fn verify(&self, key: &VerifyingKey, issuer: &Issuer) -> Result<Claims, Rejection> {
-        let claims = self.signed_by(key).ok_or(Rejection::Unparsable)?;
+    /// As [`VerifyError`] says.
+    pub fn verify(&self, key: &VerifyingKey, issuer: &Issuer) -> Result<Claims, VerifyError> {
+        let claims = self.signed_by(key).ok_or(VerifyError::Unparsable)?;
         check(claims, key.project(), issuer)
     }
 
-    /// What the token says, without a look at its signature: for whoever has it judged by someone else, or has no key to
-    /// judge it by and wants to say why.
+    /// The claims, without a check of the signature.
     ///
     /// # Errors
     ///
-    /// As [`Rejection`] says.
-    pub fn unverified(&self, project: &ProjectId, issuer: &Issuer) -> Result<Claims, Rejection> {
-        let (message, _) = self.text.rsplit_once('.').ok_or(Rejection::Unparsable)?;
-        check(claims(message).ok_or(Rejection::Unparsable)?, project, issuer)
+    /// As [`VerifyError`] says.
+    pub(super) fn unverified(&self, project: &ProjectId, issuer: &Issuer) -> Result<Claims, VerifyError> {
+        let (message, _) = self.text.rsplit_once('.').ok_or(VerifyError::Unparsable)?;
+        check(claims(message).ok_or(VerifyError::Unparsable)?, project, issuer)
     }
 
     fn signed_by(&self, key: &VerifyingKey) -> Option<Claims> {
@@ -198,12 +179,12 @@ fn claims(message: &str) -> Option<Claims> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
 }
 
-fn check(claims: Claims, project: &ProjectId, issuer: &Issuer) -> Result<Claims, Rejection> {
+fn check(claims: Claims, project: &ProjectId, issuer: &Issuer) -> Result<Claims, VerifyError> {
     if claims.aud != project.as_str() || claims.project_id != project.as_str() {
-        return Err(Rejection::WrongProject { expected: project.to_string(), actual: claims.aud });
+        return Err(VerifyError::WrongProject { expected: project.to_string(), actual: claims.aud });
     }
     if claims.iss != issuer.of(project.as_str()) {
-        return Err(Rejection::Unparsable);
+        return Err(VerifyError::Unparsable);
     }
     Ok(claims)
 }
@@ -285,10 +266,10 @@ pub(super) mod tests {
             iat: 1_000,
             exp: 1_600,
             jti: "j".into(),
-            sid: "s".into(),
+            sid: "018bcfe5-6800-7000-8000-000000000001".into(),
             epoch: [0, 3],
             project_id: "demo".into(),
-            refresh_token_id: "s".into(),
+            refresh_token_id: "018bcfe5-6800-7000-8000-000000000001".into(),
             auth_time: None,
             acr: None,
             amr: vec![],
@@ -297,7 +278,7 @@ pub(super) mod tests {
         }
     }
 
-    fn verify(text: &str, key: &SigningKey) -> Result<Claims, Rejection> {
+    fn verify(text: &str, key: &SigningKey) -> Result<Claims, VerifyError> {
         Presented::parse(text)?.verify(key.verifying(), &issuer())
     }
 
@@ -317,13 +298,13 @@ pub(super) mod tests {
     fn another_key_issuer_or_project_is_refused() {
         let (ours, theirs) = (key(), key());
         let token = ours.sign(&claims()).expect("signs");
-        assert_eq!(verify(token.expose_secret(), &theirs), Err(Rejection::Unparsable));
+        assert_eq!(verify(token.expose_secret(), &theirs), Err(VerifyError::Unparsable));
 
         let elsewhere = ours.sign(&Claims { iss: "https://evil.example/projects/demo".into(), ..claims() });
-        assert_eq!(verify(elsewhere.expect("signs").expose_secret(), &ours), Err(Rejection::Unparsable));
+        assert_eq!(verify(elsewhere.expect("signs").expose_secret(), &ours), Err(VerifyError::Unparsable));
 
         let foreign = ours.sign(&Claims { aud: "other".into(), ..claims() }).expect("signs");
-        let expected = Rejection::WrongProject { expected: "demo".into(), actual: "other".into() };
+        let expected = VerifyError::WrongProject { expected: "demo".into(), actual: "other".into() };
         assert_eq!(verify(foreign.expose_secret(), &ours), Err(expected));
     }
 
@@ -336,18 +317,18 @@ pub(super) mod tests {
 
         let hmac = Header { typ: Some(TYPE.into()), kid: kid.clone(), ..Header::new(Algorithm::HS256) };
         let confused = jsonwebtoken::encode(&hmac, &claims(), &EncodingKey::from_secret(&public)).expect("signs");
-        assert_eq!(verify(&confused, &key), Err(Rejection::Unparsable));
+        assert_eq!(verify(&confused, &key), Err(VerifyError::Unparsable));
 
         for (typ, kid) in [(Some("JWT".into()), kid.clone()), (None, kid), (Some(TYPE.into()), None)] {
             let header = Header { typ, kid, ..Header::new(Algorithm::ES256) };
             let token = jsonwebtoken::encode(&header, &claims(), key.private()).expect("signs");
-            assert_eq!(verify(&token, &key), Err(Rejection::Unparsable));
+            assert_eq!(verify(&token, &key), Err(VerifyError::Unparsable));
         }
 
         let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"none","typ":"at+jwt","kid":"{}"}}"#, key.id()));
         let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims()).expect("claims are JSON"));
         for signature in ["", "AA"] {
-            assert_eq!(verify(&format!("{header}.{payload}.{signature}"), &key), Err(Rejection::Unparsable));
+            assert_eq!(verify(&format!("{header}.{payload}.{signature}"), &key), Err(VerifyError::Unparsable));
         }
     }
 
@@ -359,7 +340,7 @@ pub(super) mod tests {
             let said = Claims { iat: second, ..claims() };
             let token = key.sign(&said).expect("signs");
             assert!(verify(token.expose_secret(), &key).is_ok());
-            assert_eq!(verify(&respelled(token.expose_secret()), &key), Err(Rejection::Unparsable), "{second}");
+            assert_eq!(verify(&respelled(token.expose_secret()), &key), Err(VerifyError::Unparsable), "{second}");
         }
         // But for keys that signed before this was so, up to a moment.
         let key = key.with_either_s_until(Timestamp::from_seconds(1_000));
@@ -375,8 +356,8 @@ pub(super) mod tests {
         let token = key.sign(&claims()).expect("signs");
         let text = token.expose_secret();
         for cut in 0..text.len() {
-            assert_eq!(verify(&text[..cut], &key), Err(Rejection::Unparsable), "cut at {cut}");
+            assert_eq!(verify(&text[..cut], &key), Err(VerifyError::Unparsable), "cut at {cut}");
         }
-        assert_eq!(verify(&"a.".repeat(LENGTH_MAX), &key), Err(Rejection::Unparsable));
+        assert_eq!(verify(&"a.".repeat(LENGTH_MAX), &key), Err(VerifyError::Unparsable));
     }
 }

@@ -191,10 +191,10 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::super::access::Presented;
-    use super::super::access::Rejection;
     use super::super::access::tests::issuer;
     use super::super::access::tests::key;
     use super::super::encode;
+    use super::super::verifier::VerifyError;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_seconds(2_000);
@@ -281,7 +281,7 @@ mod tests {
         for token in [key.sign_logout(&notice, NOW), key.sign_revoked(&notice, NOW)] {
             let token = token.expect("signs");
             let refused = Presented::parse(token.expose_secret()).map(|_| ()).expect_err("another kind");
-            assert_eq!(refused, Rejection::Unparsable);
+            assert_eq!(refused, VerifyError::Unparsable);
         }
     }
 }

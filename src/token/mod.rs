@@ -14,8 +14,8 @@ pub mod access;
 /// Logout tokens and security events: what other services are told of an end.
 pub mod event;
 
-/// Access tokens whose signature was checked a moment ago.
-pub mod verified;
+/// Verifies access tokens, and remembers those that verified.
+pub mod verifier;
 
 /// What was found out about texts, by their digests.
 pub mod slots;

@@ -1,18 +1,19 @@
-//! Whether the sessions of access tokens live: all that a genuine token leaves open.
+//! Whether the sessions of verified access tokens are live.
 
 use std::collections::BTreeSet;
 use std::collections::HashSet;
 
 use super::App;
 use super::Error;
-use super::judge::Genuine;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::session::revoked::Bearer;
 use crate::store;
+use crate::token::verifier::VerifiedToken;
 
 impl App {
-    /// Whether each token's session lives, in the tokens' order. Notes that those which do are in use.
+    /// Whether the session of each token is live, in the tokens' order. Marks the live ones as used.
     ///
     /// The feed answers, as long as it knows its news to be young; a little later the rows do, and then nobody. Feed and rows
     /// know of what this replica has ended; of what another has, the feed some milliseconds later.
@@ -20,24 +21,24 @@ impl App {
     /// # Errors
     ///
     /// The store's, where the feed does not answer; as [`App::check_trusted`].
-    pub(super) async fn lives(
+    pub(super) async fn are_live(
         &self,
         project: &ProjectId,
-        tokens: &[Genuine],
+        tokens: &[VerifiedToken],
         now: Timestamp,
     ) -> Result<Vec<bool>, Error> {
         let live: Vec<bool> = if self.feed.is_fresh() {
             // A token never outlives its session, and these have not run out: what is left is what ends before its time.
-            tokens.iter().map(|token| !self.feed.has_ended(&token.bearer(project))).collect()
+            tokens.iter().map(|token| !self.feed.has_ended(&Bearer::from(token))).collect()
         } else {
             self.check_trusted()?;
             let rows = self.live_rows(project, tokens, now).await?;
             self.check_trusted()?;
-            tokens.iter().map(|token| rows.contains(&token.session)).collect()
+            tokens.iter().map(|token| rows.contains(&token.session())).collect()
         };
         for (token, _) in tokens.iter().zip(&live).filter(|(_, is_live)| **is_live) {
             // Its session was in use when it was issued.
-            self.usage.note(project, token.session, Timestamp::from_seconds(token.claims.iat), now);
+            self.usage.note(project, token.session(), token.issued_at(), now);
         }
         Ok(live)
     }
@@ -56,11 +57,11 @@ impl App {
     async fn live_rows(
         &self,
         project: &ProjectId,
-        tokens: &[Genuine],
+        tokens: &[VerifiedToken],
         now: Timestamp,
     ) -> Result<HashSet<SessionId>, Error> {
         // Each once: a service may ask about the same session several times over.
-        let ids: BTreeSet<SessionId> = tokens.iter().map(|token| token.session).collect();
+        let ids: BTreeSet<SessionId> = tokens.iter().map(VerifiedToken::session).collect();
         if ids.is_empty() {
             return Ok(HashSet::new());
         }

@@ -1,0 +1,278 @@
+//! Verifies access tokens, in the server and in other services alike.
+//!
+//! A client sends the same token with every request until it expires. The signature is checked the first time; after that
+//! the token is found by its digest.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::access::Claims;
+use super::access::Issuer;
+use super::access::Presented;
+use super::fingerprint;
+use super::keys::VerifyingKey;
+use super::slots::Digest;
+use super::slots::Slots;
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+
+/// How many verified tokens to keep: some 30 MB. The least recently used make way.
+const TOKENS_MAX: usize = 16_384;
+
+/// An access token with a good signature, parsed once. Cheap to clone; clones share state.
+///
+/// It may have expired, its key may have been revoked since, and its session may have ended: those change from moment to
+/// moment, and are checked on each use.
+#[derive(Clone, PartialEq)]
+pub struct VerifiedToken(Arc<Parsed>);
+
+#[derive(PartialEq)]
+struct Parsed {
+    project: ProjectId,
+    user: UserId,
+    session: SessionId,
+    key: KeyId,
+    claims: Claims,
+}
+
+impl VerifiedToken {
+    /// Parses the ids in the claims.
+    fn new(claims: Claims, key: KeyId) -> Result<Self, VerifyError> {
+        let parse = |claims: &Claims| {
+            let project = ProjectId::parse(&claims.project_id)?;
+            Some((project, UserId::parse(&claims.sub)?, SessionId::parse(&claims.sid)?))
+        };
+        let (project, user, session) = parse(&claims).ok_or(VerifyError::Unparsable)?;
+        Ok(Self(Arc::new(Parsed { project, user, session, key, claims })))
+    }
+
+    /// The project.
+    pub fn project(&self) -> &ProjectId {
+        &self.0.project
+    }
+
+    /// The user.
+    pub fn user(&self) -> &UserId {
+        &self.0.user
+    }
+
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.0.session
+    }
+
+    /// The project's and the user's epoch when the session was opened.
+    pub fn epoch(&self) -> [i64; 2] {
+        self.0.claims.epoch
+    }
+
+    /// The key that signed it.
+    pub fn key(&self) -> KeyId {
+        self.0.key
+    }
+
+    /// Who acts as the user, in an impersonation.
+    pub fn impersonator(&self) -> Option<&str> {
+        self.0.claims.act.as_ref().map(|actor| actor.sub.as_str())
+    }
+
+    /// When it was issued.
+    pub fn issued_at(&self) -> Timestamp {
+        Timestamp::from_seconds(self.0.claims.iat)
+    }
+
+    /// When it expires. Half-open: at this moment exactly, it has expired (RFC 7519 §4.1.4).
+    pub fn expires_at(&self) -> Timestamp {
+        Timestamp::from_seconds(self.0.claims.exp)
+    }
+
+    /// All claims.
+    pub fn claims(&self) -> &Claims {
+        &self.0.claims
+    }
+
+    /// Checks that the token has not expired.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::Expired`].
+    pub fn check_expiry(&self, now: Timestamp) -> Result<(), VerifyError> {
+        if self.0.claims.expired_at(now) { Err(VerifyError::Expired(self.clone())) } else { Ok(()) }
+    }
+
+    /// Checks that the token belongs to a project.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::WrongProject`].
+    pub fn check_project(&self, expected: &ProjectId) -> Result<(), VerifyError> {
+        if self.0.project == *expected {
+            return Ok(());
+        }
+        Err(VerifyError::WrongProject { expected: expected.to_string(), actual: self.0.project.to_string() })
+    }
+}
+
+/// Leaves out the user: this may reach a log.
+impl fmt::Debug for VerifiedToken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("VerifiedToken")
+            .field("project", &self.0.project)
+            .field("session", &self.0.session)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an access token does not verify.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum VerifyError {
+    /// Not a JWT, not ES256, not an access token, a bad signature, or another issuer's.
+    #[error("the access token is malformed, or was not issued here")]
+    Unparsable,
+    /// The token belongs to one project where another is expected: that of its key, or of the caller.
+    #[error("the access token belongs to project {actual:?}, not to {expected:?}")]
+    WrongProject {
+        /// The expected project.
+        expected: String,
+        /// The project in the token's `aud`.
+        actual: String,
+    },
+    /// The token names a key that is unknown, or not known yet.
+    #[error("the access token names the unknown key {0}")]
+    UnknownKey(KeyId),
+    /// The signature is good, and the token has expired.
+    #[error("the access token has expired")]
+    Expired(VerifiedToken),
+}
+
+/// Verifies the signature, the issuer and the audience of access tokens, and remembers those that verified. Cheap to
+/// clone; clones share state.
+#[derive(Clone)]
+pub struct AccessVerifier {
+    issuer: Issuer,
+    verified: Arc<Slots<VerifiedToken>>,
+}
+
+/// A token that was read and names its key; see [`AccessVerifier::read`].
+pub enum Candidate<'a> {
+    /// It verified before.
+    Verified(VerifiedToken),
+    /// Only its header was read.
+    Unverified(Presented<'a>, Digest),
+}
+
+impl Candidate<'_> {
+    /// The key that the token names.
+    pub fn key(&self) -> KeyId {
+        match self {
+            Self::Verified(token) => token.key(),
+            Self::Unverified(presented, _) => presented.key(),
+        }
+    }
+}
+
+impl AccessVerifier {
+    /// Verifies the tokens of one issuer.
+    pub fn new(issuer: Issuer) -> Self {
+        Self { issuer, verified: Arc::new(Slots::new(TOKENS_MAX)) }
+    }
+
+    /// Looks the token up among those that verified before; if it is new, reads its header.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::Unparsable`].
+    pub fn read<'a>(&self, text: &'a str) -> Result<Candidate<'a>, VerifyError> {
+        let digest = fingerprint(text.as_bytes());
+        match self.verified.find(&digest) {
+            Some(token) => Ok(Candidate::Verified(token)),
+            None => Ok(Candidate::Unverified(Presented::parse(text)?, digest)),
+        }
+    }
+
+    /// Verifies a token by the key that it names: everything except the time. Returns at once if it verified before.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::Unparsable`], [`VerifyError::WrongProject`].
+    pub fn verify(&self, candidate: Candidate<'_>, key: &VerifyingKey) -> Result<VerifiedToken, VerifyError> {
+        match candidate {
+            Candidate::Verified(token) => Ok(token),
+            Candidate::Unverified(presented, digest) => {
+                let token = VerifiedToken::new(presented.verify(key, &self.issuer)?, presented.key())?;
+                self.verified.insert(digest, token.clone());
+                Ok(token)
+            }
+        }
+    }
+
+    /// Parses a token without checking its signature: for a token that its issuer has confirmed, or to say what is wrong
+    /// with one whose key is unknown. The result is not remembered.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::Unparsable`], [`VerifyError::WrongProject`].
+    pub fn parse_unverified(&self, text: &str, project: &ProjectId) -> Result<VerifiedToken, VerifyError> {
+        let presented = Presented::parse(text)?;
+        VerifiedToken::new(presented.unverified(project, &self.issuer)?, presented.key())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+    use crate::token::access::tests::claims;
+    use crate::token::access::tests::issuer;
+    use crate::token::access::tests::key;
+
+    #[test]
+    fn only_whole_tokens_that_verified_are_remembered() {
+        let (key, claims) = (key(), claims());
+        let token = key.sign(&claims).expect("signs");
+        let verifier = AccessVerifier::new(issuer());
+        let verify = |text: &str| verifier.verify(verifier.read(text)?, key.verifying());
+        let find = |text: &str| match verifier.read(text) {
+            Ok(Candidate::Verified(token)) => Some(token),
+            Ok(Candidate::Unverified(..)) | Err(_) => None,
+        };
+        assert_eq!(find(token.expose_secret()), None);
+        let first = verify(token.expose_secret()).expect("genuine");
+        let again = verify(token.expose_secret()).expect("again");
+        assert!(Arc::ptr_eq(&first.0, &again.0), "no second check");
+        let found = find(token.expose_secret()).expect("known by now");
+        assert!(found.key() == key.id() && Arc::ptr_eq(&found.0, &first.0));
+
+        // The same claims under another signature, and another's claims under this one.
+        let (body, signature) = token.expose_secret().rsplit_once('.').expect("a signature");
+        let cut = format!("{body}.{}", &signature[..signature.len() - 2]);
+        let other = key.sign(&Claims { sub: "eve".into(), ..claims }).expect("signs");
+        let (eve, _) = other.expose_secret().rsplit_once('.').expect("a signature");
+        for forged in [cut, format!("{body}.{}", "A".repeat(86)), format!("{eve}.{signature}")] {
+            assert_eq!(verify(&forged), Err(VerifyError::Unparsable));
+            assert_eq!(verify(&forged), Err(VerifyError::Unparsable), "and it stays so");
+            assert_eq!(find(&forged), None);
+        }
+    }
+
+    #[test]
+    fn a_verified_token_still_has_its_time_and_its_project_checked() {
+        let key = key();
+        let text = key.sign(&claims()).expect("signs");
+        let verifier = AccessVerifier::new(issuer());
+        let token = verifier.verify(verifier.read(text.expose_secret()).expect("a token"), key.verifying());
+        let token = token.expect("genuine");
+        assert_eq!(token.check_expiry(token.expires_at() - std::time::Duration::from_micros(1)), Ok(()));
+        assert_eq!(token.check_expiry(token.expires_at()), Err(VerifyError::Expired(token.clone())), "half-open");
+        assert_eq!(token.check_project(key.project()), Ok(()));
+        let other = ProjectId::parse("other").expect("a name");
+        let wrong = VerifyError::WrongProject { expected: "other".into(), actual: "demo".into() };
+        assert_eq!(token.check_project(&other), Err(wrong));
+        assert!(!format!("{token:?}").contains("ada"), "no user in a log");
+    }
+}
