@@ -6,14 +6,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
 
-    #[cfg(feature = "transcode")]
-    {
-        // What an error can carry: the transcoding layer renders these as JSON whatever service stands behind it.
-        let mut details = protox::Compiler::new(["proto"])?;
-        details.include_imports(true).open_files(["google/rpc/error_details.proto", "google/rpc/status.proto"])?;
-        fs::write(out_dir.join("google_rpc.bin"), details.encode_file_descriptor_set())?;
-    }
-
     #[cfg(any(feature = "server", feature = "guard"))]
     {
         let mut api = protox::Compiler::new(["proto"])?;
@@ -49,19 +41,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             .skip_debug(["envoy.service.auth.v3"])
             .out_dir(&envoy_dir)
             .compile_fds(envoy.file_descriptor_set())?;
-
-        // The example's, in a folder of its own: it has a `google.api` too. This is all that a stranger's build needs.
-        println!("cargo:rerun-if-changed=examples/library.proto");
-        let out_dir = out_dir.join("library");
-        fs::create_dir_all(&out_dir)?;
-        let mut library = protox::Compiler::new(["examples", "proto"])?;
-        library.include_imports(true).open_file("library.proto")?;
-        fs::write(out_dir.join("library.bin"), library.encode_file_descriptor_set())?;
-        tonic_prost_build::configure()
-            .build_transport(false)
-            .build_client(false)
-            .out_dir(&out_dir)
-            .compile_fds(library.file_descriptor_set())?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! ignore each other; `tests/floors.rs` sees to both. There is one road down and one road up:
 //!
 //! ```text
-//! requests fall:  edge → transcode → rpc → app → store
+//! requests fall:  edge → tonic_rest_layer → rpc → app → store
 //! rules decide:                            app ↔ session, token
 //! facts rise:     Postgres → store → feed → rpc, app
 //! ```
@@ -18,7 +18,6 @@
 //! | `feed` | who may listen |
 //! | `app` | which wire a request came over |
 //! | `rpc` | a rule, a query |
-//! | `transcode` | anything about sessions at all |
 //! | `guard` | anything of the server but its proto |
 
 // What things are called.
@@ -88,10 +87,6 @@ pub mod app;
 /// The wire: decode, one call, encode.
 #[cfg(feature = "server")]
 pub mod rpc;
-
-/// `google.api.http` for any tonic service: JSON in, a gRPC frame to the inner service, JSON out.
-#[cfg(feature = "transcode")]
-pub mod transcode;
 
 /// For other services: verifies access tokens where they are used, and knows at once which sessions have ended.
 #[cfg(feature = "guard")]

@@ -7,8 +7,8 @@ use prost_reflect::DescriptorPool;
 use sessiond::{
     pb,
     rpc::status::{COMMON_REASONS, Reason},
-    transcode::{Code, LayerReason, layer_reasons},
 };
+use tonic_rest_layer::{Code, LayerReason, layer_reasons};
 
 const LAYERS: &str = "\
 # What the HTTP layer says by itself

@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["feed"],
     &["app"],
-    &["guard", "rpc", "transcode"],
+    &["guard", "rpc"],
     &["edge"],
 ];
 
@@ -28,7 +28,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("jsonwebtoken", &["token"]),
     ("aws_lc_rs", &["token"]),
     ("tonic", &["pb", "rpc", "edge", "guard"]),
-    ("prost_reflect", &["transcode", "edge"]),
+    ("prost_reflect", &["edge"]),
+    ("tonic_rest_layer", &["edge"]),
     ("axum", &["edge"]),
     ("hyper", &["edge", "outbound"]),
     ("tokio_rustls", &["outbound"]),

@@ -62,6 +62,3 @@ mod plans;
 
 // The private Postgres: its life, and above all its deaths.
 mod cluster;
-
-// The transcoding layer by itself, over services that know no session.
-mod transcode;

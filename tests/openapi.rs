@@ -1,6 +1,6 @@
-//! The API's description: of our own service, and of one that has a bit of everything.
+//! The API's description.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, process::Command};
 
 use http::{HeaderMap, Method, StatusCode};
 use prost_reflect::{DescriptorPool, Value as Reflected};
@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use sessiond::{
     pb,
     rpc::status::{COMMON_REASONS, Reason},
-    transcode::{Code, ErrorReason, OpenApi},
 };
 
 use crate::harness::Service;
@@ -135,65 +134,4 @@ fn every_operation_says_what_to_show() {
     assert_eq!(security("SessionService_RevokeCurrent"), json!([{"bearer": []}, {"refreshToken": []}]));
     assert_eq!(security("SessionService_CreateSession"), json!([{"bearer": []}]));
     assert_eq!(security("SessionService_RefreshSession"), json!([{"refreshToken": []}, {}]));
-}
-
-/// A descriptor set that was compiled from `tests/openapi/described.proto`.
-fn shelves() -> Vec<u8> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut compiler = protox::Compiler::new([root.join("tests/openapi"), root.join("proto")]).expect("opens");
-    compiler.include_imports(true).include_source_info(true).open_file("described.proto").expect("compiles");
-    compiler.encode_file_descriptor_set()
-}
-
-fn reasons() -> [ErrorReason; 3] {
-    [
-        ErrorReason::new("SHELF_GONE", Code::NotFound, "The shelf is gone."),
-        ErrorReason::new("NO_ROOM", Code::FailedPrecondition, "There is no room."),
-        ErrorReason::new("BUSY", Code::Unavailable, "Come back later."),
-    ]
-}
-
-/// The whole of it is in `described.json`; run with `ACCEPT=1` to accept a change, and read what changed.
-#[test]
-fn a_bit_of_everything_is_described() {
-    let document = OpenApi::new("Shelves", "1.2.3")
-        .description("Keeps shelves.")
-        .server("/")
-        .reasons("described.v1.why", reasons())
-        .common_reasons(["BUSY"])
-        .security_scheme("libraryCard", json!({"type": "http", "scheme": "bearer"}))
-        .security("described.v1.shows", [("card", Some("libraryCard")), ("nothing", None)])
-        .build(&shelves())
-        .expect("builds");
-    let text = format!("{document:#}\n");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi/described.json");
-    if std::env::var_os("ACCEPT").is_some() {
-        fs::write(&path, &text).expect("writes");
-    }
-    assert!(fs::read_to_string(&path).expect("reads") == text, "not as in described.json: {text}");
-}
-
-#[test]
-fn without_a_table_of_reasons_any_error_may_come() {
-    let document = OpenApi::new("Shelves", "1").build(&shelves()).expect("builds");
-    for (_, path, operation) in operations(&document).iter().filter(|(_, path, _)| path != "/pictures") {
-        assert_eq!(operation["responses"]["default"]["description"], "Any other error.", "{path}");
-        assert!(operation["security"].is_null());
-    }
-}
-
-/// All at once, each with its method.
-#[test]
-fn what_nobody_has_explained_is_a_fault() {
-    let errors = OpenApi::new("Shelves", "1")
-        .reasons("described.v1.why", [])
-        .security("described.v1.shows", [("card", None)])
-        .build(&shelves())
-        .expect_err("unexplained");
-    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    assert!(texts.iter().any(|text| text.contains("Shelves/MoveShelf") && text.contains("NO_ROOM")), "{texts:#?}");
-    assert!(texts.iter().any(|text| text.contains("Shelves/GetShelf") && text.contains("nothing")), "{texts:#?}");
-
-    let errors = OpenApi::new("Shelves", "1").reasons("described.v1.no", []).build(&shelves()).expect_err("no option");
-    assert!(errors.to_string().contains("described.v1.no"), "{errors}");
 }

@@ -40,8 +40,8 @@ use crate::rpc::status;
 use crate::session::Origin;
 use crate::telemetry::Metrics;
 use crate::telemetry::RequestClass;
-use crate::transcode::RestLayer;
-use crate::transcode::grpc_timeout;
+use tonic_rest_layer::RestLayer;
+use tonic_rest_layer::grpc_timeout;
 
 /// Which of an address's tokens a request has used: the one that a service with a genuine key gets back.
 #[derive(Clone, Copy)]

@@ -27,7 +27,7 @@ use crate::rpc::status;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::RequestClass;
-use crate::transcode::grpc_timeout;
+use tonic_rest_layer::grpc_timeout;
 
 /// See the module.
 #[derive(Clone)]

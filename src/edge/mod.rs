@@ -64,7 +64,7 @@ use crate::rpc::SessionService;
 use crate::rpc::status;
 use crate::session::opening::LABELS_MAX;
 use crate::telemetry::Metrics;
-use crate::transcode::RestLayer;
+use tonic_rest_layer::RestLayer;
 
 /// How many members and elements a JSON body may have: several times what any message of ours may.
 const BODY_ELEMENTS_MAX: usize = 8_192;

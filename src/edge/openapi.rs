@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::pb;
 use crate::rpc::status::COMMON_REASONS;
 use crate::rpc::status::Reason;
-use crate::transcode::BuildErrors;
-use crate::transcode::Code;
-use crate::transcode::ErrorReason;
-use crate::transcode::OpenApi;
+use tonic_rest_layer::BuildErrors;
+use tonic_rest_layer::Code;
+use tonic_rest_layer::ErrorReason;
+use tonic_rest_layer::OpenApi;
 
 /// How long the document may be kept, in seconds: an hour. It changes with a release alone.
 const MAX_AGE: &str = "public, max-age=3600";

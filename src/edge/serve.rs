@@ -70,7 +70,7 @@ use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry;
 use crate::telemetry::Metrics;
-use crate::transcode::BuildErrors;
+use tonic_rest_layer::BuildErrors;
 
 /// The most calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;

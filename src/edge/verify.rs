@@ -29,7 +29,7 @@ use crate::pb::envoy::authorization_client::AuthorizationClient;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::rpc::IDENTITY;
 use crate::rpc::status;
-use crate::transcode::Code;
+use tonic_rest_layer::Code;
 
 /// How the proxies name the method of the request that they ask about, and its path. Traefik and Caddy say it of
 /// themselves, nginx where its configuration does.

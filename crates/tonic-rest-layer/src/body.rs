@@ -1,0 +1,147 @@
+//! The bodies that pass through the layer. Named types: a boxed trait object in a bound loses `Send` on the way.
+
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use pin_project_lite::pin_project;
+
+use crate::error::BoxError;
+use crate::stream::ReplyStream;
+
+pin_project! {
+    /// What the inner service reads: the client's own body, or the one frame we made of it.
+    #[derive(Debug)]
+    pub struct RequestBody<B> {
+        #[pin]
+        kind: RequestKind<B>,
+    }
+}
+
+pin_project! {
+    #[project = RequestProjection]
+    #[derive(Debug)]
+    enum RequestKind<B> {
+        // A gRPC or grpc-web request, passed on as it came.
+        Untouched { #[pin] body: B },
+        // A message made of path, query and JSON, until it is taken.
+        Frame { frame: Option<Bytes> },
+    }
+}
+
+impl<B> RequestBody<B> {
+    pub(crate) fn untouched(body: B) -> RequestBody<B> {
+        RequestBody { kind: RequestKind::Untouched { body } }
+    }
+
+    pub(crate) fn frame(frame: Bytes) -> RequestBody<B> {
+        RequestBody { kind: RequestKind::Frame { frame: Some(frame) } }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            RequestProjection::Untouched { body } => body.poll_frame(cx),
+            RequestProjection::Frame { frame } => Poll::Ready(frame.take().map(|frame| Ok(Frame::data(frame)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            RequestKind::Untouched { body } => body.is_end_stream(),
+            RequestKind::Frame { frame } => frame.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            RequestKind::Untouched { body } => body.size_hint(),
+            RequestKind::Frame { frame } => exactly(frame),
+        }
+    }
+}
+
+pin_project! {
+    /// What the client reads: the service's own body, or what we made of it. Dropping it drops the call.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: ResponseKind<B>,
+    }
+}
+
+pin_project! {
+    #[project = ResponseProjection]
+    #[derive(Debug)]
+    enum ResponseKind<B> {
+        // The answer to a gRPC or grpc-web request, passed on as it came.
+        Untouched { #[pin] body: B },
+        // An answer that is there as a whole, until it is taken.
+        Whole { bytes: Option<Bytes> },
+        // The messages of a server stream, each as it comes.
+        Stream { stream: ReplyStream<B> },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    pub(crate) fn untouched(body: B) -> ResponseBody<B> {
+        ResponseBody { kind: ResponseKind::Untouched { body } }
+    }
+
+    pub(crate) fn whole(bytes: Bytes) -> ResponseBody<B> {
+        ResponseBody { kind: ResponseKind::Whole { bytes: Some(bytes).filter(|bytes| !bytes.is_empty()) } }
+    }
+
+    pub(crate) fn empty() -> ResponseBody<B> {
+        ResponseBody::whole(Bytes::new())
+    }
+
+    pub(crate) fn stream(stream: ReplyStream<B>) -> ResponseBody<B> {
+        ResponseBody { kind: ResponseKind::Stream { stream } }
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            ResponseProjection::Untouched { body } => body.poll_frame(cx).map_err(Into::into),
+            ResponseProjection::Whole { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResponseProjection::Stream { stream } => stream.poll_next(cx).map(|next| Some(next?.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            ResponseKind::Untouched { body } => body.is_end_stream(),
+            ResponseKind::Whole { bytes } => bytes.is_none(),
+            ResponseKind::Stream { .. } => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            ResponseKind::Untouched { body } => body.size_hint(),
+            ResponseKind::Whole { bytes } => exactly(bytes),
+            ResponseKind::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+fn exactly(bytes: &Option<Bytes>) -> SizeHint {
+    SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+}

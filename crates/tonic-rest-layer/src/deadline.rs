@@ -1,0 +1,84 @@
+//! `grpc-timeout`: how long the caller is going to wait.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// How long a request's `grpc-timeout` gives it: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed
+/// is absent; [`RestLayer`](super::RestLayer) has refused a REST request with such a one. For the layer behind this one
+/// that keeps deadlines.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    read(headers.get(GRPC_TIMEOUT)?)
+}
+
+/// Whether the header is there and says nothing, or says two things: a caller that asks for a deadline must not wait
+/// without one.
+pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(GRPC_TIMEOUT).iter();
+    values.next().is_some_and(|first| read(first).is_none() || values.next().is_some())
+}
+
+fn read(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Writes what is left, in the finest unit that eight digits have room for.
+pub(crate) fn write(headers: &mut HeaderMap, left: Duration) {
+    const END: u128 = 100_000_000;
+    let (count, unit) = match (left.as_micros(), left.as_millis(), u128::from(left.as_secs())) {
+        (micros, ..) if micros < END => (micros, 'u'),
+        (_, millis, _) if millis < END => (millis, 'm'),
+        (.., seconds) if seconds < END => (seconds, 'S'),
+        (.., seconds) => (seconds / 3_600, 'H'),
+    };
+    if let Ok(value) = HeaderValue::try_from(format!("{count}{unit}")) {
+        headers.insert(GRPC_TIMEOUT, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for (text, written) in [
+            ("0n", "0u"),
+            ("50m", "50000u"),
+            ("99999999u", "99999999u"),
+            ("1000S", "1000000m"),
+            ("99999999m", "99999999m"),
+            ("99999999S", "99999999S"),
+            ("99999999H", "99999999H"),
+        ] {
+            let mut headers = HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(text))]);
+            let timeout = grpc_timeout(&headers).unwrap();
+            write(&mut headers, timeout);
+            assert_eq!(headers[GRPC_TIMEOUT], written);
+            assert_eq!(grpc_timeout(&headers), Some(timeout));
+        }
+        for malformed in ["", "m", "50", "-5m", "123456789m", "5x", "5 m"] {
+            let headers = HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(malformed))]);
+            assert_eq!(grpc_timeout(&headers), None, "{malformed:?}");
+            assert!(is_malformed(&headers), "{malformed:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! A call on its way: the body is read, the service is called, its reply is rendered.
+
+use std::fmt;
+use std::future::Future;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use http::Request;
+use http::Response;
+use http::request;
+use http_body::Body as HttpBody;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::body::RequestBody;
+use crate::body::ResponseBody;
+use crate::call::call_parts;
+use crate::content::Discard;
+use crate::content::collect;
+use crate::deadline;
+use crate::error::BoxError;
+use crate::reply::Answer;
+use crate::reply::Opening;
+use crate::reply::Reply;
+use crate::reply::ReplyContext;
+use crate::reply::Unary;
+use crate::route::Path;
+use crate::status::Refusal;
+
+/// What comes after a body was read.
+pub(crate) enum Next<F, RB> {
+    Call { call: F, context: ReplyContext },
+    Answer(Box<Answer<RB>>),
+}
+
+/// A body on its way.
+type Reading<F, RB, E> = Pin<Box<dyn Future<Output = Result<Next<F, RB>, E>> + Send>>;
+
+pin_project! {
+    /// The answer to come. Dropping it drops the call.
+    pub struct ResponseFuture<F, B, RB, E> {
+        #[pin]
+        state: State<F, B, RB, E>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F, B, RB, E> {
+        // A gRPC or grpc-web call, not ours.
+        Untouched { #[pin] call: F },
+        // An answer of the layer's own.
+        Answered { answer: Option<Answer<RB>> },
+        // The body is not there yet, as a whole.
+        Reading { reading: Reading<F, RB, E> },
+        // The service has the call.
+        Calling { #[pin] call: F, context: Option<ReplyContext>, discard: Option<Discard<B>> },
+        // The service answers with one message.
+        Gathering { #[pin] reply: Unary<RB> },
+        // The service answers with a stream; its first message decides.
+        Opening { reply: Opening<RB> },
+    }
+}
+
+impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
+    /// A gRPC or grpc-web call, passed on as it came.
+    pub(crate) fn untouched(call: F) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Untouched { call } }
+    }
+
+    /// An answer of the layer's own.
+    pub(crate) fn answered(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Answered { answer: Some(answer) } }
+    }
+
+    /// A call that needs no body.
+    pub(crate) fn calling(call: F, context: ReplyContext, discard: Option<Discard<B>>) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Calling { call, context: Some(context), discard } }
+    }
+
+    /// A call that waits for its body.
+    pub(crate) fn reading(
+        reading: impl Future<Output = Result<Next<F, RB>, E>> + Send + 'static,
+    ) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Reading { reading: Box::pin(reading) } }
+    }
+}
+
+impl<F, B, RB, E> Future for ResponseFuture<F, B, RB, E>
+where
+    F: Future<Output = Result<Response<RB>, E>>,
+    B: HttpBody<Data = Bytes>,
+    RB: HttpBody<Data = Bytes> + Send + 'static,
+    RB::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody<RB>>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const OVER: &str = "a future is not polled after its end";
+        loop {
+            let next = match self.as_mut().project().state.project() {
+                StateProjection::Untouched { call } => {
+                    let response = ready!(call.poll(cx))?;
+                    return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+                }
+                StateProjection::Answered { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
+                StateProjection::Reading { reading } => match ready!(reading.as_mut().poll(cx))? {
+                    Next::Call { call, context } => State::Calling { call, context: Some(context), discard: None },
+                    Next::Answer(answer) => return Poll::Ready(Ok(*answer)),
+                },
+                StateProjection::Calling { call, context, discard } => {
+                    if discard.as_mut().is_some_and(|discard| discard.poll(cx).is_ready()) {
+                        *discard = None;
+                    }
+                    let response = ready!(call.poll(cx))?;
+                    match context.take().expect(OVER).reply(response) {
+                        Reply::Answer(answer) => return Poll::Ready(Ok(answer)),
+                        Reply::Unary(reply) => State::Gathering { reply },
+                        Reply::Stream(reply) => State::Opening { reply },
+                    }
+                }
+                StateProjection::Gathering { reply } => return reply.poll(cx).map(Ok),
+                StateProjection::Opening { reply } => return reply.as_mut().poll(cx).map(Ok),
+            };
+            self.as_mut().project().state.set(next);
+        }
+    }
+}
+
+impl<F, B, RB, E> fmt::Debug for ResponseFuture<F, B, RB, E> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// Reads the body, then makes the call.
+///
+/// The service is ready when this starts. Where the body is there at once, as nearly always, that is the one that is
+/// called; where it has to be waited for, readiness is given back, since it may stand for a slot that others need.
+pub(crate) async fn read<S, B, RB>(
+    mut inner: S,
+    context: ReplyContext,
+    path: Path,
+    mut parts: request::Parts,
+    body: B,
+) -> Result<Next<S::Future, RB>, S::Error>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone,
+    B: HttpBody<Data = Bytes>,
+{
+    let transcoder = Arc::clone(&context.transcoder);
+    let mut collecting = pin!(collect(body, transcoder.body_bytes_max));
+    let at_once = poll_fn(|cx| match collecting.as_mut().poll(cx) {
+        Poll::Ready(body) => Poll::Ready(Some(body)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    let body = match at_once.await {
+        Some(body) => body,
+        None => {
+            inner = inner.clone();
+            let since = Instant::now();
+            let timeout = deadline::grpc_timeout(&parts.headers);
+            let limit = timeout.map_or(transcoder.body_timeout, |timeout| timeout.min(transcoder.body_timeout));
+            let body = tokio::time::timeout(limit, collecting).await.unwrap_or(Err(Refusal::BodyTooSlow));
+            if let Some(timeout) = timeout
+                && body.is_ok()
+            {
+                deadline::write(&mut parts.headers, timeout.saturating_sub(since.elapsed()));
+            }
+            if body.is_ok() {
+                poll_fn(|cx| inner.poll_ready(cx)).await?;
+            }
+            body
+        }
+    };
+    let prepared = body.and_then(|body| call_parts(&transcoder, context.binding(), &path, parts, &body));
+    Ok(match prepared {
+        Ok((parts, frame)) => {
+            Next::Call { call: inner.call(Request::from_parts(parts, RequestBody::frame(frame))), context }
+        }
+        Err(refusal) => Next::Answer(Box::new(context.refuse(&refusal))),
+    })
+}

@@ -1,0 +1,133 @@
+//! The tower layer: what a request goes through, in order.
+
+use std::mem;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::Method;
+use http::Request;
+use http::Response;
+use http_body::Body as HttpBody;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::binding::Body;
+use crate::body::RequestBody;
+use crate::body::ResponseBody;
+use crate::call::call_parts;
+use crate::content::Discard;
+use crate::content::check_content;
+use crate::deadline;
+use crate::error::BoxError;
+use crate::error::BuildError;
+use crate::future::ResponseFuture;
+use crate::future::read;
+use crate::headers;
+use crate::reply::ReplyContext;
+use crate::route::RouteMatch;
+use crate::status::Refusal;
+use crate::transcoder::Transcoder;
+use crate::violation::Violation;
+
+/// Answers HTTP and JSON for a gRPC service, by the `google.api.http` rules of its descriptors.
+///
+/// Cheap to clone. See the [module](super) for an example, and for where in a stack it belongs.
+#[derive(Debug, Clone)]
+pub struct RestLayer {
+    pub(crate) transcoder: Arc<Transcoder>,
+}
+
+impl RestLayer {
+    /// The faults of the rules that [`RestLayerBuilder::skip_faulty_rules`] left out, in the order of the set. Empty
+    /// without it.
+    pub fn skipped_rules(&self) -> &[BuildError] {
+        &self.transcoder.rules.skipped
+    }
+
+    /// Whether a rule answers this method at this path: what else asks before the layer does need not guess.
+    pub fn has_route(&self, method: &Method, path: &str) -> bool {
+        matches!(self.transcoder.rules.router.find(method, path), RouteMatch::Route { .. })
+    }
+}
+
+impl<S> Layer<S> for RestLayer {
+    type Service = RestService<S>;
+
+    fn layer(&self, inner: S) -> RestService<S> {
+        RestService { inner, transcoder: Arc::clone(&self.transcoder) }
+    }
+}
+
+/// The service that [`RestLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct RestService<S> {
+    inner: S,
+    transcoder: Arc<Transcoder>,
+}
+
+impl<S, B, RB> Service<Request<B>> for RestService<S>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+    RB: HttpBody<Data = Bytes> + Send + 'static,
+    RB::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, B, RB, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if headers::is_grpc(request.headers()) {
+            let call = self.inner.call(request.map(RequestBody::untouched));
+            return ResponseFuture::untouched(call);
+        }
+        let (parts, body) = request.into_parts();
+        let mut context = ReplyContext::new(&self.transcoder, &parts.method);
+        let path = match self.transcoder.rules.router.find(&parts.method, parts.uri.path()) {
+            RouteMatch::Route { route, path } => {
+                let (binding, base) = self.transcoder.rules.routes[route];
+                context.matched(binding, &parts.headers);
+                path.with_base(base)
+            }
+            RouteMatch::OtherMethods(methods) if parts.method == Method::OPTIONS => {
+                return ResponseFuture::answered(context.options(methods));
+            }
+            RouteMatch::OtherMethods(methods) => {
+                return ResponseFuture::answered(context.refuse(&Refusal::MethodNotAllowed(methods)));
+            }
+            RouteMatch::Unknown => return ResponseFuture::answered(context.refuse(&Refusal::RouteNotFound)),
+        };
+        let binding = context.binding();
+        if deadline::is_malformed(&parts.headers) {
+            let expected = "expected at most eight digits and one of H, M, S, m, u, n";
+            let violation = Violation::new("grpc-timeout", expected);
+            return ResponseFuture::answered(context.refuse(&Refusal::Schema(vec![violation])));
+        }
+        if let Err(refusal) = check_content(&self.transcoder, binding, &parts.headers, &body) {
+            return ResponseFuture::answered(context.refuse(&refusal));
+        }
+        if binding.body == Body::None || body.is_end_stream() {
+            // Nothing to wait for, so nothing to keep: no box, and no second handle on the service.
+            return match call_parts(&self.transcoder, binding, &path, parts, &[]) {
+                Ok((parts, frame)) => {
+                    let discard = (!body.is_end_stream()).then(|| Discard::new(body, self.transcoder.body_bytes_max));
+                    let call = self.inner.call(Request::from_parts(parts, RequestBody::frame(frame)));
+                    ResponseFuture::calling(call, context, discard)
+                }
+                Err(refusal) => ResponseFuture::answered(context.refuse(&refusal)),
+            };
+        }
+        // The one that is ready must be the one that is called.
+        let next = self.inner.clone();
+        let inner = mem::replace(&mut self.inner, next);
+        ResponseFuture::reading(read(inner, context, path, parts, body))
+    }
+}

@@ -1,0 +1,459 @@
+//! The rules as an OpenAPI 3.1 document: what the layer answers, told from the descriptors that it answers by.
+
+mod comments;
+mod errors;
+mod operations;
+mod paths;
+mod schemas;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::HashSet;
+
+use http::Method;
+use prost_reflect::DescriptorPool;
+use prost_reflect::MethodDescriptor;
+use prost_reflect::ServiceDescriptor;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+pub use self::errors::ErrorReason;
+
+use self::comments::Comments;
+use self::errors::Errors;
+use self::errors::SharedResponses;
+use self::operations::Described;
+use self::paths::Paths;
+use self::schemas::Schemas;
+use self::schemas::reference;
+use crate::binding::Binding;
+use crate::binding::Body;
+use crate::descriptors;
+use crate::descriptors::enum_values;
+use crate::error::BuildError;
+use crate::error::BuildErrors;
+use crate::error::RuleError;
+use crate::route::Verb;
+use crate::rule;
+use crate::rule::Selection;
+use crate::schema::Schema;
+use crate::status::Refusal;
+use crate::template::Template;
+
+/// Describes the rules of a descriptor set as an OpenAPI 3.1 document.
+///
+/// Comments become descriptions if the set was compiled with source information (`protox`'s `include_source_info`,
+/// `protoc --include_source_info`).
+///
+/// ```
+/// use tonic_rest_layer::{BuildErrors, Code, ErrorReason, OpenApi};
+///
+/// fn describe(descriptor_set: &[u8]) -> Result<serde_json::Value, BuildErrors> {
+///     OpenApi::new("Library", "1.0")
+///         .server("/api/v1")
+///         // `extend google.protobuf.MethodOptions { repeated string reasons = …; }`
+///         .reasons("library.v1.reasons", [ErrorReason::new("SHELF_FULL", Code::FailedPrecondition, "No room left.")])
+///         .build(descriptor_set)
+/// }
+///
+/// assert!(describe(b"not a descriptor set").is_err());
+/// ```
+///
+/// # Limitations
+///
+/// - The schemas show the canonical form of ProtoJSON; the layer reads more than that.
+/// - OpenAPI has no methods but the eight that it names; rules with other kinds are under `x-additional-operations`. A
+///   rule for every method is shown under those that no other rule has.
+/// - Paths that differ only in the names of their variables are one path, with the names that come first.
+#[derive(Debug, Clone)]
+pub struct OpenApi {
+    title: String,
+    version: String,
+    description: Option<String>,
+    servers: Vec<String>,
+    reasons: Option<ReasonTable>,
+    common_reasons: Vec<String>,
+    security_schemes: Map<String, Value>,
+    security: Option<Security>,
+    headers: Map<String, Value>,
+    responses: BTreeMap<u16, String>,
+    selection: Selection,
+}
+
+/// Where methods list their reasons, and what each means.
+#[derive(Debug, Clone)]
+struct ReasonTable {
+    option: String,
+    table: HashMap<String, ErrorReason>,
+}
+
+/// Where methods list what a caller may show, and which scheme each stands for.
+#[derive(Debug, Clone)]
+struct Security {
+    option: String,
+    schemes: HashMap<String, Option<String>>,
+}
+
+impl OpenApi {
+    /// Starts a document. Without any more, it has no servers, no security, and of errors those of the layer.
+    pub fn new(title: impl Into<String>, version: impl Into<String>) -> OpenApi {
+        OpenApi {
+            title: title.into(),
+            version: version.into(),
+            description: None,
+            servers: Vec::new(),
+            reasons: None,
+            common_reasons: Vec::new(),
+            security_schemes: Map::new(),
+            security: None,
+            headers: Map::new(),
+            responses: BTreeMap::new(),
+            selection: Selection::default(),
+        }
+    }
+
+    /// Describes this service's rules, by its full name, and no others. May be given several times. Without it, all
+    /// services of the set are described. See [`RestLayerBuilder::service`](super::RestLayerBuilder::service).
+    #[must_use]
+    pub fn service(mut self, full_name: impl Into<String>) -> OpenApi {
+        self.selection.services.push(full_name.into());
+        self
+    }
+
+    /// Leaves out rules that cannot work, as
+    /// [`RestLayerBuilder::skip_faulty_rules`](super::RestLayerBuilder::skip_faulty_rules) does.
+    #[must_use]
+    pub fn skip_faulty_rules(mut self) -> OpenApi {
+        self.selection.skips_faulty = true;
+        self
+    }
+
+    /// Says what the API is, in Markdown.
+    #[must_use]
+    pub fn description(mut self, text: impl Into<String>) -> OpenApi {
+        self.description = Some(text.into());
+        self
+    }
+
+    /// Adds a base path or URL under which the paths are answered. May be given several times.
+    #[must_use]
+    pub fn server(mut self, url: impl Into<String>) -> OpenApi {
+        self.servers.push(url.into());
+        self
+    }
+
+    /// Reads each method's reasons from a method option: a `repeated string` extension of this full name. Each must be
+    /// in the table.
+    ///
+    /// With this, the document promises that there are no other errors, and that each carries an `ErrorInfo` with one of
+    /// the reasons that are listed under its status. Without it, any error may come.
+    #[must_use]
+    pub fn reasons(mut self, option: impl Into<String>, table: impl IntoIterator<Item = ErrorReason>) -> OpenApi {
+        let table = table.into_iter().map(|reason| (reason.name.clone(), reason)).collect();
+        self.reasons = Some(ReasonTable { option: option.into(), table });
+        self
+    }
+
+    /// Adds reasons, out of the table, that every method has.
+    #[must_use]
+    pub fn common_reasons<'n>(mut self, names: impl IntoIterator<Item = &'n str>) -> OpenApi {
+        self.common_reasons.extend(names.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Adds a security scheme: an OpenAPI Security Scheme Object under a name of its own.
+    #[must_use]
+    pub fn security_scheme(mut self, name: impl Into<String>, scheme: Value) -> OpenApi {
+        self.security_schemes.insert(name.into(), scheme);
+        self
+    }
+
+    /// Reads from a method option, a repeated string or enum, what a caller may show; any one of them is enough. Each is
+    /// given with the security scheme that it stands for, or with none where it is not sent as a header. A method without
+    /// the option asks for nothing.
+    #[must_use]
+    pub fn security<'n>(
+        mut self,
+        option: impl Into<String>,
+        schemes: impl IntoIterator<Item = (&'n str, Option<&'n str>)>,
+    ) -> OpenApi {
+        let owned = |(value, scheme): (&str, Option<&str>)| (value.to_owned(), scheme.map(str::to_owned));
+        self.security = Some(Security { option: option.into(), schemes: schemes.into_iter().map(owned).collect() });
+        self
+    }
+
+    /// Adds a header that every answer has: an OpenAPI Header Object.
+    #[must_use]
+    pub fn response_header(mut self, name: impl Into<String>, header: Value) -> OpenApi {
+        self.headers.insert(name.into(), header);
+        self
+    }
+
+    /// Adds an answer that something in front of the layer can give to any request, with a body of its own.
+    #[must_use]
+    pub fn response(mut self, status: u16, description: impl Into<String>) -> OpenApi {
+        self.responses.insert(status, description.into());
+        self
+    }
+
+    /// Builds the document from an encoded `google.protobuf.FileDescriptorSet`, the one that the layer is built from.
+    ///
+    /// # Errors
+    ///
+    /// With every rule that cannot work, and every reason or credential that nobody has explained.
+    pub fn build(self, descriptor_set: &[u8]) -> Result<Value, BuildErrors> {
+        let pool = descriptors::decode(descriptor_set)?;
+        let schema = Schema::new(&pool);
+        let rules = rule::read(&pool, &schema, &self.selection)?;
+        let comments = Comments::new(&pool);
+        let schemas = Schemas::new(&pool, &schema, &comments);
+        let mut document = Document {
+            told: &self,
+            pool: &pool,
+            schema: &schema,
+            comments: &comments,
+            schemas,
+            ids: HashSet::new(),
+            paths: Map::new(),
+            shared: BTreeMap::new(),
+            errors: Vec::new(),
+        };
+        document.describe(&rules.bindings);
+        document.finish()
+    }
+}
+
+/// A document that is being written.
+struct Document<'d> {
+    told: &'d OpenApi,
+    pool: &'d DescriptorPool,
+    schema: &'d Schema,
+    comments: &'d Comments,
+    schemas: Schemas<'d>,
+    ids: HashSet<String>,
+    paths: Map<String, Value>,
+    shared: SharedResponses,
+    errors: Vec<BuildError>,
+}
+
+impl Document<'_> {
+    fn describe(&mut self, bindings: &[Binding]) {
+        let methods: Vec<MethodDescriptor> =
+            self.pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
+        let methods: HashMap<String, &MethodDescriptor> = methods
+            .iter()
+            .map(|method| (format!("/{}/{}", method.parent_service().full_name(), method.name()), method))
+            .collect();
+        let mut described: Vec<Described<'_>> = bindings
+            .iter()
+            .filter_map(|binding| {
+                let method = methods.get(binding.matched.grpc_path.path())?;
+                Some(Described { schema: self.schema, comments: self.comments, binding, method })
+            })
+            .collect();
+        described.iter().for_each(|described| described.travels(&mut self.schemas));
+        // A rule for every method takes what the others leave.
+        described.sort_by_key(|described| described.binding.verb == Verb::Any);
+        let mut paths = Paths::default();
+        for described in &described {
+            self.operations(described, &mut paths);
+        }
+    }
+
+    /// Enters a binding: as one operation, or for `*` under every method that is left.
+    fn operations(&mut self, described: &Described<'_>, paths: &mut Paths) {
+        // The rule was read before, so its template has parsed.
+        let Ok(template) = Template::parse(&described.binding.matched.template) else { return };
+        let path = paths.add(&template);
+        let tag = self.tag(described.method.parent_service());
+        let mut operation = described.operation(&mut self.schemas, &path, &tag);
+        let responses = self.responses(described, !path.wildcards.is_empty());
+        operation.insert("responses".to_owned(), responses.into());
+        operation.extend(self.security(described.method).map(|security| ("security".to_owned(), security)));
+        let methods = match &described.binding.verb {
+            Verb::Method(method) => vec![method.clone()],
+            Verb::Any if described.binding.body == Body::None => {
+                vec![Method::GET, Method::PUT, Method::POST, Method::DELETE, Method::PATCH]
+            }
+            Verb::Any => vec![Method::PUT, Method::POST, Method::PATCH],
+        };
+        for method in methods {
+            let mut operation = operation.clone();
+            if method == Method::HEAD {
+                without_content(&mut operation);
+            }
+            let item = self.paths.entry(path.text.clone()).or_insert_with(|| json!({}));
+            let key = method.as_str().to_ascii_lowercase();
+            let place = match key.as_str() {
+                "get" | "put" | "post" | "delete" | "options" | "head" | "patch" | "trace" => &mut item[key],
+                _ => &mut item["x-additional-operations"][method.as_str()],
+            };
+            if place.is_null() {
+                operation.insert("operationId".to_owned(), id(&mut self.ids, &tag, described.method.name()).into());
+                *place = operation.into();
+            }
+        }
+    }
+
+    fn responses(&mut self, described: &Described<'_>, has_parameters: bool) -> Map<String, Value> {
+        let mut errors = Errors::default();
+        if let Some(reasons) = &self.told.reasons {
+            let own = words(self.pool, described.method, &reasons.option).unwrap_or_default();
+            let own = own.iter().map(|name| (name, Errors::add as fn(&mut Errors, &ErrorReason)));
+            let common = self.told.common_reasons.iter().map(|name| (name, Errors::add_common as _));
+            for (name, add) in own.chain(common) {
+                match reasons.table.get(name) {
+                    Some(reason) => add(&mut errors, reason),
+                    None => self.errors.push(fault(described.method, RuleError::UnknownReason(name.clone()))),
+                }
+            }
+        }
+        let mut refusals = vec![
+            Refusal::Schema(vec![]),
+            Refusal::BodyUnreadable,
+            Refusal::BodyTooSlow,
+            Refusal::BodyTooLarge(0),
+            Refusal::BadReply(""),
+        ];
+        if described.binding.body != Body::None {
+            refusals.push(Refusal::UnsupportedMediaType);
+        }
+        if has_parameters {
+            refusals.extend([Refusal::RouteNotFound, Refusal::MethodNotAllowed(vec![])]);
+        }
+        refusals.iter().for_each(|refusal| errors.add_refusal(refusal));
+
+        let header = |name: &String| (name.clone(), json!({"$ref": format!("#/components/headers/{name}")}));
+        let headers: Map<String, Value> = self.told.headers.keys().map(header).collect();
+        let mut responses = errors.responses(&headers, self.told.reasons.is_some(), &mut self.shared);
+        for (status, description) in &self.told.responses {
+            responses.insert(status.to_string(), json!({"description": description}));
+        }
+        let failure = reference("google.rpc.Status");
+        responses.insert("200".to_owned(), described.success(&mut self.schemas, &headers, &failure));
+        responses
+    }
+
+    fn security(&mut self, method: &MethodDescriptor) -> Option<Value> {
+        let security = self.told.security.as_ref()?;
+        let mut alternatives = Vec::new();
+        for credential in words(self.pool, method, &security.option).unwrap_or_default() {
+            let alternative = match security.schemes.get(&credential) {
+                Some(Some(scheme)) => json!({ (scheme): [] }),
+                Some(None) => json!({}),
+                None => {
+                    self.errors.push(fault(method, RuleError::UnknownCredential(credential)));
+                    continue;
+                }
+            };
+            if !alternatives.contains(&alternative) {
+                alternatives.push(alternative);
+            }
+        }
+        Some(alternatives.into())
+    }
+
+    /// A service's name, with its package where two have the same one.
+    fn tag(&self, service: &ServiceDescriptor) -> String {
+        let same = self.pool.services().filter(|other| other.name() == service.name()).count();
+        if same > 1 { service.full_name().to_owned() } else { service.name().to_owned() }
+    }
+
+    fn finish(mut self) -> Result<Value, BuildErrors> {
+        let told = self.told;
+        let options = [
+            told.reasons.as_ref().map(|reasons| &reasons.option),
+            told.security.as_ref().map(|security| &security.option),
+        ];
+        for option in options.into_iter().flatten() {
+            if self.pool.get_extension_by_name(option).is_none() {
+                self.errors.push(BuildError::of_set(RuleError::UnknownExtension(option.clone())));
+            }
+        }
+        if !self.errors.is_empty() {
+            return Err(BuildErrors(self.errors));
+        }
+        let used: HashSet<&str> = self.paths.values().flat_map(tags_of).collect();
+        let tags: Vec<Value> = self
+            .pool
+            .services()
+            .map(|service| (self.tag(&service), self.comments.of(&service.parent_file(), service.path())))
+            .filter(|(tag, _)| used.contains(tag.as_str()))
+            .map(|(tag, comment)| match comment {
+                Some(comment) => json!({"name": tag, "description": comment}),
+                None => json!({"name": tag}),
+            })
+            .collect();
+        let mut components = self.schemas.into_components();
+        components.extend(errors::components()?);
+
+        let mut info = json!({"title": told.title, "version": told.version});
+        if let Some(description) = &told.description {
+            info["description"] = description.as_str().into();
+        }
+        let mut document = json!({
+            "openapi": "3.1.0",
+            "info": info,
+            "tags": tags,
+            "paths": self.paths,
+            "components": {"schemas": components, "responses": self.shared, "headers": told.headers},
+        });
+        if !told.servers.is_empty() {
+            document["servers"] = told.servers.iter().map(|url| json!({"url": url})).collect();
+        }
+        if !told.security_schemes.is_empty() {
+            document["components"]["securitySchemes"] = told.security_schemes.clone().into();
+        }
+        Ok(document)
+    }
+}
+
+/// The tags of a path's operations.
+fn tags_of(item: &Value) -> impl Iterator<Item = &str> {
+    let custom = item["x-additional-operations"].as_object();
+    let operations = item.as_object().into_iter().chain(custom).flat_map(Map::values);
+    operations.filter_map(|operation| operation["tags"][0].as_str())
+}
+
+/// HEAD is answered with the same headers, and nothing behind them.
+fn without_content(operation: &mut Map<String, Value>) {
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for response in responses.into_iter().flat_map(Map::values_mut).filter_map(Value::as_object_mut) {
+        response.remove("content");
+    }
+}
+
+/// `Service_Method`, and a number behind it for each further binding.
+fn id(ids: &mut HashSet<String>, tag: &str, method: &str) -> String {
+    let first = format!("{tag}_{method}");
+    let id = std::iter::once(first.clone())
+        .chain((2..).map(|number| format!("{first}_{number}")))
+        .find(|id| !ids.contains(id))
+        .unwrap_or(first);
+    ids.insert(id.clone());
+    id
+}
+
+fn fault(method: &MethodDescriptor, reason: RuleError) -> BuildError {
+    let service = method.parent_service().full_name().to_owned();
+    BuildError { service, method: method.name().to_owned(), reason }
+}
+
+/// What a method lists in an option, as words: strings, or the names of enum values. `None` when it has not the option.
+fn words(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Option<Vec<String>> {
+    let extension = pool.get_extension_by_name(option)?;
+    let options = method.options();
+    if !options.has_extension(&extension) {
+        return None;
+    }
+    let values = options.get_extension(&extension);
+    let kind = extension.kind();
+    let name = |value: &prost_reflect::Value| match (value, &kind) {
+        (prost_reflect::Value::EnumNumber(number), prost_reflect::Kind::Enum(item)) => {
+            enum_values(item).iter().find(|value| value.number() == *number).map(|value| value.name().to_owned())
+        }
+        _ => value.as_str().map(str::to_owned),
+    };
+    Some(values.as_list().unwrap_or_default().iter().filter_map(name).collect())
+}

@@ -1,0 +1,274 @@
+//! Rules as operations: each binding with its parameters, its body and what it answers.
+
+use prost_reflect::FieldDescriptor;
+use prost_reflect::Kind;
+use prost_reflect::MessageDescriptor;
+use prost_reflect::MethodDescriptor;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use super::comments::Comments;
+use super::comments::split;
+use super::paths::PathItem;
+use super::schemas::Schemas;
+use super::schemas::Way;
+use super::schemas::nullable;
+use crate::binding::Binding;
+use crate::binding::Body;
+use crate::guard::Guard;
+use crate::render::Format;
+use crate::schema::Field;
+use crate::schema::Schema;
+use crate::schema::Shape;
+
+/// One binding, with all that it is described from.
+pub(super) struct Described<'d> {
+    pub schema: &'d Schema,
+    pub comments: &'d Comments,
+    pub binding: &'d Binding,
+    pub method: &'d MethodDescriptor,
+}
+
+impl Described<'_> {
+    /// The operation, without its responses and what the service's own options say.
+    pub(super) fn operation(&self, schemas: &mut Schemas<'_>, path: &PathItem, tag: &str) -> Map<String, Value> {
+        let mut operation = Map::new();
+        operation.insert("tags".to_owned(), json!([tag]));
+        if let Some(comment) = self.comments.of(&self.method.parent_file(), self.method.path()) {
+            let (summary, description) = split(comment);
+            operation.insert("summary".to_owned(), summary.into());
+            operation.extend(description.map(|text| ("description".to_owned(), text.into())));
+        }
+        if self.method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.deprecated()) {
+            operation.insert("deprecated".to_owned(), true.into());
+        }
+        let mut parameters = self.path_parameters(schemas, path);
+        if self.binding.body != Body::Whole {
+            self.query(
+                schemas,
+                &self.method.input(),
+                Some(&self.binding.query_guard),
+                &Nested::default(),
+                &mut parameters,
+            );
+        }
+        if !parameters.is_empty() {
+            operation.insert("parameters".to_owned(), parameters.into());
+        }
+        operation.extend(self.body(schemas).map(|body| ("requestBody".to_owned(), body)));
+        operation
+    }
+
+    /// Says which messages travel which way, before any is described.
+    pub(super) fn travels(&self, schemas: &mut Schemas<'_>) {
+        match self.binding.body {
+            Body::None => {}
+            Body::Whole => schemas.travels(&self.method.input(), Way::Input),
+            Body::Field(index) => {
+                if let Some(Kind::Message(message)) = self.field(index).map(|field| field.kind()) {
+                    schemas.travels(&message, Way::Input);
+                }
+            }
+        }
+        schemas.travels(&self.method.output(), Way::Output);
+    }
+
+    fn field(&self, index: u16) -> Option<FieldDescriptor> {
+        self.method.input().get_field(self.schema.message(self.binding.input).at(index).number)
+    }
+
+    fn path_parameters(&self, schemas: &mut Schemas<'_>, path: &PathItem) -> Vec<Value> {
+        let mut parameters = Vec::new();
+        for wildcard in &path.wildcards {
+            let field = wildcard.field.as_deref().and_then(|field| follow(&self.method.input(), field));
+            let mut said: Vec<String> =
+                field.as_ref().and_then(|field| schemas.comment(field)).map(str::to_owned).into_iter().collect();
+            said.extend(wildcard.note.clone());
+            let mut value = match &field {
+                Some(field) if wildcard.whole => schemas.kind(&field.kind(), Way::Output),
+                _ => json!({"type": "string"}),
+            };
+            if value["type"] == "string" && !wildcard.rest && value["format"].is_null() {
+                value["minLength"] = 1.into();
+            }
+            let mut parameter = json!({"name": wildcard.name, "in": "path", "required": true, "schema": value});
+            if !said.is_empty() {
+                parameter["description"] = said.join("\n\n").into();
+            }
+            parameters.push(parameter);
+        }
+        parameters
+    }
+
+    /// The query parameters: every field that neither path nor body has, of nested messages too.
+    fn query(
+        &self,
+        schemas: &mut Schemas<'_>,
+        message: &MessageDescriptor,
+        guard: Option<&Guard>,
+        nested: &Nested,
+        parameters: &mut Vec<Value>,
+    ) {
+        let Some(id) = self.schema.find(message.full_name()) else { return };
+        for field in message.fields() {
+            let Some((_, inside)) = schemas.open(id, &field, guard) else { continue };
+            let inner = match field.kind() {
+                Kind::Message(inner) => Some(inner),
+                _ => None,
+            };
+            let shape = inner.as_ref().map(|inner| Shape::of(inner.full_name(), inner.fields().len()));
+            let below = nested.below(&field, schemas.is_required(&field));
+            match (inner, shape) {
+                (Some(inner), Some(Shape::Object | Shape::HttpBody)) if !field.is_list() && !field.is_map() => {
+                    // What contains itself has no last level; the first one of each type is described.
+                    let known = inner == *message || nested.types.contains(&inner.full_name().to_owned());
+                    if !known {
+                        self.query(schemas, &inner, inside, &below.inside(message), parameters);
+                    }
+                }
+                (None, _) => parameters.push(parameter(schemas, &field, &below)),
+                (_, Some(Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::Wrapper))
+                    if !field.is_list() =>
+                {
+                    parameters.push(parameter(schemas, &field, &below));
+                }
+                // The query has no form for it, and the layer refuses it there.
+                _ => {}
+            }
+        }
+    }
+
+    fn body(&self, schemas: &mut Schemas<'_>) -> Option<Value> {
+        if self.binding.body == Body::None {
+            return None;
+        }
+        if self.binding.raw_body {
+            return Some(json!({"content": {"*/*": {}}}));
+        }
+        let guard = &self.binding.body_guard;
+        let (value, required, comment) = match self.binding.body {
+            Body::Field(index) => {
+                let field = self.field(index)?;
+                let value = match (guard.child(index), field.kind()) {
+                    (Some(inside), Kind::Message(inner)) => schemas.object(&inner, Way::Input, Some(inside)),
+                    _ => schemas.field(&field, Way::Input),
+                };
+                (value, schemas.is_required(&field), schemas.comment(&field).map(str::to_owned))
+            }
+            _ => {
+                let input = self.method.input();
+                let bound = !self.binding.variables.is_empty();
+                let value = if bound {
+                    schemas.object(&input, Way::Input, Some(guard))
+                } else {
+                    schemas.message(&input, Way::Input)
+                };
+                let required = input.fields().any(|field| {
+                    let open = schemas.open(self.binding.input, &field, Some(guard));
+                    open.is_some() && schemas.is_required(&field)
+                });
+                (value, required, self.comments.of(&input.parent_file(), input.path()).map(str::to_owned))
+            }
+        };
+        let mut body = json!({"content": {"application/json": {"schema": value}}, "required": required});
+        if let Some(comment) = comment {
+            body["description"] = comment.into();
+        }
+        Some(body)
+    }
+
+    /// What is answered when all went well. `failure` is the schema of an error.
+    pub(super) fn success(&self, schemas: &mut Schemas<'_>, headers: &Map<String, Value>, failure: &Value) -> Value {
+        let output = self.method.output();
+        let (value, comment) = match self.binding.response_body {
+            None => (schemas.message(&output, Way::Output), self.comments.of(&output.parent_file(), output.path())),
+            Some(index) => {
+                let field: &Field = self.schema.message(self.binding.output).at(index);
+                let found = output.get_field(field.number);
+                let value = found.as_ref().map_or_else(|| json!({}), |field| schemas.field(field, Way::Output));
+                let value = if field.presence { nullable(value) } else { value };
+                (value, found.and_then(|field| schemas.comment(&field)))
+            }
+        };
+        // Of the types that everyone has, everyone knows what they are.
+        let comment = comment.filter(|_| !output.package_name().starts_with("google."));
+        let comment = if self.binding.raw_reply { Some("The content, as it is.") } else { comment };
+        let comment = comment.unwrap_or("Done.");
+        let content = match (self.binding.raw_reply, self.binding.server_streaming) {
+            (true, _) => json!({"*/*": {}}),
+            (false, false) => json!({"application/json": {"schema": value}}),
+            (false, true) => json!({
+                (Format::Lines.content_type()): {"schema": {
+                    "description": "One of these on each line. A stream that fails ends with a line that has `error`.",
+                    "anyOf": [value, {"type": "object", "required": ["error"], "properties": {"error": failure}}],
+                }},
+                (Format::Events.content_type()): {"schema": {
+                    "description": "Server-sent events, where `Accept` names them. The data of each is one line as in \
+                        `application/x-ndjson`. A stream that fails ends with an event `error`, a `google.rpc.Status`.",
+                    "type": "string",
+                }},
+            }),
+        };
+        json!({"description": comment, "headers": headers, "content": content})
+    }
+}
+
+/// Where a query parameter's field is.
+#[derive(Debug, Default)]
+struct Nested {
+    /// The names that lead there, joined by dots.
+    name: String,
+    /// Whether a part of the way may be absent.
+    optional: bool,
+    /// The messages that it is in.
+    types: Vec<String>,
+}
+
+impl Nested {
+    fn below(&self, field: &FieldDescriptor, required: bool) -> Nested {
+        let name =
+            if self.name.is_empty() { field.name().to_owned() } else { format!("{}.{}", self.name, field.name()) };
+        Nested { name, optional: self.optional || !required, types: self.types.clone() }
+    }
+
+    fn inside(mut self, message: &MessageDescriptor) -> Nested {
+        self.types.push(message.full_name().to_owned());
+        self
+    }
+}
+
+fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &Nested) -> Value {
+    // A query is text, so a number has one form in it: that of a reply.
+    let value = schemas.kind(&field.kind(), Way::Output);
+    let mut parameter = json!({"name": place.name, "in": "query", "required": !place.optional, "schema": value});
+    if field.is_list() {
+        parameter["schema"] = json!({"type": "array", "items": value});
+        parameter["style"] = "form".into();
+        parameter["explode"] = true.into();
+    }
+    let mut said: Vec<String> = schemas.comment(field).map(str::to_owned).into_iter().collect();
+    let oneof = field.containing_oneof().filter(|oneof| !oneof.is_synthetic());
+    said.extend(oneof.map(|oneof| format!("At most one member of `{}` may be given.", oneof.name())));
+    if !said.is_empty() {
+        parameter["description"] = said.join("\n\n").into();
+    }
+    if field.field_descriptor_proto().options.as_ref().is_some_and(|options| options.deprecated()) {
+        parameter["deprecated"] = true.into();
+    }
+    parameter
+}
+
+/// The field at the end of dotted names.
+fn follow(message: &MessageDescriptor, names: &str) -> Option<FieldDescriptor> {
+    let (name, rest) = match names.split_once('.') {
+        Some((name, rest)) => (name, Some(rest)),
+        None => (names, None),
+    };
+    let field = message.get_field_by_name(name)?;
+    match (rest, field.kind()) {
+        (None, _) => Some(field),
+        (Some(rest), Kind::Message(inner)) => follow(&inner, rest),
+        (Some(_), _) => None,
+    }
+}

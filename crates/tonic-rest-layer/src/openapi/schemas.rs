@@ -1,0 +1,331 @@
+//! Messages as JSON Schema (2020-12, which OpenAPI 3.1 is made of), as the layer reads and prints them.
+//!
+//! A message has two schemas, because they say different things. What is sent must have no member that is unknown, and
+//! may leave out all that is not `REQUIRED`. What is received always has the members whose absence means nothing, and may
+//! have further ones some day. A message that travels both ways gets two components, `Foo` and `FooInput`.
+//!
+//! The schemas show the canonical form of ProtoJSON. The reader is more lenient: both spellings of a name, `null` for
+//! absence, numbers as strings, enum values by number.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::HashSet;
+
+use prost_reflect::DescriptorPool;
+use prost_reflect::EnumDescriptor;
+use prost_reflect::ExtensionDescriptor;
+use prost_reflect::FieldDescriptor;
+use prost_reflect::Kind;
+use prost_reflect::MessageDescriptor;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use super::comments::Comments;
+use crate::descriptors::enum_values;
+use crate::guard::Guard;
+use crate::schema::FieldIndex;
+use crate::schema::MessageId;
+use crate::schema::Schema;
+use crate::schema::Shape;
+
+/// `google.api.FieldBehavior`, the values that a schema can say (google/api/field_behavior.proto).
+const REQUIRED: i32 = 2;
+const OUTPUT_ONLY: i32 = 3;
+const INPUT_ONLY: i32 = 4;
+
+/// Which way a message travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    Input,
+    Output,
+}
+
+/// Makes schemas, and keeps those that others refer to.
+pub(super) struct Schemas<'d> {
+    schema: &'d Schema,
+    comments: &'d Comments,
+    field_behavior: Option<ExtensionDescriptor>,
+    /// The name of each type in the document.
+    names: HashMap<String, String>,
+    /// Which messages travel which way.
+    travels: HashSet<(String, Way)>,
+    components: BTreeMap<String, Value>,
+}
+
+impl<'d> Schemas<'d> {
+    /// Names every type of the pool, by its name without the package; with it, where that would be taken twice.
+    pub(super) fn new(pool: &DescriptorPool, schema: &'d Schema, comments: &'d Comments) -> Schemas<'d> {
+        let mut types: Vec<(String, String)> = pool
+            .all_messages()
+            .map(|message| (message.full_name().to_owned(), message.package_name().to_owned()))
+            .chain(pool.all_enums().map(|item| (item.full_name().to_owned(), item.package_name().to_owned())))
+            .collect();
+        types.sort_unstable();
+        let short = |(full, package): &(String, String)| {
+            let short = full.strip_prefix(package.as_str()).unwrap_or(full);
+            // google.rpc's names are too general to stand alone: there may be other statuses.
+            if package == "google.rpc" { full.clone() } else { short.trim_start_matches('.').to_owned() }
+        };
+        let mut count: HashMap<String, usize> = HashMap::new();
+        for item in &types {
+            // `FooInput` is spoken for by `Foo`.
+            *count.entry(short(item)).or_default() += 1;
+            *count.entry(format!("{}Input", short(item))).or_default() += 1;
+        }
+        let name = |item: &(String, String)| match count.get(&short(item)) {
+            Some(1) => short(item),
+            _ => item.0.clone(),
+        };
+        Schemas {
+            schema,
+            comments,
+            field_behavior: pool.get_extension_by_name("google.api.field_behavior"),
+            names: types.iter().map(|item| (item.0.clone(), name(item))).collect(),
+            travels: HashSet::new(),
+            components: BTreeMap::new(),
+        }
+    }
+
+    /// Says that a message travels this way, with all that it holds. To be said of every message before the first schema.
+    pub(super) fn travels(&mut self, message: &MessageDescriptor, way: Way) {
+        if !self.travels.insert((message.full_name().to_owned(), way)) {
+            return;
+        }
+        for field in message.fields() {
+            if let Kind::Message(inner) = field.kind() {
+                self.travels(&inner, way);
+            }
+        }
+    }
+
+    pub(super) fn into_components(self) -> BTreeMap<String, Value> {
+        self.components
+    }
+
+    /// The value of a message: a reference where it is an object of its fields.
+    pub(super) fn message(&mut self, message: &MessageDescriptor, way: Way) -> Value {
+        match Shape::of(message.full_name(), message.fields().len()) {
+            Shape::Object | Shape::HttpBody => {
+                let mut name = self.name(message.full_name());
+                if way == Way::Input && self.travels.contains(&(message.full_name().to_owned(), Way::Output)) {
+                    name.push_str("Input");
+                }
+                if !self.components.contains_key(&name) {
+                    // Before its own fields are looked at: they may lead back to it.
+                    self.components.insert(name.clone(), Value::Null);
+                    let object = self.object(message, way, None);
+                    self.components.insert(name.clone(), object);
+                }
+                reference(&name)
+            }
+            Shape::Wrapper => {
+                let Some(value) = message.get_field(1) else { return json!({}) };
+                let value = self.kind(&value.kind(), way);
+                if way == Way::Input { nullable(value) } else { value }
+            }
+            Shape::Timestamp => json!({"type": "string", "format": "date-time"}),
+            Shape::Duration => json!({"type": "string", "pattern": r"^-?[0-9]{1,12}(\.[0-9]{1,9})?s$"}),
+            Shape::FieldMask => json!({"type": "string"}),
+            Shape::Struct => json!({"type": "object"}),
+            Shape::Value => json!({}),
+            Shape::ListValue => json!({"type": "array", "items": {}}),
+            Shape::Any => json!({
+                "type": "object",
+                "required": ["@type"],
+                "properties": {"@type": {"type": "string", "description": "Names the type of the other members."}},
+            }),
+        }
+    }
+
+    /// An object of a message's fields, except for those that `guard` has: the path says what they are.
+    pub(super) fn object(&mut self, message: &MessageDescriptor, way: Way, guard: Option<&Guard>) -> Value {
+        let Some(id) = self.schema.find(message.full_name()) else { return json!({}) };
+        let mut properties = Map::new();
+        let mut required = Vec::new();
+        for field in message.fields() {
+            let Some((index, inside)) = self.open(id, &field, guard) else { continue };
+            let value = match (inside, field.kind()) {
+                (Some(inside), Kind::Message(inner)) => {
+                    let value = self.object(&inner, way, Some(inside));
+                    self.described(value, &field)
+                }
+                _ => self.field(&field, way),
+            };
+            let always = match way {
+                Way::Input => self.is_required(&field),
+                Way::Output => !self.schema.message(id).at(index).presence,
+            };
+            if always {
+                required.push(field.name().to_owned());
+            }
+            properties.insert(field.name().to_owned(), value);
+        }
+        let choices: Vec<Value> = message
+            .oneofs()
+            .filter_map(|oneof| {
+                let names = oneof.fields().map(|field| field.name().to_owned());
+                let names: Vec<String> = names.filter(|name| properties.contains_key(name)).collect();
+                (!oneof.is_synthetic() && names.len() > 1).then(|| at_most_one(&names))
+            })
+            .collect();
+
+        let mut object = Map::new();
+        object.insert("type".to_owned(), "object".into());
+        if let Some(comment) = self.comments.of(&message.parent_file(), message.path()) {
+            object.insert("description".to_owned(), comment.into());
+        }
+        object.insert("properties".to_owned(), properties.into());
+        if !required.is_empty() {
+            object.insert("required".to_owned(), required.into());
+        }
+        if !choices.is_empty() {
+            object.insert("allOf".to_owned(), choices.into());
+        }
+        if way == Way::Input {
+            object.insert("additionalProperties".to_owned(), false.into());
+        }
+        object.into()
+    }
+
+    /// The field's index, and what of its inside is spoken for; `None` when the field itself is.
+    pub(super) fn open<'g>(
+        &self,
+        message: MessageId,
+        field: &FieldDescriptor,
+        guard: Option<&'g Guard>,
+    ) -> Option<(FieldIndex, Option<&'g Guard>)> {
+        let index = self.schema.message(message).field_by_number(field.number())?;
+        let free = guard.is_none_or(|guard| guard.check(self.schema, message, index).is_ok());
+        free.then(|| (index, guard.and_then(|guard| guard.child(index))))
+    }
+
+    /// The value of a field, with what its comment and its options say of it.
+    pub(super) fn field(&mut self, field: &FieldDescriptor, way: Way) -> Value {
+        let value = match field.kind() {
+            Kind::Message(entry) if field.is_map() => {
+                let (key, value) = (entry.map_entry_key_field(), entry.map_entry_value_field());
+                let mut map = json!({"type": "object", "additionalProperties": self.kind(&value.kind(), way)});
+                match key.kind() {
+                    Kind::String => {}
+                    Kind::Bool => map["propertyNames"] = json!({"enum": ["true", "false"]}),
+                    _ => map["propertyNames"] = json!({"pattern": INTEGER}),
+                }
+                map
+            }
+            kind if field.is_list() => json!({"type": "array", "items": self.kind(&kind, way)}),
+            kind => self.kind(&kind, way),
+        };
+        self.described(value, field)
+    }
+
+    fn described(&self, mut value: Value, field: &FieldDescriptor) -> Value {
+        if let Some(comment) = self.comment(field) {
+            value["description"] = comment.into();
+        }
+        if field.field_descriptor_proto().options.as_ref().is_some_and(|options| options.deprecated()) {
+            value["deprecated"] = true.into();
+        }
+        let behavior = self.behavior(field);
+        if behavior.contains(&OUTPUT_ONLY) {
+            value["readOnly"] = true.into();
+        }
+        if behavior.contains(&INPUT_ONLY) {
+            value["writeOnly"] = true.into();
+        }
+        value
+    }
+
+    pub(super) fn comment(&self, field: &FieldDescriptor) -> Option<&'d str> {
+        self.comments.of(&field.parent_message().parent_file(), field.path())
+    }
+
+    pub(super) fn is_required(&self, field: &FieldDescriptor) -> bool {
+        self.behavior(field).contains(&REQUIRED)
+    }
+
+    fn behavior(&self, field: &FieldDescriptor) -> Vec<i32> {
+        let Some(extension) = &self.field_behavior else { return Vec::new() };
+        let options = field.options();
+        let values = options.get_extension(extension);
+        values.as_list().unwrap_or_default().iter().filter_map(prost_reflect::Value::as_enum_number).collect()
+    }
+
+    /// One value.
+    pub(super) fn kind(&mut self, kind: &Kind, way: Way) -> Value {
+        match kind {
+            Kind::Bool => json!({"type": "boolean"}),
+            Kind::String => json!({"type": "string"}),
+            Kind::Bytes => json!({"type": "string", "contentEncoding": "base64"}),
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => {
+                json!({"type": "integer", "format": "int32", "minimum": i32::MIN, "maximum": i32::MAX})
+            }
+            Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
+            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => long("int64", INTEGER, way),
+            Kind::Uint64 | Kind::Fixed64 => long("uint64", UNSIGNED, way),
+            Kind::Float => float("float"),
+            Kind::Double => float("double"),
+            Kind::Enum(item) if item.full_name() == "google.protobuf.NullValue" => json!({"type": "null"}),
+            Kind::Enum(item) => self.enumeration(item),
+            Kind::Message(message) => self.message(message, way),
+        }
+    }
+
+    fn enumeration(&mut self, item: &EnumDescriptor) -> Value {
+        let name = self.name(item.full_name());
+        if !self.components.contains_key(&name) {
+            let values = enum_values(item);
+            let names: Vec<Value> = values.iter().map(|value| value.name().into()).collect();
+            let mut said = Vec::from_iter(self.comments.of(&item.parent_file(), item.path()).map(str::to_owned));
+            let each = values.iter().filter_map(|value| {
+                let comment = self.comments.of(&item.parent_file(), value.path())?;
+                Some(format!("- `{}`: {}", value.name(), comment.replace('\n', " ")))
+            });
+            let each: Vec<String> = each.collect();
+            if !each.is_empty() {
+                said.push(each.join("\n"));
+            }
+            let mut value = json!({"type": "string", "enum": names});
+            if !said.is_empty() {
+                value["description"] = said.join("\n\n").into();
+            }
+            self.components.insert(name.clone(), value);
+        }
+        reference(&name)
+    }
+
+    fn name(&self, full_name: &str) -> String {
+        self.names.get(full_name).map_or(full_name, String::as_str).to_owned()
+    }
+}
+
+/// What an integer looks like as a string.
+const INTEGER: &str = "^-?(0|[1-9][0-9]*)$";
+const UNSIGNED: &str = "^(0|[1-9][0-9]*)$";
+
+/// Numbers beyond what a double holds are printed as strings, and read as either.
+fn long(format: &str, pattern: &str, way: Way) -> Value {
+    let kind = if way == Way::Input { json!(["string", "integer"]) } else { json!("string") };
+    json!({"type": kind, "format": format, "pattern": pattern})
+}
+
+fn float(format: &str) -> Value {
+    json!({"anyOf": [{"type": "number", "format": format}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
+}
+
+pub(super) fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+pub(super) fn nullable(value: Value) -> Value {
+    json!({"anyOf": [value, {"type": "null"}]})
+}
+
+/// Of a oneof's members one is there, or none.
+fn at_most_one(names: &[String]) -> Value {
+    let one = |name: &String| json!({"required": [name]});
+    let mut ways: Vec<Value> = names.iter().map(one).collect();
+    ways.push(json!({"not": {"anyOf": ways}}));
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    json!({"description": format!("At most one of {}.", quoted.join(", ")), "oneOf": ways})
+}

@@ -1,0 +1,354 @@
+//! The service's answer to ours: headers from metadata, JSON from frames, the HTTP status from the call's end.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use http::Extensions;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use http::Response;
+use http::StatusCode;
+use http::header;
+use http::response;
+use http_body::Body;
+use http_body_util::BodyExt;
+use pin_project_lite::pin_project;
+
+use crate::binding::Binding;
+use crate::body::ResponseBody;
+use crate::error::BoxError;
+use crate::frame::Deframer;
+use crate::headers;
+use crate::render::Format;
+use crate::render::http_body;
+use crate::render::print;
+use crate::render::write;
+use crate::status;
+use crate::status::Failure;
+use crate::status::Refusal;
+use crate::stream::ReplyStream;
+use crate::transcoder::Transcoder;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What the answer depends on besides the service's own.
+#[derive(Debug)]
+pub(crate) struct ReplyContext {
+    pub transcoder: Arc<Transcoder>,
+    /// The binding, once a route was found.
+    binding: Option<usize>,
+    /// A HEAD gets the headers alone.
+    is_head: bool,
+    wants_events: bool,
+}
+
+/// Where an answer has got to.
+pub(crate) type Answer<B> = Response<ResponseBody<B>>;
+
+/// A stream whose first message has not come yet.
+pub(crate) type Opening<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
+
+/// The service's answer, or the way to it.
+pub(crate) enum Reply<B> {
+    Answer(Answer<B>),
+    Unary(Unary<B>),
+    Stream(Opening<B>),
+}
+
+/// What the service said besides its messages.
+#[derive(Debug, Default)]
+struct ReplyMetadata {
+    headers: HeaderMap,
+    trailers: HeaderMap,
+    extensions: Extensions,
+}
+
+impl ReplyMetadata {
+    /// What is left of it when the answer is not the service's any more.
+    fn unsaid(self) -> ReplyMetadata {
+        ReplyMetadata { extensions: self.extensions, ..ReplyMetadata::default() }
+    }
+}
+
+impl ReplyContext {
+    pub(crate) fn new(transcoder: &Arc<Transcoder>, method: &Method) -> ReplyContext {
+        ReplyContext {
+            transcoder: Arc::clone(transcoder),
+            binding: None,
+            is_head: *method == Method::HEAD,
+            wants_events: false,
+        }
+    }
+
+    /// Notes the binding that was found.
+    pub(crate) fn matched(&mut self, binding: usize, headers: &HeaderMap) {
+        self.binding = Some(binding);
+        self.wants_events = self.binding().server_streaming && headers::wants_events(headers);
+    }
+
+    /// The binding that was found; the first of all before that.
+    pub(crate) fn binding(&self) -> &Binding {
+        &self.transcoder.rules.bindings[self.binding.unwrap_or_default()]
+    }
+
+    /// The layer's own no.
+    pub(crate) fn refuse<B>(&self, refusal: &Refusal) -> Answer<B> {
+        self.refuse_after(refusal, ReplyMetadata::default())
+    }
+
+    /// OPTIONS, answered here: what the path can do (RFC 9110 §9.3.7).
+    pub(crate) fn options<B>(&self, mut methods: Vec<Method>) -> Answer<B> {
+        methods.push(Method::OPTIONS);
+        let mut response = Response::new(ResponseBody::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(header::ALLOW, status::allow(&methods));
+        response
+    }
+
+    fn bad_reply<B>(&self, what: &'static str, said: ReplyMetadata) -> Answer<B> {
+        self.refuse_after(&Refusal::BadReply(what), said.unsaid())
+    }
+
+    fn refuse_after<B>(&self, refusal: &Refusal, said: ReplyMetadata) -> Answer<B> {
+        self.fail(refusal.answer(&self.transcoder.error_domain), said)
+    }
+
+    /// A call that failed.
+    fn fail<B>(&self, failure: Failure, said: ReplyMetadata) -> Answer<B> {
+        let body = failure.body();
+        let mut answer = self.whole(JSON, body.into(), said);
+        *answer.status_mut() = failure.status;
+        for (name, value) in failure.headers.iter() {
+            // The service's own word counts.
+            answer.headers_mut().entry(name).or_insert_with(|| value.clone());
+        }
+        answer
+    }
+
+    fn whole<B>(&self, content_type: HeaderValue, body: Bytes, said: ReplyMetadata) -> Answer<B> {
+        let ReplyMetadata { mut headers, trailers, extensions } = said;
+        headers::from_metadata(&mut headers, &trailers);
+        headers.insert(header::CONTENT_TYPE, content_type);
+        let body = if self.is_head {
+            // The headers are GET's, and so is the length, although nothing follows.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            Bytes::new()
+        } else {
+            body
+        };
+        self.response(ResponseBody::whole(body), headers, extensions)
+    }
+
+    fn response<B>(&self, body: ResponseBody<B>, headers: HeaderMap, mut extensions: Extensions) -> Answer<B> {
+        if self.binding.is_some() {
+            extensions.insert(self.binding().matched.clone());
+        }
+        let mut response = Response::new(body);
+        *response.headers_mut() = headers;
+        *response.extensions_mut() = extensions;
+        response
+    }
+
+    /// Turns the service's answer into ours.
+    pub(crate) fn reply<B>(self, response: Response<B>) -> Reply<B>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (parts, body) = response.into_parts();
+        let response::Parts { status, headers, extensions, .. } = parts;
+        let said = ReplyMetadata { headers, trailers: HeaderMap::new(), extensions };
+        let ended = status != StatusCode::OK || said.headers.contains_key(status::GRPC_STATUS);
+        let streams = self.binding().server_streaming;
+        if ended && let Some(failure) = Failure::of_call(&self.transcoder.details(), status, &said.headers) {
+            return Reply::Answer(self.fail(failure, said));
+        }
+        match (streams, ended) {
+            (true, _) if self.is_head || ended => {
+                Reply::Answer(self.streamed(None, None, Deframer::default(), None, said))
+            }
+            (true, _) => Reply::Stream(Box::pin(self.open(said, body))),
+            (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", said)),
+            (false, false) => {
+                Reply::Unary(Unary { context: self, body, said, deframer: Deframer::default(), message: None })
+            }
+        }
+    }
+
+    /// The end of a unary call.
+    fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: ReplyMetadata) -> Answer<B> {
+        if let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
+            return self.fail(failure, said);
+        }
+        let Some(message) = message.filter(|_| whole) else {
+            return self.bad_reply("no reply to a unary call", said);
+        };
+        let binding = self.binding();
+        if binding.raw_reply {
+            return match http_body(&self.transcoder, binding, &message) {
+                Ok(raw) => self.whole(raw.content_type, raw.data, said),
+                Err(what) => self.bad_reply(what, said),
+            };
+        }
+        let mut json = Vec::with_capacity(message.len() * 2 + 64);
+        match print(&self.transcoder, binding, &message, &mut json) {
+            Ok(()) => self.whole(JSON, json.into(), mem::take(&mut said)),
+            Err(what) => self.bad_reply(what, said),
+        }
+    }
+
+    /// Waits for the first message or the end of the call: until then, the status line may still be an error's.
+    async fn open<B>(self, mut said: ReplyMetadata, body: B) -> Answer<B>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        let mut body = Box::pin(body);
+        let mut deframer = Deframer::default();
+        let mut open = true;
+        let first = loop {
+            match deframer.next() {
+                Ok(Some(message)) => break Some(message),
+                Ok(None) if !open => break None,
+                Ok(None) => {}
+                Err(_) => return self.bad_reply("the reply is no gRPC frame", said),
+            }
+            match body.frame().await.transpose() {
+                Ok(Some(frame)) => match frame.into_data() {
+                    Ok(data) => deframer.push(data),
+                    Err(frame) => {
+                        said.trailers = frame.into_trailers().unwrap_or_default();
+                        open = false;
+                    }
+                },
+                Ok(None) => open = false,
+                Err(_) => return self.bad_reply("the reply broke off", said),
+            }
+        };
+        if !open && let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
+            return self.fail(failure, said);
+        }
+        if first.is_none() && deframer.end().is_err() {
+            return self.bad_reply("the reply is cut off", said);
+        }
+        let (binding, format) = (self.binding(), self.format());
+        let written = first.map(|message| {
+            let content_type = match format {
+                Format::Raw => Some(http_body(&self.transcoder, binding, &message)?.content_type),
+                Format::Lines | Format::Events => None,
+            };
+            Ok((content_type, write(&self.transcoder, binding, format, &message)?))
+        });
+        match written.transpose() {
+            Ok(written) => {
+                let (content_type, first) = written.unzip();
+                self.streamed(content_type.flatten(), first, deframer, open.then_some(body), said)
+            }
+            Err(what) => self.bad_reply(what, said),
+        }
+    }
+
+    fn format(&self) -> Format {
+        match self.binding().raw_reply {
+            true => Format::Raw,
+            false if self.wants_events => Format::Events,
+            false => Format::Lines,
+        }
+    }
+
+    /// A stream that has begun. `content_type` is the first message's; a HEAD has not waited for one.
+    fn streamed<B>(
+        &self,
+        content_type: Option<HeaderValue>,
+        first: Option<Bytes>,
+        deframer: Deframer,
+        body: Option<Pin<Box<B>>>,
+        said: ReplyMetadata,
+    ) -> Answer<B> {
+        let format = self.format();
+        let ReplyMetadata { mut headers, extensions, .. } = said;
+        headers::from_metadata(&mut headers, &HeaderMap::new());
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+        // nginx holds back what it proxies unless it is told not to.
+        headers.entry(HeaderName::from_static("x-accel-buffering")).or_insert(HeaderValue::from_static("no"));
+        match content_type {
+            Some(content_type) => headers.insert(header::CONTENT_TYPE, content_type),
+            // Only the first message could tell, and a HEAD has none.
+            None if self.is_head && format == Format::Raw => headers.remove(header::CONTENT_TYPE),
+            None => headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
+        };
+        if format != Format::Raw {
+            // Which of the two it is, `Accept` decided (RFC 9110 §12.5.5).
+            headers.append(header::VARY, HeaderValue::from_name(header::ACCEPT));
+        }
+        let body = if self.is_head {
+            ResponseBody::empty()
+        } else {
+            let binding = self.binding.unwrap_or_default();
+            ResponseBody::stream(ReplyStream::new(Arc::clone(&self.transcoder), binding, format, first, deframer, body))
+        };
+        self.response(body, headers, extensions)
+    }
+}
+
+pin_project! {
+    /// The answer to a unary call, being put together.
+    pub(crate) struct Unary<B> {
+        context: ReplyContext,
+        #[pin]
+        body: B,
+        said: ReplyMetadata,
+        deframer: Deframer,
+        message: Option<Bytes>,
+    }
+}
+
+impl<B> Future for Unary<B>
+where
+    B: Body<Data = Bytes>,
+{
+    type Output = Answer<B>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<B>> {
+        let mut this = self.project();
+        loop {
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => {
+                    return Poll::Ready(this.context.bad_reply("the reply broke off", mem::take(this.said)));
+                }
+                None => break,
+            };
+            match frame.into_data() {
+                Ok(data) => this.deframer.push(data),
+                Err(frame) => {
+                    this.said.trailers = frame.into_trailers().unwrap_or_default();
+                    break;
+                }
+            }
+            // Taken as they come, so that no more than one message is ever held.
+            loop {
+                let what = match this.deframer.next() {
+                    Ok(Some(next)) if this.message.is_none() => {
+                        *this.message = Some(next);
+                        continue;
+                    }
+                    Ok(Some(_)) => "more than one reply to a unary call",
+                    Ok(None) => break,
+                    Err(_) => "the reply is no gRPC frame",
+                };
+                return Poll::Ready(this.context.bad_reply(what, mem::take(this.said)));
+            }
+        }
+        let whole = this.deframer.end().is_ok();
+        Poll::Ready(this.context.unary(this.message.take(), whole, mem::take(this.said)))
+    }
+}

@@ -1,0 +1,116 @@
+//! Server streams: a line, an event or a chunk per message, written as soon as the message is there.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::StatusCode;
+use http_body::Body;
+
+use crate::binding::Binding;
+use crate::error::BoxError;
+use crate::frame::Deframer;
+use crate::render::Format;
+use crate::render::write;
+use crate::status::Failure;
+use crate::status::Refusal;
+use crate::transcoder::Transcoder;
+
+/// The rest of a stream whose first message is known. Dropping it drops the call.
+pub(crate) struct ReplyStream<B> {
+    transcoder: Arc<Transcoder>,
+    binding: usize,
+    format: Format,
+    /// The first message, written already: the status line waited for it.
+    first: Option<Bytes>,
+    deframer: Deframer,
+    /// Gone when the call has ended.
+    body: Option<Pin<Box<B>>>,
+}
+
+impl<B> fmt::Debug for ReplyStream<B> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ReplyStream").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+/// A stream that cannot say how it failed but by breaking off.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream failed")]
+struct BrokenOff;
+
+impl<B> ReplyStream<B> {
+    pub(crate) fn new(
+        transcoder: Arc<Transcoder>,
+        binding: usize,
+        format: Format,
+        first: Option<Bytes>,
+        deframer: Deframer,
+        body: Option<Pin<Box<B>>>,
+    ) -> ReplyStream<B> {
+        ReplyStream { transcoder, binding, format, first, deframer, body }
+    }
+
+    fn end_with(&mut self, failure: &Failure) -> Poll<Option<Result<Bytes, BoxError>>> {
+        self.body = None;
+        self.deframer = Deframer::default();
+        Poll::Ready(Some(match self.format {
+            Format::Lines => Ok([b"{\"error\":", failure.body().as_slice(), b"}\n"].concat().into()),
+            Format::Events => Ok([b"event: error\ndata: ", failure.body().as_slice(), b"\n\n"].concat().into()),
+            Format::Raw => Err(Box::new(BrokenOff)),
+        }))
+    }
+
+    fn refuse(&mut self, what: &'static str) -> Poll<Option<Result<Bytes, BoxError>>> {
+        let failure = Refusal::BadReply(what).answer(&self.transcoder.error_domain);
+        self.end_with(&failure)
+    }
+}
+
+impl<B> ReplyStream<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        loop {
+            match self.deframer.next() {
+                Ok(Some(message)) => {
+                    let binding: &Binding = &self.transcoder.rules.bindings[self.binding];
+                    return match write(&self.transcoder, binding, self.format, &message) {
+                        Ok(bytes) => Poll::Ready(Some(Ok(bytes))),
+                        Err(what) => self.refuse(what),
+                    };
+                }
+                Ok(None) => {}
+                Err(_) => return self.refuse("the reply is no gRPC frame"),
+            }
+            let Some(body) = &mut self.body else { return Poll::Ready(None) };
+            let end = match ready!(body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.deframer.push(data);
+                        continue;
+                    }
+                    Err(frame) => frame.into_trailers().unwrap_or_default(),
+                },
+                Some(Err(_)) => return self.refuse("the reply broke off"),
+                None => HeaderMap::new(),
+            };
+            self.body = None;
+            return match Failure::of_call(&self.transcoder.details(), StatusCode::OK, &end) {
+                Some(failure) => self.end_with(&failure),
+                None if self.deframer.end().is_err() => self.refuse("the reply is cut off"),
+                None => Poll::Ready(None),
+            };
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Path templates, flattened: a list of segments to match and a list of stretches to capture.
+
+use std::borrow::Cow;
+
+use http_path_template::Grammar;
+use http_path_template::ParseError;
+use http_path_template::PathTemplate;
+use http_path_template::Segment as Parsed;
+use percent_encoding::percent_decode_str;
+
+/// A path with more segments than this has no route.
+pub(crate) const SEGMENTS_MAX: usize = 64;
+
+/// A template as the router needs it.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub segments: Vec<Segment>,
+    pub verb: Option<Box<str>>,
+    pub variables: Vec<Variable>,
+}
+
+/// What one segment of a path must be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Segment {
+    Literal(Box<str>),
+    /// `*`: one segment, not empty.
+    Single,
+    /// `**`: the rest of the path, possibly nothing. Always last.
+    Rest,
+}
+
+/// `{field.path=…}`: which part of the path is the value of which field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    pub field_path: Box<str>,
+    /// The first segment of the template that belongs to it, and the first that no longer does.
+    pub start: usize,
+    pub end: usize,
+    /// Whether it spans several segments, so that `%2F` stays apart from `/`.
+    pub multi: bool,
+}
+
+/// A captured part that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected percent-encoded UTF-8")]
+pub(crate) struct NotText;
+
+/// `.` or `..`, escaped or not.
+pub(crate) fn is_dot_segment(segment: &str) -> bool {
+    // Most segments are longer than `%2e%2e`, or start otherwise.
+    segment.len() <= 6
+        && segment.starts_with(['.', '%'])
+        && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
+}
+
+impl Template {
+    pub(crate) fn parse(text: &str) -> Result<Template, ParseError> {
+        let parsed = PathTemplate::parse(text, Grammar::default())?;
+        let mut template =
+            Template { segments: Vec::new(), verb: parsed.verb().map(Into::into), variables: Vec::new() };
+        for segment in parsed.segments() {
+            template.push(segment);
+        }
+        Ok(template)
+    }
+
+    /// Why no path can ever match, if none can, below a base path of so many segments.
+    pub(crate) fn unreachable(&self, base: usize) -> Option<&'static str> {
+        let dots = |segment: &Segment| matches!(segment, Segment::Literal(text) if is_dot_segment(text));
+        if self.segments.iter().any(dots) {
+            Some("a path with a dot segment has no route")
+        } else if base + self.segments.len() > SEGMENTS_MAX {
+            Some("a path of more than 64 segments has no route")
+        } else {
+            None
+        }
+    }
+
+    fn push(&mut self, segment: &Parsed<'_>) {
+        match segment {
+            Parsed::Literal(text) => self.segments.push(Segment::Literal((*text).into())),
+            Parsed::Single => self.segments.push(Segment::Single),
+            Parsed::Rest => self.segments.push(Segment::Rest),
+            Parsed::Variable(variable) => {
+                let start = self.segments.len();
+                for inner in variable.segments() {
+                    self.push(&inner);
+                }
+                let end = self.segments.len();
+                let multi = end - start > 1 || self.segments.last() == Some(&Segment::Rest);
+                self.variables.push(Variable { field_path: variable.field_path().into(), start, end, multi });
+            }
+            // The strict grammar has no affixes, and the parser no further kinds; a literal that no path contains.
+            _ => self.segments.push(Segment::Literal("{}".into())),
+        }
+    }
+}
+
+impl Variable {
+    /// Decodes what the variable captured. Escapes are decoded once; across several segments `%2F` and `%2f` stay as
+    /// they are (http.proto, "Path template syntax").
+    pub(crate) fn decode<'p>(&self, raw: &'p str) -> Result<Cow<'p, str>, NotText> {
+        if !raw.contains('%') {
+            return Ok(Cow::Borrowed(raw));
+        }
+        let mut text = String::with_capacity(raw.len());
+        let mut rest = raw;
+        while let Some(position) = rest.find('%') {
+            let (before, escape) = rest.split_at(position);
+            text.push_str(before);
+            // Decoded together, since a character may take several escapes.
+            let run = escape_run(escape)?;
+            let (escapes, after) = escape.split_at(run);
+            if self.multi {
+                let mut pending = escapes;
+                while let Some(slash) = find_escaped_slash(pending) {
+                    decode_into(&pending[..slash], &mut text)?;
+                    text.push_str(&pending[slash..slash + 3]);
+                    pending = &pending[slash + 3..];
+                }
+                decode_into(pending, &mut text)?;
+            } else {
+                decode_into(escapes, &mut text)?;
+            }
+            rest = after;
+        }
+        text.push_str(rest);
+        Ok(Cow::Owned(text))
+    }
+}
+
+/// How many bytes of escapes the text starts with.
+fn escape_run(text: &str) -> Result<usize, NotText> {
+    let bytes = text.as_bytes();
+    let mut length = 0;
+    while let Some(b'%') = bytes.get(length) {
+        match bytes.get(length + 1..length + 3) {
+            Some([high, low]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => length += 3,
+            _ => return Err(NotText),
+        }
+    }
+    Ok(length)
+}
+
+/// Finds `%2F` in a run of escapes, which all have three bytes.
+fn find_escaped_slash(escapes: &str) -> Option<usize> {
+    (0..escapes.len()).step_by(3).find(|&position| escapes[position..position + 3].eq_ignore_ascii_case("%2f"))
+}
+
+fn decode_into(escapes: &str, text: &mut String) -> Result<(), NotText> {
+    text.push_str(&percent_decode_str(escapes).decode_utf8().map_err(|_| NotText)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(multi: bool, raw: &str) -> Option<String> {
+        Variable { field_path: "name".into(), start: 0, end: 1, multi }.decode(raw).ok().map(Cow::into_owned)
+    }
+
+    #[test]
+    fn templates_are_flattened() {
+        let template = Template::parse("/v1/{parent=shelves/*}/books/{book.name=**}:read").unwrap();
+        assert_eq!(template.segments.len(), 5);
+        assert_eq!(template.verb.as_deref(), Some("read"));
+        let spans: Vec<_> = template.variables.iter().map(|v| (&*v.field_path, v.start, v.end, v.multi)).collect();
+        assert_eq!(spans, [("parent", 1, 3, true), ("book.name", 4, 5, true)]);
+        assert!(Template::parse("/v1/{a=**}/b").is_err());
+        assert!(Template::parse("v1").is_err());
+    }
+
+    #[test]
+    fn what_no_path_matches_is_told() {
+        for text in ["/a/../b", "/.", "/a/%2e", "/a/%2E."] {
+            assert!(Template::parse(text).unwrap().unreachable(0).is_some(), "{text}");
+        }
+        let long = Template::parse(&"/a".repeat(64)).unwrap();
+        assert_eq!(long.unreachable(0), None);
+        assert!(long.unreachable(1).is_some());
+    }
+
+    #[test]
+    fn escapes_are_decoded_once() {
+        assert_eq!(decode(false, "a%2Fb").as_deref(), Some("a/b"));
+        assert_eq!(decode(false, "a%252Fb").as_deref(), Some("a%2Fb"));
+        assert_eq!(decode(false, "caf%C3%A9").as_deref(), Some("café"));
+        assert_eq!(decode(false, "a+b").as_deref(), Some("a+b"));
+        assert_eq!(decode(true, "x/a%2Fb/c%20d").as_deref(), Some("x/a%2Fb/c d"));
+        assert_eq!(decode(true, "%C3%A9%2f%41").as_deref(), Some("é%2fA"));
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        for raw in ["%", "%2", "%zz", "a%C3", "%FF", "%C3%2F%A9"] {
+            assert_eq!(decode(true, raw), None, "{raw}");
+        }
+        assert_eq!(decode(false, "%2g"), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! What all requests share.
+
+use std::time::Duration;
+
+use crate::binding::Rules;
+use crate::schema::Schema;
+use crate::status::Details;
+
+/// The descriptors of `google.rpc`: the types of error details that every service may use.
+pub(crate) const GOOGLE_RPC: &[u8] = include_bytes!("google_rpc.bin");
+
+/// The rules, the schema and the options of a layer. Built once, and only read afterwards.
+#[derive(Debug)]
+pub(crate) struct Transcoder {
+    pub schema: Schema,
+    pub google_rpc: Schema,
+    pub rules: Rules,
+    pub ignored: Vec<String>,
+    pub body_bytes_max: usize,
+    pub body_elements_max: usize,
+    pub body_timeout: Duration,
+    pub error_domain: String,
+    pub event_id_field: Option<String>,
+}
+
+impl Transcoder {
+    pub(crate) fn details(&self) -> Details<'_> {
+        Details { google_rpc: &self.google_rpc, service: &self.schema }
+    }
+}
