@@ -47,6 +47,10 @@ pub(crate) fn path_text(steps: &[Step<'_>]) -> String {
 
 /// Cuts a name at 128 bytes, on a character's boundary.
 pub(crate) fn clip(name: &str) -> &str {
-    let end = name.floor_char_boundary(NAME_BYTES_MAX);
+    // `str::floor_char_boundary` needs Rust 1.91.
+    let mut end = name.len().min(NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
     &name[..end]
 }
