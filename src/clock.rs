@@ -356,6 +356,15 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A random number, for what only has to differ: the random part of a wait.
+///
+/// # Panics
+///
+/// As [`random`].
+pub fn dice() -> u32 {
+    u32::from_ne_bytes(random())
+}
+
 /// A random share of something, from `low` up to but not including `high`: so that what began at once does not end at once.
 ///
 /// # Panics

@@ -30,6 +30,14 @@ pub mod id;
 #[cfg(feature = "server")]
 pub mod device;
 
+/// How long to wait before the next attempt.
+#[cfg(any(feature = "server", feature = "guard"))]
+pub mod backoff;
+
+/// Work that is done at an interval.
+#[cfg(feature = "server")]
+mod every;
+
 // The ground floor: the world outside.
 
 /// Time and dice.
@@ -74,7 +82,7 @@ pub mod session;
 #[cfg(feature = "server")]
 pub mod store;
 
-/// What has ended, live: read as it commits, told to whoever follows.
+/// Revocations, live: read as they commit, published to subscribers.
 #[cfg(feature = "server")]
 pub mod feed;
 

@@ -14,12 +14,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
+use crate::backoff::Backoff;
+use crate::clock;
 use crate::telemetry::Metrics;
 
-/// How long to wait before a task is started again; doubled each time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How long to wait before a task is started again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 
-/// A task that ran for so long has recovered: the next wait is the shortest.
+/// A task that ran longer than this has recovered: the next wait is the shortest.
 const RECOVERED: Duration = Duration::from_secs(60);
 
 /// Starts background tasks, and starts them again.
@@ -39,19 +41,19 @@ impl Supervisor {
     {
         let metrics = self.metrics.clone();
         tokio::spawn(async move {
-            let mut wait = RETRY.0;
+            let mut retry = RETRY;
             loop {
                 let started = Instant::now();
                 // The call itself may panic too, before there is a future.
                 let ended = AssertUnwindSafe(async { work().await }).catch_unwind().await;
                 metrics.task_restart(task);
                 if started.elapsed() > RECOVERED {
-                    wait = RETRY.0;
+                    retry.reset();
                 }
+                let wait = retry.next(clock::dice());
                 let how = if ended.is_err() { "panicked" } else { "ended" };
                 tracing::error!(task, "background task {how}: starting it again in {wait:?}");
                 sleep(wait).await;
-                wait = RETRY.1.min(wait * 2);
             }
         })
     }

@@ -4,8 +4,6 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
-use tokio::time::interval;
 use tokio::time::sleep;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
@@ -17,9 +15,12 @@ use super::broadcaster::Broadcaster;
 use super::broadcaster::Continuity;
 use super::position::Beat;
 use super::position::Position;
+use crate::backoff::Backoff;
 use crate::clock;
 use crate::clock::Clock;
 use crate::clock::Timestamp;
+use crate::every::every;
+use crate::every::ticks;
 use crate::store::Error;
 use crate::store::Extent;
 use crate::store::PageStart;
@@ -48,8 +49,8 @@ const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for a connection that listens.
 const DOORBELL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait after a failure; doubled each time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long to wait after a failure.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 /// How often expired revocations are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(5);
@@ -73,7 +74,7 @@ pub(super) async fn run(broadcaster: &Broadcaster, reading: &Store, store: &Stor
 /// Reads in a loop: what was committed since the last reading, as long as the database continues from there, and otherwise
 /// the whole backlog.
 async fn read(broadcaster: &Broadcaster, store: &Store) {
-    let (mut retry, mut progress) = (RETRY.0, None);
+    let (mut retry, mut progress) = (RETRY, None);
     loop {
         match follow(broadcaster, store, &mut progress, &mut retry).await {
             Ok(Stop::Discontinuity | Stop::TooMuch) => {
@@ -82,8 +83,7 @@ async fn read(broadcaster: &Broadcaster, store: &Store) {
             }
             Err(error) => tracing::warn!(error = %telemetry::chain(&error), "cannot read the revocation feed"),
         }
-        sleep(retry).await;
-        retry = RETRY.1.min(retry * 2);
+        sleep(retry.next(clock::dice())).await;
     }
 }
 
@@ -129,7 +129,7 @@ async fn follow(
     broadcaster: &Broadcaster,
     store: &Store,
     progress: &mut Option<Progress>,
-    retry: &mut Duration,
+    retry: &mut Backoff,
 ) -> Result<Stop, Error> {
     let progress = match progress {
         Some(progress) => progress,
@@ -167,7 +167,7 @@ async fn follow(
         if broadcaster.advance(reading).is_err() {
             return Ok(Stop::Discontinuity);
         }
-        *retry = RETRY.0;
+        retry.reset();
         if let Some(pages) = &mut progress.again
             && !pages.read(broadcaster, store).await?
         {
@@ -221,25 +221,24 @@ fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
 async fn beat(broadcaster: &Broadcaster, store: &Store) {
     // If this fails, the feed grows old, and subscribers are told so. Earlier releases kept their beats in a table.
     let _ = store.feed_beacons_forget(broadcaster.clock().now() - BEACON_RETENTION).await;
-    let mut ticks = every(BEAT_INTERVAL);
-    loop {
-        ticks.tick().await;
+    every(BEAT_INTERVAL, || async {
         let began = Instant::now();
         let beat = store.feed_beat().await;
         if let Ok((origin, xid)) = beat {
             broadcaster.note_beat(Beat { origin, xid }, began);
         }
         store.look_after(beat.is_ok()).await;
-    }
+    })
+    .await;
 }
 
 /// Listens to the other replicas' doorbells. Each new connection triggers a reading: earlier rings were missed.
 async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
-    let mut retry = RETRY.0;
+    let mut retry = RETRY;
     loop {
         match store.doorbell(DOORBELL_TIMEOUT).await {
             Ok(mut bell) => {
-                retry = RETRY.0;
+                retry.reset();
                 broadcaster.to_read.notify_one();
                 while bell.rung(replica).await {
                     broadcaster.to_read.notify_one();
@@ -249,8 +248,7 @@ async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
             // The poll continues meanwhile.
             Err(error) => tracing::debug!(error = %telemetry::chain(&error), "cannot listen for revocations"),
         }
-        sleep(retry).await;
-        retry = RETRY.1.min(retry * 2);
+        sleep(retry.next(clock::dice())).await;
     }
 }
 
@@ -266,7 +264,7 @@ async fn ring(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
 
 /// Publishes revocations and heartbeats to subscribers.
 async fn publish(broadcaster: &Broadcaster) {
-    let mut heartbeats = every(HEARTBEAT_INTERVAL);
+    let mut heartbeats = ticks(HEARTBEAT_INTERVAL);
     loop {
         tokio::select! {
             () = broadcaster.to_publish.notified() => {
@@ -282,15 +280,5 @@ async fn publish(broadcaster: &Broadcaster) {
 }
 
 async fn forget_expired(broadcaster: &Broadcaster) {
-    let mut ticks = every(FORGET_INTERVAL);
-    loop {
-        ticks.tick().await;
-        broadcaster.forget_expired();
-    }
-}
-
-fn every(period: Duration) -> tokio::time::Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+    every(FORGET_INTERVAL, || async { broadcaster.forget_expired() }).await;
 }

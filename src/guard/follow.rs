@@ -10,12 +10,13 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::Status;
 
-use super::backoff::Backoff;
 use super::shared::Shared;
 use super::stats::count;
 use super::upstream::Failure;
 use super::upstream::Replica;
 use super::upstream::said;
+use crate::backoff::Backoff;
+use crate::clock;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -33,8 +34,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// A stream that is silent for so long is dead, whatever the connection says.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How long to wait before the next attempt; doubled each time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How long to wait before the next attempt.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// A replica whose news is older than this part of what the guard puts up with is left for the next one.
 const STALE_PART: u32 = 2;
@@ -71,14 +72,14 @@ impl From<Status> for End {
 /// Follows one replica after the other.
 pub(super) async fn run(shared: &Shared) {
     let mut cursor = String::new();
-    let mut retry = Backoff::new(RETRY);
+    let mut retry = RETRY;
     let mut stale = Stale::new(shared.upstream.len(), shared.max_staleness);
     for attempt in 0.. {
         let replica = shared.upstream.replica(attempt);
         let end = follow(shared, replica, &mut cursor, &mut retry, &mut stale).await;
         // A connection that was lost may be one to nowhere, and who answers next another one.
         replica.reconnect();
-        let wait = retry.next();
+        let wait = retry.next(clock::dice());
         tracing::warn!(replica = replica.name(), error = %end, "the feed is followed no longer; trying again in {wait:?}");
         if let End::Failed(failure) = end {
             shared.reject(failure);

@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 
-use super::backoff::Backoff;
 use super::shared::Shared;
 use super::time::Time;
 use super::upstream::Failure;
+use crate::backoff::Backoff;
+use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::token::jwks;
@@ -33,8 +34,9 @@ const WISH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a token under an unknown key waits for the keys to be read.
 const WISH_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long to wait after a failure; doubled each time.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How long to wait after a failure.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// How often in a row an answer with a doubtful `Date` has the keys read again at once, for another witness of what time it
 /// is. Then the clock is what most of them say, and the usual pace goes on.
@@ -121,7 +123,7 @@ impl Keys {
 /// Reads the keys at the start, when they are half as old as they may be, and whenever somebody meets an unknown one.
 pub(super) async fn run(shared: &Shared) {
     let keys = &shared.keys;
-    let (mut retry, mut doubts) = (Backoff::new(RETRY), 0);
+    let (mut retry, mut doubts) = (Backoff::new(RETRY_MIN, RETRY_MAX), 0);
     loop {
         let began = Instant::now();
         keys.attempts.send_modify(|attempts| {
@@ -136,7 +138,7 @@ pub(super) async fn run(shared: &Shared) {
         let due = match outcome {
             Ok(Reading { is_doubtful: true, .. }) if doubts < DOUBTS_MAX => {
                 doubts += 1;
-                Instant::now() + RETRY.0
+                Instant::now() + RETRY_MIN
             }
             Ok(Reading { max_age, is_doubtful }) => {
                 doubts = if is_doubtful { doubts } else { 0 };
@@ -147,7 +149,7 @@ pub(super) async fn run(shared: &Shared) {
             Err(failure) => {
                 tracing::warn!(error = %failure, "the keys cannot be read");
                 shared.reject(failure);
-                Instant::now() + retry.next()
+                Instant::now() + retry.next(clock::dice())
             }
         };
         tokio::select! {

@@ -18,7 +18,6 @@
 //! promised, and measured.
 
 mod ask;
-mod backoff;
 mod follow;
 mod keys;
 mod layer;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::lifecycle::EndedBy;
 use super::lifecycle::RevokeReason;
+use crate::backoff;
 use crate::clock::Timestamp;
 use crate::token::event::Initiator;
 
@@ -119,9 +120,8 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 /// The pause is drawn between half of its length and the whole by `dice`, so that many that failed together do not come
 /// back together. It is longer when the receiver asks for that, up to an hour.
 pub fn after_failure(attempt: u32, queued_at: Timestamp, now: Timestamp, asked: Option<Duration>, dice: u32) -> Fate {
-    let pause = PAUSE_MIN.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(PAUSE_MAX);
-    let drawn = pause / 2 + (pause / 2).mul_f64(f64::from(dice) / f64::from(u32::MAX));
-    let at = now + drawn.max(asked.unwrap_or_default().min(PAUSE_MAX));
+    let pause = backoff::wait(PAUSE_MIN, PAUSE_MAX, attempt.saturating_sub(1), dice);
+    let at = now + pause.max(asked.unwrap_or_default().min(PAUSE_MAX));
     if is_too_late(queued_at, at) { Fate::Dead } else { Fate::Retried(at) }
 }
 

@@ -1,0 +1,23 @@
+//! Work that is done again and again, at an interval.
+
+use std::time::Duration;
+
+use tokio::time::Interval;
+use tokio::time::MissedTickBehavior;
+use tokio::time::interval;
+
+/// Ticks at once, and then every `period`. A late tick delays those after it: none are made up for.
+pub(crate) fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Does the work at once, and then every `period`, one run after the other. Does not return.
+pub(crate) async fn every<F: Future<Output = ()>>(period: Duration, mut work: impl FnMut() -> F) {
+    let mut ticks = ticks(period);
+    loop {
+        ticks.tick().await;
+        work().await;
+    }
+}
