@@ -1,9 +1,11 @@
-//! Telling others that sessions have ended: takes what was queued with each end, sends it, and writes down what came of it.
+//! Back-channel delivery: claims the logout tokens and CAEP events that were queued with each revocation, sends them, and
+//! records the outcome.
 //!
-//! Every replica does so at once. Whoever takes a delivery has it for [`LOST_AFTER`]; when nothing more is heard of it by
-//! then, another one takes it. So a receiver may be told twice, under the same id, and is never not told.
+//! Every replica delivers. A delivery belongs to the replica that claimed it for [`LOST_AFTER`]; if no outcome is recorded by
+//! then, another replica claims it. So a receiver may get it twice, under the same id, but never not at all.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +15,6 @@ use tokio::task::Id;
 use tokio::task::JoinError;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
-use tokio::time::interval;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -23,6 +23,7 @@ use super::KeyCache;
 use super::KeyError;
 use crate::clock;
 use crate::clock::Clock;
+use crate::every::every;
 use crate::outbound::Answer;
 use crate::outbound::Message;
 use crate::outbound::Outbound;
@@ -42,25 +43,25 @@ use crate::token::access::Issuer;
 use crate::token::event::Notice;
 use crate::token::event::Subject;
 
-/// How long a delivery that was taken is left to whoever took it: much longer than an attempt and what is written of it.
+/// How long a claimed delivery belongs to the replica that claimed it: much longer than an attempt and its record take.
 pub const LOST_AFTER: Duration = Duration::from_secs(60);
 
-/// The most attempts under way in one process.
+/// The most attempts in progress in one process.
 const ATTEMPTS_MAX: usize = 64;
 
 /// The most of them at one endpoint: one that answers slowly leaves room for the others.
 const ATTEMPTS_EACH_MAX: usize = 8;
 
-/// How often there is a look for what other processes have queued, and for what is due again.
+/// How often deliveries are claimed that other processes have queued, or that are due again.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often what waits is counted.
+/// How often pending deliveries are counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// As many are counted for each endpoint.
+/// The most that are counted for each endpoint.
 const COUNT_EACH_MAX: i64 = 10_000;
 
-/// Tells others. Clones are one and the same.
+/// Delivers logout tokens and CAEP events to back-channel endpoints. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Deliverer {
     store: Store,
@@ -72,64 +73,57 @@ pub struct Deliverer {
 }
 
 impl Deliverer {
-    /// Prepares to tell others what happens to the sessions of this service.
+    /// Prepares to deliver for the sessions of this service.
     pub fn new(app: &App, outbound: Outbound, metrics: Metrics) -> Self {
         let App { store, keys, issuer, clock, .. } = app.clone();
         Self { store, keys, issuer, clock, outbound, metrics }
     }
 
-    /// Delivers what is due, for as long as it is let. What is under way when it is stopped is cut off.
+    /// Delivers what is due. Does not return; dropped, it cuts off the attempts in progress.
     pub async fn run(self) {
         tokio::join!(self.clone().attempt_all(), self.count_all());
     }
 
     async fn attempt_all(self) {
-        let (mut attempts, mut endpoints, mut after) =
-            (JoinSet::new(), HashMap::<Id, Uuid>::new(), EndpointPlace::default());
+        let (mut tasks, mut attempts) = (JoinSet::new(), Attempts::default());
         loop {
-            let room = ATTEMPTS_MAX - attempts.len();
-            let under_way: Vec<Uuid> = endpoints.values().copied().collect();
-            let from_start = after == EndpointPlace::default();
-            let taken = if room == 0 { vec![] } else { self.take(&after, under_way, room).await };
-            let was_cut_short = taken.len() == room;
-            // From one endpoint to the next, and round again: those at the end of the alphabet have their turn.
-            match taken.iter().map(Due::place).max() {
-                Some(last) if was_cut_short => after = last,
-                Some(_) | None if room > 0 => after = EndpointPlace::default(),
-                Some(_) | None => {}
+            let room = attempts.room();
+            let due = self.claim(&attempts).await;
+            let claimed = attempts.advance(room, due.len(), due.iter().map(Due::place).max());
+            for due in due {
+                let (endpoint, deliverer) = (due.endpoint, self.clone());
+                let task = tasks.spawn(async move { deliverer.attempt(due).await });
+                attempts.begin(task.id(), endpoint);
             }
-            for due in taken {
-                let endpoint = due.endpoint;
-                let deliverer = self.clone();
-                endpoints.insert(attempts.spawn(async move { deliverer.attempt(due).await }).id(), endpoint);
-            }
-            if !was_cut_short && !from_start {
-                continue;
-            }
-            let each = |endpoint: &Uuid| endpoints.values().filter(|other| *other == endpoint).count();
-            let may_have_left_some = was_cut_short || endpoints.values().any(|one| each(one) >= ATTEMPTS_EACH_MAX);
-            tokio::select! {
-                () = self.store.delivery_queued(), if room > 0 => {}
-                () = sleep(POLL_INTERVAL) => {}
-                Some(ended) = attempts.join_next_with_id(), if may_have_left_some => forget(&mut endpoints, ended),
-            }
-            while let Some(ended) = attempts.try_join_next_with_id() {
-                forget(&mut endpoints, ended);
+            if claimed != Claimed::RestOfRound {
+                let is_waiting = attempts.are_blocking(claimed);
+                tokio::select! {
+                    () = self.store.delivery_queued(), if room > 0 => {}
+                    () = sleep(POLL_INTERVAL) => {}
+                    Some(ended) = tasks.join_next_with_id(), if is_waiting => attempts.end(id_of(ended)),
+                }
+                while let Some(ended) = tasks.try_join_next_with_id() {
+                    attempts.end(id_of(ended));
+                }
             }
         }
     }
 
-    async fn take(&self, after: &EndpointPlace, under_way: Vec<Uuid>, rows_max: usize) -> Vec<Due> {
+    async fn claim(&self, attempts: &Attempts<Id>) -> Vec<Due> {
+        let rows_max = attempts.room();
+        if rows_max == 0 {
+            return vec![];
+        }
         let now = self.clock.now();
-        let (after, lost_at) = (after.clone(), now + LOST_AFTER);
-        let claim = Claim { after, under_way, each_max: ATTEMPTS_EACH_MAX, rows_max, now, lost_at };
+        let (after, under_way) = (attempts.after.clone(), attempts.endpoints.values().copied().collect());
+        let claim = Claim { after, under_way, each_max: ATTEMPTS_EACH_MAX, rows_max, now, lost_at: now + LOST_AFTER };
         self.store.deliveries_claim(claim).await.unwrap_or_else(|error| {
-            tracing::warn!(error = chain(&error), "cannot look for what others are to be told");
+            tracing::warn!(error = chain(&error), "cannot read the due back-channel deliveries");
             vec![]
         })
     }
 
-    /// Makes one attempt, and writes down what came of it.
+    /// Makes one attempt, and records its outcome.
     async fn attempt(&self, due: Due) {
         let refused = |why: &str| (Outcome::Refused(why.to_owned()), None);
         let outcome = match subject(&due) {
@@ -138,13 +132,13 @@ impl Deliverer {
             Some(subject) => self.send(&due, subject).await,
             None => refused("its user was erased"),
         };
-        if let Err(error) = self.write_down(&due, outcome).await {
-            // Nothing is lost: it is tried again once the attempt counts as lost.
-            tracing::warn!(delivery = %due.id, error = chain(&error), "what others were told was not written down");
+        if let Err(error) = self.record(&due, outcome).await {
+            // Nothing is lost: the delivery is repeated once the attempt counts as lost.
+            tracing::warn!(delivery = %due.id, error = chain(&error), "cannot record the outcome of a back-channel delivery");
         }
     }
 
-    async fn write_down(&self, due: &Due, outcome: (Outcome, Option<Duration>)) -> Result<(), store::Error> {
+    async fn record(&self, due: &Due, outcome: (Outcome, Option<Duration>)) -> Result<(), store::Error> {
         let (now, kind) = (self.clock.now(), due.kind.as_str());
         let (fate, error) = match outcome {
             (Outcome::Taken, _) => {
@@ -152,7 +146,7 @@ impl Deliverer {
                 return self.store.delivery_done(due.project.clone(), due.id, now).await;
             }
             (Outcome::Failed(error), asked) => {
-                let dice = u32::from_ne_bytes(clock::random());
+                let dice = clock::dice();
                 (backchannel::after_failure(due.attempt, due.queued_at, now, asked, dice), error)
             }
             (Outcome::Refused(error), _) => (Fate::Dead, error),
@@ -161,17 +155,17 @@ impl Deliverer {
         match fate {
             Fate::Retried(_) => {
                 self.metrics.delivery(kind, "retried");
-                tracing::debug!(project, %endpoint, %delivery, error, attempt = due.attempt, "others are not told yet");
+                tracing::debug!(project, %endpoint, %delivery, error, attempt = due.attempt, "back-channel delivery postponed");
             }
             Fate::Dead => {
                 self.metrics.delivery(kind, "dead");
-                tracing::warn!(project, %endpoint, %delivery, error, attempt = due.attempt, "others were not told");
+                tracing::warn!(project, %endpoint, %delivery, error, attempt = due.attempt, "back-channel delivery failed for good");
             }
         }
         self.store.delivery_failed(due, fate, error, now).await
     }
 
-    /// Sends a delivery, and tells what came of it and how long the receiver asks to be left alone.
+    /// Sends a delivery. Returns the outcome, and how long the receiver asks to wait.
     async fn send(&self, due: &Due, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
         let target = match Target::parse(&due.url, self.outbound.permitted()) {
             Ok(target) => target,
@@ -181,7 +175,7 @@ impl Deliverer {
         let message = match self.message(due, subject).await {
             Ok(message) => message,
             Err(error) => {
-                tracing::error!(error = chain(&error), "what others are to be told cannot be signed");
+                tracing::error!(error = chain(&error), "cannot sign a back-channel delivery");
                 return (Outcome::Failed("it cannot be signed".to_owned()), None);
             }
         };
@@ -198,11 +192,11 @@ impl Deliverer {
     }
 
     /// What to send: a form for a logout token (OpenID Connect Back-Channel Logout 1.0 §2.5), the token alone for an event
-    /// (RFC 8935 §2.1). Signed anew for each attempt, for a logout token soon expires.
+    /// (RFC 8935 §2.1). Signed for each attempt, because a logout token expires soon.
     async fn message(&self, due: &Due, subject: Subject<'_>) -> Result<Message, super::Error> {
         let token = self.token(due, subject).await?;
         let token = token.expose_secret();
-        // A form may be answered with anything; what is asked for is what RFC 8935 has.
+        // A form may be answered with anything; RFC 8935 answers with JSON.
         let accept = "application/json";
         Ok(match due.kind {
             // A JWT has no character that a form would have to escape.
@@ -241,24 +235,91 @@ impl Deliverer {
     }
 
     async fn count_all(&self) {
-        let mut ticks = interval(COUNT_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            match self.store.deliveries_count(COUNT_EACH_MAX).await {
-                Ok(counts) => {
-                    for kind in Kind::ALL {
-                        let count = counts.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count);
-                        self.metrics.deliveries_pending(kind.as_str(), count);
-                    }
+        every(COUNT_INTERVAL, || self.count()).await;
+    }
+
+    async fn count(&self) {
+        match self.store.deliveries_count(COUNT_EACH_MAX).await {
+            Ok(counts) => {
+                for kind in Kind::ALL {
+                    let count = counts.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count);
+                    self.metrics.deliveries_pending(kind.as_str(), count);
                 }
-                Err(error) => tracing::debug!(error = chain(&error), "what others are to be told was not counted"),
             }
+            Err(error) => tracing::debug!(error = chain(&error), "cannot count the pending back-channel deliveries"),
         }
     }
 }
 
-/// What has ended; `None` when neither a session nor a user is named any more.
+/// The attempts in progress, and where the next claim begins. `K` identifies an attempt.
+///
+/// Claims go from one endpoint to the next, and round again, so that those at the end of the alphabet have their turn.
+struct Attempts<K> {
+    endpoints: HashMap<K, Uuid>,
+    after: EndpointPlace,
+}
+
+/// How far a claim got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claimed {
+    /// To its limit: there may be more behind.
+    UpToLimit,
+    /// To the end of a round that began further on: what is before is claimed at once.
+    RestOfRound,
+    /// All that is due, except at endpoints that have as many attempts as they may.
+    Everything,
+}
+
+impl<K> Default for Attempts<K> {
+    fn default() -> Self {
+        Self { endpoints: HashMap::new(), after: EndpointPlace::default() }
+    }
+}
+
+impl<K: Eq + Hash> Attempts<K> {
+    /// How many more there may be.
+    fn room(&self) -> usize {
+        ATTEMPTS_MAX - self.endpoints.len()
+    }
+
+    /// Notes that a claim of at most `room` deliveries returned `count`, the last one at `last`.
+    fn advance(&mut self, room: usize, count: usize, last: Option<EndpointPlace>) -> Claimed {
+        let was_from_start = self.after == EndpointPlace::default();
+        let is_at_limit = count == room;
+        match last {
+            Some(last) if is_at_limit => self.after = last,
+            Some(_) | None if room > 0 => self.after = EndpointPlace::default(),
+            // Nothing was claimed.
+            Some(_) | None => {}
+        }
+        match (is_at_limit, was_from_start) {
+            (true, _) => Claimed::UpToLimit,
+            (false, false) => Claimed::RestOfRound,
+            (false, true) => Claimed::Everything,
+        }
+    }
+
+    fn begin(&mut self, attempt: K, endpoint: Uuid) {
+        self.endpoints.insert(attempt, endpoint);
+    }
+
+    /// Forgets an attempt. One that panicked is repeated once it counts as lost.
+    fn end(&mut self, attempt: K) {
+        self.endpoints.remove(&attempt);
+    }
+
+    /// Whether the end of one attempt may make room for a delivery that is due.
+    fn are_blocking(&self, claimed: Claimed) -> bool {
+        let at = |endpoint: &Uuid| self.endpoints.values().filter(|other| *other == endpoint).count();
+        claimed == Claimed::UpToLimit || self.endpoints.values().any(|endpoint| at(endpoint) >= ATTEMPTS_EACH_MAX)
+    }
+}
+
+fn id_of(ended: Result<(Id, ()), JoinError>) -> Id {
+    ended.map_or_else(|error| error.id(), |(id, ())| id)
+}
+
+/// What was revoked; `None` if neither a session nor a user is named any more.
 fn subject(due: &Due) -> Option<Subject<'_>> {
     match (due.session, due.user.as_deref()) {
         (Some(session), user) => Some(Subject::Session { session, user }),
@@ -266,8 +327,50 @@ fn subject(due: &Due) -> Option<Subject<'_>> {
     }
 }
 
-/// An attempt has ended; where it panicked, its delivery is tried again once it counts as lost.
-fn forget(endpoints: &mut HashMap<Id, Uuid>, ended: Result<(Id, ()), JoinError>) {
-    let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
-    endpoints.remove(&id);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENDPOINT: Uuid = Uuid::from_u128(1);
+
+    fn place(endpoint: u128) -> EndpointPlace {
+        EndpointPlace::of("demo", Uuid::from_u128(endpoint))
+    }
+
+    #[test]
+    fn claims_go_from_one_endpoint_to_the_next_and_round_again() {
+        let mut attempts = Attempts::<u32>::default();
+        assert_eq!(attempts.advance(4, 4, Some(place(4))), Claimed::UpToLimit);
+        assert_eq!(attempts.after, place(4), "the next claim begins there");
+        assert_eq!(attempts.advance(4, 4, Some(place(7))), Claimed::UpToLimit);
+        assert_eq!(attempts.advance(4, 1, Some(place(9))), Claimed::RestOfRound, "the first ones have waited");
+        assert_eq!(attempts.after, EndpointPlace::default());
+        assert_eq!(attempts.advance(4, 0, None), Claimed::Everything);
+    }
+
+    #[test]
+    fn without_room_the_round_stays_where_it_is() {
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.advance(attempts.room(), ATTEMPTS_MAX, Some(place(4))), Claimed::UpToLimit);
+        (0..ATTEMPTS_MAX)
+            .for_each(|attempt| attempts.begin(attempt, Uuid::from_u128(u128::try_from(attempt).expect("small"))));
+        assert_eq!(attempts.room(), 0);
+        assert_eq!(attempts.advance(0, 0, None), Claimed::UpToLimit);
+        assert_eq!(attempts.after, place(4));
+        attempts.end(3);
+        attempts.end(3);
+        assert_eq!(attempts.room(), 1);
+    }
+
+    #[test]
+    fn an_attempt_is_waited_for_where_its_end_makes_room() {
+        let mut attempts = Attempts::default();
+        (1..ATTEMPTS_EACH_MAX).for_each(|attempt| attempts.begin(attempt, ENDPOINT));
+        assert!(!attempts.are_blocking(Claimed::Everything), "there is room at this endpoint, and nothing is due");
+        assert!(attempts.are_blocking(Claimed::UpToLimit));
+        attempts.begin(0, ENDPOINT);
+        assert!(attempts.are_blocking(Claimed::Everything), "what is due at this endpoint was not claimed");
+        attempts.end(0);
+        assert!(!attempts.are_blocking(Claimed::Everything));
+    }
 }

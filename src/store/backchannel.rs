@@ -76,6 +76,13 @@ pub struct EndpointPlace {
     endpoint: Uuid,
 }
 
+impl EndpointPlace {
+    /// The place of an endpoint.
+    pub fn of(project: &str, endpoint: Uuid) -> Self {
+        Self { project: project.to_owned(), endpoint }
+    }
+}
+
 /// Which deliveries to take.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -131,7 +138,7 @@ pub struct Due {
 impl Due {
     /// Where its endpoint stands.
     pub fn place(&self) -> EndpointPlace {
-        EndpointPlace { project: self.project.as_str().to_owned(), endpoint: self.endpoint }
+        EndpointPlace::of(self.project.as_str(), self.endpoint)
     }
 }
 
