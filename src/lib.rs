@@ -52,7 +52,11 @@ pub mod config;
 #[cfg(feature = "server")]
 pub mod cluster;
 
-/// Asks other services, and only those that may be asked.
+/// The TLS client.
+#[cfg(feature = "server")]
+mod tls;
+
+/// Sends requests to other services, and only to permitted ones.
 #[cfg(feature = "server")]
 pub mod outbound;
 

@@ -1,9 +1,9 @@
-//! Asks other services, and only those that may be asked: over https, at an address that is nobody's private one, once,
-//! within a time and a size.
+//! Sends requests to other services, and only to permitted ones: over https, to a public address, once, within a time and a
+//! size.
 //!
-//! Whoever names a URL has us send a request from inside our network. So the name is resolved here, every address that it
-//! has is checked, and the connection goes to one of those: no second look-up could lead elsewhere in between (DNS
-//! rebinding). Redirects are answers like any other, and the environment's proxies are not asked.
+//! A URL that a caller supplies makes this server send a request from inside its network. So the name is resolved here, all of
+//! its addresses are checked, and the connection goes to one of those: no second lookup can lead elsewhere (DNS rebinding).
+//! Redirects are not followed, and proxies of the environment are not used.
 
 use std::io;
 use std::net::IpAddr;
@@ -28,15 +28,16 @@ use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use ipnet::Ipv4Net;
 use ipnet::Ipv6Net;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
+
+use crate::tls;
+use crate::tls::RootsError;
 
 /// How long a request may take in all, from the name to the end of the answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,10 +119,10 @@ pub fn may_call(address: IpAddr, permitted: &[IpNet]) -> bool {
     is_public(address) || permitted.iter().any(|network| network.contains(&address))
 }
 
-/// Why a URL is not one that may be called. The URL is not repeated: there may be a secret in it.
+/// Why a URL may not be called. The error does not repeat the URL, which may hold a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    /// It is none, or too long.
+pub enum OutboundUrlError {
+    /// It is malformed, or too long.
     #[error("the URL is not one such as https://app.example.org/logout of at most {URL_LENGTH_MAX} bytes")]
     Malformed,
     /// Its scheme is another one.
@@ -138,9 +139,9 @@ pub enum UrlError {
     Private,
 }
 
-/// Where a request goes.
+/// A URL that may be called, as far as is known before its name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct OutboundUrl {
     authority: String,
     host: Host,
     port: u16,
@@ -153,39 +154,39 @@ enum Host {
     Address(IpAddr),
 }
 
-impl Target {
+impl OutboundUrl {
     /// Reads an `https` URL.
     ///
     /// # Errors
     ///
-    /// As [`UrlError`] says; of a name, nothing is known before it is resolved.
-    pub fn parse(text: &str, permitted: &[IpNet]) -> Result<Self, UrlError> {
+    /// As [`OutboundUrlError`] says; of a name, nothing is known before it is resolved.
+    pub fn parse(text: &str, permitted: &[IpNet]) -> Result<Self, OutboundUrlError> {
         // A reader of URIs drops it without a word.
         if text.contains('#') {
-            return Err(UrlError::Fragment);
+            return Err(OutboundUrlError::Fragment);
         }
-        let uri: Uri = text.parse().map_err(|_| UrlError::Malformed)?;
+        let uri: Uri = text.parse().map_err(|_| OutboundUrlError::Malformed)?;
         if uri.scheme_str() != Some("https") {
-            return Err(UrlError::NotHttps);
+            return Err(OutboundUrlError::NotHttps);
         }
-        let authority = uri.authority().map(|authority| authority.as_str()).ok_or(UrlError::Malformed)?;
+        let authority = uri.authority().map(|authority| authority.as_str()).ok_or(OutboundUrlError::Malformed)?;
         if authority.contains('@') {
-            return Err(UrlError::UserInfo);
+            return Err(OutboundUrlError::UserInfo);
         }
         let host = uri.host().unwrap_or_default();
-        let port = match authority.strip_prefix(host).ok_or(UrlError::Malformed)?.strip_prefix(':') {
-            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Malformed)?,
+        let port = match authority.strip_prefix(host).ok_or(OutboundUrlError::Malformed)?.strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(OutboundUrlError::Malformed)?,
             None => 443,
         };
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let host = match (bare.parse(), ServerName::try_from(bare)) {
-            (Ok(address), _) if !may_call(address, permitted) => return Err(UrlError::Private),
+            (Ok(address), _) if !may_call(address, permitted) => return Err(OutboundUrlError::Private),
             (Ok(address), _) => Host::Address(address),
             (Err(_), Ok(_)) => Host::Name(bare.to_owned()),
-            (Err(_), Err(_)) => return Err(UrlError::Malformed),
+            (Err(_), Err(_)) => return Err(OutboundUrlError::Malformed),
         };
         if text.len() > URL_LENGTH_MAX {
-            return Err(UrlError::Malformed);
+            return Err(OutboundUrlError::Malformed);
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         Ok(Self { authority: authority.to_owned(), host, port, path })
@@ -205,22 +206,22 @@ impl Target {
     }
 }
 
-/// Why there is no answer. Says nothing of the other side's own words.
+/// Why there is no answer. Repeats nothing that the receiver sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum OutboundError {
     /// The name has no address.
     #[error("the name does not resolve")]
     Resolve,
     /// An address may not be called.
     #[error("the name leads to a private address")]
     Private,
-    /// Nobody listens there.
+    /// No address accepted a connection.
     #[error("no connection")]
     Connect,
-    /// The other side is not who it should be, or speaks no TLS.
+    /// The receiver has no trusted certificate, or does not speak TLS.
     #[error("no trusted certificate, or no TLS")]
     Tls,
-    /// The other side speaks no HTTP, or stopped.
+    /// The receiver does not speak HTTP, or disconnected.
     #[error("no HTTP answer")]
     Http,
     /// It took too long.
@@ -230,17 +231,17 @@ pub enum Failure {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct OutboundAnswer {
     /// The status.
     pub status: u16,
-    /// When to come again, as it was said.
+    /// `Retry-After`, as sent.
     pub retry_after: Option<String>,
     /// The body, or the beginning of it: at most [`ANSWER_BYTES_MAX`] bytes.
     pub body: Vec<u8>,
 }
 
 /// What to send.
-pub struct Message {
+pub struct OutboundMessage {
     /// Its `Content-Type`.
     pub content_type: &'static str,
     /// The `Accept` of the answer.
@@ -268,7 +269,7 @@ pub enum CertificatesError {
     Unusable(#[source] rustls::Error),
 }
 
-/// Sends requests. Clones are one and the same.
+/// Sends requests. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Outbound {
     tls: TlsConnector,
@@ -284,25 +285,22 @@ impl Outbound {
     ///
     /// When the file is malformed.
     pub fn new(permitted: Vec<IpNet>, trusted: Option<&Path>) -> Result<Self, CertificatesError> {
-        let mut roots = rustls::RootCertStore::empty();
-        // The system's store may hold what rustls cannot read; the rest is good.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let mut roots = tls::system_roots();
         if let Some(path) = trusted {
-            let unread = |source| CertificatesError::File { path: path.to_owned(), source };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(unread)? {
-                roots.add(certificate.map_err(unread)?).map_err(CertificatesError::Unusable)?;
-            }
+            tls::add_roots(&mut roots, path).map_err(|error| match error {
+                RootsError::File(source) => CertificatesError::File { path: path.to_owned(), source },
+                RootsError::Certificate(source) => CertificatesError::Unusable(source),
+            })?;
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let mut tls = tls.map_err(CertificatesError::Unusable)?.with_root_certificates(roots).with_no_client_auth();
+        let tls = tls::client(tls::provider()).map_err(CertificatesError::Unusable)?;
+        let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let resolve: Resolve =
             Arc::new(|name, port| async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) }.boxed());
         Ok(Self { tls: TlsConnector::from(Arc::new(tls)), permitted: permitted.into(), resolve })
     }
 
-    /// Asks another one than the system for addresses.
+    /// Resolves names with this function in place of the system's resolver.
     #[must_use]
     pub fn resolving(self, resolve: Resolve) -> Self {
         Self { resolve, ..self }
@@ -313,21 +311,21 @@ impl Outbound {
         &self.permitted
     }
 
-    /// Sends a POST, and hands over whatever is answered: a redirect is not followed.
+    /// Sends a POST, and returns the answer. Does not follow a redirect.
     ///
     /// # Errors
     ///
-    /// As [`Failure`] says. The other side may have read the message all the same.
-    pub async fn post(&self, target: &Target, message: Message) -> Result<Answer, Failure> {
+    /// As [`OutboundError`] says. The receiver may have read the message all the same.
+    pub async fn post(&self, url: &OutboundUrl, message: OutboundMessage) -> Result<OutboundAnswer, OutboundError> {
         let deadline = Instant::now() + TIMEOUT;
         // What drives the connection; it ends with this call.
         let mut driver = JoinSet::new();
         let head =
-            timeout_at(deadline, self.exchange(target, message, &mut driver)).await.map_err(|_| Failure::Late)?;
+            timeout_at(deadline, self.exchange(url, message, &mut driver)).await.map_err(|_| OutboundError::Late)?;
         let (head, body) = head?.into_parts();
         let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let mut answer =
-            Answer { status: head.status.as_u16(), retry_after: retry_after.map(str::to_owned), body: vec![] };
+            OutboundAnswer { status: head.status.as_u16(), retry_after: retry_after.map(str::to_owned), body: vec![] };
         // The status is what counts: a body that never ends takes nothing from it.
         let _ = timeout_at(deadline, read(body, &mut answer.body)).await;
         Ok(answer)
@@ -335,55 +333,56 @@ impl Outbound {
 
     async fn exchange(
         &self,
-        target: &Target,
-        message: Message,
+        url: &OutboundUrl,
+        message: OutboundMessage,
         driver: &mut JoinSet<()>,
-    ) -> Result<http::Response<Incoming>, Failure> {
-        let stream = self.connect(target).await?;
-        let name = match &target.host {
+    ) -> Result<http::Response<Incoming>, OutboundError> {
+        let stream = self.connect(url).await?;
+        let name = match &url.host {
             Host::Name(name) => ServerName::try_from(name.clone()).expect("it was read as one"),
             Host::Address(address) => ServerName::from(*address),
         };
         let stream = self.tls.connect(name, stream).await.map_err(|error| {
             tracing::debug!(%error, "a back-channel's certificate is refused");
-            Failure::Tls
+            OutboundError::Tls
         })?;
         let builder = hyper::client::conn::http1::Builder::new().max_buf_size(ANSWER_BYTES_MAX).clone();
-        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Http)?;
+        let (mut sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| OutboundError::Http)?;
         driver.spawn(async move {
-            // Why it ended is told to whoever waits for the answer.
+            // The request reports why it ended.
             let _ = connection.await;
         });
-        let request = Request::post(&target.path)
-            .header(header::HOST, &target.authority)
+        let request = Request::post(&url.path)
+            .header(header::HOST, &url.authority)
             .header(header::USER_AGENT, "sessiond")
             .header(header::CONNECTION, "close")
             .header(header::CONTENT_TYPE, message.content_type)
             .header(header::ACCEPT, message.accept)
             .body(Full::new(message.body))
-            .map_err(|_| Failure::Http)?;
-        sender.send_request(request).await.map_err(|_| Failure::Http)
+            .map_err(|_| OutboundError::Http)?;
+        sender.send_request(request).await.map_err(|_| OutboundError::Http)
     }
 
     /// Connects to one of the addresses that were checked.
-    async fn connect(&self, target: &Target) -> Result<TcpStream, Failure> {
-        let addresses = match &target.host {
-            Host::Name(name) => (self.resolve)(name.clone(), target.port).await.map_err(|_| Failure::Resolve)?,
-            Host::Address(address) => vec![SocketAddr::new(*address, target.port)],
+    async fn connect(&self, url: &OutboundUrl) -> Result<TcpStream, OutboundError> {
+        let addresses = match &url.host {
+            Host::Name(name) => (self.resolve)(name.clone(), url.port).await.map_err(|_| OutboundError::Resolve)?,
+            Host::Address(address) => vec![SocketAddr::new(*address, url.port)],
         };
         if addresses.is_empty() {
-            return Err(Failure::Resolve);
+            return Err(OutboundError::Resolve);
         }
-        // One that may not be called taints the others: whoever controls the name is up to something.
+        // One private address disqualifies the others: a name that mixes them is suspicious.
         if !addresses.iter().all(|address| may_call(address.ip(), &self.permitted)) {
-            return Err(Failure::Private);
+            return Err(OutboundError::Private);
         }
         for address in addresses {
             if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
                 return Ok(stream);
             }
         }
-        Err(Failure::Connect)
+        Err(OutboundError::Connect)
     }
 }
 
@@ -444,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_url_is_https_and_nothing_else() {
-        let parsed = |text: &str| Target::parse(text, &[]);
+        let parsed = |text: &str| OutboundUrl::parse(text, &[]);
         let target = parsed("https://app.example.org:8443/logout?a=b").expect("a good one");
         assert_eq!(
             (target.authority.as_str(), target.port, target.path.as_str()),
@@ -456,32 +455,32 @@ mod tests {
 
         let long = format!("https://app.example.org/{}", "x".repeat(URL_LENGTH_MAX));
         let refused = [
-            ("http://app.example.org/", UrlError::NotHttps),
-            ("ftp://app.example.org/", UrlError::NotHttps),
-            ("/logout", UrlError::NotHttps),
-            ("app.example.org", UrlError::NotHttps),
-            ("https://ada@app.example.org/", UrlError::UserInfo),
-            ("https://ada:secret@app.example.org/", UrlError::UserInfo),
-            ("https://app.example.org@127.0.0.1/", UrlError::UserInfo),
-            ("https://app.example.org/#top", UrlError::Fragment),
-            ("https://127.0.0.1/", UrlError::Private),
-            ("https://[::1]:8443/", UrlError::Private),
-            ("https://[::ffff:10.0.0.1]/", UrlError::Private),
-            ("https://169.254.169.254/latest", UrlError::Private),
-            ("", UrlError::Malformed),
-            ("https://", UrlError::Malformed),
-            ("https://a b/", UrlError::Malformed),
-            ("https://app.example.org:0/", UrlError::Malformed),
-            ("https://app.example.org:99999/", UrlError::Malformed),
-            ("https://app.example.org:/", UrlError::Malformed),
-            ("https://[fe80::1%25eth0]/", UrlError::Malformed),
-            ("https://b\u{fc}cher.example/", UrlError::Malformed),
-            ("https://app.example.org/\r\nx: y", UrlError::Malformed),
-            (&long, UrlError::Malformed),
+            ("http://app.example.org/", OutboundUrlError::NotHttps),
+            ("ftp://app.example.org/", OutboundUrlError::NotHttps),
+            ("/logout", OutboundUrlError::NotHttps),
+            ("app.example.org", OutboundUrlError::NotHttps),
+            ("https://ada@app.example.org/", OutboundUrlError::UserInfo),
+            ("https://ada:secret@app.example.org/", OutboundUrlError::UserInfo),
+            ("https://app.example.org@127.0.0.1/", OutboundUrlError::UserInfo),
+            ("https://app.example.org/#top", OutboundUrlError::Fragment),
+            ("https://127.0.0.1/", OutboundUrlError::Private),
+            ("https://[::1]:8443/", OutboundUrlError::Private),
+            ("https://[::ffff:10.0.0.1]/", OutboundUrlError::Private),
+            ("https://169.254.169.254/latest", OutboundUrlError::Private),
+            ("", OutboundUrlError::Malformed),
+            ("https://", OutboundUrlError::Malformed),
+            ("https://a b/", OutboundUrlError::Malformed),
+            ("https://app.example.org:0/", OutboundUrlError::Malformed),
+            ("https://app.example.org:99999/", OutboundUrlError::Malformed),
+            ("https://app.example.org:/", OutboundUrlError::Malformed),
+            ("https://[fe80::1%25eth0]/", OutboundUrlError::Malformed),
+            ("https://b\u{fc}cher.example/", OutboundUrlError::Malformed),
+            ("https://app.example.org/\r\nx: y", OutboundUrlError::Malformed),
+            (&long, OutboundUrlError::Malformed),
         ];
         for (text, why) in refused {
             assert_eq!(parsed(text), Err(why), "{text:?}");
         }
-        assert!(Target::parse("https://127.0.0.1/", &["127.0.0.0/8".parse().expect("a network")]).is_ok());
+        assert!(OutboundUrl::parse("https://127.0.0.1/", &["127.0.0.0/8".parse().expect("a network")]).is_ok());
     }
 }

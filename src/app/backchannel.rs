@@ -12,8 +12,8 @@ use super::App;
 use super::Error;
 use crate::clock;
 use crate::id::ProjectId;
-use crate::outbound::Target;
-use crate::outbound::UrlError;
+use crate::outbound::OutboundUrl;
+use crate::outbound::OutboundUrlError;
 use crate::session::backchannel::AUDIENCE_LENGTH_MAX;
 use crate::session::backchannel::ENDPOINTS_MAX;
 use crate::session::backchannel::Kind;
@@ -28,7 +28,7 @@ use crate::store::Revived;
 pub enum EndpointError {
     /// The URL may not be called.
     #[error(transparent)]
-    Url(#[from] UrlError),
+    Url(#[from] OutboundUrlError),
     /// The audience is out of bounds.
     #[error("the audience must be 1 to {AUDIENCE_LENGTH_MAX} bytes without control characters")]
     Audience,
@@ -90,7 +90,7 @@ impl App {
     /// When the URL may not be called, not even with `permitted` networks, or the audience is out of bounds; when there is no
     /// such project, or it has this endpoint already or [`ENDPOINTS_MAX`]; the store's.
     pub async fn endpoint_add(&self, new: NewEndpoint, permitted: &[IpNet]) -> Result<Uuid, EndpointError> {
-        let target = Target::parse(&new.url, permitted)?;
+        let target = OutboundUrl::parse(&new.url, permitted)?;
         let fits = (1..=AUDIENCE_LENGTH_MAX).contains(&new.audience.len());
         if !fits || new.audience.chars().any(char::is_control) {
             return Err(EndpointError::Audience);
@@ -101,7 +101,7 @@ impl App {
         let endpoint = Endpoint { id, kind, url, audience, created_at: now };
         let same = move |one: &Endpoint, other: &Endpoint| {
             // What was added before was allowed then, wherever it leads.
-            let there = Target::parse(&other.url, &ANYWHERE);
+            let there = OutboundUrl::parse(&other.url, &ANYWHERE);
             (one.kind, &one.audience) == (other.kind, &other.audience) && there.is_ok_and(|there| there.is(&target))
         };
         let added = self.store.endpoint_insert(project.clone(), endpoint, same, ENDPOINTS_MAX).await;

@@ -24,10 +24,10 @@ use super::KeyError;
 use crate::clock;
 use crate::clock::Clock;
 use crate::every::every;
-use crate::outbound::Answer;
-use crate::outbound::Message;
 use crate::outbound::Outbound;
-use crate::outbound::Target;
+use crate::outbound::OutboundAnswer;
+use crate::outbound::OutboundMessage;
+use crate::outbound::OutboundUrl;
 use crate::session::backchannel;
 use crate::session::backchannel::Fate;
 use crate::session::backchannel::Kind;
@@ -167,8 +167,8 @@ impl Deliverer {
 
     /// Sends a delivery. Returns the outcome, and how long the receiver asks to wait.
     async fn send(&self, due: &Due, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
-        let target = match Target::parse(&due.url, self.outbound.permitted()) {
-            Ok(target) => target,
+        let url = match OutboundUrl::parse(&due.url, self.outbound.permitted()) {
+            Ok(url) => url,
             // It was checked when it was added; this server permits less.
             Err(error) => return (Outcome::Failed(error.to_string()), None),
         };
@@ -180,10 +180,10 @@ impl Deliverer {
             }
         };
         let started = Instant::now();
-        let answer = self.outbound.post(&target, message).await;
+        let answer = self.outbound.post(&url, message).await;
         self.metrics.delivery_attempt(due.kind.as_str(), started.elapsed());
         match answer {
-            Ok(Answer { status, retry_after, body }) => {
+            Ok(OutboundAnswer { status, retry_after, body }) => {
                 let asked = retry_after.and_then(|text| backchannel::retry_after(&text, self.clock.now()));
                 (backchannel::judge(due.kind, status, &body), asked)
             }
@@ -193,21 +193,23 @@ impl Deliverer {
 
     /// What to send: a form for a logout token (OpenID Connect Back-Channel Logout 1.0 §2.5), the token alone for an event
     /// (RFC 8935 §2.1). Signed for each attempt, because a logout token expires soon.
-    async fn message(&self, due: &Due, subject: Subject<'_>) -> Result<Message, super::Error> {
+    async fn message(&self, due: &Due, subject: Subject<'_>) -> Result<OutboundMessage, super::Error> {
         let token = self.token(due, subject).await?;
         let token = token.expose_secret();
         // A form may be answered with anything; RFC 8935 answers with JSON.
         let accept = "application/json";
         Ok(match due.kind {
             // A JWT has no character that a form would have to escape.
-            Kind::Logout => Message {
+            Kind::Logout => OutboundMessage {
                 content_type: "application/x-www-form-urlencoded",
                 accept,
                 body: Bytes::from(format!("logout_token={token}")),
             },
-            Kind::Caep => {
-                Message { content_type: "application/secevent+jwt", accept, body: Bytes::from(token.to_owned()) }
-            }
+            Kind::Caep => OutboundMessage {
+                content_type: "application/secevent+jwt",
+                accept,
+                body: Bytes::from(token.to_owned()),
+            },
         })
     }
 

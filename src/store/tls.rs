@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
 use rustls::SignatureScheme;
@@ -18,7 +17,6 @@ use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::UnixTime;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::server::ParsedCertificate;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -26,6 +24,8 @@ use super::connect::UrlError;
 use super::url::DatabaseUrl;
 use super::url::Mode;
 use super::url::Roots;
+use crate::tls;
+use crate::tls::RootsError;
 
 /// Certificates are always checked: against the URL's file, else against the one given beside it, else against the system's.
 pub(super) fn connector(url: &DatabaseUrl, beside: Option<&Path>, direct: bool) -> Result<MakeRustlsConnect, UrlError> {
@@ -34,22 +34,19 @@ pub(super) fn connector(url: &DatabaseUrl, beside: Option<&Path>, direct: bool) 
         Some(Roots::File(path)) => Some(path.as_path()),
         None => beside,
     };
-    let mut roots = RootCertStore::empty();
-    match file {
+    let roots = match file {
         Some(file) => {
-            for certificate in CertificateDer::pem_file_iter(file).map_err(UrlError::Certificates)? {
-                roots.add(certificate.map_err(UrlError::Certificates)?).map_err(UrlError::Tls)?;
-            }
+            let mut roots = RootCertStore::empty();
+            tls::add_roots(&mut roots, file).map_err(|error| match error {
+                RootsError::File(source) => UrlError::Certificates(source),
+                RootsError::Certificate(source) => UrlError::Tls(source),
+            })?;
+            roots
         }
-        None => {
-            // The system's store may hold what rustls cannot read; the rest is good.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(UrlError::Tls)?;
+        None => tls::system_roots(),
+    };
+    let provider = tls::provider();
+    let config = tls::client(Arc::clone(&provider)).map_err(UrlError::Tls)?;
     let mut config = match url.mode {
         Some(Mode::VerifyCa) => {
             let verifier = Arc::new(AnyName { roots, provider });
