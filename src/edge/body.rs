@@ -24,12 +24,12 @@ pub(super) const ARRIVED: Duration = Duration::from_millis(50);
 
 /// What a body may take.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct BodyLimits {
     bytes_max: usize,
     timeout: Duration,
 }
 
-impl Limits {
+impl BodyLimits {
     /// As configured: as large as any message. It has arrived by now, or was given up (see [`super::admission`]).
     pub(super) const fn new(limits: &config::Limits) -> Self {
         Self { bytes_max: limits.body_bytes_max, timeout: ARRIVED }
@@ -37,7 +37,7 @@ impl Limits {
 }
 
 /// Why a body could not be read.
-pub(super) enum Unread {
+pub(super) enum BodyError {
     /// It did not come to its end in time.
     TooSlow,
     /// It is larger than it may be.
@@ -47,14 +47,14 @@ pub(super) enum Unread {
 }
 
 /// Reads a body to its end.
-pub(super) async fn read(body: Body, limits: Limits) -> Result<Bytes, Unread> {
+pub(super) async fn read(body: Body, limits: BodyLimits) -> Result<Bytes, BodyError> {
     if body.size_hint().lower() > limits.bytes_max as u64 {
-        return Err(Unread::TooLarge);
+        return Err(BodyError::TooLarge);
     }
     let reading = timeout(limits.timeout, to_bytes(body, limits.bytes_max));
-    reading.await.map_err(|_| Unread::TooSlow)?.map_err(|error| match error.into_inner() {
-        error if error.is::<LengthLimitError>() => Unread::TooLarge,
-        _ => Unread::CutOff,
+    reading.await.map_err(|_| BodyError::TooSlow)?.map_err(|error| match error.into_inner() {
+        error if error.is::<LengthLimitError>() => BodyError::TooLarge,
+        _ => BodyError::CutOff,
     })
 }
 

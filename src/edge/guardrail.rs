@@ -32,13 +32,13 @@ use tonic_rest_layer::grpc_timeout;
 /// See the module.
 #[derive(Clone)]
 pub(super) struct GuardrailLayer {
-    slots: Arc<Slots>,
+    slots: Arc<RequestSlots>,
     deadline: Duration,
     metrics: Metrics,
 }
 
 /// Places for requests under way. What a proxy waits for, what signs out and what the rest asks never take each other's.
-struct Slots {
+struct RequestSlots {
     sign_outs: Arc<Semaphore>,
     verifications: Arc<Semaphore>,
     probes: Arc<Semaphore>,
@@ -58,7 +58,7 @@ impl GuardrailLayer {
     /// at most.
     pub(super) fn new(requests_max: usize, deadline: Duration, load: Load, metrics: Metrics) -> Self {
         let slots = |max| Arc::new(Semaphore::new(max));
-        let slots = Slots {
+        let slots = RequestSlots {
             sign_outs: slots(requests_max),
             verifications: slots(requests_max),
             probes: slots(PROBES_MAX),
@@ -69,7 +69,7 @@ impl GuardrailLayer {
         Self { slots: Arc::new(slots), deadline, metrics }
     }
 
-    fn enter(&self, class: RequestClass) -> Option<Slot> {
+    fn enter(&self, class: RequestClass) -> Option<RequestSlot> {
         let slots = match class {
             RequestClass::SignOut => &self.slots.sign_outs,
             RequestClass::Verify => &self.slots.verifications,
@@ -83,18 +83,18 @@ impl GuardrailLayer {
             return None;
         };
         self.metrics.requests_under_way(class, 1);
-        Some(Slot { _permit: permit, class, metrics: self.metrics.clone() })
+        Some(RequestSlot { _permit: permit, class, metrics: self.metrics.clone() })
     }
 }
 
 /// A request's place. Given back when dropped.
-struct Slot {
+struct RequestSlot {
     _permit: OwnedSemaphorePermit,
     class: RequestClass,
     metrics: Metrics,
 }
 
-impl Drop for Slot {
+impl Drop for RequestSlot {
     fn drop(&mut self) {
         self.metrics.requests_under_way(self.class, -1);
     }

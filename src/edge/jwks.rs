@@ -36,7 +36,7 @@ use crate::token::jwks::JwkSet;
 /// The routes, under every base path. The document of all projects only where it is asked for: it grows with them, and
 /// tells anyone how many there are.
 pub(super) fn routes(app: App, web: &Web) -> Router {
-    let keys = |router: Router<Keys>, base: &String| {
+    let keys = |router: Router<JwksState>, base: &String| {
         let base = base.trim_end_matches('/');
         let router = match web.jwks_of_all_projects {
             true => router.route(&format!("{base}/.well-known/jwks.json"), get(all_keys)),
@@ -44,11 +44,11 @@ pub(super) fn routes(app: App, web: &Web) -> Router {
         };
         router.route(&format!("{base}/projects/{{project_id}}/.well-known/jwks.json"), get(project_keys))
     };
-    web.base_paths.iter().fold(Router::new(), keys).with_state(Keys { app, documents: Arc::default() })
+    web.base_paths.iter().fold(Router::new(), keys).with_state(JwksState { app, documents: Arc::default() })
 }
 
 #[derive(Clone)]
-struct Keys {
+struct JwksState {
     app: App,
     documents: Arc<RwLock<Option<Arc<Documents>>>>,
 }
@@ -59,22 +59,22 @@ struct Documents {
     /// From when until when they say what they should: a retired key leaves by itself.
     from: Timestamp,
     until: Option<Timestamp>,
-    all: Document,
-    projects: HashMap<ProjectId, Document>,
+    all: JwksDocument,
+    projects: HashMap<ProjectId, JwksDocument>,
 }
 
 /// A JWK set as it is sent, and the tag that it is known by (RFC 9110 §8.8.3).
 #[derive(Clone)]
-struct Document {
+struct JwksDocument {
     text: Bytes,
     tag: String,
 }
 
-async fn all_keys(State(keys): State<Keys>, headers: HeaderMap) -> Response {
+async fn all_keys(State(keys): State<JwksState>, headers: HeaderMap) -> Response {
     keys.documents(keys.app.keys().snapshot()).all.answer(&headers)
 }
 
-async fn project_keys(State(keys): State<Keys>, Path(project): Path<String>, headers: HeaderMap) -> Response {
+async fn project_keys(State(keys): State<JwksState>, Path(project): Path<String>, headers: HeaderMap) -> Response {
     let Some(project) = ProjectId::parse(&project) else { return no_project() };
     let snapshot = match keys.app.keys().find(&project, |snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) => snapshot,
@@ -87,7 +87,7 @@ async fn project_keys(State(keys): State<Keys>, Path(project): Path<String>, hea
     }
 }
 
-impl Keys {
+impl JwksState {
     /// The documents of this snapshot at this moment. Two that ask for new ones at once both make them: no harm.
     fn documents(&self, snapshot: Arc<Snapshot>) -> Arc<Documents> {
         let now = self.app.clock().now();
@@ -106,10 +106,10 @@ impl Documents {
         let ring = &snapshot.keyring;
         let of = |project: &ProjectId| {
             let set = jwks::of_project(ring, project, now, ACCESS_TOKEN_TTL_MAX)?;
-            Some((project.clone(), Document::new(&set)))
+            Some((project.clone(), JwksDocument::new(&set)))
         };
         let projects = ring.projects().filter_map(of).collect();
-        let all = Document::new(&jwks::of_all(ring, now, ACCESS_TOKEN_TTL_MAX));
+        let all = JwksDocument::new(&jwks::of_all(ring, now, ACCESS_TOKEN_TTL_MAX));
         let until = jwks::next_change(ring, now, ACCESS_TOKEN_TTL_MAX);
         Self { from: now, until, all, projects, snapshot }
     }
@@ -119,7 +119,7 @@ impl Documents {
     }
 }
 
-impl Document {
+impl JwksDocument {
     fn new(set: &JwkSet) -> Self {
         let text = serde_json::to_vec(set).expect("strings in a struct are JSON");
         let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(token::fingerprint(&text)));

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use http::header;
 use percent_encoding::percent_decode_str;
 
-use super::failure::Failure;
+use super::error::OAuthError;
 use super::form::Form;
 use crate::app::Client;
 use crate::app::Standing;
@@ -39,67 +39,67 @@ pub(super) fn scheme(headers: &HeaderMap) -> Option<Scheme> {
 }
 
 /// The client that a request names.
-pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, Failure> {
+pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAuthError> {
     let (mut id, mut secret) = (form.take("client_id"), form.take("client_secret"));
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(credential) = credentials.next() {
         let (user, password) = basic(credential)?;
         // The id may be said again; a secret would be a second way, and so would be a second header.
         if credentials.next().is_some() || secret.is_some() || id.is_some_and(|id| id != user) {
-            return Err(Failure::TWO_CLIENTS);
+            return Err(OAuthError::TWO_CLIENTS);
         }
         // §2.3.1: an empty secret is none.
         (id, secret) = (Some(user), Some(password).filter(|password| !password.is_empty()));
     }
-    let id = id.ok_or(Failure::NO_CLIENT)?;
-    let project = ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)?;
+    let id = id.ok_or(OAuthError::NO_CLIENT)?;
+    let project = ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)?;
     let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public, role: Role::Service }) };
     not_in_a_browser(headers)?;
-    let key = ServerKey::parse(&secret).ok_or(Failure::INVALID_CLIENT)?;
+    let key = ServerKey::parse(&secret).ok_or(OAuthError::INVALID_CLIENT)?;
     Ok(Client { project, standing: Standing::Confidential(key), role: Role::Service })
 }
 
 /// A client with a secret, by any of its ways: its key, and the project if it names one. The key knows its own.
-pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Option<Client>, ServerKey), Failure> {
+pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Option<Client>, ServerKey), OAuthError> {
     if scheme(headers) != Some(Scheme::Bearer) {
         let client = named(headers, form)?;
         // RFC 7662 §2.1: not for everyone, or it could be asked about tokens until one is good.
-        let Standing::Confidential(key) = client.standing.clone() else { return Err(Failure::NO_CLIENT) };
+        let Standing::Confidential(key) = client.standing.clone() else { return Err(OAuthError::NO_CLIENT) };
         return Ok((Some(client), key));
     }
     let (id, secret) = (form.take("client_id"), form.take("client_secret"));
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(credential), None, None) = (credentials.next(), credentials.next(), secret) else {
-        return Err(Failure::TWO_CLIENTS);
+        return Err(OAuthError::TWO_CLIENTS);
     };
     not_in_a_browser(headers)?;
     let token =
         credential.to_str().ok().and_then(|text| text.split_once(' ')).map(|(_, token)| token.trim_matches(' '));
-    let key = token.and_then(ServerKey::parse).ok_or(Failure::INVALID_CLIENT)?;
-    let project = id.map(|id| ProjectId::parse(&id).ok_or(Failure::INVALID_CLIENT)).transpose()?;
+    let key = token.and_then(ServerKey::parse).ok_or(OAuthError::INVALID_CLIENT)?;
+    let project = id.map(|id| ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)).transpose()?;
     let client =
         project.map(|project| Client { project, standing: Standing::Confidential(key.clone()), role: Role::Service });
     Ok((client, key))
 }
 
 /// A browser sends its origin, and a server key that is in a browser is everyone's.
-fn not_in_a_browser(headers: &HeaderMap) -> Result<(), Failure> {
-    if headers.contains_key(header::ORIGIN) { Err(Failure::IN_A_BROWSER) } else { Ok(()) }
+fn not_in_a_browser(headers: &HeaderMap) -> Result<(), OAuthError> {
+    if headers.contains_key(header::ORIGIN) { Err(OAuthError::IN_A_BROWSER) } else { Ok(()) }
 }
 
 /// The two halves of a Basic credential (RFC 7617 §2), each of which is form-encoded first (RFC 6749 §2.3.1).
-fn basic(credential: &HeaderValue) -> Result<(String, String), Failure> {
-    let text = credential.to_str().map_err(|_| Failure::OTHER_SCHEME)?;
+fn basic(credential: &HeaderValue) -> Result<(String, String), OAuthError> {
+    let text = credential.to_str().map_err(|_| OAuthError::OTHER_SCHEME)?;
     let encoded = match text.split_once(' ') {
         Some((scheme, encoded)) if scheme.eq_ignore_ascii_case("basic") => encoded.trim_matches(' '),
-        _ => return Err(Failure::OTHER_SCHEME),
+        _ => return Err(OAuthError::OTHER_SCHEME),
     };
     let read = || {
         let pair = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
         let (user, password) = pair.split_once(':')?;
         Some((decode(user)?, decode(password)?))
     };
-    read().ok_or(Failure::INVALID_CLIENT)
+    read().ok_or(OAuthError::INVALID_CLIENT)
 }
 
 fn decode(text: &str) -> Option<String> {

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use axum::body::Body;
 use http::HeaderMap;
 
-use super::failure::Failure;
+use super::error::OAuthError;
 use crate::edge::body;
-use crate::edge::body::Unread;
+use crate::edge::body::BodyError;
 
 /// The parameters that mean something here; any other is ignored (RFC 6749 §3.2).
 const KNOWN: [&str; 6] = ["client_id", "client_secret", "grant_type", "refresh_token", "scope", "token"];
@@ -17,24 +17,24 @@ pub(super) struct Form(HashMap<&'static str, String>);
 
 impl Form {
     /// Reads a request's body.
-    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: body::Limits) -> Result<Self, Failure> {
+    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: body::BodyLimits) -> Result<Self, OAuthError> {
         if !body::is_a(headers, body::FORM) {
-            return Err(Failure::NOT_A_FORM);
+            return Err(OAuthError::NOT_A_FORM);
         }
         let read = body::read(body, limits).await.map_err(|unread| match unread {
-            Unread::TooSlow => Failure::TOO_SLOW,
-            Unread::TooLarge => Failure::TOO_LARGE,
-            Unread::CutOff => Failure::CUT_OFF,
+            BodyError::TooSlow => OAuthError::TOO_SLOW,
+            BodyError::TooLarge => OAuthError::TOO_LARGE,
+            BodyError::CutOff => OAuthError::CUT_OFF,
         })?;
         Self::parse(&read)
     }
 
-    fn parse(body: &[u8]) -> Result<Self, Failure> {
+    fn parse(body: &[u8]) -> Result<Self, OAuthError> {
         let mut parameters = HashMap::new();
         for (name, value) in form_urlencoded::parse(body) {
             let Some(name) = KNOWN.into_iter().find(|known| *known == name) else { continue };
             if parameters.insert(name, value.into_owned()).is_some() {
-                return Err(Failure::REPEATED);
+                return Err(OAuthError::REPEATED);
             }
         }
         // A parameter without a value is one that is not there (RFC 6749 §3.2); that it is said once holds for it too.
@@ -48,8 +48,8 @@ impl Form {
     }
 
     /// Takes a parameter out that must be there.
-    pub(super) fn required(&mut self, name: &'static str) -> Result<String, Failure> {
-        self.take(name).ok_or(Failure::MISSING)
+    pub(super) fn required(&mut self, name: &'static str) -> Result<String, OAuthError> {
+        self.take(name).ok_or(OAuthError::MISSING)
     }
 }
 
@@ -59,15 +59,15 @@ mod tests {
 
     #[test]
     fn a_parameter_is_there_once_or_not_at_all() {
-        let cases: [(&str, Result<Option<&str>, Failure>); 8] = [
+        let cases: [(&str, Result<Option<&str>, OAuthError>); 8] = [
             ("token=a", Ok(Some("a"))),
             ("token=a%2Bb+c%C3%A4", Ok(Some("a+b c\u{e4}"))),
             ("token=", Ok(None)),
             ("token", Ok(None)),
             ("", Ok(None)),
             ("bogus=1&token=a&bogus=2", Ok(Some("a"))),
-            ("token=a&token=a", Err(Failure::REPEATED)),
-            ("token=&to%6ben=a", Err(Failure::REPEATED)),
+            ("token=a&token=a", Err(OAuthError::REPEATED)),
+            ("token=&to%6ben=a", Err(OAuthError::REPEATED)),
         ];
         for (body, expected) in cases {
             let token = Form::parse(body.as_bytes()).map(|mut form| form.take("token"));

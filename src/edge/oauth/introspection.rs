@@ -6,13 +6,13 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
-use super::failure::Failure;
+use super::error::OAuthError;
 use crate::pb::IntrospectTokenResponse;
 use crate::rpc::claims;
 
 /// The response's body. What is absent in the answer is absent here; an inactive token has nothing but that (§2.2).
-pub(super) fn render(answer: IntrospectTokenResponse) -> Result<Value, Failure> {
-    let own = answer.claims.map(claims).transpose().map_err(|_| Failure::SERVER_ERROR)?;
+pub(super) fn render(answer: IntrospectTokenResponse) -> Result<Value, OAuthError> {
+    let own = answer.claims.map(claims).transpose().map_err(|_| OAuthError::SERVER_ERROR)?;
     // The host application's claims first: where one has a name of ours, ours overwrites it.
     let mut body: Map<String, Value> = own.unwrap_or_default();
     body.insert("active".to_owned(), answer.active.into());

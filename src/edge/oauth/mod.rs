@@ -6,7 +6,7 @@
 //! and sign out, with a token that it holds.
 
 mod client;
-mod failure;
+mod error;
 mod form;
 mod introspection;
 mod metadata;
@@ -30,7 +30,7 @@ use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
 
 use self::client::Scheme;
-use self::failure::Failure;
+use self::error::OAuthError;
 use self::form::Form;
 use super::GrpcService;
 use super::admission::Refused;
@@ -54,8 +54,8 @@ const UNCACHED: [(http::HeaderName, HeaderValue); 2] = [
 
 /// The routes, under every base path; the document's place follows from the issuer.
 pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {
-    let endpoint = Endpoint { sessions: SessionServiceClient::new(grpc), limits: body::Limits::new(limits) };
-    let under = |router: Router<Endpoint>, base: &String| {
+    let endpoint = OAuthApi { sessions: SessionServiceClient::new(grpc), limits: body::BodyLimits::new(limits) };
+    let under = |router: Router<OAuthApi>, base: &String| {
         let base = base.trim_end_matches('/');
         router
             .route(&format!("{base}/oauth2/token"), post(token).fallback(only_post))
@@ -89,43 +89,43 @@ async fn challenge(request: Request, next: Next) -> Response {
 
 /// What every endpoint needs.
 #[derive(Clone)]
-struct Endpoint {
+struct OAuthApi {
     sessions: SessionServiceClient<GrpcService>,
-    limits: body::Limits,
+    limits: body::BodyLimits,
 }
 
 /// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
-struct Asked {
+struct OAuthRequest {
     form: Form,
     client: Option<Client>,
     extensions: Extensions,
 }
 
-impl Endpoint {
+impl OAuthApi {
     /// Reads a request of any client.
-    async fn read(&self, request: Request) -> Result<Asked, Failure> {
+    async fn read(&self, request: Request) -> Result<OAuthRequest, OAuthError> {
         if let Some(status) = Refused::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
         let client = Some(client::named(&parts.headers, &mut form)?);
-        Ok(Asked { form, client, extensions: parts.extensions })
+        Ok(OAuthRequest { form, client, extensions: parts.extensions })
     }
 
     /// Reads a request of a client that has a secret.
-    async fn read_confidential(&self, request: Request) -> Result<(Asked, ServerKey), Failure> {
+    async fn read_confidential(&self, request: Request) -> Result<(OAuthRequest, ServerKey), OAuthError> {
         if let Some(status) = Refused::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
         let (client, key) = client::confidential(&parts.headers, &mut form)?;
-        Ok((Asked { form, client, extensions: parts.extensions }, key))
+        Ok((OAuthRequest { form, client, extensions: parts.extensions }, key))
     }
 }
 
-impl Asked {
+impl OAuthRequest {
     /// A call on behalf of the client. What the layers outside have found out travels on, and so does the client: no header
     /// could say either.
     fn call<M>(mut self, message: M) -> tonic::Request<M> {
@@ -138,15 +138,15 @@ impl Asked {
 }
 
 /// RFC 6749 §6.
-async fn token(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+async fn token(State(mut endpoint): State<OAuthApi>, request: Request) -> Result<Response, OAuthError> {
     let mut asked = endpoint.read(request).await?;
     if asked.form.required("grant_type")? != "refresh_token" {
-        return Err(Failure::UNSUPPORTED_GRANT_TYPE);
+        return Err(OAuthError::UNSUPPORTED_GRANT_TYPE);
     }
     let presented = asked.form.required("refresh_token")?;
     // No token of ours has a scope, and none may be asked for that was not granted.
     if asked.form.take("scope").is_some() {
-        return Err(Failure::INVALID_SCOPE);
+        return Err(OAuthError::INVALID_SCOPE);
     }
     let call = asked.call(pb::RefreshSessionRequest { refresh_token: Some(presented) });
     let granted = endpoint.sessions.refresh_session(call).await?.into_inner();
@@ -160,7 +160,7 @@ async fn token(State(mut endpoint): State<Endpoint>, request: Request) -> Result
 }
 
 /// RFC 7009. The hint is not looked at (§2.1 leaves that to us): a token's kind can be seen.
-async fn revoke(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+async fn revoke(State(mut endpoint): State<OAuthApi>, request: Request) -> Result<Response, OAuthError> {
     let mut asked = endpoint.read(request).await?;
     let presented = asked.form.required("token")?;
     let (name, text) = match presented.starts_with(refresh::PREFIX) {
@@ -183,7 +183,7 @@ fn is_of_no_session(status: &tonic::Status) -> bool {
 }
 
 /// RFC 7662. The hint is not looked at here either.
-async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> Result<Response, Failure> {
+async fn introspect(State(mut endpoint): State<OAuthApi>, request: Request) -> Result<Response, OAuthError> {
     let (mut asked, key) = endpoint.read_confidential(request).await?;
     let token = asked.form.required("token")?;
     let mut call = asked.call(pb::IntrospectTokenRequest { token });
@@ -195,6 +195,6 @@ async fn introspect(State(mut endpoint): State<Endpoint>, request: Request) -> R
 }
 
 /// RFC 6749 §3.2, RFC 7009 §2.1 and RFC 7662 §2.1 all say POST; axum adds `Allow`.
-async fn only_post() -> Failure {
-    Failure::NOT_POST
+async fn only_post() -> OAuthError {
+    OAuthError::NOT_POST
 }

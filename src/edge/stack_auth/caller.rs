@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header;
 
-use super::headers::Said;
+use super::headers::StackHeaders;
 use super::known_error::KnownError;
 use crate::app::Client;
 use crate::app::Standing;
@@ -54,7 +54,7 @@ impl AccessType {
 }
 
 /// Who asks. Has no `Debug`: there are secrets in it.
-pub(super) struct Caller<'a> {
+pub(super) struct StackCaller<'a> {
     /// As what.
     pub(super) access_type: AccessType,
     /// For which project.
@@ -67,13 +67,13 @@ pub(super) struct Caller<'a> {
     pub(super) key: Option<ServerKey>,
 }
 
-impl<'a> Caller<'a> {
+impl<'a> StackCaller<'a> {
     /// Reads who asks.
     ///
     /// # Errors
     ///
     /// What is missing, malformed or in a browser.
-    pub(super) fn read(headers: &HeaderMap, said: &Said<'a>) -> Result<Self, KnownError> {
+    pub(super) fn read(headers: &HeaderMap, said: &StackHeaders<'a>) -> Result<Self, KnownError> {
         // Whatever the request is sent as: a key that is in a browser is everyone's.
         if headers.contains_key(header::ORIGIN) && [SERVER_KEY, ADMIN_KEY].iter().any(|key| said.get(key).is_some()) {
             return Err(KnownError::key_in_browser());

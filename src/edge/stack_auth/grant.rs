@@ -7,15 +7,15 @@ use http::header;
 use serde::Deserialize;
 
 use super::caller::AccessType;
-use super::caller::Caller;
+use super::caller::StackCaller;
 use super::known_error::KnownError;
 use crate::edge::body;
-use crate::edge::body::Limits;
+use crate::edge::body::BodyLimits;
 use crate::id::ProjectId;
 use crate::token::server_key;
 
 /// A grant, as it was sent. Has no `Debug`: there are secrets in it.
-pub(super) struct Grant {
+pub(super) struct TokenRequest {
     refresh_token: String,
     client_id: String,
     client_secret: String,
@@ -30,9 +30,9 @@ struct Parameters {
     client_secret: Option<String>,
 }
 
-impl Grant {
+impl TokenRequest {
     /// Reads a request's body.
-    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: Limits) -> Result<Self, KnownError> {
+    pub(super) async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Self, KnownError> {
         let parse: fn(&[u8]) -> Result<Parameters, KnownError> = if body::is_a(headers, body::FORM) {
             form
         } else if body::is_a(headers, body::JSON) {
@@ -58,11 +58,11 @@ impl Grant {
 
     /// Who sends it: a client, whose secret is a publishable key or stands for none, and is not looked at. What must not be
     /// published is another matter.
-    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller<'_>, KnownError> {
+    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<StackCaller<'_>, KnownError> {
         if headers.contains_key(header::ORIGIN) && self.client_secret.starts_with(server_key::PREFIX) {
             return Err(KnownError::key_in_browser());
         }
-        Ok(Caller {
+        Ok(StackCaller {
             access_type: AccessType::Client,
             project: ProjectId::parse(&self.client_id).ok_or_else(KnownError::no_refresh_token)?,
             access_token: None,

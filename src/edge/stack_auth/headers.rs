@@ -82,9 +82,9 @@ pub(super) fn rename_refresh_token(headers: &mut HeaderMap) {
 }
 
 /// What a request's headers say, by their names without the spelling. Has no `Debug`: tokens and keys are among them.
-pub(super) struct Said<'a>(BTreeMap<&'a str, &'a str>);
+pub(super) struct StackHeaders<'a>(BTreeMap<&'a str, &'a str>);
 
-impl<'a> Said<'a> {
+impl<'a> StackHeaders<'a> {
     /// Reads them. An empty one is one that is not there: the SDK sends an empty key when it has none.
     ///
     /// # Errors
@@ -182,10 +182,10 @@ mod tests {
     #[test]
     fn a_header_says_one_thing_in_both_spellings() {
         let same = headers(&[("x-stack-project-id", "a"), ("x-hexclave-project-id", "a"), ("x-stack-nothing", "")]);
-        let said = Said::read(&same).expect("the same in both");
+        let said = StackHeaders::read(&same).expect("the same in both");
         assert_eq!((said.get("project-id"), said.get("nothing")), (Some("a"), None));
         for other in ["x-hexclave-project-id", "x-stack-project-id"] {
-            assert!(Said::read(&headers(&[("x-stack-project-id", "a"), (other, "b")])).is_err(), "{other}");
+            assert!(StackHeaders::read(&headers(&[("x-stack-project-id", "a"), (other, "b")])).is_err(), "{other}");
         }
     }
 }

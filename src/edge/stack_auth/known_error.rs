@@ -12,14 +12,14 @@ use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
 use super::caller::AccessType;
-use crate::edge::body::Unread;
+use crate::edge::body::BodyError;
 use crate::rpc::status;
 use crate::rpc::status::Reason;
 
 /// An answer that is no.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KnownError {
-    kind: Kind,
+    kind: ErrorCode,
     error: Cow<'static, str>,
     details: Option<Value>,
     /// After how long a repeat has a chance.
@@ -28,7 +28,7 @@ pub(super) struct KnownError {
 
 /// What kind of answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kind {
+struct ErrorCode {
     code: &'static str,
     status: StatusCode,
 }
@@ -36,7 +36,7 @@ struct Kind {
 /// Makes the table.
 macro_rules! kinds {
     ($($kind:ident $status:ident,)*) => {
-        impl Kind {
+        impl ErrorCode {
             $(const $kind: Self = Self { code: stringify!($kind), status: StatusCode::$status };)*
         }
     };
@@ -71,7 +71,7 @@ kinds! {
 }
 
 impl KnownError {
-    fn new(kind: Kind, error: impl Into<Cow<'static, str>>) -> Self {
+    fn new(kind: ErrorCode, error: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, error: error.into(), details: None, retry_after: None }
     }
 
@@ -83,15 +83,15 @@ impl KnownError {
     pub(super) fn schema(message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
         let details = json!({"message": message});
-        Self::new(Kind::SCHEMA_ERROR, message).with(details)
+        Self::new(ErrorCode::SCHEMA_ERROR, message).with(details)
     }
 
     /// A body could not be read.
-    pub(super) fn unread(unread: &Unread) -> Self {
+    pub(super) fn unread(unread: &BodyError) -> Self {
         let (status, message) = match unread {
-            Unread::TooSlow => (StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"),
-            Unread::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
-            Unread::CutOff => (StatusCode::BAD_REQUEST, "the body ended early"),
+            BodyError::TooSlow => (StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"),
+            BodyError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+            BodyError::CutOff => (StatusCode::BAD_REQUEST, "the body ended early"),
         };
         let mut error = Self::schema(message);
         error.kind.status = status;
@@ -107,41 +107,44 @@ impl KnownError {
 
     /// Nothing says as what the request is sent.
     pub(super) fn access_type_required() -> Self {
-        Self::new(Kind::ACCESS_TYPE_REQUIRED, "The header x-stack-access-type must be 'client', 'server' or 'admin'.")
+        Self::new(
+            ErrorCode::ACCESS_TYPE_REQUIRED,
+            "The header x-stack-access-type must be 'client', 'server' or 'admin'.",
+        )
     }
 
     /// There is a key, and nothing says as what the request is sent.
     pub(super) fn key_without_access_type() -> Self {
         let error = "There is a key, and no header x-stack-access-type: it must be 'client', 'server' or 'admin'.";
-        Self::new(Kind::PROJECT_KEY_WITHOUT_ACCESS_TYPE, error)
+        Self::new(ErrorCode::PROJECT_KEY_WITHOUT_ACCESS_TYPE, error)
     }
 
     /// It is sent as something that there is not.
     pub(super) fn invalid_access_type(named: &str) -> Self {
         let error = "The header x-stack-access-type must be 'client', 'server' or 'admin'.";
-        Self::new(Kind::INVALID_ACCESS_TYPE, error).with(json!({"accessType": named}))
+        Self::new(ErrorCode::INVALID_ACCESS_TYPE, error).with(json!({"accessType": named}))
     }
 
     /// The project is missing.
     pub(super) fn access_type_without_project(access_type: AccessType) -> Self {
         let error = "There is a header x-stack-access-type, and no x-stack-project-id.";
-        Self::new(Kind::ACCESS_TYPE_WITHOUT_PROJECT_ID, error).with(json!({"request_type": access_type.name()}))
+        Self::new(ErrorCode::ACCESS_TYPE_WITHOUT_PROJECT_ID, error).with(json!({"request_type": access_type.name()}))
     }
 
     /// There is no such project, nor can there be.
     pub(super) fn no_such_project(named: &str) -> Self {
         let error = "There is no such project as x-stack-project-id says.";
-        Self::new(Kind::CURRENT_PROJECT_NOT_FOUND, error).with(json!({"project_id": named}))
+        Self::new(ErrorCode::CURRENT_PROJECT_NOT_FOUND, error).with(json!({"project_id": named}))
     }
 
     /// A service shows no key.
     pub(super) fn key_required(access_type: AccessType) -> Self {
         match access_type {
             AccessType::Client | AccessType::Server => {
-                Self::new(Kind::SERVER_AUTHENTICATION_REQUIRED, "The secret server key must be provided.")
+                Self::new(ErrorCode::SERVER_AUTHENTICATION_REQUIRED, "The secret server key must be provided.")
             }
             AccessType::Admin => {
-                Self::new(Kind::ADMIN_AUTHENTICATION_REQUIRED, "The super secret admin key must be provided.")
+                Self::new(ErrorCode::ADMIN_AUTHENTICATION_REQUIRED, "The super secret admin key must be provided.")
             }
         }
     }
@@ -149,8 +152,8 @@ impl KnownError {
     /// A service shows a key that is none of the project's.
     pub(super) fn invalid_key(access_type: AccessType, project: &str) -> Self {
         let kind = match access_type {
-            AccessType::Client | AccessType::Server => Kind::INVALID_SECRET_SERVER_KEY,
-            AccessType::Admin => Kind::INVALID_SUPER_SECRET_ADMIN_KEY,
+            AccessType::Client | AccessType::Server => ErrorCode::INVALID_SECRET_SERVER_KEY,
+            AccessType::Admin => ErrorCode::INVALID_SUPER_SECRET_ADMIN_KEY,
         };
         Self::new(kind, "The key is not valid for this project.").with(json!({"project_id": project}))
     }
@@ -167,12 +170,12 @@ impl KnownError {
     pub(super) fn insufficient(actual: AccessType, allowed: &[AccessType]) -> Self {
         let allowed: Vec<&str> = allowed.iter().copied().map(AccessType::name).collect();
         let details = json!({"actual_access_type": actual.name(), "allowed_access_types": allowed});
-        Self::new(Kind::INSUFFICIENT_ACCESS_TYPE, "Another kind of caller may do this.").with(details)
+        Self::new(ErrorCode::INSUFFICIENT_ACCESS_TYPE, "Another kind of caller may do this.").with(details)
     }
 
     /// `me`, and nobody is signed in.
     pub(super) fn nobody_is_me() -> Self {
-        Self::new(Kind::CANNOT_GET_OWN_USER_WITHOUT_USER, "The user is 'me', and there is no access token of one.")
+        Self::new(ErrorCode::CANNOT_GET_OWN_USER_WITHOUT_USER, "The user is 'me', and there is no access token of one.")
     }
 
     /// One of our own, to whoever asked as this for this project.
@@ -182,30 +185,30 @@ impl KnownError {
         let error = match status::reason_of(status) {
             // The SDK asks for a new token and tries again. Of a session that is over it gets none, and signs out.
             Some(Reason::CredentialsMissing | Reason::AccessTokenExpired | Reason::SessionRevoked) => {
-                said(Kind::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
+                said(ErrorCode::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
             }
-            Some(Reason::UnparsableAccessToken) => said(Kind::UNPARSABLE_ACCESS_TOKEN),
-            Some(Reason::WrongProject) => said(Kind::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details)),
+            Some(Reason::UnparsableAccessToken) => said(ErrorCode::UNPARSABLE_ACCESS_TOKEN),
+            Some(Reason::WrongProject) => said(ErrorCode::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details)),
             Some(Reason::InvalidServerKey) => Self::invalid_key(access_type, project),
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::no_refresh_token(),
             Some(Reason::ClientAuthenticationRequired) => Self::key_required(AccessType::Server),
-            Some(Reason::InsufficientUserAuthentication) => said(Kind::INSUFFICIENT_USER_AUTHENTICATION),
+            Some(Reason::InsufficientUserAuthentication) => said(ErrorCode::INSUFFICIENT_USER_AUTHENTICATION),
             Some(Reason::InsufficientAccessType) => {
                 Self::insufficient(access_type, &[AccessType::Server, AccessType::Admin])
             }
-            Some(Reason::NotYourUser) => said(Kind::NOT_YOUR_USER),
-            Some(Reason::SessionNotFound) => said(Kind::SESSION_NOT_FOUND),
-            Some(Reason::CannotDeleteCurrentSession) => said(Kind::CANNOT_DELETE_CURRENT_SESSION),
-            Some(Reason::SessionLimitReached) => said(Kind::SESSION_LIMIT_REACHED),
+            Some(Reason::NotYourUser) => said(ErrorCode::NOT_YOUR_USER),
+            Some(Reason::SessionNotFound) => said(ErrorCode::SESSION_NOT_FOUND),
+            Some(Reason::CannotDeleteCurrentSession) => said(ErrorCode::CANNOT_DELETE_CURRENT_SESSION),
+            Some(Reason::SessionLimitReached) => said(ErrorCode::SESSION_LIMIT_REACHED),
             Some(Reason::ProjectNotFound) => Self::no_such_project(project),
             Some(Reason::Schema) => Self::schema(violations(&details)),
-            Some(Reason::RateLimited) => said(Kind::RATE_LIMITED),
-            Some(Reason::StoreUnavailable | Reason::FeedInterrupted) => said(Kind::STORE_UNAVAILABLE),
-            Some(Reason::DeadlineExceeded) => said(Kind::DEADLINE_EXCEEDED),
+            Some(Reason::RateLimited) => said(ErrorCode::RATE_LIMITED),
+            Some(Reason::StoreUnavailable | Reason::FeedInterrupted) => said(ErrorCode::STORE_UNAVAILABLE),
+            Some(Reason::DeadlineExceeded) => said(ErrorCode::DEADLINE_EXCEEDED),
             Some(
                 Reason::SubscriberTooSlow | Reason::MethodNotFound | Reason::UnsupportedEncoding | Reason::Internal,
             )
-            | None => Self::new(Kind::INTERNAL, Reason::Internal.message()),
+            | None => Self::new(ErrorCode::INTERNAL, Reason::Internal.message()),
         };
         let retry_after = details.retry_info().and_then(|info| info.retry_delay);
         Self { retry_after, ..error }
@@ -214,7 +217,7 @@ impl KnownError {
     /// No such refresh token in the project, whatever the cause. The SDK takes it that the user is signed out.
     pub(super) fn no_refresh_token() -> Self {
         let reason = Reason::RefreshTokenNotFoundOrExpired;
-        Self::new(Kind::REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED, reason.message())
+        Self::new(ErrorCode::REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED, reason.message())
     }
 
     /// Its status, as long as that is not put aside.
@@ -225,7 +228,7 @@ impl KnownError {
     /// The code for the header, which must be the body's. Not of what the SDKs tell by its status: they repeat after a 429,
     /// unless a header says that the error is a known one.
     pub(super) fn code(&self) -> Option<&'static str> {
-        let told_by_status = self.kind == Kind::RATE_LIMITED || self.kind.status.is_server_error();
+        let told_by_status = self.kind == ErrorCode::RATE_LIMITED || self.kind.status.is_server_error();
         (!told_by_status).then_some(self.kind.code)
     }
 

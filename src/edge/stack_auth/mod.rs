@@ -39,10 +39,10 @@ pub(super) use self::headers::from_pages;
 pub(super) use self::headers::to_pages;
 
 use self::caller::AccessType;
-use self::caller::Caller;
-use self::grant::Grant;
+use self::caller::StackCaller;
+use self::grant::TokenRequest;
 use self::headers::Manner;
-use self::headers::Said;
+use self::headers::StackHeaders;
 use self::known_error::KnownError;
 use super::GrpcService;
 use super::admission::Refused;
@@ -63,7 +63,7 @@ const PREFIX: &str = "/api/v1";
 const GRANT: &str = "/auth/oauth/token";
 
 /// What is wrong with a session to open that cannot be read.
-const NO_DRAFT: &str =
+const CREATE_BODY: &str =
     "the body must have user_id, a text, and may have expires_in_millis, a whole number, and is_impersonation";
 
 /// Where a request leads.
@@ -74,12 +74,12 @@ enum Route {
     /// There too, with another method.
     NoGrant,
     /// To what is asked of sessions.
-    Sessions(Asked),
+    Sessions(Operation),
 }
 
 /// What is asked of sessions.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum Operation {
     SignOut,
     Refresh,
     List,
@@ -92,7 +92,7 @@ enum Asked {
 #[derive(Clone)]
 pub(super) struct Adapter {
     sessions: SessionServiceClient<GrpcService>,
-    limits: body::Limits,
+    limits: body::BodyLimits,
     base_paths: Arc<[String]>,
 }
 
@@ -113,7 +113,7 @@ impl Adapter {
     /// Answers by calls to this service.
     pub(super) fn new(grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Self {
         let base_paths = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
-        Self { sessions: SessionServiceClient::new(grpc), limits: body::Limits::new(limits), base_paths }
+        Self { sessions: SessionServiceClient::new(grpc), limits: body::BodyLimits::new(limits), base_paths }
     }
 
     /// Where a request leads; `None` for one of another client.
@@ -136,20 +136,20 @@ impl Adapter {
             Route::NoGrant => return Err(KnownError::only_post()),
             Route::Sessions(asked) => asked,
         };
-        let said = Said::read(&parts.headers)?;
-        let call = Call { caller: Caller::read(&parts.headers, &said)?, extensions: parts.extensions };
+        let said = StackHeaders::read(&parts.headers)?;
+        let call = StackCall { caller: StackCaller::read(&parts.headers, &said)?, extensions: parts.extensions };
         match asked {
-            Asked::SignOut => self.sign_out(&call).await,
-            Asked::Refresh => self.refresh(&call).await,
-            Asked::List => self.list(&call, user_named(&parts.uri)?).await,
-            Asked::Revoke(id) => self.revoke(&call, id, user_named(&parts.uri)?).await,
-            Asked::Create => self.create(&call, &parts.headers, body).await,
+            Operation::SignOut => self.sign_out(&call).await,
+            Operation::Refresh => self.refresh(&call).await,
+            Operation::List => self.list(&call, user_named(&parts.uri)?).await,
+            Operation::Revoke(id) => self.revoke(&call, id, user_named(&parts.uri)?).await,
+            Operation::Create => self.create(&call, &parts.headers, body).await,
         }
     }
 
     /// Ends the session of every genuine token there is. Nothing is read of a body: the SDKs send an empty object.
-    async fn sign_out(&mut self, call: &Call<'_>) -> Result<Value, KnownError> {
-        let Caller { access_token, refresh_token, .. } = call.caller;
+    async fn sign_out(&mut self, call: &StackCall<'_>) -> Result<Value, KnownError> {
+        let StackCaller { access_token, refresh_token, .. } = call.caller;
         let mut request = call.request(call.caller.client(), pb::RevokeCurrentRequest {});
         if let Some(token) = access_token {
             request.metadata_mut().insert("authorization", bearer(token));
@@ -167,7 +167,7 @@ impl Adapter {
         }
     }
 
-    async fn refresh(&mut self, call: &Call<'_>) -> Result<Value, KnownError> {
+    async fn refresh(&mut self, call: &StackCall<'_>) -> Result<Value, KnownError> {
         let presented =
             call.caller.refresh_token.ok_or_else(|| KnownError::schema("header refresh-token must be there"))?;
         let message = pb::RefreshSessionRequest { refresh_token: Some(presented.to_owned()) };
@@ -185,7 +185,7 @@ impl Adapter {
     }
 
     /// The first page, the longest there is: Stack Auth does not paginate.
-    async fn list(&mut self, call: &Call<'_>, user: Option<String>) -> Result<Value, KnownError> {
+    async fn list(&mut self, call: &StackCall<'_>, user: Option<String>) -> Result<Value, KnownError> {
         let user = user.ok_or_else(|| KnownError::schema("query parameter user_id must be there"))?;
         let message = pb::ListSessionsRequest {
             user_id: Some(user.clone()),
@@ -198,14 +198,14 @@ impl Adapter {
         Ok(json!({"items": items, "is_paginated": false}))
     }
 
-    async fn revoke(&mut self, call: &Call<'_>, id: String, user: Option<String>) -> Result<Value, KnownError> {
+    async fn revoke(&mut self, call: &StackCall<'_>, id: String, user: Option<String>) -> Result<Value, KnownError> {
         let message = pb::RevokeSessionRequest { id, user_id: user.clone() };
         let request = call.about(user.as_deref(), message)?;
         self.sessions.revoke_session(request).await.map_err(|status| call.refused(&status))?;
         Ok(json!({"success": true}))
     }
 
-    async fn create(&mut self, call: &Call<'_>, headers: &HeaderMap, body: Body) -> Result<Value, KnownError> {
+    async fn create(&mut self, call: &StackCall<'_>, headers: &HeaderMap, body: Body) -> Result<Value, KnownError> {
         let Some(key) = &call.caller.key else {
             return Err(KnownError::insufficient(call.caller.access_type, &[AccessType::Server, AccessType::Admin]));
         };
@@ -214,7 +214,7 @@ impl Adapter {
         }
         let read = body::read(body, self.limits).await.map_err(|unread| KnownError::unread(&unread))?;
         // What exactly does not fit is not told: it might quote what is there.
-        let draft: Draft = serde_json::from_slice(&read).map_err(|_| KnownError::schema(NO_DRAFT))?;
+        let draft: CreateBody = serde_json::from_slice(&read).map_err(|_| KnownError::schema(CREATE_BODY))?;
         let message = pb::CreateSessionRequest {
             user_id: draft.user_id,
             expires_in_millis: draft.expires_in_millis,
@@ -231,8 +231,8 @@ impl Adapter {
 
     /// RFC 6749 §6, but for its refusals.
     async fn grant(&mut self, headers: &HeaderMap, body: Body, extensions: Extensions) -> Result<Value, KnownError> {
-        let grant = Grant::read(headers, body, self.limits).await?;
-        let call = Call { caller: grant.caller(headers)?, extensions };
+        let grant = TokenRequest::read(headers, body, self.limits).await?;
+        let call = StackCall { caller: grant.caller(headers)?, extensions };
         self.refresh(&call).await
     }
 }
@@ -240,7 +240,7 @@ impl Adapter {
 /// A session to open.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Draft {
+struct CreateBody {
     user_id: String,
     expires_in_millis: Option<i64>,
     #[serde(default)]
@@ -248,13 +248,13 @@ struct Draft {
 }
 
 /// A call to make. Has no `Debug`: there are secrets in it.
-struct Call<'a> {
-    caller: Caller<'a>,
+struct StackCall<'a> {
+    caller: StackCaller<'a>,
     /// What the layers outside have found out, which travels on.
     extensions: Extensions,
 }
 
-impl Call<'_> {
+impl StackCall<'_> {
     /// Without a credential yet. Who it is for travels beside it: no header could say that.
     fn request<M>(&self, client: Client, message: M) -> tonic::Request<M> {
         let mut extensions = self.extensions.clone();
@@ -271,7 +271,7 @@ impl Call<'_> {
 
     /// With the credential that counts where a user is named, or nobody is: a service's key, but the user's own for `me`.
     fn about<M>(&self, user: Option<&str>, message: M) -> Result<tonic::Request<M>, KnownError> {
-        let Caller { access_token, key, .. } = &self.caller;
+        let StackCaller { access_token, key, .. } = &self.caller;
         let is_me = user == Some("me");
         if let Some(key) = key.as_ref().filter(|_| !is_me) {
             return Ok(self.as_service(key, message));
@@ -295,14 +295,14 @@ fn route(base: &str, method: &Method, path: &str) -> Option<Route> {
     let asked = match (method, path) {
         (&Method::POST, GRANT) if base.ends_with(PREFIX) => return Some(Route::Grant),
         (_, GRANT) if base.ends_with(PREFIX) => return Some(Route::NoGrant),
-        (&Method::DELETE, "/auth/sessions/current") => Asked::SignOut,
-        (&Method::POST, "/auth/sessions/current/refresh") => Asked::Refresh,
-        (&Method::GET, "/auth/sessions") => Asked::List,
-        (&Method::POST, "/auth/sessions") => Asked::Create,
+        (&Method::DELETE, "/auth/sessions/current") => Operation::SignOut,
+        (&Method::POST, "/auth/sessions/current/refresh") => Operation::Refresh,
+        (&Method::GET, "/auth/sessions") => Operation::List,
+        (&Method::POST, "/auth/sessions") => Operation::Create,
         (&Method::DELETE, path) => {
             let id = path.strip_prefix("/auth/sessions/").filter(|id| !id.is_empty() && !id.contains('/'))?;
             // Stack Auth accepts a UUID in capitals.
-            Asked::Revoke(id.to_ascii_lowercase())
+            Operation::Revoke(id.to_ascii_lowercase())
         }
         _ => return None,
     };
@@ -390,11 +390,11 @@ mod tests {
     fn only_stack_auths_own_routes_are_taken() {
         let sessions = |asked| Some(Route::Sessions(asked));
         let cases = [
-            ("", "DELETE", "/auth/sessions/current", sessions(Asked::SignOut)),
-            ("", "POST", "/auth/sessions/current/refresh", sessions(Asked::Refresh)),
-            ("", "GET", "/auth/sessions", sessions(Asked::List)),
-            ("", "POST", "/auth/sessions", sessions(Asked::Create)),
-            ("", "DELETE", "/auth/sessions/AB-1", sessions(Asked::Revoke("ab-1".to_owned()))),
+            ("", "DELETE", "/auth/sessions/current", sessions(Operation::SignOut)),
+            ("", "POST", "/auth/sessions/current/refresh", sessions(Operation::Refresh)),
+            ("", "GET", "/auth/sessions", sessions(Operation::List)),
+            ("", "POST", "/auth/sessions", sessions(Operation::Create)),
+            ("", "DELETE", "/auth/sessions/AB-1", sessions(Operation::Revoke("ab-1".to_owned()))),
             ("/api/v1", "POST", "/auth/oauth/token", Some(Route::Grant)),
             ("/there/api/v1", "GET", "/auth/oauth/token", Some(Route::NoGrant)),
             ("", "POST", "/auth/oauth/token", None),

@@ -21,7 +21,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An answer that is no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct OAuthError {
     status: StatusCode,
     error: &'static str,
     /// For the client's developer: ASCII without quotation marks and backslashes (RFC 6749 §5.2).
@@ -30,9 +30,9 @@ pub(super) struct Failure {
 }
 
 /// Makes the table.
-macro_rules! failures {
+macro_rules! errors {
     ($($name:ident $status:ident $error:literal $description:literal,)*) => {
-        impl Failure {
+        impl OAuthError {
             $(pub(super) const $name: Self = Self {
                 status: StatusCode::$status, error: $error, description: $description, retry_after: None,
             };)*
@@ -43,7 +43,7 @@ macro_rules! failures {
     };
 }
 
-failures! {
+errors! {
     NOT_POST METHOD_NOT_ALLOWED "invalid_request" "This endpoint takes POST.",
     NOT_A_FORM BAD_REQUEST "invalid_request" "The body must be a form: application/x-www-form-urlencoded.",
     CUT_OFF BAD_REQUEST "invalid_request" "The body ended early.",
@@ -68,9 +68,9 @@ failures! {
     SERVER_ERROR INTERNAL_SERVER_ERROR "server_error" "Something went wrong on our side.",
 }
 
-impl From<Status> for Failure {
+impl From<Status> for OAuthError {
     fn from(status: Status) -> Self {
-        let failure = match status::reason_of(&status) {
+        let error = match status::reason_of(&status) {
             Some(Reason::InvalidServerKey) => Self::INVALID_CLIENT,
             Some(Reason::ClientAuthenticationRequired) => Self::NO_CLIENT,
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::INVALID_GRANT,
@@ -99,11 +99,11 @@ impl From<Status> for Failure {
             | None => Self::SERVER_ERROR,
         };
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        Self { retry_after, ..failure }
+        Self { retry_after, ..error }
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for OAuthError {
     fn into_response(self) -> Response {
         let body = json!({"error": self.error, "error_description": self.description});
         let mut response = (self.status, UNCACHED, Json(body)).into_response();
@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_description_has_only_the_characters_that_one_may_have() {
-        for failure in Failure::ALL {
+        for error in OAuthError::ALL {
             let fits = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
-            assert!(failure.description.bytes().all(fits), "{failure:?}");
+            assert!(error.description.bytes().all(fits), "{error:?}");
         }
     }
 
@@ -141,14 +141,14 @@ mod tests {
             (status::unavailable(), 503, "1"),
             (status::late(), 503, "1"),
         ] {
-            let response = Failure::from(status).into_response();
+            let response = OAuthError::from(status).into_response();
             assert_eq!(
                 (response.status().as_u16(), &response.headers()["retry-after"]),
                 (http, &HeaderValue::from_static(seconds))
             );
         }
         for status in [status::internal(), Status::unimplemented("no details")] {
-            let response = Failure::from(status).into_response();
+            let response = OAuthError::from(status).into_response();
             assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
             assert!(!response.headers().contains_key("retry-after"));
         }
