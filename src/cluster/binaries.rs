@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
 
-use super::Error;
+use super::error::Error;
 use super::place::Place;
 
 /// Where packagers put one directory per major version: a parent, what the version's entry starts with, what follows.

@@ -1,10 +1,10 @@
 use std::fs;
 use std::fs::File;
 
-use super::Durability;
-use super::Error;
-use super::ROLE;
 use super::binaries::Binaries;
+use super::error::Error;
+use super::options::Durability;
+use super::options::ROLE;
 use super::place;
 use super::place::Place;
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use super::Error;
+use super::error::Error;
 
 /// The right to run a Postgres in one data directory. It ends with the process at the latest, however that ends.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ mod binaries;
 mod create;
 mod error;
 mod lock;
+mod options;
 mod orphan;
 mod place;
 mod server;
@@ -30,16 +31,17 @@ use tokio::time;
 
 use self::binaries::Binaries;
 use self::lock::Lock;
+use self::options::ROLE;
 use self::place::Place;
 use self::server::Server;
 use self::watchdog::Orders;
 
 pub use self::error::Error;
+pub use self::options::Durability;
+pub use self::options::Mode;
+pub use self::options::Options;
 pub use self::watchdog::WATCHDOG_COMMAND;
 pub use self::watchdog::watchdog_main;
-
-/// The only role of the cluster, and a superuser. Whoever reaches the socket may take it.
-const ROLE: &str = "postgres";
 
 /// How often a start is tried again while processes of an older server still hold the data, and the pause between tries.
 /// Together they are a bound of about ten seconds.
@@ -52,44 +54,6 @@ const URL_PLAIN: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 fn url_of(socket_dir: &Path, database: &str) -> String {
     let socket_dir = percent_encode(socket_dir.as_os_str().as_bytes(), &URL_PLAIN);
     format!("postgres://{ROLE}@{socket_dir}/{}", percent_encode(database.as_bytes(), &URL_PLAIN))
-}
-
-/// What to start, and where.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where the cluster belongs, created if need be: it is `postgres` in here.
-    ///
-    /// For root, whose server runs under another user, it is elsewhere if that user cannot reach this directory.
-    pub data_dir: PathBuf,
-    /// Where the server's programs are. `None` looks on PATH and where packagers put them.
-    pub postgres_bin: Option<PathBuf>,
-    /// An executable that calls [`watchdog_main`] when its first argument is [`WATCHDOG_COMMAND`]: usually this one.
-    pub watchdog: PathBuf,
-    /// More settings of Postgres. They come last, so they win over ours. An empty value leaves the setting to the cluster's
-    /// own configuration, where it can be changed while the server runs.
-    pub settings: Vec<(String, String)>,
-    /// What the data are worth.
-    pub durability: Durability,
-}
-
-/// What a cluster's data are worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// What is committed stays, whatever is killed and however the machine goes down.
-    Full,
-    /// Survives the end of the server's processes but not of the machine, and is deleted when its owner ends. For tests.
-    ///
-    /// It begins with nothing: a cluster that is already in its place is deleted first.
-    Disposable,
-}
-
-/// How to stop a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Ends all connections and writes a checkpoint.
-    Fast,
-    /// Ends all processes at once; the next start recovers from the log, as after a crash.
-    Immediate,
 }
 
 /// A Postgres that lives as long as this value, or this process, and no longer.

@@ -2,8 +2,8 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use super::Error;
 use super::binaries::Binaries;
+use super::error::Error;
 use super::place;
 use super::place::Place;
 

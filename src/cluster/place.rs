@@ -13,7 +13,7 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
-use super::Error;
+use super::error::Error;
 use super::lock::Lock;
 
 /// A socket's path must fit in `sockaddr_un`, its NUL included: 108 bytes on Linux, 104 on macOS and the BSDs.

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::Error;
-use super::Mode;
+use super::error::Error;
+use super::options::Mode;
 use super::watchdog::IMMEDIATE;
 use super::watchdog::Orders;
 use super::watchdog::READY;

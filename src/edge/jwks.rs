@@ -20,7 +20,7 @@ use http::HeaderMap;
 use http::StatusCode;
 use http::header;
 
-use super::well_known::unavailable;
+use super::plain::unavailable;
 use crate::app::App;
 use crate::app::Snapshot;
 use crate::clock::Timestamp;

@@ -20,6 +20,7 @@ mod observe;
 mod openapi;
 mod origin;
 mod parting;
+mod plain;
 mod rate;
 mod resume;
 mod serve;

@@ -1,13 +1,12 @@
 //! What is no RPC: the public keys, and whether the server is alive and ready.
 
 use axum::Router;
-use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
 use http::StatusCode;
-use http::header;
 
 use super::jwks;
+use super::plain::text;
 use crate::app::App;
 use crate::config::Web;
 
@@ -30,22 +29,13 @@ pub(super) fn health(ready: Readiness) -> Router {
 
 /// The process runs. Says nothing of the database: a restart would not mend it.
 async fn alive() -> Response {
-    probe(StatusCode::OK, "alive")
+    text(StatusCode::OK, "alive")
 }
 
 /// Whether the server can do its work, as of the last look: asking costs the database nothing.
 fn readiness(reasons: Option<String>) -> Response {
     match reasons {
-        None => probe(StatusCode::OK, "ready"),
-        Some(reasons) => probe(StatusCode::SERVICE_UNAVAILABLE, reasons),
+        None => text(StatusCode::OK, "ready"),
+        Some(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, reasons),
     }
-}
-
-/// The database does not answer.
-pub(super) fn unavailable() -> Response {
-    probe(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable")
-}
-
-fn probe(status: StatusCode, text: impl IntoResponse) -> Response {
-    (status, [(header::CACHE_CONTROL, "no-store")], text).into_response()
 }

@@ -5,18 +5,25 @@ use std::time::Duration;
 use axum::Json;
 use axum::response::IntoResponse;
 use axum::response::Response;
+use http::HeaderName;
+use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use super::UNCACHED;
 use crate::edge::retry_after;
 use crate::rpc::status;
 use crate::rpc::status::Reason;
 
-/// After how long to try again where nobody has said.
+/// Tokens must not be cached (RFC 6749 §5.1). HTTP/1.0 knows only the second header.
+pub(super) const UNCACHED: [(HeaderName, HeaderValue); 2] = [
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::PRAGMA, HeaderValue::from_static("no-cache")),
+];
+
+/// After how long to try again, by default.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// An answer that is no.
@@ -118,8 +125,6 @@ impl IntoResponse for OAuthError {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
     use crate::session::Refusal;
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::edge::jwks::cache_control;
 use crate::edge::jwks::no_project;
-use crate::edge::well_known::unavailable;
+use crate::edge::plain::unavailable;
 use crate::id::ProjectId;
 
 /// §3.1: the name stands between the issuer's host and its path, so it is under no base path. Many clients put it behind the

@@ -31,6 +31,7 @@ use tonic::metadata::MetadataValue;
 
 use self::client::Scheme;
 use self::error::OAuthError;
+use self::error::UNCACHED;
 use self::form::Form;
 use super::GrpcService;
 use super::admission::Refused;
@@ -45,12 +46,6 @@ use crate::rpc::status::Reason;
 use crate::telemetry::Wire;
 use crate::token::refresh;
 use crate::token::server_key::ServerKey;
-
-/// Tokens must not be kept on the way (RFC 6749 §5.1); HTTP/1.0 knows the second alone.
-const UNCACHED: [(http::HeaderName, HeaderValue); 2] = [
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    (header::PRAGMA, HeaderValue::from_static("no-cache")),
-];
 
 /// The routes, under every base path; the document's place follows from the issuer.
 pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {

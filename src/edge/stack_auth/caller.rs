@@ -3,12 +3,12 @@
 use http::HeaderMap;
 use http::header;
 
+use super::access_type::AccessType;
 use super::headers::StackHeaders;
 use super::known_error::KnownError;
 use crate::app::Client;
 use crate::app::Standing;
 use crate::id::ProjectId;
-use crate::store::Role;
 use crate::token::server_key;
 use crate::token::server_key::ServerKey;
 
@@ -17,41 +17,6 @@ const ADMIN_KEY: &str = "super-secret-admin-key";
 
 /// Every key there is. The first is no secret, and any will do; it counts as a key all the same.
 const KEYS: [&str; 3] = ["publishable-client-key", SERVER_KEY, ADMIN_KEY];
-
-/// As what a request is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AccessType {
-    /// A client: a user's device.
-    Client,
-    /// A service.
-    Server,
-    /// A service with a key for more.
-    Admin,
-}
-
-impl AccessType {
-    fn parse(name: &str) -> Option<Self> {
-        [Self::Client, Self::Server, Self::Admin].into_iter().find(|one| one.name() == name)
-    }
-
-    /// Its name on the wire.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Server => "server",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// The least role that the key of such a caller must have. An impersonation says in its token as what it was asked for,
-    /// so no smaller key may pass for an admin's.
-    const fn role(self) -> Role {
-        match self {
-            Self::Client | Self::Server => Role::Service,
-            Self::Admin => Role::Admin,
-        }
-    }
-}
 
 /// Who asks. Has no `Debug`: there are secrets in it.
 pub(super) struct StackCaller<'a> {

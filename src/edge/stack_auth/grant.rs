@@ -6,7 +6,7 @@ use http::HeaderMap;
 use http::header;
 use serde::Deserialize;
 
-use super::caller::AccessType;
+use super::access_type::AccessType;
 use super::caller::StackCaller;
 use super::known_error::KnownError;
 use crate::edge::body;

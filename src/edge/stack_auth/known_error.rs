@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
-use super::caller::AccessType;
+use super::access_type::AccessType;
 use crate::edge::body::BodyError;
 use crate::rpc::status;
 use crate::rpc::status::Reason;

@@ -4,6 +4,7 @@
 //! Credentials are in headers of their own, and `authorization` is not read. What is not said is not guessed: an access type
 //! names the kind of caller, and the credentials of another kind do not count.
 
+mod access_type;
 mod caller;
 mod grant;
 mod headers;
@@ -38,7 +39,7 @@ use tonic::metadata::MetadataValue;
 pub(super) use self::headers::from_pages;
 pub(super) use self::headers::to_pages;
 
-use self::caller::AccessType;
+use self::access_type::AccessType;
 use self::caller::StackCaller;
 use self::grant::TokenRequest;
 use self::headers::Manner;

@@ -40,9 +40,9 @@ use sessiond::guard::Principal;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
-use super::PROJECT;
-use super::USER;
 use super::files::Files;
+use super::names::PROJECT;
+use super::names::USER;
 
 /// The largest request that the demo reads.
 const BODY_BYTES_MAX: usize = 1024;

@@ -3,6 +3,7 @@
 
 mod demo;
 mod files;
+mod names;
 mod page;
 pub(crate) mod session;
 
@@ -40,20 +41,14 @@ use sessiond::telemetry::Metrics;
 
 use self::demo::Demo;
 use self::files::Files;
+use self::names::DATA_DIR;
+use self::names::PROJECT;
+use self::names::USER;
 use crate::Outcome;
 use crate::listen;
 use crate::policy::PolicyArgs;
 use crate::print;
 use crate::setup;
-
-/// The demo project's name.
-const PROJECT: &str = "demo";
-
-/// The data directory unless another one is named.
-const DATA_DIR: &str = ".sessiond";
-
-/// The demo user's id.
-const USER: &str = "ada";
 
 /// The issuer unless there is another: the address that `dev` listens on.
 const OWN_ISSUER: &str = "http://127.0.0.1:0";

@@ -11,8 +11,8 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
-use super::PROJECT;
-use super::USER;
+use super::names::PROJECT;
+use super::names::USER;
 
 /// The page runs our scripts alone, talks to nobody else, and is shown in no other page (CSP Level 3).
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \

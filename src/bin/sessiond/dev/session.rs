@@ -15,11 +15,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::DATA_DIR;
-use super::USER;
 use super::demo::TERMINAL;
 use super::files::Files;
 use super::files::path_in;
+use super::names::DATA_DIR;
+use super::names::USER;
 use crate::Outcome;
 use crate::print;
 
