@@ -1,5 +1,5 @@
-# Sourced by ./run, ./test and .ci/run: installs what a bare machine lacks, with its own package manager, and says so. A Rust
-# toolchain is assumed. POSIX sh. Run as root by itself, it installs what it is told to: `sh .ci/install.sh cc postgres`.
+# Sourced by ./run, ./test and .ci/run: installs what a bare machine lacks, with its own package manager, and says so.
+# Requires a Rust toolchain. POSIX sh. As root, it can also be run by itself: `sh .ci/install.sh cc postgres`.
 
 say() { printf '%s\n' "$*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -10,7 +10,7 @@ manager() {
     done
 }
 
-# For everything that may be needed: how it is called, whether it is here, and the packages that have it.
+# For each requirement: its name, whether it is installed, and the packages that contain it.
 
 called_cc='a C compiler'
 has_cc() { has cc; }
@@ -23,7 +23,7 @@ packages_of_cc() {
     esac
 }
 
-# The places are those where sessiond looks: src/cluster/binaries.rs.
+# The same places as in src/cluster/binaries.rs.
 called_postgres='the Postgres server'
 has_postgres() {
     if has postgres && has initdb && has pg_ctl; then return; fi
@@ -46,7 +46,7 @@ called_curl='curl'
 has_curl() { has curl; }
 packages_of_curl() { echo curl; }
 
-# Without them nothing can be downloaded: no crate, no package of Node's or Python's. macOS keeps its own elsewhere.
+# Needed for every download: crates, Node and Python packages. macOS keeps its own elsewhere.
 called_certificates='the certificates of public authorities'
 has_certificates() {
     for file in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem \
@@ -57,7 +57,7 @@ has_certificates() {
 }
 packages_of_certificates() { echo ca-certificates; }
 
-# With virtual environments, which Debian packs apart: `venv` is there without it, and `ensurepip` is not.
+# With virtual environments, which Debian packages separately: `venv` exists without that package, `ensurepip` does not.
 called_python='Python with venv'
 has_python() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
 packages_of_python() {
@@ -83,12 +83,12 @@ packages_of_go() {
     esac
 }
 
-# Debian has it where only root looks.
+# Debian installs it in /usr/sbin, which is only on root's PATH.
 called_nginx='nginx'
 has_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; }
 packages_of_nginx() { echo nginx; }
 
-# For the tests of what stands between us and Postgres. Debian has it where only root looks.
+# For the tests behind a pooler. Debian installs it in /usr/sbin, which is only on root's PATH.
 called_pgbouncer='pgbouncer'
 has_pgbouncer() { PATH=$PATH:/usr/sbin:/usr/local/sbin has pgbouncer; }
 packages_of_pgbouncer() { echo pgbouncer; }
@@ -97,10 +97,10 @@ called_chromium='Chromium'
 has_chromium() { has chromium || has chromium-browser || has google-chrome; }
 packages_of_chromium() { echo chromium; }
 
-# Sees to it that all of these are here, and cargo. Says in one list what is missing, before anything is installed or built;
-# installs it; or says what root must run.
+# Ensures that all of these, and cargo, are installed. Lists what is missing before anything is installed or built; then
+# installs it, or prints the command for root.
 need() {
-    # Where rustup puts it; a shell that was open before does not know yet.
+    # rustup installs cargo here; a shell opened earlier does not have it on its PATH.
     PATH=$PATH:${CARGO_HOME:-${HOME:-}/.cargo}/bin
     missing='' names=''
     for thing; do
@@ -113,8 +113,7 @@ need() {
 
     say "Missing: $names."
     if [ -n "$missing" ]; then
-        # Words of our own, without blanks in them.
-        # shellcheck disable=SC2086
+        # Our own words, without spaces.
         bring $missing || return
     fi
     if ! has cargo; then say "Install the Rust toolchain, then run this again." && return 1; fi
@@ -122,11 +121,11 @@ need() {
 
 packages_of() { for thing; do "packages_of_$thing"; done | tr '\n' ' '; }
 
-# Installs these: as root, by sudo, or not at all.
+# Installs these packages as root, with sudo, or not at all.
 bring() {
     script=$PWD/.ci/install.sh
     case $(manager) in
-        '') say "No known package manager is here. Install them, then run this again." && return 1 ;;
+        '') say "No known package manager found. Install them, then run this again." && return 1 ;;
         brew) if has cc; then brew install --quiet $(packages_of "$@"); else xcode-select --install; fi ;;
         *)
             if [ "$(id -u)" = 0 ]; then sh "$script" "$@"; elif has sudo; then sudo sh "$script" "$@"; else
@@ -140,8 +139,8 @@ It installs with $(manager): $(packages_of "$@")"
     esac
 }
 
-# Only programs are wanted. Debian's packages also start a server on port 5432, 6432 or 80, unless they are told not to; the next
-# server that is installed here is none of our business.
+# Only the programs are needed. Debian's packages also start a server on port 5432, 6432 or 80 unless configured not to.
+# The configuration is removed again, so that it does not affect later installs.
 start_no_servers() {
     no_cluster=/etc/postgresql-common/createcluster.d/sessiond.conf
     mkdir -p "${no_cluster%/*}"
@@ -152,32 +151,31 @@ start_no_servers() {
     trap 'exit 1' INT TERM
 }
 
-# As root.
+# Runs as root.
 install() {
-    # Names of packages, without blanks in them.
-    # shellcheck disable=SC2046
+    # Package names, without spaces.
     set -- $(packages_of "$@")
     say "Installing $* with $(manager)"
     case $(manager) in
         apt-get)
             start_no_servers
-            apt-get -qq update || say "Continuing with the package lists that are there"
+            apt-get -qq update || say "Continuing with the existing package lists"
             DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
                 install --yes --no-install-recommends "$@" >/dev/null ;;
         dnf | yum) "$(manager)" install --quiet --assumeyes "$@" ;;
         zypper) zypper --quiet --non-interactive install "$@" ;;
         pacman) pacman --sync --needed --noconfirm "$@" ;;
         apk) apk add --quiet "$@" ;;
-        *) say "No known package manager is here; install: $*" && return 1 ;;
+        *) say "No known package manager found; install: $*" && return 1 ;;
     esac
 }
 
-# Prints what docs/manual.md has of a command: what `--help` says, without a build.
+# Prints the section of docs/manual.md for a command: the output of `--help`, without a build.
 manual() {
     awk -v heading="## sessiond $1" '$0 == heading { here = 1; next } here && /^```/ { if (begun++) exit; next } begun' docs/manual.md
 }
 
-# Not sourced, but run.
+# Run directly instead of being sourced.
 case $0 in
     install.sh | */install.sh)
         set -eu

@@ -1,7 +1,7 @@
-//! What the guard costs: `cargo bench --bench guard`.
+//! The cost of the guard: `cargo bench --bench guard`.
 //!
-//! Each round takes all of the ways in turn, so that what disturbs the machine disturbs each; what counts is the ratio. Then
-//! a guard in a process of its own begins on a million revocations, which a real server tells it over a real socket.
+//! Each round runs all variants in turn, so that disturbances affect all; compare the ratios. Then a guard in its own
+//! process starts after a million revocations, which a real server sends over a real socket.
 
 #[path = "../tests/harness/mod.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the tests, which use the rest")]
@@ -39,10 +39,10 @@ use sessiond::token::keys::SigningKey;
 const ROUNDS: usize = 200;
 const CALLS: usize = 200;
 
-/// More than the guard remembers, by half: in turn, each was forgotten when it comes again.
+/// More tokens than the guard caches, by half: each was evicted when it comes again.
 const TOKENS: usize = 24_576;
 
-/// How many tokens are in use at once where they are known.
+/// How many cached tokens are in use at once.
 const WARM_TOKENS: usize = 1_000;
 
 const REVOCATIONS: usize = 1_000_000;
@@ -77,7 +77,7 @@ fn options(service: &Service) -> GuardOptions {
     GuardOptions::new(format!("http://{}", service.addr), PROJECT, ISSUER, key)
 }
 
-/// As large as sessiond's own.
+/// As large as sessiond's own tokens.
 fn token(key: &SigningKey) -> String {
     let now = Clock::system().now();
     let session = clock::new_session_id(now).to_string();
@@ -130,13 +130,13 @@ fn one_thread(guard: &Guard, key: &SigningKey, tokens: &[String]) {
         let known = &warm[round * CALLS % (WARM_TOKENS - CALLS)..][..CALLS];
         let same = vec![known[0].clone(); CALLS];
         known.iter().for_each(|token| guarded(token));
-        // The one that comes first changes from round to round.
+        // The order changes from round to round.
         for step in 0..times.len() {
             let way = (round + step) % times.len();
             times[way].push(match way {
                 0 => per_call(cold, signature),
                 1 => per_call(cold, bare),
-                // Among so many others, none of these is remembered from the last time.
+                // With this many others, none of these is still cached.
                 2 => per_call(cold, guarded),
                 3 => per_call(known, guarded),
                 _ => per_call(&same, guarded),
@@ -164,10 +164,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Whether one core waits for another: twice as many do twice as much, as far as the machine has cores to spare.
+/// Whether cores block each other: twice as many threads do twice as much, if cores are free.
 fn two_threads(guard: &Guard, tokens: &[String]) {
     let spin = |token: &String| {
-        // What no memory is shared for.
+        // Work without shared memory.
         black_box(sessiond::token::fingerprint(token.as_bytes()));
     };
     let known = |token: &String| {
@@ -186,7 +186,7 @@ fn two_threads(guard: &Guard, tokens: &[String]) {
     println!("  hashing alone, which shares nothing: {spin:.2} times");
 }
 
-/// How many a second, by so many threads at once.
+/// Operations per second, with this many threads.
 fn in_a_while(threads: usize, tokens: &[String], verify: impl Fn(&String) + Sync) -> f64 {
     const WHILE: Duration = Duration::from_millis(100);
     let done: usize = thread::scope(|scope| {
@@ -210,7 +210,7 @@ fn in_a_while(threads: usize, tokens: &[String], verify: impl Fn(&String) + Sync
     done as f64 / WHILE.as_secs_f64()
 }
 
-/// A guard begins where a million sessions have ended whose tokens still live.
+/// A guard starts after a million revocations whose tokens are still unexpired.
 async fn a_million(service: &Service) {
     let insert = format!(
         "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
@@ -228,7 +228,7 @@ async fn a_million(service: &Service) {
     }
 }
 
-/// The guard in a process of its own.
+/// The guard in its own process.
 async fn begin(url: &str, key: &str) {
     let (before, worked) = (resident_bytes(), cpu_seconds());
     let started = Instant::now();
@@ -247,16 +247,16 @@ async fn begin(url: &str, key: &str) {
     );
 }
 
-/// What this process has worked, on all threads: on a machine with other work, this is what counts.
+/// CPU time of this process, on all threads: independent of other work on the machine.
 fn cpu_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").expect("Linux tells");
     let fields: Vec<&str> = stat.split(' ').collect();
     let ticks = |at: usize| fields[at].parse::<f64>().expect("a number");
-    // In user mode and in the kernel, a hundredth of a second each.
+    // In user mode and in the kernel, in hundredths of a second.
     (ticks(13) + ticks(14)) / 100.0
 }
 
-/// What this process has in memory.
+/// The resident memory of this process.
 fn resident_bytes() -> usize {
     let pages = fs::read_to_string("/proc/self/statm").expect("Linux tells");
     let resident: usize = pages.split(' ').nth(1).expect("a number").parse().expect("a number");

@@ -1,15 +1,15 @@
-//! From the 200 of a sign-out to the guard of another process refusing the token: `cargo bench --bench propagation`.
+//! From the 200 of a sign-out to the rejection by a guard in another process: `cargo bench --bench propagation`.
 //!
-//! Sign-outs come at a steady rate, each at its own time, unless too many are still under way; a hundred streams follow them all in
-//! the other process, the guard's among them. That process asks its guard about each token a thousand times a second, from
-//! before the sign-out until it refuses, and says when that was; both processes go by the clock of the one machine. Where the
-//! guard refuses before the client has its 200, no time has passed.
+//! Sign-outs come at a steady rate, unless too many are still in progress. In the other process a hundred streams
+//! follow the feed, the guard's among them. That process checks each token with its guard a thousand times a second,
+//! from before the sign-out until it is rejected, and reports the time; both processes use the same machine's clock. If
+//! the guard rejects before the client has its 200, the delay counts as zero.
 //!
 //! | setting | default | |
 //! |---|---|---|
-//! | `PROPAGATION_SIGN_OUTS` | 2000 | how many there are; `100000` for the long proof |
-//! | `PROPAGATION_RATE` | 500 | how many a second |
-//! | `PROPAGATION_WATCHERS` | 100 | how many streams there are |
+//! | `PROPAGATION_SIGN_OUTS` | 2000 | the number of sign-outs; `100000` for the long run |
+//! | `PROPAGATION_RATE` | 500 | sign-outs a second |
+//! | `PROPAGATION_WATCHERS` | 100 | the number of streams |
 
 #[path = "../tests/harness/mod.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the tests, which use the rest")]
@@ -54,16 +54,16 @@ use tokio::net::TcpListener;
 use tokio::process::Child;
 use tokio::process::Command;
 
-/// A token is watched for so long. What is let in to the end was missed.
+/// How long a token is watched. If it is still accepted then, the revocation was missed.
 const MISSED: Duration = Duration::from_secs(30);
 
-/// The most that are under way at once: what a stalled machine has missed is not made up for all at once.
+/// The most sign-outs in progress: after a stall, the backlog is not sent all at once.
 const UNDER_WAY_MAX: usize = 256;
 
-/// From how long before its sign-out on a token is watched.
+/// How long before its sign-out a token is watched.
 const WATCHED_BEFORE: Duration = Duration::from_millis(20);
 
-/// How many clients sign out and call, each with connections of its own.
+/// How many clients sign out and call, each with its own connections.
 const CLIENTS: usize = 8;
 
 fn main() {
@@ -87,7 +87,7 @@ async fn measure() {
     let replica = service.replica().await;
     let mut now = Instant::now();
     for (name, watched) in [("one replica", &service), ("two replicas", &replica)] {
-        // The server's clock stands still, unlike the guard's, which would find old what has just been signed.
+        // The test server's clock stands still; the guard's does not, and would find new tokens old.
         service.clock.advance(now.elapsed());
         now = Instant::now();
         let mut other = OtherProcess::start(watched).await;
@@ -123,7 +123,7 @@ async fn sign_in(service: &Service, count: usize) -> Vec<String> {
     stream::iter(0..count).map(sign_in).buffer_unordered(CLIENTS * 2).collect().await
 }
 
-/// Signs everyone out at this rate. Answers with how long that takes, and for how long each was let in then.
+/// Signs everyone out at this rate. Returns how long that took, and for how long each was still accepted.
 async fn run(service: &Service, app: SocketAddr, tokens: &[String], rate: usize) -> (Vec<Duration>, Vec<Duration>) {
     let clients: Vec<(Wires, Wires)> = (0..CLIENTS).map(|_| (Wires::to(service.addr), Wires::to(app))).collect();
     let started = Instant::now() + WATCHED_BEFORE;
@@ -138,7 +138,7 @@ async fn run(service: &Service, app: SocketAddr, tokens: &[String], rate: usize)
             let ended = async {
                 tokio::time::sleep_until(due.into()).await;
                 let begun = Instant::now();
-                // A client tries again where it is told to: in minutes, a machine stalls at times.
+                // A client retries as told: over minutes, a machine may stall.
                 let mut answer = sign_out(wires, &token).await;
                 while [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&answer) {
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -177,7 +177,7 @@ async fn accepted(guard: Guard, headers: HeaderMap) -> StatusCode {
     guard.verify(token(&headers)).await.map_or(StatusCode::UNAUTHORIZED, |_| StatusCode::OK)
 }
 
-/// Watches a token until the guard refuses it, and says when that was, in nanoseconds of Unix time.
+/// Watches a token until the guard rejects it. Returns the time, in nanoseconds of Unix time.
 async fn refused(guard: Guard, headers: HeaderMap) -> Result<String, StatusCode> {
     let begun = Instant::now();
     while guard.verify_now(token(&headers)).is_ok() {
@@ -217,9 +217,9 @@ impl OtherProcess {
         Self { app, child, answers }
     }
 
-    /// How many revocations each stream was told of.
+    /// How many revocations each stream got.
     async fn stop(&mut self) -> Vec<usize> {
-        // What was told last is still on its way.
+        // The last ones are still on their way.
         tokio::time::sleep(Duration::from_secs(2)).await;
         self.child.stdin.take().expect("piped").shutdown().await.expect("closes");
         let counts = self.answers.next_line().await.expect("reads").expect("an answer");

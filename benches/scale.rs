@@ -1,12 +1,12 @@
-//! What size costs: the same calls over a hundred thousand sessions and over ten million, and signing out while ten million
-//! ended sessions are removed.
+//! The cost of size: the same calls with a hundred thousand and with ten million sessions, and signing out while ten
+//! million ended sessions are deleted.
 //!
-//! `cargo bench --bench scale` takes a minute with a million; `SESSIOND_SCALE_SESSIONS=10000000 cargo bench --bench scale`
-//! is the whole of it, takes about a quarter of an hour, and 15 GB below `SESSIOND_SCALE_DIR` (or the system's temporary directory),
-//! which are deleted at the end.
+//! `cargo bench --bench scale` takes a minute with a million sessions. `SESSIOND_SCALE_SESSIONS=10000000 cargo bench
+//! --bench scale` is the full run: it takes about a quarter of an hour, and 15 GB below `SESSIOND_SCALE_DIR` (default:
+//! the system's temporary directory), which are deleted at the end.
 //!
-//! One Postgres with full durability, two databases, a server over each; the servers take turns within each round, so that
-//! what disturbs the machine disturbs both. Sessions are written by SQL; tokens are minted with the server's own keys.
+//! One Postgres with full durability, two databases, a server on each. The servers take turns within each round, so
+//! that disturbances affect both. Sessions are written by SQL; tokens are made with the server's own keys.
 
 #[path = "../tests/harness/mod.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the tests, which use the rest")]
@@ -57,12 +57,12 @@ use sessiond::token::refresh::RowSecret;
 
 const SMALL: i64 = 100_000;
 const SESSIONS_PER_USER: i64 = 10;
-/// Of one user, in the large database.
+/// Sessions of one user, in the large database.
 const MANY: i64 = 10_000;
 const CALLS: usize = 50;
 const BATCH: usize = 1_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A sign-out every so often, while sessions are removed: what is looked at is how long each takes.
+/// The interval of sign-outs during the deletion: each one is timed.
 const BETWEEN_SIGN_OUTS: Duration = Duration::from_millis(10);
 
 #[tokio::main]
@@ -99,7 +99,7 @@ fn options(data_dir: PathBuf) -> Options {
         ("shared_buffers", "2GB"),
         ("maintenance_work_mem", "1GB"),
         ("max_wal_size", "2GB"),
-        // What is written in the transaction that made the table needs no log.
+        // Rows written in the transaction that created the table are not logged.
         ("wal_level", "minimal"),
         ("max_wal_senders", "0"),
     ];
@@ -112,7 +112,7 @@ fn options(data_dir: PathBuf) -> Options {
     }
 }
 
-/// A server over a database with so many live sessions, so many of them of one user.
+/// A server on a database with this many live sessions, and this many of one user.
 async fn load(cluster: &Cluster, name: &str, sessions: i64, of_many: i64) -> Service {
     let mut admin = AsyncPgConnection::establish(&cluster.database_url("postgres")).await.expect("connects");
     admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("creates");
@@ -161,7 +161,7 @@ async fn load(cluster: &Cluster, name: &str, sessions: i64, of_many: i64) -> Ser
     service
 }
 
-/// Writes sessions as sign-ins between two moments would have left them.
+/// Writes sessions as if created by sign-ins between two times.
 fn insert(sessions: i64, from_millis: i64, to_millis: i64, user: &str) -> String {
     const AGENT: &str =
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
@@ -206,13 +206,13 @@ where
     rows.into_iter().next().expect("a row")
 }
 
-/// What a client holds of one session.
+/// A client's tokens of one session.
 struct Tokens {
     access: String,
     refresh: String,
 }
 
-/// Tokens of so many live sessions from all over the table, made with the server's own keys.
+/// Tokens of this many live sessions, spread over the table, made with the server's own keys.
 async fn tokens(service: &Service, count: usize, source: &str) -> Vec<Tokens> {
     let query = format!(
         "SELECT id, user_id, project_epoch AS epoch, refresh_secret AS secret FROM {source}
@@ -252,7 +252,7 @@ async fn tokens(service: &Service, count: usize, source: &str) -> Vec<Tokens> {
     rows.into_iter().map(mint).collect()
 }
 
-/// Pages from all over the table, with some three times as many rows as are wanted.
+/// Pages spread over the table, with about three times as many rows as needed.
 fn spread(wanted: usize, rows: i64) -> String {
     let percent = (300.0 * wanted as f64 / rows as f64).min(100.0);
     format!("sessions TABLESAMPLE SYSTEM ({percent})")
@@ -296,7 +296,7 @@ async fn introspect(service: &Service, token: &str) {
     assert!(answer.active);
 }
 
-/// The times of one side of a comparison.
+/// The measured times of one side of a comparison.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 
@@ -319,7 +319,7 @@ async fn compare_sizes(small: &Service, large: &Service, sessions: i64, rounds: 
         let count = rounds * CALLS;
         let held = [tokens(small, count, "sessions").await, tokens(large, count, &spread(count, sessions)).await];
         for round in 0..rounds {
-            // The one that comes first changes from round to round.
+            // The order changes from round to round.
             for side in [round % 2, 1 - round % 2] {
                 let service = [small, large][side];
                 for tokens in &held[side][round * CALLS..][..CALLS] {
@@ -333,7 +333,7 @@ async fn compare_sizes(small: &Service, large: &Service, sessions: i64, rounds: 
         print_ratio(&format!("{kind:?}"), small_times, large_times, 1.25);
         match kind {
             Call::RevokeCurrent | Call::RefreshSession => {}
-            // Once more: what the first call had to wait for the disk for is in memory now.
+            // Again: the first call may have waited for the disk.
             Call::IntrospectToken | Call::ListSessions => {
                 let mut times = [Times::default(), Times::default()];
                 for (at, pair) in held[0].iter().zip(&held[1]).enumerate() {
@@ -398,13 +398,13 @@ async fn compare_batches(large: &Service, rounds: usize) {
     print_ratio("BatchIntrospect", one, batch, 20.0);
 }
 
-/// Lets time pass until every session that was loaded has been over for long, signs others in, and signs them out while the
-/// old ones are removed: at the pace of the background, and as fast as `sessiond sweep` goes.
+/// Advances the clock until every loaded session has long ended, signs others in, and signs them out while the old ones
+/// are deleted: at the pace of the background sweep, and by `sessiond sweep`.
 async fn remove_all(large: &Service, sessions: i64) {
     let turn: u64 = setting("SESSIOND_SCALE_TURN_SECONDS", 10);
     large.clock.advance(DAY * 400);
     let now = large.clock.now().as_millis();
-    // They are swept as well, in the end; until then their time has not come.
+    // These are swept too in the end, when they are due.
     let fresh = (sessions / 100).max(60_000);
     large.database.run(&insert(fresh, now - 1_000, now, &format!("'user-' || i % {}", SMALL / 10))).await;
     large.database.run("ANALYZE sessions").await;
@@ -473,7 +473,7 @@ struct Deleted {
     live: i64,
 }
 
-/// How many sessions there are, as far as Postgres counts along.
+/// The number of sessions, by Postgres's statistics.
 async fn estimate(service: &Service) -> i64 {
     let query = "SELECT count(*) AS live FROM sessions";
     row::<Deleted>(service, query).await.live

@@ -1,7 +1,7 @@
-//! Signing out over REST against the same over gRPC: `cargo bench --bench sign_out`.
+//! Signing out over REST compared with gRPC: `cargo bench --bench sign_out`.
 //!
-//! One server, one Postgres, one connection per wire; the wires take turns within each round, so that what disturbs the
-//! machine disturbs both. Then 64 clients at once, each with a connection of its own.
+//! One server, one Postgres, one connection per protocol. The protocols take turns within each round, so that
+//! disturbances affect both. Then 64 concurrent clients, each with its own connection.
 
 #[path = "../tests/harness/mod.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the tests, which use the rest")]
@@ -31,7 +31,7 @@ async fn main() {
     let mut ratios = vec![];
     let mut medians = [vec![], vec![]];
     for round in 0..ROUNDS {
-        // The one that comes first changes from round to round.
+        // The order changes from round to round.
         let order = if round % 2 == 0 { [Wire::Grpc, Wire::Rest] } else { [Wire::Rest, Wire::Grpc] };
         let mut times = [Duration::ZERO; 2];
         for wire in order {
@@ -97,7 +97,7 @@ async fn sign_in(service: &Service, count: usize) -> Vec<String> {
     tokens
 }
 
-/// Signs out, and checks the answer: a benchmark of refusals would be fast.
+/// Signs out, and checks the response: a benchmark of errors would be fast.
 async fn sign_out(wires: &Wires, wire: Wire, token: &str) {
     match wire {
         Wire::Rest => {

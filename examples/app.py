@@ -1,4 +1,4 @@
-"""An application to stand behind a proxy: shows the headers of every request. `python3 examples/app.py`, on port 9000."""
+"""An application behind a proxy: returns the headers of every request. `python3 examples/app.py`, on port 9000."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

@@ -1,4 +1,5 @@
-//! A service of your own that knows who is signed in, and at once when they no longer are. With `./run` in another shell:
+//! A service behind the guard: it knows the signed-in user, and rejects a signed-out one at once. With `./run` in
+//! another shell:
 //!
 //! ```sh
 //! . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
@@ -9,7 +10,7 @@
 //! curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 401: SESSION_REVOKED
 //! ```
 //!
-//! All that is the guard's is two lines of `serve`.
+//! The guard takes two lines of `serve`.
 
 use std::env;
 use std::error::Error;
@@ -32,11 +33,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     serve(listener, GuardOptions::new(url, project, issuer, server_key)).await
 }
 
-/// The service. A test calls this too.
+/// The service. Also called by a test.
 pub(crate) async fn serve(listener: TcpListener, options: GuardOptions) -> Result<(), Box<dyn Error>> {
     let guard = Guard::connect(options).await?;
     let routes = Router::new().route("/", get(hello)).layer(guard.layer());
-    // Outside of the guard: for those who look after the service.
+    // Outside of the guard, for probes.
     let metrics = get(async move || guard.stats().render());
     Ok(axum::serve(listener, routes.route("/metrics", metrics)).await?)
 }

@@ -1,4 +1,4 @@
-//! Every setting: a flag and an environment variable each, with its unit, bound and default. `--help` is the manual.
+//! Every setting: a flag and an environment variable, with unit, bound and default. `--help` is the manual.
 
 mod web;
 
@@ -23,96 +23,97 @@ pub use web::issuer;
 pub use web::issuer_at;
 pub use web::origin;
 
-/// How the server is reached.
+/// Where the server listens.
 #[derive(Args, Clone, Debug)]
 pub struct Listen {
-    /// Address for gRPC, grpc-web and REST, all on this one port. Port 0 takes a free one.
+    /// Address for gRPC, grpc-web and REST, all on this port. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
-    /// Address for /metrics, which is nobody's business but the operator's. Port 0 takes a free one.
+    /// Address for /metrics. Only the operator must reach it. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_METRICS_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub metrics_listen: SocketAddr,
 
-    /// Address for proxies alone: verify, Envoy's Check and health, without limits on how often one address asks. Only
-    /// proxies must reach it. Not opened by default. Port 0 takes a free one.
+    /// Address for proxies: serves only verify, Envoy's Check and health, without rate limits per address. Only proxies
+    /// must reach it. Not opened by default. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_PROXY_LISTEN", value_name = "ADDRESS")]
     pub proxy_listen: Option<SocketAddr>,
 }
 
-/// What a request may take.
+/// Limits on connections, requests and streams.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
-    /// How long a request may take before it is answered with DEADLINE_EXCEEDED; a shorter `grpc-timeout` counts.
+    /// How long a request may take before it fails with DEADLINE_EXCEEDED. A shorter `grpc-timeout` applies instead.
     #[arg(long, env = "SESSIOND_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration::<100, 300_000>, value_name = "DURATION")]
     pub request_timeout: Duration,
 
-    /// The largest message, in bytes, on each wire; a larger JSON body is answered with 413.
+    /// The largest message, in bytes, on each protocol. A larger JSON body is answered with 413.
     #[arg(long, env = "SESSIOND_BODY_BYTES_MAX", default_value_t = 1024 * 1024, value_parser = size::<1024, 16_777_216>, value_name = "BYTES")]
     pub body_bytes_max: usize,
 
-    /// The largest header section, in bytes, on HTTP/1.1 and HTTP/2 alike; a larger one is answered with 431. At
-    /// least 24576, for the largest access token has to fit.
+    /// The largest header section, in bytes, on HTTP/1.1 and HTTP/2. A larger one is answered with 431. At least 24576,
+    /// because the largest access token must fit.
     #[arg(long, env = "SESSIOND_HEADER_BYTES_MAX", default_value_t = 32 * 1024, value_parser = size::<24_576, 1_048_576>, value_name = "BYTES")]
     pub header_bytes_max: usize,
 
-    /// How long a client may take to send a request's head, from its first byte; on a new connection, from the
-    /// beginning. A slower one is cut off.
+    /// How long a client may take to send a request's headers, from the first byte; on a new connection, from the start
+    /// of the connection. A slower client is disconnected.
     #[arg(long, env = "SESSIOND_HEADER_TIMEOUT", default_value = "10s", value_parser = duration::<10, 300_000>, value_name = "DURATION")]
     pub header_timeout: Duration,
 
-    /// How long a connection may be open without a request, over HTTP/1.1 and HTTP/2 alike. Pings are no requests. Keep
-    /// it above the 60 s for which load balancers keep theirs.
+    /// How long a connection may be idle, on HTTP/1.1 and HTTP/2. Pings do not count as use. Keep it above the 60 s for
+    /// which load balancers keep their connections.
     #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", default_value = "75s", value_parser = duration::<100, DAY>, value_name = "DURATION")]
     pub idle_timeout: Duration,
 
-    /// How long a connection may be open at all; then it is told to end after what is under way, over HTTP/2 with a
-    /// GOAWAY. Each gets up to a tenth less, so that not all end at once.
+    /// How long a connection may stay open; then it is closed gracefully, on HTTP/2 with a GOAWAY. Up to a tenth is
+    /// subtracted at random, so that connections do not all close at once.
     #[arg(long, env = "SESSIOND_CONNECTION_AGE_MAX", default_value = "1h", value_parser = duration::<1_000, { 30 * DAY }>, value_name = "DURATION")]
     pub connection_age_max: Duration,
 
-    /// The most open connections. Where all are taken, the one that has been idle for longest makes room; where none is
-    /// idle, further ones wait to be accepted.
+    /// The most open connections. At the limit, the longest idle one is closed to make room; if none is idle, new ones
+    /// wait to be accepted.
     #[arg(long, env = "SESSIOND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub connections_max: usize,
 
-    /// The most connections from one address, of IPv6 from one network (/64); further ones take the place of an idle
-    /// one, or are closed. A --trusted-proxy may have any number. Default: a quarter of --connections-max.
+    /// The most connections from one address (IPv6: from one /64 network). At the limit, an idle one is closed to make
+    /// room, or else the new one. A --trusted-proxy has no limit. Default: a quarter of --connections-max.
     #[arg(long, env = "SESSIOND_ADDRESS_CONNECTIONS_MAX", value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub address_connections_max: Option<usize>,
 
-    /// The most requests under way, not counting those that are still arriving; further ones are answered with
-    /// RESOURCE_EXHAUSTED at once. Sign-outs, and what proxies verify, have as many places again for themselves.
+    /// The most requests in progress, not counting those still arriving. Further ones fail with RESOURCE_EXHAUSTED at
+    /// once. Sign-outs and requests of proxies have as many places again of their own.
     #[arg(long, env = "SESSIOND_REQUESTS_MAX", default_value_t = 4_096, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub requests_max: usize,
 
-    /// The most requests under way from one address, those that are still arriving included, over all its connections;
-    /// sign-outs are counted by themselves. Default: an eighth of --requests-max.
+    /// The most requests in progress from one address over all its connections, including those still arriving.
+    /// Sign-outs are counted separately. Default: an eighth of --requests-max.
     #[arg(long, env = "SESSIOND_ADDRESS_REQUESTS_MAX", value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub address_requests_max: Option<usize>,
 
-    /// The most bytes of messages in memory at once, of one address a quarter of them; further messages are answered with
+    /// The most bytes of messages in memory at once; one address may use a quarter. Further messages are answered with
     /// RESOURCE_EXHAUSTED.
     #[arg(long, env = "SESSIOND_ARRIVING_BYTES_MAX", default_value_t = 64 * 1024 * 1024, value_parser = size::<1_048_576, 17_179_869_184>, value_name = "BYTES")]
     pub arriving_bytes_max: usize,
 
-    /// The most streams of revocations at once; further ones are answered with RESOURCE_EXHAUSTED. Users' take up three
-    /// quarters of them at the most.
+    /// The most streams of revocations at once. Further ones are answered with RESOURCE_EXHAUSTED. Streams of users
+    /// take up at most three quarters.
     #[arg(long, env = "SESSIOND_SUBSCRIBERS_MAX", default_value_t = 4_096, value_parser = size::<4, 1_000_000>, value_name = "COUNT")]
     pub subscribers_max: usize,
 
-    /// How old this replica's knowledge of what has ended may be: 1s to 5m. Older, it answers no question about a token or a
-    /// session (verify, Check, introspection, lists) but with UNAVAILABLE, and is not ready: the database is away, or another
-    /// server has taken over from the one that this replica still reaches.
+    /// How old this replica's data on revocations may be: 1s to 5m. If it is older, the replica answers questions about
+    /// tokens and sessions (verify, Check, introspection, lists) with UNAVAILABLE, and is not ready: the database is
+    /// down, or another server has taken over from the one that this replica still reaches.
     #[arg(long, env = "SESSIOND_STALENESS_MAX", default_value = "5s", value_parser = duration::<1_000, 300_000>, value_name = "DURATION")]
     pub staleness_max: Duration,
 
-    /// How long to go on answering, and taking connections, once the server is told to stop. Readiness is red from the
-    /// first moment, and each answer over HTTP/1.1 closes its connection. Longer than the load balancer takes to notice.
+    /// How long to keep answering, and accepting connections, after the server is told to stop. Readiness fails from
+    /// the first moment, and each response over HTTP/1.1 closes its connection. Must be longer than the load balancer
+    /// takes to notice.
     #[arg(long, env = "SESSIOND_DRAIN_DELAY", default_value = "5s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
     pub drain_delay: Duration,
 
-    /// How long requests under way may still take after that.
+    /// How long requests in progress may still take after that.
     #[arg(long, env = "SESSIOND_SHUTDOWN_TIMEOUT", default_value = "10s", value_parser = duration::<0, 300_000>, value_name = "DURATION")]
     pub shutdown_timeout: Duration,
 }
@@ -123,104 +124,104 @@ impl Limits {
         self.address_connections_max.unwrap_or_else(|| self.connections_max.div_ceil(4))
     }
 
-    /// The most requests under way from one address.
+    /// The most requests in progress from one address.
     pub fn address_requests_max(&self) -> usize {
         self.address_requests_max.unwrap_or_else(|| self.requests_max.div_ceil(8).max(1))
     }
 }
 
-/// How browsers and others find and reach the API.
+/// How browsers and other clients find and reach the API.
 #[derive(Args, Clone, Debug)]
 pub struct Web {
-    /// The base URL that tokens name as their issuer: `iss` is this, and `/projects/` and the project's id behind it. An
-    /// http or https URL without query and fragment; a port of 0 stands for the port that the server listens on.
+    /// The base URL of the issuer: `iss` is this, followed by `/projects/` and the project's id. An http or https URL
+    /// without query and fragment. A port of 0 stands for the port that the server listens on.
     #[arg(long, env = "SESSIOND_ISSUER", default_value = "http://127.0.0.1:8080", value_parser = issuer, value_name = "URL")]
     pub issuer: String,
 
-    /// A path that the REST API is answered under; may be given more than once.
+    /// A path that the REST API is served under; may be repeated.
     #[arg(long = "base-path", env = "SESSIOND_BASE_PATHS", value_delimiter = ',', default_values = ["/", "/api/v1"], value_parser = base_path, value_name = "PATH")]
     pub base_paths: Vec<String>,
 
-    /// An origin that browsers may call from, as in `https://app.example.org` or `capacitor://localhost`; may be given
-    /// more than once. `*` lets every origin in, which is safe: no cookie is ever read.
+    /// An origin that browsers may call from, such as `https://app.example.org` or `capacitor://localhost`; may be
+    /// repeated. `*` allows every origin, which is safe: no cookie is ever read.
     #[arg(long = "cors-origin", env = "SESSIOND_CORS_ORIGINS", value_delimiter = ',', value_parser = origin, value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
 
-    /// A request header that pages of those origins may send, besides those that the API and tracing have; may be given
-    /// more than once.
+    /// A request header that pages of those origins may send, in addition to those of the API and of tracing; may be
+    /// repeated.
     #[arg(long = "cors-header", env = "SESSIOND_CORS_HEADERS", value_delimiter = ',', value_parser = header_name, value_name = "HEADER")]
     pub cors_headers: Vec<String>,
 
-    /// A host name that requests may be addressed to, without a port; may be given more than once. Others are answered
-    /// with 421, except probes (`/healthz`, `/readyz`, `grpc.health.v1`) that go to an address or to `localhost`. None
-    /// given lets every name in.
+    /// A host name that requests may be addressed to, without a port; may be repeated. Others are answered with 421,
+    /// except probes (`/healthz`, `/readyz`, `grpc.health.v1`) to an address or to `localhost`. Default: every name is
+    /// allowed.
     #[arg(long = "allowed-host", env = "SESSIOND_ALLOWED_HOSTS", value_delimiter = ',', value_parser = host, value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
 
-    /// A reverse proxy whose word on the client's address is taken: an address or a network, such as `10.0.0.0/8`; may be
-    /// given more than once. Each proxy must add the address that it was called from, and only proxies may call from
-    /// there. None given: the client is whoever opened the connection.
+    /// A reverse proxy whose word on the client's address is trusted: an address or a network, such as `10.0.0.0/8`;
+    /// may be repeated. Each proxy must append the address that it was called from, and no one else may call from that
+    /// network. Default: none; the client is the peer of the connection.
     #[arg(long = "trusted-proxy", env = "SESSIOND_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// The header in which the trusted proxies name the client's address. The other one is not read: the proxies let it
-    /// through as the client wrote it.
+    /// The header in which the trusted proxies name the client's address. The other one is ignored, because proxies
+    /// pass it on as the client sent it.
     #[arg(long, env = "SESSIOND_FORWARDED_HEADER", default_value = "x-forwarded-for", value_name = "HEADER")]
     pub forwarded_header: ForwardedHeader,
 
     /// Publish the public keys of all projects in one document, at `/.well-known/jwks.json`. Without it, only each
-    /// project's own document is there.
+    /// project's own document is served.
     #[arg(long, env = "SESSIOND_JWKS_OF_ALL_PROJECTS")]
     pub jwks_of_all_projects: bool,
 }
 
-/// A header that names the addresses that a request came through.
+/// A header that lists the addresses that a request came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For`: a list of addresses.
     XForwardedFor,
-    /// `Forwarded`, as RFC 7239 has it.
+    /// `Forwarded` (RFC 7239).
     Forwarded,
 }
 
-/// How much any one caller may ask for, on each replica by itself. What is over it is answered with RESOURCE_EXHAUSTED,
-/// which over REST is 429, and with the time to wait.
+/// Rate limits for each caller, counted by each replica. Above a limit the answer is RESOURCE_EXHAUSTED, over REST 429,
+/// with the time to wait.
 #[derive(Args, Clone, Debug)]
 pub struct Rates {
-    /// The requests per second that one address may make in the long run: 0 to 1000000; 0 sets no limit. Those with a
-    /// genuine server key do not count, and sign-outs have a count of their own. Of IPv6, the network (/64) is one
-    /// address; so are all clients behind a proxy that is not a --trusted-proxy.
+    /// The requests per second that one address may make in the long run: 0 to 1000000; 0 sets no limit. Requests with
+    /// a genuine server key do not count, and sign-outs are counted separately. An IPv6 /64 network counts as one
+    /// address; so do all clients behind a proxy that is not a --trusted-proxy.
     #[arg(long, env = "SESSIOND_ADDRESS_RATE", default_value_t = 100, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub address_rate: u32,
 
-    /// The requests that one address may make at once: 1 to 1000000.
+    /// The burst of requests that one address may make: 1 to 1000000.
     #[arg(long, env = "SESSIOND_ADDRESS_BURST", default_value_t = 400, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub address_burst: u32,
 
-    /// The requests per second that one address may make about tokens and keys: verify, Envoy's Check, the public keys,
-    /// the metadata; 0 to 1000000; 0 sets no limit. None for a --trusted-proxy, nor on --proxy-listen.
+    /// The requests per second about tokens and keys that one address may make: verify, Envoy's Check, the public keys,
+    /// the metadata; 0 to 1000000; 0 sets no limit. Does not apply to a --trusted-proxy or on --proxy-listen.
     #[arg(long, env = "SESSIOND_VERIFY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub verify_rate: u32,
 
-    /// The requests about tokens and keys that one address may make at once: 1 to 1000000.
+    /// The burst of requests about tokens and keys that one address may make: 1 to 1000000.
     #[arg(long, env = "SESSIOND_VERIFY_BURST", default_value_t = 4_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub verify_burst: u32,
 
-    /// The requests per second with genuine tokens of one user, whatever addresses they come from: 0 to 1000000; 0 sets
-    /// no limit. So no user can use up what the project has. Sign-outs do not count.
+    /// The requests per second with genuine tokens of one user, from all addresses: 0 to 1000000; 0 sets no limit. It
+    /// prevents one user from using up the project's limit. Sign-outs do not count.
     #[arg(long, env = "SESSIOND_USER_RATE", default_value_t = 50, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub user_rate: u32,
 
-    /// The requests with genuine tokens of one user that may come at once: 1 to 1000000.
+    /// The burst of requests with genuine tokens of one user: 1 to 1000000.
     #[arg(long, env = "SESSIOND_USER_BURST", default_value_t = 200, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub user_burst: u32,
 
     /// The requests per second with genuine credentials of one project: 0 to 1000000; 0 sets no limit. Sign-outs do not
-    /// count: they are not refused for what others in the project do.
+    /// count: they are not refused because of other requests in the project.
     #[arg(long, env = "SESSIOND_PROJECT_RATE", default_value_t = 5_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub project_rate: u32,
 
-    /// The requests with genuine credentials of one project that may come at once: 1 to 1000000.
+    /// The burst of requests with genuine credentials of one project: 1 to 1000000.
     #[arg(long, env = "SESSIOND_PROJECT_BURST", default_value_t = 10_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub project_burst: u32,
 
@@ -228,7 +229,7 @@ pub struct Rates {
     #[arg(long, env = "SESSIOND_SERVER_KEY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub server_key_rate: u32,
 
-    /// The requests with one server key that may come at once: 1 to 1000000.
+    /// The burst of requests with one server key: 1 to 1000000.
     #[arg(long, env = "SESSIOND_SERVER_KEY_BURST", default_value_t = 4_000, value_parser = number::<1, 1_000_000>, value_name = "COUNT")]
     pub server_key_burst: u32,
 }
@@ -236,12 +237,12 @@ pub struct Rates {
 /// Where the database is.
 #[derive(Args, Clone, Debug)]
 pub struct Database {
-    /// Postgres, as postgres://user:password@host:port/database, or as key=value pairs; several hosts with commas between
-    /// them. `sslmode` says how it is protected: `require` (the default for other machines) and `verify-full` are TLS with
+    /// Postgres, as postgres://user:password@host:port/database, or as key=value pairs; several hosts separated by
+    /// commas. `sslmode` sets the protection: `require` (the default for other machines) and `verify-full` are TLS with
     /// a certificate for the host's name; `verify-ca` is TLS with a certificate for any name; `prefer` (the default for
-    /// this machine) and `allow` are TLS if the server has it; `disable` is none. Wherever TLS is spoken, the certificate
-    /// is checked, against the file that `sslrootcert` names, if any. Without TLS no password is sent in clear or as MD5.
-    /// The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one.
+    /// this machine) and `allow` are TLS if the server has it; `disable` is none. Wherever TLS is used, the certificate
+    /// is verified, against the file that `sslrootcert` names, if any. Without TLS no password is sent in clear or as
+    /// MD5. The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: SecretString,
 
@@ -253,18 +254,19 @@ pub struct Database {
 /// How the database is used.
 #[derive(Args, Clone, Debug)]
 pub struct Pool {
-    /// The database for the one connection that listens for other replicas' revocations, where --database-url leads
-    /// through a pooler in transaction mode: LISTEN does not work there. Without it they come by a poll, every 50 ms.
+    /// The database URL for the one connection that listens for other replicas' revocations. Needed if --database-url
+    /// leads through a pooler in transaction mode, where LISTEN does not work. Without it they are found by a poll,
+    /// every 50 ms.
     #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
     pub database_listen_url: Option<SecretString>,
 
-    /// Certificates to trust for the database, in PEM, instead of the system's; `sslrootcert` in the URL comes before it.
+    /// Certificates to trust for the database, in PEM, instead of the system's. `sslrootcert` in the URL takes
+    /// precedence.
     #[arg(long, env = "SESSIOND_DATABASE_CA_FILE", value_name = "FILE")]
     pub database_ca_file: Option<PathBuf>,
 
-    /// The most connections to the database. Six of them are for the feed of revocations and for readiness, and at least one
-    /// is for requests.
-    /// One whose statement was given up counts until the server has ended it.
+    /// The most connections to the database. Six are for the feed of revocations and for readiness, and at least one is
+    /// for requests. A connection whose statement was cancelled counts until the server has ended it.
     #[arg(long, env = "SESSIOND_DATABASE_CONNECTIONS_MAX", default_value_t = 20, value_parser = size::<1, 1_000>, value_name = "COUNT")]
     pub database_connections_max: usize,
 
@@ -272,7 +274,7 @@ pub struct Pool {
     #[arg(long, env = "SESSIOND_DATABASE_CONNECT_TIMEOUT", default_value = "700ms", value_parser = duration::<10, 60_000>, value_name = "DURATION")]
     pub database_connect_timeout: Duration,
 
-    /// How long an operation may take, the wait for a connection included, before it is answered with UNAVAILABLE.
+    /// How long an operation may take, including the wait for a connection, before it fails with UNAVAILABLE.
     #[arg(long, env = "SESSIOND_DATABASE_TIMEOUT", default_value = "1500ms", value_parser = duration::<10, 60_000>, value_name = "DURATION")]
     pub database_timeout: Duration,
 }
@@ -280,42 +282,43 @@ pub struct Pool {
 /// The keys that seal the private keys in the database.
 #[derive(Args, Clone, Debug)]
 pub struct Sealing {
-    /// 32 bytes in base64 that seal every private key in the database (`head -c 32 /dev/urandom | base64`). Keep a copy: without
-    /// it the keys are lost.
+    /// 32 bytes in base64 that seal every private key in the database (`head -c 32 /dev/urandom | base64`). Keep a
+    /// copy: without it the keys are lost.
     #[arg(long, env = "SESSIOND_SEALING_KEY", hide_env_values = true, value_name = "BASE64")]
     pub sealing_key: SecretString,
 
-    /// The sealing key before that, during a change.
+    /// The previous sealing key, during a change.
     #[arg(long, env = "SESSIOND_PREVIOUS_SEALING_KEY", hide_env_values = true, value_name = "BASE64")]
     pub previous_sealing_key: Option<SecretString>,
 }
 
-/// How long what is over is kept. What is due leaves within hours, not at the second: see `docs/operators.md`.
+/// How long ended sessions and the audit log are kept. Due rows are deleted within hours, not at the second: see
+/// `docs/operators.md`.
 #[derive(Args, Clone, Debug)]
 pub struct Retention {
-    /// How long a session stays in the database after it ended, for listings of ended sessions; its address and its
-    /// device leave with it. 1h to 10 years.
+    /// How long a session is kept after it ended, for listings of ended sessions; its address and its device are
+    /// deleted with it. 1h to 10 years.
     #[arg(long, env = "SESSIOND_ENDED_SESSION_RETENTION", default_value = "30d", value_parser = duration::<HOUR, { 3_660 * DAY }>, value_name = "DURATION")]
     pub ended_session_retention: Duration,
 
-    /// How long the audit remembers who ended what; revoked server keys stay as long. 1d to 20 years.
+    /// How long the audit log is kept, and revoked server keys with it. 1d to 20 years.
     #[arg(long, env = "SESSIOND_AUDIT_RETENTION", default_value = "400d", value_parser = duration::<DAY, { 7_320 * DAY }>, value_name = "DURATION")]
     pub audit_retention: Duration,
 
-    /// How long the audit keeps the addresses from which sessions were ended. 0s to 20 years; never longer than the
-    /// audit itself.
+    /// How long the audit log keeps the addresses from which sessions were ended. 0s to 20 years; never longer than the
+    /// audit log itself.
     #[arg(long, env = "SESSIOND_ADDRESS_RETENTION", default_value = "30d", value_parser = duration::<0, { 7_320 * DAY }>, value_name = "DURATION")]
     pub address_retention: Duration,
 }
 
-/// How others are told that sessions have ended: see `docs/operators.md`.
+/// Back-channel delivery: see `docs/operators.md`.
 #[derive(Args, Clone, Debug)]
 pub struct Backchannel {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened: clap would print the comment as help")]
     pub permitted: Permitted,
 
-    /// Certificates to trust at back-channel endpoints besides the system's, in PEM.
+    /// Certificates to trust for back-channel endpoints in addition to the system's, in PEM.
     #[arg(long, env = "SESSIOND_BACKCHANNEL_TRUSTED_CERTIFICATES", value_name = "FILE")]
     pub backchannel_trusted_certificates: Option<PathBuf>,
 }
@@ -324,8 +327,8 @@ pub struct Backchannel {
 #[derive(Args, Clone, Debug)]
 pub struct Permitted {
     /// A private network that back-channel endpoints may be in: an address or a network, such as `10.0.0.0/8`; may be
-    /// given more than once. Whoever may add an endpoint, or controls the name of one, can then have this server send
-    /// requests to every https port in there. None given: only public addresses are called.
+    /// repeated. Anyone who can add an endpoint, or controls its host name, can then make this server send requests to
+    /// every https port in that network. Default: only public addresses.
     #[arg(long = "backchannel-allow-private", env = "SESSIOND_BACKCHANNEL_ALLOW_PRIVATE", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
     pub backchannel_allow_private: Vec<IpNet>,
 }
@@ -340,22 +343,22 @@ const DAY: u64 = 24 * HOUR;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Log")]
 pub struct Log {
-    /// What is logged, as `level` or `target=level`, with commas between them. Below `info` only for sessiond itself: what
-    /// libraries say there may hold secrets.
+    /// What is logged, as `level` or `target=level`, separated by commas. Below `info`, only sessiond itself is logged:
+    /// events of libraries may contain secrets.
     #[arg(long, env = "SESSIOND_LOG", default_value = "info", value_parser = log_filter, value_name = "FILTER", global = true)]
     pub log: String,
 
-    /// How a line of the log looks.
+    /// The format of the log.
     #[arg(long, env = "SESSIOND_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
     pub log_format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     Text,
-    /// For machines: one JSON object a line.
+    /// JSON, one object per line, for machines.
     Json,
 }
 
@@ -363,7 +366,7 @@ pub enum LogFormat {
 ///
 /// # Errors
 ///
-/// When it is none, or out of bounds.
+/// If it is not a duration, or is out of bounds.
 pub fn duration<const MIN_MILLIS: u64, const MAX_MILLIS: u64>(text: &str) -> Result<Duration, String> {
     let (min, max) = (Duration::from_millis(MIN_MILLIS), Duration::from_millis(MAX_MILLIS));
     let duration = humantime::parse_duration(text.trim()).map_err(|error| error.to_string())?;
@@ -383,12 +386,12 @@ fn number<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
     if (MIN..=MAX).contains(&number) { Ok(number) } else { Err(format!("must be {MIN} to {MAX}")) }
 }
 
-/// Reads a network such as `10.0.0.0/8` or `fd00::/8`, or an address, which is the network of that one. A network of
-/// IPv4 addresses mapped into IPv6 (RFC 4291 §2.5.5.2) is one of IPv4 addresses.
+/// Reads a network such as `10.0.0.0/8` or `fd00::/8`, or a single address. A network of IPv4 addresses mapped into
+/// IPv6 (RFC 4291 §2.5.5.2) becomes one of IPv4 addresses.
 ///
 /// # Errors
 ///
-/// When it is none.
+/// If it is neither.
 pub fn network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     let alone = text.parse::<IpAddr>().map(IpNet::from);
@@ -404,11 +407,12 @@ pub fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// Reads a filter of the log.
+/// Reads a log filter.
 ///
 /// # Errors
 ///
-/// When it is none, or would log nothing because a level is misspelt: a bare word that is not a level would be a target.
+/// If it is malformed, or would log nothing because a level is misspelt: a bare word that is not a level would be a
+/// target.
 pub fn log_filter(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "must be a level such as `info`, or `target=level`";
     let text = text.trim();
@@ -430,9 +434,9 @@ pub fn log_filter(text: &str) -> Result<String, String> {
     Ok(filter)
 }
 
-/// Takes the environment variables of a command, and of those below it, as they are meant: a blank one is one that is not
-/// set, what surrounds a value is no part of it, and an empty element is no element of a list. A template that was filled
-/// with nothing, and a file that ends with a line end, leave such values behind.
+/// Normalises the environment variables of a command and its subcommands: a blank variable counts as unset, surrounding
+/// white space is ignored, and so are empty elements of a list. Templates filled with nothing, and files that end with
+/// a newline, leave such values.
 pub fn tidied(command: Command) -> Command {
     command.mut_args(tidied_arg).mut_subcommands(tidied)
 }

@@ -1,5 +1,4 @@
-//! What the operator sees: the log, and the metrics in the format of Prometheus. Neither ever holds a token, a key, a
-//! digest, a user's id or a full address.
+//! Log and metrics (Prometheus format). Neither ever contains a token, a key, a digest, a user's id or a full address.
 
 mod log;
 
@@ -33,23 +32,23 @@ use crate::clock::Skew;
 use crate::config::Log;
 use crate::config::LogFormat;
 
-/// Over which wire a request came in.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
     /// gRPC over HTTP/2.
     Grpc,
-    /// grpc-web, as browsers speak it.
+    /// grpc-web, for browsers.
     GrpcWeb,
     /// JSON over HTTP.
     Rest,
-    /// OAuth 2.0: forms in, its own JSON out.
+    /// OAuth 2.0: form requests, JSON responses.
     OAuth,
     /// Stack Auth's API. Its label keeps the name that dashboards know.
     StackAuth,
 }
 
 impl Wire {
-    /// The name, in metrics and the log.
+    /// The name in metrics and the log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
@@ -61,25 +60,25 @@ impl Wire {
     }
 }
 
-/// What kind of request one is: each has buckets and places of its own.
+/// The class of a request: each has its own buckets and places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestClass {
-    /// Ends the session of a token that is presented.
+    /// Signs out with a presented token.
     SignOut,
-    /// What a proxy asks about a request that it holds back.
+    /// Verifies a request for a proxy.
     Verify,
     /// Health and readiness.
     Probe,
-    /// The API's description, over gRPC.
+    /// Server reflection over gRPC.
     Reflection,
-    /// A document that anyone may read: keys, metadata.
+    /// A public document: keys, metadata.
     Public,
     /// Everything else.
     Other,
 }
 
 impl RequestClass {
-    /// The name, in metrics.
+    /// The name in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SignOut => "sign_out",
@@ -158,7 +157,7 @@ struct DeliveryLabels {
     outcome: &'static str,
 }
 
-/// The counters. Clones count together.
+/// The metrics. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -206,91 +205,89 @@ impl Default for Metrics {
         let help = "Time from the request's head to the answer's";
         registry.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
         let rate_limited = Family::default();
-        registry.register("rate_limited", "Requests refused by the bucket that was empty", rate_limited.clone());
+        registry.register("rate_limited", "Requests refused, by the empty bucket", rate_limited.clone());
         let under_way = Family::default();
         registry.register("requests_under_way", "Requests that hold a place, by class", under_way.clone());
         let refused = Family::default();
-        let help = "Requests refused before anything was done for them, by class and by what there was none left of";
+        let help = "Requests refused before any work, by class and exhausted resource";
         registry.register("requests_refused", help, refused.clone());
         let turns_refused = Family::default();
-        let help = "Operations refused while they waited for others on the same session or user, by reason";
+        let help = "Operations refused while waiting for others on the same session or user, by reason";
         registry.register("turns_refused", help, turns_refused.clone());
         let store_refused = Family::default();
-        let help = "Database operations refused before they had a connection, by reason";
+        let help = "Database operations refused before they got a connection, by reason";
         registry.register("store_refused", help, store_refused.clone());
         let http_connections = Gauge::default();
-        registry.register("connections", "Open connections of clients", http_connections.clone());
+        registry.register("connections", "Open client connections", http_connections.clone());
         let connections_refused = Family::default();
-        let help = "Connections of clients that were closed at once, by reason";
+        let help = "Client connections closed on arrival, by reason";
         registry.register("connections_refused", help, connections_refused.clone());
         let connections_closed = Family::default();
-        let help = "Connections of clients that this server has ended, by reason";
+        let help = "Client connections closed by this server, by reason";
         registry.register("connections_closed", help, connections_closed.clone());
         let operations = Family::new_with_constructor(durations as fn() -> Histogram);
-        let help = "Time of a database operation, the wait for a connection included";
+        let help = "Time of a database operation, including the wait for a connection";
         registry.register_with_unit("store_operation_duration", help, Unit::Seconds, operations.clone());
         let connections = Gauge::default();
         registry.register("store_connections", "Open connections to the database", connections.clone());
         let connections_idle = Gauge::default();
-        registry.register("store_connections_idle", "Open connections that nobody uses", connections_idle.clone());
+        registry.register("store_connections_idle", "Idle connections to the database", connections_idle.clone());
         let sweep_steps = Family::new_with_constructor(durations as fn() -> Histogram);
-        registry.register_with_unit(
-            "sweep_step_duration",
-            "Time of a sweep's step",
-            Unit::Seconds,
-            sweep_steps.clone(),
-        );
+        registry.register_with_unit("sweep_step_duration", "Time of a sweep step", Unit::Seconds, sweep_steps.clone());
         let sweeps_completed = Family::default();
-        let help = "When a sweep last came to the end of its table, by whichever replica, as a Unix time";
+        let help = "Unix time at which any replica last finished a sweep of the table";
         registry.register_with_unit("sweep_completed_timestamp", help, Unit::Seconds, sweeps_completed.clone());
         let swept = Family::default();
-        registry.register("swept_rows", "Rows that this replica's sweeps have removed, by kind", swept.clone());
+        registry.register("swept_rows", "Rows deleted by this replica's sweeps, by kind", swept.clone());
         let revocations = Family::default();
-        let help = "Sessions, cut-offs and keys that this replica has ended, by reason";
+        let help = "Revocations of sessions, users, projects and keys by this replica, by reason";
         registry.register("revocations", help, revocations.clone());
         let feed_lag = durations();
-        let help = "Time from a revocation to its being told to whoever watches";
+        let help = "Time from a revocation to its publication";
         registry.register_with_unit("feed_lag", help, Unit::Seconds, feed_lag.clone());
         let feed_age = Gauge::default();
-        let help = "How old the feed's news may be; -1 before the first reading";
+        let help = "How old the feed may be; -1 before the first read";
         registry.register_with_unit("feed_age", help, Unit::Seconds, feed_age.clone());
         let feed_entries = Gauge::default();
-        registry.register("feed_entries", "Revocations that some token may still outlive", feed_entries.clone());
+        registry.register(
+            "feed_entries",
+            "Revocations in memory, of which tokens may still be unexpired",
+            feed_entries.clone(),
+        );
         let feed_subscribers = Gauge::default();
         registry.register("feed_subscribers", "Open streams of revocations", feed_subscribers.clone());
         let deliveries = Family::default();
-        let help = "Attempts of this replica to tell others that a session ended, by kind and what came of it";
+        let help = "Back-channel delivery attempts of this replica, by kind and outcome";
         registry.register("backchannel_attempts", help, deliveries.clone());
         let deliveries_pending = Family::default();
-        let help =
-            "Ends of sessions that others are still to be told of, by any replica, of each endpoint at most 10000";
+        let help = "Pending back-channel deliveries of all replicas, at most 10000 counted per endpoint";
         registry.register("backchannel_pending", help, deliveries_pending.clone());
         let delivery_attempts = Family::new_with_constructor(durations as fn() -> Histogram);
-        let help = "Time of an attempt to tell others, from the name to the answer";
+        let help = "Time of a back-channel delivery attempt, from name resolution to response";
         registry.register_with_unit("backchannel_attempt_duration", help, Unit::Seconds, delivery_attempts.clone());
         let not_ready = Family::default();
-        let help = "Whether a condition keeps this replica from being ready: 1 or 0";
+        let help = "Whether this condition makes the replica not ready: 1 or 0";
         registry.register("not_ready", help, not_ready.clone());
         let clock_skew = Gauge::default();
-        let help = "This machine's clock less the database's, which is the one that counts; negative when it is behind";
+        let help = "System clock minus database clock, which is authoritative; negative when behind";
         registry.register_with_unit("clock_skew", help, Unit::Seconds, clock_skew.clone());
         let clock_error = Gauge::default();
-        let help = "How far the time that this replica goes by may be from the database's; -1 before the first reading";
+        let help = "Bound on the error of this replica's time against the database's; -1 before the first read";
         registry.register_with_unit("clock_error", help, Unit::Seconds, clock_error.clone());
         let task_restarts = Family::default();
-        let help = "Background tasks that ended or panicked and were started again, by task";
+        let help = "Restarts of background tasks that ended or panicked, by task";
         registry.register("task_restarts", help, task_restarts.clone());
         let log_lines_dropped = Counter::default();
-        let help = "Log lines that standard error did not take: it was full, closed or not read";
+        let help = "Log lines dropped because standard error was full, closed or not read";
         registry.register("log_lines_dropped", help, log_lines_dropped.clone());
         let refusals = Family::default();
-        let help = "Refused requests by reason: wrong keys, forged tokens, empty buckets and all others";
+        let help = "Refused requests, by reason";
         registry.register("refusals", help, refusals.clone());
         let impersonations = Counter::default();
-        let help = "Sessions that this replica has opened in which someone else acts as the user";
+        let help = "Impersonation sessions created by this replica";
         registry.register("impersonations", help, impersonations.clone());
         let repeats_elsewhere = Family::default();
-        let help = "Refreshes repeated within the grace from another network or user agent, by what came of it";
+        let help = "Refreshes repeated within the grace from another network or user agent, by outcome";
         registry.register("refresh_repeats_elsewhere", help, repeats_elsewhere.clone());
         Self {
             registry: Arc::new(registry),
@@ -339,44 +336,43 @@ impl Metrics {
         self.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
     }
 
-    /// Counts a request that was refused because this kind of bucket was empty.
+    /// Counts a request refused by an empty bucket of this kind.
     pub fn rate_limited(&self, bucket: &'static str) {
         self.rate_limited.get_or_create(&BucketLabels { bucket }).inc();
     }
 
-    /// Notes that this many more requests of a class hold a place.
+    /// Records that this many more requests of a class hold a place.
     pub fn requests_under_way(&self, class: RequestClass, more: i64) {
         self.under_way.get_or_create(&ClassLabels { class: class.as_str() }).inc_by(more);
     }
 
-    /// Counts a request that was refused before anything was done for it, for want of `slots`, its `address`'s share,
-    /// `bytes`, or its message's `arrival` in time.
+    /// Counts a request refused before any work: no `slots`, no share of its `address`, no `bytes`, or no `arrival` of
+    /// its message in time.
     pub fn request_refused(&self, class: RequestClass, reason: &'static str) {
         self.refused.get_or_create(&RefusalLabels { class: class.as_str(), reason }).inc();
     }
 
-    /// Counts an operation that was refused its turn: too many wait in the `line`, or the `time` was over.
+    /// Counts an operation that got no turn: too many wait in the `line`, or its `time` ran out.
     pub fn turn_refused(&self, reason: &'static str) {
         self.turns_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Counts a database operation that was refused a connection: too many wait in the `line`, or too little `time` was
-    /// left.
+    /// Counts a database operation that got no connection: too many wait in the `line`, or too little `time` was left.
     pub fn store_refused(&self, reason: &'static str) {
         self.store_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Notes that this many more connections of clients are open.
+    /// Records that this many more client connections are open.
     pub fn connections_open(&self, more: i64) {
         self.http_connections.inc_by(more);
     }
 
-    /// Counts a connection that was closed at once.
+    /// Counts a connection that was closed on arrival.
     pub fn connection_refused(&self, reason: &'static str) {
         self.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Counts a connection that this server has ended.
+    /// Counts a connection that this server closed.
     pub fn connection_closed(&self, reason: &'static str) {
         self.connections_closed.get_or_create(&ReasonLabels { reason }).inc();
     }
@@ -387,7 +383,7 @@ impl Metrics {
         self.operations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// Notes the size of the pool.
+    /// Records the size of the pool.
     pub fn pool(&self, connections: usize, idle: usize) {
         self.connections.set(connections.try_into().unwrap_or(i64::MAX));
         self.connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
@@ -398,87 +394,88 @@ impl Metrics {
         self.sweep_steps.get_or_create(&TaskLabels { task }).observe(took.as_secs_f64());
     }
 
-    /// Notes when a sweep last came to the end of its table, in seconds since 1970.
+    /// Records when a sweep last finished its table, in seconds since 1970.
     pub fn sweep_completed(&self, task: &'static str, at_seconds: i64) {
         self.sweeps_completed.get_or_create(&TaskLabels { task }).set(at_seconds);
     }
 
-    /// Counts what a sweep has removed.
+    /// Counts rows deleted by a sweep.
     pub fn swept(&self, kind: &'static str, rows: usize) {
         self.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
     }
 
-    /// Counts something that this replica has ended.
+    /// Counts a revocation by this replica.
     pub fn revocation(&self, reason: &'static str) {
         self.revocations.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Counts something that was told to whoever watches, so long after it ended.
+    /// Records the delay from a revocation to its publication.
     pub fn feed_lag(&self, lag: Duration) {
         self.feed_lag.observe(lag.as_secs_f64());
     }
 
-    /// Notes the state of the feed.
+    /// Records the state of the feed.
     pub fn feed(&self, age: Option<Duration>, entries: usize, subscribers: usize) {
         self.feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
         self.feed_entries.set(entries.try_into().unwrap_or(i64::MAX));
         self.feed_subscribers.set(subscribers.try_into().unwrap_or(i64::MAX));
     }
 
-    /// Counts a delivery that was `delivered`, is to be `retried`, or is `dead`.
+    /// Counts a delivery attempt: `delivered`, to be `retried`, or `dead`.
     pub fn delivery(&self, kind: &'static str, outcome: &'static str) {
         self.deliveries.get_or_create(&DeliveryLabels { kind, outcome }).inc();
     }
 
-    /// Notes how long a receiver took.
+    /// Records how long a receiver took.
     pub fn delivery_attempt(&self, kind: &'static str, took: Duration) {
         self.delivery_attempts.get_or_create(&KindLabels { kind }).observe(took.as_secs_f64());
     }
 
-    /// Notes how many deliveries wait.
+    /// Records how many deliveries are pending.
     pub fn deliveries_pending(&self, kind: &'static str, count: i64) {
         self.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
     }
 
-    /// Notes whether a condition keeps this replica from being ready.
+    /// Records whether a condition prevents readiness.
     pub fn not_ready(&self, condition: &'static str, holds: bool) {
         self.not_ready.get_or_create(&ConditionLabels { condition }).set(holds.into());
     }
 
-    /// Notes how this machine's clock stands to the database's; `None` before that is known.
+    /// Records the difference between this machine's clock and the database's; `None` before it is known.
     pub fn clock(&self, skew: Option<Skew>) {
         self.clock_skew.set(skew.map_or(0.0, |skew| skew.micros as f64 / 1e6));
         self.clock_error.set(skew.map_or(-1.0, |skew| skew.error.as_secs_f64()));
     }
 
-    /// Counts a background task that ended or panicked and is started again.
+    /// Counts a restart of a background task that ended or panicked.
     pub fn task_restart(&self, task: &'static str) {
         self.task_restarts.get_or_create(&TaskLabels { task }).inc();
     }
 
-    /// Counts a request that was refused for this reason.
+    /// Counts a refused request by reason.
     pub fn refusal(&self, reason: &'static str) {
         self.refusals.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Whether to log a refusal for this reason now: see [`Seldom`]. Returns how many were not logged since the last one.
+    /// Whether to log a refusal with this reason now: see [`Seldom`]. Returns how many were not logged since the last
+    /// one.
     pub fn admits_refusal_line(&self, reason: &'static str) -> Option<u64> {
         let said =
             self.refusals_said.lock().expect("no one panics while holding it").entry(reason).or_default().clone();
         said.admit()
     }
 
-    /// Counts a session that was opened for someone who acts as the user.
+    /// Counts the creation of an impersonation session.
     pub fn impersonation(&self) {
         self.impersonations.inc();
     }
 
-    /// Counts a refresh that was repeated from elsewhere, and was `allowed` or `ended` the session.
+    /// Counts a refresh repeated from elsewhere that was `allowed`, or that `ended` the session.
     pub fn refresh_repeated_elsewhere(&self, outcome: &'static str) {
         self.repeats_elsewhere.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// Everything, in the text format of OpenMetrics.
+    /// All metrics, in OpenMetrics text format.
     pub fn render(&self) -> String {
         let dropped = log::Log::present().map_or(0, log::Log::dropped);
         self.log_lines_dropped.inner().fetch_max(dropped, std::sync::atomic::Ordering::Relaxed);
@@ -488,23 +485,23 @@ impl Metrics {
     }
 }
 
-/// Bounds how often something is logged that strangers can cause: one line in [`Seldom::INTERVAL`], and the first at once.
-/// Clones share state.
+/// Limits log lines that strangers can cause: one line per [`Seldom::INTERVAL`], and the first at once. Clones share
+/// state.
 #[derive(Clone, Debug, Default)]
 pub struct Seldom(Arc<Mutex<Said>>);
 
 #[derive(Debug, Default)]
 struct Said {
     at: Option<Instant>,
-    /// How often nothing was logged since.
+    /// How many lines were suppressed since.
     unsaid: u64,
 }
 
 impl Seldom {
-    /// How long nothing more is logged after a line.
+    /// The minimum time between lines.
     pub const INTERVAL: Duration = Duration::from_secs(10);
 
-    /// Whether to log now; how often that was not so since the last time.
+    /// `Some` to log now, with the number of lines suppressed since the last one.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
@@ -526,11 +523,11 @@ fn durations() -> Histogram {
 }
 
 tokio::task_local! {
-    /// The id of the request that this task answers.
+    /// The id of the request that this task handles.
     pub static REQUEST_ID: Arc<str>;
 }
 
-/// The id of the request that this task answers; empty outside of one.
+/// The id of the request that this task handles; empty outside of one.
 pub fn request_id() -> Arc<str> {
     REQUEST_ID.try_with(Arc::clone).unwrap_or_default()
 }
@@ -544,9 +541,9 @@ pub struct FilterError {
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// Whether something may be logged at all, whatever the operator's filter says. Below `info`, libraries write down what they
-/// carry: parameters of statements, headers, bytes of the wire. Only our own words are known to hold no secret. What h2 warns
-/// of is what its peers do, and any stranger could have it written as often as they like.
+/// Whether an event may be logged at all, whatever the operator's filter says. Below `info`, libraries log what they
+/// carry: statement parameters, headers, raw bytes. Only our own events are known to hold no secrets. Warnings of h2
+/// are caused by its peers, so any stranger could flood the log.
 fn may_be_logged(target: &str, level: Level) -> bool {
     let is_of = |name| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
     match level {
@@ -559,16 +556,16 @@ fn may_be_logged(target: &str, level: Level) -> bool {
 /// The first segment of our targets: the crate's name.
 const OURS: &str = "sessiond";
 
-/// Sends the log to standard error, from now on and for the whole process. What standard error does not take is dropped and
-/// counted: nobody waits for it.
+/// Sends the log of this process to standard error. Lines that cannot be written are dropped and counted: nothing
+/// waits.
 ///
 /// # Errors
 ///
-/// When the filter is malformed.
+/// If the filter is malformed.
 pub fn init(log: &Log) -> Result<(), FilterError> {
     let source_of = |source| FilterError { filter: log.log.clone(), source };
     let filter = EnvFilter::builder().parse(&log.log).map_err(source_of)?;
-    // Behind the operator's filter and not within it: however a directive is spelt, it cannot undo this.
+    // After the operator's filter, not part of it, so that no directive can undo it.
     let log_of =
         tracing_subscriber::registry().with(filter).with(filter_fn(|line| may_be_logged(line.target(), *line.level())));
     let lines = tracing_subscriber::fmt::layer().with_writer(log::Log::of_process().clone());
@@ -580,7 +577,7 @@ pub fn init(log: &Log) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// The default hook writes to standard error itself, and waits for as long as nobody reads that.
+/// The default hook writes to standard error itself, and blocks while nobody reads it.
 fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -588,7 +585,7 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!(location, thread = thread.name(), request_id = %request_id(), "panicked: {message}");
 }
 
-/// Writes a line to standard error, after what was logged before. Waits a second at most, and needs no log.
+/// Writes a line to standard error, after earlier log lines. Waits at most a second. Works without a log.
 pub fn say(text: &str) {
     match log::Log::present() {
         Some(log) => {
@@ -599,20 +596,20 @@ pub fn say(text: &str) {
     }
 }
 
-/// Waits until what was logged is written, a second at most: for a process that is about to exit.
+/// Waits until the log is written, at most a second: for a process about to exit.
 pub fn flush() {
     if let Some(log) = log::Log::present() {
         log.flush();
     }
 }
 
-/// A line of the log in JSON that says why the process ends. Works before the log is set up, and in a panic.
+/// A JSON log line with the reason of an exit. Works before the log is set up, and in a panic.
 pub fn in_json(message: &str) -> String {
     let timestamp = Clock::system().now().to_string();
     json!({"timestamp": timestamp, "level": "ERROR", "message": message, "target": OURS}).to_string()
 }
 
-/// Whether the command line or the environment asks for a log in JSON: for errors in the command line itself.
+/// Whether the command line or the environment asks for a JSON log: for errors in the command line itself.
 pub fn is_json_asked_for() -> bool {
     let args: Vec<_> = std::env::args_os().collect();
     let by_flag = args.iter().any(|arg| arg == "--log-format=json")
@@ -620,7 +617,7 @@ pub fn is_json_asked_for() -> bool {
     by_flag || std::env::var("SESSIOND_LOG_FORMAT").is_ok_and(|format| format.trim() == "json")
 }
 
-/// An error and all that caused it, on one line. A cause that the levels above have spelled out already is not repeated.
+/// An error and its causes, on one line. Causes that an outer message already contains are not repeated.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.map(ToString::to_string).fold(error.to_string(), |said, cause| match said.contains(&cause) {
@@ -634,7 +631,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_log_no_secrets_and_nothing_that_strangers_cause() {
+    fn libraries_log_no_secrets_and_strangers_cannot_flood_the_log() {
         for (target, level, is_logged) in [
             ("sessiond", Level::TRACE, true),
             ("sessiond::edge::serve", Level::DEBUG, true),
@@ -650,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_strangers_cause_is_logged_at_most_once_in_an_interval() {
+    fn a_line_that_strangers_can_cause_is_logged_once_per_interval() {
         let (seldom, start) = (Seldom::default(), Instant::now());
         assert_eq!(seldom.admit_at(start), Some(0));
         for millis in 0..1_000 {

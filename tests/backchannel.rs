@@ -1,4 +1,5 @@
-//! Others are told when a session ends: each of them, of each end, until they have it, and of nothing that did not happen.
+//! Back-channel delivery: each endpoint gets each revocation, until it has accepted it, and nothing that was rolled
+//! back.
 
 use std::{
     net::IpAddr,
@@ -36,7 +37,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const LOGOUT: &str = "http://schemas.openid.net/event/backchannel-logout";
 const REVOKED: &str = "https://schemas.openid.net/secevent/caep/event-type/session-revoked";
 
-/// What is left to be told, by its states and last errors: `waiting`, `done`, `dead`.
+/// Deliveries by state and last error: `waiting`, `done`, `dead`.
 async fn states(service: &Service) -> Vec<String> {
     let query =
         "SELECT CASE WHEN due_at IS NOT NULL THEN 'waiting' WHEN dead_at IS NOT NULL THEN 'dead' ELSE 'done' END
@@ -60,9 +61,9 @@ fn issuer() -> String {
     format!("{ISSUER}/projects/{PROJECT}")
 }
 
-/// Over whichever wire the session ends, both kinds of endpoint hear of it, in their own words.
+/// However the session is revoked, both kinds of endpoint are notified, each in its own format.
 #[tokio::test]
-async fn each_end_is_told_in_each_endpoints_own_words() {
+async fn each_revocation_is_delivered_in_each_endpoints_format() {
     for wire in Wire::ALL {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
         receiver.register(&service.app, Kind::Logout, "/logout?from=sessiond").await;
@@ -105,7 +106,7 @@ async fn each_end_is_told_in_each_endpoints_own_words() {
         let line = service.database.lines("SELECT id FROM revocations").await;
         assert_eq!(line, [said["txn"].as_str().expect("a txn")], "what several are told of has one name");
 
-        // Neither is good for anything here.
+        // Neither token can be used elsewhere.
         for token in [logout.token(), event.token()] {
             assert_refused!(service.current(wire, bearer(token)), "UNPARSABLE_ACCESS_TOKEN");
             assert_refused!(service.revoke_current(wire, bearer(token)), "UNPARSABLE_ACCESS_TOKEN");
@@ -121,7 +122,7 @@ async fn each_end_is_told_in_each_endpoints_own_words() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_refuses_twice_is_told_once_more_under_the_same_id() {
+async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
     for kind in Kind::ALL {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
         receiver.register(&service.app, kind, "/").await;
@@ -134,7 +135,7 @@ async fn a_receiver_that_refuses_twice_is_told_once_more_under_the_same_id() {
         assert_eq!(receiver.told().len(), 1);
         service.clock.advance(SECOND);
         until_states(&service, &["waiting answered 503"]).await;
-        // Twice the pause would be two seconds; the receiver asked for half a minute.
+        // Doubling the delay would give two seconds; the receiver asked for half a minute.
         let due = service
             .database
             .lines("SELECT floor(extract(epoch FROM due_at))::bigint FROM backchannel_deliveries")
@@ -160,13 +161,13 @@ async fn a_receiver_that_refuses_twice_is_told_once_more_under_the_same_id() {
     }
 }
 
-/// One that hangs has the other wait for nothing, however much there is for it, and is let go after five seconds.
+/// An endpoint that hangs does not block the other, however many deliveries it has, and times out after five seconds.
 #[tokio::test]
-async fn an_endpoint_that_hangs_is_let_go_and_holds_up_no_other() {
+async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
     let (service, slow, quick) = (Service::start().await, Receiver::start().await, Receiver::start().await);
     slow.register(&service.app, Kind::Logout, "/").await;
     slow.will(std::iter::repeat_n(Reply::Hang, 1_000));
-    // More than may be under way in all.
+    // More than may be in progress in all.
     for at in 0..70 {
         service.sign_in(&format!("user-{at}"), "phone").await.sign_out().await.expect("signs out");
     }
@@ -187,7 +188,7 @@ async fn an_endpoint_that_hangs_is_let_go_and_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn redirects_are_not_followed_and_endless_answers_are_cut_off() {
+async fn redirects_are_not_followed_and_endless_responses_are_cut_off() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/here").await;
     receiver.will([Reply::Say(307, "location: /there\r\n", ""), Reply::Endless]);
@@ -198,7 +199,7 @@ async fn redirects_are_not_followed_and_endless_answers_are_cut_off() {
     until_states(&service, &["done"]).await;
     let told = until_told(&receiver, 2).await;
     assert!(told.iter().all(|told| told.path == "/here"));
-    // What was not read stays in the buffers of the two systems: some megabytes at most.
+    // Unread bytes stay in the socket buffers of both sides: some megabytes at most.
     let poured = receiver.poured.load(Ordering::SeqCst);
     assert!(poured < 32 * 1024 * 1024, "{poured} bytes");
     eventually("nobody listens any more", async || {
@@ -209,9 +210,9 @@ async fn redirects_are_not_followed_and_endless_answers_are_cut_off() {
     .await;
 }
 
-/// The name may lead anywhere by the time it is used: what it leads to then is what counts, and it is asked once.
+/// A name may resolve differently by the time it is used: the address at that time counts, and it is resolved once.
 #[tokio::test]
-async fn a_name_that_leads_to_a_private_address_is_not_called() {
+async fn a_name_that_resolves_to_a_private_address_is_not_called() {
     let answers: [&[&str]; 5] =
         [&["127.0.0.1"], &["8.8.8.8", "127.0.0.1"], &["::ffff:127.0.0.1"], &["169.254.169.254"], &["64:ff9b::7f00:1"]];
     for answer in answers {
@@ -224,7 +225,7 @@ async fn a_name_that_leads_to_a_private_address_is_not_called() {
         assert_eq!(receiver.connections.load(Ordering::SeqCst), 0, "{answer:?}");
     }
 
-    // One that answers well the first time and badly ever after.
+    // A resolver that answers with a public address first and a private one afterwards.
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let asked = Arc::new(AtomicUsize::new(0));
@@ -253,7 +254,7 @@ async fn only_the_right_certificate_is_trusted() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_removed_is_told_nothing_more() {
+async fn a_removed_endpoint_gets_nothing_more() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     let endpoint = receiver.register(&service.app, Kind::Logout, "/").await;
     let project = ProjectId::parse(PROJECT).expect("a name");
@@ -273,7 +274,7 @@ async fn an_endpoint_that_is_removed_is_told_nothing_more() {
 }
 
 #[tokio::test]
-async fn two_replicas_tell_of_a_hundred_ends_once_each() {
+async fn two_replicas_deliver_a_hundred_revocations_once_each() {
     const ENDS: usize = 100;
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
@@ -305,9 +306,9 @@ async fn two_replicas_tell_of_a_hundred_ends_once_each() {
     assert_eq!(sum, 2 * ENDS as u64);
 }
 
-/// Nobody has to say so, and nobody waits for the next look: a server tells of what it has ended at once.
+/// A server delivers revocations at once, without waiting for the next poll.
 #[tokio::test]
-async fn a_server_tells_others_in_the_background_and_at_once() {
+async fn a_server_delivers_in_the_background_and_at_once() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let any = "127.0.0.1:0".parse().expect("an address");
@@ -326,7 +327,7 @@ async fn a_server_tells_others_in_the_background_and_at_once() {
     server.abort();
 }
 
-/// Takes whatever is due, as a replica does that dies before it has sent it.
+/// Claims everything that is due, as a replica does that dies before sending.
 async fn take(store: &Store, service: &Service) -> Vec<Due> {
     let now = service.clock.now();
     let claim = Claim {
@@ -341,7 +342,7 @@ async fn take(store: &Store, service: &Service) -> Vec<Due> {
 }
 
 #[tokio::test]
-async fn what_a_dead_replica_had_taken_is_told_by_another() {
+async fn deliveries_of_a_dead_replica_are_taken_over() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -354,7 +355,7 @@ async fn what_a_dead_replica_had_taken_is_told_by_another() {
     service.clock.advance(Duration::from_micros(1));
     let late = take(&service.store, &service).await;
     assert_eq!((late.len(), late[0].attempt, late[0].id), (1, 2, dead[0].id));
-    // The first one wakes up, and has failed: that is no news any more.
+    // The first replica wakes up and reports a failure, which no longer counts.
     let fate = Fate::Dead;
     service.store.delivery_failed(&dead[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
     assert_eq!(states(&service).await, ["waiting"]);
@@ -362,14 +363,14 @@ async fn what_a_dead_replica_had_taken_is_told_by_another() {
     let _worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["done"]).await;
     assert_eq!(until_told(&receiver, 1).await[0].jti(), dead[0].id.to_string());
-    // That it was delivered counts, whoever says so.
+    // A success counts, whichever replica reports it.
     service.store.delivery_failed(&late[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
     assert_eq!(states(&service).await, ["done"]);
 }
 
-/// A worker that is stopped in the middle of an attempt, as by a kill.
+/// A worker that is stopped during an attempt, as by a kill.
 #[tokio::test]
-async fn an_attempt_that_was_cut_off_is_made_again() {
+async fn an_interrupted_attempt_is_repeated() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Caep, "/").await;
     receiver.will([Reply::Hang]);
@@ -385,7 +386,7 @@ async fn an_attempt_that_was_cut_off_is_made_again() {
 }
 
 #[tokio::test]
-async fn what_was_rolled_back_is_not_told() {
+async fn a_rolled_back_revocation_is_not_delivered() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let _worker = Worker::start(&service.app, receiver.outbound());
@@ -406,15 +407,15 @@ async fn what_was_rolled_back_is_not_told() {
     work.await.expect("rolls back");
     assert!(phone.is_signed_in().await && states(&service).await.is_empty());
 
-    // What comes after it is told, and by then the other would have been.
+    // A later revocation is delivered, and by then the rolled-back one would have been too.
     service.store.sessions_revoke(vec![end]).await.expect("ends it");
     until_states(&service, &["done"]).await;
     assert_eq!(until_told(&receiver, 1).await[0].claims()["sid"], phone.session);
 }
 
-/// A project's endpoints hear nothing of another project, and an end that is none is not told.
+/// Endpoints get nothing of another project, and nothing for a repeated sign-out.
 #[tokio::test]
-async fn only_ends_of_the_own_project_are_told_and_only_once() {
+async fn only_revocations_of_the_own_project_are_delivered_and_only_once() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let other = service.create_project("other").await;
@@ -429,7 +430,7 @@ async fn only_ends_of_the_own_project_are_told_and_only_once() {
 }
 
 #[tokio::test]
-async fn a_cut_off_is_told_once_unless_it_spares_a_session() {
+async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/logout").await;
     receiver.register(&service.app, Kind::Caep, "/events").await;
@@ -441,7 +442,7 @@ async fn a_cut_off_is_told_once_unless_it_spares_a_session() {
     );
     service.sign_in("bob", "phone").await;
 
-    // The receiver does not know which of its sessions is the spared one but by its id: so the others are named.
+    // The receiver cannot tell which of its sessions is kept except by the id, so the others are named.
     assert_eq!(phone.revoke_others().await.expect("ends them"), 2);
     let told = until_told(&receiver, 4).await;
     let mut named: Vec<String> = told
@@ -467,9 +468,9 @@ async fn a_cut_off_is_told_once_unless_it_spares_a_session() {
     assert_eq!((&logout["sub"], &logout["sid"]), (&json!("ada"), &Value::Null));
 }
 
-/// An operator sees what could not be told, and has it tried again.
+/// An operator lists dead deliveries, and retries one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_is_listed_and_sent_again_by_hand() {
+async fn a_dead_delivery_is_listed_and_retried_by_hand() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Caep, "/").await;
     receiver.will([Reply::Say(400, "", r#"{"err": "invalid_audience", "description": "<script>"}"#)]);
@@ -489,19 +490,19 @@ async fn a_dead_letter_is_listed_and_sent_again_by_hand() {
     assert_says(&text, true, "LAST ERROR");
 
     let retry = |delivery: &str| sessiond(&["backchannel", "retry", delivery, "--project", PROJECT], &env);
-    assert_says(&retry(&id), true, "is tried again");
-    // The binary goes by the system's clock, which did not stand still.
+    assert_says(&retry(&id), true, "will be retried");
+    // The binary uses the database's real clock, which went on.
     service.clock.advance(SECOND * 3_600);
     until_states(&service, &["done"]).await;
     assert_eq!(until_told(&receiver, 2).await[1].jti(), id);
     assert_says(&retry(&id), false, "is not dead");
     assert_says(&retry("0190b0a0-0000-7000-8000-000000000001"), false, "has no delivery");
     let nothing = sessiond(&["backchannel", "deliveries", "--project", PROJECT], &env);
-    assert_says(&nothing, true, "everybody was told");
+    assert_says(&nothing, true, "has no pending and no dead deliveries");
 }
 
 #[tokio::test]
-async fn nothing_is_tried_for_longer_than_a_day() {
+async fn nothing_is_retried_for_longer_than_a_day() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -512,9 +513,9 @@ async fn nothing_is_tried_for_longer_than_a_day() {
     assert_eq!(worker.metric("sessiond_backchannel_attempts_total{kind=\"logout\",outcome=\"dead\"}"), 1);
 }
 
-/// The name is needed to tell of the end; then it goes.
+/// The user's id is needed for the delivery; then it is removed.
 #[tokio::test]
-async fn an_erased_user_is_told_of_and_then_forgotten() {
+async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/").await;
     let names =
@@ -541,7 +542,7 @@ async fn an_erased_user_is_told_of_and_then_forgotten() {
     let told = receiver.told();
     assert!(told.iter().any(|told| told.claims()["sub"] == "ada"));
 
-    // Its session is named all the same, so it can be tried again without the name.
+    // Its session is still named, so it can be retried without the user's id.
     let project = ProjectId::parse(PROJECT).expect("a name");
     for open in service.app.deliveries(project.clone(), 10).await.expect("lists") {
         service.app.delivery_retry(project.clone(), open.id).await.expect("tries again");
@@ -553,7 +554,7 @@ async fn an_erased_user_is_told_of_and_then_forgotten() {
 }
 
 #[tokio::test]
-async fn what_was_told_leaves_with_the_sweep() {
+async fn finished_deliveries_are_swept() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     let removed = receiver.register(&service.app, Kind::Logout, "/").await;
     let project = ProjectId::parse(PROJECT).expect("a name");
@@ -592,7 +593,7 @@ async fn what_was_told_leaves_with_the_sweep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_says_who_is_told() {
+async fn an_operator_manages_endpoints() {
     let service = Service::start().await;
     let env = [("DATABASE_URL", service.database.url.as_str())];
     let add = |url: &str, more: &[&str]| {
@@ -624,7 +625,7 @@ async fn an_operator_says_who_is_told() {
     assert_eq!(listed[1]["url"], "https://app.example.org/logout");
     let remove = |project: &str, id: &str| sessiond(&["backchannel", "remove", id, "--project", project], &env);
     assert_says(&remove("other", &id), false, "unknown project other");
-    // The same receiver, however it is spelled, would be told twice.
+    // The same receiver in another spelling would be notified twice.
     for same in
         ["https://app.example.org/logout", "https://APP.example.org:443/logout", "https://app.example.org./logout"]
     {
@@ -650,10 +651,10 @@ async fn an_operator_says_who_is_told() {
     );
     assert_says(&twice, true, "");
     assert_says(&remove(PROJECT, &id), true, "removed endpoint");
-    assert_says(&remove(PROJECT, &id), true, "was removed before");
+    assert_says(&remove(PROJECT, &id), true, "was already removed");
     assert_says(&sessiond(&["backchannel", "list", "--project", "other"], &env), false, "unknown project other");
 
-    // Each sign-out writes a row for each: there is a bound.
+    // Each sign-out writes a row per endpoint, so their number is bounded.
     for number in 3..16 {
         assert_says(&add(&format!("https://app.example.org/{number}"), &[]), true, "");
     }

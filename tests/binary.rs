@@ -33,7 +33,7 @@ const ISSUER: &str = "http://127.0.0.1:8080";
 const CURRENT: &str = "/auth/sessions/current";
 const REFRESH: &str = "/auth/sessions/current/refresh";
 
-/// A data directory, deleted when dropped, however the test ends.
+/// A data directory, deleted on drop, even if the test panics.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -52,7 +52,7 @@ impl Deref for Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        // Postgres may still be on its way out after a `kill -9` of its owner.
+        // Postgres may still be stopping after a `kill -9` of its owner.
         let started = Instant::now();
         while self.0.exists() && fs::remove_dir_all(&self.0).is_err() && started.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(20));
@@ -60,7 +60,7 @@ impl Drop for Dir {
     }
 }
 
-/// A `sessiond dev` and its directory. Killed when dropped.
+/// A `sessiond dev` and its directory. Killed on drop.
 struct Dev {
     process: Child,
     dir: PathBuf,
@@ -73,19 +73,19 @@ impl Dev {
         Self::start_in(dir, &HashMap::new()).await
     }
 
-    /// Starts in a shell that has these variables.
+    /// Starts with these variables in the environment.
     async fn start_in(dir: &Path, shell: &HashMap<String, String>) -> Self {
         fs::create_dir_all(dir).expect("creates");
         let log = File::options().create(true).append(true).open(dir.join("log")).expect("opens");
         let mut process = Command::new(BINARY)
             .args(["dev", "--listen", "127.0.0.1:0", "--refresh-grace", "30s", "--data-dir"])
             .arg(dir)
-            // However it is spelt, it gets no parameters of statements out of the libraries.
+            // No spelling of the filter may log statement parameters from libraries.
             .env(
                 "SESSIOND_LOG",
                 "trace,tokio_postgres::query=trace,tokio_postgres=trace,h2=trace,[]=trace,tokio_postgres[query]=trace",
             )
-            // The same after a restart on another port, or tokens would be another issuer's.
+            // Kept the same across a restart on another port, or tokens would be of another issuer.
             .env("SESSIOND_ISSUER", ISSUER)
             .env_remove("DATABASE_URL")
             .envs(shell)
@@ -118,7 +118,7 @@ impl Dev {
         self.env["SESSIOND_URL"].trim_start_matches("http://").parse().expect("an address")
     }
 
-    /// Signs a user in: the access token.
+    /// Signs a user in. Returns the access token.
     async fn sign_in(&self, user: &str) -> String {
         let headers = both(bearer(&self.env["SESSIOND_SERVER_KEY"]), header("content-type", "application/json"));
         let body = json!({"user_id": user}).to_string();
@@ -128,7 +128,7 @@ impl Dev {
     }
 
     fn kill(&mut self) {
-        // Or the next start would find it and take it for its own.
+        // Otherwise the next start would take the file for its own.
         fs::remove_file(self.dir.join("dev.env")).expect("removes");
         self.process.kill().expect("a child");
         self.process.wait().expect("a child");
@@ -146,10 +146,10 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).expect("reads")
 }
 
-/// `kill -9` right after a sign-out's answer: whoever follows has heard of it, or knows that the news is old; and hears the
-/// rest from the next process.
+/// `kill -9` right after the response to a sign-out: followers have received it, or know that the feed is old; they get
+/// the rest from the next process.
 #[tokio::test]
-async fn a_guard_outlives_the_process_that_it_follows() {
+async fn a_guard_survives_the_process_that_it_follows() {
     let dir = Dir::fresh("guarded");
     let mut dev = Dev::start(&dir).await;
     let (known, unknown) = (dev.sign_in("ada").await, dev.sign_in("ada").await);
@@ -165,7 +165,7 @@ async fn a_guard_outlives_the_process_that_it_follows() {
     dev.kill();
     let killed = Instant::now();
     eventually("refused", async || guard.verify_now(&known).is_err()).await;
-    eventually("nothing is known any more", async || guard.verify_now(&unknown).is_err()).await;
+    eventually("the feed is too old", async || guard.verify_now(&unknown).is_err()).await;
     assert!(killed.elapsed() < MAX_STALENESS_MIN + Duration::from_secs(2), "{:?}", killed.elapsed());
 
     let mut dev = Dev::start(&dir).await;
@@ -177,7 +177,7 @@ async fn a_guard_outlives_the_process_that_it_follows() {
     dev.kill();
 }
 
-/// What a newcomer does with the curl that is printed; and a `kill -9` right after the answer takes nothing back.
+/// A newcomer runs the printed curl command; a `kill -9` right after the response undoes nothing.
 #[tokio::test]
 async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     let dir = Dir::fresh("dev");
@@ -189,18 +189,18 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     dev.kill();
     assert_eq!(first, (StatusCode::OK, json!({"success": true})));
 
-    // In the same shell, which has read `dev.env`.
+    // In the same shell, which has sourced `dev.env`.
     let mut dev = Dev::start_in(&dir, &dev.env).await;
     let again = dev.call(Method::DELETE, CURRENT, bearer(&access)).await;
     assert_eq!(again, (StatusCode::OK, json!({"success": true, "already_revoked": true})));
     let (status, body) = dev.call(Method::POST, REFRESH, refresh_token(&refresh)).await;
     assert_eq!((status, refused_json(status, &body).reason.as_str()), (StatusCode::UNAUTHORIZED, REFUSED_REFRESH));
 
-    // The next run has a session of its own, over the same key.
+    // The next run creates its own session, with the same key.
     assert_ne!(dev.env["SESSIOND_ACCESS_TOKEN"], access);
     let (status, _) = dev.call(Method::POST, REFRESH, refresh_token(&dev.env["SESSIOND_REFRESH_TOKEN"])).await;
     assert_eq!(status, StatusCode::OK);
-    // A proxy says what it was asked for; the query may hold anything.
+    // A proxy reports the original URI; its query may contain anything.
     let ours = &dev.env["SESSIOND_ACCESS_TOKEN"];
     let asked_for = header("x-original-uri", &format!("/orders\u{9}?access_token={ours}"));
     let verified = dev.wires.http(Method::GET, "/projects/demo/auth/verify", both(asked_for, bearer(ours)), "").await;
@@ -220,11 +220,11 @@ async fn a_sign_out_survives_a_kill_right_after_its_answer() {
     nothing_replayable(&dev, &[&access, &refresh, &basic, ours[0], ours[1], ours[2]]);
 }
 
-/// `dev` has a page to look at, which loads nothing from elsewhere and which no other site's page can make use of.
+/// `dev` has a page, which loads nothing from elsewhere and cannot be used by other sites' pages.
 #[tokio::test]
-async fn dev_shows_a_page_to_its_own_visitors() {
+async fn dev_serves_its_page_only_to_its_own_visitors() {
     let dir = Dir::fresh("page");
-    // Whoever may call the API may not call this for that.
+    // CORS permission for the API does not extend to the demo.
     let mut dev = Dev::start_in(&dir, &[("SESSIOND_CORS_ORIGINS".to_owned(), "*".to_owned())].into()).await;
     let open = format!("Open {}/", dev.env["SESSIOND_URL"]);
     eventually("greets", async || read(&dir.join("log")).contains(&open)).await;
@@ -245,7 +245,7 @@ async fn dev_shows_a_page_to_its_own_visitors() {
     let rebound = dev.wires.http(Method::GET, "/", header("host", "evil.example"), "").await;
     assert_eq!(rebound.status(), StatusCode::MISDIRECTED_REQUEST);
 
-    // The backend holds the key; what it is asked for it asks the API for.
+    // The backend holds the key, and calls the API itself.
     let json = || header("content-type", "application/json");
     let phone = json!({"device": "phone"}).to_string();
     let signed_in = dev.wires.http(Method::POST, "/demo/sign-in", json(), phone.clone()).await;
@@ -271,19 +271,19 @@ async fn dev_shows_a_page_to_its_own_visitors() {
         assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{name}");
     }
 
-    // The guarded service learns of the end by itself.
+    // The guarded service follows the feed by itself.
     let access = grant["access_token"].as_str().expect("a token");
     let (status, hello) = dev.call(Method::GET, "/demo/service", bearer(access)).await;
     assert_eq!((status, &hello["hello"]), (StatusCode::OK, &json!("ada")));
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(access)).await.0, StatusCode::OK);
-    eventually("turned away", async || {
+    eventually("rejected", async || {
         dev.call(Method::GET, "/demo/service", bearer(access)).await.0 == StatusCode::UNAUTHORIZED
     })
     .await;
     let (status, body) = dev.call(Method::GET, "/demo/service", http::HeaderMap::new()).await;
     assert_eq!(refused_json(status, &body).reason, "CREDENTIALS_MISSING");
 
-    // In production there is none of it.
+    // `serve` has none of it.
     let addr = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
     let listen = addr.to_string();
     let mut serve = Command::new(BINARY)
@@ -308,17 +308,17 @@ async fn dev_shows_a_page_to_its_own_visitors() {
     nothing_replayable(&dev, &[access, grant["refresh_token"].as_str().expect("a token")]);
 }
 
-/// Told to stop, the server takes no more connections, finishes what is under way, and leaves nothing running.
+/// On shutdown, the server accepts no more connections, finishes requests in progress, and leaves nothing running.
 #[tokio::test]
-async fn a_request_under_way_is_answered_before_the_server_stops() {
+async fn a_request_in_progress_is_answered_before_the_server_stops() {
     let dir = Dir::fresh("drain");
-    // It waits for as long as the test holds the row, however busy the machine.
+    // It waits while the test holds the row, however busy the machine.
     let patience =
         [("SESSIOND_REQUEST_TIMEOUT", "1m"), ("SESSIOND_DATABASE_TIMEOUT", "1m"), ("SESSIOND_SHUTDOWN_TIMEOUT", "1m")];
     let patience = patience.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let mut dev = Dev::start_in(&dir, &patience).await;
     let database = Database { url: dev.env["DATABASE_URL"].clone() };
-    // Streams have no end of their own: they are sent on, to another replica.
+    // Streams do not end by themselves: they are sent to another replica.
     let mut streams = vec![];
     for wire in Wire::ALL {
         let mut watch = dev.wires.watch(wire, bearer(&dev.env["SESSIOND_SERVER_KEY"]), "").await.expect("may follow");
@@ -326,7 +326,7 @@ async fn a_request_under_way_is_answered_before_the_server_stops() {
         streams.push(watch);
     }
 
-    // Two connections: within a transaction, Postgres tells of the others as they were at first.
+    // Two connections: within a transaction, Postgres shows the activity of others as of its start.
     let (mut holder, mut watcher) = (database.connect().await, database.connect().await);
     holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
 
@@ -359,7 +359,7 @@ struct Waiting {
     waiting: i64,
 }
 
-/// The log, at its most talkative, holds no token and no part of one that could be used.
+/// The log, at its most verbose level, contains no token and no usable part of one.
 fn nothing_replayable(dev: &Dev, secrets: &[&str]) {
     let log = read(&dev.dir.join("log"));
     assert!(log.contains("answered"), "the log says something");
@@ -371,7 +371,7 @@ fn nothing_replayable(dev: &Dev, secrets: &[&str]) {
     assert!(!log.contains(sealing_key.trim()), "the sealing key in the log");
 }
 
-/// Runs `sessiond dev` where it must refuse, and returns what it says.
+/// Runs `sessiond dev` where it must fail, and returns its output.
 fn refused_dev(args: &[&str]) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let refused = sessiond(&[&["dev"], args].concat(), &[("PATH", &path)]);
@@ -381,9 +381,9 @@ fn refused_dev(args: &[&str]) -> String {
     said
 }
 
-/// A second `./run` in the same directory looks first: the running one keeps its files, and is named.
+/// A second `./run` in the same directory checks first: the running one keeps its files, and is named.
 #[tokio::test]
-async fn a_second_dev_in_the_same_directory_touches_nothing() {
+async fn a_second_dev_in_the_same_directory_changes_nothing() {
     let dir = Dir::fresh("twice");
     let dev = Dev::start(&dir).await;
     let kept = |name: &str| (read(&dir.join(name)), fs::metadata(dir.join(name)).expect("is there").modified().ok());
@@ -401,9 +401,9 @@ async fn a_second_dev_in_the_same_directory_touches_nothing() {
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&dev.env["SESSIOND_ACCESS_TOKEN"])).await.0, StatusCode::OK);
 }
 
-/// What cannot work is said before anything is started: the path or the port, the cause, and what to do.
+/// Errors are reported before anything is started: the path or the port, the cause, and what to do.
 #[tokio::test]
-async fn dev_refuses_what_cannot_work_before_postgres_starts() {
+async fn dev_reports_errors_before_postgres_starts() {
     let dir = Dir::fresh("refused");
     fs::create_dir(&*dir).expect("creates");
     let text = |path: &Path| path.to_str().expect("text").to_owned();
@@ -413,9 +413,9 @@ async fn dev_refuses_what_cannot_work_before_postgres_starts() {
     for bad in [text(&file), text(&file.join("below")), "/dev/null".to_owned()] {
         let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
         assert!(said.contains(&format!("cannot use {bad} as data directory: it is, or is in, a file")), "{said}");
-        assert!(said.contains("name another with --data-dir"), "{said}");
+        assert!(said.contains("choose another with --data-dir"), "{said}");
     }
-    // Modes mean nothing to root.
+    // File modes do not restrict root.
     if !rustix::process::geteuid().is_root() {
         let closed = dir.join("closed");
         fs::create_dir(&closed).expect("creates");
@@ -432,17 +432,17 @@ async fn dev_refuses_what_cannot_work_before_postgres_starts() {
     for flag in ["--listen", "--metrics-listen"] {
         let free = if flag == "--listen" { "--metrics-listen" } else { "--listen" };
         let said = refused_dev(&[flag, &port, free, "127.0.0.1:0", "--data-dir", &text(&data)]);
-        assert!(said.contains(&format!("cannot listen on {port} ({flag}): the port is taken")), "{said}");
-        assert!(said.contains("port 0 takes a free one"), "{said}");
+        assert!(said.contains(&format!("cannot listen on {port} ({flag}): the port is in use")), "{said}");
+        assert!(said.contains("port 0 picks a free one"), "{said}");
         assert!(!data.join("postgres").exists(), "found out before Postgres was made");
     }
-    // The same of `serve`, before it looks for a database that is not there.
+    // The same for `serve`, before it connects to the missing database.
     let env = [
         ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
         ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
     ];
     let said = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
-    assert_says(&said, false, &format!("cannot listen on {port} (--listen): the port is taken"));
+    assert_says(&said, false, &format!("cannot listen on {port} (--listen): the port is in use"));
 
     let trust = ["serve", "--metrics-listen", "127.0.0.1:0", "--backchannel-trusted-certificates", "/nope"];
     let said = sessiond(&[&trust[..], &["--listen", "127.0.0.1:0"]].concat(), &env);
@@ -455,12 +455,12 @@ async fn dev_refuses_what_cannot_work_before_postgres_starts() {
     assert!(!data.join("postgres").exists(), "found out before Postgres was made");
 }
 
-/// `rm -rf .sessiond` begins from nothing, for root too: its database may stand apart from the directory.
+/// `rm -rf .sessiond` starts from nothing, as root too: its database may be outside of the directory.
 #[tokio::test]
-async fn a_deleted_data_directory_is_begun_again() {
+async fn a_deleted_data_directory_starts_from_nothing() {
     let scratch = Dir::fresh("deleted");
     fs::create_dir(&*scratch).expect("creates");
-    // As below `/root`: the server's user cannot go in.
+    // As below `/root`: the server's user has no access.
     fs::set_permissions(&*scratch, fs::Permissions::from_mode(0o700)).expect("ours");
     let dir = scratch.join("data");
     let mut dev = Dev::start(&dir).await;
@@ -468,7 +468,7 @@ async fn a_deleted_data_directory_is_begun_again() {
     dev.kill();
     eventually("deleted", async || fs::remove_dir_all(&dir).is_ok()).await;
 
-    // In the same shell, which has read the `dev.env` that is gone.
+    // In the same shell, which has sourced the deleted `dev.env`.
     let dev = Dev::start_in(&dir, &dev.env).await;
     let said = read(&dir.join("log"));
     let apart = dev.env["DATABASE_URL"].contains("%2Fvar%2Ftmp%2F");
@@ -483,13 +483,13 @@ async fn a_deleted_data_directory_is_begun_again() {
             url.split('@').nth(1).expect("a host").split("/postgres").next().expect("a path").replace("%2F", "/"),
         );
         assert!(home.starts_with("/var/tmp/sessiond-") || home.starts_with("/var/tmp"), "{}", home.display());
-        eventually("its database goes too", async || fs::remove_dir_all(&home).is_ok()).await;
+        eventually("its database is deleted too", async || fs::remove_dir_all(&home).is_ok()).await;
     }
 }
 
-/// A session signs out once; the next command is for the next one.
+/// A session signs out once; the next command needs another.
 #[tokio::test]
-async fn a_fresh_demo_session_is_one_command_away() {
+async fn demo_session_creates_another_session() {
     let dir = Dir::fresh("demo-session");
     let dev = Dev::start(&dir).await;
     let path = dir.to_str().expect("text");
@@ -504,7 +504,7 @@ async fn a_fresh_demo_session_is_one_command_away() {
         let grant: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
         (answer.status(), grant["access_token"].as_str().unwrap_or_default().to_owned())
     };
-    // The page shows the same session as the shell has.
+    // The page and the shell share the session.
     assert_eq!(terminal().await, (StatusCode::OK, first.clone()));
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&first)).await.0, StatusCode::OK);
     assert_eq!(terminal().await.0, StatusCode::NO_CONTENT);
@@ -521,7 +521,7 @@ async fn a_fresh_demo_session_is_one_command_away() {
     assert_says(&sessiond(&["demo-session", "--data-dir", "/nowhere"], &[]), false, "start one with ./run");
 }
 
-/// Runs a command to its end.
+/// Runs a command until it exits.
 pub fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
@@ -551,7 +551,7 @@ async fn an_operator_sets_up_a_database_by_hand() {
     assert_says(&sessiond(&["server-key", "create", "--project", "shop"], &env), true, "sdsk_");
     assert_says(&sessiond(&["server-key", "create", "--project", "none"], &env), false, "unknown project none");
 
-    // The tests' Postgres has fsync off, for speed: nothing to serve from.
+    // The tests' Postgres has fsync off, for speed: `serve` refuses it.
     assert_says(&sessiond(&serve, &env), false, "fsync off");
     let other = [env[0], ("SESSIOND_SEALING_KEY", "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")];
     let unsafely = [&serve[..], &["--allow-unsafe-durability"]].concat();
@@ -574,14 +574,14 @@ fn bad_settings_are_refused_by_name() {
     assert!(!String::from_utf8_lossy(&secret.stderr).contains("hunter2"));
 }
 
-/// Runs a command whose standard output is this.
+/// Runs a command with this standard output.
 fn sessiond_into(args: &[&str], env: &[(&str, &str)], stdout: Stdio) -> Output {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null()).stdout(stdout);
     command.stderr(Stdio::piped()).spawn().expect("starts").wait_with_output().expect("runs")
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe whose reader is closed.
 fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -592,7 +592,8 @@ fn full_disk() -> Stdio {
     File::options().write(true).open("/dev/full").expect("opens").into()
 }
 
-/// `sessiond … | true` and `>/dev/full`: every command fails in words, without a panic, and no secret is left that nobody saw.
+/// `sessiond … | true` and `>/dev/full`: every command fails with a message, without a panic, and no secret is left
+/// that nobody saw.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_panics_on_a_closed_or_full_standard_output() {
     let database = Database::create().await;
@@ -644,7 +645,7 @@ async fn no_command_panics_on_a_closed_or_full_standard_output() {
         }
         let list = sessiond_into(&["project", "list"], &env, closed_pipe());
         let told = String::from_utf8_lossy(&list.stderr);
-        assert!(!told.contains("sessiond: "), "a reader that has seen enough is told nothing: {told}");
+        assert!(!told.contains("sessiond: "), "no error if the reader has seen enough: {told}");
         let made = sessiond_into(&["server-key", "create", "--project", "shop"], &env, output());
         assert_says(&made, false, "could not be shown, so it was revoked");
     }
@@ -653,9 +654,9 @@ async fn no_command_panics_on_a_closed_or_full_standard_output() {
     assert!(keys.iter().all(|key| key["revoked_at"].is_string()), "a live key that nobody saw: {keys:?}");
     let endpoints = ids("backchannel");
     let added = endpoints.iter().filter(|endpoint| endpoint["url"] == "https://a-full-disk.example.org/").count();
-    assert_eq!(added, 1, "what was done stays done");
+    assert_eq!(added, 1, "a completed command stays done");
 
-    // Closed by the shell, or thrown away: the key is not even made.
+    // With standard output closed or discarded, the key is not created.
     for redirected in [">&-", ">/dev/null"] {
         let line = format!("exec {BINARY} server-key create --project shop {redirected}");
         let mut shell = Command::new("sh");
@@ -665,7 +666,7 @@ async fn no_command_panics_on_a_closed_or_full_standard_output() {
     assert_eq!(ids("server-key").len(), 4);
 }
 
-/// An empty list would read as good news.
+/// An empty list would be mistaken for good news.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_refuses_an_unknown_project() {
     let database = Database::create().await;
@@ -712,9 +713,9 @@ async fn every_command_refuses_an_unknown_project() {
     }
 }
 
-/// The manual is what the binary says of itself, every command there is; run with `ACCEPT=1` to write it anew.
+/// The manual is the help of every command. Run with `ACCEPT=1` to rewrite it.
 #[test]
-fn the_manual_is_what_the_binary_says() {
+fn the_manual_is_the_help_of_every_command() {
     let mut manual =
         "# Manual\n\nWhat `sessiond COMMAND --help` says. The procedures are in [operators.md](operators.md).\n"
             .to_owned();
@@ -743,7 +744,7 @@ fn the_manual_is_what_the_binary_says() {
     assert!(!String::from_utf8_lossy(&help.stdout).contains("hunter2"), "a secret in the help");
 }
 
-/// Adds what a command says of itself, and then what those below it do.
+/// Appends the help of a command and of its subcommands.
 fn explain(command: &mut Vec<String>, manual: &mut String, commands: &mut Vec<String>) {
     let args: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
     let help = sessiond(&args, &[("COLUMNS", "110")]);

@@ -1,4 +1,4 @@
-//! The clocks of machines are wrong: sessions are judged by the database's, and what cannot be undone waits until the two agree.
+//! Wrong system clocks: sessions are judged by the database's clock, and deletions wait until the two agree.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const SECOND: i64 = 1_000_000;
 const HOUR: i64 = 60 * 60 * SECOND;
 const DAY: i64 = 24 * HOUR;
 
-/// How far a machine's clock may be wrong: more than a grace, more than an access token lives, more than an idle session does.
+/// How wrong a system clock may be: more than a grace, an access token's lifetime, and an idle limit.
 const WRONG_BY: [i64; 6] = [90 * SECOND, -90 * SECOND, HOUR, -HOUR, 130 * DAY, -130 * DAY];
 
 fn sweeper(service: &Service) -> Sweeper {
@@ -36,10 +36,10 @@ fn gauge(page: &str, name: &str) -> f64 {
     value.expect(name).parse().expect("a number")
 }
 
-/// A refresh at one replica, the successor used by another tab, and the old token at the other replica: a late answer, and no
-/// thief.
+/// A refresh at one replica, a refresh with the successor by another tab, and the old token at the other replica: a
+/// late response, not theft.
 #[tokio::test]
-async fn an_honest_client_between_replicas_whose_clocks_differ_is_no_thief() {
+async fn an_honest_client_between_replicas_with_different_clocks_is_no_thief() {
     let service = Service::start().await;
     let right = service.replica_wrong_by(0).await;
     for wrong_by in WRONG_BY {
@@ -64,9 +64,9 @@ async fn an_honest_client_between_replicas_whose_clocks_differ_is_no_thief() {
     }
 }
 
-/// Times that one replica has written mean the same to the other: nothing is over too early or lives too long.
+/// Times written by one replica mean the same to the other: no session ends too early or too late.
 #[tokio::test]
-async fn sessions_end_at_their_time_on_every_replica() {
+async fn sessions_expire_at_the_same_time_on_every_replica() {
     let service = Service::start().await;
     let (behind, ahead) = (service.replica_wrong_by(-HOUR).await, service.replica_wrong_by(HOUR).await);
     for (here, there) in [(&behind, &ahead), (&ahead, &behind)] {
@@ -84,9 +84,9 @@ async fn sessions_end_at_their_time_on_every_replica() {
     }
 }
 
-/// An operator sees it; the replica goes on, because it goes by the database's clock.
+/// The difference is reported; the replica keeps working, because it uses the database's clock.
 #[tokio::test]
-async fn a_wrong_clock_is_shown_and_does_no_harm() {
+async fn a_wrong_clock_is_reported_and_does_no_harm() {
     let service = Service::start().await;
     for wrong_by in [HOUR, -90 * SECOND] {
         let wrong = service.replica_wrong_by(wrong_by).await;
@@ -99,7 +99,7 @@ async fn a_wrong_clock_is_shown_and_does_no_harm() {
         assert!((0.0..1.0).contains(&gauge(&page, "sessiond_clock_error_seconds")), "{page}");
         let ready = async || wrong.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status();
         eventually("it is ready", async || ready().await == StatusCode::OK).await;
-        // Somebody sets the machine's clock while it runs.
+        // The system clock is set at run time.
         let before = wrong.clock.now();
         wrong.clock.set(Timestamp::from_seconds(1_000_000_000));
         assert!(wrong.clock.now().since(before) < Duration::from_secs(20) && wrong.clock.now() >= before);
@@ -107,7 +107,7 @@ async fn a_wrong_clock_is_shown_and_does_no_harm() {
     }
 }
 
-/// Nothing is judged before it is known what time the database has.
+/// No decision is made before the database's time is known.
 #[tokio::test]
 async fn a_replica_that_does_not_know_the_time_is_not_ready() {
     let service = Service::start().await;
@@ -123,9 +123,10 @@ async fn a_replica_that_does_not_know_the_time_is_not_ready() {
     assert!(!is_unready(&app.readiness().await));
 }
 
-/// One replica's clock is months ahead, or behind: its sweep removes nothing, and another's only what is due by the database's.
+/// One replica's clock is months ahead, or behind: its sweep deletes nothing, and the other's deletes only what is due
+/// by the database's clock.
 #[tokio::test]
-async fn a_sweep_removes_nothing_while_the_clocks_differ() {
+async fn a_sweep_deletes_nothing_while_the_clocks_differ() {
     let service = Service::start().await;
     let right = service.replica_wrong_by(0).await;
     for number in 0..30 {
@@ -146,7 +147,7 @@ async fn a_sweep_removes_nothing_while_the_clocks_differ() {
         }
         let refused = sweeper(&wrong).run_once().await.expect_err("the clocks differ");
         assert!(matches!(refused, SweepError::Clocks(_)), "{refused:?}");
-        // One that agreed with the database until somebody set it.
+        // A replica that agreed with the database until its clock was set.
         let set = service.replica_wrong_by(0).await;
         set.clock.set(Timestamp::from_micros(set.clock.now().as_micros() + wrong_by));
         sweeper(&set).run_once().await.expect_err("the clocks differ");
@@ -156,9 +157,9 @@ async fn a_sweep_removes_nothing_while_the_clocks_differ() {
     assert_eq!(sessions, 1, "what is due by the database's clock");
 }
 
-/// A pass that was noted in the future, by a clock that was wrong, does not keep the next one waiting.
+/// A pass recorded in the future, by a wrong clock, does not delay the next one.
 #[tokio::test]
-async fn a_pass_from_the_future_delays_no_sweep() {
+async fn a_pass_in_the_future_does_not_delay_the_sweep() {
     let service = Service::start().await;
     let right = service.replica_wrong_by(0).await;
     sweeper(&right).run_once().await.expect("sweeps");
@@ -169,9 +170,9 @@ async fn a_pass_from_the_future_delays_no_sweep() {
     assert_eq!(step, Step::Resting);
 }
 
-/// Keys that a clock ahead has made: who is behind it signs with them all the same.
+/// Keys created by a clock that is ahead: a replica that is behind still signs with them.
 #[tokio::test]
-async fn keys_younger_than_the_clock_sign() {
+async fn keys_from_the_future_sign() {
     let service = Service::start().await;
     let behind = service.replica().await;
     behind.clock.set(Timestamp::from_micros(service.clock.now().as_micros() - HOUR));

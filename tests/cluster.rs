@@ -27,15 +27,15 @@ use sessiond::cluster::Options;
 use tokio::time;
 use tokio_postgres::NoTls;
 
-/// Nothing here sleeps for a fixed time; this only bounds the wait for what never comes.
+/// Bounds the wait for things that never happen; nothing here sleeps for a fixed time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Set for the process that `Owner` starts, which is this test binary again.
+/// Set in the environment of the process that `Owner` starts, which is this test binary again.
 const OWNER_DIR: &str = "SESSIOND_TEST_OWNER_DIR";
 const OWNER_IS_DISPOSABLE: &str = "SESSIOND_TEST_OWNER_IS_DISPOSABLE";
 
 #[tokio::test]
-async fn a_fresh_cluster_is_durable_and_on_no_network() {
+async fn a_new_cluster_is_durable_and_not_on_the_network() {
     let scratch = Scratch::new("fresh");
     let cluster = scratch.start(Durability::Full).await;
     assert!(cluster.is_new());
@@ -58,7 +58,7 @@ async fn a_fresh_cluster_is_durable_and_on_no_network() {
 }
 
 #[tokio::test]
-async fn data_survive_a_restart() {
+async fn data_survives_a_restart() {
     let scratch = Scratch::new("restart");
     let cluster = scratch.start(Durability::Full).await;
     ask(&cluster.database_url("postgres"), "CREATE DATABASE \"other one\"").await;
@@ -74,7 +74,7 @@ async fn data_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn a_server_stopped_either_way_comes_back_on_the_same_socket() {
+async fn a_server_stopped_either_way_restarts_on_the_same_socket() {
     let scratch = Scratch::new("outage");
     let mut cluster = scratch.start(Durability::Disposable).await;
     let url = cluster.database_url("postgres");
@@ -102,7 +102,7 @@ async fn a_disposable_cluster_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn postgres_ends_with_its_owner() {
+async fn postgres_stops_with_its_owner() {
     let scratch = Scratch::new("owner");
     let mut owner = Owner::start(&scratch, Durability::Full);
     write(&owner.url).await;
@@ -115,7 +115,7 @@ async fn postgres_ends_with_its_owner() {
 }
 
 #[tokio::test]
-async fn a_successor_need_not_wait_for_the_end_of_its_predecessor() {
+async fn a_new_owner_does_not_wait_for_the_old_one_to_exit() {
     let scratch = Scratch::new("successor");
     let mut owner = Owner::start(&scratch, Durability::Full);
     write(&owner.url).await;
@@ -128,7 +128,7 @@ async fn a_successor_need_not_wait_for_the_end_of_its_predecessor() {
 }
 
 #[tokio::test]
-async fn the_watchdog_clears_away_what_a_killed_owner_meant_to() {
+async fn the_watchdog_cleans_up_after_a_killed_owner() {
     let scratch = Scratch::new("killed-disposable");
     let mut owner = Owner::start(&scratch, Durability::Disposable);
     owner.kill();
@@ -136,7 +136,7 @@ async fn the_watchdog_clears_away_what_a_killed_owner_meant_to() {
 }
 
 #[tokio::test]
-async fn an_orphan_is_stopped_by_the_next_start() {
+async fn an_orphaned_server_is_stopped_by_the_next_start() {
     let scratch = Scratch::new("orphan");
     let mut owner = Owner::start(&scratch, Durability::Full);
     write(&owner.url).await;
@@ -197,7 +197,7 @@ async fn one_directory_has_one_owner() {
 }
 
 #[tokio::test]
-async fn an_unfinished_creation_is_begun_again() {
+async fn an_unfinished_creation_is_restarted() {
     let scratch = Scratch::new("unfinished");
     let cluster = scratch.start(Durability::Full).await;
     let home = cluster.log().parent().expect("the log is in a directory").to_path_buf();
@@ -210,9 +210,9 @@ async fn an_unfinished_creation_is_begun_again() {
     cluster.stop().await.expect("it stops");
 }
 
-/// After a power failure the process id in a stale pid file can be some other program's of the same user.
+/// After a power failure the process id in a stale pid file can belong to another program of the same user.
 #[tokio::test]
-async fn a_pid_file_that_names_a_stranger_is_in_nobodys_way() {
+async fn a_pid_file_that_names_another_program_does_no_harm() {
     let scratch = Scratch::new("stranger");
     let cluster = scratch.start(Durability::Full).await;
     let data = cluster.log().with_file_name("data");
@@ -233,7 +233,7 @@ async fn a_pid_file_that_names_a_stranger_is_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_start_has_the_last_word() {
+async fn the_log_of_a_server_that_does_not_start_is_reported() {
     let scratch = Scratch::new("last-word");
     let mut options = scratch.options(Durability::Disposable);
     options.settings.push(("max_connections".to_owned(), "lots".to_owned()));
@@ -244,7 +244,7 @@ async fn a_server_that_does_not_start_has_the_last_word() {
 }
 
 #[tokio::test]
-async fn no_server_installed_is_said_before_anything_is_created() {
+async fn a_missing_server_is_reported_before_anything_is_created() {
     let scratch = Scratch::new("none");
     let mut options = scratch.options(Durability::Full);
     options.postgres_bin = Some(scratch.0.clone());
@@ -254,9 +254,9 @@ async fn no_server_installed_is_said_before_anything_is_created() {
     assert!(!scratch.data_dir().exists());
 }
 
-/// Below `/root`, say: the server's user cannot go there, so the data are kept where it can.
+/// For example below `/root`: the server's user has no access, so the data are stored elsewhere.
 #[tokio::test]
-async fn a_directory_closed_to_the_servers_user_is_no_obstacle_to_root() {
+async fn root_may_use_a_directory_closed_to_the_servers_user() {
     if !is_root() {
         return;
     }
@@ -270,7 +270,7 @@ async fn a_directory_closed_to_the_servers_user_is_no_obstacle_to_root() {
     assert!(!home.exists());
 }
 
-/// Not a test: the process that `Owner` starts. It ends with the test, whose end closes its standard input.
+/// Not a test: the process that `Owner` starts. It exits when the test closes its standard input.
 #[tokio::test]
 #[ignore = "other tests run it, in a process to be killed"]
 async fn an_owner_to_kill() {
@@ -314,7 +314,7 @@ impl Owner {
     }
 }
 
-/// A child that does not outlive the test.
+/// A child process that is killed on drop.
 struct Reaped(Child);
 
 impl Drop for Reaped {
@@ -324,7 +324,7 @@ impl Drop for Reaped {
     }
 }
 
-/// A directory of one test's own.
+/// A directory for one test.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -368,7 +368,7 @@ async fn written(url: &str) -> String {
     ask(url, "SELECT count(*) FROM kept").await
 }
 
-/// Runs one statement on a connection of its own, and returns what it answers first, as text.
+/// Runs one statement on a new connection, and returns the first value as text.
 async fn ask(url: &str, sql: &str) -> String {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("Postgres accepts connections");
     let connection = tokio::spawn(connection);
@@ -399,7 +399,7 @@ fn pid(pid: u32) -> Pid {
     i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id")
 }
 
-/// Whether there is such a process. One of another user is there, too.
+/// Whether the process exists, also of another user.
 fn is_alive(process: u32) -> bool {
     test_kill_process(pid(process)) != Err(Errno::SRCH)
 }
@@ -408,7 +408,7 @@ fn kill(process: u32) {
     kill_process(pid(process), Signal::KILL).expect("it is ours");
 }
 
-/// As Linux says it. Where there is no `/proc`, as on macOS, `ps` is part of the system.
+/// From `/proc` on Linux; elsewhere, as on macOS, from `ps`.
 fn parent_of(process: u32) -> u32 {
     let parent = match fs::read_to_string(format!("/proc/{process}/status")) {
         Ok(status) => status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").to_owned(),

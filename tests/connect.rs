@@ -1,4 +1,4 @@
-//! The way to the database: what is given to whom on it, what stands on it, and what is said when it leads nowhere.
+//! The connection to the database: credentials, TLS, settings, and error messages.
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ async fn unreachable(url: &str) -> String {
     }
 }
 
-/// Someone who answers in the database's place: no TLS, and this request for a password. Notes all that is sent to it.
+/// A fake database: no TLS, and this request for a password. Records everything that it receives.
 async fn impostor(request: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
@@ -85,7 +85,7 @@ async fn impostor(request: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
 /// `AuthenticationCleartextPassword`, and `AuthenticationMD5Password` with a salt.
 const REQUESTS: [&[u8]; 2] = [b"R\0\0\0\x08\0\0\0\x03", b"R\0\0\0\x0c\0\0\0\x05salt"];
 
-/// Whoever answers without TLS is given no password: neither in clear, nor as a hash that can be guessed.
+/// Without TLS no password is sent, neither in clear, nor as a hash that can be guessed.
 #[tokio::test]
 async fn a_password_is_never_sent_in_clear_or_as_md5_without_tls() {
     for request in REQUESTS {
@@ -101,12 +101,12 @@ async fn a_password_is_never_sent_in_clear_or_as_md5_without_tls() {
     }
 }
 
-/// A host elsewhere that has no TLS is not even told who we are, each of several for itself.
+/// Another machine without TLS does not even learn the user's name; each of several hosts by itself.
 #[tokio::test]
-async fn another_machine_without_tls_is_told_nothing() {
+async fn another_machine_without_tls_learns_nothing() {
     let (addr, heard) = impostor(REQUESTS[0]).await;
     let port = addr.port();
-    // `hostaddr` is where it leads, `host` what it is called: a name of another machine would be looked up.
+    // `hostaddr` is the address, `host` the name: the name of another machine would be resolved.
     for url in [
         format!("host=127.0.0.1 hostaddr=127.0.0.1 port={port} user=u password={PASSWORD} sslmode=require"),
         format!("postgres://u:{PASSWORD}@127.0.0.1:{port}/d?sslmode=verify-ca"),
@@ -119,7 +119,7 @@ async fn another_machine_without_tls_is_told_nothing() {
     }
 }
 
-/// A way to the database over TLS, with a certificate of the test's own, as `localhost`.
+/// A TLS proxy to the database, with the test's certificate, as `localhost`.
 struct Front {
     port: u16,
     database: String,
@@ -132,7 +132,7 @@ impl Front {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let key = provider.key_provider.load_private_key(key).expect("a key");
-        // Whether the key is that of the certificate, the client finds out.
+        // The client checks that the key matches the certificate.
         let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -175,9 +175,9 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("makes a certificate")
 }
 
-/// What each `sslmode` accepts, and what is said of what it does not.
+/// What each `sslmode` accepts, and the errors for the rest.
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_are_checked_as_each_sslmode_says() {
+async fn each_sslmode_verifies_certificates_as_documented() {
     let (trusted, stranger, key) = (authority(), authority(), KeyPair::generate().expect("a key"));
     let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
     let made = params.signed_by(&key, &trusted).expect("signs");
@@ -205,7 +205,7 @@ async fn certificates_are_checked_as_each_sslmode_says() {
             }
         }
     }
-    // The same in the other form of a URL, and by the flag.
+    // The same in the other URL form, and by the flag.
     let url = format!("host=localhost port={} user=postgres dbname={} sslmode=verify-full", front.port, front.database);
     assert!(unreachable(&url).await.contains("sslrootcert=FILE"));
     let by_flag =
@@ -213,7 +213,7 @@ async fn certificates_are_checked_as_each_sslmode_says() {
     Store::new(&by_flag, Metrics::default()).expect("a good URL").reach().await.expect("is trusted");
 }
 
-/// A certificate of X.509 version 1, as old scripts make them.
+/// A certificate of X.509 version 1, as old scripts create.
 const VERSION_1: &str = "-----BEGIN CERTIFICATE-----
 MIIBIzCBywIUD5becoXJWnhZhZhfNdHSGvURasowCgYIKoZIzj0EAwIwFDESMBAG
 A1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNzAwNTMyMloYDzIxMjYxMTAzMDA1MzIy
@@ -225,9 +225,9 @@ MgDYi6gccg==
 -----END CERTIFICATE-----
 ";
 
-/// What a server makes for itself is not accepted unseen, and what to do about it is said.
+/// A self-signed certificate is not accepted by default, and the error says what to do.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_the_server_signed_itself_is_explained() {
+async fn the_error_for_a_self_signed_certificate_says_what_to_do() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
     let (front, _database) = Front::with(vec![made.cert.der().clone()], &made.signing_key).await;
     let said = unreachable(&front.url("localhost", "sslmode=require")).await;
@@ -244,16 +244,16 @@ async fn a_certificate_that_the_server_signed_itself_is_explained() {
     assert!(said.contains("before X.509v3") && said.contains("openssl req -x509"), "{said}");
 }
 
-/// Signs out over REST: the status, and when to try again.
+/// Signs out over REST. Returns the status and `Retry-After`.
 async fn sign_out(service: &Service, token: &str) -> (StatusCode, Option<String>) {
     let response = service.wires.http(Method::DELETE, "/auth/sessions/current", bearer(token), "").await;
     let retry = response.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
     (response.status(), retry)
 }
 
-/// What means "not now" is a 503 that says when to try again, in whatever language; what does not is our bug.
+/// Temporary errors are a 503 with `Retry-After`, in any language; others are bugs of ours.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_means_not_now_is_a_503_in_every_language() {
+async fn temporary_errors_are_a_503_in_every_language() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     service
@@ -286,9 +286,9 @@ async fn what_means_not_now_is_a_503_in_every_language() {
     assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::OK);
 }
 
-/// A DBA cancels the statement, or ends its process, while it waits.
+/// An administrator cancels the statement, or terminates its process, while it waits.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_statement_that_is_cancelled_is_a_503() {
+async fn a_cancelled_statement_is_a_503() {
     let service = Service::start().await;
     for end in ["pg_cancel_backend", "pg_terminate_backend"] {
         let phone = service.sign_in("ada", "phone").await;
@@ -305,7 +305,7 @@ async fn a_statement_that_is_cancelled_is_a_503() {
                 !service.database.lines(&query).await.is_empty()
             })
             .await;
-            // One that ended with its connection may be tried again.
+            // A statement whose connection ended may be retried.
             client.batch_execute("ROLLBACK").await.expect("lets go");
         });
         match end {
@@ -316,9 +316,10 @@ async fn a_statement_that_is_cancelled_is_a_503() {
     }
 }
 
-/// Whatever the database's defaults are: tables elsewhere of the same names, and an isolation that makes refreshes collide.
+/// Whatever the database's defaults: tables of the same names elsewhere, and an isolation level that makes refreshes
+/// conflict.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_we_rely_on_is_set_whatever_the_database_says() {
+async fn required_settings_override_the_databases_defaults() {
     let database = Database::create().await;
     let name = database.lines("SELECT current_database()").await.remove(0);
     database
@@ -346,9 +347,9 @@ async fn what_we_rely_on_is_set_whatever_the_database_says() {
     assert_eq!(service.database.lines("SELECT count(*) FROM elsewhere.sessions").await, ["0"]);
 }
 
-/// The tables may be in a schema of their own, if the URL says so; if only the role does, what to add is said.
+/// The tables may be in another schema if the URL says so; if only the role does, the error says what to add.
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_in_a_schema_of_their_own_are_found_by_the_url() {
+async fn the_url_selects_the_schema_of_the_tables() {
     let database = Database::create_empty().await;
     database.run("CREATE SCHEMA own").await;
     let url = format!("{}?options=-c%20search_path%3Down", database.url);
@@ -361,9 +362,9 @@ async fn tables_in_a_schema_of_their_own_are_found_by_the_url() {
     assert!(said.contains("in the schema own"), "{said}");
 }
 
-/// What will not heal by itself is said at once, in the database's words, and first.
+/// Permanent errors are reported at once, with the database's own message first.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_databases_own_words_come_first_and_at_once() {
+async fn permanent_errors_are_reported_at_once_in_the_databases_words() {
     let cluster = Cluster::start(disposable("words")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     let hba = database.lines("SELECT current_setting('hba_file')").await.remove(0);
@@ -374,7 +375,7 @@ async fn the_databases_own_words_come_first_and_at_once() {
         .await;
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
     let as_user = |user: &str| database.url.replace("postgres://postgres@", &format!("postgres://{user}@"));
-    // A line end behind the URL is none of its own.
+    // A newline after the URL is ignored.
     let right = format!("{}\n", as_user("locked:right"));
     eventually("the rule holds", async || store(&as_user("locked:wrong")).reach().await.is_err()).await;
     store(&right).reach().await.expect("is let in");
@@ -391,7 +392,7 @@ async fn the_databases_own_words_come_first_and_at_once() {
             assert!(!String::from_utf8_lossy(&output.stderr).contains("waiting"), "{command:?}");
         }
     }
-    // What may heal is waited for, and each line says what the matter is.
+    // Temporary errors are retried, and each log line names the problem.
     let full = sessiond(&["migrate"], &[("DATABASE_URL", &as_user("full_up"))]);
     let said = String::from_utf8_lossy(&[full.stdout, full.stderr].concat()).into_owned();
     let waits: Vec<&str> = said.lines().filter(|line| line.contains("waiting for the database")).collect();
@@ -403,9 +404,9 @@ async fn the_databases_own_words_come_first_and_at_once() {
     cluster.stop().await.expect("stops");
 }
 
-/// What the tables cannot be kept in is refused at the start.
+/// An unsuitable encoding is refused at the start.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_in_another_encoding_is_refused_in_words() {
+async fn a_database_in_another_encoding_is_refused() {
     let database = Database::create_empty().await;
     database.run("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let (before, _) = database.url.rsplit_once('/').expect("a database");
@@ -415,7 +416,7 @@ async fn a_database_in_another_encoding_is_refused_in_words() {
     }
 }
 
-/// A command under way.
+/// A running command.
 fn spawn(args: &[&str], url: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.args(args).env_clear().env("DATABASE_URL", url).env("SESSIOND_SEALING_KEY", SEALING_KEY);
@@ -430,7 +431,7 @@ async fn end(child: Child) -> Output {
     tokio::task::spawn_blocking(move || child.wait_with_output().expect("a child")).await.expect("ends")
 }
 
-/// Catches signals itself, as a process must that has the id 1: the kernel gives that one no default.
+/// Handles signals itself, as a process with id 1 must: the kernel gives it no default action.
 #[cfg(target_os = "linux")]
 fn catches(child: &Child, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
@@ -438,11 +439,11 @@ fn catches(child: &Child, signal: Signal) -> bool {
     u64::from_str_radix(mask.trim(), 16).expect("a mask") >> (signal.as_raw() - 1) & 1 == 1
 }
 
-/// SIGTERM and SIGINT while there is no database.
+/// SIGTERM and SIGINT while the database is down.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_waits_for_the_database_stops_when_told_to() {
-    // It lets nobody in, and says nothing.
+async fn commands_that_wait_for_the_database_stop_on_signals() {
+    // It accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("postgres://u@{}/d", silent.local_addr().expect("bound"));
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
@@ -464,11 +465,11 @@ async fn whatever_waits_for_the_database_stops_when_told_to() {
     }
 }
 
-/// Whoever is in the way is named, and waited for as long as was said.
+/// The blocking client is named, and waited for as long as configured.
 #[tokio::test(flavor = "multi_thread")]
-async fn migrate_waits_for_those_in_the_way_and_says_for_whom() {
+async fn migrate_waits_for_blocking_clients_and_names_them() {
     let database = Database::create().await;
-    // A wait that the server cuts short is not the migration's failure.
+    // A wait that the server cuts short does not fail the migration.
     let name = database.lines("SELECT current_database()").await.remove(0);
     database.run(&format!("ALTER DATABASE {name} SET statement_timeout = '800ms'")).await;
     let holder = async || {
@@ -496,9 +497,9 @@ async fn migrate_waits_for_those_in_the_way_and_says_for_whom() {
     }
 }
 
-/// Told to stop in the middle of a migration: the command ends at once, and the server soon takes back what it began.
+/// Stopped during a migration: the command exits at once, and the server soon rolls the migration back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_that_is_stopped_is_taken_back() {
+async fn an_interrupted_migration_is_rolled_back() {
     let database = Database::create().await;
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
@@ -509,7 +510,7 @@ async fn a_migration_that_is_stopped_is_taken_back() {
     let told = Instant::now();
     send(&child, Signal::TERM);
     let output = end(child).await;
-    assert_says(&output, false, "stopped before it was done");
+    assert_says(&output, false, "stopped before it finished");
     assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
     let ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sessiond'";
     eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
@@ -520,9 +521,9 @@ async fn readyz(service: &Service) -> (StatusCode, String) {
     (response.status(), String::from_utf8_lossy(response.body()).into_owned())
 }
 
-/// A migration is taken back under a running server.
+/// A migration is reverted under a running server.
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_that_are_not_this_binarys_are_seen_by_readiness() {
+async fn a_reverted_migration_fails_readiness() {
     let service = Service::start().await;
     eventually("ready", async || readyz(&service).await.0 == StatusCode::OK).await;
     service
@@ -537,22 +538,22 @@ async fn tables_that_are_not_this_binarys_are_seen_by_readiness() {
         status == StatusCode::SERVICE_UNAVAILABLE && said.contains("the database lacks migrations")
     })
     .await;
-    // One that is ahead is fine: migrations come before the binaries that need them.
+    // A newer schema is fine: migrations run before the binaries that need them.
     service
         .database
         .run("DROP TABLE __diesel_schema_migrations; ALTER TABLE kept RENAME TO __diesel_schema_migrations")
         .await;
     service.database.run("INSERT INTO __diesel_schema_migrations VALUES ('20991231000001', now())").await;
     eventually("ready again", async || readyz(&service).await.0 == StatusCode::OK).await;
-    // Without the tables it is an outage, and no bug.
+    // Missing tables are an outage, not a bug.
     let phone = service.sign_in("ada", "phone").await;
     service.database.run("ALTER TABLE sessions RENAME TO gone").await;
     assert_eq!(sign_out(&service, &phone.access_token).await, (StatusCode::SERVICE_UNAVAILABLE, Some("1".to_owned())));
 }
 
-/// A replica with another sealing key could open no session.
+/// A replica with another sealing key could not create sessions.
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_do_not_open_are_seen_by_readiness() {
+async fn keys_that_cannot_be_opened_fail_readiness() {
     let service = Service::start().await;
     let found = service.app.readiness().await;
     assert!(!found.iter().any(|reason| matches!(reason, NotReady::Keys(_))), "{found:?}");

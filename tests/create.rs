@@ -1,4 +1,4 @@
-//! Opening a session.
+//! Creating sessions.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ fn string(text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_session_says_what_its_creator_said() {
+async fn a_session_has_the_properties_it_was_created_with() {
     let service = Service::start().await;
     let now = service.clock.now();
     for wire in Wire::ALL {
@@ -88,7 +88,7 @@ async fn an_access_token_never_outlives_its_session() {
 }
 
 #[tokio::test]
-async fn a_repeat_answers_with_the_same_session() {
+async fn a_repeat_returns_the_same_session() {
     let service = Service::start().await;
     let asked = CreateSessionRequest {
         request_id: Some("7b54bd43-2d0d-4a2e-93d0-0a2f1d7c5d3b".into()),
@@ -119,7 +119,7 @@ async fn a_repeat_answers_with_the_same_session() {
     service.revoke_current(Wire::Rest, bearer(&first.access_token)).await.expect("signs out");
     assert_refused!(service.create(Wire::Rest, asked), "SCHEMA_ERROR");
 
-    // Once its client has gone on, a second holder of the chain would end the session for both.
+    // After its client has refreshed, a second holder of the chain would end the session for both.
     let asked =
         CreateSessionRequest { request_id: Some("5d1c61b2-84dc-4a8c-9ed0-7c4e2f4bd2f5".into()), ..request("ada") };
     let mut phone = service.device(service.create(Wire::Rest, asked.clone()).await.expect("opens"));
@@ -129,7 +129,7 @@ async fn a_repeat_answers_with_the_same_session() {
 }
 
 #[tokio::test]
-async fn re_authentication_ends_the_session_it_replaces() {
+async fn reauthentication_revokes_the_replaced_session() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let bobs = service.sign_in("bob", "phone").await;
@@ -143,7 +143,7 @@ async fn re_authentication_ends_the_session_it_replaces() {
     assert_refused!(service.create(Wire::Rest, of_another), "SESSION_NOT_FOUND");
     assert!(bobs.is_signed_in().await);
 
-    // The refusal left no trace: the same request id is free for a better try.
+    // The refusal has no effect: the same request id can be used again.
     let own =
         CreateSessionRequest { replaces_session_id: Some(phone.session.clone()), request_id: id, ..request("ada") };
     service.create(Wire::Rest, own).await.expect("opens");
@@ -151,7 +151,7 @@ async fn re_authentication_ends_the_session_it_replaces() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_with_the_field_named() {
+async fn invalid_fields_are_refused_by_name() {
     let service = Service::start().await;
     let reserved = Struct { fields: BTreeMap::from([("sub".into(), string("eve"))]) };
     let large = Struct { fields: BTreeMap::from([("x".into(), string(&"x".repeat(5_000)))]) };
@@ -161,7 +161,7 @@ async fn what_does_not_fit_is_refused_with_the_field_named() {
         (CreateSessionRequest { expires_in_millis: Some(31_708_800_001), ..request("ada") }, "expires_in_millis"),
         (CreateSessionRequest { idle_timeout_millis: Some(0), ..request("ada") }, "idle_timeout_millis"),
         (CreateSessionRequest { request_id: Some("one".into()), ..request("ada") }, "request_id"),
-        // What an unset variable holds: two sign-ins would share one session.
+        // The value of an unset variable: two sign-ins would share one session.
         (CreateSessionRequest { request_id: Some(Uuid::nil().to_string()), ..request("ada") }, "request_id"),
         (CreateSessionRequest { request_id: Some(Uuid::max().to_string()), ..request("ada") }, "request_id"),
         (
@@ -179,9 +179,9 @@ async fn what_does_not_fit_is_refused_with_the_field_named() {
     }
 }
 
-/// A header that a client made up must not keep its user from signing in: it is cut, cleaned or left out.
+/// A malformed header must not prevent a sign-in: it is cut, cleaned or dropped.
 #[tokio::test]
-async fn what_describes_a_device_never_refuses_a_sign_in() {
+async fn malformed_device_details_never_prevent_a_sign_in() {
     let service = Service::start().await;
     let described = |name: &str, user_agent: &str, ip: &str| CreateSessionRequest {
         device_name: Some(name.into()),
@@ -206,7 +206,7 @@ async fn what_describes_a_device_never_refuses_a_sign_in() {
 }
 
 #[tokio::test]
-async fn only_a_service_opens_sessions() {
+async fn only_a_service_creates_sessions() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let cases: [(HeaderMap, &str); 4] = [
@@ -224,7 +224,7 @@ async fn only_a_service_opens_sessions() {
 
 /// Another process may have created the project a moment ago.
 #[tokio::test]
-async fn a_project_works_from_the_moment_it_is_there() {
+async fn a_project_works_as_soon_as_it_exists() {
     let service = Service::start().await;
     let project = ProjectId::parse("brand-new").expect("a name");
     service.app.project_create(project.clone(), Policy::default()).await.expect("creates");
@@ -233,9 +233,9 @@ async fn a_project_works_from_the_moment_it_is_there() {
     service.revoke_current(Wire::Rest, bearer(&created.access_token)).await.expect("signs out");
 }
 
-/// What is no message of the method is the caller's mistake, and not our internal error.
+/// A malformed message is the caller's error, not an internal one.
 #[tokio::test]
-async fn bytes_that_are_no_message_are_refused_as_such() {
+async fn malformed_messages_are_refused_as_such() {
     let service = Service::start().await;
     let not_text: Vec<u8> = vec![0xff];
     let too_large: Vec<u8> = vec![b'x'; 600 * 1024];

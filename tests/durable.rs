@@ -1,5 +1,5 @@
-//! Nothing that was acknowledged is lost with a primary, and nobody believes one that was deposed: over a real pair of servers
-//! with synchronous replication.
+//! No acknowledged write is lost with a primary, and no deposed primary is trusted: with a real pair of servers in
+//! synchronous replication.
 
 use std::time::{Duration, Instant};
 
@@ -27,10 +27,10 @@ use crate::{
 
 const UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 
-/// Longer than any answer may be out of date, and than a busy machine takes.
+/// Longer than any answer may be stale, with leeway for a busy machine.
 const BOUND: Duration = Duration::from_secs(8);
 
-/// No operation gives up by itself: what ends its wait is the test.
+/// Operations do not time out by themselves: the test ends their wait.
 fn patient(url: &str) -> Options {
     Options { demand: Demand::Durable, ..options(url) }
 }
@@ -39,10 +39,10 @@ fn demanding(url: &str) -> Options {
     Options { demand: Demand::Durable, ..hasty(url) }
 }
 
-/// After a cancelled wait Postgres commits locally and says so in a warning; after a terminated one the retry finds the row.
-/// Neither is an acknowledgement, and neither is the row that the first try has left.
+/// After a cancelled wait Postgres commits locally with a warning; after a terminated one the retry finds the row.
+/// Neither is an acknowledgement, and neither is the row of the first attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sign_out_whose_wait_was_cut_short_is_no_success_and_neither_is_its_retry() {
+async fn a_sign_out_whose_wait_was_cut_short_fails_and_so_does_its_retry() {
     let mut pair = Pair::start("cut-short").await;
     let service = Service::start_by(pair.database(), &patient(&pair.database().url)).await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
@@ -54,7 +54,7 @@ async fn a_sign_out_whose_wait_was_cut_short_is_no_success_and_neither_is_its_re
     };
     cancelled(&phone).await;
     assert!(!phone.is_signed_in().await, "Postgres has committed it all the same");
-    // Each retry waits for itself.
+    // Each retry waits for its own commit.
     cancelled(&phone).await;
     cancelled(&phone).await;
 
@@ -72,7 +72,7 @@ async fn a_sign_out_whose_wait_was_cut_short_is_no_success_and_neither_is_its_re
         let answer = device.sign_out().await.expect("the standby has it");
         assert_eq!(answer.already_revoked, Some(true));
     }
-    // The primary is lost: what was acknowledged is there.
+    // The primary is lost: every acknowledged write survives.
     pair.primary.stop_server(Mode::Immediate).await.expect("stops");
     pair.promote().await;
     for device in [&phone, &laptop] {
@@ -83,9 +83,9 @@ async fn a_sign_out_whose_wait_was_cut_short_is_no_success_and_neither_is_its_re
     pair.stop().await;
 }
 
-/// The warning is all that tells such a commit from others. A role or a database may be set to send none.
+/// Only the warning distinguishes such a commit. A role or a database may be configured to send none.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_wait_is_noticed_where_clients_are_sent_no_warnings() {
+async fn a_cancelled_wait_is_noticed_without_warnings() {
     let mut pair = Pair::start("quiet").await;
     pair.database().run("ALTER DATABASE postgres SET client_min_messages = 'error'").await;
     let service = Service::start_by(pair.database(), &patient(&pair.database().url)).await;
@@ -97,7 +97,7 @@ async fn a_cancelled_wait_is_noticed_where_clients_are_sent_no_warnings() {
     pair.stop().await;
 }
 
-/// A primary that starts again shows what it had not replicated.
+/// A restarted primary shows writes that it had not replicated.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_of_the_primary_a_repeated_sign_out_waits_for_the_standby() {
     let mut pair = Pair::start("restart").await;
@@ -116,10 +116,10 @@ async fn after_a_restart_of_the_primary_a_repeated_sign_out_waits_for_the_standb
     pair.stop().await;
 }
 
-/// Every answer that acknowledges what somebody else wrote: sign-outs, repeats by `request_id`, the same successor,
-/// cut-offs and erasures with nothing left to do, keys that were revoked before.
+/// Every answer that acknowledges an earlier write: sign-outs, repeats by `request_id`, the same successor, cut-offs
+/// and erasures with nothing left to do, keys already revoked.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_rests_on_a_row_of_somebody_else_waits_for_the_standby() {
+async fn an_answer_that_rests_on_an_earlier_write_waits_for_the_standby() {
     let mut pair = Pair::start("repeats").await;
     let service = &Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
     let admin = &bearer(service.admin_key().await.expose_secret());
@@ -213,8 +213,8 @@ async fn is_revoked_before(service: &Service, key: KeyId) -> bool {
     matches!(service.app.server_key_revoke(key).await, Ok(Taken::Before))
 }
 
-/// A server process that waits for a standby does not notice that its client has left. It counts all the same, so that no
-/// other application is locked out.
+/// A server process that waits for a standby does not notice that its client has disconnected. It still counts as a
+/// connection, so that other applications are not locked out.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_stay_within_their_maximum_while_every_commit_waits() {
     let mut pair = Pair::start("crowd").await;
@@ -251,10 +251,10 @@ async fn connections_stay_within_their_maximum_while_every_commit_waits() {
     pair.stop().await;
 }
 
-/// The standby is promoted and the old primary lives on, as when Patroni dies on one machine. A replica that knows both hosts
-/// moves, and does not go back.
+/// The standby is promoted and the old primary stays up, as when Patroni dies on one machine. A replica that knows both
+/// hosts moves to the new one, and does not go back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_knows_both_hosts_moves_to_the_one_that_was_promoted() {
+async fn a_replica_that_knows_both_hosts_moves_to_the_new_primary() {
     let mut pair = Pair::start("moves").await;
     let first = Service::start_on(pair.database()).await;
     let mover = first.replica_by(&pair.both()).await;
@@ -278,7 +278,7 @@ async fn a_replica_that_knows_both_hosts_moves_to_the_one_that_was_promoted() {
     assert_eq!(pair.standby_database().lines(&asked).await, ["1"], "written to the new primary");
     eventually("it is ready", async || ready(&mover).await == StatusCode::OK).await;
 
-    // The new primary is away, and the old one still says that it is one.
+    // The new primary is down, and the old one still claims to be primary.
     pair.standby.stop_server(Mode::Fast).await.expect("stops");
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(4) {
@@ -291,9 +291,9 @@ async fn a_replica_that_knows_both_hosts_moves_to_the_one_that_was_promoted() {
     pair.stop().await;
 }
 
-/// A replica that reaches only the deposed primary reads there what was true before. It says so in place of answering.
+/// A replica that reaches only the deposed primary reads stale data there. It reports that instead of answering.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_stays_with_a_deposed_primary_answers_no_question() {
+async fn a_replica_that_reaches_only_a_deposed_primary_answers_nothing() {
     let pair = Pair::start("stays").await;
     let stays = Service::start_on(pair.database()).await;
     let phone = stays.sign_in("ada", "phone").await;
@@ -341,15 +341,15 @@ async fn ready(service: &Service) -> StatusCode {
     service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status()
 }
 
-/// Whether `/readyz` says that the server is not ready, and this is why.
+/// Whether `/readyz` fails for this reason.
 async fn says(service: &Service, why: &str) -> bool {
     let response = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
     response.status() == StatusCode::SERVICE_UNAVAILABLE && String::from_utf8_lossy(response.body()).contains(why)
 }
 
-/// The server's configuration is reloaded while connections are open: they go on as they began.
+/// The server's configuration is reloaded while connections are open: they keep their settings.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_that_turns_synchronous_commit_off_changes_no_connection_of_ours() {
+async fn turning_synchronous_commit_off_changes_none_of_our_connections() {
     let mut pair = Pair::start("reload").await;
     let service = Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -357,7 +357,7 @@ async fn a_reload_that_turns_synchronous_commit_off_changes_no_connection_of_our
         pair.database().run(&format!("ALTER SYSTEM SET synchronous_commit = '{weaker}'")).await;
         pair.database().run("SELECT pg_reload_conf()").await;
         pair.stop_standby().await;
-        // Those that are open already, and those that are made because of it.
+        // Both the open connections, and new ones.
         for _ in 0..3 {
             assert_refused!(phone.sign_out(), UNAVAILABLE);
         }
@@ -369,7 +369,7 @@ async fn a_reload_that_turns_synchronous_commit_off_changes_no_connection_of_our
     pair.stop().await;
 }
 
-/// What cannot be set for a connection is looked at with every beat.
+/// Settings that no connection can override are checked with every heartbeat.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_fsync_is_off_nothing_is_acknowledged_and_the_replica_is_not_ready() {
     let pair = Pair::start("fsync").await;
@@ -393,12 +393,12 @@ async fn while_fsync_is_off_nothing_is_acknowledged_and_the_replica_is_not_ready
     pair.stop().await;
 }
 
-/// The role may open fewer connections than the pool: callers wait for one that is free.
+/// The role may open fewer connections than the pool: callers wait for a free one.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_wait_for_a_connection_where_the_pool_cannot_grow() {
     let database = Database::create().await;
     let role = format!("narrow_{}", clock::new_uuid().simple());
-    // Of eight, four for the feed and two for its looks around leave two.
+    // Of eight, four for the feed and two for probing leave two.
     let sql =
         format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 6; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}");
     database.run(&sql).await;

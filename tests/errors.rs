@@ -1,5 +1,5 @@
-//! The table of reasons, pinned by the text that is published: `docs/errors.md`. Run with `ACCEPT=1` to accept a change,
-//! and read what changed.
+//! The table of reasons, pinned by the published text: `docs/errors.md`. Run with `ACCEPT=1` to accept a change, and
+//! read the diff.
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
@@ -39,11 +39,11 @@ code is the status of the call; over REST it becomes the HTTP status beside it. 
 
 `verify` is `/projects/{project_id}/auth/verify`, `Check` is Envoy's external authorization: see `docs/proxies.md`.
 
-This text is made and checked by `tests/errors.rs`.
+This file is generated and checked by `tests/errors.rs`.
 
 ";
 
-/// What proxies are told: no methods of the API.
+/// Reasons for proxies: not returned by methods of the API.
 const TO_PROXIES: [Reason; 6] = [
     Reason::CredentialsMissing,
     Reason::UnparsableAccessToken,
@@ -53,10 +53,10 @@ const TO_PROXIES: [Reason; 6] = [
     Reason::ProjectNotFound,
 ];
 
-/// What only gRPC clients are told: no method answers so, but the server in the place of one.
+/// Reasons only for gRPC clients: returned by the server itself, not by a method.
 const OF_GRPC: [Reason; 2] = [Reason::MethodNotFound, Reason::UnsupportedEncoding];
 
-/// What whoever meets it does next.
+/// What the reader should do.
 fn what_to_do(reason: Reason) -> &'static str {
     match reason {
         Reason::CredentialsMissing => "Send `authorization: Bearer …`, or a refresh token where the method takes one.",
@@ -120,7 +120,7 @@ fn what_to_do(reason: Reason) -> &'static str {
     }
 }
 
-/// Which methods answer with it.
+/// The methods that return the reason.
 fn answered_by(reason: Reason) -> String {
     if COMMON_REASONS.contains(&reason) {
         return "any".to_owned();
@@ -141,7 +141,7 @@ fn answered_by(reason: Reason) -> String {
     names.chain(to_proxies.into_iter().flatten()).collect::<Vec<_>>().join(", ")
 }
 
-/// The code as the protocol spells it: `NotFound` is `NOT_FOUND`.
+/// The code in protocol spelling: `NotFound` is `NOT_FOUND`.
 fn code_name(code: Code) -> String {
     let name = format!("{code:?}");
     let spelled = name.chars().enumerate().map(|(at, letter)| {
@@ -173,13 +173,13 @@ fn published() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// The layer's own reasons, without those that the service has too.
+/// The layer's own reasons, except those that the service has too.
 fn of_the_layer() -> Vec<LayerReason> {
     let is_ours = |name: &str| Reason::ALL.iter().any(|reason| reason.name() == name);
     layer_reasons().into_iter().filter(|reason| !is_ours(reason.name)).collect()
 }
 
-/// What whoever meets one of the layer's own reasons does next.
+/// What the reader of the layer's own reasons should do.
 fn what_to_do_about(name: &str) -> &'static str {
     match name {
         "ROUTE_NOT_FOUND" => "Is the path spelt as in `/openapi.json`, and below a base path?",
@@ -207,7 +207,7 @@ fn every_reason_is_explained_as_published() {
     assert!(fs::read_to_string(&path).unwrap_or_default() == text, "not as in docs/errors.md: {text}");
 }
 
-/// What the layer answers is in the page too: every reason that a client can meet is.
+/// The page also covers the layer's reasons: every reason that a client can get.
 #[test]
 fn the_layers_own_reasons_are_explained() {
     let page = published();
@@ -218,9 +218,9 @@ fn the_layers_own_reasons_are_explained() {
     }
 }
 
-/// A reason that no method answers with has no place in the table; and no two have one name.
+/// Every reason is returned by some method, and no two share a name.
 #[test]
-fn every_reason_is_some_method_s() {
+fn every_reason_is_returned_by_some_method() {
     let names: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
     assert_eq!(names.len(), Reason::ALL.len());
     for reason in Reason::ALL.iter().copied() {
@@ -228,7 +228,7 @@ fn every_reason_is_some_method_s() {
     }
 }
 
-/// A client error is never told as a fault of the server, nor the other way round.
+/// A client error is never reported as a server fault, nor the reverse.
 #[test]
 fn codes_and_statuses_agree() {
     for reason in Reason::ALL.iter().copied() {

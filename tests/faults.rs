@@ -1,5 +1,5 @@
-//! Everything between the database and those who follow it fails, one thing at a time: what has ended is told all the same,
-//! or everyone knows that the news is old.
+//! Faults between the database and the subscribers, one at a time: revocations still arrive, or everyone knows that the
+//! feed is old.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ use crate::harness::{
 };
 use sessiond::cluster::{Cluster, Mode};
 
-/// Longer than the poll, and than a busy machine takes.
+/// Longer than the poll, with leeway for a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
-/// The connection that listens dies without a word: the poll finds what the doorbell would have told.
+/// The listening connection dies silently: the poll finds what the notification would have announced.
 #[tokio::test]
-async fn a_doorbell_that_nobody_hears_delays_the_news_and_loses_none() {
+async fn a_lost_notification_delays_revocations_and_loses_none() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "LISTEN sessiond_feed").await;
     let deaf = service.replica_by(&proxy.url).await;
@@ -36,9 +36,9 @@ async fn a_doorbell_that_nobody_hears_delays_the_news_and_loses_none() {
     }
 }
 
-/// The reader hangs and all else goes on: heartbeats come, and say how old the news is.
+/// The reader hangs and everything else works: heartbeats arrive, and report the feed's age.
 #[tokio::test]
-async fn heartbeats_of_a_reader_that_hangs_say_so() {
+async fn heartbeats_report_that_the_reader_hangs() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
     let hanging = service.replica_by(&proxy.url).await;
@@ -52,13 +52,13 @@ async fn heartbeats_of_a_reader_that_hangs_say_so() {
     phone.sign_out().await.expect("signs out, at the other replica");
     loop {
         let age = Duration::from_millis(watch.heartbeat().await.try_into().expect("an age"));
-        // Never younger than it is: within what a heartbeat takes to arrive.
+        // Never younger than it is, within a heartbeat's travel time.
         assert!(age + BOUND >= began.elapsed(), "{age:?} after {:?}", began.elapsed());
         if age > feed::AGE_MAX {
             break;
         }
     }
-    // Who asks this replica is not answered by old news.
+    // This replica does not answer from the stale feed.
     assert!(!hanging.is_active(&phone.access_token).await);
 
     silence.end();
@@ -66,9 +66,9 @@ async fn heartbeats_of_a_reader_that_hangs_say_so() {
     eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
 }
 
-/// Whoever asks while Postgres is away hears that it is; followers hear how old the news is, and go on by themselves.
+/// While Postgres is down, callers get an error; subscribers learn the feed's age, and resume by themselves.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_database_makes_the_news_old_and_its_return_young() {
+async fn a_stopped_database_makes_the_feed_old_and_its_return_fresh() {
     let mut cluster = Cluster::start(disposable("feed")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
@@ -92,9 +92,9 @@ async fn a_stopped_database_makes_the_news_old_and_its_return_young() {
     cluster.stop().await.expect("stops");
 }
 
-/// A transaction that writes is left open: cursors wait for it, and the news does not.
+/// A write transaction stays open: it holds back cursors, not revocations.
 #[tokio::test]
-async fn a_transaction_that_is_held_open_delays_nobody() {
+async fn an_open_transaction_delays_nobody() {
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
@@ -104,7 +104,7 @@ async fn a_transaction_that_is_held_open_delays_nobody() {
     client.batch_execute("BEGIN; CREATE TABLE held (x int)").await.expect("writes");
     let began = Instant::now();
     let mut told = 0;
-    // `FAULT_SECONDS=60` for the long proof.
+    // `FAULT_SECONDS=60` runs the long version.
     let seconds = std::env::var("FAULT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     while began.elapsed() < Duration::from_secs(seconds) {
         let phone = service.sign_in("ada", "phone").await;
@@ -116,7 +116,7 @@ async fn a_transaction_that_is_held_open_delays_nobody() {
     }
     assert!(watch.heartbeat().await < 2_000);
     client.batch_execute("ROLLBACK").await.expect("gives up");
-    // The cursor of that time repeats what it may have missed, which is nothing, and misses nothing.
+    // A cursor from that time may repeat entries, and misses none.
     let mut again = service.watches_from(Wire::Grpc, &watch.cursor).await;
     let mut repeated = vec![];
     while repeated.len() < told {
@@ -125,9 +125,9 @@ async fn a_transaction_that_is_held_open_delays_nobody() {
     assert!(repeated.iter().all(|one| matches!(one.ended, Some(Ended::SessionId(_)))));
 }
 
-/// The clock of a server jumps, forward and back: what has ended is remembered for as long as a token may live.
+/// A server's clock jumps forward and back: revocations are kept for as long as a token may live.
 #[tokio::test]
-async fn a_clock_that_jumps_forgets_nothing_too_early() {
+async fn a_clock_that_jumps_drops_no_revocation_too_early() {
     let service = Service::start().await;
     let hour = Duration::from_secs(60 * 60);
     let ahead = service.replica().await;

@@ -1,4 +1,4 @@
-//! What gRPC clients expect of a server besides its own service: health, reflection, deadlines, and a clear no.
+//! What gRPC clients expect besides the service itself: health, reflection, deadlines, and clear errors.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ macro_rules! client {
 }
 
 #[tokio::test]
-async fn health_is_told_per_service() {
+async fn health_is_reported_per_service() {
     let service = Service::start().await;
     let mut health = client!(HealthClient, service);
     for name in ["", "sessiond.v1.SessionService"] {
-        // The first look at the database may still be under way.
+        // The first check of the database may still be in progress.
         let mut answers =
             health.watch(HealthCheckRequest { service: name.to_owned() }).await.expect("answers").into_inner();
         while answers.message().await.expect("streams").expect("goes on").status() != ServingStatus::Serving {}
@@ -34,7 +34,7 @@ async fn health_is_told_per_service() {
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
-/// The names of the services, by this version of the reflection's own API.
+/// The service names, by this version of the reflection API.
 macro_rules! services_by_reflection {
     ($version:ident, $service:expr) => {{
         use $version::{
@@ -53,7 +53,7 @@ macro_rules! services_by_reflection {
     }};
 }
 
-/// By either name: some clients know only the former one.
+/// Under both names: some clients know only the older one.
 #[tokio::test]
 async fn reflection_lists_the_services() {
     let service = Service::start().await;
@@ -63,9 +63,9 @@ async fn reflection_lists_the_services() {
     }
 }
 
-/// The deadline answers in time, and what was begun is finished: a caller that has gone does not stop it half-way.
+/// The deadline is answered in time, and the mutation finishes: it is not cancelled half-way.
 #[tokio::test]
-async fn a_deadline_that_has_passed_is_told_and_the_mutation_finishes() {
+async fn an_exceeded_deadline_is_reported_and_the_mutation_finishes() {
     let service = Service::start().await;
     let mut sessions = client!(SessionServiceClient, service);
     let phone = service.sign_in("ada", "phone").await;

@@ -1,4 +1,4 @@
-//! The guard: what another service accepts, and for how long, while everything between it and sessiond fails.
+//! The guard: which tokens another service accepts, and for how long, while everything between it and sessiond fails.
 
 use std::{
     sync::{Arc, Mutex},
@@ -48,10 +48,10 @@ use crate::harness::{
 #[expect(dead_code, reason = "the test starts it otherwise than `main` does")]
 mod guarded;
 
-/// How old the news may be in most of these tests: as short as a guard takes.
+/// The staleness limit in most of these tests: the smallest that a guard accepts.
 const MAX_STALENESS: Duration = Duration::from_secs(2);
 
-/// What a busy machine may take beyond that, and for anything that should take milliseconds.
+/// Leeway for a busy machine, on top of that and for anything that should take milliseconds.
 const SLACK: Duration = Duration::from_secs(2);
 
 fn options(url: &str, service: &Service) -> GuardOptions {
@@ -68,7 +68,7 @@ async fn guard(service: &Service) -> Guard {
     Guard::connect(options_for(service)).await.expect("connects")
 }
 
-/// Waits until a token is no longer accepted: after how long, and why.
+/// Waits until a token is rejected. Returns how long that took, and why.
 async fn refused_after(guard: &Guard, token: &str) -> (Duration, Refusal) {
     let started = Instant::now();
     loop {
@@ -80,7 +80,7 @@ async fn refused_after(guard: &Guard, token: &str) -> (Duration, Refusal) {
     }
 }
 
-/// Signs out, and holds the guard to what it promises: the token is refused in time, because its session has ended.
+/// Signs out, and checks the guard's promise: the token is rejected in time, because its session was revoked.
 async fn signs_out_everywhere(device: &Device<'_>, guard: &Guard) {
     assert!(guard.verify(&device.access_token).await.is_ok(), "signed in");
     device.sign_out().await.expect("signs out");
@@ -93,11 +93,11 @@ async fn eventually_accepts(guard: &Guard, token: &str) {
     eventually("accepted", async || guard.verify(token).await.is_ok()).await;
 }
 
-// What it lets in, and how it answers.
+// Accepting and rejecting requests.
 
-/// Sign-in, call, sign-out, call: over a real socket, as the example's header says.
+/// Sign-in, call, sign-out, call: over a real socket, as the example's header describes.
 #[tokio::test]
-async fn the_example_refuses_whoever_has_signed_out() {
+async fn the_example_rejects_signed_out_users() {
     let service = Service::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let example = Wires::to(listener.local_addr().expect("bound"));
@@ -125,9 +125,9 @@ async fn the_example_refuses_whoever_has_signed_out() {
     assert!(page.contains("\nsessiond_guard_entries 1\n"), "{page}");
 }
 
-/// The same in front of a tonic service, which knows nothing of it.
+/// The same in front of a tonic service without any code for it.
 #[tokio::test]
-async fn a_tonic_service_is_guarded_alike() {
+async fn a_tonic_service_is_guarded_too() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let (_, health) = tonic_health::server::health_reporter();
@@ -157,9 +157,9 @@ async fn a_tonic_service_is_guarded_alike() {
     assert_eq!(reason(ended), (Code::Unauthenticated, "SESSION_REVOKED".to_owned()));
 }
 
-/// A service behind a guard says who is there; only the guard tells it.
+/// The handler learns the user from the guard alone.
 #[tokio::test]
-async fn every_refusal_says_why_as_sessiond_does() {
+async fn every_rejection_has_the_same_reason_as_in_sessiond() {
     let service = Service::start().await;
     let clock = service.clock.clone();
     let guard = Guard::connect(GuardOptions { clock, ..options_for(&service) }).await.expect("connects");
@@ -196,15 +196,15 @@ async fn every_refusal_says_why_as_sessiond_does() {
         assert_eq!(get(&optional, nobody).await.body(), "nobody");
     }
 
-    // Half-open: at its `exp` exactly, it is over.
+    // Half-open: at exactly `exp` it has expired.
     service.clock.advance(Policy::default().access_token_ttl);
     let answer = get(&strict, phone.bearer()).await;
     assert_eq!(reason(&answer), (401, "ACCESS_TOKEN_EXPIRED".to_owned()));
 }
 
-/// Clients branch on the reason, whoever answers.
+/// Clients branch on the reason, whichever side answers.
 #[test]
-fn the_words_are_sessionds_own() {
+fn the_reasons_are_those_of_sessiond() {
     let now = Timestamp::from_seconds(1);
     let (user, session) = (sessiond::id::UserId::parse("ada").expect("an id"), sessiond::clock::new_session_id(now));
     let of_sessiond = [
@@ -228,9 +228,9 @@ fn the_words_are_sessionds_own() {
     assert_eq!(status.code(), Code::Unavailable);
 }
 
-/// A token that was found good is not checked again, and yet refused when anything else has changed.
+/// A verified token is not verified again, but is rejected when anything else has changed.
 #[tokio::test]
-async fn a_token_says_whom_it_speaks_for() {
+async fn a_token_identifies_its_principal() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let support = service.impersonate("lovelace", "support").await;
@@ -239,30 +239,30 @@ async fn a_token_says_whom_it_speaks_for() {
         assert_eq!(principal.user_id().as_str(), "lovelace");
         assert_eq!(principal.session_id().to_string(), support.session);
         assert_eq!((principal.project_id().as_str(), principal.impersonator_id()), (PROJECT, Some("support")));
-        // No name of hexadecimal digits: an id could have it in it.
+        // No name in hexadecimal digits: an id could contain it.
         assert!(!format!("{principal:?}").contains("lovelace"), "no user in a log");
     }
     assert_eq!(guard.stats().accepted, 3);
     signs_out_everywhere(&support, &guard).await;
 }
 
-// What ends, of every kind.
+// Every kind of revocation.
 
 #[tokio::test]
-async fn a_sign_out_is_refused_at_once_and_others_are_not() {
+async fn a_signed_out_token_is_rejected_at_once_and_others_are_not() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     signs_out_everywhere(&phone, &guard).await;
     assert!(guard.verify_now(&laptop.access_token).is_ok());
-    // What had ended before a guard began.
+    // A session revoked before the guard started.
     let late = self::guard(&service).await;
     assert_eq!(late.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
     assert!(late.verify_now(&laptop.access_token).is_ok());
 }
 
 #[tokio::test]
-async fn a_cut_off_spares_one_session_and_those_that_come_after() {
+async fn a_cut_off_keeps_one_session_and_later_ones() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
@@ -278,7 +278,7 @@ async fn a_cut_off_spares_one_session_and_those_that_come_after() {
     assert!(late.verify_now(&laptop.access_token).is_err() && late.verify_now(&phone.access_token).is_ok());
 }
 
-/// A planned rotation is not noticed; one in haste costs one more reading of the keys.
+/// A planned rotation causes nothing; an emergency rotation causes one more fetch of the keys.
 #[tokio::test]
 async fn a_new_signing_key_is_known_with_its_first_token() {
     let service = Service::start().await;
@@ -294,7 +294,7 @@ async fn a_new_signing_key_is_known_with_its_first_token() {
 }
 
 #[tokio::test]
-async fn nothing_under_a_revoked_signing_key_is_accepted() {
+async fn no_token_under_a_revoked_signing_key_is_accepted() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -310,7 +310,7 @@ async fn nothing_under_a_revoked_signing_key_is_accepted() {
 }
 
 #[tokio::test]
-async fn another_projects_token_is_refused() {
+async fn a_token_of_another_project_is_rejected() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let key = service.create_project("other").await;
@@ -322,10 +322,10 @@ async fn another_projects_token_is_refused() {
     assert!(guard.stats().jwks_age >= before, "the keys need not be read again for that");
 }
 
-// What an operator has got wrong.
+// Configuration errors.
 
 #[tokio::test]
-async fn what_cannot_work_is_said_at_the_start() {
+async fn configuration_errors_are_reported_at_the_start() {
     let service = Service::start().await;
     let good = options_for(&service);
     let connect = async |options: GuardOptions| Guard::connect(options).await.err().expect("is refused");
@@ -363,9 +363,9 @@ async fn what_cannot_work_is_said_at_the_start() {
     }
 }
 
-/// Its metadata names another issuer, as that of a copy of the installation does.
+/// Its metadata names another issuer, as a copy of the installation does.
 #[tokio::test]
-async fn another_sessiond_is_not_believed() {
+async fn another_issuer_is_not_trusted() {
     let (key, stage) = staged().await;
     stage.issue_as("https://staging.example.org/projects/demo");
     let refused = Guard::connect(staged_options(&stage)).await.err().expect("is refused");
@@ -373,9 +373,9 @@ async fn another_sessiond_is_not_believed() {
     drop(key);
 }
 
-/// What cannot be read as metadata names no issuer: the check has failed.
+/// Malformed metadata names no issuer: the check has failed.
 #[tokio::test]
-async fn metadata_that_cannot_be_read_is_not_believed() {
+async fn malformed_metadata_is_not_trusted() {
     for metadata in ["", "<html>", "{}", r#"{"issuer": 1}"#, "null"] {
         let (key, stage) = staged().await;
         stage.say(metadata);
@@ -391,9 +391,9 @@ async fn metadata_that_cannot_be_read_is_not_believed() {
     }
 }
 
-/// One answer's `Date` moves no clock: ahead, it would end every token; behind, it would revive some.
+/// One wrong `Date` does not move the clock: ahead, it would expire every token; behind, it would revive some.
 #[tokio::test]
-async fn one_wrong_date_moves_nothing() {
+async fn one_wrong_date_does_not_move_the_clock() {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     let (key, stage) = staged().await;
     let now = Clock::system().now();
@@ -412,7 +412,7 @@ async fn one_wrong_date_moves_nothing() {
     assert!(stage.jwks_asked() >= 2, "another witness was heard");
     let beats = stream.beat(0);
     let later = async {
-        // Later, too: each unknown key has the keys read again.
+        // Later, too: each unknown key causes a fetch of the keys.
         for date in [now + YEAR, now - YEAR] {
             stage.date_next(date);
             let asked = stage.jwks_asked();
@@ -431,11 +431,11 @@ async fn one_wrong_date_moves_nothing() {
     }
 }
 
-// Faults: no signed-out token is accepted for longer than it may be, and none after recovery.
+// Faults: no signed-out token is accepted for longer than allowed, and none after recovery.
 
-/// The replica that a guard follows is gone; the next one tells it the rest.
+/// The replica that a guard follows dies; the next one sends the rest.
 #[tokio::test]
-async fn a_guard_survives_its_replica() {
+async fn a_guard_survives_the_death_of_its_replica() {
     let (one, road_to_one) = over_a_road().await;
     let other = one.replica().await;
     let mut options = options(&road_to_one.url, &one);
@@ -457,10 +457,10 @@ async fn a_guard_survives_its_replica() {
     signs_out_everywhere(&tablet, &guard).await;
 }
 
-/// A replica is there and answers, and reads no more: its news grows old, and the guard goes to one whose news is young before
-/// anybody is refused.
+/// A replica answers but no longer reads the database: its feed grows old, and the guard moves to a fresher replica
+/// before any token is rejected.
 #[tokio::test]
-async fn a_guard_leaves_a_replica_whose_news_is_old() {
+async fn a_guard_leaves_a_replica_whose_feed_is_old() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
     let hanging = service.replica_by(&proxy.url).await;
@@ -484,9 +484,9 @@ async fn a_guard_leaves_a_replica_whose_news_is_old() {
     assert!(guard.verify_now(&laptop.access_token).is_ok());
 }
 
-/// The network swallows everything: nothing comes, and nothing breaks.
+/// The network drops everything without closing connections.
 #[tokio::test]
-async fn a_guard_that_hears_nothing_knows_it() {
+async fn a_guard_notices_a_silent_network() {
     let (service, road) = over_a_road().await;
     let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
@@ -502,9 +502,9 @@ async fn a_guard_that_hears_nothing_knows_it() {
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "nothing was missed");
 }
 
-/// Heartbeats come, and say that the reader behind them hangs.
+/// Heartbeats arrive, and report that the reader behind them hangs.
 #[tokio::test]
-async fn heartbeats_that_grow_old_are_believed() {
+async fn the_age_in_heartbeats_is_respected() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
     let hanging = service.replica_by(&proxy.url).await;
@@ -523,9 +523,9 @@ async fn heartbeats_that_grow_old_are_believed() {
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
 }
 
-/// Postgres is away, and sessiond says how old its news is.
+/// Postgres is down, and sessiond reports how old its feed is.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_database_is_an_outage_and_no_licence() {
+async fn a_stopped_database_is_an_outage_and_accepts_nothing() {
     let mut cluster = Cluster::start(disposable("guard")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
@@ -548,9 +548,9 @@ async fn a_stopped_database_is_an_outage_and_no_licence() {
     cluster.stop().await.expect("stops");
 }
 
-/// Postgres is killed, the server replaced and the guard's connection broken, twice, all while people sign in and out.
+/// Postgres is killed, the server replaced and the guard's connection broken, twice, while people sign in and out.
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_restarted_under_load_lets_nobody_back_in() {
+async fn restarting_everything_under_load_revives_no_session() {
     let mut cluster = Cluster::start(disposable("restarts")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
@@ -559,7 +559,7 @@ async fn everything_restarted_under_load_lets_nobody_back_in() {
     let road = Road::to(service.addr).await;
     let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
 
-    // Those who were told that they are signed out.
+    // Users whose sign-out was acknowledged.
     let signed_out = Arc::new(Mutex::new(vec![]));
     let load = {
         let wires = Wires::to(road.url.trim_start_matches("http://").parse().expect("an address"));
@@ -616,9 +616,9 @@ async fn everything_restarted_under_load_lets_nobody_back_in() {
     cluster.stop().await.expect("stops");
 }
 
-/// A guard that was just started knows nothing, and accepts nothing by itself: whatever its fail mode.
+/// A guard that has just started knows no revocations, and accepts nothing locally, whatever its fail mode.
 #[tokio::test]
-async fn a_guard_restarted_in_an_outage_accepts_nothing_by_itself() {
+async fn a_guard_restarted_in_an_outage_accepts_nothing_locally() {
     let (service, road) = over_a_road().await;
     let phone = service.sign_in("ada", "phone").await;
     road.cut();
@@ -630,7 +630,7 @@ async fn a_guard_restarted_in_an_outage_accepts_nothing_by_itself() {
         assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::Unavailable(_))), "{fail_mode:?}");
         assert_eq!(guard.stats().staleness, None);
 
-        // Over HTTP that is no 401: the token is not to blame, and a client must not throw it away.
+        // Over HTTP that is not a 401: the token may be good, and a client must not discard it.
         let guarded = Wires::to(serve_http(Router::new().route("/", get("")).layer(guard.layer())).await);
         let answer = guarded.http(Method::GET, "/", phone.bearer(), "").await;
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -648,9 +648,9 @@ async fn a_guard_restarted_in_an_outage_accepts_nothing_by_itself() {
     }
 }
 
-/// Cut off, the two other modes do what their names say.
+/// Without the feed, the two other modes do what their names say.
 #[tokio::test]
-async fn the_fail_mode_decides_when_the_news_is_old() {
+async fn the_fail_mode_decides_when_the_feed_is_old() {
     let (service, road) = over_a_road().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let known = service.sign_in("ada", "tablet").await;
@@ -668,9 +668,9 @@ async fn the_fail_mode_decides_when_the_news_is_old() {
     assert!(lenient.verify(&laptop.access_token).await.is_ok());
 }
 
-/// The stream grows old and sessiond itself still answers: each token is asked about.
+/// The stream grows old while sessiond still answers: each token is introspected.
 #[tokio::test]
-async fn a_guard_asks_when_it_does_not_know() {
+async fn a_guard_introspects_when_it_cannot_decide() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
     let hanging = service.replica_by(&proxy.url).await;
@@ -687,15 +687,15 @@ async fn a_guard_asks_when_it_does_not_know() {
     assert_eq!(guard.verify(&phone.access_token).await, Err(Refusal::SessionRevoked));
     assert_eq!(guard.verify(&laptop.access_token).await.expect("live").user_id().as_str(), "ada");
     assert_eq!(guard.stats().introspections, 2);
-    // Through the layer too, where the answer has to be waited for.
+    // Through the layer too, where the answer is asynchronous.
     let guarded = Wires::to(serve_http(Router::new().route("/", get("in")).layer(guard.layer())).await);
     assert_eq!(guarded.http(Method::GET, "/", laptop.bearer(), "").await.body(), "in");
     assert_eq!(guarded.http(Method::GET, "/", phone.bearer(), "").await.status(), StatusCode::UNAUTHORIZED);
 }
 
-/// Longer away than any cursor is good for: all is told anew.
+/// Away for longer than any cursor is valid: the guard gets a new snapshot.
 #[tokio::test]
-async fn a_guard_that_slept_too_long_begins_anew() {
+async fn a_guard_that_was_away_too_long_gets_a_new_snapshot() {
     let (service, road) = over_a_road().await;
     let clock = service.clock.clone();
     let guard = GuardOptions { clock, ..options(&road.url, &service) };
@@ -715,9 +715,9 @@ async fn a_guard_that_slept_too_long_begins_anew() {
     assert_eq!((stats.snapshots, stats.entries), (2, 1), "{stats:?}");
 }
 
-/// Set back, the clock revives no token; set ahead, it makes the news old until the next comes.
+/// Set back, the clock revives no token; set ahead, it makes the feed old until the next heartbeat.
 #[tokio::test]
-async fn a_clock_that_jumps_by_an_hour_lets_nobody_in() {
+async fn a_clock_that_jumps_by_an_hour_accepts_nothing_wrong() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
     let service = Service::start().await;
     let clock = Clock::frozen();
@@ -728,14 +728,14 @@ async fn a_clock_that_jumps_by_an_hour_lets_nobody_in() {
     let signed_out = service.sign_in("ada", "laptop").await;
     signs_out_everywhere(&signed_out, &guard).await;
 
-    // Ahead: the news seems an hour old, and tokens expired. Back where it was, all is as before.
+    // Ahead: the feed seems an hour old, and tokens expired. Back at the right time, all is as before.
     let right = clock.now();
     clock.set(right + HOUR);
     assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
     clock.set(right);
     eventually_accepts(&guard, &phone.access_token).await;
 
-    // Time passes, the token runs out, and then the clock is set back.
+    // Time passes, the token expires, and then the clock is set back.
     clock.advance(Policy::default().access_token_ttl);
     assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
     clock.set(right - HOUR);
@@ -743,9 +743,9 @@ async fn a_clock_that_jumps_by_an_hour_lets_nobody_in() {
     assert!(guard.verify_now(&signed_out.access_token).is_err());
 }
 
-/// Every guard that is dropped hangs up.
+/// A dropped guard closes its stream.
 #[tokio::test]
-async fn with_its_last_clone_a_guard_follows_no_longer() {
+async fn dropping_the_last_clone_closes_the_stream() {
     let service = Service::start().await;
     let guard = guard(&service).await;
     let clone = guard.clone();
@@ -757,9 +757,9 @@ async fn with_its_last_clone_a_guard_follows_no_longer() {
     eventually("nobody follows", async || service.app.feed().size().1 == 0).await;
 }
 
-// A server that does what ours does not.
+// Behaviour that our own server never shows.
 
-/// A signing key of the project, and a stage that publishes it.
+/// A signing key of the project, and a fake server that publishes it.
 async fn staged() -> (SigningKey, Stage) {
     let key = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
     let stage = Stage::with(jwks(&[&key])).await;
@@ -785,7 +785,7 @@ fn jwks(keys: &[&SigningKey]) -> String {
     set
 }
 
-/// A token that lasts for ten minutes, and the session that it is of.
+/// A token that lasts ten minutes, and its session.
 fn token(key: &SigningKey) -> (String, String) {
     let now = Clock::system().now();
     let session: SessionId = sessiond::clock::new_session_id(now);
@@ -810,9 +810,9 @@ fn token(key: &SigningKey) -> (String, String) {
     (key.sign(&claims).expect("signs").expose_secret().to_owned(), session.to_string())
 }
 
-/// A stream that breaks in the middle of a snapshot has told nothing, and forgets nothing.
+/// A stream that breaks in the middle of a snapshot changes nothing.
 #[tokio::test]
-async fn half_a_snapshot_changes_nothing() {
+async fn an_incomplete_snapshot_changes_nothing() {
     let (key, stage) = staged().await;
     let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
     let ((one, first), (other, second)) = (token(&key), token(&key));
@@ -833,7 +833,7 @@ async fn half_a_snapshot_changes_nothing() {
     assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
     drop(stream);
 
-    // Told from the beginning, and broken off: the old one still counts, and leads on from where it was.
+    // A new snapshot, broken off: the old one still applies, and its cursor is still used.
     let stream = stage.stream().await;
     assert_eq!(stream.cursor, "one");
     stream.tell(Event::SnapshotBegin(Default::default()), None);
@@ -845,15 +845,15 @@ async fn half_a_snapshot_changes_nothing() {
     eventually_accepts(&guard, &other).await;
     assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
 
-    // A whole one takes the place of all that was known.
+    // A complete one replaces everything known.
     stream.snapshot(&[&second], "two");
     eventually("forgotten", async || guard.verify_now(&one).is_ok()).await;
     assert_eq!(guard.verify_now(&other), Err(Refusal::SessionRevoked));
 }
 
-/// The stream is open and nothing comes: it is dead, whatever the connection says.
+/// The stream is open and silent: it is treated as dead, whatever the connection says.
 #[tokio::test]
-async fn a_stream_without_heartbeats_is_given_up() {
+async fn a_stream_without_heartbeats_is_dropped() {
     let (key, stage) = staged().await;
     let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
     let (token, session) = token(&key);
@@ -864,7 +864,7 @@ async fn a_stream_without_heartbeats_is_given_up() {
     let (after, refusal) = refused_after(&guard, &token).await;
     assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
-    // The silent one is still open, and nobody listens to it any more.
+    // The silent stream is still open, and no longer read.
     let next = stage.stream().await;
     assert_eq!(next.cursor, "one");
     next.ended(&[&session]);
@@ -872,9 +872,9 @@ async fn a_stream_without_heartbeats_is_given_up() {
     eventually("known", async || guard.verify_now(&token) == Err(Refusal::SessionRevoked)).await;
 }
 
-/// Something has ended that this version has no name for: it cannot go on as if nothing had.
+/// A revocation of an unknown kind: the guard cannot ignore it.
 #[tokio::test]
-async fn what_is_not_understood_makes_the_news_old() {
+async fn an_unknown_revocation_makes_the_feed_old() {
     let (key, stage) = staged().await;
     let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
     let (token, _) = token(&key);
@@ -889,9 +889,9 @@ async fn what_is_not_understood_makes_the_news_old() {
     beats.await.expect("the guard hung up");
 }
 
-/// Keys that somebody else published under this project's name vouch for nothing of ours.
+/// Keys that another server publishes under this project's name verify nothing.
 #[tokio::test]
-async fn a_foreign_jwks_lets_nobody_in() {
+async fn a_foreign_jwks_verifies_nothing() {
     let (key, _) = staged().await;
     let impostor = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
     let theirs = jwks(&[&impostor]);
@@ -907,11 +907,11 @@ async fn a_foreign_jwks_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn keys_that_cannot_be_read_are_an_outage() {
+async fn unavailable_keys_are_an_outage() {
     let (key, stage) = staged().await;
     let (good, _) = token(&key);
     let published = jwks(&[&key]);
-    // Away at the start.
+    // Down at the start.
     stage.publish(None, 1);
     let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
     let stream = stage.stream().await;
@@ -921,7 +921,7 @@ async fn keys_that_cannot_be_read_are_an_outage() {
     stage.publish(Some("<html>".to_owned()), 1);
     assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
 
-    // There, and good for a second: twice that in an outage, and no longer.
+    // Up, with keys valid for a second: used for twice that in an outage, and no longer.
     stage.publish(Some(published.clone()), 1);
     eventually_accepts(&guard, &good).await;
     stage.publish(None, 1);
@@ -932,9 +932,9 @@ async fn keys_that_cannot_be_read_are_an_outage() {
     eventually_accepts(&guard, &good).await;
 }
 
-/// Anyone can make up a `kid`: sessiond is not asked once for each.
+/// Anyone can invent a `kid`: sessiond is not asked once for each.
 #[tokio::test]
-async fn made_up_keys_do_not_have_the_keys_read_each_time() {
+async fn unknown_key_ids_do_not_cause_a_fetch_each_time() {
     let (key, stage) = staged().await;
     let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
     let stream = stage.stream().await;

@@ -1,5 +1,4 @@
-//! What HTTP itself asks of a server: hosts, media types, challenges, ids. By raw sockets, because clients would write what
-//! is right.
+//! HTTP conformance: hosts, media types, challenges, ids. Over raw sockets, because clients would correct the requests.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -22,7 +21,7 @@ use crate::harness::{PROJECT, Service, bearer, both, header, wire::refused_json}
 const CURRENT: &str = "/auth/sessions/current";
 const REVOKE_CURRENT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
 
-/// Sends a request as it is written, and reads the whole answer; the server closes, because it is told to.
+/// Sends a raw request, and reads the whole response; `Connection: close` makes the server close.
 async fn raw(addr: std::net::SocketAddr, request: impl AsRef<[u8]>) -> String {
     let mut socket = TcpStream::connect(addr).await.expect("connects");
     socket.write_all(request.as_ref()).await.expect("sends");
@@ -38,7 +37,7 @@ fn status(answer: &str) -> &str {
 
 /// RFC 9112 §3.2: exactly one `Host`, and the host that the request is for.
 #[tokio::test]
-async fn a_request_without_one_good_host_is_a_400() {
+async fn a_request_without_exactly_one_valid_host_is_a_400() {
     let service = Service::start().await;
     for (line, hosts, expected) in [
         ("GET /healthz HTTP/1.1", "host: a\r\n", "200"),
@@ -60,7 +59,7 @@ async fn a_request_without_one_good_host_is_a_400() {
         ("GET /healthz HTTP/1.1", "host: http://a\r\n", "400"),
         ("GET http://a/healthz HTTP/1.1", "host: b\r\n", "400"),
         ("GET http://a/healthz HTTP/1.1", "", "400"),
-        // The API too, and not only what is beside it.
+        // Also for the API, not only for the routes beside it.
         ("DELETE /auth/sessions/current HTTP/1.1", "", "400"),
         ("DELETE /auth/sessions/current HTTP/1.1", "host: a\r\n", "401"),
     ] {
@@ -75,9 +74,9 @@ async fn a_request_without_one_good_host_is_a_400() {
     }
 }
 
-/// A page that gets a browser to resolve its own name to loopback (DNS rebinding) reads no metrics.
+/// A page whose name resolves to loopback (DNS rebinding) cannot read the metrics.
 #[tokio::test]
-async fn metrics_on_loopback_answer_to_loopback_names_alone() {
+async fn metrics_on_loopback_answer_only_to_loopback_names() {
     let service = Service::start().await;
     for (host, expected) in [
         ("localhost:9464", "200"),
@@ -93,9 +92,9 @@ async fn metrics_on_loopback_answer_to_loopback_names_alone() {
     }
 }
 
-/// A probe knows a pod's address and not its name.
+/// A probe uses the pod's address, not its name.
 #[tokio::test]
-async fn probes_by_address_are_answered_where_names_are_given() {
+async fn probes_by_address_are_answered_with_allowed_hosts_set() {
     let service = Service::start_with(|web, _| web.allowed_hosts = vec!["sessions.example.org".to_owned()]).await;
     for (path, host, expected) in [
         ("/healthz", "10.1.2.3:8080", "200"),
@@ -117,7 +116,7 @@ async fn probes_by_address_are_answered_where_names_are_given() {
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("answers");
 }
 
-/// `Connection` says what is for the next hop alone; that a browser asks is for everyone.
+/// `Connection` names hop-by-hop headers; it must not hide the `Origin` of a browser.
 #[tokio::test]
 async fn a_server_key_with_an_origin_is_refused_whatever_connection_says() {
     let service = Service::start().await;
@@ -143,10 +142,10 @@ async fn a_server_key_with_an_origin_is_refused_whatever_connection_says() {
     }
 }
 
-/// RFC 9110 §8.3.1: upper and lower case are the same, and parameters may follow. A sign-out that is carried out is answered
-/// in the framing that the client asked for.
+/// RFC 9110 §8.3.1: case does not matter, and parameters may follow. A sign-out is answered in the framing of the
+/// request.
 #[tokio::test]
-async fn a_media_type_is_read_in_any_case_and_with_parameters() {
+async fn a_media_type_is_accepted_in_any_case_and_with_parameters() {
     let service = Service::start().await;
     for content_type in [
         "application/grpc-web+proto",
@@ -169,7 +168,7 @@ async fn a_media_type_is_read_in_any_case_and_with_parameters() {
             assert_eq!(answer.status(), StatusCode::OK, "{content_type}");
             let expected = if is_text { "application/grpc-web-text+proto" } else { "application/grpc-web+proto" };
             assert_eq!(answer.headers()["content-type"], expected, "{content_type}");
-            // The trailers are in the body, which a browser can read.
+            // The trailers are in the body, where a browser can read them.
             let mut framed = answer.body().to_vec();
             if is_text {
                 use base64::{
@@ -179,7 +178,7 @@ async fn a_media_type_is_read_in_any_case_and_with_parameters() {
                 let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
                 let engine = GeneralPurpose::new(&base64::alphabet::STANDARD, lenient);
                 let text = String::from_utf8(framed).expect("text");
-                // Each piece is padded by itself.
+                // Each chunk is padded separately.
                 framed = text.split_inclusive('=').flat_map(|piece| engine.decode(piece).unwrap_or_default()).collect();
             }
             let text = String::from_utf8_lossy(&framed);
@@ -200,9 +199,9 @@ async fn a_media_type_is_read_in_any_case_and_with_parameters() {
     }
 }
 
-/// A type of gRPC's that is not spoken here changes nothing, and is told in a way that can be read.
+/// An unsupported gRPC media type has no effect, and gets a readable error.
 #[tokio::test]
-async fn a_grpc_type_that_is_not_spoken_is_a_415_and_nothing_is_done() {
+async fn an_unsupported_grpc_media_type_is_a_415_without_effect() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for content_type in ["application/grpc+json", "application/grpc-web+thrift", "application/grpc-web-json"] {
@@ -222,7 +221,7 @@ async fn a_grpc_type_that_is_not_spoken_is_a_415_and_nothing_is_done() {
     let headers = both(bearer(&phone.access_token), header("content-type", "application/grpc"));
     let answer = service.wires.http(Method::POST, REVOKE_CURRENT, headers, Bytes::from_static(&[0; 5])).await;
     assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    // Two types are none.
+    // Two types are not allowed.
     for two in [
         "content-type: application/grpc-web\r\ncontent-type: application/json",
         "content-type: application/json\r\ncontent-type: application/grpc-web",
@@ -238,9 +237,9 @@ async fn a_grpc_type_that_is_not_spoken_is_a_415_and_nothing_is_done() {
     assert!(phone.is_signed_in().await);
 }
 
-/// RFC 6750 §3: the challenge names an error where a credential was shown, and none where none was.
+/// RFC 6750 §3: the challenge names an error if a credential was sent, and none otherwise.
 #[tokio::test]
-async fn a_401_says_what_was_wrong_with_the_bearer() {
+async fn a_401_says_what_is_wrong_with_the_bearer_token() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let ended = service.sign_in("ada", "tablet").await;
@@ -266,7 +265,7 @@ async fn a_401_says_what_was_wrong_with_the_bearer() {
     let expected = r#"Bearer error="invalid_token", error_description="The server key is not valid.""#;
     let key = "sdsk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     assert_eq!(challenge(Method::GET, "/auth/sessions", bearer(key)).await, expected);
-    // A refresh token is no bearer credential.
+    // A refresh token is not a bearer credential.
     let refresh = "/auth/sessions/current/refresh";
     assert_eq!(challenge(Method::POST, refresh, header("x-refresh-token", "rubbish")).await, "Bearer");
     service.clock.advance(std::time::Duration::from_secs(601));
@@ -274,9 +273,9 @@ async fn a_401_says_what_was_wrong_with_the_bearer() {
     assert_eq!(challenge(Method::GET, CURRENT, bearer(&phone.access_token)).await, expected);
 }
 
-/// A browser must not take what a user wrote for a page.
+/// A browser must not interpret user content as a page.
 #[tokio::test]
-async fn no_answer_is_sniffed() {
+async fn no_response_is_sniffed() {
     let service = Service::start().await;
     for path in ["/nope", CURRENT, "/healthz", "/openapi.json", "/.well-known/jwks.json", "/projects/demo/auth/verify"]
     {
@@ -285,7 +284,7 @@ async fn no_answer_is_sniffed() {
     }
 }
 
-/// A trusted proxy's log and ours tell of one request by one name; anyone else's id would be theirs to forge.
+/// A trusted proxy's log and ours share one request id; ids from others could be forged.
 #[tokio::test]
 async fn a_trusted_proxys_request_id_is_kept() {
     let trusting =
@@ -312,9 +311,9 @@ async fn a_trusted_proxys_request_id_is_kept() {
     assert_eq!(id(&wary, "x-request-id: forged\r\n").await.len(), 32);
 }
 
-/// Pages may send what tracing and common libraries add, and what the operator names.
+/// Pages may send the headers of tracing and of common libraries, and those that the operator configures.
 #[tokio::test]
-async fn pages_may_send_the_headers_of_tracing_and_those_that_are_named() {
+async fn pages_may_send_tracing_headers_and_configured_ones() {
     let service = Service::start_with(|web, _| {
         web.cors_origins = vec!["capacitor://localhost".to_owned(), "https://app.example.org:443".to_owned()];
         web.cors_headers = vec!["X-Team".to_owned()];
@@ -342,9 +341,9 @@ macro_rules! sessions {
     };
 }
 
-/// Compressed messages are read, and one that is larger than a message may be once it is whole again is not made whole.
+/// Compressed messages are read; one that exceeds the limit is not decompressed completely.
 #[tokio::test]
-async fn gzip_is_read_and_bounded() {
+async fn gzip_is_accepted_and_bounded() {
     let service = Service::start().await;
     let mut sessions = sessions!(service).send_compressed(CompressionEncoding::Gzip);
     let request = |user_id: String| {
@@ -356,7 +355,7 @@ async fn gzip_is_read_and_bounded() {
     let created = sessions.create_session(request("ada".to_owned())).await.expect("signs in");
     assert!(created.metadata().get("grpc-encoding").is_none(), "answers are not compressed");
     assert_eq!(created.into_inner().session.expect("a session").user_id, "ada");
-    // 64 MiB in 64 KiB.
+    // 64 MiB compressed to 64 KiB.
     let refused = sessions.create_session(request("a".repeat(64 << 20))).await.map(drop).expect_err("too large");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     assert_eq!(reason_of(&refused).map(|reason| reason.name()), Some("SCHEMA_ERROR"));
@@ -368,7 +367,7 @@ async fn gzip_is_read_and_bounded() {
     assert_eq!(reason_of(&status).map(|reason| reason.name()), Some("UNSUPPORTED_ENCODING"));
 }
 
-/// Every error has a reason, also of what there is not.
+/// Every error has a reason, also for unknown methods and services.
 #[tokio::test]
 async fn an_unknown_method_or_service_has_a_reason() {
     let service = Service::start().await;
@@ -381,7 +380,7 @@ async fn an_unknown_method_or_service_has_a_reason() {
     }
 }
 
-/// RFC 8414 puts the name before the issuer's path; many clients put it behind, as OpenID Connect does.
+/// RFC 8414 puts the well-known name before the issuer's path; many clients put it after, as OpenID Connect does.
 #[tokio::test]
 async fn the_metadata_is_found_by_either_path() {
     let service = Service::start().await;
@@ -400,9 +399,9 @@ async fn the_metadata_is_found_by_either_path() {
     assert_eq!(service.wires.http(Method::GET, path, HeaderMap::new(), "").await.status(), StatusCode::NOT_FOUND);
 }
 
-/// What works under one base path works under any, and no combination is a panic.
+/// Every base path works alike, and no combination panics.
 #[tokio::test]
-async fn base_paths_are_normalised_and_each_is_answered_once() {
+async fn base_paths_are_normalised_and_each_is_served_once() {
     let paths = [
         "/",
         "/api/v1",
@@ -423,7 +422,7 @@ async fn base_paths_are_normalised_and_each_is_answered_once() {
     }
 }
 
-/// The events of one connection, until one has an id: all of them, and the id.
+/// Reads events from one connection until one has an id. Returns all of them, and the id.
 async fn events_to_an_id(service: &Service, path: &str, lines: &str) -> (String, String) {
     let key = service.server_key.expose_secret();
     let mut socket = TcpStream::connect(service.addr).await.expect("connects");
@@ -447,9 +446,9 @@ async fn events_to_an_id(service: &Service, path: &str, lines: &str) -> (String,
     }
 }
 
-/// A browser's `EventSource` goes on where it was, by itself: an event's id is the cursor, and comes back as `Last-Event-ID`.
+/// A browser's `EventSource` resumes by itself: an event's id is the cursor, and comes back as `Last-Event-ID`.
 #[tokio::test]
-async fn events_have_ids_and_the_last_one_resumes() {
+async fn events_have_ids_and_the_stream_resumes_after_the_last_one() {
     let service = Service::start().await;
     let path = "/auth/revocations:watch";
     let (first, id) = events_to_an_id(&service, path, "").await;
@@ -457,7 +456,7 @@ async fn events_have_ids_and_the_last_one_resumes() {
     for (path, given) in [
         (path.to_owned(), &*id),
         (format!("/api/v1{path}"), &id),
-        // The URL of an EventSource stays what it was at first.
+        // An EventSource keeps its original URL.
         (format!("{path}?cursor=rubbish"), &id),
     ] {
         service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");

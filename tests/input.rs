@@ -1,5 +1,5 @@
-//! Bad input over every wire: a clear 4xx that names what is wrong, and nothing changed. And strangers: with another
-//! project's token, key and ids, nothing is read and nothing ended.
+//! Bad input on every protocol: a clear 4xx that names the error, and no effect. Foreign credentials: with another
+//! project's token, key and ids, nothing is read and nothing revoked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,12 +18,12 @@ use crate::{
     revoke::flip,
 };
 
-/// A request that must be refused: the method, what is asked, why it is refused, and which field is named.
+/// A request that must be refused: the method, the request, the reason, and the named field.
 type Case = (&'static str, Value, &'static str, &'static str);
 
 const SCHEMA: &str = "SCHEMA_ERROR";
 
-/// What does not fit a method's fields, whoever asks.
+/// Invalid requests, whoever the caller is.
 fn misfits(id: &str) -> Vec<Case> {
     let labels = |count: usize| (0..count).map(|n| (format!("key{n}"), json!("v"))).collect::<serde_json::Map<_, _>>();
     let deep = (0..12).fold(json!(1), |inner, _| json!([inner]));
@@ -97,7 +97,7 @@ fn misfits(id: &str) -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_over_every_wire_and_changes_nothing() {
+async fn invalid_requests_are_refused_on_every_wire_and_change_nothing() {
     let service = Service::start().await;
     let admin = bearer(service.admin_key().await.expose_secret());
     let phone = service.sign_in("ada", "phone").await;
@@ -111,7 +111,7 @@ async fn what_does_not_fit_is_refused_over_every_wire_and_changes_nothing() {
             assert!(names, "{wire:?} {method} {said}: {:?}", refused.fields);
             assert!(refused.http.is_none_or(|http| http.is_client_error()), "{wire:?} {method} {said}");
         }
-        // Who shows no credential is told that alone.
+        // A caller without a credential gets only that error.
         let refused = service.ask(Wire::Grpc, method, HeaderMap::new(), &request).await.expect_err(method);
         assert_eq!((refused.reason.as_str(), refused.fields.len()), ("CREDENTIALS_MISSING", 0), "{method}");
     }
@@ -119,7 +119,7 @@ async fn what_does_not_fit_is_refused_over_every_wire_and_changes_nothing() {
     assert!(phone.is_signed_in().await);
 }
 
-/// More than any message may have: told as such on each wire, before it is looked at.
+/// A message above the size limit: reported as such on each protocol, before it is parsed.
 #[tokio::test]
 async fn a_message_that_is_too_large_is_refused_as_such() {
     let service = Service::start().await;
@@ -134,7 +134,7 @@ async fn a_message_that_is_too_large_is_refused_as_such() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// Every RPC that answers once, by the descriptors: one that is new has to be added here. The stream is in `watch.rs`.
+/// Every unary RPC, from the descriptors: a new one must be added here. The stream is in `watch.rs`.
 fn methods() -> BTreeSet<String> {
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
     let service = pool.get_service_by_name("sessiond.v1.SessionService").expect("is there");
@@ -142,9 +142,9 @@ fn methods() -> BTreeSet<String> {
     unary.map(|method| method.name().to_owned()).collect()
 }
 
-/// Who may ask for what: any other kind of caller is refused, and is told nothing else.
+/// Which callers each RPC accepts: any other kind is refused, and learns nothing else.
 #[tokio::test]
-async fn every_rpc_takes_the_callers_that_it_names_and_no_others() {
+async fn every_rpc_accepts_only_the_callers_that_it_names() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let requests = requests(&phone.session, &phone.access_token, "ada");
@@ -187,7 +187,7 @@ async fn every_rpc_takes_the_callers_that_it_names_and_no_others() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// A good request for each RPC, about this session.
+/// A valid request for each RPC, about this session.
 fn requests(session: &str, token: &str, user: &str) -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("RevokeCurrent", json!({})),
@@ -204,9 +204,9 @@ fn requests(session: &str, token: &str, user: &str) -> BTreeMap<&'static str, Va
     ])
 }
 
-/// With every credential of another project, where a user of the same name is signed in too.
+/// With every credential of another project, which has a signed-in user of the same name.
 #[tokio::test]
-async fn another_project_reads_nothing_and_ends_nothing() {
+async fn another_project_reads_nothing_and_revokes_nothing() {
     let service = Service::start().await;
     let foreign = service.create_project("other").await;
     let admin = {
@@ -237,7 +237,7 @@ async fn another_project_reads_nothing_and_ends_nothing() {
                 refresh_token(&thief.refresh_token),
             ] {
                 let answer = service.ask(wire, method, headers, request).await;
-                // What it may do, it does in its own project alone; what names a session by its id finds none.
+                // It acts only in its own project; session ids find nothing.
                 if let ("RevokeSession" | "UpdateSession" | "CreateSession", Ok(answer)) = (*method, &answer) {
                     panic!("{wire:?} {method}: {answer}");
                 }
@@ -258,7 +258,7 @@ async fn another_project_reads_nothing_and_ends_nothing() {
     assert!(victim.is_signed_in().await);
 }
 
-/// All that there is of the project that the strangers are strangers to.
+/// All rows of the project under attack.
 async fn rows(service: &Service) -> Vec<String> {
     let tables = ["users", "sessions", "session_requests", "revocations"];
     let of = |table: &&str| format!("SELECT t::text AS line FROM {table} AS t WHERE project_id = 'demo'");
@@ -268,9 +268,9 @@ async fn rows(service: &Service) -> Vec<String> {
     rows
 }
 
-/// A signature of one project over the other's name is nobody's.
+/// A signature of one project over the other's name is invalid.
 #[tokio::test]
-async fn a_token_that_was_changed_is_nobody_s() {
+async fn a_tampered_token_is_refused() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let before = service.database.contents().await;

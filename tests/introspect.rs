@@ -1,4 +1,4 @@
-//! What tokens are worth, and what they say: for services, and without a trace.
+//! Introspection: for services, and without side effects.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,7 +19,7 @@ fn inactive() -> IntrospectTokenResponse {
 }
 
 #[tokio::test]
-async fn a_live_token_says_all_and_a_dead_one_nothing_over_all_three_wires() {
+async fn an_active_token_is_described_and_an_inactive_one_is_not_on_every_wire() {
     let service = Service::start().await;
     let now = service.clock.now().as_seconds();
     let role = Value { kind: Some(Kind::StringValue("reader".into())) };
@@ -75,7 +75,7 @@ async fn a_live_token_says_all_and_a_dead_one_nothing_over_all_three_wires() {
 }
 
 #[tokio::test]
-async fn whatever_is_not_a_token_of_this_project_is_inactive() {
+async fn anything_but_a_token_of_this_project_is_inactive() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let phone = service.sign_in("ada", "phone").await;
@@ -109,9 +109,9 @@ async fn whatever_is_not_a_token_of_this_project_is_inactive() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// Looking neither rotates, nor alarms, nor counts as use.
+/// Introspection does not rotate, raise an alarm, or count as use.
 #[tokio::test]
-async fn a_refresh_token_is_only_looked_at() {
+async fn introspection_does_not_affect_a_refresh_token() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let first = phone.refresh_token.clone();
@@ -169,9 +169,9 @@ async fn a_batch_answers_in_the_order_of_its_tokens() {
     }
 }
 
-/// A token is over at the second that it names, and its session goes on.
+/// A token expires at its second, and its session continues.
 #[tokio::test]
-async fn an_access_token_is_over_at_its_exp_everywhere() {
+async fn an_access_token_expires_at_its_exp_everywhere() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let end = claims_of(&phone.access_token)["exp"].as_i64().expect("a number");

@@ -1,4 +1,4 @@
-//! Keys: rotated without anyone noticing, revoked so that nothing under them counts, and sealed anew.
+//! Keys: rotation without interruption, revocation, and resealing.
 
 use std::{
     collections::BTreeSet,
@@ -66,7 +66,7 @@ async fn jwks(service: &Service) -> JwkSet {
     serde_json::from_slice(answer.body()).expect("a JWK set")
 }
 
-/// The keys that are published, for the project and for all.
+/// The published keys, of the project and of all projects.
 async fn published(service: &Service) -> BTreeSet<KeyId> {
     let set = jwks(service).await;
     let everywhere = service.wires.http(Method::GET, "/.well-known/jwks.json", HeaderMap::new(), "").await;
@@ -82,14 +82,14 @@ async fn rotate(app: &App, purpose: Purpose, haste: Haste) -> Rotated {
     app.rotate_key(purpose, demo(), haste).await.expect("rotates")
 }
 
-/// Moves the clock on to this moment.
+/// Advances the clock to this moment.
 fn advance_to(service: &Service, moment: Timestamp) {
     service.clock.advance(moment.since(service.clock.now()));
     assert_eq!(service.clock.now(), moment, "not back");
 }
 
 #[tokio::test]
-async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_to_the_instant() {
+async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
     let service = Service::start().await;
     let first = service.sign_in("ada", "phone").await;
     let old = kid(&first.access_token);
@@ -107,7 +107,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
         assert_eq!(kid(&service.sign_in("ada", "laptop").await.access_token), signs, "{moment}");
     }
 
-    // What the old key signed in its last instant is verified for as long as any token may last.
+    // Tokens from the old key's last instant verify for the longest possible lifetime.
     let end = from + ACCESS_TOKEN_TTL_MAX + MARGIN;
     let verifies = |now| service.app.keys().snapshot().keyring.verifies(old, now, ACCESS_TOKEN_TTL_MAX).is_some();
     advance_to(&service, end - INSTANT);
@@ -117,7 +117,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
     assert_eq!(published(&service).await, [heir].into());
     assert!(!verifies(service.clock.now()));
 
-    // A retired key that leaks makes no tokens, and one that was only slow is told to refresh.
+    // A leaked retired key makes no valid tokens; a client that is merely slow is told to refresh.
     let leaked = forged(&service, &first.access_token, end + Duration::from_secs(600));
     for wire in Wire::ALL {
         assert_refused!(service.current(wire, bearer(leaked.expose_secret())), "UNPARSABLE_ACCESS_TOKEN");
@@ -130,13 +130,13 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs_and_takes_over_t
         assert_eq!(reason(&first.access_token).await.as_deref(), Some("ACCESS_TOKEN_EXPIRED"));
     }
 
-    // And for a sign-out, long after that.
+    // For a sign-out, long after that.
     service.clock.advance(Duration::from_secs(60 * 86_400));
     let ended = first.sign_out().await.expect("signs out");
     assert_eq!(ended.already_revoked, None);
 }
 
-/// What a genuine token says, until another moment, under the same key.
+/// The claims of a genuine token with another expiry, signed with the same key.
 fn forged(service: &Service, genuine: &str, until: Timestamp) -> SecretString {
     let presented = Presented::parse(genuine).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
@@ -144,9 +144,9 @@ fn forged(service: &Service, genuine: &str, until: Timestamp) -> SecretString {
     key.sign(&Claims { exp: until.as_seconds(), ..claims }).expect("signs")
 }
 
-/// Verifiers ask all the time, and the answer is nearly always the one that they have.
+/// Verifiers ask often, and the answer rarely changes.
 #[tokio::test]
-async fn whoever_has_the_keys_is_told_that_they_are_still_good() {
+async fn unchanged_keys_are_answered_with_not_modified() {
     let service = Service::start().await;
     service.create_project("other").await;
     let ask = async |path: &str, known: &str| {
@@ -162,7 +162,7 @@ async fn whoever_has_the_keys_is_told_that_they_are_still_good() {
         let (status, tag, body) = ask(path, "\"another\"").await;
         assert_eq!(status, StatusCode::OK);
         for known in [tag.clone(), format!("W/{tag}"), format!("\"another\", {tag}"), "*".to_owned()] {
-            // The same from the next reading of the same keys.
+            // The validator does not change when the same keys are read again.
             service.app.keys().reload().await.expect("reads");
             let again = ask(path, &known).await;
             assert_eq!(again, (StatusCode::NOT_MODIFIED, tag.clone(), Bytes::new()), "{path} {known}");
@@ -180,7 +180,7 @@ async fn whoever_has_the_keys_is_told_that_they_are_still_good() {
 }
 
 #[tokio::test]
-async fn refresh_tokens_outlive_the_key_that_made_them() {
+async fn refresh_tokens_survive_the_rotation_of_their_key() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
@@ -193,7 +193,7 @@ async fn refresh_tokens_outlive_the_key_that_made_them() {
     let before = phone.refresh_without_keeping().await.expect("refreshes");
     assert_eq!(refresh_kid(&before.refresh_token), old);
     advance_to(&service, from);
-    // The same successor in the chain, under the new key: both are good.
+    // The same place in the chain, under the new key: both are good.
     let repeated = phone.refresh_without_keeping().await.expect("within the grace");
     assert_eq!(refresh_kid(&repeated.refresh_token), heir);
     phone.refresh_token = before.refresh_token;
@@ -210,9 +210,9 @@ async fn refresh_tokens_outlive_the_key_that_made_them() {
     assert_eq!(ended.already_revoked, None);
 }
 
-/// Another replica signs with a key that this one has not read yet.
+/// Another replica signs with a key that this one has not loaded yet.
 #[tokio::test]
-async fn a_key_that_signs_at_once_is_looked_for_by_whoever_does_not_know_it() {
+async fn a_replica_loads_a_key_that_it_does_not_know() {
     let service = Service::start().await;
     let old = kid(&service.sign_in("ada", "phone").await.access_token);
     let elsewhere = service.operator();
@@ -232,7 +232,7 @@ async fn a_key_that_signs_at_once_is_looked_for_by_whoever_does_not_know_it() {
     assert_eq!(published(&service).await, [old, heir].into());
 }
 
-/// A service that verifies tokens by itself, with a library that is not ours, and asks for the keys once an hour.
+/// An external verifier with another JWT library, which fetches the keys once an hour.
 struct Verifier {
     keys: JwkSet,
     fetched_at: Timestamp,
@@ -252,14 +252,14 @@ impl Verifier {
         let mut checks = Validation::new(Algorithm::ES256);
         checks.set_audience(&[PROJECT]);
         checks.set_issuer(&[format!("{ISSUER}/projects/{PROJECT}")]);
-        // It would ask the system's clock.
+        // It would use the system clock.
         checks.validate_exp = false;
         let key = DecodingKey::from_jwk(key).expect("a key");
         jsonwebtoken::decode::<Value>(token, &key, &checks).is_ok()
     }
 }
 
-/// Users that sign in, refresh and sign out without a pause, and what they were given.
+/// Users who sign in, refresh and sign out continuously, and the tokens they got.
 #[derive(Default)]
 struct Load {
     rounds: AtomicU64,
@@ -288,10 +288,10 @@ impl Load {
     }
 }
 
-/// Nearly three hours with two rotations of each key. Every request succeeds, and every token is good in the eyes of verifiers that
-/// look at the JWKS once an hour: when it is issued, and still just before it expires.
+/// Nearly three hours with two rotations of each key. Every request succeeds, and verifiers that fetch the JWKS once an
+/// hour accept every token, when it is issued and just before it expires.
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_rotated_under_load_and_nobody_notices() {
+async fn rotating_keys_under_load_fails_no_request() {
     const STEP: Duration = Duration::from_secs(60);
     const TTL: Duration = Duration::from_secs(600);
     let service = Service::start().await;
@@ -306,7 +306,7 @@ async fn keys_are_rotated_under_load_and_nobody_notices() {
             if step % 70 == 10 {
                 rotate(&operator, Purpose::Signing, Haste::Planned).await;
                 rotate(&operator, Purpose::Refresh, Haste::Planned).await;
-                // The worst that can happen to a verifier: it asks a replica that has not read the new key yet.
+                // The worst case for a verifier: it fetches from a replica that has not loaded the new key yet.
                 service.clock.advance(RELOAD_INTERVAL);
                 verifiers.push(Verifier::new(&service).await);
                 service.app.keys().reload().await.expect("reads");
@@ -339,7 +339,7 @@ async fn keys_are_rotated_under_load_and_nobody_notices() {
 }
 
 #[tokio::test]
-async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
+async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     let service = Service::start().await;
     let mut devices = vec![];
     for device in ["phone", "laptop", "tv"] {
@@ -353,7 +353,7 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
     let KeyRevoked::Replaced(heir) = revoked else { panic!("{revoked:?}") };
 
-    // By itself: nobody tells the server.
+    // The server finds out by itself.
     eventually("the server knows", async || kids(&jwks(&service).await) == [heir].into()).await;
     assert_eq!(published(&service).await, [heir].into());
     for road in Road::ALL {
@@ -375,9 +375,9 @@ async fn nothing_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     assert_eq!(operator.list_keys(Purpose::Signing, demo()).await.expect("lists"), keys, "nothing has changed");
 }
 
-/// The heir signs on a replica whose clock is behind the operator's, too.
+/// The new key also signs on a replica whose clock is behind the operator's.
 #[tokio::test]
-async fn a_replica_whose_clock_is_behind_signs_with_the_replacement() {
+async fn a_replica_whose_clock_is_behind_signs_with_the_new_key() {
     let service = Service::start().await;
     let old = kid(&service.sign_in("ada", "phone").await.access_token);
     let now = service.clock.now();
@@ -391,7 +391,7 @@ async fn a_replica_whose_clock_is_behind_signs_with_the_replacement() {
 }
 
 #[tokio::test]
-async fn nothing_under_a_revoked_refresh_key_is_accepted() {
+async fn no_token_under_a_revoked_refresh_key_is_accepted() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
@@ -408,7 +408,7 @@ async fn nothing_under_a_revoked_refresh_key_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_key_that_waits_can_be_revoked_or_brought_forward() {
+async fn a_waiting_key_can_be_revoked_or_activated_early() {
     let service = Service::start().await;
     let operator = service.operator();
     let first = kid(&service.sign_in("ada", "phone").await.access_token);
@@ -432,12 +432,12 @@ async fn a_key_that_waits_can_be_revoked_or_brought_forward() {
     assert_eq!((forward.heir, forward.from), (planned.heir, service.clock.now()), "verifiers may know it already");
     assert_eq!(signs().await, planned.heir);
 
-    // The one that signs is revoked while another waits: that one takes over.
+    // The signing key is revoked while another waits: that one takes over.
     let waiting = rotate(&operator, Purpose::Signing, Haste::Planned).await;
     let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.heir).await.expect("revokes");
     assert_eq!(revoked, KeyRevoked::Replaced(waiting.heir));
     assert_eq!(signs().await, waiting.heir);
-    // And one that was retired leaves everything as it is.
+    // Revoking a retired key changes nothing else.
     let revoked = operator.revoke_key(Purpose::Signing, demo(), first).await.expect("revokes");
     assert_eq!(revoked, KeyRevoked::Alone);
     assert_eq!(signs().await, waiting.heir);
@@ -445,7 +445,7 @@ async fn a_key_that_waits_can_be_revoked_or_brought_forward() {
 }
 
 #[tokio::test]
-async fn another_projects_key_is_none_of_ours() {
+async fn a_key_of_another_project_is_not_found() {
     let service = Service::start().await;
     service.create_project("other").await;
     let key = kid(&service.sign_in("ada", "phone").await.access_token);
@@ -463,12 +463,12 @@ async fn another_projects_key_is_none_of_ours() {
     assert_eq!(kid(&service.sign_in("ada", "phone").await.access_token), key);
 }
 
-/// Lets operators act until each waits for the project, and then lets them all go at once.
+/// Lets operators run until each waits for the project, then releases them all at once.
 async fn at_once<T: Send + 'static>(
     service: &Service,
     acts: Vec<impl Future<Output = Result<T, ProjectError>> + Send + 'static>,
 ) -> Vec<Result<T, ProjectError>> {
-    // Not above: it would take the atomics' `load` for a query.
+    // Not at the top: it would shadow the atomics' `load`.
     use diesel_async::RunQueryDsl as _;
 
     let (mut holder, mut watcher) = (service.database.connect().await, service.database.connect().await);
@@ -491,9 +491,9 @@ struct Waiting {
     waiting: i64,
 }
 
-/// Operators at many terminals: one rotation, and whatever they do, one key signs at each moment.
+/// Concurrent operators: one rotation happens, and at each moment exactly one key signs.
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_that_act_at_once_take_turns() {
+async fn concurrent_operators_take_turns() {
     let service = Service::start().await;
     let planned = (0..8).map(|_| {
         let operator = service.operator();
@@ -534,7 +534,7 @@ async fn operators_that_act_at_once_take_turns() {
 }
 
 #[tokio::test]
-async fn a_revoked_server_key_is_refused_in_the_same_instant() {
+async fn a_revoked_server_key_is_refused_at_once() {
     let service = Service::start().await;
     let other = service.app.server_key_create(demo(), sessiond::store::Role::Admin).await.expect("makes a key");
     let request = || CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
@@ -561,7 +561,7 @@ async fn a_revoked_server_key_is_refused_in_the_same_instant() {
     assert!(matches!(unknown.await, Err(ProjectError::MissingServerKey(_))));
 }
 
-/// An installation with sealing keys of the test's own.
+/// An installation with the given sealing keys.
 fn installation(store: &Store, present: &SealingKey, previous: Option<&SealingKey>) -> App {
     let keys = KeyCache::new(store.clone(), Sealer::new(present, previous));
     App::new(store.clone(), keys, Issuer::new(ISSUER), Clock::frozen())
@@ -572,7 +572,7 @@ fn store(database: &Database) -> Store {
 }
 
 #[tokio::test]
-async fn the_sealing_key_is_changed_without_a_pause() {
+async fn the_sealing_key_is_changed_without_an_interruption() {
     let database = Database::create().await;
     let (store, old, new) = (store(&database), SealingKey::generate(), SealingKey::generate());
     let before = installation(&store, &old, None);
@@ -580,9 +580,9 @@ async fn the_sealing_key_is_changed_without_a_pause() {
     for project in &projects {
         before.project_create(project.clone(), Policy::default()).await.expect("creates");
     }
-    // More than one transaction's worth.
+    // More than one transaction's worth of keys.
     for _ in 0..sessiond::store::RESEAL_PAGE {
-        // Each an operator of its own: one that has just read the keys waits before it reads them again.
+        // A new operator each time: one that has just loaded the keys waits before it loads again.
         let operator = installation(&store, &old, None);
         operator.rotate_key(Purpose::Refresh, projects[0].clone(), Haste::Emergency).await.expect("rotates");
     }
@@ -600,7 +600,7 @@ async fn the_sealing_key_is_changed_without_a_pause() {
     during.keys().reload().await.expect("reads");
     assert!(none_lost(&during));
 
-    // Twice at once: each key is resealed by one of the two.
+    // Two reseals at once: each key is resealed by one of them.
     let (one, other) = tokio::join!(during.reseal(), during.reseal());
     let (one, other) = (one.expect("reseals"), other.expect("reseals"));
     assert_eq!((one.resealed + other.resealed, one.present + other.present), (total, total + 2));
@@ -618,7 +618,7 @@ async fn the_sealing_key_is_changed_without_a_pause() {
 }
 
 #[tokio::test]
-async fn a_key_that_no_sealing_key_opens_is_named_and_the_others_are_resealed() {
+async fn a_key_that_cannot_be_opened_is_reported_and_the_others_are_resealed() {
     let database = Database::create().await;
     let (store, old, new) = (store(&database), SealingKey::generate(), SealingKey::generate());
     let before = installation(&store, &old, None);
@@ -635,9 +635,9 @@ async fn a_key_that_no_sealing_key_opens_is_named_and_the_others_are_resealed() 
     assert!(during.reseal().await.expect("reseals").unopened.is_empty(), "nothing opens a revoked key any more");
 }
 
-/// One operator changes one setting and one another: both hold.
+/// Two operators change different settings: both changes hold.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_changes_what_was_given_and_nothing_else() {
+async fn an_update_changes_only_the_given_settings() {
     let service = Service::start().await;
     let minute = Duration::from_secs(60);
     let changes: [fn(&mut Policy); 2] = [
@@ -663,16 +663,16 @@ async fn an_update_changes_what_was_given_and_nothing_else() {
     assert_eq!(service.create(Wire::Rest, request).await.expect("signs in").expires_in, 60);
 }
 
-/// The id of no key at all.
+/// An unknown key id.
 const NO_KEY: &str = "01890a5d-ac96-474b-bcce-b302099a8057";
 
-/// A machine with much else to do is no failure.
+/// A busy machine must not fail the test.
 const PATIENT: (&str, &str) = ("SESSIOND_DATABASE_TIMEOUT", "20s");
 
 const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const NEXT_SEALING_KEY: &str = "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-/// What a command lists with `--json`.
+/// The output of a command with `--json`.
 fn listed(args: &[&str], env: &[(&str, &str)]) -> Vec<Value> {
     let output = sessiond(&[args, &["--json"]].concat(), env);
     assert_says(&output, true, "");
@@ -694,7 +694,7 @@ async fn an_operator_rotates_and_revokes_by_hand() {
     for (kind, name) in [("signing-key", "signing key"), ("refresh-key", "refresh key")] {
         let list = [kind, "list", "--project", "shop"];
         let rotate = [kind, "rotate", "--project", "shop"];
-        // A list needs no sealing key, and shows none.
+        // Listing needs no sealing key, and shows no secret.
         let keys = listed(&list, &env[..2]);
         let names: BTreeSet<&str> = keys[0].as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(names, ["id", "state", "created_at", "signs_from", "retired_at", "revoked_at"].into());
@@ -716,9 +716,9 @@ async fn an_operator_rotates_and_revokes_by_hand() {
         let revoke = |key: &str| sessiond(&[kind, "revoke", key, "--project", "shop"], &env);
         assert_says(&revoke(NO_KEY), false, &format!("project shop has no {name} 01890a5d"));
         assert_says(&revoke("first"), false, "must be a key's id as `list` shows it");
-        assert_says(&revoke(&first), true, &format!("revoked {name} {first}; every server knows within 5 s"));
+        assert_says(&revoke(&first), true, &format!("revoked {name} {first}; every server applies it within 5 s"));
         assert_says(&revoke(&waiting), true, "takes over at once");
-        assert_says(&revoke(&waiting), true, "was revoked before");
+        assert_says(&revoke(&waiting), true, "was already revoked");
         let keys = listed(&list, &env);
         assert_eq!((of_state(&keys, "signing").len(), of_state(&keys, "revoked").len()), (1, 2));
 
@@ -734,11 +734,11 @@ async fn an_operator_rotates_and_revokes_by_hand() {
     }
     let planned = ["signing-key", "rotate", "--project", "shop"];
     let hurried = sessiond(&[&planned[..], &["--now"]].concat(), &env);
-    assert_says(&hurried, true, "verifiers that hold a JWKS without the new key refuse its tokens for up to 1h");
+    assert_says(&hurried, true, "verifiers with a JWKS without the new key refuse its tokens for up to 1h");
     assert_says(&sessiond(&planned, &env), true, "takes over at");
     let waiting = of_state(&listed(&["signing-key", "list", "--project", "shop"], &env), "waiting")[0].to_owned();
     let revoke = sessiond(&["signing-key", "revoke", &waiting, "--project", "shop"], &env);
-    assert_says(&revoke, true, "the rotation is called off");
+    assert_says(&revoke, true, "the rotation is cancelled");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -771,7 +771,7 @@ async fn an_operator_lists_and_revokes_server_keys() {
     assert!(!String::from_utf8_lossy(&sessiond(&list, env).stdout).contains("sdsk_"));
 
     assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "every server refuses it from now on");
-    assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "was revoked before");
+    assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "was already revoked");
     assert_says(&sessiond(&["server-key", "revoke", &secrets[1]], env), false, "must be a key's id");
     let unknown = sessiond(&["server-key", "revoke", NO_KEY], env);
     assert_says(&unknown, false, &format!("there is no server key {NO_KEY}"));
@@ -798,7 +798,7 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
         "impersonation_ttl_max": "1d",
     });
     assert_eq!(show(), fresh);
-    assert_says(&sessiond(&["project", "update", "shop"], env), false, "there is nothing to change");
+    assert_says(&sessiond(&["project", "update", "shop"], env), false, "nothing to change");
     assert_says(&sessiond(&["project", "update", "shop", "--idle-ttl", "36h"], env), true, "36h");
     let relax = ["project", "update", "shop", "--strict-refresh=false", "--refresh-grace", "1500ms"];
     assert_says(&sessiond(&relax, env), true, "1500ms");
@@ -874,9 +874,9 @@ async fn an_operator_changes_the_sealing_key() {
     let early = sessiond(&["reseal"], &new);
     assert_says(&early, false, "2 keys open with neither sealing key");
     assert_says(&early, false, "of project shop does not open with the configured sealing key");
-    assert_says(&sessiond(&["reseal"], &both), true, "sealed 2 keys anew; 0 were under the present");
-    assert_says(&sessiond(&["reseal"], &both), true, "sealed 0 keys anew; 2 were under the present");
-    assert_says(&sessiond(&["reseal"], &new), true, "sealed 0 keys anew; 2 were under the present");
+    assert_says(&sessiond(&["reseal"], &both), true, "resealed 2 keys; 0 were already under the present");
+    assert_says(&sessiond(&["reseal"], &both), true, "resealed 0 keys; 2 were already under the present");
+    assert_says(&sessiond(&["reseal"], &new), true, "resealed 0 keys; 2 were already under the present");
     assert_says(&sessiond(&["signing-key", "rotate", "--project", "shop"], &new), true, "takes over at");
     let too_late = sessiond(&["refresh-key", "rotate", "--project", "shop"], &old);
     assert_says(&too_late, false, "no key in the database opens with the configured sealing key");

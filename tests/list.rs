@@ -1,4 +1,4 @@
-//! Looking at sessions: every one that there is, each once, newest first, and nobody else's.
+//! Listing sessions: each one once, newest first, and only the caller's.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     harness::{Device, Service, Wire, bearer, calls::any_of, eventually},
 };
 
-/// Ids made within one millisecond have no order.
+/// Ids created within one millisecond have no order.
 const TICK: Duration = Duration::from_millis(1);
 
 fn of(user: &str) -> ListSessionsRequest {
@@ -32,7 +32,7 @@ async fn sign_ins<'a>(service: &'a Service, user: &str, count: usize) -> Vec<Dev
 }
 
 #[tokio::test]
-async fn a_user_sees_their_own_live_sessions_newest_first_over_all_three_wires() {
+async fn a_user_sees_their_own_live_sessions_newest_first_on_every_wire() {
     let service = Service::start().await;
     let mine = sign_ins(&service, "ada", 3).await;
     sign_ins(&service, "bob", 1).await;
@@ -54,7 +54,7 @@ async fn a_user_sees_their_own_live_sessions_newest_first_over_all_three_wires()
 }
 
 #[tokio::test]
-async fn a_service_sees_any_user_or_the_whole_project() {
+async fn a_service_lists_any_user_or_the_whole_project() {
     let service = Service::start().await;
     let (ada, bob) = (sign_ins(&service, "ada", 2).await, sign_ins(&service, "bob", 2).await);
     for wire in Wire::ALL {
@@ -70,9 +70,9 @@ async fn a_service_sees_any_user_or_the_whole_project() {
     }
 }
 
-/// AIP-158: 0 is the default, and above the most is the most.
+/// AIP-158: 0 means the default, and more than the maximum means the maximum.
 #[tokio::test]
-async fn a_page_size_of_0_or_too_large_is_no_error() {
+async fn a_page_size_of_0_or_too_large_is_not_an_error() {
     let service = Service::start().await;
     sign_ins(&service, "ada", 51).await;
     for wire in Wire::ALL {
@@ -83,9 +83,10 @@ async fn a_page_size_of_0_or_too_large_is_no_error() {
     }
 }
 
-/// Between the pages some sessions end and others begin. Whatever was live all along is on one page, and on one only.
+/// Between the pages some sessions end and others are created. Each session that was live throughout is on exactly one
+/// page.
 #[tokio::test]
-async fn a_walk_finds_every_session_exactly_once_whatever_happens_between_its_pages() {
+async fn paging_finds_every_session_exactly_once_despite_changes() {
     let service = Service::start().await;
     let mut devices = sign_ins(&service, "ada", 23).await;
     for page_size in [1, 2, 7, 23, 24] {
@@ -102,7 +103,7 @@ async fn a_walk_finds_every_session_exactly_once_whatever_happens_between_its_pa
                     break;
                 }
                 request.page_token = page.next_page_token;
-                // The size may change from page to page.
+                // The page size may change between pages.
                 request.page_size = Some(page_size + pages % 2);
                 if pages % 3 == 1 {
                     devices.extend(sign_ins(&service, "ada", 1).await);
@@ -122,7 +123,7 @@ async fn a_walk_finds_every_session_exactly_once_whatever_happens_between_its_pa
 }
 
 #[tokio::test]
-async fn ended_sessions_are_listed_when_asked_for_with_when_and_why() {
+async fn ended_sessions_are_listed_with_time_and_reason_on_request() {
     let service = Service::start().await;
     let devices = sign_ins(&service, "ada", 4).await;
     let short = CreateSessionRequest { user_id: "ada".into(), expires_in_millis: Some(10_000), ..Default::default() };
@@ -149,7 +150,7 @@ async fn ended_sessions_are_listed_when_asked_for_with_when_and_why() {
         assert_eq!((any.len(), ids(&live)), (5, vec![devices[3].session.as_str(), &devices[1].session]));
     }
 
-    // A cut-off shows in what it ended, and not in what was over before.
+    // A cut-off shows in the sessions that it ended, not in those that had already ended.
     service.clock.advance(Duration::from_secs(1));
     devices[3].revoke_all().await.expect("ends them");
     let all = service.list_all(service.key(), any_of("ada")).await;
@@ -159,7 +160,7 @@ async fn ended_sessions_are_listed_when_asked_for_with_when_and_why() {
 }
 
 #[tokio::test]
-async fn labels_and_device_select_and_all_must_hold() {
+async fn all_filters_must_match() {
     let service = Service::start().await;
     let open = async |device: &str, labels: &[(&str, &str)]| {
         service.clock.advance(TICK);
@@ -197,12 +198,12 @@ async fn labels_and_device_select_and_all_must_hold() {
     }
 }
 
-/// What few of many sessions have in common is looked for in a bounded number of rows a page, and in few queries.
+/// A filter that few sessions match reads a bounded number of rows per page, in few queries.
 #[tokio::test]
-async fn a_sparse_selection_gives_short_pages_and_is_found_all_the_same() {
+async fn a_selective_filter_gives_short_pages_and_finds_everything() {
     let service = Service::start().await;
     let rare = service.sign_in("ada", "rare").await;
-    // As many sessions again, opened since, as a page looks at; and a few more.
+    // As many newer sessions as a page reads, and a few more.
     let copies = "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object(
             'id', overlay(s.id::text placing lpad(to_hex(n), 12, '0') from 25), 'device_name', 'common'))).*
         FROM sessions AS s, generate_series(x'f00000000000'::bigint, x'f00000000000'::bigint + 2099) AS n";
@@ -219,7 +220,7 @@ async fn a_sparse_selection_gives_short_pages_and_is_found_all_the_same() {
     assert!(queries <= 60, "{queries} queries for three walks over 2,101 rows");
 }
 
-/// How often a page of rows was read.
+/// How many pages of rows were read.
 async fn pages_read(service: &Service) -> u64 {
     let line = r#"sessiond_store_operation_duration_seconds_count{operation="sessions_page",outcome="ok"} "#;
     let page = service.metrics_page().await;
@@ -227,7 +228,7 @@ async fn pages_read(service: &Service) -> u64 {
 }
 
 #[tokio::test]
-async fn who_acts_as_the_user_is_shown_to_services_alone() {
+async fn impersonations_are_shown_only_to_services() {
     let service = Service::start().await;
     let own = service.sign_in("ada", "phone").await;
     service.clock.advance(TICK);
@@ -236,7 +237,7 @@ async fn who_acts_as_the_user_is_shown_to_services_alone() {
         for headers in [own.bearer(), support.bearer()] {
             let page = service.list(wire, headers.clone(), any_of("me")).await.expect("lists");
             assert_eq!(ids(&page.items), [&own.session], "{wire:?}");
-            // Not even where the next page begins.
+            // Not even in the page token.
             let one = ListSessionsRequest { page_size: Some(1), ..any_of("me") };
             assert_eq!(service.list(wire, headers, one).await.expect("lists").next_page_token, "");
         }
@@ -245,7 +246,7 @@ async fn who_acts_as_the_user_is_shown_to_services_alone() {
         assert!(page.items[0].is_impersonation && page.items[0].impersonator_id.as_deref() == Some("root"));
         assert!(!page.items[1].is_impersonation && page.items[1].impersonator_id.is_none());
 
-        // It can look at itself, and at nothing else of its own kind.
+        // It can see itself, and no other impersonation.
         let current = service.current(wire, support.bearer()).await.expect("answers");
         assert_eq!(current.impersonator_id.as_deref(), Some("root"));
         assert_refused!(service.revoke_session(wire, own.bearer(), &support.session, None), "SESSION_NOT_FOUND");
@@ -254,20 +255,20 @@ async fn who_acts_as_the_user_is_shown_to_services_alone() {
         assert_refused!(service.revoke_all(wire, support.bearer(), Default::default()), "INSUFFICIENT_ACCESS_TYPE");
     }
     assert!(own.is_signed_in().await && support.is_signed_in().await);
-    // The user ends it with all others, and is not told that it was there.
+    // The user revokes it with all others, and does not learn that it existed.
     assert_eq!(own.revoke_others().await.expect("ends them"), 0);
     assert!(!support.is_signed_in().await && own.is_signed_in().await);
 }
 
 #[tokio::test]
-async fn an_impersonation_ends_itself() {
+async fn an_impersonation_can_sign_out() {
     let service = Service::start().await;
     let support = service.impersonate("ada", "root").await;
     support.sign_out().await.expect("signs out");
     assert!(!support.is_signed_in().await);
 }
 
-/// Where a page ends says nothing about sessions that the user is not shown.
+/// A page token reveals nothing about sessions hidden from the user.
 #[tokio::test]
 async fn a_page_token_never_names_a_hidden_session() {
     let service = Service::start().await;
@@ -309,7 +310,7 @@ fn uuid_text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_page_token_is_good_for_its_own_query_alone() {
+async fn a_page_token_is_valid_only_for_its_query() {
     let service = Service::start().await;
     let other_key = service.create_project("other").await;
     let devices = sign_ins(&service, "ada", 3).await;
@@ -319,7 +320,7 @@ async fn a_page_token_is_good_for_its_own_query_alone() {
     let next = ListSessionsRequest { page_token: token.clone(), ..request.clone() };
     let before = service.database.contents().await;
     for wire in Wire::ALL {
-        // The very same query is another caller's too, and shows each what is theirs.
+        // Another caller may use the same query, and gets only their own sessions.
         let page = service.list(wire, devices[0].bearer(), next.clone()).await.expect("goes on");
         assert_eq!(ids(&page.items), [&devices[1].session], "{wire:?}");
 
@@ -347,9 +348,9 @@ async fn a_page_token_is_good_for_its_own_query_alone() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// A server that has not heard of a project yet goes on from a page that another one began.
+/// A server that has not loaded a new project yet continues from a page of another server.
 #[tokio::test]
-async fn a_page_of_a_project_that_is_a_moment_old_leads_on_everywhere() {
+async fn a_page_token_of_a_new_project_works_on_every_replica() {
     let service = Service::start().await;
     let replica = service.replica().await;
     let key = service.create_project("brand-new").await;
@@ -366,9 +367,9 @@ async fn a_page_of_a_project_that_is_a_moment_old_leads_on_everywhere() {
     assert!(!there.next_page_token.is_empty());
 }
 
-/// Written down at most once a minute, all together.
+/// Recorded at most once a minute, in batches.
 #[tokio::test]
-async fn last_used_moves_with_use_and_no_more_than_once_a_minute() {
+async fn last_used_is_updated_at_most_once_a_minute() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let last_used = async || {
@@ -391,7 +392,7 @@ async fn last_used_moves_with_use_and_no_more_than_once_a_minute() {
     service.app.flush_usage().await.expect("writes");
     assert_eq!(service.database.lines("SELECT xmin FROM sessions").await, rows, "not written again");
 
-    // A service asks about an access token because somebody has just used it there; a refresh token is only looked at.
+    // Introspecting an access token counts as use; introspecting a refresh token does not.
     service.clock.advance(Duration::from_secs(400));
     service.introspect(Wire::Grpc, service.key(), &phone.refresh_token).await.expect("answers");
     service.app.flush_usage().await.expect("writes");
@@ -402,7 +403,7 @@ async fn last_used_moves_with_use_and_no_more_than_once_a_minute() {
 }
 
 #[tokio::test]
-async fn a_session_says_what_is_known_of_it_over_all_three_wires() {
+async fn a_session_is_described_completely_on_every_wire() {
     let service = Service::start().await;
     let request = CreateSessionRequest {
         user_id: "ada".into(),
@@ -419,7 +420,7 @@ async fn a_session_says_what_is_known_of_it_over_all_three_wires() {
         assert_eq!(listed, [expected.clone()], "{wire:?}");
     }
     expected.is_current_session = true;
-    // Of its times a user is shown the day: the beginning of the last use's, the end of that in which it runs out.
+    // Users are shown days: the start of the day of last use, and the end of the day of expiry.
     for (time, seconds) in [(&mut expected.last_used_at, 0), (&mut expected.idle_expires_at, 86_400)] {
         let time = time.as_mut().expect("a time");
         *time = prost_types::Timestamp { seconds: time.seconds - time.seconds % 86_400 + seconds, nanos: 0 };

@@ -1,4 +1,4 @@
-//! The log goes to standard error, and whatever becomes of that costs log lines and nothing else.
+//! If standard error fails, log lines are lost and nothing else.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,13 +15,13 @@ use tokio::net::TcpStream;
 use crate::binary::sessiond;
 use crate::harness::{Wire, bearer, both, database::Database, eventually, header, wire::Wires};
 
-/// What standard error may lead to.
+/// What standard error leads to.
 enum Target {
-    /// A pipe whose reader is gone.
+    /// A pipe whose reader is closed.
     Closed,
-    /// A disk that is full.
+    /// A full disk.
     Full,
-    /// A pipe that nobody reads.
+    /// A pipe that is not read.
     Unread,
 }
 
@@ -41,7 +41,7 @@ impl Target {
     }
 }
 
-/// A `sessiond serve` that logs all it can. Killed when dropped.
+/// A `sessiond serve` at its most verbose. Killed on drop.
 struct Serving {
     process: Child,
     wires: Wires,
@@ -91,10 +91,10 @@ impl Serving {
     }
 }
 
-/// The disk is full, the reader is gone, or nobody reads; and then the database goes away for a moment, which is when there is
-/// most to log. Sign-outs are answered and published all the same.
+/// The disk is full, the pipe is closed, or the pipe is not read; then the database goes down for a moment, when there
+/// is most to log. Sign-outs are still answered and published.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
+async fn a_log_that_cannot_be_written_loses_only_lines() {
     let database = Database::create().await;
     let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let env = [
@@ -117,7 +117,7 @@ async fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
         .await;
         let mut watch = watch.expect("a stream");
         watch.snapshot().await;
-        // Fills the pipe, which takes 64 KiB.
+        // Fills the pipe, which holds 64 KiB.
         for _ in 0..200 {
             let alive = serving.wires.http(Method::GET, "/healthz", HeaderMap::new(), "").await;
             assert_eq!(alive.status(), StatusCode::OK);
@@ -141,14 +141,14 @@ async fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
         let page = serving.metrics.http(Method::GET, "/metrics", HeaderMap::new(), "").await;
         let page = String::from_utf8(page.body().to_vec()).expect("text");
         let dropped = page.lines().find_map(|line| line.strip_prefix("sessiond_log_lines_dropped_total "));
-        // Of those that nobody reads, some thousands wait.
+        // Some thousands of lines wait in the queue.
         let waits = matches!(target, Target::Unread);
         assert!(dropped.is_some_and(|dropped| dropped != "0" || waits), "dropped lines are counted: {dropped:?}");
         assert!(!page.contains("sessiond_task_restarts_total{"), "nothing panicked: {page}");
     }
 }
 
-/// Nobody gets a connection to the database for so long, and all that there are end.
+/// For this long, no new database connection is accepted, and all existing ones are terminated.
 async fn away(database: &Database, time: Duration) {
     let name = database.url.rsplit_once('/').expect("a database").1.split('?').next().expect("a name");
     let elsewhere = Database { url: database.url.replace(&format!("/{name}"), "/postgres") };

@@ -1,6 +1,6 @@
 //! One binary for all integration tests. This file is their table of contents.
 
-#![allow(missing_docs, unreachable_pub, reason = "a test's name and body say what it is")]
+#![allow(missing_docs, unreachable_pub, reason = "a test's name says what it shows")]
 
 // The real server, its database, its clients.
 mod harness;
@@ -21,16 +21,15 @@ mod theft;
 mod verify;
 mod watch;
 
-// What other services do with it.
+// The guard in other services.
 mod guard;
 
-// What it does not do, whatever is sent, and in whatever order.
+// Bad input, foreign credentials, random interleavings.
 mod input;
 mod model;
 
-// What holds at the edge, and when things fail.
+// The edge, and failures.
 mod clocks;
-
 mod connect;
 mod durable;
 mod errors;
@@ -48,7 +47,7 @@ mod recovery;
 mod rest;
 mod stack_auth;
 
-// The binary as people run it, and what they run it by.
+// The binary as people run it, its scripts and settings.
 mod binary;
 mod log;
 mod readme;
@@ -60,5 +59,5 @@ mod floors;
 mod migrations;
 mod plans;
 
-// The private Postgres: its life, and above all its deaths.
+// The private Postgres: start, stop and crashes.
 mod cluster;

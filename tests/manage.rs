@@ -1,4 +1,4 @@
-//! Ending, changing and forgetting what is not the caller's own session.
+//! Revoking, updating and erasing sessions other than the caller's own.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -35,7 +35,7 @@ fn all_of(user: Option<&str>, except_current: bool, request_id: Option<&str>) ->
 // By its id.
 
 #[tokio::test]
-async fn a_user_ends_another_session_of_their_own_over_all_three_wires() {
+async fn a_user_revokes_another_of_their_sessions_over_every_wire() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for wire in Wire::ALL {
@@ -55,7 +55,7 @@ async fn a_user_ends_another_session_of_their_own_over_all_three_wires() {
     assert!(phone.is_signed_in().await);
 }
 
-/// Nothing that belongs to a session works any more, whoever asks.
+/// Asserts that no token of the session works any more, on any path.
 async fn assert_is_over(service: &Service, device: &Device<'_>) {
     assert!(!device.is_signed_in().await);
     assert_refused!(device.refresh_without_keeping(), REFUSED_REFRESH);
@@ -74,7 +74,7 @@ fn rename(device: &Device<'_>, name: &str) -> UpdateSessionRequest {
 }
 
 #[tokio::test]
-async fn a_service_ends_any_session_of_its_project() {
+async fn a_service_revokes_any_session_of_its_project() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let (one, other) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
@@ -82,7 +82,7 @@ async fn a_service_ends_any_session_of_its_project() {
         service.revoke_session(wire, service.key(), &other.session, Some("ada")).await.expect("ends it");
         assert_is_over(&service, &one).await;
         assert_is_over(&service, &other).await;
-        // A guard against a wrong id: the session must be this user's.
+        // Protects against a wrong id: the session must belong to this user.
         let third = service.sign_in("ada", "watch").await;
         assert_refused!(service.revoke_session(wire, service.key(), &third.session, Some("bob")), "SESSION_NOT_FOUND");
         assert_refused!(service.revoke_session(wire, HeaderMap::new(), &third.session, None), "CREDENTIALS_MISSING");
@@ -90,9 +90,9 @@ async fn a_service_ends_any_session_of_its_project() {
     }
 }
 
-/// Nothing there, somebody else's, and hidden: one answer, so that there is nothing to learn.
+/// Unknown, another user's, and hidden sessions get the same answer, so that nothing is revealed.
 #[tokio::test]
-async fn what_is_not_the_callers_is_not_found_and_stays() {
+async fn a_session_of_somebody_else_is_not_found_and_not_revoked() {
     let service = Service::start().await;
     let (ada, bob) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "phone").await);
     let support = service.impersonate("ada", "root").await;
@@ -111,7 +111,7 @@ async fn what_is_not_the_callers_is_not_found_and_stays() {
 // All at once.
 
 #[tokio::test]
-async fn a_user_ends_all_others_or_all() {
+async fn a_user_revokes_all_other_sessions_or_all() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let mut phone = service.sign_in("ada", "phone").await;
@@ -123,7 +123,7 @@ async fn a_user_ends_all_others_or_all() {
         for other in &others {
             assert_is_over(&service, other).await;
         }
-        // The spared one goes on, again and again, with the token it has and with new ones.
+        // The kept session still refreshes, repeatedly, with its old and its new tokens.
         phone.list().await.expect("is signed in");
         phone.refresh().await.expect("goes on");
         let again = service.revoke_all(wire, phone.bearer(), all_of(Some("me"), true, None)).await;
@@ -143,7 +143,7 @@ async fn a_user_ends_all_others_or_all() {
 }
 
 #[tokio::test]
-async fn a_service_ends_all_of_any_user() {
+async fn a_service_revokes_all_sessions_of_any_user() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let devices = [service.sign_in("ada", "phone").await, service.impersonate("ada", "root").await];
@@ -169,17 +169,17 @@ async fn a_service_ends_all_of_any_user() {
 }
 
 #[tokio::test]
-async fn a_repeat_under_the_same_id_ends_nothing_more() {
+async fn a_repeat_with_the_same_request_id_revokes_nothing_more() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let asked = all_of(None, false, Some(SOME_ID));
     assert_eq!(service.revoke_all(Wire::Rest, phone.bearer(), asked.clone()).await.expect("ends them"), 2);
     let newer = service.sign_in("ada", "newer").await;
     for wire in Wire::ALL {
-        // Though the caller's own session fell with the others.
+        // Although the caller's own session was revoked too.
         assert_eq!(service.revoke_all(wire, phone.bearer(), asked.clone()).await.expect("as before"), 2, "{wire:?}");
         assert_refused!(service.revoke_all(wire, phone.bearer(), all_of(None, false, None)), "SESSION_REVOKED");
-        // Another request under the same id: another caller, another wish, another method.
+        // A different request with the same id: another caller, other fields, another method.
         for (headers, request) in [
             (laptop.bearer(), asked.clone()),
             (phone.bearer(), all_of(None, true, Some(SOME_ID))),
@@ -193,7 +193,7 @@ async fn a_repeat_under_the_same_id_ends_nothing_more() {
         assert_refused!(service.create(wire, opening), "SCHEMA_ERROR");
     }
     assert!(newer.is_signed_in().await, "opened after the first");
-    // A refusal leaves the id free.
+    // A refused request does not use up the id.
     let other_id = SOME_ID.replace('5', "6");
     assert_refused!(
         service.revoke_all(Wire::Grpc, phone.bearer(), all_of(None, false, Some(&other_id))),
@@ -204,7 +204,7 @@ async fn a_repeat_under_the_same_id_ends_nothing_more() {
 }
 
 #[tokio::test]
-async fn many_repeats_at_once_answer_alike() {
+async fn concurrent_repeats_get_the_same_answer() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for _ in 0..4 {
@@ -216,9 +216,9 @@ async fn many_repeats_at_once_answer_alike() {
     }
 }
 
-/// Each wants to be the one that stays. One of them is; the other hears that it is over.
+/// Each device wants to keep its own session. One succeeds; the other learns that its session has ended.
 #[tokio::test]
-async fn of_two_devices_that_end_all_others_at_once_one_stays() {
+async fn of_two_devices_that_revoke_all_others_at_once_one_stays() {
     let service = Service::start().await;
     for _ in 0..20 {
         let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
@@ -232,7 +232,7 @@ async fn of_two_devices_that_end_all_others_at_once_one_stays() {
     }
 }
 
-// Changes.
+// Updates.
 
 fn text(value: &str) -> Value {
     Value { kind: Some(Kind::StringValue(value.to_owned())) }
@@ -250,7 +250,7 @@ fn changed(id: &str, change: impl FnOnce(&mut Session), mask: Option<&[&str]>) -
 }
 
 #[tokio::test]
-async fn a_change_is_what_the_mask_lists_and_rides_on_the_next_token() {
+async fn an_update_changes_the_masked_fields_and_the_next_token_carries_them() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let mut phone = service.sign_in("ada", "phone").await;
@@ -278,14 +278,14 @@ async fn a_change_is_what_the_mask_lists_and_rides_on_the_next_token() {
         assert_eq!(claims_of(&phone.access_token)["role"], json!(null), "{wire:?}");
         phone.refresh().await.expect("goes on");
         assert_eq!(claims_of(&phone.access_token)["role"], "reader", "{wire:?}");
-        // All else of the session is not for changing, and stays as it was.
+        // Other fields cannot be changed.
         let session = service.current(wire, phone.bearer()).await.expect("answers");
         assert_eq!((session.user_id.as_str(), session.project_id.as_str()), ("ada", PROJECT));
     }
 }
 
 #[tokio::test]
-async fn only_a_service_changes_and_only_a_live_session_of_its_project() {
+async fn only_a_service_updates_and_only_live_sessions_of_its_project() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let phone = service.sign_in("ada", "phone").await;
@@ -306,9 +306,9 @@ async fn only_a_service_changes_and_only_a_live_session_of_its_project() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// A mask in a URL is read in both of its spellings (ProtoJSON's, and the proto's own).
+/// A mask in a URL is accepted in both spellings (ProtoJSON's, and the proto's own).
 #[tokio::test]
-async fn a_mask_over_rest_is_read_in_both_spellings() {
+async fn a_mask_over_rest_is_accepted_in_both_spellings() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for (mask, expected) in [("device_name", "one"), ("deviceName", "two"), ("deviceName,labels", "three")] {
@@ -322,10 +322,10 @@ async fn a_mask_over_rest_is_read_in_both_spellings() {
     }
 }
 
-// Forgetting.
+// Erasing.
 
 #[tokio::test]
-async fn an_erased_user_is_gone_from_every_table_and_can_come_back() {
+async fn an_erased_user_is_gone_from_every_table_and_can_sign_in_again() {
     let service = Service::start().await;
     let admin = bearer(service.admin_key().await.expose_secret());
     for wire in Wire::ALL {
@@ -356,7 +356,7 @@ async fn an_erased_user_is_gone_from_every_table_and_can_come_back() {
         assert!(bystander.is_signed_in().await);
         assert_eq!(service.erase(wire, admin.clone(), "erin@example.org").await.expect("twice is fine"), 0);
 
-        // The audit still says what happened, and no longer to whom.
+        // The audit log keeps the event, without the user.
         let audit = service.audit(None).await;
         let erased = |device: &Device<'_>| {
             audit.iter().filter(|record| record.session == Some(device.id())).map(|record| record.reason).collect()
@@ -365,7 +365,7 @@ async fn an_erased_user_is_gone_from_every_table_and_can_come_back() {
         use session::RevokeReason::{Erased, SignedOut};
         assert_eq!(reasons, [vec![Erased], vec![SignedOut], vec![Erased]]);
 
-        // A new user of this name begins anew, above what the old one's cut-offs reach.
+        // A new user of this name starts above the old one's cut-offs.
         let mut back = service.device(service.create(wire, request(None)).await.expect("opens"));
         let epoch = |token: &str| claims_of(token)["epoch"][1].as_i64().expect("a number");
         assert!(epoch(&back.access_token) > epoch(&phone.access_token) + 1, "{wire:?}");
@@ -402,12 +402,12 @@ async fn only_an_admin_erases() {
     assert_eq!(service.database.contents().await, before);
 }
 
-/// A user with more rows than are looked at, most of them over: a cut-off is told all the same, and a limit on sessions holds.
+/// A user with more rows than are read, most of them ended: a cut-off is still published, and a session limit holds.
 #[tokio::test]
-async fn a_user_with_very_many_sessions_ends_them_all() {
+async fn a_user_with_very_many_sessions_revokes_them_all() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    // Opened since, and over: what a monitor that signs in every minute leaves behind.
+    // Created later, and ended: the sessions of a monitor that signs in every minute.
     let many = "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object('id',
             overlay(s.id::text placing 'f' || lpad(to_hex(n), 7, '0') from 1 for 8), 'expires_at', s.created_at))).*
         FROM sessions AS s, generate_series(1, 10100) AS n";
@@ -422,7 +422,7 @@ async fn a_user_with_very_many_sessions_ends_them_all() {
     assert!(!phone.is_signed_in().await, "the limit is one, however far back the other is");
     assert!(service.is_active(&laptop.access_token).await);
 
-    // Its row, too, is older than all those that are looked at.
+    // Its row, too, is older than all rows that are read.
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
     service.revoke_all(Wire::Grpc, service.key(), all_of(Some("ada"), false, None)).await.expect("ends them");
@@ -431,9 +431,9 @@ async fn a_user_with_very_many_sessions_ends_them_all() {
     assert!(!service.is_active(&laptop.access_token).await);
 }
 
-/// More than one step deletes, and people who sign in meanwhile: each is forgotten too, or signed in for good.
+/// Several steps delete while people sign in: each session is erased too, or survives for good.
 #[tokio::test]
-async fn a_user_who_signs_in_while_being_erased_is_gone_or_new() {
+async fn a_user_who_signs_in_during_the_erasure_is_erased_or_new() {
     let service = Service::start().await;
     let admin = bearer(service.admin_key().await.expose_secret());
     let phone = service.sign_in("ada", "phone").await;
@@ -462,9 +462,9 @@ async fn a_user_who_signs_in_while_being_erased_is_gone_or_new() {
     assert_eq!(left.len(), usize::try_from(live).expect("few"));
 }
 
-/// A sign-in that waited for the old user to be forgotten must not take the old beginning for the new one.
+/// A sign-in that waited for the erasure must not start at the old user's epoch.
 #[tokio::test]
-async fn a_user_who_was_forgotten_a_moment_ago_begins_above_the_old_one() {
+async fn a_user_erased_a_moment_ago_starts_above_the_old_epoch() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     phone.revoke_all().await.expect("ends it");
@@ -484,11 +484,11 @@ async fn a_user_who_was_forgotten_a_moment_ago_begins_above_the_old_one() {
     assert_eq!(claims_of(&back.access_token)["epoch"], json!([0, 7]));
 }
 
-// The audit.
+// The audit log.
 
-/// Who, what, when, why: a line for every way in which a session can end.
+/// Who, what, when, why: an entry for every way in which a session can end.
 #[tokio::test]
-async fn every_end_is_written_down() {
+async fn every_revocation_is_in_the_audit_log() {
     let service = Service::start().await;
     let key = ServerKey::parse(service.server_key.expose_secret()).expect("a key").id();
     let admin = service.admin_key().await;
@@ -548,13 +548,13 @@ async fn every_end_is_written_down() {
     service.erase(Wire::Grpc, bearer(admin.expose_secret()), "ada").await.expect("erases");
     assert_recorded(&service, Some(&phone), Erased, EndedBy::Service(admin_key)).await;
 
-    // Whatever had ended before is written down once.
+    // A session that had already ended is recorded once.
     let sessions: Vec<SessionId> = service.audit(None).await.iter().filter_map(|record| record.session).collect();
     let distinct: std::collections::BTreeSet<_> = sessions.iter().collect();
     assert!(distinct.len() == sessions.len(), "{sessions:?}");
 }
 
-/// The line of this session, or the newest one; it says this, and that it happened now.
+/// Asserts that the entry of this session, or the newest one, says this, and that it happened now.
 async fn assert_recorded(
     service: &Service,
     device: Option<&Device<'_>>,
@@ -572,7 +572,7 @@ async fn assert_recorded(
 }
 
 #[tokio::test]
-async fn a_reason_is_shown_to_whoever_asks_later() {
+async fn a_revoke_reason_is_shown_later() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.revoke(&laptop).await.expect("ends it");
@@ -583,10 +583,10 @@ async fn a_reason_is_shown_to_whoever_asks_later() {
     }
 }
 
-// What is REST's alone.
+// REST only.
 
 #[tokio::test]
-async fn a_session_by_its_id_and_the_current_one_share_a_path_and_never_meet() {
+async fn the_paths_of_a_session_by_id_and_of_the_current_one_do_not_clash() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let ask = async |method: Method, path: &str| {

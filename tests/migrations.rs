@@ -1,4 +1,4 @@
-//! The tables: up, down, up again, and as `schema.rs` says.
+//! Migrations: up, down, up again, and the schema as in `schema.rs`.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ async fn columns(database: &Database) -> BTreeMap<String, Vec<(String, String)>>
     tables
 }
 
-/// What `schema.rs` says, in the words of Postgres.
+/// The columns of `schema.rs`, as Postgres names them.
 fn declared() -> BTreeMap<String, Vec<(String, String)>> {
     let mut tables = BTreeMap::<_, Vec<_>>::new();
     let mut table = String::new();
@@ -88,7 +88,7 @@ async fn up_down_up_and_the_schema_is_as_declared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_that_migrate_at_once_take_turns() {
+async fn concurrent_migrations_take_turns() {
     let database = Database::create_empty().await;
     let migrate = || {
         let store = Store::new(&options(&database.url), Metrics::default()).expect("a good URL");

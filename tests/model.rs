@@ -1,11 +1,12 @@
-//! Random interleavings of everything that opens, uses and ends a user's sessions, against a model in memory.
+//! Random interleavings of all operations on a user's sessions, compared with a model in memory.
 //!
-//! Each run has a user of its own and actions made from a seed. In turns, every answer must be the model's. At once, the
-//! answers must be those of some order in which the actors could have taken turns, and afterwards exactly those sessions
-//! live that this order leaves. A failure prints the seed: `MODEL_SEED=… MODEL_RUNS=1` repeats its actions.
+//! Each run has its own user, and actions generated from a seed. In sequential runs, every answer must equal the
+//! model's. In concurrent runs, some sequential order of the actions must explain the answers, and afterwards exactly
+//! the sessions that this order leaves are live. A failure prints the seed: `MODEL_SEED=… MODEL_RUNS=1` repeats its
+//! actions.
 //!
-//! The suite does a short version. All ten thousand take some eight minutes on two idle cores:
-//! `MODEL_RUNS=10000 cargo test --release --test sessiond model::`.
+//! The suite runs a short version. All ten thousand runs take about eight minutes on two idle cores: `MODEL_RUNS=10000
+//! cargo test --release --test sessiond model::`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, hash_map::DefaultHasher},
@@ -28,9 +29,9 @@ use crate::{
     harness::{REFRESH_GRACE, Refused, Service, Wire, bearer, refresh_token},
 };
 
-/// So long may a session lie unused here: a few clock steps.
+/// The idle limit here: a few clock steps.
 const IDLE: Duration = Duration::from_secs(180);
-/// From the shortest that matters to one after which nothing is left.
+/// From the shortest step that matters to one after which every session has expired.
 const STEPS: [Duration; 4] =
     [Duration::from_micros(1), Duration::from_secs(1), REFRESH_GRACE, Duration::from_secs(180)];
 const ACTORS: usize = 4;
@@ -48,7 +49,7 @@ fn seed() -> u64 {
     }
 }
 
-/// Dice that can be thrown again: SplitMix64.
+/// A reproducible random number generator: SplitMix64.
 struct Dice(u64);
 
 impl Dice {
@@ -65,7 +66,7 @@ impl Dice {
     }
 }
 
-// What can be done, and what comes of it.
+// Actions and their results.
 
 /// An access token, with what is needed to judge it.
 #[derive(Clone)]
@@ -82,7 +83,7 @@ impl Access {
     }
 }
 
-/// An action. Another one is an arm here, in [`act`] and in [`Model::explains`].
+/// An action. A new one needs an arm here, in [`act`] and in [`Model::explains`].
 #[derive(Clone)]
 enum Action {
     Create,
@@ -190,7 +191,7 @@ async fn act(service: &Service, wire: Wire, user: &str, action: Action) -> Answe
     answer.unwrap_or_else(refused)
 }
 
-/// Removes sessions as soon as they are over, unless somebody else is at it.
+/// Deletes sessions as soon as they have ended, unless locked.
 async fn sweep(service: &Service) {
     let day = Duration::from_secs(86_400);
     let retention = Retention { ended_session_retention: Duration::ZERO, audit_retention: day, address_retention: day };
@@ -200,7 +201,7 @@ async fn sweep(service: &Service) {
 
 // The model.
 
-/// What the user's sessions are, in the simplest words.
+/// The user's sessions, in the simplest form.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 struct Model {
     epoch: u64,
@@ -212,9 +213,9 @@ struct Held {
     epoch: u64,
     idle_expires_at: Timestamp,
     ended: bool,
-    /// Of each generation, the attempt that counts, and when it was issued.
+    /// For each generation, the current attempt, and when it was issued.
     chain: Vec<(usize, Timestamp)>,
-    /// The place in the chain of every refresh token that was ever seen.
+    /// The place in the chain of every refresh token ever seen.
     places: BTreeMap<String, (usize, usize)>,
 }
 
@@ -223,7 +224,7 @@ impl Held {
         !self.ended && self.epoch == epoch && now < self.idle_expires_at
     }
 
-    /// The place of the token that answers this one; `None` when there is no answer, and `Err` when it is an alarm.
+    /// The place of the token returned for this one; `None` if it is refused, and `Err` if it is an alarm.
     fn successor(&mut self, (generation, attempt): (usize, usize), now: Timestamp) -> Option<(usize, usize)> {
         let head = self.chain.len() - 1;
         if self.chain[generation].0 != attempt {
@@ -240,7 +241,7 @@ impl Held {
         Some((generation + 1, self.chain[generation + 1].0))
     }
 
-    /// Notes the place of a token: one place, one token, and the other way round.
+    /// Records the place of a token: one place per token, and the reverse.
     fn place(&mut self, token: &str, place: (usize, usize)) -> bool {
         let other = self.places.iter().any(|(known, at)| (known == token) != (*at == place));
         self.places.insert(token.to_owned(), place);
@@ -258,7 +259,7 @@ impl Model {
         self.sessions.get(id).is_some_and(|held| held.is_live(self.epoch, now))
     }
 
-    /// Ends it; whether it was over before.
+    /// Revokes it. Returns whether it had already ended.
     fn end(&mut self, id: &str, now: Timestamp) -> bool {
         let already = !self.is_live(id, now);
         self.sessions.get_mut(id).expect("known").ended = true;
@@ -274,7 +275,7 @@ impl Model {
         ended
     }
 
-    /// Why a user's access token is not taken, if it is not.
+    /// Why a user's access token is refused, if it is.
     fn refusal(&self, own: &Access, now: Timestamp) -> Option<&'static str> {
         match (own.expires_at <= now, self.is_live(&own.session, now)) {
             (true, _) => Some("ACCESS_TOKEN_EXPIRED"),
@@ -283,8 +284,8 @@ impl Model {
         }
     }
 
-    /// Does it, and tells whether that is what was answered. `exact` asks for the numbers too: of two that end a session
-    /// at the same time, both may have counted it.
+    /// Applies the action. Returns whether the answer is right. `exact` also compares counts: two concurrent
+    /// revocations of one session may both have counted it.
     fn explains(&mut self, action: &Action, answer: &Answer, now: Timestamp, exact: bool) -> bool {
         let ended = |already: bool| match answer {
             Answer::Ended { already: said } => !exact || already == *said,
@@ -295,7 +296,7 @@ impl Model {
             _ => false,
         };
         let refused = |reason: &str| *answer == Answer::Refused(reason.to_owned());
-        // What a sweep has taken away was over.
+        // A swept session had ended.
         let by_id = |model: &mut Self, session: &str| match refused("SESSION_NOT_FOUND") {
             true => model.end(session, now),
             false => ended(model.end(session, now)),
@@ -344,7 +345,7 @@ impl Model {
     }
 }
 
-/// Everything that was ever handed out: what an actor may hold.
+/// All tokens ever issued: what an actor may hold.
 #[derive(Default)]
 struct Hands {
     access: Vec<Access>,
@@ -364,7 +365,7 @@ impl Hands {
     }
 
     fn choose(&self, dice: &mut Dice) -> Action {
-        // Mostly the newest token, as clients do; now and then an older one, as thieves and bad networks do.
+        // Mostly the newest token, as clients do; sometimes an older one, as thieves and bad networks do.
         let refresh = match dice.below(3) {
             0 => dice.pick(&self.refresh),
             _ => {
@@ -392,7 +393,7 @@ impl Hands {
 
 // One run.
 
-/// In turns: each answer is the model's, to the number.
+/// Sequential: each answer equals the model's, counts included.
 async fn take_turns(service: &Service, seed: u64, run: u64) {
     let mut dice = Dice(seed.wrapping_add(run));
     let user = format!("turns {seed} {run}");
@@ -411,12 +412,12 @@ async fn take_turns(service: &Service, seed: u64, run: u64) {
     assert_alive(service, &user, &model.live(service.clock.now()), &hands, seed.wrapping_add(run)).await;
 }
 
-/// At once: there is an order that explains every answer, and what is alive afterwards.
+/// Concurrent: some order explains every answer, and the sessions that are live afterwards.
 async fn act_at_once(service: &Service, seed: u64, run: u64) {
     let mut dice = Dice(seed.wrapping_add(run));
     let user = format!("at once {seed} {run}");
     let (mut model, mut hands) = (Model::default(), Hands::default());
-    // A few sessions to begin with, some of them with a history.
+    // Start with a few sessions, some of them with a history.
     for turn in 0..5 {
         let action = match turn {
             0..=2 => Action::Create,
@@ -460,7 +461,7 @@ async fn act_at_once(service: &Service, seed: u64, run: u64) {
     assert_alive(service, &user, &live, &hands, seed).await;
 }
 
-/// What one actor does, one after the other.
+/// The actions of one actor, in order.
 async fn carry_out(service: &Service, user: &str, plan: Vec<(Wire, Action)>) -> Vec<(Action, Answer)> {
     let mut history = vec![];
     for (wire, action) in plan {
@@ -479,10 +480,10 @@ fn told(action: &Action, answer: &Answer) -> String {
     format!("{}: {answer}", action.name())
 }
 
-/// Looks for an order of the histories that the model explains.
+/// Searches for an order of the histories that the model explains.
 struct Search<'a> {
     histories: &'a [Vec<(Action, Answer)>],
-    /// What time an action may have found it to be.
+    /// The times that an action may have seen.
     moments: BTreeSet<Timestamp>,
     live: &'a BTreeSet<String>,
     after: Timestamp,
@@ -513,7 +514,7 @@ impl Search<'_> {
     }
 }
 
-/// Every door says the same: what lives is let in by all of them, and what is over by none.
+/// All paths agree: each accepts the live sessions, and none accepts an ended one.
 async fn assert_alive(service: &Service, user: &str, live: &BTreeSet<String>, hands: &Hands, seed: u64) {
     let Answer::Listed(listed) = act(service, Wire::Rest, user, Action::List).await else {
         panic!("a service may list")
@@ -528,7 +529,7 @@ async fn assert_alive(service: &Service, user: &str, live: &BTreeSet<String>, ha
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_turns_every_answer_is_the_model_s() {
+async fn sequential_answers_equal_the_models() {
     let (service, seed) = (Service::start().await, seed());
     for run in 0..runs(25) {
         take_turns(&service, seed, run).await;
@@ -536,7 +537,7 @@ async fn in_turns_every_answer_is_the_model_s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_once_some_order_explains_every_answer() {
+async fn some_order_explains_concurrent_answers() {
     let (service, seed) = (Service::start().await, seed());
     for run in 0..runs(50) {
         act_at_once(&service, seed, run).await;

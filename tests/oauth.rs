@@ -1,5 +1,6 @@
-//! OAuth 2.0: the endpoints by the letter of RFC 6749, RFC 7009, RFC 7662 and RFC 8414, over a real socket. What they do to a session
-//! is in the files of the RPCs; that they are the same RPCs is here. An independent client is in `tests/clients/oauth/run`.
+//! OAuth 2.0: conformance of the endpoints with RFC 6749, RFC 7009, RFC 7662 and RFC 8414, over a real socket. Effects
+//! on sessions are tested with the RPCs; this file tests that the endpoints are the same RPCs. An independent client is
+//! in `tests/clients/oauth/run`.
 
 use std::time::Duration;
 
@@ -29,14 +30,14 @@ const CHALLENGE: &str = r#"Basic realm="sessiond", charset="UTF-8""#;
 /// A form's parameters, in order.
 type Form<'a> = Vec<(&'a str, &'a str)>;
 
-/// A request that is refused: what is wrong with it, its headers and its form; the status and the error to come.
+/// A refused request: the error, its headers and form, and the expected status and error code.
 type Row<'a> = (&'a str, HeaderMap, Form<'a>, u16, &'a str);
 
 fn basic(id: &str, secret: &str) -> HeaderMap {
     header("authorization", &format!("Basic {}", STANDARD.encode(format!("{id}:{secret}"))))
 }
 
-/// A request as an OAuth client sends it.
+/// Sends a request as an OAuth client does.
 async fn post(service: &Service, path: &str, headers: HeaderMap, form: &[(&str, &str)]) -> Response<Bytes> {
     let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let headers = both(header("content-type", "application/x-www-form-urlencoded"), headers);
@@ -47,8 +48,8 @@ fn json_of(response: &Response<Bytes>) -> Value {
     serde_json::from_slice(response.body()).expect("JSON")
 }
 
-/// The challenge of a refusal: for the scheme that the client used. One for Basic has a browser ask its user for a password,
-/// so whoever did not use `Authorization` gets another.
+/// The challenge of a refusal, for the scheme that the client used. A Basic challenge makes a browser ask its user for
+/// a password, so clients without `Authorization` get another.
 fn challenge(headers: &HeaderMap) -> &'static str {
     let scheme = headers.get("authorization").map(|value| value.to_str().expect("text"));
     match scheme {
@@ -60,14 +61,14 @@ fn challenge(headers: &HeaderMap) -> &'static str {
     }
 }
 
-/// Asserts that a client failed to show who it is (RFC 6749 §5.2).
+/// Asserts that client authentication failed (RFC 6749 §5.2).
 #[track_caller]
 fn assert_no_client(response: &Response<Bytes>, headers: &HeaderMap, case: &str) {
     assert_no(response, 401, "invalid_client", case);
     assert_eq!(response.headers()["www-authenticate"], challenge(headers), "{case}");
 }
 
-/// Asserts an answer that is no: its status and its error, and what holds for each of them.
+/// Asserts an error response: its status and error code, and its common properties.
 #[track_caller]
 fn assert_no(response: &Response<Bytes>, status: u16, error: &str, case: &str) {
     let body = json_of(response);
@@ -82,7 +83,7 @@ fn assert_no(response: &Response<Bytes>, status: u16, error: &str, case: &str) {
     assert_eq!(waits, matches!(status, 429 | 503), "{case}");
 }
 
-/// RFC 7009 §2.2: 200, and nothing to read.
+/// RFC 7009 §2.2: 200 with an empty body.
 #[track_caller]
 fn assert_done(response: &Response<Bytes>, case: &str) {
     assert_eq!(response.status(), StatusCode::OK, "{case}: {:?}", response.body());
@@ -117,7 +118,7 @@ async fn a_client_of_each_kind_refreshes_under_every_base_path() {
             assert_eq!((&body["token_type"], &body["expires_in"]), (&json!("Bearer"), &json!(600)), "{case}");
             assert_eq!(body.as_object().expect("an object").len(), 4, "{case}: {body}");
 
-            // It is the same refresh as over every other wire: the same successor, and tokens that work.
+            // It is the same refresh as over every other protocol: the same successor, and tokens that work.
             let same = phone.refresh_without_keeping().await.expect("within the grace");
             assert_eq!(body["refresh_token"], same.refresh_token, "{case}");
             let access = body["access_token"].as_str().expect("a token");
@@ -127,7 +128,7 @@ async fn a_client_of_each_kind_refreshes_under_every_base_path() {
 }
 
 #[tokio::test]
-async fn an_old_refresh_token_trips_the_alarm_here_too() {
+async fn a_reused_refresh_token_raises_the_alarm_here_too() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let oldest = phone.refresh_token.clone();
@@ -177,9 +178,9 @@ async fn any_genuine_token_is_revoked_whatever_the_hint() {
     }
 }
 
-/// RFC 7009 §2.2: the client wanted it to be of no use, and it is.
+/// RFC 7009 §2.2: the client wants the token to be unusable, and it is.
 #[tokio::test]
-async fn a_token_that_is_none_is_revoked_with_success_and_nothing_happens() {
+async fn revoking_an_invalid_token_succeeds_without_effect() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let (access, refresh) = (&phone.access_token, &phone.refresh_token);
@@ -193,9 +194,9 @@ async fn a_token_that_is_none_is_revoked_with_success_and_nothing_happens() {
     assert!(phone.is_signed_in().await);
 }
 
-/// RFC 7662 §2.2: the claims' own names, times in seconds, and the host's own claims beside them.
+/// RFC 7662 §2.2: the standard claim names, times in seconds, and the host's own claims beside them.
 #[tokio::test]
-async fn a_live_token_is_described_to_whoever_has_the_secret() {
+async fn an_active_token_is_described_to_a_client_with_the_secret() {
     let service = Service::start().await;
     let secret = service.server_key.expose_secret();
     let now = service.clock.now().as_seconds();
@@ -250,7 +251,7 @@ async fn a_live_token_is_described_to_whoever_has_the_secret() {
                     expected["exp"] = (now + 600).into();
                 } else {
                     expected["token_type"] = "refresh_token".into();
-                    // An impersonation's.
+                    // For an impersonation.
                     expected["exp"] = (now + 3_600).into();
                 }
                 assert_eq!(found, expected);
@@ -259,9 +260,10 @@ async fn a_live_token_is_described_to_whoever_has_the_secret() {
     }
 }
 
-/// RFC 7662 §2.1: introspection is a protected resource, and its own example shows a bearer. The key knows its project.
+/// RFC 7662 §2.1: introspection is a protected resource, and the RFC's example uses a bearer token. The key identifies
+/// its project.
 #[tokio::test]
-async fn a_key_as_a_bearer_may_introspect() {
+async fn a_server_key_as_a_bearer_token_may_introspect() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other.expose_secret());
@@ -294,9 +296,9 @@ async fn a_key_as_a_bearer_may_introspect() {
     assert_no(&post(&service, INTROSPECT, twice, &[token]).await, 400, "invalid_request", "two headers");
 }
 
-/// RFC 7662 §2.2: of a token that is not good here, nothing is said but that; and asking does not wear one out.
+/// RFC 7662 §2.2: an inactive token is only reported as inactive; introspection does not use up a token.
 #[tokio::test]
-async fn a_token_that_is_not_live_is_inactive_and_no_more() {
+async fn an_inactive_token_is_only_reported_as_inactive() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let worth = async |key: &SecretString, client: &str, token: &str| {
@@ -324,9 +326,9 @@ async fn a_token_that_is_not_live_is_inactive_and_no_more() {
     }
 }
 
-/// RFC 6749 §5.2 and RFC 7009 §2.2.1, row by row. Nothing of it changes anything.
+/// RFC 6749 §5.2 and RFC 7009 §2.2.1, row by row. None has an effect.
 #[tokio::test]
-async fn each_refusal_is_the_one_that_the_rfc_names() {
+async fn each_error_is_the_one_that_the_rfc_defines() {
     let service = Service::start().await;
     let other_key = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other_key.expose_secret());
@@ -415,7 +417,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
     for (case, headers, form, status, error) in revocations {
         assert_no(&post(&service, REVOKE, headers, &form).await, status, error, case);
     }
-    // Who asks comes before what is asked: a good token and a bad one meet the same answer.
+    // Client authentication comes first: a good and a bad token get the same answer.
     for (case, headers, client, status, error) in clients {
         let (good, bad) = (vec![("token", access)], vec![("token", "x")]);
         let asked = [
@@ -438,7 +440,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
         let response = post(&service, path, bearer(ours), &[grant, presented, public, ("token", access)]).await;
         assert_no_client(&response, &bearer(ours), "a key as a bearer where a client authenticates itself");
     }
-    // Not revoked, and not rotated either.
+    // Neither revoked nor rotated.
     assert!(phone.is_signed_in().await);
     service.clock.advance(REFRESH_GRACE);
     let mut phone = phone;
@@ -446,7 +448,7 @@ async fn each_refusal_is_the_one_that_the_rfc_names() {
 }
 
 #[tokio::test]
-async fn what_is_no_form_or_no_post_is_refused_in_the_same_words() {
+async fn requests_other_than_form_posts_are_refused_in_the_same_format() {
     let service = Service::start_with(|_, limits| limits.body_bytes_max = 64 * 1024).await;
     let form_type = || header("content-type", "application/x-www-form-urlencoded");
     for path in ["", "/api/v1"].iter().flat_map(|base| [TOKEN, REVOKE, INTROSPECT].map(|path| format!("{base}{path}")))
@@ -463,7 +465,7 @@ async fn what_is_no_form_or_no_post_is_refused_in_the_same_words() {
             let response = service.wires.http(Method::POST, path, headers, "client_id=demo&token=x").await;
             assert_no(&response, 400, "invalid_request", path);
         }
-        // Parameters in the URI are none (RFC 6749 §2.3.1, RFC 7009 §2.1).
+        // Parameters in the URI are ignored (RFC 6749 §2.3.1, RFC 7009 §2.1).
         let uri = format!("{path}?client_id=demo&token=x&grant_type=refresh_token&refresh_token=x");
         let response = service.wires.http(Method::POST, &uri, form_type(), "").await;
         assert_no_client(&response, &HeaderMap::new(), path);
@@ -474,9 +476,9 @@ async fn what_is_no_form_or_no_post_is_refused_in_the_same_words() {
     assert_done(&service.wires.http(Method::POST, REVOKE, typed, "client_id=demo&token=x").await, "a charset");
 }
 
-/// A form that does not come to its end holds nothing up for ever.
+/// An incomplete form times out.
 #[tokio::test]
-async fn a_form_that_does_not_arrive_is_a_408() {
+async fn an_incomplete_form_is_a_408() {
     let service = Service::start_with(|_, limits| limits.request_timeout = Duration::from_millis(100)).await;
     let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
     let head = "POST /oauth2/revoke HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\n";
@@ -487,9 +489,9 @@ async fn a_form_that_does_not_arrive_is_a_408() {
     assert!(answer[..read].starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer[..read]));
 }
 
-/// The endpoints stand behind the same layers as the RPCs: the bound on requests under way, and the deadline.
+/// The endpoints are behind the same layers as the RPCs: the limit on requests in progress, and the deadline.
 #[tokio::test]
-async fn what_the_server_cannot_do_now_is_told_with_a_time_to_come_back() {
+async fn temporary_errors_carry_a_retry_after() {
     let busy = Service::start_with(|_, limits| limits.requests_max = 0).await;
     let secret = busy.server_key.expose_secret();
     let public = ("client_id", PROJECT);
@@ -512,16 +514,16 @@ async fn what_the_server_cannot_do_now_is_told_with_a_time_to_come_back() {
     assert_no(&post(&late, REVOKE, HeaderMap::new(), &form).await, 503, "temporarily_unavailable", "late");
     drop(holder);
 
-    // RFC 7009 §2.2.1: the client must take it that the token still exists.
+    // RFC 7009 §2.2.1: the client must assume that the token still exists.
     late.database
         .run("ALTER TABLE sessions DROP CONSTRAINT sessions_revoked_check, ALTER revoke_reason TYPE bytea USING NULL")
         .await;
     assert_no(&post(&late, REVOKE, HeaderMap::new(), &form).await, 500, "server_error", "our bug");
 }
 
-/// A client's own secret pays for its refreshes, once each; its sign-outs get through when there is nothing left.
+/// A client's refreshes count against its own secret; its sign-outs succeed when nothing is left.
 #[tokio::test]
-async fn a_client_with_nothing_left_can_still_sign_out() {
+async fn a_rate_limited_client_can_still_sign_out() {
     let three = Rates {
         address_rate: 1,
         address_burst: 1,
@@ -547,7 +549,7 @@ async fn a_client_with_nothing_left_can_still_sign_out() {
 }
 
 #[tokio::test]
-async fn a_page_of_an_origin_that_is_let_in_may_refresh_and_sign_out() {
+async fn a_page_of_an_allowed_origin_may_refresh_and_sign_out() {
     let origin = "https://app.example.org";
     let service = Service::start_with(|web, _| web.cors_origins = vec![origin.to_owned()]).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -565,14 +567,14 @@ async fn a_page_of_an_origin_that_is_let_in_may_refresh_and_sign_out() {
     let form = [("token", phone.refresh_token.as_str()), client];
     assert_done(&post(&service, REVOKE, header("origin", origin), &form).await, "from a page");
     assert!(!phone.is_signed_in().await);
-    // A refusal can be read too.
+    // Error responses can be read too.
     let refused = post(&service, REVOKE, header("origin", origin), &[client]).await;
     assert_no(&refused, 400, "invalid_request", "from a page");
     assert_eq!(refused.headers()["access-control-allow-origin"], origin);
 }
 
 #[tokio::test]
-async fn oauth_is_counted_as_a_wire_of_its_own() {
+async fn oauth_requests_have_their_own_metric_label() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let form = [("token", phone.access_token.as_str()), ("client_id", PROJECT)];
@@ -582,9 +584,9 @@ async fn oauth_is_counted_as_a_wire_of_its_own() {
     assert!(page.contains(line), "{page}");
 }
 
-/// What the RPCs read in a request's headers, the endpoints read in the form alone.
+/// Credentials that RPCs read from headers are read only from the form here.
 #[tokio::test]
-async fn a_token_in_a_header_is_nothing_to_them() {
+async fn a_token_in_a_header_is_ignored() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let aside = both(refresh_token(&laptop.refresh_token), header("x-stack-refresh-token", &laptop.refresh_token));
@@ -598,7 +600,7 @@ async fn a_token_in_a_header_is_nothing_to_them() {
 }
 
 #[tokio::test]
-async fn every_project_has_a_document_that_says_where_the_endpoints_are() {
+async fn every_project_has_a_metadata_document() {
     let service = Service::start().await;
     let path = format!("/.well-known/oauth-authorization-server/projects/{PROJECT}");
     let response = service.wires.http(Method::GET, &path, HeaderMap::new(), "").await;

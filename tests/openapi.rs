@@ -1,4 +1,4 @@
-//! The API's description.
+//! The OpenAPI document.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -12,7 +12,7 @@ use sessiond::{
 
 use crate::harness::Service;
 
-/// The command's document.
+/// The document printed by the command.
 fn printed() -> (String, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_sessiond"))
         .arg("openapi")
@@ -25,7 +25,7 @@ fn printed() -> (String, Value) {
     (text, document)
 }
 
-/// Method, path and operation of each operation.
+/// Method, path and operation of each entry.
 fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
     let paths = document["paths"].as_object().expect("an object");
     let operations = paths.iter().flat_map(|(path, item)| {
@@ -38,7 +38,7 @@ fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
     operations.collect()
 }
 
-/// What each method's options say: `Service_Method`, and the values of a repeated string option.
+/// The values of a repeated string option, by `Service_Method`.
 fn options(name: &str) -> Vec<(String, BTreeSet<String>)> {
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
     let extension = pool.get_extension_by_name(name).expect("is there");
@@ -53,7 +53,7 @@ fn options(name: &str) -> Vec<(String, BTreeSet<String>)> {
 }
 
 #[tokio::test]
-async fn the_server_answers_what_the_command_prints() {
+async fn the_server_serves_what_the_command_prints() {
     let service = Service::start().await;
     let (text, _) = printed();
     for path in ["/openapi.json", "/api/v1/openapi.json"] {
@@ -65,9 +65,9 @@ async fn the_server_answers_what_the_command_prints() {
     }
 }
 
-/// The layer's table has a route for each rule of the proto; so has the document, and no other.
+/// The layer has a route for each rule of the proto, and the document has the same ones.
 #[tokio::test]
-async fn every_operation_is_described_and_answered() {
+async fn every_operation_is_described_and_routed() {
     let service = Service::start().await;
     let (_, document) = printed();
     let operations = operations(&document);
@@ -90,7 +90,7 @@ async fn every_operation_is_described_and_answered() {
 }
 
 #[test]
-fn every_operation_has_its_reasons() {
+fn every_operation_lists_its_reasons() {
     let (_, document) = printed();
     let operations = operations(&document);
     let common: BTreeSet<String> = COMMON_REASONS.iter().map(|reason| reason.name().to_owned()).collect();
@@ -124,7 +124,7 @@ fn resolve<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
 }
 
 #[test]
-fn every_operation_says_what_to_show() {
+fn every_operation_lists_its_credentials() {
     let (_, document) = printed();
     let security = |id: &str| {
         let operations = operations(&document);

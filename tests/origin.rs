@@ -1,4 +1,4 @@
-//! Where a session was last used from, and what its device is called.
+//! The address of a session's last use, and its device name.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret as _;
@@ -15,7 +15,7 @@ const CHROME: &str =
 const SAFARI: &str = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) \
                       Version/26.1 Mobile/15E148 Safari/604.1";
 
-/// Opens a session of which the service says this much, and hands over its device.
+/// Creates a session with these details, and returns its device.
 async fn open<'a>(
     service: &'a Service,
     wire: Wire,
@@ -27,7 +27,7 @@ async fn open<'a>(
     (service.device(created), session)
 }
 
-/// Refreshes with these headers too, and says what is known of the device then.
+/// Refreshes with these headers too. Returns what is stored about the device afterwards.
 async fn seen(service: &Service, wire: Wire, device: &crate::harness::Device<'_>, headers: HeaderMap) -> Device {
     service.refresh(wire, both(refresh_token(&device.refresh_token), headers)).await.expect("refreshes");
     service.seen(&device.session).await.expect("is there").stored.session.device
@@ -39,7 +39,7 @@ fn device(name: Option<&str>, user_agent: Option<&str>, ip: &str) -> Device {
 }
 
 #[tokio::test]
-async fn a_refresh_tells_where_the_session_is_now() {
+async fn a_refresh_updates_the_address_and_user_agent() {
     let service =
         Service::start_with(|web, _| web.trusted_proxies = vec![network("127.0.0.1").expect("an address")]).await;
     for wire in Wire::ALL {
@@ -62,7 +62,7 @@ async fn a_refresh_tells_where_the_session_is_now() {
 }
 
 #[tokio::test]
-async fn an_untrusted_client_cannot_say_where_it_is() {
+async fn an_untrusted_client_cannot_set_its_address() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let (phone, _) = open(&service, wire, CreateSessionRequest::default()).await;
@@ -73,7 +73,7 @@ async fn an_untrusted_client_cannot_say_where_it_is() {
     }
 }
 
-/// The proxies here write `Forwarded`, and let the other header through.
+/// The proxies here set `Forwarded`, and pass on the client's other header.
 #[tokio::test]
 async fn only_the_configured_header_counts() {
     let service = Service::start_with(|web, _| {
@@ -89,7 +89,7 @@ async fn only_the_configured_header_counts() {
 }
 
 #[tokio::test]
-async fn a_device_is_named_after_its_user_agent_unless_it_was_given_a_name() {
+async fn a_device_is_named_after_its_user_agent_by_default() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let said = |name: Option<&str>, user_agent: &str| CreateSessionRequest {
@@ -118,9 +118,9 @@ async fn a_device_is_named_after_its_user_agent_unless_it_was_given_a_name() {
     }
 }
 
-/// The service's own address and `User-Agent` are not the device's.
+/// The service's own address and `User-Agent` are not those of the device.
 #[tokio::test]
-async fn what_the_creating_service_does_not_say_is_not_guessed() {
+async fn details_that_the_creating_service_omits_are_not_guessed() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let headers = both(bearer(service.server_key.expose_secret()), header("user-agent", CHROME));

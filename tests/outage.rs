@@ -1,4 +1,4 @@
-//! The database away: a clear 503 in time, never "not found", and service again without a restart.
+//! The database is down: a clear 503 in time, never "not found", and recovery without a restart.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::harness::{
 };
 use crate::verify::{Road, check_request};
 
-/// What the issue of an outage may cost, and the return from one.
+/// How long the first error of an outage may take, and the recovery.
 const BOUND: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +23,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
     database.migrate().await;
     let service = Service::start_on(database).await;
     let mut phone = service.sign_in("ada", "phone").await;
-    // More connections than one, so that more than one is dead afterwards.
+    // Several connections, so that several are dead afterwards.
     let many = (0..8).map(|_| phone.refresh_without_keeping());
     futures_util::future::join_all(many).await.into_iter().for_each(|one| assert!(one.is_ok()));
 
@@ -46,8 +46,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         let response = service.wires.http(Method::POST, "/oauth2/revoke", typed, form).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
-        // A proxy is told that nobody knows, once the news of what has ended is old; what can be refused without knowing is
-        // refused.
+        // A proxy gets a 503 once the feed is old; requests that can be refused without the feed are refused.
         eventually("the news is old", async || !service.app.feed().is_fresh()).await;
         let path = "/projects/demo/auth/verify";
         let response = service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await;
@@ -73,7 +72,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
     cluster.stop().await.expect("stops");
 }
 
-/// Readiness is what the last look at the database found, and there is one every second.
+/// Readiness is the result of the last database check, and there is one every second.
 async fn becomes_ready(service: &Service, status: StatusCode) {
     let started = Instant::now();
     while service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() != status {
@@ -81,7 +80,7 @@ async fn becomes_ready(service: &Service, status: StatusCode) {
     }
 }
 
-/// A server that accepts connections and says nothing, as one behind a dead network does.
+/// A server that accepts connections and never answers, like one behind a dead network.
 #[tokio::test]
 async fn a_database_that_does_not_answer_is_a_503_in_time() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -93,9 +92,9 @@ async fn a_database_that_does_not_answer_is_a_503_in_time() {
     assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
 }
 
-/// The first of several hosts is paused, not dead: it must not hold up the connections to the second.
+/// The first of several hosts is paused, not dead: it must not delay connections to the second.
 #[tokio::test]
-async fn a_silent_host_is_passed_over_for_the_next() {
+async fn a_silent_host_is_skipped() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let port = silent.local_addr().expect("bound").port();
     let database = Database::create().await;

@@ -1,8 +1,8 @@
-//! Every statement that the server sends, over a hundred thousand rows: each finds its rows by an index.
+//! Every statement that the server sends, with a hundred thousand rows: each finds its rows by an index.
 //!
-//! The statements are not copied from anywhere: a proxy on the way to Postgres notes what is prepared, with its types,
-//! while every RPC is called and everything is swept. Then each is explained as the server would run it: planned once,
-//! for whatever parameters.
+//! The statements are recorded, not copied: a proxy in front of Postgres records every prepared statement with its
+//! types, while every RPC is called and everything is swept. Then each is explained as the server would run it: with a
+//! generic plan.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -38,22 +38,22 @@ use crate::harness::{
 const LARGE: [&str; 6] =
     ["sessions", "users", "revocations", "session_requests", "backchannel_endpoints", "backchannel_deliveries"];
 
-/// More rows than this are never sorted, hashed or kept aside.
+/// More rows than this are never sorted, hashed or materialised.
 const ASIDE_MAX: f64 = 5_000.0;
 
-/// How the feed's own statements begin.
+/// The beginnings of the feed's statements.
 const FEED: &str = "WITH present AS";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What was sent: the settings of a connection, and texts of statements with the types of their parameters.
+/// What was recorded: the settings of a connection, and statements with their parameter types.
 #[derive(Clone, Default)]
 struct Sent {
     settings: String,
     statements: BTreeMap<String, Vec<u32>>,
 }
 
-/// A way to a database that notes the statements.
+/// A proxy to a database that records the statements.
 async fn noting(database: &Database) -> (Proxy, Arc<Mutex<Sent>>) {
     let sent = Arc::<Mutex<Sent>>::default();
     let noted = Arc::clone(&sent);
@@ -70,7 +70,7 @@ async fn noting(database: &Database) -> (Proxy, Arc<Mutex<Sent>>) {
     (Proxy::to(database, relay).await, sent)
 }
 
-/// Passes on what a client sends, and reads along: a length before the first message, a letter and a length before others.
+/// Forwards what a client sends, and parses it: a length before the first message, a type and a length before others.
 async fn note(mut from: impl AsyncRead + Unpin, mut to: tokio::net::unix::OwnedWriteHalf, sent: Arc<Mutex<Sent>>) {
     let (mut unread, mut is_first) = (vec![], true);
     let mut buffer = [0; 16 * 1024];
@@ -100,7 +100,7 @@ async fn note(mut from: impl AsyncRead + Unpin, mut to: tokio::net::unix::OwnedW
     }
 }
 
-/// The start-up options, as statements; `None` without them, as in the tests' own connections.
+/// The start-up options, as statements; `None` without any, as in the tests' own connections.
 fn settings(start: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(start).into_owned();
     let options = text.split('\0').skip_while(|part| *part != "options").nth(1)?;
@@ -111,7 +111,7 @@ fn settings(start: &[u8]) -> Option<String> {
     Some(options.split("-c ").skip(1).map(|option| set(option.trim_end())).collect::<Vec<_>>().join("; "))
 }
 
-/// What a `Parse` message says: the statement's name, its text, and the types of its parameters.
+/// The content of a `Parse` message: the statement's name, its text, and its parameter types.
 fn parse(body: &[u8]) -> (String, Vec<u32>) {
     let mut parts = body.splitn(3, |byte| *byte == 0).skip(1);
     let text = String::from_utf8(parts.next().expect("a text").to_vec()).expect("UTF-8");
@@ -119,7 +119,7 @@ fn parse(body: &[u8]) -> (String, Vec<u32>) {
     (text, types.map(|oid| u32::from_be_bytes(oid.try_into().expect("four bytes"))).collect())
 }
 
-/// Several projects, users with few sessions and one with thousands, the audit of a year.
+/// Several projects, users with few sessions and one with thousands, an audit log of a year.
 const ROWS: &str = "
     INSERT INTO projects SELECT (jsonb_populate_record(p, jsonb_build_object('id', name))).*
         FROM projects AS p, unnest('{a,b,c,zz}'::text[]) AS name;
@@ -163,7 +163,7 @@ async fn every_statement_finds_its_rows_by_an_index() {
 
     call_everything(&service).await;
     let Sent { settings, statements: mut noted } = sent.lock().expect("nobody panics while holding it").clone();
-    // A new connection's settings, which have no plan.
+    // The settings of a new connection, which have no plan.
     noted.retain(|text, _| !text.starts_with("SET "));
     for beginning in written_by_hand() {
         assert!(noted.keys().any(|text| text.starts_with(beginning)), "nobody sent {beginning:?}");
@@ -187,7 +187,7 @@ async fn every_statement_finds_its_rows_by_an_index() {
         .into_iter()
         .map(|row| (row[0].parse().expect("a number"), row[1].clone()))
         .collect();
-    // What was swept and erased is no longer counted in.
+    // Update statistics after the sweeps and erasures.
     ask("ANALYZE").await;
     let judge = async |text: &str, oids: &[u32]| {
         let names: Vec<&str> = oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect();
@@ -202,7 +202,7 @@ async fn every_statement_finds_its_rows_by_an_index() {
         let mut found = vec![];
         inspect(&plan[0]["Plan"], &mut found);
         if text.starts_with(FEED) {
-            // As many rows as there is news; the planner, without the parameters, expects a third of the table.
+            // As many rows as are new; the planner, without the parameters, expects a third of the table.
             found.retain(|what| !what.starts_with("Bitmap Heap Scan"));
         }
         if !plan[0]["JIT"].is_null() {
@@ -210,15 +210,15 @@ async fn every_statement_finds_its_rows_by_an_index() {
         }
         if found.is_empty() { String::new() } else { format!("{found:#?} in\n{text}\n{plan:#}") }
     };
-    // As the server has it, and as it would be if sequential scans were as good as any: an index that is missing shows.
+    // With the server's settings, and with sequential scans made expensive: a missing index shows.
     for seqscan in ["off", "on"] {
-        // A table larger than this one looks like more work, enough to have a plan compiled; here any is.
+        // A larger table looks expensive enough for JIT compilation; here any table does.
         ask(&format!("{settings}; SET enable_seqscan = {seqscan}; SET jit_above_cost = 0")).await;
         for (text, oids) in &noted {
             let wrong = judge(text, oids).await;
             assert!(wrong.is_empty(), "with enable_seqscan {seqscan}: {wrong}");
         }
-        // And what has no index is found out.
+        // Statements without an index are found.
         for bad in ["SELECT id FROM sessions WHERE device_name = 'x'", "SELECT id FROM revocations ORDER BY at LIMIT 9"]
         {
             assert!(!judge(bad, &[]).await.is_empty(), "{bad}");
@@ -226,7 +226,7 @@ async fn every_statement_finds_its_rows_by_an_index() {
     }
 }
 
-/// What is wrong with a node of a plan, and with those below it.
+/// The problems of a plan node, and of its children.
 fn inspect(node: &Value, found: &mut Vec<String>) {
     let kind = node["Node Type"].as_str().unwrap_or_default();
     let table = node["Relation Name"].as_str().unwrap_or_default();
@@ -247,7 +247,7 @@ fn inspect(node: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// How each of the statements begins that are written by hand: one that is never sent would not be looked at.
+/// The beginnings of the statements written by hand: each must have been sent.
 fn written_by_hand() -> Vec<&'static str> {
     let source = include_str!("../src/store/statements.rs");
     let blocks = source.split("\nstatement! {").skip(1);
@@ -258,7 +258,7 @@ fn written_by_hand() -> Vec<&'static str> {
     texts
 }
 
-/// Calls every RPC, and all else that goes to the database while a server runs.
+/// Calls every RPC, and runs everything else that uses the database.
 async fn call_everything(service: &Service) {
     let mut called = BTreeSet::new();
     let project = ProjectId::parse(PROJECT).expect("a name");
@@ -268,7 +268,7 @@ async fn call_everything(service: &Service) {
     let request_id = || Some(sessiond::clock::new_uuid().to_string());
     macro_rules! call {
         ($method:literal, $headers:expr, $request:expr => $answer:ty) => {{
-            // Sign-ins of one moment have no order, and which of them is evicted would be up to chance.
+            // Concurrent sign-ins have no order, so the evicted session would be random.
             service.clock.advance(Duration::from_millis(1));
             called.insert($method);
             let answer: $answer = send(service, $method, $headers, $request).await;
@@ -331,7 +331,7 @@ async fn call_everything(service: &Service) {
     let erase = EraseUserRequest { user_id: "user-2".to_owned() };
     call!("EraseUser", bearer(admin.expose_secret()), erase => EraseUserResponse);
 
-    // The feed goes on by itself: what it begins with, and what follows.
+    // The feed runs by itself: its first statements, and the later ones.
     eventually("the feed is read", async || service.app.feed().age().is_some()).await;
     called.insert("WatchRevocations");
     let mut watch = service.wires.watch(Wire::Grpc, key.clone(), "").await.expect("may follow");
@@ -359,7 +359,7 @@ async fn call_everything(service: &Service) {
     assert!(nothing.is_empty(), "a statement was not sent: {removed:?}");
 }
 
-/// What a worker and an operator do with what others are to be told.
+/// The statements of delivery workers and of operators.
 async fn deliver(service: &Service, project: &ProjectId) {
     let (store, now) = (&service.store, service.clock.now());
     assert!(store.deliveries_count(10_000).await.expect("counts").iter().all(|(_, count)| *count > 0));

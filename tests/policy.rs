@@ -1,4 +1,4 @@
-//! What a project has set: how long sessions last, how many a user may have, what their tokens say.
+//! Project policies: how long sessions last, how many a user may have, and default claims.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,9 +23,9 @@ fn opening(user: &str) -> CreateSessionRequest {
     CreateSessionRequest { user_id: user.to_owned(), ..CreateSessionRequest::default() }
 }
 
-// When a session is over.
+// Session limits.
 
-/// What each RPC that judges a session says of it.
+/// What each RPC reports about a session.
 #[derive(Debug, PartialEq, Eq)]
 struct Judged {
     refreshes: bool,
@@ -53,7 +53,7 @@ const OVER: Judged = Judged {
     counts: false,
 };
 
-/// Asks every one, over this wire; the one that ends it comes last.
+/// Calls each, over this protocol; the one that revokes it comes last.
 async fn judge(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -> Judged {
     let listed = async |state: SessionState| {
         let request = ListSessionsRequest { state: state.into(), ..any_of(user) };
@@ -72,8 +72,8 @@ async fn judge(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -
         }
     };
     let ending = sessiond::pb::RevokeAllSessionsRequest { user_id: Some(user.to_owned()), ..Default::default() };
-    // Its end would be the end of the others' tests too: the user is its own. But first the refresh, which changes when it
-    // is over: presented by a copy that nobody else goes on with.
+    // Its revocation would affect other tests, so it has its own user. The refresh, which moves the limit, comes first,
+    // by a copy that nobody else uses.
     let refreshes = match service.refresh(wire, refresh_token(&device.refresh_token)).await {
         Ok(_) => true,
         Err(refused) => {
@@ -85,9 +85,9 @@ async fn judge(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -
     Judged { refreshes, introspects, is_listed, is_listed_as_ended, changes, counts }
 }
 
-/// Stored, half-open, and the same at every door: idle and absolute, just before, at and just after.
+/// Limits are stored, half-open, and equal everywhere: idle and absolute, just before, at and just after.
 #[tokio::test]
-async fn a_session_is_over_everywhere_at_the_same_instant() {
+async fn a_session_expires_everywhere_at_the_same_instant() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         for (expires_in_millis, idle_timeout_millis) in [(10_000, 100_000), (100_000, 10_000)] {
@@ -102,7 +102,7 @@ async fn a_session_is_over_everywhere_at_the_same_instant() {
                 let length = Duration::from_secs(10);
                 service.clock.advance(if offset < 0 { length - MICRO } else { length + MICRO * u32::from(offset > 0) });
                 assert_eq!(judge(&service, wire, &device, &user).await, expected, "{user}");
-                // Signing out works all the same, and an access token never outlives its session.
+                // Signing out still works, and an access token never outlives its session.
                 let ended = device.sign_out().await.expect("always works");
                 assert_eq!(ended.already_revoked, Some(true));
                 assert!(claims_of(&device.access_token)["exp"].as_i64() <= Some(service.clock.now().as_seconds()));
@@ -111,9 +111,9 @@ async fn a_session_is_over_everywhere_at_the_same_instant() {
     }
 }
 
-/// Each refresh moves the idle limit, up to the absolute one, and a look moves nothing.
+/// Each refresh moves the idle limit, up to the absolute one; reading moves nothing.
 #[tokio::test]
-async fn use_moves_the_idle_limit_up_to_the_absolute_one() {
+async fn a_refresh_moves_the_idle_limit_up_to_the_absolute_one() {
     let service = Service::start().await;
     let request =
         CreateSessionRequest { expires_in_millis: Some(25_000), idle_timeout_millis: Some(10_000), ..opening("ada") };
@@ -131,7 +131,7 @@ async fn use_moves_the_idle_limit_up_to_the_absolute_one() {
 }
 
 #[tokio::test]
-async fn a_preset_bounds_what_may_be_asked_and_is_what_nobody_asks_for() {
+async fn a_preset_sets_both_maximums_and_defaults() {
     let service = Service::start().await;
     for (preset, ttl, idle) in
         [(Preset::Aal1, 30 * 86_400, 30 * 86_400), (Preset::Aal2, 86_400, 3_600), (Preset::Aal3, 12 * 3_600, 15 * 60)]
@@ -160,7 +160,7 @@ async fn a_preset_bounds_what_may_be_asked_and_is_what_nobody_asks_for() {
 }
 
 #[tokio::test]
-async fn default_claims_are_on_every_token_and_a_session_s_own_wins() {
+async fn default_claims_are_in_every_token_and_a_sessions_own_take_precedence() {
     let service = Service::start().await;
     service
         .set_policy(|policy| {
@@ -183,7 +183,7 @@ async fn default_claims_are_on_every_token_and_a_session_s_own_wins() {
     }
 }
 
-// How many.
+// Session counts.
 
 async fn limit(service: &Service, max: u32, overflow: Overflow) {
     service.set_policy(|policy| policy.sessions = Some(SessionLimit { max, overflow })).await;
@@ -195,7 +195,7 @@ async fn live(service: &Service, user: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn one_too_many_is_refused_or_makes_room() {
+async fn a_sign_in_above_the_limit_is_refused_or_evicts() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let open = async |user: &str| {
@@ -208,7 +208,7 @@ async fn one_too_many_is_refused_or_makes_room() {
         open(&user).await.expect("opens");
         let refused = open(&user).await.err().expect("refused");
         assert_eq!((refused.reason.as_str(), refused.code), ("SESSION_LIMIT_REACHED", Code::FailedPrecondition));
-        // An impersonation is nobody's sign-in; one that ended or was replaced takes no room.
+        // Impersonations do not count; ended or replaced ones take no place.
         service.impersonate(&user, "root").await;
         let replacing = CreateSessionRequest { replaces_session_id: Some(first.session.clone()), ..opening(&user) };
         let second = service.device(service.create(wire, replacing).await.expect("one for one"));
@@ -232,7 +232,7 @@ async fn one_too_many_is_refused_or_makes_room() {
         assert_eq!(live(&service, &user).await, [third.session, first.session], "{wire:?}");
         assert!(!second.is_signed_in().await);
 
-        // A lowered limit takes effect with the next sign-in.
+        // A lowered limit takes effect at the next sign-in.
         limit(&service, 1, Overflow::EvictIdle).await;
         let fourth = open(&user).await.expect("opens");
         assert_eq!(live(&service, &user).await, [fourth.session], "{wire:?}");
@@ -253,9 +253,9 @@ async fn sixteen_sign_ins_at_once_never_pass_the_limit() {
     }
 }
 
-/// All that locks a user's rows, at once: nobody waits for ever, and nobody hears of it.
+/// All operations that lock a user's rows, at once: none deadlocks, and clients see no errors.
 #[tokio::test]
-async fn sign_ins_refreshes_and_cut_offs_at_once_never_wait_for_each_other_in_a_circle() {
+async fn concurrent_sign_ins_refreshes_and_cut_offs_never_deadlock() {
     let service = Service::start().await;
     for overflow in [Overflow::EvictOldest, Overflow::EvictIdle] {
         limit(&service, 2, overflow).await;
@@ -266,7 +266,7 @@ async fn sign_ins_refreshes_and_cut_offs_at_once_never_wait_for_each_other_in_a_
             service.clock.advance(TICK);
             let second = service.sign_in(&user, "second").await;
             let both = crate::harness::both(first.bearer(), second.bearer());
-            // Makes the first go for the limit, and takes the place of the second: two sessions at once.
+            // Evicts the first and replaces the second: two sessions at once.
             let replacing =
                 CreateSessionRequest { replaces_session_id: Some(second.session.clone()), ..opening(&user) };
             let (sign_ins, replacements) = (
@@ -295,9 +295,9 @@ async fn sign_ins_refreshes_and_cut_offs_at_once_never_wait_for_each_other_in_a_
     }
 }
 
-/// The circle by itself: a sign-in that replaces one session and evicts another, against one that ends both.
+/// The deadlock in isolation: a sign-in that replaces one session and evicts another, against one that revokes both.
 #[tokio::test]
-async fn a_replacement_that_evicts_locks_in_the_one_order() {
+async fn a_replacement_that_evicts_locks_in_the_common_order() {
     use diesel_async::SimpleAsyncConnection as _;
     let service = Service::start().await;
     limit(&service, 2, Overflow::EvictOldest).await;
@@ -308,7 +308,7 @@ async fn a_replacement_that_evicts_locks_in_the_one_order() {
         devices.push(service.sign_in("ada", name).await);
     }
     limit(&service, 2, Overflow::EvictOldest).await;
-    // Somebody holds the oldest and goes on to the replaced one, as a sign-out of both does.
+    // One transaction locks the oldest and then the replaced one, as a sign-out of both does.
     let mut other = service.database.connect().await;
     let lock = |device: &Device<'_>| format!("SELECT FROM sessions WHERE id = '{}' FOR UPDATE", device.session);
     other.batch_execute(&format!("BEGIN; {}", lock(&devices[0]))).await.expect("locks");
@@ -327,9 +327,9 @@ async fn a_replacement_that_evicts_locks_in_the_one_order() {
 
 // Two servers.
 
-/// Two servers whose clocks differ by a minute, over one database: nothing breaks, and what was ended stays ended.
+/// Two servers on one database, with clocks a minute apart: nothing breaks, and revoked sessions stay revoked.
 #[tokio::test]
-async fn clocks_a_minute_apart_bring_nothing_back_to_life() {
+async fn clocks_a_minute_apart_revive_no_session() {
     let behind = Service::start().await;
     let ahead = behind.replica().await;
     ahead.clock.advance(Duration::from_secs(60));
@@ -338,7 +338,7 @@ async fn clocks_a_minute_apart_bring_nothing_back_to_life() {
             let user = format!("{wire:?} {}", std::ptr::eq(here, &behind));
             let mut phone = here.device(here.create(wire, opening(&user)).await.expect("opens"));
             let laptop = here.device(there.create(wire, opening(&user)).await.expect("opens"));
-            // Each takes the other's tokens, and a refresh moves no time back.
+            // Each accepts the other's tokens, and a refresh moves no time back.
             there.current(wire, phone.bearer()).await.expect("is live there");
             let before = here.current(wire, phone.bearer()).await.expect("is live here");
             let tokens = there.refresh(wire, refresh_token(&phone.refresh_token)).await.expect("refreshes there");
@@ -349,7 +349,7 @@ async fn clocks_a_minute_apart_bring_nothing_back_to_life() {
             assert!(after.idle_expires_at.expect("a time").seconds >= before.idle_expires_at.expect("a time").seconds);
             assert!(after.last_used_at.expect("a time").seconds >= before.last_used_at.expect("a time").seconds);
 
-            // What one has ended is over for the other.
+            // A session revoked by one has ended for the other.
             there.revoke_current(wire, laptop.bearer()).await.expect("signs out there");
             assert_refused!(here.current(wire, laptop.bearer()), "SESSION_REVOKED");
             assert_refused!(here.refresh(wire, refresh_token(&laptop.refresh_token)), REFUSED_REFRESH);
@@ -361,7 +361,7 @@ async fn clocks_a_minute_apart_bring_nothing_back_to_life() {
                     assert_refused!(service.refresh(wire, refresh_token(&device.refresh_token)), REFUSED_REFRESH);
                 }
             }
-            // And what is opened afterwards, by the slower clock too, is live for both.
+            // A session created afterwards, also by the slower clock, is live for both.
             let next = here.device(here.create(wire, opening(&user)).await.expect("opens"));
             there.current(wire, next.bearer()).await.expect("is live there");
             let page = there.list(wire, next.bearer(), any_of("me")).await.expect("lists");
@@ -370,7 +370,7 @@ async fn clocks_a_minute_apart_bring_nothing_back_to_life() {
     }
 }
 
-/// A project that the faster clock made works at the slower one from the first moment.
+/// A project created by the faster clock works on the slower server at once.
 #[tokio::test]
 async fn a_new_project_works_for_a_slower_clock() {
     use secrecy::ExposeSecret as _;

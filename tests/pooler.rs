@@ -1,4 +1,4 @@
-//! Behind a real pgbouncer: what it loses is found out, and what we need leaves no trace on connections that others use too.
+//! Behind a real pgbouncer: incompatible poolers are detected, and we leave no state on shared connections.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// A pgbouncer before the tests' Postgres. Killed when dropped.
+/// A pgbouncer in front of the tests' Postgres. Killed on drop.
 struct Pooler {
     process: Child,
     url: String,
@@ -44,7 +44,7 @@ fn pgbouncer() -> Option<PathBuf> {
     places.map(|place| place.join("pgbouncer")).find(|program| program.exists())
 }
 
-/// Whether it can keep track of prepared statements: from 1.21 on.
+/// Whether it can track prepared statements: 1.21 or later.
 fn keeps_track() -> bool {
     let said = pgbouncer().map(|program| Command::new(program).arg("--version").output().expect("runs").stdout);
     let said = String::from_utf8(said.unwrap_or_default()).expect("text");
@@ -53,7 +53,7 @@ fn keeps_track() -> bool {
 }
 
 impl Pooler {
-    /// `None`, and a word about it, where there is no pgbouncer: ./test installs it where the package manager has it.
+    /// `None`, with a message, if pgbouncer is not installed: ./test installs it if the package manager has it.
     async fn before(database: &Database, settings: &str) -> Option<Self> {
         let Some(program) = pgbouncer() else {
             eprintln!("skipped: pgbouncer is not installed");
@@ -72,7 +72,7 @@ impl Pooler {
              listen_port = {port}\nunix_socket_dir =\nauth_type = any\nserver_lifetime = 3600\n{settings}\n"
         );
         fs::write(&file, text).expect("writes");
-        // It refuses to be root, and the socket is for the one who runs Postgres.
+        // It does not run as root, and the socket belongs to the user that runs Postgres.
         let owner = fs::metadata(Path::new(&*socket)).expect("is there");
         let mut command = Command::new(program);
         command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -94,7 +94,7 @@ const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// pgbouncer before 1.21, or a later one with max_prepared_statements = 0, in transaction mode.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_loses_prepared_statements_is_found_out_at_the_start() {
+async fn a_pooler_that_loses_prepared_statements_is_detected_at_the_start() {
     let database = Database::create().await;
     let mut settings = "pool_mode = transaction\ndefault_pool_size = 8".to_owned();
     if keeps_track() {
@@ -112,9 +112,9 @@ async fn a_pooler_that_loses_prepared_statements_is_found_out_at_the_start() {
     assert_says(&serve, false, "pool_mode = session");
 }
 
-/// In session mode a connection is ours alone, for as long as it lasts.
+/// In session mode a connection is ours for as long as it lasts.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_in_session_mode_serves() {
+async fn a_pooler_in_session_mode_works() {
     let database = Database::create().await;
     let Some(pooler) = Pooler::before(&database, "pool_mode = session\ndefault_pool_size = 60").await else { return };
     let url = pooler.url.clone();
@@ -132,11 +132,11 @@ async fn a_pooler_in_session_mode_serves() {
     .await;
 }
 
-/// Another application on the same pooler finds its connections as they were: no setting of ours, no LISTEN.
+/// Another application on the same pooler finds its connections unchanged: no setting of ours, no LISTEN.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_setting_stays_with_a_connection_that_others_use() {
+async fn no_setting_stays_on_a_shared_connection() {
     let database = Database::create_empty().await;
-    // One connection for all, on which whatever stays is found; and no statement is elsewhere.
+    // One shared connection, so that leftover state is visible and every statement is on it.
     let Some(pooler) = Pooler::before(&database, "pool_mode = transaction\ndefault_pool_size = 1").await else {
         return;
     };
@@ -150,7 +150,7 @@ async fn no_setting_stays_with_a_connection_that_others_use() {
 
     let (other, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
-    // What pgbouncer itself keeps for each client.
+    // State that pgbouncer keeps for each client.
     let query = "SELECT name || ' = ' || setting FROM pg_settings WHERE source = 'session' AND name NOT IN
         ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings',
             -- Those of a transaction, this one's.
@@ -167,9 +167,9 @@ async fn no_setting_stays_with_a_connection_that_others_use() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Commits wait for at least what we need, and for more where the database says so.
+/// Commits wait for at least what we require, and for more if the database says so.
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_pooler_commits_wait_for_no_less_than_the_database_says() {
+async fn behind_a_pooler_commits_wait_for_what_the_database_says() {
     let cluster = Cluster::start(durable("pooled")).await.expect("Postgres starts");
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
@@ -182,7 +182,7 @@ async fn behind_a_pooler_commits_wait_for_no_less_than_the_database_says() {
                  FOR EACH ROW EXECUTE FUNCTION note()",
         )
         .await;
-    // One connection for all: no statement is elsewhere.
+    // One shared connection: every statement is on it.
     let pooled = "pool_mode = transaction\ndefault_pool_size = 1";
     for (said, held) in [("remote_apply", "remote_apply"), ("off", "on")] {
         database.run(&format!("ALTER DATABASE postgres SET synchronous_commit = '{said}'; TRUNCATE seen")).await;
@@ -196,12 +196,12 @@ async fn behind_a_pooler_commits_wait_for_no_less_than_the_database_says() {
     cluster.stop().await.expect("stops");
 }
 
-/// A statement that is lost later on, when the server runs already.
+/// A statement that is lost later, when the server is running.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_begins_to_lose_statements_is_seen_by_readiness() {
+async fn a_pooler_that_starts_to_lose_statements_fails_readiness() {
     let service = Service::start().await;
     assert!(!service.store.loses_statements());
-    // As such a pooler does: the server no longer knows what was prepared.
+    // As such a pooler behaves: the server no longer knows the prepared statements.
     service
         .database
         .run(

@@ -1,5 +1,5 @@
-//! What a hostile or a hasty client cannot do to others: no flood of one kind, from one address, stands in the way of a
-//! sign-out; and what was received whole is carried out, whatever becomes of its client.
+//! What hostile or hasty clients cannot do to others: no flood from one address blocks a sign-out, and a request that
+//! was received whole is carried out even if its client disconnects.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const CURRENT: &str = "/auth/sessions/current";
 
 type Sender = hyper::client::conn::http2::SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
 
-/// A connection from an address of the test's own on loopback.
+/// A connection from the given loopback address.
 async fn connection(service: &Service, from: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(format!("{from}:0").parse().expect("an address")).expect("loopback has many");
@@ -35,7 +35,7 @@ async fn http2(service: &Service, from: &str) -> Sender {
     sender
 }
 
-/// A body that never comes to its end.
+/// A body that never ends.
 fn endless(beginning: &'static [u8]) -> BoxBody<Bytes, std::convert::Infallible> {
     let beginning = (!beginning.is_empty()).then(|| Ok(http_body::Frame::data(Bytes::from_static(beginning))));
     let frames = futures_util::stream::iter(beginning);
@@ -56,7 +56,7 @@ fn post(
     request.body(body).expect("a request")
 }
 
-/// Opens calls that never send their message, on as many connections as it takes.
+/// Opens calls that never send their message, on as many connections as needed.
 async fn hold_calls(service: &Service, from: &str, path: &str, count: usize) -> Vec<Sender> {
     let mut held = vec![];
     for _ in 0..count.div_ceil(100) {
@@ -70,9 +70,9 @@ async fn hold_calls(service: &Service, from: &str, path: &str, count: usize) -> 
     held
 }
 
-/// A call takes a place when its message is whole: those that send a head and nothing more take none, of any class.
+/// A call takes a place when its message is complete: calls that send only headers take none, of any class.
 #[tokio::test]
-async fn calls_without_a_message_take_no_place_from_anyone() {
+async fn calls_without_a_message_take_no_place() {
     let service = Service::start_with(|_, limits| {
         limits.requests_max = 20;
         limits.address_requests_max = Some(150);
@@ -96,10 +96,10 @@ async fn calls_without_a_message_take_no_place_from_anyone() {
     drop(held);
 }
 
-/// Nor does one that looks like something else on its way in: with a method that has no message, with a type that is gRPC's
-/// only once it is trimmed, or with a length that is too large to wait for. And not through a proxy that is trusted either.
+/// Nor do disguised calls: a method without a message, a type that is gRPC's only after trimming, a length too large to
+/// wait for. Neither directly nor through a trusted proxy.
 #[tokio::test]
-async fn no_spelling_of_a_call_takes_a_place_before_its_message() {
+async fn no_disguised_call_takes_a_place_before_its_message() {
     let service = Service::start_with(|web, limits| {
         limits.requests_max = 2;
         limits.address_requests_max = Some(1_000);
@@ -155,9 +155,9 @@ async fn no_spelling_of_a_call_takes_a_place_before_its_message() {
     drop(held);
 }
 
-/// The streams of one address are bounded over all its connections; another address's are its own, and so are sign-outs.
+/// An address has a limit over all its connections; another address's requests, and sign-outs, are not affected.
 #[tokio::test]
-async fn an_address_has_a_share_of_the_requests_under_way() {
+async fn an_address_has_a_limit_on_requests_in_progress() {
     let service = Service::start_with(|_, limits| limits.address_requests_max = Some(50)).await;
     let phone = service.sign_in("ada", "phone").await;
     let held = hold_calls(&service, "127.0.0.1", CHECK, 100).await;
@@ -177,9 +177,9 @@ async fn an_address_has_a_share_of_the_requests_under_way() {
     drop(held);
 }
 
-/// What is still arriving is held within a budget, and an empty bucket comes before any of it is read.
+/// Arriving bodies are held within a budget, and an empty bucket is refused before any of the body is read.
 #[tokio::test]
-async fn bodies_that_do_not_end_are_held_within_a_budget() {
+async fn endless_bodies_are_held_within_a_budget() {
     let service = Service::start_with(|_, limits| limits.arriving_bytes_max = 1024 * 1024).await;
     let phone = service.sign_in("ada", "phone").await;
     let mut sender = http2(&service, "127.0.0.2").await;
@@ -198,7 +198,7 @@ async fn bodies_that_do_not_end_are_held_within_a_budget() {
 }
 
 #[tokio::test]
-async fn an_empty_bucket_comes_before_the_body_on_every_wire() {
+async fn an_empty_bucket_is_refused_before_the_body_on_every_wire() {
     let service = Service::start_rated(sessiond::config::Rates { address_rate: 1, address_burst: 1, ..rates() }).await;
     let drain = async || {
         let answer = service.wires.http(Method::GET, CURRENT, HeaderMap::new(), "").await;
@@ -223,9 +223,9 @@ async fn an_empty_bucket_comes_before_the_body_on_every_wire() {
     }
 }
 
-/// Connections that have nothing to ask make room, whatever pings they answer; at an address's share, for its own.
+/// Idle connections make room, even if they answer pings; at an address's limit, for the address's own new ones.
 #[tokio::test]
-async fn connections_that_ask_nothing_make_room_for_those_that_do() {
+async fn idle_connections_make_room_for_new_ones() {
     let service = Service::start_with(|_, limits| {
         limits.connections_max = 20;
         limits.address_connections_max = None;
@@ -253,10 +253,10 @@ async fn connections_that_ask_nothing_make_room_for_those_that_do() {
     assert_eq!(late.send_request(request).await.expect("answers").status(), StatusCode::OK, "the idlest made room");
 }
 
-/// What anyone may ask for and never come to the end of keeps no connection busy: a watch of the health, a conversation about
-/// the API, an answer of which the client takes nothing.
+/// Endless responses that anyone may request do not keep a connection busy: a health watch, a reflection stream, a
+/// response that the client does not read.
 #[tokio::test]
-async fn a_stream_that_anyone_may_have_keeps_no_connection() {
+async fn a_public_stream_does_not_keep_its_connection_busy() {
     let service = Service::start_with(|_, limits| {
         limits.connections_max = 6;
         limits.address_connections_max = Some(6);
@@ -298,7 +298,7 @@ async fn a_stream_that_anyone_may_have_keeps_no_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_without_requests_is_closed_and_one_that_is_old_is_told_to_go() {
+async fn an_idle_connection_is_closed_and_an_old_one_gets_a_goaway() {
     let service = Service::start_with(|_, limits| limits.idle_timeout = Duration::from_millis(200)).await;
     let mut idle = http2(&service, "127.0.0.1").await;
     let healthy = || Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
@@ -309,15 +309,15 @@ async fn a_connection_without_requests_is_closed_and_one_that_is_old_is_told_to_
     let started = Instant::now();
     while !old.is_closed() {
         assert!(started.elapsed() < Duration::from_secs(10), "busy, and still there");
-        // Once it is told, it takes no more.
+        // After the GOAWAY it accepts no more requests.
         let _ = old.send_request(healthy()).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A kept connection of HTTP/1.1 outlives what a head may take: what bounds the one does not bound the other.
+/// A kept-alive HTTP/1.1 connection may outlive the header timeout: the two limits are independent.
 #[tokio::test]
-async fn a_kept_connection_is_not_closed_under_a_request() {
+async fn a_kept_alive_connection_is_not_closed_during_a_request() {
     let service = Service::start_with(|_, limits| limits.header_timeout = Duration::from_millis(200)).await;
     let mut kept = connection(&service, "127.0.0.1").await;
     let mut answer = [0; 1024];
@@ -327,15 +327,15 @@ async fn a_kept_connection_is_not_closed_under_a_request() {
         assert!(answer[..read].starts_with(b"HTTP/1.1 200 "));
         tokio::time::sleep(Duration::from_millis(400)).await;
     }
-    // A head that does not come to its end is cut off all the same.
+    // Incomplete headers are cut off all the same.
     kept.write_all(b"GET /healthz HT").await.expect("sends");
     let closed = tokio::time::timeout(Duration::from_secs(5), kept.read(&mut answer)).await;
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
 }
 
-/// The client sends all of its sign-out and is gone before anything comes back.
+/// The client sends its whole sign-out and disconnects before the response.
 #[tokio::test]
-async fn a_sign_out_that_was_received_is_carried_out_though_its_client_hangs_up() {
+async fn a_received_sign_out_is_carried_out_after_its_client_disconnects() {
     let service = Service::start().await;
     let mut sessions = vec![];
     for round in 0..20 {
@@ -373,9 +373,9 @@ async fn a_sign_out_that_was_received_is_carried_out_though_its_client_hangs_up(
     }
 }
 
-/// The same over HTTP/2, where the client's farewell is read together with what it asked.
+/// The same over HTTP/2, where the client's GOAWAY arrives together with its request.
 #[tokio::test]
-async fn a_sign_out_over_http2_is_carried_out_though_its_client_is_gone_when_it_is_read() {
+async fn a_received_sign_out_over_http2_is_carried_out_after_its_client_disconnects() {
     let service = Service::start().await;
     for round in 0..6 {
         let phone = service.sign_in("ada", "phone").await;
@@ -394,7 +394,7 @@ async fn a_sign_out_over_http2_is_carried_out_though_its_client_is_gone_when_it_
             ("te", "trailers"),
             ("authorization", &authorization),
         ] {
-            // A literal field that is not indexed (RFC 7541 §6.2.2): two texts, each behind its length.
+            // A literal field without indexing (RFC 7541 §6.2.2): two strings, each with its length.
             block.push(0);
             for text in [name, value] {
                 let mut rest = text.len();
@@ -429,7 +429,7 @@ async fn a_sign_out_over_http2_is_carried_out_though_its_client_is_gone_when_it_
     }
 }
 
-/// And while the database takes its time.
+/// The same while the database is slow.
 #[tokio::test]
 async fn a_mutation_outlives_its_client() {
     let service = Service::start().await;
@@ -446,9 +446,9 @@ async fn a_mutation_outlives_its_client() {
     eventually("signed out", async || !phone.is_signed_in().await).await;
 }
 
-/// What proxies ask has a listener of its own, where nobody is counted and nothing else is answered.
+/// The proxy listener has no rate limits, and serves nothing else.
 #[tokio::test]
-async fn proxies_have_a_listener_of_their_own() {
+async fn proxies_have_their_own_listener() {
     let service = Service::start_rated(sessiond::config::Rates { verify_rate: 1, verify_burst: 1, ..rates() }).await;
     let phone = service.sign_in("ada", "phone").await;
     let proxies = crate::harness::wire::Wires::to(service.proxy_addr);
@@ -470,9 +470,9 @@ async fn proxies_have_a_listener_of_their_own() {
     assert!(phone.is_signed_in().await);
 }
 
-/// On the common port an address has a wide bucket for what proxies and verifiers ask, and a trusted proxy has none.
+/// On the main port an address has a wide bucket for requests of proxies and verifiers, and a trusted proxy has none.
 #[tokio::test]
-async fn an_address_that_is_no_proxy_has_a_bucket_for_what_proxies_ask() {
+async fn an_untrusted_address_has_a_bucket_for_verification() {
     let narrow = sessiond::config::Rates { verify_rate: 1, verify_burst: 2, ..rates() };
     let service = Service::start_limited(narrow.clone(), |_, _| {}).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -498,9 +498,9 @@ async fn an_address_that_is_no_proxy_has_a_bucket_for_what_proxies_ask() {
     }
 }
 
-/// Told to stop: readiness is red at once, and busy connections are answered to the last request.
+/// On shutdown readiness fails at once, and busy connections are answered to the last request.
 #[tokio::test]
-async fn a_server_that_drains_answers_on_and_closes_each_connection_with_an_answer() {
+async fn a_draining_server_answers_and_closes_each_connection() {
     let mut service = Service::start_with(|_, limits| limits.drain_delay = Duration::from_secs(2)).await;
     eventually("ready", async || {
         service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
@@ -541,9 +541,9 @@ async fn a_server_that_drains_answers_on_and_closes_each_connection_with_an_answ
     }
 }
 
-/// One session's row is held elsewhere, and many clients sign out of it: they wait in their own line, and nobody else does.
+/// One session's row is locked, and many clients sign out of it: they wait in their own queue, and nobody else does.
 #[tokio::test]
-async fn those_who_wait_for_one_row_hold_up_nobody_else() {
+async fn waiting_for_one_session_row_blocks_nobody_else() {
     let service = Service::start().await;
     let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
     let mut holder = service.database.connect().await;
@@ -573,9 +573,9 @@ async fn those_who_wait_for_one_row_hold_up_nobody_else() {
     assert!(!held.is_signed_in().await);
 }
 
-/// The same for a user's row: cut-offs and sign-ins of one user.
+/// The same for a user's row, with cut-offs and sign-ins of one user.
 #[tokio::test]
-async fn those_who_wait_for_one_user_hold_up_nobody_else() {
+async fn waiting_for_one_user_row_blocks_nobody_else() {
     let service = Service::start().await;
     let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
     let mut holder = service.database.connect().await;
@@ -598,9 +598,9 @@ async fn those_who_wait_for_one_user_hold_up_nobody_else() {
     assert!(ended.iter().all(Result::is_ok), "{ended:?}");
 }
 
-/// Sign-outs keep a part of the connections: where everything else waits for locks, they get through.
+/// Some connections are reserved for sign-outs: they succeed while everything else waits for locks.
 #[tokio::test]
-async fn sign_outs_keep_connections_for_themselves() {
+async fn sign_outs_have_reserved_connections() {
     let service = Service::start().await;
     let mut devices = vec![];
     for user in 0..12 {
@@ -627,10 +627,10 @@ async fn sign_outs_keep_connections_for_themselves() {
     );
 }
 
-/// Far more at once than the database can do: what is done is done, the rest is refused before it costs a connection, and
-/// readiness does not wait behind it.
+/// Far more requests at once than the database can serve: some succeed, the rest are refused before they take a
+/// connection, and readiness does not wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_much_is_refused_and_costs_no_connection() {
+async fn excess_requests_are_refused_without_a_connection() {
     let service = Service::start_on(crate::harness::database::Database::create().await).await;
     let mut holder = service.database.connect().await;
     let warm = (0..16).map(|user| service.sign_in_as(format!("warm-{user}")));
@@ -651,9 +651,9 @@ async fn what_is_too_much_is_refused_and_costs_no_connection() {
     assert!(service.metric("sessiond_store_connections").await <= 8, "{before:?}");
 }
 
-/// A user's tokens use up the user's bucket, over all addresses, and the project's others go on.
+/// A user's requests use up only the user's bucket, over all addresses; others in the project are not affected.
 #[tokio::test]
-async fn a_user_with_many_addresses_starves_only_themselves() {
+async fn a_user_with_many_addresses_uses_up_only_their_own_limit() {
     let rates =
         sessiond::config::Rates { user_rate: 1, user_burst: 3, project_rate: 10, project_burst: 1_000, ..rates() };
     let service = Service::start_rated(rates).await;
@@ -671,9 +671,9 @@ async fn a_user_with_many_addresses_starves_only_themselves() {
     script.sign_out().await.expect("a sign-out gets through");
 }
 
-/// Names that anyone can make up cost one reading of the keys a second at most, whatever asks.
+/// Unknown names cause at most one key load a second, whatever the requests.
 #[tokio::test]
-async fn made_up_projects_and_keys_share_one_reading_a_second() {
+async fn unknown_projects_and_keys_share_one_load_a_second() {
     let service = Service::start().await;
     let readings = r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"}"#;
     let before = service.metric(readings).await;
@@ -699,7 +699,7 @@ async fn made_up_projects_and_keys_share_one_reading_a_second() {
     assert!(read <= begun.elapsed().as_secs() + 3, "{read} readings");
 }
 
-/// The document of all projects is not there unless it is asked for.
+/// The document of all projects is not served unless configured.
 #[tokio::test]
 async fn the_keys_of_all_projects_are_not_published_by_default() {
     let service = Service::start_with(|web, _| web.jwks_of_all_projects = false).await;
@@ -709,9 +709,9 @@ async fn the_keys_of_all_projects_are_not_published_by_default() {
     assert_eq!(own.status(), StatusCode::OK);
 }
 
-/// Lists and maps are bounded while they are read, where the field's own rule is.
+/// Lists and maps are limited while they are parsed, if their field has a limit.
 #[tokio::test]
-async fn a_field_with_too_many_elements_is_refused_at_the_first_of_them() {
+async fn a_field_with_too_many_elements_is_refused_at_the_first_excess_one() {
     let service = Service::start().await;
     let many = |count: usize| (0..count).map(|n| (format!("k{n}"), "v".into())).collect::<serde_json::Map<_, _>>();
     let typed = || {

@@ -1,5 +1,5 @@
-//! Behind real proxies: Envoy and nginx, by the very files in `examples/`. `tests/proxies/run` has the programs installed,
-//! and says where they are.
+//! Behind real proxies: Envoy and nginx, with the configurations in `examples/`. `tests/proxies/run` installs the
+//! programs, and passes their paths.
 
 use std::{
     fs,
@@ -28,23 +28,23 @@ use crate::harness::{
     wire::{Wires, refused_json},
 };
 
-/// From the 200 of a sign-out to the first refusal behind the proxy.
+/// The bound from the 200 of a sign-out to the first rejection behind the proxy.
 const BOUND: Duration = Duration::from_secs(1);
 
-/// How many sign out in turn, to see how long it takes.
+/// The number of sign-outs to measure.
 const SIGN_OUTS: usize = 100;
 
-/// A proxy's program, its example, and what is in the example to be replaced.
+/// A proxy's program, its example configuration, and what to replace in it.
 struct Kind {
-    /// The variable that says where the program is.
+    /// The variable with the path of the program.
     program: &'static str,
     example: &'static str,
-    /// How the example spells sessiond's port, the application's and its own.
+    /// The ports of sessiond, the application and the proxy in the example.
     ports: [&'static str; 3],
     arguments: fn(&Path, &Path) -> Vec<String>,
-    /// What the client gets when sessiond does not answer.
+    /// The client's response if sessiond does not answer.
     down: u16,
-    /// Whether the client sees our own words, or the proxy's.
+    /// Whether the client gets our body, or the proxy's.
     passes_bodies_on: bool,
 }
 
@@ -71,7 +71,7 @@ const NGINX: Kind = Kind {
     passes_bodies_on: false,
 };
 
-/// A proxy that runs. Stopped when dropped.
+/// A running proxy. Stopped on drop.
 struct Front {
     process: Child,
     wires: Wires,
@@ -125,7 +125,7 @@ impl Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
-        // Asked, not killed: nginx's worker would live on.
+        // Terminated, not killed: nginx's worker would survive.
         if kill_process(Pid::from_child(&self.process), Signal::TERM).is_err() {
             let _ = self.process.kill();
         }
@@ -134,7 +134,7 @@ impl Drop for Front {
     }
 }
 
-/// Where the server runs: when dropped, it is gone with all its connections.
+/// The server's runtime: on drop, the server and all its connections are gone.
 struct Host(Option<Runtime>);
 
 impl Default for Host {
@@ -155,13 +155,13 @@ impl Drop for Host {
     }
 }
 
-/// One that nobody has, or had a moment ago.
+/// A port that was free a moment ago.
 async fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
     listener.local_addr().expect("bound").port()
 }
 
-/// An application that says what it is shown, and counts how often it is asked.
+/// An application that reports the headers it gets, and counts requests.
 async fn application() -> (SocketAddr, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let show = async |State(asked): State<Arc<AtomicUsize>>, method: Method, headers: HeaderMap, body: String| {
@@ -177,8 +177,7 @@ async fn application() -> (SocketAddr, Arc<AtomicUsize>) {
     (addr, asked)
 }
 
-/// What the application was shown of a header, under whatever spelling it may take for that one. Not there is as good as
-/// empty.
+/// The value of a header that the application saw, under any spelling. Absent equals empty.
 fn shown(answer: &Response<Bytes>, name: &str) -> String {
     let json: Value = serde_json::from_slice(answer.body()).expect("the application's JSON");
     let headers = json["headers"].as_array().expect("a list");
@@ -192,7 +191,7 @@ fn shown_identity(answer: &Response<Bytes>) -> [String; 4] {
     ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"].map(|name| shown(answer, name))
 }
 
-/// What a client might write to pass for another, twice and in other spellings.
+/// Spoofed headers, twice and in other spellings.
 fn spoofed() -> HeaderMap {
     let names =
         ["x-user-id", "x_user_id", "x-user_id", "x-session-id", "x_session_id", "x-project-id", "x-impersonator-id"];
@@ -222,7 +221,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("opens").access_token;
     let (phone, laptop) = (service.sign_in("ada l", "phone").await, service.sign_in("ada l", "laptop").await);
 
-    // Nobody, whatever they write; and the application does not hear of them.
+    // Rejected, whatever the headers, without reaching the application.
     let refused = [
         ("no token", HeaderMap::new(), "CREDENTIALS_MISSING", "Bearer"),
         ("rubbish", bearer("rubbish"), "UNPARSABLE_ACCESS_TOKEN", "Bearer error=\"invalid_token\""),
@@ -242,7 +241,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     }
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 
-    // The user, as sessiond says and not as the client does.
+    // The user that sessiond reports, not the client's.
     for device in [&phone, &laptop] {
         let answer = front.ask(Method::GET, "/orders?a=b", both(spoofed(), device.bearer())).await;
         assert_eq!(answer.status().as_u16(), 200, "{:?}", answer.body());
@@ -255,7 +254,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     let json: Value = serde_json::from_slice(answer.body()).expect("JSON");
     assert_eq!((&json["method"], &json["body"]), (&json!("POST"), &json!("an order")));
 
-    // Where nobody is asked, nobody is anybody.
+    // On an unchecked route no identity is passed.
     for headers in [HeaderMap::new(), phone.bearer()] {
         let answer = front.ask(Method::GET, "/public/prices", both(spoofed(), headers)).await;
         assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()));
@@ -265,7 +264,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
         assert!(matches!(status, 400 | 401 | 404), "{path}: {status}");
     }
 
-    // Signed out, and out behind the proxy too.
+    // Signed out, and rejected behind the proxy too.
     let mut times = vec![];
     for at in 0..SIGN_OUTS {
         let device = if at == 0 { phone.clone() } else { service.sign_in("ada l", "tablet").await };
@@ -282,7 +281,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     println!("{}: refused {median:?} after the 200 of a sign-out, and at most {most:?} of {SIGN_OUTS}", kind.example);
     assert_eq!(front.status(laptop.bearer()).await, 200, "the other session goes on");
 
-    // Nobody to ask: nobody passes.
+    // sessiond is down: every request is rejected.
     let before = asked.load(Ordering::Relaxed);
     let (good, bad) = (laptop.bearer(), phone.bearer());
     drop(host);
@@ -294,12 +293,12 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy: run tests/proxies/run"]
-async fn envoy_lets_through_who_is_signed_in_and_nobody_else() {
+async fn envoy_lets_only_signed_in_users_through() {
     who_is_signed_in_passes_and_nobody_else(&ENVOY).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs nginx: run tests/proxies/run"]
-async fn nginx_lets_through_who_is_signed_in_and_nobody_else() {
+async fn nginx_lets_only_signed_in_users_through() {
     who_is_signed_in_passes_and_nobody_else(&NGINX).await;
 }

@@ -1,4 +1,4 @@
-//! How much any one caller may ask for: the same over all wires, nobody pays for a stranger, and a sign-out gets through.
+//! Rate limits: equal on every protocol, no caller pays for another, and sign-outs succeed.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     verify::Road,
 };
 
-/// What every bucket here holds, and how long one token takes to come back.
+/// The size of every bucket here, and the time in which one token returns.
 const BURST: u32 = 5;
 const INTERVAL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_micros(1);
@@ -43,7 +43,7 @@ fn from(address: &str) -> HeaderMap {
     header("x-forwarded-for", address)
 }
 
-/// A request that is refused for its token, so that it does nothing but count.
+/// A request refused for its token, which has no effect but to count.
 async fn asked(service: &Service, wire: Wire, address: &str) -> Refused {
     let answer = service.refresh(wire, both(from(address), refresh_token("rubbish"))).await;
     answer.err().expect("rubbish is no token")
@@ -58,9 +58,10 @@ async fn create(service: &Service, wire: Wire, key: &SecretString) -> Result<(),
     service.create_as(wire, key, request).await.map(|_| ())
 }
 
-/// The sixth of five at once, told alike over every wire, and the time that it tells is true to the microsecond.
+/// The sixth request of a burst of five is refused, equally on every protocol, and the reported wait is exact to the
+/// microsecond.
 #[tokio::test]
-async fn an_address_has_its_burst_and_then_its_rate_over_every_wire() {
+async fn an_address_gets_its_burst_and_then_its_rate_on_every_wire() {
     let service = Service::start_rated(per_address()).await;
     for (wire, address) in Wire::ALL.into_iter().zip(["192.0.2.1", "192.0.2.2", "2001:db8::1"]) {
         for _ in 0..BURST {
@@ -100,7 +101,7 @@ async fn an_ipv6_subscriber_has_one_bucket() {
 }
 
 #[tokio::test]
-async fn the_slowest_rate_asks_for_a_second_at_most_and_rest_for_one_at_least() {
+async fn the_reported_wait_is_rounded_up_to_seconds_over_rest() {
     let rates = Rates { address_rate: 1, address_burst: 1, ..rates() };
     let service = Service::start_rated(rates).await;
     assert_eq!(ask(&service, Wire::Rest, "192.0.2.1").await, REFUSED_REFRESH);
@@ -113,9 +114,9 @@ async fn the_slowest_rate_asks_for_a_second_at_most_and_rest_for_one_at_least() 
     assert_eq!(ask(&service, Wire::Rest, "192.0.2.1").await, REFUSED_REFRESH);
 }
 
-/// Whatever else has come from an address, or for its project: who wants to sign out can.
+/// A sign-out succeeds whatever else has come from its address, or for its project.
 #[tokio::test]
-async fn a_sign_out_gets_through_where_nothing_else_does() {
+async fn a_sign_out_succeeds_when_everything_else_is_limited() {
     let all = Rates { address_rate: 10, address_burst: BURST, ..per_project() };
     let service = Service::start_rated(all).await;
     let mut phones = vec![];
@@ -157,7 +158,7 @@ async fn drain_project(service: &Service) {
 }
 
 #[tokio::test]
-async fn sign_outs_are_bounded_by_their_own_address_alone() {
+async fn sign_outs_are_limited_only_by_their_address() {
     let service = Service::start_rated(per_address()).await;
     let phone = service.sign_in("ada", "phone").await;
     for wire in Wire::ALL {
@@ -197,7 +198,7 @@ async fn one_project_does_not_use_up_anothers() {
     assert_eq!(service.metric(r#"sessiond_rate_limited_total{bucket="project"}"#).await, 6);
 }
 
-/// And where nothing is left of a key's, the database is not asked.
+/// With an empty key bucket, the database is not asked.
 #[tokio::test]
 async fn one_server_key_does_not_use_up_anothers() {
     let service = Service::start_rated(per_server_key()).await;
@@ -224,9 +225,10 @@ async fn lookups(service: &Service) -> u64 {
     service.metric(&format!("sessiond_store_operation_duration_seconds_count{operation}")).await
 }
 
-/// A service makes all its calls from a few addresses: those are its server key's to pay for. Made-up keys are not.
+/// A service's calls come from few addresses, so they count against its server key. Invalid keys count against the
+/// address.
 #[tokio::test]
-async fn a_genuine_server_key_costs_its_address_nothing() {
+async fn a_genuine_server_key_does_not_count_against_its_address() {
     let service = Service::start_rated(per_address()).await;
     let key = service.server_key.expose_secret();
     let made_up = flip(key, key.len() - 10);
@@ -247,13 +249,13 @@ async fn a_genuine_server_key_costs_its_address_nothing() {
     }
 }
 
-/// The ids of keys are no secrets: every token of a project names them.
+/// Key ids are public: every token of a project names them.
 #[tokio::test]
-async fn who_only_knows_the_name_of_a_key_drains_nothing() {
+async fn knowing_a_key_id_uses_up_nobodys_limit() {
     let both_kinds = Rates { server_key_rate: 10, server_key_burst: BURST, ..per_project() };
     let service = Service::start_rated(both_kinds).await;
     let phone = service.sign_in("ada", "phone").await;
-    // The last characters of each are the secret's, or made with it.
+    // The last characters belong to the secret, or depend on it.
     let key = service.server_key.expose_secret();
     let made_up: SecretString = flip(key, key.len() - 10).into();
     let forged = flip(&phone.refresh_token, 70);
@@ -267,9 +269,9 @@ async fn who_only_knows_the_name_of_a_key_drains_nothing() {
     service.refresh(Wire::Rest, refresh_token(&phone.refresh_token)).await.expect("and so has the user");
 }
 
-/// All of a proxy's clients come from its address, and some of them send rubbish: nobody pays for them.
+/// A proxy's clients share its address, and some send invalid tokens: that must not block the others.
 #[tokio::test]
-async fn a_proxy_is_not_held_up_by_those_behind_it() {
+async fn a_proxys_clients_do_not_use_up_its_limit() {
     let all = Rates { address_rate: 10, address_burst: BURST, ..per_project() };
     let service = Service::start_rated(all).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -303,9 +305,9 @@ async fn probes_and_public_keys_are_free() {
     }
 }
 
-/// All who come to `dev` come from loopback; whoever serves the world is limited without asking for it.
+/// All clients of `dev` come from loopback; `serve` has limits by default.
 #[tokio::test]
-async fn dev_limits_nobody_and_serve_does() {
+async fn serve_has_default_limits_and_dev_has_none() {
     for (command, rates) in [("dev", ["0", "0", "0"]), ("serve", ["100", "5000", "2000"])] {
         let help = Command::new(env!("CARGO_BIN_EXE_sessiond")).args([command, "--help"]).output().await.expect("runs");
         let help = String::from_utf8(help.stdout).expect("text");

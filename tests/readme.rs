@@ -1,4 +1,4 @@
-//! README.md, pasted from top to bottom: its commands work in the order in which they stand there.
+//! README.md, pasted from top to bottom: its commands work in order.
 
 use std::{
     fs::{self, File},
@@ -12,15 +12,15 @@ use crate::harness::database::{Database, fresh_dir};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 
-/// What is not run, by how it begins, and why.
+/// Commands that are not run, by prefix, and why.
 const SKIPPED: [(&str, &str); 4] = [
-    ("./run", "the test has started what it starts, from the same program"),
-    ("./test", "it is running"),
-    ("buf ", "a program that the machine need not have; the clients' tests speak gRPC"),
-    ("cargo install", "takes minutes; the test has put the program on the PATH"),
+    ("./run", "the test has started the same server"),
+    ("./test", "this is that test"),
+    ("buf ", "may not be installed; the client tests cover gRPC"),
+    ("cargo install", "takes minutes; the program is already on the PATH"),
 ];
 
-/// What a shell needs to be pasted into: an error of HTTP fails, a stream ends, and a server that came up is stopped.
+/// Prelude for the pasted commands: an HTTP error fails, a stream ends, and a started server is stopped.
 const SHELL: &str = r#"set -eu
 curl() {
     case "$*" in
@@ -45,7 +45,7 @@ sessiond() {
 }
 "#;
 
-/// The blocks of shell commands, one command to an element: a line, with those that continue it.
+/// The blocks of shell commands: one element per command, with its continuation lines.
 fn blocks(text: &str) -> Vec<Vec<String>> {
     let mut blocks = vec![];
     let mut lines = text.lines();
@@ -64,7 +64,7 @@ fn blocks(text: &str) -> Vec<Vec<String>> {
     blocks
 }
 
-/// Ends the process, and then deletes the directory.
+/// Kills the process, then deletes the directory.
 struct Running(Child, std::path::PathBuf);
 
 impl Drop for Running {
@@ -114,7 +114,7 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
             if SKIPPED.iter().any(|(begins, _)| command.starts_with(begins)) {
                 continue;
             }
-            // What stands for the reader's own: the database, and an address that others reach.
+            // Replaces the reader's own database and address.
             let command = match command.strip_prefix("export DATABASE_URL=") {
                 Some(_) => format!("export DATABASE_URL='{}'", database.url),
                 None => command.replace("0.0.0.0:8080", &port),
@@ -156,7 +156,7 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
     assert!(said.matches("grpc-status:0").count() == 1, "{said}");
 }
 
-/// Every skipped command has its reason, and is still there.
+/// Every skipped command is still in the README.
 #[test]
 fn what_the_readme_test_skips_is_in_the_readme() {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");

@@ -1,4 +1,4 @@
-//! Postgres crashes and recovers by itself, or is put back to an earlier state: positions in the feed do not lie.
+//! Postgres crashes and recovers, or is restored to an earlier state: positions in the feed stay correct.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,17 +22,17 @@ use crate::harness::{
     watch::Watch,
 };
 
-/// Gives out thousands of transaction numbers, and writes none of them to disk.
+/// Assigns thousands of transaction numbers, and writes none to disk.
 const BURN: &str = "BEGIN; CREATE TEMPORARY TABLE IF NOT EXISTS burnt (i int); DO $$ BEGIN
     FOR i IN 1..3000 LOOP BEGIN INSERT INTO burnt VALUES (i); EXCEPTION WHEN others THEN END; END LOOP; END $$; ROLLBACK";
 
-/// Ends a process as the kernel does when memory runs out.
+/// Kills a process as the kernel does when memory runs out.
 fn kill(pid: &str) {
     let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("a shell");
     assert!(killed.success());
 }
 
-/// A Postgres of the test's own, which writes to disk when it must and not before.
+/// A separate Postgres that writes to disk only when it must.
 async fn cluster(name: &str) -> (Cluster, Service) {
     let mut options: Options = disposable(name);
     options.settings.push(("wal_writer_delay".to_owned(), "10s".to_owned()));
@@ -43,7 +43,7 @@ async fn cluster(name: &str) -> (Cluster, Service) {
     (cluster, service)
 }
 
-/// Kills one of Postgres's processes; it ends all others and recovers. Returns once it answers again.
+/// Kills one of Postgres's processes, which makes it restart all others and recover. Returns once it answers again.
 async fn crash(database: &Database) {
     let mut victim = database.lines("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").await;
     kill(&victim.pop().expect("one"));
@@ -62,7 +62,7 @@ async fn crash(database: &Database) {
     }
 }
 
-/// Waits for all of these sessions to be told of, in any order.
+/// Waits for revocations of all these sessions, in any order.
 async fn told(watch: &mut Watch, mut sessions: Vec<String>) {
     let started = Instant::now();
     while !sessions.is_empty() {
@@ -73,10 +73,10 @@ async fn told(watch: &mut Watch, mut sessions: Vec<String>) {
     }
 }
 
-/// A replica is held up while Postgres crashes and gives numbers out again that the replica's last snapshot had counted as
-/// over. What is signed out under those numbers is told all the same.
+/// A replica is stopped while Postgres crashes and reassigns numbers that the replica's last snapshot had counted as
+/// finished. Sign-outs under those numbers are still published.
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_that_are_given_out_again_after_a_crash_are_read() {
+async fn transaction_numbers_reassigned_after_a_crash_are_read() {
     let (cluster, service) = cluster("reused").await;
     let (proxy, silence) = Proxy::that_swallows_at(cluster.socket(), "postgres", "pg_current_snapshot").await;
     let paused = service.replica_by(&proxy.url).await;
@@ -88,7 +88,7 @@ async fn numbers_that_are_given_out_again_after_a_crash_are_read() {
             phones.push(service.sign_in("ada", "phone").await);
         }
         service.database.run(BURN).await;
-        // Long enough for a reading. Now and then a sign of life comes in between and writes it all down: hence the rounds.
+        // Long enough for a read. Occasionally a heartbeat flushes everything to disk: hence the rounds.
         tokio::time::sleep(Duration::from_millis(80)).await;
         silence.begin();
         crash(&service.database).await;
@@ -105,9 +105,9 @@ async fn numbers_that_are_given_out_again_after_a_crash_are_read() {
     cluster.stop().await.expect("stops");
 }
 
-/// Crashes under load, one after the other; `FAULT_ROUNDS=25` for the long proof. Of the acknowledged sign-outs, none is missed.
+/// Crashes under load, one after another; `FAULT_ROUNDS=25` runs the long version. No acknowledged sign-out is missed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_process_that_is_killed_under_load_hides_no_sign_out() {
+async fn killing_a_server_process_under_load_hides_no_sign_out() {
     let (cluster, service) = cluster("killed").await;
     let follower = service.replica_by(&service.database.url).await;
     let mut watch = follower.watches(Wire::Grpc).await;
@@ -144,10 +144,10 @@ async fn a_server_process_that_is_killed_under_load_hides_no_sign_out() {
     cluster.stop().await.expect("stops");
 }
 
-/// More has ended at once than is read at once, and of an erased user's cut-offs there is nothing to tell. A replica that was
-/// held up meanwhile reads on, page by page, and misses nothing.
+/// More revocations than one read returns, and cut-offs of an erased user, which are not published. A stopped replica
+/// catches up page by page, and misses nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
+async fn a_long_backlog_is_read_to_the_end() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let store = &service.store;
@@ -161,7 +161,7 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
         ended.push(id);
         service.database.run(&format!("{insert} '{id}', NULL, 'ada', now() + interval '10 minutes', 1")).await;
     }
-    // The user of this one was erased: it is a row of the feed, and has nothing to publish.
+    // The user of this one was erased: a row of the feed that is not published.
     service.database.run(&format!("{insert} NULL, 1, NULL, now() + interval '10 minutes', 1")).await;
     let last = clock::new_uuid();
     ended.push(last);
@@ -191,7 +191,7 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
     assert_eq!(read, ended, "in order, each once");
     assert!(pages > 3, "{pages}");
 
-    // The same for the replica itself, in one transaction: the reading is as full as can be.
+    // The same for the replica itself, in one transaction: the read is as large as possible.
     let many = 12_000;
     service
         .database
@@ -205,10 +205,10 @@ async fn whatever_has_ended_in_the_meantime_is_read_to_the_end() {
     phone.sign_out().await.expect("signs out");
 }
 
-/// The database's files are put back to an earlier state, and nobody says `sessiond restored`: the replica that had seen more
-/// begins a new history, and cursors of the lost future are not believed.
+/// The database's files are restored without `sessiond restored`: a replica that had seen more starts a new history,
+/// and cursors from the lost future are not accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_were_put_back_begin_a_new_history() {
+async fn restored_files_start_a_new_history() {
     let (mut cluster, service) = cluster("put-back").await;
     let data: PathBuf =
         service.database.lines("SELECT current_setting('data_directory')").await.pop().expect("one").into();
@@ -232,7 +232,7 @@ async fn files_that_were_put_back_begin_a_new_history() {
     cluster.start_server().await.expect("starts");
     assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
 
-    // By a replica that has seen nothing of it, too.
+    // Nor by a replica that has not seen it.
     let young = service.replica_by(&service.database.url).await;
     for replica in [&service, &young] {
         let mut resumed = None;
@@ -254,21 +254,21 @@ async fn files_that_were_put_back_begin_a_new_history() {
     cluster.stop().await.expect("stops");
 }
 
-/// With their owners.
+/// Keeps file owners.
 fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().expect("runs").success());
 }
 
-/// Another application holds a snapshot for hours, and nothing is cleaned up meanwhile: a server at rest leaves nothing to clean
-/// up, however long.
+/// Another application holds a snapshot for hours, and nothing is vacuumed meanwhile: an idle server leaves nothing to
+/// vacuum.
 #[tokio::test]
-async fn a_server_at_rest_leaves_no_dead_rows() {
+async fn an_idle_server_leaves_no_dead_rows() {
     const WRITTEN: &str = "SELECT sum(n_tup_upd + n_tup_del + n_dead_tup) FROM pg_stat_user_tables";
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
     let written = async || {
-        // Whoever has written says so within a second.
+        // Statistics are reported within a second.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         service.database.lines(WRITTEN).await
     };

@@ -1,4 +1,4 @@
-//! Refreshing: honest clients are never logged out, and a thief's copy ends the session.
+//! Refreshing: honest clients are never signed out, and a thief's copy ends the session.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_refresh_is_the_same_over_all_three_wires() {
+async fn a_refresh_is_the_same_on_every_wire() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let phone = service.sign_in("ada", "phone").await;
@@ -29,7 +29,7 @@ async fn a_refresh_is_the_same_over_all_three_wires() {
 }
 
 #[tokio::test]
-async fn eight_at_once_with_one_token_get_one_successor() {
+async fn eight_concurrent_refreshes_get_one_successor() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let asked = (0..8).map(|_| phone.refresh_without_keeping());
@@ -62,7 +62,7 @@ async fn after_the_grace_an_unused_successor_is_replaced() {
     assert!(!phone.is_signed_in().await, "the superseded one came back: two parties hold the chain");
 }
 
-/// Owner and thief hold the same token; whoever comes second, late, trips the alarm for both.
+/// Owner and thief hold the same token: the second to refresh after the grace raises the alarm for both.
 #[tokio::test]
 async fn a_stolen_refresh_token_ends_the_session() {
     let service = Service::start().await;
@@ -79,7 +79,7 @@ async fn a_stolen_refresh_token_ends_the_session() {
 }
 
 #[tokio::test]
-async fn owner_and_thief_in_any_alternation_cannot_both_go_on() {
+async fn owner_and_thief_cannot_both_stay_in_any_order() {
     let service = Service::start().await;
     for turns in 1_u32..(1 << 5) - 1 {
         let owner = service.sign_in("ada", "phone").await;
@@ -89,7 +89,7 @@ async fn owner_and_thief_in_any_alternation_cannot_both_go_on() {
             refused |= parties[usize::from(turns >> turn & 1 == 1)].refresh().await.is_err();
             service.clock.advance(REFRESH_GRACE);
         }
-        // Once more, each: somebody trips it by now.
+        // Once more each: the alarm has been raised by now.
         for party in &mut parties {
             refused |= party.refresh().await.is_err();
             service.clock.advance(REFRESH_GRACE);
@@ -110,7 +110,7 @@ async fn a_known_session_id_with_a_forged_mac_changes_nothing() {
     phone.refresh().await.expect("refreshes");
     phone.refresh().await.expect("refreshes");
     service.clock.advance(REFRESH_GRACE);
-    // A genuine token at this place would be an alarm; these are not genuine.
+    // A genuine token at this place would raise the alarm; these are not genuine.
     for at in [5, 30, 60, 80, old.len() - 2] {
         assert_refused!(service.refresh(Wire::Rest, refresh_token(&flip(&old, at))), REFUSED_REFRESH);
     }
@@ -126,7 +126,7 @@ async fn a_known_session_id_with_a_forged_mac_changes_nothing() {
 }
 
 #[tokio::test]
-async fn credentials_are_not_mixed() {
+async fn conflicting_credentials_are_refused() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let mixture = both(refresh_token(&phone.refresh_token), bearer(&phone.access_token));
@@ -163,13 +163,13 @@ async fn idle_and_absolute_limits_are_half_open() {
     }
 }
 
-/// Refreshes and sign-outs in a random order, many at a time: no 5xx, and no token that still answers after a sign-out.
+/// Refreshes and sign-outs in random order, many at a time: no 5xx, and no token works after a sign-out.
 #[tokio::test]
 async fn random_interleavings_of_refresh_and_sign_out_leave_nothing_alive() {
     let service = Service::start().await;
     for round in 0..200_usize {
         let phone = service.sign_in("ada", "phone").await;
-        // A different order each time, and the sign-out at a different place in it.
+        // A different order each time, with the sign-out at a different place.
         let actors = (0..6).map(|actor| interleave(phone.clone(), (round * 7 + actor * 5) % 6, actor == round % 6));
         let tokens: Vec<String> = futures_util::future::join_all(actors).await.into_iter().flatten().collect();
         for token in tokens.iter().chain([&phone.refresh_token]) {
@@ -179,7 +179,7 @@ async fn random_interleavings_of_refresh_and_sign_out_leave_nothing_alive() {
     }
 }
 
-/// Lets some others go first, then refreshes twice or signs out. The refresh tokens that it was given.
+/// Lets some others go first, then refreshes twice or signs out. Returns the refresh tokens that it got.
 async fn interleave(mut device: Device<'_>, yields: usize, signs_out: bool) -> Vec<String> {
     for _ in 0..yields {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! What REST clients meet at the edge: bad input, limits, and the paths that are no RPC.
+//! REST at the edge: bad input, limits, and paths beside the RPCs.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn json_type() -> HeaderMap {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_fit_is_a_400_that_names_the_field() {
+async fn an_invalid_body_is_a_400_that_names_the_field() {
     let service = Service::start().await;
     let headers = both(bearer(service.server_key.expose_secret()), json_type());
     let cases: [(&[u8], &str); 8] = [
@@ -43,13 +43,13 @@ async fn a_body_that_does_not_fit_is_a_400_that_names_the_field() {
     }
 }
 
-/// Whatever a field's own rule refuses for its length is not read to its end.
+/// A value above its field's length limit is not read to its end.
 #[tokio::test]
-async fn a_long_list_is_refused_where_it_gets_too_long() {
+async fn a_list_is_refused_at_its_first_excess_element() {
     let service = Service::start().await;
     let headers = both(bearer(service.server_key.expose_secret()), json_type());
     let labels = |count: usize| (0..count).map(|n| (format!("key{n}"), json!("v"))).collect::<serde_json::Map<_, _>>();
-    // The last one is no label at all, and nobody gets to see it.
+    // The last one is malformed, and is never read.
     let text = |labels| json!({"user_id": "ada", "labels": labels}).to_string().replacen("\"v\"}", "7}", 1);
     for count in [34, 8_000, 65_000] {
         let body = text(labels(count));
@@ -65,7 +65,7 @@ async fn a_long_list_is_refused_where_it_gets_too_long() {
 }
 
 #[tokio::test]
-async fn the_edges_of_http_are_answered_as_json() {
+async fn http_errors_are_answered_as_json() {
     let service = Service::start().await;
     let cases = [
         (Method::GET, "/nope", HeaderMap::new(), StatusCode::NOT_FOUND),
@@ -96,7 +96,7 @@ async fn a_body_of_10_mb_is_a_413() {
     let service = Service::start().await;
     let headers = both(bearer(service.server_key.expose_secret()), json_type());
     let body = format!(r#"{{"user_id": "{}"}}"#, "x".repeat(10 * 1024 * 1024));
-    // Over a plain socket: a client may hang up before it has read the answer to a body that it could not send.
+    // Over a raw socket: a client may stop before it reads the response to a body that it could not send.
     let head = format!(
         "POST /auth/sessions HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         headers["authorization"].to_str().expect("text"),
@@ -126,15 +126,15 @@ async fn a_header_of_64_kb_is_a_431_on_both_versions_of_http() {
     assert_eq!(response.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 }
 
-/// A refusal may come before the body. Were the stream reset behind it, some clients would throw the answer away.
+/// A refusal may precede the body. If the stream were reset after it, some clients would discard the response.
 #[tokio::test]
-async fn over_http_2_a_refusal_comes_whole_also_when_it_needs_no_body() {
-    // Kinds of frames, and flags (RFC 9113 §6).
+async fn over_http_2_a_refusal_before_the_body_is_complete() {
+    // Frame types and flags (RFC 9113 §6).
     let [data, headers, rst_stream, settings, ping] = [0, 1, 3, 4, 6];
     let [end_stream, ack, end_headers] = [1, 1, 4];
     let service = Service::start().await;
     let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
-    // In HPACK (RFC 7541): POST, http, and two literals that are not kept.
+    // HPACK (RFC 7541): POST, http, and two literals without indexing.
     let head = [&[0x83, 0x86, 0x04, 5][..], b"/nope", &[0x01, 1], b"x"].concat();
     let begun =
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(settings, 0, 0, &[])[..], &frame(headers, end_headers, 1, &head)];
@@ -152,13 +152,13 @@ async fn over_http_2_a_refusal_comes_whole_also_when_it_needs_no_body() {
     assert!(seen.iter().all(|(kind, _)| *kind != rst_stream), "{seen:?}");
 }
 
-/// A frame of HTTP/2 (RFC 9113 §4.1).
+/// An HTTP/2 frame (RFC 9113 §4.1).
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).expect("a short one");
     [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
-/// The kind and the flags of the next frame.
+/// The type and flags of the next frame.
 async fn next_frame(socket: &mut tokio::net::TcpStream) -> (u8, u8) {
     let mut head = [0; 9];
     let reading = tokio::time::timeout(Duration::from_secs(5), socket.read_exact(&mut head));
@@ -168,7 +168,7 @@ async fn next_frame(socket: &mut tokio::net::TcpStream) -> (u8, u8) {
     (head[3], head[4])
 }
 
-/// Sends bytes as they are, and reads the answer's head.
+/// Sends raw bytes, and reads the response headers.
 async fn exchange(service: &Service, bytes: &[u8]) -> String {
     let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
     socket.write_all(bytes).await.expect("sends");
@@ -219,7 +219,7 @@ async fn only_the_configured_origins_may_call_from_a_browser() {
     let refused = service.wires.http(Method::OPTIONS, path, preflight("https://evil.example"), "").await;
     assert!(!refused.headers().contains_key("access-control-allow-origin"));
 
-    // Even a refusal can be read by the page that caused it.
+    // The page can read error responses too.
     let answer = service.wires.http(Method::DELETE, path, header("origin", ours), "").await;
     assert_eq!(
         (answer.status(), &answer.headers()["access-control-allow-origin"]),
@@ -227,7 +227,7 @@ async fn only_the_configured_origins_may_call_from_a_browser() {
     );
 }
 
-/// A client that connects and sends no request must not hold its place for ever, whichever version of HTTP it begins.
+/// A client that connects and sends no request is disconnected, with either HTTP version.
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
     let service = Service::start_with(|_, limits| limits.header_timeout = Duration::from_millis(200)).await;
@@ -242,7 +242,7 @@ async fn a_silent_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn other_names_are_not_answered_where_names_are_given() {
+async fn other_host_names_are_refused_with_allowed_hosts_set() {
     let service = Service::start_with(|web, _| web.allowed_hosts = vec!["localhost".to_owned()]).await;
     for (host, status) in [("localhost:1", "404"), ("evil.example", "421")] {
         let answer = exchange(&service, format!("GET /nope HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await;
@@ -251,10 +251,10 @@ async fn other_names_are_not_answered_where_names_are_given() {
 }
 
 #[tokio::test]
-async fn alive_ready_and_counted() {
+async fn health_readiness_and_metrics_are_served() {
     let service = Service::start().await;
     assert_eq!(service.wires.http(Method::GET, "/healthz", HeaderMap::new(), "").await.status(), StatusCode::OK);
-    // The first look at the database may still be under way.
+    // The first check of the database may still be in progress.
     let ready =
         async || service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK;
     eventually("ready", ready).await;
@@ -267,6 +267,6 @@ async fn alive_ready_and_counted() {
     ] {
         assert!(page.contains(line), "{line} in {page}");
     }
-    // Not on the port that everyone reaches.
+    // Not on the public port.
     assert_eq!(service.wires.http(Method::GET, "/metrics", HeaderMap::new(), "").await.status(), StatusCode::NOT_FOUND);
 }

@@ -1,4 +1,4 @@
-//! Signing out: it always works, and never by a token that is not genuine.
+//! Signing out: it always works, and never with a forged token.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use crate::{
     harness::{PROJECT, REFUSED_REFRESH, Service, Wire, bearer, both, eventually, header, proxy::Proxy, refresh_token},
 };
 
-/// The same sign-out over gRPC, grpc-web and REST: the same result, and the same errors after it.
+/// The same sign-out over gRPC, grpc-web and REST: the same result, and the same errors afterwards.
 #[tokio::test]
-async fn a_sign_out_is_the_same_over_all_three_wires() {
+async fn a_sign_out_is_the_same_on_every_wire() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let phone = service.sign_in("ada", "phone").await;
@@ -40,7 +40,7 @@ async fn a_sign_out_is_the_same_over_all_three_wires() {
 }
 
 #[tokio::test]
-async fn signing_out_on_one_device_leaves_the_others() {
+async fn signing_out_on_one_device_keeps_the_others() {
     let service = Service::start().await;
     let (phone, mut laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.sign_out().await.expect("signs out");
@@ -49,7 +49,7 @@ async fn signing_out_on_one_device_leaves_the_others() {
 }
 
 #[tokio::test]
-async fn an_expired_access_token_ends_its_session() {
+async fn an_expired_access_token_revokes_its_session() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     service.clock.advance(std::time::Duration::from_secs(30 * 86_400));
@@ -60,7 +60,7 @@ async fn an_expired_access_token_ends_its_session() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_alone_ends_its_session_current_or_older() {
+async fn a_current_or_older_refresh_token_revokes_its_session() {
     let service = Service::start().await;
     for rotations in [0, 1, 3] {
         let mut phone = service.sign_in("ada", "phone").await;
@@ -75,7 +75,7 @@ async fn a_refresh_token_alone_ends_its_session_current_or_older() {
 }
 
 #[tokio::test]
-async fn a_session_that_ran_out_or_was_swept_was_already_over() {
+async fn an_expired_or_swept_session_is_already_revoked() {
     let service = Service::start().await;
     let (lapsed, swept) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     service.database.run(&format!("DELETE FROM sessions WHERE id = '{}'", swept.session)).await;
@@ -88,9 +88,9 @@ async fn a_session_that_ran_out_or_was_swept_was_already_over() {
     }
 }
 
-/// A refresh under way may have read an earlier time: what has run out is ended for good all the same.
+/// A concurrent refresh may have read an earlier time: signing out revokes an expired session all the same.
 #[tokio::test]
-async fn a_session_that_ran_out_is_ended_for_good_by_a_sign_out() {
+async fn a_sign_out_revokes_an_expired_session() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     service.clock.advance(std::time::Duration::from_secs(91 * 86_400));
@@ -103,7 +103,7 @@ async fn a_session_that_ran_out_is_ended_for_good_by_a_sign_out() {
 }
 
 #[tokio::test]
-async fn of_several_tokens_every_genuine_one_ends_its_session() {
+async fn of_several_tokens_every_genuine_one_revokes_its_session() {
     let service = Service::start().await;
     let (one, other) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let headers = both(bearer(&one.access_token), refresh_token(&other.refresh_token));
@@ -126,7 +126,7 @@ async fn of_several_tokens_every_genuine_one_ends_its_session() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothing() {
+async fn a_forged_token_is_a_401_on_every_wire_and_changes_nothing() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let (key, claims) = signing_key(&service, &phone.access_token);
@@ -160,9 +160,9 @@ async fn a_token_that_is_not_genuine_is_a_401_over_every_wire_and_changes_nothin
     assert!(phone.is_signed_in().await);
 }
 
-/// Made-up keys are looked for together, and one project's broken key is nobody else's trouble.
+/// Lookups of unknown keys are shared, and one project's broken key does not affect others.
 #[tokio::test]
-async fn made_up_keys_are_401s_and_cost_a_query_between_them() {
+async fn unknown_keys_are_401s_and_share_one_query() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let broken =
@@ -184,7 +184,7 @@ async fn made_up_keys_are_401s_and_cost_a_query_between_them() {
     phone.sign_out().await.expect("the good key still works");
 }
 
-/// How often the keys were read.
+/// How often the keys were loaded.
 async fn inventories(service: &Service) -> u64 {
     let line = r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"} "#;
     let page = service.metrics_page().await;
@@ -192,7 +192,7 @@ async fn inventories(service: &Service) -> u64 {
 }
 
 #[tokio::test]
-async fn a_token_of_another_project_ends_nothing_here() {
+async fn a_token_of_another_project_revokes_nothing_here() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let phone = service.sign_in("ada", "phone").await;
@@ -215,7 +215,7 @@ async fn a_server_key_is_the_wrong_kind_of_credential() {
     assert_refused!(service.revoke_current(Wire::Rest, in_a_browser), "INSUFFICIENT_ACCESS_TYPE");
 }
 
-/// The project's own key, and what a token of it says.
+/// The project's own key, and the claims of one of its tokens.
 fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, Claims) {
     let presented = Presented::parse(token).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
@@ -231,10 +231,10 @@ pub fn flip(token: &str, at: usize) -> String {
     format!("{}{other}{}", &token[..at], &token[at + 1..])
 }
 
-/// Another replica has ended the session, and this one has not read of it yet. Whoever is told by this one that it is over is
-/// not let in by it a moment later, whichever way they were told.
+/// Another replica has revoked the session, and this one has not read that yet. A caller to whom this replica reports
+/// the session as ended must not be accepted by it afterwards.
 #[tokio::test]
-async fn who_is_told_that_it_is_over_is_not_let_in_afterwards() {
+async fn a_session_reported_as_ended_is_not_accepted_afterwards() {
     let service = Service::start().await;
     let (proxy, silence) = Proxy::that_swallows(&service.database, "pg_current_snapshot").await;
     let behind = service.replica_by(&proxy.url).await;

@@ -1,4 +1,4 @@
-//! `./run` and `./test` on a machine that lacks what they need.
+//! `./run` and `./test` on a machine without their requirements.
 
 use std::{
     env, fs,
@@ -9,11 +9,11 @@ use std::{
 
 use crate::harness::database::fresh_dir;
 
-/// A directory of programs: the only ones that a script finds.
+/// A directory of programs, used as the whole PATH of a script.
 struct Programs(PathBuf);
 
 impl Programs {
-    /// What the scripts may take for granted: every Unix has it.
+    /// Programs that every Unix has.
     fn of_every_unix(name: &str) -> Self {
         let dir = fresh_dir(name);
         fs::create_dir_all(&dir).expect("creates");
@@ -25,7 +25,7 @@ impl Programs {
         Self(dir)
     }
 
-    /// Adds a program that is this shell script.
+    /// Adds a program with this shell script.
     fn with(self, name: &str, script: &str) -> Self {
         let path = self.0.join(name);
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
@@ -48,7 +48,7 @@ impl Drop for Programs {
 }
 
 #[test]
-fn help_is_there_without_a_build() {
+fn help_works_without_a_build() {
     let nothing = Programs::of_every_unix("help");
     for (script, says) in [("run", "--data-dir <DIR>"), ("test", "./test -- --list")] {
         for flag in ["--help", "-h"] {
@@ -60,9 +60,9 @@ fn help_is_there_without_a_build() {
     }
 }
 
-/// One list, before anything is installed or built; and without sudo the very command for root.
+/// One list, before anything is installed or built; without sudo, also the command for root.
 #[test]
-fn what_is_missing_is_said_in_one_list_before_anything_is_built() {
+fn missing_requirements_are_listed_before_anything_is_built() {
     let bare = Programs::of_every_unix("missing").with("id", "echo 1000").with("apt-get", "echo installs; exit 1");
     let bare = bare.with("cargo", "echo builds");
     for script in ["run", "test"] {
@@ -95,7 +95,7 @@ fn a_missing_toolchain_is_in_the_same_list() {
     assert!(first.starts_with("Missing: ") && first.contains("a Rust toolchain (https://rustup.rs)"), "{complained}");
 }
 
-/// Runs lines of shell after `tests/clients/lib.sh`, with these programs before all others.
+/// Runs shell code after `tests/clients/lib.sh`, with these programs first on the PATH.
 fn client_suite(programs: &Programs, lines: &str) -> Output {
     let path = format!("{}:{}", programs.0.display(), env::var("PATH").unwrap_or_default());
     let script = format!("set -eu\n. tests/clients/lib.sh\n{lines}");
@@ -104,7 +104,7 @@ fn client_suite(programs: &Programs, lines: &str) -> Output {
     command.env("PATH", path).env("TMPDIR", &programs.0).output().expect("runs")
 }
 
-/// Whatever happens to it, and to the one before: a suite that was killed is cleared up after by the next.
+/// A killed suite is cleaned up by the next one.
 #[test]
 fn a_client_suite_leaves_nothing_behind() {
     let here = Programs::of_every_unix("suite");
@@ -121,25 +121,22 @@ fn a_client_suite_leaves_nothing_behind() {
         assert_eq!(ended.status.code(), Some(code), "{ending}: {ended:?}");
         let data = Path::new(said.lines().next().expect("a directory"));
         assert!(data.starts_with(&here.0) && !data.exists(), "{ending}: {said}");
-        // All may pass, so that root's Postgres belongs in here, and nobody may look around.
+        // Others may pass through but not list, because root's Postgres is below.
         assert!(said.contains("drwx--x--x"), "{said}");
     }
     assert!(!left.exists() && alive.exists());
 }
 
-/// Debian 12 has Node 18, and the clients' packages want 20.
+/// Debian 12 has Node 18, and the clients' packages need 20.
 #[test]
-fn an_older_node_is_replaced_by_one_that_npm_brings() {
+fn an_old_node_is_replaced_by_one_from_npm() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let brought = root.join("target/tools/node/node_modules/node/bin/node");
     let there_before = brought.exists();
     let old = Programs::of_every_unix("node").with("node", "echo v18.20.4").with("npm", "echo \"npm $*\" >&2");
     let asked = client_suite(&old, "need_node");
     let said = String::from_utf8_lossy(&asked.stderr);
-    assert!(
-        asked.status.success() && said.contains("Node 20 or later is needed, and here is only version 18"),
-        "{said}"
-    );
+    assert!(asked.status.success() && said.contains("Node 20 or later is needed, found only version 18"), "{said}");
     assert!(there_before || said.contains("npm install --prefix ") && said.contains(" node@22"), "{said}");
     let fits = Programs::of_every_unix("node-fits").with("node", "echo v20.0.0").with("npm", "echo \"npm $*\" >&2");
     let asked = client_suite(&fits, "need_node");

@@ -1,11 +1,11 @@
-//! Every setting, as templates and people fill it in: blank, with a line end, with what cannot work. Nothing is started: what
-//! cannot work is refused before that, with words, and never with a panic.
+//! Every setting, as templates and people fill it in: blank, with a newline, with invalid values. Errors are reported
+//! before anything is started, never as a panic.
 
 use std::{collections::BTreeMap, process::Output};
 
 use crate::binary::sessiond;
 
-/// The flag of each environment variable of a command, as its help has them.
+/// The flag of each environment variable of a command, from its help.
 fn variables(command: &[&str]) -> BTreeMap<String, String> {
     let help = sessiond(&[command, &["--help"]].concat(), &[("COLUMNS", "200")]);
     let help = String::from_utf8(help.stdout).expect("text");
@@ -27,7 +27,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
-/// Refuses with words that name the setting.
+/// Asserts an error that names the setting.
 #[track_caller]
 fn assert_refused(output: &Output, about: &str, case: &str) {
     let said = said(output);
@@ -36,15 +36,15 @@ fn assert_refused(output: &Output, about: &str, case: &str) {
     assert!(said.contains(about), "{case}: {about} in {said}");
 }
 
-/// A template that was filled with nothing leaves `NAME=` behind: that is no value.
+/// A template filled with nothing leaves `NAME=`, which counts as unset.
 #[test]
-fn a_blank_variable_is_one_that_is_not_set() {
+fn a_blank_variable_counts_as_unset() {
     for blank in ["", " ", "\n", " \t\r\n"] {
         let variables = variables(&["serve"]);
         assert!(variables.len() > 30, "{variables:?}");
         let env: Vec<_> = variables.keys().map(|name| (name.as_str(), blank)).collect();
         let output = sessiond(&["serve"], &env);
-        // What is missing then is what would be missing without them.
+        // The same settings are missing as without the variables.
         assert_eq!(said(&output), said(&sessiond(&["serve"], &[])), "{blank:?}");
         for list in [",", " , ,", ",,"] {
             let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list)]);
@@ -53,16 +53,16 @@ fn a_blank_variable_is_one_that_is_not_set() {
     }
 }
 
-/// Files and editors end values with a line end, people write lists with blanks.
+/// Files and editors end values with a newline, people put spaces into lists.
 #[test]
-fn what_surrounds_a_value_is_no_part_of_it() {
+fn surrounding_white_space_is_ignored() {
     let expected = sessiond(&["openapi", "--base-path", "/a", "--base-path", "/b"], &[]);
     assert!(expected.status.success());
     for list in ["/a,/b", "/a, /b", " /a ,/b/\n", "/a,,/b,", ",/a,/b"] {
         let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list), ("SESSIOND_LOG_FORMAT", "text\n")]);
         assert_eq!(output.stdout, expected.stdout, "{list:?}: {}", said(&output));
     }
-    // Everything but the database is as it must be.
+    // Everything but the database is valid.
     let output = sessiond(
         &["serve"],
         &[
@@ -87,9 +87,9 @@ fn what_surrounds_a_value_is_no_part_of_it() {
     assert!(!said(&output).contains("invalid value"), "{}", said(&output));
 }
 
-/// What cannot work is refused at the start, by its name and with words. Flags and variables alike.
+/// Invalid settings are refused at the start, by name and with a message. Flags and variables alike.
 #[test]
-fn what_cannot_work_is_refused_with_words() {
+fn invalid_settings_are_refused_with_a_message() {
     let rows: &[(&str, &[&str])] = &[
         (
             "--issuer",
@@ -136,14 +136,14 @@ fn what_cannot_work_is_refused_with_words() {
     }
 }
 
-/// Whatever is written into any setting, it is an answer in words, and no panic.
+/// Any value of any setting gets a message, never a panic.
 #[test]
-fn no_setting_is_a_panic() {
+fn no_setting_causes_a_panic() {
     let hostile = ["\u{1}", "é", "-", "=", "/", "%", "{}", "[", "1e400", "18446744073709551616", "''", "\u{202e}"];
     let env = [("SESSIOND_SEALING_KEY", "short")];
     for name in variables(&["serve"]).keys() {
         for value in hostile {
-            // Without a database: nothing is waited for.
+            // Without a database, so that nothing waits.
             let url = if name == "DATABASE_URL" { value } else { "mysql://" };
             let output = sessiond(&["serve"], &[env[0], ("DATABASE_URL", url), (name, value)]);
             let said = said(&output);
@@ -157,9 +157,9 @@ fn no_setting_is_a_panic() {
     }
 }
 
-/// A collector of JSON reads why a process ended too.
+/// A JSON log collector also gets the reason of an exit.
 #[test]
-fn fatal_errors_are_json_where_the_log_is() {
+fn fatal_errors_are_json_if_the_log_is() {
     for (args, env) in [
         (&["serve", "--log-format", "json", "--listen", "x"][..], vec![]),
         (&["serve", "--log-format=json"], vec![]),
@@ -184,7 +184,7 @@ fn fatal_errors_are_json_where_the_log_is() {
         }
         assert!(text.contains(r#""level":"ERROR""#), "{args:?}: {text}");
     }
-    // Help is for people.
+    // Help stays text.
     let help = sessiond(&["serve", "--help"], &[("SESSIOND_LOG_FORMAT", "json")]);
     assert!(help.status.success() && help.stdout.starts_with(b"Run the server"));
 }

@@ -1,5 +1,5 @@
-//! Stack Auth's API, as its SDKs speak it, over a real socket: what they send, what they must get back, and that nobody else
-//! notices. The SDKs themselves are in `tests/clients/stack_auth/run`.
+//! Stack Auth's API, as its SDKs use it, over a real socket: their requests, the expected responses, and that other
+//! routes are not affected. The SDKs themselves are in `tests/clients/stack_auth/run`.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ const SESSIONS: &str = "/api/v1/auth/sessions";
 const TOKEN: &str = "/api/v1/auth/oauth/token";
 const EXPIRED: &str = "ACCESS_TOKEN_EXPIRED";
 
-/// How an SDK spells the headers.
+/// The header prefix of an SDK.
 const SPELLINGS: [&str; 2] = ["x-stack-", "x-hexclave-"];
 
-/// What is said in the headers, without the spelling.
+/// Header names without the prefix.
 type Said<'a> = Vec<(&'a str, &'a str)>;
 
 fn spelled(spelling: &str, said: &[(&str, &str)]) -> HeaderMap {
@@ -42,7 +42,7 @@ fn spelled(spelling: &str, said: &[(&str, &str)]) -> HeaderMap {
     said.iter().map(pair).collect()
 }
 
-/// What every request of an SDK says, as this kind of caller.
+/// The headers of every SDK request, for this kind of caller.
 fn sdk<'a>(access_type: &'a str, more: &[(&'a str, &'a str)]) -> Said<'a> {
     let always = [
         ("project-id", PROJECT),
@@ -54,7 +54,7 @@ fn sdk<'a>(access_type: &'a str, more: &[(&'a str, &'a str)]) -> Said<'a> {
     always.iter().chain(more).copied().collect()
 }
 
-/// A request as an SDK sends it, in the older spelling.
+/// Sends a request as an SDK does, with the older prefix.
 async fn ask(service: &Service, method: Method, path: &str, said: &[(&str, &str)], body: &str) -> Response<Bytes> {
     ask_spelled(service, SPELLINGS[0], method, path, said, body).await
 }
@@ -74,7 +74,7 @@ async fn ask_spelled(
     service.wires.http(method, path, headers, body.to_owned()).await
 }
 
-/// A grant, which an SDK sends without any of its headers.
+/// Sends a grant, for which an SDK uses none of its headers.
 async fn grant(service: &Service, headers: HeaderMap, form: &[(&str, &str)]) -> Response<Bytes> {
     let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let form = header("content-type", "application/x-www-form-urlencoded;charset=UTF-8");
@@ -89,7 +89,7 @@ fn text<'a>(response: &'a Response<Bytes>, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().expect("text"))
 }
 
-/// What is the same in every answer.
+/// The common properties of every response.
 #[track_caller]
 fn assert_headers(response: &Response<Bytes>, spelling: &str, case: &str) {
     assert_eq!(text(response, "content-type"), Some("application/json; charset=utf-8"), "{case}");
@@ -102,7 +102,7 @@ fn assert_headers(response: &Response<Bytes>, spelling: &str, case: &str) {
     }
 }
 
-/// Asserts an answer that is no, and hands over its details.
+/// Asserts an error response, and returns its details.
 #[track_caller]
 fn assert_no(response: &Response<Bytes>, status: u16, code: &str, case: &str) -> Value {
     let spelling = if text(response, "x-hexclave-request-id").is_some() { SPELLINGS[1] } else { SPELLINGS[0] };
@@ -132,14 +132,14 @@ fn tokens<'a>(device: &'a Device<'_>) -> [(&'a str, &'a str); 2] {
 }
 
 #[tokio::test]
-async fn a_client_signs_out_in_either_spelling_and_twice_and_late() {
+async fn a_client_signs_out_with_either_prefix_and_twice_and_late() {
     let service = Service::start().await;
     for spelling in SPELLINGS {
         for path in [CURRENT, "/auth/sessions/current"] {
             for overridden in [None, Some(("override-error-status", "true"))] {
                 let phone = service.sign_in("ada", "phone").await;
                 let said: Said = sdk("client", &tokens(&phone)).into_iter().chain(overridden).collect();
-                // Once as the SDK does, once more, and once when the access token has expired.
+                // As the SDK does, once more, and again when the access token has expired.
                 for case in ["first", "again", "late"] {
                     let response = ask_spelled(&service, spelling, Method::DELETE, path, &said, "{}").await;
                     assert_success(&response, case);
@@ -156,7 +156,7 @@ async fn a_client_signs_out_in_either_spelling_and_twice_and_late() {
 }
 
 #[tokio::test]
-async fn each_genuine_token_is_enough_to_sign_out_whatever_comes_with_it() {
+async fn any_genuine_token_signs_out_whatever_comes_with_it() {
     let service = Service::start().await;
     let rubbish = "rubbish";
     for (access, refresh) in [(true, None), (true, Some(rubbish)), (false, None), (false, Some(rubbish))] {
@@ -172,7 +172,7 @@ async fn each_genuine_token_is_enough_to_sign_out_whatever_comes_with_it() {
         assert_success(&response, &format!("{access} {refresh:?}"));
         assert!(!phone.is_signed_in().await, "{access} {refresh:?}");
     }
-    // A service may pass on what its user has shown it; of two users' tokens, both count.
+    // A service may forward its user's tokens; of two users' tokens, both count.
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let key = ("secret-server-key", service.server_key.expose_secret());
     let said = sdk("server", &[key, tokens(&phone)[0], tokens(&laptop)[1]]);
@@ -180,9 +180,9 @@ async fn each_genuine_token_is_enough_to_sign_out_whatever_comes_with_it() {
     assert!(!phone.is_signed_in().await && !laptop.is_signed_in().await);
 }
 
-/// The table of refusals, each as it is and with its status put aside, in both spellings.
+/// The table of errors, each with its status and with the status overridden, with both prefixes.
 #[tokio::test]
-async fn each_refusal_has_the_code_status_and_details_that_the_sdks_know() {
+async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
     let service = Service::start().await;
     let other_key = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other_key.expose_secret());
@@ -317,7 +317,7 @@ async fn each_refusal_has_the_code_status_and_details_that_the_sdks_know() {
 }
 
 #[tokio::test]
-async fn the_two_spellings_of_a_header_may_not_differ() {
+async fn the_values_of_both_prefixes_must_be_equal() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let said = sdk("client", &tokens(&phone));
@@ -330,7 +330,7 @@ async fn the_two_spellings_of_a_header_may_not_differ() {
             (400, Some("SCHEMA_ERROR")),
             "{name}"
         );
-        // Whoever asks in both is answered in both.
+        // A request with both prefixes gets both in the response.
         for spelling in SPELLINGS {
             assert_eq!(text(&response, &format!("{spelling}known-error")), Some("SCHEMA_ERROR"), "{name}");
         }
@@ -350,9 +350,9 @@ async fn the_two_spellings_of_a_header_may_not_differ() {
     assert!(!phone.is_signed_in().await);
 }
 
-/// What the RPCs read in a request's headers, the adapter does not: its own names alone count.
+/// Headers that the RPCs read are not read here: only the adapter's own names count.
 #[tokio::test]
-async fn authorization_is_not_read_here() {
+async fn authorization_is_not_read() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let aside = both(bearer(&phone.access_token), header("x-refresh-token", &phone.refresh_token));
@@ -399,7 +399,7 @@ async fn a_client_refreshes_by_a_grant_as_its_library_sends_it() {
                 (&body["token_type"], &body["expires_in"], &body["scope"]),
                 (&json!("Bearer"), &json!(600), &json!("legacy"))
             );
-            // The same refresh as over every other wire.
+            // The same refresh as on every other protocol.
             let same = phone.refresh_without_keeping().await.expect("within the grace");
             assert_eq!(body["refresh_token"], same.refresh_token);
             let access = body["access_token"].as_str().expect("a token");
@@ -408,9 +408,9 @@ async fn a_client_refreshes_by_a_grant_as_its_library_sends_it() {
     }
 }
 
-/// The SDKs go on with the token that they have, and never take up a successor. They must not be taken for thieves.
+/// The SDKs keep their first refresh token and never adopt a successor. They must not be treated as thieves.
 #[tokio::test]
-async fn a_client_that_keeps_its_first_refresh_token_goes_on_for_days() {
+async fn a_client_that_keeps_its_first_refresh_token_works_for_days() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let form = [("grant_type", "refresh_token"), ("refresh_token", &phone.refresh_token), ("client_id", PROJECT)];
@@ -423,7 +423,7 @@ async fn a_client_that_keeps_its_first_refresh_token_goes_on_for_days() {
 }
 
 #[tokio::test]
-async fn a_grant_that_is_refused_is_refused_in_stack_auths_words() {
+async fn a_refused_grant_gets_stack_auths_error() {
     let service = Service::start_with(|_, limits| limits.body_bytes_max = 64 * 1024).await;
     service.create_project("other").await;
     let phone = service.sign_in("ada", "phone").await;
@@ -466,13 +466,13 @@ async fn a_grant_that_is_refused_is_refused_in_stack_auths_words() {
         assert_no(&response, 405, "SCHEMA_ERROR", method.as_str());
         assert_eq!(text(&response, "allow"), Some("POST"));
     }
-    // Nowhere else, and elsewhere in other words.
+    // Other routes answer in their own format.
     let form = header("content-type", "application/x-www-form-urlencoded");
     let elsewhere = service.wires.http(Method::POST, "/auth/oauth/token", form.clone(), a_form).await;
     assert_eq!(elsewhere.status(), StatusCode::NOT_FOUND);
     let rfc = service.wires.http(Method::POST, "/api/v1/oauth2/token", form, a_form).await;
     assert_eq!((rfc.status(), json_of(&rfc)["error"].as_str()), (StatusCode::BAD_REQUEST, Some("invalid_request")));
-    // It was not worn out by all that.
+    // The token is still good after all that.
     service.clock.advance(REFRESH_GRACE);
     let mut phone = phone;
     phone.refresh().await.expect("the first use of it");
@@ -512,16 +512,16 @@ async fn a_client_refreshes_by_its_header() {
     assert_no(&ask(&service, Method::POST, REFRESH, &said, "").await, 401, "INVALID_SECRET_SERVER_KEY", "a key");
 }
 
-/// Times are numbers, in milliseconds; the newest comes first; and there is one page.
+/// Times are numbers, in milliseconds; newest first; one page.
 #[tokio::test]
-async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
+async fn a_users_sessions_are_listed_as_the_sdks_expect() {
     let service = Service::start().await;
     let began = service.clock.now().as_millis();
     let mut phone = service.sign_in("ada", "phone").await;
     service.clock.advance(Duration::from_millis(1_500));
     let laptop = service.sign_in("ada", "laptop").await;
     service.sign_in("bob", "phone").await;
-    // What the device is seen with at a refresh is what is known of it, and shown from the next day on.
+    // The device's details are those of its last refresh, shown from the next day on.
     laptop.refresh_without_keeping().await.expect("refreshes");
     service.clock.advance(Duration::from_secs(24 * 60 * 60));
     phone.refresh().await.expect("refreshes");
@@ -531,7 +531,7 @@ async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
             "id": device.session,
             "user_id": "ada",
             "created_at": created_at,
-            // A user is shown the day.
+            // Users are shown the day.
             "last_used_at": created_at - created_at.rem_euclid(86_400_000),
             "is_impersonation": false,
             "is_current_session": is_current,
@@ -547,7 +547,7 @@ async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
         assert_headers(&response, SPELLINGS[0], user);
     }
 
-    // A service sees all of them, and is in none; with the user's token it may ask as the user.
+    // A service sees all of them, and has no current one; with the user's token it may ask as the user.
     let admin_key = service.admin_key().await;
     let by = [
         ("server", ("secret-server-key", service.server_key.expose_secret())),
@@ -567,7 +567,7 @@ async fn a_users_sessions_are_listed_as_the_sdks_read_them() {
 }
 
 #[tokio::test]
-async fn a_listing_that_is_refused_says_why() {
+async fn a_refused_listing_says_why() {
     let service = Service::start().await;
     let other_key = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other_key.expose_secret());
@@ -603,14 +603,14 @@ async fn a_listing_that_is_refused_says_why() {
     );
     assert_eq!(details, json!({"expected_project_id": "other", "actual_project_id": PROJECT}));
 
-    // An expired token says when, and of whom: the SDK asks for another and tries again.
+    // An expired token's error says when it expired, and whose it was: the SDK gets a new one and retries.
     let expires_at = (service.clock.now().as_seconds() + 600) * 1_000;
     service.clock.advance(Duration::from_secs(600));
     let details =
         assert_no(&ask(&service, Method::GET, &me, &sdk("client", &[access]), "").await, 401, EXPIRED, "late");
     let expected = json!({"expired_at_millis": expires_at, "project_id": PROJECT, "user_id": "ada", "refresh_token_id": phone.session});
     assert_eq!(details, expected);
-    // A fresh one of a session that is over: the same, for no new one is to be had, and that signs the client out.
+    // A fresh token of an ended session gets the same: the SDK cannot get a new one, and signs out.
     let laptop = service.sign_in("ada", "laptop").await;
     laptop.sign_out().await.expect("signs out");
     let details =
@@ -619,7 +619,7 @@ async fn a_listing_that_is_refused_says_why() {
 }
 
 #[tokio::test]
-async fn a_session_is_ended_by_its_id() {
+async fn a_session_is_revoked_by_its_id() {
     let service = Service::start().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let (tablet, bobs) = (service.sign_in("ada", "tablet").await, service.sign_in("bob", "phone").await);
@@ -662,7 +662,7 @@ async fn a_session_is_ended_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_service_opens_sessions() {
+async fn a_service_creates_sessions() {
     let service = Service::start().await;
     let admin_key = service.admin_key().await;
     let by = [
@@ -701,7 +701,7 @@ async fn a_service_opens_sessions() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_not_opened_says_why() {
+async fn a_refused_creation_says_why() {
     let service = Service::start().await;
     let other_key = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other_key.expose_secret());
@@ -724,7 +724,7 @@ async fn a_session_that_is_not_opened_says_why() {
         "another",
     );
 
-    // Only a key with the role `admin` is an admin's: an impersonation's token says who asked for it.
+    // Only a key with the role `admin` counts as admin: the impersonation's token says which of the two asked.
     for body in [good, r#"{"user_id":"eve","is_impersonation":true}"#] {
         let admin = sdk("admin", &[("super-secret-admin-key", ours)]);
         let response = ask(&service, Method::POST, SESSIONS, &admin, body).await;
@@ -761,7 +761,7 @@ async fn a_session_that_is_not_opened_says_why() {
     assert_no(&ask(&service, Method::POST, SESSIONS, &server, second).await, 400, "SESSION_LIMIT_REACHED", "full");
 }
 
-/// A browser sends its origin, and a key that is in a browser is everyone's. So is one that is sent where none counts.
+/// A browser sends its origin, and a key in a browser is public. This applies also to a key that would not count.
 #[tokio::test]
 async fn a_key_in_a_browser_is_refused() {
     let service = Service::start().await;
@@ -804,9 +804,9 @@ async fn a_key_in_a_browser_is_refused() {
     assert_success(&service.wires.http(Method::DELETE, CURRENT, headers, "").await, "no key");
 }
 
-/// An override header must not turn a proxy's 401 into a 200, nor anything else into what it is not.
+/// The override header must not turn a proxy's 401 into a 200, nor affect any other route.
 #[tokio::test]
-async fn on_every_other_route_its_headers_change_nothing() {
+async fn its_headers_change_nothing_on_other_routes() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let key = ("secret-server-key", service.server_key.expose_secret());
@@ -849,7 +849,7 @@ async fn on_every_other_route_its_headers_change_nothing() {
             assert_eq!(names(&response), names(&plain), "{case}");
         }
     }
-    // Nor over the other wires: they are no credentials there.
+    // Nor on the other protocols: they are not credentials there.
     for wire in [Wire::Grpc, Wire::GrpcWeb] {
         assert_refused!(service.revoke_current(wire, spelled(SPELLINGS[0], &said)), "CREDENTIALS_MISSING");
         let list = service.list(wire, spelled(SPELLINGS[0], &said), any_of("ada"));
@@ -858,9 +858,10 @@ async fn on_every_other_route_its_headers_change_nothing() {
     assert!(phone.is_signed_in().await);
 }
 
-/// Stack Auth's own pages show a bearer token without anything else, and one shows a refresh token in a header of its own.
+/// Stack Auth's documentation shows a bearer token without anything else, and on one page a refresh token in its own
+/// header.
 #[tokio::test]
-async fn stack_auths_pages_work_as_they_are_printed() {
+async fn the_documented_requests_work_as_printed() {
     let service = Service::start().await;
     let names = ["x-stack-refresh-token", "x-hexclave-refresh-token", "x-refresh-token"];
     for wire in Wire::ALL {
@@ -890,7 +891,7 @@ async fn stack_auths_pages_work_as_they_are_printed() {
 }
 
 #[tokio::test]
-async fn a_page_may_send_and_read_its_headers_and_no_key() {
+async fn pages_may_send_and_read_its_headers_except_keys() {
     let origin = "https://app.example.org";
     let service = Service::start_with(|web, _| web.cors_origins = vec![origin.to_owned()]).await;
     let sent = "content-type,ngrok-skip-browser-warning,x-stack-project-id";
@@ -945,9 +946,9 @@ async fn a_page_may_send_and_read_its_headers_and_no_key() {
     }
 }
 
-/// The SDK waits as long as it is told and tries again, unless the answer claims to be an error that it knows.
+/// The SDK waits as long as told and retries, unless the response has a known error.
 #[tokio::test]
-async fn what_passes_is_told_by_its_status() {
+async fn temporary_errors_are_reported_by_status() {
     let busy = Service::start_with(|_, limits| limits.requests_max = 0).await;
     let said = sdk("client", &[("access-token", "x"), ("refresh-token", "x")]);
     let form = [("grant_type", "refresh_token"), ("refresh_token", "x"), ("client_id", PROJECT)];
@@ -962,7 +963,7 @@ async fn what_passes_is_told_by_its_status() {
         assert_eq!(text(&response, "retry-after"), Some("1"));
     }
 
-    // A failure of ours is never put aside.
+    // A server error is never overridden.
     let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_millis(200)).await;
     let phone = late.sign_in("ada", "phone").await;
     let said: Said = sdk("client", &tokens(&phone)).into_iter().chain([("override-error-status", "true")]).collect();
@@ -980,9 +981,10 @@ async fn what_passes_is_told_by_its_status() {
     assert_no(&response, 500, "INTERNAL", "our bug");
 }
 
-/// The same buckets as over every other wire: a key pays for its calls, and a sign-out gets through with nothing left.
+/// The same rate limits as on every other protocol: calls count against the key, and a sign-out succeeds when nothing
+/// is left.
 #[tokio::test]
-async fn it_stands_behind_the_same_limits() {
+async fn the_same_rate_limits_apply() {
     let two = Rates {
         address_rate: 1,
         address_burst: 5,
@@ -1008,9 +1010,9 @@ async fn it_stands_behind_the_same_limits() {
     eventually("the call is counted", async || service.metrics_page().await.contains(line)).await;
 }
 
-/// A server key of one project is nothing to another, in whatever way it is sent.
+/// A server key of one project is worthless in another, however it is sent.
 #[tokio::test]
-async fn a_key_opens_its_own_project_alone() {
+async fn a_key_works_only_in_its_own_project() {
     let service = Service::start().await;
     let other_key: SecretString = service.create_project("other").await;
     let body = r#"{"user_id":"eve"}"#;

@@ -1,4 +1,4 @@
-//! What is over leaves by itself: each thing at its time and not before, once, and in nobody's way.
+//! The sweep deletes each kind of row at its time and not before, once, without blocking others.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn retention() -> Retention {
 }
 
 fn sweeper(service: &Service, retention: Retention) -> Sweeper {
-    // A pool of its own, as a replica has.
+    // Its own pool, as a replica has.
     let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
     Sweeper::new(store, service.clock.clone(), retention, Metrics::default())
 }
@@ -74,9 +74,9 @@ fn lasting(user: &str, ttl: Duration, idle: Duration) -> CreateSessionRequest {
     }
 }
 
-/// Ended by whatever means, at the same moment; gone at the same moment.
+/// However sessions ended, at one moment; they are deleted at one moment.
 #[tokio::test]
-async fn a_session_leaves_thirty_days_after_it_was_over() {
+async fn a_session_is_deleted_thirty_days_after_it_ended() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let fallen = lasting("eve", DAY * 300, DAY * 300);
@@ -105,7 +105,7 @@ async fn a_session_leaves_thirty_days_after_it_was_over() {
     assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "once");
     assert!(service.is_live(&live.session.expect("a session").id).await, "what is live stays");
 
-    // Its tokens are known all the same, and it is over.
+    // Its tokens are still recognised, as ended.
     let again = phone.sign_out().await.expect("signs out");
     assert_eq!(again.already_revoked, Some(true));
 }
@@ -131,9 +131,9 @@ async fn a_request_may_be_repeated_for_a_day() {
     assert_ne!(session().await, first);
 }
 
-/// More than one step's worth, in several projects, with young ones among them.
+/// More than one step's worth, in several projects, with recent ones among them.
 #[tokio::test]
-async fn old_requests_leave_every_project() {
+async fn old_request_ids_are_deleted_in_every_project() {
     let service = Service::start().await;
     let insert = |project: &str, rows: i32, age: Duration| {
         let at = (service.clock.now() - age).as_micros();
@@ -168,7 +168,7 @@ async fn addresses(service: &Service) -> Vec<Option<String>> {
 }
 
 #[tokio::test]
-async fn the_audit_loses_addresses_after_thirty_days_and_lines_after_four_hundred() {
+async fn the_audit_log_loses_addresses_after_thirty_days_and_entries_after_four_hundred() {
     let service = Service::start().await;
     for at in ["phone", "laptop"] {
         service.sign_in("ada", at).await.sign_out().await.expect("signs out");
@@ -191,9 +191,9 @@ async fn the_audit_loses_addresses_after_thirty_days_and_lines_after_four_hundre
     assert_eq!(addresses(&service).await, [none]);
 }
 
-/// A verifier that asks for what was ended of late must hear of it, however short the audit is kept.
+/// A verifier must get recent revocations, however short the audit retention is.
 #[tokio::test]
-async fn what_is_still_news_is_never_removed() {
+async fn revocations_that_still_matter_are_never_deleted() {
     let service = Service::start().await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     let until = (service.clock.now() + DAY * 3).as_micros();
@@ -209,7 +209,7 @@ async fn what_is_still_news_is_never_removed() {
 }
 
 #[tokio::test]
-async fn a_user_leaves_after_the_last_session_and_two_days_after_the_last_cut_off() {
+async fn a_user_is_deleted_after_the_last_session_and_two_days_after_the_last_cut_off() {
     let service = Service::start().await;
     let soon = sweeper(&service, Retention { ended_session_retention: HOUR, ..retention() });
     let live = service.sign_in("ada", "phone").await;
@@ -227,15 +227,15 @@ async fn a_user_leaves_after_the_last_session_and_two_days_after_the_last_cut_of
     assert_eq!(of(&soon.run_once().await.expect("sweeps"), Kind::Users), 1, "at");
     assert!(live.is_signed_in().await && count(&service, "users").await == 1);
 
-    // A new user of the name begins above all that was ever cut off.
+    // A new user of this name starts above every earlier cut-off.
     let mut phone = service.sign_in("cy", "phone").await;
     assert_eq!(count(&service, "users WHERE user_id = 'cy' AND epoch > 1").await, 1);
     phone.refresh().await.expect("refreshes");
 }
 
-/// Whoever is just signing in holds the user; the sweep neither waits nor takes the user away.
+/// A concurrent sign-in holds the user; the sweep neither waits nor deletes the user.
 #[tokio::test]
-async fn a_user_who_is_signing_in_stays() {
+async fn a_user_who_is_signing_in_is_not_deleted() {
     let service = Service::start().await;
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'ada', 1)").await;
     let mut sign_in = service.database.connect().await;
@@ -245,9 +245,9 @@ async fn a_user_who_is_signing_in_stays() {
     assert_eq!(of(&sweep(&service).await, Kind::Users), 1);
 }
 
-/// A refresh that holds a session may yet bring it back to life: here one whose clock is far behind does.
+/// A refresh that holds a session may still revive it: here one with a clock far behind does.
 #[tokio::test]
-async fn a_session_that_somebody_is_writing_stays() {
+async fn a_locked_session_is_not_deleted() {
     let service = Service::start().await;
     service.create(Wire::Grpc, lasting("ada", DAY * 300, DAY)).await.expect("signs in");
     service.clock.advance(DAY * 31);
@@ -264,7 +264,7 @@ async fn a_session_that_somebody_is_writing_stays() {
     assert_eq!(of(&sweep(&service).await, Kind::Sessions), 1);
 }
 
-/// So many sessions of `demo` that ended long ago, one of them of each user.
+/// Inserts this many sessions of `demo` that ended long ago, one per user.
 async fn many_ended(service: &Service, rows: usize) {
     service.create(Wire::Grpc, lasting("0", DAY, DAY)).await.expect("signs in");
     let copies = format!(
@@ -300,7 +300,7 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
     let done = futures_util::future::join_all(work).await;
     let sum = |part: fn(&(usize, usize, usize)) -> usize| done.iter().map(part).sum::<usize>();
     assert_eq!(sum(|one| one.0), ROWS, "each once: {done:?}");
-    // One more, to see that there are none left.
+    // One more step, to check that none is left.
     assert_eq!(sum(|one| one.1), ROWS / 100 + 1, "no step twice: {done:?}");
     assert_eq!(count(&service, "sessions").await, 0);
     let removed = sweep(&service).await;
@@ -308,7 +308,7 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
 }
 
 #[tokio::test]
-async fn a_task_that_another_replica_holds_is_passed_over_and_one_that_is_done_rests() {
+async fn a_task_held_by_another_replica_is_skipped_and_a_finished_one_rests() {
     let service = Service::start().await;
     let sweeper = sweeper(&service, retention());
     let mut other = service.database.connect().await;
@@ -326,7 +326,7 @@ async fn a_task_that_another_replica_holds_is_passed_over_and_one_that_is_done_r
 }
 
 #[tokio::test]
-async fn keys_leave_when_no_token_of_theirs_can_matter() {
+async fn keys_are_deleted_when_none_of_their_tokens_can_matter() {
     let service = Service::start().await;
     let now = service.clock.now().as_micros();
     let retired = format!("timestamptz 'epoch' + {now} * interval '1 microsecond'");
@@ -350,7 +350,7 @@ async fn keys_leave_when_no_token_of_theirs_can_matter() {
     assert_eq!(count(&service, "signing_keys").await, 1, "the one that signs stays");
 }
 
-/// Nobody has to say so: a server sweeps while it runs, and tells of it.
+/// A server sweeps in the background, and reports it.
 #[tokio::test]
 async fn a_server_sweeps_in_the_background() {
     let service = Service::start().await;
@@ -401,7 +401,7 @@ async fn an_operator_sweeps_and_reads_the_audit_by_hand() {
     assert_eq!((lines[1][1], &lines[1][3..]), ("service", &["all", "bob", "REVOKED_ALL", "-"][..]), "newest first");
     let session = phone.session.as_str();
     assert_eq!(lines[2][1..], ["holder", "session", session, "ada", "SIGNED_OUT", "192.0.2.7"]);
-    // Before that the project's keys were created, which ended nothing.
+    // The entries before are of the project's key creation.
     let mut keys: Vec<String> = lines[3..].iter().map(|line| line[2..4].join(" ")).collect();
     keys.sort_unstable();
     assert_eq!(keys, ["refresh key", "server key", "signing key"]);
@@ -420,11 +420,11 @@ async fn an_operator_sweeps_and_reads_the_audit_by_hand() {
     assert_eq!(String::from_utf8_lossy(&one.stdout).lines().count(), 1);
     assert_says(&sessiond(&["audit", "--project", "demo", "--limit", "0"], &env), false, "--limit");
 
-    // The binary goes by the system's clock.
+    // The binary uses the real clock.
     let aged = "UPDATE sessions SET revoked_at = now() - interval '31 days' WHERE revoked_at IS NOT NULL";
     service.database.run(aged).await;
-    assert_says(&sessiond(&["sweep"], &env), true, "removed 1 sessions\n");
-    assert_says(&sessiond(&["sweep"], &env), true, "removed 0 sessions\n");
+    assert_says(&sessiond(&["sweep"], &env), true, "deleted 1 sessions\n");
+    assert_says(&sessiond(&["sweep"], &env), true, "deleted 0 sessions\n");
     assert_says(&sessiond(&["sweep", "--ended-session-retention", "1m"], &env), false, "must be 1h to");
     assert_eq!(count(&service, "sessions").await, 1, "{}", laptop.session);
 }

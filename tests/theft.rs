@@ -1,5 +1,5 @@
-//! What a thief with a copy of somebody's tokens can do, and what is seen of it: what users are shown, repeats from elsewhere,
-//! what it takes to end other sessions, and what is counted and written down.
+//! What a thief with a copy of someone's tokens can do, and how it is detected: what users are shown, repeats from
+//! elsewhere, requirements for revoking other sessions, and what is counted and recorded.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ const DAY: i64 = 24 * 60 * 60;
 const HOME: &str = "192.0.2.1";
 const ELSEWHERE: &str = "198.51.100.7";
 
-/// Behind a proxy that says where each request comes from.
+/// A server behind a proxy that reports the client's address.
 async fn behind_a_proxy() -> Service {
     Service::start_with(|web, _| web.trusted_proxies = vec![network("127.0.0.1").expect("an address")]).await
 }
@@ -55,7 +55,7 @@ async fn of_kind(service: &Service, name: &str) -> Vec<EventRecord> {
     events
 }
 
-/// All that a user is shown of a session that a refresh could move.
+/// Everything that a user is shown and that a refresh could change.
 fn shown(session: &Session) -> (i64, i64, String, String, Option<String>) {
     let seconds = |time: &Option<prost_types::Timestamp>| {
         let time = time.as_ref().expect("a time");
@@ -69,9 +69,9 @@ fn shown(session: &Session) -> (i64, i64, String, String, Option<String>) {
 
 // What users are shown.
 
-/// By the day, and only at midnight does it change: whoever polls sees no refresh, not even the first of a day.
+/// Values change only at midnight: a thief who polls sees no refresh, not even the first of a day.
 #[tokio::test]
-async fn nothing_that_a_user_is_shown_tells_when_a_refresh_happened() {
+async fn nothing_shown_to_users_reveals_when_a_refresh_happened() {
     let service = behind_a_proxy().await;
     let (mut phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let mut tablet = service.sign_in("ada", "tablet").await;
@@ -90,7 +90,7 @@ async fn nothing_that_a_user_is_shown_tells_when_a_refresh_happened() {
     let mut of_yesterday = String::new();
     for day in 0..4 {
         let into_day = service.clock.now().as_seconds().rem_euclid(DAY);
-        // To ten past midnight, but for the first day.
+        // Advances to ten past midnight, except on the first day.
         if day > 0 {
             service.clock.advance(Duration::from_secs((DAY - into_day + 600).unsigned_abs()));
         }
@@ -108,7 +108,7 @@ async fn nothing_that_a_user_is_shown_tells_when_a_refresh_happened() {
         service.clock.advance(Duration::from_secs(300));
         refresh(&mut phone).await;
         assert_eq!(look(&tablet).await, before, "day {day}, once more");
-        // A service sees it all.
+        // A service sees the exact times.
         let exact = service.seen(&phone.session).await.expect("is there").stored.session;
         let listed = service.list_all(service.key(), crate::harness::calls::any_of("ada")).await;
         let listed = listed.iter().find(|session| session.id == phone.session).expect("is there");
@@ -155,9 +155,9 @@ async fn a_filter_finds_only_what_is_shown() {
 
 // Repeats within the grace.
 
-/// The owner refreshes, and the thief who has polled presents the old token from elsewhere a second later. Six of six got in.
+/// The owner refreshes, and a second later a polling thief presents the old token from elsewhere.
 #[tokio::test]
-async fn the_thief_who_polls_is_told_of_and_by_policy_ends_the_session() {
+async fn a_repeat_from_elsewhere_is_recorded_and_by_policy_ends_the_session() {
     for (policy, user_agent) in
         [(RepeatElsewhere::Allowed, None), (RepeatElsewhere::Theft, None), (RepeatElsewhere::Theft, Some("curl/8.5"))]
     {
@@ -174,7 +174,7 @@ async fn the_thief_who_polls_is_told_of_and_by_policy_ends_the_session() {
             let after = shown(&service.current(wire, bearer(&first.access_token)).await.expect("polls"));
             assert_eq!(before, after, "nothing to see");
             service.clock.advance(Duration::from_secs(1));
-            // Only the user agent tells them apart, or only the network.
+            // Only the user agent differs, or only the network.
             let thief = match user_agent {
                 None => from(ELSEWHERE, both(refresh_token(&first.refresh_token), header("user-agent", "phone/1"))),
                 Some(other) => from(HOME, both(refresh_token(&first.refresh_token), header("user-agent", other))),
@@ -208,9 +208,9 @@ async fn the_thief_who_polls_is_told_of_and_by_policy_ends_the_session() {
     }
 }
 
-/// Tabs and retries on one network are what the grace is for, whatever the policy.
+/// The grace exists for tabs and retries on one network, whatever the policy.
 #[tokio::test]
-async fn a_repeat_from_the_same_network_is_no_theft() {
+async fn a_repeat_from_the_same_network_is_not_theft() {
     let service = behind_a_proxy().await;
     service.set_policy(|policy| policy.repeat_elsewhere = RepeatElsewhere::Theft).await;
     let phone = service.sign_in("ada", "phone").await;
@@ -236,7 +236,7 @@ async fn repeats_of_one_refresh_are_bounded() {
     assert!(phone.is_signed_in().await);
 }
 
-/// Without a grace there is nothing to share: whoever comes second is seen.
+/// Without a grace no repeat is answered: the second refresh is detected.
 #[tokio::test]
 async fn strict_mode_without_a_grace_lets_no_copy_through() {
     let service = Service::start().await;
@@ -253,7 +253,7 @@ async fn strict_mode_without_a_grace_lets_no_copy_through() {
     assert!(!phone.is_signed_in().await);
 }
 
-// What it takes.
+// Required authentication.
 
 fn opened_at(service: &Service, auth_time: bool, acr: Option<&str>) -> CreateSessionRequest {
     let seconds = service.clock.now().as_seconds();
@@ -265,9 +265,9 @@ fn opened_at(service: &Service, auth_time: bool, acr: Option<&str>) -> CreateSes
     }
 }
 
-/// A stolen access token signs out its own session and no other, where the project asks for a recent sign-in (RFC 9470).
+/// If the project requires a recent sign-in, a stolen access token can revoke only its own session (RFC 9470).
 #[tokio::test]
-async fn ending_other_sessions_may_take_a_recent_or_a_strong_authentication() {
+async fn revoking_other_sessions_may_require_a_recent_or_a_strong_authentication() {
     const REASON: &str = "INSUFFICIENT_USER_AUTHENTICATION";
     let age = Duration::from_secs(300);
     let service = Service::start().await;
@@ -276,7 +276,7 @@ async fn ending_other_sessions_may_take_a_recent_or_a_strong_authentication() {
         service.set_policy(|policy| policy.revoking = StepUp { auth_age: Some(age), ..StepUp::default() }).await;
         let (phone, other) = (open(opened_at(&service, true, None)).await, service.sign_in("ada", "other").await);
         let all = || RevokeAllSessionsRequest { except_current: true, ..RevokeAllSessionsRequest::default() };
-        // Of the other nobody has said when its user authenticated.
+        // The other session has no authentication time.
         assert_refused!(service.revoke_all(wire, other.bearer(), all()), REASON);
         assert_refused!(service.revoke_session(wire, other.bearer(), &phone.session, None), REASON);
         service.clock.advance(age - Duration::from_secs(1));
@@ -292,7 +292,7 @@ async fn ending_other_sessions_may_take_a_recent_or_a_strong_authentication() {
         let info = told["details"].as_array().expect("details").iter().find(|one| one["reason"] == REASON);
         assert_eq!(info.expect("a reason")["metadata"], json!({"max_age": "300"}));
 
-        // A service needs nobody's authentication, and signing out of the own session always works.
+        // A service needs no user authentication, and signing out of the current session always works.
         service.revoke_session(wire, service.key(), &third.session, None).await.expect("a service may");
         service.revoke_current(wire, phone.bearer()).await.expect("signs out");
 
@@ -306,9 +306,9 @@ async fn ending_other_sessions_may_take_a_recent_or_a_strong_authentication() {
     }
 }
 
-/// A copied refresh token is worth nothing without the client's own key, where the project says so.
+/// If the project requires it, a refresh token is useless without the client's own key.
 #[tokio::test]
-async fn refreshing_may_be_for_clients_that_authenticate() {
+async fn refreshing_may_require_client_authentication() {
     const REASON: &str = "CLIENT_AUTHENTICATION_REQUIRED";
     let service = Service::start().await;
     service.set_policy(|policy| policy.refreshing = Refreshing::ByClientsAlone).await;
@@ -343,13 +343,13 @@ async fn refreshing_may_be_for_clients_that_authenticate() {
         let answer = service.wires.http(Method::POST, "/api/v1/auth/sessions/current/refresh", headers, "").await;
         assert_eq!(answer.status().as_u16(), status, "{access_type}: {:?}", answer.body());
     }
-    // Signing out is for whoever holds a token, as ever.
+    // Signing out still takes only the token.
     service.revoke_current(Wire::Rest, refresh_token(&phone.refresh_token)).await.expect("signs out");
 }
 
-/// Somebody who acts as a user does so for an hour, or for what is asked up to a day, and no refresh makes it longer.
+/// An impersonation lasts an hour, or as long as requested up to a day, and a refresh does not extend it.
 #[tokio::test]
-async fn an_impersonation_is_short_and_cannot_be_renewed_past_its_end() {
+async fn an_impersonation_is_short_and_cannot_be_extended() {
     const HOUR: i64 = 60 * 60;
     let service = Service::start().await;
     let request = |millis| CreateSessionRequest {
@@ -379,10 +379,10 @@ async fn an_impersonation_is_short_and_cannot_be_renewed_past_its_end() {
     assert_eq!(session.expires_at.expect("a time").seconds - session.created_at.expect("a time").seconds, 600);
 }
 
-// What is written down and counted.
+// What is recorded and counted.
 
 #[tokio::test]
-async fn an_impersonation_is_in_the_audit_until_its_user_is_erased() {
+async fn an_impersonation_is_in_the_audit_log_until_its_user_is_erased() {
     let service = behind_a_proxy().await;
     let admin = service.admin_key().await;
     let request = CreateSessionRequest {
@@ -417,7 +417,7 @@ async fn an_impersonation_is_in_the_audit_until_its_user_is_erased() {
 }
 
 #[tokio::test]
-async fn every_change_of_a_key_is_in_the_audit() {
+async fn every_key_change_is_in_the_audit_log() {
     let service = Service::start().await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     let keys = async || {
@@ -426,7 +426,7 @@ async fn every_change_of_a_key_is_in_the_audit() {
         told.into_iter().map(|happened| (happened.as_str(), happened.key().expect("a key"))).collect::<Vec<_>>()
     };
     let first: Vec<_> = keys().await.into_iter().map(|(what, (kind, _))| (what, kind)).collect();
-    // Within one millisecond, in any order.
+    // Entries within one millisecond have no order.
     assert_eq!(first.len(), 3);
     for kind in [KeyKind::Signing, KeyKind::Refresh, KeyKind::Server] {
         assert!(first.contains(&("KEY_CREATED", kind)), "{first:?}");
@@ -450,9 +450,9 @@ async fn every_change_of_a_key_is_in_the_audit() {
     }
 }
 
-/// As long as the rest of the audit, and its addresses as long as the others.
+/// Kept as long as the rest of the audit log, and its addresses as long as the others.
 #[tokio::test]
-async fn what_ended_nothing_leaves_the_audit_in_time_too() {
+async fn audit_entries_that_are_not_revocations_are_swept_too() {
     const TICK: Duration = Duration::from_micros(1);
     let day = Duration::from_secs(DAY.unsigned_abs());
     let service = behind_a_proxy().await;
@@ -493,7 +493,7 @@ async fn guesses_forgeries_and_floods_are_counted_by_kind() {
         assert_refused!(service.current(wire, bearer(&forged)), "UNPARSABLE_ACCESS_TOKEN");
         assert_eq!(count("UNPARSABLE_ACCESS_TOKEN").await, times, "{wire:?}");
     }
-    // A proxy's question is answered with a denial, and that is counted too.
+    // A refusal to a proxy is counted too.
     let verify = format!("/projects/{PROJECT}/auth/verify");
     assert_eq!(service.wires.http(Method::GET, &verify, bearer(&forged), "").await.status(), 401);
     assert_eq!(count("UNPARSABLE_ACCESS_TOKEN").await, 4);
@@ -505,9 +505,9 @@ async fn guesses_forgeries_and_floods_are_counted_by_kind() {
     assert!(rated.metric("sessiond_refusals_total{reason=\"RATE_LIMITED\"}").await >= 8);
 }
 
-// One text for one token.
+// Signature malleability.
 
-/// The signature's other spelling, `(r, n − s)`: anyone can write it down.
+/// The signature's other form, `(r, n − s)`, which anyone can compute.
 fn respelled(token: &str) -> String {
     const ORDER: [u8; 32] = [
         0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6,
@@ -525,7 +525,7 @@ fn respelled(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_token_s_other_spelling_is_no_token() {
+async fn a_token_with_the_other_signature_form_is_refused() {
     const REASON: &str = "UNPARSABLE_ACCESS_TOKEN";
     let service = Service::start().await;
     for wire in Wire::ALL {
@@ -542,9 +542,9 @@ async fn a_token_s_other_spelling_is_no_token() {
     }
 }
 
-/// Half of the tokens that an earlier release has issued have the other spelling, and have to sign out for a year.
+/// Half of the tokens of an earlier release have the other form. They must still sign out for a year.
 #[tokio::test]
-async fn a_token_of_an_earlier_release_signs_out_in_either_spelling() {
+async fn a_token_of_an_earlier_release_signs_out_in_either_signature_form() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let mark = "UPDATE signing_keys SET either_s_until = now() + interval '100 years'";

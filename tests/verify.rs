@@ -1,5 +1,5 @@
-//! What a proxy asks about every request: by the path, as nginx, Traefik and Caddy do, and by Envoy's own protocol. The same
-//! answers on both roads. Real proxies are in `proxies.rs`.
+//! Verification for proxies: by path, as for nginx, Traefik and Caddy, and by Envoy's protocol. Both give the same
+//! answers. Real proxies are in `proxies.rs`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -36,7 +36,7 @@ use crate::{
     revoke::flip,
 };
 
-/// What a client might write to pass for another, and to turn a refusal into a 200.
+/// Headers that a client might send to impersonate another user, and to turn a refusal into a 200.
 fn spoofed() -> HeaderMap {
     [
         ("x-user-id", "root"),
@@ -52,12 +52,12 @@ fn spoofed() -> HeaderMap {
     .fold(HeaderMap::new(), |headers, (name, value)| both(headers, header(name, value)))
 }
 
-/// How a proxy asks.
+/// How a proxy verifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Road {
     Path,
     Envoy,
-    /// With the headers as bytes, which is up to Envoy's configuration.
+    /// With headers as bytes, an option of Envoy's configuration.
     EnvoyRaw,
 }
 
@@ -65,13 +65,13 @@ impl Road {
     pub const ALL: [Self; 3] = [Self::Path, Self::Envoy, Self::EnvoyRaw];
 }
 
-/// What the proxy is told.
+/// The result that the proxy gets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Told {
     pub status: u16,
     /// The reason of a refusal.
     pub reason: Option<String>,
-    /// `x-session-id`, `x-user-id`, `x-project-id`, `x-impersonator-id`; none are told by Envoy's denials.
+    /// `x-session-id`, `x-user-id`, `x-project-id`, `x-impersonator-id`; absent in Envoy's denials.
     pub identity: [String; 4],
     pub challenge: Option<String>,
 }
@@ -158,7 +158,7 @@ fn told_by_envoy(answer: CheckResponse) -> Told {
     }
 }
 
-/// What Envoy makes of a request to `/`.
+/// Envoy's check of a request to `/`.
 pub fn check_request(road: Road, project: Option<&str>, headers: &HeaderMap) -> CheckRequest {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let mut http = HttpRequest { method: "GET".into(), path: "/?token=secret".into(), ..Default::default() };
@@ -200,7 +200,7 @@ const ENDED: &str = "The session has ended.";
 const NOT_OURS: &str = "The access token is not one of ours.";
 
 #[tokio::test]
-async fn a_good_token_passes_as_its_user_and_what_the_client_wrote_does_not() {
+async fn a_good_token_passes_as_its_user_and_spoofed_headers_do_not() {
     let service = Service::start().await;
     let phone = service.sign_in("ada lovelace+b%2F,ä@example.org", "phone").await;
     let acted = service.impersonate("ada", "root, himself").await;
@@ -219,9 +219,9 @@ async fn a_good_token_passes_as_its_user_and_what_the_client_wrote_does_not() {
     assert_eq!(service.metric(&counted.replace("rest", "grpc")).await, 4);
 }
 
-/// nginx, Traefik and Caddy ask with GET; Traefik with the client's own method when told to.
+/// nginx, Traefik and Caddy use GET; Traefik can be configured to use the client's method.
 #[tokio::test]
-async fn the_path_is_answered_whatever_the_method_and_below_every_base_path() {
+async fn verify_answers_every_method_under_every_base_path() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for base in ["", "/api/v1"] {
@@ -239,9 +239,9 @@ async fn the_path_is_answered_whatever_the_method_and_below_every_base_path() {
     assert!(phone.is_signed_in().await, "nothing is changed by asking");
 }
 
-/// A preflight is answered for the pages that may call the API; a proxy that asks with OPTIONS is no page.
+/// A preflight is answered for pages that call the API; a proxy's OPTIONS is not one.
 #[tokio::test]
-async fn a_preflight_does_not_pass() {
+async fn a_preflight_is_not_let_through() {
     let service = Service::start_with(|web, _| web.cors_origins = vec!["https://app.example.org".to_owned()]).await;
     let preflight =
         both(header("origin", "https://app.example.org"), header("access-control-request-method", "DELETE"));
@@ -251,7 +251,7 @@ async fn a_preflight_does_not_pass() {
 }
 
 #[tokio::test]
-async fn whatever_is_not_a_good_token_of_the_project_is_refused_and_is_nobody() {
+async fn anything_but_a_good_token_of_the_project_is_refused_without_identity() {
     let service = Service::start().await;
     let other = service.create_project("other").await;
     let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
@@ -310,7 +310,7 @@ async fn whatever_is_not_a_good_token_of_the_project_is_refused_and_is_nobody() 
     }
 }
 
-/// What a genuine token says, signed with a key that was never ours.
+/// The claims of a genuine token, signed with a foreign key.
 fn under_an_unknown_key(service: &Service, genuine: &str) -> String {
     let claims = genuine_claims(service, genuine);
     let (key, _) = SigningKey::generate(sessiond::id::ProjectId::parse(PROJECT).expect("a name"));
@@ -326,7 +326,7 @@ fn genuine_claims(service: &Service, token: &str) -> Claims {
 }
 
 #[tokio::test]
-async fn a_token_is_over_at_its_exp_and_not_before() {
+async fn a_token_expires_at_its_exp_and_not_before() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let exp = Timestamp::from_seconds(claims_of(&phone.access_token)["exp"].as_i64().expect("a number"));
@@ -343,9 +343,9 @@ async fn a_token_is_over_at_its_exp_and_not_before() {
     }
 }
 
-/// It is the proxy's configuration that is wrong, and no token makes it right.
+/// An error in the proxy's configuration; no token can fix it.
 #[tokio::test]
-async fn a_project_that_there_is_not_is_the_proxys_mistake() {
+async fn an_unknown_project_is_a_configuration_error_of_the_proxy() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let long = "x".repeat(65);
@@ -367,7 +367,7 @@ async fn a_project_that_there_is_not_is_the_proxys_mistake() {
     assert_eq!(told_by_envoy(answer), refused(500, "PROJECT_NOT_FOUND", None), "not even attributes");
 }
 
-/// A project made a moment ago on another replica is found at once.
+/// A project created a moment ago on another replica is found at once.
 #[tokio::test]
 async fn a_new_project_and_its_keys_are_found() {
     let service = Service::start().await;
@@ -379,7 +379,7 @@ async fn a_new_project_and_its_keys_are_found() {
 }
 
 #[tokio::test]
-async fn being_let_through_is_use_of_the_session() {
+async fn a_successful_verification_counts_as_use() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for road in Road::ALL {

@@ -1,4 +1,4 @@
-//! What ends is told: at once, to all who may know, and to nobody else; and nothing is skipped.
+//! The feed: revocations arrive at once, for callers who may see them, and none is skipped.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use tonic::Code;
 use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventually, refresh_token};
 use crate::keys::kid;
 
-/// A bound on what comes at once; what it takes is measured elsewhere.
+/// A bound on immediate delivery; latency is measured elsewhere.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[tokio::test]
-async fn what_has_ended_comes_first_and_what_ends_follows_at_once() {
+async fn a_stream_starts_with_a_snapshot_and_continues_live() {
     let service = Service::start().await;
     let (old, phone) = (service.sign_in("ada", "old").await, service.sign_in("ada", "phone").await);
     old.sign_out().await.expect("signs out");
@@ -49,7 +49,7 @@ async fn what_has_ended_comes_first_and_what_ends_follows_at_once() {
 }
 
 #[tokio::test]
-async fn every_way_to_end_a_session_is_told() {
+async fn every_kind_of_revocation_is_published() {
     let service = Service::start().await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     let mut watch = service.watches(Wire::Grpc).await;
@@ -85,7 +85,7 @@ async fn every_way_to_end_a_session_is_told() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_from_a_cursor_and_skips_nothing() {
+async fn a_stream_resumes_after_a_cursor_and_skips_nothing() {
     let service = Service::start().await;
     for wire in Wire::ALL {
         let mut watch = service.watches(wire).await;
@@ -95,7 +95,7 @@ async fn a_stream_goes_on_from_a_cursor_and_skips_nothing() {
         assert_eq!(watch.ended_session().await, phone.session);
         let before = watch.cursor.clone();
         drop(watch);
-        // While nobody listens.
+        // While no stream is open.
         let missed = service.sign_in("ada", "laptop").await;
         missed.sign_out().await.expect("signs out");
 
@@ -114,7 +114,7 @@ async fn a_stream_goes_on_from_a_cursor_and_skips_nothing() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_leads_nowhere_is_told_and_brings_a_snapshot() {
+async fn an_unusable_cursor_gets_a_snapshot_with_a_reason() {
     let service = Service::start().await;
     let other = Service::start().await;
     let mut elsewhere = other.watches(Wire::Grpc).await;
@@ -128,14 +128,14 @@ async fn a_cursor_that_leads_nowhere_is_told_and_brings_a_snapshot() {
         let refused = service.wires.watch(wire, key(), "nonsense").await.err().expect("refused");
         assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["cursor".to_owned()]), "{wire:?}");
     }
-    // Older than any token.
+    // Older than any token lives.
     service.clock.advance(Duration::from_secs(25 * 60 * 60));
     let mut watch = service.watches_from(Wire::Grpc, &here.cursor).await;
     assert_eq!(watch.snapshot().await.0, SnapshotReason::CursorTooOld);
 }
 
 #[tokio::test]
-async fn a_project_hears_only_of_itself() {
+async fn a_project_gets_only_its_own_revocations() {
     let service = Service::start().await;
     let key = service.create_project("other").await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
@@ -158,9 +158,9 @@ fn create(user: &str) -> sessiond::pb::CreateSessionRequest {
     sessiond::pb::CreateSessionRequest { user_id: user.to_owned(), ..Default::default() }
 }
 
-/// A tab learns that it was signed out on another device, or by its user's other tab.
+/// A tab learns that it was signed out, by another device or another tab.
 #[tokio::test]
-async fn a_user_hears_of_their_own_sessions_until_this_one_ends() {
+async fn a_user_gets_revocations_of_their_sessions_until_this_one_ends() {
     let service = Service::start().await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
     for wire in Wire::ALL {
@@ -169,7 +169,7 @@ async fn a_user_hears_of_their_own_sessions_until_this_one_ends() {
         let support = service.impersonate("ada", "support").await;
         let mut watch = service.wires.watch(wire, bearer(&tab.access_token), "").await.expect("may follow");
         assert_eq!(watch.snapshot().await.1, vec![], "no past: {wire:?}");
-        // Another user's, and one that is hidden: neither is told.
+        // Another user's, and a hidden one: neither is sent.
         bob.sign_out().await.expect("signs out");
         support.sign_out().await.expect("signs out");
         phone.sign_out().await.expect("signs out");
@@ -181,7 +181,7 @@ async fn a_user_hears_of_their_own_sessions_until_this_one_ends() {
         let refused = service.wires.watch(wire, bearer(&tab.access_token), "").await.err().expect("over");
         assert_eq!(refused.reason, "SESSION_REVOKED", "{wire:?}");
     }
-    // All at once, from elsewhere.
+    // All at once, by a service.
     let (tab, phone) = (service.sign_in("ada", "tab").await, service.sign_in("ada", "phone").await);
     let mut watch = service.wires.watch(Wire::Grpc, bearer(&tab.access_token), "").await.expect("may follow");
     let mut spared = service.wires.watch(Wire::Grpc, bearer(&phone.access_token), "").await.expect("may follow");
@@ -209,7 +209,7 @@ async fn a_stream_ends_with_the_credential_that_opened_it() {
         kept.snapshot().await;
         kept.heartbeat().await;
     }
-    // A token that lasts two seconds.
+    // A token with a lifetime of two seconds.
     let short = sessiond::pb::CreateSessionRequest { expires_in_millis: Some(2_000), ..create("ada") };
     let tab = service.device(service.create(Wire::Grpc, short).await.expect("signs in"));
     let mut watch = service.wires.watch(Wire::Grpc, bearer(&tab.access_token), "").await.expect("may follow");
@@ -217,7 +217,7 @@ async fn a_stream_ends_with_the_credential_that_opened_it() {
 }
 
 #[tokio::test]
-async fn only_callers_with_a_right_to_follow_do() {
+async fn only_permitted_callers_may_subscribe() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     for wire in Wire::ALL {
@@ -228,9 +228,9 @@ async fn only_callers_with_a_right_to_follow_do() {
     }
 }
 
-/// Seats are counted, and a stream that ends leaves its own.
+/// Subscribers are counted, and a closed stream frees its place.
 #[tokio::test]
-async fn only_so_many_follow_at_once() {
+async fn the_number_of_subscribers_is_limited() {
     let service = Service::start_with(|_, limits| limits.subscribers_max = 4).await;
     let tab = service.sign_in("ada", "tab").await;
     let mut open = vec![];
@@ -251,9 +251,9 @@ async fn only_so_many_follow_at_once() {
     service.watches(Wire::Grpc).await.snapshot().await;
 }
 
-/// Sign-outs at one replica are told at another, by the doorbell or by the poll; and in whatever order they commit.
+/// Sign-outs at one replica arrive at another, by notification or by poll, in any commit order.
 #[tokio::test]
-async fn replicas_tell_each_other() {
+async fn revocations_reach_other_replicas() {
     let service = Service::start().await;
     let replica = service.replica().await;
     let mut watch = replica.watches(Wire::Grpc).await;
@@ -263,7 +263,7 @@ async fn replicas_tell_each_other() {
         phone.sign_out().await.expect("signs out");
         assert_eq!(watch.ended_session().await, phone.session);
     }
-    // A cursor of one leads on at the other.
+    // A cursor of one works at the other.
     watch.heartbeat().await;
     let mut here = service.watches_from(Wire::Grpc, &watch.cursor).await;
     let laptop = service.sign_in("ada", "laptop").await;
@@ -271,9 +271,9 @@ async fn replicas_tell_each_other() {
     assert_eq!(here.ended_session().await, laptop.session);
 }
 
-/// A transaction that wrote first commits last. Whoever goes by the newest number has passed it by then.
+/// The transaction that wrote first commits last. A reader that uses the highest number would have passed it.
 #[tokio::test]
-async fn what_commits_out_of_order_is_told_all_the_same() {
+async fn revocations_that_commit_out_of_order_are_published() {
     let service = Service::start().await;
     let late = service.sign_in("ada", "late").await;
     let mut watch = service.watches(Wire::Grpc).await;
@@ -289,7 +289,7 @@ async fn what_commits_out_of_order_is_told_all_the_same() {
     }
     held.batch_execute("COMMIT").await.expect("commits");
     assert_eq!(watch.ended_session().await, late.session, "at last");
-    // The cursors of that time have not passed it either.
+    // Cursors from that time have not passed it either.
     for cursor in cursors {
         let mut again = service.watches_from(Wire::Grpc, &cursor).await;
         let told = again.ended().await;
@@ -298,7 +298,7 @@ async fn what_commits_out_of_order_is_told_all_the_same() {
     }
 }
 
-/// A transaction in which a session was ended by somebody else, and which is not over yet.
+/// An open transaction in which a session was revoked.
 async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
@@ -310,9 +310,9 @@ async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::
     client
 }
 
-/// Rows that came with a dump of another server: their numbers mean nothing here.
+/// Rows from a dump of another server: their transaction numbers mean nothing here.
 #[tokio::test]
-async fn rows_of_another_server_are_no_news() {
+async fn rows_of_another_server_are_not_published() {
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
@@ -330,7 +330,7 @@ async fn rows_of_another_server_are_no_news() {
     assert!(watch.heartbeat().await < 2_000, "and the news is young");
 }
 
-/// So much at once that it is read in pages: nobody is sent away, and nothing is missed.
+/// A backlog that takes several pages: nobody is disconnected, and nothing is missed.
 #[tokio::test]
 async fn a_replica_that_is_far_behind_catches_up_in_pages() {
     let service = Service::start().await;
@@ -355,9 +355,9 @@ async fn a_replica_that_is_far_behind_catches_up_in_pages() {
     assert_eq!(watch.ended_session().await, phone.session, "on the same stream");
 }
 
-/// A client that opens a stream and never reads it keeps no place.
+/// A client that opens a stream and never reads it loses its place.
 #[tokio::test]
-async fn whoever_does_not_read_is_let_go() {
+async fn a_subscriber_that_does_not_read_is_disconnected() {
     let service = Service::start().await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
     let mut socket = tokio::net::TcpStream::connect(service.addr).await.expect("connects");
@@ -378,9 +378,9 @@ async fn whoever_does_not_read_is_let_go() {
     drop(socket);
 }
 
-/// What no token outlives is forgotten, so that the list stays short.
+/// Entries that no token outlives are dropped, which bounds the list.
 #[tokio::test]
-async fn the_list_forgets_by_itself() {
+async fn old_entries_are_dropped() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
@@ -393,9 +393,9 @@ async fn the_list_forgets_by_itself() {
     eventually("it is forgotten", async || service.metric("sessiond_feed_entries").await == 0).await;
 }
 
-/// A backup knows nothing of what ended after it was made.
+/// A backup lacks later revocations.
 #[tokio::test]
-async fn after_a_restore_everything_is_over_and_every_follower_begins_anew() {
+async fn after_a_restore_every_session_has_ended_and_subscribers_get_a_snapshot() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let mut watch = service.watches(Wire::Grpc).await;
@@ -420,9 +420,9 @@ async fn after_a_restore_everything_is_over_and_every_follower_begins_anew() {
     service.sign_in("ada", "phone").await.sign_out().await.expect("life goes on");
 }
 
-/// A stream lasts longer than any one request may.
+/// A stream may outlast the request timeout.
 #[tokio::test]
-async fn a_stream_outlives_the_deadline_of_requests() {
+async fn a_stream_outlasts_the_request_timeout() {
     let deadline = Duration::from_millis(500);
     let service = Service::start_with(|_, limits| limits.request_timeout = deadline).await;
     for wire in Wire::ALL {

@@ -1,5 +1,5 @@
 //! Reads settings that name something on the web: the issuer, origins, hosts, base paths, headers. Each is trimmed and
-//! brought into one spelling, or refused with words that say what to write instead.
+//! normalised, or refused with a message that says what to write instead.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use http::HeaderName;
 
-/// The longest issuer, in bytes: it is in every access token.
+/// The longest issuer, in bytes. It is in every access token.
 const ISSUER_BYTES_MAX: usize = 512;
 
 /// The longest host name (RFC 1035 §2.3.4), in bytes.
@@ -16,12 +16,12 @@ const HOST_BYTES_MAX: usize = 253;
 /// The longest base path, in bytes.
 const BASE_PATH_BYTES_MAX: usize = 256;
 
-/// A host and perhaps a port: the authority of a URL (RFC 3986 §3.2), without user information.
+/// A host and an optional port: the authority of a URL (RFC 3986 §3.2), without user information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
-    /// In lower case and without a dot at its end; an IPv6 address in brackets, as RFC 5952 spells it.
+    /// In lower case and without a trailing dot; an IPv6 address in brackets, in the form of RFC 5952.
     pub host: String,
-    /// `None` where no port was named, also behind a colon.
+    /// `None` if there is no port, even after a colon.
     pub port: Option<u16>,
 }
 
@@ -30,7 +30,7 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// Says what is wrong.
+    /// Returns a message that says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -46,26 +46,26 @@ impl Authority {
         Ok(Self { host, port: read_port(port)? })
     }
 
-    /// Whether the host is an address: no name that could come to mean another one.
+    /// Whether the host is an address, not a name that could resolve to another one.
     pub fn is_address(&self) -> bool {
         self.host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
     }
 
-    /// Whether the host is this machine, whoever resolves it: `localhost` and the names below it (RFC 6761 §6.3), and
-    /// loopback addresses.
+    /// Whether the host is always this machine: `localhost` and the names below it (RFC 6761 §6.3), and loopback
+    /// addresses.
     pub fn is_loopback(&self) -> bool {
         let ip = self.host.trim_matches(['[', ']']).parse::<IpAddr>();
         self.host == "localhost" || self.host.ends_with(".localhost") || ip.is_ok_and(|ip| ip.is_loopback())
     }
 }
 
-/// A name, or an IPv4 address.
+/// Reads a name or an IPv4 address.
 fn name(text: &str) -> Result<String, String> {
     if text.contains('@') {
         return Err("must have no user and no password".to_owned());
     }
     if text.contains('*') {
-        return Err("must name each host: `*` is no part of a name".to_owned());
+        return Err("must name each host: `*` is not allowed in a name".to_owned());
     }
     if !text.is_ascii() {
         return Err("must be ASCII: write another name in punycode (`xn--…`)".to_owned());
@@ -80,9 +80,9 @@ fn name(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// A port behind its colon, or nothing.
+/// Reads `:` and a port, or nothing.
 fn read_port(text: &str) -> Result<Option<u16>, String> {
-    const WRONG: &str = "must have nothing behind the host but `:` and a port of 0 to 65535";
+    const WRONG: &str = "must have nothing after the host but `:` and a port of 0 to 65535";
     match text.strip_prefix(':') {
         None if text.is_empty() => Ok(None),
         Some("") => Ok(None),
@@ -93,12 +93,12 @@ fn read_port(text: &str) -> Result<Option<u16>, String> {
     }
 }
 
-/// Reads the issuer: an http or https URL without query, fragment (RFC 8414 §2) and user. The spelling stays, because
-/// verifiers compare it letter by letter; a slash at its end does not.
+/// Reads the issuer: an http or https URL without query, fragment (RFC 8414 §2) and user. It is kept as written,
+/// because verifiers compare it byte by byte; only a trailing slash is removed.
 ///
 /// # Errors
 ///
-/// Says what is wrong.
+/// Returns a message that says what is wrong.
 pub fn issuer(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "must be an http or https URL, such as `https://sessions.example.org`";
     let text = text.trim();
@@ -121,7 +121,7 @@ pub fn issuer(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// The issuer of a server that listens here: a port of 0 in the setting stands for the port that the server has.
+/// The issuer of a server that listens on `address`: a port of 0 in the setting is replaced by the real port.
 pub fn issuer_at(issuer: &str, address: SocketAddr) -> String {
     let (scheme, rest) = issuer.split_once("://").unwrap_or(("http", issuer));
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -131,13 +131,13 @@ pub fn issuer_at(issuer: &str, address: SocketAddr) -> String {
     }
 }
 
-/// Reads an origin (RFC 6454 §6.2): a scheme, a host, perhaps a port, and nothing behind it; or `*`. Any scheme will do,
-/// because apps have their own: `capacitor://localhost`. Spelt as browsers send it: in lower case, and without the port
-/// that the scheme has anyway.
+/// Reads an origin (RFC 6454 §6.2): a scheme, a host, an optional port and nothing after it; or `*`. Any scheme is
+/// accepted, because apps have their own: `capacitor://localhost`. Normalised as browsers send it: in lower case, and
+/// without the scheme's default port.
 ///
 /// # Errors
 ///
-/// Says what is wrong.
+/// Returns a message that says what is wrong.
 pub fn origin(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "must be a scheme and a host, such as `https://app.example.org`, or `*`";
     let text = text.trim();
@@ -168,7 +168,7 @@ pub fn origin(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// Says what is wrong.
+/// Returns a message that says what is wrong.
 pub fn host(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text == "*" {
@@ -182,16 +182,16 @@ pub fn host(text: &str) -> Result<String, String> {
     }
     let Authority { host, port } = Authority::parse(text)?;
     if port.is_some() || text.ends_with(':') {
-        return Err("must be the name without a port: the server answers to it on whichever port".to_owned());
+        return Err("must be the name without a port: it applies to every port".to_owned());
     }
     Ok(host)
 }
 
-/// Reads a base path: `/`, or a plain path such as `/api/v1`. A slash at its end makes no difference.
+/// Reads a base path: `/`, or a plain path such as `/api/v1`. A trailing slash is ignored.
 ///
 /// # Errors
 ///
-/// Says what is wrong.
+/// Returns a message that says what is wrong.
 pub fn base_path(text: &str) -> Result<String, String> {
     let text = text.trim();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
@@ -206,7 +206,7 @@ pub fn base_path(text: &str) -> Result<String, String> {
     Ok(path.to_owned())
 }
 
-/// Whether a path is one that every proxy leaves as it is.
+/// Checks that every proxy leaves the path as it is.
 fn segments(path: &str) -> Result<(), String> {
     for segment in path.split('/').skip(1) {
         if segment.is_empty() {
@@ -216,23 +216,23 @@ fn segments(path: &str) -> Result<(), String> {
             return Err("must not have the segments `.` and `..`: clients resolve them".to_owned());
         }
         if !segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~!$&'()+,;=@".contains(&byte)) {
-            return Err("must have a plain path: no blanks, no escapes".to_owned());
+            return Err("must have a plain path: no spaces, no escapes".to_owned());
         }
     }
     Ok(())
 }
 
-/// Reads the name of a header.
+/// Reads a header name.
 ///
 /// # Errors
 ///
-/// Says what is wrong.
+/// Returns a message that says what is wrong.
 pub fn header_name(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text == "*" {
         return Err("must name each header: `*` would not include `authorization` (Fetch Standard)".to_owned());
     }
-    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| "must be the name of a header")?;
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| "must be a header name")?;
     Ok(name.as_str().to_owned())
 }
 
@@ -246,7 +246,7 @@ mod tests {
     fn all(read: Read, good: &[(&str, &str)], bad: &[&str]) {
         for (text, expected) in good {
             assert_eq!(read(text).as_deref(), Ok(*expected), "{text:?}");
-            assert_eq!(read(expected).as_deref(), Ok(*expected), "read twice is read once: {text:?}");
+            assert_eq!(read(expected).as_deref(), Ok(*expected), "reading is idempotent: {text:?}");
         }
         for text in bad {
             let refused = read(text).expect_err(text);
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// RFC 8414 §2; what is not a URL would be the `iss` of every token.
+    /// RFC 8414 §2; otherwise the `iss` of every token would not be a URL.
     #[test]
     fn an_issuer_is_a_url_without_query_and_fragment() {
         let good = [
@@ -263,7 +263,7 @@ mod tests {
             ("https://x.example/auth/", "https://x.example/auth"),
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("http://[::1]:0", "http://[::1]:0"),
-            // Compared letter by letter, so left as it was written.
+            // Compared byte by byte, so kept as written.
             ("https://X.example:443", "https://X.example:443"),
         ];
         let bad = [
@@ -302,14 +302,14 @@ mod tests {
             "https://x\u{0}",
             "javascript:alert(1)",
         ];
-        // A port may be left out behind its colon (RFC 3986 §3.2.3).
+        // A port may be empty after its colon (RFC 3986 §3.2.3).
         let bad: Vec<&str> = bad.into_iter().filter(|text| *text != "https://x:").collect();
         all(issuer, &good, &bad);
         assert!(issuer(&format!("https://x/{}", "a".repeat(600))).is_err());
     }
 
     #[test]
-    fn port_0_in_the_issuer_is_the_port_that_the_server_has() {
+    fn port_0_in_the_issuer_becomes_the_servers_port() {
         let at = "127.0.0.1:4711".parse().expect("an address");
         for (issuer, expected) in [
             ("http://127.0.0.1:0", "http://127.0.0.1:4711"),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_spelt_as_browsers_send_it() {
+    fn an_origin_is_normalised_as_browsers_send_it() {
         let good = [
             ("*", "*"),
             ("https://app.example.org", "https://app.example.org"),
@@ -334,7 +334,7 @@ mod tests {
             ("http://localhost:3000", "http://localhost:3000"),
             ("http://[::1]:8080", "http://[::1]:8080"),
             ("http://[0:0::1]:80", "http://[::1]"),
-            // Apps in a web view have schemes of their own.
+            // Apps in a web view have their own schemes.
             ("capacitor://localhost", "capacitor://localhost"),
             ("ionic://localhost", "ionic://localhost"),
             ("tauri://localhost", "tauri://localhost"),
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_path_is_plain_and_has_no_slash_at_its_end() {
+    fn a_base_path_is_plain_and_has_no_trailing_slash() {
         let good = [("/", "/"), ("/auth", "/auth"), ("/auth/", "/auth"), (" /api/v1/ ", "/api/v1")];
         let bad = [
             "", "auth", "//", "/a//b", "/auth//", "/../", "/..", "/.", "/a/./b", "/{x}", "/*", "/a b", "/a:b", "/%41",
@@ -406,12 +406,12 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_named_by_itself() {
+    fn a_header_name_is_lowercased_and_checked() {
         all(header_name, &[("X-Team", "x-team"), (" traceparent ", "traceparent")], &["", "*", "a b", "a:", "é"]);
     }
 
     #[test]
-    fn loopback_and_addresses_are_told_apart_from_names() {
+    fn loopback_and_addresses_are_distinguished_from_names() {
         let read = |text: &str| Authority::parse(text).expect(text);
         for text in ["localhost", "LOCALHOST:80", "app.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:80"] {
             assert!(read(text).is_loopback(), "{text}");

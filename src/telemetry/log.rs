@@ -1,5 +1,5 @@
-//! The way to standard error. A thread writes the lines, so that whatever becomes of standard error (a full disk, a pipe
-//! whose reader is gone or does not read) costs lines and nothing else: no request waits for it, and nothing panics.
+//! Writes the log to standard error on its own thread. If standard error is full, closed or not read, only lines are
+//! lost: no request waits, and nothing panics.
 
 use std::io;
 use std::io::Write;
@@ -17,25 +17,25 @@ use std::time::Instant;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The most lines that wait to be written.
+/// The most queued lines.
 const LINES_MAX: usize = 8_192;
 
-/// The most bytes that wait to be written.
+/// The most queued bytes.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How long [`Log::flush`] waits, in all.
+/// The total wait of [`Log::flush`].
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// How long to wait before a terminal or pipe that takes nothing at the moment is tried again, and how often.
+/// How long to wait before retrying a terminal or pipe that is busy, and how often.
 const BUSY: (Duration, u32) = (Duration::from_millis(20), 50);
 
-/// How often the log says that lines were dropped.
+/// How often dropped lines are reported.
 const DROPPED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The log of this process.
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Takes lines, and never blocks. Cheap to clone; clones share the queue.
+/// Queues lines without blocking. Cheap to clone; clones share the queue.
 #[derive(Clone)]
 pub(super) struct Log {
     queue: SyncSender<Item>,
@@ -45,17 +45,17 @@ pub(super) struct Log {
 
 enum Item {
     Line(Vec<u8>),
-    /// Answered when everything before it has been written.
+    /// Replied to when everything before it has been written.
     Flush(SyncSender<()>),
 }
 
 impl Log {
-    /// The log of this process, which writes to standard error.
+    /// The log of this process, created on first use.
     pub(super) fn of_process() -> &'static Self {
         LOG.get_or_init(|| Self::to(io::stderr()))
     }
 
-    /// The log of this process, if it was set up.
+    /// The log of this process, if it was created.
     pub(super) fn present() -> Option<&'static Self> {
         LOG.get()
     }
@@ -65,7 +65,7 @@ impl Log {
         let log = Self { queue, waiting: Arc::default(), dropped: Arc::default() };
         let (waiting, dropped) = (Arc::clone(&log.waiting), Arc::clone(&log.dropped));
         let run = move || write_all(target, &items, &waiting, &dropped);
-        // Without the thread nobody reads the queue: it fills up, and the lines are counted.
+        // Without the thread the queue fills up, and lines are counted as dropped.
         let _ = thread::Builder::new().name("log".to_owned()).spawn(run);
         log
     }
@@ -79,7 +79,7 @@ impl Log {
         }
     }
 
-    /// How many lines were not written.
+    /// How many lines were dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -98,7 +98,7 @@ impl Log {
     }
 }
 
-/// Writes one event. The formatter hands each event over in one piece.
+/// Writes one event. The formatter passes each event in one piece.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.line(line);
@@ -143,7 +143,8 @@ fn write_all(mut target: impl Write, items: &Receiver<Item>, waiting: &AtomicUsi
     }
 }
 
-/// Writes the whole line. Whoever shares the terminal or pipe may have made it non-blocking, so it may be busy for a moment.
+/// Writes the whole line. Another process on the same terminal or pipe may have made it non-blocking, so it may be busy
+/// for a moment.
 fn write_line(target: &mut impl Write, mut line: &[u8]) -> io::Result<()> {
     let mut tries = 0;
     while !line.is_empty() {
@@ -167,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what it is given, or refuses it, or waits for the test.
+    /// Accepts writes, fails, or blocks until the test continues.
     #[derive(Clone, Default)]
     struct Target(Arc<Mutex<Vec<u8>>>);
 

@@ -1,16 +1,16 @@
-# Sourced by the scripts that hold a running server against programs that know nothing of it: where those get their packages,
-# and a server for them. Whoever sources it stands at the top of the tree. POSIX sh.
+# Sourced by the scripts that test a running server with external programs: installs their packages and starts a server.
+# Source it from the root of the repository. POSIX sh.
 
 temporary=${TMPDIR:-/tmp}
 
-# Ends the `sessiond dev` of a directory of ours, if it runs: whichever was started there last. Its process id can be another
-# program's by now, so it must name the directory.
+# Stops the `sessiond dev` of one of our directories, if it runs. The process id in its lock file may belong to another
+# program by now, so the command line must name the directory.
 stop_in() {
     pid=$(sed -n 's/^process \([0-9]*\).*/\1/p' "$1/sessiond/dev.lock" 2>/dev/null) || :
     if [ -n "$pid" ] && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "^$1/"; then kill "$pid" 2>/dev/null || :; fi
 }
 
-# Deletes a directory of ours. Postgres may still be on its way out.
+# Deletes one of our directories. Postgres may still be stopping.
 delete() {
     tries=0
     until rm -rf "$1" 2>/dev/null; do
@@ -20,13 +20,13 @@ delete() {
     done
 }
 
-# What a run left behind that was killed, whose process id is in the name.
+# Cleans up after a run that was killed; its process id is in the directory's name.
 for left in "$temporary"/sessiond-clients-*; do
     pid=${left#"$temporary/sessiond-clients-"} && pid=${pid%%-*}
     if [ -d "$left" ] && [ -O "$left" ] && ! kill -0 "$pid" 2>/dev/null; then stop_in "$left" && delete "$left"; fi
 done
 
-# Nobody else may look into it, but all may pass: root's Postgres runs under another user, and belongs in here.
+# Others cannot list it, but can pass through: Postgres of root runs under another user, and stores its data below.
 data=$(mktemp -d "$temporary/sessiond-clients-$$-XXXXXX")
 chmod 711 "$data"
 server=
@@ -37,17 +37,17 @@ stop() {
 }
 trap stop EXIT
 trap 'exit 1' HUP INT TERM
-# A Postgres of its own, and the defaults.
+# Use our own Postgres, and the defaults.
 unset DATABASE_URL SESSIOND_BASE_PATHS
 
 sessiond=${CARGO_TARGET_DIR:-target}/debug/sessiond
 
-# The oldest Node that the clients' packages run under. Some distributions have an older one; npm brings one that fits.
+# The oldest Node that the clients' packages support. Some distributions have an older one; npm installs a newer one.
 NODE_MAJOR_MIN=20
 need_node() {
     major=$(node --version 2>/dev/null | sed -n 's/^v\([0-9]*\)\..*/\1/p')
     if [ "${major:-0}" -ge "$NODE_MAJOR_MIN" ]; then return; fi
-    echo "Node $NODE_MAJOR_MIN or later is needed, and here is ${major:+only version }${major:-none}; npm brings one" >&2
+    echo "Node $NODE_MAJOR_MIN or later is needed, found ${major:+only version }${major:-none}; installing one with npm" >&2
     node=$PWD/target/tools/node
     if ! "$node/node_modules/node/bin/node" --version >/dev/null 2>&1; then
         npm install --prefix "$node" --no-save --no-audit --no-fund --loglevel=error node@22
@@ -55,12 +55,12 @@ need_node() {
     PATH=$node/node_modules/node/bin:$PATH
 }
 
-# npm stays with the Node that it came with, which trusts the certificates that the system does.
+# npm runs with the Node that it came with, which trusts the system's certificates.
 system_path=$PATH
 npm() { PATH=$system_path command npm "$@"; }
 
-# Copies a directory of JavaScript to below `target`, where its packages may be, and installs those: what was left half done
-# is done again. Sets `client`.
+# Copies a JavaScript directory below `target` and installs its packages there. An incomplete installation is repeated.
+# Sets `client`.
 npm_client() {
     client=target/${1#tests/}
     mkdir -p "$client"
@@ -72,7 +72,7 @@ npm_client() {
     need_node
 }
 
-# Installs what a directory of Python asks for, below `target`. Sets `python`.
+# Installs the Python packages of a directory, below `target`. Sets `python`.
 python_client() {
     venv=target/${1#tests/}/venv
     python=$venv/bin/python
@@ -84,13 +84,13 @@ python_client() {
     fi
 }
 
-# Takes note of a free port, for a server that has to know it beforehand. Sets `port`.
+# Finds a free port, for a server that must know it beforehand. Sets `port`.
 free_port() {
     need_node
     port=$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })')
 }
 
-# Starts `sessiond dev` with these arguments, at `port` if there is one, and reads its environment.
+# Starts `sessiond dev` with these arguments, at `port` if it is set, and reads its environment.
 start_server() {
     cargo build --quiet --bin sessiond
     "$sessiond" dev --listen "127.0.0.1:${port:-0}" --data-dir "$data/sessiond" "$@" >"$data/log" 2>&1 &

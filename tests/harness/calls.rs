@@ -1,4 +1,4 @@
-//! What a service and its users ask, beyond signing in and out: the same over every wire.
+//! Calls of a service and its users, other than signing in and out: the same on every protocol.
 
 use http::HeaderMap;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -19,23 +19,23 @@ use sessiond::{
 use super::{Device, PROJECT, Refused, Service, Wire, bearer};
 
 impl Service {
-    /// A call by its name, with ProtoJSON both ways.
+    /// Calls a method by name, with ProtoJSON in both directions.
     pub async fn ask(&self, wire: Wire, method: &str, headers: HeaderMap, request: &Value) -> Result<Value, Refused> {
         self.wires.ask(wire, method, headers, request).await
     }
 
-    /// The project's service, as it shows who it is.
+    /// The server key of the project's service.
     pub fn key(&self) -> HeaderMap {
         bearer(self.server_key.expose_secret())
     }
 
-    /// A key with the role `admin`.
+    /// A server key with the role `admin`.
     pub async fn admin_key(&self) -> SecretString {
         let project = ProjectId::parse(PROJECT).expect("a name");
         self.app.server_key_create(project, Role::Admin).await.expect("makes a key").1
     }
 
-    /// Changes the project's policy, for every server that was started on this database and reads it again.
+    /// Changes the project's policy, for every server on this database that reloads it.
     pub async fn set_policy(&self, change: impl FnOnce(&mut Policy)) {
         let project = ProjectId::parse(PROJECT).expect("a name");
         let mut policy = self.app.keys().snapshot().policy(&project).expect("is there").clone();
@@ -45,7 +45,7 @@ impl Service {
         self.app.keys().reload().await.expect("reads the policy");
     }
 
-    /// Signs a user in while somebody else acts as them.
+    /// Creates an impersonation session of a user.
     pub async fn impersonate(&self, user: &str, by: &str) -> Device<'_> {
         let request = CreateSessionRequest {
             user_id: user.to_owned(),
@@ -65,7 +65,7 @@ impl Service {
         self.wires.call(wire, "ListSessions", headers, &request).await
     }
 
-    /// Every session that a walk over all pages finds, in its order.
+    /// All sessions of all pages, in order.
     pub async fn list_all(&self, headers: HeaderMap, mut request: ListSessionsRequest) -> Vec<Session> {
         let mut found = vec![];
         for _ in 0..10_000 {
@@ -95,7 +95,7 @@ impl Service {
         self.wires.call(wire, "RevokeSession", headers, &request).await
     }
 
-    /// Answers with how many sessions ended.
+    /// Returns how many sessions were revoked.
     pub async fn revoke_all(
         &self,
         wire: Wire,
@@ -116,7 +116,7 @@ impl Service {
         answer.map(|answer: UpdateSessionResponse| answer.session.expect("a session"))
     }
 
-    /// Answers with how many sessions were deleted.
+    /// Returns how many sessions were deleted.
     pub async fn erase(&self, wire: Wire, headers: HeaderMap, user: &str) -> Result<i32, Refused> {
         let request = EraseUserRequest { user_id: user.to_owned() };
         let answer = self.wires.call(wire, "EraseUser", headers, &request).await;
@@ -145,7 +145,7 @@ impl Service {
         self.introspect(Wire::Grpc, self.key(), token).await.expect("answers").active
     }
 
-    /// The audit of the project, or of one of its users: newest first.
+    /// The audit log of the project, or of one of its users: newest first.
     pub async fn audit(&self, user: Option<&str>) -> Vec<Record> {
         let user = user.map(|user| UserId::parse(user).expect("an id"));
         let asked = RecordQuery { project: ProjectId::parse(PROJECT).expect("a name"), user, rows_max: 1_000 };
@@ -162,30 +162,30 @@ impl Device<'_> {
         SessionId::parse(&self.session).expect("an id")
     }
 
-    /// What this device shows its user: their live sessions.
+    /// The user's live sessions, as this device lists them.
     pub async fn list(&self) -> Result<Vec<Session>, Refused> {
         let request = ListSessionsRequest::default();
         self.service.list(Wire::Rest, self.bearer(), request).await.map(|page| page.items)
     }
 
-    /// Ends another of the user's sessions.
+    /// Revokes another of the user's sessions.
     pub async fn revoke(&self, other: &Self) -> Result<RevokeSessionResponse, Refused> {
         self.service.revoke_session(Wire::Rest, self.bearer(), &other.session, None).await
     }
 
-    /// Ends all of the user's sessions but this one.
+    /// Revokes all of the user's sessions but this one.
     pub async fn revoke_others(&self) -> Result<i32, Refused> {
         let request = RevokeAllSessionsRequest { except_current: true, ..RevokeAllSessionsRequest::default() };
         self.service.revoke_all(Wire::Rest, self.bearer(), request).await
     }
 
-    /// Ends all of the user's sessions.
+    /// Revokes all of the user's sessions.
     pub async fn revoke_all(&self) -> Result<i32, Refused> {
         self.service.revoke_all(Wire::Rest, self.bearer(), RevokeAllSessionsRequest::default()).await
     }
 }
 
-/// All sessions of a user, in every state, as a service asks for them.
+/// All sessions of a user, in every state, as a service lists them.
 pub fn any_of(user: &str) -> ListSessionsRequest {
     ListSessionsRequest {
         user_id: Some(user.to_owned()),

@@ -1,4 +1,4 @@
-//! One private Postgres for the whole test process, one migrated template in it, and a copy of that per test.
+//! One private Postgres for the whole test process, with one migrated template, which each test copies.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ struct Line {
     line: String,
 }
 
-/// A database of a test's own. Dropped with the cluster, which ends with the process.
+/// A database for one test. Dropped with the cluster, which stops with the process.
 pub struct Database {
     pub url: String,
 }
@@ -42,12 +42,12 @@ impl Database {
     pub async fn create() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        // Copying the files beats replaying them through the log: 22 ms against 45.
+        // Copying the files is faster than replaying them through the log: 22 ms instead of 45.
         administer(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")).await;
         Self { url: url_of(&name) }
     }
 
-    /// An empty one, without tables.
+    /// An empty database, without tables.
     pub async fn create_empty() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("empty_{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -60,17 +60,17 @@ impl Database {
         store.migrate().await.expect("migrates");
     }
 
-    /// Runs SQL behind the server's back.
+    /// Runs SQL without the server's knowledge.
     pub async fn run(&self, sql: &str) {
         self.connect().await.batch_execute(sql).await.expect("runs");
     }
 
-    /// The same, when the database may be away.
+    /// The same, if the database may be down.
     pub async fn run_if_it_can(&self, sql: &str) -> Result<(), Box<dyn std::error::Error>> {
         Ok(AsyncPgConnection::establish(&self.url).await?.batch_execute(sql).await?)
     }
 
-    /// Every row of every table that a request may write to, as text: equal before and after when nothing has changed.
+    /// Every row of every table that a request may write, as text, to check that nothing has changed.
     pub async fn contents(&self) -> BTreeMap<&'static str, String> {
         let mut connection = self.connect().await;
         let mut contents = BTreeMap::new();
@@ -103,23 +103,23 @@ impl Database {
     }
 }
 
-/// Where a cluster of a test's own may be.
+/// A directory for a test's own cluster.
 pub fn fresh_dir(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("sessiond-test-{}-{name}", process::id()))
 }
 
-/// Hundreds of servers and clients in one process need more open files than the 1024 that ordinary users begin with.
+/// Hundreds of servers and clients in one process need more open files than the usual limit of 1024.
 fn raise_open_files() {
     const NEEDED: u64 = 65_536;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some_and(|current| current < NEEDED) {
         let raised = maximum.map_or(NEEDED, |maximum| maximum.min(NEEDED));
-        // Where even that is refused, the tests say what they lack.
+        // If that is refused, tests fail with an error about it.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
     }
 }
 
-/// Deletes what test processes left behind that were killed: directories that are named after one that is no more.
+/// Deletes directories of killed test processes, which have the process id in their names.
 fn sweep() {
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for entry in entries {
@@ -152,7 +152,7 @@ fn url_of(database: &str) -> String {
     static BASE: OnceLock<String> = OnceLock::new();
     let base = BASE.get_or_init(|| {
         let (send, receive) = mpsc::channel();
-        // On a thread and a runtime of its own: those of the test that comes first end with that test.
+        // On its own thread and runtime: those of the first test end with that test.
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             raise_open_files();

@@ -1,30 +1,30 @@
-//! Starts the real server on a port of its own, over a real database of its own, with the clock in the test's hand.
+//! Starts the real server on a free port, with its own real database, and a clock that the test controls.
 
 /// The shared Postgres, and a database per test.
 pub mod database;
 
-/// The three wires, called alike.
+/// The three protocols, behind one interface.
 pub mod wire;
 
-/// Streams of revocations, followed over any wire.
+/// Streams of revocations, on every protocol.
 pub mod watch;
 
-/// A way to the database that can be listened to, and cut.
+/// A database proxy that records and can be cut.
 pub mod proxy;
 
-/// Two servers with synchronous replication between them.
+/// Two Postgres servers with synchronous replication.
 pub mod pair;
 
-/// A way to a server, that can be cut too.
+/// A proxy to a server that can be cut.
 pub mod road;
 
-/// A sessiond that says what it is told to.
+/// A fake sessiond, scripted by the test.
 pub mod stage;
 
-/// What a service and its users ask, beyond signing in and out.
+/// Calls of a service and its users, other than signing in and out.
 pub mod calls;
 
-/// Others who are told when sessions end.
+/// A receiver of back-channel deliveries.
 pub mod receiver;
 
 use std::{
@@ -77,7 +77,7 @@ macro_rules! assert_refused {
     };
 }
 
-/// A running server, and all that a test may want of it.
+/// A running server, with everything that a test may need.
 pub struct Service {
     pub addr: SocketAddr,
     pub proxy_addr: SocketAddr,
@@ -98,14 +98,14 @@ impl Service {
         Self::start_with(|_, _| {}).await
     }
 
-    /// Starts with settings of the test's own.
+    /// Starts with the given settings.
     pub async fn start_with(change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
         let database = database::Database::create().await;
         let options = options(&database.url);
         Self::start_as(database, &options, rates(), change).await
     }
 
-    /// Starts with these limits on how much any one caller may ask for, behind a proxy that says who the caller is.
+    /// Starts with these rate limits, behind a proxy that reports the client's address.
     pub async fn start_rated(rates: Rates) -> Self {
         let behind_a_proxy = |web: &mut Web, _: &mut Limits| {
             web.trusted_proxies = vec![network("127.0.0.1").expect("an address")];
@@ -115,25 +115,25 @@ impl Service {
         Self::start_as(database, &options, rates, behind_a_proxy).await
     }
 
-    /// Starts with these limits on how much any one caller may ask for, and settings of the test's own.
+    /// Starts with these rate limits, and the given settings.
     pub async fn start_limited(rates: Rates, change: impl FnOnce(&mut Web, &mut Limits)) -> Self {
         let database = database::Database::create().await;
         let options = options(&database.url);
         Self::start_as(database, &options, rates, change).await
     }
 
-    /// Tells the server to stop, as SIGTERM does.
+    /// Stops the server, as SIGTERM does.
     pub fn stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Starts on a database of the test's own, with no more patience than in production.
+    /// Starts on the given database, with the timeouts of production.
     pub async fn start_on(database: database::Database) -> Self {
         let options = hasty(&database.url);
         Self::start_as(database, &options, rates(), |_, _| {}).await
     }
 
-    /// Starts on a database of the test's own, with these options.
+    /// Starts on the given database, with these options.
     pub async fn start_by(database: database::Database, options: &Options) -> Self {
         Self::start_as(database, options, rates(), |_, _| {}).await
     }
@@ -150,17 +150,18 @@ impl Service {
         service
     }
 
-    /// Another server over the same database, with a clock of its own that shows the present moment.
+    /// Another server on the same database, with its own clock, set to the present.
     pub async fn replica(&self) -> Self {
         self.replica_with(options(&self.database.url)).await
     }
 
-    /// The same on a machine whose clock is wrong by so many microseconds; it goes by itself, and the database's corrects it.
+    /// The same on a machine whose clock is wrong by this many microseconds. The clock runs, and the database's
+    /// corrects it.
     pub async fn replica_wrong_by(&self, micros: i64) -> Self {
         self.replica_as(options(&self.database.url), Clock::wrong_by(micros)).await
     }
 
-    /// The same by another way to the database, and with no more patience than in production.
+    /// The same through another connection to the database, with the timeouts of production.
     pub async fn replica_by(&self, url: &str) -> Self {
         self.replica_with(hasty(url)).await
     }
@@ -213,7 +214,7 @@ impl Service {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = tokio::spawn(server.run(async { drop(stopped.await) }));
         let stop = Some(stop);
-        // Until then it answers no question about a token: it is not ready.
+        // Until then it is not ready, and answers no question about a token.
         let started = Instant::now();
         while !app.feed().is_fresh() {
             assert!(started.elapsed() < Duration::from_secs(20), "the feed is not read within 20 s");
@@ -236,8 +237,7 @@ impl Service {
         }
     }
 
-    /// Another process on the same database, under the same clock, with keys that it reads for itself: an operator at the
-    /// command line.
+    /// Another process on the same database, with the same clock and its own key cache: an operator's command.
     pub fn operator(&self) -> App {
         let store = Store::new(&options(&self.database.url), Metrics::default()).expect("a good URL");
         let keys = KeyCache::new(store.clone(), Sealer::new(&self.sealing_key, None));
@@ -248,7 +248,7 @@ impl Service {
         create_project(&self.app, name).await
     }
 
-    /// Signs a user in, and hands over the device.
+    /// Signs a user in, and returns the device.
     pub async fn sign_in(&self, user: &str, device: &str) -> Device<'_> {
         let request = CreateSessionRequest {
             user_id: user.to_owned(),
@@ -258,13 +258,13 @@ impl Service {
         self.device(self.create(Wire::Grpc, request).await.expect("signs in"))
     }
 
-    /// The same, for a database that may be away.
+    /// The same, if the database may be down.
     pub async fn try_sign_in(&self, user: &str) -> Option<Device<'_>> {
         let request = CreateSessionRequest { user_id: user.to_owned(), ..CreateSessionRequest::default() };
         self.create(Wire::Grpc, request).await.ok().map(|created| self.device(created))
     }
 
-    /// Signs a user in, or is refused.
+    /// Signs a user in, or fails.
     pub async fn sign_in_as(&self, user_id: String) -> Result<CreateSessionResponse, Refused> {
         self.create(Wire::Grpc, CreateSessionRequest { user_id, ..CreateSessionRequest::default() }).await
     }
@@ -299,21 +299,20 @@ impl Service {
         self.wires.call(wire, "RefreshSession", headers, &RefreshSessionRequest::default()).await
     }
 
-    /// A session as it is in the database.
-    /// A session as the database has it.
+    /// The session's row in the database.
     pub async fn seen(&self, session: &str) -> Option<Seen> {
         let project = ProjectId::parse(PROJECT).expect("a name");
         self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers")
     }
 
-    /// A number that the operator's Prometheus reads; 0 when it is not there yet.
+    /// The value of a metric; 0 if it does not exist yet.
     pub async fn metric(&self, name: &str) -> u64 {
         let page = self.metrics_page().await;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0, |value| value.parse().expect("a number"))
     }
 
-    /// What the operator's Prometheus reads.
+    /// The metrics page.
     pub async fn metrics_page(&self) -> String {
         let mut socket = TcpStream::connect(self.metrics_addr).await.expect("connects");
         socket
@@ -336,7 +335,7 @@ impl Drop for Service {
     }
 }
 
-/// A device with the tokens of one session, as a client keeps them.
+/// A device with the tokens of one session, as a client stores them.
 #[derive(Clone)]
 pub struct Device<'a> {
     service: &'a Service,
@@ -346,12 +345,12 @@ pub struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Whoever has copied the storage has everything.
+    /// A copy of all tokens, as a thief would have.
     pub fn stolen_copy(&self) -> Self {
         self.clone()
     }
 
-    /// Refreshes, and keeps what it is given.
+    /// Refreshes, and stores the new tokens.
     pub async fn refresh(&mut self) -> Result<(), Refused> {
         let tokens = self.refresh_without_keeping().await?;
         self.access_token = tokens.access_token;
@@ -359,7 +358,7 @@ impl Device<'_> {
         Ok(())
     }
 
-    /// Refreshes, and loses the answer.
+    /// Refreshes, and loses the response.
     pub async fn refresh_without_keeping(&self) -> Result<RefreshSessionResponse, Refused> {
         self.service.refresh(Wire::Rest, refresh_token(&self.refresh_token)).await
     }
@@ -391,7 +390,7 @@ pub fn both(mut one: HeaderMap, other: HeaderMap) -> HeaderMap {
     one
 }
 
-/// Waits until something is so. What waits for ever fails instead.
+/// Waits until the condition holds. Fails after a timeout.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !is_so().await {
@@ -400,13 +399,13 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// For what is not about deadlines: a machine with much else to do is no failure.
+/// For waits that are not about deadlines: a busy machine must not fail the test.
 pub fn options(url: &str) -> Options {
     let wait = Duration::from_secs(20);
     Options { connect_timeout: wait, operation_timeout: wait, ..hasty(url) }
 }
 
-/// What the settings are by default.
+/// The default settings.
 pub fn hasty(url: &str) -> Options {
     Options {
         url: url.to_owned().into(),
@@ -441,7 +440,7 @@ pub fn limits() -> Limits {
         idle_timeout: Duration::from_secs(75),
         connection_age_max: Duration::from_secs(60 * 60),
         connections_max: 1_000,
-        // All of a test's clients have one address.
+        // All clients of a test have one address.
         address_connections_max: Some(1_000),
         requests_max: 1_000,
         address_requests_max: Some(1_000),
@@ -453,7 +452,7 @@ pub fn limits() -> Limits {
     }
 }
 
-/// No limits: a test's clock stands still, and so would its buckets.
+/// No limits: the test's clock stands still, and so would the buckets.
 pub fn rates() -> Rates {
     Rates {
         address_rate: 0,
@@ -477,7 +476,7 @@ async fn create_project(app: &App, name: &str) -> SecretString {
     app.server_key_create(project, Role::Service).await.expect("makes a key").1
 }
 
-/// Serves on a port of its own, HTTP/1.1 and HTTP/2, until the test ends.
+/// Serves on a free port, HTTP/1.1 and HTTP/2, until the test ends.
 pub async fn serve_http(router: axum::Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
@@ -486,7 +485,7 @@ pub async fn serve_http(router: axum::Router) -> SocketAddr {
             let service = hyper_util::service::TowerToHyperService::new(router.clone());
             let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
             tokio::spawn(async move {
-                // How a connection ends is its client's business.
+                // The client checks how a connection ends.
                 drop(builder.serve_connection(hyper_util::rt::TokioIo::new(connection), service).await);
             });
         }

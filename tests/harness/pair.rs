@@ -1,4 +1,4 @@
-//! A real pair of Postgres servers: a primary that waits for its standby with every commit.
+//! A real pair of Postgres servers: a primary that waits for its standby on every commit.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,10 +13,10 @@ use super::{
     eventually,
 };
 
-/// How the standby calls itself.
+/// The standby's application name.
 const STANDBY: &str = "pair_standby";
 
-/// See the module. Both end with the process, and leave nothing behind.
+/// See the module. Both stop with the process, and leave nothing behind.
 pub struct Pair {
     pub primary: Cluster,
     pub standby: Cluster,
@@ -24,7 +24,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both, with a migrated database, and waits until the primary waits for the standby.
+    /// Starts both, with a migrated database, and waits until commits are synchronous.
     pub async fn start(name: &str) -> Self {
         let primary = Cluster::start(durable(&format!("{name}-1"))).await.expect("the primary starts");
         let mut standby = Cluster::start(durable(&format!("{name}-2"))).await.expect("the standby has a place");
@@ -45,7 +45,7 @@ impl Pair {
         Database { url: self.primary.database_url("postgres") }
     }
 
-    /// The standby's.
+    /// The standby's database.
     pub fn standby_database(&self) -> Database {
         Database { url: self.standby.database_url("postgres") }
     }
@@ -59,26 +59,26 @@ impl Pair {
         url.replacen(&primary, &format!("{primary},{standby}"), 1)
     }
 
-    /// Waits until the standby has everything, and commits wait for it.
+    /// Waits until the standby has caught up, and commits wait for it.
     pub async fn caught_up(&self) {
         let asked = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'";
         eventually("the standby follows", async || self.database().lines(asked).await == ["1"]).await;
     }
 
-    /// Takes the standby away: every commit waits from now on.
+    /// Stops the standby: every commit waits from now on.
     pub async fn stop_standby(&mut self) {
         self.standby.stop_server(Mode::Immediate).await.expect("stops");
         let asked = "SELECT count(*) FROM pg_stat_replication";
         eventually("the standby is gone", async || self.database().lines(asked).await == ["0"]).await;
     }
 
-    /// Brings it back.
+    /// Restarts the standby.
     pub async fn start_standby(&mut self) {
         self.standby.start_server().await.expect("starts");
         self.caught_up().await;
     }
 
-    /// Makes the standby a primary of its own. The old one lives on.
+    /// Promotes the standby. The old primary stays up.
     pub async fn promote(&self) {
         self.standby_database().run("SELECT pg_promote(true, 30)").await;
     }
@@ -90,7 +90,7 @@ impl Pair {
         self.database().lines(asked).await
     }
 
-    /// Waits until a statement of sessiond's waits for the standby, and does this to its server process:
+    /// Waits until a statement of sessiond's waits for the standby, and calls this on its server process:
     /// `pg_cancel_backend` or `pg_terminate_backend`.
     pub async fn strike(&self, function: &str) {
         eventually("somebody waits for the standby", async || !self.waiting().await.is_empty()).await;
@@ -99,22 +99,22 @@ impl Pair {
         }
     }
 
-    /// Ends both.
+    /// Stops both.
     pub async fn stop(self) {
         let Self { primary, standby, name } = self;
-        // The standby first: the primary's last checkpoint waits for nobody.
+        // The standby first: the primary's last checkpoint does not wait for it.
         standby.stop().await.unwrap_or_else(|error| panic!("{name}: {error}"));
         primary.stop().await.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
-/// A cluster that keeps what it acknowledges, and is deleted in the end all the same.
+/// A durable cluster that is deleted in the end.
 pub fn durable(name: &str) -> Options {
     let mut options = disposable(name);
-    // On, as they are by default, and not fixed by the command line.
+    // On, which is the default, and not fixed by the command line.
     options.settings.extend(["fsync", "synchronous_commit"].map(|name| (name.to_owned(), String::new())));
     let settings = [("wal_keep_size", "256MB"), ("max_wal_senders", "10"), ("hot_standby", "on")];
-    // What a killed standby leaves is noticed at once over a socket; the rest is for a busy machine.
+    // A killed standby is noticed at once over a socket; the timeout is for a busy machine.
     let patience = [("wal_sender_timeout", "60s"), ("wal_receiver_status_interval", "1s")];
     options
         .settings
@@ -122,7 +122,7 @@ pub fn durable(name: &str) -> Options {
     options
 }
 
-/// Copies the primary's data into the standby's place, as the server's user.
+/// Copies the primary's data for the standby, as the server's user.
 fn copy(primary: &Cluster, standby: &Cluster) {
     let home = |cluster: &Cluster| cluster.log().parent().expect("a directory").to_owned();
     let (home, socket) = (home(standby), primary.socket());
@@ -142,7 +142,7 @@ fn copy(primary: &Cluster, standby: &Cluster) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Where the programs of a running server are.
+/// The directory of a running server's programs.
 fn binaries(cluster: &Cluster) -> PathBuf {
     let pid = cluster.server_pid().expect("it runs");
     let server = fs::read_link(format!("/proc/{pid}/exe")).expect("it runs");

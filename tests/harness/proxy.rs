@@ -1,4 +1,4 @@
-//! A way to a database through the test's hands.
+//! A proxy to a database, controlled by the test.
 
 use std::{
     path::PathBuf,
@@ -17,15 +17,15 @@ use tokio::{
 
 use super::database::Database;
 
-/// A way to a database. Closed when it is dropped.
+/// A proxy to a database. Closed on drop.
 pub struct Proxy {
-    /// Where it begins.
+    /// The proxy's address.
     pub url: String,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// Hands every connection, with one of its own to the database, to the test.
+    /// Passes every connection, with its own one to the database, to the test.
     pub async fn to<W>(database: &Database, relay: impl Fn(TcpStream, UnixStream) -> W + Send + Sync + 'static) -> Self
     where
         W: Future<Output = ()> + Send + 'static,
@@ -48,7 +48,7 @@ impl Proxy {
         let url = format!("postgres://postgres@{}/{name}?sslmode=disable", listener.local_addr().expect("bound"));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                // While there is no server, nobody gets further than here.
+                // While the server is down, connections wait here.
                 if let Ok(server) = UnixStream::connect(&socket).await {
                     tokio::spawn(relay(client, server));
                 }
@@ -57,14 +57,14 @@ impl Proxy {
         Self { url, task }
     }
 
-    /// A way on which connections can be made to fall silent: those on which certain words were ever said. They stay open,
-    /// as behind a network that has died.
+    /// A proxy on which selected connections can be silenced: those that ever contained certain words. They stay open,
+    /// as behind a dead network.
     pub async fn that_swallows(database: &Database, words: &'static str) -> (Self, Silence) {
         let (relay, silence) = swallowing(words);
         (Self::to(database, relay).await, silence)
     }
 
-    /// The same, to a cluster of the test's own.
+    /// The same, to the given cluster.
     pub async fn that_swallows_at(socket: PathBuf, name: &str, words: &'static str) -> (Self, Silence) {
         let (relay, silence) = swallowing(words);
         (Self::to_socket(socket, name, relay).await, silence)

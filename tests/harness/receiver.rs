@@ -1,5 +1,5 @@
-//! A service that is told when sessions end: https with a certificate of its own, answers in a test's hand, and tokens
-//! checked by a JWT library that is not ours.
+//! A receiver of back-channel deliveries: https with its own certificate, scripted responses, and tokens verified by an
+//! independent JWT library.
 
 use std::{
     collections::VecDeque,
@@ -41,21 +41,21 @@ use uuid::Uuid;
 
 use super::{PROJECT, Service, database::fresh_dir};
 
-/// The name that the receiver's certificate is for.
+/// The name in the receiver's certificate.
 pub const NAME: &str = "receiver.example.org";
 
-/// How a receiver answers.
+/// A receiver's response.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// With a status, further headers and a body.
+    /// A status, headers and a body.
     Say(u16, &'static str, &'static str),
-    /// With a 200, and a body that never ends.
+    /// A 200 with a body that never ends.
     Endless,
-    /// Not at all.
+    /// No response.
     Hang,
 }
 
-/// What a receiver was sent.
+/// A request that a receiver got.
 #[derive(Clone, Debug)]
 pub struct Told {
     pub path: String,
@@ -68,7 +68,7 @@ impl Told {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    /// The token in it, whichever kind it is.
+    /// The token in it, of either kind.
     pub fn token(&self) -> &str {
         match self.header("content-type").expect("a type") {
             "application/x-www-form-urlencoded" => self.body.strip_prefix("logout_token=").expect("the one field"),
@@ -77,7 +77,7 @@ impl Told {
         }
     }
 
-    /// What the token says, unchecked.
+    /// The token's claims, unverified.
     pub fn claims(&self) -> Value {
         let payload = self.token().split('.').nth(1).expect("three parts");
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).expect("base64url")).expect("JSON")
@@ -94,7 +94,7 @@ pub struct Receiver {
     told: Arc<Mutex<Vec<Told>>>,
     replies: Arc<Mutex<VecDeque<Reply>>>,
     pub connections: Arc<AtomicUsize>,
-    /// How much of endless bodies was sent.
+    /// How many bytes of endless bodies were sent.
     pub poured: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -104,13 +104,13 @@ fn certified() -> CertifiedKey<KeyPair> {
 }
 
 impl Receiver {
-    /// With the certificate that all the tests' receivers have.
+    /// With the certificate of all the tests' receivers.
     pub async fn start() -> Self {
         static CERTIFIED: LazyLock<CertifiedKey<KeyPair>> = LazyLock::new(certified);
         Self::start_as(&CERTIFIED).await
     }
 
-    /// Under the same name, with a certificate that nobody else has.
+    /// With the same name, and another certificate.
     pub async fn start_stranger() -> Self {
         Self::start_as(&certified()).await
     }
@@ -150,7 +150,7 @@ impl Receiver {
         Self { port, certificate, told, replies, connections, poured, task }
     }
 
-    /// Has the next ones answered like this; those after them with a 204.
+    /// Sets the response to the next requests; those after them get a 204.
     pub fn will(&self, replies: impl IntoIterator<Item = Reply>) {
         self.replies.lock().expect("nobody panics").extend(replies);
     }
@@ -163,14 +163,14 @@ impl Receiver {
         format!("https://{NAME}:{}{path}", self.port)
     }
 
-    /// Has itself told of the sessions of the usual project.
+    /// Adds itself as an endpoint of the usual project.
     pub async fn register(&self, app: &App, kind: Kind, path: &str) -> Uuid {
         let project = ProjectId::parse(PROJECT).expect("a name");
         let new = NewEndpoint { project, kind, url: self.url(path), audience: "the-shop".to_owned() };
         app.endpoint_add(new, &[]).await.expect("adds it")
     }
 
-    /// May call loopback, where every name leads, and trusts this receiver's certificate.
+    /// May call loopback, to which every name resolves, and trusts this receiver's certificate.
     pub fn outbound(&self) -> Outbound {
         self.outbound_to(&["127.0.0.0/8"], |_| vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])
     }
@@ -197,7 +197,7 @@ impl Drop for Receiver {
     }
 }
 
-/// A replica's part in telling others. Ends when dropped: like a kill, whatever is under way.
+/// A replica's delivery worker. Stops on drop like a kill, whatever is in progress.
 pub struct Worker {
     pub metrics: Metrics,
     task: JoinHandle<()>,
@@ -210,7 +210,7 @@ impl Worker {
         Self { metrics, task }
     }
 
-    /// A counter or a gauge; 0 when it is not there yet.
+    /// The value of a metric; 0 if it does not exist yet.
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.metrics.render();
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -225,7 +225,7 @@ impl Drop for Worker {
 }
 
 impl Service {
-    /// What a token says that was signed with a key of the JWKS, under this `typ`.
+    /// The claims of a token that is signed with a key of the JWKS and has this `typ`.
     pub async fn verified(&self, told: &Told, typ: &str) -> Value {
         let jwks = format!("/projects/{PROJECT}/.well-known/jwks.json");
         let answer = self.wires.http(Method::GET, &jwks, HeaderMap::new(), "").await;
@@ -245,7 +245,7 @@ impl Service {
     }
 }
 
-/// Reads a request: its head, and as much of a body as it says.
+/// Reads a request: its headers, and a body of the declared length.
 async fn read(stream: &mut TlsStream<TcpStream>) -> Option<Told> {
     let mut bytes = vec![];
     let head = loop {

@@ -1,4 +1,4 @@
-//! A way to a server through the test's hands: it can be cut, and it can fall silent.
+//! A proxy to a server, controlled by the test: it can be cut or silenced.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -9,20 +9,20 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What becomes of what is sent.
+/// What happens to bytes that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weather {
-    /// It arrives.
+    /// They arrive.
     Fair,
-    /// It does not, and the connections stay open: as behind a network that has died, or with a process that is stopped.
+    /// They are dropped, and connections stay open: as behind a dead network, or with a stopped process.
     Silent,
-    /// Connections break, and new ones too: as when the process on the other side was killed.
+    /// Connections break, and new ones too: as after the process was killed.
     Cut,
 }
 
-/// See the module. Closed when it is dropped.
+/// See the module. Closed on drop.
 pub struct Road {
-    /// Where it begins.
+    /// The proxy's address.
     pub url: String,
     weather: Arc<watch::Sender<Weather>>,
     server: Arc<watch::Sender<SocketAddr>>,
@@ -44,22 +44,22 @@ impl Road {
         Self { url, weather, server, task }
     }
 
-    /// Leads to another server from now on: the same one, perhaps, after a restart.
+    /// Connects to another server from now on, perhaps the same one after a restart.
     pub fn lead_to(&self, server: SocketAddr) {
         self.server.send_replace(server);
     }
 
-    /// Every connection breaks.
+    /// Breaks every connection.
     pub fn cut(&self) {
         self.weather.send_replace(Weather::Cut);
     }
 
-    /// Nothing arrives any more.
+    /// Silences every connection.
     pub fn silence(&self) {
         self.weather.send_replace(Weather::Silent);
     }
 
-    /// All is well again; what was held up arrives now.
+    /// Restores normal operation; held-up bytes arrive now.
     pub fn mend(&self) {
         self.weather.send_replace(Weather::Fair);
     }

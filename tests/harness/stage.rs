@@ -1,5 +1,5 @@
-//! A sessiond that says what the test puts into its mouth, over a real socket: for what the real one does not do, or only
-//! when something is badly wrong.
+//! A fake sessiond, scripted by the test, over a real socket: for behaviour that the real one never shows, or only in a
+//! serious failure.
 
 use std::{
     collections::VecDeque,
@@ -40,9 +40,9 @@ pub struct Stage {
 }
 
 struct Set {
-    /// The metadata's text.
+    /// The metadata document.
     metadata: String,
-    /// What time it is by the answers to come, in the order of their coming; the right time after that.
+    /// The times in the next responses, in order; the right time afterwards.
     dates: VecDeque<Timestamp>,
     knows_key: bool,
     jwks: Option<String>,
@@ -53,7 +53,7 @@ struct Set {
 
 /// A stream that a guard has opened.
 pub struct Stream {
-    /// From where on it wants to be told.
+    /// The cursor that it sent.
     pub cursor: String,
     messages: mpsc::UnboundedSender<WatchRevocationsResponse>,
 }
@@ -84,28 +84,28 @@ impl Stage {
         format!("http://{}", self.addr)
     }
 
-    /// From now on, this is what is published; `None` for an outage.
+    /// Sets the published keys; `None` for an outage.
     pub fn publish(&self, jwks: Option<String>, max_age_seconds: u64) {
         let mut set = self.set.lock().expect("no panic");
         (set.jwks, set.max_age_seconds) = (jwks, max_age_seconds);
     }
 
-    /// From now on, tokens are issued as this.
+    /// Sets the issuer of tokens.
     pub fn issue_as(&self, issuer: &str) {
         self.say(&json!({"issuer": issuer}).to_string());
     }
 
-    /// From now on, this is the metadata.
+    /// Sets the metadata document.
     pub fn say(&self, metadata: &str) {
         self.set.lock().expect("no panic").metadata = metadata.to_owned();
     }
 
-    /// The next answer with keys says that it is this time.
+    /// Sets the `Date` of the next key response.
     pub fn date_next(&self, date: Timestamp) {
         self.set.lock().expect("no panic").dates.push_back(date);
     }
 
-    /// How often the keys were asked for.
+    /// How often the keys were fetched.
     pub fn jwks_asked(&self) -> usize {
         self.set.lock().expect("no panic").jwks_asked
     }
@@ -121,7 +121,7 @@ impl Stage {
 impl Stream {
     pub fn tell(&self, event: Event, cursor: Option<&str>) {
         let message = WatchRevocationsResponse { event: Some(event), cursor: cursor.map(str::to_owned) };
-        // Whoever hangs up hears no more.
+        // The guard may have disconnected.
         let _ = self.messages.send(message);
     }
 
@@ -145,7 +145,7 @@ impl Stream {
         self.tell(Event::Heartbeat(Heartbeat { age_ms }), None);
     }
 
-    /// Heartbeats of this age every half second, until the guard hangs up.
+    /// Sends heartbeats of this age every half second, until the guard disconnects.
     pub async fn beat(&self, age_ms: i32) {
         while !self.messages.is_closed() {
             self.heartbeat(age_ms);

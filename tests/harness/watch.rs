@@ -1,4 +1,4 @@
-//! A stream of revocations, told alike over all wires.
+//! A stream of revocations, on every protocol.
 
 use std::{pin::Pin, time::Duration};
 
@@ -25,15 +25,15 @@ type Messages = Pin<Box<dyn Stream<Item = Result<WatchRevocationsResponse, Refus
 /// An open stream.
 pub struct Watch {
     messages: Messages,
-    /// The last cursor that came.
+    /// The last cursor received.
     pub cursor: String,
 }
 
-/// What waits for ever fails instead.
+/// The bound of every wait.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Watch {
-    /// The next message, whatever it is; `None` at the end.
+    /// The next message of any kind; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<WatchRevocationsResponse, Refused>> {
         let next = tokio::time::timeout(PATIENCE, self.messages.next()).await.expect("something comes");
         if let Some(Ok(WatchRevocationsResponse { cursor: Some(cursor), .. })) = &next {
@@ -46,7 +46,7 @@ impl Watch {
         self.next().await.expect("goes on").expect("no refusal").event.expect("an event")
     }
 
-    /// All of the snapshot that comes first, and why it does.
+    /// The whole initial snapshot, and its reason.
     pub async fn snapshot(&mut self) -> (SnapshotReason, Vec<Revocation>) {
         let Event::SnapshotBegin(begin) = self.event().await else { panic!("a snapshot comes first") };
         let mut all = vec![];
@@ -59,7 +59,7 @@ impl Watch {
         }
     }
 
-    /// What ends next, heartbeats aside.
+    /// The next revocations, without heartbeats.
     pub async fn ended(&mut self) -> Vec<Revocation> {
         loop {
             match self.event().await {
@@ -70,7 +70,7 @@ impl Watch {
         }
     }
 
-    /// The sessions that end next; none when a heartbeat comes first.
+    /// The sessions revoked next; empty if a heartbeat comes first.
     pub async fn ended_or_beat(&mut self) -> Vec<String> {
         let Event::Revocations(batch) = self.event().await else { return vec![] };
         let session = |one: Revocation| match one.ended {
@@ -80,7 +80,7 @@ impl Watch {
         batch.revocations.into_iter().filter_map(session).collect()
     }
 
-    /// The session that ends next.
+    /// The session revoked next.
     pub async fn ended_session(&mut self) -> String {
         match self.ended().await.as_slice() {
             [Revocation { ended: Some(Ended::SessionId(id)), .. }] => id.clone(),
@@ -88,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// The age that the next heartbeat tells, in milliseconds.
+    /// The age in the next heartbeat, in milliseconds.
     pub async fn heartbeat(&mut self) -> i32 {
         loop {
             if let Event::Heartbeat(beat) = self.event().await {
@@ -97,7 +97,7 @@ impl Watch {
         }
     }
 
-    /// Why the stream ends. Whatever comes before it is passed over.
+    /// The reason of the stream's end. Earlier messages are skipped.
     pub async fn refusal(&mut self) -> Refused {
         loop {
             match self.next().await.expect("an end with a reason") {
@@ -109,8 +109,8 @@ impl Watch {
 }
 
 impl Service {
-    /// Waits until a reading has begun and ended from now on. The database's clock does not stand still as ours does: what is
-    /// read after ours was moved is remembered for longer.
+    /// Waits for a read that both starts and ends after now. The database's clock runs while ours stands still: rows
+    /// read after ours was moved are kept for longer.
     pub async fn feed_is_read(&self) {
         const READINGS: &str =
             "sessiond_store_operation_duration_seconds_count{operation=\"feed_next\",outcome=\"ok\"}";
@@ -118,12 +118,12 @@ impl Service {
         eventually("two readings", async || self.metric(READINGS).await >= before + 2).await;
     }
 
-    /// Follows all of the project, with its key.
+    /// Follows the whole project, with its key.
     pub async fn watches(&self, wire: Wire) -> Watch {
         self.watches_from(wire, "").await
     }
 
-    /// The same, from a cursor on.
+    /// The same, after a cursor.
     pub async fn watches_from(&self, wire: Wire, cursor: &str) -> Watch {
         eventually("the first reading", async || self.app.feed().age().is_some()).await;
         self.wires.watch(wire, self.key(), cursor).await.expect("may follow")
@@ -170,7 +170,7 @@ impl Wires {
         });
         Ok(lines.map(move |line| {
             let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-            // A message of ours has no such field, and neither form of failure is without.
+            // Our messages have no such field, and every form of failure has one.
             if let Some(failure) = json.get("error").or_else(|| json.get("code").map(|_| &json)) {
                 return Err(refused_json(status, failure));
             }
@@ -197,7 +197,7 @@ where
     Ok(Box::pin(answer.into_inner().map_err(|status| refused(&status))))
 }
 
-/// A body's lines, each as soon as it is there.
+/// The lines of a body, as they arrive.
 fn lines(body: Incoming) -> impl Stream<Item = String> {
     let chunks = body.into_data_stream();
     Box::pin(unfold((chunks, Vec::new()), |(mut chunks, mut kept)| async move {

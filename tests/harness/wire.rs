@@ -1,4 +1,4 @@
-//! The three wires, called alike: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
+//! The three protocols, behind one interface: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -37,14 +37,14 @@ impl Wire {
     pub const ALL: [Self; 3] = [Self::Grpc, Self::GrpcWeb, Self::Rest];
 }
 
-/// A refusal, told alike over all wires.
+/// A refusal, in one form for all protocols.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub reason: String,
     pub code: Code,
-    /// The fields that were found wrong.
+    /// The invalid fields.
     pub fields: Vec<String>,
-    /// After how long a repeat has a chance.
+    /// The time to wait before a retry.
     pub retry_after: Option<Duration>,
     /// Only over REST.
     pub http: Option<StatusCode>,
@@ -68,7 +68,7 @@ pub struct Wires {
 impl Wires {
     pub fn to(addr: SocketAddr) -> Self {
         let client = || Client::builder(TokioExecutor::new());
-        // Without it, every second packet waits for the answer to the first: 40 ms a call.
+        // Without it, every second packet waits for an acknowledgement: 40 ms a call.
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let connector = || connector.clone();
@@ -100,7 +100,7 @@ impl Wires {
         }
     }
 
-    /// A call in which both messages are ProtoJSON, whatever the wire makes of them.
+    /// A call with ProtoJSON in both directions, on any protocol.
     pub async fn ask(&self, wire: Wire, method: &str, headers: HeaderMap, request: &Value) -> Result<Value, Refused> {
         let descriptor = self.method(method);
         let message = DynamicMessage::deserialize(descriptor.input(), request).expect("ProtoJSON");
@@ -194,7 +194,7 @@ impl Wires {
             let retry_after_seconds = header.map(|value| value.to_str().expect("text").parse().expect("a number"));
             return Err(Refused { retry_after_seconds, ..refused_json(response.status(), &json) });
         }
-        // Where `response_body` names a field, the body is that field's value.
+        // If `response_body` names a field, the body is that field's value.
         Ok(match method {
             "GetCurrentSession" | "UpdateSession" => serde_json::json!({"session": json}),
             _ => json,
@@ -231,7 +231,7 @@ fn json(message: &DynamicMessage) -> Value {
     message.serialize_with_options(serde_json::value::Serializer, &options).expect("serializes")
 }
 
-/// Messages whose type is known by its descriptor alone.
+/// Messages whose type is known only by its descriptor.
 struct DynamicCodec(MessageDescriptor);
 
 impl Codec for DynamicCodec {
@@ -314,7 +314,7 @@ pub fn refused_json(http: StatusCode, json: &Value) -> Refused {
     Refused { reason, code, fields, retry_after, http: Some(http), retry_after_seconds: None }
 }
 
-/// A value, as one segment of a path.
+/// A value as one path segment.
 fn segment(value: Option<Value>) -> String {
     let text = value.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
     percent_encoding::utf8_percent_encode(&text, percent_encoding::NON_ALPHANUMERIC).to_string()

@@ -1,9 +1,9 @@
-//! Attacks a running server from one address of loopback, in one way after the other, while another address signs out. Every
-//! sign-out must succeed, and 99 of 100 within three times what they take when it is quiet. `tests/hostile/run` starts a
-//! server and this; what it needs to know is in the environment, as in `dev.env`.
+//! Attacks a running server from one loopback address, in one way after another, while another address signs out. Every
+//! sign-out must succeed, and the p99 must stay within three times the quiet p99. `tests/hostile/run` starts a server
+//! and this program, and passes its environment, as in `dev.env`.
 //!
-//! `HOSTILE_SECONDS` is how long each attack lasts, `HOSTILE_FLOOR_MS` what a sign-out may always take: on a machine with two
-//! cores, the attacker and the server share them.
+//! `HOSTILE_SECONDS` is the duration of each attack, `HOSTILE_FLOOR_MS` the time that a sign-out may always take: on a
+//! machine with two cores, the attacker and the server share them.
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ type Sender = http2::SendRequest<Body>;
 
 const ATTACKER: &str = "127.0.0.2";
 const OTHERS: &str = "127.0.0.1";
-/// How long anything may take before it counts as lost.
+/// The bound of every wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -71,19 +71,19 @@ async fn main() -> Outcome<()> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attack {
-    /// Calls whose message never comes, on many streams.
+    /// Calls that never send their message, on many streams.
     Heads,
-    /// Connections that ask for nothing more.
+    /// Idle connections.
     Idlers,
-    /// Large bodies that do not come to their end.
+    /// Large bodies that never end.
     Bodies,
-    /// Bodies of very many small pieces.
+    /// Bodies with very many small elements.
     Pieces,
-    /// Cut-offs of one user, many at once.
+    /// Many concurrent cut-offs of one user.
     CutOffs,
-    /// Projects and keys that are made up.
+    /// Unknown projects and keys.
     Names,
-    /// One session's row is locked elsewhere, and everyone signs out of it.
+    /// One session's row is locked by another transaction, and everyone signs out of it.
     LockedRow,
 }
 
@@ -95,10 +95,10 @@ impl Attack {
         match self {
             Self::Heads => "calls without a message",
             Self::Idlers => "idle connections",
-            Self::Bodies => "bodies without an end",
+            Self::Bodies => "endless bodies",
             Self::Pieces => "bodies of 65,000 labels",
             Self::CutOffs => "cut-offs of one user",
-            Self::Names => "made-up projects and keys",
+            Self::Names => "unknown projects and keys",
             Self::LockedRow => "a locked row",
         }
     }
@@ -163,7 +163,7 @@ impl Target {
         }
     }
 
-    /// Signs out some fifty times a second while an attack goes on, each time on the same connection and on a new one.
+    /// Signs out about fifty times a second during an attack, alternately on one connection and on a new one.
     async fn sign_outs(&self, name: &str, attack: Option<Attack>) -> Outcome<Measured> {
         let mut kept = self.connect(OTHERS).await?;
         let mut tokens = vec![];
@@ -236,7 +236,7 @@ impl Target {
                     for _ in 0..248 {
                         sender.ready().await?;
                         let mut request = call(self.addr, path)?;
-                        // By what is no call's, by a type with a blank before it, by a length that nobody waits for.
+                        // By a method without a message, a type with a leading space, a length too large to wait for.
                         match n % 6 {
                             1 => *request.method_mut() = Method::GET,
                             2 => drop(request.headers_mut().insert(header::CONTENT_TYPE, " application/grpc".parse()?)),
@@ -369,7 +369,7 @@ impl Target {
         }
     }
 
-    /// Does something over and over, so many at a time, until it is told to stop; how often it was done.
+    /// Repeats something with this concurrency until told to stop. Returns how often it was done.
     async fn repeat<F, W>(&self, at_once: usize, stop: &Arc<AtomicBool>, work: F) -> usize
     where
         F: Fn(Self) -> W + Clone + Send + 'static,
@@ -392,13 +392,13 @@ impl Target {
         tasks.join_all().await.into_iter().sum()
     }
 
-    /// How many sign-ins a second succeed with few under way and with 2,048: 512 connections, four at a time on each.
+    /// How many sign-ins a second succeed with few in progress and with 2,048: 512 connections, four at a time on each.
     async fn overload(&self) -> Outcome<()> {
         for (name, connections, streams) in [("16 sign-ins at once", 16, 1), ("2,048 sign-ins at once", 512, 4)] {
             let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
             let mut tasks = JoinSet::new();
             for n in 0..connections {
-                // Spread over addresses, as many clients are: each has its own share.
+                // Spread over addresses, as many clients are: each has its own limit.
                 let from = format!("127.0.1.{}", n % 250 + 1);
                 let Ok(sender) = self.connect(&from).await else { continue };
                 for k in 0..streams {
@@ -430,14 +430,14 @@ fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).boxed()
 }
 
-/// A call of which only the head is ever sent.
+/// A call that sends only its headers.
 fn call(addr: SocketAddr, path: &str) -> Outcome<Request<Body>> {
     let body = StreamBody::new(futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>());
     let request = Request::post(format!("http://{addr}{path}")).header(header::CONTENT_TYPE, "application/grpc");
     Ok(request.header(header::TE, "trailers").body(BoxBody::new(body))?)
 }
 
-/// A megabyte but for its last byte.
+/// A megabyte without its last byte.
 fn endless(addr: SocketAddr) -> Outcome<Request<Body>> {
     let pieces = (0..63).map(|_| Ok(http_body::Frame::data(Bytes::from_static(&[b' '; 16 * 1024]))));
     let body = StreamBody::new(futures_util::stream::iter(pieces).chain(futures_util::stream::pending()));

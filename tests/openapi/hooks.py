@@ -1,7 +1,7 @@
-"""Bounds that no schema can say, kept in half of the requests, so that both outcomes are seen.
+"""Bounds that no schema can express. Half of the requests satisfy them, so that both outcomes occur.
 
-The proto's comments state them; `src/session/opening.rs` and `src/session/listing.rs` have them. Ids and tokens are those
-of the sessions that `run` has opened.
+They are in the proto's comments, and in `src/session/opening.rs` and `src/session/listing.rs`. Ids and tokens are those of the
+sessions that `run` has created.
 """
 
 import json
@@ -10,7 +10,7 @@ import zlib
 
 import schemathesis
 
-# What a session is asked for: good values for fields whose schema allows others.
+# Fields of a new session: valid values where the schema also allows others.
 OPENING = {
     "user_id": "ada",
     "expires_in_millis": "3600000",
@@ -27,10 +27,10 @@ OPENING = {
     "labels": {"team": "blue"},
 }
 
-# What a session is changed to.
+# Fields of an update.
 CHANGE = {name: OPENING[name] for name in ("claims", "device_name", "labels")}
 
-# What is listed. Page tokens are good for the query that they came from alone: there is none to offer.
+# Filters of a list. Page tokens are valid only for their own query, so none is offered.
 LISTING = {
     "user_id": "ada",
     "state": "SESSION_STATE_ANY",
@@ -59,7 +59,7 @@ def map_body(context, body):
     match operation(context):
         case "CreateSession":
             good = known(OPENING, body)
-            # Each needs the other.
+            # Each requires the other.
             if "is_impersonation" in good or "impersonator_id" in good:
                 good |= {name: OPENING[name] for name in ("is_impersonation", "impersonator_id")}
             return good

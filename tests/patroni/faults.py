@@ -1,7 +1,7 @@
-"""Breaks a Patroni cluster under a running sessiond, and keeps a ledger of every acknowledged sign-out.
+"""Injects faults into a Patroni cluster under a running sessiond, and checks every acknowledged sign-out.
 
 Three Postgres servers under Patroni (`synchronous_mode: quorum`, `synchronous_mode_strict`), one etcd, two replicas of
-sessiond that know all three hosts. Everything listens on 127.0.0.1 and ends with this program.
+sessiond that know all three hosts. Everything listens on 127.0.0.1 and stops with this program.
 """
 
 import argparse
@@ -25,11 +25,12 @@ import psycopg
 import yaml
 
 NODES = ("one", "two", "three")
-# Patroni accepts no leader lease below 20 s; a lost leader is noticed when it runs out.
+# Patroni accepts no leader lease below 20 s; a lost leader is noticed when the lease expires.
 LEASE_SECONDS = 20
 # Longer than a lease, an election and a promotion on a slow machine.
 RECOVERY_SECONDS_MAX = 90
-# How long a replica may answer from what it knew before it lost the primary: `--staleness-max`, and room for a slow machine.
+# How long a replica may answer from stale data after it lost the primary: `--staleness-max`, with leeway for a slow
+# machine.
 STALENESS_SECONDS_MAX = 5 + 3
 
 
@@ -43,12 +44,12 @@ def postgres_bin():
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     initdb = str(found[-1]) if found else shutil.which("initdb")
     if not initdb:
-        sys.exit("faults.py: the Postgres server's programs are not installed")
+        sys.exit("faults.py: the Postgres server programs are not installed")
     return str(Path(initdb).parent)
 
 
 def unprivileged():
-    """Postgres refuses to run as root."""
+    """The user to run Postgres as, because it does not run as root."""
     if os.getuid() != 0:
         return {}
     user = pwd.getpwnam("postgres")
@@ -56,7 +57,7 @@ def unprivileged():
 
 
 class Process:
-    """A child in a process group of its own, so that a fault can hit it alone or with all that it started."""
+    """A child in its own process group, so that a fault can hit it alone or with its children."""
 
     def __init__(self, command, log, env=None, **options):
         self.child = subprocess.Popen(
@@ -132,7 +133,7 @@ class Node:
         self.patroni = Process(command, self.log, cwd=self.dir, **unprivileged())
 
     def status(self):
-        """What Patroni says of this node; empty when it says nothing."""
+        """Patroni's status of this node; empty if there is none."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=2)
             connection.request("GET", "/patroni")
@@ -151,7 +152,7 @@ class Node:
             return None
 
     def signal_postgres(self, number, backends=False):
-        """Signals the postmaster, and its children too where asked."""
+        """Signals the postmaster, and on request its children."""
         postmaster = self.postmaster()
         if postmaster is None:
             return
@@ -166,7 +167,7 @@ class Node:
                 pass
 
     def kill_all(self):
-        """As a machine that loses power: Patroni and Postgres at once."""
+        """Kills Patroni and Postgres at once, as a power failure does."""
         if self.patroni:
             self.patroni.signal(signal.SIGKILL)
         self.signal_postgres(signal.SIGKILL, backends=True)
@@ -186,7 +187,7 @@ class Replica:
         self.process = Process([sessiond, "serve", *addresses, "--address-rate", "0"], log, env)
 
     def call(self, method, path, token, body=None, header="authorization", timeout=5):
-        """The status and the JSON of an answer; status 0 when there was none."""
+        """Returns the status and the JSON of the response; status 0 without one."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         value = f"Bearer {token}" if header == "authorization" else token
         headers = {header: value, "content-type": "application/json"}
@@ -232,7 +233,7 @@ class Run:
         self.etcd.kill_group()
 
     def primary(self, other_than=None):
-        """The primary, once there is one with a standby that it waits for."""
+        """Waits for a primary with a synchronous standby, and returns it."""
         deadline = time.monotonic() + RECOVERY_SECONDS_MAX
         while time.monotonic() < deadline:
             for node in self.nodes:
@@ -253,7 +254,7 @@ class Run:
             if streaming == len(NODES) - 1 and any(node.is_primary() for node in self.nodes):
                 return
             time.sleep(0.5)
-        raise SystemExit("faults.py: the cluster does not settle; its log: " + self.log.name)
+        raise SystemExit("faults.py: the cluster does not become healthy; its log: " + self.log.name)
 
     def start(self):
         for node in self.nodes:
@@ -275,7 +276,7 @@ class Run:
         key = [self.sessiond, "server-key", "create", "--project", "demo"]
         key = subprocess.run(key, env={**os.environ, **env(0)}, capture_output=True, text=True, check=True).stdout
         self.key = next(word for word in key.split() if word.startswith("sdsk_"))
-        # Each begins with another host.
+        # Each starts with another host.
         self.replicas = [Replica(self.sessiond, env(at), self.log) for at in range(2)]
         self.writes_back()
 
@@ -291,7 +292,7 @@ class Run:
         return status
 
     def writes_back(self):
-        """Waits until each replica takes writes: the seconds that it took."""
+        """Waits until each replica accepts writes. Returns the seconds."""
         began = time.monotonic()
         for replica in self.replicas:
             while True:
@@ -299,12 +300,12 @@ class Run:
                 if session and self.sign_out(replica, session) == 200:
                     break
                 if time.monotonic() - began > RECOVERY_SECONDS_MAX:
-                    raise SystemExit("faults.py: sessiond does not come back; its log: " + self.log.name)
+                    raise SystemExit("faults.py: sessiond does not recover; its log: " + self.log.name)
                 time.sleep(0.2)
         return time.monotonic() - began
 
     def load(self, stop):
-        """Signs in and out until told to stop; tries a sign-out again until it is acknowledged, as a client would."""
+        """Signs in and out until told to stop; retries a sign-out until it is acknowledged, as a client would."""
 
         def work(at):
             replica, statuses = self.replicas[at % len(self.replicas)], []
@@ -328,7 +329,7 @@ class Run:
             print(f"  FAILED: {what}")
 
     def hold_ledger(self, fault):
-        """Every acknowledged sign-out against the database and against the API."""
+        """Checks every acknowledged sign-out against the database and the API."""
         primary = self.primary()
         ids = [session["id"] for session in self.acknowledged]
         alive = primary.query("SELECT id::text FROM sessions WHERE id = ANY(%s::uuid[]) AND revoked_at IS NULL", ids)
@@ -342,7 +343,7 @@ class Run:
                 self.expect(replica.verify(session) != 200, f"{fault}: an access token verifies after the sign-out")
 
     def under_load(self, fault, strike, mend=lambda: None):
-        """Strikes while eight clients sign in and out, waits until writes are back, and holds the ledger."""
+        """Injects a fault while eight clients sign in and out, waits until writes succeed again, and checks every sign-out."""
         before, stop = len(self.acknowledged), threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             load = pool.submit(self.load, stop)
@@ -357,12 +358,12 @@ class Run:
         self.hold_ledger(fault)
         refused = sum(status == 503 for status in statuses)
         other = sorted({status for status in statuses} - {200, 503})
-        # 0: the server answered nothing within the client's five seconds.
+        # 0: no answer within the client's five seconds.
         self.expect(not set(other) - {0}, f"{fault}: sign-outs were answered with {other}")
-        print(f"{fault}: {len(self.acknowledged) - before} acknowledged, {refused} told to try again, writes back after {back:.1f} s")
+        print(f"{fault}: {len(self.acknowledged) - before} acknowledged, {refused} refused for now, writes back after {back:.1f} s")
 
     def deposed(self):
-        """Patroni dies on the primary and its Postgres lives on: no replica may go on answering from it."""
+        """Patroni dies on the primary and its Postgres stays up: no replica may keep answering from it."""
         fault, old = "Patroni killed, Postgres alive", self.primary()
         sessions = [self.sign_in(self.replicas[0]) for _ in range(5)]
         old.patroni.kill()
@@ -378,7 +379,7 @@ class Run:
                 break
             time.sleep(0.1)
         late = time.monotonic() - signed_out
-        self.expect(late < STALENESS_SECONDS_MAX, f"{fault}: a replica let signed-out tokens in for {late:.1f} s")
+        self.expect(late < STALENESS_SECONDS_MAX, f"{fault}: a replica accepted signed-out tokens for {late:.1f} s")
         old.signal_postgres(signal.SIGKILL, backends=True)
         self.settle()
         self.hold_ledger(fault)
@@ -386,7 +387,7 @@ class Run:
               f"signed-out tokens refused everywhere after {late:.2f} s")
 
     def cancelled_wait(self):
-        """The standbys stop answering, the waiting backends are cancelled, clients try again; then the primary is lost."""
+        """The standbys stop answering, the waiting backends are cancelled, clients retry; then the primary is lost."""
         fault, old = "wait for the standbys cancelled", self.primary()
         sessions = [self.sign_in(self.replicas[0]) for _ in range(10)]
         standbys = [node for node in self.nodes if node is not old]
@@ -422,7 +423,7 @@ def main():
             primary = run.primary()
             run.under_load("Postgres killed on the primary", lambda: primary.signal_postgres(signal.SIGKILL, backends=True))
             primary = run.primary()
-            run.under_load("primary lost whole", primary.kill_all)
+            run.under_load("primary lost completely", primary.kill_all)
             primary = run.primary()
 
             def switch_over():

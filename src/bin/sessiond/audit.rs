@@ -34,13 +34,13 @@ pub(crate) struct Args {
     /// The project.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// Only what was done about this user.
+    /// Only entries about this user.
     #[arg(long, value_parser = user_id, value_name = "ID")]
     user: Option<UserId>,
-    /// The most lines; the newest come first. 1 to 10000.
+    /// The most entries, newest first. 1 to 10000.
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=10_000), value_name = "COUNT")]
     limit: u16,
-    /// One JSON object a line, for machines.
+    /// One JSON object per line.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let asked = RecordQuery { project: args.project, user: args.user, rows_max: args.limit.into() };
     let mut lines: Vec<Line> = store.revocations(asked.clone()).await?.into_iter().map(Line::from).collect();
     lines.extend(store.events(asked).await?.into_iter().map(Line::from));
-    // Each part is the newest of its own: together, the newest of all.
+    // Each part holds its newest entries, so the newest of both together are complete.
     lines.sort_unstable_by_key(|line| Reverse(line.id));
     lines.truncate(args.limit.into());
     if args.json {
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     Ok(print::text_as_is(table(&lines))?)
 }
 
-/// A line of either part of the audit.
+/// An entry of either part of the audit log.
 struct Line {
     id: Uuid,
     at: Timestamp,
@@ -127,7 +127,7 @@ fn object(line: &Line) -> Value {
     })
 }
 
-/// The lines in columns, as wide as they need to be.
+/// The entries in aligned columns.
 fn table(lines: &[Line]) -> String {
     const HEAD: [&str; 6] = ["AT", "WHO", "WHAT", "WHOSE", "WHY", "FROM"];
     let rows: Vec<[String; 6]> = std::iter::once(HEAD.map(str::to_owned)).chain(lines.iter().map(row)).collect();
@@ -173,7 +173,7 @@ fn actor(by: EndedBy) -> (&'static str, Option<String>) {
     }
 }
 
-/// As RFC 3339 has it, to the millisecond.
+/// RFC 3339, to the millisecond.
 fn time(at: Timestamp) -> String {
     let since = Duration::from_micros(at.as_micros().try_into().unwrap_or(0));
     humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()

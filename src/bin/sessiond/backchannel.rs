@@ -21,32 +21,32 @@ use crate::setup;
 /// Commands on back-channels.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Have an endpoint told of every session of a project that ends from now on, and print its id.
+    /// Add an endpoint that is notified of every revocation in a project from now on, and print its id.
     Add(Add),
     /// List a project's endpoints.
     List(List),
-    /// Tell an endpoint nothing more, not even what it is still to be told. Once more is as good as once.
+    /// Remove an endpoint, and drop its pending deliveries. Idempotent.
     Remove(Remove),
-    /// List what endpoints are still to be told, and what was given up: the newest first.
+    /// List pending and dead deliveries, newest first.
     Deliveries(Deliveries),
-    /// Try a delivery again that was given up, for another day.
+    /// Retry a dead delivery, for another 24 hours.
     Retry(Retry),
 }
 
 /// Flags of `sessiond backchannel add`.
 #[derive(clap::Args)]
 pub(crate) struct Add {
-    /// The project whose sessions it is told of.
+    /// The project whose revocations it receives.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// How it is told: `logout` posts a logout token (OpenID Connect Back-Channel Logout 1.0), `caep` pushes a
+    /// The protocol: `logout` posts a logout token (OpenID Connect Back-Channel Logout 1.0), `caep` pushes a
     /// session-revoked event (OpenID CAEP 1.0, RFC 8935).
     #[arg(long, value_parser = kind, value_name = "KIND")]
     kind: Kind,
-    /// Where: an https URL, without a user name and a fragment.
+    /// The https URL, without a user name and a fragment.
     #[arg(long, value_name = "URL")]
     url: String,
-    /// The `aud` of what it is sent: the relying party's client id, or the receiver's id. 1 to 255 bytes.
+    /// The `aud` of its tokens: the relying party's client id, or the receiver's id. 1 to 255 bytes.
     #[arg(long, value_name = "ID")]
     audience: String,
     #[command(flatten)]
@@ -83,10 +83,10 @@ pub(crate) struct Remove {
 /// Flags of `sessiond backchannel deliveries`.
 #[derive(clap::Args)]
 pub(crate) struct Deliveries {
-    /// The project whose sessions they tell of.
+    /// The project of the deliveries.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// The most lines. 1 to 10000.
+    /// The most deliveries. 1 to 10000.
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=10_000), value_name = "COUNT")]
     limit: u16,
     #[command(flatten)]
@@ -101,7 +101,7 @@ pub(crate) struct Retry {
     /// The delivery, as `deliveries` shows it.
     #[arg(value_name = "DELIVERY")]
     delivery: Uuid,
-    /// The project whose session it tells of.
+    /// The project of the delivery.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
     #[command(flatten)]
@@ -127,16 +127,15 @@ async fn add(args: Add) -> Outcome {
     let app = setup::operator(database, setup::no_sealer()).await?;
     let new = NewEndpoint { project, kind, url, audience };
     let id = app.endpoint_add(new, &permitted.backchannel_allow_private).await?;
-    // The id alone on standard output, for a script.
-    print::aside("it is told of every session that ends from now on; its id:");
-    let added =
-        |print::Unwritten(source)| format!("endpoint {id} was added; standard output could not say so: {source}");
+    // Only the id on standard output, for scripts.
+    print::aside("the endpoint receives every revocation from now on; its id:");
+    let added = |print::Unwritten(source)| format!("endpoint {id} was added, but standard output failed: {source}");
     Ok(print::line(id).map_err(added)?)
 }
 
 async fn list(args: List) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    let nothing = format!("project {} has no endpoint; `sessiond backchannel add` makes one", args.project);
+    let nothing = format!("project {} has no endpoint; `sessiond backchannel add` adds one", args.project);
     let row = |endpoint: Endpoint| {
         vec![
             ("id", endpoint.id.to_string().into()),
@@ -153,14 +152,14 @@ async fn list(args: List) -> Outcome {
 async fn remove(args: Remove) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.endpoint_remove(args.project, args.endpoint).await? {
-        false => format!("removed endpoint {}; it is told nothing from now on", args.endpoint),
-        true => format!("endpoint {} was removed before", args.endpoint),
+        false => format!("removed endpoint {}; its pending deliveries are dropped", args.endpoint),
+        true => format!("endpoint {} was already removed", args.endpoint),
     })?)
 }
 
 async fn deliveries(args: Deliveries) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    let nothing = format!("everybody was told of all ends of sessions of project {}", args.project);
+    let nothing = format!("project {} has no pending and no dead deliveries", args.project);
     let row = |delivery: OpenDelivery| {
         vec![
             ("id", delivery.id.to_string().into()),
@@ -181,5 +180,5 @@ async fn deliveries(args: Deliveries) -> Outcome {
 async fn retry(args: Retry) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     app.delivery_retry(args.project, args.delivery).await?;
-    Ok(print::done(format!("delivery {} is tried again", args.delivery))?)
+    Ok(print::done(format!("delivery {} will be retried", args.delivery))?)
 }

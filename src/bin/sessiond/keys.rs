@@ -1,4 +1,4 @@
-//! What `sessiond signing-key` and `sessiond refresh-key` do alike.
+//! What `sessiond signing-key` and `sessiond refresh-key` share.
 
 use serde_json::Value;
 use sessiond::app::Haste;
@@ -23,7 +23,7 @@ use crate::setup;
 /// Flags of `list`.
 #[derive(clap::Args)]
 pub(crate) struct List {
-    /// The project whose keys they are.
+    /// The project of the keys.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(crate) struct Revoke {
     /// The key, as `list` shows it.
     #[arg(value_parser = key_id, value_name = "KEY")]
     key: KeyId,
-    /// The project whose key it is.
+    /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(crate) async fn rotate(
 
 pub(crate) async fn list(purpose: Purpose, args: List) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    let nothing = format!("project {} has no {purpose}; `rotate` makes one", args.project);
+    let nothing = format!("project {} has no {purpose}; `rotate` creates one", args.project);
     let keys = app.list_keys(purpose, args.project).await?;
     let now = app.clock().now();
     Ok(print::list(keys.iter().map(|key| row(key, now)).collect(), args.format, &nothing)?)
@@ -93,13 +93,13 @@ pub(crate) async fn revoke(purpose: Purpose, args: Revoke) -> Result<KeyRevoked,
     let Revoke { key, project, sealing, database } = args;
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
     let revoked = app.revoke_key(purpose, project, key).await?;
-    let known = format!("every server knows within {} s", RELOAD_INTERVAL.as_secs());
+    let known = format!("every server applies it within {} s", RELOAD_INTERVAL.as_secs());
     print::done(match revoked {
-        KeyRevoked::Before => format!("{purpose} {key} was revoked before"),
+        KeyRevoked::Before => format!("{purpose} {key} was already revoked"),
         KeyRevoked::Alone => format!("revoked {purpose} {key}; {known}"),
         KeyRevoked::CalledOff(last) => format!(
-            "revoked {purpose} {key}, which was to take over; {known}\n\
-             {purpose} {last} goes on; the rotation is called off, and `rotate` begins another"
+            "revoked {purpose} {key}, which was waiting to take over; {known}\n\
+             {purpose} {last} stays in use; the rotation is cancelled, and `rotate` starts another"
         ),
         KeyRevoked::Replaced(heir) => {
             format!("revoked {purpose} {key}; {known}\n{purpose} {heir} takes over at once")

@@ -1,16 +1,16 @@
-//! Whether the addresses to listen on can be had: looked at before anything is started that would have to stop again.
+//! Checks the listen addresses before anything is started that would have to be stopped again.
 
 use std::io;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 
-/// Takes each address and lets it go again. Another program may take one in between; then the server says so.
+/// Binds each address and releases it again. If another program takes one in between, the server reports it.
 ///
 /// # Errors
 ///
-/// The first that cannot be had: by its flag, the cause, and what to do.
+/// The first address that cannot be bound: by its flag, the cause, and what to do.
 pub(crate) fn check(wanted: &[(&str, SocketAddr)]) -> Result<(), String> {
-    // Held until all are: two flags may name one address.
+    // Held until all are bound: two flags may name one address.
     let mut held = vec![];
     for (flag, address) in wanted {
         held.push(TcpListener::bind(address).map_err(|error| refused(flag, *address, &error))?);
@@ -21,11 +21,14 @@ pub(crate) fn check(wanted: &[(&str, SocketAddr)]) -> Result<(), String> {
 fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
     let why = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "the port is taken. Stop what has it, or name another one; port 0 takes a free one".to_owned()
+            "the port is in use. Stop the program that uses it, or choose another port; port 0 picks a free one"
+                .to_owned()
         }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address; 0.0.0.0 means all that it has".to_owned(),
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; 0.0.0.0 means all of its addresses".to_owned()
+        }
         io::ErrorKind::PermissionDenied => {
-            "permission denied. Ports below 1024 take root or CAP_NET_BIND_SERVICE; name a higher one".to_owned()
+            "permission denied. Ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one".to_owned()
         }
         _ => error.to_string(),
     };
@@ -37,13 +40,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_refused_by_its_flag() {
+    fn a_port_in_use_is_reported_by_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
         let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let said = check(&[("--listen", free), ("--metrics-listen", address)]).expect_err("taken");
         assert!(
-            said.starts_with(&format!("cannot listen on {address} (--metrics-listen): the port is taken")),
+            said.starts_with(&format!("cannot listen on {address} (--metrics-listen): the port is in use")),
             "{said}"
         );
         drop(taken);

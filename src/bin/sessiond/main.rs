@@ -35,7 +35,7 @@ use sessiond::config::Log;
 use sessiond::config::LogFormat;
 use sessiond::telemetry;
 
-/// The session half of auth: opens, refreshes and ends sessions over gRPC, grpc-web and REST, on Postgres.
+/// A session service: creates, refreshes and revokes sessions over gRPC, grpc-web and REST, on Postgres.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {
@@ -47,57 +47,57 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run everything at once with nothing set up: a Postgres of its own, a demo project, and a page to look at.
+    /// Run everything with no setup: a server with its own Postgres, a demo project and a demo page.
     Dev(Box<dev::Args>),
-    /// Open another demo session at a `sessiond dev` that runs, and write its tokens to dev.env.
+    /// Create another demo session at a running `sessiond dev`, and write its tokens to dev.env.
     DemoSession(dev::session::Args),
     /// Run the server.
     Serve(Box<serve::Args>),
-    /// Bring the database's tables up to date.
+    /// Bring the database schema up to date.
     Migrate(migrate::Args),
-    /// Print the REST API as an OpenAPI 3.1 document: what a server answers at /openapi.json.
+    /// Print the OpenAPI 3.1 document of the REST API, as served at /openapi.json.
     Openapi(openapi::Args),
-    /// Manage projects: the tenants.
+    /// Manage projects (tenants).
     #[command(subcommand)]
     Project(project::Command),
-    /// Manage server keys: how an internal service shows who it is.
+    /// Manage server keys, which authenticate internal services.
     #[command(subcommand)]
     ServerKey(server_key::Command),
-    /// Manage signing keys: what access tokens are signed with.
+    /// Manage signing keys, which sign access tokens.
     #[command(subcommand)]
     SigningKey(signing_key::Command),
-    /// Manage refresh keys: what refresh tokens are made with.
+    /// Manage refresh keys, which authenticate refresh tokens.
     #[command(subcommand)]
     RefreshKey(refresh_key::Command),
-    /// Manage back-channels: other services that are told when a session ends.
+    /// Manage back-channels, which notify other services when a session is revoked.
     #[command(subcommand)]
     Backchannel(backchannel::Command),
-    /// Seal every private key in the database anew: under --sealing-key, where only --previous-sealing-key opens it.
+    /// Reseal every private key in the database that only --previous-sealing-key opens, under --sealing-key.
     ///
     /// To change the sealing key, give every server the new one as SESSIOND_SEALING_KEY and the old one as
-    /// SESSIOND_PREVIOUS_SEALING_KEY; then run this with both; then take the old one away. It may be interrupted, and
-    /// run again, at any time.
+    /// SESSIOND_PREVIOUS_SEALING_KEY. Then run this with both. Then remove the old one. It may be interrupted, and run
+    /// again, at any time.
     Reseal(reseal::Args),
-    /// Remove what is over, now: ended sessions, old request ids, the end of the audit. Servers do so by themselves.
+    /// Delete ended sessions, old request ids and old audit entries now. Servers do this in the background.
     Sweep(sweep::Args),
-    /// Run this after the database was restored from a backup: it ends every session, for the backup may not know of
-    /// those that had ended since. Whoever was signed in signs in again.
+    /// Run this after the database was restored from a backup. It revokes every session, because the backup may lack
+    /// revocations made after it. All users must sign in again.
     Restored(restored::Args),
-    /// Read the audit: who ended which sessions, when, why, and from where.
+    /// Print the audit log: who ended which sessions, when, why, and from where.
     Audit(audit::Args),
 }
 
-/// The exit code of a command whose reader closed the pipe early: 128 and the number of SIGPIPE.
+/// The exit code after the reader closed the pipe early: 128 + SIGPIPE.
 const CLOSED_PIPE: u8 = 141;
 
-/// The exit code of a command that was told to stop before it was done: 128 and SIGTERM.
+/// The exit code of a command that was stopped before it finished: 128 + SIGTERM.
 const STOPPED: u8 = 143;
 
-/// What a command comes to. Errors are read by people: each level says its own part.
+/// The result of a command. Errors are shown to people: each level describes only its own part.
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    // Before anything else is parsed: the watchdog is started by us, and wants no runtime.
+    // Before anything else is parsed: this program starts the watchdog, which needs no runtime.
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|command| command == cluster::WATCHDOG_COMMAND) {
         return cluster::watchdog_main(args);
@@ -109,14 +109,14 @@ fn main() -> ExitCode {
             fatal(LogFormat::Json, error.to_string().trim_end());
             return error.exit_code().try_into().map_or(ExitCode::FAILURE, |code: u8| code.into());
         }
-        // Help and the version come this way too, and they are to be read.
+        // Help and the version come this way too, on standard output.
         Err(other) => match (other.print(), u8::try_from(other.exit_code())) {
             (Ok(()), Ok(code)) => return code.into(),
             (Err(_), _) | (_, Err(_)) => return ExitCode::FAILURE,
         },
     };
     let Err(error) = run(command, &log) else { return ExitCode::SUCCESS };
-    // What a shell reports of a program that SIGPIPE ends.
+    // What a shell reports for a program killed by SIGPIPE.
     if error.downcast_ref().is_some_and(print::Unwritten::is_closed) {
         return CLOSED_PIPE.into();
     }
@@ -124,7 +124,7 @@ fn main() -> ExitCode {
     if error.is::<setup::Stopped>() { STOPPED.into() } else { ExitCode::FAILURE }
 }
 
-/// Says why the process ends, in the log's format: collectors read JSON or nothing.
+/// Prints why the process exits, in the log's format: log collectors expect only JSON.
 fn fatal(format: LogFormat, message: &str) {
     match format {
         LogFormat::Text => print::aside(format_args!("sessiond: {message}")),
@@ -142,12 +142,12 @@ fn run(command: Command, log: &Log) -> Outcome {
         tokio::select! {
             biased;
             outcome = execute(command) => outcome,
-            // Servers see to it by themselves.
+            // Servers handle it themselves.
             () = stop, if !is_server => Err(setup::Stopped.into()),
         }
     });
     telemetry::flush();
-    // What is still under way is not waited for: the database takes it back.
+    // Unfinished work is not awaited: the database rolls it back.
     runtime.shutdown_background();
     match outcome {
         Err(error) if is_server && error.is::<setup::Stopped>() => Ok(()),

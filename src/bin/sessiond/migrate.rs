@@ -16,7 +16,7 @@ use crate::setup;
 pub(crate) struct Args {
     #[command(flatten)]
     database: Database,
-    /// How long to wait for others: for another `migrate`, and for those who use the tables. The log says for whom.
+    /// How long to wait for another `migrate`, and for clients that use the tables. The log names whom it waits for.
     #[arg(long, env = "SESSIOND_MIGRATE_WAIT", default_value = "5m", value_parser = duration::<0, 86_400_000>, value_name = "DURATION")]
     wait: Duration,
 }
@@ -24,7 +24,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
-    // On a task of its own: a migration blocks the one that it runs on, and a signal must be heard meanwhile.
+    // On its own task: a migration blocks its thread, and signals must still be handled.
     let applied = tokio::spawn(async move { store.migrate_within(args.wait).await }).await??;
     let lines: Vec<String> = applied.iter().map(|name| format!("applied {name}")).collect();
     Ok(print::done(if lines.is_empty() { "the database is up to date".to_owned() } else { lines.join("\n") })?)

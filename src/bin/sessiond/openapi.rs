@@ -1,4 +1,4 @@
-//! `sessiond openapi`: the API's description, without a server or a database.
+//! `sessiond openapi`: prints the OpenAPI document, without a server or a database.
 
 use sessiond::config;
 use sessiond::edge;
@@ -9,7 +9,7 @@ use crate::print;
 /// Flags of `sessiond openapi`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A path that the REST API is answered under; may be given more than once.
+    /// A path that the REST API is served under; may be repeated.
     #[arg(long = "base-path", env = "SESSIOND_BASE_PATHS", value_delimiter = ',', default_values = ["/", "/api/v1"], value_parser = config::base_path, value_name = "PATH")]
     base_paths: Vec<String>,
 }

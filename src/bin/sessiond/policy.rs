@@ -17,85 +17,89 @@ use sessiond::session::policy::SESSIONS_MAX;
 use sessiond::session::policy::SessionLimit;
 use sessiond::session::policy::duration_text;
 
-/// What a project may set. Absent flags leave a setting as it is; a new project starts with the defaults.
+/// A project's settings. Absent flags leave a setting unchanged; a new project starts with the defaults.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PolicyArgs {
-    /// Take the reauthentication limits of an assurance level of NIST SP 800-63B-4, as default and as bound: aal1 30d in
-    /// all; aal2 24h, and 1h unused; aal3 12h, and 15m unused. Other flags are applied on top.
+    /// Use the reauthentication limits of an assurance level of NIST SP 800-63B-4, as defaults and as maximums: aal1
+    /// 30d in all; aal2 24h, and 1h idle; aal3 12h, and 15m idle. Other flags apply on top.
     #[arg(long, value_parser = preset, value_name = "LEVEL")]
     preset: Option<Preset>,
 
-    /// How long an access token lasts at most: 1s to 1day. A new project has 10m.
+    /// How long an access token lasts at most: 1s to 1day. Default for a new project: 10m.
     #[arg(long, value_parser = duration::<1_000, 86_400_000>, value_name = "DURATION")]
     access_token_ttl: Option<Duration>,
 
-    /// How long after a refresh the old refresh token still gets the same new one: 0s to 1h. A new project has 10s.
+    /// How long after a refresh the old refresh token still returns the same successor: 0s to 1h. Default for a new
+    /// project: 10s.
     #[arg(long, value_parser = duration::<0, 3_600_000>, value_name = "DURATION")]
     refresh_grace: Option<Duration>,
 
-    /// How long a session lasts, unless its creator says otherwise: 1s to 367days. A new project has 365d.
+    /// How long a session lasts, unless `CreateSession` says otherwise: 1s to 367days. Default for a new project: 365d.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     session_ttl: Option<Duration>,
 
-    /// The longest that a creator may ask for: 1s to 367days. A new project has 367d.
+    /// The most that `CreateSession` may ask for: 1s to 367days. Default for a new project: 367d.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     session_ttl_max: Option<Duration>,
 
-    /// How long a session may stay unused, unless its creator says otherwise: 1s to 367days. A new project has 90d.
+    /// How long a session may be idle, unless `CreateSession` says otherwise: 1s to 367days. Default for a new project:
+    /// 90d.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     idle_ttl: Option<Duration>,
 
-    /// The longest that a creator may ask for: 1s to 367days. A new project has 367d.
+    /// The most that `CreateSession` may ask for: 1s to 367days. Default for a new project: 367d.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     idle_ttl_max: Option<Duration>,
 
-    /// Take a refresh token that comes back after the grace for stolen, even when its successor was never used. A new
-    /// project does not; `--strict-refresh=false` goes back to that.
+    /// Treat an old refresh token after the grace as stolen even if its successor was never used. Default for a new
+    /// project: no; `--strict-refresh=false` restores it.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     strict_refresh: Option<bool>,
 
-    /// What a refresh means that is repeated within the grace from another network (IPv4 /24, IPv6 /48) or user agent:
-    /// `allow`, as a new project has, answers it with the same new token; `end` takes it for theft. Either way it is in the
-    /// audit, the metrics and the log.
+    /// What to do if a refresh is repeated within the grace from another network (IPv4 /24, IPv6 /48) or user agent:
+    /// `allow`, the default for a new project, returns the same successor; `end` treats it as theft. Either way it is
+    /// in the audit log, the metrics and the log.
     #[arg(long, value_parser = repeat_elsewhere, value_name = "WHAT")]
     refresh_repeat_elsewhere: Option<RepeatElsewhere>,
 
-    /// Take refresh tokens only from clients that show a server key of the project as well: by OAuth 2.0, or by the Stack
-    /// Auth adapter as a service. A new project does not; `--refresh-requires-client=false` goes back to that.
+    /// Accept refresh tokens only from clients that also send a server key of the project: by OAuth 2.0, or as a
+    /// service through the Stack Auth adapter. Default for a new project: no; `--refresh-requires-client=false`
+    /// restores it.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     refresh_requires_client: Option<bool>,
 
-    /// How long ago a user may have authenticated (`auth_time`) who ends other sessions than the own one: 1s to 367days,
-    /// or `none` for any time, as a new project has. Signing out of the own session always works.
+    /// How recently (`auth_time`) a user must have authenticated to revoke sessions other than the current one: 1s to
+    /// 367days, or `none`, the default for a new project. Signing out of the current session always works.
     #[arg(long, value_parser = auth_age, value_name = "DURATION")]
     revoke_auth_age: Option<AuthAge>,
 
-    /// How a user must have authenticated who ends other sessions than the own one: values of `acr`, with commas between
-    /// them, at most 8, one of which will do; or `none` for any way, as a new project has.
+    /// How a user must have authenticated to revoke sessions other than the current one: accepted values of `acr`, at
+    /// most 8, separated by commas; or `none`, the default for a new project.
     #[arg(long, value_parser = acr_values, value_name = "VALUES")]
     revoke_acr: Option<AcrValues>,
 
-    /// How long an impersonation lasts, unless its creator says otherwise: 1s to 367days. A new project has 1h.
+    /// How long an impersonation lasts, unless `CreateSession` says otherwise: 1s to 367days. Default for a new
+    /// project: 1h.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     impersonation_ttl: Option<Duration>,
 
-    /// The longest that an impersonation lasts, whatever its creator asks for: 1s to 367days. A new project has 24h. No
-    /// refresh makes it longer.
+    /// The longest that an impersonation lasts, whatever `CreateSession` asks for: 1s to 367days. Default for a new
+    /// project: 24h. A refresh does not extend it.
     #[arg(long, value_parser = duration::<1_000, 31_708_800_000>, value_name = "DURATION")]
     impersonation_ttl_max: Option<Duration>,
 
-    /// How many live sessions a user may have, impersonations apart: 1 to 1000, or `none` for any number, as a new
-    /// project has.
+    /// How many live sessions a user may have, not counting impersonations: 1 to 1000, or `none`, the default for a new
+    /// project.
     #[arg(long, value_parser = sessions_max, value_name = "COUNT")]
     sessions_max: Option<SessionsMax>,
 
-    /// What happens when a user with as many signs in once more: `reject`, `evict-oldest` (the one opened first ends), or
-    /// `evict-idle` (the one longest unused ends). A new limit rejects.
+    /// What to do when a user at the limit signs in again: `reject`, `evict-oldest` (revoke the oldest session), or
+    /// `evict-idle` (revoke the one that was unused for longest). Default: `reject`.
     #[arg(long, value_parser = overflow, value_name = "WHAT")]
     sessions_overflow: Option<Overflow>,
 
-    /// Claims for every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of the
-    /// same name wins. A new project has none.
+    /// Claims in every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of
+    /// the same name takes precedence. Default for a new project: none.
     #[arg(long, value_parser = claims, value_name = "JSON")]
     default_claims: Option<Claims>,
 }
@@ -104,11 +108,11 @@ pub(crate) struct PolicyArgs {
 #[derive(Clone, Copy, Debug)]
 struct SessionsMax(Option<u32>);
 
-/// A bound on the age of an authentication, or none.
+/// The maximum age of an authentication, or none.
 #[derive(Clone, Copy, Debug)]
 struct AuthAge(Option<Duration>);
 
-/// Values of `acr`; none for any.
+/// Accepted values of `acr`; empty accepts any.
 #[derive(Clone, Debug)]
 struct AcrValues(Arc<[String]>);
 
@@ -149,7 +153,7 @@ fn acr_values(text: &str) -> Result<AcrValues, &'static str> {
     let values: Vec<String> = text.split(',').map(|value| value.trim().to_owned()).collect();
     match values.iter().all(|value| !value.is_empty()) {
         true => Ok(AcrValues(values.into())),
-        false => Err("must be values with commas between them, or `none`"),
+        false => Err("must be values separated by commas, or `none`"),
     }
 }
 
@@ -170,7 +174,7 @@ fn claims(text: &str) -> Result<Claims, &'static str> {
 }
 
 impl PolicyArgs {
-    /// Sets what was given, and nothing else.
+    /// Changes only the given settings.
     pub(crate) fn apply(&self, policy: &mut Policy) {
         let Self { preset, access_token_ttl, refresh_grace, session_ttl, session_ttl_max, idle_ttl, .. } = self;
         let Self { idle_ttl_max, strict_refresh, sessions_max, sessions_overflow, default_claims, .. } = self;
@@ -220,7 +224,7 @@ impl PolicyArgs {
     }
 }
 
-/// Every setting under its flag's name, with an underscore, and in its flag's words.
+/// Every setting by its flag's name with underscores, in its flag's format.
 pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
     let overflow = |limit: SessionLimit| {
         OVERFLOWS.iter().find(|(_, overflow)| *overflow == limit.overflow).map_or("reject", |(name, _)| *name)

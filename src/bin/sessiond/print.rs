@@ -1,5 +1,5 @@
-//! What a command prints, and what becomes of it when nobody can read that: never a panic, and always a failure. Lists are
-//! aligned columns for people, one JSON object a line for machines.
+//! Output of commands. A failed write is an error, never a panic. Lists are aligned columns for people, or one JSON
+//! object per line for machines.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -14,50 +14,51 @@ use serde_json::Map;
 use serde_json::Value;
 use sessiond::clock::Timestamp;
 
-/// Standard output takes no more.
+/// Standard output is closed or full.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub(crate) struct Unwritten(#[from] pub(crate) io::Error);
 
 impl Unwritten {
-    /// Whether the reader closed it, as `head` does once it has seen enough. Nothing needs to be said then.
+    /// Whether the reader closed it, as `head` does once it has seen enough. Then no error is printed.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }
 }
 
-/// Something was done, and standard output could not say so.
+/// The command succeeded, but standard output failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{done}; standard output could not say so")]
+#[error("{done}, but standard output failed")]
 pub(crate) struct Unsaid {
     done: String,
     source: io::Error,
 }
 
-/// Prints a line. The only way to standard output: `println!` panics when it is closed or full, so clippy refuses it here.
+/// Prints a line. The only way to standard output: `println!` panics when it is closed or full, so clippy forbids it
+/// here.
 pub(crate) fn line(text: impl Display) -> Result<(), Unwritten> {
     text_as_is(format!("{text}\n"))
 }
 
-/// Prints a text that has its own line ends.
+/// Prints text that has its own newlines.
 pub(crate) fn text_as_is(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
     let mut out = io::stdout().lock();
     Ok(out.write_all(text.as_ref()).and_then(|()| out.flush())?)
 }
 
-/// Says what was done. It stays done when this fails, so the error says it too.
+/// Prints what was done. If printing fails, the error repeats it, because it stays done.
 pub(crate) fn done(text: impl Into<String>) -> Result<(), Unsaid> {
     let done = text.into();
     line(&done).map_err(|Unwritten(source)| Unsaid { done, source })
 }
 
-/// Says something on standard error, if anybody reads that.
+/// Prints to standard error; failures are ignored.
 pub(crate) fn aside(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Refuses to make a secret that nobody could see: with standard output closed (`>&-`; the standard library puts `/dev/null`
-/// in its place) or discarded.
+/// Fails if nobody could see a secret: standard output is closed (`>&-`; the standard library puts `/dev/null` in its
+/// place) or discarded.
 pub(crate) fn somebody_reads() -> Result<(), Box<dyn Error>> {
     let out = io::stdout().as_fd().try_clone_to_owned().map(fs::File::from).and_then(|out| out.metadata())?;
     let null = fs::metadata("/dev/null");
@@ -67,10 +68,10 @@ pub(crate) fn somebody_reads() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How a list is printed.
+/// The format of a list.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Format {
-    /// Print one JSON object a line, with times as in RFC 3339, instead of aligned text.
+    /// Print one JSON object per line, with RFC 3339 times, instead of aligned text.
     #[arg(long)]
     json: bool,
 }
@@ -80,10 +81,10 @@ impl Format {
     pub(crate) const TEXT: Self = Self { json: false };
 }
 
-/// One thing: its properties by name, in the order in which they are printed.
+/// One item: its properties by name, in the order of printing.
 pub(crate) type Row = Vec<(&'static str, Value)>;
 
-/// Prints a list, a row for each thing. Nothing there is no line in JSON, and a sentence in text.
+/// Prints a list, a row per item. An empty list prints no line in JSON, and `nothing` in text.
 pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> Result<(), Unwritten> {
     if format.json {
         return rows.into_iter().try_for_each(object);
@@ -95,7 +96,7 @@ pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> Result<(), 
     aligned(&lines)
 }
 
-/// Prints one thing, a line for each property.
+/// Prints one item, a line per property.
 pub(crate) fn one(row: Row, format: Format) -> Result<(), Unwritten> {
     if format.json {
         return object(row);
@@ -104,7 +105,7 @@ pub(crate) fn one(row: Row, format: Format) -> Result<(), Unwritten> {
     aligned(&lines)
 }
 
-/// A moment, or nothing.
+/// A time, or null.
 pub(crate) fn time(time: Option<Timestamp>) -> Value {
     time.map_or(Value::Null, |time| time.to_string().into())
 }
@@ -114,7 +115,7 @@ fn object(row: Row) -> Result<(), Unwritten> {
     line(Value::Object(object))
 }
 
-/// A cell is never empty: a script that takes lines apart at blanks finds the same number everywhere.
+/// A cell is never empty, so that scripts that split lines at spaces find the same number of columns.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),

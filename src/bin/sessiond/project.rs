@@ -16,20 +16,20 @@ use crate::setup;
 /// Commands on projects.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Create a project, with its first signing key and refresh-token key.
+    /// Create a project with its first signing key and refresh key.
     Create(Box<Create>),
     /// List the projects.
     List(List),
-    /// Show a project's settings, each as its flag takes it.
+    /// Show a project's settings, each in the format of its flag.
     Show(Show),
-    /// Change those of a project's settings that are given. Running servers take them up within five seconds.
+    /// Change the given settings of a project. Running servers apply them within five seconds.
     Update(Box<Update>),
 }
 
 /// Flags of `sessiond project create`.
 #[derive(clap::Args)]
 pub(crate) struct Create {
-    /// Its name: 1 to 64 characters of `A-Z a-z 0-9 - _`. It is the `aud` of its tokens, and cannot be changed.
+    /// The project's id: 1 to 64 characters of `A-Z a-z 0-9 - _`. It is the `aud` of its tokens, and cannot be changed.
     #[arg(value_parser = project_id)]
     id: ProjectId,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(crate) struct List {
 /// Flags of `sessiond project show`.
 #[derive(clap::Args)]
 pub(crate) struct Show {
-    /// Its name.
+    /// The project's id.
     #[arg(value_parser = project_id)]
     id: ProjectId,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(crate) struct Show {
 /// Flags of `sessiond project update`.
 #[derive(clap::Args)]
 pub(crate) struct Update {
-    /// Its name.
+    /// The project's id.
     #[arg(value_parser = project_id)]
     id: ProjectId,
     #[command(flatten)]
@@ -98,7 +98,7 @@ async fn list(args: List) -> Outcome {
     let row = |(id, created_at): (ProjectId, _)| {
         vec![("id", id.as_str().into()), ("created_at", print::time(Some(created_at)))]
     };
-    let nothing = "there are no projects; `sessiond project create` makes one";
+    let nothing = "there are no projects; `sessiond project create` creates one";
     Ok(print::list(projects.into_iter().map(row).collect(), args.format, nothing)?)
 }
 
@@ -109,7 +109,7 @@ async fn show(args: Show) -> Outcome {
 
 async fn update(args: Update) -> Outcome {
     let Some(policy) = args.policy else {
-        return Err("there is nothing to change: give a setting; `sessiond project update --help` shows them".into());
+        return Err("nothing to change: give at least one setting; `sessiond project update --help` lists them".into());
     };
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = app.project_update(args.id, move |present| policy.apply(present)).await?;

@@ -11,27 +11,27 @@ use crate::Outcome;
 use crate::keys;
 use crate::project::project_id;
 
-/// Commands on refresh keys: the keys that authenticate refresh tokens.
+/// Commands on refresh keys, which authenticate refresh tokens.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Put a new key in place of the one that makes refresh tokens. It takes over in a minute and a quarter, when every
-    /// server knows it; refresh tokens under the old one go on working, and each refresh brings one under the new.
+    /// Replace the key that makes refresh tokens. The new one takes over after 75 seconds, when every server knows it.
+    /// Refresh tokens under the old one keep working, and each refresh returns one under the new key.
     Rotate(Box<Rotate>),
     /// List a project's keys: `waiting` to take over, `signing` (the one that makes tokens), `retired`, or `revoked`.
     List(keys::List),
-    /// Take a compromised key away: no refresh token under it is accepted any more, so whoever holds one has to sign in
-    /// again. If it was the one that makes tokens, a new one takes over at once. Once more is as good as once.
+    /// Revoke a compromised key: refresh tokens under it are no longer accepted, so their users must sign in again. If
+    /// it makes tokens at present, a new key takes over at once. Idempotent.
     Revoke(Box<keys::Revoke>),
 }
 
 /// Flags of `sessiond refresh-key rotate`.
 #[derive(clap::Args)]
 pub(crate) struct Rotate {
-    /// The project whose key it is.
+    /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// Have the new key take over at once; with a rotation under way, the key that waits. A server that meets a key that
-    /// it does not know looks for it, so nobody notices.
+    /// Make the new key take over at once; during a rotation, the waiting key. A server loads a key that it does not
+    /// know, so clients notice nothing.
     #[arg(long)]
     now: bool,
     #[command(flatten)]

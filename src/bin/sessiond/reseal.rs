@@ -20,15 +20,14 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     let Resealed { resealed, present, unopened } = app.reseal().await?;
-    let said =
-        print::done(format!("sealed {resealed} keys anew; {present} were under the present sealing key already"));
+    let said = print::done(format!("resealed {resealed} keys; {present} were already under the present sealing key"));
     match unopened.as_slice() {
         [] => Ok(said?),
         lost => {
             lost.iter().for_each(|error| print::aside(format_args!("{error}, present or previous")));
             let what =
-                "give the sealing key that they were sealed with as SESSIOND_PREVIOUS_SEALING_KEY, or revoke them";
-            Err(format!("{} keys open with neither sealing key and were left as they are; {what}", lost.len()).into())
+                "pass the sealing key that they were sealed with as SESSIOND_PREVIOUS_SEALING_KEY, or revoke them";
+            Err(format!("{} keys open with neither sealing key and were left unchanged; {what}", lost.len()).into())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `sessiond serve`: production. Refuses to start on what would not work, and says what that is.
+//! `sessiond serve`: the server in production. Refuses to start with settings that cannot work, and says why.
 
 use axum::Router;
 use clap::builder::BoolishValueParser;
@@ -43,8 +43,8 @@ pub(crate) struct Args {
     retention: Retention,
     #[command(flatten)]
     backchannel: Backchannel,
-    /// Serve from a database that may lose what it has acknowledged (`fsync` or `synchronous_commit` off): a sign-out
-    /// could come undone.
+    /// Serve from a database that may lose acknowledged writes (`fsync` or `synchronous_commit` off). A sign-out could
+    /// then be undone by a crash.
     #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY", value_parser = BoolishValueParser::new())]
     allow_unsafe_durability: bool,
 }
@@ -67,10 +67,10 @@ pub(crate) async fn run(args: Args) -> Outcome {
         args.allow_unsafe_durability,
     )
     .await?;
-    // From here on each connection is checked: a failover must not lead to a host that promises less.
+    // From here on each connection is checked: a failover must not lead to a less durable host.
     let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
     setup::reach(&store).await?;
-    // Before anything names the issuer, because that may be the port.
+    // Before the issuer is used, because it may contain the port.
     let ports = Ports::take(&args.listen).await?;
     let issuer = config::issuer_at(&args.web.issuer, ports.local_addr()?);
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
@@ -100,9 +100,9 @@ async fn check(store: &Store, allow_unsafe_durability: bool) -> Outcome {
         Durability::AsynchronousCommit => "synchronous_commit",
     };
     if allow_unsafe_durability {
-        tracing::warn!(setting, "the database may lose what it has acknowledged");
+        tracing::warn!(setting, "the database may lose acknowledged writes");
         return Ok(());
     }
-    let why = "a sign-out that was acknowledged could come undone. Turn it on, or say --allow-unsafe-durability";
+    let why = "an acknowledged sign-out could be lost. Turn it on, or use --allow-unsafe-durability";
     Err(format!("the database has {setting} off: {why}").into())
 }

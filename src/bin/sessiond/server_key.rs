@@ -20,21 +20,21 @@ use crate::setup;
 /// Commands on server keys.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Make a server key and print it: this once, for only its digest is kept.
+    /// Create a server key and print it. It cannot be shown again: only its digest is stored.
     Create(Create),
-    /// List a project's server keys, the revoked ones too. Their secrets are not kept, and so not shown.
+    /// List a project's server keys, including revoked ones. Their secrets are not stored.
     List(List),
-    /// Take a server key away: every server refuses it from this moment on. Once more is as good as once.
+    /// Revoke a server key: every server refuses it at once. Idempotent.
     Revoke(Revoke),
 }
 
 /// Flags of `sessiond server-key create`.
 #[derive(clap::Args)]
 pub(crate) struct Create {
-    /// The project that the key acts for.
+    /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// What the key may do: `service` for sessions and tokens, `admin` for policy and keys as well.
+    /// What the key may do: `service` for sessions and tokens, `admin` also for policy and keys.
     #[arg(long, default_value = "service", value_parser = role, value_name = "ROLE")]
     role: Role,
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub(crate) struct Create {
 /// Flags of `sessiond server-key list`.
 #[derive(clap::Args)]
 pub(crate) struct List {
-    /// The project whose keys they are.
+    /// The project of the keys.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
     #[command(flatten)]
@@ -80,14 +80,16 @@ async fn create(args: Create) -> Outcome {
     // A server key is hashed, not sealed.
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let (id, key) = app.server_key_create(args.project, args.role).await?;
-    // The key alone on standard output, so that it can be piped into a vault.
-    print::aside(format_args!("created server key {id}; it is shown only now:"));
+    // Only the key on standard output, so that it can be piped into a vault.
+    print::aside(format_args!("created server key {id}; it is shown only once:"));
     let Err(unwritten) = print::line(key.expose_secret()) else { return Ok(()) };
-    // A key that nobody saw is of no use to anybody but a thief.
+    // A key that nobody saw is useful only to a thief.
     let undone = match app.server_key_revoke(id).await {
         Ok(_) => format!("server key {id} could not be shown, so it was revoked"),
         Err(error) => {
-            format!("server key {id} could not be shown, nor revoked ({error}); run `sessiond server-key revoke {id}`")
+            format!(
+                "server key {id} could not be shown, and could not be revoked ({error}); run `sessiond server-key revoke {id}`"
+            )
         }
     };
     Err(format!("{undone}: {}", telemetry::chain(&unwritten)).into())
@@ -96,7 +98,7 @@ async fn create(args: Create) -> Outcome {
 async fn list(args: List) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = args.project.clone();
-    let nothing = format!("project {project} has no server key; `sessiond server-key create` makes one");
+    let nothing = format!("project {project} has no server key; `sessiond server-key create` creates one");
     let keys = app.server_keys(args.project).await?;
     let row = |key: ServerKeyFacts| {
         vec![
@@ -114,6 +116,6 @@ async fn revoke(args: Revoke) -> Outcome {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.server_key_revoke(args.key).await? {
         Taken::Now => format!("revoked server key {}; every server refuses it from now on", args.key),
-        Taken::Before => format!("server key {} was revoked before", args.key),
+        Taken::Before => format!("server key {} was already revoked", args.key),
     })?)
 }

@@ -1,4 +1,4 @@
-//! What several commands set up alike.
+//! Setup that several commands share.
 
 use std::error::Error;
 use std::future::Future;
@@ -35,10 +35,10 @@ use tokio::time::sleep;
 
 use crate::Outcome;
 
-/// How long a command waits for a database that does not answer yet: one that is just being started, say.
+/// How long a command waits for a database that does not answer yet, for example because it is starting.
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
 
-/// The database, not connected yet.
+/// The store, not connected yet.
 pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Metrics) -> Result<Store, UrlError> {
     let options = Options {
         url,
@@ -52,7 +52,7 @@ pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Me
     Store::new(&options, metrics.clone())
 }
 
-/// Waits until the database answers. What somebody has to change is not waited for.
+/// Waits until the database answers. Returns at once on errors that only an operator can fix.
 pub(crate) async fn reach(store: &Store) -> Outcome {
     let started = Instant::now();
     let stop = stopped()?;
@@ -75,40 +75,38 @@ pub(crate) async fn reach(store: &Store) -> Outcome {
     }
 }
 
-/// The operator said so.
+/// The operator stopped the command.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped before it was done")]
+#[error("stopped before it finished")]
 pub(crate) struct Stopped;
 
-/// The clock, corrected by the database's: what is judged here must be what another replica would judge, whatever this
-/// machine's own clock shows.
+/// The clock, corrected by the database's: all replicas must decide alike, whatever this machine's clock shows.
 pub(crate) async fn clock(store: &Store) -> Result<Clock, store::Error> {
     let clock = Clock::system();
     store.correct(&clock).await?;
     Ok(clock)
 }
 
-/// The service over a database that answers, with the keys still to be read.
+/// The app over a reachable database. Keys are not loaded yet.
 pub(crate) async fn app(store: Store, sealer: Sealer, issuer: &str) -> Result<App, store::Error> {
     let clock = clock(&store).await?;
     Ok(App::new(store.clone(), KeyCache::new(store, sealer), Issuer::new(issuer), clock))
 }
 
-/// What sends to back-channels, by files that are read before anything is started.
+/// The HTTP client for back-channels. Reads its certificate files, so that errors appear before anything is started.
 pub(crate) fn outbound(settings: Backchannel) -> Result<Outbound, CertificatesError> {
     let permitted = settings.permitted.backchannel_allow_private;
     Outbound::new(permitted, settings.backchannel_trusted_certificates.as_deref())
 }
 
-/// The service as an operator's command uses it: over a database that answers. It issues nothing, so the issuer does not
-/// matter.
+/// The app for an operator's command. It issues no tokens, so the issuer does not matter.
 pub(crate) async fn operator(database: Database, sealer: Sealer) -> Result<App, Box<dyn Error>> {
     let store = store(database.database_url, &database.pool, Demand::Nothing, &Metrics::default())?;
     reach(&store).await?;
     Ok(app(store, sealer, "").await?)
 }
 
-/// For a command that neither seals nor opens a key: its operator need not hold the sealing key.
+/// For commands that neither seal nor open a key: the operator does not need the sealing key.
 pub(crate) fn no_sealer() -> Sealer {
     Sealer::new(&SealingKey::generate(), None)
 }
@@ -116,8 +114,9 @@ pub(crate) fn no_sealer() -> Sealer {
 /// Reads the sealing keys.
 pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
     let parse = |name, text: &SecretString| {
-        SealingKey::parse(text.expose_secret())
-            .ok_or_else(|| format!("{name} is not 32 bytes in base64; `head -c 32 /dev/urandom | base64` makes one"))
+        SealingKey::parse(text.expose_secret()).ok_or_else(|| {
+            format!("{name} is not 32 bytes in base64; create one with `head -c 32 /dev/urandom | base64`")
+        })
     };
     let present = parse("SESSIOND_SEALING_KEY", &sealing.sealing_key)?;
     let previous = sealing.previous_sealing_key.as_ref();
@@ -125,23 +124,23 @@ pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
     Ok(Sealer::new(&present, previous.as_ref()))
 }
 
-/// What a hangup does: the signal of a terminal that is closed.
+/// What SIGHUP does, the signal of a closed terminal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hangup {
-    /// Stops, as for a program that somebody watches.
+    /// Stops, as an interactive program should.
     Stops,
-    /// Nothing, as for a service.
+    /// Does nothing, as a service should.
     Ignored,
 }
 
-/// Whether the operator said to stop: Ctrl-C, or SIGTERM.
+/// Whether the operator asked to stop: Ctrl-C, or SIGTERM.
 static STOP: OnceLock<watch::Receiver<bool>> = OnceLock::new();
 
-/// Listens to signals from here on. Without this, a process with the id 1, as in a container, cannot be stopped by them.
+/// Installs the signal handlers. Without them, a process with id 1, as in a container, cannot be stopped by signals.
 ///
 /// # Errors
 ///
-/// When the system lets nobody listen to signals.
+/// If a signal handler cannot be installed.
 pub(crate) fn listen_to_signals() -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (stop, told) = watch::channel(false);
@@ -151,35 +150,35 @@ pub(crate) fn listen_to_signals() -> std::io::Result<()> {
             _ = terminate.recv() => {}
         }
         stop.send_replace(true);
-        // For as long as somebody may ask.
+        // Kept open for later callers.
         stop.closed().await;
     });
-    // It is called once.
+    // This function is called once.
     let _ = STOP.set(told);
     Ok(())
 }
 
-/// Resolves when the operator says to stop: Ctrl-C, or SIGTERM; at once, if that was before.
+/// Resolves when the operator asks to stop: Ctrl-C, or SIGTERM; at once if that has already happened.
 ///
 /// # Errors
 ///
-/// When nobody listens to signals.
+/// If [`listen_to_signals`] was not called.
 pub(crate) fn stopped() -> std::io::Result<impl Future<Output = ()>> {
-    let mut told = STOP.get().ok_or_else(|| std::io::Error::other("nobody listens to signals"))?.clone();
+    let mut told = STOP.get().ok_or_else(|| std::io::Error::other("signal handlers are not installed"))?.clone();
     Ok(async move {
-        // It is never closed while somebody waits.
+        // The sender is never dropped while somebody waits.
         let _ = told.wait_for(|told| *told).await;
     })
 }
 
-/// Resolves when the operator says so, by [`stopped`] or by a hangup.
+/// Resolves on [`stopped`] or on SIGHUP.
 ///
 /// # Errors
 ///
-/// When the system lets nobody listen to signals.
+/// If a signal handler cannot be installed.
 pub(crate) fn told_to_stop(hangup: Hangup) -> std::io::Result<impl Future<Output = ()>> {
     let stopped = stopped()?;
-    // Without a handler the system ends the process.
+    // Without a handler SIGHUP ends the process.
     let mut hung_up = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::pin!(stopped);
@@ -195,12 +194,12 @@ pub(crate) fn told_to_stop(hangup: Hangup) -> std::io::Result<impl Future<Output
     })
 }
 
-/// Where the process is the first of its container, waits for the orphans that become its children, for as long as it
-/// runs: nobody else does, and each would stay as a zombie. Only for a command that starts no processes of its own.
+/// If this process has id 1, as the first process of a container, reaps the orphans that it inherits: nobody else does,
+/// and each would stay as a zombie. Only for commands that start no child processes.
 ///
 /// # Errors
 ///
-/// When the system lets nobody listen to signals.
+/// If a signal handler cannot be installed.
 pub(crate) fn reap_orphans() -> std::io::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
@@ -208,7 +207,7 @@ pub(crate) fn reap_orphans() -> std::io::Result<()> {
     let mut ended = signal(SignalKind::child())?;
     tokio::spawn(async move {
         loop {
-            // One signal may stand for several.
+            // One signal may stand for several children.
             while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
             if ended.recv().await.is_none() {
                 return;
@@ -218,10 +217,11 @@ pub(crate) fn reap_orphans() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Open files beside clients' connections: the database's, the log's, what the runtime needs.
+/// Open files in addition to client connections: for the database, the log and the runtime.
 const OTHER_FILES: usize = 128;
 
-/// Raises the limit on open files to what the settings need, as far as the system allows, and warns where it does not.
+/// Raises the limit on open files to what the settings need, as far as the system allows. Logs a warning if that is too
+/// little.
 pub(crate) fn raise_open_files(limits: &Limits, pool: &Pool) {
     use rustix::process::Resource;
     use rustix::process::Rlimit;
@@ -229,7 +229,7 @@ pub(crate) fn raise_open_files(limits: &Limits, pool: &Pool) {
     use rustix::process::setrlimit;
     let needed = (limits.connections_max + pool.database_connections_max + OTHER_FILES) as u64;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // `None` is no limit.
+    // `None` means no limit.
     if current.is_none_or(|current| current >= needed) {
         return;
     }

@@ -18,25 +18,25 @@ use crate::project::project_id;
 /// Commands on signing keys.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Put a new key in place of the one that signs. It is published at once and takes over in an hour and a minute, when
-    /// no verifier holds a JWKS without it any more; the old one verifies until its last token has expired.
+    /// Replace the signing key. The new one is published at once and takes over after an hour and 65 seconds, when no
+    /// verifier has a JWKS without it. The old one verifies until its last token has expired.
     Rotate(Box<Rotate>),
     /// List a project's keys: `waiting` to take over, `signing`, `retired`, or `revoked`.
     List(keys::List),
-    /// Take a compromised key away: out of the JWKS, and nothing under it is accepted any more, not even to sign out. If
-    /// it was the one that signs, a new one takes over at once. Users stay signed in: their next refresh brings a token
-    /// under the new key. Once more is as good as once.
+    /// Revoke a compromised key: it leaves the JWKS, and its tokens are no longer accepted, not even to sign out. If it
+    /// is signing, a new key takes over at once. Users stay signed in: their next refresh returns a token under the new
+    /// key. Idempotent.
     Revoke(Box<keys::Revoke>),
 }
 
 /// Flags of `sessiond signing-key rotate`.
 #[derive(clap::Args)]
 pub(crate) struct Rotate {
-    /// The project whose key it is.
+    /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// Have the new key sign at once; with a rotation under way, the key that waits. Verifiers that hold a JWKS without
-    /// it refuse its tokens until they ask again: for up to an hour.
+    /// Make the new key sign at once; during a rotation, the waiting key. Verifiers with a JWKS without it refuse its
+    /// tokens until they fetch the JWKS again, for up to an hour.
     #[arg(long)]
     now: bool,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub(crate) async fn run(command: Command) -> Outcome {
             let revoked = keys::revoke(SIGNING, *args).await?;
             if revoked != KeyRevoked::Before {
                 let max_age = duration_text(jwks::MAX_AGE);
-                print::done(format!("verifiers that hold an older JWKS believe it for up to {max_age}"))?;
+                print::done(format!("verifiers with an older JWKS accept it for up to {max_age}"))?;
             }
             if matches!(revoked, KeyRevoked::Replaced(_)) {
                 warn_of_caches()?;
@@ -74,6 +74,6 @@ pub(crate) async fn run(command: Command) -> Outcome {
 fn warn_of_caches() -> Result<(), print::Unsaid> {
     let max_age = duration_text(jwks::MAX_AGE);
     print::done(format!(
-        "verifiers that hold a JWKS without the new key refuse its tokens for up to {max_age}: have them ask again"
+        "verifiers with a JWKS without the new key refuse its tokens for up to {max_age}: make them fetch it again"
     ))
 }

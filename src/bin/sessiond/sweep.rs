@@ -25,6 +25,6 @@ pub(crate) async fn run(args: Args) -> Outcome {
     setup::reach(&store).await?;
     let clock = setup::clock(&store).await?;
     let removed = Sweeper::new(store, clock, args.retention, metrics).run_once().await?;
-    let lines = removed.iter().map(|(kind, rows)| format!("removed {rows} {}", kind.as_str().replace('_', " ")));
+    let lines = removed.iter().map(|(kind, rows)| format!("deleted {rows} {}", kind.as_str().replace('_', " ")));
     Ok(print::done(lines.collect::<Vec<_>>().join("\n"))?)
 }

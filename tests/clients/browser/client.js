@@ -1,5 +1,5 @@
-// Browser clients against a running `sessiond dev`; ./run starts both. Here is what each of them does when all is well;
-// mishaps.js has the rest.
+// Browser clients against a running `sessiond dev`; ./run starts both. This file tests normal operation; mishaps.js
+// tests failures.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
@@ -9,7 +9,7 @@ import { openBrowser, servePage, Tab } from "./tab.js";
 
 const { APP_ORIGIN, SESSIOND_URL } = process.env;
 
-/** A bound on all of it. */
+/** The bound of the whole test. */
 const DEADLINE_MS = 180_000;
 
 const UNAUTHENTICATED = 16;
@@ -18,7 +18,7 @@ const INVALID_ARGUMENT = 3;
 const installed = JSON.parse(await readFile(new URL("package-lock.json", import.meta.url))).packages;
 const version = (name) => installed[`node_modules/${name}`].version;
 
-/** Every client by its name in the page, and what it is called here. */
+/** Every client by its name in the page, and its name in the output. */
 const CLIENTS = {
     "grpc-web (binary)": `grpc-web ${version("grpc-web")} (binary)`,
     "grpc-web (text)": `grpc-web ${version("grpc-web")} (text)`,
@@ -31,7 +31,7 @@ const refused = (reason, more = {}) => ({
     refused: { code: UNAUTHENTICATED, reason, domain: "sessiond", fields: [], ...more },
 });
 
-/** What every client can do. */
+/** What every client must support. */
 async function exercise(browser, client) {
     const name = CLIENTS[client];
     const say = (what) => console.log(`${name}: ${what}`);
@@ -67,13 +67,13 @@ async function exercise(browser, client) {
     assert.deepEqual(await tab.call(client, "list", bearer(other), 50), [other.session.id]);
     say("met an error, INVALID_ARGUMENT, SCHEMA_ERROR of `page_size`, its details decoded");
 
-    // The page is of another origin, and its calls are not simple: the browser asked first. Once for a path, because it
-    // remembers what it was told.
+    // The page is of another origin, and its calls are not simple, so the browser sends preflights: once per path,
+    // because it caches the result.
     const isRest = client.startsWith("fetch");
     const method = isRest ? "DELETE" : "POST";
     const path = isRest ? "/auth/sessions/current" : "/sessiond.v1.SessionService/RevokeCurrent";
     const asked = () => tab.preflights.filter((preflight) => preflight.method === method && preflight.path === path);
-    await eventually("word of the preflight", PATIENCE_MS, () => asked().length > 0);
+    await eventually("the preflight", PATIENCE_MS, () => asked().length > 0);
     assert.ok(asked().length === 1 && asked()[0].headers.includes("authorization"), JSON.stringify(tab.preflights));
     assert.deepEqual(tab.blocked, []);
     say(`${tab.preflights.length} preflights, none refused`);
@@ -82,21 +82,21 @@ async function exercise(browser, client) {
     await tab.close();
 }
 
-/** A tab is told what happens to its user's other sessions, and to its own, while it happens. */
+/** A tab learns of revocations of its user's sessions, and of its own, as they happen. */
 async function exerciseStream(tab, client, user, mine, say) {
     const [phone, laptop] = [await signIn(user), await signIn(user)];
     const stream = await tab.follow(client, bearer(mine));
     await stream.told("complete");
     const { answered: first } = await signOut(phone);
     const heard = await stream.told("ended", phone.session.id);
-    assert.equal((await stream.now()).end, null, "it comes while the stream is open");
-    say(`told of another device's sign-out ${lag(heard, first)} its 200, on an open stream`);
+    assert.equal((await stream.now()).end, null, "the stream is still open");
+    say(`got another device's sign-out ${lag(heard, first)} its 200, on an open stream`);
 
     const { answered } = await rest("DELETE", `/auth/sessions/${mine.session.id}`, laptop.access_token);
     const own = await stream.told("ended", mine.session.id);
     const { at, ...end } = await stream.end();
     assert.deepEqual(end, refused("SESSION_REVOKED"));
-    say(`told that it was signed out elsewhere ${lag(own, answered)} the 200; SESSION_REVOKED ended the stream ${lag(at, answered)}`);
+    say(`learned that it was signed out elsewhere ${lag(own, answered)} the 200; SESSION_REVOKED ended the stream ${lag(at, answered)}`);
 
     const again = await tab.follow(client, bearer(mine));
     const { at: _, ...refusal } = await again.end();
@@ -105,7 +105,7 @@ async function exerciseStream(tab, client, user, mine, say) {
 }
 
 setTimeout(() => {
-    console.error(`not done within ${DEADLINE_MS} ms`);
+    console.error(`not finished within ${DEADLINE_MS} ms`);
     process.exit(1);
 }, DEADLINE_MS).unref();
 

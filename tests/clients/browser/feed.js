@@ -1,4 +1,4 @@
-// The feed as services have it, with their server key, which has no business in a browser.
+// The feed with a server key, as services use it; a server key must not be in a browser.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -8,17 +8,17 @@ import { now, PATIENCE_MS } from "./host.js";
 const { SESSIOND_SERVER_KEY } = process.env;
 const authorization = `Bearer ${SESSIOND_SERVER_KEY}`;
 
-/** A stream of lines of JSON, and what it told: the ids of sessions and users that ended, and how far that goes. */
+/** A stream of JSON lines, and its revocations: the ids of sessions and users, and the cursor. */
 export class Feed {
     ended = new Set();
     cursor = null;
-    /** When the last of them was told. */
+    /** When the last of them arrived. */
     at = null;
-    /** Whether it began with a snapshot, rather than at the cursor. */
+    /** Whether it started with a snapshot instead of after the cursor. */
     begunAnew = false;
-    /** Whether all is told that was there when it was opened. */
+    /** Whether the backlog has arrived completely. */
     isCurrent = false;
-    /** What broke it off, if anything. */
+    /** Why it broke, if it did. */
     broken = null;
     #stop = new AbortController();
 
@@ -44,7 +44,7 @@ export class Feed {
     note(told) {
         if (told.error) throw new Error(JSON.stringify(told.error));
         if (told.snapshot_begin) this.begunAnew = true;
-        // The first one comes when all that was there is told.
+        // The first heartbeat comes after the whole snapshot.
         if (told.heartbeat) this.isCurrent = true;
         for (const one of told.revocations?.revocations ?? []) this.ended.add(one.session_id ?? one.user_id);
         if (told.revocations) this.at = now();
@@ -56,7 +56,7 @@ export class Feed {
     }
 }
 
-/** slow.py: a client of server-sent events that takes a byte a second, until it is told to hurry. */
+/** slow.py: a client of server-sent events that reads a byte a second, until it is told to hurry. */
 export class SlowReader {
     #process;
     #received = [];
@@ -77,7 +77,7 @@ export class SlowReader {
         return this.#received.reduce((sum, piece) => sum + piece.length, 0);
     }
 
-    /** Reads what is left, to the end of the answer. Answers with whether it has one, and with what was told. */
+    /** Reads the rest of the response. Returns whether it was complete, and its revocations. */
     async hurry() {
         const done = once(this.#process, "close", { signal: AbortSignal.timeout(2 * PATIENCE_MS) });
         this.#process.stdin.end("\n");
@@ -93,7 +93,7 @@ export class SlowReader {
     }
 }
 
-/** Whether an answer in chunks has its end, and its body (RFC 9112 §7.1). */
+/** Whether a chunked response is complete, and its body (RFC 9112 §7.1). */
 function unchunk(answer) {
     const pieces = [];
     let at = answer.indexOf("\r\n\r\n") + 4;

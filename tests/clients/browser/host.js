@@ -1,14 +1,14 @@
-// What stands outside of the browser: the service that opens sessions, the user's other devices, and the one who looks
-// whether a session is over.
+// Outside of the browser: the service that creates sessions, the user's other devices, and checks whether a session has
+// ended.
 
 import assert from "node:assert/strict";
 
 const { SESSIOND_URL, SESSIOND_SERVER_KEY, SESSIOND_METRICS_URL } = process.env;
 
-/** How long anything may take that is waited for, unless more is said. */
+/** The default bound of every wait. */
 export const PATIENCE_MS = 5_000;
 
-/** A bound on what comes at once. It is printed how long it took. */
+/** The bound for immediate delivery. The time taken is printed. */
 const AT_ONCE_MS = 2_000;
 
 export const now = () => performance.timeOrigin + performance.now();
@@ -39,10 +39,10 @@ export async function eventually(what, patience, check) {
     }
 }
 
-/** How long after another device's 200 something was told. */
+/** How long after another device's 200 something arrived. */
 export function lag(told, answered) {
     const ms = told - answered;
-    assert.ok(ms < AT_ONCE_MS, `told ${ms} ms after`);
+    assert.ok(ms < AT_ONCE_MS, `arrived ${ms} ms after`);
     return ms < 0 ? `${(-ms).toFixed(1)} ms before` : `${ms.toFixed(1)} ms after`;
 }
 

@@ -1,4 +1,4 @@
-// What goes wrong in browsers, and on the way to them.
+// Failures in browsers, and on the network.
 
 import assert from "node:assert/strict";
 import { Feed, SlowReader } from "./feed.js";
@@ -27,13 +27,13 @@ async function anotherOrigin(browser) {
         assert.ok(failed, client);
         await eventually("the reason", PATIENCE_MS, () => tab.blocked.length > 0);
         assert.deepEqual(tab.blocked, ["PreflightMissingAllowOriginHeader"]);
-        console.log(`an origin that is not allowed: blocked, and said to be by ${client}: ${failed}`);
+        console.log(`an origin that is not allowed: blocked, and reported by ${client}: ${failed}`);
     }
-    // What needs no preflight is sent, and has no token: the browser takes it off.
+    // Requests without a preflight are sent, but the browser removes the token.
     const headers = { ...bearer(session), "content-type": "application/grpc-web" };
     assert.equal((await tab.raw(REVOKE_CURRENT, { method: "POST", mode: "no-cors", headers, body: EMPTY })).status, 0);
     assert.ok(await isActive(session.access_token));
-    console.log("an origin that is not allowed: ended nothing, with or without a preflight");
+    console.log("an origin that is not allowed: revoked nothing, with or without a preflight");
     await tab.close();
     stranger.close();
 }
@@ -67,9 +67,9 @@ async function malformedFrames(browser) {
         "a frame's head that is cut short": [binary, [0, 0, 0]],
         "a frame of 4 GiB": [binary, [0, 255, 255, 255, 255]],
         "no frame at all": [binary, []],
-        "base64 that is none": [text, Buffer.from("!not base64!")],
-        "base64 that is cut short": [text, Buffer.from("AAAAAA")],
-        "base64 of a frame that is cut short": [text, Buffer.from("AAAAAAUI")],
+        "invalid base64": [text, Buffer.from("!not base64!")],
+        "truncated base64": [text, Buffer.from("AAAAAA")],
+        "base64 of a truncated frame": [text, Buffer.from("AAAAAAUI")],
     };
     for (const [what, [type, body]] of Object.entries(rubbish)) {
         const headers = { ...bearer(session), "content-type": type, accept: type, "x-grpc-web": "1" };
@@ -82,12 +82,12 @@ async function malformedFrames(browser) {
         const over = (wanted) => tab.answered.findLast(({ path }) => path === wanted)?.connection;
         await eventually("both answers", PATIENCE_MS, () => over(REVOKE_CURRENT) && over(LIST));
         assert.equal(over(LIST), over(REVOKE_CURRENT), what);
-        console.log(`${what}: INVALID_ARGUMENT, SCHEMA_ERROR, and the connection is as good as before`);
+        console.log(`${what}: INVALID_ARGUMENT, SCHEMA_ERROR, and the connection still works`);
     }
     await tab.close();
 }
 
-/** A tab of the recipe's that follows, over a wire of its own. */
+/** A tab that runs the recipe, over its own connection. */
 async function recipe(browser, wire, session) {
     const tab = await Tab.open(browser, APP_ORIGIN, wire.url);
     const stream = await tab.follow("recipe", tokens(session));
@@ -107,20 +107,20 @@ async function theRecipe(browser) {
     console.log("docs/clients.md, a browser app: signed out");
     await tab.close();
 
-    // Its access token is over in two seconds; what it follows with after that is another.
+    // Its access token expires after two seconds; it follows with a new one.
     const brief = await signIn("ada", BRIEF_SERVER_KEY);
     const [page, followed] = await recipe(browser, wire, brief);
-    await eventually("the recipe to go on", PATIENCE_MS, () => page.answers(REFRESH) > 0 && page.answers(WATCH) > 1);
+    await eventually("the recipe to continue", PATIENCE_MS, () => page.answers(REFRESH) > 0 && page.answers(WATCH) > 1);
     assert.equal((await followed.now()).end, null);
     await rest("DELETE", `/auth/sessions/${brief.session.id}`, BRIEF_SERVER_KEY);
     assert.deepEqual(Object.keys(await followed.end()), ["at"]);
-    console.log("docs/clients.md, a browser app: refreshed as its token ran out, and signed itself out at the end");
+    console.log("docs/clients.md, a browser app: refreshed when its token expired, and signed itself out at the end");
     await page.close();
     wire.close();
 }
 
 async function offlineAndBack(browser) {
-    // The session ends while the tab cannot know: it finds out when it is back.
+    // The session is revoked while the tab is offline: it finds out when it is back.
     for (const how of ["cut", "die"]) {
         const wire = await Wire.to(SESSIOND_URL);
         const [mine, other] = [await signIn("ada"), await signIn("ada")];
@@ -134,13 +134,14 @@ async function offlineAndBack(browser) {
         wire.mend();
         const back = now();
         assert.deepEqual(Object.keys(await stream.end(3 * PATIENCE_MS)), ["at"]);
-        const was = { cut: "was offline", die: "was offline, and its connection silent ever after" }[how];
+        const was = { cut: "was offline", die: "was offline, with a connection that stayed silent" }[how];
         console.log(`a browser that ${was}: signed itself out ${since(back)} after it was back`);
         await tab.close();
         wire.close();
     }
 
-    // Others of the user's end meanwhile. Users are told no past; a new stream says so, and that it is time to list.
+    // Other sessions of the user are revoked meanwhile. Users get no past revocations; a new stream says so, and that
+    // it is time to list.
     const wire = await Wire.to(SESSIOND_URL);
     const [mine, phone, laptop] = [await signIn("grace"), await signIn("grace"), await signIn("grace")];
     const tab = await Tab.open(browser, APP_ORIGIN, wire.url);
@@ -157,13 +158,13 @@ async function offlineAndBack(browser) {
         await again.told("complete");
         const devices = await tab.call(client, "list", bearer(mine), 50);
         assert.deepEqual(devices, [laptop, phone, mine].map(({ session }) => session.id));
-        console.log(`a browser whose stream broke off: ${client} began anew, and listed what is left, exactly`);
+        console.log(`a browser whose stream broke off: ${client} reconnected, and listed exactly the remaining sessions`);
     }
     await tab.close();
     wire.close();
 }
 
-/** Cursors are for services. */
+/** Cursors are only for services. */
 async function aServiceResumes() {
     const wire = await Wire.to(SESSIOND_URL);
     const feed = await Feed.open(wire.url);
@@ -179,25 +180,25 @@ async function aServiceResumes() {
     assert.equal(again.begunAnew, false);
     const fresh = [...again.ended].filter((id) => !before.has(id));
     assert.deepEqual(fresh.sort(), missed.map(({ session }) => session.id).sort());
-    console.log("a service whose stream broke off: went on from its cursor, and got what it missed, exactly");
+    console.log("a service whose stream broke off: resumed from its cursor, and got exactly what it had missed");
     again.close();
     wire.close();
 }
 
-/** Streams of the server's own: that of the demo's guard. */
+/** The server's own stream: that of the demo's guard. */
 const own = await subscribers();
 
-/** Whoever does not keep up costs nobody else anything, is let go, and misses nothing for it. */
+/** A slow subscriber does not affect others, is disconnected, and misses nothing. */
 async function aByteASecond() {
-    // Of all that followed until now, nobody does any more.
-    await eventually("all streams to be gone", PATIENCE_MS, async () => (await subscribers()) === own);
+    // All earlier streams are closed.
+    await eventually("all streams to be closed", PATIENCE_MS, async () => (await subscribers()) === own);
     const slow = SlowReader.open(SESSIOND_URL);
-    await eventually("it to follow", PATIENCE_MS, async () => (await subscribers()) === own + 1);
+    await eventually("it to subscribe", PATIENCE_MS, async () => (await subscribers()) === own + 1);
 
     const brisk = await Feed.open(SESSIOND_URL);
     await eventually("the snapshot", PATIENCE_MS, () => brisk.isCurrent);
 
-    // More than fits on the way to it. A quotation mark is two characters in JSON.
+    // More than all buffers hold. A quotation mark is two characters in JSON.
     const users = Array.from({ length: 140 }, (_, n) => String(n).padEnd(255, '"'));
     const queue = [...users];
     const end = async () => {
@@ -211,20 +212,20 @@ async function aByteASecond() {
     const session = await signIn("ada");
     const { answered } = await signOut(session);
     await eventually("the news", PATIENCE_MS, () => brisk.ended.has(session.session.id));
-    console.log(`a byte a second: another stream was told ${lag(brisk.at, answered)} the 200, meanwhile`);
+    console.log(`a byte a second: another stream got it ${lag(brisk.at, answered)} the 200, meanwhile`);
     brisk.close();
 
-    await eventually("it to be let go", 4 * PATIENCE_MS, async () => (await subscribers()) === own);
-    console.log(`a byte a second: let go ${since(full)} after its way was full, having read ${slow.bytes} bytes`);
+    await eventually("it to be disconnected", 4 * PATIENCE_MS, async () => (await subscribers()) === own);
+    console.log(`a byte a second: disconnected ${since(full)} after its buffers were full, having read ${slow.bytes} bytes`);
     const [isWhole, feed] = await slow.hurry();
     assert.ok(isWhole && feed.cursor);
-    assert.ok(feed.ended.size < users.length, "it was more than fits on the way");
+    assert.ok(feed.ended.size < users.length, "it was more than the buffers hold");
     const again = await Feed.open(SESSIOND_URL, feed.cursor);
     await eventually("what was missed", PATIENCE_MS, () => again.isCurrent);
     assert.equal(again.begunAnew, false);
     const told = new Set([...feed.ended, ...again.ended]);
     assert.deepEqual(users.filter((user) => !told.has(user)), []);
-    console.log(`a byte a second: told of ${feed.ended.size} ends before that, of ${users.length} with those from its cursor`);
+    console.log(`a byte a second: got ${feed.ended.size} revocations before that, ${users.length} including those after its cursor`);
     again.close();
 }
 

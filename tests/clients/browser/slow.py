@@ -1,5 +1,5 @@
-"""A client that takes a byte a second off its socket, and no more, until a line on its own input tells it to hurry; it then
-reads to the end. What it reads, it writes out. Little fits on the way to it, which neither Node nor a browser can ask for.
+"""A client that reads one byte a second from its socket, until a line on its standard input tells it to hurry; then it reads to
+the end. It writes out what it reads. Its receive buffer is small, which neither Node nor a browser can configure.
 """
 
 import os
@@ -8,9 +8,9 @@ import sys
 import threading
 
 SECOND = 1.0
-# What its own system keeps for it. Linux doubles it.
+# The receive buffer. Linux doubles it.
 KEPT_BYTES = 2048
-# The server's system keeps some tens of packets; those of loopback have 64 KiB.
+# The server's system buffers some tens of packets; on loopback they have 64 KiB.
 PACKET_BYTES = 536
 
 hurried = threading.Event()

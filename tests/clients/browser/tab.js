@@ -1,4 +1,4 @@
-// Chromium, and its tabs: each is a page of its own origin, in a profile of its own, with what its network did taken down.
+// Chromium and its tabs: each is a page of its own origin, in its own profile, with its network activity recorded.
 
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -19,7 +19,7 @@ export async function openBrowser() {
     return await chromium.launch({ executablePath: process.env.CHROMIUM, args: root ? ["--no-sandbox", ...ARGS] : ARGS });
 }
 
-/** Serves the page at a port, or at any. Answers with its origin and a way to stop. */
+/** Serves the page on a port, or on any. Returns its origin and a function to stop. */
 export async function servePage(port = 0) {
     const bundle = await readFile(new URL("page/bundle.js", import.meta.url));
     const server = http.createServer((request, response) => {
@@ -31,11 +31,11 @@ export async function servePage(port = 0) {
 }
 
 export class Tab {
-    /** What the browser asked before it asked: method and path, and the headers that it asked for. */
+    /** Preflights: method, path, and requested headers. */
     preflights = [];
-    /** Why the browser kept an answer from the page. */
+    /** Why the browser blocked a response. */
     blocked = [];
-    /** The paths that were answered, besides preflights, and over which connection. */
+    /** The answered paths, except preflights, and their connections. */
     answered = [];
 
     static async open(browser, origin, server) {
@@ -68,7 +68,7 @@ export class Tab {
         return tab;
     }
 
-    /** Has a client call, and answers with what it did. */
+    /** Makes a client call, and returns the result. */
     async call(client, method, ...given) {
         const { answer, refused, failed } = await this.outcome(client, method, ...given);
         if (refused || failed) throw new Error(`${client}, ${method}: ${failed ?? JSON.stringify(refused)}`);
@@ -84,13 +84,13 @@ export class Tab {
         return this.#evaluate(path, raw, [path, options]);
     }
 
-    /** Has a client follow what ends. */
+    /** Makes a client follow the feed. */
     async follow(client, credentials) {
         const id = await this.#evaluate(client, (given) => window.follow(...given), [client, credentials]);
         return new Stream(this.page, id);
     }
 
-    /** How many answers came from a path. */
+    /** How many responses came from a path. */
     answers(path) {
         return this.answered.filter((answer) => answer.path === path).length;
     }
@@ -121,14 +121,14 @@ class Stream {
         return this.#page.evaluate((id) => window.streams[id], this.#id);
     }
 
-    /** Waits for something to be told, and answers with when. */
+    /** Waits for a message, and returns when it came. */
     async told(kind, id, patience = PATIENCE_MS) {
         const find = ([stream, kind, id]) =>
             window.streams[stream].told.find((told) => told.kind === kind && (!id || told.id === id))?.at;
         return await this.#wait(find, [this.#id, kind, id], `${kind} ${id ?? ""}`, patience);
     }
 
-    /** Waits for the end, and answers with how it came. */
+    /** Waits for the end of the stream, and returns its reason. */
     async end(patience = PATIENCE_MS) {
         return await this.#wait((stream) => window.streams[stream].end, this.#id, "the end", patience);
     }

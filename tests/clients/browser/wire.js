@@ -1,4 +1,4 @@
-// A way to the server that can be cut: a TCP proxy on a port of its own.
+// A TCP proxy to the server that can be cut.
 
 import { once } from "node:events";
 import net from "node:net";
@@ -8,7 +8,7 @@ export class Wire {
     #pairs = new Set();
     #state = "whole";
 
-    /** Opens a way to `url`; `this.url` is its other end. */
+    /** Opens a proxy to `url`; `this.url` is its address. */
     static async to(url) {
         const wire = new Wire();
         const { hostname, port } = new URL(url);
@@ -32,13 +32,13 @@ export class Wire {
         }
     }
 
-    /** Breaks all connections off, and takes no new one. */
+    /** Closes all connections, and accepts no new one. */
     cut() {
         this.#state = "cut";
         for (const pair of this.#pairs) for (const socket of pair) socket.destroy();
     }
 
-    /** Lets nothing pass any more, and tells nobody. */
+    /** Silently drops everything from now on. */
     die() {
         this.#state = "dead";
         for (const pair of this.#pairs) for (const socket of pair) socket.unpipe().pause();

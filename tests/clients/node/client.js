@@ -1,5 +1,5 @@
-// gRPC by @grpc/grpc-js, with stubs that @grpc/proto-loader makes of the tree's proto, against a running `sessiond dev`;
-// ./run starts both. The protos of health and reflection are those of gRPC's own packages; nothing is decoded by hand.
+// gRPC with @grpc/grpc-js and stubs that @grpc/proto-loader makes from our proto, against a running `sessiond dev`;
+// ./run starts both. The protos of health and reflection come from gRPC's own packages; nothing is decoded by hand.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -42,7 +42,7 @@ function metadata(pairs) {
 const bearer = (token) => ({ authorization: `Bearer ${token}` });
 const service = bearer(SESSIOND_SERVER_KEY);
 
-/** A unary call's answer. Fails with a `ServiceError`; `heard` is told the headers. */
+/** Returns the response of a unary call. Fails with a `ServiceError`; calls `heard` with the headers. */
 const call = (method, request, credentials, { stub = sessions, deadline = PATIENCE, heard = () => {} } = {}) =>
     new Promise((resolve, reject) => {
         const options = deadline === null ? {} : { deadline: Date.now() + deadline };
@@ -63,7 +63,7 @@ function details(error) {
     }));
 }
 
-/** What a call is refused with, once it has been seen to be this. */
+/** Asserts that a call fails with this reason, and returns the error. */
 async function refused(request, code, reason) {
     let all;
     await assert.rejects(request, (error) => {
@@ -76,18 +76,18 @@ async function refused(request, code, reason) {
     return all;
 }
 
-/** Waits until this holds. */
+/** Waits until the condition holds. */
 async function until(what, holds) {
     for (const end = Date.now() + PATIENCE; !(await holds());) {
-        assert.ok(Date.now() < end, `waited for ${what} in vain`);
+        assert.ok(Date.now() < end, `timed out waiting for ${what}`);
         await pause(20);
     }
 }
 
-/** What reads each stream: one for all of its life, so that an error is not missed between two messages. */
+/** The reader of each stream: one for its whole life, so that no error between two messages is missed. */
 const readers = new WeakMap();
 
-/** The next message of a stream that is this; the stream goes on. */
+/** Returns the next message of this kind; the stream stays open. */
 async function first(stream, matches) {
     if (!readers.has(stream)) readers.set(stream, stream[Symbol.asyncIterator]());
     for (;;) {
@@ -104,14 +104,14 @@ async function subscribers() {
     return Number(page.match(/^sessiond_feed_subscribers (\d+)$/m)[1]);
 }
 
-/** Cancels a stream, which then says so. */
+/** Cancels a stream, and checks that it reports it. */
 async function cancelled(stream) {
     const status = new Promise((resolve) => stream.on("error", resolve));
     stream.cancel();
     assert.equal((await status).code, CANCELLED);
 }
 
-// Sign-in, list, sign-out, and what is left then.
+// Sign-in, list, sign-out, and the errors afterwards.
 {
     const session = await signIn();
     assert.match(session.session.id, UUID);
@@ -143,7 +143,7 @@ async function cancelled(stream) {
     said("UNAUTHENTICATED SESSION_REVOKED was decoded");
 }
 
-// Other details of errors.
+// Other error details.
 {
     const malformed = await refused(call("RevokeSession", { id: "../up" }, service), INVALID_ARGUMENT, "SCHEMA_ERROR");
     const [violation] = malformed["google.rpc.BadRequest"].field_violations;
@@ -161,7 +161,7 @@ async function cancelled(stream) {
     said("ACCESS_TOKEN_EXPIRED has its metadata");
 }
 
-// Metadata: every answer tells its request's id, a refusal too; and one that is too large is refused.
+// Metadata: every response has a request id, errors too; oversized metadata is refused.
 {
     let headers;
     await call("ListSessions", {}, service, { heard: (metadata) => (headers = metadata) });
@@ -178,7 +178,7 @@ async function cancelled(stream) {
     said("metadata of 40 kB was refused by a 431, and the next call was served");
 }
 
-// What is not there. A method that only a client knows, and bytes that are no message.
+// Unknown methods, and malformed messages.
 {
     const same = (bytes) => bytes;
     const raw = (method, text) => new Promise((resolve, reject) => {
@@ -194,30 +194,30 @@ async function cancelled(stream) {
     said("JSON in place of protobuf is INVALID_ARGUMENT");
 }
 
-// Deadlines. Whoever holds the session's row holds up its sign-out, so that there is something to wait for.
+// Deadlines. A transaction locks the session's row, so that the sign-out waits.
 {
     const session = await signIn();
     const holder = spawn("psql", ["--quiet", "--no-psqlrc", DATABASE_URL], { stdio: ["pipe", "pipe", "inherit"] });
     holder.stdin.write(`BEGIN; SELECT 'held' FROM sessions WHERE id = '${session.session.id}' FOR UPDATE;\n`);
     await first(holder.stdout, (text) => String(text).includes("held"));
 
-    // By the clock on this side.
+    // The client's own deadline.
     const unheard = await call("RevokeCurrent", {}, bearer(session.access_token), { deadline: 20 }).catch((error) => error);
     assert.equal(unheard.code, DEADLINE_EXCEEDED);
     said("a deadline of 20 ms passed");
 
-    // By the clock of the server: this client has none, and is told.
+    // The server's deadline: this client has none, and gets the error.
     const told = call("RevokeCurrent", {}, { ...bearer(session.access_token), "grpc-timeout": "50m" }, { deadline: null });
     await refused(told, DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED");
-    said("the server keeps to grpc-timeout");
+    said("the server enforces grpc-timeout");
 
     assert.equal(await isActive(session.access_token), true);
     holder.stdin.end("ROLLBACK;\n");
     await until("the sign-out", async () => !(await isActive(session.access_token)));
-    said("what was under way at the deadline came to its end");
+    said("the call in progress at the deadline was completed");
 }
 
-// The feed: what has ended, what ends, and nobody left over.
+// The feed: the snapshot, live revocations, and no leaked subscribers.
 {
     const before = await subscribers();
     const [past, next] = [await signIn("bea"), await signIn("bea")];
@@ -233,20 +233,20 @@ async function cancelled(stream) {
     const { revocations } = await first(stream, tells(next));
     const live = revocations.revocations.find(names(next));
     assert.deepEqual([live.reason, live.user_id], ["REVOKE_REASON_SIGNED_OUT", "bea"]);
-    said(`the feed told of a sign-out ${(performance.now() - begun).toFixed(1)} ms after it was asked for`);
+    said(`the feed sent a sign-out ${(performance.now() - begun).toFixed(1)} ms after the request`);
 
     await first(stream, (message) => message.heartbeat);
     await until("a subscriber to be counted", async () => (await subscribers()) === before + 1);
     await cancelled(stream);
     await until("the subscriber to be gone", async () => (await subscribers()) === before);
-    said("a cancelled stream is CANCELLED here, and gone there");
+    said("a cancelled stream is CANCELLED at the client, and closed at the server");
 
-    // From the cursor: no snapshot, and what came since.
+    // From the cursor: no snapshot, only later revocations.
     const resumed = watch(service, { cursor });
     const message = await first(resumed, (message) => message.snapshot_begin || tells(next)(message));
     assert.ok(tells(next)(message));
     await cancelled(resumed);
-    said("the feed went on from its cursor");
+    said("the feed resumed from its cursor");
 
     // A user's stream ends with the session.
     const tab = await signIn("bea");
@@ -276,7 +276,7 @@ async function cancelled(stream) {
     const { service: services } = (await ask({ list_services: "" })).list_services_response;
     const names = services.map((one) => one.name);
     for (const name of ["sessiond.v1.SessionService", "grpc.health.v1.Health"]) assert.ok(names.includes(name), names);
-    // Every file that the service's needs, so that a client can be made of nothing but these.
+    // Every file that the service needs, so that a client can be built from reflection alone.
     const files = new Map();
     const keep = async ({ file_descriptor_response }) => {
         for (const bytes of file_descriptor_response.file_descriptor_proto) {
@@ -295,8 +295,8 @@ async function cancelled(stream) {
     said("a stub made by reflection alone signed out");
 }
 
-// Last, because it uses up what this address may ask for: ./run lets it ask a hundred times a second. Whoever is nobody costs
-// no more than the answer.
+// Last, because it uses up the address's rate limit: ./run sets a hundred a second. Unauthenticated calls have no other
+// cost.
 {
     const nobody = () => call("GetCurrentSession", {}, {}).catch((error) => error);
     const asked = await Promise.all(Array.from({ length: 600 }, nobody));
@@ -306,7 +306,7 @@ async function cancelled(stream) {
     const delay = seconds * 1_000 + nanos / 1e6;
     assert.ok(delay > 0 && delay <= 1_000, `${delay} ms`);
     await until("the bucket to fill", async () => (await nobody()).code === UNAUTHENTICATED);
-    said(`RATE_LIMITED says when to come back: in ${delay.toFixed(1)} ms`);
+    said(`RATE_LIMITED says when to retry: in ${delay.toFixed(1)} ms`);
 }
 
 for (const stub of stubs) stub.close();

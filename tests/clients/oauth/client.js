@@ -1,5 +1,5 @@
-// oauth4webapi against a running `sessiond dev`; ./run starts both. It holds every answer against the RFCs by itself, so
-// what is checked here is mostly that it has nothing to object to, and that a session is over when it should be.
+// oauth4webapi against a running `sessiond dev`; ./run starts both. The library itself checks every response against
+// the RFCs, so these tests mostly check that it accepts them, and that sessions end when they should.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -14,7 +14,7 @@ const client = { client_id: SESSIOND_PROJECT_ID };
 const { oauth4webapi: version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url))).dependencies;
 const said = (method, what) => console.log(`oauth4webapi ${version}, ${method}: ${what}`);
 
-/** Opens a session, which no OAuth request can. */
+/** Creates a session, which no OAuth request can. */
 async function signIn() {
     const response = await fetch(`${SESSIOND_URL}/auth/sessions`, {
         method: "POST",
@@ -42,7 +42,7 @@ async function introspect(as, auth, token) {
     return await oauth.processIntrospectionResponse(as, client, response);
 }
 
-/** The library reads the status, the challenge and the body; this says which it was. */
+/** The library parses the status, the challenge and the body; this asserts them. */
 async function assertRefused(request, status, error, scheme = "basic") {
     await assert.rejects(request, (thrown) => {
         if (status === 401) {
@@ -57,7 +57,7 @@ async function assertRefused(request, status, error, scheme = "basic") {
     });
 }
 
-// RFC 8414: found from the issuer alone, and the issuer is the one that was asked for.
+// RFC 8414: discovered from the issuer alone, and the issuer matches.
 const issuer = new URL(`${SESSIOND_URL}/projects/${SESSIOND_PROJECT_ID}`);
 const discovered = await oauth.discoveryRequest(issuer, { ...insecure, algorithm: "oauth2" });
 const as = await oauth.processDiscoveryResponse(issuer, discovered);
@@ -72,13 +72,13 @@ assert.deepEqual(as.revocation_endpoint_auth_methods_supported, Object.keys(all)
 assert.deepEqual(as.introspection_endpoint_auth_methods_supported, Object.keys(confidential));
 
 for (const [method, auth] of Object.entries(all)) {
-    // RFC 6749 §6, and a token by RFC 9068, under a key of the document's `jwks_uri`.
+    // RFC 6749 §6, with a token by RFC 9068, under a key of the document's `jwks_uri`.
     const granted = await refresh(as, auth, (await signIn()).refresh_token);
     const presented = new Request(SESSIOND_URL, { headers: { authorization: `Bearer ${granted.access_token}` } });
     const claims = await oauth.validateJwtAccessToken(as, presented, SESSIOND_PROJECT_ID, insecure);
     assert.equal(claims.sub, "ada");
 
-    // RFC 7009, by either token and whatever the hint; twice is fine, and so is what was never a token.
+    // RFC 7009, with either token and any hint; repeats and invalid tokens succeed.
     for (const kind of ["access_token", "refresh_token"]) {
         for (const hint of [undefined, "access_token", "refresh_token", "saml2"]) {
             const session = await signIn();
@@ -89,14 +89,14 @@ for (const [method, auth] of Object.entries(all)) {
     }
     await revoke(as, auth, "rubbish");
     await assertRefused(revoke(as, auth, SESSIOND_SERVER_KEY), 400, "unsupported_token_type");
-    said(method, "refreshed, and verified what it got");
+    said(method, "refreshed, and verified the new token");
     said(method, "signed out");
     said(method, "no refresh after sign-out");
     said(method, "400 invalid_grant was decoded");
 }
 
 for (const [method, auth] of Object.entries(confidential)) {
-    // RFC 7662. The library sees to it that `iss` and `aud` are what they should be, and times are numbers.
+    // RFC 7662. The library checks `iss`, `aud`, and that times are numbers.
     const session = await signIn();
     const access = await introspect(as, auth, session.access_token);
     assert.deepEqual([access.active, access.sub, access.token_type], [true, "ada", "Bearer"]);
@@ -110,7 +110,7 @@ for (const [method, auth] of Object.entries(confidential)) {
 }
 await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401, undefined, "bearer");
 
-// RFC 6749 §5.2: a challenge is for the scheme that was used, and none has a browser ask its user for a password.
+// RFC 6749 §5.2: the challenge is for the scheme that was used, so that no browser asks its user for a password.
 for (const [wrong, scheme] of [[oauth.ClientSecretBasic("wrong"), "basic"], [oauth.ClientSecretPost("wrong"), "bearer"]]) {
     const session = await signIn();
     await assertRefused(refresh(as, wrong, session.refresh_token), 401, undefined, scheme);
@@ -118,4 +118,4 @@ for (const [wrong, scheme] of [[oauth.ClientSecretBasic("wrong"), "basic"], [oau
     await assertRefused(introspect(as, wrong, session.refresh_token), 401, undefined, scheme);
     await refresh(as, oauth.None(), session.refresh_token);
 }
-said("a wrong secret", "refused, and ended nothing");
+said("a wrong secret", "refused, and revoked nothing");

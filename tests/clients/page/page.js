@@ -1,4 +1,4 @@
-// The page of a running `sessiond dev`, in Chromium; ./run starts both. A line for each thing that holds.
+// The page of a running `sessiond dev`, in Chromium; ./run starts both. Prints a line for each check that passes.
 
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
@@ -15,7 +15,7 @@ const PAGE = `${SESSIOND_URL}/`;
 const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const PATIENCE_MS = 30_000;
 
-// What is asked of the page, at most. The machine may be busy with other things.
+// Bounds for the page. The machine may be busy.
 const WEIGHT_BYTES_MAX = 150_000;
 const FIRST_BYTE_MS_MAX = 50;
 const REFUSED_MS_MAX = 2_000;
@@ -39,7 +39,7 @@ async function eventually(what, holds) {
     }
 }
 
-// The server, asked by others than the page
+// Calls to the server that do not come from the page
 
 async function api(method, route, token, body) {
     const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
@@ -50,7 +50,7 @@ async function api(method, route, token, body) {
 
 const endById = (id) => api("DELETE", `/auth/sessions/${id}`, SESSIOND_SERVER_KEY);
 
-/** Ends every session of the demo user. */
+/** Revokes every session of the demo user. */
 async function endAll() {
     await api("POST", "/auth/sessions:revokeAll", SESSIOND_SERVER_KEY, { user_id: "ada" });
 }
@@ -58,7 +58,7 @@ async function endAll() {
 const countOf = async (user) =>
     (await api("GET", `/auth/sessions?user_id=${user}&page_size=1000`, SESSIOND_SERVER_KEY)).items.length;
 
-/** A request as no browser would send it. */
+/** A request that no browser would send. */
 const raw = (options, body) => new Promise((resolve, reject) => {
     const request = http.request(SESSIOND_URL, options, (response) => {
         response.resume().on("end", () => resolve(response));
@@ -75,17 +75,17 @@ async function installed() {
             if (await access(found, constants.X_OK).then(() => true, () => false)) return found;
         }
     }
-    throw new Error("there is no Chromium on the PATH");
+    throw new Error("Chromium is not on the PATH");
 }
 
 // What is shown
 
-/** Messages of the browser's own about what is meant to fail, as long as it is: nothing, until something is signed out. */
+/** The browser's own messages about expected failures: none, until something is signed out. */
 let expected = /^(?!)/;
 const complaints = [];
 const shifts = [];
 
-/** A page as a visitor has it, and what the test needs of it. */
+/** A visitor's page, with helpers for the test. */
 class Visit {
     static async begin(browser, { device = "desktop", scheme = "light", ...more } = {}) {
         const screens = {
@@ -161,7 +161,7 @@ class Visit {
         }
     }
 
-    /** The milliseconds on a card that the service has turned away. */
+    /** The milliseconds shown on a card whose token was rejected. */
     async refusedAfter(device) {
         await eventually(`${device} turned away`, async () => (await this.verdict(device)).join() === "401,SESSION_REVOKED");
         const took = await this.card(device).locator(".took").textContent();
@@ -183,9 +183,9 @@ class Visit {
         return this.page.locator(".switch span", { hasText: name }).click();
     }
 
-    /** No violation that keeps someone out. */
+    /** Asserts that there is no serious accessibility violation. */
     async isAccessible(when) {
-        // What fades in has less contrast until it is there.
+        // Elements have less contrast while they fade in.
         await this.page.evaluate(() => Promise.allSettled(document.getAnimations().map(({ finished }) => finished)).then(() => {}));
         await this.page.evaluate(AXE);
         const { violations, passes } = await this.page.evaluate(() => window.axe.run());
@@ -193,7 +193,7 @@ class Visit {
         const minor = violations.map(({ id, impact }) => `${id} (${impact})`).join(", ");
         const told = grave.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map(({ html }) => html).join("\n  ")}`);
         assert.deepEqual(told, [], when);
-        ok(`axe, ${when}: ${passes.length} rules passed, none violated gravely${minor && `; ${minor}`}`);
+        ok(`axe, ${when}: ${passes.length} rules passed, no serious violation${minor && `; ${minor}`}`);
     }
 
     async fits() {
@@ -236,12 +236,12 @@ async function loads(browser) {
     await visit.isIn("terminal");
     assert.equal(await visit.card("terminal").locator(".where").textContent(), "192.0.2.130");
     assert.equal(await visit.row("Terminal").locator("i").textContent(), "current");
-    assert.deepEqual(complaints, [], "nothing is wrong with a page that was just loaded");
-    ok("the session that the terminal was told of is one of the devices, and signed in; the console is empty");
+    assert.deepEqual(complaints, [], "no complaints after loading");
+    ok("the terminal's session is one of the devices, and signed in; the console is empty");
     await visit.end();
 }
 
-/** As large as a finger needs it, and what came of a button beside it: on a telephone without a scroll. */
+/** On a phone: targets large enough for a finger, and the outcome of a button beside it, without scrolling. */
 async function fitsAHand(browser) {
     const visit = await (await Visit.begin(browser, { device: "phone" })).open();
     const { page } = visit;
@@ -265,12 +265,12 @@ async function fitsAHand(browser) {
         const cut = await outcome.evaluate(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight);
         assert.ok(cut <= 1, `${device}: ${cut} px are cut off`);
     }
-    ok("on a phone: one primary action, targets of 44 px, and what came of a button is beside it");
+    ok("on a phone: one primary action, targets of 44 px, and outcomes are beside their buttons");
     await visit.end();
     await endAll();
 }
 
-/** The feed's newest line is the last, and its times do not run backwards, whatever ended before. */
+/** The feed's newest line is the last, and its times never decrease, also with older revocations. */
 async function tellsInOrder(browser) {
     const sessions = [];
     for (const name of ["first", "second", "third"]) {
@@ -284,7 +284,7 @@ async function tellsInOrder(browser) {
     await visit.refusedAfter("phone");
     await eventually("in the feed", async () => (await visit.feed()).includes("Phone …"));
     const times = await visit.page.locator("#feed p > :first-child").allTextContents();
-    assert.deepEqual(times, times.toSorted(), "times that run backwards");
+    assert.deepEqual(times, times.toSorted(), "times that decrease");
     assert.match((await visit.feed()).split("\n").at(-1), /Phone …/);
     await visit.end();
     ok(`the feed's ${times.length} lines are in the order of their times, the newest last`);
@@ -303,7 +303,7 @@ async function signsOut(browser) {
         assert.deepEqual([await row.locator(".ip").textContent(), await row.locator(".used").textContent()], [ip, "today"]);
     }
     assert.equal(await visit.row("Tablet").locator("i").textContent(), "current");
-    ok("signed in on three devices: each is let in, and listed with its address and its last use");
+    ok("signed in on three devices: each is accepted, and listed with its address and its last use");
 
     const claims = await page.textContent("#token");
     for (const claim of [/typat\+jwt/, /algES256/, /subada/, /in (9|10) min \d\d s/]) assert.match(claims, claim);
@@ -347,12 +347,12 @@ async function signsOut(browser) {
         await eventually("said", async () => /sessions ended, and Tablet stays/.test(await visit.said()));
     }
     await eventually("in the feed", async () => /every session of ada but …\w{6}REVOKED_ALL/.test(await visit.feed()));
-    ok("signed out everywhere else, over either wire: four devices turned away, and one stays");
+    ok("signed out everywhere else, over either wire: four devices rejected, and one stays");
 
     await page.click("#clear");
     assert.equal(await page.locator(".row[data-ended]").count(), 0);
     assert.equal(await page.locator(".row").count(), 1);
-    ok("the ended ones go when they are told to");
+    ok("ended sessions are cleared on request");
 
     await page.click("#sign-in-all");
     await visit.isIn("terminal");
@@ -360,7 +360,7 @@ async function signsOut(browser) {
     await endById(id);
     await eventually("turned away", async () => (await visit.verdict("terminal")).join() === "401,SESSION_REVOKED");
     await visit.isOver("Terminal");
-    ok("ended by somebody else: the card and the list follow the feed");
+    ok("revoked by somebody else: the card and the list follow the feed");
 
     await visit.isAccessible("after all that, light");
     await visit.fits();
@@ -383,7 +383,7 @@ async function signsOut(browser) {
 async function saysWhatWentWrong(browser) {
     const visit = await Visit.begin(browser);
     const { page } = visit;
-    // Without the feed, the page does not know yet what everyone else does.
+    // Without the feed, the page does not know yet.
     expected = /status of 40[01]|ERR_FAILED/;
     await page.route("**/demo/feed*", (route) => route.abort());
     await page.goto(PAGE);
@@ -397,7 +397,7 @@ async function saysWhatWentWrong(browser) {
     await eventually("told", async () => (await visit.said()).endsWith(told));
     await visit.card("phone").locator(".act").click();
     await eventually("told", async () => /it had ended before/.test(await visit.said()));
-    ok("errors are told in the API's words, over either wire; what had ended before is no error");
+    ok("errors are shown as the API reports them, over both protocols; a session that had ended is not an error");
     expected = /the server responded with a status of 401/;
     await visit.end();
 }
@@ -423,7 +423,7 @@ async function worksByKeyboard(browser) {
             }
             await page.keyboard.press("Tab");
         }
-        assert.fail(`${label} is not to be reached`);
+        assert.fail(`${label} cannot be reached`);
     };
     await reach("sign-in-all");
     await page.keyboard.press("Enter");
@@ -433,7 +433,7 @@ async function worksByKeyboard(browser) {
     await visit.refusedAfter("laptop");
     assert.equal(await focused(), "Sign in: Laptop", "the focus stays");
 
-    // The acting device, by arrows; and it stays somewhere when its card's choice goes.
+    // The current device, by arrow keys; focus moves on when its card loses the choice.
     await page.keyboard.press("Shift+Tab");
     await reach("current device: Phone");
     await page.keyboard.press("ArrowDown");
@@ -454,8 +454,8 @@ async function worksByKeyboard(browser) {
     assert.equal(await focused(), "clear");
 
     const moving = await page.evaluate(() => document.getAnimations().length);
-    assert.equal(moving, 0, "nothing moves for those who do not want it");
-    ok("by keyboard alone: sign in, sign out, choose, end by id, clear; the focus is seen and never lost");
+    assert.equal(moving, 0, "nothing moves with reduced motion");
+    ok("by keyboard alone: sign in, sign out, choose, end by id, clear; the focus is visible and never lost");
     await visit.end();
 }
 
@@ -470,7 +470,7 @@ async function copiesCommands(browser) {
         const [title, text] = [await command.locator("h3").textContent(), await command.locator("pre").textContent()];
         await command.locator("button").click();
         await eventually("copied", async () => (await page.evaluate(() => navigator.clipboard.readText())) === text);
-        // A stream has no end of its own.
+        // A stream does not end by itself.
         const bounded = text.replaceAll("curl ", `curl --silent --show-error --max-time ${text.includes(" -N ") ? 2 : 20} `);
         const shell = `. "$SESSIOND_DATA_DIR/dev.env"\n${bounded}\n`;
         const output = await new Promise((done) => execFile("sh", ["-c", shell], (_, stdout, stderr) => done(stdout + stderr)));
@@ -479,7 +479,7 @@ async function copiesCommands(browser) {
         ran += 1;
     }
     assert.equal(ran, 9);
-    ok(`${ran} commands were copied, and do in a shell what they say`);
+    ok(`${ran} commands were copied, and work in a shell`);
     await visit.end();
 }
 
@@ -498,7 +498,7 @@ async function keepsOthersOut(browser) {
     const large = await raw({ path: "/demo/sign-in", method: "POST", headers: json }, `{"device":"${"a".repeat(2_000)}"}`);
     assert.equal(large.statusCode, 413);
 
-    // And as a browser does it.
+    // The same from a browser.
     const other = http.createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>"));
     await new Promise((listening) => other.listen(0, "127.0.0.1", listening));
     const visit = await Visit.begin(browser);
@@ -515,7 +515,7 @@ async function keepsOthersOut(browser) {
             return [opaque.type, open];
         }, [SESSIOND_URL, body]);
         assert.deepEqual(outcome, ["opaque", "unread"]);
-        // Nor may it be put into a frame.
+        // Nor may it be framed.
         await visit.page.evaluate((url) => {
             document.body.append(Object.assign(document.createElement("iframe"), { src: url }));
         }, PAGE);
@@ -526,10 +526,10 @@ async function keepsOthersOut(browser) {
     await new Promise((closed) => other.close(closed));
     assert.equal(await countOf("ada"), before);
     expected = /the server responded with a status of 401/;
-    ok("another site's page: may not sign anyone in, read the feed, or frame the page; nothing was opened");
+    ok("another site's page: may not sign anyone in, read the feed, or frame the page; no session was created");
 }
 
-/** Ends the server at once, and starts it again in the same place. The one that runs then. */
+/** Kills the server, and starts it again in the same place. Returns the new process. */
 let server;
 async function startAgain(...args) {
     server = spawn(env.SESSIOND, ["dev", "--listen", new URL(SESSIOND_URL).host, "--data-dir", env.SESSIOND_DATA_DIR, ...args], {
@@ -561,23 +561,23 @@ async function comesBack(browser) {
     await visit.isOver("Phone");
     await eventually("turned away", async () => (await visit.verdict("phone"))[0] === "401");
     await visit.isIn("laptop");
-    ok("offline and back: it says so, and hears what ended meanwhile, from where it broke off");
+    ok("offline and back: it says so, and resumes with the missed revocations");
 
     const pid = Number(env.SESSIOND_PID);
     process.kill(pid, "SIGSTOP");
     await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
     process.kill(pid, "SIGCONT");
     await resumed(2);
-    ok("a server that says nothing: the connection is given up, and taken up again");
+    ok("a silent server: the connection is dropped, and reopened");
 
     await rm(path.join(env.SESSIOND_DATA_DIR, "dev.env"));
     process.kill(pid, "SIGKILL");
     await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
-    // Its tokens last so short that they are renewed before our eyes.
+    // Its tokens are so short-lived that they are renewed during the test.
     await startAgain("--access-token-ttl", "20s");
     await resumed(3);
     await visit.isIn("laptop");
-    ok("a server that was killed, and started again: it goes on from where it broke off");
+    ok("a server that was killed and restarted: the feed resumes");
 
     await visit.signIn("phone");
     const issued = () => page.locator("#token dt:text-is('iat') + dd").textContent();
@@ -599,11 +599,11 @@ async function holdsTenThousand(browser) {
             await api("POST", "/auth/sessions", SESSIOND_SERVER_KEY, body);
         }
     }));
-    ok(`${COUNT.toLocaleString("en")} sessions, opened in ${Date.now() - opening} ms`);
+    ok(`${COUNT.toLocaleString("en")} sessions, created in ${Date.now() - opening} ms`);
 
     const visit = await (await Visit.begin(browser)).open();
     const { page } = visit;
-    /** How long after the click the page shows what came of it: as seen from within, to the frame. */
+    /** How long after the click the page shows the result: measured in the page, to the frame. */
     const timed = (selector, isDone) => page.evaluate(([selector, isDone]) => new Promise((done) => {
         const holds = new Function(`return ${isDone}`);
         document.querySelector(selector).addEventListener("click", () => {
@@ -649,7 +649,7 @@ async function holdsTenThousand(browser) {
     const slowest = await page.evaluate("window.slowest");
     for (const took of [one, wire, slowest]) assert.ok(took < INTERACTION_MS_MAX, `${took} ms`);
     ok(`with all of them shown: one signed out in ${one.toFixed(0)} ms, the switch in ${wire.toFixed(0)} ms, a frame of scrolling in ` +
-        `${scrolled.toFixed(0)} ms, all but one in ${rest.toFixed(0)} ms; the slowest answer to a hand took ${slowest.toFixed(0)} ms`);
+        `${scrolled.toFixed(0)} ms, all but one in ${rest.toFixed(0)} ms; the slowest reaction took ${slowest.toFixed(0)} ms`);
     await visit.end();
 }
 
@@ -674,7 +674,7 @@ async function screenshots(browser) {
 }
 
 const quiet = ["background-networking", "component-update", "sync", "gpu", "quic"].map((what) => `--disable-${what}`);
-// In a fresh directory of its own, which goes when it does.
+// In a new temporary directory, deleted on exit.
 const browser = await chromium.launch({
     executablePath: await installed(),
     args: [...quiet, "--no-first-run", ...(process.getuid() === 0 ? ["--no-sandbox"] : [])],
@@ -683,13 +683,13 @@ try {
     if (process.argv.includes("--screenshots")) {
         expected = /the server responded with a status of 401/;
         await screenshots(browser);
-        // The session that `dev` begins with is over; this is another.
+        // The first session of `dev` has been revoked; this is another.
         await promisify(execFile)(env.SESSIOND, ["demo-session", "--data-dir", env.SESSIOND_DATA_DIR]);
         expected = /^(?!)/;
     }
     await loads(browser);
     expected = /the server responded with a status of 401/;
-    // While the session in `dev.env` lasts.
+    // While the session in `dev.env` is live.
     await copiesCommands(browser);
     await fitsAHand(browser);
     await tellsInOrder(browser);
@@ -700,9 +700,9 @@ try {
     await comesBack(browser);
     await holdsTenThousand(browser);
     assert.deepEqual(shifts, []);
-    ok("nothing moved by itself: a cumulative layout shift of 0, on every screen");
+    ok("no cumulative layout shift, on every screen");
     assert.deepEqual(complaints, []);
-    ok("the browser has not complained: no violation of the policy, no error");
+    ok("no complaints of the browser: no policy violation, no error");
 } finally {
     await browser.close();
     server?.kill();

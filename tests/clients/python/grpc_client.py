@@ -1,7 +1,7 @@
-"""gRPC by grpcio, with stubs that grpcio-tools makes of the tree's proto, against a running `sessiond dev`; ./run starts both.
+"""gRPC with grpcio and stubs that grpcio-tools makes from our proto, against a running `sessiond dev`; ./run starts both.
 
-One list of checks, over either kind of channel: the one that blocks, and asyncio's. What decodes errors, health and reflection
-are gRPC's own packages; nothing of this server's is decoded by hand.
+One list of checks for both kinds of channel: blocking, and asyncio. gRPC's own packages decode errors, health and reflection;
+nothing is decoded by hand.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ SERVICE = bearer(os.environ["SESSIOND_SERVER_KEY"])
 
 
 class Blocking:
-    """The channel that blocks: each wait has a thread of its own."""
+    """The blocking channel: each wait runs on its own thread."""
 
     name = f"grpcio {version('grpcio')}"
 
@@ -87,10 +87,10 @@ class Asyncio:
 
 
 async def until(what, holds):
-    """Waits until this holds."""
+    """Waits until the condition holds."""
     end = time.monotonic() + PATIENCE
     while not await holds():
-        assert time.monotonic() < end, f"waited for {what} in vain"
+        assert time.monotonic() < end, f"timed out waiting for {what}"
         await asyncio.sleep(0.02)
 
 
@@ -131,7 +131,7 @@ class Client:
         return (await self.call(self.sessions.IntrospectToken, request, SERVICE)).active
 
     async def first(self, stream, matches=lambda message: True):
-        """The first message of the stream that is this; the stream goes on."""
+        """Returns the first message of this kind; the stream stays open."""
         while (message := await self.wire.read(stream)) is not None:
             if matches(message):
                 return message
@@ -147,7 +147,7 @@ class Client:
 
 
 async def failed(call):
-    """The error that this call fails with."""
+    """Returns the error that this call fails with."""
     try:
         await call
     except grpc.RpcError as error:
@@ -156,7 +156,7 @@ async def failed(call):
 
 
 async def refused(call, code, reason):
-    """The details of the error that this call fails with, by their type, once it has been seen to be this one."""
+    """Asserts that this call fails with this error, and returns its details by type."""
     error = await failed(call)
     assert error.code() == code, error
     details = {}
@@ -169,7 +169,7 @@ async def refused(call, code, reason):
 
 
 async def sign_out(client):
-    """Sign-in, list, sign-out, and what is left then."""
+    """Sign-in, list, sign-out, and the errors afterwards."""
     session = await client.sign_in(device_name="phone")
     assert (session.session.user_id, session.session.project_id) == ("ada", PROJECT)
     client.said("signed in")
@@ -197,7 +197,7 @@ async def sign_out(client):
 
 
 async def details(client):
-    """Other details of errors, and the metadata of answers."""
+    """Other error details, and response metadata."""
     call = client.call(client.sessions.RevokeSession, pb.RevokeSessionRequest(id="../up"), SERVICE)
     malformed = await refused(call, StatusCode.INVALID_ARGUMENT, "SCHEMA_ERROR")
     (violation,) = malformed[BadRequest].field_violations
@@ -231,7 +231,7 @@ async def details(client):
 
 
 async def bad_input(client):
-    """What no client should send."""
+    """Invalid requests."""
     heavy = SERVICE | {"x-heavy": "a" * 40_000}
     error = await failed(client.call(client.sessions.ListSessions, pb.ListSessionsRequest(), heavy))
     assert "431" in error.details(), error
@@ -250,7 +250,7 @@ async def bad_input(client):
 
 
 async def deadlines(client):
-    """Whoever holds the session's row holds up its sign-out, so that there is something to wait for."""
+    """A transaction locks the session's row, so that the sign-out waits."""
     session = await client.sign_in()
     holder = await asyncio.create_subprocess_exec(
         *("psql", "--quiet", "--no-align", "--tuples-only", "--no-psqlrc", os.environ["DATABASE_URL"]),
@@ -263,7 +263,7 @@ async def deadlines(client):
 
     credentials = bearer(session.access_token)
     request = pb.RevokeCurrentRequest()
-    # By the clock on this side.
+    # The client's own deadline.
     error = await failed(client.call(client.sessions.RevokeCurrent, request, credentials, timeout=0.02))
     assert error.code() == StatusCode.DEADLINE_EXCEEDED, error
     client.said("a deadline of 20 ms passed")
@@ -275,11 +275,11 @@ async def deadlines(client):
         return not await client.is_active(session.access_token)
 
     await until("the sign-out", is_over)
-    client.said("what was under way at the deadline came to its end")
+    client.said("the call in progress at the deadline was completed")
 
 
 async def feed(client):
-    """What has ended, what ends, and nobody left over."""
+    """The snapshot, live revocations, and no leaked subscribers."""
     before = await subscribers()
     past, following = await client.sign_in("bea"), await client.sign_in("bea")
 
@@ -298,7 +298,7 @@ async def feed(client):
     took = (time.perf_counter() - begun) * 1000
     (live,) = (one for one in message.revocations.revocations if one.session_id == following.session.id)
     assert (live.reason, live.user_id) == (pb.REVOKE_REASON_SIGNED_OUT, "bea")
-    client.said(f"the feed told of a sign-out {took:.1f} ms after it was asked for")
+    client.said(f"the feed sent a sign-out {took:.1f} ms after the request")
 
     await client.first(stream, lambda message: message.HasField("heartbeat"))
 
@@ -311,14 +311,14 @@ async def feed(client):
     await until("a subscriber to be counted", is_counted)
     await client.cancelled(stream)
     await until("the subscriber to be gone", is_gone)
-    client.said("a cancelled stream is CANCELLED here, and gone there")
+    client.said("a cancelled stream is CANCELLED at the client, and closed at the server")
 
-    # From the cursor: no snapshot, and what came since.
+    # From the cursor: no snapshot, only later revocations.
     resumed = client.watch(SERVICE, cursor)
     message = await client.first(resumed, lambda one: one.HasField("snapshot_begin") or tells(following)(one))
     assert tells(following)(message)
     await client.cancelled(resumed)
-    client.said("the feed went on from its cursor")
+    client.said("the feed resumed from its cursor")
 
     # A user's stream ends with the session.
     tab = await client.sign_in("bea")
@@ -331,7 +331,7 @@ async def feed(client):
 
 
 async def health(client):
-    """gRPC's own service for it."""
+    """The standard gRPC health service."""
     for name in ("", "sessiond.v1.SessionService"):
         answer = await client.call(client.health.Check, HealthCheckRequest(service=name), {})
         assert answer.status == HealthCheckResponse.SERVING
@@ -344,7 +344,7 @@ async def health(client):
 
 
 async def reflection(client):
-    """The package has a client for channels that block alone. It asks by reflection's former name."""
+    """The package has a client only for blocking channels. It uses the older name of reflection."""
     known = ProtoReflectionDescriptorDatabase(client.wire.channel)
     names = known.get_services()
     assert {"sessiond.v1.SessionService", "grpc.health.v1.Health"} <= set(names), names
@@ -360,9 +360,9 @@ async def reflection(client):
 
 
 async def limits(client):
-    """Uses up what this address may ask for: ./run lets it ask a hundred times a second.
+    """Uses up the address's rate limit: ./run sets a hundred a second.
 
-    Whoever is nobody costs no more than the answer.
+    Unauthenticated calls have no other cost.
     """
     nobody = [client.call(client.sessions.GetCurrentSession, pb.GetCurrentSessionRequest(), {}) for _ in range(600)]
     asked = await asyncio.gather(*nobody, return_exceptions=True)
@@ -374,7 +374,7 @@ async def limits(client):
     told = await refused(again(), StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
     delay = told[RetryInfo].retry_delay.ToTimedelta().total_seconds()
     assert 0 < delay <= 1, delay
-    client.said(f"RATE_LIMITED says when to come back: in {delay * 1000:.1f} ms")
+    client.said(f"RATE_LIMITED says when to retry: in {delay * 1000:.1f} ms")
 
 
 async def main():
@@ -385,7 +385,7 @@ async def main():
         if isinstance(wire, Blocking):
             await reflection(client)
         else:
-            # The last of all: nothing is left for others.
+            # The last test of all: it uses up the limit.
             await limits(client)
         await wire.close()
 

@@ -1,4 +1,4 @@
-"""REST by httpx, over HTTP/1.1 and over HTTP/2, against a running `sessiond dev`; ./run starts both."""
+"""REST with httpx, over HTTP/1.1 and HTTP/2, against a running `sessiond dev`; ./run starts both."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SERVICE = bearer(os.environ["SESSIOND_SERVER_KEY"])
 
 
 def refused(response, status, reason):
-    """The details of a refusal, by the name of their type, once it has been seen to be this one."""
+    """Asserts this error response, and returns its details by type name."""
     assert response.status_code == status, (response.status_code, response.text)
     assert response.headers["content-type"] == "application/json"
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
@@ -49,15 +49,15 @@ def sse(lines):
 
 
 def bounded(messages):
-    """The same, for so long. A heartbeat comes every second, so that this is looked at."""
+    """The same, for a bounded time. A heartbeat every second drives the check."""
     end = time.monotonic() + PATIENCE
     for message in messages:
-        assert time.monotonic() < end, "waited for a message in vain"
+        assert time.monotonic() < end, "timed out waiting for a message"
         yield message
 
 
 def follow(client, accept, messages, sign_in):
-    """Reads the feed until it tells of a session that ends meanwhile. How long that took, in milliseconds."""
+    """Reads the feed until it sends the revocation of a session. Returns the delay in milliseconds."""
     session = sign_in("bea")
     with client.stream("GET", "/auth/revocations:watch", headers=SERVICE | {"accept": accept}) as response:
         assert response.status_code == 200
@@ -73,7 +73,7 @@ def follow(client, accept, messages, sign_in):
                 if one.get("session_id") == session["session"]["id"]:
                     assert (one["reason"], one["user_id"]) == ("REVOKE_REASON_SIGNED_OUT", "bea")
                     took = (time.perf_counter() - begun) * 1000
-                    # The stream is still open: the next heartbeat comes over it.
+                    # The stream is still open: the next heartbeat arrives.
                     assert any("heartbeat" in message for message in told)
                     return took
     raise AssertionError("the stream ended")
@@ -120,14 +120,14 @@ def exercise(http_version, **options):
     said(f"400 names the field: {violation['field']} {violation['description']}")
     response = client.post("/sessiond.v1.SessionService/RevokeCurrent", headers=SERVICE, json={})
     refused(response, 404, "ROUTE_NOT_FOUND")
-    said("JSON to the path of a gRPC method is a 404")
+    said("JSON to a gRPC method is a 404")
 
     for accept, messages in (("application/x-ndjson", ndjson), ("text/event-stream", sse)):
         took = follow(client, accept, messages, sign_in)
-        said(f"{accept} told of a sign-out {took:.1f} ms after it was asked for, and went on")
+        said(f"{accept} sent a sign-out {took:.1f} ms after the request, and stayed open")
     client.close()
 
 
 exercise("HTTP/1.1")
-# Without TLS there is nothing to agree on a version by: a client that leaves HTTP/1.1 out begins with HTTP/2.
+# Without TLS no version is negotiated: a client without HTTP/1.1 starts with HTTP/2.
 exercise("HTTP/2", http1=False, http2=True)

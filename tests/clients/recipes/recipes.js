@@ -1,5 +1,5 @@
-// The recipes of docs/clients.md, as they stand there, against a running `sessiond dev`; ./run starts it. Each is a service
-// of its own, of which the same is expected, whatever it is written in.
+// The recipes of docs/clients.md, as printed, against a running `sessiond dev`; ./run starts it. Each is a service, and
+// all must behave the same.
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
@@ -13,7 +13,7 @@ const { SESSIOND_URL, SESSIOND_SERVER_KEY, RECIPES, PYTHON } = process.env;
 /** The bound of every wait, in milliseconds. */
 const PATIENCE = 10_000;
 
-/** The blocks of code below a heading of the document. */
+/** The code blocks under a heading of the document. */
 function blocks(heading) {
     const [, rest] = readFileSync("docs/clients.md", "utf8").split(`\n## ${heading}\n`);
     assert.ok(rest, `docs/clients.md has a section "${heading}"`);
@@ -22,7 +22,7 @@ function blocks(heading) {
     return found;
 }
 
-/** Writes a recipe to a file of its own. */
+/** Writes a recipe to a file. */
 function write(heading, name) {
     const [code] = blocks(heading);
     const file = path.join(RECIPES, name);
@@ -38,7 +38,7 @@ async function freePort() {
     return port;
 }
 
-/** Runs a recipe for as long as `work` takes, and hands it a way to ask that. */
+/** Runs a recipe while `work` runs, which gets a function to call it. */
 async function running([program, ...args], environment, work) {
     const port = await freePort();
     const env = { ...process.env, ...environment, PORT: String(port) };
@@ -67,7 +67,7 @@ async function running([program, ...args], environment, work) {
     }
 }
 
-/** A name that no header can carry as it is. */
+/** A name that a header can carry only encoded. */
 const USER = "Ada Lovelace, née Byron";
 
 async function signIn() {
@@ -92,30 +92,30 @@ async function exercise(name, command) {
         assert.equal(await (await expect(200, "GET", "/", access_token)).text(), `Hello, ${USER}!\n`);
         const others = [undefined, "rubbish", refresh_token, SESSIOND_SERVER_KEY];
         for (const token of others) await expect(401, "GET", "/", token);
-        console.log(`docs/clients.md, ${name}: greeted the user, and refused whatever is no access token`);
+        console.log(`docs/clients.md, ${name}: greeted the user, and rejected everything but an access token`);
 
         await expect(200, "POST", "/sign-out", access_token);
         await expect(401, "GET", "/", access_token);
         await expect(200, "POST", "/sign-out", access_token);
-        console.log(`docs/clients.md, ${name}: signed out, twice, and refused from then on`);
+        console.log(`docs/clients.md, ${name}: signed out, twice, and rejected the token afterwards`);
     });
     const nowhere = { SESSIOND_URL: `http://127.0.0.1:${await freePort()}` };
     await running(command, nowhere, async (ask) => assert.equal((await ask("GET", "/", "any")).status, 503));
-    console.log(`docs/clients.md, ${name}: let nobody in while there was no sessiond`);
+    console.log(`docs/clients.md, ${name}: rejected every request while sessiond was down`);
 }
 
 mkdirSync(RECIPES, { recursive: true });
 
-// The guard's has tests of its own, as an example; here it must be that example.
+// The guard's example has its own tests; here the recipe must equal it.
 const example = readFileSync("examples/guarded.rs", "utf8");
 for (const code of blocks("Rust")) assert.ok(example.includes(code), `examples/guarded.rs has:\n${code}`);
-console.log("docs/clients.md, Rust: is examples/guarded.rs");
+console.log("docs/clients.md, Rust: equals examples/guarded.rs");
 
 await exercise("Node", [process.execPath, write("Node", "hello.mjs")]);
 await exercise("Python", [PYTHON, write("Python", "hello.py")]);
 
 const built = path.join(RECIPES, "hello");
-// Nothing is to be downloaded: the standard library is all that it needs.
+// Nothing may be downloaded: it needs only the standard library.
 const env = { ...process.env, GOPROXY: "off", GOTOOLCHAIN: "local" };
 execFileSync("go", ["build", "-o", built, write("Go", "hello.go")], { env, stdio: "inherit" });
 await exercise("Go", [built]);

@@ -1,6 +1,6 @@
-// Stack Auth's own SDKs, unmodified, against a running `sessiond dev`; ./run starts both. One speaks the older spelling of the
-// headers, one the newer. Users are not sessiond's business: a host in front answers for them, as a real one would, and
-// hands on every other request as it came. It also takes down how each was spelled.
+// Stack Auth's SDKs, unmodified, against a running `sessiond dev`; ./run starts both. One uses the older header prefix,
+// one the newer. sessiond has no users: a host in front serves them, as a real one would, and forwards every other
+// request unchanged. It also records the prefix of each request.
 
 import assert from "node:assert/strict";
 import http from "node:http";
@@ -10,7 +10,7 @@ import * as older from "older";
 const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
 const USERS = "/api/v1/users/";
 
-/** What the SDKs want to know of a user, and sessiond does not. */
+/** User properties that the SDKs expect, and sessiond does not have. */
 const user = (id) => ({
     id, display_name: id, primary_email: null, primary_email_verified: false, profile_image_url: null,
     signed_up_at_millis: 0, last_active_at_millis: 0, client_metadata: null, client_read_only_metadata: null,
@@ -21,7 +21,7 @@ const user = (id) => ({
     risk_scores: { sign_up: { bot: 0, free_trial_abuse: 0 } },
 });
 
-/** A token's claims, believed: this host trusts its tests. */
+/** A token's claims, unverified: this host trusts its tests. */
 const claims = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url"));
 
 const exchanges = [];
@@ -51,7 +51,7 @@ const host = http.createServer((request, response) => {
 await new Promise((listening) => host.listen(0, "127.0.0.1", listening));
 const baseUrl = `http://127.0.0.1:${host.address().port}`;
 
-/** What a service of the host's is told about a token. */
+/** Introspects a token, as a service of the host. */
 async function isActive(token) {
     const response = await fetch(`${SESSIOND_URL}/auth/tokens:introspect`, {
         method: "POST",
@@ -74,7 +74,7 @@ async function exercise(name, sdk, spelling) {
     const service = (secretServerKey) => new sdk.StackServerApp({ ...common, secretServerKey });
     const device = (more) => new sdk.StackClientApp({ ...common, analytics: { enabled: false }, ...more });
 
-    // A service opens sessions, and sees them.
+    // A service creates sessions, and lists them.
     const seen = await service(SESSIOND_SERVER_KEY).getUser(`${name}-ada`);
     const open = async (options = {}) => await (await seen.createSession(options)).getTokens();
     const [phone, laptop, tablet] = [await open(), await open({ expiresInMillis: 86_400_000 }), await open()];
@@ -84,19 +84,19 @@ async function exercise(name, sdk, spelling) {
     assert.deepEqual(all.map((one) => one.id), [helped, tablet, laptop, phone].map(sid));
     assert.deepEqual(all.map((one) => one.isImpersonation), [true, false, false, false]);
     assert.ok(all.every((one) => Math.abs(one.createdAt - Date.now()) < 60_000 && one.userId === seen.id), all);
-    said("a service opened sessions, and listed them");
+    said("a service created sessions, and listed them");
 
-    // It ends one by its id.
+    // It revokes one by its id.
     await seen.revokeSession(sid(tablet));
     assert.equal(await isActive(tablet.accessToken), false);
-    // And is told what is wrong with what it asks.
+    // Errors name the problem.
     await assert.rejects(open({ expiresInMillis: 31_708_800_001 }), known("SCHEMA_ERROR"));
     const stranger = await service(`${SESSIOND_SERVER_KEY.slice(0, -1)}_`).getUser(seen.id);
     await assert.rejects(stranger.createSession({}), known("INVALID_SECRET_SERVER_KEY"));
-    said("a service ended a session by its id");
+    said("a service revoked a session by its id");
     said("SCHEMA_ERROR and INVALID_SECRET_SERVER_KEY were decoded");
 
-    // A user looks at the devices, and signs another one out.
+    // A user lists the devices, and signs another one out.
     const me = await device().getUser({ tokenStore: phone });
     const own = await me.getActiveSessions();
     assert.deepEqual(own.map((one) => [one.id, one.isCurrentSession]), [[sid(laptop), false], [sid(phone), true]]);
@@ -104,25 +104,25 @@ async function exercise(name, sdk, spelling) {
     assert.equal(await isActive(laptop.accessToken), false);
     await assert.rejects(me.revokeSession(sid(phone)), known("CANNOT_DELETE_CURRENT_SESSION"));
     await assert.rejects(me.revokeSession(sid(helped)));
-    said("a user listed sessions, and ended another one");
+    said("a user listed sessions, and revoked another one");
 
-    // With a refresh token alone the SDK gets an access token by a grant, with or without a publishable key.
+    // With only a refresh token the SDK gets an access token by a grant, with or without a publishable key.
     for (const key of [{}, { publishableClientKey: "pck_anything" }]) {
         const returning = await device(key).getUser({ tokenStore: { accessToken: null, refreshToken: phone.refreshToken } });
         const { accessToken } = await returning.currentSession.getTokens();
         assert.equal(sid({ accessToken }), sid(phone));
         assert.equal(await isActive(accessToken), true);
     }
-    said("a user came back with a refresh token");
+    said("a user refreshed with only a refresh token");
 
-    // Signing out ends the session at once; a second device with the same tokens signs out too, and is fine with that.
+    // Signing out revokes the session at once; a second device with the same tokens can sign out too.
     const twin = await device().getUser({ tokenStore: phone });
     await me.signOut();
     for (const token of Object.values(phone)) assert.equal(await isActive(token), false);
     assert.deepEqual(await me.currentSession.getTokens(), { accessToken: null, refreshToken: null });
     await twin.signOut();
     said("signed out");
-    // Whoever comes back now is nobody; a listing in another tab finds out, and is signed out.
+    // Afterwards the user is signed out; a listing in another tab notices, and signs out too.
     const late = { tokenStore: { accessToken: null, refreshToken: phone.refreshToken } };
     assert.equal(await device().getUser(late), null);
     const tab = await device().getUser({ tokenStore: laptop });
@@ -130,7 +130,7 @@ async function exercise(name, sdk, spelling) {
     assert.deepEqual(await tab.currentSession.getTokens(), { accessToken: null, refreshToken: null });
     said("no refresh after sign-out");
 
-    // It was this SDK's spelling that was spoken, and nothing was sent that was not answered.
+    // Responses used this SDK's prefix, and every request was answered.
     const calls = new Set(exchanges.map(({ call }) => call.replace(/[0-9a-f-]{36}/, "{id}")));
     assert.deepEqual([...calls].sort(), [
         "DELETE /api/v1/auth/sessions/current",

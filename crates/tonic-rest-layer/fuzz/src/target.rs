@@ -1,6 +1,6 @@
-//! What must hold of every request, whatever is in it. The fuzzer makes requests up; a test replays its corpus.
+//! Properties of every request. The fuzzer generates requests; a test replays its corpus.
 //!
-//! An input reads like HTTP: a line with method and target, lines with headers, an empty line, the body.
+//! An input has the form of HTTP: a line with method and target, header lines, an empty line, the body.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -27,28 +27,28 @@ use tower::Layer;
 use tower::ServiceExt;
 use tower::service_fn;
 
-/// A field of every kind; `HttpBody` both ways; queries; variables over several segments; verbs, streams and oneofs; what
-/// other people's protos have.
+/// A field of every kind; `HttpBody` both ways; queries; variables over several segments; verbs, streams and oneofs;
+/// features of other people's protos.
 const PROTOS: [&str; 6] =
     ["values.proto", "library.proto", "lists.proto", "names.proto", "sessions.proto", "foreign.proto"];
 
-/// The layer in front of a service that gives back what it got, where its method can.
+/// The layer in front of a service that echoes its input, if its method can.
 pub(crate) struct Target {
     layer: RestLayer,
     pool: DescriptorPool,
 }
 
-/// One call as the service saw it: the method, and its request.
+/// A call as the service saw it: the method, and its request.
 type Call = (MethodDescriptor, DynamicMessage);
 
 impl Target {
-    /// Compiles the protos of the tests, found below the repository's root.
+    /// Compiles the tests' protos, found below the repository's root.
     pub(crate) fn new(root: &Path) -> Target {
         let mut compiler = protox::Compiler::new([root.join("tests/proto"), root.join("proto")]).expect("the folders");
         compiler.include_imports(true).open_files(PROTOS).expect("the protos compile");
         let set = compiler.encode_file_descriptor_set();
         let layer = RestLayer::builder().base_path("/").base_path("/api/v1").ignore_query_parameter("utm");
-        // One imported file has rules that cannot work.
+        // One imported file has invalid rules.
         let layer = layer.skip_faulty_rules();
         Target {
             layer: layer.build(&set).expect("the rules work"),
@@ -56,7 +56,7 @@ impl Target {
         }
     }
 
-    /// Panics when something does not hold.
+    /// Panics if a property fails.
     pub(crate) fn check(&self, input: &[u8]) {
         let Some(request) = parse(input) else { return };
         let is_head = request.method() == http::Method::HEAD;
@@ -81,7 +81,7 @@ impl Target {
         let (_, read) = call.expect("a call");
         assert_eq!(&again, printed, "what is printed is printed again");
         if read != *message {
-            // A NaN is not itself; its text is.
+            // A NaN does not equal itself; its text does.
             let text = |message: &DynamicMessage| serde_json::to_value(message).map_err(|error| error.to_string());
             assert_eq!(text(&read), text(message), "{printed:?}");
         }
@@ -104,14 +104,14 @@ impl Target {
             let status = response.status().as_u16();
             (status, response.into_body().collect().await.expect("an answer to its end").to_bytes())
         };
-        // Nothing in it waits for anything, so it must not either.
+        // Nothing in it waits, so the future must be ready.
         let (status, body) = answer.now_or_never().expect("an answer at once");
         let call = call.lock().expect("no panic before").take();
         (status, body, call)
     }
 }
 
-/// Decodes the frame, as the service behind the layer would, and gives the message back where the method can.
+/// Decodes the frame, as the service behind the layer would, and echoes the message if the method can.
 async fn serve<B: Body<Data = Bytes>>(
     pool: &DescriptorPool,
     request: Request<B>,
@@ -133,7 +133,7 @@ async fn serve<B: Body<Data = Bytes>>(
     ((method, message), Response::new(StreamBody::new(frames)))
 }
 
-/// `None` for what `http` itself does not take, since it never reaches the layer.
+/// `None` if `http` refuses it, so that it never reaches the layer.
 fn parse(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     let (line, mut rest) = split(input)?;
     let space = line.iter().position(|byte| *byte == b' ')?;
@@ -147,7 +147,7 @@ fn parse(input: &[u8]) -> Option<Request<Full<Bytes>>> {
         request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
     }
     let request = request.body(Full::from(Bytes::copy_from_slice(rest))).ok()?;
-    // gRPC is not ours to answer.
+    // gRPC requests are passed on.
     let grpc = request.headers().get("content-type").is_some_and(|value| {
         value.as_bytes().get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
     });

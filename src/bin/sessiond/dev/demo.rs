@@ -1,5 +1,5 @@
-//! The demo's own backend: what any team writes in front of sessiond. It holds the server key, which no browser ever sees,
-//! and asks the API as any other service would; a service of its own stands behind the guard.
+//! The demo's own backend, as a team would write it for sessiond. It holds the server key, which no browser sees, and
+//! calls the API as any other service would. A guarded service stands beside it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,16 +47,16 @@ use super::names::USER;
 /// The largest request that the demo reads.
 const BODY_BYTES_MAX: usize = 1024;
 
-/// How long an answer may take to begin, a slow body included.
+/// How long a response may take to begin, including a slow request body.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The device that is the visitor's own shell: `dev.env` has its tokens.
+/// The device that stands for the visitor's own shell: `dev.env` has its tokens.
 pub(super) const TERMINAL: &str = "terminal";
 
-/// The largest answer of the API that is read.
+/// The largest response of the API that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What a device pretends to be. The addresses are for documentation, and nobody's (RFC 5737).
+/// A pretend device. The addresses are reserved for documentation (RFC 5737).
 struct Device {
     id: &'static str,
     name: &'static str,
@@ -92,21 +92,21 @@ const DEVICES: [Device; 5] = [
     Device { id: TERMINAL, name: "Terminal", user_agent: "curl/8.14.1", ip: "192.0.2.130" },
 ];
 
-/// The backend. Clones are one and the same.
+/// The backend. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct Demo {
     bearer: HeaderValue,
     base_path: Arc<str>,
-    /// There once the guard is, which follows the server that it is served by.
+    /// Set once the guard is connected to this server.
     guarded: Arc<OnceLock<Router>>,
     files: Arc<Files>,
-    /// What `dev.env` has beside the terminal's tokens; there once the server is.
+    /// Variables of `dev.env` other than the terminal's tokens. Set once the server runs.
     env: Arc<OnceLock<Vec<(&'static str, String)>>>,
-    /// The answer to the terminal's last sign-in.
+    /// The response to the terminal's last sign-in.
     terminal: Arc<Mutex<Option<Value>>>,
 }
 
-/// The backend, and the API that it asks.
+/// The backend, and the API that it calls.
 #[derive(Clone)]
 struct Backend {
     demo: Demo,
@@ -114,7 +114,7 @@ struct Backend {
 }
 
 impl Demo {
-    /// Takes the key of the demo project, and the path below which the API is.
+    /// Takes the demo project's key, and the base path of the API.
     pub(super) fn new(server_key: &SecretString, base_path: &str, files: Arc<Files>) -> Self {
         let bearer = format!("Bearer {}", server_key.expose_secret());
         let mut bearer = HeaderValue::try_from(bearer).expect("a server key is ASCII");
@@ -129,7 +129,7 @@ impl Demo {
         }
     }
 
-    /// The routes. Only our own page may ask, and whoever is no page at all.
+    /// The routes. Accepts requests only from our own page, and from clients other than browsers.
     pub(super) fn routes(&self, api: Router) -> Router {
         Router::new()
             .route("/demo/sign-in", post(sign_in))
@@ -142,12 +142,12 @@ impl Demo {
             .with_state(Backend { demo: self.clone(), api })
     }
 
-    /// What `dev.env` says beside the terminal's tokens. From now on a sign-in on the terminal writes it.
+    /// Sets the variables of `dev.env`. From now on a sign-in on the terminal writes the file.
     pub(super) fn keep_env(&self, values: Vec<(&'static str, String)>) {
         self.env.get_or_init(|| values);
     }
 
-    /// Remembers the terminal's new session, here and in `dev.env`.
+    /// Stores the terminal's new session, here and in `dev.env`.
     fn keep_terminal(&self, grant: Value) -> Result<(), String> {
         let Some(env) = self.env.get() else { return Ok(()) };
         let token = |name: &str| grant[name].as_str().unwrap_or_default().to_owned();
@@ -160,8 +160,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Has the guard follow the server at this address: over the wire, as in any other service. Where it cannot, the guarded
-    /// service says so, and all else works.
+    /// Connects the guard to the server at this address, over the network as in any other service. If that fails, the
+    /// guarded service says so, and everything else works.
     pub(super) async fn stand_guard(&self, address: SocketAddr, issuer: &str, server_key: SecretString) {
         let options = GuardOptions::new(format!("http://{address}"), PROJECT, issuer, server_key);
         match Guard::connect(options).await {
@@ -169,20 +169,20 @@ impl Demo {
                 let guarded = Router::new().route("/demo/service", get(hello)).layer(guard.layer());
                 self.guarded.get_or_init(|| guarded);
             }
-            Err(error) => tracing::warn!(%error, "the demo has no guarded service"),
+            Err(error) => tracing::warn!(%error, "the demo's guarded service is unavailable"),
         }
     }
 }
 
 impl Backend {
-    /// Asks the API with the server key, on behalf of the caller.
+    /// Calls the API with the server key, on behalf of the caller.
     async fn ask(self, asked: Parts, method: Method, path: &str, body: Body) -> Response {
         let query = asked.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("{}{path}{query}", self.demo.base_path);
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = Uri::try_from(path).expect("our path, and a query that was one");
-        // Nothing that a page has set but this: a server key that comes with an origin is refused, rightly.
+        // No other header of the page: a server key together with an `Origin` is refused.
         if let Some(accept) = asked.headers.get(header::ACCEPT) {
             request.headers_mut().insert(header::ACCEPT, accept.clone());
         }
@@ -196,7 +196,7 @@ impl Backend {
     }
 }
 
-/// Which device to sign in, and whom.
+/// The device and user to sign in.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SignIn {
@@ -209,7 +209,7 @@ fn demo_user() -> String {
     USER.to_owned()
 }
 
-/// A real backend would look at a password first.
+/// A real backend would check a password first.
 async fn sign_in(State(backend): State<Backend>, asked: Parts, Json(sign_in): Json<SignIn>) -> Response {
     let SignIn { user_id, device } = sign_in;
     let Some(device) = DEVICES.iter().find(|known| known.id == device) else {
@@ -234,17 +234,17 @@ async fn sign_in(State(backend): State<Backend>, asked: Parts, Json(sign_in): Js
     };
     let kept = serde_json::from_slice(&body).map_err(|error| error.to_string());
     if let Err(error) = kept.and_then(|grant| demo.keep_terminal(grant)) {
-        tracing::warn!(error, "the terminal's session is not in dev.env");
+        tracing::warn!(error, "cannot write the terminal's session to dev.env");
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response();
     }
     Response::from_parts(head, body.into())
 }
 
-/// The terminal's session, while it lasts; nothing (204) once it has ended. It is no secret from who may sign anyone in.
+/// The terminal's session while it is live, else 204. Not a secret: the caller may sign in any user anyway.
 async fn terminal(State(backend): State<Backend>, asked: Parts) -> Response {
     let last = backend.demo.terminal.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Some(grant) = last else { return StatusCode::NO_CONTENT.into_response() };
-    // Of a refresh token this changes nothing.
+    // Introspection does not rotate a refresh token.
     let token = json!({"token": grant["refresh_token"]}).to_string();
     let answer = backend.ask(asked, Method::POST, "/auth/tokens:introspect", token.into()).await;
     if answer.status() != StatusCode::OK {
@@ -259,15 +259,15 @@ async fn terminal(State(backend): State<Backend>, asked: Parts) -> Response {
     }
 }
 
-/// What ends in the project, as it does.
+/// The project's revocations, live.
 async fn feed(State(backend): State<Backend>, asked: Parts) -> Response {
     backend.ask(asked, Method::GET, "/auth/revocations:watch", Body::empty()).await
 }
 
-/// A service that lets in who is signed in.
+/// A service behind the guard.
 async fn service(State(backend): State<Backend>, request: Request) -> Response {
     let Some(guarded) = backend.demo.guarded.get() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the demo's guard has not begun; the log says why\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "the demo's guard has not started; see the log\n").into_response();
     };
     match guarded.clone().oneshot(request).await {
         Ok(answer) => answer,
@@ -282,25 +282,25 @@ async fn hello(Extension(principal): Extension<Principal>) -> Json<Value> {
     }))
 }
 
-/// Cuts off whoever takes too long to ask.
+/// Times out slow requests.
 async fn in_time(request: Request, next: Next) -> Response {
     let answer = timeout(ANSWER_TIMEOUT, next.run(request)).await;
     answer.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
 
-/// Refuses what the page of another site asks for: here is someone who signs in whom they are told to.
+/// Refuses requests from pages of other sites: this backend signs in anyone it is asked to.
 async fn same_site(request: Request, next: Next) -> Response {
     if is_foreign(request.headers()) {
-        return (StatusCode::FORBIDDEN, "only this server's own page may ask for this\n").into_response();
+        return (StatusCode::FORBIDDEN, "only this server's own page may call this\n").into_response();
     }
     next.run(request).await
 }
 
-/// Whether a browser says that another site's page asks (Fetch Metadata, `Sec-Fetch-Site`; RFC 6454 §7).
+/// Whether the browser says that the request comes from another site (Fetch Metadata, `Sec-Fetch-Site`; RFC 6454 §7).
 fn is_foreign(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     let crosses = site.is_some_and(|site| site != b"same-origin" && site != b"none");
-    // The host was checked before: it is one of ours.
+    // The host was checked before: it is ours.
     let host = headers.get(header::HOST).map_or(&[][..], HeaderValue::as_bytes);
     let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
     crosses || origin.is_some_and(|origin| origin.strip_prefix(b"http://") != Some(host))
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_sites_page_is_known_by_what_its_browser_says() {
+    fn requests_from_pages_of_other_sites_are_recognised() {
         let foreign = |headers: &[(&'static str, &'static str)]| {
             let headers = headers
                 .iter()

@@ -1,4 +1,4 @@
-//! The files of a data directory, each readable by its owner alone.
+//! The files of a data directory, readable only by their owner.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,10 +15,10 @@ use sessiond::token::sealing::Sealer;
 use sessiond::token::sealing::SealingKey;
 use sessiond::token::server_key::ServerKey;
 
-/// A data directory that is ours for as long as this lives.
+/// A data directory, locked for as long as this value lives.
 pub(super) struct Files {
     dir: PathBuf,
-    /// The kernel holds the lock for as long as it is open.
+    /// The kernel holds the lock while this file is open.
     lock: File,
 }
 
@@ -29,11 +29,11 @@ impl Files {
     pub(super) const SERVER_KEY: &str = "server-key";
     const LOCK: &str = "dev.lock";
 
-    /// Opens the directory, which is created if need be, and changes nothing else in it.
+    /// Opens the directory, creating it if needed. Changes nothing else in it.
     ///
     /// # Errors
     ///
-    /// When another `sessiond dev` has it, or it cannot be written to.
+    /// If another `sessiond dev` uses it, or it cannot be written to.
     pub(super) fn open(dir: &Path) -> Result<Self, String> {
         fs::create_dir_all(dir).map_err(|error| refused(dir, &error))?;
         let path = path_in(dir, Self::LOCK);
@@ -44,10 +44,10 @@ impl Files {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let holder = fs::read_to_string(&path).unwrap_or_default();
-                let holder = if holder.trim().is_empty() { "which is just starting" } else { holder.trim() };
+                let holder = if holder.trim().is_empty() { "just starting" } else { holder.trim() };
                 let dir = dir.display();
                 return Err(format!(
-                    "{dir} is in use by another `sessiond dev` ({holder}); use that one, stop it, or name another \
+                    "{dir} is in use by another `sessiond dev` ({holder}); use that one, stop it, or choose another \
                      directory with --data-dir"
                 ));
             }
@@ -58,13 +58,13 @@ impl Files {
         Ok(files)
     }
 
-    /// Writes down who has the directory, for the next one that would.
+    /// Records which process uses the directory, for the error of the next one.
     pub(super) fn name_holder(&self, holder: &str) -> io::Result<()> {
         self.lock.set_len(0)?;
         self.lock.write_all_at(holder.as_bytes(), 0)
     }
 
-    /// Removes the `dev.env` of an earlier run: a script may be waiting for ours.
+    /// Deletes the `dev.env` of an earlier run: a script may be waiting for the new one.
     pub(super) fn forget_env(&self) -> Result<(), String> {
         match fs::remove_file(self.path(Self::ENV)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(&self.dir, &error)),
@@ -72,7 +72,7 @@ impl Files {
         }
     }
 
-    /// Whether nothing was kept here before.
+    /// Whether the directory holds no data yet.
     pub(super) fn is_new(&self) -> bool {
         [Self::OWN_DATABASE, Self::SEALING_KEY, Self::SERVER_KEY].iter().all(|name| !self.path(name).exists())
     }
@@ -89,7 +89,7 @@ impl Files {
         fs::read_to_string(self.path(name))
     }
 
-    /// Writes a file in one step: a reader sees all of it, or none.
+    /// Writes a file atomically: a reader sees all of it, or none.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), String> {
         let unfinished = self.path(&format!("{name}.unfinished"));
         let written = || {
@@ -104,14 +104,14 @@ impl Files {
     pub(super) fn write_env(&self, values: &[(&str, &str)]) -> Result<(), String> {
         let mut text = String::new();
         for (name, value) in values {
-            // In single quotes nothing means anything to a shell but a single quote.
+            // In single quotes only a single quote is special to a shell.
             let value = value.replace('\'', r"'\''");
             writeln!(text, "export {name}='{value}'").expect("a string takes whatever is written to it");
         }
         self.write(Self::ENV, text.trim_end())
     }
 
-    /// The sealing key, which there is after the first run.
+    /// The sealing key. Absent before the first run.
     pub(super) fn sealer(&self) -> Result<Option<Sealer>, String> {
         let path = self.path(Self::SEALING_KEY);
         match self.read(Self::SEALING_KEY) {
@@ -127,7 +127,7 @@ impl Files {
         }
     }
 
-    /// Makes the sealing key.
+    /// Creates the sealing key.
     pub(super) fn new_sealer(&self) -> Result<Sealer, String> {
         let key = SealingKey::generate();
         self.write(Self::SEALING_KEY, &key.expose())?;
@@ -139,18 +139,18 @@ impl Files {
     }
 }
 
-/// With a slash in it, so that a shell's `.` does not look for it on the PATH.
+/// Contains a slash, so that a shell's `.` does not search the PATH.
 pub(super) fn path_in(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     if path.components().count() == 1 { Path::new(".").join(path) } else { path }
 }
 
-/// Why a data directory is none, and what to do.
+/// Why a data directory cannot be used, and what to do.
 fn refused(dir: &Path, error: &io::Error) -> String {
-    format!("cannot use {} as data directory: {}; name another with --data-dir", dir.display(), cause(error))
+    format!("cannot use {} as data directory: {}; choose another with --data-dir", dir.display(), cause(error))
 }
 
-/// The cause without the system's number for it.
+/// The cause without the system's error number.
 fn cause(error: &io::Error) -> String {
     let known = match error.kind() {
         io::ErrorKind::PermissionDenied => "permission denied",

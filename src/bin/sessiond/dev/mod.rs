@@ -1,5 +1,5 @@
-//! `sessiond dev`: the main job with nothing set up. A Postgres of its own, migrations, a demo project, keys and a session;
-//! then it serves, with a page to look at, and prints a curl to paste.
+//! `sessiond dev`: everything with no setup. Starts its own Postgres, migrates it, creates a demo project, keys and a
+//! session, then serves the API and a demo page, and prints a curl command to try.
 
 mod demo;
 mod files;
@@ -50,11 +50,10 @@ use crate::policy::PolicyArgs;
 use crate::print;
 use crate::setup;
 
-/// The issuer unless there is another: the address that `dev` listens on.
+/// The default issuer: the address that `dev` listens on.
 const OWN_ISSUER: &str = "http://127.0.0.1:0";
 
-/// Flags of `sessiond dev`. Those of [`Rates`] have other defaults here: all who come to loopback have one address. The issuer
-/// is where it really listens.
+/// Flags of `sessiond dev`. [`Rates`] have other defaults here, because all clients on loopback share one address.
 #[derive(clap::Args)]
 #[command(
     mut_arg("issuer", |arg| arg.default_value(OWN_ISSUER)),
@@ -66,22 +65,22 @@ const OWN_ISSUER: &str = "http://127.0.0.1:0";
     mut_arg("drain_delay", |arg| arg.default_value("0s"))
 )]
 pub(crate) struct Args {
-    /// Address for gRPC, grpc-web and REST; loopback only. Port 0 takes a free one.
+    /// Address for gRPC, grpc-web and REST; loopback only. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Address for /metrics; loopback only. Port 0 takes a free one.
+    /// Address for /metrics; loopback only. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_METRICS_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     metrics_listen: SocketAddr,
-    /// Where the database, the keys and `dev.env` are kept.
+    /// The directory for the database, the keys and `dev.env`.
     #[arg(long, env = "SESSIOND_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Where the Postgres server's programs are; found by itself in the usual places.
+    /// The directory of the Postgres server programs. Default: the usual places are searched.
     #[arg(long, env = "SESSIOND_POSTGRES_BIN", value_name = "DIR")]
     postgres_bin: Option<PathBuf>,
-    /// Use this Postgres, instead of one of its own.
+    /// Use this Postgres instead of starting one.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<SecretString>,
-    /// Bring the tables of --database-url up to date. A database of its own always is.
+    /// Migrate the database of --database-url. `dev` always migrates its own Postgres.
     #[arg(long, requires = "database_url")]
     migrate: bool,
     #[command(flatten)]
@@ -103,12 +102,12 @@ pub(crate) struct Args {
 pub(crate) async fn run(mut args: Args) -> Outcome {
     let stop = setup::told_to_stop(setup::Hangup::Stops)?;
     if !args.listen.ip().is_loopback() || !args.metrics_listen.ip().is_loopback() {
-        return Err("`sessiond dev` listens on loopback only; `sessiond serve` is for everyone else".into());
+        return Err("`sessiond dev` listens on loopback only; use `sessiond serve` for other addresses".into());
     }
-    // A page that gets a browser to resolve its own name to loopback must not reach the demo (DNS rebinding).
+    // Against DNS rebinding: a page whose name resolves to loopback must not reach the demo.
     args.web.allowed_hosts = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
 
-    // The cheap questions first, and nothing is touched before all are answered.
+    // Check everything cheap before anything is changed.
     let files = Files::open(&args.data_dir)?;
     listen::check(&[("--listen", args.listen), ("--metrics-listen", args.metrics_listen)])?;
     let sealer = files.sealer()?;
@@ -143,7 +142,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     let beside = |api| page.merge(demo.routes(api));
     let server = Server::on(ports, app, &args.web, args.limits, metrics, beside)?;
     let metrics_address = server.metrics_addr()?;
-    // Whoever was told that it is there may follow the feed at once.
+    // Readers of `dev.env` may follow the feed at once, so wait until it is up.
     let ready = async {
         while feed.age().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -172,10 +171,10 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
     Ok(())
 }
 
-/// The database: the one that was named, or one of our own.
+/// The database: the given one, or our own.
 ///
-/// `dev.env` names it too, so that other tools find it; a shell that has read an earlier one names our own, even when the data
-/// directory was deleted since.
+/// `dev.env` exports its URL for other tools. A shell that has read an earlier `dev.env` names our own database, even
+/// if the data directory has been deleted since.
 async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
     let own = files.read(Files::OWN_DATABASE).unwrap_or_default();
     if let Some(url) = &args.database_url
@@ -198,12 +197,12 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
         print::aside(format_args!("{dir} is new, so the database of an earlier one, in {home}, was deleted"));
     }
     let cluster = Cluster::start(options).await?;
-    // For root the database may be elsewhere than the files, and outlive them.
+    // As root the database may be outside of the data directory, and outlive it.
     if !cluster.is_new() && files.read(Files::SEALING_KEY).is_err() {
         let home = cluster.log().parent().map(Path::to_owned).unwrap_or_default();
         let home = home.display();
         return Err(format!(
-            "the keys in {home} were sealed with a key that is gone; delete {home} to start with new ones"
+            "the keys in {home} were sealed with a key that is lost; delete {home} to start with new ones"
         )
         .into());
     }
@@ -212,12 +211,12 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
     Ok((Some(cluster), url.into()))
 }
 
-/// Brings a Postgres of our own back when it dies.
+/// Restarts our own Postgres when it dies.
 async fn keep_alive(cluster: Option<&mut Cluster>) -> Result<(), cluster::Error> {
     let Some(cluster) = cluster else { return std::future::pending().await };
     loop {
         cluster.exited().await;
-        tracing::warn!("Postgres is gone; starting it again");
+        tracing::warn!("Postgres exited; restarting it");
         cluster.start_server().await?;
     }
 }
@@ -230,12 +229,12 @@ async fn migrate(store: &Store, allowed: bool) -> Outcome {
     match store.pending_migrations().await?.as_slice() {
         [] => Ok(()),
         pending => {
-            Err(format!("the database lacks {}; say --migrate, or run `sessiond migrate`", pending.join(", ")).into())
+            Err(format!("the database lacks {}; use --migrate, or run `sessiond migrate`", pending.join(", ")).into())
         }
     }
 }
 
-/// Sees to it that there is a demo project under this policy, and a server key for it.
+/// Creates or updates the demo project, and a server key for it.
 async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretString, Box<dyn std::error::Error>> {
     let project = ProjectId::parse(PROJECT).expect("a good name");
     match app.project_create(project.clone(), policy.clone()).await {
@@ -255,7 +254,7 @@ async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretStrin
     Ok(key)
 }
 
-/// What to type for this program in the directory in which it was started.
+/// The command line of `demo-session` for the directory in which this program was started.
 fn program(files: &Files) -> String {
     let name = std::env::args().next().unwrap_or_else(|| "sessiond".to_owned());
     let data_dir = match files.dir() == Path::new(DATA_DIR) {
@@ -267,14 +266,14 @@ fn program(files: &Files) -> String {
 
 fn greet(files: &Files, address: SocketAddr) {
     let env = files.path(Files::ENV);
-    // To a closed pipe: the server is there all the same.
+    // A closed pipe does not matter: the server runs.
     let _ = print::line(format_args!(
         "sessiond is at http://{address}, and {USER} is signed in to project {PROJECT}.\n\
-         Open http://{address}/ to see sessions begin and end, or sign out with\n\n\
+         Open http://{address}/ to watch sessions start and end, or sign out with\n\n\
          \x20   . {env}\n\
          \x20   curl -X DELETE $SESSIOND_URL/auth/sessions/current -H \"Authorization: Bearer $SESSIOND_ACCESS_TOKEN\"\n\n\
-         Each session signs out once: `{program}` opens another one for the shell.\n\
-         Ctrl-C stops it; what it remembers is in {dir}.",
+         Each session signs out once: `{program}` creates another one for the shell.\n\
+         Ctrl-C stops it; its data is in {dir}.",
         env = env.display(),
         program = program(files),
         dir = files.dir().display(),

@@ -1,4 +1,4 @@
-//! The page that shows what there is: three files, compiled in. They load nothing from anywhere else.
+//! The demo page: three files, compiled in. They load nothing from elsewhere.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use http::header;
 use super::names::PROJECT;
 use super::names::USER;
 
-/// The page runs our scripts alone, talks to nobody else, and is shown in no other page (CSP Level 3).
+/// The page runs only our scripts, connects only to this server, and cannot be framed (CSP Level 3).
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; frame-ancestors 'none'; form-action 'none'";
 
-/// The routes. The page is told the path below which the API is, and the file that a shell reads the keys from.
+/// The routes. The page needs the base path of the API, and the file that a shell reads the keys from.
 pub(super) fn routes(base_path: &str, env: &Path) -> Router {
     let env = env.display().to_string();
     let page = [("{{base_path}}", base_path), ("{{env}}", &env), ("{{user}}", USER), ("{{project}}", PROJECT)]
         .iter()
         .fold(include_str!("page/index.html").to_owned(), |page, (name, value)| page.replace(name, &escaped(value)));
     let page: Arc<str> = page.into();
-    // The page has commands to copy, and they name the server as its visitor does.
+    // The page shows commands to copy, with the server's name as its visitor typed it.
     let page = async move |headers: HeaderMap| {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         file("text/html; charset=utf-8", page.replace("{{host}}", &escaped(host)))
@@ -42,7 +42,7 @@ fn file(media_type: &'static str, text: impl Into<Body>) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // The next build may have another.
+        // The next build may have other contents.
         (header::CACHE_CONTROL, "no-store"),
     ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -50,7 +50,7 @@ fn file(media_type: &'static str, text: impl Into<Body>) -> Response {
     response
 }
 
-/// As text in HTML, or in an attribute's double quotes.
+/// Escapes text for HTML, or for an attribute in double quotes.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
 }

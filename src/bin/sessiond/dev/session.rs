@@ -1,4 +1,4 @@
-//! `sessiond demo-session`: a fresh session for the shell, from a `sessiond dev` that runs.
+//! `sessiond demo-session`: a new session for the shell, from a running `sessiond dev`.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -26,13 +26,13 @@ use crate::print;
 /// How long the server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest answer that is read.
+/// The largest response that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Flags of `sessiond demo-session`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The data directory of the `sessiond dev` that runs.
+    /// The data directory of the running `sessiond dev`.
     #[arg(long, env = "SESSIOND_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
     data_dir: PathBuf,
 }
@@ -40,17 +40,17 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let path = path_in(&args.data_dir, Files::ENV);
     let env = path.display();
-    let help = "start one with ./run or `sessiond dev`, or name its directory with --data-dir";
+    let help = "start one with ./run or `sessiond dev`, or give its directory with --data-dir";
     let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("no `sessiond dev` is ready here: cannot read {env} ({error}); {help}"))?;
+        .map_err(|error| format!("no `sessiond dev` is running here: cannot read {env} ({error}); {help}"))?;
     let url = text.lines().find_map(|line| line.strip_prefix("export SESSIOND_URL='http://")?.strip_suffix('\''));
     let address =
         url.and_then(|address| address.parse().ok()).ok_or_else(|| format!("{env} names no server; {help}"))?;
     open(address).await.map_err(|error| format!("no `sessiond dev` answers at http://{address} ({error}); {help}"))?;
-    Ok(print::done(format!("{USER} is signed in once more. Take the new session up with\n\n    . {env}"))?)
+    Ok(print::done(format!("{USER} is signed in again. Load the new session with\n\n    . {env}"))?)
 }
 
-/// Has the `dev` at this address sign the terminal in, which writes `dev.env`.
+/// Signs the terminal in at the `dev` at this address, which writes `dev.env`.
 pub(super) async fn open(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     timeout(ANSWER_TIMEOUT, async {
         let stream = TcpStream::connect(address).await?;

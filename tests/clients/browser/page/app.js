@@ -1,4 +1,4 @@
-// What the recipe leaves to the app: where the server is, and where the tokens are.
+// The part that the recipe leaves to the app: the server's address, and the tokens.
 
 export const baseUrl = new URLSearchParams(location.search).get("server");
 export const tokens = {};

@@ -1,4 +1,4 @@
-// Connect's client, over its transport for grpc-web.
+// Connect's client with its grpc-web transport.
 
 import { ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";

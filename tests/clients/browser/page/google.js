@@ -1,4 +1,4 @@
-// Google's own client, in either of its modes.
+// Google's client, in both of its modes.
 
 import { GrpcWebClientBase, MethodDescriptor, MethodType } from "grpc-web";
 import * as messages from "./google/sessiond/v1/session_service_pb.js";
@@ -64,7 +64,7 @@ export function google(server, format) {
             return answer.getItemsList().map((session) => session.getId());
         },
 
-        /** Streams come in the text mode alone: in the other, the client reads an answer when it is whole. */
+        /** Only the text mode streams: in the binary mode the client waits for the whole response. */
         watch: (credentials, tell) => new Promise((resolve, reject) => {
             const { WatchRevocationsRequest, WatchRevocationsResponse } = messages;
             const request = new WatchRevocationsRequest();

@@ -1,4 +1,4 @@
-// The page: every client, at hand for client.js outside.
+// The page: every client, callable from client.js.
 
 import { tokens } from "./app.js";
 import { connect } from "./connect.js";
@@ -27,14 +27,14 @@ const clients = {
     },
 };
 
-/** What was thrown, as what leaves the page. */
+/** An error, in a form that can leave the page. */
 const failure = ({ said, name, code, message }) =>
     said ? { refused: said } : { failed: `${name}${code ? ` ${code}` : ""}: ${message}` };
 
 window.call = (client, method, ...given) =>
     clients[client][method](...given).then((answer) => ({ answer }), failure);
 
-/** What each stream told, and how it ended; with the time of each. */
+/** The messages of each stream, and its end, with their times. */
 window.streams = [];
 
 window.follow = (client, credentials) => {
@@ -45,14 +45,14 @@ window.follow = (client, credentials) => {
     return window.streams.push(stream) - 1;
 };
 
-/** A request as it is, for what no client would send. */
+/** A raw request that no client would send. */
 window.raw = async (path, { body, ...options }) => {
     const response = await fetch(server + path, { ...options, body: body && new Uint8Array(body) });
     const headers = Object.fromEntries(response.headers);
     return { status: response.status, headers, body: [...new Uint8Array(await response.arrayBuffer())] };
 };
 
-/** Whether an `EventSource`, which can show no credentials, is let in. */
+/** Whether an `EventSource`, which cannot send credentials, is accepted. */
 window.eventSource = (path) => new Promise((resolve) => {
     const source = new EventSource(server + path);
     source.onopen = () => { source.close(); resolve(true); };

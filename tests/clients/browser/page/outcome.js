@@ -1,6 +1,6 @@
-// What a call came to, in one form for all clients: numbers and texts, which leave a page as they are.
+// The result of a call, in one form for all clients: numbers and strings, which can leave the page.
 
-/** What `google.rpc.ErrorInfo` and `google.rpc.BadRequest` say, by whichever client they were decoded. */
+/** The content of `google.rpc.ErrorInfo` and `google.rpc.BadRequest`, as decoded by any client. */
 export class Refusal extends Error {
     constructor({ code, reason, domain, fields = [] }) {
         super(`${code} ${reason}`);
@@ -8,5 +8,5 @@ export class Refusal extends Error {
     }
 }
 
-/** By the clock of the machine, in milliseconds, and finer than `Date` has it. */
+/** The system time in milliseconds, with a finer resolution than `Date`. */
 export const now = () => performance.timeOrigin + performance.now();

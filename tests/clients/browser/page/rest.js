@@ -1,4 +1,4 @@
-// No client at all: `fetch`, with streams as lines of JSON or as server-sent events.
+// Plain `fetch`, with streams as JSON lines or as server-sent events.
 
 import { Refusal } from "./outcome.js";
 
@@ -12,7 +12,7 @@ function refusal({ code, details }) {
     return new Refusal({ code, reason, domain, fields: one(BAD_REQUEST)?.field_violations.map(({ field }) => field) });
 }
 
-/** The pieces of a stream as they come, cut where `mark` stands. */
+/** The pieces of a stream as they arrive, split at `mark`. */
 async function* pieces(body, mark) {
     let rest = "";
     for await (const text of body.pipeThrough(new TextDecoderStream())) {
@@ -22,7 +22,7 @@ async function* pieces(body, mark) {
     }
 }
 
-/** A server-sent event: what is behind `event:` and `data:`. */
+/** A server-sent event: its `event:` and `data:`. */
 function event(text) {
     const fields = Object.fromEntries(text.split("\n").map((line) => line.split(/: (.*)/s)));
     const data = JSON.parse(fields.data);

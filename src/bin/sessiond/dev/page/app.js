@@ -1,33 +1,33 @@
-// The demo's page. It talks to this server alone: to the API with its devices' tokens, and to the demo's own backend, which
-// holds the server key, for what takes one. Tokens are kept in memory.
+// The demo page. It talks only to this server: to the API with its devices' tokens, and to the demo's backend, which
+// holds the server key. Tokens are kept in memory.
 
 const { basePath } = document.documentElement.dataset;
 const $ = (selector, within = document) => within.querySelector(selector);
 
-/** How long anything but the feed may take to answer, in milliseconds. */
+/** The timeout of every request but the feed, in milliseconds. */
 const ANSWER_MS = 10_000;
 
-/** How long a guarded service may go on letting someone in before it is called a failure, in milliseconds. */
+/** How long the guarded service may still accept a revoked token before the page reports a failure, in milliseconds. */
 const REFUSAL_MS = 3_000;
 
 /** How long the feed may be silent: it has a heartbeat every second. In milliseconds. */
 const SILENCE_MS = 3_500;
 
-/** The longest wait before the feed is asked for again, in milliseconds. */
+/** The longest delay before the feed is reopened, in milliseconds. */
 const RETRY_MS = 4_000;
 
-/** How many sessions are asked for: at first, and at each further step. */
+/** The page size of the list. */
 const PAGE_SIZES = [50, 250];
 
-/** The most lines of the feed that are kept. */
+/** The most lines of the feed that are shown. */
 const LINES_MAX = 200;
 
 /** The longest line of the feed that is read, in characters. */
 const LINE_MAX = 1 << 20;
 
-// What is asked, over either wire
+// Requests, over both protocols
 
-/** An answer that is no, in the API's own words. */
+/** An error response of the API. */
 class Refused extends Error {
     constructor(status, reason, message) {
         super(message);
@@ -50,7 +50,7 @@ function asked(url, method, headers, body) {
     return fetch(url, { method, headers, body, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
 }
 
-/** Asks over REST. `at` is when the answer began, `took` how long that was. */
+/** Calls over REST. `at` is the time of the response, `took` its delay. */
 async function rest(method, path, headers, body) {
     const began = performance.now();
     if (body) headers = { ...headers, "content-type": "application/json" };
@@ -81,7 +81,7 @@ function* fields(bytes) {
     }
 }
 
-/** A message of one short text. */
+/** A message with one short string. */
 const textField = (number, text) => [(number << 3) | 2, text.length, ...new TextEncoder().encode(text)];
 
 /** The reason in a `google.rpc.Status`: that of the `ErrorInfo` among its details. */
@@ -95,7 +95,7 @@ function reasonOf(base64) {
     return "";
 }
 
-/** Asks over grpc-web: a frame is a flag, a length, and a message; the last frame is the trailers (grpc/PROTOCOL-WEB.md). */
+/** Calls over grpc-web: a frame is a flag, a length, and a message; the last frame is the trailers (grpc/PROTOCOL-WEB.md). */
 async function grpcWeb(method, token, message) {
     const began = performance.now();
     const path = `/sessiond.v1.SessionService/${method}`;
@@ -103,7 +103,7 @@ async function grpcWeb(method, token, message) {
     const response = await asked(path, "POST", headers, new Uint8Array([0, 0, 0, 0, message.length, ...message]));
     const bytes = new Uint8Array(await response.arrayBuffer());
     const at = performance.now();
-    // Where there is nothing to say but the trailers, they are headers.
+    // A response without messages has its trailers as headers.
     let trailers = response.headers;
     let answer = {};
     for (let start = 0; start + 5 <= bytes.length; ) {
@@ -116,7 +116,7 @@ async function grpcWeb(method, token, message) {
     const status = trailers.get("grpc-status");
     if (status !== "0") {
         const details = trailers.get("grpc-status-details-bin");
-        const words = decodeURIComponent(trailers.get("grpc-message") ?? "") || "the answer was cut short";
+        const words = decodeURIComponent(trailers.get("grpc-message") ?? "") || "the response was cut short";
         throw new Refused(`grpc-status ${status ?? "missing"}`, details ? reasonOf(details) : "", words);
     }
     return { answer, at, took: at - began, call: `grpc-web ${method}` };
@@ -124,7 +124,7 @@ async function grpcWeb(method, token, message) {
 
 const pair = (line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()];
 
-/** The three ways to end sessions, over each wire. Each answers with whether it had ended before, or how many ended. */
+/** The three ways to revoke sessions, over each protocol. Each returns whether it had already ended, or how many were revoked. */
 const WIRES = {
     rest: {
         async current(token) {
@@ -158,9 +158,9 @@ const WIRES = {
 
 const wire = () => WIRES[$("input[name=wire]:checked").value];
 
-// What is said
+// Messages
 
-/** Says it to a screen reader, and shows it beside the button that was pressed: by those above the devices, or elsewhere. */
+/** Announces a message to screen readers, and shows it beside the button that was pressed. */
 function say(text, kind = "", beside = null) {
     const said = $("#said");
     for (const shown of [said, beside]) {
@@ -171,7 +171,7 @@ function say(text, kind = "", beside = null) {
     said.classList.toggle("unseen", Boolean(beside));
 }
 
-/** Says what went wrong, as the API does. */
+/** Shows an error as the API reported it. */
 function sayError(what, error, beside = null) {
     const { status, reason, message } = error;
     if (error instanceof Refused) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad", beside);
@@ -180,10 +180,10 @@ function sayError(what, error, beside = null) {
 
 const milliseconds = (value) => (value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
-/** Where the outcome of a button is shown. */
+/** The element that shows the outcome of a button. */
 const outcomeOf = (button) => $(".outcome", button.closest(".device, .sessions") ?? document.createElement("i"));
 
-/** Runs what a button asks for, once at a time, and says how it failed. The action is given how to say what came of it. */
+/** Runs a button's action, one at a time, and shows errors. The action gets a function to show its outcome. */
 async function doing(button, what, action) {
     if (button.ariaBusy === "true" || button.ariaDisabled === "true") return;
     button.ariaBusy = "true";
@@ -199,14 +199,14 @@ async function doing(button, what, action) {
 
 // Devices
 
-/** Whom the page acts as: the device whose card says that it is the current one. */
+/** The current device, with whose token the page acts. */
 let acting = null;
 
 class Device {
-    /** Of the session that it is signed in to, and `null` when it is not. */
+    /** The tokens of its session; `null` if it is not signed in. */
     tokens = null;
     claims = null;
-    /** Whether the page is ending the session at this moment, and asks the service all the time anyway. */
+    /** Whether the page is revoking the session now, and polls the service anyway. */
     isEnding = false;
     #refreshing = null;
 
@@ -238,11 +238,11 @@ class Device {
         this.claims = JSON.parse(atobUrl(tokens.access_token.split(".")[1]));
     }
 
-    /** A token that is good for a while: a fresh one, where this one is about to expire. */
+    /** An access token that does not expire soon: refreshes if needed. */
     async token() {
         const left = this.claims.exp - Date.now() / 1000;
         if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 2)) {
-            // One at a time: the second would get the same successor, to no purpose.
+            // One at a time: the second would get the same successor anyway.
             this.#refreshing ??= this.renew().finally(() => (this.#refreshing = null));
             await this.#refreshing;
         }
@@ -253,7 +253,7 @@ class Device {
         const headers = { "x-refresh-token": this.tokens.refresh_token };
         try {
             const { answer } = await rest("POST", `${basePath}/auth/sessions/current/refresh`, headers);
-            // The shell goes on with the refresh token that it has. Two that adopt successors of one token look like theft.
+            // The shell keeps its own refresh token. Two holders that adopt successors of one token look like theft.
             const { refresh_token: kept } = this.tokens;
             this.hold(this.isShared ? { ...answer, refresh_token: kept } : answer);
             if (acting === this) showToken();
@@ -263,7 +263,7 @@ class Device {
         }
     }
 
-    /** Asks the guarded service to let a token in: the status, and in words. */
+    /** Calls the guarded service with a token. Returns the status, and a text. */
     static async ask(token) {
         const response = await asked("/demo/service", "GET", bearer(token));
         if (response.ok) return { status: response.status, words: `hello, ${(await response.json()).hello}` };
@@ -271,7 +271,7 @@ class Device {
         return { status: response.status, words: reason || message };
     }
 
-    /** Asks, and shows what came of it. */
+    /** Calls the guarded service, and shows the result. */
     async check() {
         if (!this.tokens || this.isEnding) return;
         let tokens = this.tokens;
@@ -303,11 +303,11 @@ class Device {
                 return now - since;
             }
             this.show(status === 200 ? "in" : "unknown", status, words);
-            if (now - began > REFUSAL_MS) throw new Refused(status, "", `${this.name} is still let in after ${REFUSAL_MS} ms`);
+            if (now - began > REFUSAL_MS) throw new Refused(status, "", `${this.name} is still accepted after ${REFUSAL_MS} ms`);
         }
     }
 
-    /** The feed says that the session has ended; the service may hear of it a moment later than the page. */
+    /** The feed reports the revocation; the service may get it a moment later than the page. */
     async isOver() {
         if (!this.tokens || this.isEnding) return;
         this.isEnding = true;
@@ -320,7 +320,7 @@ class Device {
         }
     }
 
-    /** Is signed out: the service has said so. */
+    /** Signed out, as confirmed by the service. */
     drop(status, words, after) {
         this.tokens = this.claims = null;
         this.show("refused", status, words, after);
@@ -335,7 +335,7 @@ class Device {
         const took = $(".took", card);
         took.textContent = after === undefined ? "" : milliseconds(after);
         if (after !== undefined) took.append(Object.assign(document.createElement("small"), { textContent: "ms" }));
-        took.title = after === undefined ? "" : "from the sign-out's answer to the first 401";
+        took.title = after === undefined ? "" : "from the sign-out's response to the first 401";
         $(".why", card).textContent = words;
         this.button.textContent = this.tokens ? "Sign out" : "Sign in";
         this.button.ariaLabel = `${this.button.textContent}: ${this.name}`;
@@ -350,7 +350,7 @@ const atobUrl = (text) => {
     return new TextDecoder().decode(Uint8Array.from(bytes, (letter) => letter.charCodeAt(0)));
 };
 
-/** Uses this device's token from now on, for the list and to end other sessions. */
+/** Uses this device's token from now on, to list and to revoke other sessions. */
 function act(device) {
     acting = device;
     for (const { use } of devices) use.checked = use === device?.use;
@@ -372,7 +372,7 @@ async function signIn(those) {
         }));
         const took = performance.now() - began;
         const opened = grants.filter(({ value }) => value).map(({ value }) => value);
-        // In one go, so that the list moves once; in the order in which they would be listed.
+        // All at once, so that the list moves once; in the order of the list.
         if (listed) for (const session of opened.sort((a, b) => (a.id < b.id ? -1 : 1))) addFirst(session);
         showCount();
         if (!acting || those.length === 1) act(those.find((device) => device.tokens) ?? acting);
@@ -400,7 +400,7 @@ function endingOwn(device, tell) {
 const answered = ({ call, took, before }) =>
     `${call} answered 200 in ${milliseconds(took)} ms${before ? ", for it had ended before" : ""}`;
 
-/** Ends the sessions of these devices, and measures how long after the answer the service still let one of them in. */
+/** Revokes the sessions of these devices, and measures how long the service still accepted one of them. */
 async function ending(those, tell, end) {
     for (const device of those) device.isEnding = true;
     try {
@@ -413,7 +413,7 @@ async function ending(those, tell, end) {
     }
 }
 
-/** Takes up the shell's session: what `sessiond dev` has begun with, or `sessiond demo-session` has opened since. */
+/** Adopts the shell's session, from `sessiond dev` or a later `sessiond demo-session`. */
 async function followTerminal() {
     const terminal = devices.find((device) => device.isShared);
     if (terminal.tokens || terminal.isEnding || terminal.button.ariaBusy === "true") return;
@@ -453,13 +453,13 @@ $("#sign-out-others").addEventListener("click", ({ currentTarget }) => {
 
 // The list
 
-/** Each session that is shown, by its id: its row, and what is known of it. */
+/** Each session shown, by id: its row and data. */
 const rows = new Map();
 let listed = false;
 let nextPage = "";
 let ended = 0;
 
-/** Makes a row, or finds the one that is there. */
+/** Creates a row, or returns the existing one. */
 function rowOf(session) {
     const known = rows.get(session.id);
     if (known) {
@@ -484,13 +484,13 @@ function showUsed(row, now) {
     if (text !== row.shown) row.used.textContent = row.shown = text;
 }
 
-/** A user is told the day of a session's last use (UTC), and no moment: a thief would see when its owner refreshes. */
+/** Users get the day of a session's last use (UTC), not the time: a thief would see when its owner refreshes. */
 function day(millis) {
     const days = Math.floor(millis / 86_400_000);
     return days < 1 ? "today" : days < 2 ? "yesterday" : `${days} days ago`;
 }
 
-/** A part of the list that the browser draws only when it is in sight. */
+/** A part of the list that the browser renders only when visible. */
 function chunk(elements) {
     const part = document.createElement("div");
     part.className = "chunk";
@@ -517,7 +517,7 @@ async function page(token, size) {
     return answer.items;
 }
 
-/** Lists anew, from the newest on. Rows that are there stay: whoever stands on one of them stays there. */
+/** Reloads the list. Existing rows stay, and so does the focus. */
 async function load() {
     listed = true;
     try {
@@ -542,7 +542,7 @@ async function load() {
 
 const same = (some, others) => some.length === others.length && some.every((one, at) => one === others[at]);
 
-/** Whatever had the focus has it again, or the list's title where it is gone. */
+/** Restores the focus, or moves it to the list's title. */
 function keepFocus(change) {
     const focused = document.activeElement;
     change();
@@ -558,7 +558,7 @@ function markCurrent() {
         const tag = Object.assign(document.createElement("i"), { textContent: "current" });
         $(".name", row.element).append(tag);
     }
-    // Another one, for the command that ends one by its id: neither the current one nor the shell's own.
+    // Another session, for the command that revokes by id: neither the current one nor the shell's own.
     const shell = devices.find((device) => device.isShared).sessionId;
     for (const [id, { element }] of rows) {
         if (element.dataset.ended || id === acting?.sessionId || id === shell) continue;
@@ -567,7 +567,7 @@ function markCurrent() {
     }
 }
 
-/** Fades a session that is over. It stays where it is until the list is cleared: nothing moves under the reader's hand. */
+/** Fades an ended session. It stays in place until the list is cleared, so that nothing moves under the pointer. */
 function markEnded(id, words) {
     const row = rows.get(id);
     if (!row || row.element.dataset.ended) return;
@@ -583,7 +583,7 @@ function markEnded(id, words) {
 
 let counting = false;
 
-/** Once a frame, however many end at once. */
+/** Once per frame, however many sessions end at once. */
 function showCount() {
     if (counting) return;
     counting = true;
@@ -614,7 +614,7 @@ $("#more").addEventListener("click", ({ currentTarget }) => {
         if (!acting) return tell("Sign in on a device to see more.");
         const elements = (await page(nextPage, PAGE_SIZES[1])).map((session) => rowOf(session).element);
         $("#sessions").append(chunk(elements));
-        // The button is gone after the last page: go on where the reader was.
+        // The button disappears after the last page: keep the reader's place.
         if (currentTarget.hidden) $("button", elements[0] ?? $("#sessions"))?.focus({ preventScroll: true });
         tell(`${rows.size.toLocaleString("en")} sessions shown${nextPage ? ", and there are more" : ""}.`);
     });
@@ -645,10 +645,10 @@ const link = $("#link");
 let cursor = "";
 let pending = [];
 
-/** When the last line was heard. The clock of the machine may be set back; a log's times are not. */
+/** The time of the last line. The system clock may be set back; the log's times never decrease. */
 let heard = 0;
 
-/** How long ago something has ended that is told with the time, in milliseconds: it was before the page listened. */
+/** Revocations older than this are shown with their time, in milliseconds. */
 const LONG_AGO_MS = 5_000;
 
 /**
@@ -697,7 +697,7 @@ function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, curso
     for (const revocation of revocations?.revocations ?? []) ends(revocation);
     if (snapshot_complete) {
         line("snapshot complete", "");
-        // What ended before is known now; what began is not.
+        // Earlier revocations are known now; new sessions are not.
         if (acting) load();
     }
     if (heartbeat) {
@@ -710,7 +710,7 @@ function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, curso
 
 const short = (name) => name.replace(/^(SNAPSHOT|REVOKE)_REASON_/, "");
 
-/** Something has ended: says so, and has each device that it concerns turned away. */
+/** Shows a revocation, and updates each device that it concerns. */
 function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revoked_at, reason }) {
     const time = new Date(revoked_at);
     if (session_id) {
@@ -735,7 +735,7 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
         for (const device of devices) if (device.claims?.epoch[0] < Number(project_cut_off.epoch)) device.isOver();
     } else {
         line(`every token of key ${signing_key_id}`, short(reason), "end", time);
-        // The sessions go on, with tokens of another key.
+        // The sessions continue, with tokens of another key.
         for (const device of devices) {
             if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
         }
@@ -744,7 +744,7 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
 
 const words = (reason) => short(reason).toLowerCase().replaceAll("_", " ");
 
-/** The lines of a stream, as they come. */
+/** The lines of a stream, as they arrive. */
 async function* lines(stream) {
     const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = ""; ; ) {
@@ -757,14 +757,14 @@ async function* lines(stream) {
     }
 }
 
-/** Follows the feed for as long as the page is open; after a break, from where it broke off. */
+/** Follows the feed while the page is open; resumes after a break. */
 async function follow() {
     for (let delay = 250; ; delay = Math.min(2 * delay, RETRY_MS)) {
         const silence = new AbortController();
-        const silent = () => silence.abort(new Error("nothing was heard for too long"));
+        const silent = () => silence.abort(new Error("nothing was received for too long"));
         let timer = setTimeout(silent, SILENCE_MS);
-        // No need to wait for the silence. Where the server is not beyond the network, it answers again at once.
-        addEventListener("offline", () => silence.abort(new Error("the network is gone")), { once: true, signal: silence.signal });
+        // Do not wait for the timeout. A server on this machine answers again at once.
+        addEventListener("offline", () => silence.abort(new Error("the network is down")), { once: true, signal: silence.signal });
         try {
             const query = cursor && `?${new URLSearchParams({ cursor })}`;
             const response = await fetch(`/demo/feed${query}`, { cache: "no-store", signal: silence.signal });
@@ -794,7 +794,7 @@ async function follow() {
     }
 }
 
-/** Waits, but not for longer than it takes to be online again. */
+/** Waits, but not longer than until the browser is online again. */
 function pause(millis) {
     return new Promise((go) => {
         const timer = setTimeout(end, millis);
@@ -858,7 +858,7 @@ for (const command of document.querySelectorAll(".commands li")) {
             button.textContent = "Copied";
             setTimeout(() => (button.textContent = "Copy"), 1_500);
         } catch (error) {
-            // Not every browser lets a page write there; the reader can.
+            // Not every browser lets a page copy; the reader can.
             getSelection().selectAllChildren($("pre", command));
             button.textContent = "Selected";
             say(`Selected, to be copied by hand: ${error.message}`, "", $(".outcome", command));
@@ -873,7 +873,7 @@ setInterval(() => {
     followTerminal().catch(() => {});
     const now = Date.now();
     for (const row of rows.values()) showUsed(row, now);
-    // A refresh in time, so that the service is never shown an expired token.
+    // Refresh early, so that the service never sees an expired token.
     for (const device of devices) if (device.tokens && !device.isEnding) device.token().catch((error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
 }, 5_000);
 
