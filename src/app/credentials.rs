@@ -8,7 +8,7 @@ use super::keys::Snapshot;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
-use crate::rates::Of;
+use crate::rates::Bucket;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
@@ -101,11 +101,11 @@ impl App {
             Caller::User(_) => return Err(Refusal::InsufficientAccessType.into()),
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
-        self.rates.look(Of::ServerKey(key.id()))?;
+        self.rates.check(Bucket::ServerKey(key.id()))?;
         let service = self.holder_of(&self.store, &key).await?;
-        self.rates.give_back();
-        self.rates.take(Of::ServerKey(key.id()))?;
-        self.rates.take(Of::Project(&service.project))?;
+        self.rates.refund();
+        self.rates.charge(Bucket::ServerKey(key.id()))?;
+        self.rates.charge(Bucket::Project(&service.project))?;
         Ok(service)
     }
 
@@ -179,11 +179,11 @@ impl App {
     async fn signed_in(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
         let candidate = self.verifier.read(text)?;
         let key = self.key_of(candidate.key()).await?;
-        self.rates.look(Of::Project(key.project()))?;
+        self.rates.check(Bucket::Project(key.project()))?;
         let token = self.verifier.verify(candidate, key.verifying())?;
         // The user before the project: no user can use up what the project has.
-        self.rates.take(Of::User(key.project(), token.user()))?;
-        self.rates.take(Of::Project(key.project()))?;
+        self.rates.charge(Bucket::User(key.project(), token.user()))?;
+        self.rates.charge(Bucket::Project(key.project()))?;
         check_current(&token, &self.keys.snapshot(), self.clock.now())?;
         Ok(token)
     }
@@ -275,10 +275,10 @@ impl App {
             return self.client_project(client).await;
         };
         let key = key.id();
-        self.rates.look(Of::ServerKey(key))?;
+        self.rates.check(Bucket::ServerKey(key))?;
         let project = self.client_project(client).await?;
-        self.rates.give_back();
-        self.rates.take(Of::ServerKey(key))?;
+        self.rates.refund();
+        self.rates.charge(Bucket::ServerKey(key))?;
         Ok(project)
     }
 

@@ -17,9 +17,9 @@ use crate::clock::Timestamp;
 use crate::device;
 use crate::id::ProjectId;
 use crate::id::SessionId;
+use crate::rates::Bucket;
 use crate::rates::Empty;
 use crate::rates::Limiter;
-use crate::rates::Of;
 use crate::session::EndedBy;
 use crate::session::Origin;
 use crate::session::Policy;
@@ -72,13 +72,13 @@ impl App {
         let snapshot = self.keys.find(presented.key(), known).await?;
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
-        self.rates.look(Of::Project(key.project()))?;
+        self.rates.check(Bucket::Project(key.project()))?;
         // A made-up token ends here, before the database hears of it; so does one that was issued to another client.
         if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
         // Whose session it is shows in its row; until then each pays for itself.
-        self.rates.take(Of::Session(key.project(), presented.session()))?;
+        self.rates.charge(Bucket::Session(key.project(), presented.session()))?;
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
@@ -166,7 +166,8 @@ async fn rotate(
         return Ok(Outcome::Over);
     }
     // The user before the project: no user can use up what the project has.
-    let paid = rates.take(Of::User(project, &stored.session.user)).and_then(|()| rates.take(Of::Project(project)));
+    let paid =
+        rates.charge(Bucket::User(project, &stored.session.user)).and_then(|()| rates.charge(Bucket::Project(project)));
     if let Err(Empty { retry_after }) = paid {
         return Ok(Outcome::Throttled(retry_after));
     }

@@ -33,8 +33,8 @@ use super::media;
 use super::origin::TrustedPeer;
 use super::retry_after;
 use crate::config;
+use crate::rates::Bucket;
 use crate::rates::Limiter;
-use crate::rates::Of;
 use crate::rates::network;
 use crate::rpc::status;
 use crate::session::Origin;
@@ -101,10 +101,10 @@ impl Shared {
         match class {
             // Costs nothing, and a prober that is refused takes the replica out.
             RequestClass::Probe => Ok(()),
-            RequestClass::SignOut => self.rates.take(Of::SignOut(ip)).map_err(refused),
-            RequestClass::Verify | RequestClass::Public => self.rates.take(Of::Verify(ip)).map_err(refused),
+            RequestClass::SignOut => self.rates.charge(Bucket::SignOut(ip)).map_err(refused),
+            RequestClass::Verify | RequestClass::Public => self.rates.charge(Bucket::Verify(ip)).map_err(refused),
             RequestClass::Reflection | RequestClass::Other => {
-                self.rates.take(Of::Address(ip)).map_err(refused)?;
+                self.rates.charge(Bucket::Address(ip)).map_err(refused)?;
                 extensions.insert(PaidBy(ip));
                 Ok(())
             }
