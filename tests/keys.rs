@@ -21,7 +21,7 @@ use sessiond::{
     clock::{Clock, Timestamp},
     id::{KeyId, ProjectId},
     pb::CreateSessionRequest,
-    session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
+    session::{Origin, Policy, opening::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
     store::Store,
     telemetry::Metrics,
     token::{
@@ -222,9 +222,9 @@ async fn a_replica_loads_a_key_that_it_does_not_know() {
 
     elsewhere.keys().reload().await.expect("reads");
     let key = ServerKey::parse(service.server_key.expose_secret()).expect("a key");
-    let draft = sessiond::session::opening::Draft { user_id: "ada".to_owned(), ..Default::default() };
-    let request = sessiond::app::CreateRequest::new(draft, None, &[]);
-    let grant = elsewhere.create_session(Caller::Service(key), None, request).await.expect("signs in");
+    let request = CreateRequest { user_id: "ada".to_owned(), ..CreateRequest::default() };
+    let grant =
+        elsewhere.create_session(Caller::Service(key), None, request, None, Origin::default()).await.expect("signs in");
     assert_eq!(kid(grant.access_token.expose_secret()), heir);
     service.refresh(Wire::Grpc, refresh_token(grant.refresh_token.expose_secret())).await.expect("refreshes");
     let ended = service.revoke_current(Wire::Grpc, bearer(grant.access_token.expose_secret())).await;

@@ -1,7 +1,5 @@
 //! Opening a session.
 
-use uuid::Uuid;
-
 use super::App;
 use super::Caller;
 use super::Client;
@@ -9,6 +7,7 @@ use super::Error;
 use super::Grant;
 use super::Service;
 use super::grant::Granted;
+use super::idempotency::IdempotencyKey;
 use super::turns::Key;
 use crate::clock;
 use crate::clock::Timestamp;
@@ -25,10 +24,10 @@ use crate::session::Session;
 use crate::session::lifecycle::Impersonator;
 use crate::session::limit;
 use crate::session::limit::Admission;
-use crate::session::limit::Occupant;
+use crate::session::limit::LiveSession;
 use crate::session::opening;
-use crate::session::opening::Draft;
-use crate::session::opening::Opening;
+use crate::session::opening::CreateRequest;
+use crate::session::opening::NewSession;
 use crate::session::refusal::Violation;
 use crate::session::rotation::Chain;
 use crate::store;
@@ -39,26 +38,7 @@ use crate::store::Repeat;
 use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
-use crate::token;
 use crate::token::refresh::RowSecret;
-
-/// A session to open.
-pub struct CreateRequest {
-    /// What is asked for.
-    pub draft: Draft,
-    /// The id under which the request may be repeated, with a digest of all that it says.
-    pub repeatable: Option<(Uuid, [u8; 32])>,
-    /// Where the request comes from.
-    pub origin: Origin,
-}
-
-impl CreateRequest {
-    /// Takes a request; `said` is all of it but the id, in bytes that are the same for the same request.
-    pub fn new(draft: Draft, request_id: Option<Uuid>, said: &[u8]) -> Self {
-        let repeatable = request_id.map(|id| (id, token::fingerprint(said)));
-        Self { draft, repeatable, origin: Origin::default() }
-    }
-}
 
 /// What the transaction came to. A refusal is a value here, like any other outcome.
 type Outcome = Result<(Granted, Was), Refusal>;
@@ -71,7 +51,8 @@ enum Was {
 }
 
 impl App {
-    /// Opens a session for a service; on behalf of a client, only in the client's project.
+    /// Opens a session for a service; on behalf of a client, only in the client's project. With an idempotency key, a
+    /// repeat answers with the session that the first request opened.
     ///
     /// # Errors
     ///
@@ -81,18 +62,18 @@ impl App {
         caller: Caller,
         client: Option<Client>,
         request: CreateRequest,
+        idempotency: Option<IdempotencyKey>,
+        origin: Origin,
     ) -> Result<Grant, Error> {
         let Service { project, key, .. } = self.service_within(caller, client).await?;
         let now = self.clock.now();
         // A key that was found is of a project that exists; it may be younger than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
-        let CreateRequest { draft, repeatable, origin } = request;
-        let opening = opening::check(draft, now, &policy).map_err(Refusal::Schema)?;
+        let new = opening::check(request, now, &policy).map_err(Refusal::Schema)?;
 
-        let sign_in = SignIn { project, opening, repeatable, by: EndedBy::Service(key), origin, now, policy };
-        let turn =
-            self.turns.take("create_session", [Key::User(sign_in.project.clone(), sign_in.opening.user.clone())]);
+        let sign_in = SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy };
+        let turn = self.turns.take("create_session", [Key::User(sign_in.project.clone(), sign_in.new.user.clone())]);
         let turn = turn.await?;
         let work = move |mut tx: Tx| async move {
             let done = match open(&mut tx, sign_in).await? {
@@ -114,8 +95,8 @@ impl App {
 /// A sign-in, checked, and all that it is judged by.
 struct SignIn {
     project: ProjectId,
-    opening: Opening,
-    repeatable: Option<(Uuid, [u8; 32])>,
+    new: NewSession,
+    idempotency: Option<IdempotencyKey>,
     /// Who ends a session that is replaced.
     by: EndedBy,
     origin: Origin,
@@ -125,14 +106,14 @@ struct SignIn {
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
 async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
-    let SignIn { project, opening, repeatable, by, origin, now, policy } = sign_in;
-    let limit = policy.sessions.filter(|_| opening.impersonator.is_none());
+    let SignIn { project, new, idempotency, by, origin, now, policy } = sign_in;
+    let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
-        tx.user_queue(&project, &opening.user).await?;
+        tx.user_queue(&project, &new.user).await?;
     }
     let id = clock::new_session_id(now);
-    if let Some((request, digest)) = repeatable {
-        match tx.request_claim(&project, request, Remembered::Opened(id), &digest, now).await? {
+    if let Some(key) = idempotency {
+        match tx.request_claim(&project, key.id, Remembered::Opened(id), &key.digest, now).await? {
             Repeat::First => {}
             Repeat::Again(Remembered::Opened(session)) => return repeat(tx, &project, session, now, &policy).await,
             Repeat::Again(Remembered::RevokedAll(_)) | Repeat::Another => {
@@ -141,11 +122,11 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
         }
     }
     let end = |session, reason, by| Revocation { project: project.clone(), session, at: now, reason, by, ip: None };
-    let replaced = opening.replaces;
+    let replaced = new.replaces;
     let admission = match limit {
         Some(limit) => {
             let enough = usize::try_from(limit.max).unwrap_or(usize::MAX);
-            limit::admit(occupants(tx, &project, &opening.user, replaced, enough, now).await?, limit)
+            limit::admit(live_sessions(tx, &project, &new.user, replaced, enough, now).await?, limit)
         }
         None => Admission::Admitted(vec![]),
     };
@@ -153,7 +134,7 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
         // With those that make room, because of the one order: none of them may be waited for while holding another.
         let ids = [admission.evicted(), &[replaced]].concat();
         let locked = tx.sessions_lock(&project, &ids).await?;
-        if !locked.iter().any(|stored| stored.session.id == replaced && stored.session.user == opening.user) {
+        if !locked.iter().any(|stored| stored.session.id == replaced && stored.session.user == new.user) {
             return Ok(Err(Refusal::SessionNotFound));
         }
     }
@@ -164,8 +145,8 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     if !ends.is_empty() {
         tx.sessions_revoke(&ends).await?;
     }
-    let epoch = epoch(tx, &project, &opening.user).await?;
-    let session = Session::open(id, project, epoch, opening, now);
+    let epoch = epoch(tx, &project, &new.user).await?;
+    let session = Session::open(id, project, epoch, new, now);
     let (chain, secret) = (Chain::start(now), RowSecret::generate());
     let access_expires_at = session.access_expires_at(now, &policy);
     if let Some(Impersonator(impersonator)) = session.impersonator.clone() {
@@ -181,32 +162,36 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
 }
 
 /// How many pages of sessions, live or over, are looked through for those that count against a limit: a million rows.
-const OUTLINE_PAGES_MAX: usize = 100;
+const SUMMARY_PAGES_MAX: usize = 100;
 
 /// The user's live sessions, as far as they count against a limit: not the one that is replaced. Looks no further once
 /// there are enough.
-async fn occupants(
+async fn live_sessions(
     tx: &mut Tx,
     project: &ProjectId,
     user: &UserId,
     replaced: Option<SessionId>,
     enough: usize,
     now: Timestamp,
-) -> Result<Vec<Occupant>, store::Error> {
+) -> Result<Vec<LiveSession>, store::Error> {
     // Not locked yet: sessions come before the user. Whoever raises the epoch meanwhile makes only more room.
     let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
-    let counts = |one: &store::Outline| {
-        !one.is_impersonation && one.lifetime.is_live(now, present) && Some(one.occupant.session) != replaced
+    let counts = |one: &store::SessionSummary| {
+        !one.is_impersonation && one.lifetime.is_live(now, present) && Some(one.id) != replaced
     };
     let (mut found, mut beyond) = (vec![], None);
-    for _ in 0..OUTLINE_PAGES_MAX {
-        let page = tx.session_outlines(project, user, beyond).await?;
-        found.extend(page.iter().filter(|one| counts(one)).map(|one| one.occupant));
+    for _ in 0..SUMMARY_PAGES_MAX {
+        let page = tx.session_summaries(project, user, beyond).await?;
+        found.extend(
+            page.iter()
+                .filter(|one| counts(one))
+                .map(|one| LiveSession { session: one.id, last_used_at: one.last_used_at }),
+        );
         // There are no more live ones than the limit allows, unless it was lowered since.
-        if page.len() < store::OUTLINES_MAX || found.len() >= enough {
+        if page.len() < store::SUMMARIES_MAX || found.len() >= enough {
             break;
         }
-        beyond = page.last().map(|one| one.occupant.session);
+        beyond = page.last().map(|one| one.id);
     }
     Ok(found)
 }

@@ -65,8 +65,8 @@ impl App {
         if ids.is_empty() {
             return Ok(HashSet::new());
         }
-        let found = self.store.outlines_find(project.clone(), ids.into_iter().collect()).await?;
-        let live = found.into_iter().filter(|(outline, present)| outline.lifetime.is_live(now, *present));
-        Ok(live.map(|(outline, _)| outline.occupant.session).collect())
+        let found = self.store.summaries_find(project.clone(), ids.into_iter().collect()).await?;
+        let live = found.into_iter().filter(|(summary, present)| summary.lifetime.is_live(now, *present));
+        Ok(live.map(|(summary, _)| summary.id).collect())
     }
 }

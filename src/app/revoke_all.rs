@@ -7,6 +7,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::credentials::Principal;
+use super::idempotency::IdempotencyKey;
 use super::list::named_user;
 use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
@@ -29,7 +30,6 @@ use crate::store::CutOff;
 use crate::store::Remembered;
 use crate::store::Repeat;
 use crate::store::Tx;
-use crate::token;
 
 /// Whose sessions to end.
 pub struct RevokeAllRequest {
@@ -64,7 +64,7 @@ struct Order {
     /// The user's own session, which must be live.
     own: Option<SessionId>,
     spares_own: bool,
-    repeatable: Option<(Uuid, [u8; 32])>,
+    idempotency: Option<IdempotencyKey>,
     by: EndedBy,
     origin: Origin,
     now: Timestamp,
@@ -106,8 +106,9 @@ impl App {
             }
         };
         let caller = own.map(|own| (project.clone(), own));
-        let repeatable = request.request_id.map(|id| (id, digest(&user, own, request.except_current)));
-        let order = Order { project, user, own, spares_own: request.except_current, repeatable, by, origin, now };
+        let content = content(&user, own, request.except_current);
+        let idempotency = request.request_id.map(|id| IdempotencyKey::new(id, content.as_bytes()));
+        let order = Order { project, user, own, spares_own: request.except_current, idempotency, by, origin, now };
         let session = order.own.map(|own| Key::Session(order.project.clone(), own));
         let keys = [Key::User(order.project.clone(), order.user.clone())].into_iter().chain(session);
         let turn = self.turns.take("revoke_all_sessions", keys).await?;
@@ -135,10 +136,10 @@ impl App {
 
 /// Locks are taken in this order: the request id, the caller's session, the user.
 async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
-    let Order { project, user, own, spares_own, repeatable, by, origin, now } = order;
-    if let Some((request, digest)) = repeatable {
+    let Order { project, user, own, spares_own, idempotency, by, origin, now } = order;
+    if let Some(key) = idempotency {
         // Before the caller's session is looked at: the first try may have ended it, and a repeat answers as the first.
-        match tx.request_claim(&project, request, Remembered::RevokedAll(0), &digest, now).await? {
+        match tx.request_claim(&project, key.id, Remembered::RevokedAll(0), &key.digest, now).await? {
             Repeat::First => {}
             Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
             Repeat::Again(Remembered::Opened(_)) | Repeat::Another => {
@@ -161,26 +162,25 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
-    let ended = |one: &store::Outline| one.lifetime.is_live(now, before) && Some(one.occupant.session) != spared;
-    let mut ends = tx.session_outlines(&project, &user, None).await?;
+    let ended = |one: &store::SessionSummary| one.lifetime.is_live(now, before) && Some(one.id) != spared;
+    let mut ends = tx.session_summaries(&project, &user, None).await?;
     // By a clock that is behind, too.
-    let may_matter = |one: &store::Outline| {
-        one.lifetime.is_live(now - CLOCK_SKEW_MAX, before) && Some(one.occupant.session) != spared
-    };
+    let may_matter =
+        |one: &store::SessionSummary| one.lifetime.is_live(now - CLOCK_SKEW_MAX, before) && Some(one.id) != spared;
     // Beyond those that were looked at, any may be live.
-    let may_be_more = ends.len() >= store::OUTLINES_MAX;
+    let may_be_more = ends.len() >= store::SUMMARIES_MAX;
     let is_news = may_be_more || ends.iter().any(may_matter);
     ends.retain(ended);
     // Sessions in which someone else acts as the user end too, but are not the user's to know of.
     let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
-    let told = spared.is_some().then(|| ends.iter().map(|one| one.occupant.session).collect());
+    let told = spared.is_some().then(|| ends.iter().map(|one| one.id).collect());
     let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX && !may_be_more);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
-    if let Some((request, _)) = repeatable {
-        tx.request_answer(&project, request, Remembered::RevokedAll(count)).await?;
+    if let Some(key) = idempotency {
+        tx.request_answer(&project, key.id, Remembered::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
@@ -193,8 +193,8 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     Ok(Ok(Cut { count, is_news }))
 }
 
-/// What a repeat must agree in. The name in front keeps it from being taken for a request of another kind.
-fn digest(user: &UserId, own: Option<SessionId>, spares_own: bool) -> [u8; 32] {
+/// The parts of a request that a repeat must agree in. The name in front tells it from requests of another kind.
+fn content(user: &UserId, own: Option<SessionId>, spares_own: bool) -> String {
     let own = own.map(|id| id.to_string()).unwrap_or_default();
-    token::fingerprint(format!("RevokeAllSessions\n{}\n{own}\n{spares_own}", user.as_str()).as_bytes())
+    format!("RevokeAllSessions\n{}\n{own}\n{spares_own}", user.as_str())
 }

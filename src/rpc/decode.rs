@@ -6,7 +6,7 @@ use prost_types::Value;
 use prost_types::value::Kind;
 use uuid::Uuid;
 
-use crate::app::CreateRequest;
+use crate::app::IdempotencyKey;
 use crate::app::ListRequest;
 use crate::app::RevokeAllRequest;
 use crate::app::TOKENS_MAX;
@@ -24,17 +24,17 @@ use crate::session::lifecycle::Authentication;
 use crate::session::listing::Filter;
 use crate::session::listing::State;
 use crate::session::opening::CLAIMS_BYTES_MAX;
-use crate::session::opening::Draft;
+use crate::session::opening::CreateRequest;
 use crate::session::refusal::Violation;
 
 /// How deep a `Struct` is followed. Deeper than any rule allows, and shallow enough for any stack.
 const DEPTH_MAX: usize = 32;
 
-pub(super) fn create(mut request: CreateSessionRequest) -> Result<CreateRequest, Refusal> {
+pub(super) fn create(mut request: CreateSessionRequest) -> Result<(CreateRequest, Option<IdempotencyKey>), Refusal> {
     let request_id = request.request_id.take().filter(|id| !id.is_empty()).map(uuid).transpose()?;
     // Fields in the order of their numbers, maps in the order of their keys: the same request has the same bytes.
-    let said = request.encode_to_vec();
-    let draft = Draft {
+    let key = request_id.map(|id| IdempotencyKey::new(id, &request.encode_to_vec()));
+    let request = CreateRequest {
         user_id: request.user_id,
         expires_in_millis: request.expires_in_millis,
         idle_timeout_millis: request.idle_timeout_millis,
@@ -52,7 +52,7 @@ pub(super) fn create(mut request: CreateSessionRequest) -> Result<CreateRequest,
         ip: request.ip,
         labels: request.labels,
     };
-    Ok(CreateRequest::new(draft, request_id, &said))
+    Ok((request, key))
 }
 
 pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refusal> {

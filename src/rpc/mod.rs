@@ -17,7 +17,6 @@ use tonic::Response;
 use tonic::Status;
 
 use crate::app::App;
-use crate::app::CreateRequest;
 use crate::pb;
 use crate::pb::session_service_server;
 
@@ -48,8 +47,8 @@ impl session_service_server::SessionService for SessionService {
     async fn create_session(&self, request: Request<pb::CreateSessionRequest>) -> Reply<pb::CreateSessionResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
-        let asked = CreateRequest { origin, ..decode::create(request.into_inner()).map_err(status::refused)? };
-        let grant = self.app.create_session(caller, client, asked).await.map_err(status::of)?;
+        let (asked, key) = decode::create(request.into_inner()).map_err(status::refused)?;
+        let grant = self.app.create_session(caller, client, asked, key, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::created(grant)))
     }
 

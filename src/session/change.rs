@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::lifecycle::Session;
 use super::opening::CLAIMS_BYTES_MAX;
-use super::opening::Findings;
+use super::opening::Violations;
 use super::origin;
 use super::refusal::Violation;
 
@@ -26,7 +26,7 @@ impl Change {
     ///
     /// All that is wrong with them.
     pub fn check(self) -> Result<Self, Vec<Violation>> {
-        let mut found = Findings::default();
+        let mut found = Violations::default();
         if let Some(claims) = &self.claims {
             found.claims(claims, CLAIMS_BYTES_MAX);
         }

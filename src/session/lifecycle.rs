@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::epoch::Epoch;
-use super::limit::Occupant;
-use super::opening::Opening;
+use super::opening::NewSession;
 use super::origin::Origin;
 use super::policy::Policy;
 use crate::clock::Timestamp;
@@ -175,12 +174,12 @@ pub struct Raised {
 
 impl Session {
     /// Opens a session as asked.
-    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, opening: Opening, now: Timestamp) -> Self {
-        let (expires_at, idle_ttl) = (now + opening.ttl, opening.idle_ttl);
+    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, new: NewSession, now: Timestamp) -> Self {
+        let (expires_at, idle_ttl) = (now + new.ttl, new.idle_ttl);
         Self {
             id,
             project,
-            user: opening.user,
+            user: new.user,
             epoch,
             created_at: now,
             last_used_at: now,
@@ -189,12 +188,12 @@ impl Session {
             idle_ttl,
             idle_expires_at: expires_at.min(now + idle_ttl),
             revoked: None,
-            impersonator: opening.impersonator,
-            authentication: opening.authentication,
-            device: opening.device,
+            impersonator: new.impersonator,
+            authentication: new.authentication,
+            device: new.device,
             device_before: None,
-            labels: opening.labels,
-            claims: opening.claims,
+            labels: new.labels,
+            claims: new.claims,
         }
     }
 
@@ -227,11 +226,6 @@ impl Session {
         let fell = by_project.into_iter().chain(by_user).min().map(|at| (at, RevokeReason::RevokedAll));
         self.revoked = self.revoked.into_iter().chain(fell).min_by_key(|(at, _)| *at);
         self
-    }
-
-    /// What the limit on a user's sessions needs to know of it.
-    pub const fn occupant(&self) -> Occupant {
-        Occupant { session: self.id, last_used_at: self.last_used_at }
     }
 
     /// The session as its user is shown it at this moment.
@@ -305,9 +299,9 @@ mod tests {
 
     fn session(ttl: Duration, idle_ttl: Duration) -> Session {
         let user = UserId::parse("ada").expect("an id");
-        let opening = Opening { ttl, idle_ttl, ..Opening::of(user, &Policy::default()) };
+        let new = NewSession { ttl, idle_ttl, ..NewSession::of(user, &Policy::default()) };
         let project = ProjectId::parse("demo").expect("a name");
-        Session::open(crate::clock::new_session_id(START), project, NOW, opening, START)
+        Session::open(crate::clock::new_session_id(START), project, NOW, new, START)
     }
 
     #[test]

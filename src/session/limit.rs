@@ -7,7 +7,7 @@ use crate::id::SessionId;
 
 /// A live session that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Occupant {
+pub struct LiveSession {
     /// Which. Its order is that of opening.
     pub session: SessionId,
     /// When it was last used.
@@ -34,7 +34,7 @@ impl Admission {
 }
 
 /// Judges one more sign-in of a user with these live sessions, in any order.
-pub fn admit(mut live: Vec<Occupant>, limit: SessionLimit) -> Admission {
+pub fn admit(mut live: Vec<LiveSession>, limit: SessionLimit) -> Admission {
     let excess = (live.len() + 1).saturating_sub(usize::try_from(limit.max).unwrap_or(usize::MAX));
     match limit.overflow {
         Overflow::Reject if excess > 0 => return Admission::Refused,
@@ -51,16 +51,16 @@ mod tests {
     use crate::clock;
 
     /// Opened in this order; the middle one unused for longest.
-    fn live() -> Vec<Occupant> {
+    fn live() -> Vec<LiveSession> {
         [(1, 30), (2, 10), (3, 20)]
-            .map(|(opened, used)| Occupant {
+            .map(|(opened, used)| LiveSession {
                 session: clock::new_session_id(Timestamp::from_seconds(opened)),
                 last_used_at: Timestamp::from_seconds(used),
             })
             .into()
     }
 
-    fn admit(live: &[Occupant], max: u32, overflow: Overflow) -> Admission {
+    fn admit(live: &[LiveSession], max: u32, overflow: Overflow) -> Admission {
         super::admit(live.to_vec(), SessionLimit { max, overflow })
     }
 

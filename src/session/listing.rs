@@ -3,7 +3,7 @@
 use super::epoch::Epoch;
 use super::lifecycle::Device;
 use super::lifecycle::Session;
-use super::opening::Findings;
+use super::opening::Violations;
 use super::origin;
 use super::refusal::Violation;
 use crate::clock::Timestamp;
@@ -49,7 +49,7 @@ impl Filter {
         device_name: Option<String>,
         page_size: Option<i32>,
     ) -> Result<(Self, usize), Vec<Violation>> {
-        let mut found = Findings::default();
+        let mut found = Violations::default();
         let pairs: Option<Vec<_>> = labels.iter().map(|label| label.split_once('=')).collect();
         let pairs = pairs.filter(|pairs| pairs.len() <= LABELS_MAX);
         let pairs = found.need(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();

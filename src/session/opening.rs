@@ -34,7 +34,7 @@ pub const AMR_BYTES_MAX: usize = 64;
 
 /// A session to open, as the creating service describes it: not yet checked.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Draft {
+pub struct CreateRequest {
     /// The user.
     pub user_id: String,
     /// How long the session lasts at most, in milliseconds.
@@ -63,7 +63,7 @@ pub struct Draft {
 
 /// A session to open, checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Opening {
+pub struct NewSession {
     /// The user.
     pub user: UserId,
     /// How long the session lasts at most.
@@ -84,7 +84,7 @@ pub struct Opening {
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
-impl Opening {
+impl NewSession {
     /// The plainest session of a user.
     pub fn of(user: UserId, policy: &Policy) -> Self {
         Self {
@@ -101,33 +101,34 @@ impl Opening {
     }
 }
 
-/// Checks a draft against every bound, the project's among them.
+/// Checks a request against every bound, the project's among them.
 ///
 /// # Errors
 ///
 /// All that is wrong with it at once, so that a caller need not find out one at a time.
-pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, Vec<Violation>> {
-    let mut found = Findings::default();
+pub fn check(request: CreateRequest, now: Timestamp, policy: &Policy) -> Result<NewSession, Vec<Violation>> {
+    let mut found = Violations::default();
     let user = found.need(
-        UserId::parse(&draft.user_id),
+        UserId::parse(&request.user_id),
         "user_id",
         "must be 1 to 255 bytes without control characters, and not `me`",
     );
     // Libraries send their usual lifetime with an impersonation too: that one is cut, and not refused.
-    let ttl_max = if draft.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
-    let ttl = found.ttl(draft.expires_in_millis, ttl_max, "expires_in_millis");
-    let idle_ttl = found.ttl(draft.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
-    let impersonator = found.impersonator(draft.is_impersonation, draft.impersonator_id);
-    found.authentication(&draft.authentication, now);
-    let replaces = draft
+    let ttl_max = if request.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
+    let ttl = found.ttl(request.expires_in_millis, ttl_max, "expires_in_millis");
+    let idle_ttl = found.ttl(request.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
+    let impersonator = found.impersonator(request.is_impersonation, request.impersonator_id);
+    found.authentication(&request.authentication, now);
+    let replaces = request
         .replaces_session_id
         .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
-    let device = Device::described(draft.device_name.as_deref(), draft.user_agent.as_deref(), draft.ip.as_deref());
-    found.labels(&draft.labels);
-    found.claims(&draft.claims, CLAIMS_BYTES_MAX);
+    let device =
+        Device::described(request.device_name.as_deref(), request.user_agent.as_deref(), request.ip.as_deref());
+    found.labels(&request.labels);
+    found.claims(&request.claims, CLAIMS_BYTES_MAX);
 
     match user {
-        Some(user) if found.0.is_empty() => Ok(Opening {
+        Some(user) if found.0.is_empty() => Ok(NewSession {
             user,
             ttl: match impersonator {
                 Some(_) => {
@@ -138,11 +139,11 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
             },
             idle_ttl: idle_ttl.unwrap_or(policy.idle_ttl),
             impersonator,
-            authentication: draft.authentication,
+            authentication: request.authentication,
             replaces,
             device: device.named(),
-            labels: draft.labels,
-            claims: draft.claims,
+            labels: request.labels,
+            claims: request.claims,
         }),
         _ => Err(found.0),
     }
@@ -150,9 +151,9 @@ pub fn check(draft: Draft, now: Timestamp, policy: &Policy) -> Result<Opening, V
 
 /// What was found wrong so far.
 #[derive(Default)]
-pub(super) struct Findings(Vec<Violation>);
+pub(super) struct Violations(Vec<Violation>);
 
-impl Findings {
+impl Violations {
     /// Whether nothing was.
     pub(super) const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -262,23 +263,23 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
-    fn check(draft: Draft, now: Timestamp) -> Result<Opening, Vec<Violation>> {
-        super::check(draft, now, &Policy::default())
+    fn check(request: CreateRequest, now: Timestamp) -> Result<NewSession, Vec<Violation>> {
+        super::check(request, now, &Policy::default())
     }
 
-    fn draft() -> Draft {
-        Draft { user_id: "ada".into(), ..Draft::default() }
+    fn request() -> CreateRequest {
+        CreateRequest { user_id: "ada".into(), ..CreateRequest::default() }
     }
 
     #[track_caller]
-    fn assert_refused(draft: Draft, field: &str) {
-        let violations = check(draft, NOW).expect_err(field);
+    fn assert_refused(request: CreateRequest, field: &str) {
+        let violations = check(request, NOW).expect_err(field);
         assert_eq!(violations.iter().map(|violation| violation.field).collect::<Vec<_>>(), [field]);
     }
 
     #[test]
     fn the_plainest_draft_opens_the_plainest_session() {
-        assert_eq!(check(draft(), NOW), Ok(Opening::of(UserId::parse("ada").expect("an id"), &Policy::default())));
+        assert_eq!(check(request(), NOW), Ok(NewSession::of(UserId::parse("ada").expect("an id"), &Policy::default())));
     }
 
     #[test]
@@ -286,9 +287,9 @@ mod tests {
         for (millis, fits) in
             [(999, false), (1_000, true), (31_708_800_000, true), (31_708_800_001, false), (-1, false)]
         {
-            let asked = Draft { expires_in_millis: Some(millis), ..draft() };
+            let asked = CreateRequest { expires_in_millis: Some(millis), ..request() };
             assert_eq!(check(asked, NOW).is_ok(), fits, "{millis}");
-            let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
+            let asked = CreateRequest { idle_timeout_millis: Some(millis), ..request() };
             assert_eq!(check(asked, NOW).is_ok(), fits, "idle {millis}");
         }
     }
@@ -297,14 +298,14 @@ mod tests {
     fn a_project_s_own_limits_are_bounds_and_defaults() {
         let mut policy = Policy::default();
         policy.preset(crate::session::policy::Preset::Aal2);
-        let opening = super::check(draft(), NOW, &policy).expect("the defaults fit");
-        assert_eq!((opening.ttl, opening.idle_ttl), (policy.session_ttl, policy.idle_ttl));
+        let new = super::check(request(), NOW, &policy).expect("the defaults fit");
+        assert_eq!((new.ttl, new.idle_ttl), (policy.session_ttl, policy.idle_ttl));
         for (millis, fits) in [(86_400_000, true), (86_400_001, false)] {
-            let asked = Draft { expires_in_millis: Some(millis), ..draft() };
+            let asked = CreateRequest { expires_in_millis: Some(millis), ..request() };
             assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "{millis}");
         }
         for (millis, fits) in [(3_600_000, true), (3_600_001, false)] {
-            let asked = Draft { idle_timeout_millis: Some(millis), ..draft() };
+            let asked = CreateRequest { idle_timeout_millis: Some(millis), ..request() };
             assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "idle {millis}");
         }
     }
@@ -313,13 +314,13 @@ mod tests {
     fn an_impersonation_has_a_lifetime_of_its_own() {
         const HOUR: i64 = 60 * 60 * 1_000;
         let ttl = |millis: Option<i64>, policy: &Policy| {
-            let draft = Draft {
+            let request = CreateRequest {
                 is_impersonation: true,
                 impersonator_id: Some("root".into()),
                 expires_in_millis: millis,
-                ..draft()
+                ..request()
             };
-            super::check(draft, NOW, policy).map(|opening| opening.ttl.as_secs() / 3_600)
+            super::check(request, NOW, policy).map(|new| new.ttl.as_secs() / 3_600)
         };
         let policy = Policy::default();
         for (asked, hours) in [(None, 1), (Some(2 * HOUR), 2), (Some(24 * HOUR), 24), (Some(365 * 24 * HOUR), 24)] {
@@ -336,21 +337,24 @@ mod tests {
         let deep = (0..9).fold(json!(1), |inner, _| json!([inner]));
         for claims in [json!({"sub": "eve"}), json!({"x": "x".repeat(4_096)}), json!({"x": deep}), json!({"x": "\0"})] {
             let claims = claims.as_object().expect("an object").clone();
-            assert_refused(Draft { claims, ..draft() }, "claims");
+            assert_refused(CreateRequest { claims, ..request() }, "claims");
         }
     }
 
     #[test]
     fn every_other_bound_names_its_field() {
-        assert_refused(Draft { user_id: "me".into(), ..draft() }, "user_id");
-        assert_refused(Draft { is_impersonation: true, ..draft() }, "impersonator_id");
-        assert_refused(Draft { impersonator_id: Some("root".into()), ..draft() }, "impersonator_id");
-        assert_refused(Draft { replaces_session_id: Some("current".into()), ..draft() }, "replaces_session_id");
+        assert_refused(CreateRequest { user_id: "me".into(), ..request() }, "user_id");
+        assert_refused(CreateRequest { is_impersonation: true, ..request() }, "impersonator_id");
+        assert_refused(CreateRequest { impersonator_id: Some("root".into()), ..request() }, "impersonator_id");
+        assert_refused(
+            CreateRequest { replaces_session_id: Some("current".into()), ..request() },
+            "replaces_session_id",
+        );
         let labels = (0..33).map(|n| (n.to_string(), String::new())).collect();
-        assert_refused(Draft { labels, ..draft() }, "labels");
+        assert_refused(CreateRequest { labels, ..request() }, "labels");
         let tomorrow = Authentication { time: Some(NOW + Duration::from_secs(86_400)), ..Authentication::default() };
-        assert_refused(Draft { authentication: tomorrow, ..draft() }, "auth_time");
+        assert_refused(CreateRequest { authentication: tomorrow, ..request() }, "auth_time");
         let amr = Authentication { amr: vec![String::new()], ..Authentication::default() };
-        assert_refused(Draft { authentication: amr, ..draft() }, "amr");
+        assert_refused(CreateRequest { authentication: amr, ..request() }, "amr");
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::opening::Findings;
 use super::opening::TEXT_BYTES_MAX;
+use super::opening::Violations;
 use crate::clock::Timestamp;
 
 /// The longest that an access token may last, whatever a project sets. A retired key stays published this long.
@@ -173,7 +173,7 @@ impl Policy {
                  quotation marks",
             ));
         }
-        let mut found = Findings::default();
+        let mut found = Violations::default();
         found.claims(&self.default_claims, DEFAULT_CLAIMS_BYTES_MAX);
         match found.is_empty() {
             true => Ok(()),

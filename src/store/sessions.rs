@@ -50,7 +50,6 @@ use crate::session::RevokeReason;
 use crate::session::Session;
 use crate::session::lifecycle::Lifetime;
 use crate::session::lifecycle::Raised;
-use crate::session::limit::Occupant;
 use crate::session::revoked::Ended;
 use crate::session::rotation::Chain;
 use crate::token::refresh::RowSecret;
@@ -79,8 +78,8 @@ macro_rules! seen {
     };
 }
 
-/// What an [`Outline`] is made of.
-macro_rules! outline_columns {
+/// The columns of a [`SessionSummary`].
+macro_rules! summary_columns {
     () => {
         (
             sessions::id,
@@ -117,11 +116,13 @@ pub struct Seen {
     pub raised: Raised,
 }
 
-/// As much of a session as its user's other sign-ins need to know.
+/// The part of a session that decides about other sign-ins of its user.
 #[derive(Clone, Copy, Debug)]
-pub struct Outline {
-    /// Which, and when it was last used.
-    pub occupant: Occupant,
+pub struct SessionSummary {
+    /// Its id; ids ascend in the order of creation.
+    pub id: SessionId,
+    /// When it was last used.
+    pub last_used_at: Timestamp,
     /// When it is over.
     pub lifetime: Lifetime,
     /// Whether someone else acts as the user.
@@ -129,9 +130,9 @@ pub struct Outline {
 }
 
 /// The most sessions of one user that are looked at in one go: some ten milliseconds' work.
-pub const OUTLINES_MAX: usize = 10_000;
+pub const SUMMARIES_MAX: usize = 10_000;
 
-type OutlineColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>, bool);
+type SummaryColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>, bool);
 
 /// Where a page begins, and whose sessions are on it.
 #[derive(Clone, Debug)]
@@ -224,7 +225,11 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn outlines_find(&self, project: ProjectId, ids: Vec<SessionId>) -> Result<Vec<(Outline, Epoch)>, Error> {
+    pub async fn summaries_find(
+        &self,
+        project: ProjectId,
+        ids: Vec<SessionId>,
+    ) -> Result<Vec<(SessionSummary, Epoch)>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
         self.once("outlines_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
@@ -233,10 +238,10 @@ impl Store {
                     .filter(sessions::project_id.eq(project.as_str()))
                     .filter(sessions::id.eq_any(ids))
                     .filter(sessions::revoked_at.is_null())
-                    .select((outline_columns!(), projects::epoch, users::epoch));
-                let rows: Result<Vec<(OutlineColumns, i64, i64)>, _> = query.load(tx.pg()).await;
+                    .select((summary_columns!(), projects::epoch, users::epoch));
+                let rows: Result<Vec<(SummaryColumns, i64, i64)>, _> = query.load(tx.pg()).await;
                 let found = rows.map_err(|error| tx.failed(error))?.into_iter();
-                let read = |(columns, project, user)| (outline(columns), Epoch { project, user });
+                let read = |(columns, project, user)| (summary(columns), Epoch { project, user });
                 tx.commit(found.map(read).collect()).await
             }
         })
@@ -349,24 +354,24 @@ impl Tx {
         rows.map_err(|error| self.failed(error))?.into_iter().map(SessionRow::into_stored).collect()
     }
 
-    /// A user's sessions, newest first, those that were ended among them: at most [`OUTLINES_MAX`]. Where there are as many,
+    /// A user's sessions, newest first, those that were ended among them: at most [`SUMMARIES_MAX`]. Where there are as many,
     /// there may be more, beyond the last one.
-    pub async fn session_outlines(
+    pub async fn session_summaries(
         &mut self,
         project: &ProjectId,
         user: &UserId,
         beyond: Option<SessionId>,
-    ) -> Result<Vec<Outline>, Error> {
+    ) -> Result<Vec<SessionSummary>, Error> {
         // Not only those that are live: among a million that are over, Postgres would look for as long as it takes.
         let query = sessions::table
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
             .filter(sessions::id.lt(beyond.map_or(Uuid::max(), SessionId::as_uuid)))
             .order(sessions::id.desc())
-            .select(outline_columns!())
-            .limit(i64::try_from(OUTLINES_MAX).unwrap_or(i64::MAX));
-        let rows: Result<Vec<OutlineColumns>, _> = query.load(self.pg()).await;
-        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(outline).collect())
+            .select(summary_columns!())
+            .limit(i64::try_from(SUMMARIES_MAX).unwrap_or(i64::MAX));
+        let rows: Result<Vec<SummaryColumns>, _> = query.load(self.pg()).await;
+        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(summary).collect())
     }
 
     /// Takes a session over into its user's present epoch.
@@ -455,10 +460,11 @@ impl Tx {
     }
 }
 
-fn outline(columns: OutlineColumns) -> Outline {
+fn summary(columns: SummaryColumns) -> SessionSummary {
     let (id, project, user, expires_at, idle_expires_at, last_used_at, impersonator, is_revoked) = columns;
-    Outline {
-        occupant: Occupant { session: SessionId::from_uuid(id), last_used_at: from_pg(last_used_at) },
+    SessionSummary {
+        id: SessionId::from_uuid(id),
+        last_used_at: from_pg(last_used_at),
         lifetime: Lifetime {
             epoch: Epoch { project, user },
             expires_at: from_pg(expires_at),
