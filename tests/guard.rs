@@ -9,7 +9,6 @@ use axum::{Extension, Router, routing::get};
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    app::Haste,
     clock::{Clock, Timestamp},
     cluster::{Cluster, Mode},
     guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty},
@@ -25,6 +24,7 @@ use sessiond::{
         access::{Claims, Issuer},
         jwks::VerifyingKeys,
         keys::SigningKey,
+        schedule::Urgency,
         sealing::Purpose,
     },
 };
@@ -286,7 +286,7 @@ async fn a_new_signing_key_is_known_with_its_first_token() {
     let before = service.sign_in("ada", "phone").await;
     assert!(guard.verify(&before.access_token).await.is_ok());
     let project = ProjectId::parse(PROJECT).expect("a name");
-    service.app.rotate_key(Purpose::Signing, project, Haste::Emergency).await.expect("rotates");
+    service.app.rotate_key(Purpose::Signing, project, Urgency::Emergency).await.expect("rotates");
     service.app.keys().reload().await.expect("reads the keys");
     let after = service.sign_in("ada", "phone").await;
     eventually_accepts(&guard, &after.access_token).await;

@@ -17,7 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sessiond::{
-    app::{App, Caller, Haste, KeyCache, KeyRevoked, ProjectError, RELOAD_INTERVAL, Rotated, Taken},
+    app::{App, Caller, KeyCache, KeyRevoked, ProjectError, RELOAD_INTERVAL, Rotated, Taken},
     clock::{Clock, Timestamp},
     id::{KeyId, ProjectId},
     pb::CreateSessionRequest,
@@ -28,7 +28,7 @@ use sessiond::{
         access::{Claims, Issuer, Presented},
         jwks,
         refresh::RefreshToken,
-        schedule::{MARGIN, Stage},
+        schedule::{MARGIN, Stage, Urgency},
         sealing::{Purpose, Sealer, SealingKey},
         server_key::ServerKey,
     },
@@ -78,8 +78,8 @@ fn kids(set: &JwkSet) -> BTreeSet<KeyId> {
     set.keys.iter().map(|key| KeyId::parse(key.common.key_id.as_deref().expect("a kid")).expect("an id")).collect()
 }
 
-async fn rotate(app: &App, purpose: Purpose, haste: Haste) -> Rotated {
-    app.rotate_key(purpose, demo(), haste).await.expect("rotates")
+async fn rotate(app: &App, purpose: Purpose, urgency: Urgency) -> Rotated {
+    app.rotate_key(purpose, demo(), urgency).await.expect("rotates")
 }
 
 /// Advances the clock to this moment.
@@ -96,7 +96,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
     assert_eq!(published(&service).await, [old].into());
 
     let began = service.clock.now();
-    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Signing, Haste::Planned).await;
+    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Signing, Urgency::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(began) >= jwks::MAX_AGE + RELOAD_INTERVAL, "{:?}", from.since(began));
     service.app.keys().reload().await.expect("reads");
@@ -170,7 +170,7 @@ async fn unchanged_keys_are_answered_with_not_modified() {
         assert!(!body.is_empty() && !tags.contains(&tag));
         tags.push(tag);
     }
-    rotate(&service.operator(), Purpose::Signing, Haste::Planned).await;
+    rotate(&service.operator(), Purpose::Signing, Urgency::Planned).await;
     service.app.keys().reload().await.expect("reads");
     let mut now = vec![];
     for (path, tag) in paths.iter().zip(&tags) {
@@ -184,7 +184,7 @@ async fn refresh_tokens_survive_the_rotation_of_their_key() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
-    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Refresh, Haste::Planned).await;
+    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Refresh, Urgency::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(service.clock.now()) >= 3 * RELOAD_INTERVAL);
     service.app.keys().reload().await.expect("reads");
@@ -203,7 +203,7 @@ async fn refresh_tokens_survive_the_rotation_of_their_key() {
     phone.refresh().await.expect("made by the new key");
 
     let stale = service.sign_in("ada", "tablet").await;
-    rotate(&service.operator(), Purpose::Refresh, Haste::Emergency).await;
+    rotate(&service.operator(), Purpose::Refresh, Urgency::Emergency).await;
     service.app.keys().reload().await.expect("reads");
     service.clock.advance(Duration::from_secs(30 * 86_400));
     let ended = service.revoke_current(Wire::Rest, refresh_token(&stale.refresh_token)).await.expect("signs out");
@@ -216,8 +216,8 @@ async fn a_replica_loads_a_key_that_it_does_not_know() {
     let service = Service::start().await;
     let old = kid(&service.sign_in("ada", "phone").await.access_token);
     let elsewhere = service.operator();
-    let Rotated { heir, from, .. } = rotate(&elsewhere, Purpose::Signing, Haste::Emergency).await;
-    let refresh = rotate(&elsewhere, Purpose::Refresh, Haste::Emergency).await;
+    let Rotated { heir, from, .. } = rotate(&elsewhere, Purpose::Signing, Urgency::Emergency).await;
+    let refresh = rotate(&elsewhere, Purpose::Refresh, Urgency::Emergency).await;
     assert_eq!((from, refresh.from), (service.clock.now(), service.clock.now()));
 
     elsewhere.keys().reload().await.expect("reads");
@@ -304,8 +304,8 @@ async fn rotating_keys_under_load_fails_no_request() {
         let mut laptop = service.sign_in("grace", "laptop").await;
         for step in 0..150 {
             if step % 70 == 10 {
-                rotate(&operator, Purpose::Signing, Haste::Planned).await;
-                rotate(&operator, Purpose::Refresh, Haste::Planned).await;
+                rotate(&operator, Purpose::Signing, Urgency::Planned).await;
+                rotate(&operator, Purpose::Refresh, Urgency::Planned).await;
                 // The worst case for a verifier: it fetches from a replica that has not loaded the new key yet.
                 service.clock.advance(RELOAD_INTERVAL);
                 verifiers.push(Verifier::new(&service).await);
@@ -417,8 +417,8 @@ async fn a_waiting_key_can_be_revoked_or_activated_early() {
         kid(&service.sign_in("ada", "phone").await.access_token)
     };
 
-    let planned = rotate(&operator, Purpose::Signing, Haste::Planned).await;
-    let refused = operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await.expect_err("one at a time");
+    let planned = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
+    let refused = operator.rotate_key(Purpose::Signing, demo(), Urgency::Planned).await.expect_err("one at a time");
     assert!(
         matches!(refused, ProjectError::UnderWay { heir, from, .. } if (heir, from) == (planned.heir, planned.from))
     );
@@ -427,13 +427,13 @@ async fn a_waiting_key_can_be_revoked_or_activated_early() {
     advance_to(&service, planned.from);
     assert_eq!(signs().await, first, "no gap where the rotation would have been");
 
-    let planned = rotate(&operator, Purpose::Signing, Haste::Planned).await;
-    let forward = rotate(&operator, Purpose::Signing, Haste::Emergency).await;
+    let planned = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
+    let forward = rotate(&operator, Purpose::Signing, Urgency::Emergency).await;
     assert_eq!((forward.heir, forward.from), (planned.heir, service.clock.now()), "verifiers may know it already");
     assert_eq!(signs().await, planned.heir);
 
     // The signing key is revoked while another waits: that one takes over.
-    let waiting = rotate(&operator, Purpose::Signing, Haste::Planned).await;
+    let waiting = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
     let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.heir).await.expect("revokes");
     assert_eq!(revoked, KeyRevoked::Replaced(waiting.heir));
     assert_eq!(signs().await, waiting.heir);
@@ -457,7 +457,7 @@ async fn a_key_of_another_project_is_not_found() {
     let nobody = ProjectId::parse("nobody").expect("a name");
     let refused = service.app.revoke_key(Purpose::Signing, nobody.clone(), key).await.expect_err("refused");
     assert!(matches!(refused, ProjectError::Missing(_)), "{refused}");
-    let refused = service.app.rotate_key(Purpose::Signing, nobody, Haste::Planned).await.expect_err("refused");
+    let refused = service.app.rotate_key(Purpose::Signing, nobody, Urgency::Planned).await.expect_err("refused");
     assert!(matches!(refused, ProjectError::Missing(_)), "{refused}");
     service.app.keys().reload().await.expect("reads");
     assert_eq!(kid(&service.sign_in("ada", "phone").await.access_token), key);
@@ -497,7 +497,7 @@ async fn concurrent_operators_take_turns() {
     let service = Service::start().await;
     let planned = (0..8).map(|_| {
         let operator = service.operator();
-        async move { operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await }
+        async move { operator.rotate_key(Purpose::Signing, demo(), Urgency::Planned).await }
     });
     let outcomes = at_once(&service, planned.collect()).await;
     let refused = outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>();
@@ -510,9 +510,9 @@ async fn concurrent_operators_take_turns() {
         let (operator, key) = (service.operator(), known[number % known.len()]);
         async move {
             match number % 3 {
-                0 => operator.rotate_key(Purpose::Signing, demo(), Haste::Emergency).await.map(drop),
+                0 => operator.rotate_key(Purpose::Signing, demo(), Urgency::Emergency).await.map(drop),
                 1 => operator.revoke_key(Purpose::Signing, demo(), key).await.map(drop),
-                _ => operator.rotate_key(Purpose::Signing, demo(), Haste::Planned).await.map(drop),
+                _ => operator.rotate_key(Purpose::Signing, demo(), Urgency::Planned).await.map(drop),
             }
         }
     });
@@ -584,12 +584,12 @@ async fn the_sealing_key_is_changed_without_an_interruption() {
     for _ in 0..sessiond::store::RESEAL_PAGE {
         // A new operator each time: one that has just loaded the keys waits before it loads again.
         let operator = installation(&store, &old, None);
-        operator.rotate_key(Purpose::Refresh, projects[0].clone(), Haste::Emergency).await.expect("rotates");
+        operator.rotate_key(Purpose::Refresh, projects[0].clone(), Urgency::Emergency).await.expect("rotates");
     }
     let total = sessiond::store::RESEAL_PAGE + 4;
 
     let during = installation(&store, &new, Some(&old));
-    during.rotate_key(Purpose::Signing, projects[1].clone(), Haste::Planned).await.expect("under the new key");
+    during.rotate_key(Purpose::Signing, projects[1].clone(), Urgency::Planned).await.expect("under the new key");
     let none_lost = |app: &App| {
         let snapshot = app.keys().snapshot();
         let now = app.clock().now();
@@ -624,7 +624,7 @@ async fn a_key_that_cannot_be_opened_is_reported_and_the_others_are_resealed() {
     let before = installation(&store, &old, None);
     let shop = ProjectId::parse("shop").expect("a name");
     before.project_create(shop.clone(), Policy::default()).await.expect("creates");
-    let lost = before.rotate_key(Purpose::Signing, shop.clone(), Haste::Planned).await.expect("rotates").heir;
+    let lost = before.rotate_key(Purpose::Signing, shop.clone(), Urgency::Planned).await.expect("rotates").heir;
     database.run(&format!("UPDATE signing_keys SET sealed_private = 'lost' WHERE id = '{lost}'")).await;
 
     let during = installation(&store, &new, Some(&old));

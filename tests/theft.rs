@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
-    app::{Haste, Kind, Sweeper},
+    app::{Kind, Sweeper},
     config::{Rates, Retention, network},
     id::{ProjectId, UserId},
     pb::{
@@ -22,7 +22,7 @@ use sessiond::{
     },
     store::{EventRecord, Happened, KeyKind, RecordQuery},
     telemetry::Metrics,
-    token::sealing::Purpose,
+    token::{schedule::Urgency, sealing::Purpose},
 };
 
 use crate::{
@@ -433,7 +433,7 @@ async fn every_key_change_is_in_the_audit_log() {
     }
     for (purpose, kind) in [(Purpose::Signing, KeyKind::Signing), (Purpose::Refresh, KeyKind::Refresh)] {
         service.clock.advance(Duration::from_secs(1));
-        let rotated = service.app.rotate_key(purpose, project.clone(), Haste::Emergency).await.expect("rotates");
+        let rotated = service.app.rotate_key(purpose, project.clone(), Urgency::Emergency).await.expect("rotates");
         assert_eq!(keys().await.last(), Some(&("KEY_ROTATED", (kind, rotated.heir))));
         service.clock.advance(Duration::from_secs(1));
         service.app.revoke_key(purpose, project.clone(), rotated.retired[0]).await.expect("revokes");

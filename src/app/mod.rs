@@ -59,7 +59,6 @@ pub use revoke::Ended;
 pub use revoke::TokenHolder;
 pub use revoke_all::RevokeAllRequest;
 pub use revoke_key::KeyRevoked;
-pub use rotate_key::Haste;
 pub use rotate_key::Rotated;
 pub use sweep::Kind;
 pub use sweep::PASS_INTERVAL;

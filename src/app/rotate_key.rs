@@ -35,15 +35,6 @@ const fn lead(purpose: Purpose) -> Duration {
     }
 }
 
-/// How a key is rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Haste {
-    /// Without anyone noticing.
-    Planned,
-    /// At once; verifiers with an older JWKS refuse the new key's tokens until they ask again.
-    Emergency,
-}
-
 /// A new key is in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
@@ -56,7 +47,7 @@ pub struct Rotated {
 }
 
 impl App {
-    /// Rotates a project's key of this purpose. A rotation at a time: [`Haste::Emergency`] ends the one under way.
+    /// Rotates a project's key of this purpose. A rotation at a time: [`Urgency::Emergency`] ends the one under way.
     ///
     /// # Errors
     ///
@@ -65,20 +56,16 @@ impl App {
         &self,
         purpose: Purpose,
         project: ProjectId,
-        haste: Haste,
+        urgency: Urgency,
     ) -> Result<Rotated, ProjectError> {
         self.check_sealing().await?;
-        let urgency = match haste {
-            Haste::Planned => Urgency::After(lead(purpose)),
-            Haste::Emergency => Urgency::Now,
-        };
         let (app, name) = (self.clone(), project.clone());
         let work = move |mut tx: Tx| async move {
             let Some(_) = tx.project_lock(&name).await? else { return tx.commit(None).await };
             // Read now that no other operator can come in between: an earlier moment may lie before their change.
             let now = app.clock.now();
             let keys = unrevoked(&tx.keys_of(purpose, &name).await?);
-            let outcome = match schedule::rotate(&keys, now, urgency) {
+            let outcome = match schedule::rotate(&keys, now, urgency, lead(purpose)) {
                 Rotation::UnderWay { heir, from } => Err((heir, from)),
                 Rotation::Succeed(plan) => {
                     let heir = succeed(&mut tx, &app.keys, purpose, &name, &keys, &plan, now).await?;

@@ -89,10 +89,10 @@ pub struct Succession {
 /// How soon a new key signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// When everyone has got to know it: after this long.
-    After(Duration),
-    /// At once, even though some do not know it yet.
-    Now,
+    /// Once every verifier knows it, so that nobody notices.
+    Planned,
+    /// At once. Verifiers with an older JWKS refuse its tokens until they fetch it again.
+    Emergency,
 }
 
 /// What a wish to rotate comes to.
@@ -120,17 +120,17 @@ pub enum Aftermath {
     Succeed(Succession),
 }
 
-/// Plans the change to a new key.
+/// Plans the change to a new key. A planned one signs after the `lead`, the time that verifiers take to learn of it.
 ///
-/// With a key waiting, [`Urgency::Now`] makes that one sign instead: some verifiers know it already.
-pub fn rotate(keys: &Keys, now: Timestamp, urgency: Urgency) -> Rotation {
+/// With a key waiting, [`Urgency::Emergency`] makes that one sign instead: some verifiers know it already.
+pub fn rotate(keys: &Keys, now: Timestamp, urgency: Urgency, lead: Duration) -> Rotation {
     let retire: Vec<KeyId> = keys.iter().filter(|(_, schedule)| schedule.signs_at(now)).map(|(id, _)| *id).collect();
     match (urgency, waiting(keys, now)) {
         // Nobody signs: waiting would only prolong it.
-        (Urgency::After(_) | Urgency::Now, heir) if retire.is_empty() => Rotation::Succeed(at_once(heir, now)),
-        (Urgency::After(_), Some((heir, schedule))) => Rotation::UnderWay { heir, from: schedule.signs_from },
-        (Urgency::After(ahead), None) => Rotation::Succeed(Succession { from: now + ahead, heir: None, retire }),
-        (Urgency::Now, heir) => Rotation::Succeed(Succession { from: now, heir: heir.map(|(id, _)| id), retire }),
+        (Urgency::Planned | Urgency::Emergency, heir) if retire.is_empty() => Rotation::Succeed(at_once(heir, now)),
+        (Urgency::Planned, Some((heir, schedule))) => Rotation::UnderWay { heir, from: schedule.signs_from },
+        (Urgency::Planned, None) => Rotation::Succeed(Succession { from: now + lead, heir: None, retire }),
+        (Urgency::Emergency, heir) => Rotation::Succeed(Succession { from: now, heir: heir.map(|(id, _)| id), retire }),
     }
 }
 
@@ -202,7 +202,9 @@ mod tests {
     #[test]
     fn a_rotation_leaves_no_gap_and_no_overlap() {
         let now = at(100);
-        let Rotation::Succeed(plan) = rotate(&[key(1, 0, None)], now, Urgency::After(HOUR)) else { panic!("refused") };
+        let Rotation::Succeed(plan) = rotate(&[key(1, 0, None)], now, Urgency::Planned, HOUR) else {
+            panic!("refused")
+        };
         assert_eq!(plan, Succession { from: now + HOUR, heir: None, retire: vec![id(1)] });
         let old = Schedule { retired_at: Some(plan.from), ..Schedule::from(at(0)) };
         let new = Schedule::from(plan.from);
@@ -215,25 +217,25 @@ mod tests {
     fn a_second_rotation_waits_for_the_first_unless_it_is_urgent() {
         let keys = [key(1, 0, Some(500)), key(2, 500, None)];
         let under_way = Rotation::UnderWay { heir: id(2), from: at(500) };
-        assert_eq!(rotate(&keys, at(500) - INSTANT, Urgency::After(HOUR)), under_way);
+        assert_eq!(rotate(&keys, at(500) - INSTANT, Urgency::Planned, HOUR), under_way);
         // At this moment it is over, and the next may begin.
         let next = Succession { from: at(500) + HOUR, heir: None, retire: vec![id(2)] };
-        assert_eq!(rotate(&keys, at(500), Urgency::After(HOUR)), Rotation::Succeed(next));
+        assert_eq!(rotate(&keys, at(500), Urgency::Planned, HOUR), Rotation::Succeed(next));
 
         let brought_forward = Succession { from: at(100), heir: Some(id(2)), retire: vec![id(1)] };
-        assert_eq!(rotate(&keys, at(100), Urgency::Now), Rotation::Succeed(brought_forward));
+        assert_eq!(rotate(&keys, at(100), Urgency::Emergency, HOUR), Rotation::Succeed(brought_forward));
         let at_once = Succession { from: at(100), heir: None, retire: vec![id(1)] };
-        assert_eq!(rotate(&keys[..1], at(100), Urgency::Now), Rotation::Succeed(at_once));
+        assert_eq!(rotate(&keys[..1], at(100), Urgency::Emergency, HOUR), Rotation::Succeed(at_once));
     }
 
     #[test]
     fn where_nobody_signs_somebody_does_at_once() {
         let from = at(100) - MARGIN;
-        for urgency in [Urgency::After(HOUR), Urgency::Now] {
+        for urgency in [Urgency::Planned, Urgency::Emergency] {
             let new = Succession { from, heir: None, retire: vec![] };
-            assert_eq!(rotate(&[], at(100), urgency), Rotation::Succeed(new));
+            assert_eq!(rotate(&[], at(100), urgency, HOUR), Rotation::Succeed(new));
             let waiting = Succession { from, heir: Some(id(2)), retire: vec![] };
-            assert_eq!(rotate(&[key(2, 500, None)], at(100), urgency), Rotation::Succeed(waiting));
+            assert_eq!(rotate(&[key(2, 500, None)], at(100), urgency, HOUR), Rotation::Succeed(waiting));
         }
         assert!(Schedule::at_once(at(100)).signs_at(from), "on a replica whose clock is behind, too");
     }

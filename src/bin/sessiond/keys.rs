@@ -1,7 +1,6 @@
 //! What `sessiond signing-key` and `sessiond refresh-key` share.
 
 use serde_json::Value;
-use sessiond::app::Haste;
 use sessiond::app::KeyRevoked;
 use sessiond::app::RELOAD_INTERVAL;
 use sessiond::app::Rotated;
@@ -12,6 +11,7 @@ use sessiond::id::KeyId;
 use sessiond::id::ProjectId;
 use sessiond::store::KeyRow;
 use sessiond::token::schedule::Stage;
+use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
 use crate::Outcome;
@@ -54,12 +54,12 @@ pub(crate) fn key_id(text: &str) -> Result<KeyId, &'static str> {
 pub(crate) async fn rotate(
     purpose: Purpose,
     project: ProjectId,
-    haste: Haste,
+    urgency: Urgency,
     sealing: Sealing,
     database: Database,
 ) -> Outcome {
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
-    let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), haste).await?;
+    let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), urgency).await?;
     let retires = retired.iter().map(|key| format!("\n{purpose} {key} retires then")).collect::<String>();
     Ok(print::done(format!("{purpose} {heir} of project {project} takes over at {from}{retires}"))?)
 }

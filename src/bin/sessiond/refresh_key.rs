@@ -1,10 +1,10 @@
 //! `sessiond refresh-key …`.
 
 use clap::Subcommand;
-use sessiond::app::Haste;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
+use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
 use crate::Outcome;
@@ -45,8 +45,8 @@ pub(crate) async fn run(command: Command) -> Outcome {
     match command {
         Command::Rotate(args) => {
             let Rotate { project, now, sealing, database } = *args;
-            let haste = if now { Haste::Emergency } else { Haste::Planned };
-            keys::rotate(REFRESH, project, haste, sealing, database).await
+            let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
+            keys::rotate(REFRESH, project, urgency, sealing, database).await
         }
         Command::List(args) => keys::list(REFRESH, args).await,
         Command::Revoke(args) => keys::revoke(REFRESH, *args).await.map(drop),

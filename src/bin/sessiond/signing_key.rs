@@ -1,13 +1,13 @@
 //! `sessiond signing-key …`.
 
 use clap::Subcommand;
-use sessiond::app::Haste;
 use sessiond::app::KeyRevoked;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
 use sessiond::session::policy::duration_text;
 use sessiond::token::jwks;
+use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
 use crate::Outcome;
@@ -50,8 +50,8 @@ pub(crate) async fn run(command: Command) -> Outcome {
     match command {
         Command::Rotate(args) => {
             let Rotate { project, now, sealing, database } = *args;
-            let haste = if now { Haste::Emergency } else { Haste::Planned };
-            keys::rotate(SIGNING, project, haste, sealing, database).await?;
+            let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
+            keys::rotate(SIGNING, project, urgency, sealing, database).await?;
             if now {
                 warn_of_caches()?;
             }
