@@ -402,7 +402,7 @@ async fn after_a_restore_every_session_has_ended_and_subscribers_get_a_snapshot(
     watch.snapshot().await;
     for _ in 0..2 {
         let laptop = service.sign_in("ada", "laptop").await;
-        assert_eq!(sessiond::app::restored(&service.store, &service.clock).await.expect("writes"), 1);
+        assert_eq!(sessiond::app::after_restore(&service.store, &service.clock).await.expect("writes"), 1);
         assert_eq!(watch.refusal().await.reason, "FEED_INTERRUPTED");
         let cursor = watch.cursor.clone();
         eventually("the new history is read", async || {

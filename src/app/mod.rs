@@ -1,5 +1,6 @@
 //! What the service does, a file per verb: gather, decide, record, answer. Three hops from a handler to SQL.
 
+mod after_restore;
 mod backchannel;
 mod create;
 mod credentials;
@@ -16,7 +17,6 @@ mod projects;
 mod readiness;
 mod refresh;
 mod reseal;
-mod restored;
 mod revoke;
 mod revoke_all;
 mod revoke_key;
@@ -29,6 +29,7 @@ mod usage;
 mod verify;
 mod watch;
 
+pub use after_restore::after_restore;
 pub use backchannel::EndpointError;
 pub use backchannel::NewEndpoint;
 pub use credentials::AccessToken;
@@ -54,7 +55,6 @@ pub use projects::ProjectError;
 pub use projects::Taken;
 pub use readiness::NotReady;
 pub use reseal::Resealed;
-pub use restored::restored;
 pub use revoke::Ended;
 pub use revoke::TokenHolder;
 pub use revoke_all::RevokeAllRequest;
@@ -160,7 +160,7 @@ impl App {
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
         Self {
             feed: Feed::new(&store, clock.clone()),
-            probe: store.aside(1),
+            probe: store.with_own_pool(1),
             urgent: store.urgent(),
             turns: Turns::new(store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),

@@ -74,7 +74,7 @@ impl Feed {
         let publisher = Arc::clone(&broadcaster);
         store.on_revocations(move |revocations| publisher.publish(revocations));
         // A reading must not wait behind requests, or the feed would be oldest under the greatest load.
-        Self { broadcaster, reading: store.aside(1), store: store.aside(reader::CONNECTIONS - 1) }
+        Self { broadcaster, reading: store.with_own_pool(1), store: store.with_own_pool(reader::CONNECTIONS - 1) }
     }
 
     /// Sets how many subscribers there may be at once, in place of [`SUBSCRIBERS_MAX`].

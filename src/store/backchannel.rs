@@ -289,7 +289,7 @@ impl Store {
     ///
     /// When the database is away. Safe to repeat: what the first try took is tried again once it counts as lost.
     pub async fn deliveries_claim(&self, claim: Claim) -> Result<Vec<Due>, Error> {
-        self.once("deliveries_claim", move |mut tx| {
+        self.idempotent("deliveries_claim", move |mut tx| {
             let statement = DeliveriesClaim {
                 after_project: claim.after.project.clone(),
                 after_endpoint: claim.after.endpoint,
@@ -314,7 +314,7 @@ impl Store {
     ///
     /// When the database is away. Then it is sent once more, under the same id.
     pub async fn delivery_done(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<(), Error> {
-        self.once("delivery_done", move |mut tx| {
+        self.idempotent("delivery_done", move |mut tx| {
             let statement = DeliveryDone { at: to_pg(now), project: project.as_str().to_owned(), id };
             async move {
                 statement.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
@@ -336,7 +336,7 @@ impl Store {
             Fate::Dead => (None, Some(to_pg(now))),
         };
         let (project, id, attempt) = (due.project.clone(), due.id, i32::try_from(due.attempt).unwrap_or(i32::MAX));
-        self.once("delivery_failed", move |mut tx| {
+        self.idempotent("delivery_failed", move |mut tx| {
             let (project, error) = (project.as_str().to_owned(), error.clone());
             let statement = DeliveryFailed { due_at, dead_at, error, project, id, attempt };
             async move {
@@ -353,7 +353,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn deliveries_count(&self, each_max: i64) -> Result<Vec<(Kind, i64)>, Error> {
-        self.once("deliveries_count", move |mut tx| async move {
+        self.idempotent("deliveries_count", move |mut tx| async move {
             let rows: Result<Vec<(i16, i64)>, _> = DeliveriesCount { each_max }.get_results(tx.pg()).await;
             let counted = |(number, count)| Ok((kind_of(number).ok_or_else(|| bad_kind("-"))?, count));
             let counts = rows.map_err(|error| tx.failed(error))?.into_iter().map(counted);
@@ -369,7 +369,7 @@ impl Store {
     /// When the database is away.
     pub async fn deliveries_open(&self, project: ProjectId, rows_max: usize) -> Result<Vec<OpenDelivery>, Error> {
         let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
-        self.once("deliveries_open", move |mut tx| {
+        self.idempotent("deliveries_open", move |mut tx| {
             let project = project.clone();
             async move {
                 let newest = deliveries::table

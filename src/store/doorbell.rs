@@ -40,7 +40,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn ring(&self, replica: Uuid) -> Result<(), Error> {
-        self.once("ring", move |mut tx| async move {
+        self.idempotent("ring", move |mut tx| async move {
             let notify = format!("NOTIFY sessiond_feed, '{replica}'");
             tx.pg().batch_execute(&notify).await.map_err(|error| tx.failed(error))?;
             tx.commit(()).await

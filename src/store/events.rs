@@ -258,7 +258,7 @@ impl Store {
     /// When the database is away.
     pub async fn events(&self, asked: RecordQuery) -> Result<Vec<EventRecord>, Error> {
         let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
-        self.once("events", move |mut tx| {
+        self.idempotent("events", move |mut tx| {
             let asked = asked.clone();
             async move {
                 let newest = audit_events::table

@@ -232,7 +232,7 @@ impl Store {
     pub async fn feed_position(&self, known: Option<Newest>) -> Result<Reading, Error> {
         let known = known.map(|newest| newest.place);
         let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
-        self.once("feed_position", move |mut tx| async move {
+        self.idempotent("feed_position", move |mut tx| async move {
             let statement = FeedPosition { xid, id };
             let rows: Result<Vec<PositionColumns>, _> = statement.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
@@ -252,7 +252,7 @@ impl Store {
     /// When the database is away.
     pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<Page, Error> {
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
-        self.once("feed_page", move |mut tx| async move {
+        self.idempotent("feed_page", move |mut tx| async move {
             let statement = FeedPage { after: to_pg(from.access_expires_at), after_id: from.id, rows_max: limit };
             let rows: Result<Vec<RevocationColumns>, _> = statement.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
@@ -277,7 +277,7 @@ impl Store {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
         let (from, limit) = (number(unseen.from), i64::try_from(rows_max).unwrap_or(i64::MAX));
         let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
-        self.once("feed_next", move |mut tx| {
+        self.idempotent("feed_next", move |mut tx| {
             let under_way = under_way.clone();
             let statement = FeedNext { from, rows_max: limit, under_way, under_way_rows_max: limit };
             async move {
@@ -312,7 +312,7 @@ impl Store {
     ///
     /// When the database is away, or commits are not confirmed.
     pub async fn feed_beat(&self) -> Result<(Origin, u64), Error> {
-        self.once("feed_beat", move |mut tx| async move {
+        self.idempotent("feed_beat", move |mut tx| async move {
             let rows: Result<Vec<(i64, Option<Uuid>, String)>, _> = FeedBeat {}.get_results(tx.pg()).await;
             let rows = rows.map_err(|error| tx.failed(error))?;
             let Some((xid, history, timeline)) = rows.into_iter().next() else { return Err(bad("id")) };
@@ -344,7 +344,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn feed_beacons_forget(&self, before: Timestamp) -> Result<(), Error> {
-        self.once("feed_beacons_forget", move |mut tx| async move {
+        self.idempotent("feed_beacons_forget", move |mut tx| async move {
             let delete = diesel::delete(feed_beacons::table).filter(feed_beacons::at.lt(to_pg(before)));
             delete.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
             tx.commit(()).await

@@ -132,7 +132,7 @@ impl Store {
     /// As [`MigrateError`] says.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, MigrateError> {
         let (exists, applied) = self
-            .once("pending_migrations", |mut tx| async move {
+            .idempotent("pending_migrations", |mut tx| async move {
                 let exists = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
                     "to_regclass('__diesel_schema_migrations') IS NOT NULL",
                 ));
@@ -161,7 +161,7 @@ impl Store {
     /// [`MigrateError::Elsewhere`] if so; and when the database is away.
     async fn not_elsewhere(&self) -> Result<(), MigrateError> {
         let schemas = self
-            .once("not_elsewhere", |mut tx| async move {
+            .idempotent("not_elsewhere", |mut tx| async move {
                 let schemas = diesel::dsl::sql::<diesel::sql_types::Text>(
                     "SELECT n.nspname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                      WHERE c.relname = '__diesel_schema_migrations' AND c.relkind = 'r'

@@ -228,8 +228,9 @@ impl Store {
         Ok(Self::over(target, listening, connections_max, timeout, publisher, metrics))
     }
 
-    /// The same database through connections of its own, so many at most: for work that must not wait behind requests.
-    pub fn aside(&self, connections_max: usize) -> Self {
+    /// The same database through a pool of its own with at most `connections_max` connections: for work that must not wait
+    /// behind requests.
+    pub fn with_own_pool(&self, connections_max: usize) -> Self {
         let (target, publisher) = (Arc::clone(&self.target), self.publisher.clone());
         Self::over(
             target,
@@ -286,23 +287,23 @@ impl Store {
     {
         self.check_durable(operation)?;
         let store = self.clone();
-        self.on_its_own(operation, async move { work(store.begin(operation).await?).await }).await
+        self.detached(operation, async move { work(store.begin(operation).await?).await }).await
     }
 
-    /// Runs a single statement, and once more when the connection turned out to be dead: so the statement must be one
-    /// that is safe to repeat.
+    /// Runs a single statement, and retries it on a new connection if a pooled one was dead: the statement must be
+    /// idempotent.
     ///
     /// # Errors
     ///
     /// As [`Store::transact`].
-    async fn once<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
+    async fn idempotent<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
     where
         F: Fn(Tx) -> W + Send + Sync + 'static,
         W: Future<Output = Result<Done<T>, Error>> + Send,
         T: Send + 'static,
     {
         let store = self.clone();
-        self.on_its_own(operation, async move {
+        self.detached(operation, async move {
             loop {
                 let lease = store.checkout(operation).await?;
                 let doubtful = lease.is_reused().then(|| lease.backend().clone());
@@ -317,7 +318,8 @@ impl Store {
         .await
     }
 
-    async fn on_its_own<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
+    /// Runs the work on a task of its own, so that it finishes even if the caller is dropped.
+    async fn detached<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
     where
         W: Future<Output = Result<Done<T>, Error>> + Send + 'static,
         T: Send + 'static,
@@ -404,7 +406,7 @@ impl Store {
     ///
     /// When it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.once("ping", |mut tx| async move {
+        self.idempotent("ping", |mut tx| async move {
             let alive = diesel::select(sql::<Integer>("1")).load::<i32>(tx.pg()).await;
             alive.map_err(|error| tx.failed(error))?;
             tx.commit(()).await
@@ -418,7 +420,7 @@ impl Store {
     ///
     /// When it does not answer.
     pub async fn durability(&self) -> Result<Durability, Error> {
-        self.once("durability", |mut tx| async move {
+        self.idempotent("durability", |mut tx| async move {
             let durability = durability::read(tx.pg()).await;
             let durability = durability.map_err(|error| tx.failed(error))?;
             tx.commit(durability).await

@@ -195,7 +195,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn project_find(&self, id: ProjectId) -> Result<Option<Project>, Error> {
-        self.once("project_find", move |mut tx| {
+        self.idempotent("project_find", move |mut tx| {
             let id = id.clone();
             async move {
                 let project = tx.project_find(&id).await?;
@@ -212,7 +212,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn projects_list(&self) -> Result<Vec<(ProjectId, Timestamp)>, Error> {
-        self.once("projects_list", |mut tx| async move {
+        self.idempotent("projects_list", |mut tx| async move {
             let query = projects::table.select((projects::id, projects::created_at)).order(projects::id);
             let rows: Result<Vec<(String, PgTimestamp)>, _> = query.load(tx.pg()).await;
             let read = |(id, created_at): (String, PgTimestamp)| {

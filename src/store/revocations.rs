@@ -142,7 +142,7 @@ impl Store {
     /// When the database is away.
     pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<Record>, Error> {
         let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
-        self.once("revocations", move |mut tx| {
+        self.idempotent("revocations", move |mut tx| {
             let asked = asked.clone();
             async move {
                 let newest = revocations::table

@@ -81,7 +81,7 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn server_key_find(&self, id: KeyId) -> Result<Option<ServerKeyRow>, Error> {
-        self.once("server_key_find", move |mut tx| async move {
+        self.idempotent("server_key_find", move |mut tx| async move {
             let query = server_keys::table
                 .filter(server_keys::id.eq(id.as_uuid()))
                 .filter(server_keys::revoked_at.is_null())

@@ -187,7 +187,7 @@ impl Store {
     /// When the database is away. Safe to repeat: what was ended by the first try is no longer live for the second.
     pub async fn sessions_revoke(&self, asked: Vec<Revocation>) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         self.check_durable("sessions_revoke")?;
-        self.once("sessions_revoke", move |mut tx| {
+        self.idempotent("sessions_revoke", move |mut tx| {
             let asked = asked.clone();
             async move {
                 let ended = tx.sessions_revoke(&asked).await?;
@@ -208,7 +208,7 @@ impl Store {
     /// When the database is away.
     pub async fn sessions_find(&self, project: ProjectId, ids: Vec<SessionId>) -> Result<Vec<Seen>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
-        self.once("sessions_find", move |mut tx| {
+        self.idempotent("sessions_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
                 let query = seen!().filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
@@ -231,7 +231,7 @@ impl Store {
         ids: Vec<SessionId>,
     ) -> Result<Vec<(SessionSummary, Epoch)>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
-        self.once("outlines_find", move |mut tx| {
+        self.idempotent("outlines_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
                 let query = with_epochs!()
@@ -265,7 +265,7 @@ impl Store {
     pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<Seen>, Error> {
         let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
         let before = asked.before.map_or(Uuid::max(), SessionId::as_uuid);
-        self.once("sessions_page", move |mut tx| {
+        self.idempotent("sessions_page", move |mut tx| {
             let asked = asked.clone();
             async move {
                 let page = seen!()
@@ -294,7 +294,7 @@ impl Store {
         let projects: Vec<String> = used.iter().map(|one| one.project.as_str().to_owned()).collect();
         let ids: Vec<Uuid> = used.iter().map(|one| one.session.as_uuid()).collect();
         let at: Vec<PgTimestamp> = used.iter().map(|one| to_pg(one.at)).collect();
-        self.once("sessions_touch", move |mut tx| {
+        self.idempotent("sessions_touch", move |mut tx| {
             let statement = SessionsTouch { projects: projects.clone(), ids: ids.clone(), at: at.clone() };
             async move {
                 statement.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;

@@ -25,7 +25,7 @@ impl Store {
     pub async fn correct(&self, clock: &Clock) -> Result<(), Error> {
         for _ in 0..READINGS {
             let asked = clock.elapsed();
-            let now = self.once("clock", |mut tx| async move {
+            let now = self.idempotent("clock", |mut tx| async move {
                 let now = tx.time().await?;
                 tx.commit(now).await
             });

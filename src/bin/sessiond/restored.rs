@@ -19,7 +19,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
-    let projects = app::restored(&store, &setup::clock(&store).await?).await?;
+    let projects = app::after_restore(&store, &setup::clock(&store).await?).await?;
     let ended = format!("revoked every session of {projects} projects; all users must sign in again");
     Ok(print::done(ended)?)
 }

@@ -1,4 +1,4 @@
-//! After a restore from backup: what had ended since the backup was made must not come back to life.
+//! After a restore from backup: sessions that ended after the backup was made must stay ended.
 
 use crate::clock::Clock;
 use crate::session::EndedBy;
@@ -10,13 +10,13 @@ use crate::store::Error;
 use crate::store::Store;
 use crate::store::Tx;
 
-/// Ends every session of every project, and begins a new history of the feed, so that whoever follows begins anew. Answers
-/// with how many projects there are.
+/// Ends every session of every project and starts a new history of the feed, so that every subscriber starts over. Returns
+/// the number of projects.
 ///
 /// # Errors
 ///
-/// When the database is away: then nothing was done.
-pub async fn restored(store: &Store, clock: &Clock) -> Result<usize, Error> {
+/// The store's; nothing has changed then.
+pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error> {
     let now = clock.now();
     let work = move |mut tx: Tx| async move {
         // The epochs of tokens that were issued after the backup are not known here, but no counter overtakes the clock: it
