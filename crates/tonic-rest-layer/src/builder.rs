@@ -3,14 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::response;
+use serde_json::Value;
+
+use crate::binding::MatchedRoute;
 use crate::descriptors;
 use crate::error::BuildError;
 use crate::error::BuildErrors;
 use crate::error::RuleError;
+use crate::hooks::Hook;
+use crate::hooks::Hooks;
 use crate::layer::RestLayer;
 use crate::rule;
 use crate::rule::Selection;
+use crate::schema::PrintStyle;
 use crate::schema::Schema;
+use crate::status::RestError;
 use crate::transcoder::GOOGLE_RPC;
 use crate::transcoder::Transcoder;
 
@@ -53,6 +62,10 @@ impl RestLayer {
             body_timeout: BODY_TIMEOUT,
             error_domain: "transcode".to_owned(),
             event_id_field: None,
+            event_heartbeat: None,
+            falls_through: false,
+            style: PrintStyle::default(),
+            hooks: Hooks::default(),
         }
     }
 }
@@ -69,6 +82,10 @@ pub struct RestLayerBuilder {
     body_timeout: Duration,
     error_domain: String,
     event_id_field: Option<String>,
+    event_heartbeat: Option<Duration>,
+    falls_through: bool,
+    style: PrintStyle,
+    hooks: Hooks,
 }
 
 impl RestLayerBuilder {
@@ -164,6 +181,137 @@ impl RestLayerBuilder {
         self
     }
 
+    /// Sends a comment on a stream of server-sent events after this much silence, so that no proxy takes it for dead. Default: no
+    /// comments.
+    ///
+    /// A stream without a first message begins with one then, and its status is 200 whatever comes after. A period of 0 is 1 ms.
+    /// Needs tokio's timer.
+    #[must_use]
+    pub fn event_heartbeat(mut self, period: Duration) -> RestLayerBuilder {
+        self.event_heartbeat = Some(period.max(Duration::from_millis(1)));
+        self
+    }
+
+    /// Passes requests to the inner service, unchanged, where no rule has the path: for a router with pages, health checks or
+    /// webhooks beside the gRPC services. Default: they are answered with 404.
+    ///
+    /// A path that a rule has is answered here with every method, with 405 too.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<axum::Router, tonic_rest_layer::BoxError> {
+    /// use axum::Router;
+    /// use axum::routing::get;
+    /// use tonic::service::Routes;
+    /// use tonic_rest_layer::RestLayer;
+    /// use tower::Layer;
+    ///
+    /// let grpc = Routes::default().into_axum_router();
+    /// let app = Router::new().route("/healthz", get("ok")).merge(grpc);
+    /// let rest = RestLayer::builder().fall_through().build(descriptor_set)?;
+    /// // Around the whole router: `Router::layer` would put it around each route, and it panics there.
+    /// Ok(Router::new().fallback_service(rest.layer(app)))
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn fall_through(mut self) -> RestLayerBuilder {
+        self.falls_through = true;
+        self
+    }
+
+    /// Prints members under their JSON names: lowerCamelCase, or the `json_name` of the proto. Default: under their proto names.
+    /// Requests may use either, always.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// // {"displayName": "Ada"} in place of {"display_name": "Ada", "age": 0}
+    /// tonic_rest_layer::RestLayer::builder().json_names().omit_default_values().build(descriptor_set)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn json_names(mut self) -> RestLayerBuilder {
+        self.style.json_names = true;
+        self
+    }
+
+    /// Omits members with default values (0, `""`, `false`, an enum's first value, an empty list or map) unless the proto tells
+    /// them from absence (`optional`, oneofs, messages). Default: they are printed.
+    #[must_use]
+    pub fn omit_default_values(mut self) -> RestLayerBuilder {
+        self.style.omits_defaults = true;
+        self
+    }
+
+    /// Makes the JSON of each error, of those in a stream too. Default: `google.rpc.Status`.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// use http::HeaderValue;
+    /// use serde_json::json;
+    /// use tonic_rest_layer::RestLayer;
+    ///
+    /// // Problem details (RFC 9457).
+    /// RestLayer::builder()
+    ///     .error_body(|error| json!({"status": error.status().as_u16(), "title": error.message()}))
+    ///     .error_content_type(HeaderValue::from_static("application/problem+json"))
+    ///     .build(descriptor_set)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn error_body(mut self, body: impl Fn(&RestError) -> Value + Send + Sync + 'static) -> RestLayerBuilder {
+        self.hooks.error_body = Some(Hook(Arc::new(body)));
+        self
+    }
+
+    /// Sets the content type of errors. Default: `application/json`.
+    #[must_use]
+    pub fn error_content_type(mut self, content_type: HeaderValue) -> RestLayerBuilder {
+        self.hooks.error_content_type = content_type;
+        self
+    }
+
+    /// Sets the `WWW-Authenticate` of a 401, unless the service sends its own as metadata. Default: `Bearer`.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// use http::HeaderValue;
+    ///
+    /// let challenge = HeaderValue::from_static(r#"Bearer realm="library""#);
+    /// tonic_rest_layer::RestLayer::builder().challenge(challenge).build(descriptor_set)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn challenge(mut self, challenge: HeaderValue) -> RestLayerBuilder {
+        self.hooks.challenge = challenge;
+        self
+    }
+
+    /// Changes the status and the headers of successful answers. Default: 200, and the service's metadata as headers.
+    ///
+    /// The body is left out with 204, 205 and 304.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// use http::StatusCode;
+    /// use tonic_rest_layer::RestLayer;
+    ///
+    /// RestLayer::builder()
+    ///     .on_success(|route, parts| match route.grpc_path.path() {
+    ///         "/library.v1.LibraryService/CreateBook" => parts.status = StatusCode::CREATED,
+    ///         "/library.v1.LibraryService/DeleteBook" => parts.status = StatusCode::NO_CONTENT,
+    ///         _ => {}
+    ///     })
+    ///     .build(descriptor_set)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn on_success(
+        mut self,
+        change: impl Fn(&MatchedRoute, &mut response::Parts) + Send + Sync + 'static,
+    ) -> RestLayerBuilder {
+        self.hooks.success = Some(Hook(Arc::new(change)));
+        self
+    }
+
     /// Builds the layer from an encoded `google.protobuf.FileDescriptorSet`; see [`RestLayer::new`].
     ///
     /// # Errors
@@ -172,7 +320,7 @@ impl RestLayerBuilder {
     pub fn build(self, descriptor_set: &[u8]) -> Result<RestLayer, BuildErrors> {
         let pool = descriptors::decode(descriptor_set)?;
         let google_rpc = descriptors::decode(GOOGLE_RPC)?;
-        let mut schema = Schema::new(&pool);
+        let mut schema = Schema::new(&pool, self.style);
         schema.snake_case_masks = self.snake_case_masks;
         let unknown = self.field_bounds.into_iter().filter(|(name, most)| !schema.bound_elements(name, *most));
         let unknown: Vec<_> = unknown.map(|(name, _)| BuildError::of_set(RuleError::UnknownList(name))).collect();
@@ -182,7 +330,7 @@ impl RestLayerBuilder {
         let rules = rule::read(&pool, &schema, &self.selection)?;
         let transcoder = Transcoder {
             schema,
-            google_rpc: Schema::new(&google_rpc),
+            google_rpc: Schema::new(&google_rpc, self.style),
             rules,
             ignored: self.ignored,
             body_bytes_max: self.body_bytes_max,
@@ -190,6 +338,9 @@ impl RestLayerBuilder {
             body_timeout: self.body_timeout,
             error_domain: self.error_domain,
             event_id_field: self.event_id_field,
+            event_heartbeat: self.event_heartbeat,
+            falls_through: self.falls_through,
+            hooks: self.hooks,
         };
         Ok(RestLayer { transcoder: Arc::new(transcoder) })
     }

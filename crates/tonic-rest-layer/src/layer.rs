@@ -1,5 +1,6 @@
 //! The tower layer: what a request goes through, in order.
 
+use std::any::type_name;
 use std::mem;
 use std::sync::Arc;
 use std::task::Context;
@@ -55,7 +56,20 @@ impl RestLayer {
 impl<S> Layer<S> for RestLayer {
     type Service = RestService<S>;
 
+    /// Puts the layer around a service.
+    ///
+    /// # Panics
+    ///
+    /// If the service is a single route of an axum router, which is what `Router::layer` passes: a request with a path of its
+    /// own would reach no gRPC method there. Put the layer around the whole router instead, and serve
+    /// `axum::Router::new().fallback_service(layer.layer(router))`.
     fn layer(&self, inner: S) -> RestService<S> {
+        // The name is all that tells: axum has no trait for it, and depending on axum for an assertion is too much.
+        assert!(
+            !type_name::<S>().contains("axum::routing::route::Route"),
+            "Router::layer puts a RestLayer around each route, and a REST path has none. Put it around the router, and serve \
+             Router::new().fallback_service(layer.layer(router))"
+        );
         RestService { inner, transcoder: Arc::clone(&self.transcoder) }
     }
 }
@@ -102,6 +116,10 @@ where
             }
             RouteMatch::OtherMethods(methods) => {
                 return ResponseFuture::answered(context.refuse(&Refusal::MethodNotAllowed(methods)));
+            }
+            RouteMatch::Unknown if self.transcoder.falls_through => {
+                let request = Request::from_parts(parts, RequestBody::untouched(body));
+                return ResponseFuture::untouched(self.inner.call(request));
             }
             RouteMatch::Unknown => return ResponseFuture::answered(context.refuse(&Refusal::RouteNotFound)),
         };

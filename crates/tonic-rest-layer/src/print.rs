@@ -1,7 +1,7 @@
 //! The wire to JSON, in one pass over the bytes: no message is built in between.
 //!
-//! The rules are ProtoJSON's, with two options taken: names as the proto spells them (snake_case), and fields without
-//! presence printed even when they hold their default, so that a client finds every member it was promised.
+//! The rules are ProtoJSON's. Unless the layer is told otherwise, names are as the proto spells them (snake_case), and fields
+//! without presence are printed even when they hold their default, so that a client finds every member it was promised.
 
 use std::borrow::Cow;
 
@@ -130,6 +130,7 @@ impl<'s, 'a> Printer<'s, 'a> {
 
     /// Writes the members of an object, without its braces.
     fn members(&mut self, message: &'s Message, bytes: &'a [u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+        let style = self.schema.style;
         let records = self.collect(message, bytes)?;
         let mut next = records.start;
         for (index, field) in message.fields.iter().enumerate() {
@@ -137,20 +138,45 @@ impl<'s, 'a> Printer<'s, 'a> {
             while next < records.end && usize::from(self.records[next].index) == index {
                 next += 1;
             }
-            if start == next && field.presence {
+            if start == next && (field.presence || style.omits_defaults) {
+                continue;
+            }
+            if style.omits_defaults && self.is_default(field, Range { start, end: next }) {
                 continue;
             }
             if !matches!(out.last(), Some(b'{')) {
                 out.push(b',');
             }
-            // A proto identifier has nothing to escape.
-            out.push(b'"');
-            out.extend_from_slice(field.name.as_bytes());
-            out.extend_from_slice(b"\":");
+            match style.json_names {
+                // A `json_name` can be any text.
+                true => string(out, &field.json_name)?,
+                // A proto identifier has nothing to escape.
+                false => quoted(out, |out| out.extend_from_slice(field.name.as_bytes())),
+            }
+            out.push(b':');
             self.field(field, Range { start, end: next }, out)?;
         }
         self.records.truncate(records.start);
         Ok(())
+    }
+
+    /// Whether a field without presence holds its default, although it is on the wire.
+    fn is_default(&self, field: &Field, records: Range) -> bool {
+        let records = &self.records[records.start..records.end];
+        let is_packed = field.kind.wire_type() != WireType::Delimited;
+        match (field.label, records.last()) {
+            _ if field.presence => false,
+            (Label::Singular, Some(Record { raw, .. })) => match *raw {
+                Raw::Varint(value) | Raw::Fixed64(value) => value == 0,
+                Raw::Fixed32(value) => value == 0,
+                Raw::Delimited(bytes) => bytes.is_empty(),
+            },
+            (Label::Repeated { .. }, _) if is_packed => {
+                records.iter().all(|record| matches!(record.raw, Raw::Delimited(bytes) if bytes.is_empty()))
+            }
+            (Label::Repeated { .. } | Label::Map, last) => last.is_none(),
+            (Label::Singular, None) => true,
+        }
     }
 
     /// Takes a message apart: its known fields, in the order of their numbers, each field's values in wire order.

@@ -22,6 +22,9 @@ pub(crate) enum Format {
     Raw,
 }
 
+/// A comment among events, which clients pass over (HTML §9.2.6).
+pub(crate) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
+
 impl Format {
     /// The content type, unless the messages themselves name one.
     pub(crate) fn content_type(self) -> &'static str {

@@ -27,13 +27,15 @@ use crate::body::ResponseBody;
 use crate::error::BoxError;
 use crate::frame::Deframer;
 use crate::headers;
+use crate::hooks::Hook;
 use crate::render::Format;
+use crate::render::HEARTBEAT;
 use crate::render::http_body;
 use crate::render::print;
 use crate::render::write;
 use crate::status;
-use crate::status::Failure;
 use crate::status::Refusal;
+use crate::status::RestError;
 use crate::stream::ReplyStream;
 use crate::transcoder::Transcoder;
 
@@ -118,13 +120,13 @@ impl ReplyContext {
     }
 
     fn refuse_after<B>(&self, refusal: &Refusal, said: ReplyMetadata) -> Answer<B> {
-        self.fail(refusal.answer(&self.transcoder.error_domain), said)
+        self.fail(self.transcoder.refuse(refusal), said)
     }
 
     /// A call that failed.
-    fn fail<B>(&self, failure: Failure, said: ReplyMetadata) -> Answer<B> {
-        let body = failure.body();
-        let mut answer = self.whole(JSON, body.into(), said);
+    fn fail<B>(&self, failure: RestError, said: ReplyMetadata) -> Answer<B> {
+        let hooks = &self.transcoder.hooks;
+        let mut answer = self.whole(hooks.error_content_type.clone(), hooks.error_body(&failure).into(), said);
         *answer.status_mut() = failure.status;
         for (name, value) in failure.headers.iter() {
             // The service's own word counts.
@@ -145,6 +147,20 @@ impl ReplyContext {
             body
         };
         self.response(ResponseBody::whole(body), headers, extensions)
+    }
+
+    /// A call that went well: the service may change the head.
+    fn succeed<B>(&self, answer: Answer<B>) -> Answer<B> {
+        let Some(Hook(hook)) = &self.transcoder.hooks.success else { return answer };
+        let (mut parts, mut body) = answer.into_parts();
+        hook(&self.binding().matched, &mut parts);
+        // These have no content (RFC 9110 §6.4.1).
+        if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED) {
+            parts.headers.remove(header::CONTENT_TYPE);
+            parts.headers.remove(header::CONTENT_LENGTH);
+            body = ResponseBody::empty();
+        }
+        Response::from_parts(parts, body)
     }
 
     fn response<B>(&self, body: ResponseBody<B>, headers: HeaderMap, mut extensions: Extensions) -> Answer<B> {
@@ -168,7 +184,7 @@ impl ReplyContext {
         let said = ReplyMetadata { headers, trailers: HeaderMap::new(), extensions };
         let ended = status != StatusCode::OK || said.headers.contains_key(status::GRPC_STATUS);
         let streams = self.binding().server_streaming;
-        if ended && let Some(failure) = Failure::of_call(&self.transcoder.details(), status, &said.headers) {
+        if ended && let Some(failure) = RestError::of_call(&self.transcoder.details(), status, &said.headers) {
             return Reply::Answer(self.fail(failure, said));
         }
         match (streams, ended) {
@@ -185,7 +201,7 @@ impl ReplyContext {
 
     /// The end of a unary call.
     fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: ReplyMetadata) -> Answer<B> {
-        if let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
+        if let Some(failure) = RestError::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
             return self.fail(failure, said);
         }
         let Some(message) = message.filter(|_| whole) else {
@@ -194,13 +210,13 @@ impl ReplyContext {
         let binding = self.binding();
         if binding.raw_reply {
             return match http_body(&self.transcoder, binding, &message) {
-                Ok(raw) => self.whole(raw.content_type, raw.data, said),
+                Ok(raw) => self.succeed(self.whole(raw.content_type, raw.data, said)),
                 Err(what) => self.bad_reply(what, said),
             };
         }
         let mut json = Vec::with_capacity(message.len() * 2 + 64);
         match print(&self.transcoder, binding, &message, &mut json) {
-            Ok(()) => self.whole(JSON, json.into(), mem::take(&mut said)),
+            Ok(()) => self.succeed(self.whole(JSON, json.into(), mem::take(&mut said))),
             Err(what) => self.bad_reply(what, said),
         }
     }
@@ -214,6 +230,7 @@ impl ReplyContext {
         let mut body = Box::pin(body);
         let mut deframer = Deframer::default();
         let mut open = true;
+        let heartbeat = self.transcoder.event_heartbeat.filter(|_| self.format() == Format::Events);
         let first = loop {
             match deframer.next() {
                 Ok(Some(message)) => break Some(message),
@@ -221,7 +238,15 @@ impl ReplyContext {
                 Ok(None) => {}
                 Err(_) => return self.bad_reply("the reply is no gRPC frame", said),
             }
-            match body.frame().await.transpose() {
+            let frame = match heartbeat {
+                None => body.frame().await,
+                Some(period) => match tokio::time::timeout(period, body.frame()).await {
+                    Ok(frame) => frame,
+                    // Nothing for so long: better to begin the stream than to let a proxy give up on it.
+                    Err(_) => return self.streamed(None, Some(HEARTBEAT), deframer, Some(body), said),
+                },
+            };
+            match frame.transpose() {
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(data) => deframer.push(data),
                     Err(frame) => {
@@ -233,7 +258,7 @@ impl ReplyContext {
                 Err(_) => return self.bad_reply("the reply broke off", said),
             }
         };
-        if !open && let Some(failure) = Failure::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
+        if !open && let Some(failure) = RestError::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
             return self.fail(failure, said);
         }
         if first.is_none() && deframer.end().is_err() {
@@ -295,7 +320,7 @@ impl ReplyContext {
             let binding = self.binding.unwrap_or_default();
             ResponseBody::stream(ReplyStream::new(Arc::clone(&self.transcoder), binding, format, first, deframer, body))
         };
-        self.response(body, headers, extensions)
+        self.succeed(self.response(body, headers, extensions))
     }
 }
 

@@ -255,9 +255,10 @@ fn is_json_number(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::PrintStyle;
 
     fn read(kind: Kind, text: &str) -> Result<Scalar<'_>, Mismatch> {
-        let schema = Schema::new(&prost_reflect::DescriptorPool::new());
+        let schema = Schema::new(&prost_reflect::DescriptorPool::new(), PrintStyle::default());
         Scalar::from_text(&schema, kind, text)
     }
 

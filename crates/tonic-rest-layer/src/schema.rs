@@ -22,6 +22,17 @@ pub(crate) struct Schema {
     by_name: FxHashMap<Box<str>, MessageId>,
     /// Whether a FieldMask may be read in the names of the proto, beside ProtoJSON's own.
     pub snake_case_masks: bool,
+    /// How messages are printed.
+    pub style: PrintStyle,
+}
+
+/// The options that ProtoJSON leaves to whoever prints.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PrintStyle {
+    /// Whether members have their JSON names (lowerCamelCase), and not those of the proto.
+    pub json_names: bool,
+    /// Whether members with default values are left out, where absence means the same.
+    pub omits_defaults: bool,
 }
 
 /// Points into [`Schema`]; messages may contain themselves, so they cannot own each other.
@@ -70,7 +81,10 @@ pub(crate) enum Shape {
 #[derive(Debug)]
 pub(crate) struct Field {
     pub number: u32,
+    /// The name in the proto.
     pub name: Box<str>,
+    /// The name in ProtoJSON: lowerCamelCase, unless the proto says otherwise.
+    pub json_name: Box<str>,
     pub label: Label,
     pub kind: Kind,
     /// Whether absence differs from the default. Such a field is printed only when it is set.
@@ -122,7 +136,7 @@ pub(crate) struct Enum {
 }
 
 impl Schema {
-    pub(crate) fn new(pool: &DescriptorPool) -> Schema {
+    pub(crate) fn new(pool: &DescriptorPool, style: PrintStyle) -> Schema {
         let by_name: FxHashMap<Box<str>, MessageId> =
             pool.all_messages().zip(0..).map(|(message, id)| (message.full_name().into(), MessageId(id))).collect();
         let enum_ids: FxHashMap<Box<str>, EnumId> =
@@ -132,6 +146,7 @@ impl Schema {
             enums: pool.all_enums().map(|item| Enum::new(&item)).collect(),
             by_name,
             snake_case_masks: false,
+            style,
         }
     }
 
@@ -205,6 +220,7 @@ impl Message {
             .map(|field| Field {
                 number: field.number(),
                 name: field.name().into(),
+                json_name: field.json_name().into(),
                 label: label(field),
                 kind: kind(field, messages, enums),
                 presence: field.supports_presence(),

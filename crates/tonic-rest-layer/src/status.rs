@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::print;
 use crate::scalar;
+use crate::schema::PrintStyle;
 use crate::schema::Schema;
 use crate::violation::Violation;
 
@@ -213,22 +214,27 @@ impl Refusal {
     }
 
     /// The whole answer. `domain` is the `ErrorInfo.domain`.
-    pub(crate) fn answer(&self, domain: &str) -> Failure {
+    pub(crate) fn answer(&self, domain: &str, style: PrintStyle) -> RestError {
         let (code, status, reason) = self.row();
-        let mut details = vec![json!({
+        let mut info = json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
             "reason": reason,
             "domain": domain,
-            "metadata": {},
-        })];
+        });
+        if !style.omits_defaults {
+            info["metadata"] = json!({});
+        }
+        let mut details = vec![info];
         if let Refusal::Schema(violations) = self {
-            let violations: Vec<Value> = violations
-                .iter()
-                .map(|Violation { field, description }| json!({"field": field, "description": description, "reason": ""}))
-                .collect();
+            let violation = |Violation { field, description }: &Violation| match style.omits_defaults {
+                true if field.is_empty() => json!({"description": description}),
+                true => json!({"field": field, "description": description}),
+                false => json!({"field": field, "description": description, "reason": ""}),
+            };
+            let name = if style.json_names { "fieldViolations" } else { "field_violations" };
             details.push(json!({
                 "@type": "type.googleapis.com/google.rpc.BadRequest",
-                "field_violations": violations,
+                (name): violations.iter().map(violation).collect::<Vec<Value>>(),
             }));
         }
         let mut headers = HeaderMap::new();
@@ -241,7 +247,7 @@ impl Refusal {
             _ => {}
         }
         let details = details.iter().map(|detail| detail.to_string().into_bytes()).collect();
-        Failure { status, headers, code, message: self.message(), details }
+        RestError { status, headers, code, message: self.message(), details }
     }
 }
 
@@ -252,23 +258,45 @@ pub(crate) fn allow(methods: &[Method]) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// A call that failed, ready to be written.
+/// A call that failed, or that the layer refused: what an error body is made of.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub status: StatusCode,
+pub struct RestError {
+    pub(crate) status: StatusCode,
     /// What comes with the status: `Allow`, `WWW-Authenticate`, `Retry-After`.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     code: Code,
     message: String,
     /// Each a JSON object.
     details: Vec<Vec<u8>>,
 }
 
-impl Failure {
+impl RestError {
+    /// The HTTP status that goes with the error. A stream that fails after its first message has answered with 200 by then.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The gRPC code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The message, for developers.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The typed details, each a JSON object with `@type`.
+    pub fn details(&self) -> Vec<Value> {
+        self.details.iter().filter_map(|detail| serde_json::from_slice(detail).ok()).collect()
+    }
+}
+
+impl RestError {
     /// Reads the failure out of a call's end: the trailers, or the headers of an answer that has nothing else.
     ///
     /// `None` when the call succeeded. `status` is the HTTP status that the service answered with.
-    pub(crate) fn of_call(details: &Details<'_>, status: StatusCode, end: &HeaderMap) -> Option<Failure> {
+    pub(crate) fn of_call(details: &Details<'_>, status: StatusCode, end: &HeaderMap) -> Option<RestError> {
         let code = match end.get(GRPC_STATUS).map(|code| code.to_str().ok().and_then(|code| code.parse().ok())) {
             Some(Some(number)) => Code::from_number(number),
             Some(None) => Code::Unknown,
@@ -285,13 +313,13 @@ impl Failure {
             None => "the service gave no status".to_owned(),
         };
         let mut failure =
-            Failure { status: code.http_status(), headers: HeaderMap::new(), code, message, details: Vec::new() };
+            RestError { status: code.http_status(), headers: HeaderMap::new(), code, message, details: Vec::new() };
         if let Some(packed) = end.get(GRPC_STATUS_DETAILS) {
             failure.unpack(details, packed);
         }
         if failure.status == StatusCode::UNAUTHORIZED {
             // A 401 without a challenge is no valid 401 (RFC 9110 §15.5.2). The service's own one replaces this.
-            failure.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            failure.headers.insert(header::WWW_AUTHENTICATE, details.challenge.clone());
         }
         Some(failure)
     }
@@ -337,6 +365,8 @@ impl Failure {
 pub(crate) struct Details<'s> {
     pub google_rpc: &'s Schema,
     pub service: &'s Schema,
+    /// The `WWW-Authenticate` of a 401, where the service sends none.
+    pub challenge: &'s HeaderValue,
 }
 
 impl Details<'_> {
@@ -416,9 +446,10 @@ mod tests {
             let mut end = HeaderMap::new();
             end.insert("grpc-status", HeaderValue::from_static("14"));
             end.insert("grpc-status-details-bin", packed.parse().unwrap());
-            let schema = Schema::new(&prost_reflect::DescriptorPool::new());
-            let details = Details { google_rpc: &schema, service: &schema };
-            let failure = Failure::of_call(&details, StatusCode::OK, &end).unwrap();
+            let schema = Schema::new(&prost_reflect::DescriptorPool::new(), PrintStyle::default());
+            let details =
+                Details { google_rpc: &schema, service: &schema, challenge: &HeaderValue::from_static("Bearer") };
+            let failure = RestError::of_call(&details, StatusCode::OK, &end).unwrap();
             assert_eq!(failure.headers[header::RETRY_AFTER], expected);
             assert_eq!(failure.body(), br#"{"code":14,"message":"","details":[]}"#);
         }

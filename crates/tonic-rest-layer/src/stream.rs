@@ -1,24 +1,29 @@
 //! Server streams: a line, an event or a chunk per message, written as soon as the message is there.
 
 use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::StatusCode;
 use http_body::Body;
+use tokio::time::Instant;
+use tokio::time::Sleep;
 
 use crate::binding::Binding;
 use crate::error::BoxError;
 use crate::frame::Deframer;
 use crate::render::Format;
+use crate::render::HEARTBEAT;
 use crate::render::write;
-use crate::status::Failure;
 use crate::status::Refusal;
+use crate::status::RestError;
 use crate::transcoder::Transcoder;
 
 /// The rest of a stream whose first message is known. Dropping it drops the call.
@@ -31,6 +36,31 @@ pub(crate) struct ReplyStream<B> {
     deframer: Deframer,
     /// Gone when the call has ended.
     body: Option<Pin<Box<B>>>,
+    heartbeat: Option<Heartbeat>,
+}
+
+/// Says that a silent stream is alive.
+struct Heartbeat {
+    period: Duration,
+    next: Pin<Box<Sleep>>,
+}
+
+impl Heartbeat {
+    fn new(period: Duration) -> Heartbeat {
+        Heartbeat { period, next: Box::pin(tokio::time::sleep(period)) }
+    }
+
+    /// Begins the silence again.
+    fn reset(&mut self) {
+        self.next.as_mut().reset(Instant::now() + self.period);
+    }
+
+    /// Ready after a period of silence.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.next.as_mut().poll(cx));
+        self.reset();
+        Poll::Ready(())
+    }
 }
 
 impl<B> fmt::Debug for ReplyStream<B> {
@@ -53,21 +83,23 @@ impl<B> ReplyStream<B> {
         deframer: Deframer,
         body: Option<Pin<Box<B>>>,
     ) -> ReplyStream<B> {
-        ReplyStream { transcoder, binding, format, first, deframer, body }
+        let heartbeat = transcoder.event_heartbeat.filter(|_| format == Format::Events).map(Heartbeat::new);
+        ReplyStream { transcoder, binding, format, first, deframer, body, heartbeat }
     }
 
-    fn end_with(&mut self, failure: &Failure) -> Poll<Option<Result<Bytes, BoxError>>> {
+    fn end_with(&mut self, failure: &RestError) -> Poll<Option<Result<Bytes, BoxError>>> {
         self.body = None;
         self.deframer = Deframer::default();
+        let body = self.transcoder.hooks.error_body(failure);
         Poll::Ready(Some(match self.format {
-            Format::Lines => Ok([b"{\"error\":", failure.body().as_slice(), b"}\n"].concat().into()),
-            Format::Events => Ok([b"event: error\ndata: ", failure.body().as_slice(), b"\n\n"].concat().into()),
+            Format::Lines => Ok([b"{\"error\":", body.as_slice(), b"}\n"].concat().into()),
+            Format::Events => Ok([b"event: error\ndata: ", body.as_slice(), b"\n\n"].concat().into()),
             Format::Raw => Err(Box::new(BrokenOff)),
         }))
     }
 
     fn refuse(&mut self, what: &'static str) -> Poll<Option<Result<Bytes, BoxError>>> {
-        let failure = Refusal::BadReply(what).answer(&self.transcoder.error_domain);
+        let failure = self.transcoder.refuse(&Refusal::BadReply(what));
         self.end_with(&failure)
     }
 }
@@ -86,7 +118,10 @@ where
                 Ok(Some(message)) => {
                     let binding: &Binding = &self.transcoder.rules.bindings[self.binding];
                     return match write(&self.transcoder, binding, self.format, &message) {
-                        Ok(bytes) => Poll::Ready(Some(Ok(bytes))),
+                        Ok(bytes) => {
+                            self.heartbeat.iter_mut().for_each(Heartbeat::reset);
+                            Poll::Ready(Some(Ok(bytes)))
+                        }
                         Err(what) => self.refuse(what),
                     };
                 }
@@ -94,7 +129,11 @@ where
                 Err(_) => return self.refuse("the reply is no gRPC frame"),
             }
             let Some(body) = &mut self.body else { return Poll::Ready(None) };
-            let end = match ready!(body.as_mut().poll_frame(cx)) {
+            let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+                let Some(heartbeat) = &mut self.heartbeat else { return Poll::Pending };
+                return heartbeat.poll(cx).map(|()| Some(Ok(HEARTBEAT)));
+            };
+            let end = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         self.deframer.push(data);
@@ -106,7 +145,7 @@ where
                 None => HeaderMap::new(),
             };
             self.body = None;
-            return match Failure::of_call(&self.transcoder.details(), StatusCode::OK, &end) {
+            return match RestError::of_call(&self.transcoder.details(), StatusCode::OK, &end) {
                 Some(failure) => self.end_with(&failure),
                 None if self.deframer.end().is_err() => self.refuse("the reply is cut off"),
                 None => Poll::Ready(None),

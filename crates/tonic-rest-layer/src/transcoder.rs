@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use crate::binding::Rules;
+use crate::hooks::Hooks;
 use crate::schema::Schema;
 use crate::status::Details;
+use crate::status::Refusal;
+use crate::status::RestError;
 
 /// The descriptors of `google.rpc`: the types of error details that every service may use.
 pub(crate) const GOOGLE_RPC: &[u8] = include_bytes!("google_rpc.bin");
@@ -21,10 +24,20 @@ pub(crate) struct Transcoder {
     pub body_timeout: Duration,
     pub error_domain: String,
     pub event_id_field: Option<String>,
+    /// How long a stream of events is silent before it gets a comment.
+    pub event_heartbeat: Option<Duration>,
+    /// Whether the inner service gets what no rule has a path for.
+    pub falls_through: bool,
+    pub hooks: Hooks,
 }
 
 impl Transcoder {
     pub(crate) fn details(&self) -> Details<'_> {
-        Details { google_rpc: &self.google_rpc, service: &self.schema }
+        Details { google_rpc: &self.google_rpc, service: &self.schema, challenge: &self.hooks.challenge }
+    }
+
+    /// The answer to what the layer refuses.
+    pub(crate) fn refuse(&self, refusal: &Refusal) -> RestError {
+        refusal.answer(&self.error_domain, self.schema.style)
     }
 }

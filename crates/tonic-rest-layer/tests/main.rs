@@ -13,6 +13,9 @@ mod bodies;
 /// Replies that no well-behaved service sends.
 mod replies;
 
+/// What the builder's options change.
+mod options;
+
 /// Descriptor sets that other people's builds make.
 mod foreign;
 

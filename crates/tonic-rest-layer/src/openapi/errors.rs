@@ -13,6 +13,7 @@ use super::schemas::Way;
 use super::schemas::reference;
 use crate::descriptors;
 use crate::error::BuildErrors;
+use crate::schema::PrintStyle;
 use crate::schema::Schema;
 use crate::status::Code;
 use crate::status::Refusal;
@@ -177,9 +178,10 @@ fn own_headers(status: u16) -> Map<String, Value> {
 /// # Errors
 ///
 /// When the layer's own descriptors do not decode.
-pub(super) fn components() -> Result<BTreeMap<String, Value>, BuildErrors> {
+pub(super) fn components(style: PrintStyle) -> Result<BTreeMap<String, Value>, BuildErrors> {
     let pool = descriptors::decode(crate::transcoder::GOOGLE_RPC)?;
-    let (schema, comments) = (Schema::new(&pool), Comments::new(&pool));
+    let schema = Schema::new(&pool, style);
+    let comments = Comments::new(&pool);
     let mut schemas = Schemas::new(&pool, &schema, &comments);
     for message in DETAILS.iter().filter_map(|(name, _)| pool.get_message_by_name(name)) {
         schemas.message(&message, Way::Output);

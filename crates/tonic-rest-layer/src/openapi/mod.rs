@@ -37,6 +37,7 @@ use crate::error::RuleError;
 use crate::route::Verb;
 use crate::rule;
 use crate::rule::Selection;
+use crate::schema::PrintStyle;
 use crate::schema::Schema;
 use crate::status::Refusal;
 use crate::template::Template;
@@ -79,6 +80,7 @@ pub struct OpenApi {
     headers: Map<String, Value>,
     responses: BTreeMap<u16, String>,
     selection: Selection,
+    style: PrintStyle,
 }
 
 /// Where methods list their reasons, and what each means.
@@ -110,11 +112,12 @@ impl OpenApi {
             headers: Map::new(),
             responses: BTreeMap::new(),
             selection: Selection::default(),
+            style: PrintStyle::default(),
         }
     }
 
     /// Describes this service's rules, by its full name, and no others. May be given several times. Without it, all
-    /// services of the set are described. See [`RestLayerBuilder::service`](super::RestLayerBuilder::service).
+    /// services of the set are described. See [`RestLayerBuilder::service`](crate::RestLayerBuilder::service).
     #[must_use]
     pub fn service(mut self, full_name: impl Into<String>) -> OpenApi {
         self.selection.services.push(full_name.into());
@@ -122,10 +125,25 @@ impl OpenApi {
     }
 
     /// Leaves out rules that cannot work, as
-    /// [`RestLayerBuilder::skip_faulty_rules`](super::RestLayerBuilder::skip_faulty_rules) does.
+    /// [`RestLayerBuilder::skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules) does.
     #[must_use]
     pub fn skip_faulty_rules(mut self) -> OpenApi {
         self.selection.skips_faulty = true;
+        self
+    }
+
+    /// Names members as [`RestLayerBuilder::json_names`](crate::RestLayerBuilder::json_names) does.
+    #[must_use]
+    pub fn json_names(mut self) -> OpenApi {
+        self.style.json_names = true;
+        self
+    }
+
+    /// Requires no members of replies that
+    /// [`RestLayerBuilder::omit_default_values`](crate::RestLayerBuilder::omit_default_values) leaves out.
+    #[must_use]
+    pub fn omit_default_values(mut self) -> OpenApi {
+        self.style.omits_defaults = true;
         self
     }
 
@@ -204,7 +222,7 @@ impl OpenApi {
     /// With every rule that cannot work, and every reason or credential that nobody has explained.
     pub fn build(self, descriptor_set: &[u8]) -> Result<Value, BuildErrors> {
         let pool = descriptors::decode(descriptor_set)?;
-        let schema = Schema::new(&pool);
+        let schema = Schema::new(&pool, self.style);
         let rules = rule::read(&pool, &schema, &self.selection)?;
         let comments = Comments::new(&pool);
         let schemas = Schemas::new(&pool, &schema, &comments);
@@ -386,7 +404,7 @@ impl Document<'_> {
             })
             .collect();
         let mut components = self.schemas.into_components();
-        components.extend(errors::components()?);
+        components.extend(errors::components(told.style)?);
 
         let mut info = json!({"title": told.title, "version": told.version});
         if let Some(description) = &told.description {

@@ -118,7 +118,7 @@ impl Described<'_> {
                 _ => None,
             };
             let shape = inner.as_ref().map(|inner| Shape::of(inner.full_name(), inner.fields().len()));
-            let below = nested.below(&field, schemas.is_required(&field));
+            let below = nested.below(schemas.member(&field), schemas.is_required(&field));
             match (inner, shape) {
                 (Some(inner), Some(Shape::Object | Shape::HttpBody)) if !field.is_list() && !field.is_map() => {
                     // What contains itself has no last level; the first one of each type is described.
@@ -226,9 +226,8 @@ struct Nested {
 }
 
 impl Nested {
-    fn below(&self, field: &FieldDescriptor, required: bool) -> Nested {
-        let name =
-            if self.name.is_empty() { field.name().to_owned() } else { format!("{}.{}", self.name, field.name()) };
+    fn below(&self, name: &str, required: bool) -> Nested {
+        let name = if self.name.is_empty() { name.to_owned() } else { format!("{}.{name}", self.name) };
         Nested { name, optional: self.optional || !required, types: self.types.clone() }
     }
 

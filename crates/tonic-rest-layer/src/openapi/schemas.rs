@@ -154,17 +154,17 @@ impl<'d> Schemas<'d> {
             };
             let always = match way {
                 Way::Input => self.is_required(&field),
-                Way::Output => !self.schema.message(id).at(index).presence,
+                Way::Output => !self.schema.style.omits_defaults && !self.schema.message(id).at(index).presence,
             };
             if always {
-                required.push(field.name().to_owned());
+                required.push(self.member(&field).to_owned());
             }
-            properties.insert(field.name().to_owned(), value);
+            properties.insert(self.member(&field).to_owned(), value);
         }
         let choices: Vec<Value> = message
             .oneofs()
             .filter_map(|oneof| {
-                let names = oneof.fields().map(|field| field.name().to_owned());
+                let names = oneof.fields().map(|field| self.member(&field).to_owned());
                 let names: Vec<String> = names.filter(|name| properties.contains_key(name)).collect();
                 (!oneof.is_synthetic() && names.len() > 1).then(|| at_most_one(&names))
             })
@@ -186,6 +186,11 @@ impl<'d> Schemas<'d> {
             object.insert("additionalProperties".to_owned(), false.into());
         }
         object.into()
+    }
+
+    /// The name of a field's member.
+    pub(super) fn member<'f>(&self, field: &'f FieldDescriptor) -> &'f str {
+        if self.schema.style.json_names { field.json_name() } else { field.name() }
     }
 
     /// The field's index, and what of its inside is spoken for; `None` when the field itself is.
