@@ -15,7 +15,7 @@ use crate::id::SessionId;
 use crate::store::Use;
 
 /// How often the notes are written down.
-pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A use this soon after the last one that was written down is not worth a write.
 const COALESCE: Duration = Duration::from_secs(60);

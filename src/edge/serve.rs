@@ -5,14 +5,11 @@ use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::middleware::from_fn_with_state;
-use axum::routing::get;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
@@ -31,8 +28,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
-use tokio::time::interval;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tonic_health::ServingStatus;
@@ -48,27 +43,24 @@ use super::activity::Verdict;
 use super::class;
 use super::connections::Connections;
 use super::connections::Place;
-use super::hosts;
 use super::linger::Lingering;
+use super::metrics::MetricsPage;
 use super::origin::Trust;
 use super::parting::Parting;
+use super::readiness::ReadinessWatch;
 use super::stack;
 use super::stalled;
 use super::stalled::Impatient;
-use super::supervise::Shared;
-use super::supervise::Supervisor;
 use crate::app::App;
 use crate::app::Deliverer;
-use crate::app::NotReady;
+use crate::app::Supervisor;
 use crate::app::Sweeper;
 use crate::clock;
-use crate::clock::Skew;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
 use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
-use crate::telemetry;
 use crate::telemetry::Metrics;
 use tonic_rest_layer::BuildErrors;
 
@@ -85,15 +77,6 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 
 /// How often it is logged at most that no connection can be accepted.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How often the database's health is looked at for `grpc.health.v1`.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How far this machine's clock may be from the database's before it is warned of.
-const SKEW_WARNED: Duration = Duration::from_secs(1);
-
-/// How often it is warned of again.
-const SKEW_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -149,11 +132,8 @@ impl Ports {
 
 /// A server that has its ports, and does not serve yet.
 pub struct Server {
-    listener: TcpListener,
-    proxy_listener: Option<TcpListener>,
-    metrics_listener: TcpListener,
-    router: Router,
-    proxy_router: Router,
+    ports: Ports,
+    stack: Stack,
     trust: Trust,
     limits: Limits,
     app: App,
@@ -199,25 +179,9 @@ impl Server {
         app.feed().set_staleness_max(limits.staleness_max);
         let health = HealthReporter::new();
         let (ready, readiness) = watch::channel(Some("starting".to_owned()));
-        let Stack { router, proxy_router } = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
-        let Ports { listener, metrics_listener, proxy_listener } = ports;
-        let (sweeper, deliverer) = (None, None);
+        let stack = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
         let trust = Trust::new(web);
-        Ok(Self {
-            listener,
-            proxy_listener,
-            metrics_listener,
-            router,
-            proxy_router,
-            trust,
-            limits,
-            app,
-            metrics,
-            health,
-            ready,
-            sweeper,
-            deliverer,
-        })
+        Ok(Self { ports, stack, trust, limits, app, metrics, health, ready, sweeper: None, deliverer: None })
     }
 
     /// Has the server sweep in the background, for as long as it runs.
@@ -238,7 +202,7 @@ impl Server {
     ///
     /// When the system does not know.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.ports.local_addr()
     }
 
     /// Where proxies are answered, when they have a listener of their own.
@@ -247,7 +211,7 @@ impl Server {
     ///
     /// When the system does not know.
     pub fn proxy_addr(&self) -> io::Result<Option<SocketAddr>> {
-        self.proxy_listener.as_ref().map(TcpListener::local_addr).transpose()
+        self.ports.proxy_listener.as_ref().map(TcpListener::local_addr).transpose()
     }
 
     /// Where the metrics are answered.
@@ -256,54 +220,29 @@ impl Server {
     ///
     /// When the system does not know.
     pub fn metrics_addr(&self) -> io::Result<SocketAddr> {
-        self.metrics_listener.local_addr()
+        self.ports.metrics_listener.local_addr()
     }
 
     /// Serves until told to stop. Then readiness is red, and requests are still answered for the drain delay; after it no
     /// more connections are accepted, and what is under way gets the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self {
-            listener,
-            proxy_listener,
-            metrics_listener,
-            router,
-            proxy_router,
-            trust,
-            limits,
-            app,
-            metrics,
-            mut health,
-            ready,
-            sweeper,
-            deliverer,
-        } = self;
+        let Self { ports, stack, trust, limits, app, metrics, mut health, ready, sweeper, deliverer } = self;
         // On a thread of its own, or the first refresh would wait for it and stop a worker.
         tokio::task::spawn_blocking(device::prepare);
-        let background = Supervisor::new(&metrics);
-        let page = (metrics.clone(), app.clone());
-        let (lent, reported) = (Arc::new(metrics_listener), health.clone());
-        let tasks = [
-            background.keep("metrics", move || serve_metrics(Arc::clone(&lent), page.0.clone(), page.1.clone())),
-            background.keep("reload_keys", with(&app, reload_keys)),
-            background.keep("flush_usage", with(&app, flush_usage)),
-            background.keep("feed", with(&app, follow_feed)),
-        ];
-        // A step under way when it is stopped is on a task of its own, and comes to its end.
-        let sweep = sweeper.map(|sweeper| background.keep("sweep", move || sweeper.clone().run()));
-        // A message that is cut off is sent again, under the same id, by whoever runs then.
-        let deliver = deliverer.map(|deliverer| background.keep("deliver", move || deliverer.clone().run()));
-        let watched = (app.clone(), metrics.clone());
-        let looks = background.keep("health", move || {
-            watch_health(reported.clone(), ready.clone(), watched.0.clone(), watched.1.clone())
-        });
+        let supervisor = Supervisor::new(&metrics);
+        let page = MetricsPage::new(ports.metrics_listener, app.clone(), metrics.clone());
+        let page = supervisor.keep("metrics", move || page.clone().serve());
+        let readiness = ReadinessWatch::new(app.clone(), metrics.clone(), health.clone(), ready);
+        let readiness = supervisor.keep("health", move || readiness.clone().run());
+        let jobs = app.spawn_jobs(&supervisor, sweeper, deliverer);
 
         let (phase, phases) = watch::channel(Phase::Serving);
         let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
         let front = Front { connections, trust, metrics, limits: limits.clone(), phases, is_for_proxies: false };
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, router, front.clone()));
-        if let Some(listener) = proxy_listener {
-            accepting.spawn(accept(listener, proxy_router, Front { is_for_proxies: true, ..front.clone() }));
+        accepting.spawn(accept(ports.listener, stack.router, front.clone()));
+        if let Some(listener) = ports.proxy_listener {
+            accepting.spawn(accept(listener, stack.proxy_router, Front { is_for_proxies: true, ..front.clone() }));
         }
         tokio::select! {
             () = stop => {}
@@ -318,7 +257,7 @@ impl Server {
         // With the listeners goes the last of what could open a connection.
         accepting.shutdown().await;
         // No more looks: one would take the notice back. Then whoever watches is told, and let go.
-        looks.abort();
+        readiness.abort();
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, ServingStatus::NotServing).await;
             health.clear_service_status(service).await;
@@ -330,7 +269,8 @@ impl Server {
         if timeout(limits.shutdown_timeout, phase.closed()).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
-        tasks.iter().chain(&sweep).chain(&deliver).for_each(JoinHandle::abort);
+        jobs.stop();
+        page.abort();
         // What the last seconds brought; nobody waits for it.
         let _ = app.flush_usage().await;
     }
@@ -506,113 +446,6 @@ impl Drop for Received {
     fn drop(&mut self) {
         if !self.is_carried_out {
             self.task.abort();
-        }
-    }
-}
-
-/// The same work for the same app, as often as it is started.
-fn with<F>(app: &App, work: fn(App) -> F) -> impl Fn() -> F + Send + 'static
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let app = app.clone();
-    move || work(app.clone())
-}
-
-async fn serve_metrics(listener: Arc<TcpListener>, metrics: Metrics, app: App) {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let page = move || {
-        let (connections, idle) = app.pool_size();
-        metrics.pool(connections, idle);
-        let (entries, subscribers) = app.feed().size();
-        metrics.feed(app.feed().age(), entries, subscribers);
-        let page = metrics.render();
-        async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
-    };
-    let router = Router::new().route("/metrics", get(page));
-    // On loopback there is no proxy in front of it, so any other name is a page's that was resolved to this address.
-    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let names = if is_loopback { hosts::Allowed::Loopback } else { hosts::Allowed::new(&[]) };
-    if let Err(error) = axum::serve(Shared(listener), router.layer(from_fn_with_state(names, hosts::check))).await {
-        tracing::error!(%error, "the metrics are no longer served");
-    }
-}
-
-async fn follow_feed(app: App) {
-    app.feed().run().await;
-}
-
-/// Shows in `grpc.health.v1`, `/readyz` and the metrics whether the server is ready, and logs each change.
-async fn watch_health(health: HealthReporter, ready: watch::Sender<Option<String>>, app: App, metrics: Metrics) {
-    let mut ticks = interval(HEALTH_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut skew_told = None;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = app.load().changed() => {}
-        }
-        let found = app.readiness().await;
-        tell_skew(app.clock().skew(), &mut skew_told, &metrics);
-        for condition in NotReady::CONDITIONS {
-            metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));
-        }
-        let reasons: Vec<String> = found.iter().map(ToString::to_string).collect();
-        let reasons = (!reasons.is_empty()).then(|| reasons.join("\n"));
-        let status = if found.is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        if ready.send_replace(reasons.clone()) != reasons {
-            for reason in &found {
-                tracing::warn!(condition = reason.condition(), reason = %telemetry::chain(reason), "not ready");
-            }
-            if found.is_empty() {
-                tracing::info!("ready");
-            }
-        }
-        for service in ["", SERVICE_NAME] {
-            health.set_service_status(service, status).await;
-        }
-    }
-}
-
-/// Shows how this machine's clock stands to the database's, and warns of it every so often for as long as it is wrong.
-fn tell_skew(skew: Option<Skew>, told: &mut Option<Instant>, metrics: &Metrics) {
-    metrics.clock(skew);
-    let Some(skew) = skew else { return };
-    let apart = Duration::from_micros(skew.micros.unsigned_abs());
-    if apart <= SKEW_WARNED {
-        if told.take().is_some() {
-            tracing::info!("this machine's clock agrees with the database's again");
-        }
-    } else if told.is_none_or(|told| told.elapsed() >= SKEW_INTERVAL) {
-        *told = Some(Instant::now());
-        let ahead_ms = skew.micros / 1_000;
-        tracing::warn!(
-            ahead_ms,
-            "this machine's clock differs from the database's; sessions are judged by the database's"
-        );
-    }
-}
-
-/// Reads keys and policies again from time to time. What is known stays good while the database is away.
-async fn reload_keys(app: App) {
-    let mut ticks = interval(crate::app::RELOAD_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = app.keys().reload().await {
-            tracing::warn!(error = %error, "cannot read the keys; going on with those that are known");
-        }
-    }
-}
-
-/// Writes down which sessions were used.
-async fn flush_usage(app: App) {
-    let mut ticks = interval(crate::app::FLUSH_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = app.flush_usage().await {
-            tracing::debug!(error = %error, "when sessions were last used was not written down");
         }
     }
 }

@@ -1,15 +1,10 @@
-//! Background tasks, and what becomes of one that ends or panics: it is counted, logged, and started again. None of them has
-//! an end of its own, so an end is a bug; without it the feed, the keys or readiness would stand still unnoticed.
+//! Restarts background tasks. None of them is meant to end, so one that ends or panics has a bug: it is counted, logged, and
+//! started again. Otherwise the feed, the keys or readiness would stop unnoticed.
 
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::Listener;
 use futures_util::FutureExt as _;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::sleep;
@@ -24,18 +19,19 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_s
 /// A task that ran longer than this has recovered: the next wait is the shortest.
 const RECOVERED: Duration = Duration::from_secs(60);
 
-/// Starts background tasks, and starts them again.
-pub(super) struct Supervisor {
+/// Starts background tasks, and restarts them.
+pub struct Supervisor {
     metrics: Metrics,
 }
 
 impl Supervisor {
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    /// Counts restarts in these metrics.
+    pub fn new(metrics: &Metrics) -> Self {
         Self { metrics: metrics.clone() }
     }
 
     /// Runs the work until the handle is aborted, and again whenever it ends or panics.
-    pub(super) fn keep<F>(&self, task: &'static str, mut work: impl FnMut() -> F + Send + 'static) -> JoinHandle<()>
+    pub fn keep<F>(&self, task: &'static str, mut work: impl FnMut() -> F + Send + 'static) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -59,30 +55,9 @@ impl Supervisor {
     }
 }
 
-/// A listener that outlives the task that accepts from it.
-pub(super) struct Shared(pub(super) Arc<TcpListener>);
-
-impl Listener for Shared {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                // Out of file descriptors, most likely: it passes.
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::AtomicU32;
     use std::sync::atomic::Ordering;
 

@@ -1,0 +1,96 @@
+//! Watches whether the server is ready, and shows it in `grpc.health.v1`, `/readyz` and the metrics.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::app::App;
+use crate::app::NotReady;
+use crate::clock::Skew;
+use crate::every::ticks;
+use crate::pb::session_service_server::SERVICE_NAME;
+use crate::telemetry;
+use crate::telemetry::Metrics;
+
+/// How often the database's health is looked at for `grpc.health.v1`.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far this machine's clock may be from the database's before it is warned of.
+const SKEW_WARNED: Duration = Duration::from_secs(1);
+
+/// How often it is warned of again.
+const SKEW_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// Watches one server.
+#[derive(Clone)]
+pub(super) struct ReadinessWatch {
+    app: App,
+    metrics: Metrics,
+    health: HealthReporter,
+    ready: watch::Sender<Option<String>>,
+}
+
+impl ReadinessWatch {
+    pub(super) const fn new(
+        app: App,
+        metrics: Metrics,
+        health: HealthReporter,
+        ready: watch::Sender<Option<String>>,
+    ) -> Self {
+        Self { app, metrics, health, ready }
+    }
+
+    /// Watches, and logs each change. Does not return.
+    pub(super) async fn run(self) {
+        let Self { app, metrics, health, ready } = self;
+        let mut ticks = ticks(HEALTH_INTERVAL);
+        let mut skew_told = None;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = app.load().changed() => {}
+            }
+            let found = app.readiness().await;
+            tell_skew(app.clock().skew(), &mut skew_told, &metrics);
+            for condition in NotReady::CONDITIONS {
+                metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));
+            }
+            let reasons: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let reasons = (!reasons.is_empty()).then(|| reasons.join("\n"));
+            let status = if found.is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
+            if ready.send_replace(reasons.clone()) != reasons {
+                for reason in &found {
+                    tracing::warn!(condition = reason.condition(), reason = %telemetry::chain(reason), "not ready");
+                }
+                if found.is_empty() {
+                    tracing::info!("ready");
+                }
+            }
+            for service in ["", SERVICE_NAME] {
+                health.set_service_status(service, status).await;
+            }
+        }
+    }
+}
+
+/// Shows how this machine's clock stands to the database's, and warns of it every so often for as long as it is wrong.
+fn tell_skew(skew: Option<Skew>, told: &mut Option<Instant>, metrics: &Metrics) {
+    metrics.clock(skew);
+    let Some(skew) = skew else { return };
+    let apart = Duration::from_micros(skew.micros.unsigned_abs());
+    if apart <= SKEW_WARNED {
+        if told.take().is_some() {
+            tracing::info!("this machine's clock agrees with the database's again");
+        }
+    } else if told.is_none_or(|told| told.elapsed() >= SKEW_INTERVAL) {
+        *told = Some(Instant::now());
+        let ahead_ms = skew.micros / 1_000;
+        tracing::warn!(
+            ahead_ms,
+            "this machine's clock differs from the database's; sessions are judged by the database's"
+        );
+    }
+}
