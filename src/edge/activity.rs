@@ -35,7 +35,7 @@ pub(super) struct Lifetimes {
 
 /// What is to become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ConnectionFate {
     /// It goes on; look again at this moment.
     GoesOn(Instant),
     /// It is asked to end, for this reason.
@@ -46,16 +46,16 @@ pub(super) enum Verdict {
 
 /// See the module. Cheap to clone; clones share state.
 #[derive(Clone)]
-pub(super) struct Activity(Arc<Shared>);
+pub(super) struct Activity(Arc<ActivityRecord>);
 
-struct Shared {
+struct ActivityRecord {
     born: Instant,
-    state: Mutex<State>,
+    state: Mutex<ActivityState>,
     /// Rings when the connection has to make room.
     gives_way: Notify,
 }
 
-struct State {
+struct ActivityState {
     open: usize,
     /// Since when none is open.
     idle_since: Instant,
@@ -69,11 +69,11 @@ struct State {
 impl Activity {
     pub(super) fn new() -> Self {
         let born = Instant::now();
-        let state = State { open: 0, idle_since: born, version: None, first_byte: None, leaving: None };
-        Self(Arc::new(Shared { born, state: Mutex::new(state), gives_way: Notify::new() }))
+        let state = ActivityState { open: 0, idle_since: born, version: None, first_byte: None, leaving: None };
+        Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), gives_way: Notify::new() }))
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, ActivityState> {
         self.0.state.lock().expect("no one panics while holding it")
     }
 
@@ -116,32 +116,36 @@ impl Activity {
     }
 
     /// What is to become of it at this moment.
-    pub(super) fn judge(&self, now: Instant, lifetimes: Lifetimes) -> Verdict {
+    pub(super) fn judge(&self, now: Instant, lifetimes: Lifetimes) -> ConnectionFate {
         let state = self.state();
         if let Some(leaving) = state.leaving {
             return match state.open {
                 // A stream of HTTP/2 may outlive what the connection was asked to do, and does no harm.
-                0 if now >= leaving.max(state.idle_since) + FAREWELL => Verdict::CutOff("farewell"),
-                _ => Verdict::GoesOn(now + FAREWELL),
+                0 if now >= leaving.max(state.idle_since) + FAREWELL => ConnectionFate::CutOff("farewell"),
+                _ => ConnectionFate::GoesOn(now + FAREWELL),
             };
         }
         if state.version.is_none() {
             let until = self.0.born + lifetimes.head;
-            return if now >= until { Verdict::CutOff("silent") } else { Verdict::GoesOn(until) };
+            return if now >= until { ConnectionFate::CutOff("silent") } else { ConnectionFate::GoesOn(until) };
         }
         let old = self.0.born + lifetimes.age;
         if now >= old {
-            return Verdict::Ends("age");
+            return ConnectionFate::Ends("age");
         }
         if state.open > 0 {
-            return Verdict::GoesOn(old.min(now + lifetimes.head));
+            return ConnectionFate::GoesOn(old.min(now + lifetimes.head));
         }
         if let Some(first_byte) = state.first_byte.filter(|_| state.is_in_head()) {
             let until = first_byte + lifetimes.head;
-            return if now >= until { Verdict::CutOff("head") } else { Verdict::GoesOn(until.min(old)) };
+            return if now >= until { ConnectionFate::CutOff("head") } else { ConnectionFate::GoesOn(until.min(old)) };
         }
         let until = state.idle_since + lifetimes.idle;
-        if now >= until { Verdict::Ends("idle") } else { Verdict::GoesOn(until.min(old).min(now + lifetimes.head)) }
+        if now >= until {
+            ConnectionFate::Ends("idle")
+        } else {
+            ConnectionFate::GoesOn(until.min(old).min(now + lifetimes.head))
+        }
     }
 
     fn read(&self) {
@@ -152,7 +156,7 @@ impl Activity {
     }
 }
 
-impl State {
+impl ActivityState {
     /// Whether part of a request's head has come. Of HTTP/2 that is not known: pings are bytes too.
     fn is_in_head(&self) -> bool {
         self.open == 0 && self.first_byte.is_some() && self.version.is_some_and(|version| version < Version::HTTP_2)
@@ -177,12 +181,12 @@ impl Drop for Open {
 }
 
 /// An answer's body, which keeps its request open to the end.
-pub(super) struct Answer {
+pub(super) struct OpenBody {
     pub(super) body: axum::body::Body,
     pub(super) open: Option<Open>,
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for OpenBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -263,16 +267,16 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_outlives_its_clients_minute_and_a_slow_head_does_not() {
         let activity = Activity::new();
-        assert_eq!(activity.judge(after(10), LIFETIMES), Verdict::CutOff("silent"));
+        assert_eq!(activity.judge(after(10), LIFETIMES), ConnectionFate::CutOff("silent"));
         drop(activity.begin(Version::HTTP_11));
         assert!(
-            matches!(activity.judge(after(74), LIFETIMES), Verdict::GoesOn(_)),
+            matches!(activity.judge(after(74), LIFETIMES), ConnectionFate::GoesOn(_)),
             "idle for longer than a head may take"
         );
-        assert_eq!(activity.judge(after(75), LIFETIMES), Verdict::Ends("idle"));
+        assert_eq!(activity.judge(after(75), LIFETIMES), ConnectionFate::Ends("idle"));
         activity.read();
-        assert!(matches!(activity.judge(after(9), LIFETIMES), Verdict::GoesOn(_)));
-        assert_eq!(activity.judge(after(10), LIFETIMES), Verdict::CutOff("head"));
+        assert!(matches!(activity.judge(after(9), LIFETIMES), ConnectionFate::GoesOn(_)));
+        assert_eq!(activity.judge(after(10), LIFETIMES), ConnectionFate::CutOff("head"));
         assert_eq!(activity.idle_for(after(70)), None, "a request that has begun makes room for nobody");
     }
 
@@ -280,10 +284,10 @@ mod tests {
     async fn pings_keep_no_connection_and_an_open_stream_does() {
         let activity = Activity::new();
         let open = activity.begin(Version::HTTP_2);
-        assert!(matches!(activity.judge(after(1_000), LIFETIMES), Verdict::GoesOn(_)));
-        assert_eq!(activity.judge(after(3_600), LIFETIMES), Verdict::Ends("age"));
+        assert!(matches!(activity.judge(after(1_000), LIFETIMES), ConnectionFate::GoesOn(_)));
+        assert_eq!(activity.judge(after(3_600), LIFETIMES), ConnectionFate::Ends("age"));
         drop(open);
         activity.read();
-        assert_eq!(activity.judge(after(75), LIFETIMES), Verdict::Ends("idle"));
+        assert_eq!(activity.judge(after(75), LIFETIMES), ConnectionFate::Ends("idle"));
     }
 }

@@ -2,7 +2,7 @@
 //! requests under way, and the arrival of its message, with a deadline and within a budget of bytes. Only a request that is
 //! there whole goes on to take a slot, parse JSON, check a signature or ask the database.
 //!
-//! A refusal is not rendered here. The request goes on without its body and with a [`Refused`] in its extensions, and is
+//! A refusal is not rendered here. The request goes on without its body and with a [`EarlyRefusal`] in its extensions, and is
 //! answered where every call is counted, as a gRPC status, which every wire renders in its own way.
 
 use std::collections::HashMap;
@@ -49,9 +49,9 @@ pub(super) struct PaidBy(pub(super) IpAddr);
 
 /// The request was refused on its way in; the answer.
 #[derive(Clone)]
-pub(super) struct Refused(Status);
+pub(super) struct EarlyRefusal(Status);
 
-impl Refused {
+impl EarlyRefusal {
     /// The refusal of a request, if it was refused.
     pub(super) fn of(extensions: &Extensions) -> Option<Status> {
         extensions.get::<Self>().map(|Self(status)| status.clone())
@@ -60,9 +60,9 @@ impl Refused {
 
 /// See the module.
 #[derive(Clone)]
-pub(super) struct Admission(Arc<Shared>);
+pub(super) struct Admission(Arc<AdmissionLimits>);
 
-struct Shared {
+struct AdmissionLimits {
     rates: Limiter,
     metrics: Metrics,
     arrival_timeout: Duration,
@@ -75,7 +75,7 @@ struct Shared {
 impl Admission {
     /// As configured.
     pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics, rest: RestLayer) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(AdmissionLimits {
             rest,
             rates,
             metrics,
@@ -87,7 +87,7 @@ impl Admission {
     }
 }
 
-impl Shared {
+impl AdmissionLimits {
     /// Whether a request has a message that somebody will read. What is refused for its path is refused before its body.
     fn has_message(&self, request: &Request, class: RequestClass, is_grpc: bool) -> bool {
         let path = request.uri().path();
@@ -178,14 +178,14 @@ pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut reques
 /// Has a request answered without its body.
 async fn refuse(status: Status, mut request: Request, next: Next) -> Response {
     *request.body_mut() = Body::empty();
-    request.extensions_mut().insert(Refused(status));
+    request.extensions_mut().insert(EarlyRefusal(status));
     next.run(request).await
 }
 
 /// Answers a refused request for a document, which is no call.
 pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
     let is_document = class::of(request.method(), request.uri().path()) == RequestClass::Public;
-    let Some(status) = Refused::of(request.extensions()).filter(|_| is_document) else {
+    let Some(status) = EarlyRefusal::of(request.extensions()).filter(|_| is_document) else {
         return next.run(request).await;
     };
     let mut response = (StatusCode::TOO_MANY_REQUESTS, axum::Json(status::json(&status))).into_response();

@@ -24,15 +24,15 @@ const SHARE_OF_ADDRESS: usize = 4;
 
 /// The bytes of messages that may be in memory at once.
 #[derive(Clone)]
-pub(super) struct Budget(Arc<Ledger>);
+pub(super) struct Budget(Arc<ByteBudget>);
 
-struct Ledger {
+struct ByteBudget {
     max: usize,
-    held: Mutex<Held>,
+    held: Mutex<HeldBytes>,
 }
 
 #[derive(Default)]
-struct Held {
+struct HeldBytes {
     all: usize,
     addresses: HashMap<IpAddr, usize>,
 }
@@ -40,29 +40,29 @@ struct Held {
 impl Budget {
     /// At most `max` bytes, and of one address a quarter of them.
     pub(super) fn new(max: usize) -> Self {
-        Self(Arc::new(Ledger { max, held: Mutex::default() }))
+        Self(Arc::new(ByteBudget { max, held: Mutex::default() }))
     }
 
     /// A lease of no bytes yet for a request from this address.
-    pub(super) fn lease(&self, ip: IpAddr) -> Lease {
-        Lease { budget: self.clone(), ip: Some(network(ip)), bytes: 0 }
+    pub(super) fn lease(&self, ip: IpAddr) -> ByteLease {
+        ByteLease { budget: self.clone(), ip: Some(network(ip)), bytes: 0 }
     }
 
     /// The same for a request of a proxy, which asks for many: no address's share bounds it.
-    pub(super) fn lease_for_many(&self) -> Lease {
-        Lease { budget: self.clone(), ip: None, bytes: 0 }
+    pub(super) fn lease_for_many(&self) -> ByteLease {
+        ByteLease { budget: self.clone(), ip: None, bytes: 0 }
     }
 }
 
 /// The bytes that one request holds. Given back when dropped.
-pub(super) struct Lease {
+pub(super) struct ByteLease {
     budget: Budget,
     /// Whose share it takes of.
     ip: Option<IpAddr>,
     bytes: usize,
 }
 
-impl Lease {
+impl ByteLease {
     /// Takes more bytes; `false` if there are not as many left.
     fn extend(&mut self, bytes: usize) -> bool {
         let Budget(ledger) = &self.budget;
@@ -83,7 +83,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for ByteLease {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
@@ -128,7 +128,7 @@ impl Arriving {
     }
 
     /// Reads until the body's end, or more than `bytes_max` are there. May be dropped midway: what was read stays.
-    pub(super) async fn gather(&mut self, bytes_max: usize, lease: &mut Lease) -> Arrived {
+    pub(super) async fn gather(&mut self, bytes_max: usize, lease: &mut ByteLease) -> Arrived {
         let Some(body) = &mut self.rest else { return Arrived::Whole };
         let announced = body.size_hint();
         // What says that it is too large is refused before any of it is read, so that nobody sends it.

@@ -1,7 +1,7 @@
 //! The open connections: how many there may be, in all and from one address, and which of them make room for new ones.
 //!
 //! An idle connection is a convenience, so it gives way to a client that has something to ask: first one of the same
-//! address, at the address's share; where all places are taken, the one that has been idle for longest.
+//! address, at the address's share; where all slots are taken, the one that has been idle for longest.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,47 +21,47 @@ use crate::telemetry::Metrics;
 /// A connection is idle in earnest after this long: a client that has just connected is about to ask.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// How long to wait for a place before another connection is asked to make room.
+/// How long to wait for a slot before another connection is asked to make room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 
 /// See the module. Cheap to clone; clones share state.
 #[derive(Clone)]
-pub(super) struct Connections(Arc<Shared>);
+pub(super) struct Connections(Arc<ConnectionTable>);
 
-struct Shared {
-    places: Arc<Semaphore>,
+struct ConnectionTable {
+    slots: Arc<Semaphore>,
     address_max: usize,
     metrics: Metrics,
-    open: Mutex<State>,
+    open: Mutex<OpenConnections>,
 }
 
 #[derive(Default)]
-struct State {
+struct OpenConnections {
     next: u64,
     addresses: HashMap<IpAddr, HashMap<u64, Activity>>,
 }
 
 impl Connections {
     pub(super) fn new(max: usize, address_max: usize, metrics: Metrics) -> Self {
-        let places = Arc::new(Semaphore::new(max));
-        Self(Arc::new(Shared { places, address_max, metrics, open: Mutex::default() }))
+        let slots = Arc::new(Semaphore::new(max));
+        Self(Arc::new(ConnectionTable { slots, address_max, metrics, open: Mutex::default() }))
     }
 
-    /// A place for a connection from this address; `None` where the address has its share of connections already, all of
-    /// them busy. Waits while there is no place at all. A trusted proxy has no share: its clients are many.
-    pub(super) async fn place(&self, ip: IpAddr, is_trusted: bool) -> Option<Place> {
+    /// A slot for a connection from this address; `None` where the address has its share of connections already, all of
+    /// them busy. Waits while there is no slot at all. A trusted proxy has no share: its clients are many.
+    pub(super) async fn slot(&self, ip: IpAddr, is_trusted: bool) -> Option<ConnectionSlot> {
         let ip = network(ip);
         let entered = self.enter(ip, is_trusted);
         let Some((id, activity)) = entered else {
             self.0.metrics.connection_refused("address");
             return None;
         };
-        let mut place = Place { connections: self.clone(), ip, id, activity, _permit: None };
+        let mut slot = ConnectionSlot { connections: self.clone(), ip, id, activity, _permit: None };
         loop {
-            let waiting = Arc::clone(&self.0.places).acquire_owned();
+            let waiting = Arc::clone(&self.0.slots).acquire_owned();
             if let Ok(permit) = timeout(ROOM_INTERVAL, waiting).await {
-                place._permit = Some(permit.expect("never closed"));
-                return Some(place);
+                slot._permit = Some(permit.expect("never closed"));
+                return Some(slot);
             }
             self.make_room(id);
         }
@@ -102,8 +102,8 @@ fn idlest<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&
     idle.filter(|(idle, _)| *idle >= IDLE_MIN).max_by_key(|(idle, _)| *idle).map(|(_, activity)| activity)
 }
 
-/// A connection's place. Given back when dropped.
-pub(super) struct Place {
+/// A connection's slot. Given back when dropped.
+pub(super) struct ConnectionSlot {
     connections: Connections,
     ip: IpAddr,
     id: u64,
@@ -111,7 +111,7 @@ pub(super) struct Place {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let Connections(shared) = &self.connections;
         let mut state = shared.open.lock().expect("no one panics while holding it");

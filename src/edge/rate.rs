@@ -15,8 +15,8 @@ use tower::Service;
 
 use super::GrpcRequest;
 use super::GrpcResponse;
+use super::admission::EarlyRefusal;
 use super::admission::PaidBy;
-use super::admission::Refused;
 use crate::rates;
 
 /// See the module.
@@ -50,7 +50,7 @@ where
     }
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
-        if let Some(status) = Refused::of(request.extensions()) {
+        if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Either::Right(ready(Ok(status.into_http())));
         }
         let paid_by = request.extensions().get::<PaidBy>().map(|PaidBy(ip)| *ip);

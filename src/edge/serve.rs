@@ -36,13 +36,13 @@ use tower::ServiceExt as _;
 
 use super::SettingError;
 use super::Stack;
-use super::activity::Answer;
+use super::activity::ConnectionFate;
 use super::activity::Lifetimes;
 use super::activity::Noted;
-use super::activity::Verdict;
+use super::activity::OpenBody;
 use super::class;
+use super::connections::ConnectionSlot;
 use super::connections::Connections;
-use super::connections::Place;
 use super::linger::Lingering;
 use super::metrics::MetricsPage;
 use super::origin::Trust;
@@ -322,18 +322,18 @@ async fn accept(listener: TcpListener, router: Router, front: Front) {
             }
         };
         let is_trusted = front.is_for_proxies || front.trust.has(peer.ip().to_canonical());
-        if let Some(place) = front.connections.place(peer.ip(), is_trusted).await {
-            tokio::spawn(connect(stream, peer, router.clone(), front.clone(), place));
+        if let Some(slot) = front.connections.slot(peer.ip(), is_trusted).await {
+            tokio::spawn(connect(stream, peer, router.clone(), front.clone(), slot));
         }
     }
 }
 
 /// Serves one connection, HTTP/1.1 or HTTP/2 as it speaks.
-async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, place: Place) {
+async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, slot: ConnectionSlot) {
     let Front { limits, metrics, phases, .. } = front;
     // Answers are small and latency is what counts; where this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
-    let activity = place.activity.clone();
+    let activity = slot.activity.clone();
     let (asks, of_requests) = (activity.clone(), phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (router, phases) = (router.clone(), of_requests.clone());
@@ -350,7 +350,7 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
             // A refusal over gRPC has status 200 too, and its own in the head.
             let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
             let open = (is_http1 || is_watch && !is_refused).then_some(open);
-            Ok::<_, Infallible>(answer.map(|body| Answer { body, open }))
+            Ok::<_, Infallible>(answer.map(|body| OpenBody { body, open }))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -391,15 +391,15 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
             _ = closing.wait_for(|phase| *phase == Phase::Closing), if !is_leaving => activity.leave(),
             () = activity.gives_way() => {}
             () = sleep_until(wake) => match activity.judge(Instant::now(), lifetimes) {
-                Verdict::GoesOn(until) => {
+                ConnectionFate::GoesOn(until) => {
                     wake = until;
                     continue;
                 }
-                Verdict::Ends(reason) => {
+                ConnectionFate::Ends(reason) => {
                     metrics.connection_closed(reason);
                     activity.leave();
                 }
-                Verdict::CutOff(reason) => {
+                ConnectionFate::CutOff(reason) => {
                     metrics.connection_closed(reason);
                     tracing::debug!(reason, "a connection was cut off");
                     return;

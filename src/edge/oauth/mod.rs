@@ -34,7 +34,7 @@ use self::error::OAuthError;
 use self::error::UNCACHED;
 use self::form::Form;
 use super::GrpcService;
-use super::admission::Refused;
+use super::admission::EarlyRefusal;
 use super::body;
 use crate::app::App;
 use crate::app::Client;
@@ -99,7 +99,7 @@ struct OAuthRequest {
 impl OAuthApi {
     /// Reads a request of any client.
     async fn read(&self, request: Request) -> Result<OAuthRequest, OAuthError> {
-        if let Some(status) = Refused::of(request.extensions()) {
+        if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();
@@ -110,7 +110,7 @@ impl OAuthApi {
 
     /// Reads a request of a client that has a secret.
     async fn read_confidential(&self, request: Request) -> Result<(OAuthRequest, ServerKey), OAuthError> {
-        if let Some(status) = Refused::of(request.extensions()) {
+        if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();

@@ -46,7 +46,7 @@ use self::headers::Manner;
 use self::headers::StackHeaders;
 use self::known_error::KnownError;
 use super::GrpcService;
-use super::admission::Refused;
+use super::admission::EarlyRefusal;
 use super::body;
 use crate::app::Client;
 use crate::config::Limits;
@@ -129,7 +129,7 @@ impl Adapter {
 
     async fn answer(mut self, route: Route, request: Request) -> Result<Value, KnownError> {
         let (parts, body) = request.into_parts();
-        if let Some(status) = Refused::of(&parts.extensions) {
+        if let Some(status) = EarlyRefusal::of(&parts.extensions) {
             return Err(KnownError::of(&status, AccessType::Client, ""));
         }
         let asked = match route {
