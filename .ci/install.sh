@@ -23,7 +23,7 @@ packages_of_cc() {
     esac
 }
 
-# The same places as in src/cluster/binaries.rs.
+# The same places as in crates/dev-postgres/src/binaries.rs.
 called_postgres='the Postgres server'
 has_postgres() {
     if has postgres && has initdb && has pg_ctl; then return; fi

@@ -48,10 +48,6 @@ pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
 
-/// A Postgres of our own, for `sessiond dev` and the tests: it lives as long as the process that started it.
-#[cfg(feature = "server")]
-pub mod cluster;
-
 /// The TLS client.
 #[cfg(feature = "server")]
 mod tls;

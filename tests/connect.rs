@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dev_postgres::Cluster;
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::{Pid, Signal};
@@ -19,7 +20,6 @@ use rustls::{
 use sessiond::{
     app::{App, KeyCache, NotReady},
     clock::Clock,
-    cluster::Cluster,
     store::{ReachError, Store},
     telemetry::Metrics,
     token::{

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use dev_postgres::Mode;
 use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     app::{CONNECTIONS, Taken},
     clock,
-    cluster::Mode,
     id::{KeyId, ProjectId},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
     store::{Demand, Options, Role},

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use dev_postgres::{Cluster, Mode};
 use secrecy::ExposeSecret as _;
 use sessiond::{feed, pb::revocation::Ended};
 
@@ -12,7 +13,6 @@ use crate::harness::{
     eventually,
     proxy::Proxy,
 };
-use sessiond::cluster::{Cluster, Mode};
 
 /// Longer than the poll, with leeway for a busy machine.
 const BOUND: Duration = Duration::from_secs(3);

@@ -9,7 +9,7 @@ use std::{
 /// Lowest first. Modules on one floor ignore each other.
 const FLOORS: &[&[&str]] = &[
     &["id", "device", "backoff", "every", "tls"],
-    &["clock", "config", "cluster", "outbound", "pb"],
+    &["clock", "config", "outbound", "pb"],
     &["telemetry"],
     &["rates", "token"],
     &["session"],

@@ -6,11 +6,11 @@ use std::{
 };
 
 use axum::{Extension, Router, routing::get};
+use dev_postgres::{Cluster, Mode};
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     clock::{Clock, Timestamp},
-    cluster::{Cluster, Mode},
     guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty},
     id::{ProjectId, SessionId},
     pb::{

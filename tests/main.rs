@@ -58,6 +58,3 @@ mod settings;
 mod floors;
 mod migrations;
 mod plans;
-
-// The private Postgres: start, stop and crashes.
-mod cluster;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use dev_postgres::{Cluster, Mode};
 use http::{HeaderMap, Method, StatusCode};
-use sessiond::cluster::{Cluster, Mode};
 use tonic::Code;
 
 use crate::harness::{

@@ -7,10 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use dev_postgres::Cluster;
 use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::NotReady,
-    cluster::Cluster,
     store::{Demand, Options, ReachError, Store},
     telemetry::Metrics,
 };

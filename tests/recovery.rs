@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dev_postgres::{Cluster, Mode, Options};
 use sessiond::{
     clock,
-    cluster::{Cluster, Mode, Options},
     pb::SnapshotReason,
     session::revoked::Ended,
     store::{Extent, Unseen},

@@ -13,17 +13,14 @@ use std::{
     thread,
 };
 
+use dev_postgres::{Cluster, Durability, Options};
 use diesel::{QueryableByName, sql_query, sql_types::Text};
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use rustix::{
     io::Errno,
     process::{Pid, Resource, Rlimit, getrlimit, setrlimit, test_kill_process},
 };
-use sessiond::{
-    cluster::{Cluster, Durability, Options},
-    store::Store,
-    telemetry::Metrics,
-};
+use sessiond::{store::Store, telemetry::Metrics};
 
 const TEMPLATE: &str = "template_sessiond";
 

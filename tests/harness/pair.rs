@@ -6,12 +6,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sessiond::cluster::{Cluster, Mode, Options};
-
 use super::{
     database::{Database, disposable},
     eventually,
 };
+use dev_postgres::{Cluster, Mode, Options};
 
 /// The standby's application name.
 const STANDBY: &str = "pair_standby";

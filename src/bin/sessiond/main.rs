@@ -29,7 +29,6 @@ use clap::CommandFactory as _;
 use clap::FromArgMatches as _;
 use clap::Parser;
 use clap::Subcommand;
-use sessiond::cluster;
 use sessiond::config;
 use sessiond::config::Log;
 use sessiond::config::LogFormat;
@@ -99,8 +98,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 fn main() -> ExitCode {
     // Before anything else is parsed: this program starts the watchdog, which needs no runtime.
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|command| command == cluster::WATCHDOG_COMMAND) {
-        return cluster::watchdog_main(args);
+    if args.next().is_some_and(|command| command == dev_postgres::WATCHDOG_COMMAND) {
+        return dev_postgres::watchdog_main(args);
     }
     let asked = config::tidied(Cli::command()).try_get_matches();
     let Cli { command, log } = match asked.and_then(|matches| Cli::from_arg_matches(&matches)) {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dev_postgres::Cluster;
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sessiond::app::App;
@@ -20,8 +21,6 @@ use sessiond::app::Caller;
 use sessiond::app::Deliverer;
 use sessiond::app::ProjectError;
 use sessiond::app::Sweeper;
-use sessiond::cluster;
-use sessiond::cluster::Cluster;
 use sessiond::config;
 use sessiond::config::Backchannel;
 use sessiond::config::Limits;
@@ -183,12 +182,12 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
     {
         return Ok((None, url.clone()));
     }
-    let options = cluster::Options {
+    let options = dev_postgres::Options {
         data_dir: args.data_dir.clone(),
         postgres_bin: args.postgres_bin.clone(),
         watchdog: std::env::current_exe()?,
         settings: vec![],
-        durability: cluster::Durability::Full,
+        durability: dev_postgres::Durability::Full,
     };
     if files.is_new()
         && let Some(home) = Cluster::delete_outlived(&options).await?
@@ -212,7 +211,7 @@ async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, Secret
 }
 
 /// Restarts our own Postgres when it dies.
-async fn keep_alive(cluster: Option<&mut Cluster>) -> Result<(), cluster::Error> {
+async fn keep_alive(cluster: Option<&mut Cluster>) -> Result<(), dev_postgres::Error> {
     let Some(cluster) = cluster else { return std::future::pending().await };
     loop {
         cluster.exited().await;

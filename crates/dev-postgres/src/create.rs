@@ -1,15 +1,15 @@
 use std::fs;
 use std::fs::File;
 
-use super::binaries::Binaries;
-use super::error::Error;
-use super::options::Durability;
-use super::options::ROLE;
-use super::place;
-use super::place::Place;
+use crate::binaries::Binaries;
+use crate::error::Error;
+use crate::options::Durability;
+use crate::options::ROLE;
+use crate::place;
+use crate::place::Place;
 
 /// Creates the data where they do not look like a cluster's until they are one: a crash in between costs nothing.
-pub(super) async fn cluster(place: &Place, binaries: &Binaries, durability: Durability) -> Result<(), Error> {
+pub(crate) async fn cluster(place: &Place, binaries: &Binaries, durability: Durability) -> Result<(), Error> {
     const UNFINISHED: &str = "data.unfinished.";
     let entries = fs::read_dir(&place.home).map_err(Error::file("read", &place.home))?;
     for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
 
-use super::error::Error;
-use super::place::Place;
+use crate::error::Error;
+use crate::place::Place;
 
 /// Where packagers put one directory per major version: a parent, what the version's entry starts with, what follows.
 const PACKAGED: [(&str, &str, &str); 7] = [
@@ -22,7 +22,7 @@ const PACKAGED: [(&str, &str, &str); 7] = [
 
 /// The server's programs of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Binaries {
+pub(crate) struct Binaries {
     dir: PathBuf,
     major: u32,
 }
@@ -31,7 +31,7 @@ impl Binaries {
     /// Every server on this machine, at least one: those on PATH in its order, then the packaged ones, newest first.
     ///
     /// `asked` is the caller's own choice of a directory; then no other is looked at.
-    pub(super) fn installed(asked: Option<&Path>) -> Result<Vec<Self>, Error> {
+    pub(crate) fn installed(asked: Option<&Path>) -> Result<Vec<Self>, Error> {
         if let Some(dir) = asked {
             return Ok(vec![Self::at(dir).ok_or_else(|| Error::NotPostgres { dir: dir.to_path_buf() })?]);
         }
@@ -52,7 +52,7 @@ impl Binaries {
     }
 
     /// The first that can open the cluster in its place, or just the first if there is no cluster yet.
-    pub(super) fn choose(installed: Vec<Self>, place: &Place) -> Result<Self, Error> {
+    pub(crate) fn choose(installed: Vec<Self>, place: &Place) -> Result<Self, Error> {
         let wanted = place.version();
         let found: Vec<String> = installed.iter().map(|binaries| binaries.major.to_string()).collect();
         let fits = |binaries: &Self| wanted.is_none_or(|wanted| binaries.major == wanted);
@@ -63,11 +63,11 @@ impl Binaries {
         })
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    pub(super) fn program(&self, name: &str) -> PathBuf {
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 

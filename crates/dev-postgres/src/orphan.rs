@@ -2,16 +2,16 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use super::binaries::Binaries;
-use super::error::Error;
-use super::place;
-use super::place::Place;
+use crate::binaries::Binaries;
+use crate::error::Error;
+use crate::place;
+use crate::place::Place;
 
 /// How long a server that was left behind gets to stop before the start gives up.
 const STOP_MAX_SECONDS: u32 = 30;
 
 /// Stops a server that nobody minds any more. The caller holds the lock, so it is no one else's.
-pub(super) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error> {
+pub(crate) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error> {
     // The process id in a file can by now be any process's. Whoever answers on the socket is the server.
     let is_running = || place.pid_file().is_some() && UnixStream::connect(place.socket()).is_ok();
     if !is_running() {
@@ -29,14 +29,14 @@ pub(super) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error
 }
 
 /// Whether a start failed only because an older server, or what is left of one, has the data. That passes.
-pub(super) fn is_occupied(tail: &str) -> bool {
+pub(crate) fn is_occupied(tail: &str) -> bool {
     (tail.contains("lock file \"") && tail.contains("\" already exists"))
         || tail.contains("pre-existing shared memory block")
 }
 
 /// Removes pid files that outlived a crash of the machine and now name some other program, which Postgres would
 /// take for a server and wait for. A file that names a Postgres stays: that one is on its way out.
-pub(super) fn forget_strangers(place: &Place) -> Result<(), Error> {
+pub(crate) fn forget_strangers(place: &Place) -> Result<(), Error> {
     let socket_lock = place.socket_dir.join(".s.PGSQL.5432.lock");
     for path in [place.data().join("postmaster.pid"), socket_lock] {
         let text = fs::read_to_string(&path).unwrap_or_default();

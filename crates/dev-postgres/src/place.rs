@@ -13,8 +13,8 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
-use super::error::Error;
-use super::lock::Lock;
+use crate::error::Error;
+use crate::lock::Lock;
 
 /// A socket's path must fit in `sockaddr_un`, its NUL included: 108 bytes on Linux, 104 on macOS and the BSDs.
 const SOCKET_PATH_MAX: usize = 103;
@@ -31,20 +31,20 @@ const SOCKETS: &str = "/tmp";
 
 /// A user that Postgres can run under when we are root, which it refuses to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 /// Where one cluster lives on disk. Both directories are the server's user's own, mode 0700.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The cluster's data, and its log.
-    pub(super) home: PathBuf,
+    pub(crate) home: PathBuf,
     /// Where its socket is: `home`, unless that is too long a path for one.
-    pub(super) socket_dir: PathBuf,
+    pub(crate) socket_dir: PathBuf,
     /// Whom to run as, when not as ourselves.
-    pub(super) user: Option<User>,
+    pub(crate) user: Option<User>,
 }
 
 impl Place {
@@ -52,7 +52,7 @@ impl Place {
     ///
     /// It is `postgres` in that directory. Root's own directories (below `/root`, say) are closed to the user that the
     /// server must run under; then it is a directory in `/var/tmp` that is named after the data directory.
-    pub(super) fn settle(data_dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn settle(data_dir: &Path) -> Result<Self, Error> {
         let us = id("-u", None)?.ok_or(Error::NoUser)?;
         let user = if us == 0 { Some(unprivileged()?) } else { None };
         let name = name_of(data_dir);
@@ -74,19 +74,19 @@ impl Place {
     }
 
     /// Every directory that the socket of a data directory's cluster can be in.
-    pub(super) fn socket_dirs(data_dir: &Path) -> [PathBuf; 3] {
+    pub(crate) fn socket_dirs(data_dir: &Path) -> [PathBuf; 3] {
         let name = name_of(data_dir);
         [data_dir.join("postgres"), Path::new(APART).join(&name), Path::new(SOCKETS).join(&name)]
     }
 
     /// Whether the cluster outlives its data directory when somebody deletes that.
-    pub(super) fn is_apart_from(&self, data_dir: &Path) -> bool {
+    pub(crate) fn is_apart_from(&self, data_dir: &Path) -> bool {
         !self.home.starts_with(data_dir)
     }
 
     /// Deletes what stands apart from temporary data directories that are gone: the clusters of tests that were killed. A
     /// directory that cannot be read or deleted stays.
-    pub(super) fn sweep() {
+    pub(crate) fn sweep() {
         let temporary = [PathBuf::from(SOCKETS), PathBuf::from(APART), std::env::temp_dir()];
         let entries = [APART, SOCKETS].into_iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
         for dir in entries.map(|entry| entry.path()) {
@@ -106,32 +106,32 @@ impl Place {
         }
     }
 
-    pub(super) fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.home.join("data")
     }
 
-    pub(super) fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.home.join("postgres.log")
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.socket_dir.join(SOCKET_NAME)
     }
 
     /// The major version that made the data, if there are any.
-    pub(super) fn version(&self) -> Option<u32> {
+    pub(crate) fn version(&self) -> Option<u32> {
         fs::read_to_string(self.data().join("PG_VERSION")).ok()?.trim().parse().ok()
     }
 
     /// The lines of `postmaster.pid`: process id, data directory, start time, port, socket directory, and so on.
-    pub(super) fn pid_file(&self) -> Option<Vec<String>> {
+    pub(crate) fn pid_file(&self) -> Option<Vec<String>> {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         Some(text.lines().map(|line| line.trim().to_owned()).collect())
     }
 
     /// A command that runs as the server's user, in its home, and knows nothing of our environment: no `PGPORT` or
     /// `PGOPTIONS` that would change the server, no secret of ours that the user could read out of its processes.
-    pub(super) fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.home).env_clear().stdin(Stdio::null());
         for kept in ["PATH", "LD_LIBRARY_PATH"] {
@@ -144,13 +144,13 @@ impl Place {
     }
 
     /// Deletes the data, if there are any, and leaves the rest.
-    pub(super) fn delete_data(&self) -> Result<(), Error> {
+    pub(crate) fn delete_data(&self) -> Result<(), Error> {
         let data = self.data();
         if data.exists() { fs::remove_dir_all(&data).map_err(Error::file("delete", &data)) } else { Ok(()) }
     }
 
     /// Deletes the cluster.
-    pub(super) fn delete(&self) -> io::Result<()> {
+    pub(crate) fn delete(&self) -> io::Result<()> {
         for dir in [&self.home, &self.socket_dir] {
             match fs::remove_dir_all(dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -167,7 +167,7 @@ fn name_of(data_dir: &Path) -> String {
 }
 
 /// Runs a command to its end, or ends it when the caller is cancelled: a stray initdb would be in the next one's way.
-pub(super) async fn run(command: Command) -> Result<Output, Error> {
+pub(crate) async fn run(command: Command) -> Result<Output, Error> {
     let program = PathBuf::from(command.get_program());
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true).stdin(Stdio::null()).output().await.map_err(Error::run(&program))

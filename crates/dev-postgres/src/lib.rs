@@ -1,4 +1,4 @@
-//! A Postgres of our own, for `sessiond dev` and for the tests: nothing to set up, nothing left behind.
+//! A private Postgres, for `sessiond dev` and for the tests: nothing to set up, nothing left behind.
 //!
 //! ```text
 //! sessiond ── stdin, stdout ──▶ sessiond postgres-watchdog ──▶ postgres ──▶ <home>/.s.PGSQL.5432
@@ -29,19 +29,19 @@ use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::percent_encode;
 use tokio::time;
 
-use self::binaries::Binaries;
-use self::lock::Lock;
-use self::options::ROLE;
-use self::place::Place;
-use self::server::Server;
-use self::watchdog::Orders;
+use crate::binaries::Binaries;
+use crate::lock::Lock;
+use crate::options::ROLE;
+use crate::place::Place;
+use crate::server::Server;
+use crate::watchdog::Orders;
 
-pub use self::error::Error;
-pub use self::options::Durability;
-pub use self::options::Mode;
-pub use self::options::Options;
-pub use self::watchdog::WATCHDOG_COMMAND;
-pub use self::watchdog::watchdog_main;
+pub use crate::error::Error;
+pub use crate::options::Durability;
+pub use crate::options::Mode;
+pub use crate::options::Options;
+pub use crate::watchdog::WATCHDOG_COMMAND;
+pub use crate::watchdog::watchdog_main;
 
 /// How often a start is tried again while processes of an older server still hold the data, and the pause between tries.
 /// Together they are a bound of about ten seconds.

@@ -11,18 +11,18 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 
-use super::lock::Lock;
-use super::place::Place;
-use super::place::User;
+use crate::lock::Lock;
+use crate::place::Place;
+use crate::place::User;
 
 /// The hidden command of the binary under which it is the watchdog: the first argument of the process.
 pub const WATCHDOG_COMMAND: &str = "postgres-watchdog";
 
 /// What the watchdog prints, on a line of its own, once Postgres accepts connections.
-pub(super) const READY: &str = "ready";
+pub(crate) const READY: &str = "ready";
 
 /// What its standard input says before it closes, when Postgres shall stop without writing a checkpoint.
-pub(super) const IMMEDIATE: &str = "immediate";
+pub(crate) const IMMEDIATE: &str = "immediate";
 
 /// How long a fast shutdown may take. It writes a checkpoint, so it is as slow as the disk.
 const FAST_STOP_MAX: Duration = Duration::from_secs(15);
@@ -38,18 +38,18 @@ const POLL_CALM: Duration = Duration::from_millis(200);
 
 /// What the watchdog is told on its command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Orders {
+pub(crate) struct Orders {
     /// Where the server's programs are.
-    pub(super) binaries: PathBuf,
-    pub(super) place: Place,
+    pub(crate) binaries: PathBuf,
+    pub(crate) place: Place,
     /// The data directory to clear away in the end, when the cluster is not to outlive its owner.
-    pub(super) discard: Option<PathBuf>,
+    pub(crate) discard: Option<PathBuf>,
     /// The command line of `postgres`.
-    pub(super) postgres: Vec<OsString>,
+    pub(crate) postgres: Vec<OsString>,
 }
 
 impl Orders {
-    pub(super) fn to_args(&self) -> Vec<OsString> {
+    pub(crate) fn to_args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
         option("--binaries", self.binaries.clone().into());

@@ -8,11 +8,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use super::error::Error;
+use crate::error::Error;
 
 /// The right to run a Postgres in one data directory. It ends with the process at the latest, however that ends.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     dir: PathBuf,
     // Never read again: the kernel holds the lock for as long as it is open.
     _file: File,
@@ -20,7 +20,7 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Takes the lock of a directory, which is created if need be, or says who has it.
-    pub(super) fn take(dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let dir = dir.canonicalize().map_err(Error::file("resolve", dir))?;
         let path = path_in(&dir);
@@ -43,12 +43,12 @@ impl Lock {
     }
 
     /// The directory, absolute and without symbolic links: one directory has one such name.
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Gives up the lock and leaves no trace of it. The directory goes too, unless somebody else keeps something there.
-    pub(super) fn discard(self) -> io::Result<()> {
+    pub(crate) fn discard(self) -> io::Result<()> {
         fs::remove_file(path_in(&self.dir))?;
         match fs::remove_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 /// The only role of the cluster, and a superuser. Whoever reaches the socket may take it.
-pub(super) const ROLE: &str = "postgres";
+pub(crate) const ROLE: &str = "postgres";
 
 /// What to start, and where.
 #[derive(Debug, Clone)]
@@ -12,7 +12,7 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Where the server's programs are. `None` looks on PATH and where packagers put them.
     pub postgres_bin: Option<PathBuf>,
-    /// An executable that calls [`super::watchdog_main`] when its first argument is [`super::WATCHDOG_COMMAND`]: usually this one.
+    /// An executable that calls [`crate::watchdog_main`] when its first argument is [`crate::WATCHDOG_COMMAND`]: usually this one.
     pub watchdog: PathBuf,
     /// More settings of Postgres. They come last, so they win over ours. An empty value leaves the setting to the cluster's
     /// own configuration, where it can be changed while the server runs.

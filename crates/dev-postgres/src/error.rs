@@ -108,13 +108,13 @@ pub enum Error {
 
 impl Error {
     /// For `map_err`: the file system's refusal, and what was being done to which path.
-    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::File { action, path, source }
     }
 
     /// For `map_err`: a program that did not start.
-    pub(super) fn run(program: &Path) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn run(program: &Path) -> impl FnOnce(io::Error) -> Error {
         let program = program.to_path_buf();
         move |source| Error::Run { program, source }
     }

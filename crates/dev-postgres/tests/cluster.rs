@@ -1,3 +1,5 @@
+//! A real Postgres: how it starts, stops and survives crashes.
+
 use std::env;
 use std::fs;
 use std::io::BufRead;
@@ -13,17 +15,17 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+use dev_postgres::Cluster;
+use dev_postgres::Durability;
+use dev_postgres::Error;
+use dev_postgres::Mode;
+use dev_postgres::Options;
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::process::Signal;
 use rustix::process::geteuid;
 use rustix::process::kill_process;
 use rustix::process::test_kill_process;
-use sessiond::cluster::Cluster;
-use sessiond::cluster::Durability;
-use sessiond::cluster::Error;
-use sessiond::cluster::Mode;
-use sessiond::cluster::Options;
 use tokio::time;
 use tokio_postgres::NoTls;
 
@@ -293,7 +295,7 @@ struct Owner {
 impl Owner {
     fn start(scratch: &Scratch, durability: Durability) -> Self {
         let mut command = Command::new(env::current_exe().expect("this is a program"));
-        command.args(["cluster::an_owner_to_kill", "--exact", "--ignored", "--nocapture"]);
+        command.args(["an_owner_to_kill", "--exact", "--ignored", "--nocapture"]);
         command.env(OWNER_DIR, scratch.data_dir()).stdin(Stdio::piped()).stdout(Stdio::piped());
         if durability == Durability::Disposable {
             command.env(OWNER_IS_DISPOSABLE, "yes");
@@ -354,7 +356,7 @@ impl Drop for Scratch {
 }
 
 fn options(data_dir: PathBuf, durability: Durability) -> Options {
-    let watchdog = Path::new(env!("CARGO_BIN_EXE_sessiond")).to_path_buf();
+    let watchdog = Path::new(env!("CARGO_BIN_EXE_dev-postgres-watchdog")).to_path_buf();
     let settings = vec![("work_mem".to_owned(), "5MB".to_owned())];
     Options { data_dir, postgres_bin: None, watchdog, settings, durability }
 }

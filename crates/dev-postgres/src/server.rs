@@ -16,12 +16,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::error::Error;
-use super::options::Mode;
-use super::watchdog::IMMEDIATE;
-use super::watchdog::Orders;
-use super::watchdog::READY;
-use super::watchdog::WATCHDOG_COMMAND;
+use crate::error::Error;
+use crate::options::Mode;
+use crate::watchdog::IMMEDIATE;
+use crate::watchdog::Orders;
+use crate::watchdog::READY;
+use crate::watchdog::WATCHDOG_COMMAND;
 
 /// How long a start may take. A crash recovery replays what was written since the last checkpoint, five minutes at most.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -36,7 +36,7 @@ const TAIL_LINES: usize = 12;
 ///
 /// It ends when this is dropped, because the watchdog's standard input closes then.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     stdin: ChildStdin,
     state: watch::Receiver<State>,
     log: PathBuf,
@@ -51,7 +51,7 @@ enum State {
 
 impl Server {
     /// Starts the watchdog, and it Postgres.
-    pub(super) fn spawn(watchdog: &Path, orders: &Orders) -> Result<Self, Error> {
+    pub(crate) fn spawn(watchdog: &Path, orders: &Orders) -> Result<Self, Error> {
         let log = orders.place.log();
         let log_file = File::create(&log).map_err(Error::file("create", &log))?;
         let mut command = Command::new(watchdog);
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// Waits until Postgres accepts connections.
-    pub(super) async fn ready(&self) -> Result<(), Error> {
+    pub(crate) async fn ready(&self) -> Result<(), Error> {
         let mut state = self.state.clone();
         let settled = state.wait_for(|state| *state != State::Starting);
         match time::timeout(START_MAX, settled).await {
@@ -90,13 +90,13 @@ impl Server {
     }
 
     /// Waits until Postgres is no longer minded: it ended, or its watchdog did.
-    pub(super) async fn gone(&self) {
+    pub(crate) async fn gone(&self) {
         // An error means that the thread is gone, and with it the watchdog.
         let _ = self.state.clone().wait_for(|state| *state == State::Gone).await;
     }
 
     /// Stops Postgres and waits until its processes are gone.
-    pub(super) async fn stop(self, mode: Mode) -> Result<(), Error> {
+    pub(crate) async fn stop(self, mode: Mode) -> Result<(), Error> {
         let Self { mut stdin, mut state, log } = self;
         if mode == Mode::Immediate {
             // A watchdog that cannot be written to is gone already.
@@ -111,7 +111,7 @@ impl Server {
 }
 
 /// Puts the log of the last run aside, so that there are never more than two.
-pub(super) fn rotate(log: &Path) -> Result<(), Error> {
+pub(crate) fn rotate(log: &Path) -> Result<(), Error> {
     let previous = log.with_extension("log.1");
     match fs::rename(log, &previous) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("rename", log)(error)),
