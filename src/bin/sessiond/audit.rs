@@ -23,14 +23,14 @@ use sessiond::store::RecordQuery;
 use sessiond::telemetry::Metrics;
 use uuid::Uuid;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::project::project_id;
 use crate::setup;
 
 /// Flags of `sessiond audit`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct AuditArgs {
     /// The project.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -51,15 +51,15 @@ fn user_id(text: &str) -> Result<UserId, &'static str> {
     UserId::parse(text).ok_or("must be 1 to 255 bytes without control characters, and not `me`")
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: AuditArgs) -> CommandResult {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     if store.project_find(args.project.clone()).await?.is_none() {
         return Err(ProjectError::Missing(args.project).into());
     }
     let asked = RecordQuery { project: args.project, user: args.user, rows_max: args.limit.into() };
-    let mut lines: Vec<Line> = store.revocations(asked.clone()).await?.into_iter().map(Line::from).collect();
-    lines.extend(store.events(asked).await?.into_iter().map(Line::from));
+    let mut lines: Vec<AuditLine> = store.revocations(asked.clone()).await?.into_iter().map(AuditLine::from).collect();
+    lines.extend(store.events(asked).await?.into_iter().map(AuditLine::from));
     // Each part holds its newest entries, so the newest of both together are complete.
     lines.sort_unstable_by_key(|line| Reverse(line.id));
     lines.truncate(args.limit.into());
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
 }
 
 /// An entry of either part of the audit log.
-struct Line {
+struct AuditLine {
     id: Uuid,
     at: Timestamp,
     by: EndedBy,
@@ -83,7 +83,7 @@ struct Line {
     ip: Option<String>,
 }
 
-impl From<Record> for Line {
+impl From<Record> for AuditLine {
     fn from(record: Record) -> Self {
         let Record { id, at, reason, session, spared, key, key_kind, user, by, ip } = record;
         let (key, reason) = (key_kind.zip(key), reason.as_str());
@@ -91,7 +91,7 @@ impl From<Record> for Line {
     }
 }
 
-impl From<EventRecord> for Line {
+impl From<EventRecord> for AuditLine {
     fn from(record: EventRecord) -> Self {
         let EventRecord { id, at, happened, by, ip } = record;
         Self {
@@ -109,7 +109,7 @@ impl From<EventRecord> for Line {
     }
 }
 
-fn object(line: &Line) -> Value {
+fn object(line: &AuditLine) -> Value {
     let (by, by_id) = actor(line.by);
     json!({
         "id": line.id.to_string(),
@@ -128,7 +128,7 @@ fn object(line: &Line) -> Value {
 }
 
 /// The entries in aligned columns.
-fn table(lines: &[Line]) -> String {
+fn table(lines: &[AuditLine]) -> String {
     const HEAD: [&str; 6] = ["AT", "WHO", "WHAT", "WHOSE", "WHY", "FROM"];
     let rows: Vec<[String; 6]> = std::iter::once(HEAD.map(str::to_owned)).chain(lines.iter().map(row)).collect();
     let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
@@ -140,7 +140,7 @@ fn table(lines: &[Line]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn row(line: &Line) -> [String; 6] {
+fn row(line: &AuditLine) -> [String; 6] {
     let (by, by_id) = actor(line.by);
     let what = match (line.session, line.spared, line.key) {
         (Some(session), ..) => format!("session {session}"),

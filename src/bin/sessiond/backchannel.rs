@@ -12,7 +12,7 @@ use sessiond::store::Endpoint;
 use sessiond::store::OpenDelivery;
 use uuid::Uuid;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::print::Format;
 use crate::project::project_id;
@@ -20,22 +20,22 @@ use crate::setup;
 
 /// Commands on back-channels.
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum BackchannelCommand {
     /// Add an endpoint that is notified of every revocation in a project from now on, and print its id.
-    Add(Add),
+    Add(BackchannelAddArgs),
     /// List a project's endpoints.
-    List(List),
+    List(BackchannelListArgs),
     /// Remove an endpoint, and drop its pending deliveries. Idempotent.
-    Remove(Remove),
+    Remove(BackchannelRemoveArgs),
     /// List pending and dead deliveries, newest first.
-    Deliveries(Deliveries),
+    Deliveries(BackchannelDeliveriesArgs),
     /// Retry a dead delivery, for another 24 hours.
-    Retry(Retry),
+    Retry(BackchannelRetryArgs),
 }
 
 /// Flags of `sessiond backchannel add`.
 #[derive(clap::Args)]
-pub(crate) struct Add {
+pub(crate) struct BackchannelAddArgs {
     /// The project whose revocations it receives.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -57,7 +57,7 @@ pub(crate) struct Add {
 
 /// Flags of `sessiond backchannel list`.
 #[derive(clap::Args)]
-pub(crate) struct List {
+pub(crate) struct BackchannelListArgs {
     /// The project whose endpoints they are.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -69,7 +69,7 @@ pub(crate) struct List {
 
 /// Flags of `sessiond backchannel remove`.
 #[derive(clap::Args)]
-pub(crate) struct Remove {
+pub(crate) struct BackchannelRemoveArgs {
     /// The endpoint, as `list` shows it.
     #[arg(value_name = "ENDPOINT")]
     endpoint: Uuid,
@@ -82,7 +82,7 @@ pub(crate) struct Remove {
 
 /// Flags of `sessiond backchannel deliveries`.
 #[derive(clap::Args)]
-pub(crate) struct Deliveries {
+pub(crate) struct BackchannelDeliveriesArgs {
     /// The project of the deliveries.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -97,7 +97,7 @@ pub(crate) struct Deliveries {
 
 /// Flags of `sessiond backchannel retry`.
 #[derive(clap::Args)]
-pub(crate) struct Retry {
+pub(crate) struct BackchannelRetryArgs {
     /// The delivery, as `deliveries` shows it.
     #[arg(value_name = "DELIVERY")]
     delivery: Uuid,
@@ -112,18 +112,18 @@ fn kind(text: &str) -> Result<Kind, &'static str> {
     Kind::parse(text).ok_or("must be `logout` or `caep`")
 }
 
-pub(crate) async fn run(command: Command) -> Outcome {
+pub(crate) async fn run(command: BackchannelCommand) -> CommandResult {
     match command {
-        Command::Add(args) => add(args).await,
-        Command::List(args) => list(args).await,
-        Command::Remove(args) => remove(args).await,
-        Command::Deliveries(args) => deliveries(args).await,
-        Command::Retry(args) => retry(args).await,
+        BackchannelCommand::Add(args) => add(args).await,
+        BackchannelCommand::List(args) => list(args).await,
+        BackchannelCommand::Remove(args) => remove(args).await,
+        BackchannelCommand::Deliveries(args) => deliveries(args).await,
+        BackchannelCommand::Retry(args) => retry(args).await,
     }
 }
 
-async fn add(args: Add) -> Outcome {
-    let Add { project, kind, url, audience, permitted, database } = args;
+async fn add(args: BackchannelAddArgs) -> CommandResult {
+    let BackchannelAddArgs { project, kind, url, audience, permitted, database } = args;
     let app = setup::operator(database, setup::no_sealer()).await?;
     let new = NewEndpoint { project, kind, url, audience };
     let id = app.endpoint_add(new, &permitted.backchannel_allow_private).await?;
@@ -133,7 +133,7 @@ async fn add(args: Add) -> Outcome {
     Ok(print::line(id).map_err(added)?)
 }
 
-async fn list(args: List) -> Outcome {
+async fn list(args: BackchannelListArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let nothing = format!("project {} has no endpoint; `sessiond backchannel add` adds one", args.project);
     let row = |endpoint: Endpoint| {
@@ -149,7 +149,7 @@ async fn list(args: List) -> Outcome {
     Ok(print::list(endpoints.into_iter().map(row).collect(), args.format, &nothing)?)
 }
 
-async fn remove(args: Remove) -> Outcome {
+async fn remove(args: BackchannelRemoveArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.endpoint_remove(args.project, args.endpoint).await? {
         false => format!("removed endpoint {}; its pending deliveries are dropped", args.endpoint),
@@ -157,7 +157,7 @@ async fn remove(args: Remove) -> Outcome {
     })?)
 }
 
-async fn deliveries(args: Deliveries) -> Outcome {
+async fn deliveries(args: BackchannelDeliveriesArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let nothing = format!("project {} has no pending and no dead deliveries", args.project);
     let row = |delivery: OpenDelivery| {
@@ -177,7 +177,7 @@ async fn deliveries(args: Deliveries) -> Outcome {
     Ok(print::list(open.into_iter().map(row).collect(), args.format, &nothing)?)
 }
 
-async fn retry(args: Retry) -> Outcome {
+async fn retry(args: BackchannelRetryArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     app.delivery_retry(args.project, args.delivery).await?;
     Ok(print::done(format!("delivery {} will be retried", args.delivery))?)

@@ -1,4 +1,4 @@
-//! What `sessiond signing-key` and `sessiond refresh-key` share.
+//! What the commands on keys have in common.
 
 use serde_json::Value;
 use sessiond::app::KeyRevoked;
@@ -14,7 +14,7 @@ use sessiond::token::schedule::Stage;
 use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::print::Format;
 use crate::project::project_id;
@@ -22,19 +22,19 @@ use crate::setup;
 
 /// Flags of `list`.
 #[derive(clap::Args)]
-pub(crate) struct List {
+pub(crate) struct KeyListArgs {
     /// The project of the keys.
     #[arg(long, value_parser = project_id, value_name = "ID")]
-    project: ProjectId,
+    pub(crate) project: ProjectId,
     #[command(flatten)]
-    format: Format,
+    pub(crate) format: Format,
     #[command(flatten)]
-    database: Database,
+    pub(crate) database: Database,
 }
 
 /// Flags of `revoke`.
 #[derive(clap::Args)]
-pub(crate) struct Revoke {
+pub(crate) struct KeyRevokeArgs {
     /// The key, as `list` shows it.
     #[arg(value_parser = key_id, value_name = "KEY")]
     key: KeyId,
@@ -57,14 +57,14 @@ pub(crate) async fn rotate(
     urgency: Urgency,
     sealing: Sealing,
     database: Database,
-) -> Outcome {
+) -> CommandResult {
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
     let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), urgency).await?;
     let retires = retired.iter().map(|key| format!("\n{purpose} {key} retires then")).collect::<String>();
     Ok(print::done(format!("{purpose} {heir} of project {project} takes over at {from}{retires}"))?)
 }
 
-pub(crate) async fn list(purpose: Purpose, args: List) -> Outcome {
+pub(crate) async fn list(purpose: Purpose, args: KeyListArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let nothing = format!("project {} has no {purpose}; `rotate` creates one", args.project);
     let keys = app.list_keys(purpose, args.project).await?;
@@ -89,8 +89,8 @@ fn row(key: &KeyRow, now: Timestamp) -> print::Row {
     ]
 }
 
-pub(crate) async fn revoke(purpose: Purpose, args: Revoke) -> Result<KeyRevoked, Box<dyn std::error::Error>> {
-    let Revoke { key, project, sealing, database } = args;
+pub(crate) async fn revoke(purpose: Purpose, args: KeyRevokeArgs) -> Result<KeyRevoked, Box<dyn std::error::Error>> {
+    let KeyRevokeArgs { key, project, sealing, database } = args;
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
     let revoked = app.revoke_key(purpose, project, key).await?;
     let known = format!("every server applies it within {} s", RELOAD_INTERVAL.as_secs());

@@ -47,43 +47,43 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run everything with no setup: a server with its own Postgres, a demo project and a demo page.
-    Dev(Box<dev::Args>),
+    Dev(Box<dev::DevArgs>),
     /// Create another demo session at a running `sessiond dev`, and write its tokens to dev.env.
-    DemoSession(dev::session::Args),
+    DemoSession(dev::session::DemoSessionArgs),
     /// Run the server.
-    Serve(Box<serve::Args>),
+    Serve(Box<serve::ServeArgs>),
     /// Bring the database schema up to date.
-    Migrate(migrate::Args),
+    Migrate(migrate::MigrateArgs),
     /// Print the OpenAPI 3.1 document of the REST API, as served at /openapi.json.
-    Openapi(openapi::Args),
+    Openapi(openapi::OpenapiArgs),
     /// Manage projects (tenants).
     #[command(subcommand)]
-    Project(project::Command),
+    Project(project::ProjectCommand),
     /// Manage server keys, which authenticate internal services.
     #[command(subcommand)]
-    ServerKey(server_key::Command),
+    ServerKey(server_key::ServerKeyCommand),
     /// Manage signing keys, which sign access tokens.
     #[command(subcommand)]
-    SigningKey(signing_key::Command),
+    SigningKey(signing_key::SigningKeyCommand),
     /// Manage refresh keys, which authenticate refresh tokens.
     #[command(subcommand)]
-    RefreshKey(refresh_key::Command),
+    RefreshKey(refresh_key::RefreshKeyCommand),
     /// Manage back-channels, which notify other services when a session is revoked.
     #[command(subcommand)]
-    Backchannel(backchannel::Command),
+    Backchannel(backchannel::BackchannelCommand),
     /// Reseal every private key in the database that only --previous-sealing-key opens, under --sealing-key.
     ///
     /// To change the sealing key, give every server the new one as SESSIOND_SEALING_KEY and the old one as
     /// SESSIOND_PREVIOUS_SEALING_KEY. Then run this with both. Then remove the old one. It may be interrupted, and run
     /// again, at any time.
-    Reseal(reseal::Args),
+    Reseal(reseal::ResealArgs),
     /// Delete ended sessions, old request ids and old audit entries now. Servers do this in the background.
-    Sweep(sweep::Args),
+    Sweep(sweep::SweepArgs),
     /// Run this after the database was restored from a backup. It revokes every session, because the backup may lack
     /// revocations made after it. All users must sign in again.
-    Restored(restored::Args),
+    Restored(restored::RestoredArgs),
     /// Print the audit log: who ended which sessions, when, why, and from where.
-    Audit(audit::Args),
+    Audit(audit::AuditArgs),
 }
 
 /// The exit code after the reader closed the pipe early: 128 + SIGPIPE.
@@ -93,7 +93,7 @@ const CLOSED_PIPE: u8 = 141;
 const STOPPED: u8 = 143;
 
 /// The result of a command. Errors are shown to people: each level describes only its own part.
-type Outcome = Result<(), Box<dyn Error>>;
+type CommandResult = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
     // Before anything else is parsed: this program starts the watchdog, which needs no runtime.
@@ -131,7 +131,7 @@ fn fatal(format: LogFormat, message: &str) {
     }
 }
 
-fn run(command: Command, log: &Log) -> Outcome {
+fn run(command: Command, log: &Log) -> CommandResult {
     telemetry::init(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let is_server = matches!(command, Command::Dev(_) | Command::Serve(_));
@@ -154,7 +154,7 @@ fn run(command: Command, log: &Log) -> Outcome {
     }
 }
 
-async fn execute(command: Command) -> Outcome {
+async fn execute(command: Command) -> CommandResult {
     match command {
         Command::Dev(args) => dev::run(*args).await,
         Command::DemoSession(args) => dev::session::run(args).await,

@@ -7,13 +7,13 @@ use sessiond::config::duration;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond migrate`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct MigrateArgs {
     #[command(flatten)]
     database: Database,
     /// How long to wait for another `migrate`, and for clients that use the tables. The log names whom it waits for.
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     wait: Duration,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     // On its own task: a migration blocks its thread, and signals must still be handled.

@@ -98,10 +98,10 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_parser = overflow, value_name = "WHAT")]
     sessions_overflow: Option<Overflow>,
 
-    /// Claims in every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of
+    /// DefaultClaims in every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of
     /// the same name takes precedence. Default for a new project: none.
     #[arg(long, value_parser = claims, value_name = "JSON")]
-    default_claims: Option<Claims>,
+    default_claims: Option<DefaultClaims>,
 }
 
 /// A limit, or none.
@@ -116,7 +116,7 @@ struct AuthAge(Option<Duration>);
 #[derive(Clone, Debug)]
 struct AcrValues(Arc<[String]>);
 
-type Claims = Arc<Map<String, Value>>;
+type DefaultClaims = Arc<Map<String, Value>>;
 
 const REPEATS: [(&str, RepeatElsewhere); 2] = [("allow", RepeatElsewhere::Allowed), ("end", RepeatElsewhere::Theft)];
 
@@ -169,7 +169,7 @@ fn sessions_max(text: &str) -> Result<SessionsMax, &'static str> {
     max.map(|max| SessionsMax(Some(max))).ok_or("must be 1 to 1000, or `none`")
 }
 
-fn claims(text: &str) -> Result<Claims, &'static str> {
+fn claims(text: &str) -> Result<DefaultClaims, &'static str> {
     serde_json::from_str(text).map(Arc::new).map_err(|_| "must be a JSON object")
 }
 

@@ -6,7 +6,7 @@ use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
 use sessiond::store::Project;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::policy;
 use crate::policy::PolicyArgs;
 use crate::print;
@@ -15,20 +15,20 @@ use crate::setup;
 
 /// Commands on projects.
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ProjectCommand {
     /// Create a project with its first signing key and refresh key.
-    Create(Box<Create>),
+    Create(Box<ProjectCreateArgs>),
     /// List the projects.
-    List(List),
+    List(ProjectListArgs),
     /// Show a project's settings, each in the format of its flag.
-    Show(Show),
+    Show(ProjectShowArgs),
     /// Change the given settings of a project. Running servers apply them within five seconds.
-    Update(Box<Update>),
+    Update(Box<ProjectUpdateArgs>),
 }
 
 /// Flags of `sessiond project create`.
 #[derive(clap::Args)]
-pub(crate) struct Create {
+pub(crate) struct ProjectCreateArgs {
     /// The project's id: 1 to 64 characters of `A-Z a-z 0-9 - _`. It is the `aud` of its tokens, and cannot be changed.
     #[arg(value_parser = project_id)]
     id: ProjectId,
@@ -42,7 +42,7 @@ pub(crate) struct Create {
 
 /// Flags of `sessiond project list`.
 #[derive(clap::Args)]
-pub(crate) struct List {
+pub(crate) struct ProjectListArgs {
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub(crate) struct List {
 
 /// Flags of `sessiond project show`.
 #[derive(clap::Args)]
-pub(crate) struct Show {
+pub(crate) struct ProjectShowArgs {
     /// The project's id.
     #[arg(value_parser = project_id)]
     id: ProjectId,
@@ -63,7 +63,7 @@ pub(crate) struct Show {
 
 /// Flags of `sessiond project update`.
 #[derive(clap::Args)]
-pub(crate) struct Update {
+pub(crate) struct ProjectUpdateArgs {
     /// The project's id.
     #[arg(value_parser = project_id)]
     id: ProjectId,
@@ -77,22 +77,22 @@ pub(crate) fn project_id(text: &str) -> Result<ProjectId, &'static str> {
     ProjectId::parse(text).ok_or("must be 1 to 64 characters of `A-Z a-z 0-9 - _`")
 }
 
-pub(crate) async fn run(command: Command) -> Outcome {
+pub(crate) async fn run(command: ProjectCommand) -> CommandResult {
     match command {
-        Command::Create(args) => create(*args).await,
-        Command::List(args) => list(args).await,
-        Command::Show(args) => show(args).await,
-        Command::Update(args) => update(*args).await,
+        ProjectCommand::Create(args) => create(*args).await,
+        ProjectCommand::List(args) => list(args).await,
+        ProjectCommand::Show(args) => show(args).await,
+        ProjectCommand::Update(args) => update(*args).await,
     }
 }
 
-async fn create(args: Create) -> Outcome {
+async fn create(args: ProjectCreateArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     app.project_create(args.id.clone(), args.policy.policy()).await?;
     Ok(print::done(format!("created project {}", args.id))?)
 }
 
-async fn list(args: List) -> Outcome {
+async fn list(args: ProjectListArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let projects = app.projects().await?;
     let row = |(id, created_at): (ProjectId, _)| {
@@ -102,12 +102,12 @@ async fn list(args: List) -> Outcome {
     Ok(print::list(projects.into_iter().map(row).collect(), args.format, nothing)?)
 }
 
-async fn show(args: Show) -> Outcome {
+async fn show(args: ProjectShowArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::one(row(&app.project(args.id).await?), args.format)?)
 }
 
-async fn update(args: Update) -> Outcome {
+async fn update(args: ProjectUpdateArgs) -> CommandResult {
     let Some(policy) = args.policy else {
         return Err("nothing to change: give at least one setting; `sessiond project update --help` lists them".into());
     };

@@ -7,26 +7,26 @@ use sessiond::id::ProjectId;
 use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::keys;
 use crate::project::project_id;
 
 /// Commands on refresh keys, which authenticate refresh tokens.
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum RefreshKeyCommand {
     /// Replace the key that makes refresh tokens. The new one takes over after 75 seconds, when every server knows it.
     /// Refresh tokens under the old one keep working, and each refresh returns one under the new key.
-    Rotate(Box<Rotate>),
+    Rotate(Box<RefreshKeyRotateArgs>),
     /// List a project's keys: `waiting` to take over, `signing` (the one that makes tokens), `retired`, or `revoked`.
-    List(keys::List),
+    List(keys::KeyListArgs),
     /// Revoke a compromised key: refresh tokens under it are no longer accepted, so their users must sign in again. If
     /// it makes tokens at present, a new key takes over at once. Idempotent.
-    Revoke(Box<keys::Revoke>),
+    Revoke(Box<keys::KeyRevokeArgs>),
 }
 
 /// Flags of `sessiond refresh-key rotate`.
 #[derive(clap::Args)]
-pub(crate) struct Rotate {
+pub(crate) struct RefreshKeyRotateArgs {
     /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -40,15 +40,15 @@ pub(crate) struct Rotate {
     database: Database,
 }
 
-pub(crate) async fn run(command: Command) -> Outcome {
+pub(crate) async fn run(command: RefreshKeyCommand) -> CommandResult {
     const REFRESH: Purpose = Purpose::Refresh;
     match command {
-        Command::Rotate(args) => {
-            let Rotate { project, now, sealing, database } = *args;
+        RefreshKeyCommand::Rotate(args) => {
+            let RefreshKeyRotateArgs { project, now, sealing, database } = *args;
             let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
             keys::rotate(REFRESH, project, urgency, sealing, database).await
         }
-        Command::List(args) => keys::list(REFRESH, args).await,
-        Command::Revoke(args) => keys::revoke(REFRESH, *args).await.map(drop),
+        RefreshKeyCommand::List(args) => keys::list(REFRESH, args).await,
+        RefreshKeyCommand::Revoke(args) => keys::revoke(REFRESH, *args).await.map(drop),
     }
 }

@@ -4,20 +4,20 @@ use sessiond::app::Resealed;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond reseal`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ResealArgs {
     #[command(flatten)]
     sealing: Sealing,
     #[command(flatten)]
     database: Database,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: ResealArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     let Resealed { resealed, present, unopened } = app.reseal().await?;
     let said = print::done(format!("resealed {resealed} keys; {present} were already under the present sealing key"));

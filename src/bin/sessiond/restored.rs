@@ -5,18 +5,18 @@ use sessiond::config::Database;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond restored`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct RestoredArgs {
     #[command(flatten)]
     database: Database,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: RestoredArgs) -> CommandResult {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
     setup::reach(&store).await?;
     let projects = app::after_restore(&store, &setup::clock(&store).await?).await?;

@@ -20,13 +20,13 @@ use sessiond::store::Durability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::listen;
 use crate::setup;
 
 /// Flags of `sessiond serve`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ServeArgs {
     #[command(flatten)]
     listen: Listen,
     #[command(flatten)]
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     allow_unsafe_durability: bool,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: ServeArgs) -> CommandResult {
     let stop = setup::told_to_stop(setup::Hangup::Ignored)?;
     listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
     if let Some(address) = args.listen.proxy_listen {
@@ -88,7 +88,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     Ok(())
 }
 
-async fn check(store: &Store, allow_unsafe_durability: bool) -> Outcome {
+async fn check(store: &Store, allow_unsafe_durability: bool) -> CommandResult {
     setup::reach(store).await?;
     let pending = store.pending_migrations().await?;
     if !pending.is_empty() {

@@ -10,27 +10,27 @@ use sessiond::store::Role;
 use sessiond::store::ServerKeyFacts;
 use sessiond::telemetry;
 
-use crate::Outcome;
+use crate::CommandResult;
+use crate::keys::KeyListArgs;
 use crate::keys::key_id;
 use crate::print;
-use crate::print::Format;
 use crate::project::project_id;
 use crate::setup;
 
 /// Commands on server keys.
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ServerKeyCommand {
     /// Create a server key and print it. It cannot be shown again: only its digest is stored.
-    Create(Create),
+    Create(ServerKeyCreateArgs),
     /// List a project's server keys, including revoked ones. Their secrets are not stored.
-    List(List),
+    List(KeyListArgs),
     /// Revoke a server key: every server refuses it at once. Idempotent.
-    Revoke(Revoke),
+    Revoke(ServerKeyRevokeArgs),
 }
 
 /// Flags of `sessiond server-key create`.
 #[derive(clap::Args)]
-pub(crate) struct Create {
+pub(crate) struct ServerKeyCreateArgs {
     /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -41,21 +41,9 @@ pub(crate) struct Create {
     database: Database,
 }
 
-/// Flags of `sessiond server-key list`.
-#[derive(clap::Args)]
-pub(crate) struct List {
-    /// The project of the keys.
-    #[arg(long, value_parser = project_id, value_name = "ID")]
-    project: ProjectId,
-    #[command(flatten)]
-    format: Format,
-    #[command(flatten)]
-    database: Database,
-}
-
 /// Flags of `sessiond server-key revoke`.
 #[derive(clap::Args)]
-pub(crate) struct Revoke {
+pub(crate) struct ServerKeyRevokeArgs {
     /// The key, as `list` shows it.
     #[arg(value_parser = key_id, value_name = "KEY")]
     key: KeyId,
@@ -67,15 +55,15 @@ fn role(text: &str) -> Result<Role, &'static str> {
     Role::parse(text).ok_or("must be `service` or `admin`")
 }
 
-pub(crate) async fn run(command: Command) -> Outcome {
+pub(crate) async fn run(command: ServerKeyCommand) -> CommandResult {
     match command {
-        Command::Create(args) => create(args).await,
-        Command::List(args) => list(args).await,
-        Command::Revoke(args) => revoke(args).await,
+        ServerKeyCommand::Create(args) => create(args).await,
+        ServerKeyCommand::List(args) => list(args).await,
+        ServerKeyCommand::Revoke(args) => revoke(args).await,
     }
 }
 
-async fn create(args: Create) -> Outcome {
+async fn create(args: ServerKeyCreateArgs) -> CommandResult {
     print::somebody_reads()?;
     // A server key is hashed, not sealed.
     let app = setup::operator(args.database, setup::no_sealer()).await?;
@@ -95,7 +83,7 @@ async fn create(args: Create) -> Outcome {
     Err(format!("{undone}: {}", telemetry::chain(&unwritten)).into())
 }
 
-async fn list(args: List) -> Outcome {
+async fn list(args: KeyListArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = args.project.clone();
     let nothing = format!("project {project} has no server key; `sessiond server-key create` creates one");
@@ -112,7 +100,7 @@ async fn list(args: List) -> Outcome {
     Ok(print::list(keys.into_iter().map(row).collect(), args.format, &nothing)?)
 }
 
-async fn revoke(args: Revoke) -> Outcome {
+async fn revoke(args: ServerKeyRevokeArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.server_key_revoke(args.key).await? {
         Taken::Now => format!("revoked server key {}; every server refuses it from now on", args.key),

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
-use crate::Outcome;
+use crate::CommandResult;
 
 /// How long a command waits for a database that does not answer yet, for example because it is starting.
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Me
 }
 
 /// Waits until the database answers. Returns at once on errors that only an operator can fix.
-pub(crate) async fn reach(store: &Store) -> Outcome {
+pub(crate) async fn reach(store: &Store) -> CommandResult {
     let started = Instant::now();
     let stop = stopped()?;
     tokio::pin!(stop);

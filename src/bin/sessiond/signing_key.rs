@@ -10,28 +10,28 @@ use sessiond::token::jwks;
 use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::keys;
 use crate::print;
 use crate::project::project_id;
 
 /// Commands on signing keys.
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum SigningKeyCommand {
     /// Replace the signing key. The new one is published at once and takes over after an hour and 65 seconds, when no
     /// verifier has a JWKS without it. The old one verifies until its last token has expired.
-    Rotate(Box<Rotate>),
+    Rotate(Box<SigningKeyRotateArgs>),
     /// List a project's keys: `waiting` to take over, `signing`, `retired`, or `revoked`.
-    List(keys::List),
+    List(keys::KeyListArgs),
     /// Revoke a compromised key: it leaves the JWKS, and its tokens are no longer accepted, not even to sign out. If it
     /// is signing, a new key takes over at once. Users stay signed in: their next refresh returns a token under the new
     /// key. Idempotent.
-    Revoke(Box<keys::Revoke>),
+    Revoke(Box<keys::KeyRevokeArgs>),
 }
 
 /// Flags of `sessiond signing-key rotate`.
 #[derive(clap::Args)]
-pub(crate) struct Rotate {
+pub(crate) struct SigningKeyRotateArgs {
     /// The project of the key.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
@@ -45,19 +45,19 @@ pub(crate) struct Rotate {
     database: Database,
 }
 
-pub(crate) async fn run(command: Command) -> Outcome {
+pub(crate) async fn run(command: SigningKeyCommand) -> CommandResult {
     const SIGNING: Purpose = Purpose::Signing;
     match command {
-        Command::Rotate(args) => {
-            let Rotate { project, now, sealing, database } = *args;
+        SigningKeyCommand::Rotate(args) => {
+            let SigningKeyRotateArgs { project, now, sealing, database } = *args;
             let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
             keys::rotate(SIGNING, project, urgency, sealing, database).await?;
             if now {
                 warn_of_caches()?;
             }
         }
-        Command::List(args) => keys::list(SIGNING, args).await?,
-        Command::Revoke(args) => {
+        SigningKeyCommand::List(args) => keys::list(SIGNING, args).await?,
+        SigningKeyCommand::Revoke(args) => {
             let revoked = keys::revoke(SIGNING, *args).await?;
             if revoked != KeyRevoked::Before {
                 let max_age = duration_text(jwks::MAX_AGE);

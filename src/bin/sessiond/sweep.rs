@@ -6,20 +6,20 @@ use sessiond::config::Retention;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 use crate::setup;
 
 /// Flags of `sessiond sweep`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct SweepArgs {
     #[command(flatten)]
     database: Database,
     #[command(flatten)]
     retention: Retention,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: SweepArgs) -> CommandResult {
     let metrics = Metrics::default();
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;

@@ -57,39 +57,39 @@ pub(super) const TERMINAL: &str = "terminal";
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A pretend device. The addresses are reserved for documentation (RFC 5737).
-struct Device {
+struct DemoDevice {
     id: &'static str,
     name: &'static str,
     user_agent: &'static str,
     ip: &'static str,
 }
 
-const DEVICES: [Device; 5] = [
-    Device {
+const DEVICES: [DemoDevice; 5] = [
+    DemoDevice {
         id: "phone",
         name: "Phone",
         user_agent: "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/148.0.0.0 Mobile Safari/537.36",
         ip: "203.0.113.7",
     },
-    Device {
+    DemoDevice {
         id: "laptop",
         name: "Laptop",
         user_agent: "Mozilla/5.0 (X11; Linux x86_64; rv:150.0) Gecko/20100101 Firefox/150.0",
         ip: "198.51.100.24",
     },
-    Device {
+    DemoDevice {
         id: "tablet",
         name: "Tablet",
         user_agent: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.0 Safari/605.1.15",
         ip: "203.0.113.88",
     },
-    Device {
+    DemoDevice {
         id: "television",
         name: "Television",
         user_agent: "Mozilla/5.0 (Web0S; Linux/SmartTV) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Safari/537.36",
         ip: "198.51.100.61",
     },
-    Device { id: TERMINAL, name: "Terminal", user_agent: "curl/8.14.1", ip: "192.0.2.130" },
+    DemoDevice { id: TERMINAL, name: "Terminal", user_agent: "curl/8.14.1", ip: "192.0.2.130" },
 ];
 
 /// The backend. Cheap to clone; clones share state.
@@ -108,7 +108,7 @@ pub(super) struct Demo {
 
 /// The backend, and the API that it calls.
 #[derive(Clone)]
-struct Backend {
+struct DemoBackend {
     demo: Demo,
     api: Router,
 }
@@ -139,7 +139,7 @@ impl Demo {
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn(in_time))
             .layer(from_fn(same_site))
-            .with_state(Backend { demo: self.clone(), api })
+            .with_state(DemoBackend { demo: self.clone(), api })
     }
 
     /// Sets the variables of `dev.env`. From now on a sign-in on the terminal writes the file.
@@ -174,7 +174,7 @@ impl Demo {
     }
 }
 
-impl Backend {
+impl DemoBackend {
     /// Calls the API with the server key, on behalf of the caller.
     async fn ask(self, asked: Parts, method: Method, path: &str, body: Body) -> Response {
         let query = asked.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -210,7 +210,7 @@ fn demo_user() -> String {
 }
 
 /// A real backend would check a password first.
-async fn sign_in(State(backend): State<Backend>, asked: Parts, Json(sign_in): Json<SignIn>) -> Response {
+async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in): Json<SignIn>) -> Response {
     let SignIn { user_id, device } = sign_in;
     let Some(device) = DEVICES.iter().find(|known| known.id == device) else {
         let known = DEVICES.map(|device| device.id).join(", ");
@@ -241,7 +241,7 @@ async fn sign_in(State(backend): State<Backend>, asked: Parts, Json(sign_in): Js
 }
 
 /// The terminal's session while it is live, else 204. Not a secret: the caller may sign in any user anyway.
-async fn terminal(State(backend): State<Backend>, asked: Parts) -> Response {
+async fn terminal(State(backend): State<DemoBackend>, asked: Parts) -> Response {
     let last = backend.demo.terminal.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Some(grant) = last else { return StatusCode::NO_CONTENT.into_response() };
     // Introspection does not rotate a refresh token.
@@ -260,12 +260,12 @@ async fn terminal(State(backend): State<Backend>, asked: Parts) -> Response {
 }
 
 /// The project's revocations, live.
-async fn feed(State(backend): State<Backend>, asked: Parts) -> Response {
+async fn feed(State(backend): State<DemoBackend>, asked: Parts) -> Response {
     backend.ask(asked, Method::GET, "/auth/revocations:watch", Body::empty()).await
 }
 
 /// A service behind the guard.
-async fn service(State(backend): State<Backend>, request: Request) -> Response {
+async fn service(State(backend): State<DemoBackend>, request: Request) -> Response {
     let Some(guarded) = backend.demo.guarded.get() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the demo's guard has not started; see the log\n").into_response();
     };

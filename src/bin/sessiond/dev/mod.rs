@@ -43,7 +43,7 @@ use self::files::Files;
 use self::names::DATA_DIR;
 use self::names::PROJECT;
 use self::names::USER;
-use crate::Outcome;
+use crate::CommandResult;
 use crate::listen;
 use crate::policy::PolicyArgs;
 use crate::print;
@@ -63,7 +63,7 @@ const OWN_ISSUER: &str = "http://127.0.0.1:0";
     mut_arg("verify_rate", |arg| arg.default_value("0")),
     mut_arg("drain_delay", |arg| arg.default_value("0s"))
 )]
-pub(crate) struct Args {
+pub(crate) struct DevArgs {
     /// Address for gRPC, grpc-web and REST; loopback only. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -98,7 +98,7 @@ pub(crate) struct Args {
     backchannel: Backchannel,
 }
 
-pub(crate) async fn run(mut args: Args) -> Outcome {
+pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     let stop = setup::told_to_stop(setup::Hangup::Stops)?;
     if !args.listen.ip().is_loopback() || !args.metrics_listen.ip().is_loopback() {
         return Err("`sessiond dev` listens on loopback only; use `sessiond serve` for other addresses".into());
@@ -158,7 +158,7 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
         session::open(address).await?;
         greet(&files, address);
         keep_alive(cluster.as_mut()).await?;
-        Outcome::Ok(())
+        CommandResult::Ok(())
     };
     tokio::select! {
         () = server.sweeping(sweeper).delivering(deliverer).run(stop) => {}
@@ -174,7 +174,10 @@ pub(crate) async fn run(mut args: Args) -> Outcome {
 ///
 /// `dev.env` exports its URL for other tools. A shell that has read an earlier `dev.env` names our own database, even
 /// if the data directory has been deleted since.
-async fn database(args: &Args, files: &Files) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
+async fn database(
+    args: &DevArgs,
+    files: &Files,
+) -> Result<(Option<Cluster>, SecretString), Box<dyn std::error::Error>> {
     let own = files.read(Files::OWN_DATABASE).unwrap_or_default();
     if let Some(url) = &args.database_url
         && url.expose_secret() != own.trim()
@@ -220,7 +223,7 @@ async fn keep_alive(cluster: Option<&mut Cluster>) -> Result<(), dev_postgres::E
     }
 }
 
-async fn migrate(store: &Store, allowed: bool) -> Outcome {
+async fn migrate(store: &Store, allowed: bool) -> CommandResult {
     if allowed {
         store.migrate().await?;
         return Ok(());

@@ -20,7 +20,7 @@ use super::files::Files;
 use super::files::path_in;
 use super::names::DATA_DIR;
 use super::names::USER;
-use crate::Outcome;
+use crate::CommandResult;
 use crate::print;
 
 /// How long the server may take to answer.
@@ -31,13 +31,13 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Flags of `sessiond demo-session`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct DemoSessionArgs {
     /// The data directory of the running `sessiond dev`.
     #[arg(long, env = "SESSIOND_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
     data_dir: PathBuf,
 }
 
-pub(crate) async fn run(args: Args) -> Outcome {
+pub(crate) async fn run(args: DemoSessionArgs) -> CommandResult {
     let path = path_in(&args.data_dir, Files::ENV);
     let env = path.display();
     let help = "start one with ./run or `sessiond dev`, or give its directory with --data-dir";
