@@ -31,7 +31,7 @@ use super::arrival::Budget;
 use super::class;
 use super::media;
 use super::origin::TrustedPeer;
-use super::retry_after;
+use super::retry_after::retry_after;
 use crate::config;
 use crate::rates::Bucket;
 use crate::rates::Limiter;

@@ -10,8 +10,8 @@ use tower_http::cors::AllowOrigin;
 use tower_http::cors::Any;
 use tower_http::cors::CorsLayer;
 
-use super::SettingError;
-use super::read;
+use super::setting::SettingError;
+use super::setting::read;
 use super::stack_auth;
 use crate::config;
 

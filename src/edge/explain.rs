@@ -5,7 +5,7 @@ use http::HeaderValue;
 use tonic::Code;
 use tonic::Status;
 
-use super::GrpcResponse;
+use super::grpc::GrpcResponse;
 use crate::rpc::status;
 
 /// Puts our status in the place of one without details.

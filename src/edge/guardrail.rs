@@ -19,9 +19,9 @@ use tokio::time::timeout;
 use tower::Layer;
 use tower::Service;
 
-use super::GrpcRequest;
-use super::GrpcResponse;
 use super::class;
+use super::grpc::GrpcRequest;
+use super::grpc::GrpcResponse;
 use crate::app::Load;
 use crate::rpc::status;
 use crate::telemetry;

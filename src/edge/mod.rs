@@ -9,6 +9,7 @@ mod connection;
 mod connections;
 mod cors;
 mod explain;
+mod grpc;
 mod guardrail;
 mod hosts;
 mod identify;
@@ -25,19 +26,17 @@ mod plain;
 mod rate;
 mod readiness;
 mod resume;
+mod retry_after;
 mod serve;
+mod setting;
 mod stack_auth;
 mod stalled;
 mod verify;
 mod well_known;
 
-use std::convert::Infallible;
-use std::time::Duration;
-
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
-use http::HeaderValue;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -47,11 +46,14 @@ use tower::ServiceBuilder;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
+use grpc::GrpcService;
 use guardrail::GuardrailLayer;
 pub use openapi::document;
 pub use serve::BindError;
 pub use serve::Ports;
 pub use serve::Server;
+pub use setting::SettingError;
+use setting::read;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -70,26 +72,6 @@ use tonic_rest_layer::RestLayer;
 
 /// How many members and elements a JSON body may have: several times what any message of ours may.
 const BODY_ELEMENTS_MAX: usize = 8_192;
-
-/// A setting that cannot work.
-#[derive(Debug, thiserror::Error)]
-#[error("`{text}` {expected}")]
-pub struct SettingError {
-    text: String,
-    expected: String,
-}
-
-/// Reads a list of settings again, for whoever did not read them from flags. Each is in it once.
-fn read(texts: &[String], one: fn(&str) -> Result<String, String>) -> Result<Vec<String>, SettingError> {
-    let mut read = vec![];
-    for text in texts {
-        let setting = one(text).map_err(|expected| SettingError { text: text.clone(), expected })?;
-        if !read.contains(&setting) {
-            read.push(setting);
-        }
-    }
-    Ok(read)
-}
 
 /// Puts the stack together, outermost first. What stands beside the API is told where the API is, to ask it.
 ///
@@ -257,16 +239,4 @@ fn authorization(app: &App, bytes_max: usize) -> AuthorizationServer<Authorizati
     AuthorizationServer::new(Authorization::new(app.clone()))
         .max_decoding_message_size(2 * bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
-}
-
-/// What travels between the layers inside the transcoder.
-type GrpcRequest = http::Request<Body>;
-type GrpcResponse = http::Response<Body>;
-
-/// The gRPC services and what every call passes on its way to them, whichever wire it came over.
-type GrpcService = BoxCloneSyncService<GrpcRequest, GrpcResponse, Infallible>;
-
-/// `Retry-After`: whole seconds (RFC 9110 §10.2.3), and none too few.
-fn retry_after(delay: Duration) -> HeaderValue {
-    (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1).into()
 }

@@ -22,8 +22,8 @@ use tonic::body::Body;
 use tower::Layer;
 use tower::Service;
 
-use super::GrpcRequest;
-use super::GrpcResponse;
+use super::grpc::GrpcRequest;
+use super::grpc::GrpcResponse;
 use crate::pb;
 use crate::pb::envoy::authorization_server;
 use crate::rpc::status;

@@ -13,10 +13,10 @@ use tokio::task::futures::TaskLocalFuture;
 use tower::Layer;
 use tower::Service;
 
-use super::GrpcRequest;
-use super::GrpcResponse;
 use super::admission::EarlyRefusal;
 use super::admission::PaidBy;
+use super::grpc::GrpcRequest;
+use super::grpc::GrpcResponse;
 use crate::rates;
 
 /// See the module.

@@ -34,7 +34,6 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
-use super::SettingError;
 use super::Stack;
 use super::activity::ConnectionFate;
 use super::activity::Lifetimes;
@@ -48,6 +47,7 @@ use super::metrics::MetricsPage;
 use super::origin::Trust;
 use super::parting::Parting;
 use super::readiness::ReadinessWatch;
+use super::setting::SettingError;
 use super::stack;
 use super::stalled;
 use super::stalled::Impatient;

@@ -19,8 +19,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic_types::StatusExt as _;
 
-use super::GrpcService;
-use super::retry_after;
+use super::grpc::GrpcService;
+use super::retry_after::retry_after;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;

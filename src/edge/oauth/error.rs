@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::edge::retry_after;
+use crate::edge::retry_after::retry_after;
 use crate::rpc::status;
 use crate::rpc::status::Reason;
 

@@ -45,9 +45,10 @@ use self::grant::TokenRequest;
 use self::headers::Manner;
 use self::headers::StackHeaders;
 use self::known_error::KnownError;
-use super::GrpcService;
 use super::admission::EarlyRefusal;
 use super::body;
+use super::grpc::GrpcService;
+use super::retry_after::retry_after;
 use crate::app::Client;
 use crate::config::Limits;
 use crate::pb;
@@ -360,14 +361,14 @@ fn render(manner: &Manner, body: Value) -> Response {
 
 /// An answer that is no. A failure of ours keeps its status, whatever was asked for.
 fn refuse(manner: &Manner, error: KnownError) -> Response {
-    let (status, code, retry_after) = (error.status(), error.code(), error.retry_after);
+    let (status, code, delay) = (error.status(), error.code(), error.retry_after);
     let mut response = render(manner, error.body());
     let headers = response.headers_mut();
     if let Some(code) = code {
         manner.set_known_error(headers, code);
     }
-    if let Some(delay) = retry_after {
-        headers.insert(header::RETRY_AFTER, super::retry_after(delay));
+    if let Some(delay) = delay {
+        headers.insert(header::RETRY_AFTER, retry_after(delay));
     }
     if manner.overrides_status && status.is_client_error() {
         manner.set_actual_status(headers, status);
