@@ -587,7 +587,9 @@ async fn waiting_for_one_user_row_blocks_nobody_else() {
         futures_util::future::join_all(all).await
     };
     let others = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let query =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("cut-offs wait for the row", async || service.database.lines(query).await != ["0"]).await;
         for _ in 0..20 {
             service.sign_in("eve", "tablet").await.sign_out().await.expect("signs out");
         }
