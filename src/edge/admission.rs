@@ -60,7 +60,7 @@ impl EarlyRefusal {
 
 /// See the module.
 #[derive(Clone)]
-pub(super) struct Admission(Arc<AdmissionLimits>);
+pub(super) struct AdmissionControl(Arc<AdmissionLimits>);
 
 struct AdmissionLimits {
     rates: Limiter,
@@ -72,7 +72,7 @@ struct AdmissionLimits {
     rest: RestLayer,
 }
 
-impl Admission {
+impl AdmissionControl {
     /// As configured.
     pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics, rest: RestLayer) -> Self {
         Self(Arc::new(AdmissionLimits {
@@ -118,7 +118,11 @@ impl AdmissionLimits {
 }
 
 /// Lets a request in, or has it refused.
-pub(super) async fn admit(State(Admission(shared)): State<Admission>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(
+    State(AdmissionControl(shared)): State<AdmissionControl>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let class = class::of(request.method(), request.uri().path());
     let trusted = request.extensions().get::<TrustedPeer>().is_some();
     // All of a proxy's clients ask from the proxy's address, and one of them must not use it up for the others. But their

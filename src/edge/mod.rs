@@ -147,7 +147,7 @@ fn stack(
     // Beside CORS, which would answer a preflight that a proxy asks about with a 200: the proxy would let it pass.
     let router = router.merge(verify).merge(beside);
     // What a request costs first of all: its address's bucket, its address's share, and its message's arrival.
-    let admission = admission::Admission::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
+    let admission = admission::AdmissionControl::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
     let router = router.layer(from_fn_with_state(admission, admission::admit));
 
     // For proxies alone, on a listener of their own: nobody else reaches it, so nobody is counted there.

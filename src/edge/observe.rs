@@ -92,7 +92,7 @@ where
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
         let path = request.uri().path();
         let rpc = self.layer.known.get(path).map_or("unknown", String::as_str).trim_start_matches('/').to_owned();
-        let call = Call {
+        let call = ObservedCall {
             rpc,
             wire: *request.extensions().get().unwrap_or(&Wire::Grpc),
             started: Instant::now(),
@@ -109,7 +109,7 @@ where
 }
 
 /// A call under way. Counted once, when its code is known or its body is dropped.
-struct Call {
+struct ObservedCall {
     rpc: String,
     wire: Wire,
     started: Instant,
@@ -119,7 +119,7 @@ struct Call {
     ip: Option<IpAddr>,
 }
 
-impl Call {
+impl ObservedCall {
     fn watch(mut self, response: GrpcResponse) -> GrpcResponse {
         self.note(response.headers());
         response.map(|body| Body::new(Watched { body, call: self }))
@@ -135,7 +135,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for ObservedCall {
     fn drop(&mut self) {
         // No code means that nobody waited for the end.
         let code = self.code.unwrap_or(Code::Cancelled);
@@ -149,7 +149,7 @@ impl Drop for Call {
 /// A body that knows whose it is.
 struct Watched {
     body: Body,
-    call: Call,
+    call: ObservedCall,
 }
 
 impl http_body::Body for Watched {

@@ -236,7 +236,7 @@ impl Server {
         let readiness = supervisor.keep("health", move || readiness.clone().run());
         let jobs = app.spawn_jobs(&supervisor, sweeper, deliverer);
 
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let (phase, phases) = watch::channel(ServerPhase::Serving);
         let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
         let front = Front { connections, trust, metrics, limits: limits.clone(), phases, is_for_proxies: false };
         let mut accepting = JoinSet::new();
@@ -249,7 +249,7 @@ impl Server {
             _ = accepting.join_next() => tracing::error!("no more connections are accepted, by a bug: stopping"),
         }
         app.load().drain();
-        phase.send_replace(Phase::Draining);
+        phase.send_replace(ServerPhase::Draining);
         if !limits.drain_delay.is_zero() {
             tracing::info!(delay = ?limits.drain_delay, "draining: readiness is red, requests are still answered");
             tokio::time::sleep(limits.drain_delay).await;
@@ -264,7 +264,7 @@ impl Server {
         }
         // Streams have no end of their own: whoever follows goes on at another replica.
         app.feed().close();
-        phase.send_replace(Phase::Closing);
+        phase.send_replace(ServerPhase::Closing);
         drop(front);
         if timeout(limits.shutdown_timeout, phase.closed()).await.is_err() {
             tracing::warn!("some requests did not end in time");
@@ -282,7 +282,7 @@ async fn take(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// Where the server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum ServerPhase {
     Serving,
     /// It was told to stop, and still answers; over HTTP/1.1, each answer closes its connection.
     Draining,
@@ -297,7 +297,7 @@ struct Front {
     trust: Trust,
     metrics: Metrics,
     limits: Limits,
-    phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<ServerPhase>,
     /// Whether only proxies reach the listener.
     is_for_proxies: bool,
 }
@@ -344,7 +344,7 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
             request.extensions_mut().insert(ConnectInfo(peer));
             let mut answer = Received::by(router, request, phases.clone()).await;
-            if is_http1 && *phases.borrow() != Phase::Serving {
+            if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             // A refusal over gRPC has status 200 too, and its own in the head.
@@ -388,7 +388,7 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
                 }
                 return;
             }
-            _ = closing.wait_for(|phase| *phase == Phase::Closing), if !is_leaving => activity.leave(),
+            _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
             () = activity.gives_way() => {}
             () = sleep_until(wake) => match activity.judge(Instant::now(), lifetimes) {
                 ConnectionFate::GoesOn(until) => {
@@ -423,7 +423,7 @@ struct Received {
 
 impl Received {
     /// Hands a request on. `alive` keeps the server from stopping under it.
-    async fn by(router: Router, request: Request<Body>, alive: watch::Receiver<Phase>) -> Response<Body> {
+    async fn by(router: Router, request: Request<Body>, alive: watch::Receiver<ServerPhase>) -> Response<Body> {
         let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
         let task = tokio::spawn(async move {
             let _alive = alive;

@@ -96,7 +96,7 @@ enum Stop {
 }
 
 /// A reader's progress on one connection.
-struct Progress {
+struct ReaderProgress {
     connection: u64,
     /// What is left to read again, since the connection was lost.
     again: Option<Pages>,
@@ -128,7 +128,7 @@ impl Pages {
 async fn follow(
     broadcaster: &Broadcaster,
     store: &Store,
-    progress: &mut Option<Progress>,
+    progress: &mut Option<ReaderProgress>,
     retry: &mut Backoff,
 ) -> Result<Stop, Error> {
     let progress = match progress {
@@ -177,7 +177,7 @@ async fn follow(
 }
 
 /// Reads the whole backlog.
-async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<Progress, Error> {
+async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<ReaderProgress, Error> {
     // The position is read first: what commits while the backlog is read is found again by the next reading.
     let asked = broadcaster.clock().elapsed();
     let present = store.feed_position(broadcaster.newest()).await?;
@@ -187,7 +187,7 @@ async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<Progress, Err
     let mut pages = Pages::new(broadcaster, present.at);
     while pages.read(broadcaster, store).await? {}
     broadcaster.start_at(Position::new(&present));
-    Ok(Progress { connection: present.connection, again: None })
+    Ok(ReaderProgress { connection: present.connection, again: None })
 }
 
 /// Returns whether the database does not continue what was read, so that the whole backlog has to be read again.

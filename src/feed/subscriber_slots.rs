@@ -28,17 +28,17 @@ pub(super) enum Subscriber {
 
 /// The slots of one replica's feed. Cheap to clone; clones share state.
 #[derive(Clone, Default)]
-pub(super) struct SubscriberSlots(Arc<Mutex<Taken>>);
+pub(super) struct SubscriberSlots(Arc<Mutex<TakenSlots>>);
 
 /// The slots that are taken.
-struct Taken {
+struct TakenSlots {
     max: usize,
     count: usize,
     by_subscriber: HashMap<Subscriber, usize>,
     by_users_of: HashMap<ProjectId, usize>,
 }
 
-impl Default for Taken {
+impl Default for TakenSlots {
     fn default() -> Self {
         Self { max: SUBSCRIBERS_MAX, count: 0, by_subscriber: HashMap::new(), by_users_of: HashMap::new() }
     }
@@ -61,12 +61,12 @@ impl SubscriberSlots {
         has_taken.then(|| SubscriberSlot { slots: self.clone(), subscriber })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, TakenSlots> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Taken {
+impl TakenSlots {
     fn take(&mut self, subscriber: &Subscriber) -> bool {
         let (own_max, all_max) = match subscriber {
             Subscriber::Services(_) => (SERVICE_STREAMS_MAX, self.max),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::CommandResult;
 use crate::print;
-use crate::print::Format;
+use crate::print::OutputFormat;
 use crate::project::project_id;
 use crate::setup;
 
@@ -62,7 +62,7 @@ pub(crate) struct BackchannelListArgs {
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
     #[command(flatten)]
     database: Database,
 }
@@ -90,7 +90,7 @@ pub(crate) struct BackchannelDeliveriesArgs {
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=10_000), value_name = "COUNT")]
     limit: u16,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
     #[command(flatten)]
     database: Database,
 }

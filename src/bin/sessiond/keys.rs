@@ -16,7 +16,7 @@ use sessiond::token::sealing::Purpose;
 
 use crate::CommandResult;
 use crate::print;
-use crate::print::Format;
+use crate::print::OutputFormat;
 use crate::project::project_id;
 use crate::setup;
 
@@ -27,7 +27,7 @@ pub(crate) struct KeyListArgs {
     #[arg(long, value_parser = project_id, value_name = "ID")]
     pub(crate) project: ProjectId,
     #[command(flatten)]
-    pub(crate) format: Format,
+    pub(crate) format: OutputFormat,
     #[command(flatten)]
     pub(crate) database: Database,
 }

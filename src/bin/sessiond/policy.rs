@@ -98,7 +98,7 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_parser = overflow, value_name = "WHAT")]
     sessions_overflow: Option<Overflow>,
 
-    /// DefaultClaims in every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of
+    /// Claims in every access token of the project, as a JSON object of at most 2048 bytes. A session's own claim of
     /// the same name takes precedence. Default for a new project: none.
     #[arg(long, value_parser = claims, value_name = "JSON")]
     default_claims: Option<DefaultClaims>,

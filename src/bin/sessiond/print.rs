@@ -70,13 +70,13 @@ pub(crate) fn somebody_reads() -> Result<(), Box<dyn Error>> {
 
 /// The format of a list.
 #[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Format {
+pub(crate) struct OutputFormat {
     /// Print one JSON object per line, with RFC 3339 times, instead of aligned text.
     #[arg(long)]
     json: bool,
 }
 
-impl Format {
+impl OutputFormat {
     /// Aligned text.
     pub(crate) const TEXT: Self = Self { json: false };
 }
@@ -85,7 +85,7 @@ impl Format {
 pub(crate) type Row = Vec<(&'static str, Value)>;
 
 /// Prints a list, a row per item. An empty list prints no line in JSON, and `nothing` in text.
-pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> Result<(), Unwritten> {
+pub(crate) fn list(rows: Vec<Row>, format: OutputFormat, nothing: &str) -> Result<(), Unwritten> {
     if format.json {
         return rows.into_iter().try_for_each(object);
     }
@@ -97,7 +97,7 @@ pub(crate) fn list(rows: Vec<Row>, format: Format, nothing: &str) -> Result<(), 
 }
 
 /// Prints one item, a line per property.
-pub(crate) fn one(row: Row, format: Format) -> Result<(), Unwritten> {
+pub(crate) fn one(row: Row, format: OutputFormat) -> Result<(), Unwritten> {
     if format.json {
         return object(row);
     }

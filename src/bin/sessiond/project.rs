@@ -10,7 +10,7 @@ use crate::CommandResult;
 use crate::policy;
 use crate::policy::PolicyArgs;
 use crate::print;
-use crate::print::Format;
+use crate::print::OutputFormat;
 use crate::setup;
 
 /// Commands on projects.
@@ -44,7 +44,7 @@ pub(crate) struct ProjectCreateArgs {
 #[derive(clap::Args)]
 pub(crate) struct ProjectListArgs {
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
     #[command(flatten)]
     database: Database,
 }
@@ -56,7 +56,7 @@ pub(crate) struct ProjectShowArgs {
     #[arg(value_parser = project_id)]
     id: ProjectId,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
     #[command(flatten)]
     database: Database,
 }
@@ -113,7 +113,7 @@ async fn update(args: ProjectUpdateArgs) -> CommandResult {
     };
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = app.project_update(args.id, move |present| policy.apply(present)).await?;
-    Ok(print::one(row(&project), Format::TEXT)?)
+    Ok(print::one(row(&project), OutputFormat::TEXT)?)
 }
 
 fn row(project: &Project) -> print::Row {

@@ -199,7 +199,7 @@ impl DemoBackend {
 /// The device and user to sign in.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SignIn {
+struct DemoSignIn {
     #[serde(default = "demo_user")]
     user_id: String,
     device: String,
@@ -210,8 +210,8 @@ fn demo_user() -> String {
 }
 
 /// A real backend would check a password first.
-async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in): Json<SignIn>) -> Response {
-    let SignIn { user_id, device } = sign_in;
+async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in): Json<DemoSignIn>) -> Response {
+    let DemoSignIn { user_id, device } = sign_in;
     let Some(device) = DEVICES.iter().find(|known| known.id == device) else {
         let known = DEVICES.map(|device| device.id).join(", ");
         return (StatusCode::BAD_REQUEST, format!("the devices here are {known}\n")).into_response();
