@@ -249,7 +249,7 @@ async fn begin(url: &str, key: &str) {
 
 /// CPU time of this process, on all threads: independent of other work on the machine.
 fn cpu_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").expect("Linux tells");
+    let stat = fs::read_to_string("/proc/self/stat").expect("reads");
     let fields: Vec<&str> = stat.split(' ').collect();
     let ticks = |at: usize| fields[at].parse::<f64>().expect("a number");
     // In user mode and in the kernel, in hundredths of a second.
@@ -258,7 +258,7 @@ fn cpu_seconds() -> f64 {
 
 /// The resident memory of this process.
 fn resident_bytes() -> usize {
-    let pages = fs::read_to_string("/proc/self/statm").expect("Linux tells");
+    let pages = fs::read_to_string("/proc/self/statm").expect("reads");
     let resident: usize = pages.split(' ').nth(1).expect("a number").parse().expect("a number");
     resident * 4096
 }

@@ -100,12 +100,11 @@ async fn measure() {
         print(name, &mut times);
         print("  a sign-out takes", &mut sign_outs);
         let told = other.stop().await;
-        assert!(told.iter().all(|count| *count == tokens.len() + warm.len()), "each stream was told of each: {told:?}");
-        println!(
-            "  {reached:.0} a second; each of {} streams was told of all {}",
-            told.len(),
-            tokens.len() + warm.len()
+        assert!(
+            told.iter().all(|count| *count == tokens.len() + warm.len()),
+            "each stream got each revocation: {told:?}"
         );
+        println!("  {reached:.0} a second; each of {} streams got all {}", told.len(), tokens.len() + warm.len());
     }
 }
 

@@ -30,12 +30,12 @@ pub struct Listen {
     #[arg(long, env = "SESSIOND_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
-    /// Address for /metrics. Only the operator must reach it. Port 0 picks a free one.
+    /// Address for /metrics. Expose it only to the operator. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_METRICS_LISTEN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
     pub metrics_listen: SocketAddr,
 
-    /// Address for proxies: serves only verify, Envoy's Check and health, without rate limits per address. Only proxies
-    /// must reach it. Not opened by default. Port 0 picks a free one.
+    /// Address for proxies: serves only verify, Envoy's Check and health, without rate limits per address. Expose it
+    /// only to proxies. Not opened by default. Port 0 picks a free one.
     #[arg(long, env = "SESSIOND_PROXY_LISTEN", value_name = "ADDRESS")]
     pub proxy_listen: Option<SocketAddr>,
 }

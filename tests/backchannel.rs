@@ -51,7 +51,7 @@ async fn until_states(service: &Service, expected: &[&str]) {
 }
 
 async fn until_told(receiver: &Receiver, count: usize) -> Vec<Told> {
-    eventually(&format!("told {count} times"), async || receiver.told().len() >= count).await;
+    eventually(&format!("{count} deliveries"), async || receiver.told().len() >= count).await;
     let told = receiver.told();
     assert_eq!(told.len(), count, "and not more often");
     told
@@ -104,7 +104,7 @@ async fn each_revocation_is_delivered_in_each_endpoints_format() {
         });
         assert_eq!(said, expected);
         let line = service.database.lines("SELECT id FROM revocations").await;
-        assert_eq!(line, [said["txn"].as_str().expect("a txn")], "what several are told of has one name");
+        assert_eq!(line, [said["txn"].as_str().expect("a txn")], "all messages about one revocation share a txn");
 
         // Neither token can be used elsewhere.
         for token in [logout.token(), event.token()] {
@@ -174,11 +174,11 @@ async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
     quick.register(&service.app, Kind::Logout, "/").await;
     let phone = service.sign_in("ada", "phone").await;
     let worker = Worker::start(&service.app, slow.outbound());
-    eventually("as many at once as may be", async || slow.told().len() == 8).await;
+    eventually("the limit per endpoint", async || slow.told().len() == 8).await;
     let pending = "sessiond_backchannel_pending{kind=\"logout\"}";
     eventually("what waits is counted", async || worker.metric(pending) == 70).await;
     phone.sign_out().await.expect("signs out");
-    eventually("the other is told", async || quick.told().len() == 1).await;
+    eventually("the other gets its delivery", async || quick.told().len() == 1).await;
     let late = "waiting no answer in time";
     assert!(!states(&service).await.contains(&late.to_owned()), "and did not wait");
     assert_eq!(slow.told().len(), 8);
@@ -202,7 +202,7 @@ async fn redirects_are_not_followed_and_endless_responses_are_cut_off() {
     // Unread bytes stay in the socket buffers of both sides: some megabytes at most.
     let poured = receiver.poured.load(Ordering::SeqCst);
     assert!(poured < 32 * 1024 * 1024, "{poured} bytes");
-    eventually("nobody listens any more", async || {
+    eventually("the connection is closed", async || {
         let before = receiver.poured.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(50)).await;
         receiver.poured.load(Ordering::SeqCst) == before
@@ -269,7 +269,7 @@ async fn a_removed_endpoint_gets_nothing_more() {
     assert_eq!(states(&service).await, ["dead the endpoint was removed"], "nothing is queued for it");
     assert_eq!(receiver.connections.load(Ordering::SeqCst), 0);
     let delivery = service.app.deliveries(project.clone(), 10).await.expect("lists")[0].id;
-    let refused = service.app.delivery_retry(project, delivery).await.expect_err("nobody to tell").to_string();
+    let refused = service.app.delivery_retry(project, delivery).await.expect_err("no endpoint").to_string();
     assert!(refused.contains("was removed"), "{refused}");
 }
 
@@ -294,7 +294,7 @@ async fn two_replicas_deliver_a_hundred_revocations_once_each() {
     let mut ids: Vec<_> = told.iter().map(Told::jti).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), 2 * ENDS, "no end was told twice");
+    assert_eq!(ids.len(), 2 * ENDS, "no revocation was delivered twice");
     let sum: u64 = workers
         .iter()
         .flat_map(|worker| {
@@ -323,7 +323,7 @@ async fn a_server_delivers_in_the_background_and_at_once() {
         service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
         until_told(&receiver, at + 1).await;
     }
-    assert!(started.elapsed() < SECOND * 5, "a second each, were it not told of what was queued");
+    assert!(started.elapsed() < SECOND * 5, "deliveries are not delayed by a second each");
     server.abort();
 }
 

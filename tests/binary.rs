@@ -340,7 +340,7 @@ async fn a_request_in_progress_is_answered_before_the_server_stops() {
     .await;
 
     let pid = Pid::from_child(&dev.process);
-    kill_process(pid, Signal::TERM).expect("is told");
+    kill_process(pid, Signal::TERM).expect("signals");
     let addr = dev.env["SESSIOND_URL"].trim_start_matches("http://").to_owned();
     eventually("no more connections", async || TcpStream::connect(&addr).await.is_err()).await;
     for watch in &mut streams {

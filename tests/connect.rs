@@ -378,7 +378,7 @@ async fn permanent_errors_are_reported_at_once_in_the_databases_words() {
     // A newline after the URL is ignored.
     let right = format!("{}\n", as_user("locked:right"));
     eventually("the rule holds", async || store(&as_user("locked:wrong")).reach().await.is_err()).await;
-    store(&right).reach().await.expect("is let in");
+    store(&right).reach().await.expect("is accepted");
     for (url, words) in [
         (as_user("locked:wrong"), "password authentication failed for user \"locked\" (SQLSTATE 28P01)"),
         (as_user("nobody_here"), "role \"nobody_here\" does not exist (SQLSTATE 28000)"),

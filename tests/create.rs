@@ -123,7 +123,7 @@ async fn a_repeat_returns_the_same_session() {
     let asked =
         CreateSessionRequest { request_id: Some("5d1c61b2-84dc-4a8c-9ed0-7c4e2f4bd2f5".into()), ..request("ada") };
     let mut phone = service.device(service.create(Wire::Rest, asked.clone()).await.expect("opens"));
-    phone.refresh().await.expect("goes on");
+    phone.refresh().await.expect("still works");
     assert_refused!(service.create(Wire::Rest, asked), "SCHEMA_ERROR");
     assert!(phone.is_signed_in().await);
 }

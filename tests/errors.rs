@@ -11,16 +11,16 @@ use sessiond::{
 use tonic_rest_layer::{Code, LayerReason, layer_reasons};
 
 const LAYERS: &str = "\
-# What the HTTP layer says by itself
+# Errors of the HTTP layer
 
 In the same form and domain, by the layer that turns JSON into gRPC: most often before any method is asked.
 
 ";
 
 const BELOW: &str = "\
-# What has no reason
+# Errors without a reason
 
-Answers to what is not the API's business have a status and a line of text:
+Responses outside of the API have a status and a line of text:
 
 | HTTP | |
 |---|---|
@@ -61,62 +61,68 @@ fn what_to_do(reason: Reason) -> &'static str {
     match reason {
         Reason::CredentialsMissing => "Send `authorization: Bearer …`, or a refresh token where the method takes one.",
         Reason::UnparsableAccessToken => {
-            "Refresh, and use the new token. Where that happens again: is it the token of this installation, and whole?"
+            "Refresh, and use the new token. If it happens again, check that the token is complete and of this installation."
         }
-        Reason::AccessTokenExpired => "Refresh, and repeat the call with the new token. Signing out works as it is.",
-        Reason::WrongProject => "Use the token with the service of its own project; the metadata names both.",
-        Reason::SessionRevoked => "Sign in again. Repeating the call or refreshing will not help.",
+        Reason::AccessTokenExpired => {
+            "Refresh, and repeat the call with the new token. Signing out works without that."
+        }
+        Reason::WrongProject => "Use the token only in its own project. The metadata names both projects.",
+        Reason::SessionRevoked => "Sign in again. A retry or a refresh does not help.",
         Reason::InvalidServerKey => {
-            "Check which key the service was given, and whether it was revoked; make a new one."
+            "Check which key the service uses, and whether it was revoked. Create a new one if necessary."
         }
         Reason::RefreshTokenNotFoundOrExpired => {
-            "Sign in again. If it was reused, the audit says `REFRESH_TOKEN_REUSED`: someone may hold a copy."
+            "Sign in again. If it was reused, the audit log says `REFRESH_TOKEN_REUSED`: someone may hold a copy."
         }
         Reason::ClientAuthenticationRequired => {
-            "Have the session's client refresh through a backend that shows a server key: by OAuth 2.0, or as a service by the \
-             Stack Auth adapter. The project's policy says so: `refresh_requires_client`."
+            "Refresh through a backend that also sends a server key: by OAuth 2.0, or as a service through the Stack Auth \
+             adapter. The project's policy requires it: `refresh_requires_client`."
         }
         Reason::InsufficientUserAuthentication => {
-            "Have the user authenticate again, open a session with the new `auth_time` and `acr` that replaces this one, and \
+            "Ask the user to authenticate again, create a session that replaces this one, with the new `auth_time` and `acr`, and \
              repeat the call with its token. The metadata has `max_age` in seconds and `acr_values` (RFC 9470). Signing out of \
-             the current session works as it is."
+             the current session works without that."
         }
         Reason::InsufficientAccessType => {
-            "Send the kind of credential that the method takes: a user's token, a server key, one with the role `admin`. \
-             A server key must not come from a browser, and who acts as a user ends only that session."
+            "Send the kind of credential that the method accepts: a user's token, a server key, one with the role `admin`. \
+             A server key must not come from a browser. An impersonation can revoke only its own session."
         }
-        Reason::NotYourUser => "Leave `user_id` out, or say `me`. For other users, ask as a service.",
-        Reason::SessionNotFound => "Treat it as gone: it never was, was removed, or is not the caller's to know of.",
-        Reason::CannotDeleteCurrentSession => "Sign out instead: `RevokeCurrent`, with the same token.",
+        Reason::NotYourUser => "Omit `user_id`, or send `me`. Only services can ask about other users.",
+        Reason::SessionNotFound => {
+            "Treat the session as ended: it does not exist, was deleted, or is not visible to the caller."
+        }
+        Reason::CannotDeleteCurrentSession => "Call `RevokeCurrent` with the same token.",
         Reason::SessionLimitReached => {
-            "Have the user end a session first, or let the project's policy make room: `evict_oldest`, `evict_idle`."
+            "Ask the user to end a session first, or set the project's policy to `evict_oldest` or `evict_idle`."
         }
         Reason::ProjectNotFound => {
-            "Is the name right? A proxy names the project in its own configuration: in the path, or in Envoy's \
-             `context_extensions`, where it is a 500."
+            "Check the project's id in the proxy's configuration: in the path, or in Envoy's `context_extensions`, where this \
+             is a 500."
         }
         Reason::Schema => {
-            "Mend the request: `google.rpc.BadRequest` names each field that is wrong, and what is expected."
+            "Correct the request: `google.rpc.BadRequest` names each invalid field, and what is expected."
         }
-        Reason::RateLimited => "Wait as long as `google.rpc.RetryInfo` or `Retry-After` says, then repeat.",
+        Reason::RateLimited => "Wait as long as `google.rpc.RetryInfo` or `Retry-After` says, then retry.",
         Reason::FeedInterrupted => {
-            "Open the stream again after `google.rpc.RetryInfo`, with the last cursor: the server stops, or the database \
-             has changed hands."
+            "Reopen the stream after `google.rpc.RetryInfo`, with the last cursor: the server is stopping, or the database \
+             has failed over."
         }
         Reason::SubscriberTooSlow => {
-            "Open the stream again with the last cursor, which the metadata repeats, and read it faster: nothing is lost."
+            "Reopen the stream with the last cursor, which is also in the metadata, and read faster. Nothing is lost."
         }
         Reason::StoreUnavailable => {
-            "Repeat after `Retry-After`: every call is safe to repeat. Operators: is Postgres up, and reachable?"
+            "Retry after `Retry-After`: every call is safe to repeat. Operators: check that Postgres is up and reachable."
         }
         Reason::DeadlineExceeded => {
-            "Whether it was done is not known. Repeat, with more time: every call is safe to repeat."
+            "The call may or may not have succeeded. Retry with a longer deadline: every call is safe to repeat."
         }
-        Reason::MethodNotFound => "Is it spelt as in the proto, and does this version of the server have it?",
+        Reason::MethodNotFound => "Check the spelling against the proto, and the version of the server.",
         Reason::UnsupportedEncoding => {
-            "Send messages as they are, or compressed with gzip: `grpc-accept-encoding` says so too."
+            "Send messages uncompressed, or compressed with gzip: see `grpc-accept-encoding`."
         }
-        Reason::Internal => "Our fault. Tell us the `request_id` in the metadata: it finds the cause in the log.",
+        Reason::Internal => {
+            "A bug in the server. Report the `request_id` in the metadata: the log has the cause under this id."
+        }
     }
 }
 
@@ -126,7 +132,7 @@ fn answered_by(reason: Reason) -> String {
         return "any".to_owned();
     }
     if OF_GRPC.contains(&reason) {
-        return "any, over gRPC and grpc-web alone".to_owned();
+        return "any, only over gRPC and grpc-web".to_owned();
     }
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
     let extension = pool.get_extension_by_name("sessiond.v1.reasons").expect("is there");
@@ -182,16 +188,18 @@ fn of_the_layer() -> Vec<LayerReason> {
 /// What the reader of the layer's own reasons should do.
 fn what_to_do_about(name: &str) -> &'static str {
     match name {
-        "ROUTE_NOT_FOUND" => "Is the path spelt as in `/openapi.json`, and below a base path?",
+        "ROUTE_NOT_FOUND" => "Check the path against `/openapi.json`, and that it is under a base path.",
         "METHOD_NOT_ALLOWED" => "Use one of the methods in `Allow`.",
         "UNSUPPORTED_MEDIA_TYPE" => {
-            "Send `content-type: application/json` and no `content-encoding`. Also told to gRPC and grpc-web clients \
-             with a type that is not spoken here, such as `application/grpc+json`."
+            "Send `content-type: application/json` and no `content-encoding`. Also returned to gRPC and grpc-web clients \
+             with an unsupported type, such as `application/grpc+json`."
         }
-        "BODY_TIMEOUT" => "Send the body faster, or in smaller pieces of work.",
+        "BODY_TIMEOUT" => "Send the body faster, or send less at once.",
         "BODY_TOO_LARGE" => "Send less at once. Operators: `--body-bytes-max`.",
-        "BODY_UNREADABLE" => "Repeat: the connection broke while the body was on its way.",
-        "BAD_REPLY" => "Our fault. Tell us the `x-request-id` of the answer: it finds the cause in the log.",
+        "BODY_UNREADABLE" => "Retry: the connection broke while the body was being sent.",
+        "BAD_REPLY" => {
+            "A bug in the server. Report the `x-request-id` of the response: the log has the cause under this id."
+        }
         other => panic!("{other} is not explained"),
     }
 }

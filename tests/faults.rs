@@ -32,7 +32,7 @@ async fn a_lost_notification_delays_revocations_and_loses_none() {
         let started = Instant::now();
         assert_eq!(watch.ended_session().await, phone.session);
         assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
-        assert!(watch.heartbeat().await < 2_000, "and the news is not old");
+        assert!(watch.heartbeat().await < 2_000, "and the feed is fresh");
     }
 }
 
@@ -63,7 +63,7 @@ async fn heartbeats_report_that_the_reader_hangs() {
 
     silence.end();
     assert_eq!(watch.ended_session().await, phone.session, "nothing is missed");
-    eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+    eventually("the feed is fresh again", async || watch.heartbeat().await < 2_000).await;
 }
 
 /// While Postgres is down, callers get an error; subscribers learn the feed's age, and resume by themselves.
@@ -78,12 +78,12 @@ async fn a_stopped_database_makes_the_feed_old_and_its_return_fresh() {
     watch.snapshot().await;
     for mode in [Mode::Fast, Mode::Immediate] {
         cluster.stop_server(mode).await.expect("stops");
-        eventually("the news grows old", async || watch.heartbeat().await > 2_000).await;
+        eventually("the feed is old", async || watch.heartbeat().await > 2_000).await;
         let key = bearer(service.server_key.expose_secret());
-        let refused = service.introspect(Wire::Grpc, key, &phone.access_token).await.expect_err("nobody knows");
+        let refused = service.introspect(Wire::Grpc, key, &phone.access_token).await.expect_err("cannot decide");
         assert_eq!(refused.reason, "STORE_UNAVAILABLE");
         cluster.start_server().await.expect("starts again");
-        eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+        eventually("the feed is fresh again", async || watch.heartbeat().await < 2_000).await;
         let laptop = service.sign_in("ada", "laptop").await;
         laptop.sign_out().await.expect("signs out");
         assert_eq!(watch.ended_session().await, laptop.session, "on the same stream");
@@ -138,7 +138,11 @@ async fn a_clock_that_jumps_drops_no_revocation_too_early() {
     phone.sign_out().await.expect("signs out");
     let told = there.ended().await;
     assert_eq!(told[0].ended, Some(Ended::SessionId(phone.session.clone())));
-    assert!(told[0].retain_seconds > 600, "{}: as long as its token, by whoever issued it", told[0].retain_seconds);
+    assert!(
+        told[0].retain_seconds > 600,
+        "{}: as long as its token lives, whichever replica issued it",
+        told[0].retain_seconds
+    );
     let laptop = ahead.sign_in("ada", "laptop").await;
     let mut here = service.watches(Wire::Grpc).await;
     here.snapshot().await;

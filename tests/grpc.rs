@@ -28,7 +28,7 @@ async fn health_is_reported_per_service() {
         // The first check of the database may still be in progress.
         let mut answers =
             health.watch(HealthCheckRequest { service: name.to_owned() }).await.expect("answers").into_inner();
-        while answers.message().await.expect("streams").expect("goes on").status() != ServingStatus::Serving {}
+        while answers.message().await.expect("streams").expect("still works").status() != ServingStatus::Serving {}
     }
     let unknown = health.check(HealthCheckRequest { service: "nobody".to_owned() }).await.expect_err("unknown");
     assert_eq!(unknown.code(), Code::NotFound);

@@ -147,7 +147,7 @@ async fn a_tonic_service_is_guarded_too() {
     };
 
     let phone = service.sign_in("ada", "phone").await;
-    call(Some(&phone.access_token)).await.expect("lets in");
+    call(Some(&phone.access_token)).await.expect("accepts");
     let missing = call(None).await.expect_err("no credential");
     assert_eq!(reason(missing), (Code::Unauthenticated, "CREDENTIALS_MISSING".to_owned()));
     phone.sign_out().await.expect("signs out");
@@ -476,11 +476,11 @@ async fn a_guard_leaves_a_replica_whose_feed_is_old() {
     phone.sign_out().await.expect("signs out at the other replica");
     let began = std::time::Instant::now();
     while guard.verify_now(&phone.access_token) != Err(Refusal::SessionRevoked) {
-        assert!(guard.verify_now(&laptop.access_token).is_ok(), "nobody else is refused");
+        assert!(guard.verify_now(&laptop.access_token).is_ok(), "other tokens are still accepted");
         assert!(began.elapsed() < Duration::from_secs(20), "it stays with the replica that hangs");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    eventually("young news", async || guard.stats().staleness.is_some_and(|age| age < MAX_STALENESS)).await;
+    eventually("the feed is fresh", async || guard.stats().staleness.is_some_and(|age| age < MAX_STALENESS)).await;
     assert!(guard.verify_now(&laptop.access_token).is_ok());
 }
 
@@ -580,18 +580,18 @@ async fn restarting_everything_under_load_revives_no_session() {
                 }
                 let told = Instant::now();
                 while guard.verify_now(&access_token).is_ok() {
-                    assert!(told.elapsed() < MAX_STALENESS + SLACK, "still let in");
+                    assert!(told.elapsed() < MAX_STALENESS + SLACK, "still accepted");
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                signed_out.lock().expect("nobody panics").push(access_token);
+                signed_out.lock().expect("no one panics while holding it").push(access_token);
             }
         })
     };
     let more = async |count: usize| {
-        let before = signed_out.lock().expect("nobody panics").len();
+        let before = signed_out.lock().expect("no one panics while holding it").len();
         eventually("people sign out", async || {
             assert!(!load.is_finished(), "the bound was not kept");
-            signed_out.lock().expect("nobody panics").len() >= before + count
+            signed_out.lock().expect("no one panics while holding it").len() >= before + count
         })
         .await;
     };
@@ -609,7 +609,7 @@ async fn restarting_everything_under_load_revives_no_session() {
     load.abort();
     let laptop = service.sign_in("ada", "laptop").await;
     eventually_accepts(&guard, &laptop.access_token).await;
-    for token in signed_out.lock().expect("nobody panics").iter() {
+    for token in signed_out.lock().expect("no one panics while holding it").iter() {
         assert_eq!(guard.verify_now(token), Err(Refusal::SessionRevoked), "none is missed");
     }
     drop(service);
@@ -679,7 +679,7 @@ async fn a_guard_introspects_when_it_cannot_decide() {
     let guard = Guard::connect(options).await.expect("connects");
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     eventually_accepts(&guard, &phone.access_token).await;
-    assert_eq!(guard.stats().introspections, 0, "as long as it knows, nobody is asked");
+    assert_eq!(guard.stats().introspections, 0, "no introspection while the feed is fresh");
 
     silence.begin();
     eventually("stale", async || guard.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
@@ -754,7 +754,7 @@ async fn dropping_the_last_clone_closes_the_stream() {
     assert!(clone.ready().await.is_ok());
     assert_eq!(service.app.feed().size().1, 1);
     drop(clone);
-    eventually("nobody follows", async || service.app.feed().size().1 == 0).await;
+    eventually("no subscriber is left", async || service.app.feed().size().1 == 0).await;
 }
 
 // Behaviour that our own server never shows.

@@ -434,7 +434,7 @@ async fn events_to_an_id(service: &Service, path: &str, lines: &str) -> (String,
     loop {
         let mut piece = [0; 4096];
         let reading = tokio::time::timeout(std::time::Duration::from_secs(10), socket.read(&mut piece));
-        let read = reading.await.unwrap_or_else(|_| panic!("no id: {seen}")).expect("goes on");
+        let read = reading.await.unwrap_or_else(|_| panic!("no id: {seen}")).expect("still works");
         assert!(read > 0, "ended: {seen}");
         seen.push_str(&String::from_utf8_lossy(&piece[..read]));
         if let Some((_, rest)) = seen.split_once("\nid: ")
@@ -463,8 +463,8 @@ async fn events_have_ids_and_the_stream_resumes_after_the_last_one() {
         let (resumed, _) = events_to_an_id(&service, &path, &format!("last-event-id: {given}\r\n")).await;
         assert!(!resumed.contains("snapshot_begin"), "{path}: {resumed}");
     }
-    let (anew, _) = events_to_an_id(&service, path, "last-event-id: \r\n").await;
-    assert!(anew.contains("snapshot_begin"), "an empty one is none: {anew}");
+    let (restarted, _) = events_to_an_id(&service, path, "last-event-id: \r\n").await;
+    assert!(restarted.contains("snapshot_begin"), "an empty id counts as none: {restarted}");
     let headers = both(both(service.key(), header("accept", "text/event-stream")), header("last-event-id", "rubbish"));
     let refused = service.wires.http(Method::GET, path, headers, "").await;
     assert_eq!(refused.status(), StatusCode::BAD_REQUEST);

@@ -23,7 +23,7 @@ type Case = (&'static str, Value, &'static str, &'static str);
 
 const SCHEMA: &str = "SCHEMA_ERROR";
 
-/// Invalid requests, whoever the caller is.
+/// Invalid requests, for every kind of caller.
 fn misfits(id: &str) -> Vec<Case> {
     let labels = |count: usize| (0..count).map(|n| (format!("key{n}"), json!("v"))).collect::<serde_json::Map<_, _>>();
     let deep = (0..12).fold(json!(1), |inner, _| json!([inner]));

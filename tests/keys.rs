@@ -362,7 +362,7 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     }
     for (wire, device) in Wire::ALL.into_iter().zip(&mut devices) {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);
-        assert!(device.is_signed_in().await, "whoever has the key ends nothing with it");
+        assert!(device.is_signed_in().await, "the leaked key revokes nothing");
         device.refresh().await.expect("the refresh token is another matter");
         assert_eq!(kid(&device.access_token), heir);
         service.revoke_current(wire, bearer(&device.access_token)).await.expect("signs out");
@@ -628,7 +628,7 @@ async fn a_key_that_cannot_be_opened_is_reported_and_the_others_are_resealed() {
     database.run(&format!("UPDATE signing_keys SET sealed_private = 'lost' WHERE id = '{lost}'")).await;
 
     let during = installation(&store, &new, Some(&old));
-    let outcome = during.reseal().await.expect("goes on");
+    let outcome = during.reseal().await.expect("still works");
     assert_eq!((outcome.resealed, outcome.present), (2, 0));
     assert_eq!(outcome.unopened.iter().map(|lost| lost.id).collect::<Vec<_>>(), [lost]);
     during.revoke_key(Purpose::Signing, shop, lost).await.expect("revokes");

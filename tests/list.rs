@@ -321,7 +321,7 @@ async fn a_page_token_is_valid_only_for_its_query() {
     let before = service.database.contents().await;
     for wire in Wire::ALL {
         // Another caller may use the same query, and gets only their own sessions.
-        let page = service.list(wire, devices[0].bearer(), next.clone()).await.expect("goes on");
+        let page = service.list(wire, devices[0].bearer(), next.clone()).await.expect("still works");
         assert_eq!(ids(&page.items), [&devices[1].session], "{wire:?}");
 
         let changed = |at: usize| crate::revoke::flip(&token, at);
@@ -362,7 +362,7 @@ async fn a_page_token_of_a_new_project_works_on_every_replica() {
     let mut request = ListSessionsRequest { page_size: Some(1), ..of("ada") };
     let here = service.list(Wire::Grpc, bearer(key.expose_secret()), request.clone()).await.expect("lists");
     request.page_token = here.next_page_token;
-    let there = replica.list(Wire::Grpc, bearer(key.expose_secret()), request).await.expect("goes on");
+    let there = replica.list(Wire::Grpc, bearer(key.expose_secret()), request).await.expect("still works");
     assert_ne!(here.items[0].id, there.items[0].id);
     assert!(!there.next_page_token.is_empty());
 }

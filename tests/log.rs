@@ -135,8 +135,8 @@ async fn a_log_that_cannot_be_written_loses_only_lines() {
         .await;
         let (token, session) = phone.expect("signed in");
         eventually("signs out again", async || serving.sign_out(&token).await == StatusCode::OK).await;
-        assert_eq!(watch.ended_session().await, session, "the feed goes on");
-        eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+        assert_eq!(watch.ended_session().await, session, "the feed still works");
+        eventually("the feed is fresh again", async || watch.heartbeat().await < 2_000).await;
 
         let page = serving.metrics.http(Method::GET, "/metrics", HeaderMap::new(), "").await;
         let page = String::from_utf8(page.body().to_vec()).expect("text");

@@ -125,10 +125,10 @@ async fn a_user_revokes_all_other_sessions_or_all() {
         }
         // The kept session still refreshes, repeatedly, with its old and its new tokens.
         phone.list().await.expect("is signed in");
-        phone.refresh().await.expect("goes on");
+        phone.refresh().await.expect("still works");
         let again = service.revoke_all(wire, phone.bearer(), all_of(Some("me"), true, None)).await;
         assert_eq!(again.expect("ends nothing"), 0, "{wire:?}");
-        phone.refresh().await.expect("goes on");
+        phone.refresh().await.expect("still works");
 
         let opened_afterwards = service.sign_in("ada", "tv").await;
         let count = service.revoke_all(wire, phone.bearer(), all_of(Some("ada"), false, None)).await;
@@ -149,7 +149,7 @@ async fn a_service_revokes_all_sessions_of_any_user() {
         let devices = [service.sign_in("ada", "phone").await, service.impersonate("ada", "root").await];
         let bob = service.sign_in("bob", "phone").await;
         let count = service.revoke_all(wire, service.key(), all_of(Some("ada"), false, None)).await;
-        assert_eq!(count.expect("ends them"), 2, "{wire:?}: a service is told of all");
+        assert_eq!(count.expect("ends them"), 2, "{wire:?}: a service sees all");
         assert_is_over(&service, &devices[0]).await;
         assert!(!devices[1].is_signed_in().await && bob.is_signed_in().await);
         assert_refused!(devices[1].refresh_without_keeping(), REFUSED_REFRESH);
@@ -276,7 +276,7 @@ async fn an_update_changes_the_masked_fields_and_the_next_token_carries_them() {
         assert_eq!(update(&all, Some(&["*"])).await, (true, 1, name("tablet")));
 
         assert_eq!(claims_of(&phone.access_token)["role"], json!(null), "{wire:?}");
-        phone.refresh().await.expect("goes on");
+        phone.refresh().await.expect("still works");
         assert_eq!(claims_of(&phone.access_token)["role"], "reader", "{wire:?}");
         // Other fields cannot be changed.
         let session = service.current(wire, phone.bearer()).await.expect("answers");
@@ -369,7 +369,7 @@ async fn an_erased_user_is_gone_from_every_table_and_can_sign_in_again() {
         let mut back = service.device(service.create(wire, request(None)).await.expect("opens"));
         let epoch = |token: &str| claims_of(token)["epoch"][1].as_i64().expect("a number");
         assert!(epoch(&back.access_token) > epoch(&phone.access_token) + 1, "{wire:?}");
-        back.refresh().await.expect("goes on");
+        back.refresh().await.expect("still works");
         assert_refused!(phone.refresh_without_keeping(), REFUSED_REFRESH);
         assert_eq!(back.revoke_all().await.expect("ends it"), 1);
         assert_is_over(&service, &back).await;
@@ -397,7 +397,7 @@ async fn only_an_admin_erases() {
         for user in ["", "me"] {
             assert_refused!(service.erase(wire, admin.clone(), user), "SCHEMA_ERROR");
         }
-        assert_eq!(service.erase(wire, admin.clone(), "nobody").await.expect("there is nothing"), 0);
+        assert_eq!(service.erase(wire, admin.clone(), "nobody").await.expect("succeeds"), 0);
     }
     assert_eq!(service.database.contents().await, before);
 }

@@ -47,12 +47,12 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
         // A proxy gets a 503 once the feed is old; requests that can be refused without the feed are refused.
-        eventually("the news is old", async || !service.app.feed().is_fresh()).await;
+        eventually("the feed is old", async || !service.app.feed().is_fresh()).await;
         let path = "/projects/demo/auth/verify";
         let response = service.wires.http(Method::GET, path, bearer(&phone.access_token), "").await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
-        assert_eq!(response.headers()["x-user-id"], "", "and still nobody");
+        assert_eq!(response.headers()["x-user-id"], "", "and no identity");
         let response = service.wires.http(Method::GET, path, bearer("rubbish"), "").await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let asked = check_request(Road::Envoy, Some("demo"), &bearer(&phone.access_token));

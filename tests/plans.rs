@@ -87,7 +87,7 @@ async fn note(mut from: impl AsyncRead + Unpin, mut to: tokio::net::unix::OwnedW
                 break;
             }
             let message: Vec<u8> = unread.drain(..length).collect();
-            let mut sent = sent.lock().expect("nobody panics while holding it");
+            let mut sent = sent.lock().expect("no one panics while holding it");
             if !is_first && message[0] == b'P' {
                 let (text, types) = parse(&message[5..]);
                 sent.statements.insert(text, types);
@@ -162,11 +162,11 @@ async fn every_statement_finds_its_rows_by_an_index() {
     service.app.keys().reload().await.expect("reads the policies");
 
     call_everything(&service).await;
-    let Sent { settings, statements: mut noted } = sent.lock().expect("nobody panics while holding it").clone();
+    let Sent { settings, statements: mut noted } = sent.lock().expect("no one panics while holding it").clone();
     // The settings of a new connection, which have no plan.
     noted.retain(|text, _| !text.starts_with("SET "));
     for beginning in written_by_hand() {
-        assert!(noted.keys().any(|text| text.starts_with(beginning)), "nobody sent {beginning:?}");
+        assert!(noted.keys().any(|text| text.starts_with(beginning)), "never sent: {beginning:?}");
     }
     assert!(noted.len() > 40, "{} statements", noted.len());
 

@@ -178,7 +178,7 @@ async fn default_claims_are_in_every_token_and_a_sessions_own_take_precedence() 
         let said = |token: &str| (claims_of(token)["tenant"].clone(), claims_of(token)["role"].clone());
         assert_eq!(said(&plain), (json!("acme"), json!("guest")), "{wire:?}");
         assert_eq!(said(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
-        phone.refresh().await.expect("goes on");
+        phone.refresh().await.expect("still works");
         assert_eq!(said(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
     }
 }
@@ -281,7 +281,7 @@ async fn concurrent_sign_ins_refreshes_and_cut_offs_never_deadlock() {
             let ((sign_ins, replacements), ((refreshes, by_id), (cut_off, out))) =
                 join(join(sign_ins, replacements), join(others, join(cut_off, out))).await;
             for answer in sign_ins.into_iter().chain(replacements) {
-                answer.expect("is let in");
+                answer.expect("is accepted");
             }
             let allowed = |refused: &Refused| matches!(refused.reason.as_str(), "SESSION_REVOKED" | REFUSED_REFRESH);
             let refused =
@@ -321,7 +321,7 @@ async fn a_replacement_that_evicts_locks_in_the_common_order() {
         other.batch_execute(&format!("{}; COMMIT", lock(&devices[2]))).await.expect("is not in a circle");
     })
     .await;
-    let created = created.expect("is let in").session.expect("a session").id;
+    let created = created.expect("is accepted").session.expect("a session").id;
     assert_eq!(live(&service, "ada").await, [created, devices[1].session.clone()]);
 }
 
@@ -344,7 +344,7 @@ async fn clocks_a_minute_apart_revive_no_session() {
             let tokens = there.refresh(wire, refresh_token(&phone.refresh_token)).await.expect("refreshes there");
             phone.refresh_token = tokens.refresh_token;
             phone.access_token = tokens.access_token;
-            phone.refresh().await.expect("and goes on here");
+            phone.refresh().await.expect("still works");
             let after = here.current(wire, phone.bearer()).await.expect("is live here");
             assert!(after.idle_expires_at.expect("a time").seconds >= before.idle_expires_at.expect("a time").seconds);
             assert!(after.last_used_at.expect("a time").seconds >= before.last_used_at.expect("a time").seconds);

@@ -92,7 +92,7 @@ async fn calls_without_a_message_take_no_place() {
         let tablet = service.sign_in("ada", "tablet").await;
         service.revoke_current(wire, bearer(&tablet.access_token)).await.expect("signs out");
     }
-    assert_eq!(service.metric(r#"sessiond_requests_under_way{class="other"}"#).await, 0, "nobody holds a place");
+    assert_eq!(service.metric(r#"sessiond_requests_under_way{class="other"}"#).await, 0, "no place is taken");
     drop(held);
 }
 
@@ -188,7 +188,7 @@ async fn endless_bodies_are_held_within_a_budget() {
     for _ in 0..20 {
         let call = sender.send_request(post("/auth/sessions", "application/json", endless(PART)));
         calls.push(tokio::spawn(call));
-        sender.ready().await.expect("goes on");
+        sender.ready().await.expect("still works");
     }
     eventually("the address's quarter is used up", async || {
         service.metric(r#"sessiond_requests_refused_total{class="other",reason="bytes"}"#).await >= 10

@@ -279,7 +279,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     times.sort_unstable();
     let [median, most] = [SIGN_OUTS / 2, SIGN_OUTS - 1].map(|at| times[at]);
     println!("{}: refused {median:?} after the 200 of a sign-out, and at most {most:?} of {SIGN_OUTS}", kind.example);
-    assert_eq!(front.status(laptop.bearer()).await, 200, "the other session goes on");
+    assert_eq!(front.status(laptop.bearer()).await, 200, "the other session still works");
 
     // sessiond is down: every request is rejected.
     let before = asked.load(Ordering::Relaxed);

@@ -81,7 +81,7 @@ async fn an_address_gets_its_burst_and_then_its_rate_on_every_wire() {
         service.clock.advance(INTERVAL - TICK);
         assert_eq!(ask(&service, wire, address).await, "RATE_LIMITED", "{wire:?}: just before");
         service.clock.advance(TICK);
-        assert_eq!(ask(&service, wire, address).await, REFUSED_REFRESH, "{wire:?}: at the time told");
+        assert_eq!(ask(&service, wire, address).await, REFUSED_REFRESH, "{wire:?}: at the reported time");
         assert_eq!(ask(&service, wire, address).await, "RATE_LIMITED", "{wire:?}: and once");
         service.clock.advance(INTERVAL * BURST);
     }
@@ -192,7 +192,7 @@ async fn one_project_does_not_use_up_anothers() {
         }
         create(&service, wire, &other).await.expect("another project");
         service.clock.advance(INTERVAL);
-        create(&service, wire, &second).await.expect("at the time told");
+        create(&service, wire, &second).await.expect("at the reported time");
         service.clock.advance(INTERVAL * BURST);
     }
     assert_eq!(service.metric(r#"sessiond_rate_limited_total{bucket="project"}"#).await, 6);

@@ -66,7 +66,7 @@ async fn crash(database: &Database) {
 async fn told(watch: &mut Watch, mut sessions: Vec<String>) {
     let started = Instant::now();
     while !sessions.is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(15), "never told: {}", sessions.len());
+        assert!(started.elapsed() < Duration::from_secs(15), "never published: {}", sessions.len());
         for ended in watch.ended_or_beat().await {
             sessions.retain(|session| *session != ended);
         }
@@ -99,7 +99,7 @@ async fn transaction_numbers_reassigned_after_a_crash_are_read() {
         }
         silence.end();
         told(&mut watch, sessions).await;
-        eventually("the news is young again", async || watch.heartbeat().await < 2_000).await;
+        eventually("the feed is fresh again", async || watch.heartbeat().await < 2_000).await;
     }
     drop((service, paused));
     cluster.stop().await.expect("stops");

@@ -56,7 +56,7 @@ async fn after_the_grace_an_unused_successor_is_replaced() {
     service.clock.advance(REFRESH_GRACE);
     phone.refresh().await.expect("slept through the answer");
     assert_ne!(phone.refresh_token, lost.refresh_token);
-    phone.refresh().await.expect("and goes on");
+    phone.refresh().await.expect("still works");
 
     assert_refused!(service.refresh(Wire::Rest, refresh_token(&lost.refresh_token)), REFUSED_REFRESH);
     assert!(!phone.is_signed_in().await, "the superseded one came back: two parties hold the chain");

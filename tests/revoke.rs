@@ -45,7 +45,7 @@ async fn signing_out_on_one_device_keeps_the_others() {
     let (phone, mut laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.sign_out().await.expect("signs out");
     assert!(!phone.is_signed_in().await && laptop.is_signed_in().await);
-    laptop.refresh().await.expect("goes on");
+    laptop.refresh().await.expect("still works");
 }
 
 #[tokio::test]
@@ -240,7 +240,7 @@ async fn a_session_reported_as_ended_is_not_accepted_afterwards() {
     let behind = service.replica_by(&proxy.url).await;
     for way in ["sign out", "refresh", "look", "introspect", "end by id", "end others", "end all", "change"] {
         let young = async || behind.app.feed().age().is_some_and(|age| age < Duration::from_millis(700));
-        eventually("the news is young", young).await;
+        eventually("the feed is fresh", young).await;
         let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
         assert!(behind.is_active(&phone.access_token).await);
         silence.begin();

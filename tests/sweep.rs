@@ -259,7 +259,7 @@ async fn a_locked_session_is_not_deleted() {
     assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "it is live again");
 
     refresh.batch_execute("BEGIN; UPDATE sessions SET idle_expires_at = created_at").await.expect("unused after all");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "nobody knows yet");
+    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "not known yet");
     refresh.batch_execute("COMMIT").await.expect("lets go");
     assert_eq!(of(&sweep(&service).await, Kind::Sessions), 1);
 }

@@ -189,7 +189,7 @@ async fn a_user_gets_revocations_of_their_sessions_until_this_one_ends() {
     phone.revoke_others().await.expect("ends the other");
     assert_eq!(watch.refusal().await.reason, "SESSION_REVOKED");
     assert!(matches!(spared.ended().await[0].ended, Some(Ended::UserCutOff(_))));
-    assert!(spared.heartbeat().await < 2_000, "and this one goes on");
+    assert!(spared.heartbeat().await < 2_000, "and this stream stays open");
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn revocations_that_commit_out_of_order_are_published() {
     for _ in 0..3 {
         let phone = service.sign_in("bob", "phone").await;
         phone.sign_out().await.expect("signs out");
-        assert_eq!(watch.ended_session().await, phone.session, "nobody waits for the one that is held");
+        assert_eq!(watch.ended_session().await, phone.session, "the open transaction delays nothing");
         watch.heartbeat().await;
         cursors.push(watch.cursor.clone());
     }
@@ -326,8 +326,8 @@ async fn rows_of_another_server_are_not_published() {
         .await;
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
-    assert_eq!(watch.ended_session().await, phone.session, "the first thing that is told");
-    assert!(watch.heartbeat().await < 2_000, "and the news is young");
+    assert_eq!(watch.ended_session().await, phone.session, "the first revocation sent");
+    assert!(watch.heartbeat().await < 2_000, "and the feed is fresh");
 }
 
 /// A backlog that takes several pages: nobody is disconnected, and nothing is missed.
@@ -417,7 +417,7 @@ async fn after_a_restore_every_session_has_ended_and_subscribers_get_a_snapshot(
         assert!(!service.is_active(&laptop.access_token).await);
         service.clock.advance(Duration::from_secs(1));
     }
-    service.sign_in("ada", "phone").await.sign_out().await.expect("life goes on");
+    service.sign_in("ada", "phone").await.sign_out().await.expect("works again");
 }
 
 /// A stream may outlast the request timeout.

@@ -126,7 +126,7 @@ fn copy(primary: &Cluster, standby: &Cluster) {
     let home = |cluster: &Cluster| cluster.log().parent().expect("a directory").to_owned();
     let (home, socket) = (home(standby), primary.socket());
     let data = home.join("data");
-    fs::remove_dir_all(&data).expect("the data of nobody");
+    fs::remove_dir_all(&data).expect("deletes");
     let program = binaries(primary).join("pg_basebackup");
     let mut command = Command::new(&program);
     let owner = fs::metadata(&home).expect("it is there");

@@ -141,8 +141,8 @@ impl Receiver {
                 tokio::spawn(async move {
                     let Ok(mut stream) = tls.accept(stream).await else { return };
                     let Some(message) = read(&mut stream).await else { return };
-                    told.lock().expect("nobody panics").push(message);
-                    let reply = replies.lock().expect("nobody panics").pop_front();
+                    told.lock().expect("no one panics while holding it").push(message);
+                    let reply = replies.lock().expect("no one panics while holding it").pop_front();
                     answer(stream, reply.unwrap_or(Reply::Say(204, "", "")), &poured).await;
                 });
             }
@@ -152,11 +152,11 @@ impl Receiver {
 
     /// Sets the response to the next requests; those after them get a 204.
     pub fn will(&self, replies: impl IntoIterator<Item = Reply>) {
-        self.replies.lock().expect("nobody panics").extend(replies);
+        self.replies.lock().expect("no one panics while holding it").extend(replies);
     }
 
     pub fn told(&self) -> Vec<Told> {
-        self.told.lock().expect("nobody panics").clone()
+        self.told.lock().expect("no one panics while holding it").clone()
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -43,7 +43,7 @@ impl Watch {
     }
 
     async fn event(&mut self) -> Event {
-        self.next().await.expect("goes on").expect("no refusal").event.expect("an event")
+        self.next().await.expect("still works").expect("no refusal").event.expect("an event")
     }
 
     /// The whole initial snapshot, and its reason.

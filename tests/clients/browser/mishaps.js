@@ -54,7 +54,7 @@ async function anUnknownHeader(browser) {
 async function anEventSource(browser) {
     const tab = await Tab.open(browser, APP_ORIGIN, SESSIOND_URL);
     assert.equal(await tab.page.evaluate((path) => window.eventSource(path), "/auth/revocations:watch"), false);
-    console.log("an EventSource: not let in, for it has no credentials; server-sent events are read by fetch");
+    console.log("an EventSource: refused, because it has no credentials; fetch reads server-sent events");
     await tab.close();
 }
 
@@ -211,7 +211,7 @@ async function aByteASecond() {
     const full = now();
     const session = await signIn("ada");
     const { answered } = await signOut(session);
-    await eventually("the news", PATIENCE_MS, () => brisk.ended.has(session.session.id));
+    await eventually("the revocation", PATIENCE_MS, () => brisk.ended.has(session.session.id));
     console.log(`a byte a second: another stream got it ${lag(brisk.at, answered)} the 200, meanwhile`);
     brisk.close();
 
