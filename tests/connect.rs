@@ -3,13 +3,14 @@
 use std::{
     fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use dev_postgres::Cluster;
+use dev_postgres::{Cluster, Options};
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::{Pid, Signal};
@@ -284,6 +285,86 @@ async fn temporary_errors_are_a_503_in_every_language() {
     }
     service.database.run("DROP TRIGGER refuse ON sessions").await;
     assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::OK);
+}
+
+/// Programs of the server that find a German locale, made for them; `None` where this machine has no sources of locales.
+async fn german_programs() -> Option<PathBuf> {
+    let dir = fresh_dir("german");
+    let (locales, programs) = (dir.join("locales"), dir.join("programs"));
+    fs::create_dir_all(&locales).expect("creates");
+    fs::create_dir_all(&programs).expect("creates");
+    let localedef =
+        Command::new("localedef").args(["-i", "de_DE", "-f", "UTF-8"]).arg(locales.join("de_DE.UTF-8")).output();
+    if !localedef.is_ok_and(|output| output.status.success()) {
+        return None;
+    }
+    let bin =
+        Database::create_empty().await.lines("SELECT setting FROM pg_config WHERE name = 'BINDIR'").await.remove(0);
+    for program in ["postgres", "initdb", "pg_ctl"] {
+        let script = format!("#!/bin/sh\nLOCPATH={} exec {bin}/{program} \"$@\"\n", locales.display());
+        let path = programs.join(program);
+        fs::write(&path, script).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("may");
+    }
+    Some(programs)
+}
+
+/// A server that speaks German. What it means is in the SQLSTATE, and only that is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_recognised_in_the_servers_own_language() {
+    let Some(programs) = german_programs().await else {
+        return eprintln!("not tested: localedef cannot make de_DE.UTF-8");
+    };
+    let options = Options { postgres_bin: Some(programs), ..disposable("speaks-german") };
+    let cluster = Cluster::start(options).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    database.run("ALTER DATABASE postgres SET lc_messages = 'de_DE.UTF-8'").await;
+    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    let said = client.simple_query("SELECT 1 / 0").await.expect_err("is refused");
+    if said.as_db_error().expect("an error").message() != "Division durch Null" {
+        return eprintln!("not tested: the server has no translations");
+    }
+    database.migrate().await;
+    let service = Service::start_on(database).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let unavailable = (StatusCode::SERVICE_UNAVAILABLE, Some("1".to_owned()));
+
+    // Each the server's own message: a missing table, a missing column, no writes, a statement that takes too long.
+    let wait =
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(10); RETURN NULL; END';
+        CREATE TRIGGER wait BEFORE UPDATE ON sessions EXECUTE FUNCTION wait();
+        ALTER DATABASE postgres SET statement_timeout = 100";
+    for (begin, end) in [
+        ("ALTER TABLE revocations RENAME TO moved", "ALTER TABLE moved RENAME TO revocations"),
+        ("ALTER TABLE sessions RENAME revoke_reason TO why", "ALTER TABLE sessions RENAME why TO revoke_reason"),
+        (
+            "ALTER DATABASE postgres SET default_transaction_read_only = on",
+            "ALTER DATABASE postgres RESET default_transaction_read_only",
+        ),
+        (wait, "DROP TRIGGER wait ON sessions; ALTER DATABASE postgres RESET statement_timeout"),
+    ] {
+        let end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres' AND pid <> pg_backend_pid()";
+        client.batch_execute(begin).await.expect("runs");
+        service.database.run(&format!("{end_others} AND application_name = 'sessiond'")).await;
+        assert_eq!(sign_out(&service, &phone.access_token).await, unavailable, "{begin}");
+        client.batch_execute("SET default_transaction_read_only = off").await.expect("runs");
+        client.batch_execute(end).await.expect("runs");
+        service.database.run(&format!("{end_others} AND application_name = 'sessiond'")).await;
+    }
+    // And one that is not an outage: our own bug, as far as anybody can tell.
+    client
+        .batch_execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 / 0; RETURN NULL; END';
+             CREATE TRIGGER fail BEFORE UPDATE ON sessions EXECUTE FUNCTION fail()",
+        )
+        .await
+        .expect("runs");
+    assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    client.batch_execute("DROP TRIGGER fail ON sessions").await.expect("runs");
+    assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::OK);
+    drop(service);
+    cluster.stop().await.expect("stops");
 }
 
 /// An administrator cancels the statement, or terminates its process, while it waits.

@@ -19,11 +19,19 @@ use crate::config::Retention;
 use crate::session::retention;
 use crate::session::retention::Line;
 use crate::store;
+use crate::store::AuditTable;
+use crate::store::EventLines;
 use crate::store::KeyTable;
 use crate::store::Position;
 use crate::store::Progress;
+use crate::store::RevocationLines;
 use crate::store::Store;
+use crate::store::Swept;
+use crate::store::SweptDelivery;
 use crate::store::SweptLine;
+use crate::store::SweptRequest;
+use crate::store::SweptSession;
+use crate::store::SweptUser;
 use crate::store::Task;
 use crate::store::Tx;
 use crate::telemetry::Metrics;
@@ -318,7 +326,7 @@ fn add(sum: &mut Vec<Removed>, some: &[Removed]) {
     }
 }
 
-/// Removes what is due among the next rows. Answers with how much, and where to go on; nowhere at the end of the table.
+/// Removes what is due among the next rows. Returns how much, and where to go on; nowhere at the end of the table.
 async fn remove(
     tx: &mut Tx,
     task: Task,
@@ -327,141 +335,145 @@ async fn remove(
     retention: &Retention,
     now: Timestamp,
 ) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    let step = Batch { from, rows_max, retention, now };
     match task {
-        Task::Sessions => sessions(tx, from, rows_max, retention, now).await,
-        Task::Requests => requests(tx, from, rows_max, now).await,
-        Task::Revocations => revocations(tx, from, rows_max, retention, now).await,
-        Task::Events => events(tx, from, rows_max, retention, now).await,
-        Task::Deliveries => deliveries(tx, from, rows_max, now).await,
-        Task::Users => users(tx, from, rows_max, now).await,
+        Task::Sessions => step.remove::<SweptSession>(tx, Kind::Sessions).await,
+        Task::Requests => step.remove::<SweptRequest>(tx, Kind::Requests).await,
+        Task::Revocations => step.remove_lines::<RevocationLines>(tx, Kind::Revocations).await,
+        Task::Events => step.remove_lines::<EventLines>(tx, Kind::Events).await,
+        Task::Deliveries => {
+            let (mut removed, next) = step.remove::<SweptDelivery>(tx, Kind::Deliveries).await?;
+            let endpoints = match next {
+                Some(_) => 0,
+                None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
+            };
+            removed.push((Kind::Endpoints, endpoints));
+            Ok((removed, next))
+        }
+        Task::Users => step.remove::<SweptUser>(tx, Kind::Users).await,
         Task::Keys => Ok((keys(tx, retention, now).await?, None)),
     }
 }
 
-async fn sessions(
-    tx: &mut Tx,
-    from: &Position,
+/// Rows that one step looks at, and what it judges them by.
+struct Batch<'a> {
+    from: &'a Position,
     rows_max: i64,
-    retention: &Retention,
+    retention: &'a Retention,
     now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let mut rows = tx.sessions_walk(from, rows_max).await?;
-    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
-        // Whoever was opened after this one cannot have ended before it was opened.
-        match retention.is_session_gone(last.created_at, now) {
-            true => Position::behind(last),
-            false => Position::behind_project(last),
-        }
-    });
-    rows.retain(|row| retention.is_session_gone(row.course.ends_at(row.present, row.raised), now));
-    let removed = if rows.is_empty() { 0 } else { tx.sessions_sweep(&rows).await? };
-    Ok((vec![(Kind::Sessions, removed)], next))
 }
 
-async fn requests(
-    tx: &mut Tx,
-    from: &Position,
-    rows_max: i64,
-    now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let mut rows = tx.requests_walk(from, rows_max).await?;
-    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
-        // Each project's oldest come first, and go; behind one that stays, all stay.
-        match retention::is_request_gone(last.created_at, now) {
-            true => Position::behind(last),
-            false => Position::behind_project(last),
-        }
-    });
-    rows.retain(|row| retention::is_request_gone(row.created_at, now));
-    let removed = if rows.is_empty() { 0 } else { tx.requests_sweep(&rows).await? };
-    Ok((vec![(Kind::Requests, removed)], next))
-}
-
-async fn revocations(
-    tx: &mut Tx,
-    from: &Position,
-    rows_max: i64,
-    retention: &Retention,
-    now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let Judged { gone, anonymous, next } = judge(tx.revocations_walk(from, rows_max).await?, rows_max, retention, now);
-    let gone = if gone.is_empty() { 0 } else { tx.revocations_sweep(&gone).await? };
-    let anonymous = if anonymous.is_empty() { 0 } else { tx.addresses_sweep(&anonymous).await? };
-    Ok((vec![(Kind::Revocations, gone), (Kind::Addresses, anonymous)], next))
-}
-
-async fn events(
-    tx: &mut Tx,
-    from: &Position,
-    rows_max: i64,
-    retention: &Retention,
-    now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let Judged { gone, anonymous, next } = judge(tx.events_walk(from, rows_max).await?, rows_max, retention, now);
-    let gone = if gone.is_empty() { 0 } else { tx.events_sweep(&gone).await? };
-    let anonymous = if anonymous.is_empty() { 0 } else { tx.event_addresses_sweep(&anonymous).await? };
-    Ok((vec![(Kind::Events, gone), (Kind::Addresses, anonymous)], next))
-}
-
-/// Lines of the audit, judged: what goes, what loses its address, and where to go on.
-struct Judged {
-    gone: Vec<SweptLine>,
-    anonymous: Vec<SweptLine>,
-    next: Option<Position>,
-}
-
-fn judge(rows: Vec<SweptLine>, rows_max: i64, retention: &Retention, now: Timestamp) -> Judged {
-    let judge = |row: &SweptLine| retention.line(row.at, row.access_expires_at, now);
-    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| match judge(last) {
-        Line::Gone | Line::Anonymous => Position::behind(last),
-        // The order is that of time: what comes after it is younger still.
-        Line::Kept => Position::behind_project(last),
-    });
-    let (mut gone, mut anonymous) = (vec![], vec![]);
-    for row in rows {
-        match judge(&row) {
-            Line::Gone => gone.push(row),
-            Line::Anonymous if row.has_address => anonymous.push(row),
-            Line::Anonymous | Line::Kept => {}
-        }
+impl Batch<'_> {
+    async fn remove<T: Due>(&self, tx: &mut Tx, kind: Kind) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+        let mut rows = T::walk(tx, self.from, self.rows_max).await?;
+        let next = self.next(&rows);
+        rows.retain(|row| row.is_due(self.retention, self.now));
+        let removed = delete(tx, &rows).await?;
+        Ok((vec![(kind, removed)], next))
     }
-    Judged { gone, anonymous, next }
-}
 
-async fn deliveries(
-    tx: &mut Tx,
-    from: &Position,
-    rows_max: i64,
-    now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let mut rows = tx.deliveries_walk(from, rows_max).await?;
-    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(|last| {
-        // The order is that of time: nobody can have been told of something that came later before that.
-        match retention::is_delivery_gone(Some(last.at), None, now) {
+    /// As [`Batch::remove`]; and lines that stay may lose their address.
+    async fn remove_lines<T: AuditTable>(
+        &self,
+        tx: &mut Tx,
+        kind: Kind,
+    ) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+        let rows = SweptLine::<T>::walk(tx, self.from, self.rows_max).await?;
+        let next = self.next(&rows);
+        let (mut gone, mut anonymous) = (vec![], vec![]);
+        for row in rows {
+            match judge(&row, self.retention, self.now) {
+                Line::Gone => gone.push(row),
+                Line::Anonymous if row.has_address => anonymous.push(row),
+                Line::Anonymous | Line::Kept => {}
+            }
+        }
+        let gone = delete(tx, &gone).await?;
+        let anonymous = if anonymous.is_empty() { 0 } else { SweptLine::strip(tx, &anonymous).await? };
+        Ok((vec![(kind, gone), (Kind::Addresses, anonymous)], next))
+    }
+
+    /// Where to go on behind these rows.
+    fn next<T: Due>(&self, rows: &[T]) -> Option<Position> {
+        // Fewer than were asked for are the last ones.
+        let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= self.rows_max);
+        rows.last().filter(|_| is_full).map(|last| match last.has_due_behind(self.retention, self.now) {
             true => Position::behind(last),
             false => Position::behind_project(last),
-        }
-    });
-    rows.retain(|row| retention::is_delivery_gone(row.delivered_at, row.dead_at, now));
-    let removed = if rows.is_empty() { 0 } else { tx.deliveries_sweep(&rows).await? };
-    let endpoints = match next {
-        Some(_) => 0,
-        None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
-    };
-    Ok((vec![(Kind::Deliveries, removed), (Kind::Endpoints, endpoints)], next))
+        })
+    }
 }
 
-async fn users(
-    tx: &mut Tx,
-    from: &Position,
-    rows_max: i64,
-    now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
-    let mut rows = tx.users_walk(from, rows_max).await?;
-    let next = is_full(rows.len(), rows_max).then(|| rows.last()).flatten().map(Position::behind);
-    rows.retain(|row| !row.has_session && retention::is_user_gone(row.raised_at, now));
-    let removed = if rows.is_empty() { 0 } else { tx.users_sweep(&rows).await? };
-    Ok((vec![(Kind::Users, removed)], next))
+async fn delete<T: Swept>(tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error> {
+    if gone.is_empty() { Ok(0) } else { T::delete(tx, gone).await }
+}
+
+/// The rule for the rows of a table.
+trait Due: Swept {
+    /// Whether the row goes.
+    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool;
+
+    /// Whether rows behind this one may go, in the same project.
+    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool;
+}
+
+impl Due for SweptSession {
+    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
+        retention.is_session_gone(self.course.ends_at(self.present, self.raised), now)
+    }
+
+    /// A session that was opened after this one cannot have ended before it was opened.
+    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
+        retention.is_session_gone(self.created_at, now)
+    }
+}
+
+impl Due for SweptRequest {
+    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+        retention::is_request_gone(self.created_at, now)
+    }
+
+    /// Each project's oldest come first: behind one that stays, all stay.
+    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
+        self.is_due(retention, now)
+    }
+}
+
+impl<T: AuditTable> Due for SweptLine<T> {
+    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
+        judge(self, retention, now) == Line::Gone
+    }
+
+    /// The order is that of time: lines behind this one are younger.
+    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
+        judge(self, retention, now) != Line::Kept
+    }
+}
+
+fn judge<T>(line: &SweptLine<T>, retention: &Retention, now: Timestamp) -> Line {
+    retention.line(line.at, line.access_expires_at, now)
+}
+
+impl Due for SweptDelivery {
+    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+        retention::is_delivery_gone(self.delivered_at, self.dead_at, now)
+    }
+
+    /// The order is that of time: what happened later was not delivered before that.
+    fn has_due_behind(&self, _: &Retention, now: Timestamp) -> bool {
+        retention::is_delivery_gone(Some(self.at), None, now)
+    }
+}
+
+impl Due for SweptUser {
+    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+        !self.has_session && retention::is_user_gone(self.raised_at, now)
+    }
+
+    /// The order is that of names, and says nothing.
+    fn has_due_behind(&self, _: &Retention, _: Timestamp) -> bool {
+        true
+    }
 }
 
 async fn keys(tx: &mut Tx, retention: &Retention, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
@@ -480,9 +492,4 @@ async fn keys(tx: &mut Tx, retention: &Retention, now: Timestamp) -> Result<Vec<
         removed.push((kind, rows));
     }
     Ok(removed)
-}
-
-/// Whether there may be more rows than these.
-fn is_full(rows: usize, rows_max: i64) -> bool {
-    i64::try_from(rows).is_ok_and(|rows| rows >= rows_max)
 }

@@ -17,7 +17,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::error::Severity;
 use tokio_postgres::error::SqlState;
 
-use super::connect::Connection;
+use super::wire::Connection;
 use super::wire::Link;
 
 /// How a connection ended.

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use diesel_async::SimpleAsyncConnection as _;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio::time::timeout;
@@ -14,7 +13,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::Store;
-use super::connect::Standing;
+use super::admission::Standing;
 use super::connect::Target;
 use super::error::Error;
 
@@ -42,7 +41,7 @@ impl Store {
     pub async fn ring(&self, replica: Uuid) -> Result<(), Error> {
         self.idempotent("ring", move |mut tx| async move {
             let notify = format!("NOTIFY sessiond_feed, '{replica}'");
-            tx.pg().batch_execute(&notify).await.map_err(|error| tx.failed(error))?;
+            tx.batch(&notify).await?;
             tx.commit(()).await
         })
         .await
@@ -92,7 +91,7 @@ impl Doorbell {
                     Some(replica) if replica == own => {}
                     rung => return rung.is_some(),
                 },
-                () = self.target.superseded(&self.standing) => return false,
+                () = self.target.admission().superseded(&self.standing) => return false,
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Whether a database keeps what it has acknowledged, and which server it is.
 
-use diesel::QueryResult;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
-use diesel_async::AsyncPgConnection;
-use diesel_async::RunQueryDsl as _;
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
+
+use super::Store;
+use super::error::Error;
 
 /// What a database promises about what it acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,25 @@ pub enum Demand {
     Durable,
     /// Nothing.
     Nothing,
+}
+
+impl Store {
+    /// What the database promises about what it acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub async fn durability(&self) -> Result<Durability, Error> {
+        self.idempotent("durability", |mut tx| async move {
+            let setting = |name: &str| sql::<Text>(&format!("current_setting('{name}')"));
+            let settings = (setting("fsync"), setting("synchronous_commit"), setting("synchronous_standby_names"));
+            let rows: Vec<(String, String, String)> = tx.load(diesel::select(settings)).await?;
+            let bad = || Error::Inconsistent { table: "pg_settings", column: "setting", row: "fsync".to_owned() };
+            let (fsync, commit, standbys) = rows.into_iter().next().ok_or_else(bad)?;
+            tx.commit(Durability::of(&fsync, &commit, &standbys)).await
+        })
+        .await
+    }
 }
 
 /// What a new connection has found.
@@ -98,17 +117,4 @@ pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Fo
         let (durability, commit) = (Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), row.get(1)?.to_owned());
         Some(Found { durability, commit, system, timeline })
     }))
-}
-
-/// Reads what the connected database promises, to this connection.
-///
-/// # Errors
-///
-/// When it does not answer.
-pub(super) async fn read(connection: &mut AsyncPgConnection) -> QueryResult<Durability> {
-    let setting = |name: &str| sql::<Text>(&format!("current_setting('{name}')"));
-    let settings = (setting("fsync"), setting("synchronous_commit"), setting("synchronous_standby_names"));
-    let rows: Vec<(String, String, String)> = diesel::select(settings).load(connection).await?;
-    let judge = |(fsync, commit, standbys): &(String, String, String)| Durability::of(fsync, commit, standbys);
-    rows.iter().map(judge).next().ok_or(diesel::result::Error::NotFound)
 }

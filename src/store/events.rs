@@ -10,17 +10,16 @@ use diesel::Queryable;
 use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::RecordQuery;
 use super::Store;
 use super::Tx;
+use super::columns::actor_columns;
+use super::columns::actor_of;
+use super::columns::from_pg;
+use super::columns::limit;
+use super::columns::to_pg;
 use super::error::Error;
-use super::revocations::actor;
-use super::revocations::actor_columns;
-use super::rows::from_pg;
-use super::rows::to_pg;
 use super::schema::audit_events;
 use crate::clock;
 use crate::clock::Timestamp;
@@ -150,6 +149,17 @@ impl Happened {
     }
 }
 
+/// What of the audit to read.
+#[derive(Clone, Debug)]
+pub struct RecordQuery {
+    /// The project.
+    pub project: ProjectId,
+    /// The user; without one, the whole project.
+    pub user: Option<UserId>,
+    /// The most lines.
+    pub rows_max: usize,
+}
+
 /// Something to write down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -185,6 +195,72 @@ pub struct EventRecord {
     pub by: EndedBy,
     /// From where, as far as is known, for as long as addresses are kept.
     pub ip: Option<String>,
+}
+
+impl Store {
+    /// The newest lines of this part of the audit, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn events(&self, asked: RecordQuery) -> Result<Vec<EventRecord>, Error> {
+        self.idempotent("events", move |mut tx| {
+            let asked = asked.clone();
+            async move {
+                let newest = audit_events::table
+                    .filter(audit_events::project_id.eq(asked.project.as_str()))
+                    .order(audit_events::id.desc())
+                    .limit(limit(asked.rows_max))
+                    .select(EventRow::as_select());
+                let found = match &asked.user {
+                    Some(user) => tx.load(newest.filter(audit_events::user_id.eq(user.as_str()))).await?,
+                    None => tx.load(newest).await?,
+                };
+                tx.commit(found.into_iter().map(EventRow::into_record).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+}
+
+impl Tx {
+    /// Writes a line of the audit that ends nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn event_insert(&mut self, event: &Event) -> Result<(), Error> {
+        let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
+        self.execute(insert).await.map(drop)
+    }
+
+    /// Takes a user's name and addresses out of this part of the audit: of at most `rows_max` lines. Returns how many
+    /// there were.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn events_anonymise(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        rows_max: usize,
+    ) -> Result<usize, Error> {
+        let some = audit_events::table
+            .filter(audit_events::project_id.eq(project.as_str()))
+            .filter(audit_events::user_id.eq(user.as_str()))
+            .order(audit_events::id)
+            .limit(limit(rows_max))
+            .select(audit_events::id)
+            .for_update();
+        let ids: Vec<Uuid> = self.load(some).await?;
+        let these = audit_events::table
+            .filter(audit_events::project_id.eq(project.as_str()))
+            .filter(audit_events::id.eq_any(ids));
+        let update =
+            diesel::update(these).set((audit_events::user_id.eq(None::<String>), audit_events::ip.eq(None::<String>)));
+        self.execute(update).await
+    }
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -245,76 +321,7 @@ impl EventRow {
             5 => key().map(|(kind, id)| Happened::KeyRevoked(kind, id))?,
             _ => return Err(bad("kind")),
         };
-        let by = actor(self.actor, self.actor_id).ok_or_else(|| bad("actor"))?;
+        let by = actor_of(self.actor, self.actor_id).ok_or_else(|| bad("actor"))?;
         Ok(EventRecord { id: self.id, at: from_pg(self.at), happened, by, ip: self.ip })
-    }
-}
-
-impl Store {
-    /// The newest lines of this part of the audit, newest first.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn events(&self, asked: RecordQuery) -> Result<Vec<EventRecord>, Error> {
-        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
-        self.idempotent("events", move |mut tx| {
-            let asked = asked.clone();
-            async move {
-                let newest = audit_events::table
-                    .filter(audit_events::project_id.eq(asked.project.as_str()))
-                    .order(audit_events::id.desc())
-                    .limit(rows_max)
-                    .select(EventRow::as_select());
-                let rows: Result<Vec<EventRow>, _> = match &asked.user {
-                    Some(user) => newest.filter(audit_events::user_id.eq(user.as_str())).load(tx.pg()).await,
-                    None => newest.load(tx.pg()).await,
-                };
-                let found = rows.map_err(|error| tx.failed(error))?;
-                tx.commit(found.into_iter().map(EventRow::into_record).collect::<Result<_, _>>()?).await
-            }
-        })
-        .await
-    }
-}
-
-impl Tx {
-    /// Writes a line of the audit that ends nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn event_insert(&mut self, event: &Event) -> Result<(), Error> {
-        let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
-        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
-    }
-
-    /// Takes a user's name and addresses out of this part of the audit: of at most so many lines. Returns how many there
-    /// were.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn events_anonymise(
-        &mut self,
-        project: &ProjectId,
-        user: &UserId,
-        rows_max: usize,
-    ) -> Result<usize, Error> {
-        let some = audit_events::table
-            .filter(audit_events::project_id.eq(project.as_str()))
-            .filter(audit_events::user_id.eq(user.as_str()))
-            .order(audit_events::id)
-            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
-            .select(audit_events::id)
-            .for_update();
-        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
-        let ids = ids.map_err(|error| self.failed(error))?;
-        let these = audit_events::table
-            .filter(audit_events::project_id.eq(project.as_str()))
-            .filter(audit_events::id.eq_any(ids));
-        let update =
-            diesel::update(these).set((audit_events::user_id.eq(None::<String>), audit_events::ip.eq(None::<String>)));
-        update.execute(self.pg()).await.map_err(|error| self.failed(error))
     }
 }

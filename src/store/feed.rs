@@ -4,63 +4,32 @@
 //! one did not show and the present one does. A long transaction elsewhere delays no other revocation.
 
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::OnceLock;
 
 use diesel::ExpressionMethods as _;
+use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
-use tokio::sync::Notify;
+use diesel::sql_types as sql;
 use uuid::Uuid;
 
 use super::Store;
 use super::Tx;
+use super::columns::from_pg;
+use super::columns::limit;
+use super::columns::reason_of;
+use super::columns::to_pg;
 use super::error::Error;
-use super::rows::from_pg;
-use super::rows::reason_of;
-use super::rows::to_pg;
+use super::publish::Place;
+use super::publish::PublishedRevocation;
 use super::schema::feed_beacons;
 use super::schema::feed_histories;
-use super::statements::FeedBeat;
-use super::statements::FeedNext;
-use super::statements::FeedPage;
-use super::statements::FeedPosition;
+use super::statement::statement;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::session::RevokeReason;
 use crate::session::revoked::Ended;
-
-/// Where in the feed something stands: the transaction that wrote it, and its own id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// The number of the transaction.
-    pub xid: u64,
-    /// The line of the audit.
-    pub id: Uuid,
-}
-
-/// A revocation, as the feed publishes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublishedRevocation {
-    /// Where it stands.
-    pub place: Place,
-    /// The project.
-    pub project: ProjectId,
-    /// What.
-    pub ended: Ended,
-    /// Whose session it was; none for what concerns no one user, and once the user was erased.
-    pub user: Option<UserId>,
-    /// When.
-    pub at: Timestamp,
-    /// Why.
-    pub reason: RevokeReason,
-    /// Until then some verifier may hold a token that this ends.
-    pub access_expires_at: Timestamp,
-}
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,44 +153,11 @@ pub struct Page {
     pub next: Option<PageStart>,
 }
 
-/// Publishes what this process has committed.
-#[derive(Clone, Default)]
-pub(super) struct Publisher {
-    /// Receives the revocations: at most one listener.
-    listener: Arc<OnceLock<Listener>>,
-    /// Notified when a delivery is queued.
-    pub(super) deliveries: Arc<Notify>,
-}
-
-type Listener = Box<dyn Fn(Vec<PublishedRevocation>) + Send + Sync>;
-
-impl Publisher {
-    pub(super) fn publish(&self, revocations: Vec<PublishedRevocation>) {
-        if let Some(listener) = self.listener.get()
-            && !revocations.is_empty()
-        {
-            listener(revocations);
-        }
-    }
-}
-
-type Columns = (PresentColumns, RevocationColumns);
-
-type PresentColumns = (String, Option<Uuid>, String, PgTimestamp);
-
-type PositionColumns = (PresentColumns, (Option<i64>, Option<Uuid>, Option<PgTimestamp>), bool);
-
-type RevocationColumns = (
-    (Option<i64>, Option<Uuid>, Option<String>, Option<String>, Option<PgTimestamp>, Option<i16>),
-    (Option<Uuid>, Option<bool>, Option<i64>, Option<Uuid>, Option<i64>),
-    (Option<Uuid>, Option<Uuid>, Option<PgTimestamp>),
-);
-
 impl Store {
     /// Registers the listener for the revocations of this process. It is called after each commit, before the caller is
     /// answered. Only the first one registered is called.
     pub fn on_revocations(&self, listener: impl Fn(Vec<PublishedRevocation>) + Send + Sync + 'static) {
-        let _ = self.publisher.listener.set(Box::new(listener));
+        self.publisher.register(listener);
     }
 
     /// Where the database stands, what its newest row is, and whether it still has the one that was the newest.
@@ -233,13 +169,11 @@ impl Store {
         let known = known.map(|newest| newest.place);
         let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
         self.idempotent("feed_position", move |mut tx| async move {
-            let statement = FeedPosition { xid, id };
-            let rows: Result<Vec<PositionColumns>, _> = statement.get_results(tx.pg()).await;
-            let rows = rows.map_err(|error| tx.failed(error))?;
-            let Some((present, (xid, id, until), has_known)) = rows.into_iter().next() else { return Err(bad("id")) };
-            let newest = newest(xid, id, until);
-            let reading = reading(&present, vec![], newest, tx.connection())?;
-            tx.commit(Reading { lacks_newest: known.is_some() && !has_known, ..reading }).await
+            let rows = tx.rows(FeedPosition { xid, id }).await?;
+            let row = rows.into_iter().next().ok_or_else(|| bad("id"))?;
+            let newest = newest(row.xid, row.id, row.access_expires_at);
+            let reading = row.present.reading(vec![], newest, tx.connection())?;
+            tx.commit(Reading { lacks_newest: known.is_some() && !row.has_known, ..reading }).await
         })
         .await
     }
@@ -251,50 +185,43 @@ impl Store {
     ///
     /// When the database is away.
     pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<Page, Error> {
-        let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
         self.idempotent("feed_page", move |mut tx| async move {
-            let statement = FeedPage { after: to_pg(from.access_expires_at), after_id: from.id, rows_max: limit };
-            let rows: Result<Vec<RevocationColumns>, _> = statement.get_results(tx.pg()).await;
-            let rows = rows.map_err(|error| tx.failed(error))?;
+            let (after, after_id) = (to_pg(from.access_expires_at), from.id);
+            let rows = tx.rows(FeedPage { after, after_id, rows_max: limit(rows_max) }).await?;
             let last = rows.last().filter(|_| rows.len() == rows_max);
             // By the row, not by what was read of it: of an erased user's there may be nothing to tell.
-            let next = last.and_then(|((_, id, ..), _, (.., until))| {
-                Some(PageStart { access_expires_at: from_pg((*until)?), id: (*id)? })
-            });
-            let revocations = rows.into_iter().filter_map(published).collect::<Result<_, _>>()?;
+            let next = last
+                .and_then(|row| Some(PageStart { access_expires_at: from_pg(row.access_expires_at?), id: row.id? }));
+            let revocations = rows.into_iter().filter_map(FeedRow::into_published).collect::<Result<_, _>>()?;
             tx.commit(Page { revocations, next }).await
         })
         .await
     }
 
     /// What was committed by transactions that are unseen: each revocation as soon as its transaction has committed. Where that
-    /// is more than so many, the reading is of the first of them; see [`Extent`].
+    /// is more than `rows_max`, the reading is of the first of them; see [`Extent`].
     ///
     /// # Errors
     ///
     /// When the database is away.
     pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<Reading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
-        let (from, limit) = (number(unseen.from), i64::try_from(rows_max).unwrap_or(i64::MAX));
+        let from = number(unseen.from);
         let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
         self.idempotent("feed_next", move |mut tx| {
-            let under_way = under_way.clone();
-            let statement = FeedNext { from, rows_max: limit, under_way, under_way_rows_max: limit };
+            let (under_way, rows_limit) = (under_way.clone(), limit(rows_max));
+            let statement = FeedNext { from, rows_max: rows_limit, under_way, under_way_rows_max: rows_limit };
             async move {
-                let rows: Result<Vec<Columns>, _> = statement.get_results(tx.pg()).await;
-                let mut rows = rows.map_err(|error| tx.failed(error))?;
-                let Some((present, _)) = rows.as_slice().iter().next().cloned() else { return Err(bad("id")) };
+                let mut rows = tx.rows(statement).await?;
+                let present = rows.as_slice().iter().next().ok_or_else(|| bad("id"))?.present.clone();
                 // By the rows, not by what was read of them: of an erased user's there may be nothing to tell.
-                let xid_of = |(_, ((xid, ..), ..)): &Columns| *xid;
-                let (extent, end) = extent(rows.iter().filter_map(xid_of), from, rows_max);
+                let (extent, end) = extent(rows.iter().filter_map(|row| row.revocation.xid), from, rows_max);
                 if let Some(end) = end {
-                    rows.retain(|row| xid_of(row).is_some_and(|xid| xid < end));
+                    rows.retain(|row| row.revocation.xid.is_some_and(|xid| xid < end));
                 }
-                let placed = |(_, ((xid, id, ..), _, (.., until))): &Columns| newest(*xid, *id, *until);
-                let newest = rows.iter().filter_map(placed).max();
-                let revocations =
-                    rows.into_iter().filter_map(|(_, columns)| published(columns)).collect::<Result<_, _>>()?;
-                let reading = reading(&present, revocations, newest, tx.connection())?;
+                let newest = rows.iter().filter_map(|row| row.revocation.newest()).max();
+                let revocations = rows.into_iter().filter_map(|row| row.revocation.into_published());
+                let reading = present.reading(revocations.collect::<Result<_, _>>()?, newest, tx.connection())?;
                 let snapshot = match end {
                     Some(end) => reading.snapshot.before(end.try_into().map_err(|_| bad("xid"))?),
                     None => reading.snapshot,
@@ -313,11 +240,9 @@ impl Store {
     /// When the database is away, or commits are not confirmed.
     pub async fn feed_beat(&self) -> Result<(Origin, u64), Error> {
         self.idempotent("feed_beat", move |mut tx| async move {
-            let rows: Result<Vec<(i64, Option<Uuid>, String)>, _> = FeedBeat {}.get_results(tx.pg()).await;
-            let rows = rows.map_err(|error| tx.failed(error))?;
-            let Some((xid, history, timeline)) = rows.into_iter().next() else { return Err(bad("id")) };
-            let xid = xid.try_into().map_err(|_| bad("xid"))?;
-            tx.commit((origin(history, &timeline)?, xid)).await
+            let row = tx.rows(FeedBeat {}).await?.into_iter().next().ok_or_else(|| bad("id"))?;
+            let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
+            tx.commit((origin(row.history, &row.timeline)?, xid)).await
         })
         .await
     }
@@ -338,7 +263,7 @@ impl Store {
         .await
     }
 
-    /// Forgets the replicas that have given no sign of life since then.
+    /// Deletes the beacons of replicas that have given no sign of life since that moment.
     ///
     /// # Errors
     ///
@@ -346,7 +271,7 @@ impl Store {
     pub async fn feed_beacons_forget(&self, before: Timestamp) -> Result<(), Error> {
         self.idempotent("feed_beacons_forget", move |mut tx| async move {
             let delete = diesel::delete(feed_beacons::table).filter(feed_beacons::at.lt(to_pg(before)));
-            delete.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            tx.execute(delete).await?;
             tx.commit(()).await
         })
         .await
@@ -362,30 +287,226 @@ impl Tx {
     pub async fn feed_history_insert(&mut self, now: Timestamp) -> Result<(), Error> {
         let (id, began_at) = (feed_histories::id.eq(clock::new_uuid()), feed_histories::began_at.eq(to_pg(now)));
         // The one from before was written by the database's own clock, which may be ahead.
-        diesel::delete(feed_histories::table).execute(self.pg()).await.map_err(|error| self.failed(error))?;
-        let insert = diesel::insert_into(feed_histories::table).values((id, began_at));
-        insert.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
+        self.execute(diesel::delete(feed_histories::table)).await?;
+        self.execute(diesel::insert_into(feed_histories::table).values((id, began_at))).await?;
+        Ok(())
     }
 }
 
-fn bad(column: &'static str) -> Error {
-    Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() }
+statement! {
+    /// Where the database stands; its row with the greatest number; and whether the row that was asked about is there.
+    ///
+    /// Rows that came with a dump of another server have that server's numbers, which may be greater than any here.
+    FeedPosition -> PositionRow =
+    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
+     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.xid, r.id, r.access_expires_at,
+         EXISTS (SELECT FROM revocations WHERE xid = "
+    [xid: Option<i64> as sql::Nullable<sql::BigInt>]
+    " AND id = "
+    [id: Option<Uuid> as sql::Nullable<sql::Uuid>]
+    ") AS has_known
+     FROM present LEFT JOIN (SELECT xid, id, access_expires_at FROM revocations
+         WHERE xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid DESC LIMIT 1) AS r ON true"
+}
+
+statement! {
+    /// What still matters, a page of it, in the order in which it will cease to.
+    FeedPage -> FeedRow =
+    "SELECT r.xid, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
+         r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.access_expires_at
+     FROM revocations AS r WHERE (r.access_expires_at, r.id) > ("
+    [after: PgTimestamp as sql::Timestamptz]
+    ", "
+    [after_id: Uuid as sql::Uuid]
+    ") ORDER BY r.access_expires_at, r.id LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ""
+}
+
+statement! {
+    /// What is unseen: each row as soon as its transaction has committed, in whatever order they do. From some number on, the
+    /// smallest numbers first; and earlier ones that were under way: few, whatever is held open.
+    ///
+    /// No later than the present snapshot shows: rows that came with a dump of another server have that server's numbers.
+    FeedNext -> FeedNextRow =
+    "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
+     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.xid, r.id, r.project_id, r.user_id, r.at,
+         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
+         r.server_key_id, r.access_expires_at
+     FROM present LEFT JOIN ((SELECT * FROM revocations WHERE xid >= "
+    [from: i64 as sql::BigInt]
+    " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ") UNION ALL (SELECT * FROM revocations WHERE xid = ANY("
+    [under_way: Vec<i64> as sql::Array<sql::BigInt>]
+    ") LIMIT "
+    [under_way_rows_max: i64 as sql::BigInt]
+    ")) AS r ON true"
+}
+
+statement! {
+    /// Writes an empty message to the log, and so to no table: whatever snapshot another application holds, it leaves nothing
+    /// behind. Says which transaction that was, and on which server.
+    FeedBeat -> BeatRow =
+    "SELECT pg_current_xact_id()::text::bigint AS xid,
+         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+     FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
+}
+
+/// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, distinct from that of
+/// every copy; the timeline of its write-ahead log; when that is.
+#[derive(Clone, QueryableByName)]
+struct PresentRow {
+    #[diesel(sql_type = sql::Text)]
+    snapshot: String,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    history: Option<Uuid>,
+    #[diesel(sql_type = sql::Text)]
+    timeline: String,
+    #[diesel(sql_type = sql::Timestamptz)]
+    read_at: PgTimestamp,
+}
+
+#[derive(QueryableByName)]
+struct PositionRow {
+    #[diesel(embed)]
+    present: PresentRow,
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    xid: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    access_expires_at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Bool)]
+    has_known: bool,
+}
+
+#[derive(QueryableByName)]
+struct FeedNextRow {
+    #[diesel(embed)]
+    present: PresentRow,
+    #[diesel(embed)]
+    revocation: FeedRow,
+}
+
+#[derive(QueryableByName)]
+struct BeatRow {
+    #[diesel(sql_type = sql::BigInt)]
+    xid: i64,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    history: Option<Uuid>,
+    #[diesel(sql_type = sql::Text)]
+    timeline: String,
+}
+
+/// A row of `revocations`; all null where there is none.
+#[derive(QueryableByName)]
+struct FeedRow {
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    xid: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Text>)]
+    project_id: Option<String>,
+    #[diesel(sql_type = sql::Nullable<sql::Text>)]
+    user_id: Option<String>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Nullable<sql::SmallInt>)]
+    reason: Option<i16>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    session_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Bool>)]
+    is_impersonation: Option<bool>,
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    user_epoch: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    spared_session_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    project_epoch: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    signing_key_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    server_key_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    access_expires_at: Option<PgTimestamp>,
+}
+
+impl PresentRow {
+    fn reading(
+        &self,
+        revocations: Vec<PublishedRevocation>,
+        newest: Option<Newest>,
+        connection: u64,
+    ) -> Result<Reading, Error> {
+        let origin = origin(self.history, &self.timeline)?;
+        let snapshot = self.snapshot.parse().map_err(|()| bad("snapshot"))?;
+        let (at, extent) = (from_pg(self.read_at), Extent::Whole);
+        Ok(Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
+    }
+}
+
+impl FeedRow {
+    fn newest(&self) -> Option<Newest> {
+        newest(self.xid, self.id, self.access_expires_at)
+    }
+
+    /// Reads the row; `None` if there is none, or if it concerns an erased user alone.
+    fn into_published(self) -> Option<Result<PublishedRevocation, Error>> {
+        let (id, project, at, reason) = (self.id?, self.project_id?, self.at?, self.reason?);
+        let access_expires_at = self.access_expires_at?;
+        let user = self.user_id.as_deref().and_then(UserId::parse);
+        let spared = self.spared_session_id.map(SessionId::from_uuid);
+        let keys = (self.signing_key_id, self.server_key_id);
+        let ended = match (self.session_id, self.user_epoch, self.project_epoch, keys) {
+            (Some(session), ..) => Ended::Session {
+                id: SessionId::from_uuid(session),
+                is_impersonation: self.is_impersonation.unwrap_or_default(),
+            },
+            // An erased user's sessions were ended one by one.
+            (_, Some(epoch), ..) => Ended::User { user: user.clone()?, epoch, spared },
+            (_, _, Some(epoch), _) => Ended::Project { epoch },
+            (_, _, _, (Some(key), _)) => Ended::SigningKey(KeyId::from_uuid(key)),
+            (_, _, _, (_, Some(key))) => Ended::ServerKey(KeyId::from_uuid(key)),
+            (None, None, None, (None, None)) => return None,
+        };
+        let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
+        let read = || {
+            Ok(PublishedRevocation {
+                // Without a number it is older than the numbers.
+                place: Place { xid: self.xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
+                project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
+                ended,
+                user,
+                at: from_pg(at),
+                reason: reason_of(reason).ok_or_else(|| bad("reason"))?,
+                access_expires_at: from_pg(access_expires_at),
+            })
+        };
+        Some(read())
+    }
+}
+
+/// Where a row stands; `None` if there is none, and for those that are older than the numbers.
+fn newest(xid: Option<i64>, id: Option<Uuid>, access_expires_at: Option<PgTimestamp>) -> Option<Newest> {
+    let place = Place { xid: xid?.try_into().ok()?, id: id? };
+    Some(Newest { place, access_expires_at: from_pg(access_expires_at?) })
 }
 
 fn origin(history: Option<Uuid>, timeline: &str) -> Result<Origin, Error> {
     let timeline = u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?;
     Ok(Origin { history: history.ok_or_else(|| bad("id"))?, timeline })
-}
-
-fn reading(
-    (snapshot, history, timeline, at): &PresentColumns,
-    revocations: Vec<PublishedRevocation>,
-    newest: Option<Newest>,
-    connection: u64,
-) -> Result<Reading, Error> {
-    let (origin, snapshot) = (origin(*history, timeline)?, snapshot.parse().map_err(|()| bad("snapshot"))?);
-    let (at, extent) = (from_pg(*at), Extent::Whole);
-    Ok(Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
 }
 
 /// How much of what was unseen these rows are, told by the numbers of their transactions; and the one that they go up to,
@@ -405,43 +526,8 @@ fn extent(xids: impl Iterator<Item = i64>, from: i64, rows_max: usize) -> (Exten
     }
 }
 
-/// Where a row stands; `None` for the one that stands for no rows at all, and for those that are older than the numbers.
-fn newest(xid: Option<i64>, id: Option<Uuid>, until: Option<PgTimestamp>) -> Option<Newest> {
-    let place = Place { xid: xid?.try_into().ok()?, id: id? };
-    Some(Newest { place, access_expires_at: from_pg(until?) })
-}
-
-/// Reads a row; `None` for the one that stands for no rows at all.
-fn published(columns: RevocationColumns) -> Option<Result<PublishedRevocation, Error>> {
-    let ((xid, id, project, user, at, reason), ended, (signing_key, server_key, access_expires_at)) = columns;
-    let (session, is_impersonation, user_epoch, spared, project_epoch) = ended;
-    let (id, project, at, reason, access_expires_at) = (id?, project?, at?, reason?, access_expires_at?);
-    let user = user.as_deref().and_then(UserId::parse);
-    let ended = match (session, user_epoch, project_epoch, signing_key, server_key) {
-        (Some(session), ..) => {
-            Ended::Session { id: SessionId::from_uuid(session), is_impersonation: is_impersonation.unwrap_or_default() }
-        }
-        // An erased user's sessions were ended one by one.
-        (_, Some(epoch), ..) => Ended::User { user: user.clone()?, epoch, spared: spared.map(SessionId::from_uuid) },
-        (_, _, Some(epoch), ..) => Ended::Project { epoch },
-        (_, _, _, Some(key), _) => Ended::SigningKey(KeyId::from_uuid(key)),
-        (_, _, _, _, Some(key)) => Ended::ServerKey(KeyId::from_uuid(key)),
-        (None, None, None, None, None) => return None,
-    };
-    let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
-    let read = || {
-        Ok(PublishedRevocation {
-            // Without a number it is older than the numbers.
-            place: Place { xid: xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
-            project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
-            ended,
-            user,
-            at: from_pg(at),
-            reason: reason_of(reason).ok_or_else(|| bad("reason"))?,
-            access_expires_at: from_pg(access_expires_at),
-        })
-    };
-    Some(read())
+fn bad(column: &'static str) -> Error {
+    Error::Inconsistent { table: "feed_histories", column, row: "the feed".to_owned() }
 }
 
 #[cfg(test)]

@@ -4,17 +4,15 @@ use std::collections::HashMap;
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
+use diesel::Queryable;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
-use diesel_async::SimpleAsyncConnection as _;
 use uuid::Uuid;
 
-use super::Project;
 use super::Store;
 use super::Tx;
+use super::columns::from_pg;
+use super::columns::to_pg;
 use super::error::Error;
-use super::rows::from_pg;
-use super::rows::to_pg;
 use super::schema::signing_keys;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -45,26 +43,10 @@ pub struct KeyRow {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// All projects with all their keys but the revoked ones, as of one moment.
-pub struct Inventory {
-    /// The projects.
-    pub projects: Vec<Project>,
-    /// The signing keys.
-    pub signing: Vec<(ProjectId, SealedKey)>,
-    /// The refresh-token keys.
-    pub refresh: Vec<(ProjectId, SealedKey)>,
-    /// Until when a signature of a signing key may have either of its two spellings; of all other keys it never may.
-    pub either_s_until: HashMap<KeyId, Timestamp>,
-}
-
 /// How many keys are resealed in one transaction: a few milliseconds' work.
 pub const RESEAL_PAGE: usize = 100;
 
 const PAGE_ROWS: i64 = RESEAL_PAGE as i64;
-
-type Columns = (String, Uuid, Vec<u8>, PgTimestamp, Option<PgTimestamp>);
-
-type Facts = (Uuid, PgTimestamp, PgTimestamp, Option<PgTimestamp>, Option<PgTimestamp>);
 
 /// The same statement on the table of either purpose: the two differ in what they call the sealed half.
 macro_rules! on_table {
@@ -85,26 +67,6 @@ macro_rules! on_table {
 }
 
 impl Store {
-    /// Reads all projects and keys. They are few; a replica holds them all in memory.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn inventory(&self) -> Result<Inventory, Error> {
-        // One snapshot: a project without its keys, or keys without their project, would be a refusal to someone.
-        self.transact("inventory", |mut tx| async move {
-            let one_snapshot =
-                tx.pg().batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").await;
-            one_snapshot.map_err(|error| tx.failed(error))?;
-            let projects = tx.projects().await?;
-            let signing = tx.keys_sealed(Purpose::Signing).await?;
-            let refresh = tx.keys_sealed(Purpose::Refresh).await?;
-            let either_s_until = tx.keys_either_s_until().await?;
-            tx.end_reading(Inventory { projects, signing, refresh, either_s_until }).await
-        })
-        .await
-    }
-
     /// A project's keys, the revoked ones too, in the order in which they begin to sign; `None` when there is no such
     /// project.
     ///
@@ -123,20 +85,20 @@ impl Store {
 }
 
 impl Tx {
-    async fn keys_sealed(&mut self, purpose: Purpose) -> Result<Vec<(ProjectId, SealedKey)>, Error> {
-        let rows: Result<Vec<Columns>, _> = on_table!(purpose, |keys, sealed| {
+    pub(super) async fn keys_sealed(&mut self, purpose: Purpose) -> Result<Vec<(ProjectId, SealedKey)>, Error> {
+        let rows: Vec<SealedRow> = on_table!(purpose, |keys, sealed| {
             let query = keys::table.filter(keys::revoked_at.is_null());
-            query.select((keys::project_id, keys::id, sealed, keys::signs_from, keys::retired_at)).load(self.pg()).await
+            let columns = (keys::project_id, keys::id, sealed, keys::signs_from, keys::retired_at);
+            self.load(query.select(columns)).await?
         });
-        read(rows.map_err(|error| self.failed(error))?, purpose)
+        rows.into_iter().map(|row| row.into_key(purpose)).collect()
     }
 
-    async fn keys_either_s_until(&mut self) -> Result<HashMap<KeyId, Timestamp>, Error> {
+    pub(super) async fn keys_either_s_until(&mut self) -> Result<HashMap<KeyId, Timestamp>, Error> {
         let query = signing_keys::table.filter(signing_keys::either_s_until.is_not_null());
         let query = query.select((signing_keys::id, signing_keys::either_s_until));
-        let rows: Result<Vec<(Uuid, Option<PgTimestamp>)>, _> = query.load(self.pg()).await;
-        let rows = rows.map_err(|error| self.failed(error))?.into_iter();
-        Ok(rows.filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
+        let rows: Vec<(Uuid, Option<PgTimestamp>)> = self.load(query).await?;
+        Ok(rows.into_iter().filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
     }
 
     /// A project's keys, in no order, the revoked ones too. Whoever changes them holds the project: see
@@ -146,17 +108,11 @@ impl Tx {
     ///
     /// When the database is away.
     pub async fn keys_of(&mut self, purpose: Purpose, project: &ProjectId) -> Result<Vec<KeyRow>, Error> {
-        let rows: Result<Vec<Facts>, _> = on_table!(purpose, |keys| {
+        let rows: Vec<KeyFactsRow> = on_table!(purpose, |keys| {
             let columns = (keys::id, keys::created_at, keys::signs_from, keys::retired_at, keys::revoked_at);
-            keys::table.filter(keys::project_id.eq(project.as_str())).select(columns).load(self.pg()).await
+            self.load(keys::table.filter(keys::project_id.eq(project.as_str())).select(columns)).await?
         });
-        let fact = |(id, created_at, signs_from, retired_at, revoked_at): Facts| KeyRow {
-            id: KeyId::from_uuid(id),
-            created_at: from_pg(created_at),
-            schedule: schedule(signs_from, retired_at),
-            revoked_at: revoked_at.map(from_pg),
-        };
-        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(fact).collect())
+        Ok(rows.into_iter().map(KeyFactsRow::into_key).collect())
     }
 
     /// Adds a key to a project.
@@ -171,7 +127,7 @@ impl Tx {
         key: SealedKey,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let rows = on_table!(purpose, |keys, sealed| {
+        on_table!(purpose, |keys, sealed| {
             let insert = diesel::insert_into(keys::table).values((
                 keys::project_id.eq(project.as_str()),
                 keys::id.eq(key.id.as_uuid()),
@@ -180,9 +136,8 @@ impl Tx {
                 keys::signs_from.eq(to_pg(key.schedule.signs_from)),
                 keys::retired_at.eq(key.schedule.retired_at.map(to_pg)),
             ));
-            insert.execute(self.pg()).await
-        });
-        rows.map(drop).map_err(|error| self.failed(error))
+            self.execute(insert).await.map(drop)
+        })
     }
 
     /// Sets when a key does what.
@@ -197,14 +152,13 @@ impl Tx {
         id: KeyId,
         schedule: Schedule,
     ) -> Result<(), Error> {
-        let rows = on_table!(purpose, |keys| {
+        on_table!(purpose, |keys| {
             let update = diesel::update(keys::table.find((project.as_str(), id.as_uuid()))).set((
                 keys::signs_from.eq(to_pg(schedule.signs_from)),
                 keys::retired_at.eq(schedule.retired_at.map(to_pg)),
             ));
-            update.execute(self.pg()).await
-        });
-        rows.map(drop).map_err(|error| self.failed(error))
+            self.execute(update).await.map(drop)
+        })
     }
 
     /// Takes a key away: nothing under it is accepted any more. It retires as well, so that the previous release, which
@@ -221,11 +175,10 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), Error> {
         let now = to_pg(now);
-        let rows = on_table!(purpose, |keys| {
+        on_table!(purpose, |keys| {
             let update = diesel::update(keys::table.find((project.as_str(), id.as_uuid())));
-            update.set((keys::retired_at.eq(now), keys::revoked_at.eq(now))).execute(self.pg()).await
-        });
-        rows.map(drop).map_err(|error| self.failed(error))
+            self.execute(update.set((keys::retired_at.eq(now), keys::revoked_at.eq(now)))).await.map(drop)
+        })
     }
 
     /// The next [`RESEAL_PAGE`] of a project's keys that are not revoked, in the order of their ids.
@@ -240,16 +193,16 @@ impl Tx {
         after: Option<KeyId>,
     ) -> Result<Vec<SealedKey>, Error> {
         let after = after.map_or(Uuid::nil(), KeyId::as_uuid);
-        let rows: Result<Vec<Columns>, _> = on_table!(purpose, |keys, sealed| {
+        let rows: Vec<SealedRow> = on_table!(purpose, |keys, sealed| {
             let behind = keys::table.filter(keys::project_id.eq(project.as_str())).filter(keys::id.gt(after));
             let query = behind.filter(keys::revoked_at.is_null()).order(keys::id).limit(PAGE_ROWS);
-            query.select((keys::project_id, keys::id, sealed, keys::signs_from, keys::retired_at)).load(self.pg()).await
+            let columns = (keys::project_id, keys::id, sealed, keys::signs_from, keys::retired_at);
+            self.load(query.select(columns)).await?
         });
-        let keys = read(rows.map_err(|error| self.failed(error))?, purpose)?;
-        Ok(keys.into_iter().map(|(_, key)| key).collect())
+        rows.into_iter().map(|row| Ok(row.into_key(purpose)?.1)).collect()
     }
 
-    /// Stores a key as it was sealed anew.
+    /// Stores a key that was sealed again.
     ///
     /// # Errors
     ///
@@ -261,28 +214,57 @@ impl Tx {
         id: KeyId,
         text: Vec<u8>,
     ) -> Result<(), Error> {
-        let rows = on_table!(purpose, |keys, sealed| {
+        on_table!(purpose, |keys, sealed| {
             let update = diesel::update(keys::table.find((project.as_str(), id.as_uuid())));
-            update.set(sealed.eq(text)).execute(self.pg()).await
-        });
-        rows.map(drop).map_err(|error| self.failed(error))
+            self.execute(update.set(sealed.eq(text))).await.map(drop)
+        })
+    }
+}
+
+/// A row of either table: `sealed_private` or `sealed_secret` is `sealed` here, so columns are matched by their order.
+#[derive(Queryable)]
+struct SealedRow {
+    project_id: String,
+    id: Uuid,
+    sealed: Vec<u8>,
+    signs_from: PgTimestamp,
+    retired_at: Option<PgTimestamp>,
+}
+
+impl SealedRow {
+    fn into_key(self, purpose: Purpose) -> Result<(ProjectId, SealedKey), Error> {
+        let table = match purpose {
+            Purpose::Signing => "signing_keys",
+            Purpose::Refresh => "refresh_keys",
+        };
+        let bad = || Error::Inconsistent { table, column: "project_id", row: self.id.to_string() };
+        let project = ProjectId::parse(&self.project_id).ok_or_else(bad)?;
+        let schedule = schedule(self.signs_from, self.retired_at);
+        Ok((project, SealedKey { id: KeyId::from_uuid(self.id), sealed: self.sealed, schedule }))
+    }
+}
+
+/// A row of either table, without the sealed half; matched by order too.
+#[derive(Queryable)]
+struct KeyFactsRow {
+    id: Uuid,
+    created_at: PgTimestamp,
+    signs_from: PgTimestamp,
+    retired_at: Option<PgTimestamp>,
+    revoked_at: Option<PgTimestamp>,
+}
+
+impl KeyFactsRow {
+    fn into_key(self) -> KeyRow {
+        KeyRow {
+            id: KeyId::from_uuid(self.id),
+            created_at: from_pg(self.created_at),
+            schedule: schedule(self.signs_from, self.retired_at),
+            revoked_at: self.revoked_at.map(from_pg),
+        }
     }
 }
 
 fn schedule(signs_from: PgTimestamp, retired_at: Option<PgTimestamp>) -> Schedule {
     Schedule { signs_from: from_pg(signs_from), retired_at: retired_at.map(from_pg) }
-}
-
-fn read(rows: Vec<Columns>, purpose: Purpose) -> Result<Vec<(ProjectId, SealedKey)>, Error> {
-    let table = match purpose {
-        Purpose::Signing => "signing_keys",
-        Purpose::Refresh => "refresh_keys",
-    };
-    rows.into_iter()
-        .map(|(project, id, sealed, signs_from, retired_at)| {
-            let bad = || Error::Inconsistent { table, column: "project_id", row: id.to_string() };
-            let key = SealedKey { id: KeyId::from_uuid(id), sealed, schedule: schedule(signs_from, retired_at) };
-            Ok((ProjectId::parse(&project).ok_or_else(bad)?, key))
-        })
-        .collect()
 }

@@ -10,7 +10,6 @@ use diesel::pg::Pg;
 use diesel_async::AnsiTransactionManager;
 use diesel_async::AsyncMigrationHarness;
 use diesel_async::AsyncPgConnection;
-use diesel_async::RunQueryDsl as _;
 use diesel_async::SimpleAsyncConnection as _;
 use diesel_async::TransactionManager as _;
 use diesel_migrations::EmbeddedMigrations;
@@ -24,9 +23,9 @@ use tokio_postgres::error::SqlState;
 
 use super::Error;
 use super::Store;
-use super::connect;
 use super::connect::Opened;
 use super::refused::CannotConnect;
+use super::settings;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -136,13 +135,13 @@ impl Store {
                 let exists = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(
                     "to_regclass('__diesel_schema_migrations') IS NOT NULL",
                 ));
-                let exists: Vec<bool> = exists.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
+                let exists: Vec<bool> = tx.load(exists).await?;
                 if exists != [true] {
                     return tx.commit((false, vec![])).await;
                 }
                 let versions =
                     diesel::dsl::sql::<diesel::sql_types::Text>("SELECT version FROM __diesel_schema_migrations");
-                let versions: Vec<String> = versions.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
+                let versions: Vec<String> = tx.load(versions).await?;
                 tx.commit((true, versions)).await
             })
             .await?;
@@ -168,7 +167,7 @@ impl Store {
                        AND to_regclass('__diesel_schema_migrations') IS NULL
                        AND to_regclass(format('%I.refresh_keys', n.nspname)) IS NOT NULL",
                 );
-                let schemas: Vec<String> = schemas.load(tx.pg()).await.map_err(|error| tx.failed(error))?;
+                let schemas: Vec<String> = tx.load(schemas).await?;
                 tx.commit(schemas).await
             })
             .await?;
@@ -192,7 +191,8 @@ impl Store {
             AnsiTransactionManager::begin_transaction(&mut connection).await.map_err(failed)?;
             connection.batch_execute(STEP_SETTINGS).await.map_err(failed)?;
             let process = diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()");
-            let process: Vec<i32> = diesel::select(process).load(&mut connection).await.map_err(failed)?;
+            let process: Vec<i32> =
+                diesel_async::RunQueryDsl::load(diesel::select(process), &mut connection).await.map_err(failed)?;
             link.take_error();
             let in_the_way = Arc::<Mutex<String>>::default();
             let (seen, watches) = (Arc::clone(&in_the_way), Arc::clone(&watch));
@@ -233,7 +233,7 @@ impl Store {
     async fn take_turns(&self, wait: Duration) -> Result<Watch, MigrateError> {
         let watch = Watch(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
-        let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", connect::BEGIN);
+        let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", settings::BEGIN);
         watch.0.batch_execute(&begin).await.map_err(failed)?;
         let (began, mut said) = (Instant::now(), None::<Instant>);
         loop {

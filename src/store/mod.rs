@@ -7,27 +7,35 @@
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
-mod backchannel;
+mod admission;
 mod backend;
+mod columns;
 mod connect;
+mod deliveries;
 mod doorbell;
 mod durability;
+mod endpoints;
 mod error;
 mod events;
 mod feed;
+mod gate;
+mod host;
+mod inventory;
 mod keys;
 mod migrate;
 mod pool;
 mod pooler;
 mod projects;
+mod publish;
 mod refused;
 mod requests;
 mod revocations;
-mod rows;
 mod schema;
+mod see_off;
 mod server_keys;
 mod sessions;
-mod statements;
+mod settings;
+mod statement;
 mod sweep;
 mod time;
 mod tls;
@@ -42,40 +50,35 @@ use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::sql_types::Integer;
-use diesel_async::RunQueryDsl as _;
 use secrecy::SecretString;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
-pub use backchannel::Added;
-pub use backchannel::Claim;
-pub use backchannel::Due;
-pub use backchannel::Endpoint;
-pub use backchannel::EndpointPlace;
-pub use backchannel::OpenDelivery;
-pub use backchannel::Removed;
-pub use backchannel::Revived;
-pub use connect::UrlError;
+pub use deliveries::Claim;
+pub use deliveries::Due;
+pub use deliveries::EndpointPlace;
+pub use deliveries::OpenDelivery;
+pub use deliveries::Revived;
 pub use doorbell::Doorbell;
 pub use durability::Demand;
 pub use durability::Durability;
+pub use endpoints::Added;
+pub use endpoints::Endpoint;
+pub use endpoints::Removed;
 pub use error::Error;
 pub use events::Event;
 pub use events::EventRecord;
 pub use events::Happened;
 pub use events::KeyKind;
+pub use events::RecordQuery;
 pub use feed::Extent;
 pub use feed::Newest;
 pub use feed::Origin as FeedOrigin;
 pub use feed::PageStart;
-pub use feed::Place;
-pub use feed::PublishedRevocation;
 pub use feed::Reading;
 pub use feed::Snapshot;
 pub use feed::Unseen;
-pub use keys::Inventory;
+pub use inventory::Inventory;
 pub use keys::KeyRow;
 pub use keys::RESEAL_PAGE;
 pub use keys::SealedKey;
@@ -83,12 +86,13 @@ pub use migrate::MIGRATE_WAIT;
 pub use migrate::MigrateError;
 pub use pooler::ReachError;
 pub use projects::Project;
+pub use publish::Place;
+pub use publish::PublishedRevocation;
 pub use refused::CannotConnect;
 pub use requests::Remembered;
 pub use requests::Repeat;
 pub use revocations::CutOff;
 pub use revocations::Record;
-pub use revocations::RecordQuery;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;
@@ -99,10 +103,13 @@ pub use sessions::Seen;
 pub use sessions::SessionSummary;
 pub use sessions::StoredSession;
 pub use sessions::Use;
+pub use sweep::AuditTable;
+pub use sweep::EventLines;
 pub use sweep::KeyTable;
-pub use sweep::Keyed;
 pub use sweep::Position;
 pub use sweep::Progress;
+pub use sweep::RevocationLines;
+pub use sweep::Swept;
 pub use sweep::SweptDelivery;
 pub use sweep::SweptKey;
 pub use sweep::SweptLine;
@@ -112,11 +119,14 @@ pub use sweep::SweptUser;
 pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
+pub use url::UrlError;
 
 use backend::Backend;
 use backend::End;
+use gate::Gate;
 use pool::Lease;
 use pool::Pool;
+use publish::Publisher;
 
 use crate::telemetry::Metrics;
 
@@ -150,69 +160,14 @@ pub struct Store {
     target: Arc<connect::Target>,
     /// Where the connection that listens leads.
     listening: Arc<connect::Target>,
-    /// Who hears of every commit that has ended something.
-    publisher: feed::Publisher,
+    /// Who is told of every commit that has ended something.
+    publisher: Publisher,
     metrics: Metrics,
 }
-
-/// The way to a connection: an operation waits here for its turn, in order, and costs nothing while it waits.
-#[derive(Clone)]
-struct Gate {
-    /// One place for each connection.
-    connections: Arc<Semaphore>,
-    /// What operations that are not urgent take besides: fewer, so that some connections are always the urgent ones'. With
-    /// a single connection there is nothing to keep back.
-    ordinary: Option<Arc<Semaphore>>,
-    /// A place for each that waits or is under way.
-    line: Arc<Semaphore>,
-    /// The same for urgent ones.
-    urgent_line: Arc<Semaphore>,
-}
-
-/// An operation's leave to use a connection.
-struct Leave {
-    _connection: OwnedSemaphorePermit,
-    _ordinary: Option<OwnedSemaphorePermit>,
-    _line: OwnedSemaphorePermit,
-}
-
-/// The most operations that wait for each connection.
-///
-/// Waiting costs nothing, and a refusal does: its client comes back at once, and answering it takes the processor from the
-/// operations that have a connection. 2,048 clients that were refused without a wait left them nothing at all. So the line
-/// has room for as many as wait out their time anywhere but in a flood, and time is what ends most waits.
-const OPERATIONS_PER_CONNECTION_MAX: usize = 256;
 
 /// An operation may wait for a connection for this part of its time. One that begins with little time left is cut off
 /// midway, and that costs its connection.
 const WAIT_SHARE: u32 = 3;
-
-impl Gate {
-    fn new(connections_max: usize) -> Self {
-        let semaphore = |places| Arc::new(Semaphore::new(places));
-        let line = || semaphore(connections_max * OPERATIONS_PER_CONNECTION_MAX);
-        let ordinary = semaphore(connections_max - connections_max.div_ceil(4).min(connections_max - 1));
-        Self { connections: semaphore(connections_max), ordinary: Some(ordinary), line: line(), urgent_line: line() }
-    }
-
-    fn urgent(&self) -> Self {
-        Self { ordinary: None, line: Arc::clone(&self.urgent_line), ..self.clone() }
-    }
-
-    /// Waits for leave; or why there is none.
-    async fn enter(&self, patience: Duration) -> Result<Leave, &'static str> {
-        let line = Arc::clone(&self.line).try_acquire_owned().map_err(|_| "line")?;
-        let wait = async {
-            let ordinary = match &self.ordinary {
-                Some(places) => Some(Arc::clone(places).acquire_owned().await.expect("never closed")),
-                None => None,
-            };
-            let connection = Arc::clone(&self.connections).acquire_owned().await.expect("never closed");
-            Leave { _connection: connection, _ordinary: ordinary, _line: line }
-        };
-        timeout(patience, wait).await.map_err(|_| "time")
-    }
-}
 
 impl Store {
     /// Prepares the pool. Connects to nothing yet.
@@ -223,7 +178,7 @@ impl Store {
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
         let target = Arc::new(connect::Target::new(options)?);
         let listening = connect::Target::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
-        let publisher = feed::Publisher::default();
+        let publisher = Publisher::default();
         let (connections_max, timeout) = (options.connections_max, options.operation_timeout);
         Ok(Self::over(target, listening, connections_max, timeout, publisher, metrics))
     }
@@ -247,7 +202,7 @@ impl Store {
         listening: Arc<connect::Target>,
         connections_max: usize,
         operation_timeout: Duration,
-        publisher: feed::Publisher,
+        publisher: Publisher,
         metrics: Metrics,
     ) -> Self {
         let pool = Pool::new(Arc::clone(&target), connections_max);
@@ -356,7 +311,7 @@ impl Store {
             let lease = self.checkout(operation).await?;
             let doubtful = lease.is_reused().then(|| lease.backend().clone());
             match Tx::begin(lease, operation, self.publisher.clone()).await {
-                // As in `once`: a dead connection is found out by its first statement, when nothing is done yet.
+                // As in `idempotent`: a dead connection is found out by its first statement, when nothing is done yet.
                 Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                 outcome => return outcome,
             }
@@ -383,18 +338,18 @@ impl Store {
     /// What the database promised when it was last asked, which is with each of the feed's beats; [`Durability::Kept`] where
     /// nothing is demanded of it.
     pub fn promised(&self) -> Durability {
-        self.target.durability()
+        self.target.admission().durability()
     }
 
     /// Looks after the database: to be called every so often, with whether a commit went through just now. If it did, what the
     /// database promises is read again; if not, another server may have taken over, and all hosts are asked.
     pub async fn look_after(&self, has_committed: bool) {
-        match (has_committed, self.target.demand()) {
+        match (has_committed, self.target.admission().demand()) {
             (false, _) => self.target.look_again().await,
             (true, Demand::Nothing) => {}
             (true, Demand::Durable) => {
                 if let Ok(found) = self.durability().await {
-                    self.target.note_durability(found);
+                    self.target.admission().note_durability(found);
                 }
             }
         }
@@ -407,23 +362,8 @@ impl Store {
     /// When it does not.
     pub async fn ping(&self) -> Result<(), Error> {
         self.idempotent("ping", |mut tx| async move {
-            let alive = diesel::select(sql::<Integer>("1")).load::<i32>(tx.pg()).await;
-            alive.map_err(|error| tx.failed(error))?;
+            let _: Vec<i32> = tx.load(diesel::select(sql::<Integer>("1"))).await?;
             tx.commit(()).await
-        })
-        .await
-    }
-
-    /// What the database promises about what it acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// When it does not answer.
-    pub async fn durability(&self) -> Result<Durability, Error> {
-        self.idempotent("durability", |mut tx| async move {
-            let durability = durability::read(tx.pg()).await;
-            let durability = durability.map_err(|error| tx.failed(error))?;
-            tx.commit(durability).await
         })
         .await
     }

@@ -18,9 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
+use super::admission::Standing;
 use super::backend::Backend;
 use super::connect::Opened;
-use super::connect::Standing;
 use super::connect::Target;
 
 /// How long the pool does not try to grow after the server has refused a connection, while there are others.
@@ -44,10 +44,10 @@ struct Shared {
     /// How many connections there are.
     size: Arc<AtomicUsize>,
     /// The last refusal of a connection, until one is made.
-    refusal: Mutex<Option<Refused>>,
+    refusal: Mutex<Option<LastRefusal>>,
 }
 
-struct Refused {
+struct LastRefusal {
     at: Instant,
     said: String,
 }
@@ -125,7 +125,7 @@ impl Pool {
                 }
             }
             let pooled = shared.idle().pop_front().expect("as many as permits");
-            if !pooled.backend.is_over() && shared.target.is_current(&pooled.standing) {
+            if !pooled.backend.is_over() && shared.target.admission().is_current(&pooled.standing) {
                 return Ok(self.lend(pooled, turn, true));
             }
         }
@@ -151,7 +151,7 @@ impl Shared {
         self.idle.lock().expect("no one panics while holding it")
     }
 
-    fn refusal(&self) -> MutexGuard<'_, Option<Refused>> {
+    fn refusal(&self) -> MutexGuard<'_, Option<LastRefusal>> {
         self.refusal.lock().expect("no one panics while holding it")
     }
 
@@ -169,7 +169,7 @@ impl Shared {
             }
             Err(error) => {
                 let said = error.to_string();
-                *self.refusal() = Some(Refused { at: Instant::now(), said: said.clone() });
+                *self.refusal() = Some(LastRefusal { at: Instant::now(), said: said.clone() });
                 Err(ConnectionError::BadConnection(said))
             }
         }
@@ -193,13 +193,13 @@ impl Lease {
 
     /// Whether the server that it leads to is still the one to use. Another one may have taken over.
     pub(super) fn is_current(&self) -> bool {
-        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.is_current(&pooled.standing))
+        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.admission().is_current(&pooled.standing))
     }
 
     /// Returns a whole connection, with nothing under way.
     pub(super) fn give_back(mut self) {
         let Some(pooled) = self.pooled.take() else { return };
-        if !pooled.backend.is_over() && self.shared.target.is_current(&pooled.standing) {
+        if !pooled.backend.is_over() && self.shared.target.admission().is_current(&pooled.standing) {
             self.shared.idle().push_back(pooled);
             self.shared.returned.add_permits(1);
         }

@@ -12,17 +12,17 @@ use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::dsl::case_when;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
 use serde_json::Value;
 
 use super::Store;
+use super::Tx;
+use super::columns::from_pg;
+use super::columns::millis;
+use super::columns::to_pg;
 use super::error::Error;
 use super::events::Event;
 use super::events::Happened;
 use super::keys::SealedKey;
-use super::rows::from_pg;
-use super::rows::millis;
-use super::rows::to_pg;
 use super::schema::projects;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
@@ -44,9 +44,128 @@ pub struct Project {
     pub policy: Policy,
 }
 
+impl Store {
+    /// Creates a project with its first keys: at no moment is there a project that cannot sign.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] when the name is taken or a setting is out of bounds.
+    pub async fn project_insert(
+        &self,
+        project: Project,
+        signing: SealedKey,
+        refresh: SealedKey,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        self.transact("project_insert", move |mut tx| async move {
+            let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
+            tx.execute(insert).await?;
+            for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
+                let created = Happened::KeyCreated(purpose.into(), key.id);
+                tx.key_insert(purpose, &project.id, key, now).await?;
+                tx.event_insert(&Event::of_key(project.id.clone(), created, now)).await?;
+            }
+            tx.commit(()).await
+        })
+        .await
+    }
+
+    /// A project; `None` when there is none of this name.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn project_find(&self, id: ProjectId) -> Result<Option<Project>, Error> {
+        self.idempotent("project_find", move |mut tx| {
+            let id = id.clone();
+            async move {
+                let project = tx.project_find(&id).await?;
+                tx.commit(project).await
+            }
+        })
+        .await
+    }
+
+    /// Every project, in the order of their names, with the moment at which it was created. They are few; a replica
+    /// holds them all in memory.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn projects_list(&self) -> Result<Vec<(ProjectId, Timestamp)>, Error> {
+        self.idempotent("projects_list", |mut tx| async move {
+            let query = projects::table.select((projects::id, projects::created_at)).order(projects::id);
+            let rows: Vec<(String, PgTimestamp)> = tx.load(query).await?;
+            let read = |(id, created_at): (String, PgTimestamp)| {
+                let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
+                Ok((ProjectId::parse(&id).ok_or_else(bad)?, from_pg(created_at)))
+            };
+            tx.commit(rows.into_iter().map(read).collect::<Result<_, Error>>()?).await
+        })
+        .await
+    }
+}
+
+impl Tx {
+    /// Every project.
+    pub(super) async fn projects(&mut self) -> Result<Vec<Project>, Error> {
+        let rows = self.load(projects::table.select(ProjectRow::as_select())).await?;
+        rows.into_iter().map(ProjectRow::into_project).collect()
+    }
+
+    /// A project as it is now.
+    pub(super) async fn project_find(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
+        let rows = self.load(projects::table.find(id.as_str()).select(ProjectRow::as_select())).await;
+        rows?.pop().map(ProjectRow::into_project).transpose()
+    }
+
+    /// A project as it is until the end of the transaction. Whoever changes its policy or its keys takes this lock first,
+    /// so that two operators take turns; requests read the row without one and do not wait.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn project_lock(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
+        let query = projects::table.find(id.as_str()).select(ProjectRow::as_select()).for_no_key_update();
+        self.load(query).await?.pop().map(ProjectRow::into_project).transpose()
+    }
+
+    /// Raises the epoch of every project, to this at least: every session is over that was opened before. Returns each
+    /// project's new one.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn project_epochs_raise(&mut self, least: i64, now: Timestamp) -> Result<Vec<(ProjectId, i64)>, Error> {
+        let locked = projects::table.select(projects::id).order(projects::id).for_update();
+        let ids: Vec<String> = self.load(locked).await?;
+        let raised = case_when(projects::epoch.ge(least), projects::epoch + 1_i64).otherwise(least);
+        let update = diesel::update(projects::table.filter(projects::id.eq_any(ids)))
+            .set((projects::epoch.eq(raised), projects::epoch_raised_at.eq(to_pg(now))))
+            .returning((projects::id, projects::epoch));
+        let rows: Vec<(String, i64)> = self.load(update).await?;
+        let read = |(id, epoch): (String, i64)| {
+            let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
+            Ok((ProjectId::parse(&id).ok_or_else(bad)?, epoch))
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Writes a project's policy down.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] when a setting is out of bounds.
+    pub async fn project_set(&mut self, project: &Project) -> Result<(), Error> {
+        let update = diesel::update(projects::table.find(project.id.as_str()));
+        let update = update.set(PolicyColumns::new(&project.policy));
+        self.execute(update).await.map(drop)
+    }
+}
+
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = projects)]
-pub(super) struct ProjectRow {
+struct ProjectRow {
     id: String,
     created_at: PgTimestamp,
     epoch: i64,
@@ -57,7 +176,7 @@ pub(super) struct ProjectRow {
 /// The columns that hold a policy.
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = projects, treat_none_as_null = true)]
-pub(super) struct PolicyColumns {
+struct PolicyColumns {
     access_token_ttl_ms: i64,
     refresh_grace_ms: i64,
     idle_ttl_ms: i64,
@@ -156,131 +275,9 @@ impl ProjectRow {
         Self { id, created_at: to_pg(now), epoch: 0, policy }
     }
 
-    pub(super) fn into_project(self) -> Result<Project, Error> {
+    fn into_project(self) -> Result<Project, Error> {
         let bad = || Error::Inconsistent { table: "projects", column: "id", row: self.id.clone() };
         let id = ProjectId::parse(&self.id).ok_or_else(bad)?;
         Ok(Project { id, policy: self.policy.into_policy(&self.id)? })
-    }
-}
-
-impl Store {
-    /// Creates a project with its first keys: at no moment is there a project that cannot sign.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Conflict`] when the name is taken or a setting is out of bounds.
-    pub async fn project_insert(
-        &self,
-        project: Project,
-        signing: SealedKey,
-        refresh: SealedKey,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        self.transact("project_insert", move |mut tx| async move {
-            let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
-            insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
-            for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
-                let created = Happened::KeyCreated(purpose.into(), key.id);
-                tx.key_insert(purpose, &project.id, key, now).await?;
-                tx.event_insert(&Event::of_key(project.id.clone(), created, now)).await?;
-            }
-            tx.commit(()).await
-        })
-        .await
-    }
-
-    /// A project; `None` when there is none of this name.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn project_find(&self, id: ProjectId) -> Result<Option<Project>, Error> {
-        self.idempotent("project_find", move |mut tx| {
-            let id = id.clone();
-            async move {
-                let project = tx.project_find(&id).await?;
-                tx.commit(project).await
-            }
-        })
-        .await
-    }
-
-    /// Every project, in the order of their names, with the moment at which it was created. They are few; a replica
-    /// holds them all in memory.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn projects_list(&self) -> Result<Vec<(ProjectId, Timestamp)>, Error> {
-        self.idempotent("projects_list", |mut tx| async move {
-            let query = projects::table.select((projects::id, projects::created_at)).order(projects::id);
-            let rows: Result<Vec<(String, PgTimestamp)>, _> = query.load(tx.pg()).await;
-            let read = |(id, created_at): (String, PgTimestamp)| {
-                let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
-                Ok((ProjectId::parse(&id).ok_or_else(bad)?, from_pg(created_at)))
-            };
-            let projects: Result<Vec<_>, _> = rows.map_err(|error| tx.failed(error))?.into_iter().map(read).collect();
-            tx.commit(projects?).await
-        })
-        .await
-    }
-}
-
-impl super::Tx {
-    /// Every project.
-    pub(super) async fn projects(&mut self) -> Result<Vec<Project>, Error> {
-        let rows = projects::table.select(ProjectRow::as_select()).load(self.pg()).await;
-        rows.map_err(|error| self.failed(error))?.into_iter().map(ProjectRow::into_project).collect()
-    }
-
-    /// A project as it is now.
-    pub(super) async fn project_find(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
-        let rows = projects::table.find(id.as_str()).select(ProjectRow::as_select()).load(self.pg()).await;
-        rows.map_err(|error| self.failed(error))?.pop().map(ProjectRow::into_project).transpose()
-    }
-
-    /// A project as it is until the end of the transaction. Whoever changes its policy or its keys takes this lock first,
-    /// so that two operators take turns; requests read the row without one and do not wait.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn project_lock(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
-        let query = projects::table.find(id.as_str()).select(ProjectRow::as_select()).for_no_key_update();
-        let rows = query.load(self.pg()).await.map_err(|error| self.failed(error))?.pop();
-        rows.map(ProjectRow::into_project).transpose()
-    }
-
-    /// Raises the epoch of every project, to this at least: every session is over that was opened before. Answers with each
-    /// project's new one.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn project_epochs_raise(&mut self, least: i64, now: Timestamp) -> Result<Vec<(ProjectId, i64)>, Error> {
-        let locked = projects::table.select(projects::id).order(projects::id).for_update();
-        let ids: Result<Vec<String>, _> = locked.load(self.pg()).await;
-        let ids = ids.map_err(|error| self.failed(error))?;
-        let raised = case_when(projects::epoch.ge(least), projects::epoch + 1_i64).otherwise(least);
-        let update = diesel::update(projects::table.filter(projects::id.eq_any(ids)))
-            .set((projects::epoch.eq(raised), projects::epoch_raised_at.eq(to_pg(now))))
-            .returning((projects::id, projects::epoch));
-        let rows: Result<Vec<(String, i64)>, _> = update.get_results(self.pg()).await;
-        let read = |(id, epoch): (String, i64)| {
-            let bad = || Error::Inconsistent { table: "projects", column: "id", row: id.clone() };
-            Ok((ProjectId::parse(&id).ok_or_else(bad)?, epoch))
-        };
-        rows.map_err(|error| self.failed(error))?.into_iter().map(read).collect()
-    }
-
-    /// Writes a project's policy down.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Conflict`] when a setting is out of bounds.
-    pub async fn project_set(&mut self, project: &Project) -> Result<(), Error> {
-        let update = diesel::update(projects::table.find(project.id.as_str()));
-        let update = update.set(PolicyColumns::new(&project.policy));
-        update.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
     }
 }

@@ -2,14 +2,18 @@
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
-use diesel_async::RunQueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as sql;
 use uuid::Uuid;
 
 use super::Tx;
+use super::columns::to_pg;
 use super::error::Error;
-use super::rows::to_pg;
 use super::schema::session_requests;
-use super::statements::RequestClaim;
+use super::statement::statement;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
@@ -23,15 +27,6 @@ pub enum Remembered {
     RevokedAll(i32),
 }
 
-impl Remembered {
-    fn columns(self) -> (Option<Uuid>, Option<i32>) {
-        match self {
-            Self::Opened(session) => (Some(session.as_uuid()), None),
-            Self::RevokedAll(count) => (None, Some(count)),
-        }
-    }
-}
-
 /// Whether a request id is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repeat {
@@ -42,9 +37,6 @@ pub enum Repeat {
     /// Another request came before under the same id.
     Another,
 }
-
-/// The session, the count, the digest.
-type Columns = (Option<Uuid>, Option<i32>, Vec<u8>);
 
 impl Tx {
     /// Claims a request id for what is about to be done. Waits for a transaction that is claiming it just now.
@@ -65,21 +57,12 @@ impl Tx {
             digest: digest.to_vec(),
             created_at: to_pg(now),
         };
-        let claimed: Result<Vec<Uuid>, _> = claim.get_results(self.pg()).await;
-        if !claimed.map_err(|error| self.failed(error))?.is_empty() {
+        if !self.rows(claim).await?.is_empty() {
             return Ok(Repeat::First);
         }
-        let query = session_requests::table.find((project.as_str(), request)).select((
-            session_requests::session_id,
-            session_requests::revoked_count,
-            session_requests::digest,
-        ));
-        let rows: Result<Vec<Columns>, _> = query.load(self.pg()).await;
-        match rows.map_err(|error| self.failed(error))?.pop() {
-            Some((Some(session), _, stored)) if stored == digest => {
-                Ok(Repeat::Again(Remembered::Opened(SessionId::from_uuid(session))))
-            }
-            Some((None, Some(count), stored)) if stored == digest => Ok(Repeat::Again(Remembered::RevokedAll(count))),
+        let query = session_requests::table.find((project.as_str(), request)).select(RequestRow::as_select());
+        match self.load(query).await?.pop() {
+            Some(row) if row.digest == digest => Ok(row.remembered().map_or(Repeat::Another, Repeat::Again)),
             Some(_) => Ok(Repeat::Another),
             // It was there a moment ago, and has been swept since: the next try finds the place free.
             None => Err(Error::late("request_claim")),
@@ -96,7 +79,51 @@ impl Tx {
         let (session, revoked_count) = remembered.columns();
         let update = diesel::update(session_requests::table.find((project.as_str(), request)))
             .set((session_requests::session_id.eq(session), session_requests::revoked_count.eq(revoked_count)));
-        update.execute(self.pg()).await.map_err(|error| self.failed(error))?;
-        Ok(())
+        self.execute(update).await.map(drop)
+    }
+}
+
+statement! {
+    /// Claims a request id; no row when it is taken.
+    RequestClaim -> Uuid as sql::Uuid =
+    "INSERT INTO session_requests (project_id, request_id, session_id, revoked_count, digest, created_at) VALUES ("
+    [project: String as sql::Text]
+    ", "
+    [request: Uuid as sql::Uuid]
+    ", "
+    [session: Option<Uuid> as sql::Nullable<sql::Uuid>]
+    ", "
+    [revoked_count: Option<i32> as sql::Nullable<sql::Integer>]
+    ", "
+    [digest: Vec<u8> as sql::Binary]
+    ", "
+    [created_at: PgTimestamp as sql::Timestamptz]
+    ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING request_id"
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = session_requests)]
+struct RequestRow {
+    session_id: Option<Uuid>,
+    revoked_count: Option<i32>,
+    digest: Vec<u8>,
+}
+
+impl RequestRow {
+    fn remembered(&self) -> Option<Remembered> {
+        match (self.session_id, self.revoked_count) {
+            (Some(session), _) => Some(Remembered::Opened(SessionId::from_uuid(session))),
+            (None, Some(count)) => Some(Remembered::RevokedAll(count)),
+            (None, None) => None,
+        }
+    }
+}
+
+impl Remembered {
+    fn columns(self) -> (Option<Uuid>, Option<i32>) {
+        match self {
+            Self::Opened(session) => (Some(session.as_uuid()), None),
+            Self::RevokedAll(count) => (None, Some(count)),
+        }
     }
 }

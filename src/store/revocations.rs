@@ -4,22 +4,29 @@ use std::net::IpAddr;
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
+use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use super::Place;
-use super::PublishedRevocation;
 use super::Store;
 use super::Tx;
+use super::columns::actor_columns;
+use super::columns::actor_of;
+use super::columns::from_pg;
+use super::columns::limit;
+use super::columns::reason_number;
+use super::columns::reason_of;
+use super::columns::to_pg;
 use super::error::Error;
 use super::events::KeyKind;
-use super::rows::from_pg;
-use super::rows::reason_number;
-use super::rows::reason_of;
-use super::rows::to_pg;
+use super::events::RecordQuery;
+use super::publish::Place;
+use super::publish::PublishedRevocation;
 use super::schema::revocations;
-use super::statements::CutOffQueue;
+use super::statement::statement;
 use crate::clock;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -85,22 +92,181 @@ pub struct Record {
     pub ip: Option<String>,
 }
 
-/// What of the audit to read.
-#[derive(Clone, Debug)]
-pub struct RecordQuery {
-    /// The project.
-    pub project: ProjectId,
-    /// The user; without one, the whole project.
-    pub user: Option<UserId>,
-    /// The most lines.
-    pub rows_max: usize,
+impl Store {
+    /// Returns the newest lines of the audit, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<Record>, Error> {
+        self.idempotent("revocations", move |mut tx| {
+            let asked = asked.clone();
+            async move {
+                let newest = revocations::table
+                    .filter(revocations::project_id.eq(asked.project.as_str()))
+                    .order(revocations::id.desc())
+                    .limit(limit(asked.rows_max))
+                    .select(RecordRow::as_select());
+                let found = match &asked.user {
+                    Some(user) => tx.load(newest.filter(revocations::user_id.eq(user.as_str()))).await?,
+                    None => tx.load(newest).await?,
+                };
+                tx.commit(found.into_iter().map(RecordRow::into_record).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
 }
 
-type Columns = (
-    (Uuid, PgTimestamp, i16),
-    (Option<Uuid>, Option<Uuid>, Option<Uuid>, Option<Uuid>),
-    (Option<String>, i16, Option<Uuid>, Option<String>),
-);
+impl Tx {
+    /// Writes down what was ended at once. Returns the line's id.
+    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<Uuid, Error> {
+        let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
+        let (actor, actor_id) = actor_columns(by);
+        let (id, parts) = (clock::new_record_id(at), Parts::of(&ended));
+        let insert = diesel::insert_into(revocations::table)
+            .values((
+                revocations::project_id.eq(project.as_str()),
+                revocations::id.eq(id),
+                revocations::at.eq(to_pg(at)),
+                revocations::reason.eq(reason_number(reason)),
+                revocations::session_id.eq(parts.session),
+                revocations::is_impersonation.eq(parts.is_impersonation),
+                revocations::user_epoch.eq(parts.user_epoch),
+                revocations::spared_session_id.eq(parts.spared),
+                revocations::user_id.eq(parts.user.map(UserId::as_str)),
+                revocations::project_epoch.eq(parts.project_epoch),
+                revocations::signing_key_id.eq(parts.signing_key),
+                revocations::server_key_id.eq(parts.server_key),
+                revocations::access_expires_at.eq(to_pg(access_expires_at)),
+                revocations::actor.eq(actor),
+                revocations::actor_id.eq(actor_id),
+                revocations::ip.eq(ip.map(|ip| ip.to_string())),
+            ))
+            .returning(revocations::xid);
+        let written: Vec<Option<i64>> = self.load(insert).await?;
+        let xid = written.into_iter().next().flatten().and_then(|xid| u64::try_from(xid).ok());
+        let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
+        let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
+        self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
+        Ok(id)
+    }
+
+    /// Writes down whom to tell that all sessions of a user were ended: of the sessions that are named, one by one, or of the
+    /// user. Of what ends more than one user's sessions, nobody is told so.
+    pub async fn cut_off_queue(
+        &mut self,
+        cut_off: &CutOff,
+        record: Uuid,
+        told: Option<Vec<SessionId>>,
+    ) -> Result<(), Error> {
+        let Some(user) = Parts::of(&cut_off.ended).user else { return Ok(()) };
+        let (actor, actor_id) = actor_columns(cut_off.by);
+        let queue = CutOffQueue {
+            record,
+            user: user.as_str().to_owned(),
+            at: to_pg(cut_off.at),
+            reason: reason_number(cut_off.reason),
+            actor,
+            actor_id,
+            sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
+            project: cut_off.project.as_str().to_owned(),
+        };
+        if self.rows(queue).await?.contains(&true) {
+            self.ring_on_commit();
+        }
+        Ok(())
+    }
+
+    /// Takes a user's name and addresses out of the audit: at most `rows_max` lines of it. Returns how many there were.
+    pub async fn revocations_anonymise(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        rows_max: usize,
+    ) -> Result<usize, Error> {
+        let some = revocations::table
+            .filter(revocations::project_id.eq(project.as_str()))
+            .filter(revocations::user_id.eq(user.as_str()))
+            .order(revocations::id)
+            .limit(limit(rows_max))
+            .select(revocations::id)
+            .for_update();
+        let ids: Vec<Uuid> = self.load(some).await?;
+        let these =
+            revocations::table.filter(revocations::project_id.eq(project.as_str())).filter(revocations::id.eq_any(ids));
+        let update =
+            diesel::update(these).set((revocations::user_id.eq(None::<String>), revocations::ip.eq(None::<String>)));
+        self.execute(update).await
+    }
+}
+
+statement! {
+    /// Writes down whom to tell that all of a user's sessions were ended: of each session that is named, or of the user
+    /// where one of them is null. Says whether there is anybody.
+    ///
+    /// A delivery's id is a UUIDv7 like that of the line it tells of: the time is taken from there, the rest is drawn.
+    CutOffQueue -> bool as sql::Bool =
+    "WITH queued AS (
+         INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
+           actor, actor_id, queued_at, due_at)
+         SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(c.record::text, 15) FROM 1)::uuid, e.id,
+           c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at
+         FROM (SELECT "
+    [record: Uuid as sql::Uuid]
+    ", "
+    [user: String as sql::Text]
+    ", "
+    [at: PgTimestamp as sql::Timestamptz]
+    ", "
+    [reason: i16 as sql::SmallInt]
+    ", "
+    [actor: i16 as sql::SmallInt]
+    ", "
+    [actor_id: Option<Uuid> as sql::Nullable<sql::Uuid>]
+    ") AS c (record, user_id, at, reason, actor, actor_id) CROSS JOIN backchannel_endpoints AS e CROSS JOIN unnest("
+    [sessions: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
+    ") AS s (id) WHERE e.project_id = "
+    [project: String as sql::Text]
+    " AND e.removed_at IS NULL RETURNING id
+     )
+     SELECT EXISTS (SELECT FROM queued)"
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = revocations)]
+struct RecordRow {
+    id: Uuid,
+    at: PgTimestamp,
+    reason: i16,
+    session_id: Option<Uuid>,
+    spared_session_id: Option<Uuid>,
+    signing_key_id: Option<Uuid>,
+    server_key_id: Option<Uuid>,
+    user_id: Option<String>,
+    actor: i16,
+    actor_id: Option<Uuid>,
+    ip: Option<String>,
+}
+
+impl RecordRow {
+    fn into_record(self) -> Result<Record, Error> {
+        let bad = |column| Error::Inconsistent { table: "revocations", column, row: self.id.to_string() };
+        let key_kind = self.signing_key_id.map(|_| KeyKind::Signing);
+        Ok(Record {
+            id: self.id,
+            at: from_pg(self.at),
+            reason: reason_of(self.reason).ok_or_else(|| bad("reason"))?,
+            session: self.session_id.map(SessionId::from_uuid),
+            spared: self.spared_session_id.map(SessionId::from_uuid),
+            key: self.signing_key_id.or(self.server_key_id).map(KeyId::from_uuid),
+            key_kind: key_kind.or(self.server_key_id.map(|_| KeyKind::Server)),
+            by: actor_of(self.actor, self.actor_id).ok_or_else(|| bad("actor"))?,
+            user: self.user_id,
+            ip: self.ip,
+        })
+    }
+}
 
 /// The columns that say what was ended.
 #[derive(Default)]
@@ -132,166 +298,4 @@ impl<'a> Parts<'a> {
             Ended::ServerKey(key) => Self { server_key: Some(key.as_uuid()), ..Self::default() },
         }
     }
-}
-
-impl Store {
-    /// The newest lines of the audit, newest first.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away.
-    pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<Record>, Error> {
-        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
-        self.idempotent("revocations", move |mut tx| {
-            let asked = asked.clone();
-            async move {
-                let newest = revocations::table
-                    .filter(revocations::project_id.eq(asked.project.as_str()))
-                    .order(revocations::id.desc())
-                    .limit(rows_max)
-                    .select((
-                        (revocations::id, revocations::at, revocations::reason),
-                        (
-                            revocations::session_id,
-                            revocations::spared_session_id,
-                            revocations::signing_key_id,
-                            revocations::server_key_id,
-                        ),
-                        (revocations::user_id, revocations::actor, revocations::actor_id, revocations::ip),
-                    ));
-                let rows: Result<Vec<Columns>, _> = match &asked.user {
-                    Some(user) => newest.filter(revocations::user_id.eq(user.as_str())).load(tx.pg()).await,
-                    None => newest.load(tx.pg()).await,
-                };
-                let found = rows.map_err(|error| tx.failed(error))?;
-                tx.commit(found.into_iter().map(record).collect::<Result<_, _>>()?).await
-            }
-        })
-        .await
-    }
-}
-
-impl Tx {
-    /// Writes down what was ended at once. Answers with the line's id.
-    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<Uuid, Error> {
-        let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
-        let (actor, actor_id) = actor_columns(by);
-        let (id, parts) = (clock::new_record_id(at), Parts::of(&ended));
-        let insert = diesel::insert_into(revocations::table)
-            .values((
-                revocations::project_id.eq(project.as_str()),
-                revocations::id.eq(id),
-                revocations::at.eq(to_pg(at)),
-                revocations::reason.eq(reason_number(reason)),
-                revocations::session_id.eq(parts.session),
-                revocations::is_impersonation.eq(parts.is_impersonation),
-                revocations::user_epoch.eq(parts.user_epoch),
-                revocations::spared_session_id.eq(parts.spared),
-                revocations::user_id.eq(parts.user.map(UserId::as_str)),
-                revocations::project_epoch.eq(parts.project_epoch),
-                revocations::signing_key_id.eq(parts.signing_key),
-                revocations::server_key_id.eq(parts.server_key),
-                revocations::access_expires_at.eq(to_pg(access_expires_at)),
-                revocations::actor.eq(actor),
-                revocations::actor_id.eq(actor_id),
-                revocations::ip.eq(ip.map(|ip| ip.to_string())),
-            ))
-            .returning(revocations::xid);
-        let written: Result<Vec<Option<i64>>, _> = insert.get_results(self.pg()).await;
-        let xid = written.map_err(|error| self.failed(error))?.pop().flatten().and_then(|xid| u64::try_from(xid).ok());
-        let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
-        let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
-        self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
-        Ok(id)
-    }
-
-    /// Writes down whom to tell that all sessions of a user were ended: of the sessions that are named, one by one, or of the
-    /// user. Of what ends more than one user's sessions, nobody is told so.
-    pub async fn cut_off_queue(
-        &mut self,
-        cut_off: &CutOff,
-        record: Uuid,
-        told: Option<Vec<SessionId>>,
-    ) -> Result<(), Error> {
-        let Some(user) = Parts::of(&cut_off.ended).user else { return Ok(()) };
-        let (actor, actor_id) = actor_columns(cut_off.by);
-        let queue = CutOffQueue {
-            record,
-            user: user.as_str().to_owned(),
-            at: to_pg(cut_off.at),
-            reason: reason_number(cut_off.reason),
-            actor,
-            actor_id,
-            sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
-            project: cut_off.project.as_str().to_owned(),
-        };
-        let queued: Result<Vec<bool>, _> = queue.get_results(self.pg()).await;
-        if queued.map_err(|error| self.failed(error))?.contains(&true) {
-            self.ring_on_commit();
-        }
-        Ok(())
-    }
-
-    /// Takes a user's name and addresses out of the audit: at most so many lines of it. Answers with how many there were.
-    pub async fn revocations_anonymise(
-        &mut self,
-        project: &ProjectId,
-        user: &UserId,
-        rows_max: usize,
-    ) -> Result<usize, Error> {
-        let some = revocations::table
-            .filter(revocations::project_id.eq(project.as_str()))
-            .filter(revocations::user_id.eq(user.as_str()))
-            .order(revocations::id)
-            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
-            .select(revocations::id)
-            .for_update();
-        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
-        let ids = ids.map_err(|error| self.failed(error))?;
-        let these =
-            revocations::table.filter(revocations::project_id.eq(project.as_str())).filter(revocations::id.eq_any(ids));
-        let update =
-            diesel::update(these).set((revocations::user_id.eq(None::<String>), revocations::ip.eq(None::<String>)));
-        update.execute(self.pg()).await.map_err(|error| self.failed(error))
-    }
-}
-
-/// What is stored for whoever did it. A number is never given a second meaning.
-pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
-    match by {
-        EndedBy::Holder => (1, None),
-        EndedBy::User(session) => (2, Some(session.as_uuid())),
-        EndedBy::Service(key) => (3, Some(key.as_uuid())),
-        EndedBy::Sessiond => (4, None),
-        EndedBy::Operator => (5, None),
-    }
-}
-
-/// Who did it, by what is stored.
-pub(super) fn actor(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
-    match (number, id) {
-        (1, None) => Some(EndedBy::Holder),
-        (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),
-        (3, Some(key)) => Some(EndedBy::Service(KeyId::from_uuid(key))),
-        (4, None) => Some(EndedBy::Sessiond),
-        (5, None) => Some(EndedBy::Operator),
-        _ => None,
-    }
-}
-
-fn record(columns: Columns) -> Result<Record, Error> {
-    let ((id, at, reason), (session, spared, signing_key, server_key), (user, by, by_id, ip)) = columns;
-    let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
-    Ok(Record {
-        id,
-        at: from_pg(at),
-        reason: reason_of(reason).ok_or_else(|| bad("reason"))?,
-        session: session.map(SessionId::from_uuid),
-        spared: spared.map(SessionId::from_uuid),
-        key: signing_key.or(server_key).map(KeyId::from_uuid),
-        key_kind: signing_key.map(|_| KeyKind::Signing).or(server_key.map(|_| KeyKind::Server)),
-        user,
-        by: actor(by, by_id).ok_or_else(|| bad("actor"))?,
-        ip,
-    })
 }

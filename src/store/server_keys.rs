@@ -2,18 +2,20 @@
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
-use diesel_async::RunQueryDsl as _;
 use uuid::Uuid;
 
-use super::CutOff;
 use super::Store;
+use super::columns::from_pg;
+use super::columns::to_pg;
 use super::error::Error;
 use super::events::Event;
 use super::events::Happened;
 use super::events::KeyKind;
-use super::rows::from_pg;
-use super::rows::to_pg;
+use super::revocations::CutOff;
 use super::schema::server_keys;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
@@ -70,10 +72,6 @@ pub struct ServerKeyFacts {
     pub revoked_at: Option<Timestamp>,
 }
 
-type Facts = (Uuid, String, PgTimestamp, Option<PgTimestamp>);
-
-type Columns = (Uuid, String, Vec<u8>, String);
-
 impl Store {
     /// A server key that is not revoked.
     ///
@@ -85,10 +83,9 @@ impl Store {
             let query = server_keys::table
                 .filter(server_keys::id.eq(id.as_uuid()))
                 .filter(server_keys::revoked_at.is_null())
-                .select((server_keys::id, server_keys::project_id, server_keys::digest, server_keys::role));
-            let rows: Result<Vec<Columns>, _> = query.load(tx.pg()).await;
-            let found = rows.map_err(|error| tx.failed(error))?.pop();
-            tx.commit(found.map(read).transpose()?).await
+                .select(DigestRow::as_select());
+            let found = tx.load(query).await?.pop();
+            tx.commit(found.map(DigestRow::into_key).transpose()?).await
         })
         .await
     }
@@ -107,7 +104,7 @@ impl Store {
                 server_keys::role.eq(key.role.as_str()),
                 server_keys::created_at.eq(to_pg(now)),
             ));
-            insert.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+            tx.execute(insert).await?;
             let created = Happened::KeyCreated(KeyKind::Server, key.id);
             tx.event_insert(&Event::of_key(key.project, created, now)).await?;
             tx.commit(()).await
@@ -125,11 +122,10 @@ impl Store {
             let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
             let query = server_keys::table
                 .filter(server_keys::project_id.eq(project.as_str()))
-                .select((server_keys::id, server_keys::role, server_keys::created_at, server_keys::revoked_at))
+                .select(ServerKeyFactsRow::as_select())
                 .order((server_keys::created_at, server_keys::id));
-            let rows: Result<Vec<Facts>, _> = query.load(tx.pg()).await;
-            let keys: Result<Vec<_>, _> = rows.map_err(|error| tx.failed(error))?.into_iter().map(facts).collect();
-            tx.end_reading(Some(keys?)).await
+            let rows = tx.load(query).await?;
+            tx.end_reading(Some(rows.into_iter().map(ServerKeyFactsRow::into_facts).collect::<Result<_, _>>()?)).await
         })
         .await
     }
@@ -144,8 +140,7 @@ impl Store {
         self.transact("server_key_revoke", move |mut tx| async move {
             let live = server_keys::table.find(id.as_uuid()).filter(server_keys::revoked_at.is_null());
             let update = diesel::update(live).set(server_keys::revoked_at.eq(to_pg(now)));
-            let revoked = update.returning(server_keys::project_id).get_results::<String>(tx.pg()).await;
-            let revoked = revoked.map_err(|error| tx.failed(error))?.pop();
+            let revoked: Option<String> = tx.load(update.returning(server_keys::project_id)).await?.pop();
             let was_revoked = revoked.is_none();
             if let Some(project) = revoked {
                 let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
@@ -153,30 +148,51 @@ impl Store {
                 // Whoever listens with it is to be cut off.
                 tx.cut_off_insert(CutOff::of_key(project, Ended::ServerKey(id), now)).await?;
             }
-            let known = server_keys::table.find(id.as_uuid()).select(server_keys::id).load::<Uuid>(tx.pg()).await;
-            let known = !known.map_err(|error| tx.failed(error))?.is_empty();
-            tx.commit(known.then_some(was_revoked)).await
+            let known: Vec<Uuid> = tx.load(server_keys::table.find(id.as_uuid()).select(server_keys::id)).await?;
+            tx.commit((!known.is_empty()).then_some(was_revoked)).await
         })
         .await
     }
 }
 
-fn read((id, project, digest, role): Columns) -> Result<ServerKeyRow, Error> {
-    let bad = |column| Error::Inconsistent { table: "server_keys", column, row: id.to_string() };
-    Ok(ServerKeyRow {
-        id: KeyId::from_uuid(id),
-        project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
-        role: Role::parse(&role).ok_or_else(|| bad("role"))?,
-        digest: Digest::from_bytes(&digest).ok_or_else(|| bad("digest"))?,
-    })
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = server_keys)]
+struct DigestRow {
+    id: Uuid,
+    project_id: String,
+    digest: Vec<u8>,
+    role: String,
 }
 
-fn facts((id, role, created_at, revoked_at): Facts) -> Result<ServerKeyFacts, Error> {
-    let bad = || Error::Inconsistent { table: "server_keys", column: "role", row: id.to_string() };
-    Ok(ServerKeyFacts {
-        id: KeyId::from_uuid(id),
-        role: Role::parse(&role).ok_or_else(bad)?,
-        created_at: from_pg(created_at),
-        revoked_at: revoked_at.map(from_pg),
-    })
+impl DigestRow {
+    fn into_key(self) -> Result<ServerKeyRow, Error> {
+        let bad = |column| Error::Inconsistent { table: "server_keys", column, row: self.id.to_string() };
+        Ok(ServerKeyRow {
+            id: KeyId::from_uuid(self.id),
+            project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
+            role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+            digest: Digest::from_bytes(&self.digest).ok_or_else(|| bad("digest"))?,
+        })
+    }
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = server_keys)]
+struct ServerKeyFactsRow {
+    id: Uuid,
+    role: String,
+    created_at: PgTimestamp,
+    revoked_at: Option<PgTimestamp>,
+}
+
+impl ServerKeyFactsRow {
+    fn into_facts(self) -> Result<ServerKeyFacts, Error> {
+        let bad = || Error::Inconsistent { table: "server_keys", column: "role", row: self.id.to_string() };
+        Ok(ServerKeyFacts {
+            id: KeyId::from_uuid(self.id),
+            role: Role::parse(&self.role).ok_or_else(bad)?,
+            created_at: from_pg(self.created_at),
+            revoked_at: self.revoked_at.map(from_pg),
+        })
+    }
 }

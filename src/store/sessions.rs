@@ -1,110 +1,49 @@
 //! `sessions`: one row per sign-in.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+mod revoke;
+mod row;
 
 use diesel::BoolExpressionMethods as _;
 use diesel::ExpressionMethods as _;
 use diesel::IntoSql as _;
 use diesel::JoinOnDsl as _;
 use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
-use diesel::sql_types::Bool;
-use diesel_async::RunQueryDsl as _;
+use diesel::sql_types as sql;
+use serde_json::Value;
 use uuid::Uuid;
 
-use super::Place;
-use super::PublishedRevocation;
 use super::Store;
 use super::Tx;
+use super::columns::from_pg;
+use super::columns::limit;
+use super::columns::to_pg;
 use super::error::Error;
-use super::revocations::actor_columns;
-use super::rows::SeenColumns;
-use super::rows::SessionRow;
-use super::rows::chain_columns;
-use super::rows::device_before_columns;
-use super::rows::from_pg;
-use super::rows::labels_column;
-use super::rows::reason_number;
-use super::rows::reason_of;
-use super::rows::repeats_columns;
-use super::rows::seen;
-use super::rows::to_pg;
 use super::schema::projects;
 use super::schema::sessions;
 use super::schema::users;
-use super::statements::SessionChange;
-use super::statements::SessionRotate;
-use super::statements::SessionSpare;
-use super::statements::SessionsRevoke;
-use super::statements::SessionsTouch;
-use crate::clock;
+use super::statement::statement;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::session::EndedBy;
 use crate::session::Epoch;
-use crate::session::RevokeReason;
 use crate::session::Session;
 use crate::session::lifecycle::Lifetime;
 use crate::session::lifecycle::Raised;
-use crate::session::revoked::Ended;
 use crate::session::rotation::Chain;
-use crate::token::refresh::RowSecret;
 
-/// Sessions beside their users and projects. A macro, as the next two, because the type of a join fills a page.
-macro_rules! with_epochs {
-    () => {
-        sessions::table
-            .inner_join(
-                users::table.on(users::project_id.eq(sessions::project_id).and(users::user_id.eq(sessions::user_id))),
-            )
-            .inner_join(projects::table.on(projects::id.eq(sessions::project_id)))
-    };
-}
+pub use revoke::Revocation;
+pub use row::StoredSession;
 
-/// What a [`Seen`] is made of.
-macro_rules! seen {
-    () => {
-        with_epochs!().select((
-            SessionRow::as_select(),
-            projects::epoch,
-            users::epoch,
-            projects::epoch_raised_at,
-            users::epoch_raised_at,
-        ))
-    };
-}
-
-/// The columns of a [`SessionSummary`].
-macro_rules! summary_columns {
-    () => {
-        (
-            sessions::id,
-            sessions::project_epoch,
-            sessions::user_epoch,
-            sessions::expires_at,
-            sessions::idle_expires_at,
-            sessions::last_used_at,
-            sessions::impersonator_id,
-            sessions::revoked_at.is_not_null(),
-        )
-    };
-}
-
-/// A session with what only we know of it.
-pub struct StoredSession {
-    /// The session.
-    pub session: Session,
-    /// Its chain of refresh tokens.
-    pub chain: Chain,
-    /// The random half of them.
-    pub secret: RowSecret,
-    /// The greatest `exp` of an access token issued.
-    pub access_expires_at: Timestamp,
-}
+use row::SessionRow;
+use row::chain_columns;
+use row::device_before_columns;
+use row::labels_column;
+use row::repeats_columns;
 
 /// A session, and what its epoch is to be held against.
 pub struct Seen {
@@ -132,8 +71,6 @@ pub struct SessionSummary {
 /// The most sessions of one user that are looked at in one go: some ten milliseconds' work.
 pub const SUMMARIES_MAX: usize = 10_000;
 
-type SummaryColumns = (Uuid, i64, i64, PgTimestamp, PgTimestamp, PgTimestamp, Option<String>, bool);
-
 /// Where a page begins, and whose sessions are on it.
 #[derive(Clone, Debug)]
 pub struct PageQuery {
@@ -150,23 +87,6 @@ pub struct PageQuery {
     pub rows_max: usize,
 }
 
-/// A session to end, as the audit will tell of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Revocation {
-    /// Its project.
-    pub project: ProjectId,
-    /// The session.
-    pub session: SessionId,
-    /// When it ends.
-    pub at: Timestamp,
-    /// Why.
-    pub reason: RevokeReason,
-    /// Who ends it.
-    pub by: EndedBy,
-    /// From where, as far as is known.
-    pub ip: Option<IpAddr>,
-}
-
 /// A session that was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use<'a> {
@@ -178,30 +98,19 @@ pub struct Use<'a> {
     pub at: Timestamp,
 }
 
-impl Store {
-    /// Ends sessions, in one statement and so in one transaction; answers with those that were live until now. Any other
-    /// had run out, had been ended before, or is unknown.
-    ///
-    /// # Errors
-    ///
-    /// When the database is away. Safe to repeat: what was ended by the first try is no longer live for the second.
-    pub async fn sessions_revoke(&self, asked: Vec<Revocation>) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        self.check_durable("sessions_revoke")?;
-        self.idempotent("sessions_revoke", move |mut tx| {
-            let asked = asked.clone();
-            async move {
-                let ended = tx.sessions_revoke(&asked).await?;
-                if !tx.has_written() {
-                    // All had been ended before, by others: that must not be lost with the primary.
-                    tx.mark().await?;
-                }
-                tx.commit(ended).await
-            }
-        })
-        .await
-    }
+/// Sessions beside their users and projects. A macro, because the type of a join fills a page.
+macro_rules! with_epochs {
+    () => {
+        sessions::table
+            .inner_join(
+                users::table.on(users::project_id.eq(sessions::project_id).and(users::user_id.eq(sessions::user_id))),
+            )
+            .inner_join(projects::table.on(projects::id.eq(sessions::project_id)))
+    };
+}
 
-    /// Sessions as they are now, in no order; those that there are not are not among them.
+impl Store {
+    /// Returns sessions as they are now, in no order; unknown ids are omitted.
     ///
     /// # Errors
     ///
@@ -211,16 +120,19 @@ impl Store {
         self.idempotent("sessions_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
-                let query = seen!().filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
-                let rows: Result<Vec<SeenColumns>, _> = query.load(tx.pg()).await;
-                let found = rows.map_err(|error| tx.failed(error))?;
-                tx.commit(found.into_iter().map(seen).collect::<Result<_, _>>()?).await
+                let query = with_epochs!()
+                    .filter(sessions::project_id.eq(project.as_str()))
+                    .filter(sessions::id.eq_any(ids))
+                    .select(SeenRow::as_select());
+                let found = tx.load(query).await?;
+                tx.commit(found.into_iter().map(SeenRow::into_seen).collect::<Result<_, _>>()?).await
             }
         })
         .await
     }
 
-    /// As much of sessions as tells whether they are live, beside the present epochs, in no order.
+    /// Returns as much of sessions as tells whether they are live, beside the present epochs, in no order. Sessions that were
+    /// revoked are omitted.
     ///
     /// # Errors
     ///
@@ -231,24 +143,23 @@ impl Store {
         ids: Vec<SessionId>,
     ) -> Result<Vec<(SessionSummary, Epoch)>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
-        self.idempotent("outlines_find", move |mut tx| {
+        self.idempotent("summaries_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
                 let query = with_epochs!()
                     .filter(sessions::project_id.eq(project.as_str()))
                     .filter(sessions::id.eq_any(ids))
                     .filter(sessions::revoked_at.is_null())
-                    .select((summary_columns!(), projects::epoch, users::epoch));
-                let rows: Result<Vec<(SummaryColumns, i64, i64)>, _> = query.load(tx.pg()).await;
-                let found = rows.map_err(|error| tx.failed(error))?.into_iter();
-                let read = |(columns, project, user)| (summary(columns), Epoch { project, user });
-                tx.commit(found.map(read).collect()).await
+                    .select((SummaryRow::as_select(), EpochsRow::as_select()));
+                let found: Vec<(SummaryRow, EpochsRow)> = tx.load(query).await?;
+                let read = |(row, epochs): (SummaryRow, EpochsRow)| (row.into_summary(), epochs.present());
+                tx.commit(found.into_iter().map(read).collect()).await
             }
         })
         .await
     }
 
-    /// A session as it is now.
+    /// Returns a session as it is now.
     ///
     /// # Errors
     ///
@@ -257,29 +168,28 @@ impl Store {
         Ok(self.sessions_find(project, vec![id]).await?.pop())
     }
 
-    /// Sessions, newest first.
+    /// Returns sessions, newest first.
     ///
     /// # Errors
     ///
     /// When the database is away.
     pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<Seen>, Error> {
-        let rows_max = i64::try_from(asked.rows_max).unwrap_or(i64::MAX);
         let before = asked.before.map_or(Uuid::max(), SessionId::as_uuid);
         self.idempotent("sessions_page", move |mut tx| {
             let asked = asked.clone();
             async move {
-                let page = seen!()
+                let page = with_epochs!()
                     .filter(sessions::project_id.eq(asked.project.as_str()))
                     .filter(sessions::id.lt(before))
-                    .filter(sessions::impersonator_id.is_null().or(asked.impersonations.into_sql::<Bool>()))
+                    .filter(sessions::impersonator_id.is_null().or(asked.impersonations.into_sql::<sql::Bool>()))
                     .order(sessions::id.desc())
-                    .limit(rows_max);
-                let rows: Result<Vec<SeenColumns>, _> = match &asked.user {
-                    Some(user) => page.filter(sessions::user_id.eq(user.as_str())).load(tx.pg()).await,
-                    None => page.load(tx.pg()).await,
+                    .limit(limit(asked.rows_max))
+                    .select(SeenRow::as_select());
+                let found = match &asked.user {
+                    Some(user) => tx.load(page.filter(sessions::user_id.eq(user.as_str()))).await?,
+                    None => tx.load(page).await?,
                 };
-                let found = rows.map_err(|error| tx.failed(error))?;
-                tx.commit(found.into_iter().map(seen).collect::<Result<_, _>>()?).await
+                tx.commit(found.into_iter().map(SeenRow::into_seen).collect::<Result<_, _>>()?).await
             }
         })
         .await
@@ -297,7 +207,7 @@ impl Store {
         self.idempotent("sessions_touch", move |mut tx| {
             let statement = SessionsTouch { projects: projects.clone(), ids: ids.clone(), at: at.clone() };
             async move {
-                statement.execute(tx.pg()).await.map_err(|error| tx.failed(error))?;
+                tx.execute(statement).await?;
                 tx.commit(()).await
             }
         })
@@ -305,43 +215,35 @@ impl Store {
     }
 }
 
-impl Tx {
-    /// As [`Store::sessions_revoke`], within a transaction.
-    pub async fn sessions_revoke(&mut self, asked: &[Revocation]) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        let statement = SessionsRevoke {
-            projects: asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
-            ids: asked.iter().map(|one| one.session.as_uuid()).collect(),
-            at: asked.iter().map(|one| to_pg(one.at)).collect(),
-            reasons: asked.iter().map(|one| reason_number(one.reason)).collect(),
-            records: asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
-            actors: asked.iter().map(|one| actor_columns(one.by).0).collect(),
-            actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
-            ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
-        };
-        let ended: Result<Vec<EndedColumns>, _> = statement.get_results(self.pg()).await;
-        let ended = ended.map_err(|error| self.failed(error))?;
-        if ended.iter().any(|(.., (_, is_queued))| *is_queued) {
-            self.ring_on_commit();
-        }
-        if !ended.is_empty() {
-            self.note_written();
-        }
-        let ended = ended.into_iter().map(ended_row).collect::<Result<Vec<_>, _>>()?;
-        let was_live =
-            ended.iter().filter(|one| one.was_live).map(|one| (one.revocation.project.clone(), one.session)).collect();
-        self.will_publish(ended.into_iter().map(|one| one.revocation));
-        Ok(was_live)
-    }
+statement! {
+    /// Notes when sessions were last used, and on the first use of a day (UTC) when that was before. A row that somebody is
+    /// writing is passed over: it is in use anyway.
+    SessionsTouch -> () =
+    "WITH used (project_id, id, at) AS MATERIALIZED (
+         SELECT s.project_id, s.id, a.at FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ", "
+    [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
+    ") AS a (project_id, id, at) JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+         WHERE s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
+     )
+     UPDATE sessions AS s SET last_used_at = used.at, used_before_at = CASE
+         WHEN date_trunc('day', s.last_used_at, 'UTC') < date_trunc('day', used.at, 'UTC') THEN s.last_used_at
+         ELSE s.used_before_at END
+     FROM used WHERE s.project_id = used.project_id AND s.id = used.id"
+}
 
+impl Tx {
     /// Locks a session until the end of the transaction, and reads it.
     pub async fn session_lock(&mut self, project: &ProjectId, id: SessionId) -> Result<Option<StoredSession>, Error> {
         let query = sessions::table.find((project.as_str(), id.as_uuid())).select(SessionRow::as_select()).for_update();
-        let rows = query.load(self.pg()).await;
-        rows.map_err(|error| self.failed(error))?.pop().map(SessionRow::into_stored).transpose()
+        self.load(query).await?.pop().map(SessionRow::into_stored).transpose()
     }
 
     /// Locks sessions of a project until the end of the transaction, in the one order in which many are locked, and reads
-    /// them. One that there is not is not among them.
+    /// them. Unknown ids are omitted.
     pub async fn sessions_lock(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<Vec<StoredSession>, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let query = sessions::table
@@ -350,11 +252,10 @@ impl Tx {
             .order((sessions::project_id, sessions::id))
             .select(SessionRow::as_select())
             .for_update();
-        let rows = query.load(self.pg()).await;
-        rows.map_err(|error| self.failed(error))?.into_iter().map(SessionRow::into_stored).collect()
+        self.load(query).await?.into_iter().map(SessionRow::into_stored).collect()
     }
 
-    /// A user's sessions, newest first, those that were ended among them: at most [`SUMMARIES_MAX`]. Where there are as many,
+    /// Returns a user's sessions, newest first, the revoked ones too: at most [`SUMMARIES_MAX`]. Where there are as many,
     /// there may be more, beyond the last one.
     pub async fn session_summaries(
         &mut self,
@@ -368,32 +269,12 @@ impl Tx {
             .filter(sessions::user_id.eq(user.as_str()))
             .filter(sessions::id.lt(beyond.map_or(Uuid::max(), SessionId::as_uuid)))
             .order(sessions::id.desc())
-            .select(summary_columns!())
-            .limit(i64::try_from(SUMMARIES_MAX).unwrap_or(i64::MAX));
-        let rows: Result<Vec<SummaryColumns>, _> = query.load(self.pg()).await;
-        Ok(rows.map_err(|error| self.failed(error))?.into_iter().map(summary).collect())
+            .select(SummaryRow::as_select())
+            .limit(limit(SUMMARIES_MAX));
+        Ok(self.load(query).await?.into_iter().map(SummaryRow::into_summary).collect())
     }
 
-    /// Takes a session over into its user's present epoch.
-    pub async fn session_spare(&mut self, project: &ProjectId, id: SessionId, epoch: i64) -> Result<(), Error> {
-        let statement = SessionSpare { epoch, project: project.as_str().to_owned(), id: id.as_uuid() };
-        statement.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
-    }
-
-    /// Writes what the host application keeps with a session.
-    pub async fn session_change(&mut self, session: &Session) -> Result<(), Error> {
-        let statement = SessionChange {
-            claims: serde_json::Value::Object(session.claims.clone()),
-            labels: labels_column(session.labels.clone()),
-            device_name: session.device.name.clone(),
-            device_before: device_before_columns(session.device_before.as_ref()).1,
-            project: session.project.as_str().to_owned(),
-            id: session.id.as_uuid(),
-        };
-        statement.execute(self.pg()).await.map(drop).map_err(|error| self.failed(error))
-    }
-
-    /// Some of a user's sessions, oldest first, whatever their state.
+    /// Returns the ids of a user's oldest sessions, whatever their state.
     pub async fn sessions_of_user(
         &mut self,
         project: &ProjectId,
@@ -404,25 +285,24 @@ impl Tx {
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
             .order(sessions::id)
-            .limit(i64::try_from(rows_max).unwrap_or(i64::MAX))
+            .limit(limit(rows_max))
             .select(sessions::id);
-        let ids: Result<Vec<Uuid>, _> = some.load(self.pg()).await;
-        Ok(ids.map_err(|error| self.failed(error))?.into_iter().map(SessionId::from_uuid).collect())
-    }
-
-    /// Deletes sessions that this transaction has ended, and so has locked.
-    pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-        let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
-        diesel::delete(these).execute(self.pg()).await.map_err(|error| self.failed(error))
+        let ids: Vec<Uuid> = self.load(some).await?;
+        Ok(ids.into_iter().map(SessionId::from_uuid).collect())
     }
 
     /// Writes a new session.
     pub async fn session_insert(&mut self, stored: StoredSession) -> Result<(), Error> {
-        let insert = diesel::insert_into(sessions::table).values(SessionRow::new(stored));
-        insert.execute(self.pg()).await.map_err(|error| self.failed(error))?;
+        self.execute(diesel::insert_into(sessions::table).values(SessionRow::new(stored))).await?;
         self.note_written();
         Ok(())
+    }
+
+    /// Deletes sessions that this transaction has ended, and so has locked. Returns how many.
+    pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
+        self.execute(diesel::delete(these)).await
     }
 
     /// Records a refresh: the session's last use, its device and its chain, and until when its newest access token lasts.
@@ -453,51 +333,170 @@ impl Tx {
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };
-        if statement.execute(self.pg()).await.map_err(|error| self.failed(error))? > 0 {
+        if self.execute(statement).await? > 0 {
             self.note_written();
         }
         Ok(())
     }
 }
 
-fn summary(columns: SummaryColumns) -> SessionSummary {
-    let (id, project, user, expires_at, idle_expires_at, last_used_at, impersonator, is_revoked) = columns;
-    SessionSummary {
-        id: SessionId::from_uuid(id),
-        last_used_at: from_pg(last_used_at),
-        lifetime: Lifetime {
-            epoch: Epoch { project, user },
-            expires_at: from_pg(expires_at),
-            idle_expires_at: from_pg(idle_expires_at),
-            is_revoked,
-        },
-        is_impersonation: impersonator.is_some(),
+statement! {
+    /// Records what a refresh did to a session: its chain, its last use and the device then, and how long its newest access
+    /// token lasts.
+    SessionRotate -> () =
+    "UPDATE sessions SET last_used_at = "
+    [last_used_at: PgTimestamp as sql::Timestamptz]
+    ", used_before_at = "
+    [used_before_at: Option<PgTimestamp> as sql::Nullable<sql::Timestamptz>]
+    ", refresh_repeats = "
+    [repeats: i16 as sql::SmallInt]
+    ", refresh_repeated_elsewhere = "
+    [repeated_elsewhere: bool as sql::Bool]
+    ", idle_expires_at = "
+    [idle_expires_at: PgTimestamp as sql::Timestamptz]
+    ", access_expires_at = greatest(access_expires_at, "
+    [access_expires_at: PgTimestamp as sql::Timestamptz]
+    "), refresh_generation = "
+    [generation: i64 as sql::BigInt]
+    ", refresh_attempts = "
+    [attempts: Vec<i64> as sql::Array<sql::BigInt>]
+    ", refresh_issued_at = "
+    [issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
+    ", device_name = "
+    [device_name: Option<String> as sql::Nullable<sql::Text>]
+    ", user_agent = "
+    [user_agent: Option<String> as sql::Nullable<sql::Text>]
+    ", ip = "
+    [ip: Option<String> as sql::Nullable<sql::Text>]
+    ", device_changed_at = "
+    [device_changed_at: Option<PgTimestamp> as sql::Nullable<sql::Timestamptz>]
+    ", device_before = "
+    [device_before: Option<Value> as sql::Nullable<sql::Jsonb>]
+    " WHERE project_id = "
+    [project: String as sql::Text]
+    " AND id = "
+    [id: Uuid as sql::Uuid]
+    ""
+}
+
+impl Tx {
+    /// Takes a session over into its user's present epoch.
+    pub async fn session_spare(&mut self, project: &ProjectId, id: SessionId, epoch: i64) -> Result<(), Error> {
+        let statement = SessionSpare { epoch, project: project.as_str().to_owned(), id: id.as_uuid() };
+        self.execute(statement).await.map(drop)
     }
 }
 
-/// What the feed tells of a session that was just ended; then whether it was live until now, and whether a delivery was
-/// queued.
-type EndedColumns = (String, Uuid, String, bool, PgTimestamp, i16, Uuid, PgTimestamp, i64, (bool, bool));
-
-/// A session that was just ended.
-struct EndedRow {
-    session: SessionId,
-    was_live: bool,
-    revocation: PublishedRevocation,
+statement! {
+    /// Takes a session over into its user's present epoch.
+    SessionSpare -> () =
+    "UPDATE sessions SET user_epoch = "
+    [epoch: i64 as sql::BigInt]
+    " WHERE project_id = "
+    [project: String as sql::Text]
+    " AND id = "
+    [id: Uuid as sql::Uuid]
+    ""
 }
 
-fn ended_row(columns: EndedColumns) -> Result<EndedRow, Error> {
-    let (project, session, user, is_impersonation, at, reason, id, access_expires_at, xid, (was_live, _)) = columns;
-    let bad = |column| Error::Inconsistent { table: "sessions", column, row: session.to_string() };
-    let session = SessionId::from_uuid(session);
-    let revocation = PublishedRevocation {
-        place: Place { xid: xid.try_into().map_err(|_| bad("xid"))?, id },
-        project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
-        ended: Ended::Session { id: session, is_impersonation },
-        user: UserId::parse(&user),
-        at: from_pg(at),
-        reason: reason_of(reason).ok_or_else(|| bad("revoke_reason"))?,
-        access_expires_at: from_pg(access_expires_at),
-    };
-    Ok(EndedRow { session, was_live, revocation })
+impl Tx {
+    /// Writes what the host application keeps with a session.
+    pub async fn session_change(&mut self, session: &Session) -> Result<(), Error> {
+        let statement = SessionChange {
+            claims: serde_json::Value::Object(session.claims.clone()),
+            labels: labels_column(session.labels.clone()),
+            device_name: session.device.name.clone(),
+            device_before: device_before_columns(session.device_before.as_ref()).1,
+            project: session.project.as_str().to_owned(),
+            id: session.id.as_uuid(),
+        };
+        self.execute(statement).await.map(drop)
+    }
+}
+
+statement! {
+    /// Changes what the host application keeps with a session.
+    SessionChange -> () =
+    "UPDATE sessions SET claims = "
+    [claims: Value as sql::Jsonb]
+    ", labels = "
+    [labels: Value as sql::Jsonb]
+    ", device_name = "
+    [device_name: Option<String> as sql::Nullable<sql::Text>]
+    ", device_before = "
+    [device_before: Option<Value> as sql::Nullable<sql::Jsonb>]
+    " WHERE project_id = "
+    [project: String as sql::Text]
+    " AND id = "
+    [id: Uuid as sql::Uuid]
+    ""
+}
+
+#[derive(Queryable, Selectable)]
+struct SeenRow {
+    #[diesel(embed)]
+    session: SessionRow,
+    #[diesel(embed)]
+    epochs: EpochsRow,
+}
+
+impl SeenRow {
+    fn into_seen(self) -> Result<Seen, Error> {
+        let (present, raised) = (self.epochs.present(), self.epochs.raised());
+        Ok(Seen { stored: self.session.into_stored()?, present, raised })
+    }
+}
+
+/// The epochs of a session's project and user, and when each was last raised.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = projects)]
+struct EpochsRow {
+    #[diesel(select_expression = projects::epoch)]
+    project: i64,
+    #[diesel(select_expression = users::epoch)]
+    user: i64,
+    #[diesel(select_expression = projects::epoch_raised_at)]
+    project_raised_at: Option<PgTimestamp>,
+    #[diesel(select_expression = users::epoch_raised_at)]
+    user_raised_at: Option<PgTimestamp>,
+}
+
+impl EpochsRow {
+    const fn present(&self) -> Epoch {
+        Epoch { project: self.project, user: self.user }
+    }
+
+    fn raised(&self) -> Raised {
+        Raised { project: self.project_raised_at.map(from_pg), user: self.user_raised_at.map(from_pg) }
+    }
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = sessions)]
+struct SummaryRow {
+    id: Uuid,
+    project_epoch: i64,
+    user_epoch: i64,
+    expires_at: PgTimestamp,
+    idle_expires_at: PgTimestamp,
+    last_used_at: PgTimestamp,
+    impersonator_id: Option<String>,
+    #[diesel(select_expression = sessions::revoked_at.is_not_null())]
+    is_revoked: bool,
+}
+
+impl SummaryRow {
+    fn into_summary(self) -> SessionSummary {
+        SessionSummary {
+            id: SessionId::from_uuid(self.id),
+            last_used_at: from_pg(self.last_used_at),
+            lifetime: Lifetime {
+                epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
+                expires_at: from_pg(self.expires_at),
+                idle_expires_at: from_pg(self.idle_expires_at),
+                is_revoked: self.is_revoked,
+            },
+            is_impersonation: self.impersonator_id.is_some(),
+        }
+    }
 }

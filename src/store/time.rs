@@ -3,12 +3,11 @@
 use diesel::dsl::sql;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types::Timestamptz;
-use diesel_async::RunQueryDsl as _;
 
 use super::Store;
 use super::Tx;
+use super::columns::from_pg;
 use super::error::Error;
-use super::rows::from_pg;
 use crate::clock::Clock;
 use crate::clock::Timestamp;
 
@@ -42,8 +41,7 @@ impl Tx {
     ///
     /// When the database is away.
     pub async fn time(&mut self) -> Result<Timestamp, Error> {
-        let rows = diesel::select(sql::<Timestamptz>("clock_timestamp()")).load::<PgTimestamp>(self.pg()).await;
-        let rows = rows.map_err(|error| self.failed(error))?;
+        let rows: Vec<PgTimestamp> = self.load(diesel::select(sql::<Timestamptz>("clock_timestamp()"))).await?;
         let bad = || Error::Inconsistent { table: "clock", column: "clock_timestamp", row: "the only one".to_owned() };
         rows.into_iter().next().map(from_pg).ok_or_else(bad)
     }

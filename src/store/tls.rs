@@ -20,10 +20,10 @@ use rustls::pki_types::UnixTime;
 use rustls::server::ParsedCertificate;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::UrlError;
 use super::url::DatabaseUrl;
 use super::url::Mode;
 use super::url::Roots;
+use super::url::UrlError;
 use crate::tls;
 use crate::tls::RootsError;
 

@@ -12,13 +12,18 @@
 //! changed nothing, it writes an empty message there ([`MARK`]). A transaction number alone is not enough: Postgres does not
 //! wait for a transaction that logged nothing.
 
-use super::PublishedRevocation;
-use super::error::Error;
-use super::feed::Publisher;
-use super::pool::Lease;
 use diesel_async::AsyncPgConnection;
+use diesel_async::RunQueryDsl as _;
 use diesel_async::SimpleAsyncConnection as _;
+use diesel_async::methods::ExecuteDsl;
+use diesel_async::methods::LoadQuery;
 use diesel_async::pooled_connection::PoolableConnection as _;
+
+use super::error::Error;
+use super::pool::Lease;
+use super::publish::PublishedRevocation;
+use super::publish::Publisher;
+use super::statement::Statement;
 
 /// Writes an empty message to the log, so that the commit waits. It changes nothing, locks nothing and leaves no dead row.
 const MARK: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text)";
@@ -74,8 +79,7 @@ impl Tx {
     pub(super) async fn begin(lease: Lease, operation: &'static str, publisher: Publisher) -> Result<Self, Error> {
         let mut tx = Self { explicit: true, ..Self::new(lease, operation, publisher) };
         let begin = tx.lease().backend().link().begin();
-        let begun = tx.pg().batch_execute(&begin).await;
-        begun.map_err(|error| tx.failed(error))?;
+        tx.batch(&begin).await?;
         Ok(tx)
     }
 
@@ -88,8 +92,7 @@ impl Tx {
     pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
             let commit = if self.has_written { "COMMIT" } else { MARK_AND_COMMIT };
-            let done = self.pg().batch_execute(commit).await;
-            done.map_err(|error| self.failed(error))?;
+            self.batch(commit).await?;
         }
         let confirmed = self.confirmed();
         self.give_back();
@@ -112,14 +115,13 @@ impl Tx {
         self.commit(value).await
     }
 
-    /// Has the answer of a single statement that changed nothing rest on a commit of our own; see the module.
+    /// Makes the answer of a single statement that changed nothing rest on a commit of our own; see the module.
     ///
     /// # Errors
     ///
     /// When the database is away.
     pub(super) async fn mark(&mut self) -> Result<(), Error> {
-        let marked = self.pg().batch_execute(MARK).await;
-        marked.map_err(|error| self.failed(error))?;
+        self.batch(MARK).await?;
         self.has_written = true;
         Ok(())
     }
@@ -139,7 +141,7 @@ impl Tx {
         self.revocations.extend(revocations);
     }
 
-    /// Has the commit wake whoever delivers: before it there is nothing to be seen.
+    /// Makes the commit wake the worker that delivers: before it there is nothing to be seen.
     pub(super) const fn ring_on_commit(&mut self) {
         self.rings = true;
     }
@@ -151,8 +153,7 @@ impl Tx {
     /// When the connection is lost; then too, nothing stays.
     pub async fn rollback<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
-            let done = self.pg().batch_execute("ROLLBACK").await;
-            done.map_err(|error| self.failed(error))?;
+            self.batch("ROLLBACK").await?;
         }
         self.give_back();
         Ok(Done(value))
@@ -163,14 +164,58 @@ impl Tx {
         self.lease.as_ref().map_or(0, |lease| lease.backend().number())
     }
 
-    /// The connection, for a statement.
-    pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
-        self.lease().pg()
+    /// Runs a statement written by hand, and returns its rows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Error`] says; the same for the next three.
+    pub(super) fn rows<S>(&mut self, statement: S) -> impl Future<Output = Result<Vec<S::Row>, Error>> + Send
+    where
+        S: Statement + LoadQuery<'static, AsyncPgConnection, S::Row> + Send + 'static,
+    {
+        self.load(statement)
+    }
+
+    /// Runs a query, and returns its rows.
+    #[expect(clippy::manual_async_fn, reason = "of an `async fn` that borrows, rustc cannot tell that it is `Send`")]
+    pub(super) fn load<'a, 'query: 'a, Row, Q>(
+        &'a mut self,
+        query: Q,
+    ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send + 'a
+    where
+        Q: LoadQuery<'query, AsyncPgConnection, Row> + Send + 'query,
+        Row: Send + 'a,
+    {
+        async move {
+            let rows = query.load(self.lease().pg()).await;
+            rows.map_err(|error| self.failed(error))
+        }
+    }
+
+    /// Runs a statement, and returns how many rows it has changed.
+    #[expect(clippy::manual_async_fn, reason = "of an `async fn` that borrows, rustc cannot tell that it is `Send`")]
+    pub(super) fn execute<'a, 'query: 'a, Q>(
+        &'a mut self,
+        query: Q,
+    ) -> impl Future<Output = Result<usize, Error>> + Send + 'a
+    where
+        Q: ExecuteDsl<AsyncPgConnection> + Send + 'query,
+    {
+        async move {
+            let changed = query.execute(self.lease().pg()).await;
+            changed.map_err(|error| self.failed(error))
+        }
+    }
+
+    /// Runs statements without parameters, in one round trip.
+    pub(super) async fn batch(&mut self, statements: &str) -> Result<(), Error> {
+        let done = self.lease().pg().batch_execute(statements).await;
+        done.map_err(|error| self.failed(error))
     }
 
     /// Names a driver's error after what was being done.
-    pub(super) fn failed(&mut self, error: diesel::result::Error) -> Error {
-        let broken = self.pg().is_broken();
+    fn failed(&mut self, error: diesel::result::Error) -> Error {
+        let broken = self.lease().pg().is_broken();
         let code = self.lease().backend().link().take_error();
         Error::from_diesel(self.operation, error, code, broken)
     }

@@ -7,7 +7,31 @@ use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
-use super::connect::UrlError;
+/// Why a database URL cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// It does not parse. What it says is not repeated: there is a password in it.
+    #[error("the database URL is not one that Postgres knows: postgres://user:password@host:port/database")]
+    Malformed(#[source] tokio_postgres::Error),
+    /// It names no host.
+    #[error("the database URL names no host")]
+    NoHost,
+    /// What should be a host's name is none. It is not repeated: it may be the end of a password.
+    #[error(
+        "the database URL has a host that cannot be one. In a user or a password, write @ as %40, / as %2F, ? as %3F, # as \
+         %23 and % as %25"
+    )]
+    Host,
+    /// The mode of TLS is unknown.
+    #[error("sslmode in the database URL must be disable, prefer, require, verify-ca or verify-full")]
+    SslMode,
+    /// The file of certificates is not one.
+    #[error("the file of trusted certificates cannot be read")]
+    Certificates(#[source] rustls::pki_types::pem::Error),
+    /// The certificates cannot be used.
+    #[error("the trusted certificates cannot be used")]
+    Tls(#[source] rustls::Error),
+}
 
 /// How a connection is protected. Wherever TLS is spoken, the server's certificate is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

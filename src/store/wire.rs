@@ -31,13 +31,16 @@ use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::BEGIN;
+use super::settings::BEGIN;
 
 /// How much of a message is kept: its code stands within the first hundred bytes.
 const KEPT_BYTES: usize = 512;
 
 /// What a client sends to ask for TLS: a length, and a number that is no version of the protocol.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// The half of a connection that must be driven for the other to get anywhere.
+pub(super) type Connection = tokio_postgres::Connection<Wire, Wire>;
 
 /// What is known of one connection, beside what the driver tells.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! Rows as the tables hold them, and their translation into the words of the rules.
+//! The row of a session, and its translation into the words of the rules.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,67 +11,44 @@ use serde_json::Value;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::error::Error;
-use super::schema;
-use super::sessions::Seen;
-use super::sessions::StoredSession;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::Epoch;
-use crate::session::RevokeReason;
 use crate::session::Session;
 use crate::session::lifecycle::Authentication;
 use crate::session::lifecycle::Device;
 use crate::session::lifecycle::DeviceBefore;
 use crate::session::lifecycle::Impersonator;
-use crate::session::lifecycle::Raised;
 use crate::session::rotation::Chain;
 use crate::session::rotation::Issue;
 use crate::session::rotation::Repeats;
+use crate::store::columns::from_pg;
+use crate::store::columns::millis;
+use crate::store::columns::reason_number;
+use crate::store::columns::reason_of;
+use crate::store::columns::to_pg;
+use crate::store::error::Error;
+use crate::store::schema::sessions;
 use crate::token::refresh::RowSecret;
 
-/// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-pub(super) const fn to_pg(time: Timestamp) -> PgTimestamp {
-    PgTimestamp(time.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS))
-}
-
-pub(super) const fn from_pg(time: PgTimestamp) -> Timestamp {
-    Timestamp::from_micros(time.0.saturating_add(POSTGRES_EPOCH_MICROS))
-}
-
-pub(super) fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// What is stored for a reason. A number is never given a second meaning.
-pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
-    match reason {
-        RevokeReason::SignedOut => 1,
-        RevokeReason::RefreshTokenReused => 2,
-        RevokeReason::Replaced => 3,
-        RevokeReason::Revoked => 4,
-        RevokeReason::RevokedAll => 5,
-        RevokeReason::Evicted => 6,
-        RevokeReason::Erased => 7,
-        RevokeReason::KeyRevoked => 8,
-        RevokeReason::Restored => 9,
-    }
-}
-
-pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
-    use RevokeReason::*;
-    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased, KeyRevoked, Restored];
-    all.into_iter().find(|reason| reason_number(*reason) == number)
+/// A session with what only we know of it.
+pub struct StoredSession {
+    /// The session.
+    pub session: Session,
+    /// Its chain of refresh tokens.
+    pub chain: Chain,
+    /// The random half of them.
+    pub secret: RowSecret,
+    /// The greatest `exp` of an access token issued.
+    pub access_expires_at: Timestamp,
 }
 
 /// A row of `sessions`.
 #[derive(Queryable, Selectable, Insertable)]
-#[diesel(table_name = schema::sessions)]
-pub(super) struct SessionRow {
+#[diesel(table_name = sessions)]
+pub(in crate::store) struct SessionRow {
     project_id: String,
     id: Uuid,
     user_id: String,
@@ -105,30 +82,8 @@ pub(super) struct SessionRow {
     device_before: Option<Value>,
 }
 
-/// A chain, in its three columns: generation, attempts, times of issue.
-pub(super) fn chain_columns(chain: &Chain) -> (i64, Vec<i64>, Vec<PgTimestamp>) {
-    let issues = chain.issues();
-    let attempts = issues.iter().map(|issue| issue.attempt.into()).collect();
-    (chain.generation().into(), attempts, issues.iter().map(|issue| to_pg(issue.issued_at)).collect())
-}
-
-/// How often the last refresh was repeated, in its two columns: the count, and whether from elsewhere.
-pub(super) fn repeats_columns(chain: &Chain) -> (i16, bool) {
-    let Repeats { count, elsewhere } = chain.repeats();
-    (i16::try_from(count).unwrap_or(i16::MAX), elsewhere)
-}
-
-/// A device before it changed, in its two columns: when it did, and the device until then.
-pub(super) fn device_before_columns(before: Option<&DeviceBefore>) -> (Option<PgTimestamp>, Option<Value>) {
-    let columns = |DeviceBefore { changed_at, device }: &DeviceBefore| {
-        let Device { name, user_agent, ip } = device;
-        (to_pg(*changed_at), json!({ "name": name, "user_agent": user_agent, "ip": ip }))
-    };
-    before.map(columns).unzip()
-}
-
 impl SessionRow {
-    pub(super) fn new(stored: StoredSession) -> Self {
+    pub(in crate::store) fn new(stored: StoredSession) -> Self {
         let StoredSession { session, chain, secret, access_expires_at } = stored;
         let (refresh_generation, refresh_attempts, refresh_issued_at) = chain_columns(&chain);
         let (refresh_repeats, refresh_repeated_elsewhere) = repeats_columns(&chain);
@@ -173,7 +128,7 @@ impl SessionRow {
     /// # Errors
     ///
     /// When a column holds what we never write there.
-    pub(super) fn into_stored(self) -> Result<StoredSession, Error> {
+    pub(in crate::store) fn into_stored(self) -> Result<StoredSession, Error> {
         let row = format!("{}/{}", self.project_id, self.id);
         let bad = |column| Error::Inconsistent { table: "sessions", column, row: row.clone() };
         let repeats = Repeats {
@@ -222,12 +177,31 @@ impl SessionRow {
     }
 }
 
-/// What a `Seen` is made of: the row, the present epochs of its project and its user, and when each was last raised.
-pub(super) type SeenColumns = (SessionRow, i64, i64, Option<PgTimestamp>, Option<PgTimestamp>);
+/// A chain, in its three columns: generation, attempts, times of issue.
+pub(in crate::store) fn chain_columns(chain: &Chain) -> (i64, Vec<i64>, Vec<PgTimestamp>) {
+    let issues = chain.issues();
+    let attempts = issues.iter().map(|issue| issue.attempt.into()).collect();
+    (chain.generation().into(), attempts, issues.iter().map(|issue| to_pg(issue.issued_at)).collect())
+}
 
-pub(super) fn seen((row, project, user, project_at, user_at): SeenColumns) -> Result<Seen, Error> {
-    let raised = Raised { project: project_at.map(from_pg), user: user_at.map(from_pg) };
-    Ok(Seen { stored: row.into_stored()?, present: Epoch { project, user }, raised })
+/// How often the last refresh was repeated, in its two columns: the count, and whether from elsewhere.
+pub(in crate::store) fn repeats_columns(chain: &Chain) -> (i16, bool) {
+    let Repeats { count, elsewhere } = chain.repeats();
+    (i16::try_from(count).unwrap_or(i16::MAX), elsewhere)
+}
+
+/// A device before it changed, in its two columns: when it did, and the device until then.
+pub(in crate::store) fn device_before_columns(before: Option<&DeviceBefore>) -> (Option<PgTimestamp>, Option<Value>) {
+    let columns = |DeviceBefore { changed_at, device }: &DeviceBefore| {
+        let Device { name, user_agent, ip } = device;
+        (to_pg(*changed_at), json!({ "name": name, "user_agent": user_agent, "ip": ip }))
+    };
+    before.map(columns).unzip()
+}
+
+/// Labels, as their column holds them.
+pub(in crate::store) fn labels_column(labels: BTreeMap<String, String>) -> Value {
+    labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
 }
 
 fn read_chain(generation: i64, attempts: &[i64], issued_at: &[PgTimestamp], repeats: Repeats) -> Option<Chain> {
@@ -252,11 +226,6 @@ fn read_device_before(before: Value) -> Option<Device> {
 fn read_device(name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Option<Device> {
     let ip = ip.map(|ip| ip.parse()).transpose().ok()?;
     Some(Device { name, user_agent, ip })
-}
-
-/// Labels, as their column holds them.
-pub(super) fn labels_column(labels: BTreeMap<String, String>) -> Value {
-    labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
 }
 
 fn read_labels(labels: Value) -> Option<BTreeMap<String, String>> {

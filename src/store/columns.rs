@@ -1,0 +1,76 @@
+//! How values are stored: moments, spans of time, and what has a number. A number is never given a second meaning.
+
+use std::time::Duration;
+
+use diesel::pg::data_types::PgTimestamp;
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::id::KeyId;
+use crate::id::SessionId;
+use crate::session::EndedBy;
+use crate::session::RevokeReason;
+
+/// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+pub(super) const fn to_pg(time: Timestamp) -> PgTimestamp {
+    PgTimestamp(time.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS))
+}
+
+pub(super) const fn from_pg(time: PgTimestamp) -> Timestamp {
+    Timestamp::from_micros(time.0.saturating_add(POSTGRES_EPOCH_MICROS))
+}
+
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A number of rows, as `LIMIT` takes it.
+pub(super) fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
+    match reason {
+        RevokeReason::SignedOut => 1,
+        RevokeReason::RefreshTokenReused => 2,
+        RevokeReason::Replaced => 3,
+        RevokeReason::Revoked => 4,
+        RevokeReason::RevokedAll => 5,
+        RevokeReason::Evicted => 6,
+        RevokeReason::Erased => 7,
+        RevokeReason::KeyRevoked => 8,
+        RevokeReason::Restored => 9,
+    }
+}
+
+/// Reads a reason; `None` if the number is unknown.
+pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
+    use RevokeReason::*;
+    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased, KeyRevoked, Restored];
+    all.into_iter().find(|reason| reason_number(*reason) == number)
+}
+
+/// Who ended something, in two columns: a number, and an id where there is one.
+pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
+    match by {
+        EndedBy::Holder => (1, None),
+        EndedBy::User(session) => (2, Some(session.as_uuid())),
+        EndedBy::Service(key) => (3, Some(key.as_uuid())),
+        EndedBy::Sessiond => (4, None),
+        EndedBy::Operator => (5, None),
+    }
+}
+
+/// Reads the two columns; `None` if they do not fit together.
+pub(super) fn actor_of(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
+    match (number, id) {
+        (1, None) => Some(EndedBy::Holder),
+        (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),
+        (3, Some(key)) => Some(EndedBy::Service(KeyId::from_uuid(key))),
+        (4, None) => Some(EndedBy::Sessiond),
+        (5, None) => Some(EndedBy::Operator),
+        _ => None,
+    }
+}

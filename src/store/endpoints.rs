@@ -1,0 +1,185 @@
+//! `backchannel_endpoints`: whom to tell that a session has ended.
+
+use diesel::ExpressionMethods as _;
+use diesel::Insertable;
+use diesel::QueryDsl as _;
+use diesel::Queryable;
+use diesel::Selectable;
+use diesel::SelectableHelper as _;
+use diesel::pg::data_types::PgTimestamp;
+use uuid::Uuid;
+
+use super::Store;
+use super::Tx;
+use super::columns::from_pg;
+use super::columns::to_pg;
+use super::error::Error;
+use super::schema::backchannel_endpoints as endpoints;
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::session::backchannel::Kind;
+
+/// Who is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: Uuid,
+    /// How it is told.
+    pub kind: Kind,
+    /// Where.
+    pub url: String,
+    /// The `aud` of what it is sent.
+    pub audience: String,
+    /// Since when.
+    pub created_at: Timestamp,
+}
+
+/// What became of a new endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is told from now on.
+    Done,
+    /// There is no such project.
+    NoProject,
+    /// The project has the same one already, under this id.
+    Already(Uuid),
+    /// The project has as many as it may have.
+    TooMany,
+}
+
+/// What became of an endpoint that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It is told nothing from now on.
+    Now,
+    /// It was removed before.
+    Before,
+    /// The project has no such endpoint.
+    Missing,
+}
+
+impl Store {
+    /// Writes down a new endpoint, unless the project has the same one or as many as it may have. `same` compares it with one
+    /// that is there.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn endpoint_insert(
+        &self,
+        project: ProjectId,
+        endpoint: Endpoint,
+        same: impl Fn(&Endpoint, &Endpoint) -> bool + Send + 'static,
+        endpoints_max: usize,
+    ) -> Result<Added, Error> {
+        self.transact("endpoint_insert", move |mut tx| async move {
+            // Held, so that two that add one at once count each other's.
+            let Some(_) = tx.project_lock(&project).await? else { return tx.commit(Added::NoProject).await };
+            let present = tx.endpoints(&project).await?;
+            if let Some(known) = present.iter().find(|known| same(&endpoint, known)) {
+                return tx.commit(Added::Already(known.id)).await;
+            }
+            if present.len() >= endpoints_max {
+                return tx.commit(Added::TooMany).await;
+            }
+            let row = EndpointRow::new(&project, endpoint);
+            tx.execute(diesel::insert_into(endpoints::table).values(row)).await?;
+            tx.commit(Added::Done).await
+        })
+        .await
+    }
+
+    /// A project's endpoints, without the removed ones, oldest first; `None` when there is no such project.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn endpoints_list(&self, project: ProjectId) -> Result<Option<Vec<Endpoint>>, Error> {
+        self.transact("endpoints_list", move |mut tx| async move {
+            let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
+            let endpoints = tx.endpoints(&project).await?;
+            tx.end_reading(Some(endpoints)).await
+        })
+        .await
+    }
+
+    /// Removes an endpoint. A sign-out at this moment may still queue a delivery for it; it will find the endpoint removed.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn endpoint_remove(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<Removed, Error> {
+        self.transact("endpoint_remove", move |mut tx| async move {
+            let one = endpoints::table.find((project.as_str(), id));
+            let update = diesel::update(one.filter(endpoints::removed_at.is_null()));
+            let removed = tx.execute(update.set(endpoints::removed_at.eq(to_pg(now)))).await?;
+            let known: Vec<Uuid> = tx.load(one.select(endpoints::id)).await?;
+            tx.commit(match (removed, known.as_slice()) {
+                (_, []) => Removed::Missing,
+                (0, _) => Removed::Before,
+                (_, _) => Removed::Now,
+            })
+            .await
+        })
+        .await
+    }
+}
+
+impl Tx {
+    /// A project's endpoints, without the removed ones, oldest first.
+    pub(super) async fn endpoints(&mut self, project: &ProjectId) -> Result<Vec<Endpoint>, Error> {
+        let query = endpoints::table
+            .filter(endpoints::project_id.eq(project.as_str()))
+            .filter(endpoints::removed_at.is_null())
+            .order((endpoints::created_at, endpoints::id))
+            .select(EndpointRow::as_select());
+        self.load(query).await?.into_iter().map(EndpointRow::into_endpoint).collect()
+    }
+
+    /// Deletes endpoints that were removed at this moment or before. Returns how many.
+    pub async fn endpoints_sweep(&mut self, until: Timestamp) -> Result<usize, Error> {
+        self.execute(diesel::delete(endpoints::table.filter(endpoints::removed_at.le(to_pg(until))))).await
+    }
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = endpoints)]
+struct EndpointRow {
+    project_id: String,
+    id: Uuid,
+    kind: i16,
+    url: String,
+    audience: String,
+    created_at: PgTimestamp,
+}
+
+impl EndpointRow {
+    fn new(project: &ProjectId, endpoint: Endpoint) -> Self {
+        let Endpoint { id, kind, url, audience, created_at } = endpoint;
+        let (project_id, kind) = (project.as_str().to_owned(), kind_number(kind));
+        Self { project_id, id, kind, url, audience, created_at: to_pg(created_at) }
+    }
+
+    fn into_endpoint(self) -> Result<Endpoint, Error> {
+        let Self { project_id: _, id, kind, url, audience, created_at } = self;
+        Ok(Endpoint { id, kind: kind_of(kind, id)?, url, audience, created_at: from_pg(created_at) })
+    }
+}
+
+/// What is stored for it. A number is never given a second meaning.
+const fn kind_number(kind: Kind) -> i16 {
+    match kind {
+        Kind::Logout => 1,
+        Kind::Caep => 2,
+    }
+}
+
+/// Reads the kind of an endpoint.
+///
+/// # Errors
+///
+/// If the number is unknown.
+pub(super) fn kind_of(number: i16, row: impl ToString) -> Result<Kind, Error> {
+    let bad = || Error::Inconsistent { table: "backchannel_endpoints", column: "kind", row: row.to_string() };
+    Kind::ALL.into_iter().find(|kind| kind_number(*kind) == number).ok_or_else(bad)
+}

@@ -1,0 +1,145 @@
+//! One of the hosts that the database may be on: how it is protected, and the stream to it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use socket2::SockRef;
+use socket2::TcpKeepalive;
+use tokio::net::TcpStream;
+use tokio::net::UnixStream;
+use tokio_postgres::Config;
+use tokio_postgres::config::Host as Address;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::config::SslNegotiation;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::refused::HostError;
+use super::url::DatabaseUrl;
+use super::url::Mode;
+use super::wire;
+use super::wire::Link;
+use super::wire::Wire;
+
+/// One host.
+pub(super) struct Host {
+    pub(super) config: Config,
+    place: Address,
+    /// Where the host is, without asking for its name.
+    address: Option<IpAddr>,
+    port: u16,
+    mode: Mode,
+    /// Whether TLS begins without asking for it.
+    direct: bool,
+    /// Whether it refuses start-up options, as poolers do.
+    pub(super) takes_no_options: AtomicBool,
+}
+
+impl Host {
+    /// Reads the hosts of a URL.
+    pub(super) fn all(url: &DatabaseUrl) -> Vec<Self> {
+        (0..url.config.get_hosts().len()).map(|at| Self::at(url, at)).collect()
+    }
+
+    fn at(url: &DatabaseUrl, at: usize) -> Self {
+        let all = &url.config;
+        let place = all.get_hosts()[at].clone();
+        let address = all.get_hostaddrs().get(at).copied();
+        // One port stands for all hosts, as in libpq.
+        let port = all.get_ports().get(at).or_else(|| all.get_ports().last()).copied().unwrap_or(5432);
+        let is_local = match (&place, address) {
+            (Address::Unix(_), _) => true,
+            (_, Some(address)) => address.to_canonical().is_loopback(),
+            (Address::Tcp(name), None) => is_loopback(name),
+        };
+        // Whoever answers on an open network, and has no TLS, would be given what is meant for the database.
+        let mode = url.mode.unwrap_or(if is_local { Mode::Prefer } else { Mode::Require });
+        let direct = all.get_ssl_negotiation() == SslNegotiation::Direct;
+        let mut config = all.clone();
+        if config.get_application_name().is_none() {
+            config.application_name("sessiond");
+        }
+        // The stream is made by us: for the driver, it is TLS already.
+        config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        Self { config, place, address, port, mode, direct, takes_no_options: AtomicBool::new(false) }
+    }
+
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> String {
+        match &self.place {
+            Address::Tcp(name) => format!("{name}:{}", self.port),
+            Address::Unix(directory) => format!("{}:{}", directory.display(), self.port),
+        }
+    }
+
+    /// Opens the stream.
+    pub(super) async fn reach(&self, tls: &MakeRustlsConnect, link: &Arc<Link>) -> Result<Wire, HostError> {
+        let name = match &self.place {
+            Address::Unix(directory) => {
+                let path = directory.join(format!(".s.PGSQL.{}", self.port));
+                let socket = UnixStream::connect(path).await.map_err(HostError::Unreachable)?;
+                return Ok(Wire::local(socket, link));
+            }
+            Address::Tcp(name) => name,
+        };
+        let socket = match self.address {
+            Some(address) => TcpStream::connect((address, self.port)).await,
+            None => TcpStream::connect((name.as_str(), self.port)).await,
+        };
+        let mut socket = socket.map_err(HostError::Unreachable)?;
+        // Where these fail, it is slower, or found dead later.
+        let _ = socket.set_nodelay(true);
+        // A connection that was given up counts until it has ended: where the network swallows everything, for ten seconds.
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
+        let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive.with_retries(3));
+        #[cfg(target_os = "linux")]
+        let _ = SockRef::from(&socket).set_tcp_user_timeout(Some(Duration::from_secs(10)));
+        let protected = match self.mode {
+            Mode::Disable => false,
+            _ if self.direct => true,
+            _ => wire::offers_tls(&mut socket).await.map_err(HostError::Unreachable)?,
+        };
+        match (protected, self.mode) {
+            (true, _) => Wire::protected(socket, tls, name, link).await.map_err(HostError::from_tls),
+            (false, Mode::Disable | Mode::Prefer) => Ok(Wire::open(socket, link)),
+            (false, Mode::Require | Mode::VerifyCa) => Err(HostError::NoTls),
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modes(url: &str) -> Vec<Mode> {
+        let url = DatabaseUrl::parse(url).expect("a good URL");
+        Host::all(&url).iter().map(|host| host.mode).collect()
+    }
+
+    /// Each host for itself.
+    #[test]
+    fn tls_is_required_of_every_host_but_this_machine() {
+        let (required, preferred) = (Mode::Require, Mode::Prefer);
+        for (url, expected) in [
+            ("postgres://u:p@db1,db2/d", vec![required, required]),
+            (
+                "postgres://u:p@localhost,db2,127.0.0.2,[::1],10.0.0.1/d",
+                vec![preferred, required, preferred, preferred, required],
+            ),
+            ("postgres://u:p@%2Frun%2Fpostgresql/d", vec![preferred]),
+            ("host=db1,localhost hostaddr=127.0.0.1,10.0.0.1 user=u", vec![preferred, required]),
+            ("postgres://u:p@localhost.example.org/d", vec![required]),
+            ("postgres://u:p@db1/d?sslmode=prefer", vec![preferred]),
+            ("postgres://u:p@db1/d?sslmode=disable", vec![Mode::Disable]),
+            ("postgres://u:p@localhost/d?sslmode=verify-ca", vec![Mode::VerifyCa]),
+        ] {
+            assert_eq!(modes(url), expected, "{url}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Connections that were given up: their server processes are waited for, and ended where they do not end by themselves.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio::time::timeout;
+use tokio_postgres::CancelToken;
+
+use super::admission::Standing;
+use super::backend::Backend;
+use super::backend::End;
+use super::connect::Target;
+use super::refused::HostError;
+use super::wire::AsItIs;
+
+/// How long a connection that was given up may take to end by itself before its statement is cancelled. Most have none.
+const CANCEL_AFTER: Duration = Duration::from_millis(20);
+
+/// How often its statement is cancelled again: a request may come between two statements. Doubled each time.
+const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How long a server process may take to go once its client has said goodbye.
+const GOODBYE: Duration = Duration::from_millis(20);
+
+impl Target {
+    /// Waits until the server process of a connection that was given up is gone, and cancels the statement that holds it up.
+    ///
+    /// A process that waits for a standby does not notice that its client has left. Cancelled, it has committed, and the wait
+    /// of the next one takes its place (see `tx`). Also returns once another server has taken over: what becomes of
+    /// processes on the one before is out of our hands. A network that swallows everything is found out by keep-alives.
+    pub(super) async fn see_off(&self, backend: &Backend, cancel: &CancelToken, standing: &Standing) {
+        let mut patience = CANCEL_AFTER;
+        loop {
+            tokio::select! {
+                end = backend.ended() => {
+                    if end == End::Closed {
+                        sleep(GOODBYE).await;
+                    }
+                    return;
+                }
+                () = self.admission().superseded(standing) => return,
+                () = sleep(patience) => {}
+            }
+            // Whether it was heard shows by itself.
+            let _ = timeout(self.deadline(), self.cancel(cancel, standing)).await;
+            patience = (2 * patience).clamp(CANCEL_AGAIN.0, CANCEL_AGAIN.1);
+        }
+    }
+
+    async fn cancel(&self, cancel: &CancelToken, standing: &Standing) -> Result<(), HostError> {
+        let (wire, _) = self.reach(standing.host).await?;
+        Ok(cancel.cancel_query_raw(wire, AsItIs).await?)
+    }
+}

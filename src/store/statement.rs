@@ -1,0 +1,57 @@
+//! Statements written by hand. Diesel prepares an `update` or a `sql_query` again on every call, because it cannot tell that
+//! the text is always the same. These have a fixed text and a static id, so each connection prepares them once.
+
+/// A statement, and what one of its rows is read into.
+pub(super) trait Statement {
+    /// A row: columns are matched by name, except where the statement has a single one.
+    type Row: Send + 'static;
+}
+
+/// Declares a statement: its row, and its text with a bound field between one piece and the next.
+///
+/// A row is a struct with `QueryableByName`; `i64 as sql::BigInt`, a single column and its type; or `()`, for a statement that
+/// returns no rows.
+macro_rules! statement {
+    (
+        $(#[$doc:meta])*
+        $name:ident -> $row:ty as $columns:ty =
+        $first:literal $([$field:ident: $rust:ty as $sql:ty] $text:literal)*
+    ) => {
+        $(#[$doc])*
+        struct $name {
+            $($field: $rust,)*
+        }
+
+        impl diesel::query_builder::QueryFragment<diesel::pg::Pg> for $name {
+            fn walk_ast<'b>(
+                &'b self,
+                mut out: diesel::query_builder::AstPass<'_, 'b, diesel::pg::Pg>,
+            ) -> diesel::result::QueryResult<()> {
+                out.push_sql($first);
+                $(
+                    out.push_bind_param::<$sql, $rust>(&self.$field)?;
+                    out.push_sql($text);
+                )*
+                Ok(())
+            }
+        }
+
+        impl diesel::query_builder::QueryId for $name {
+            type QueryId = Self;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::query_builder::Query for $name {
+            type SqlType = $columns;
+        }
+
+        impl crate::store::statement::Statement for $name {
+            type Row = $row;
+        }
+    };
+    ($(#[$doc:meta])* $name:ident -> $row:ty = $($text:tt)*) => {
+        statement! { $(#[$doc])* $name -> $row as diesel::sql_types::Untyped = $($text)* }
+    };
+}
+
+pub(super) use statement;

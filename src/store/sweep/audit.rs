@@ -1,0 +1,202 @@
+//! The audit, in two tables: what ended something, and what ended nothing.
+
+use std::marker::PhantomData;
+
+use diesel::QueryableByName;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as sql;
+use uuid::Uuid;
+
+use super::Position;
+use super::Swept;
+use crate::clock::Timestamp;
+use crate::store::Tx;
+use crate::store::columns::from_pg;
+use crate::store::error::Error;
+use crate::store::statement::statement;
+
+/// A line of the audit.
+#[derive(Clone, Debug)]
+pub struct SweptLine<T> {
+    project: String,
+    id: Uuid,
+    /// When it was written.
+    pub at: Timestamp,
+    /// Until then some verifier may hold a token that it is about.
+    pub access_expires_at: Timestamp,
+    /// Whether an address is in it.
+    pub has_address: bool,
+    table: PhantomData<T>,
+}
+
+impl<T: AuditTable> SweptLine<T> {
+    /// Takes the addresses out of lines. Returns how many lines there were.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn strip(tx: &mut Tx, lines: &[Self]) -> Result<usize, Error> {
+        let (projects, ids) = keys(lines);
+        T::strip(tx, projects, ids).await
+    }
+}
+
+impl<T: AuditTable> Swept for SweptLine<T> {
+    fn key(&self) -> (&str, String) {
+        (&self.project, self.id.hyphenated().to_string())
+    }
+
+    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+        let read = |row: LineRow| Self {
+            project: row.project_id,
+            id: row.id,
+            at: from_pg(row.at),
+            access_expires_at: from_pg(row.access_expires_at),
+            has_address: row.has_address,
+            table: PhantomData,
+        };
+        let rows = T::walk(tx, from.project.clone(), from.id(), rows_max).await?;
+        Ok(rows.into_iter().map(read).collect())
+    }
+
+    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+        let (projects, ids) = keys(gone);
+        T::delete(tx, projects, ids).await
+    }
+}
+
+fn keys<T>(lines: &[SweptLine<T>]) -> (Vec<String>, Vec<Uuid>) {
+    super::keys(lines, |line| (&line.project, line.id))
+}
+
+/// One of the two tables of the audit.
+pub trait AuditTable: Send + Sync + 'static {
+    /// Reads the next lines, in the order of their keys.
+    fn walk(
+        tx: &mut Tx,
+        project: String,
+        id: Uuid,
+        rows_max: i64,
+    ) -> impl Future<Output = Result<Vec<LineRow>, Error>> + Send;
+
+    /// Deletes lines.
+    fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
+
+    /// Takes the addresses out of lines.
+    fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
+}
+
+/// `revocations`.
+#[derive(Clone, Debug)]
+pub enum RevocationLines {}
+
+impl AuditTable for RevocationLines {
+    async fn walk(tx: &mut Tx, project: String, id: Uuid, rows_max: i64) -> Result<Vec<LineRow>, Error> {
+        tx.rows(RevocationsWalk { project, id, rows_max }).await
+    }
+
+    async fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(RevocationsSweep { projects, ids }).await
+    }
+
+    async fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(AddressesSweep { projects, ids }).await
+    }
+}
+
+/// `audit_events`.
+#[derive(Clone, Debug)]
+pub enum EventLines {}
+
+impl AuditTable for EventLines {
+    async fn walk(tx: &mut Tx, project: String, id: Uuid, rows_max: i64) -> Result<Vec<LineRow>, Error> {
+        tx.rows(EventsWalk { project, id, rows_max }).await
+    }
+
+    async fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(EventsSweep { projects, ids }).await
+    }
+
+    async fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(EventAddressesSweep { projects, ids }).await
+    }
+}
+
+/// A line as it is read.
+#[derive(QueryableByName)]
+pub struct LineRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = sql::Timestamptz)]
+    at: PgTimestamp,
+    #[diesel(sql_type = sql::Timestamptz)]
+    access_expires_at: PgTimestamp,
+    #[diesel(sql_type = sql::Bool)]
+    has_address: bool,
+}
+
+statement! {
+    /// The next lines of the audit in the order of their keys.
+    RevocationsWalk -> LineRow =
+    "SELECT project_id, id, at, access_expires_at, ip IS NOT NULL AS has_address FROM revocations WHERE (project_id, id) > ("
+    [project: String as sql::Text]
+    ", "
+    [id: Uuid as sql::Uuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ""
+}
+
+statement! {
+    /// Deletes lines of the audit.
+    RevocationsSweep -> () =
+    "DELETE FROM revocations AS r USING unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+}
+
+statement! {
+    /// Takes the addresses out of lines of the audit.
+    AddressesSweep -> () =
+    "UPDATE revocations AS r SET ip = NULL FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+}
+
+statement! {
+    /// The next lines of the audit's other part, in the order of their keys. They end nothing, and so matter to no verifier.
+    EventsWalk -> LineRow =
+    "SELECT project_id, id, at, at AS access_expires_at, ip IS NOT NULL AS has_address FROM audit_events WHERE (project_id, id) > ("
+    [project: String as sql::Text]
+    ", "
+    [id: Uuid as sql::Uuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ""
+}
+
+statement! {
+    /// Deletes lines of the audit's other part.
+    EventsSweep -> () =
+    "DELETE FROM audit_events AS e USING unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
+}
+
+statement! {
+    /// Takes the addresses out of lines of the audit's other part.
+    EventAddressesSweep -> () =
+    "UPDATE audit_events AS e SET ip = NULL FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
+}

@@ -1,0 +1,77 @@
+//! What request ids were used for.
+
+use diesel::QueryableByName;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as sql;
+use uuid::Uuid;
+
+use super::Position;
+use super::Swept;
+use crate::clock::Timestamp;
+use crate::store::Tx;
+use crate::store::columns::from_pg;
+use crate::store::error::Error;
+use crate::store::statement::statement;
+
+/// A request that may be repeated.
+#[derive(Clone, Debug)]
+pub struct SweptRequest {
+    project: String,
+    id: Uuid,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Swept for SweptRequest {
+    /// The beginning of its project: what is older is removed, so the next look finds what comes after.
+    fn key(&self) -> (&str, String) {
+        (&self.project, String::new())
+    }
+
+    /// Each project's oldest come first.
+    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+        // Minus and plus infinity, to Postgres.
+        let created_at = PgTimestamp(if from.key.is_empty() { i64::MIN } else { i64::MAX });
+        let rows = tx.rows(RequestsWalk { project: from.project.clone(), created_at, rows_max }).await?;
+        let read =
+            |row: WalkedRow| Self { project: row.project_id, id: row.request_id, created_at: from_pg(row.created_at) };
+        Ok(rows.into_iter().map(read).collect())
+    }
+
+    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+        let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
+        tx.execute(RequestsSweep { projects, ids }).await
+    }
+}
+
+statement! {
+    /// The next requests, each project's oldest first.
+    RequestsWalk -> WalkedRow =
+    "SELECT project_id, request_id, created_at FROM session_requests WHERE (project_id, created_at) > ("
+    [project: String as sql::Text]
+    ", "
+    [created_at: PgTimestamp as sql::Timestamptz]
+    ") ORDER BY project_id, created_at LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ""
+}
+
+statement! {
+    /// Forgets requests.
+    RequestsSweep -> () =
+    "DELETE FROM session_requests AS r USING unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, request_id) WHERE r.project_id = a.project_id AND r.request_id = a.request_id"
+}
+
+#[derive(QueryableByName)]
+struct WalkedRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Uuid)]
+    request_id: Uuid,
+    #[diesel(sql_type = sql::Timestamptz)]
+    created_at: PgTimestamp,
+}

@@ -1,0 +1,141 @@
+//! Sessions that are over.
+
+use diesel::QueryableByName;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as sql;
+use uuid::Uuid;
+
+use super::Position;
+use super::Swept;
+use crate::clock::Timestamp;
+use crate::session::Epoch;
+use crate::session::lifecycle::Raised;
+use crate::session::retention::Course;
+use crate::store::Tx;
+use crate::store::columns::from_pg;
+use crate::store::columns::to_pg;
+use crate::store::error::Error;
+use crate::store::statement::statement;
+
+/// A session, as far as a sweep needs to know it.
+#[derive(Clone, Debug)]
+pub struct SweptSession {
+    project: String,
+    id: Uuid,
+    /// When it was opened.
+    pub created_at: Timestamp,
+    /// What decides when it was over.
+    pub course: Course,
+    /// The present epochs of its project and its user.
+    pub present: Epoch,
+    /// When each was last raised.
+    pub raised: Raised,
+}
+
+impl Swept for SweptSession {
+    fn key(&self) -> (&str, String) {
+        (&self.project, self.id.hyphenated().to_string())
+    }
+
+    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+        let rows = tx.rows(SessionsWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
+        let mut rows: Vec<_> = rows.into_iter().map(WalkedRow::into_session).collect();
+        // They were chosen in this order; what was joined to them may have stirred them up.
+        rows.sort_unstable_by(|one, other| (&one.project, one.id).cmp(&(&other.project, other.id)));
+        Ok(rows)
+    }
+
+    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+        let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
+        let idle_expires_at = gone.iter().map(|one| to_pg(one.course.idle_expires_at)).collect();
+        let user_epochs = gone.iter().map(|one| one.course.epoch.user).collect();
+        tx.execute(SessionsSweep { projects, ids, idle_expires_at, user_epochs }).await
+    }
+}
+
+statement! {
+    /// The next sessions in the order of their keys, with all that tells when they were over.
+    ///
+    /// The limits within keep the planner from joining whole tables for a thousand rows: how many there will be, it cannot
+    /// know.
+    SessionsWalk -> WalkedRow =
+    "SELECT s.project_id, s.id, s.created_at, s.revoked_at, s.expires_at, s.idle_expires_at, s.project_epoch, s.user_epoch,
+         coalesce(p.epoch, s.project_epoch) AS present_project_epoch, coalesce(u.epoch, s.user_epoch) AS present_user_epoch,
+         p.epoch_raised_at AS project_raised_at, u.epoch_raised_at AS user_raised_at
+     FROM (SELECT project_id, id, user_id, created_at, revoked_at, expires_at, idle_expires_at, project_epoch, user_epoch
+         FROM sessions WHERE (project_id, id) > ("
+    [project: String as sql::Text]
+    ", "
+    [id: Uuid as sql::Uuid]
+    ") ORDER BY project_id, id LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ") AS s
+     LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM projects WHERE id = s.project_id LIMIT 1) AS p ON true
+     LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM users
+         WHERE project_id = s.project_id AND user_id = s.user_id LIMIT 1) AS u ON true"
+}
+
+statement! {
+    /// Deletes sessions that are as they were judged. A row that somebody is writing is left for the next pass.
+    SessionsSweep -> () =
+    "WITH gone (project_id, id) AS MATERIALIZED (
+         SELECT s.project_id, s.id FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ", "
+    [idle_expires_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
+    ", "
+    [user_epochs: Vec<i64> as sql::Array<sql::BigInt>]
+    ") AS a (project_id, id, idle_expires_at, user_epoch)
+         JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+         WHERE s.idle_expires_at = a.idle_expires_at AND s.user_epoch = a.user_epoch FOR UPDATE OF s SKIP LOCKED
+     )
+     DELETE FROM sessions AS s USING gone WHERE s.project_id = gone.project_id AND s.id = gone.id"
+}
+
+#[derive(QueryableByName)]
+struct WalkedRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = sql::Timestamptz)]
+    created_at: PgTimestamp,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    revoked_at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Timestamptz)]
+    expires_at: PgTimestamp,
+    #[diesel(sql_type = sql::Timestamptz)]
+    idle_expires_at: PgTimestamp,
+    #[diesel(sql_type = sql::BigInt)]
+    project_epoch: i64,
+    #[diesel(sql_type = sql::BigInt)]
+    user_epoch: i64,
+    #[diesel(sql_type = sql::BigInt)]
+    present_project_epoch: i64,
+    #[diesel(sql_type = sql::BigInt)]
+    present_user_epoch: i64,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    project_raised_at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    user_raised_at: Option<PgTimestamp>,
+}
+
+impl WalkedRow {
+    fn into_session(self) -> SweptSession {
+        SweptSession {
+            project: self.project_id,
+            id: self.id,
+            created_at: from_pg(self.created_at),
+            course: Course {
+                revoked_at: self.revoked_at.map(from_pg),
+                expires_at: from_pg(self.expires_at),
+                idle_expires_at: from_pg(self.idle_expires_at),
+                epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
+            },
+            present: Epoch { project: self.present_project_epoch, user: self.present_user_epoch },
+            raised: Raised { project: self.project_raised_at.map(from_pg), user: self.user_raised_at.map(from_pg) },
+        }
+    }
+}

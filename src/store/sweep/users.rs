@@ -1,0 +1,123 @@
+//! Users without a session.
+
+use diesel::QueryableByName;
+use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as sql;
+
+use super::Position;
+use super::Swept;
+use crate::clock::Timestamp;
+use crate::store::Tx;
+use crate::store::columns::from_pg;
+use crate::store::error::Error;
+use crate::store::statement::statement;
+
+/// A user.
+#[derive(Clone, Debug)]
+pub struct SweptUser {
+    project: String,
+    user: String,
+    /// When the epoch was last raised.
+    pub raised_at: Option<Timestamp>,
+    /// Whether there is a session, in whatever state.
+    pub has_session: bool,
+}
+
+impl Swept for SweptUser {
+    fn key(&self) -> (&str, String) {
+        (&self.project, self.user.clone())
+    }
+
+    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+        let walk = UsersWalk { project: from.project.clone(), user: from.key.clone(), rows_max };
+        let read = |row: WalkedRow| Self {
+            project: row.project_id,
+            user: row.user_id,
+            raised_at: row.epoch_raised_at.map(from_pg),
+            has_session: row.has_session,
+        };
+        let mut rows: Vec<_> = tx.rows(walk).await?.into_iter().map(read).collect();
+        rows.sort_unstable_by(|one, other| (&one.project, &one.user).cmp(&(&other.project, &other.user)));
+        Ok(rows)
+    }
+
+    /// Not those who have a session by now, or whom another transaction holds.
+    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+        let hold = UsersHold {
+            projects: gone.iter().map(|one| one.project.clone()).collect(),
+            users: gone.iter().map(|one| one.user.clone()).collect(),
+        };
+        let held = tx.rows(hold).await?;
+        let (projects, users) = held.into_iter().map(|row| (row.project_id, row.user_id)).unzip();
+        // A statement of its own: who is signed in now was signed in before we held the user, and so is seen.
+        let count = tx.rows(UsersSweep { projects, users }).await?.pop().unwrap_or(0);
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+statement! {
+    /// The next users in the order of their keys, and whether they have sessions.
+    UsersWalk -> WalkedRow =
+    "SELECT u.project_id, u.user_id, u.epoch_raised_at, s.id IS NOT NULL AS has_session
+     FROM (SELECT project_id, user_id, epoch_raised_at FROM users WHERE (project_id, user_id) > ("
+    [project: String as sql::Text]
+    ", "
+    [user: String as sql::Text]
+    ") ORDER BY project_id, user_id LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ") AS u
+     LEFT JOIN LATERAL (SELECT id FROM sessions
+         WHERE project_id = u.project_id AND user_id = u.user_id LIMIT 1) AS s ON true"
+}
+
+statement! {
+    /// Locks users; one whom somebody is signing in, or out everywhere, is left for the next pass.
+    UsersHold -> HeldRow =
+    "SELECT u.project_id, u.user_id FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [users: Vec<String> as sql::Array<sql::Text>]
+    ") AS a (project_id, user_id) JOIN users AS u ON u.project_id = a.project_id AND u.user_id = a.user_id
+     FOR UPDATE OF u SKIP LOCKED"
+}
+
+statement! {
+    /// Forgets users who are locked and have no session, and has every new one begin above the epochs that were raised.
+    /// Answers with how many there were.
+    UsersSweep -> i64 as sql::BigInt =
+    "WITH gone AS (
+         DELETE FROM users AS u USING unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [users: Vec<String> as sql::Array<sql::Text>]
+    ") AS a (project_id, user_id) WHERE u.project_id = a.project_id AND u.user_id = a.user_id
+             AND NOT EXISTS (SELECT FROM sessions AS s WHERE s.project_id = a.project_id AND s.user_id = a.user_id)
+         RETURNING u.project_id, u.epoch, u.epoch_raised_at
+     ), base AS (
+         SELECT project_id, max(epoch) + 1 AS base FROM gone WHERE epoch_raised_at IS NOT NULL GROUP BY project_id
+     ), raised AS (
+         UPDATE projects SET users_epoch_base = base.base FROM base
+         WHERE id = base.project_id AND users_epoch_base < base.base
+     )
+     SELECT count(*) FROM gone"
+}
+
+#[derive(QueryableByName)]
+struct WalkedRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Text)]
+    user_id: String,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    epoch_raised_at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Bool)]
+    has_session: bool,
+}
+
+#[derive(QueryableByName)]
+struct HeldRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Text)]
+    user_id: String,
+}
