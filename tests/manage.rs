@@ -560,7 +560,7 @@ async fn assert_recorded(
     device: Option<&Device<'_>>,
     reason: session::RevokeReason,
     by: EndedBy,
-) -> sessiond::store::Record {
+) -> sessiond::store::RevocationRecord {
     let audit = service.audit(None).await;
     let found = audit.into_iter().find(|record| match device {
         Some(device) => record.session == Some(device.id()),

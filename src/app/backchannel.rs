@@ -17,10 +17,10 @@ use crate::outbound::OutboundUrlError;
 use crate::session::backchannel::AUDIENCE_LENGTH_MAX;
 use crate::session::backchannel::ENDPOINTS_MAX;
 use crate::session::backchannel::Kind;
-use crate::store::Added;
 use crate::store::Endpoint;
+use crate::store::EndpointAdded;
+use crate::store::EndpointRemoved;
 use crate::store::OpenDelivery;
-use crate::store::Removed;
 use crate::store::Revived;
 
 /// Why the operator's wish was not granted.
@@ -106,10 +106,10 @@ impl App {
         };
         let added = self.store.endpoint_insert(project.clone(), endpoint, same, ENDPOINTS_MAX).await;
         match added.map_err(Error::from)? {
-            Added::Done => Ok(id),
-            Added::NoProject => Err(EndpointError::NoProject(project)),
-            Added::Already(id) => Err(EndpointError::Already(project, id)),
-            Added::TooMany => Err(EndpointError::TooMany(project)),
+            EndpointAdded::Done => Ok(id),
+            EndpointAdded::NoProject => Err(EndpointError::NoProject(project)),
+            EndpointAdded::Already(id) => Err(EndpointError::Already(project, id)),
+            EndpointAdded::TooMany => Err(EndpointError::TooMany(project)),
         }
     }
 
@@ -130,9 +130,9 @@ impl App {
     /// When the project has no such endpoint; the store's.
     pub async fn endpoint_remove(&self, project: ProjectId, id: Uuid) -> Result<bool, EndpointError> {
         match self.store.endpoint_remove(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
-            Removed::Now => Ok(false),
-            Removed::Before => Ok(true),
-            Removed::Missing => {
+            EndpointRemoved::Now => Ok(false),
+            EndpointRemoved::Before => Ok(true),
+            EndpointRemoved::Missing => {
                 self.known(&project).await?;
                 Err(EndpointError::Missing(project, id))
             }

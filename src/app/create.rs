@@ -31,7 +31,7 @@ use crate::session::opening::NewSession;
 use crate::session::refusal::Violation;
 use crate::session::rotation::Chain;
 use crate::store;
-use crate::store::Event;
+use crate::store::AuditEvent;
 use crate::store::Happened;
 use crate::store::Remembered;
 use crate::store::Repeat;
@@ -154,7 +154,7 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
         let happened = Happened::ImpersonationOpened { session: id, user, impersonator };
         // From the device of whoever acts, where the service says that; else from the service itself.
         let ip = session.device.ip.or(origin.ip);
-        tx.event_insert(&Event { project: session.project.clone(), happened, at: now, by, ip }).await?;
+        tx.event_insert(&AuditEvent { project: session.project.clone(), happened, at: now, by, ip }).await?;
     }
     let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
     tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;

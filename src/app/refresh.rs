@@ -32,7 +32,7 @@ use crate::session::rotation;
 use crate::session::rotation::Notice;
 use crate::session::rotation::Rotation;
 use crate::store;
-use crate::store::Event;
+use crate::store::AuditEvent;
 use crate::store::Happened;
 use crate::store::Revocation;
 use crate::store::StoredSession;
@@ -216,9 +216,9 @@ async fn use_session(
     Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice))
 }
 
-fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> Event {
+fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> AuditEvent {
     let user = Some(session.user.as_str().to_owned());
-    Event {
+    AuditEvent {
         project: session.project.clone(),
         happened: Happened::RefreshRepeatedElsewhere { session: session.id, user },
         at: now,

@@ -8,8 +8,8 @@ use super::rotate_key::unrevoked;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::session::revoked::Ended;
+use crate::store::AuditEvent;
 use crate::store::CutOff;
-use crate::store::Event;
 use crate::store::Happened;
 use crate::store::Tx;
 use crate::token::schedule;
@@ -61,7 +61,7 @@ impl App {
                         // Nobody but the replicas knows the key, so it is for the audit alone.
                         Purpose::Refresh => {
                             let revoked = Happened::KeyRevoked(purpose.into(), id);
-                            tx.event_insert(&Event::of_key(name.clone(), revoked, now)).await?;
+                            tx.event_insert(&AuditEvent::of_key(name.clone(), revoked, now)).await?;
                         }
                     }
                     let mut others = unrevoked(&all);

@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::store;
-use crate::store::Event;
+use crate::store::AuditEvent;
 use crate::store::Happened;
 use crate::store::KeyRow;
 use crate::store::Tx;
@@ -122,6 +122,6 @@ pub(super) async fn succeed(
             heir
         }
     };
-    tx.event_insert(&Event::of_key(project.clone(), Happened::KeyRotated(purpose.into(), heir), now)).await?;
+    tx.event_insert(&AuditEvent::of_key(project.clone(), Happened::KeyRotated(purpose.into(), heir), now)).await?;
     Ok(heir)
 }

@@ -22,10 +22,10 @@ use crate::store;
 use crate::store::AuditTable;
 use crate::store::EventLines;
 use crate::store::KeyTable;
-use crate::store::Position;
 use crate::store::Progress;
 use crate::store::RevocationLines;
 use crate::store::Store;
+use crate::store::SweepPosition;
 use crate::store::Swept;
 use crate::store::SweptDelivery;
 use crate::store::SweptLine;
@@ -222,7 +222,7 @@ impl Sweeper {
                 // A pass that ended in the future was made by a clock that was wrong.
                 Start::WhenDue => completed_at.is_none_or(|at| at + PASS_INTERVAL <= now || at > now),
             };
-            if position == Position::start() && !is_due {
+            if position == SweepPosition::start() && !is_due {
                 return tx.commit((Step::Resting, completed_at)).await;
             }
             let (removed, next) = remove(&mut tx, task, &position, rows_max, &retention, now).await?;
@@ -298,7 +298,7 @@ impl Sweeper {
             .transact("sweep", move |mut tx| async move {
                 let claimed = tx.sweep_claim(task).await?.is_some();
                 if claimed {
-                    tx.sweep_note(task, Position::start(), None).await?;
+                    tx.sweep_note(task, SweepPosition::start(), None).await?;
                 }
                 tx.commit(claimed).await
             })
@@ -330,11 +330,11 @@ fn add(sum: &mut Vec<Removed>, some: &[Removed]) {
 async fn remove(
     tx: &mut Tx,
     task: Task,
-    from: &Position,
+    from: &SweepPosition,
     rows_max: i64,
     retention: &Retention,
     now: Timestamp,
-) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
     let step = Batch { from, rows_max, retention, now };
     match task {
         Task::Sessions => step.remove::<SweptSession>(tx, Kind::Sessions).await,
@@ -357,14 +357,18 @@ async fn remove(
 
 /// Rows that one step looks at, and what it judges them by.
 struct Batch<'a> {
-    from: &'a Position,
+    from: &'a SweepPosition,
     rows_max: i64,
     retention: &'a Retention,
     now: Timestamp,
 }
 
 impl Batch<'_> {
-    async fn remove<T: Due>(&self, tx: &mut Tx, kind: Kind) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    async fn remove<T: SweepRule>(
+        &self,
+        tx: &mut Tx,
+        kind: Kind,
+    ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
         let mut rows = T::walk(tx, self.from, self.rows_max).await?;
         let next = self.next(&rows);
         rows.retain(|row| row.is_due(self.retention, self.now));
@@ -377,7 +381,7 @@ impl Batch<'_> {
         &self,
         tx: &mut Tx,
         kind: Kind,
-    ) -> Result<(Vec<Removed>, Option<Position>), store::Error> {
+    ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
         let rows = SweptLine::<T>::walk(tx, self.from, self.rows_max).await?;
         let next = self.next(&rows);
         let (mut gone, mut anonymous) = (vec![], vec![]);
@@ -394,12 +398,12 @@ impl Batch<'_> {
     }
 
     /// Where to go on behind these rows.
-    fn next<T: Due>(&self, rows: &[T]) -> Option<Position> {
+    fn next<T: SweepRule>(&self, rows: &[T]) -> Option<SweepPosition> {
         // Fewer than were asked for are the last ones.
         let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= self.rows_max);
         rows.last().filter(|_| is_full).map(|last| match last.has_due_behind(self.retention, self.now) {
-            true => Position::behind(last),
-            false => Position::behind_project(last),
+            true => SweepPosition::behind(last),
+            false => SweepPosition::behind_project(last),
         })
     }
 }
@@ -409,7 +413,7 @@ async fn delete<T: Swept>(tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error
 }
 
 /// The rule for the rows of a table.
-trait Due: Swept {
+trait SweepRule: Swept {
     /// Whether the row goes.
     fn is_due(&self, retention: &Retention, now: Timestamp) -> bool;
 
@@ -417,7 +421,7 @@ trait Due: Swept {
     fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool;
 }
 
-impl Due for SweptSession {
+impl SweepRule for SweptSession {
     fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
         retention.is_session_gone(self.course.ends_at(self.present, self.raised), now)
     }
@@ -428,7 +432,7 @@ impl Due for SweptSession {
     }
 }
 
-impl Due for SweptRequest {
+impl SweepRule for SweptRequest {
     fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
         retention::is_request_gone(self.created_at, now)
     }
@@ -439,7 +443,7 @@ impl Due for SweptRequest {
     }
 }
 
-impl<T: AuditTable> Due for SweptLine<T> {
+impl<T: AuditTable> SweepRule for SweptLine<T> {
     fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
         judge(self, retention, now) == Line::Gone
     }
@@ -454,7 +458,7 @@ fn judge<T>(line: &SweptLine<T>, retention: &Retention, now: Timestamp) -> Line 
     retention.line(line.at, line.access_expires_at, now)
 }
 
-impl Due for SweptDelivery {
+impl SweepRule for SweptDelivery {
     fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
         retention::is_delivery_gone(self.delivered_at, self.dead_at, now)
     }
@@ -465,7 +469,7 @@ impl Due for SweptDelivery {
     }
 }
 
-impl Due for SweptUser {
+impl SweepRule for SweptUser {
     fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
         !self.has_session && retention::is_user_gone(self.raised_at, now)
     }

@@ -13,7 +13,7 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::RevokeReason;
 use crate::session::revoked::Ended;
-use crate::store::Place;
+use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
 
 /// Seconds on the monotonic clock.
@@ -26,9 +26,9 @@ const CHUNK: usize = 256;
 #[derive(Default)]
 pub(super) struct Backlog {
     /// Each under a key that is not after its first place, nor before the last place of the previous chunk.
-    chunks: BTreeMap<Place, Chunk>,
+    chunks: BTreeMap<FeedPlace, Chunk>,
     /// What the entries that concern no session have revoked: few.
-    others: BTreeMap<Place, Ended>,
+    others: BTreeMap<FeedPlace, Ended>,
     projects: Vec<ProjectId>,
     numbers: HashMap<ProjectId, u32>,
     len: usize,
@@ -74,23 +74,23 @@ enum EntryKind {
 }
 
 impl PackedEntry {
-    const fn place(&self) -> Place {
-        Place { xid: self.xid, id: self.id }
+    const fn place(&self) -> FeedPlace {
+        FeedPlace { xid: self.xid, id: self.id }
     }
 }
 
 /// The place of a revocation in the backlog. A transaction revokes a session once, so the session's id stands for the audit
 /// event's.
-pub(super) const fn place_of(revocation: &PublishedRevocation) -> Place {
+pub(super) const fn place_of(revocation: &PublishedRevocation) -> FeedPlace {
     match &revocation.ended {
-        Ended::Session { id, .. } => Place { xid: revocation.place.xid, id: id.as_uuid() },
+        Ended::Session { id, .. } => FeedPlace { xid: revocation.place.xid, id: id.as_uuid() },
         Ended::User { .. } | Ended::Project { .. } | Ended::SigningKey(_) | Ended::ServerKey(_) => revocation.place,
     }
 }
 
 impl Backlog {
     /// Until when a revocation is retained; `None` if it is not known.
-    pub(super) fn until(&self, place: Place) -> Option<Second> {
+    pub(super) fn until(&self, place: FeedPlace) -> Option<Second> {
         let (_, chunk) = self.chunks.range(..=place).next_back()?;
         chunk.find(place).ok().map(|at| chunk.entries[at].until)
     }
@@ -167,10 +167,10 @@ impl Backlog {
     }
 
     /// At most `entries_max` revocations in order, from a place on, and until when each is retained.
-    pub(super) fn page(&self, start: Bound<Place>, entries_max: usize) -> Vec<(PublishedRevocation, Second)> {
+    pub(super) fn page(&self, start: Bound<FeedPlace>, entries_max: usize) -> Vec<(PublishedRevocation, Second)> {
         let first = match start {
             Bound::Included(place) | Bound::Excluded(place) => place,
-            Bound::Unbounded => Place { xid: 0, id: Uuid::nil() },
+            Bound::Unbounded => FeedPlace { xid: 0, id: Uuid::nil() },
         };
         let key = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
         let is_behind = |entry: &PackedEntry| match start {
@@ -206,12 +206,12 @@ impl Backlog {
 
     /// Forgets expired revocations in a few chunks, and joins chunks that have become small. Returns where to continue; `None`
     /// at the end.
-    pub(super) fn forget_some(&mut self, from: Option<Place>, now: Second) -> Option<Place> {
+    pub(super) fn forget_some(&mut self, from: Option<FeedPlace>, now: Second) -> Option<FeedPlace> {
         const CHUNKS: usize = 4;
         let start = from.map_or(Bound::Unbounded, Bound::Included);
         let mut keys = self.chunks.range((start, Bound::Unbounded)).map(|(key, _)| *key).take(CHUNKS + 1);
-        let keys: Vec<Place> = keys.by_ref().collect();
-        let mut last: Option<(Place, usize)> = None;
+        let keys: Vec<FeedPlace> = keys.by_ref().collect();
+        let mut last: Option<(FeedPlace, usize)> = None;
         for key in keys.iter().take(CHUNKS) {
             let Some(chunk) = self.chunks.get_mut(key) else { continue };
             if chunk.entries.iter().any(|entry| entry.until <= now) {
@@ -250,7 +250,7 @@ impl Backlog {
 }
 
 impl Chunk {
-    fn find(&self, place: Place) -> Result<usize, usize> {
+    fn find(&self, place: FeedPlace) -> Result<usize, usize> {
         self.entries.binary_search_by_key(&place, PackedEntry::place)
     }
 
@@ -350,7 +350,15 @@ mod tests {
             _ => Ended::Session { id: SessionId::from_uuid(id), is_impersonation: at.is_multiple_of(3) },
         };
         let reason = RevokeReason::SignedOut;
-        PublishedRevocation { place: Place { xid, id }, project, ended, user, at: now, reason, access_expires_at: now }
+        PublishedRevocation {
+            place: FeedPlace { xid, id },
+            project,
+            ended,
+            user,
+            at: now,
+            reason,
+            access_expires_at: now,
+        }
     }
 
     fn all(backlog: &Backlog) -> Vec<PublishedRevocation> {
@@ -382,7 +390,7 @@ mod tests {
                 backlog.insert(revocation, 10 + at % 2);
                 assert_eq!(backlog.until(place_of(revocation)), Some(10 + at % 2));
             }
-            let kept: BTreeSet<Place> = expected
+            let kept: BTreeSet<FeedPlace> = expected
                 .iter()
                 .zip(0..)
                 .filter(|(_, at)| at % 2 == 1)

@@ -34,10 +34,10 @@ use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::session::revoked::Ended;
 use crate::session::revoked::RevokedSet;
 use crate::session::revoked::seconds_up;
+use crate::store::FeedPlace;
+use crate::store::FeedReading;
 use crate::store::Newest;
-use crate::store::Place;
 use crate::store::PublishedRevocation;
-use crate::store::Reading;
 use crate::store::Unseen;
 use crate::telemetry::Metrics;
 
@@ -228,7 +228,7 @@ impl Broadcaster {
 
     /// Checks whether the database continues what was read, before its backlog is read. If not, forgets everything and ends
     /// every subscription.
-    pub(super) fn check_continuity(&self, present: &Reading) -> Continuity {
+    pub(super) fn check_continuity(&self, present: &FeedReading) -> Continuity {
         let mut state = self.state();
         let Some(known) = &state.position else { return Continuity::Continued };
         let continuity = match known.after(present) {
@@ -275,7 +275,7 @@ impl Broadcaster {
     /// # Errors
     ///
     /// If the reading does not continue the previous one: the feed has to start again.
-    pub(super) fn advance(&self, reading: Reading) -> Result<(), Discontinuity> {
+    pub(super) fn advance(&self, reading: FeedReading) -> Result<(), Discontinuity> {
         let mut state = self.state();
         let position = state.position.as_ref().ok_or(Discontinuity::AnotherHistory)?.after(&reading)?;
         self.insert_read(&mut state, reading.revocations, reading.at.min(self.clock.now()));
@@ -426,10 +426,10 @@ impl Broadcaster {
 
     /// The next page of the backlog, in order, from a transaction or after a place; `None` if its history was abandoned
     /// meanwhile.
-    pub(super) fn page(&self, history: u64, from: u64, after: Option<Place>) -> Option<Vec<Retained>> {
+    pub(super) fn page(&self, history: u64, from: u64, after: Option<FeedPlace>) -> Option<Vec<Retained>> {
         let start = match after {
             Some(after) => Bound::Excluded(after),
-            None => Bound::Included(Place { xid: from, id: Uuid::nil() }),
+            None => Bound::Included(FeedPlace { xid: from, id: Uuid::nil() }),
         };
         let state = self.state();
         if state.histories != history || state.is_closed {
@@ -520,7 +520,7 @@ mod tests {
         let (broadcaster, now) = (Broadcaster::new(Clock::system(), Metrics::default()), Clock::system().now());
         let project = ProjectId::parse("shop").expect("a name");
         let revocation = |at: u64| PublishedRevocation {
-            place: Place { xid: at, id: clock::new_uuid() },
+            place: FeedPlace { xid: at, id: clock::new_uuid() },
             project: project.clone(),
             ended: Ended::Session { id: clock::new_session_id(now), is_impersonation: false },
             user: UserId::parse(&match users {

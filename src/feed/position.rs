@@ -8,16 +8,16 @@
 //! That costs nothing. Between that number and the snapshot's end there was no row to see, so none is read twice.
 
 use crate::store::FeedOrigin;
+use crate::store::FeedReading;
 use crate::store::Newest;
-use crate::store::Reading;
-use crate::store::Snapshot;
+use crate::store::PgSnapshot;
 use crate::store::Unseen;
 
 /// Everything that a reading and the previous ones have shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     origin: FeedOrigin,
-    snapshot: Snapshot,
+    snapshot: PgSnapshot,
     /// The row with the greatest number; `None` if there was none.
     newest: Option<Newest>,
 }
@@ -34,7 +34,7 @@ pub(super) enum Discontinuity {
 
 impl Position {
     /// Begins with a reading: all that it shows is, or will be, read as a whole.
-    pub(super) fn new(reading: &Reading) -> Self {
+    pub(super) fn new(reading: &FeedReading) -> Self {
         Self { origin: reading.origin, snapshot: reading.snapshot.clone(), newest: reading.newest }
     }
 
@@ -43,7 +43,7 @@ impl Position {
     /// # Errors
     ///
     /// If the reading does not continue from here.
-    pub(super) fn after(&self, reading: &Reading) -> Result<Self, Discontinuity> {
+    pub(super) fn after(&self, reading: &FeedReading) -> Result<Self, Discontinuity> {
         if self.origin != reading.origin {
             return Err(Discontinuity::AnotherHistory);
         }
@@ -113,7 +113,7 @@ mod tests {
     use crate::clock;
     use crate::clock::Timestamp;
     use crate::store::Extent;
-    use crate::store::Place;
+    use crate::store::FeedPlace;
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
 
@@ -152,18 +152,18 @@ mod tests {
             self.next = self.on_disk;
         }
 
-        fn snapshot(&self) -> Snapshot {
+        fn snapshot(&self) -> PgSnapshot {
             let xmax = self.next + 1;
             let xmin = self.under_way.first().copied().unwrap_or(xmax);
-            Snapshot { xmin, xmax, under_way: self.under_way.iter().copied().collect() }
+            PgSnapshot { xmin, xmax, under_way: self.under_way.iter().copied().collect() }
         }
 
-        fn read(&self, unseen: &Unseen) -> (Reading, Vec<Uuid>) {
+        fn read(&self, unseen: &Unseen) -> (FeedReading, Vec<Uuid>) {
             self.read_some(unseen, usize::MAX)
         }
 
         /// At most so many from the first new number on; the last of a full page is left for the next one.
-        fn read_some(&self, unseen: &Unseen, rows_max: usize) -> (Reading, Vec<Uuid>) {
+        fn read_some(&self, unseen: &Unseen, rows_max: usize) -> (FeedReading, Vec<Uuid>) {
             let ahead: Vec<u64> = self.rows.range(unseen.from..).map(|(xid, _)| *xid).take(rows_max).collect();
             let end = ahead.last().copied().filter(|_| ahead.len() == rows_max);
             let is_shown = |xid: u64| end.is_none_or(|end| xid < end);
@@ -180,13 +180,13 @@ mod tests {
     }
 
     fn newest(xid: u64, id: Uuid) -> Newest {
-        Newest { place: Place { xid, id }, access_expires_at: Timestamp::from_seconds(600) }
+        Newest { place: FeedPlace { xid, id }, access_expires_at: Timestamp::from_seconds(600) }
     }
 
-    fn reading(snapshot: Snapshot, newest: Option<Newest>) -> Reading {
+    fn reading(snapshot: PgSnapshot, newest: Option<Newest>) -> FeedReading {
         let at = Timestamp::from_seconds(0);
         let extent = Extent::Whole;
-        Reading {
+        FeedReading {
             revocations: vec![],
             origin: ORIGIN,
             snapshot,
@@ -267,16 +267,16 @@ mod tests {
         let (all, _) = server.read(&everything());
         let position = Position::new(&all);
         assert_eq!((position.settled(), position.unseen()), (10, Unseen { from: 10, under_way: vec![] }));
-        let at = |xmax| reading(Snapshot { xmin: xmax, xmax, under_way: vec![] }, None);
+        let at = |xmax| reading(PgSnapshot { xmin: xmax, xmax, under_way: vec![] }, None);
         assert_eq!(position.after(&at(9)), Err(Discontinuity::WentBack), "its last number is yet to be given out");
         assert!(position.after(&at(10)).is_ok());
         // The numbers have come as far again; the row is gone all the same.
-        let lacking = Reading { lacks_newest: true, ..at(20) };
+        let lacking = FeedReading { lacks_newest: true, ..at(20) };
         assert_eq!(position.after(&lacking), Err(Discontinuity::WentBack));
         // It may have been swept, once it matters to nobody.
-        let late = Reading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
+        let late = FeedReading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
         assert!(position.after(&late).is_ok());
-        let elsewhere = Reading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };
+        let elsewhere = FeedReading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };
         assert_eq!(position.after(&elsewhere), Err(Discontinuity::AnotherHistory));
         assert!(!position.is_behind(10) && position.is_behind(11), "a cursor from the future");
     }

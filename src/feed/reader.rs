@@ -23,8 +23,8 @@ use crate::every::every;
 use crate::every::ticks;
 use crate::store::Error;
 use crate::store::Extent;
+use crate::store::FeedReading;
 use crate::store::PageStart;
-use crate::store::Reading;
 use crate::store::Store;
 use crate::telemetry;
 
@@ -191,7 +191,7 @@ async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<ReaderProgres
 }
 
 /// Returns whether the database does not continue what was read, so that the whole backlog has to be read again.
-async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &Reading) -> bool {
+async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &FeedReading) -> bool {
     match broadcaster.check_continuity(present) {
         Continuity::Continued => false,
         Continuity::AnotherHistory => true,

@@ -26,7 +26,7 @@ use crate::id::UserId;
 use crate::session::Epoch;
 use crate::session::revoked::Bearer;
 use crate::session::revoked::Ended;
-use crate::store::Place;
+use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
 
 /// Which revocations a subscriber receives.
@@ -132,7 +132,7 @@ pub struct Subscription {
 
 enum Phase {
     SnapshotBegin,
-    Backlog(Option<Place>),
+    Backlog(Option<FeedPlace>),
     SnapshotComplete,
     CaughtUp,
     Live,
@@ -342,8 +342,8 @@ mod tests {
     use crate::session::RevokeReason;
     use crate::store::Extent;
     use crate::store::FeedOrigin;
+    use crate::store::FeedReading;
     use crate::store::Newest;
-    use crate::store::Reading;
     use crate::telemetry::Metrics;
 
     fn project() -> ProjectId {
@@ -358,7 +358,7 @@ mod tests {
         let now = Clock::system().now();
         let id = clock::new_session_id(now);
         PublishedRevocation {
-            place: Place { xid, id: id.as_uuid() },
+            place: FeedPlace { xid, id: id.as_uuid() },
             project: project(),
             ended: Ended::Session { id, is_impersonation: false },
             user: UserId::parse("ada"),
@@ -368,7 +368,7 @@ mod tests {
         }
     }
 
-    fn reading(xmin: u64, revocations: Vec<PublishedRevocation>) -> Reading {
+    fn reading(xmin: u64, revocations: Vec<PublishedRevocation>) -> FeedReading {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
         let stands = |revocation: &PublishedRevocation| Newest {
@@ -377,7 +377,7 @@ mod tests {
         };
         let newest = revocations.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
         let (at, extent) = (Clock::system().now(), Extent::Whole);
-        Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
+        FeedReading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
     }
 
     fn beat(xid: u64) -> Beat {
@@ -402,7 +402,7 @@ mod tests {
             .unwrap_or_else(|refused| panic!("{refused:?}"))
     }
 
-    async fn all_until_complete(subscription: &mut Subscription) -> Vec<Place> {
+    async fn all_until_complete(subscription: &mut Subscription) -> Vec<FeedPlace> {
         let mut sent = vec![];
         loop {
             match subscription.next().await.expect("goes on").event {
@@ -416,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_of_many_pages_is_whole() {
         let past: Vec<PublishedRevocation> = (0..3 * PAGE as u64 + 7).map(|at| revocation(at / 2)).collect();
-        let mut expected: Vec<Place> = past.iter().map(|revocation| revocation.place).collect();
+        let mut expected: Vec<FeedPlace> = past.iter().map(|revocation| revocation.place).collect();
         expected.sort();
         let broadcaster = broadcaster(9_000, past);
         let mut subscription = follow(&broadcaster, None);
@@ -425,7 +425,7 @@ mod tests {
         // From a cursor on: that transaction and all after it.
         let cursor = Cursor { xmin: 1_000, ..broadcaster.receive(None).expect("known").reached };
         let mut resumed = follow(&broadcaster, Some(cursor));
-        let rest: Vec<Place> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
+        let rest: Vec<FeedPlace> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
         assert_eq!(all_until_complete(&mut resumed).await, rest);
     }
 
@@ -486,7 +486,7 @@ mod tests {
         let mut subscription = follow(&broadcaster, None);
         assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
-        let another = Reading { origin: other, ..reading(8, vec![]) };
+        let another = FeedReading { origin: other, ..reading(8, vec![]) };
         assert!(broadcaster.advance(another.clone()).is_err(), "no continuation");
         assert!(broadcaster.advance(reading(5, vec![])).is_err(), "nor is one that goes back");
         assert_eq!(broadcaster.check_continuity(&another), Continuity::AnotherHistory);
@@ -501,7 +501,7 @@ mod tests {
         assert!(broadcaster.receive(None).is_none(), "until it is proved to be the present");
         broadcaster.note_beat(Beat { origin: other, xid: 3 }, Instant::now());
         broadcaster.close();
-        broadcaster.advance(Reading { origin: other, ..reading(9, vec![]) }).expect("goes on");
+        broadcaster.advance(FeedReading { origin: other, ..reading(9, vec![]) }).expect("goes on");
         assert!(broadcaster.age().is_some() && broadcaster.receive(None).is_none(), "closed");
     }
 
@@ -512,7 +512,8 @@ mod tests {
         let mut subscription = follow(&broadcaster, None);
         assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::SnapshotBegin(_)));
         assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::Revocations(_)));
-        let another = Reading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
+        let another =
+            FeedReading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
         broadcaster.check_continuity(&another);
         assert!(broadcaster.age().is_none(), "what is known here no longer counts");
         assert_eq!(subscription.next().await.err(), Some(SubscriptionEnd::Interrupted));

@@ -18,11 +18,11 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::error::SqlState;
 
 use super::wire::Connection;
-use super::wire::Link;
+use super::wire::WireState;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum ConnectionEnd {
     /// The server closed it, or the network did.
     Lost,
     /// This side closed it, after the server had answered everything.
@@ -34,8 +34,8 @@ pub(super) enum End {
 pub(super) struct Backend {
     number: u64,
     has_warned: Arc<AtomicBool>,
-    link: Arc<Link>,
-    end: watch::Receiver<Option<End>>,
+    state: Arc<WireState>,
+    end: watch::Receiver<Option<ConnectionEnd>>,
 }
 
 impl Backend {
@@ -43,11 +43,11 @@ impl Backend {
     /// answered what was under way.
     ///
     /// `bell` receives the payloads of notifications. When it is full, they are dropped: the ones that wait say the same.
-    pub(super) fn drive(mut connection: Connection, link: Arc<Link>, bell: Option<mpsc::Sender<String>>) -> Self {
+    pub(super) fn drive(mut connection: Connection, state: Arc<WireState>, bell: Option<mpsc::Sender<String>>) -> Self {
         let (ended, end) = watch::channel(None);
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let backend = Self { number, has_warned: Arc::default(), link, end };
+        let backend = Self { number, has_warned: Arc::default(), state, end };
         let has_warned = Arc::clone(&backend.has_warned);
         tokio::spawn(async move {
             let end = loop {
@@ -63,9 +63,9 @@ impl Backend {
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
                         tracing::debug!(%error, "a connection to the database was lost");
-                        break End::Lost;
+                        break ConnectionEnd::Lost;
                     }
-                    None => break End::Closed,
+                    None => break ConnectionEnd::Closed,
                 }
             };
             drop((connection, bell));
@@ -80,8 +80,8 @@ impl Backend {
     }
 
     /// What was read along.
-    pub(super) fn link(&self) -> &Link {
-        &self.link
+    pub(super) fn state(&self) -> &WireState {
+        &self.state
     }
 
     /// Forgets warnings that came before.
@@ -100,10 +100,10 @@ impl Backend {
     }
 
     /// Waits until the connection has ended.
-    pub(super) async fn ended(&self) -> End {
+    pub(super) async fn ended(&self) -> ConnectionEnd {
         let mut end = self.end.clone();
         // An error means that the task is gone: the runtime is shutting down.
-        end.wait_for(Option::is_some).await.ok().and_then(|end| *end).unwrap_or(End::Lost)
+        end.wait_for(Option::is_some).await.ok().and_then(|end| *end).unwrap_or(ConnectionEnd::Lost)
     }
 }
 

@@ -21,24 +21,24 @@ use tokio_postgres::config::SslNegotiation;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Options;
-use super::admission::Admission;
-use super::admission::Admitted;
-use super::admission::Standing;
 use super::backend::Backend;
 use super::host::Host;
+use super::primary::Primary;
+use super::primary::PrimaryWatch;
+use super::primary::ServerRef;
 use super::refused::CannotConnect;
 use super::refused::HostError;
 use super::settings::Settings;
 use super::tls;
 use super::url::DatabaseUrl;
-use super::url::UrlError;
+use super::url::DatabaseUrlError;
 use super::wire::AsItIs;
-use super::wire::Link;
+use super::wire::ServerStream;
 use super::wire::StatementsLost;
-use super::wire::Wire;
+use super::wire::WireState;
 
 /// Where the database is.
-pub(super) struct Target {
+pub(super) struct DatabaseHosts {
     /// One configuration per host: the driver would try them in order under a single deadline, and a primary that is
     /// paused rather than dead would hold up every connection.
     hosts: Vec<Host>,
@@ -46,7 +46,7 @@ pub(super) struct Target {
     /// For each host, the TCP connect and the handshake together.
     deadline: Duration,
     settings: Settings,
-    admission: Admission,
+    primary: PrimaryWatch,
     /// The host that answered last; the next connection begins there. At the beginning, and once that one has failed, it is
     /// [`NO_HOST`]: all are asked.
     preferred: AtomicUsize,
@@ -63,16 +63,16 @@ const SECOND_ANSWER_WAIT: Duration = Duration::from_millis(150);
 pub(super) struct Opened<C> {
     pub(super) client: C,
     pub(super) backend: Backend,
-    pub(super) standing: Standing,
+    pub(super) standing: ServerRef,
 }
 
-impl Target {
+impl DatabaseHosts {
     /// Reads a database URL, several hosts and all.
     ///
     /// # Errors
     ///
     /// When the URL or the file of certificates is malformed.
-    pub(super) fn new(options: &Options) -> Result<Self, UrlError> {
+    pub(super) fn new(options: &Options) -> Result<Self, DatabaseUrlError> {
         Self::to(options.url.expose_secret(), options)
     }
 
@@ -80,17 +80,17 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// As [`Target::new`].
-    pub(super) fn listening(options: &Options) -> Result<Option<Self>, UrlError> {
+    /// As [`DatabaseHosts::new`].
+    pub(super) fn listening(options: &Options) -> Result<Option<Self>, DatabaseUrlError> {
         options.listen_url.as_ref().map(|url| Self::to(url.expose_secret(), options)).transpose()
     }
 
-    fn to(url: &str, options: &Options) -> Result<Self, UrlError> {
+    fn to(url: &str, options: &Options) -> Result<Self, DatabaseUrlError> {
         let url = DatabaseUrl::parse(url)?;
         let all = &url.config;
         let hosts = Host::all(&url);
         if hosts.is_empty() {
-            return Err(UrlError::NoHost);
+            return Err(DatabaseUrlError::NoHost);
         }
         let direct = all.get_ssl_negotiation() == SslNegotiation::Direct;
         Ok(Self {
@@ -99,7 +99,7 @@ impl Target {
             // Time must be left for a second host.
             deadline: options.connect_timeout.min(options.operation_timeout / 2),
             settings: Settings::new(options.operation_timeout, url.search_path.as_deref()),
-            admission: Admission::new(options.demand),
+            primary: PrimaryWatch::new(options.demand),
             preferred: AtomicUsize::new(NO_HOST),
             statements_lost: Arc::default(),
         })
@@ -115,7 +115,7 @@ impl Target {
         let failed = |error: HostError| CannotConnect(vec![(self.hosts[standing.host].name(), error)]);
         // diesel sets the time zone and the encoding, which both are set already: on a connection that others use too, that
         // must not stay.
-        let is_shared = backend.link().is_shared();
+        let is_shared = backend.state().is_shared();
         if is_shared {
             client.batch_execute("BEGIN").await.map_err(|error| failed(error.into()))?;
         }
@@ -128,7 +128,7 @@ impl Target {
         Ok(Opened { client, backend, standing })
     }
 
-    /// Connects as [`Target::connect`], for a connection without prepared statements of diesel's.
+    /// Connects as [`DatabaseHosts::connect`], for a connection without prepared statements of diesel's.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl Target {
         &self.statements_lost
     }
 
-    /// Connects as [`Target::connect`], for a connection that only listens: `bell` receives the payloads of notifications.
+    /// Connects as [`DatabaseHosts::connect`], for a connection that only listens: `bell` receives the payloads of notifications.
     ///
     /// # Errors
     ///
@@ -159,8 +159,8 @@ impl Target {
     }
 
     /// Which servers may be used.
-    pub(super) const fn admission(&self) -> &Admission {
-        &self.admission
+    pub(super) const fn primary(&self) -> &PrimaryWatch {
+        &self.primary
     }
 
     /// How long one host may take to answer.
@@ -169,15 +169,15 @@ impl Target {
     }
 
     /// Opens the stream to a host.
-    pub(super) async fn reach(&self, host: usize) -> Result<(Wire, Arc<Link>), HostError> {
-        let link = Arc::new(Link::new(Arc::clone(&self.statements_lost)));
-        let wire = self.hosts[host].reach(&self.tls, &link).await?;
-        Ok((wire, link))
+    pub(super) async fn reach(&self, host: usize) -> Result<(ServerStream, Arc<WireState>), HostError> {
+        let state = Arc::new(WireState::new(Arc::clone(&self.statements_lost)));
+        let wire = self.hosts[host].reach(&self.tls, &state).await?;
+        Ok((wire, state))
     }
 
     async fn open(&self, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, CannotConnect> {
         let opened = self.open_somewhere(bell).await;
-        self.admission.note(opened.is_ok());
+        self.primary.note(opened.is_ok());
         opened
     }
 
@@ -230,9 +230,7 @@ impl Target {
         let opened = found.ok_or(CannotConnect(errors))?;
         // One that was asked later may have found a newer one meanwhile.
         let host = opened.standing.host;
-        self.admission
-            .admit(&opened.standing)
-            .map_err(|error| CannotConnect(vec![(self.hosts[host].name(), error)]))?;
+        self.primary.admit(&opened.standing).map_err(|error| CannotConnect(vec![(self.hosts[host].name(), error)]))?;
         self.preferred.store(host, Ordering::Relaxed);
         Ok(opened)
     }
@@ -244,9 +242,9 @@ impl Target {
     /// Connects to a host, and looks whether it is one to use.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
-        let Admitted { standing, found, is_direct } = self.admission.examine(at, &client).await?;
+        let Primary { standing, found, is_direct } = self.primary.examine(at, &client).await?;
         if !is_direct {
-            backend.link().share(self.settings.begin(self.admission.demand(), &found.commit).into());
+            backend.state().share(self.settings.begin(self.primary.demand(), &found.commit).into());
         }
         Ok(Opened { client, backend, standing })
     }
@@ -274,12 +272,12 @@ impl Target {
         options: Option<String>,
         bell: Option<mpsc::Sender<String>>,
     ) -> Result<(Client, Backend), HostError> {
-        let (wire, link) = self.reach(at).await?;
+        let (wire, state) = self.reach(at).await?;
         let mut config = self.hosts[at].config.clone();
         if let Some(options) = options {
             config.options(options);
         }
         let (client, connection) = config.connect_raw(wire, AsItIs).await?;
-        Ok((client, Backend::drive(connection, link, bell)))
+        Ok((client, Backend::drive(connection, state, bell)))
     }
 }

@@ -13,15 +13,15 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::Store;
-use super::admission::Standing;
-use super::connect::Target;
+use super::connect::DatabaseHosts;
 use super::error::Error;
+use super::primary::ServerRef;
 
 /// A connection that listens, and nothing else.
 pub struct Doorbell {
     rings: mpsc::Receiver<String>,
-    target: Arc<Target>,
-    standing: Standing,
+    target: Arc<DatabaseHosts>,
+    standing: ServerRef,
     /// Dropped, it would end the connection.
     _client: Client,
 }
@@ -60,7 +60,7 @@ impl Store {
         let opened = timeout(patience, self.listening.connect_listening(bell)).await;
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
         // Whoever gives a URL for it knows that it leads to Postgres itself, or through session mode.
-        if opened.backend.link().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
+        if opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
             drop(opened);
             if !SAID.swap(true, Ordering::Relaxed) {
                 tracing::info!(
@@ -91,7 +91,7 @@ impl Doorbell {
                     Some(replica) if replica == own => {}
                     rung => return rung.is_some(),
                 },
-                () = self.target.admission().superseded(&self.standing) => return false,
+                () = self.target.primary().superseded(&self.standing) => return false,
             }
         }
     }

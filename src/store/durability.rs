@@ -70,7 +70,7 @@ impl Store {
 }
 
 /// What a new connection has found.
-pub(super) struct Found {
+pub(super) struct ServerFacts {
     pub(super) durability: Durability,
     /// What commits wait for: `synchronous_commit`, as it was found or set.
     pub(super) commit: String,
@@ -95,7 +95,7 @@ const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', 
 /// # Errors
 ///
 /// When it does not answer. `None` when it answers something else.
-pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Found>, tokio_postgres::Error> {
+pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<ServerFacts>, tokio_postgres::Error> {
     let commit = match demand {
         Demand::Durable => COMMIT_SYNCHRONOUSLY,
         Demand::Nothing => "pg_catalog.current_setting('synchronous_commit')",
@@ -115,6 +115,6 @@ pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<Fo
         let system = u64::from_ne_bytes(row.get(3)?.parse::<i64>().ok()?.to_ne_bytes());
         let timeline = u32::from_str_radix(row.get(4)?, 16).ok()?;
         let (durability, commit) = (Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), row.get(1)?.to_owned());
-        Some(Found { durability, commit, system, timeline })
+        Some(ServerFacts { durability, commit, system, timeline })
     }))
 }

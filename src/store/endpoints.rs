@@ -36,7 +36,7 @@ pub struct Endpoint {
 
 /// What became of a new endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
+pub enum EndpointAdded {
     /// It is told from now on.
     Done,
     /// There is no such project.
@@ -49,7 +49,7 @@ pub enum Added {
 
 /// What became of an endpoint that was to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removed {
+pub enum EndpointRemoved {
     /// It is told nothing from now on.
     Now,
     /// It was removed before.
@@ -71,20 +71,20 @@ impl Store {
         endpoint: Endpoint,
         same: impl Fn(&Endpoint, &Endpoint) -> bool + Send + 'static,
         endpoints_max: usize,
-    ) -> Result<Added, Error> {
+    ) -> Result<EndpointAdded, Error> {
         self.transact("endpoint_insert", move |mut tx| async move {
             // Held, so that two that add one at once count each other's.
-            let Some(_) = tx.project_lock(&project).await? else { return tx.commit(Added::NoProject).await };
+            let Some(_) = tx.project_lock(&project).await? else { return tx.commit(EndpointAdded::NoProject).await };
             let present = tx.endpoints(&project).await?;
             if let Some(known) = present.iter().find(|known| same(&endpoint, known)) {
-                return tx.commit(Added::Already(known.id)).await;
+                return tx.commit(EndpointAdded::Already(known.id)).await;
             }
             if present.len() >= endpoints_max {
-                return tx.commit(Added::TooMany).await;
+                return tx.commit(EndpointAdded::TooMany).await;
             }
             let row = EndpointRow::new(&project, endpoint);
             tx.execute(diesel::insert_into(endpoints::table).values(row)).await?;
-            tx.commit(Added::Done).await
+            tx.commit(EndpointAdded::Done).await
         })
         .await
     }
@@ -108,16 +108,21 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn endpoint_remove(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<Removed, Error> {
+    pub async fn endpoint_remove(
+        &self,
+        project: ProjectId,
+        id: Uuid,
+        now: Timestamp,
+    ) -> Result<EndpointRemoved, Error> {
         self.transact("endpoint_remove", move |mut tx| async move {
             let one = endpoints::table.find((project.as_str(), id));
             let update = diesel::update(one.filter(endpoints::removed_at.is_null()));
             let removed = tx.execute(update.set(endpoints::removed_at.eq(to_pg(now)))).await?;
             let known: Vec<Uuid> = tx.load(one.select(endpoints::id)).await?;
             tx.commit(match (removed, known.as_slice()) {
-                (_, []) => Removed::Missing,
-                (0, _) => Removed::Before,
-                (_, _) => Removed::Now,
+                (_, []) => EndpointRemoved::Missing,
+                (0, _) => EndpointRemoved::Before,
+                (_, _) => EndpointRemoved::Now,
             })
             .await
         })

@@ -4,7 +4,7 @@ use diesel::result::DatabaseErrorKind;
 use diesel::result::Error as DieselError;
 use tokio_postgres::error::SqlState;
 
-use super::refused::Refused;
+use super::refused::DatabaseRefusal;
 use super::wire::is_statement_lost;
 
 /// A failure of the store.
@@ -69,7 +69,7 @@ impl Error {
                 (kind, _) if broken || is_outage(&kind, code.as_ref()) => {
                     let message = info.message().to_owned();
                     let source = match code {
-                        Some(code) => Refused { message, code }.into(),
+                        Some(code) => DatabaseRefusal { message, code }.into(),
                         None => message.into(),
                     };
                     Self::Unavailable { operation, source: Some(source) }

@@ -162,7 +162,7 @@ pub struct RecordQuery {
 
 /// Something to write down.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct AuditEvent {
     /// The project.
     pub project: ProjectId,
     /// What happened.
@@ -175,7 +175,7 @@ pub struct Event {
     pub ip: Option<IpAddr>,
 }
 
-impl Event {
+impl AuditEvent {
     /// Something that the operator did to a key.
     pub const fn of_key(project: ProjectId, happened: Happened, at: Timestamp) -> Self {
         Self { project, happened, at, by: EndedBy::Operator, ip: None }
@@ -229,7 +229,7 @@ impl Tx {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn event_insert(&mut self, event: &Event) -> Result<(), Error> {
+    pub async fn event_insert(&mut self, event: &AuditEvent) -> Result<(), Error> {
         let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
         self.execute(insert).await.map(drop)
     }
@@ -281,8 +281,8 @@ struct EventRow {
 }
 
 impl EventRow {
-    fn new(event: &Event) -> Self {
-        let Event { project, happened, at, by, ip } = event;
+    fn new(event: &AuditEvent) -> Self {
+        let AuditEvent { project, happened, at, by, ip } = event;
         let (actor, actor_id) = actor_columns(*by);
         let (session, key) = (happened.session(), happened.key());
         Self {

@@ -18,7 +18,7 @@ use super::columns::limit;
 use super::columns::reason_of;
 use super::columns::to_pg;
 use super::error::Error;
-use super::publish::Place;
+use super::publish::FeedPlace;
 use super::publish::PublishedRevocation;
 use super::schema::feed_beacons;
 use super::schema::feed_histories;
@@ -33,7 +33,7 @@ use crate::session::revoked::Ended;
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct PgSnapshot {
     /// Every transaction before this one was over.
     pub xmin: u64,
     /// This one and all after it had yet to begin.
@@ -42,7 +42,7 @@ pub struct Snapshot {
     pub under_way: Vec<u64>,
 }
 
-impl Snapshot {
+impl PgSnapshot {
     /// Whether the transaction was over.
     pub fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.under_way.contains(&xid)
@@ -57,7 +57,7 @@ impl Snapshot {
     }
 }
 
-impl FromStr for Snapshot {
+impl FromStr for PgSnapshot {
     type Err = ();
 
     /// Reads Postgres's own form, `xmin:xmax:xid,xid`.
@@ -73,7 +73,7 @@ impl FromStr for Snapshot {
 
 /// What a database tells, and up to which fork: positions in it mean nothing in any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct FeedOrigin {
     /// The history; a restore from backup begins a new one.
     pub history: Uuid,
     /// The timeline of its write-ahead log; whichever server takes over begins a new one.
@@ -84,7 +84,7 @@ pub struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Newest {
     /// Where it stands.
-    pub place: Place,
+    pub place: FeedPlace,
     /// Until then some verifier may hold a token that it ends: so long it is not swept.
     pub access_expires_at: Timestamp,
 }
@@ -100,13 +100,13 @@ pub struct Unseen {
 
 /// What one look at the feed has shown.
 #[derive(Clone, Debug)]
-pub struct Reading {
+pub struct FeedReading {
     /// The revocations that are new.
     pub revocations: Vec<PublishedRevocation>,
     /// Whose feed it is.
-    pub origin: Origin,
+    pub origin: FeedOrigin,
     /// How far it goes.
-    pub snapshot: Snapshot,
+    pub snapshot: PgSnapshot,
     /// When, by the database's clock.
     pub at: Timestamp,
     /// Of what was looked at, the row with the greatest number.
@@ -146,7 +146,7 @@ impl PageStart {
 
 /// Some of what still matters.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub struct RevocationPage {
     /// The revocations.
     pub revocations: Vec<PublishedRevocation>,
     /// Where the next page begins; `None` when this is the last one.
@@ -165,7 +165,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_position(&self, known: Option<Newest>) -> Result<Reading, Error> {
+    pub async fn feed_position(&self, known: Option<Newest>) -> Result<FeedReading, Error> {
         let known = known.map(|newest| newest.place);
         let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
         self.idempotent("feed_position", move |mut tx| async move {
@@ -173,7 +173,7 @@ impl Store {
             let row = rows.into_iter().next().ok_or_else(|| bad("id"))?;
             let newest = newest(row.xid, row.id, row.access_expires_at);
             let reading = row.present.reading(vec![], newest, tx.connection())?;
-            tx.commit(Reading { lacks_newest: known.is_some() && !row.has_known, ..reading }).await
+            tx.commit(FeedReading { lacks_newest: known.is_some() && !row.has_known, ..reading }).await
         })
         .await
     }
@@ -184,7 +184,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<Page, Error> {
+    pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<RevocationPage, Error> {
         self.idempotent("feed_page", move |mut tx| async move {
             let (after, after_id) = (to_pg(from.access_expires_at), from.id);
             let rows = tx.rows(FeedPage { after, after_id, rows_max: limit(rows_max) }).await?;
@@ -193,7 +193,7 @@ impl Store {
             let next = last
                 .and_then(|row| Some(PageStart { access_expires_at: from_pg(row.access_expires_at?), id: row.id? }));
             let revocations = rows.into_iter().filter_map(FeedRow::into_published).collect::<Result<_, _>>()?;
-            tx.commit(Page { revocations, next }).await
+            tx.commit(RevocationPage { revocations, next }).await
         })
         .await
     }
@@ -204,7 +204,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<Reading, Error> {
+    pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<FeedReading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
         let from = number(unseen.from);
         let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
@@ -226,7 +226,7 @@ impl Store {
                     Some(end) => reading.snapshot.before(end.try_into().map_err(|_| bad("xid"))?),
                     None => reading.snapshot,
                 };
-                tx.commit(Reading { snapshot, extent, ..reading }).await
+                tx.commit(FeedReading { snapshot, extent, ..reading }).await
             }
         })
         .await
@@ -238,7 +238,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away, or commits are not confirmed.
-    pub async fn feed_beat(&self) -> Result<(Origin, u64), Error> {
+    pub async fn feed_beat(&self) -> Result<(FeedOrigin, u64), Error> {
         self.idempotent("feed_beat", move |mut tx| async move {
             let row = tx.rows(FeedBeat {}).await?.into_iter().next().ok_or_else(|| bad("id"))?;
             let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
@@ -252,7 +252,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn feed_history_begin(&self, last: Origin, now: Timestamp) -> Result<(), Error> {
+    pub async fn feed_history_begin(&self, last: FeedOrigin, now: Timestamp) -> Result<(), Error> {
         if self.feed_position(None).await?.origin != last {
             return Ok(());
         }
@@ -449,11 +449,11 @@ impl PresentRow {
         revocations: Vec<PublishedRevocation>,
         newest: Option<Newest>,
         connection: u64,
-    ) -> Result<Reading, Error> {
+    ) -> Result<FeedReading, Error> {
         let origin = origin(self.history, &self.timeline)?;
         let snapshot = self.snapshot.parse().map_err(|()| bad("snapshot"))?;
         let (at, extent) = (from_pg(self.read_at), Extent::Whole);
-        Ok(Reading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
+        Ok(FeedReading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
     }
 }
 
@@ -485,7 +485,7 @@ impl FeedRow {
         let read = || {
             Ok(PublishedRevocation {
                 // Without a number it is older than the numbers.
-                place: Place { xid: self.xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
+                place: FeedPlace { xid: self.xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
                 project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
                 ended,
                 user,
@@ -500,13 +500,13 @@ impl FeedRow {
 
 /// Where a row stands; `None` if there is none, and for those that are older than the numbers.
 fn newest(xid: Option<i64>, id: Option<Uuid>, access_expires_at: Option<PgTimestamp>) -> Option<Newest> {
-    let place = Place { xid: xid?.try_into().ok()?, id: id? };
+    let place = FeedPlace { xid: xid?.try_into().ok()?, id: id? };
     Some(Newest { place, access_expires_at: from_pg(access_expires_at?) })
 }
 
-fn origin(history: Option<Uuid>, timeline: &str) -> Result<Origin, Error> {
+fn origin(history: Option<Uuid>, timeline: &str) -> Result<FeedOrigin, Error> {
     let timeline = u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?;
-    Ok(Origin { history: history.ok_or_else(|| bad("id"))?, timeline })
+    Ok(FeedOrigin { history: history.ok_or_else(|| bad("id"))?, timeline })
 }
 
 /// How much of what was unseen these rows are, told by the numbers of their transactions; and the one that they go up to,
@@ -536,9 +536,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_what_it_does_not_show() {
-        let read = |text: &str| text.parse::<Snapshot>();
-        assert_eq!(read("740:745:741,743"), Ok(Snapshot { xmin: 740, xmax: 745, under_way: vec![741, 743] }));
-        assert_eq!(read("740:740:"), Ok(Snapshot { xmin: 740, xmax: 740, under_way: vec![] }));
+        let read = |text: &str| text.parse::<PgSnapshot>();
+        assert_eq!(read("740:745:741,743"), Ok(PgSnapshot { xmin: 740, xmax: 745, under_way: vec![741, 743] }));
+        assert_eq!(read("740:740:"), Ok(PgSnapshot { xmin: 740, xmax: 740, under_way: vec![] }));
         for bad in ["", "740", "740:745", "x:1:", "1:2:x"] {
             assert_eq!(read(bad), Err(()), "{bad}");
         }

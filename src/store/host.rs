@@ -17,10 +17,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::refused::HostError;
 use super::url::DatabaseUrl;
-use super::url::Mode;
+use super::url::TlsMode;
 use super::wire;
-use super::wire::Link;
-use super::wire::Wire;
+use super::wire::ServerStream;
+use super::wire::WireState;
 
 /// One host.
 pub(super) struct Host {
@@ -29,7 +29,7 @@ pub(super) struct Host {
     /// Where the host is, without asking for its name.
     address: Option<IpAddr>,
     port: u16,
-    mode: Mode,
+    mode: TlsMode,
     /// Whether TLS begins without asking for it.
     direct: bool,
     /// Whether it refuses start-up options, as poolers do.
@@ -54,7 +54,7 @@ impl Host {
             (Address::Tcp(name), None) => is_loopback(name),
         };
         // Whoever answers on an open network, and has no TLS, would be given what is meant for the database.
-        let mode = url.mode.unwrap_or(if is_local { Mode::Prefer } else { Mode::Require });
+        let mode = url.mode.unwrap_or(if is_local { TlsMode::Prefer } else { TlsMode::Require });
         let direct = all.get_ssl_negotiation() == SslNegotiation::Direct;
         let mut config = all.clone();
         if config.get_application_name().is_none() {
@@ -74,12 +74,16 @@ impl Host {
     }
 
     /// Opens the stream.
-    pub(super) async fn reach(&self, tls: &MakeRustlsConnect, link: &Arc<Link>) -> Result<Wire, HostError> {
+    pub(super) async fn reach(
+        &self,
+        tls: &MakeRustlsConnect,
+        state: &Arc<WireState>,
+    ) -> Result<ServerStream, HostError> {
         let name = match &self.place {
             Address::Unix(directory) => {
                 let path = directory.join(format!(".s.PGSQL.{}", self.port));
                 let socket = UnixStream::connect(path).await.map_err(HostError::Unreachable)?;
-                return Ok(Wire::local(socket, link));
+                return Ok(ServerStream::local(socket, state));
             }
             Address::Tcp(name) => name,
         };
@@ -96,14 +100,14 @@ impl Host {
         #[cfg(target_os = "linux")]
         let _ = SockRef::from(&socket).set_tcp_user_timeout(Some(Duration::from_secs(10)));
         let protected = match self.mode {
-            Mode::Disable => false,
+            TlsMode::Disable => false,
             _ if self.direct => true,
             _ => wire::offers_tls(&mut socket).await.map_err(HostError::Unreachable)?,
         };
         match (protected, self.mode) {
-            (true, _) => Wire::protected(socket, tls, name, link).await.map_err(HostError::from_tls),
-            (false, Mode::Disable | Mode::Prefer) => Ok(Wire::open(socket, link)),
-            (false, Mode::Require | Mode::VerifyCa) => Err(HostError::NoTls),
+            (true, _) => ServerStream::protected(socket, tls, name, state).await.map_err(HostError::from_tls),
+            (false, TlsMode::Disable | TlsMode::Prefer) => Ok(ServerStream::open(socket, state)),
+            (false, TlsMode::Require | TlsMode::VerifyCa) => Err(HostError::NoTls),
         }
     }
 }
@@ -117,7 +121,7 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn modes(url: &str) -> Vec<Mode> {
+    fn modes(url: &str) -> Vec<TlsMode> {
         let url = DatabaseUrl::parse(url).expect("a good URL");
         Host::all(&url).iter().map(|host| host.mode).collect()
     }
@@ -125,7 +129,7 @@ mod tests {
     /// Each host for itself.
     #[test]
     fn tls_is_required_of_every_host_but_this_machine() {
-        let (required, preferred) = (Mode::Require, Mode::Prefer);
+        let (required, preferred) = (TlsMode::Require, TlsMode::Prefer);
         for (url, expected) in [
             ("postgres://u:p@db1,db2/d", vec![required, required]),
             (
@@ -136,8 +140,8 @@ mod tests {
             ("host=db1,localhost hostaddr=127.0.0.1,10.0.0.1 user=u", vec![preferred, required]),
             ("postgres://u:p@localhost.example.org/d", vec![required]),
             ("postgres://u:p@db1/d?sslmode=prefer", vec![preferred]),
-            ("postgres://u:p@db1/d?sslmode=disable", vec![Mode::Disable]),
-            ("postgres://u:p@localhost/d?sslmode=verify-ca", vec![Mode::VerifyCa]),
+            ("postgres://u:p@db1/d?sslmode=disable", vec![TlsMode::Disable]),
+            ("postgres://u:p@localhost/d?sslmode=verify-ca", vec![TlsMode::VerifyCa]),
         ] {
             assert_eq!(modes(url), expected, "{url}");
         }

@@ -185,7 +185,7 @@ impl Store {
         let mut done = vec![];
         // A connection of its own, outside the pool's deadline: a step may take long.
         let Opened { client: mut connection, backend, .. } = self.target.connect().await?;
-        let link = backend.link();
+        let state = backend.state();
         loop {
             let failed = |error: diesel::result::Error| MigrateError::Failed(error.into());
             AnsiTransactionManager::begin_transaction(&mut connection).await.map_err(failed)?;
@@ -193,7 +193,7 @@ impl Store {
             let process = diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()");
             let process: Vec<i32> =
                 diesel_async::RunQueryDsl::load(diesel::select(process), &mut connection).await.map_err(failed)?;
-            link.take_error();
+            state.take_error();
             let in_the_way = Arc::<Mutex<String>>::default();
             let (seen, watches) = (Arc::clone(&in_the_way), Arc::clone(&watch));
             // Beside the step, which blocks this task.
@@ -212,7 +212,7 @@ impl Store {
                     AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
                     return Ok(done);
                 }
-                Err(error) if link.take_error() != Some(SqlState::LOCK_NOT_AVAILABLE) => {
+                Err(error) if state.take_error() != Some(SqlState::LOCK_NOT_AVAILABLE) => {
                     return Err(MigrateError::Failed(error));
                 }
                 Err(_) => {}

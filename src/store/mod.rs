@@ -7,7 +7,6 @@
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
 
-mod admission;
 mod backend;
 mod columns;
 mod connect;
@@ -25,6 +24,7 @@ mod keys;
 mod migrate;
 mod pool;
 mod pooler;
+mod primary;
 mod projects;
 mod publish;
 mod refused;
@@ -62,21 +62,21 @@ pub use deliveries::Revived;
 pub use doorbell::Doorbell;
 pub use durability::Demand;
 pub use durability::Durability;
-pub use endpoints::Added;
 pub use endpoints::Endpoint;
-pub use endpoints::Removed;
+pub use endpoints::EndpointAdded;
+pub use endpoints::EndpointRemoved;
 pub use error::Error;
-pub use events::Event;
+pub use events::AuditEvent;
 pub use events::EventRecord;
 pub use events::Happened;
 pub use events::KeyKind;
 pub use events::RecordQuery;
 pub use feed::Extent;
+pub use feed::FeedOrigin;
+pub use feed::FeedReading;
 pub use feed::Newest;
-pub use feed::Origin as FeedOrigin;
 pub use feed::PageStart;
-pub use feed::Reading;
-pub use feed::Snapshot;
+pub use feed::PgSnapshot;
 pub use feed::Unseen;
 pub use inventory::Inventory;
 pub use keys::KeyRow;
@@ -86,13 +86,13 @@ pub use migrate::MIGRATE_WAIT;
 pub use migrate::MigrateError;
 pub use pooler::ReachError;
 pub use projects::Project;
-pub use publish::Place;
+pub use publish::FeedPlace;
 pub use publish::PublishedRevocation;
 pub use refused::CannotConnect;
 pub use requests::Remembered;
 pub use requests::Repeat;
 pub use revocations::CutOff;
-pub use revocations::Record;
+pub use revocations::RevocationRecord;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;
@@ -106,9 +106,9 @@ pub use sessions::Use;
 pub use sweep::AuditTable;
 pub use sweep::EventLines;
 pub use sweep::KeyTable;
-pub use sweep::Position;
 pub use sweep::Progress;
 pub use sweep::RevocationLines;
+pub use sweep::SweepPosition;
 pub use sweep::Swept;
 pub use sweep::SweptDelivery;
 pub use sweep::SweptKey;
@@ -119,13 +119,13 @@ pub use sweep::SweptUser;
 pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
-pub use url::UrlError;
+pub use url::DatabaseUrlError;
 
 use backend::Backend;
-use backend::End;
+use backend::ConnectionEnd;
 use gate::Gate;
-use pool::Lease;
-use pool::Pool;
+use pool::ConnectionPool;
+use pool::LeasedConnection;
 use publish::Publisher;
 
 use crate::telemetry::Metrics;
@@ -153,13 +153,13 @@ pub struct Options {
 /// The database.
 #[derive(Clone)]
 pub struct Store {
-    pool: Pool,
+    pool: ConnectionPool,
     operation_timeout: Duration,
     gate: Gate,
     /// Where connections lead, for those who need one of their own.
-    target: Arc<connect::Target>,
+    target: Arc<connect::DatabaseHosts>,
     /// Where the connection that listens leads.
-    listening: Arc<connect::Target>,
+    listening: Arc<connect::DatabaseHosts>,
     /// Who is told of every commit that has ended something.
     publisher: Publisher,
     metrics: Metrics,
@@ -175,9 +175,9 @@ impl Store {
     /// # Errors
     ///
     /// When the URL or the certificates are malformed.
-    pub fn new(options: &Options, metrics: Metrics) -> Result<Self, UrlError> {
-        let target = Arc::new(connect::Target::new(options)?);
-        let listening = connect::Target::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
+    pub fn new(options: &Options, metrics: Metrics) -> Result<Self, DatabaseUrlError> {
+        let target = Arc::new(connect::DatabaseHosts::new(options)?);
+        let listening = connect::DatabaseHosts::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
         let publisher = Publisher::default();
         let (connections_max, timeout) = (options.connections_max, options.operation_timeout);
         Ok(Self::over(target, listening, connections_max, timeout, publisher, metrics))
@@ -198,14 +198,14 @@ impl Store {
     }
 
     fn over(
-        target: Arc<connect::Target>,
-        listening: Arc<connect::Target>,
+        target: Arc<connect::DatabaseHosts>,
+        listening: Arc<connect::DatabaseHosts>,
         connections_max: usize,
         operation_timeout: Duration,
         publisher: Publisher,
         metrics: Metrics,
     ) -> Self {
-        let pool = Pool::new(Arc::clone(&target), connections_max);
+        let pool = ConnectionPool::new(Arc::clone(&target), connections_max);
         let gate = Gate::new(connections_max);
         Self { pool, operation_timeout, gate, target, listening, publisher, metrics }
     }
@@ -318,7 +318,7 @@ impl Store {
         }
     }
 
-    async fn checkout(&self, operation: &'static str) -> Result<Lease, Error> {
+    async fn checkout(&self, operation: &'static str) -> Result<LeasedConnection, Error> {
         self.pool.lease().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
     }
 
@@ -338,18 +338,18 @@ impl Store {
     /// What the database promised when it was last asked, which is with each of the feed's beats; [`Durability::Kept`] where
     /// nothing is demanded of it.
     pub fn promised(&self) -> Durability {
-        self.target.admission().durability()
+        self.target.primary().durability()
     }
 
     /// Looks after the database: to be called every so often, with whether a commit went through just now. If it did, what the
     /// database promises is read again; if not, another server may have taken over, and all hosts are asked.
     pub async fn look_after(&self, has_committed: bool) {
-        match (has_committed, self.target.admission().demand()) {
+        match (has_committed, self.target.primary().demand()) {
             (false, _) => self.target.look_again().await,
             (true, Demand::Nothing) => {}
             (true, Demand::Durable) => {
                 if let Ok(found) = self.durability().await {
-                    self.target.admission().note_durability(found);
+                    self.target.primary().note_durability(found);
                 }
             }
         }
@@ -380,7 +380,7 @@ const LAST_WORDS: Duration = Duration::from_millis(50);
 /// Whether a connection that was in doubt turned out to be dead.
 async fn was_lost(doubtful: Option<Backend>) -> bool {
     match doubtful {
-        Some(backend) => timeout(LAST_WORDS, backend.ended()).await == Ok(End::Lost),
+        Some(backend) => timeout(LAST_WORDS, backend.ended()).await == Ok(ConnectionEnd::Lost),
         None => false,
     }
 }

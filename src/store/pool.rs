@@ -18,22 +18,22 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
-use super::admission::Standing;
 use super::backend::Backend;
+use super::connect::DatabaseHosts;
 use super::connect::Opened;
-use super::connect::Target;
+use super::primary::ServerRef;
 
 /// How long the pool does not try to grow after the server has refused a connection, while there are others.
 const GROWTH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lends connections. Cheap to clone; clones share state.
 #[derive(Clone)]
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+pub(super) struct ConnectionPool {
+    shared: Arc<PoolState>,
 }
 
-struct Shared {
-    target: Arc<Target>,
+struct PoolState {
+    target: Arc<DatabaseHosts>,
     /// One permit per connection that is in use, is being made, or was given up. Waiters are served in order.
     turns: Arc<Semaphore>,
     /// Whole connections that nobody uses. None of them has a permit of `turns`: one is made only by a holder of a turn who
@@ -56,7 +56,7 @@ struct LastRefusal {
 struct Pooled {
     connection: AsyncPgConnection,
     backend: Backend,
-    standing: Standing,
+    standing: ServerRef,
     counted: Counted,
 }
 
@@ -76,19 +76,19 @@ impl Drop for Counted {
     }
 }
 
-/// A connection on loan. [`Lease::give_back`] returns it to the pool; dropped, it is closed.
-pub(super) struct Lease {
+/// A connection on loan. [`LeasedConnection::give_back`] returns it to the pool; dropped, it is closed.
+pub(super) struct LeasedConnection {
     pooled: Option<Pooled>,
     turn: Option<OwnedSemaphorePermit>,
     /// Whether it was idle before: the server may have gone away since.
     is_reused: bool,
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Prepares a pool. Connects to nothing yet.
-    pub(super) fn new(target: Arc<Target>, connections_max: usize) -> Self {
-        let shared = Shared {
+    pub(super) fn new(target: Arc<DatabaseHosts>, connections_max: usize) -> Self {
+        let shared = PoolState {
             target,
             turns: Arc::new(Semaphore::new(connections_max)),
             idle: Mutex::default(),
@@ -104,7 +104,7 @@ impl Pool {
     /// # Errors
     ///
     /// What the last host said, when no connection can be made and there is none to wait for.
-    pub(super) async fn lease(&self) -> Result<Lease, ConnectionError> {
+    pub(super) async fn lease(&self) -> Result<LeasedConnection, ConnectionError> {
         let shared = &self.shared;
         let turn = Arc::clone(&shared.turns).acquire_owned().await.expect("never closed");
         loop {
@@ -125,14 +125,14 @@ impl Pool {
                 }
             }
             let pooled = shared.idle().pop_front().expect("as many as permits");
-            if !pooled.backend.is_over() && shared.target.admission().is_current(&pooled.standing) {
+            if !pooled.backend.is_over() && shared.target.primary().is_current(&pooled.standing) {
                 return Ok(self.lend(pooled, turn, true));
             }
         }
     }
 
-    fn lend(&self, pooled: Pooled, turn: OwnedSemaphorePermit, is_reused: bool) -> Lease {
-        Lease { pooled: Some(pooled), turn: Some(turn), is_reused, shared: Arc::clone(&self.shared) }
+    fn lend(&self, pooled: Pooled, turn: OwnedSemaphorePermit, is_reused: bool) -> LeasedConnection {
+        LeasedConnection { pooled: Some(pooled), turn: Some(turn), is_reused, shared: Arc::clone(&self.shared) }
     }
 
     /// How many connections there are, those included that were given up and are not gone yet, and how many are idle.
@@ -146,7 +146,7 @@ impl Pool {
     }
 }
 
-impl Shared {
+impl PoolState {
     fn idle(&self) -> MutexGuard<'_, VecDeque<Pooled>> {
         self.idle.lock().expect("no one panics while holding it")
     }
@@ -176,7 +176,7 @@ impl Shared {
     }
 }
 
-impl Lease {
+impl LeasedConnection {
     /// The connection, for a statement.
     pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
         &mut self.pooled.as_mut().expect("lent until it is given back").connection
@@ -193,13 +193,13 @@ impl Lease {
 
     /// Whether the server that it leads to is still the one to use. Another one may have taken over.
     pub(super) fn is_current(&self) -> bool {
-        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.admission().is_current(&pooled.standing))
+        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.primary().is_current(&pooled.standing))
     }
 
     /// Returns a whole connection, with nothing under way.
     pub(super) fn give_back(mut self) {
         let Some(pooled) = self.pooled.take() else { return };
-        if !pooled.backend.is_over() && self.shared.target.admission().is_current(&pooled.standing) {
+        if !pooled.backend.is_over() && self.shared.target.primary().is_current(&pooled.standing) {
             self.shared.idle().push_back(pooled);
             self.shared.returned.add_permits(1);
         }
@@ -208,7 +208,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for LeasedConnection {
     fn drop(&mut self) {
         let (Some(pooled), Some(turn)) = (self.pooled.take(), self.turn.take()) else { return };
         let Pooled { connection, backend, standing, counted } = pooled;

@@ -7,8 +7,8 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::Store;
+use super::connect::DatabaseHosts;
 use super::connect::Opened;
-use super::connect::Target;
 use super::refused::CannotConnect;
 use super::refused::HostError;
 use super::wire::is_statement_lost;
@@ -55,7 +55,7 @@ impl Store {
     /// As [`ReachError`] says.
     pub async fn reach(&self) -> Result<(), ReachError> {
         let one = self.target.connect_alone().await?;
-        if !one.backend.link().is_shared() {
+        if !one.backend.state().is_shared() {
             return Ok(());
         }
         match loses_statements(&self.target, &one.client).await {
@@ -72,7 +72,7 @@ impl Store {
 }
 
 /// Prepares a statement, and runs it where it was not prepared: others take up the connection that the pooler would use.
-async fn loses_statements(target: &Target, one: &Client) -> Result<bool, HostError> {
+async fn loses_statements(target: &DatabaseHosts, one: &Client) -> Result<bool, HostError> {
     let lost = |error: &tokio_postgres::Error| error.code().is_some_and(is_statement_lost);
     one.batch_execute("BEGIN").await?;
     let statement = match one.prepare("SELECT pg_backend_pid()").await {

@@ -20,7 +20,7 @@ use super::columns::from_pg;
 use super::columns::millis;
 use super::columns::to_pg;
 use super::error::Error;
-use super::events::Event;
+use super::events::AuditEvent;
 use super::events::Happened;
 use super::keys::SealedKey;
 use super::schema::projects;
@@ -63,7 +63,7 @@ impl Store {
             for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
                 let created = Happened::KeyCreated(purpose.into(), key.id);
                 tx.key_insert(purpose, &project.id, key, now).await?;
-                tx.event_insert(&Event::of_key(project.id.clone(), created, now)).await?;
+                tx.event_insert(&AuditEvent::of_key(project.id.clone(), created, now)).await?;
             }
             tx.commit(()).await
         })

@@ -16,7 +16,7 @@ use crate::session::revoked::Ended;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedRevocation {
     /// Where it stands.
-    pub place: Place,
+    pub place: FeedPlace,
     /// The project.
     pub project: ProjectId,
     /// What.
@@ -33,7 +33,7 @@ pub struct PublishedRevocation {
 
 /// Where in the feed something stands: the transaction that wrote it, and its own id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct FeedPlace {
     /// The number of the transaction.
     pub xid: u64,
     /// The line of the audit.

@@ -40,7 +40,7 @@ impl std::error::Error for CannotConnect {}
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HostError {
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(#[from] DatabaseRefusal),
     #[error("it did not answer in time")]
     Late,
     #[error("it closed the connection")]
@@ -79,12 +79,12 @@ pub(super) enum HostError {
 /// What the database said.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} (SQLSTATE {})", code.code())]
-pub(super) struct Refused {
+pub(super) struct DatabaseRefusal {
     pub(super) message: String,
     pub(super) code: SqlState,
 }
 
-impl Refused {
+impl DatabaseRefusal {
     /// Poolers that take no start-up options say so: pgbouncer by 08P01, others by 0A000.
     pub(super) fn may_be_for_the_options(&self) -> bool {
         [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(&self.code)
@@ -130,7 +130,7 @@ impl HostError {
 impl From<tokio_postgres::Error> for HostError {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(said) = error.as_db_error() {
-            return Self::Refused(Refused { message: said.message().to_owned(), code: said.code().clone() });
+            return Self::Refused(DatabaseRefusal { message: said.message().to_owned(), code: said.code().clone() });
         }
         if error.is_closed() {
             return Self::Closed;

@@ -23,7 +23,7 @@ use super::columns::to_pg;
 use super::error::Error;
 use super::events::KeyKind;
 use super::events::RecordQuery;
-use super::publish::Place;
+use super::publish::FeedPlace;
 use super::publish::PublishedRevocation;
 use super::schema::revocations;
 use super::statement::statement;
@@ -69,7 +69,7 @@ impl CutOff {
 
 /// A line of the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct RevocationRecord {
     /// Its own id. Their order is that of time.
     pub id: Uuid,
     /// When.
@@ -98,7 +98,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<Record>, Error> {
+    pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<RevocationRecord>, Error> {
         self.idempotent("revocations", move |mut tx| {
             let asked = asked.clone();
             async move {
@@ -147,7 +147,7 @@ impl Tx {
         let written: Vec<Option<i64>> = self.load(insert).await?;
         let xid = written.into_iter().next().flatten().and_then(|xid| u64::try_from(xid).ok());
         let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
-        let (place, user) = (Place { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
+        let (place, user) = (FeedPlace { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
         self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
         Ok(id)
     }
@@ -250,10 +250,10 @@ struct RecordRow {
 }
 
 impl RecordRow {
-    fn into_record(self) -> Result<Record, Error> {
+    fn into_record(self) -> Result<RevocationRecord, Error> {
         let bad = |column| Error::Inconsistent { table: "revocations", column, row: self.id.to_string() };
         let key_kind = self.signing_key_id.map(|_| KeyKind::Signing);
-        Ok(Record {
+        Ok(RevocationRecord {
             id: self.id,
             at: from_pg(self.at),
             reason: reason_of(self.reason).ok_or_else(|| bad("reason"))?,

@@ -6,10 +6,10 @@ use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_postgres::CancelToken;
 
-use super::admission::Standing;
 use super::backend::Backend;
-use super::backend::End;
-use super::connect::Target;
+use super::backend::ConnectionEnd;
+use super::connect::DatabaseHosts;
+use super::primary::ServerRef;
 use super::refused::HostError;
 use super::wire::AsItIs;
 
@@ -22,23 +22,23 @@ const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// How long a server process may take to go once its client has said goodbye.
 const GOODBYE: Duration = Duration::from_millis(20);
 
-impl Target {
+impl DatabaseHosts {
     /// Waits until the server process of a connection that was given up is gone, and cancels the statement that holds it up.
     ///
     /// A process that waits for a standby does not notice that its client has left. Cancelled, it has committed, and the wait
     /// of the next one takes its place (see `tx`). Also returns once another server has taken over: what becomes of
     /// processes on the one before is out of our hands. A network that swallows everything is found out by keep-alives.
-    pub(super) async fn see_off(&self, backend: &Backend, cancel: &CancelToken, standing: &Standing) {
+    pub(super) async fn see_off(&self, backend: &Backend, cancel: &CancelToken, standing: &ServerRef) {
         let mut patience = CANCEL_AFTER;
         loop {
             tokio::select! {
                 end = backend.ended() => {
-                    if end == End::Closed {
+                    if end == ConnectionEnd::Closed {
                         sleep(GOODBYE).await;
                     }
                     return;
                 }
-                () = self.admission().superseded(standing) => return,
+                () = self.primary().superseded(standing) => return,
                 () = sleep(patience) => {}
             }
             // Whether it was heard shows by itself.
@@ -47,7 +47,7 @@ impl Target {
         }
     }
 
-    async fn cancel(&self, cancel: &CancelToken, standing: &Standing) -> Result<(), HostError> {
+    async fn cancel(&self, cancel: &CancelToken, standing: &ServerRef) -> Result<(), HostError> {
         let (wire, _) = self.reach(standing.host).await?;
         Ok(cancel.cancel_query_raw(wire, AsItIs).await?)
     }

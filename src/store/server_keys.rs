@@ -12,7 +12,7 @@ use super::Store;
 use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
-use super::events::Event;
+use super::events::AuditEvent;
 use super::events::Happened;
 use super::events::KeyKind;
 use super::revocations::CutOff;
@@ -106,7 +106,7 @@ impl Store {
             ));
             tx.execute(insert).await?;
             let created = Happened::KeyCreated(KeyKind::Server, key.id);
-            tx.event_insert(&Event::of_key(key.project, created, now)).await?;
+            tx.event_insert(&AuditEvent::of_key(key.project, created, now)).await?;
             tx.commit(()).await
         })
         .await

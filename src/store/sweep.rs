@@ -72,12 +72,12 @@ impl Task {
 
 /// A place in a table: everything up to it has been looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Position {
+pub struct SweepPosition {
     project: String,
     key: String,
 }
 
-impl Position {
+impl SweepPosition {
     /// Before the first row.
     pub const fn start() -> Self {
         Self { project: String::new(), key: String::new() }
@@ -110,7 +110,7 @@ pub trait Swept: Sized + Send + Sync {
     /// # Errors
     ///
     /// When the database is away.
-    fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> impl Future<Output = Result<Vec<Self>, Error>> + Send;
+    fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> impl Future<Output = Result<Vec<Self>, Error>> + Send;
 
     /// Deletes rows, but for those that have come to be needed since they were read. Returns how many.
     ///
@@ -124,7 +124,7 @@ pub trait Swept: Sized + Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Where it goes on.
-    pub position: Position,
+    pub position: SweepPosition,
     /// When it last came to the end.
     pub completed_at: Option<Timestamp>,
 }
@@ -134,7 +134,7 @@ impl Tx {
     pub async fn sweep_claim(&mut self, task: Task) -> Result<Option<Progress>, Error> {
         let progress = self.rows(SweepClaim { task: task.as_str() }).await?.pop();
         Ok(progress.map(|ProgressRow { project_id: project, key, completed_at }| Progress {
-            position: Position { project, key },
+            position: SweepPosition { project, key },
             completed_at: completed_at.map(from_pg),
         }))
     }
@@ -143,10 +143,10 @@ impl Tx {
     pub async fn sweep_note(
         &mut self,
         task: Task,
-        position: Position,
+        position: SweepPosition,
         completed_at: Option<Timestamp>,
     ) -> Result<(), Error> {
-        let Position { project, key } = position;
+        let SweepPosition { project, key } = position;
         let statement = SweepNote { project, key, completed_at: completed_at.map(to_pg), task: task.as_str() };
         self.execute(statement).await.map(drop)
     }

@@ -21,14 +21,18 @@ use rustls::server::ParsedCertificate;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::url::DatabaseUrl;
-use super::url::Mode;
+use super::url::DatabaseUrlError;
 use super::url::Roots;
-use super::url::UrlError;
+use super::url::TlsMode;
 use crate::tls;
 use crate::tls::RootsError;
 
 /// Certificates are always checked: against the URL's file, else against the one given beside it, else against the system's.
-pub(super) fn connector(url: &DatabaseUrl, beside: Option<&Path>, direct: bool) -> Result<MakeRustlsConnect, UrlError> {
+pub(super) fn connector(
+    url: &DatabaseUrl,
+    beside: Option<&Path>,
+    direct: bool,
+) -> Result<MakeRustlsConnect, DatabaseUrlError> {
     let file = match &url.roots {
         Some(Roots::System) => None,
         Some(Roots::File(path)) => Some(path.as_path()),
@@ -38,17 +42,17 @@ pub(super) fn connector(url: &DatabaseUrl, beside: Option<&Path>, direct: bool) 
         Some(file) => {
             let mut roots = RootCertStore::empty();
             tls::add_roots(&mut roots, file).map_err(|error| match error {
-                RootsError::File(source) => UrlError::Certificates(source),
-                RootsError::Certificate(source) => UrlError::Tls(source),
+                RootsError::File(source) => DatabaseUrlError::Certificates(source),
+                RootsError::Certificate(source) => DatabaseUrlError::Tls(source),
             })?;
             roots
         }
         None => tls::system_roots(),
     };
     let provider = tls::provider();
-    let config = tls::client(Arc::clone(&provider)).map_err(UrlError::Tls)?;
+    let config = tls::client(Arc::clone(&provider)).map_err(DatabaseUrlError::Tls)?;
     let mut config = match url.mode {
-        Some(Mode::VerifyCa) => {
+        Some(TlsMode::VerifyCa) => {
             let verifier = Arc::new(AnyName { roots, provider });
             config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }

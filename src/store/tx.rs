@@ -20,7 +20,7 @@ use diesel_async::methods::LoadQuery;
 use diesel_async::pooled_connection::PoolableConnection as _;
 
 use super::error::Error;
-use super::pool::Lease;
+use super::pool::LeasedConnection;
 use super::publish::PublishedRevocation;
 use super::publish::Publisher;
 use super::statement::Statement;
@@ -34,7 +34,7 @@ const MARK_AND_COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, '
 /// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
 /// neither an open transaction nor a statement still under way goes back to the pool.
 pub struct Tx {
-    lease: Option<Lease>,
+    lease: Option<LeasedConnection>,
     operation: &'static str,
     explicit: bool,
     /// Whether it has written to the log for certain: then its commit waits.
@@ -57,16 +57,20 @@ impl Tx {
     /// # Errors
     ///
     /// As [`Tx::begin`].
-    pub(super) async fn single(lease: Lease, operation: &'static str, publisher: Publisher) -> Result<Self, Error> {
-        match lease.backend().link().is_shared() {
+    pub(super) async fn single(
+        lease: LeasedConnection,
+        operation: &'static str,
+        publisher: Publisher,
+    ) -> Result<Self, Error> {
+        match lease.backend().state().is_shared() {
             true => Self::begin(lease, operation, publisher).await,
             false => Ok(Self::new(lease, operation, publisher)),
         }
     }
 
-    fn new(lease: Lease, operation: &'static str, publisher: Publisher) -> Self {
+    fn new(lease: LeasedConnection, operation: &'static str, publisher: Publisher) -> Self {
         lease.backend().forget_warnings();
-        lease.backend().link().take_error();
+        lease.backend().state().take_error();
         let lease = Some(lease);
         Self { lease, operation, explicit: false, has_written: false, revocations: vec![], rings: false, publisher }
     }
@@ -76,9 +80,13 @@ impl Tx {
     /// # Errors
     ///
     /// When the connection turns out to be dead. Nothing was done: another one may be tried.
-    pub(super) async fn begin(lease: Lease, operation: &'static str, publisher: Publisher) -> Result<Self, Error> {
+    pub(super) async fn begin(
+        lease: LeasedConnection,
+        operation: &'static str,
+        publisher: Publisher,
+    ) -> Result<Self, Error> {
         let mut tx = Self { explicit: true, ..Self::new(lease, operation, publisher) };
-        let begin = tx.lease().backend().link().begin();
+        let begin = tx.lease().backend().state().begin();
         tx.batch(&begin).await?;
         Ok(tx)
     }
@@ -216,7 +224,7 @@ impl Tx {
     /// Names a driver's error after what was being done.
     fn failed(&mut self, error: diesel::result::Error) -> Error {
         let broken = self.lease().pg().is_broken();
-        let code = self.lease().backend().link().take_error();
+        let code = self.lease().backend().state().take_error();
         Error::from_diesel(self.operation, error, code, broken)
     }
 
@@ -236,7 +244,7 @@ impl Tx {
         Ok(())
     }
 
-    fn lease(&mut self) -> &mut Lease {
+    fn lease(&mut self) -> &mut LeasedConnection {
         self.lease.as_mut().expect("lent until it is committed")
     }
 

@@ -9,7 +9,7 @@ use tokio_postgres::config::Host;
 
 /// Why a database URL cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum UrlError {
+pub enum DatabaseUrlError {
     /// It does not parse. What it says is not repeated: there is a password in it.
     #[error("the database URL is not one that Postgres knows: postgres://user:password@host:port/database")]
     Malformed(#[source] tokio_postgres::Error),
@@ -35,7 +35,7 @@ pub enum UrlError {
 
 /// How a connection is protected. Wherever TLS is spoken, the server's certificate is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum TlsMode {
     /// No TLS.
     Disable,
     /// TLS if the server has it.
@@ -60,7 +60,7 @@ pub(super) struct DatabaseUrl {
     /// What the driver reads.
     pub(super) config: Config,
     /// `sslmode`, where it is given.
-    pub(super) mode: Option<Mode>,
+    pub(super) mode: Option<TlsMode>,
     /// `sslrootcert`, where it is given.
     pub(super) roots: Option<Roots>,
     /// `search_path`, where `options` sets it.
@@ -73,13 +73,13 @@ impl DatabaseUrl {
     /// # Errors
     ///
     /// If it is malformed. The error repeats nothing of it.
-    pub(super) fn parse(text: &str) -> Result<Self, UrlError> {
+    pub(super) fn parse(text: &str) -> Result<Self, DatabaseUrlError> {
         // Line ends and blanks around it come from files and shells.
         let text = text.trim();
         let (rest, ours) = split(text).unwrap_or_else(|| (text.to_owned(), vec![]));
-        let config = Config::from_str(&rest).map_err(UrlError::Malformed)?;
+        let config = Config::from_str(&rest).map_err(DatabaseUrlError::Malformed)?;
         if config.get_hosts().iter().any(is_no_host) {
-            return Err(UrlError::Host);
+            return Err(DatabaseUrlError::Host);
         }
         let (mut mode, mut roots) = (None, None);
         for (key, value) in ours {
@@ -99,14 +99,14 @@ fn is_no_host(host: &Host) -> bool {
     matches!(host, Host::Tcp(name) if name.contains(['@', '/', '?', '&', '#', '=']) || name.contains(char::is_whitespace))
 }
 
-fn parse_mode(value: &str) -> Result<Mode, UrlError> {
+fn parse_mode(value: &str) -> Result<TlsMode, DatabaseUrlError> {
     Ok(match value {
-        "disable" => Mode::Disable,
+        "disable" => TlsMode::Disable,
         // libpq begins without TLS for `allow`; here it never gives TLS up where the server has it.
-        "allow" | "prefer" => Mode::Prefer,
-        "require" | "verify-full" => Mode::Require,
-        "verify-ca" => Mode::VerifyCa,
-        _ => return Err(UrlError::SslMode),
+        "allow" | "prefer" => TlsMode::Prefer,
+        "require" | "verify-full" => TlsMode::Require,
+        "verify-ca" => TlsMode::VerifyCa,
+        _ => return Err(DatabaseUrlError::SslMode),
     })
 }
 
@@ -217,7 +217,7 @@ mod tests {
         ] {
             let url = parsed(text);
             assert_eq!(url.config.get_password(), Some(&b"p?sslmode=verify-full"[..]), "{text}");
-            assert_eq!((url.config.get_user(), url.mode), (Some("u"), Some(Mode::Require)), "{text}");
+            assert_eq!((url.config.get_user(), url.mode), (Some("u"), Some(TlsMode::Require)), "{text}");
         }
     }
 
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn the_end_of_a_password_is_no_host() {
         for text in ["postgres://u:p@ss@h/d", "postgres://h/d?user=u&password=p@ss&sslmode=disable"] {
-            assert!(matches!(DatabaseUrl::parse(text), Err(UrlError::Host)), "{text}");
+            assert!(matches!(DatabaseUrl::parse(text), Err(DatabaseUrlError::Host)), "{text}");
         }
         for text in ["postgres://u:p%40ss@h/d", "postgres://u@h/d?password=p@ss", "host=h user=u password=p@ss"] {
             assert_eq!(parsed(text).config.get_password(), Some(&b"p@ss"[..]), "{text}");
@@ -235,18 +235,18 @@ mod tests {
     #[test]
     fn each_mode_is_known_in_both_forms() {
         let modes = [
-            ("disable", Mode::Disable),
-            ("allow", Mode::Prefer),
-            ("prefer", Mode::Prefer),
-            ("require", Mode::Require),
-            ("verify-ca", Mode::VerifyCa),
-            ("verify-full", Mode::Require),
+            ("disable", TlsMode::Disable),
+            ("allow", TlsMode::Prefer),
+            ("prefer", TlsMode::Prefer),
+            ("require", TlsMode::Require),
+            ("verify-ca", TlsMode::VerifyCa),
+            ("verify-full", TlsMode::Require),
         ];
         for (word, mode) in modes {
             assert_eq!(parsed(&format!("postgres://h/d?sslmode={word}")).mode, Some(mode));
             assert_eq!(parsed(&format!("host=h sslmode='{word}'")).mode, Some(mode));
         }
-        assert!(matches!(DatabaseUrl::parse("postgres://h/d?sslmode=on"), Err(UrlError::SslMode)));
+        assert!(matches!(DatabaseUrl::parse("postgres://h/d?sslmode=on"), Err(DatabaseUrlError::SslMode)));
         assert_eq!(parsed("postgres://h/d").mode, None);
     }
 

@@ -40,11 +40,11 @@ const KEPT_BYTES: usize = 512;
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// The half of a connection that must be driven for the other to get anywhere.
-pub(super) type Connection = tokio_postgres::Connection<Wire, Wire>;
+pub(super) type Connection = tokio_postgres::Connection<ServerStream, ServerStream>;
 
 /// What is known of one connection, beside what the driver tells.
 #[derive(Default)]
-pub(super) struct Link {
+pub(super) struct WireState {
     error: Mutex<Option<SqlState>>,
     /// How a transaction begins where a pooler gives each one a connection that others use too.
     shared: OnceLock<Arc<str>>,
@@ -72,7 +72,7 @@ pub(super) fn is_statement_lost(code: &SqlState) -> bool {
     [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(code)
 }
 
-impl Link {
+impl WireState {
     pub(super) fn new(statements_lost: Arc<StatementsLost>) -> Self {
         Self { statements_lost, ..Self::default() }
     }
@@ -156,21 +156,21 @@ impl AsyncWrite for Protected {
 }
 
 /// The stream to one server.
-pub(super) struct Wire {
+pub(super) struct ServerStream {
     transport: Box<dyn Transport>,
     messages: Messages,
-    link: Arc<Link>,
+    state: Arc<WireState>,
 }
 
-impl Wire {
+impl ServerStream {
     /// Over a socket of this machine, where nobody listens.
-    pub(super) fn local(socket: UnixStream, link: &Arc<Link>) -> Self {
-        Self::over(Box::new(socket), false, link)
+    pub(super) fn local(socket: UnixStream, state: &Arc<WireState>) -> Self {
+        Self::over(Box::new(socket), false, state)
     }
 
     /// Over an open network.
-    pub(super) fn open(socket: TcpStream, link: &Arc<Link>) -> Self {
-        Self::over(Box::new(socket), true, link)
+    pub(super) fn open(socket: TcpStream, state: &Arc<WireState>) -> Self {
+        Self::over(Box::new(socket), true, state)
     }
 
     /// Over TLS; the handshake comes at once if the server has agreed, or needs no asking.
@@ -182,15 +182,15 @@ impl Wire {
         socket: TcpStream,
         tls: &MakeRustlsConnect,
         host: &str,
-        link: &Arc<Link>,
+        state: &Arc<WireState>,
     ) -> io::Result<Self> {
         let Ok(connect) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
         let stream = connect.connect(socket).await?;
-        Ok(Self::over(Box::new(Protected(stream)), false, link))
+        Ok(Self::over(Box::new(Protected(stream)), false, state))
     }
 
-    fn over(transport: Box<dyn Transport>, open: bool, link: &Arc<Link>) -> Self {
-        Self { transport, messages: Messages { open, ..Messages::default() }, link: Arc::clone(link) }
+    fn over(transport: Box<dyn Transport>, open: bool, state: &Arc<WireState>) -> Self {
+        Self { transport, messages: Messages { open, ..Messages::default() }, state: Arc::clone(state) }
     }
 }
 
@@ -207,7 +207,7 @@ pub(super) async fn offers_tls(socket: &mut TcpStream) -> io::Result<bool> {
     Ok(answer == *b"S")
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ServerStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -217,13 +217,13 @@ impl AsyncRead for Wire {
         let this = &mut *self;
         let polled = Pin::new(&mut this.transport).poll_read(context, buffer);
         if matches!(polled, Poll::Ready(Ok(()))) {
-            this.messages.read(&buffer.filled()[already..], &this.link)?;
+            this.messages.read(&buffer.filled()[already..], &this.state)?;
         }
         polled
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ServerStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.transport).poll_write(context, bytes)
     }
@@ -237,7 +237,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl TlsStream for Wire {
+impl TlsStream for ServerStream {
     fn channel_binding(&self) -> ChannelBinding {
         self.transport.binding()
     }
@@ -246,12 +246,12 @@ impl TlsStream for Wire {
 /// For the driver, which asks for TLS by itself otherwise: the stream is as protected as it is going to be.
 pub(super) struct AsItIs;
 
-impl TlsConnect<Wire> for AsItIs {
-    type Stream = Wire;
+impl TlsConnect<ServerStream> for AsItIs {
+    type Stream = ServerStream;
     type Error = Infallible;
-    type Future = Ready<Result<Wire, Infallible>>;
+    type Future = Ready<Result<ServerStream, Infallible>>;
 
-    fn connect(self, wire: Wire) -> Self::Future {
+    fn connect(self, wire: ServerStream) -> Self::Future {
         ready(Ok(wire))
     }
 }
@@ -269,7 +269,7 @@ struct Messages {
 }
 
 impl Messages {
-    fn read(&mut self, mut bytes: &[u8], link: &Link) -> io::Result<()> {
+    fn read(&mut self, mut bytes: &[u8], state: &WireState) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.head.len() < 5 {
                 let (head, rest) = bytes.split_at(bytes.len().min(5 - self.head.len()));
@@ -287,7 +287,7 @@ impl Messages {
             bytes = rest;
             self.unread -= body.len();
             if self.unread == 0 {
-                self.take(link)?;
+                self.take(state)?;
                 self.head.clear();
                 self.body.clear();
             }
@@ -295,12 +295,12 @@ impl Messages {
         Ok(())
     }
 
-    fn take(&self, link: &Link) -> io::Result<()> {
+    fn take(&self, state: &WireState) -> io::Result<()> {
         let indiscreet = match (self.head[0], self.body.get(..4)) {
             (b'R', Some([0, 0, 0, 3])) if self.open => Indiscreet::Cleartext,
             (b'R', Some([0, 0, 0, 5])) if self.open => Indiscreet::Md5,
             (b'E', _) => {
-                *link.error.lock().expect("no one panics while holding it") = self.code();
+                *state.error.lock().expect("no one panics while holding it") = self.code();
                 return Ok(());
             }
             _ => return Ok(()),
@@ -338,12 +338,12 @@ mod tests {
         ]
         .concat();
         for piece in [1, 2, 3, 7, text.len()] {
-            let (link, mut messages) = (Link::default(), Messages { open: true, ..Messages::default() });
+            let (state, mut messages) = (WireState::default(), Messages { open: true, ..Messages::default() });
             for bytes in text.chunks(piece) {
-                messages.read(bytes, &link).expect("nothing is asked for");
+                messages.read(bytes, &state).expect("nothing is asked for");
             }
-            assert_eq!(link.take_error(), Some(SqlState::QUERY_CANCELED));
-            assert_eq!(link.take_error(), None);
+            assert_eq!(state.take_error(), Some(SqlState::QUERY_CANCELED));
+            assert_eq!(state.take_error(), None);
         }
     }
 
@@ -353,7 +353,7 @@ mod tests {
             for open in [true, false] {
                 let mut messages = Messages { open, ..Messages::default() };
                 let asked = message(b'R', &[&[0, 0, 0, code][..], &[7; 4]].concat());
-                assert_eq!(messages.read(&asked, &Link::default()).is_err(), refused && open, "{code}");
+                assert_eq!(messages.read(&asked, &WireState::default()).is_err(), refused && open, "{code}");
             }
         }
     }

@@ -13,7 +13,7 @@ use sessiond::{
         UpdateSessionResponse,
     },
     session::Policy,
-    store::{Record, RecordQuery, Role},
+    store::{RecordQuery, RevocationRecord, Role},
 };
 
 use super::{Device, PROJECT, Refused, Service, Wire, bearer};
@@ -146,7 +146,7 @@ impl Service {
     }
 
     /// The audit log of the project, or of one of its users: newest first.
-    pub async fn audit(&self, user: Option<&str>) -> Vec<Record> {
+    pub async fn audit(&self, user: Option<&str>) -> Vec<RevocationRecord> {
         let user = user.map(|user| UserId::parse(user).expect("an id"));
         let asked = RecordQuery { project: ProjectId::parse(PROJECT).expect("a name"), user, rows_max: 1_000 };
         self.store.revocations(asked).await.expect("reads")

@@ -18,8 +18,8 @@ use sessiond::session::EndedBy;
 use sessiond::store::Demand;
 use sessiond::store::EventRecord;
 use sessiond::store::KeyKind;
-use sessiond::store::Record;
 use sessiond::store::RecordQuery;
+use sessiond::store::RevocationRecord;
 use sessiond::telemetry::Metrics;
 use uuid::Uuid;
 
@@ -83,9 +83,9 @@ struct AuditLine {
     ip: Option<String>,
 }
 
-impl From<Record> for AuditLine {
-    fn from(record: Record) -> Self {
-        let Record { id, at, reason, session, spared, key, key_kind, user, by, ip } = record;
+impl From<RevocationRecord> for AuditLine {
+    fn from(record: RevocationRecord) -> Self {
+        let RevocationRecord { id, at, reason, session, spared, key, key_kind, user, by, ip } = record;
         let (key, reason) = (key_kind.zip(key), reason.as_str());
         Self { id, at, by, session, spared, key, user, impersonator: None, reason, ip }
     }

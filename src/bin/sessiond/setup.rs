@@ -19,10 +19,10 @@ use sessiond::config::Sealing;
 use sessiond::outbound::CertificatesError;
 use sessiond::outbound::Outbound;
 use sessiond::store;
+use sessiond::store::DatabaseUrlError;
 use sessiond::store::Demand;
 use sessiond::store::Options;
 use sessiond::store::Store;
-use sessiond::store::UrlError;
 use sessiond::telemetry::Metrics;
 use sessiond::token::access::Issuer;
 use sessiond::token::sealing::Sealer;
@@ -39,7 +39,12 @@ use crate::CommandResult;
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
 
 /// The store, not connected yet.
-pub(crate) fn store(url: SecretString, pool: &Pool, demand: Demand, metrics: &Metrics) -> Result<Store, UrlError> {
+pub(crate) fn store(
+    url: SecretString,
+    pool: &Pool,
+    demand: Demand,
+    metrics: &Metrics,
+) -> Result<Store, DatabaseUrlError> {
     let options = Options {
         url,
         listen_url: pool.database_listen_url.clone(),

@@ -24,7 +24,7 @@ use crate::store::columns::reason_number;
 use crate::store::columns::reason_of;
 use crate::store::columns::to_pg;
 use crate::store::error::Error;
-use crate::store::publish::Place;
+use crate::store::publish::FeedPlace;
 use crate::store::publish::PublishedRevocation;
 use crate::store::statement::statement;
 
@@ -194,7 +194,7 @@ impl EndedRow {
     fn into_published(self) -> Result<PublishedRevocation, Error> {
         let bad = |column| Error::Inconsistent { table: "sessions", column, row: self.id.to_string() };
         Ok(PublishedRevocation {
-            place: Place { xid: self.xid.try_into().map_err(|_| bad("xid"))?, id: self.record },
+            place: FeedPlace { xid: self.xid.try_into().map_err(|_| bad("xid"))?, id: self.record },
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
             ended: Ended::Session { id: SessionId::from_uuid(self.id), is_impersonation: self.is_impersonation },
             user: UserId::parse(&self.user_id),

@@ -7,7 +7,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use super::Position;
+use super::SweepPosition;
 use super::Swept;
 use crate::clock::Timestamp;
 use crate::store::Tx;
@@ -46,7 +46,7 @@ impl<T: AuditTable> Swept for SweptLine<T> {
         (&self.project, self.id.hyphenated().to_string())
     }
 
-    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+    async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         let read = |row: LineRow| Self {
             project: row.project_id,
             id: row.id,

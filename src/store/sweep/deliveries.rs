@@ -5,7 +5,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use super::Position;
+use super::SweepPosition;
 use super::Swept;
 use crate::clock::Timestamp;
 use crate::store::Tx;
@@ -31,9 +31,9 @@ impl Swept for SweptDelivery {
         (&self.project, self.id.hyphenated().to_string())
     }
 
-    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+    async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         let rows = tx.rows(DeliveriesWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
-        let read = |row: WalkedRow| Self {
+        let read = |row: WalkedDelivery| Self {
             project: row.project_id,
             id: row.id,
             at: from_pg(row.at),
@@ -52,7 +52,7 @@ impl Swept for SweptDelivery {
 
 statement! {
     /// The next deliveries in the order of their keys, and when they were over.
-    DeliveriesWalk -> WalkedRow =
+    DeliveriesWalk -> WalkedDelivery =
     "SELECT project_id, id, at, delivered_at, dead_at FROM backchannel_deliveries WHERE (project_id, id) > ("
     [project: String as sql::Text]
     ", "
@@ -73,7 +73,7 @@ statement! {
 }
 
 #[derive(QueryableByName)]
-struct WalkedRow {
+struct WalkedDelivery {
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Uuid)]

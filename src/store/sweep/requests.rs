@@ -5,7 +5,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use super::Position;
+use super::SweepPosition;
 use super::Swept;
 use crate::clock::Timestamp;
 use crate::store::Tx;
@@ -29,12 +29,15 @@ impl Swept for SweptRequest {
     }
 
     /// Each project's oldest come first.
-    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+    async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         // Minus and plus infinity, to Postgres.
         let created_at = PgTimestamp(if from.key.is_empty() { i64::MIN } else { i64::MAX });
         let rows = tx.rows(RequestsWalk { project: from.project.clone(), created_at, rows_max }).await?;
-        let read =
-            |row: WalkedRow| Self { project: row.project_id, id: row.request_id, created_at: from_pg(row.created_at) };
+        let read = |row: WalkedRequest| Self {
+            project: row.project_id,
+            id: row.request_id,
+            created_at: from_pg(row.created_at),
+        };
         Ok(rows.into_iter().map(read).collect())
     }
 
@@ -46,7 +49,7 @@ impl Swept for SweptRequest {
 
 statement! {
     /// The next requests, each project's oldest first.
-    RequestsWalk -> WalkedRow =
+    RequestsWalk -> WalkedRequest =
     "SELECT project_id, request_id, created_at FROM session_requests WHERE (project_id, created_at) > ("
     [project: String as sql::Text]
     ", "
@@ -67,7 +70,7 @@ statement! {
 }
 
 #[derive(QueryableByName)]
-struct WalkedRow {
+struct WalkedRequest {
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Uuid)]

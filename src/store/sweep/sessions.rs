@@ -5,7 +5,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use super::Position;
+use super::SweepPosition;
 use super::Swept;
 use crate::clock::Timestamp;
 use crate::session::Epoch;
@@ -37,9 +37,9 @@ impl Swept for SweptSession {
         (&self.project, self.id.hyphenated().to_string())
     }
 
-    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+    async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         let rows = tx.rows(SessionsWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
-        let mut rows: Vec<_> = rows.into_iter().map(WalkedRow::into_session).collect();
+        let mut rows: Vec<_> = rows.into_iter().map(WalkedSession::into_session).collect();
         // They were chosen in this order; what was joined to them may have stirred them up.
         rows.sort_unstable_by(|one, other| (&one.project, one.id).cmp(&(&other.project, other.id)));
         Ok(rows)
@@ -58,7 +58,7 @@ statement! {
     ///
     /// The limits within keep the planner from joining whole tables for a thousand rows: how many there will be, it cannot
     /// know.
-    SessionsWalk -> WalkedRow =
+    SessionsWalk -> WalkedSession =
     "SELECT s.project_id, s.id, s.created_at, s.revoked_at, s.expires_at, s.idle_expires_at, s.project_epoch, s.user_epoch,
          coalesce(p.epoch, s.project_epoch) AS present_project_epoch, coalesce(u.epoch, s.user_epoch) AS present_user_epoch,
          p.epoch_raised_at AS project_raised_at, u.epoch_raised_at AS user_raised_at
@@ -95,7 +95,7 @@ statement! {
 }
 
 #[derive(QueryableByName)]
-struct WalkedRow {
+struct WalkedSession {
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Uuid)]
@@ -122,7 +122,7 @@ struct WalkedRow {
     user_raised_at: Option<PgTimestamp>,
 }
 
-impl WalkedRow {
+impl WalkedSession {
     fn into_session(self) -> SweptSession {
         SweptSession {
             project: self.project_id,

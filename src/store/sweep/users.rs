@@ -4,7 +4,7 @@ use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 
-use super::Position;
+use super::SweepPosition;
 use super::Swept;
 use crate::clock::Timestamp;
 use crate::store::Tx;
@@ -28,9 +28,9 @@ impl Swept for SweptUser {
         (&self.project, self.user.clone())
     }
 
-    async fn walk(tx: &mut Tx, from: &Position, rows_max: i64) -> Result<Vec<Self>, Error> {
+    async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         let walk = UsersWalk { project: from.project.clone(), user: from.key.clone(), rows_max };
-        let read = |row: WalkedRow| Self {
+        let read = |row: WalkedUser| Self {
             project: row.project_id,
             user: row.user_id,
             raised_at: row.epoch_raised_at.map(from_pg),
@@ -57,7 +57,7 @@ impl Swept for SweptUser {
 
 statement! {
     /// The next users in the order of their keys, and whether they have sessions.
-    UsersWalk -> WalkedRow =
+    UsersWalk -> WalkedUser =
     "SELECT u.project_id, u.user_id, u.epoch_raised_at, s.id IS NOT NULL AS has_session
      FROM (SELECT project_id, user_id, epoch_raised_at FROM users WHERE (project_id, user_id) > ("
     [project: String as sql::Text]
@@ -103,7 +103,7 @@ statement! {
 }
 
 #[derive(QueryableByName)]
-struct WalkedRow {
+struct WalkedUser {
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Text)]

@@ -9,19 +9,19 @@ use tokio_postgres::SimpleQueryMessage;
 use super::Demand;
 use super::Durability;
 use super::durability;
-use super::durability::Found;
+use super::durability::ServerFacts;
 use super::refused::HostError;
 use super::settings::SETTINGS_MARK;
 
 /// Which server a connection leads to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct ServerRef {
     /// Which of the hosts it is on.
     pub(super) host: usize,
-    server: Server,
+    server: ServerTimeline,
 }
 
-impl Standing {
+impl ServerRef {
     /// The timeline of its log.
     pub(super) const fn timeline(&self) -> u32 {
         self.server.timeline
@@ -30,14 +30,14 @@ impl Standing {
 
 /// A server, as far as it matters who took over from whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Server {
+struct ServerTimeline {
     /// The cluster's `system_identifier`: timelines of two clusters cannot be compared.
     system: u64,
     /// The timeline of its log. A standby that is promoted begins a new one, with a higher number.
     timeline: u32,
 }
 
-impl Server {
+impl ServerTimeline {
     /// Whether another one has taken over from this one.
     fn is_deposed_by(self, newest: Option<Self>) -> bool {
         newest.is_some_and(|newest| newest.system == self.system && newest.timeline > self.timeline)
@@ -45,11 +45,11 @@ impl Server {
 }
 
 /// What is known of all servers together.
-pub(super) struct Admission {
+pub(super) struct PrimaryWatch {
     demand: Demand,
     /// The server with the highest timeline that was ever found. One with a lower timeline was deposed, whatever it says of
     /// itself.
-    newest: watch::Sender<Option<Server>>,
+    newest: watch::Sender<Option<ServerTimeline>>,
     /// What the database promised when it was last asked.
     durability: watch::Sender<Durability>,
     /// What the last host promised that was refused because that is too little.
@@ -57,14 +57,14 @@ pub(super) struct Admission {
 }
 
 /// What was found out about a server that may be used.
-pub(super) struct Admitted {
-    pub(super) standing: Standing,
-    pub(super) found: Found,
+pub(super) struct Primary {
+    pub(super) standing: ServerRef,
+    pub(super) found: ServerFacts,
     /// Whether the start-up options have arrived. If not, a pooler stands between.
     pub(super) is_direct: bool,
 }
 
-impl Admission {
+impl PrimaryWatch {
     pub(super) fn new(demand: Demand) -> Self {
         Self {
             demand,
@@ -117,7 +117,7 @@ impl Admission {
     /// # Errors
     ///
     /// If it cannot be used.
-    pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Admitted, HostError> {
+    pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
         let is_direct = is_direct(client).await?;
         let found = durability::examine(client, self.demand).await?.ok_or(HostError::Unknown)?;
         match (self.demand, found.durability) {
@@ -127,13 +127,13 @@ impl Admission {
                 return Err(HostError::Unsafe(lost.setting()));
             }
         }
-        let standing = Standing { host, server: Server { system: found.system, timeline: found.timeline } };
+        let standing = ServerRef { host, server: ServerTimeline { system: found.system, timeline: found.timeline } };
         self.admit(&standing)?;
-        Ok(Admitted { standing, found, is_direct })
+        Ok(Primary { standing, found, is_direct })
     }
 
     /// Refuses a server that was deposed, and remembers the newest one.
-    pub(super) fn admit(&self, standing: &Standing) -> Result<(), HostError> {
+    pub(super) fn admit(&self, standing: &ServerRef) -> Result<(), HostError> {
         let server = standing.server;
         let (mut deposed, mut before) = (None, None);
         self.newest.send_if_modified(|newest| {
@@ -155,12 +155,12 @@ impl Admission {
     }
 
     /// Whether the server of a connection is still the one to use.
-    pub(super) fn is_current(&self, standing: &Standing) -> bool {
+    pub(super) fn is_current(&self, standing: &ServerRef) -> bool {
         !standing.server.is_deposed_by(*self.newest.borrow())
     }
 
     /// Waits until another server has taken over.
-    pub(super) async fn superseded(&self, standing: &Standing) {
+    pub(super) async fn superseded(&self, standing: &ServerRef) {
         let mut newest = self.newest.subscribe();
         if newest.wait_for(|newest| standing.server.is_deposed_by(*newest)).await.is_err() {
             std::future::pending().await
