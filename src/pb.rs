@@ -1,8 +1,8 @@
-//! What `proto/` compiles to.
+//! What `proto/` compiles to. A test compares it with the proto: see `tests/generated.rs`.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its comments are the proto's")]
 
-tonic::include_proto!("sessiond.v1");
+include!("pb/sessiond.v1.rs");
 
 /// The descriptors of the API and all that it imports, options and comments included.
 #[cfg(feature = "server")]

@@ -56,5 +56,6 @@ mod settings;
 
 // The tables and the tree.
 mod floors;
+mod generated;
 mod migrations;
 mod plans;
