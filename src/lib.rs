@@ -78,6 +78,10 @@ pub mod token;
 #[cfg(any(feature = "server", feature = "guard"))]
 pub mod session;
 
+/// Why a request is refused, in the words of the wire: the table that server and guard share.
+#[cfg(any(feature = "server", feature = "guard"))]
+pub mod reason;
+
 /// What is remembered, in Postgres.
 #[cfg(feature = "server")]
 pub mod store;

@@ -4,10 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use prost_reflect::DescriptorPool;
-use sessiond::{
-    pb,
-    rpc::status::{COMMON_REASONS, Reason},
-};
+use sessiond::{pb, reason::Reason, rpc::status::COMMON_REASONS};
 use tonic_rest_layer::{Code, LayerReason, layer_reasons};
 
 const LAYERS: &str = "\
@@ -55,6 +52,9 @@ const TO_PROXIES: [Reason; 6] = [
 
 /// Reasons only for gRPC clients: returned by the server itself, not by a method.
 const OF_GRPC: [Reason; 2] = [Reason::MethodNotFound, Reason::UnsupportedEncoding];
+
+/// Reasons only for clients of other services: returned by the guard in front of those.
+const OF_GUARDS: [Reason; 1] = [Reason::VerificationUnavailable];
 
 /// What the reader should do.
 fn what_to_do(reason: Reason) -> &'static str {
@@ -110,6 +110,9 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::SubscriberTooSlow => {
             "Reopen the stream with the last cursor, which is also in the metadata, and read faster. Nothing is lost."
         }
+        Reason::VerificationUnavailable => {
+            "Repeat after `Retry-After`, with the same token. Operators: is sessiond up, and does the service reach it?"
+        }
         Reason::StoreUnavailable => {
             "Retry after `Retry-After`: every call is safe to repeat. Operators: check that Postgres is up and reachable."
         }
@@ -133,6 +136,9 @@ fn answered_by(reason: Reason) -> String {
     }
     if OF_GRPC.contains(&reason) {
         return "any, only over gRPC and grpc-web".to_owned();
+    }
+    if OF_GUARDS.contains(&reason) {
+        return "any of another service, behind a guard".to_owned();
     }
     let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).expect("decodes");
     let extension = pool.get_extension_by_name("sessiond.v1.reasons").expect("is there");
@@ -244,7 +250,8 @@ fn codes_and_statuses_agree() {
         let ours = matches!(
             reason,
             Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::DeadlineExceeded | Reason::Internal
-        ) || OF_GRPC.contains(&reason);
+        ) || OF_GRPC.contains(&reason)
+            || OF_GUARDS.contains(&reason);
         assert_eq!(status.is_server_error(), ours, "{}", reason.name());
     }
 }

@@ -5,10 +5,7 @@ use std::{collections::BTreeSet, process::Command};
 use http::{HeaderMap, Method, StatusCode};
 use prost_reflect::{DescriptorPool, Value as Reflected};
 use serde_json::{Value, json};
-use sessiond::{
-    pb,
-    rpc::status::{COMMON_REASONS, Reason},
-};
+use sessiond::{pb, reason::Reason, rpc::status::COMMON_REASONS};
 
 use crate::harness::Service;
 

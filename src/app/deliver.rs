@@ -40,7 +40,7 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::chain;
 use crate::token::access::Issuer;
-use crate::token::event::Notice;
+use crate::token::event::RevocationNotice;
 use crate::token::event::Subject;
 
 /// How long a claimed delivery belongs to the replica that claimed it: much longer than an attempt and its record take.
@@ -219,7 +219,7 @@ impl Deliverer {
         let key = snapshot.signs_for(&due.project, now)?;
         let (issuer, id, transaction) =
             (self.issuer.of(due.project.as_str()), due.id.to_string(), due.revocation.to_string());
-        let notice = Notice {
+        let notice = RevocationNotice {
             issuer: &issuer,
             audience: &due.audience,
             id: &id,

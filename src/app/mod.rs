@@ -99,7 +99,7 @@ pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The answer is no.
-    #[error("refused")]
+    #[error("refused: {0}")]
     Refused(Refusal),
     /// The database failed. Shared, because many may have waited for the same operation.
     #[error(transparent)]

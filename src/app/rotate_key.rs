@@ -18,10 +18,10 @@ use crate::store::KeyRow;
 use crate::store::Tx;
 use crate::token::jwks;
 use crate::token::schedule;
-use crate::token::schedule::Keys;
+use crate::token::schedule::KeyRotation;
 use crate::token::schedule::MARGIN;
-use crate::token::schedule::Rotation;
 use crate::token::schedule::Schedule;
+use crate::token::schedule::ScheduledKeys;
 use crate::token::schedule::Succession;
 use crate::token::schedule::Urgency;
 use crate::token::sealing::Purpose;
@@ -66,8 +66,8 @@ impl App {
             let now = app.clock.now();
             let keys = unrevoked(&tx.keys_of(purpose, &name).await?);
             let outcome = match schedule::rotate(&keys, now, urgency, lead(purpose)) {
-                Rotation::UnderWay { heir, from } => Err((heir, from)),
-                Rotation::Succeed(plan) => {
+                KeyRotation::UnderWay { heir, from } => Err((heir, from)),
+                KeyRotation::Succeed(plan) => {
                     let heir = succeed(&mut tx, &app.keys, purpose, &name, &keys, &plan, now).await?;
                     Ok(Rotated { heir, from: plan.from, retired: plan.retire })
                 }
@@ -102,7 +102,7 @@ pub(super) async fn succeed(
     cache: &KeyCache,
     purpose: Purpose,
     project: &ProjectId,
-    keys: &Keys,
+    keys: &ScheduledKeys,
     plan: &Succession,
     now: Timestamp,
 ) -> Result<KeyId, store::Error> {

@@ -16,22 +16,18 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::extract::State;
 use axum::middleware::Next;
-use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::Extensions;
-use http::StatusCode;
-use http::header;
 use tokio::time::timeout;
 use tonic::Status;
-use tonic_types::StatusExt as _;
 
+use super::answer::answer;
 use super::arrival;
 use super::arrival::Arrived;
 use super::arrival::Budget;
 use super::class;
 use super::media;
 use super::origin::TrustedPeer;
-use super::retry_after::retry_after;
 use crate::config;
 use crate::rates::Bucket;
 use crate::rates::Limiter;
@@ -192,11 +188,7 @@ pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
     let Some(status) = EarlyRefusal::of(request.extensions()).filter(|_| is_document) else {
         return next.run(request).await;
     };
-    let mut response = (StatusCode::TOO_MANY_REQUESTS, axum::Json(status::json(&status))).into_response();
-    if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
-        response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
-    }
-    response
+    answer(&status)
 }
 
 /// How many requests each address has under way, from the head to the answer's head: HTTP/2 bounds the streams of one

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::RwLock;
 
-use axum::Json;
 use axum::Router;
 use axum::extract::Path;
 use axum::extract::State;
@@ -20,6 +19,7 @@ use http::HeaderMap;
 use http::StatusCode;
 use http::header;
 
+use super::answer::answer;
 use super::plain::unavailable;
 use crate::app::App;
 use crate::app::Snapshot;
@@ -148,6 +148,5 @@ pub(super) fn cache_control() -> String {
 }
 
 pub(super) fn no_project() -> Response {
-    let status = status::refused(Refusal::ProjectNotFound);
-    (StatusCode::NOT_FOUND, Json(status::json(&status))).into_response()
+    answer(&status::refused(Refusal::ProjectNotFound))
 }

@@ -2,6 +2,8 @@
 //! in compare gRPC's by the letter, so its types are brought into one spelling here, and those that they would misunderstand
 //! are refused.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -14,8 +16,12 @@ use http::StatusCode;
 use http::Version;
 use http::header;
 use tonic::Code;
+use tonic::Status;
+use tonic_types::ErrorDetails;
+use tonic_types::StatusExt as _;
 
-use crate::rpc::status;
+use crate::reason;
+use crate::reason::DOMAIN;
 use crate::telemetry::Wire;
 
 /// What a request's type says of how it is to be read.
@@ -116,7 +122,8 @@ fn accepted(headers: &HeaderMap) -> Option<Framing> {
 }
 
 fn refused(http: StatusCode, code: Code, reason: &'static str, message: &str) -> Response {
-    (http, Json(status::json_of_layer(code, reason, message))).into_response()
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    (http, Json(reason::json(&Status::with_error_details(code, message, details)))).into_response()
 }
 
 #[cfg(test)]

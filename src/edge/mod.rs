@@ -2,6 +2,7 @@
 
 mod activity;
 mod admission;
+mod answer;
 mod arrival;
 mod body;
 mod class;
@@ -63,9 +64,9 @@ use crate::config::Web;
 use crate::pb;
 use crate::pb::envoy::authorization_server::AuthorizationServer;
 use crate::pb::session_service_server::SessionServiceServer;
+use crate::reason;
 use crate::rpc::Authorization;
 use crate::rpc::SessionService;
-use crate::rpc::status;
 use crate::session::opening::LABELS_MAX;
 use crate::telemetry::Metrics;
 use tonic_rest_layer::RestLayer;
@@ -97,7 +98,7 @@ fn stack(
         .max_body_elements(BODY_ELEMENTS_MAX)
         // What the rules refuse anyway is refused at the first that is too many, and not read to its end.
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
-        .error_domain(status::DOMAIN)
+        .error_domain(reason::DOMAIN)
         .event_id_field("cursor")
         // Replies spell fields so, and clients copy the names.
         .snake_case_field_masks();

@@ -7,7 +7,6 @@ use axum::extract::Path;
 use axum::extract::Request;
 use axum::extract::State;
 use axum::extract::rejection::PathRejection;
-use axum::response::IntoResponse as _;
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderMap;
@@ -15,12 +14,10 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 use http::request::Parts;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
-use tonic_types::StatusExt as _;
 
+use super::answer::answer;
 use super::grpc::GrpcService;
-use super::retry_after::retry_after;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;
@@ -28,7 +25,6 @@ use crate::pb::envoy::attribute_context::HttpRequest;
 use crate::pb::envoy::authorization_client::AuthorizationClient;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::rpc::IDENTITY;
-use crate::rpc::status;
 use tonic_rest_layer::Code;
 
 /// How the proxies name the method of the request that they ask about, and its path. Traefik and Caddy say it of
@@ -55,8 +51,11 @@ async fn verify(
     // A path that is not text names no project.
     let project = project.map(|Path(project)| project).unwrap_or_default();
     let call = tonic::Request::from_parts(MetadataMap::new(), extensions, asked(project, &headers));
-    let answer = proxies.check(call).await;
-    let mut response = answer.map_or_else(|status| unknown(&status), |answer| told(answer.into_inner()));
+    let mut response = match proxies.check(call).await {
+        Ok(answer) => told(answer.into_inner()),
+        // Undecided. Any status but 2xx, 401 and 403 is a failure to nginx, and only 2xx lets a request pass anywhere.
+        Err(status) => answer(&status),
+    };
     for name in IDENTITY {
         let name = HeaderName::from_static(name);
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(""));
@@ -101,16 +100,6 @@ fn told(answer: CheckResponse) -> Response {
     for envoy::HeaderValue { key, value, .. } in headers.into_iter().filter_map(|option| option.header) {
         let name = HeaderName::try_from(key).expect("we have written it");
         response.headers_mut().insert(name, HeaderValue::try_from(value).expect("encoded, or our own words"));
-    }
-    response
-}
-
-/// Nobody could say. Any status but 2xx, 401 and 403 is a failure to nginx, and none but 2xx lets a request pass anywhere.
-fn unknown(status: &Status) -> Response {
-    let code = Code::from_number(status.code() as i32).http_status();
-    let mut response = (code, axum::Json(status::json(status))).into_response();
-    if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
-        response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
     }
     response
 }

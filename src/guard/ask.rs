@@ -4,14 +4,14 @@ use super::FailMode;
 use super::Principal;
 use super::Refusal;
 use super::Uncertainty;
-use super::shared::Decision;
-use super::shared::Shared;
+use super::inner::Decision;
+use super::inner::Inner;
 use super::stats::count;
 
 /// The most questions at once. In an outage every request is one; what is more is refused rather than kept waiting.
 pub(super) const ASKING_MAX: usize = 256;
 
-impl Shared {
+impl Inner {
     /// Whom a token speaks for, after whatever it takes.
     pub(super) async fn look(&self, token: &str) -> Result<Principal, Refusal> {
         let decision = match self.decide(token) {

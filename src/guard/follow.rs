@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::Status;
 
-use super::shared::Shared;
+use super::inner::Inner;
 use super::stats::count;
-use super::upstream::Failure;
 use super::upstream::Replica;
+use super::upstream::UpstreamError;
 use super::upstream::said;
 use crate::backoff::Backoff;
 use crate::clock;
@@ -48,9 +48,9 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a stream came to its end.
 #[derive(Debug, thiserror::Error)]
-enum End {
+enum StreamEnd {
     #[error(transparent)]
-    Failed(#[from] Failure),
+    Failed(#[from] UpstreamError),
     #[error("{}", said(.0))]
     Status(Box<Status>),
     #[error("the stream ended")]
@@ -63,26 +63,26 @@ enum End {
     Stale(Duration),
 }
 
-impl From<Status> for End {
+impl From<Status> for StreamEnd {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
     }
 }
 
 /// Follows one replica after the other.
-pub(super) async fn run(shared: &Shared) {
+pub(super) async fn run(inner: &Inner) {
     let mut cursor = String::new();
     let mut retry = RETRY;
-    let mut stale = Stale::new(shared.upstream.len(), shared.max_staleness);
+    let mut stale = Stale::new(inner.upstream.len(), inner.max_staleness);
     for attempt in 0.. {
-        let replica = shared.upstream.replica(attempt);
-        let end = follow(shared, replica, &mut cursor, &mut retry, &mut stale).await;
+        let replica = inner.upstream.replica(attempt);
+        let end = follow(inner, replica, &mut cursor, &mut retry, &mut stale).await;
         // A connection that was lost may be one to nowhere, and who answers next another one.
         replica.reconnect();
         let wait = retry.next(clock::dice());
         tracing::warn!(replica = replica.name(), error = %end, "the feed is followed no longer; trying again in {wait:?}");
-        if let End::Failed(failure) = end {
-            shared.reject(failure);
+        if let StreamEnd::Failed(failure) = end {
+            inner.reject(failure);
         }
         sleep(wait).await;
     }
@@ -126,49 +126,49 @@ impl Stale {
 }
 
 async fn follow(
-    shared: &Shared,
+    inner: &Inner,
     replica: &Replica,
     cursor: &mut String,
     retry: &mut Backoff,
     stale: &mut Stale,
-) -> End {
+) -> StreamEnd {
     stale.begin();
-    match stream(shared, replica, cursor, retry, stale).await {
-        Ok(()) => End::Closed,
-        Err(End::Status(status)) if status.code() == Code::InvalidArgument => {
+    match stream(inner, replica, cursor, retry, stale).await {
+        Ok(()) => StreamEnd::Closed,
+        Err(StreamEnd::Status(status)) if status.code() == Code::InvalidArgument => {
             // It makes nothing of the cursor: from the beginning, then.
             cursor.clear();
-            End::Status(status)
+            StreamEnd::Status(status)
         }
         Err(end) => end,
     }
 }
 
 async fn stream(
-    shared: &Shared,
+    inner: &Inner,
     replica: &Replica,
     cursor: &mut String,
     retry: &mut Backoff,
     stale: &mut Stale,
-) -> Result<(), End> {
-    shared.upstream.check(replica).await?;
+) -> Result<(), StreamEnd> {
+    inner.upstream.check(replica).await?;
     // From the question on: the first answer may have waited too.
     let mut delay = Delay::new(Instant::now());
-    let request = shared.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
+    let request = inner.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
     let mut client = replica.client();
-    let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| End::Silence)?;
+    let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| StreamEnd::Silence)?;
     let mut messages = answer?.into_inner();
-    count(&shared.counters.connections);
+    count(&inner.counters.connections);
 
     let mut coming: Option<RevokedSet> = None;
     let mut is_continued = true;
     let mut heard_at = Instant::now();
     loop {
-        let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| End::Silence)?;
+        let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| StreamEnd::Silence)?;
         let Some(message) = message? else { return Ok(()) };
         // This process may have been held up itself: what it finds now has waited, nobody knows for how long.
         if heard_at.elapsed() > SILENCE_MAX {
-            return Err(End::Silence);
+            return Err(StreamEnd::Silence);
         }
         heard_at = Instant::now();
         match message.event {
@@ -178,35 +178,35 @@ async fn stream(
                 let set = match &coming {
                     Some(coming) => coming,
                     None => {
-                        present = shared.news.revoked();
+                        present = inner.revocations.revoked();
                         &present
                     }
                 };
                 for revocation in &batch.revocations {
-                    take_in(set, &shared.project, revocation, shared.time.elapsed()).ok_or(End::Unreadable)?;
+                    take_in(set, &inner.project, revocation, inner.time.elapsed()).ok_or(StreamEnd::Unreadable)?;
                 }
             }
             Some(Event::SnapshotComplete(_)) => {
                 if let Some(coming) = coming.take() {
-                    let last = shared.news.replace(coming);
+                    let last = inner.revocations.replace(coming);
                     is_continued = false;
                     // A million entries take their time to go.
                     drop(tokio::task::spawn_blocking(move || drop(last)));
-                    count(&shared.counters.snapshots);
+                    count(&inner.counters.snapshots);
                 }
             }
-            Some(Event::Heartbeat(heartbeat)) if shared.news.is_complete() && coming.is_none() => {
+            Some(Event::Heartbeat(heartbeat)) if inner.revocations.is_complete() && coming.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
                 let age = age + delay.of_heartbeat(heard_at);
                 let leaves = stale.leaves(age, heard_at);
                 // What was known before a replica that is further behind stays known, unless its snapshot took the place.
                 if !leaves || !is_continued {
-                    shared.news.is_of(&shared.time, age);
+                    inner.revocations.is_of(&inner.time, age);
                 }
                 if leaves {
-                    return Err(End::Stale(age));
+                    return Err(StreamEnd::Stale(age));
                 }
-                shared.state.send_if_modified(|state| !std::mem::replace(&mut state.has_news, true));
+                inner.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.has_news, true));
                 retry.reset();
             }
             // A snapshot is not told to its end; or something new that is no news of an end.
@@ -263,12 +263,12 @@ fn take_in(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: 
 }
 
 /// Forgets what no token outlives.
-pub(super) async fn forget(shared: &Shared) {
+pub(super) async fn forget(inner: &Inner) {
     let mut ticks = interval(FORGET_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        shared.news.revoked().forget(shared.time.elapsed());
+        inner.revocations.revoked().forget(inner.time.elapsed());
     }
 }
 

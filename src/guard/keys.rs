@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 
-use super::shared::Shared;
+use super::inner::Inner;
 use super::time::Time;
-use super::upstream::Failure;
+use super::upstream::UpstreamError;
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::clock::Timestamp;
@@ -43,15 +43,15 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const DOUBTS_MAX: u32 = 3;
 
 #[derive(Default)]
-pub(super) struct Keys {
-    held: ArcSwapOption<Held>,
+pub(super) struct JwksCache {
+    cached: ArcSwapOption<CachedKeys>,
     /// Somebody has met an unknown key.
     wish: Notify,
     attempts: watch::Sender<Attempts>,
 }
 
 /// What was read.
-struct Held {
+struct CachedKeys {
     keys: VerifyingKeys,
     /// When the question was asked, on the clock that only goes forward.
     asked_at: Duration,
@@ -68,7 +68,7 @@ struct Attempts {
 }
 
 /// What is known of a key.
-pub(super) enum Found<T> {
+pub(super) enum Lookup<T> {
     Known(T),
     /// It is not among the keys.
     Unknown,
@@ -76,23 +76,23 @@ pub(super) enum Found<T> {
     NoKeys,
 }
 
-impl Keys {
+impl JwksCache {
     /// Does something with the key of this `kid`. No lock is taken.
-    pub(super) fn with<T>(&self, id: KeyId, on: impl FnOnce(&crate::token::keys::VerifyingKey) -> T) -> Found<T> {
-        match &*self.held.load() {
-            None => Found::NoKeys,
-            Some(held) => held.keys.find(id).map_or(Found::Unknown, |key| Found::Known(on(key))),
+    pub(super) fn with<T>(&self, id: KeyId, on: impl FnOnce(&crate::token::keys::VerifyingKey) -> T) -> Lookup<T> {
+        match &*self.cached.load() {
+            None => Lookup::NoKeys,
+            Some(cached) => cached.keys.find(id).map_or(Lookup::Unknown, |key| Lookup::Known(on(key))),
         }
     }
 
     /// Whether what was read may still be gone by.
     pub(super) fn are_good(&self, time: &Time) -> bool {
-        let held = self.held.load();
-        held.as_ref().is_some_and(|held| time.elapsed().saturating_sub(held.asked_at) <= held.max_age * OUTAGES)
+        let cached = self.cached.load();
+        cached.as_ref().is_some_and(|cached| time.elapsed().saturating_sub(cached.asked_at) <= cached.max_age * OUTAGES)
     }
 
     pub(super) fn age(&self, time: &Time) -> Option<Duration> {
-        self.held.load().as_ref().map(|held| time.elapsed().saturating_sub(held.asked_at))
+        self.cached.load().as_ref().map(|cached| time.elapsed().saturating_sub(cached.asked_at))
     }
 
     /// Has the keys read again, without waiting for it.
@@ -121,8 +121,8 @@ impl Keys {
 }
 
 /// Reads the keys at the start, when they are half as old as they may be, and whenever somebody meets an unknown one.
-pub(super) async fn run(shared: &Shared) {
-    let keys = &shared.keys;
+pub(super) async fn run(inner: &Inner) {
+    let keys = &inner.keys;
     let (mut retry, mut doubts) = (Backoff::new(RETRY_MIN, RETRY_MAX), 0);
     loop {
         let began = Instant::now();
@@ -130,25 +130,25 @@ pub(super) async fn run(shared: &Shared) {
             attempts.begun += 1;
             attempts.began = Some(began);
         });
-        let outcome = read(shared).await;
+        let outcome = read(inner).await;
         keys.attempts.send_modify(|attempts| {
             attempts.done = attempts.begun;
             attempts.has_succeeded = outcome.is_ok();
         });
         let due = match outcome {
-            Ok(Reading { is_doubtful: true, .. }) if doubts < DOUBTS_MAX => {
+            Ok(JwksRead { is_doubtful: true, .. }) if doubts < DOUBTS_MAX => {
                 doubts += 1;
                 Instant::now() + RETRY_MIN
             }
-            Ok(Reading { max_age, is_doubtful }) => {
+            Ok(JwksRead { max_age, is_doubtful }) => {
                 doubts = if is_doubtful { doubts } else { 0 };
                 retry.reset();
-                shared.state.send_if_modified(|state| !std::mem::replace(&mut state.has_keys, true));
+                inner.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.has_keys, true));
                 began + max_age / 2
             }
             Err(failure) => {
                 tracing::warn!(error = %failure, "the keys cannot be read");
-                shared.reject(failure);
+                inner.reject(failure);
                 Instant::now() + retry.next(clock::dice())
             }
         };
@@ -160,22 +160,22 @@ pub(super) async fn run(shared: &Shared) {
 }
 
 /// A reading of the keys.
-struct Reading {
+struct JwksRead {
     /// How long they may be kept.
     max_age: Duration,
     /// The answer's `Date` is not what time it is by all others.
     is_doubtful: bool,
 }
 
-async fn read(shared: &Shared) -> Result<Reading, Failure> {
-    let asked_at = shared.time.elapsed();
-    let answer = shared.upstream.jwks().await?;
-    let keys =
-        VerifyingKeys::read(answer.body(), &shared.project).map_err(|error| Failure::NoAnswer(error.to_string()))?;
-    let is_doubtful = date(answer.headers()).is_some_and(|now| !shared.time.hear(now));
+async fn read(inner: &Inner) -> Result<JwksRead, UpstreamError> {
+    let asked_at = inner.time.elapsed();
+    let answer = inner.upstream.jwks().await?;
+    let keys = VerifyingKeys::read(answer.body(), &inner.project)
+        .map_err(|error| UpstreamError::NoAnswer(error.to_string()))?;
+    let is_doubtful = date(answer.headers()).is_some_and(|now| !inner.time.hear(now));
     let max_age = max_age(answer.headers()).unwrap_or(jwks::MAX_AGE).clamp(MAX_AGE.0, MAX_AGE.1);
-    shared.keys.held.store(Some(std::sync::Arc::new(Held { keys, asked_at, max_age })));
-    Ok(Reading { max_age, is_doubtful })
+    inner.keys.cached.store(Some(std::sync::Arc::new(CachedKeys { keys, asked_at, max_age })));
+    Ok(JwksRead { max_age, is_doubtful })
 }
 
 /// RFC 9111 §5.2.2.1.

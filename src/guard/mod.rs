@@ -19,13 +19,13 @@
 
 mod ask;
 mod follow;
+mod inner;
 mod keys;
 mod layer;
-mod news;
 mod options;
 mod principal;
 mod refusal;
-mod shared;
+mod revocations;
 mod stats;
 mod time;
 mod upstream;
@@ -36,6 +36,7 @@ use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub use crate::reason::Reason;
 pub use layer::GuardLayer;
 pub use layer::Guarded;
 pub use layer::GuardedBody;
@@ -49,15 +50,15 @@ pub use refusal::Refusal;
 pub use refusal::Uncertainty;
 pub use stats::Stats;
 
-use shared::Decision;
-use shared::Shared;
-use shared::State;
+use inner::Decision;
+use inner::Inner;
+use inner::Progress;
 
-/// Verifies the access tokens of one project. Clones are one and the same; with the last of them, it follows the feed no
-/// longer.
+/// Verifies the access tokens of one project. Cheap to clone; clones share state. It stops following the feed when the last
+/// clone is dropped.
 #[derive(Clone)]
 pub struct Guard {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     _tasks: Arc<JoinSet<()>>,
 }
 
@@ -72,15 +73,15 @@ impl Guard {
     /// For what an operator has to put right: options that make no sense, a server key that is not the project's, a server
     /// that is not the issuer. Not for an outage.
     pub async fn connect(options: GuardOptions) -> Result<Self, ConnectError> {
-        let shared = Arc::new(Shared::new(&options)?);
+        let inner = Arc::new(Inner::new(&options)?);
         let mut tasks = JoinSet::new();
-        let one = Arc::clone(&shared);
+        let one = Arc::clone(&inner);
         tasks.spawn(async move { follow::run(&one).await });
-        let one = Arc::clone(&shared);
+        let one = Arc::clone(&inner);
         tasks.spawn(async move { keys::run(&one).await });
-        let one = Arc::clone(&shared);
+        let one = Arc::clone(&inner);
         tasks.spawn(async move { follow::forget(&one).await });
-        let guard = Self { shared, _tasks: Arc::new(tasks) };
+        let guard = Self { inner, _tasks: Arc::new(tasks) };
         match timeout(options.patience, guard.ready()).await {
             Ok(begun) => begun.map(|()| guard),
             Err(_) => {
@@ -96,17 +97,17 @@ impl Guard {
     ///
     /// As [`Guard::connect`], when they cannot come.
     pub async fn ready(&self) -> Result<(), ConnectError> {
-        let mut state = self.shared.state.subscribe();
-        let settled = |state: &State| state.has_begun() || state.rejected.is_some();
-        let state = state.wait_for(settled).await.expect("the sender is held by this guard");
-        match &state.rejected {
-            Some(rejected) if !state.has_begun() => Err(rejected.clone()),
+        let mut progress = self.inner.progress.subscribe();
+        let settled = |progress: &Progress| progress.has_begun() || progress.rejected.is_some();
+        let progress = progress.wait_for(settled).await.expect("the sender is held by this guard");
+        match &progress.rejected {
+            Some(rejected) if !progress.has_begun() => Err(rejected.clone()),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Whom a token speaks for. As a rule at once; sessiond is asked only under [`FailMode::Introspect`] and for keys that
-    /// are not known yet.
+    /// Verifies a token. Most return at once; sessiond is asked only under [`FailMode::Introspect`] and for keys that are not
+    /// known yet.
     ///
     /// # Errors
     ///
@@ -115,30 +116,30 @@ impl Guard {
         match self.glance(token) {
             Some(outcome) => outcome,
             None => {
-                let outcome = self.shared.look(token).await;
-                self.shared.counters.verified(&outcome);
+                let outcome = self.inner.look(token).await;
+                self.inner.counters.verified(&outcome);
                 outcome
             }
         }
     }
 
-    /// The same, by what is known here and now.
+    /// Verifies a token without waiting.
     ///
     /// # Errors
     ///
     /// As [`Guard::verify`]; where that would ask sessiond, [`Refusal::Unavailable`].
     pub fn verify_now(&self, token: &str) -> Result<Principal, Refusal> {
-        let decision = self.shared.decide(token);
+        let decision = self.inner.decide(token);
         let outcome = match decision {
             Decision::Accepted(principal) => Ok(principal),
             Decision::Refused(refusal) => Err(refusal),
             Decision::UnknownKey => {
-                self.shared.keys.wish();
+                self.inner.keys.wish();
                 Err(Refusal::Unavailable(Uncertainty::NoKeys))
             }
-            Decision::Uncertain(uncertainty, principal) => self.shared.decide_by_fail_mode(uncertainty, principal),
+            Decision::Uncertain(uncertainty, principal) => self.inner.decide_by_fail_mode(uncertainty, principal),
         };
-        self.shared.counters.verified(&outcome);
+        self.inner.counters.verified(&outcome);
         outcome
     }
 
@@ -147,46 +148,46 @@ impl Guard {
         GuardLayer::new(self.clone())
     }
 
-    /// How the guard stands.
+    /// The guard's counters and the age of what it knows.
     pub fn stats(&self) -> Stats {
-        let shared = &self.shared;
-        let [accepted, refused, expired, revoked, unavailable] = shared.counters.outcomes();
+        let inner = &self.inner;
+        let [accepted, refused, expired, revoked, unavailable] = inner.counters.outcomes();
         Stats {
-            staleness: shared.news.age(&shared.time),
-            entries: shared.news.revoked().len(),
-            jwks_age: shared.keys.age(&shared.time),
+            staleness: inner.revocations.age(&inner.time),
+            entries: inner.revocations.revoked().len(),
+            jwks_age: inner.keys.age(&inner.time),
             accepted,
             refused,
             expired,
             revoked,
             unavailable,
-            introspections: shared.counters.introspections.load(Ordering::Relaxed),
-            connections: shared.counters.connections.load(Ordering::Relaxed),
-            snapshots: shared.counters.snapshots.load(Ordering::Relaxed),
+            introspections: inner.counters.introspections.load(Ordering::Relaxed),
+            connections: inner.counters.connections.load(Ordering::Relaxed),
+            snapshots: inner.counters.snapshots.load(Ordering::Relaxed),
         }
     }
 
-    /// What can be said without waiting for anyone; `None` when that takes an answer from elsewhere.
+    /// Decides without waiting; `None` if sessiond must be asked.
     fn glance(&self, token: &str) -> Option<Result<Principal, Refusal>> {
-        let outcome = match self.shared.decide(token) {
+        let outcome = match self.inner.decide(token) {
             Decision::Accepted(principal) => Ok(principal),
             Decision::Refused(refusal) => Err(refusal),
             Decision::UnknownKey => return None,
-            Decision::Uncertain(uncertainty, principal) => match self.shared.fail_mode {
+            Decision::Uncertain(uncertainty, principal) => match self.inner.fail_mode {
                 FailMode::Introspect => return None,
                 FailMode::Reject | FailMode::AcceptUntilExpiry => {
-                    self.shared.decide_by_fail_mode(uncertainty, principal)
+                    self.inner.decide_by_fail_mode(uncertainty, principal)
                 }
             },
         };
-        self.shared.counters.verified(&outcome);
+        self.inner.counters.verified(&outcome);
         Some(outcome)
     }
 
-    /// Counts a request that has no token to be judged.
+    /// Counts a request without a token to verify.
     fn count(&self, refusal: Refusal) -> Refusal {
         let outcome: Result<(), Refusal> = Err(refusal.clone());
-        self.shared.counters.verified(&outcome);
+        self.inner.counters.verified(&outcome);
         refusal
     }
 }

@@ -1,40 +1,38 @@
-//! Why a request is not let through, and how it is told: over HTTP as sessiond tells it, and over gRPC.
+//! Why a request is refused, and the answer: over HTTP as sessiond answers, and over gRPC.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use http_body_util::Full;
-use serde_json::json;
-use tonic::Code;
 use tonic::Status;
-use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::reason;
+use crate::reason::Reason;
 use crate::token::verifier::VerifyError;
 
-/// The domain of sessiond's reasons.
-const DOMAIN: &str = "sessiond";
-
-/// After how long a request that could not be decided may come again.
+/// When a client may repeat a request that could not be decided.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a token is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is none.
+    /// The request has no token.
     CredentialsMissing,
-    /// It is not one of ours: malformed, of another issuer, under an unknown key, with a bad signature.
+    /// The token is malformed, of another issuer, under an unknown key, or has a bad signature.
     UnparsableAccessToken,
-    /// It is genuine, and over.
+    /// The signature is good, and the token has expired.
     AccessTokenExpired {
         /// When it expired.
         expired_at: Timestamp,
@@ -45,16 +43,16 @@ pub enum Refusal {
         /// Its session.
         session: SessionId,
     },
-    /// It is of another project.
+    /// The token belongs to another project.
     WrongProject {
         /// The project that is expected.
         expected: String,
         /// The project that the token names.
         actual: String,
     },
-    /// It is genuine, and its session has ended.
+    /// The token has not expired, and its session has ended.
     SessionRevoked,
-    /// Whether it is good cannot be known at the moment: the caller should try again, and keep the token.
+    /// The guard cannot decide at the moment. The client should try again, and keep the token.
     Unavailable(Uncertainty),
 }
 
@@ -71,63 +69,21 @@ pub enum Uncertainty {
     NoAnswer,
 }
 
-/// What is said of a refusal. The names and the texts are sessiond's own, so that clients branch on them alike, whoever
-/// answers; a test holds them together.
-struct Said {
-    reason: &'static str,
-    message: &'static str,
-    code: Code,
-    http: StatusCode,
-}
-
 impl Refusal {
-    fn said(&self) -> Said {
-        let unauthenticated =
-            |reason, message| Said { reason, message, code: Code::Unauthenticated, http: StatusCode::UNAUTHORIZED };
+    /// The reason on the wire, which sessiond gives too.
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::CredentialsMissing => unauthenticated("CREDENTIALS_MISSING", "No credential was presented."),
-            Self::UnparsableAccessToken => {
-                unauthenticated("UNPARSABLE_ACCESS_TOKEN", "The access token is not one of ours.")
-            }
-            Self::AccessTokenExpired { .. } => unauthenticated("ACCESS_TOKEN_EXPIRED", "The access token has expired."),
-            Self::WrongProject { .. } => {
-                unauthenticated("INVALID_PROJECT_FOR_ACCESS_TOKEN", "The access token is of another project.")
-            }
-            Self::SessionRevoked => unauthenticated("SESSION_REVOKED", "The session has ended."),
-            Self::Unavailable(_) => Said {
-                reason: "VERIFICATION_UNAVAILABLE",
-                message: "Whether the session has ended is not known at the moment; try again.",
-                code: Code::Unavailable,
-                http: StatusCode::SERVICE_UNAVAILABLE,
-            },
+            Self::CredentialsMissing => Reason::CredentialsMissing,
+            Self::UnparsableAccessToken => Reason::UnparsableAccessToken,
+            Self::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
+            Self::WrongProject { .. } => Reason::WrongProject,
+            Self::SessionRevoked => Reason::SessionRevoked,
+            Self::Unavailable(_) => Reason::VerificationUnavailable,
         }
     }
 
-    /// `ErrorInfo.reason`.
-    pub fn reason(&self) -> &'static str {
-        self.said().reason
-    }
-
-    fn metadata(&self) -> HashMap<String, String> {
-        let pairs = match self {
-            Self::AccessTokenExpired { expired_at, project, user, session } => vec![
-                ("expired_at_millis", expired_at.as_millis().to_string()),
-                ("project_id", project.to_string()),
-                ("user_id", user.as_str().to_owned()),
-                ("refresh_token_id", session.to_string()),
-            ],
-            Self::WrongProject { expected, actual } => {
-                vec![("expected_project_id", expected.clone()), ("actual_project_id", actual.clone())]
-            }
-            Self::CredentialsMissing | Self::UnparsableAccessToken | Self::SessionRevoked | Self::Unavailable(_) => {
-                vec![]
-            }
-        };
-        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-    }
-
-    /// The whole answer to a request with these headers: a status without a body to whoever speaks gRPC, and
-    /// `google.rpc.Status` as JSON to everyone else.
+    /// The answer to a request with these headers: a status without a body for a gRPC client, and `google.rpc.Status` as JSON
+    /// for any other.
     pub(super) fn answer(&self, asked: &HeaderMap) -> http::Response<Full<Bytes>> {
         // Media types are read without regard to case (RFC 9110 §8.3.1).
         let is_grpc = |value: &&HeaderValue| {
@@ -146,46 +102,42 @@ impl Refusal {
     }
 
     fn in_json(&self) -> http::Response<Full<Bytes>> {
-        let Said { reason, message, code, http } = self.said();
-        let info = json!({
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": reason,
-            "domain": DOMAIN,
-            "metadata": self.metadata(),
-        });
-        let mut details = vec![info];
-        let mut headers = HeaderMap::new();
+        let (status, name, value) = self.head();
+        let mut response = http::Response::new(Full::from(reason::json(&Status::from(self.clone())).to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // What is said is about one request and one moment.
+        // The answer is about one request and one moment.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(name, value);
+        response
+    }
+
+    /// The HTTP status, and the header that belongs to it.
+    fn head(&self) -> (StatusCode, HeaderName, HeaderValue) {
+        let challenge = |text| (StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, HeaderValue::from_static(text));
         match self {
-            // RFC 6750 §3.1: whoever has shown nothing is told nothing more.
-            Self::CredentialsMissing => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
+            // RFC 6750 §3.1: a request without a credential gets no error code.
+            Self::CredentialsMissing => challenge("Bearer"),
             Self::UnparsableAccessToken
             | Self::AccessTokenExpired { .. }
             | Self::WrongProject { .. }
-            | Self::SessionRevoked => {
-                let challenge = HeaderValue::from_static(r#"Bearer error="invalid_token""#);
-                headers.insert(header::WWW_AUTHENTICATE, challenge);
-            }
+            | Self::SessionRevoked => challenge(r#"Bearer error="invalid_token""#),
             Self::Unavailable(_) => {
-                let seconds = RETRY_AFTER.as_secs();
-                details.push(json!({
-                    "@type": "type.googleapis.com/google.rpc.RetryInfo",
-                    "retry_delay": format!("{seconds}s"),
-                }));
-                headers.insert(header::RETRY_AFTER, seconds.into());
+                (StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, RETRY_AFTER.as_secs().into())
             }
         }
-        let body = json!({"code": i32::from(code), "message": message, "details": details});
-        let mut response = http::Response::new(Full::from(body.to_string()));
-        *response.status_mut() = http;
-        *response.headers_mut() = headers;
-        response
     }
 }
+
+/// The reason and the message.
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.reason().name(), self.reason().message())
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 const GRPC: &[u8] = b"application/grpc";
 
@@ -206,11 +158,21 @@ impl From<VerifyError> for Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let Said { reason, message, code, .. } = refusal.said();
-        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, refusal.metadata());
+        let reason = refusal.reason();
+        let metadata = match &refusal {
+            Refusal::AccessTokenExpired { expired_at, project, user, session } => {
+                reason::expired_token(*expired_at, project, user, *session)
+            }
+            Refusal::WrongProject { expected, actual } => reason::projects(expected, actual),
+            Refusal::CredentialsMissing
+            | Refusal::UnparsableAccessToken
+            | Refusal::SessionRevoked
+            | Refusal::Unavailable(_) => HashMap::new(),
+        };
+        let mut details = reason.details(metadata);
         if let Refusal::Unavailable(_) = refusal {
             details.set_retry_info(Some(RETRY_AFTER));
         }
-        Self::with_error_details(code, message, details)
+        Self::with_error_details(reason.code(), reason.message(), details)
     }
 }

@@ -81,7 +81,7 @@ pub(super) struct Replica {
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum UpstreamError {
     /// None came, or none that we understand: another replica may do better, or the same one later.
     #[error("{0}")]
     NoAnswer(String),
@@ -126,14 +126,14 @@ impl Upstream {
     }
 
     /// Asks whom a replica issues tokens for, and whether it knows our key as one of the project: once for each replica.
-    pub(super) async fn check(&self, replica: &Replica) -> Result<(), Failure> {
+    pub(super) async fn check(&self, replica: &Replica) -> Result<(), UpstreamError> {
         if replica.was_checked.load(Ordering::Relaxed) {
             return Ok(());
         }
         let issuer = self.issuer.of(self.project.as_str());
         let path = issuer.parse::<Uri>().map(|uri| uri.path().to_owned()).unwrap_or_default();
         let path = format!("/.well-known/oauth-authorization-server{path}");
-        let refused = Err(Failure::Refused(ConnectError::AnotherIssuer {
+        let refused = Err(UpstreamError::Refused(ConnectError::AnotherIssuer {
             endpoint: replica.name.clone(),
             issuer: issuer.clone(),
         }));
@@ -141,8 +141,9 @@ impl Upstream {
         match answer.status() {
             StatusCode::OK => {
                 // What cannot be read names no issuer: it is no answer, and not the right one either.
-                let metadata: Metadata = serde_json::from_slice(answer.body())
-                    .map_err(|error| Failure::NoAnswer(format!("{path} is not the issuer's metadata: {error}")))?;
+                let metadata: Metadata = serde_json::from_slice(answer.body()).map_err(|error| {
+                    UpstreamError::NoAnswer(format!("{path} is not the issuer's metadata: {error}"))
+                })?;
                 if metadata.issuer != issuer {
                     return refused;
                 }
@@ -158,7 +159,7 @@ impl Upstream {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => {
                 let (endpoint, project) = (replica.name.clone(), self.project.to_string());
-                return Err(Failure::Refused(ConnectError::ServerKey { endpoint, project }));
+                return Err(UpstreamError::Refused(ConnectError::ServerKey { endpoint, project }));
             }
             other => return Err(unexpected(path, other)),
         }
@@ -167,11 +168,11 @@ impl Upstream {
     }
 
     /// The project's JWK Set, from whichever replica answers, and the answer's head.
-    pub(super) async fn jwks(&self) -> Result<http::Response<Bytes>, Failure> {
+    pub(super) async fn jwks(&self) -> Result<http::Response<Bytes>, UpstreamError> {
         self.any(|replica| self.jwks_of(replica)).await
     }
 
-    async fn jwks_of(&self, replica: &Replica) -> Result<http::Response<Bytes>, Failure> {
+    async fn jwks_of(&self, replica: &Replica) -> Result<http::Response<Bytes>, UpstreamError> {
         self.check(replica).await?;
         let path = format!("/projects/{}/.well-known/jwks.json", self.project);
         let answer = replica.http(Method::GET, &path, None, Bytes::new()).await?;
@@ -182,21 +183,21 @@ impl Upstream {
     }
 
     /// What a token is worth, by whichever replica answers.
-    pub(super) async fn introspect(&self, token: &str) -> Result<IntrospectTokenResponse, Failure> {
+    pub(super) async fn introspect(&self, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
         self.any(|replica| self.introspect_at(replica, token)).await
     }
 
-    async fn introspect_at(&self, replica: &Replica, token: &str) -> Result<IntrospectTokenResponse, Failure> {
+    async fn introspect_at(&self, replica: &Replica, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
         self.check(replica).await?;
         let request = self.signed(IntrospectTokenRequest { token: token.to_owned() });
         let answer = timeout(ANSWER_TIMEOUT, replica.client().introspect_token(request)).await.map_err(|_| late())?;
-        answer.map(tonic::Response::into_inner).map_err(|status| Failure::NoAnswer(said(&status)))
+        answer.map(tonic::Response::into_inner).map_err(|status| UpstreamError::NoAnswer(said(&status)))
     }
 
     /// The first answer of any replica, beginning with the one that answered last.
-    async fn any<'a, T, F>(&'a self, ask: impl Fn(&'a Replica) -> F) -> Result<T, Failure>
+    async fn any<'a, T, F>(&'a self, ask: impl Fn(&'a Replica) -> F) -> Result<T, UpstreamError>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, UpstreamError>>,
     {
         let best = self.best.load(Ordering::Relaxed);
         let mut failure = None;
@@ -266,7 +267,7 @@ impl Replica {
         path: &str,
         authorization: Option<&HeaderValue>,
         form: Bytes,
-    ) -> Result<http::Response<Bytes>, Failure> {
+    ) -> Result<http::Response<Bytes>, UpstreamError> {
         let mut request = http::Request::new(Body::new(Full::new(form)));
         if method == Method::POST {
             let typed = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -276,7 +277,7 @@ impl Replica {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| Failure::NoAnswer(format!("{path} is no path")))?;
+        *request.uri_mut() = path.parse().map_err(|_| UpstreamError::NoAnswer(format!("{path} is no path")))?;
         let answer = async {
             let (head, body) =
                 Channel::clone(&self.channel.load()).oneshot(request).await.map_err(failed)?.into_parts();
@@ -293,16 +294,16 @@ struct Metadata {
     issuer: String,
 }
 
-fn unexpected(path: &str, status: StatusCode) -> Failure {
-    Failure::NoAnswer(format!("{path} was answered with {status}"))
+fn unexpected(path: &str, status: StatusCode) -> UpstreamError {
+    UpstreamError::NoAnswer(format!("{path} was answered with {status}"))
 }
 
-fn late() -> Failure {
-    Failure::NoAnswer("there was no answer in time".to_owned())
+fn late() -> UpstreamError {
+    UpstreamError::NoAnswer("there was no answer in time".to_owned())
 }
 
-fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::NoAnswer(error.to_string())
+fn failed(error: impl std::fmt::Display) -> UpstreamError {
+    UpstreamError::NoAnswer(error.to_string())
 }
 
 /// A status, for the log: what it carries is left out.

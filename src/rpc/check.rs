@@ -31,6 +31,7 @@ use crate::pb::envoy::attribute_context::HttpRequest;
 use crate::pb::envoy::authorization_server;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::pb::envoy::header_value_option::HeaderAppendAction;
+use crate::reason;
 use crate::session::Refusal;
 use crate::telemetry;
 use crate::token::verifier::VerifiedToken;
@@ -99,7 +100,7 @@ impl authorization_server::Authorization for Authorization {
             Ok(token) => Ok(Response::new(passed(&token))),
             Err(Error::Refused(refusal)) if is_final(&refusal) => {
                 // No error of the call, so nobody further out counts it.
-                status::note(&self.app.metrics, status::reason(&refusal), ip);
+                status::note(&self.app.metrics, refusal.reason(), ip);
                 Ok(Response::new(denied(refusal)))
             }
             // Not known: how the proxy fails is in its own configuration.
@@ -162,18 +163,17 @@ const fn is_final(refusal: &Refusal) -> bool {
 
 /// The request may not pass. Whose fault that is decides on the status: the client's, or the proxy's configuration.
 fn denied(refusal: Refusal) -> CheckResponse {
-    let status = status::refused(refusal.clone());
-    let reason = status::reason_of(&status);
-    let (code, challenge) = match refusal {
-        Refusal::ProjectNotFound => (500, None),
-        _ => (401, reason.and_then(status::challenge)),
+    let (code, challenge) = match matches!(refusal, Refusal::ProjectNotFound) {
+        true => (500, None),
+        false => (401, status::challenge(refusal.reason())),
     };
+    let status = status::refused(refusal);
     let headers = [("content-type", "application/json".to_owned()), ("cache-control", "no-store".to_owned())];
     let headers = headers.into_iter().chain(challenge.map(|challenge| ("www-authenticate", challenge)));
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code }),
         headers: headers.map(|(name, value)| set(name, value)).collect(),
-        body: status::json(&status).to_string(),
+        body: reason::json(&status).to_string(),
     };
     CheckResponse {
         status: Some(tonic_types::Status {

@@ -1,13 +1,11 @@
-//! Every answer that is no. The only place that names a gRPC code for our own errors; how a code becomes an HTTP status
-//! is the transcoding layer's table. Each status carries `google.rpc.ErrorInfo` (AIP-193).
+//! The status of every refusal and failure. The table of reasons, with the gRPC code of each, is [`crate::reason`]; how a
+//! code becomes an HTTP status is the transcoding layer's table. Each status carries `google.rpc.ErrorInfo` (AIP-193).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use serde_json::Value;
-use serde_json::json;
 use tonic::Code;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -16,6 +14,8 @@ use tonic_types::StatusExt as _;
 
 use crate::app;
 use crate::feed::SubscriptionEnd;
+use crate::reason;
+use crate::reason::Reason;
 use crate::session::Refusal;
 use crate::session::origin::network;
 use crate::session::policy::StepUp;
@@ -24,9 +24,6 @@ use crate::store;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Seldom;
-
-/// The domain of our reasons.
-pub const DOMAIN: &str = "sessiond";
 
 /// After how long a caller may try again when the database is away.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -38,96 +35,50 @@ pub const COMMON_REASONS: [Reason; 5] =
 /// After how long to try to follow again.
 const FEED_RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Makes the table of reasons: each with its name on the wire, its code, and what it says.
-macro_rules! reasons {
-    ($($reason:ident $name:literal $code:ident $message:literal,)*) => {
-        /// Why an answer is no, in the wire's words.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[expect(missing_docs, reason = "the table says what each means")]
-        pub enum Reason {
-            $($reason,)*
-        }
-
-        impl Reason {
-            /// Every reason there is.
-            pub const ALL: &[Self] = &[$(Self::$reason,)*];
-
-            /// `ErrorInfo.reason`.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$reason => $name,)*
-                }
-            }
-
-            /// The code of the status.
-            pub const fn code(self) -> Code {
-                match self {
-                    $(Self::$reason => Code::$code,)*
-                }
-            }
-
-            /// The message of the status, where there is nothing better to say.
-            pub const fn message(self) -> &'static str {
-                match self {
-                    $(Self::$reason => $message,)*
-                }
-            }
-        }
-    };
-}
-
-// The table. The API's description prints it too.
-reasons! {
-    CredentialsMissing "CREDENTIALS_MISSING" Unauthenticated "No credential was presented.",
-    UnparsableAccessToken "UNPARSABLE_ACCESS_TOKEN" Unauthenticated "The access token is not one of ours.",
-    AccessTokenExpired "ACCESS_TOKEN_EXPIRED" Unauthenticated "The access token has expired.",
-    WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project.",
-    SessionRevoked "SESSION_REVOKED" Unauthenticated "The session has ended.",
-    InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
-    RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
-        "The refresh token was not found, or has expired.",
-    ClientAuthenticationRequired "CLIENT_AUTHENTICATION_REQUIRED" Unauthenticated
-        "The project takes refresh tokens only from clients that authenticate.",
-    InsufficientUserAuthentication "INSUFFICIENT_USER_AUTHENTICATION" Unauthenticated
-        "A more recent or a stronger authentication is required.",
-    InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
-    NotYourUser "NOT_YOUR_USER" PermissionDenied "A user may ask about their own sessions only.",
-    SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
-    CannotDeleteCurrentSession "CANNOT_DELETE_CURRENT_SESSION" FailedPrecondition
-        "This is the current session: sign out of it instead.",
-    SessionLimitReached "SESSION_LIMIT_REACHED" FailedPrecondition "The user has as many sessions as the project allows.",
-    ProjectNotFound "PROJECT_NOT_FOUND" NotFound "There is no such project, or none was named.",
-    Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
-    RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
-    FeedInterrupted "FEED_INTERRUPTED" Unavailable "The feed was interrupted; resume from the last cursor.",
-    SubscriberTooSlow "SUBSCRIBER_TOO_SLOW" Aborted "The subscriber fell behind; resume from the last cursor.",
-    StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
-    DeadlineExceeded "DEADLINE_EXCEEDED" DeadlineExceeded "The deadline passed.",
-    MethodNotFound "METHOD_NOT_FOUND" Unimplemented "There is no such gRPC method.",
-    UnsupportedEncoding "UNSUPPORTED_ENCODING" Unimplemented "Messages can be compressed with gzip, or not at all.",
-    Internal "INTERNAL" Internal "Something went wrong on our side.",
-}
-
 /// The status of a refusal.
 pub fn refused(refusal: Refusal) -> Status {
-    let reason = reason(&refusal);
-    let message = match refusal {
-        Refusal::ServerKeyInBrowser => "A server key has no business in a browser.",
-        _ => reason.message(),
-    };
-    let mut details = info(reason, metadata(&refusal));
+    with_challenge(refusal.reason(), refusal.message(), details(&refusal))
+}
+
+fn details(refusal: &Refusal) -> ErrorDetails {
+    let reason = refusal.reason();
     match refusal {
+        Refusal::AccessTokenExpired { expired_at, project, user, session } => {
+            reason.details(reason::expired_token(*expired_at, project, user, *session))
+        }
+        Refusal::WrongProject { expected, actual } => reason.details(reason::projects(expected, actual)),
+        // Under the names that RFC 9470 §3 gives them in a challenge.
+        Refusal::InsufficientUserAuthentication(StepUp { auth_age, acr }) => {
+            let max_age = auth_age.map(|age| ("max_age".to_owned(), age.as_secs().to_string()));
+            let acr_values = (!acr.is_empty()).then(|| ("acr_values".to_owned(), acr.join(" ")));
+            reason.details(max_age.into_iter().chain(acr_values).collect())
+        }
         Refusal::Schema(violations) => {
+            let mut details = reason.details(HashMap::new());
             for violation in violations {
                 details.add_bad_request_violation(violation.field, violation.expected);
             }
+            details
         }
         Refusal::RateLimited { retry_after } => {
-            details.set_retry_info(Some(retry_after));
+            let mut details = reason.details(HashMap::new());
+            details.set_retry_info(Some(*retry_after));
+            details
         }
-        _ => {}
+        Refusal::CredentialsMissing
+        | Refusal::UnparsableAccessToken
+        | Refusal::SessionRevoked
+        | Refusal::InvalidServerKey
+        | Refusal::RefreshTokenNotFoundOrExpired
+        | Refusal::ClientAuthenticationRequired
+        | Refusal::InsufficientAccessType
+        | Refusal::ServerKeyInBrowser
+        | Refusal::SessionNotFound
+        | Refusal::NotYourUser
+        | Refusal::CannotDeleteCurrentSession
+        | Refusal::SessionLimitReached
+        | Refusal::ProjectNotFound => reason.details(HashMap::new()),
     }
-    with_challenge(reason, message, details)
 }
 
 /// The reason that one of our own statuses gives; `None` for any other.
@@ -176,14 +127,14 @@ pub fn of(error: app::Error) -> Status {
 
 /// The database is away: try again.
 pub fn unavailable() -> Status {
-    let mut details = info(Reason::StoreUnavailable, HashMap::new());
+    let mut details = Reason::StoreUnavailable.details(HashMap::new());
     details.set_retry_info(Some(STORE_RETRY_AFTER));
     of_reason(Reason::StoreUnavailable, details)
 }
 
 /// Nothing more to hear here: try again, here or elsewhere.
 fn interrupted() -> Status {
-    let mut details = info(Reason::FeedInterrupted, HashMap::new());
+    let mut details = Reason::FeedInterrupted.details(HashMap::new());
     details.set_retry_info(Some(FEED_RETRY_AFTER));
     of_reason(Reason::FeedInterrupted, details)
 }
@@ -193,12 +144,12 @@ pub(super) fn ended(end: SubscriptionEnd) -> Status {
     match end {
         SubscriptionEnd::TooSlow { cursor } => {
             let metadata = cursor.map(|cursor| ("cursor".to_owned(), cursor)).into_iter().collect();
-            of_reason(Reason::SubscriberTooSlow, info(Reason::SubscriberTooSlow, metadata))
+            of_reason(Reason::SubscriberTooSlow, Reason::SubscriberTooSlow.details(metadata))
         }
         SubscriptionEnd::Interrupted => interrupted(),
         SubscriptionEnd::SessionEnded => refused(Refusal::SessionRevoked),
         SubscriptionEnd::TokenExpired => {
-            of_reason(Reason::AccessTokenExpired, info(Reason::AccessTokenExpired, HashMap::new()))
+            of_reason(Reason::AccessTokenExpired, Reason::AccessTokenExpired.details(HashMap::new()))
         }
         SubscriptionEnd::KeyRevoked => refused(Refusal::InvalidServerKey),
     }
@@ -207,7 +158,7 @@ pub(super) fn ended(end: SubscriptionEnd) -> Status {
 /// Our bug: the caller gets a request id to tell us, and nothing more.
 pub fn internal() -> Status {
     let metadata = HashMap::from([("request_id".to_owned(), telemetry::request_id().to_string())]);
-    of_reason(Reason::Internal, info(Reason::Internal, metadata))
+    of_reason(Reason::Internal, Reason::Internal.details(metadata))
 }
 
 /// Too much is under way.
@@ -222,46 +173,17 @@ pub fn undecodable() -> Status {
 
 /// A gRPC method or service that there is not.
 pub fn unknown_method() -> Status {
-    of_reason(Reason::MethodNotFound, info(Reason::MethodNotFound, HashMap::new()))
+    of_reason(Reason::MethodNotFound, Reason::MethodNotFound.details(HashMap::new()))
 }
 
 /// A message that is compressed in a way that is not known here.
 pub fn unknown_encoding() -> Status {
-    of_reason(Reason::UnsupportedEncoding, info(Reason::UnsupportedEncoding, HashMap::new()))
+    of_reason(Reason::UnsupportedEncoding, Reason::UnsupportedEncoding.details(HashMap::new()))
 }
 
 /// The request took too long; whether it did what was asked is not known.
 pub fn late() -> Status {
-    of_reason(Reason::DeadlineExceeded, info(Reason::DeadlineExceeded, HashMap::new()))
-}
-
-/// A status as REST prints it: `google.rpc.Status` in ProtoJSON, with as many details as ours outside of the API's own
-/// methods have.
-pub fn json(status: &Status) -> Value {
-    let details = status.get_error_details();
-    let info = details.error_info().map(|info| {
-        json!({
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": info.reason,
-            "domain": info.domain,
-            "metadata": info.metadata,
-        })
-    });
-    let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
-    let retry = retry_delay.map(|delay| {
-        json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retry_delay": format!("{}s", delay.as_secs_f64())})
-    });
-    let details: Vec<Value> = info.into_iter().chain(retry).collect();
-    json!({"code": status.code() as i32, "message": status.message(), "details": details})
-}
-
-/// The same for an answer of the edge's own, whose reasons are the transcoding layer's.
-pub fn json_of_layer(code: Code, reason: &'static str, message: &str) -> Value {
-    json(&Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())))
-}
-
-fn info(reason: Reason, metadata: HashMap<String, String>) -> ErrorDetails {
-    ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
+    of_reason(Reason::DeadlineExceeded, Reason::DeadlineExceeded.details(HashMap::new()))
 }
 
 fn of_reason(reason: Reason, details: ErrorDetails) -> Status {
@@ -278,61 +200,17 @@ fn with_challenge(reason: Reason, message: &str, details: ErrorDetails) -> Statu
     Status::with_error_details_and_metadata(reason.code(), message, details, metadata)
 }
 
-/// `WWW-Authenticate` (RFC 6750 §3): names an error where a bearer credential was shown, and none where none was. `None` for
-/// what is no question of credentials.
+/// `WWW-Authenticate` (RFC 6750 §3): names an error if a bearer credential was presented, and none if none was. `None` unless
+/// the reason concerns credentials.
 pub fn challenge(reason: Reason) -> Option<String> {
-    match reason {
-        Reason::CredentialsMissing | Reason::RefreshTokenNotFoundOrExpired => Some("Bearer".to_owned()),
-        reason if reason.code() == Code::Unauthenticated => {
-            Some(format!(r#"Bearer error="invalid_token", error_description="{}""#, reason.message()))
-        }
-        _ => None,
+    if reason.code() != Code::Unauthenticated {
+        return None;
     }
-}
-
-/// The reason of each refusal.
-pub const fn reason(refusal: &Refusal) -> Reason {
-    match refusal {
-        Refusal::CredentialsMissing => Reason::CredentialsMissing,
-        Refusal::UnparsableAccessToken => Reason::UnparsableAccessToken,
-        Refusal::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
-        Refusal::WrongProject { .. } => Reason::WrongProject,
-        Refusal::SessionRevoked => Reason::SessionRevoked,
-        Refusal::InvalidServerKey => Reason::InvalidServerKey,
-        Refusal::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
-        Refusal::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
-        Refusal::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
-        Refusal::InsufficientAccessType | Refusal::ServerKeyInBrowser => Reason::InsufficientAccessType,
-        Refusal::NotYourUser => Reason::NotYourUser,
-        Refusal::SessionNotFound => Reason::SessionNotFound,
-        Refusal::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,
-        Refusal::SessionLimitReached => Reason::SessionLimitReached,
-        Refusal::ProjectNotFound => Reason::ProjectNotFound,
-        Refusal::Schema(_) => Reason::Schema,
-        Refusal::RateLimited { .. } => Reason::RateLimited,
-    }
-}
-
-fn metadata(refusal: &Refusal) -> HashMap<String, String> {
-    let pairs: Vec<(&str, String)> = match refusal {
-        Refusal::AccessTokenExpired { expired_at, project, user, session } => vec![
-            ("expired_at_millis", expired_at.as_millis().to_string()),
-            ("project_id", project.to_string()),
-            ("user_id", user.as_str().to_owned()),
-            ("refresh_token_id", session.to_string()),
-        ],
-        Refusal::WrongProject { expected, actual } => {
-            vec![("expected_project_id", expected.clone()), ("actual_project_id", actual.clone())]
-        }
-        // Under the names that RFC 9470 §3 gives them in a challenge.
-        Refusal::InsufficientUserAuthentication(StepUp { auth_age, acr }) => {
-            let max_age = auth_age.map(|age| ("max_age", age.as_secs().to_string()));
-            let acr_values = (!acr.is_empty()).then(|| ("acr_values", acr.join(" ")));
-            max_age.into_iter().chain(acr_values).collect()
-        }
-        _ => vec![],
-    };
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    let is_without_bearer = matches!(reason, Reason::CredentialsMissing | Reason::RefreshTokenNotFoundOrExpired);
+    Some(match is_without_bearer {
+        true => "Bearer".to_owned(),
+        false => format!(r#"Bearer error="invalid_token", error_description="{}""#, reason.message()),
+    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why we say no. The wire's words for each, its status and its text, are in one table: `rpc/status.rs`.
+//! Why we say no. The wire's name, message and code for each are in one table: `reason.rs`.
 
 use std::time::Duration;
 

@@ -72,7 +72,7 @@ impl Initiator {
 
 /// The end of a session, or of all of a user's, as one receiver is told of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Notice<'a> {
+pub struct RevocationNotice<'a> {
     /// Who tells: the `iss` of the project's access tokens.
     pub issuer: &'a str,
     /// Who is told.
@@ -123,7 +123,7 @@ impl SigningKey {
     /// # Errors
     ///
     /// When the library cannot.
-    pub fn sign_logout(&self, notice: &Notice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
+    pub fn sign_logout(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
         let (sub, sid) = match notice.subject {
             Subject::Session { session, user } => (user, Some(session.to_string())),
             Subject::User(user) => (Some(user), None),
@@ -146,7 +146,7 @@ impl SigningKey {
     /// # Errors
     ///
     /// When the library cannot.
-    pub fn sign_revoked(&self, notice: &Notice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
+    pub fn sign_revoked(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
         let event = json!({
             "event_timestamp": notice.ended_at.as_seconds(),
             "initiating_entity": notice.initiator.as_str(),
@@ -172,7 +172,7 @@ impl SigningKey {
 }
 
 /// A complex subject even for a user alone: CAEP 1.0 §3.1 has it mean every session that matches.
-fn subject_identifier(notice: &Notice<'_>) -> Value {
+fn subject_identifier(notice: &RevocationNotice<'_>) -> Value {
     let user = |user: &str| json!({ "format": "iss_sub", "iss": notice.issuer, "sub": user });
     let session = |session: SessionId| json!({ "format": "opaque", "id": session.to_string() });
     match notice.subject {
@@ -204,8 +204,8 @@ mod tests {
         Subject::Session { session: SessionId::parse(SESSION).expect("an id"), user }
     }
 
-    fn notice<'a>(issuer: &'a str, subject: Subject<'a>) -> Notice<'a> {
-        Notice {
+    fn notice<'a>(issuer: &'a str, subject: Subject<'a>) -> RevocationNotice<'a> {
+        RevocationNotice {
             issuer,
             audience: "shop",
             id: "jti",

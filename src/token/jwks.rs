@@ -80,7 +80,7 @@ pub struct VerifyingKeys(HashMap<KeyId, VerifyingKey>);
 /// What came is no JWK Set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("what came is no JWK Set")]
-pub struct Malformed;
+pub struct MalformedJwks;
 
 #[derive(Deserialize)]
 struct AnySet {
@@ -106,8 +106,8 @@ impl VerifyingKeys {
     /// # Errors
     ///
     /// When it is no JWK Set at all.
-    pub fn read(text: &[u8], project: &ProjectId) -> Result<Self, Malformed> {
-        let set: AnySet = serde_json::from_slice(text).map_err(|_| Malformed)?;
+    pub fn read(text: &[u8], project: &ProjectId) -> Result<Self, MalformedJwks> {
+        let set: AnySet = serde_json::from_slice(text).map_err(|_| MalformedJwks)?;
         let keys = set.keys.into_iter().filter_map(|key| verifying(serde_json::from_value(key).ok()?, project));
         Ok(Self(keys.map(|key| (key.id(), key)).collect()))
     }

@@ -23,7 +23,7 @@ use crate::id::ProjectId;
 /// A private key that has not the form of one: the database holds something that we never wrote.
 #[derive(Debug, thiserror::Error)]
 #[error("the private key is not a P-256 key in PKCS#8")]
-pub struct Malformed;
+pub struct MalformedKey;
 
 /// An ES256 key pair of one project.
 pub struct SigningKey {
@@ -46,10 +46,10 @@ impl SigningKey {
     /// # Errors
     ///
     /// When it is not a P-256 key in PKCS#8.
-    pub fn from_private(id: KeyId, project: ProjectId, pkcs8: &[u8]) -> Result<Self, Malformed> {
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| Malformed)?;
-        let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| Malformed)?;
-        let verifying = VerifyingKey::from_point(id, project, point).ok_or(Malformed)?;
+    pub fn from_private(id: KeyId, project: ProjectId, pkcs8: &[u8]) -> Result<Self, MalformedKey> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| MalformedKey)?;
+        let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| MalformedKey)?;
+        let verifying = VerifyingKey::from_point(id, project, point).ok_or(MalformedKey)?;
         Ok(Self { private: EncodingKey::from_ec_der(pkcs8), verifying })
     }
 

@@ -4,26 +4,26 @@
 //! | token | who reads it | what makes it genuine |
 //! |---|---|---|
 //! | `access` | anyone, offline | an ES256 signature by a `keys::SigningKey` of the project, in its one spelling |
-//! | `event` | whoever is told of an end | the same, under a `typ` of its own |
+//! | `event` | back-channel endpoints | the same, under a `typ` of its own |
 //! | `refresh` | only us | a MAC under a `keys::RefreshKey` over its fields and a secret in the session's row |
 //! | `server_key` | only us | its SHA-256 digest, which is all that is stored of it |
 
 /// Access tokens: JWTs that other services verify by themselves.
 pub mod access;
 
-/// Logout tokens and security events: what other services are told of an end.
+/// Logout tokens and security events: what back-channel endpoints receive when a session ends.
 pub mod event;
 
 /// Verifies access tokens, and remembers those that verified.
 pub mod verifier;
 
-/// What was found out about texts, by their digests.
-pub mod slots;
+/// A cache of fixed size, keyed by the SHA-256 of a text.
+pub mod fingerprint_cache;
 
 /// Refresh tokens: opaque to clients, and never stored.
 pub mod refresh;
 
-/// Page tokens: where a listing goes on.
+/// Page tokens: where the next page of a listing begins.
 pub mod page;
 
 /// Server keys: how an internal service shows who it is.
@@ -49,8 +49,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// The SHA-256 digest of a request, to know it again.
-pub fn fingerprint(said: &[u8]) -> [u8; 32] {
-    digest::digest(&digest::SHA256, said).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+pub fn fingerprint(bytes: &[u8]) -> [u8; 32] {
+    digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("SHA-256 gives 32 bytes")
 }
 
 fn encode(bytes: &[u8]) -> String {

@@ -73,7 +73,7 @@ impl Schedule {
 }
 
 /// The keys of one project and purpose that are not revoked.
-pub type Keys = [(KeyId, Schedule)];
+pub type ScheduledKeys = [(KeyId, Schedule)];
 
 /// From one moment on, one key signs alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub enum Urgency {
 
 /// What a wish to rotate comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rotation {
+pub enum KeyRotation {
     /// The keys change.
     Succeed(Succession),
     /// A key is waiting already.
@@ -123,19 +123,21 @@ pub enum Aftermath {
 /// Plans the change to a new key. A planned one signs after the `lead`, the time that verifiers take to learn of it.
 ///
 /// With a key waiting, [`Urgency::Emergency`] makes that one sign instead: some verifiers know it already.
-pub fn rotate(keys: &Keys, now: Timestamp, urgency: Urgency, lead: Duration) -> Rotation {
+pub fn rotate(keys: &ScheduledKeys, now: Timestamp, urgency: Urgency, lead: Duration) -> KeyRotation {
     let retire: Vec<KeyId> = keys.iter().filter(|(_, schedule)| schedule.signs_at(now)).map(|(id, _)| *id).collect();
     match (urgency, waiting(keys, now)) {
         // Nobody signs: waiting would only prolong it.
-        (Urgency::Planned | Urgency::Emergency, heir) if retire.is_empty() => Rotation::Succeed(at_once(heir, now)),
-        (Urgency::Planned, Some((heir, schedule))) => Rotation::UnderWay { heir, from: schedule.signs_from },
-        (Urgency::Planned, None) => Rotation::Succeed(Succession { from: now + lead, heir: None, retire }),
-        (Urgency::Emergency, heir) => Rotation::Succeed(Succession { from: now, heir: heir.map(|(id, _)| id), retire }),
+        (Urgency::Planned | Urgency::Emergency, heir) if retire.is_empty() => KeyRotation::Succeed(at_once(heir, now)),
+        (Urgency::Planned, Some((heir, schedule))) => KeyRotation::UnderWay { heir, from: schedule.signs_from },
+        (Urgency::Planned, None) => KeyRotation::Succeed(Succession { from: now + lead, heir: None, retire }),
+        (Urgency::Emergency, heir) => {
+            KeyRotation::Succeed(Succession { from: now, heir: heir.map(|(id, _)| id), retire })
+        }
     }
 }
 
 /// Plans what follows when a key is taken away; `keys` are the others.
-pub fn bereave(keys: &Keys, now: Timestamp) -> Aftermath {
+pub fn bereave(keys: &ScheduledKeys, now: Timestamp) -> Aftermath {
     let heir = waiting(keys, now);
     let last = keys
         .iter()
@@ -155,7 +157,7 @@ fn at_once(heir: Option<(KeyId, Schedule)>, now: Timestamp) -> Succession {
 }
 
 /// The key that is the next to sign.
-fn waiting(keys: &Keys, now: Timestamp) -> Option<(KeyId, Schedule)> {
+fn waiting(keys: &ScheduledKeys, now: Timestamp) -> Option<(KeyId, Schedule)> {
     let waiting = keys.iter().filter(|(_, schedule)| schedule.stage(now) == Stage::Waiting);
     waiting.min_by_key(|(id, schedule)| (schedule.signs_from, *id)).copied()
 }
@@ -202,7 +204,7 @@ mod tests {
     #[test]
     fn a_rotation_leaves_no_gap_and_no_overlap() {
         let now = at(100);
-        let Rotation::Succeed(plan) = rotate(&[key(1, 0, None)], now, Urgency::Planned, HOUR) else {
+        let KeyRotation::Succeed(plan) = rotate(&[key(1, 0, None)], now, Urgency::Planned, HOUR) else {
             panic!("refused")
         };
         assert_eq!(plan, Succession { from: now + HOUR, heir: None, retire: vec![id(1)] });
@@ -216,16 +218,16 @@ mod tests {
     #[test]
     fn a_second_rotation_waits_for_the_first_unless_it_is_urgent() {
         let keys = [key(1, 0, Some(500)), key(2, 500, None)];
-        let under_way = Rotation::UnderWay { heir: id(2), from: at(500) };
+        let under_way = KeyRotation::UnderWay { heir: id(2), from: at(500) };
         assert_eq!(rotate(&keys, at(500) - INSTANT, Urgency::Planned, HOUR), under_way);
         // At this moment it is over, and the next may begin.
         let next = Succession { from: at(500) + HOUR, heir: None, retire: vec![id(2)] };
-        assert_eq!(rotate(&keys, at(500), Urgency::Planned, HOUR), Rotation::Succeed(next));
+        assert_eq!(rotate(&keys, at(500), Urgency::Planned, HOUR), KeyRotation::Succeed(next));
 
         let brought_forward = Succession { from: at(100), heir: Some(id(2)), retire: vec![id(1)] };
-        assert_eq!(rotate(&keys, at(100), Urgency::Emergency, HOUR), Rotation::Succeed(brought_forward));
+        assert_eq!(rotate(&keys, at(100), Urgency::Emergency, HOUR), KeyRotation::Succeed(brought_forward));
         let at_once = Succession { from: at(100), heir: None, retire: vec![id(1)] };
-        assert_eq!(rotate(&keys[..1], at(100), Urgency::Emergency, HOUR), Rotation::Succeed(at_once));
+        assert_eq!(rotate(&keys[..1], at(100), Urgency::Emergency, HOUR), KeyRotation::Succeed(at_once));
     }
 
     #[test]
@@ -233,9 +235,9 @@ mod tests {
         let from = at(100) - MARGIN;
         for urgency in [Urgency::Planned, Urgency::Emergency] {
             let new = Succession { from, heir: None, retire: vec![] };
-            assert_eq!(rotate(&[], at(100), urgency, HOUR), Rotation::Succeed(new));
+            assert_eq!(rotate(&[], at(100), urgency, HOUR), KeyRotation::Succeed(new));
             let waiting = Succession { from, heir: Some(id(2)), retire: vec![] };
-            assert_eq!(rotate(&[key(2, 500, None)], at(100), urgency, HOUR), Rotation::Succeed(waiting));
+            assert_eq!(rotate(&[key(2, 500, None)], at(100), urgency, HOUR), KeyRotation::Succeed(waiting));
         }
         assert!(Schedule::at_once(at(100)).signs_at(from), "on a replica whose clock is behind, too");
     }

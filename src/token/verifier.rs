@@ -10,9 +10,9 @@ use super::access::Claims;
 use super::access::Issuer;
 use super::access::Presented;
 use super::fingerprint;
+use super::fingerprint_cache::Fingerprint;
+use super::fingerprint_cache::FingerprintCache;
 use super::keys::VerifyingKey;
-use super::slots::Digest;
-use super::slots::Slots;
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
@@ -154,7 +154,7 @@ pub enum VerifyError {
 #[derive(Clone)]
 pub struct AccessVerifier {
     issuer: Issuer,
-    verified: Arc<Slots<VerifiedToken>>,
+    verified: Arc<FingerprintCache<VerifiedToken>>,
 }
 
 /// A token that was read and names its key; see [`AccessVerifier::read`].
@@ -162,7 +162,7 @@ pub enum Candidate<'a> {
     /// It verified before.
     Verified(VerifiedToken),
     /// Only its header was read.
-    Unverified(Presented<'a>, Digest),
+    Unverified(Presented<'a>, Fingerprint),
 }
 
 impl Candidate<'_> {
@@ -178,7 +178,7 @@ impl Candidate<'_> {
 impl AccessVerifier {
     /// Verifies the tokens of one issuer.
     pub fn new(issuer: Issuer) -> Self {
-        Self { issuer, verified: Arc::new(Slots::new(TOKENS_MAX)) }
+        Self { issuer, verified: Arc::new(FingerprintCache::new(TOKENS_MAX)) }
     }
 
     /// Looks the token up among those that verified before; if it is new, reads its header.

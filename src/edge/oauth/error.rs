@@ -14,8 +14,8 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::edge::retry_after::retry_after;
+use crate::reason::Reason;
 use crate::rpc::status;
-use crate::rpc::status::Reason;
 
 /// Tokens must not be cached (RFC 6749 §5.1). HTTP/1.0 knows only the second header.
 pub(super) const UNCACHED: [(HeaderName, HeaderValue); 2] = [
@@ -86,7 +86,12 @@ impl From<Status> for OAuthError {
             Some(Reason::InsufficientAccessType) => Self::UNSUPPORTED_TOKEN_TYPE,
             Some(Reason::Schema) => Self::MALFORMED,
             Some(Reason::RateLimited) => Self::TOO_MANY,
-            Some(Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::DeadlineExceeded) => Self::UNAVAILABLE,
+            Some(
+                Reason::StoreUnavailable
+                | Reason::FeedInterrupted
+                | Reason::VerificationUnavailable
+                | Reason::DeadlineExceeded,
+            ) => Self::UNAVAILABLE,
             Some(
                 Reason::CredentialsMissing
                 | Reason::UnparsableAccessToken

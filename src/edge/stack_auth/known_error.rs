@@ -13,8 +13,8 @@ use tonic_types::StatusExt as _;
 
 use super::access_type::AccessType;
 use crate::edge::body::BodyError;
+use crate::reason::Reason;
 use crate::rpc::status;
-use crate::rpc::status::Reason;
 
 /// An answer that is no.
 #[derive(Clone, Debug, PartialEq)]
@@ -203,7 +203,9 @@ impl KnownError {
             Some(Reason::ProjectNotFound) => Self::no_such_project(project),
             Some(Reason::Schema) => Self::schema(violations(&details)),
             Some(Reason::RateLimited) => said(ErrorCode::RATE_LIMITED),
-            Some(Reason::StoreUnavailable | Reason::FeedInterrupted) => said(ErrorCode::STORE_UNAVAILABLE),
+            Some(Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::VerificationUnavailable) => {
+                said(ErrorCode::STORE_UNAVAILABLE)
+            }
             Some(Reason::DeadlineExceeded) => said(ErrorCode::DEADLINE_EXCEEDED),
             Some(
                 Reason::SubscriberTooSlow | Reason::MethodNotFound | Reason::UnsupportedEncoding | Reason::Internal,

@@ -6,9 +6,8 @@ use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
 use super::ask;
-use super::keys::Found;
-use super::keys::Keys;
-use super::news::News;
+use super::keys::JwksCache;
+use super::keys::Lookup;
 use super::options::ConnectError;
 use super::options::FailMode;
 use super::options::GuardOptions;
@@ -16,10 +15,11 @@ use super::options::MAX_STALENESS_MIN;
 use super::principal::Principal;
 use super::refusal::Refusal;
 use super::refusal::Uncertainty;
+use super::revocations::Revocations;
 use super::stats::Counters;
 use super::time::Time;
-use super::upstream::Failure;
 use super::upstream::Upstream;
+use super::upstream::UpstreamError;
 use crate::id::ProjectId;
 use crate::session::revoked::Bearer;
 use crate::token::access::Issuer;
@@ -28,30 +28,30 @@ use crate::token::verifier::VerifiedToken;
 use crate::token::verifier::VerifyError;
 
 /// What the tasks and the requests share.
-pub(super) struct Shared {
+pub(super) struct Inner {
     pub(super) upstream: Upstream,
     pub(super) project: ProjectId,
     pub(super) max_staleness: Duration,
     pub(super) fail_mode: FailMode,
     pub(super) time: Time,
-    pub(super) keys: Keys,
-    pub(super) news: News,
+    pub(super) keys: JwksCache,
+    pub(super) revocations: Revocations,
     pub(super) verifier: AccessVerifier,
     pub(super) counters: Counters,
-    pub(super) state: watch::Sender<State>,
+    pub(super) progress: watch::Sender<Progress>,
     pub(super) asking: Semaphore,
 }
 
 /// How far a guard has come.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct Progress {
     pub(super) has_news: bool,
     pub(super) has_keys: bool,
     /// What nobody else could put right.
     pub(super) rejected: Option<ConnectError>,
 }
 
-impl State {
+impl Progress {
     pub(super) const fn has_begun(&self) -> bool {
         self.has_news && self.has_keys
     }
@@ -67,7 +67,7 @@ pub(super) enum Decision {
     Uncertain(Uncertainty, Option<Principal>),
 }
 
-impl Shared {
+impl Inner {
     pub(super) fn new(options: &GuardOptions) -> Result<Self, ConnectError> {
         let malformed = || ConnectError::Project { project: options.project.clone() };
         let project = ProjectId::parse(&options.project).ok_or_else(malformed)?;
@@ -86,11 +86,11 @@ impl Shared {
             max_staleness: options.max_staleness,
             fail_mode: options.fail_mode,
             time: Time::new(options.clock.clone()),
-            keys: Keys::default(),
-            news: News::default(),
+            keys: JwksCache::default(),
+            revocations: Revocations::default(),
             verifier: AccessVerifier::new(issuer),
             counters: Counters::default(),
-            state: watch::Sender::default(),
+            progress: watch::Sender::default(),
             asking: Semaphore::new(ask::ASKING_MAX),
         })
     }
@@ -103,10 +103,10 @@ impl Shared {
         };
         // Also for a token that verified before: its key may have been revoked since.
         match self.keys.with(candidate.key(), |key| self.verifier.verify(candidate, key)) {
-            Found::Known(Ok(token)) => self.decide_verified(token),
-            Found::Known(Err(error)) => Decision::Refused(error.into()),
-            Found::Unknown => self.decide_unknown(text),
-            Found::NoKeys => Decision::Uncertain(Uncertainty::NoKeys, None),
+            Lookup::Known(Ok(token)) => self.decide_verified(token),
+            Lookup::Known(Err(error)) => Decision::Refused(error.into()),
+            Lookup::Unknown => self.decide_unknown(text),
+            Lookup::NoKeys => Decision::Uncertain(Uncertainty::NoKeys, None),
         }
     }
 
@@ -125,11 +125,11 @@ impl Shared {
         if let Err(expired) = token.check_expiry(self.time.now()) {
             return Decision::Refused(expired.into());
         }
-        if self.news.has(&Bearer::from(&token)) {
+        if self.revocations.has(&Bearer::from(&token)) {
             return Decision::Refused(Refusal::SessionRevoked);
         }
         let principal = Principal::new(token);
-        match self.news.age(&self.time) {
+        match self.revocations.age(&self.time) {
             None => Decision::Uncertain(Uncertainty::NoFeed, Some(principal)),
             Some(age) if age > self.max_staleness => Decision::Uncertain(Uncertainty::StaleFeed, Some(principal)),
             Some(_) if !self.keys.are_good(&self.time) => {
@@ -148,17 +148,17 @@ impl Shared {
         principal: Option<Principal>,
     ) -> Result<Principal, Refusal> {
         let accepts = match self.fail_mode {
-            FailMode::AcceptUntilExpiry => self.news.is_complete(),
+            FailMode::AcceptUntilExpiry => self.revocations.is_complete(),
             FailMode::Reject | FailMode::Introspect => false,
         };
         principal.filter(|_| accepts).ok_or(Refusal::Unavailable(uncertainty))
     }
 
     /// Notes an error that only an operator can correct, for [`super::Guard::ready`].
-    pub(super) fn reject(&self, failure: Failure) {
+    pub(super) fn reject(&self, failure: UpstreamError) {
         match failure {
-            Failure::NoAnswer(_) => {}
-            Failure::Refused(refused) => self.state.send_modify(|state| state.rejected = Some(refused)),
+            UpstreamError::NoAnswer(_) => {}
+            UpstreamError::Refused(refused) => self.progress.send_modify(|progress| progress.rejected = Some(refused)),
         }
     }
 }

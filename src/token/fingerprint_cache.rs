@@ -1,5 +1,4 @@
-//! A table of a fixed size for what was found out about texts, by the digest of each: read without a lock, and by any number
-//! of cores at once without one waiting for another.
+//! A cache of fixed size, keyed by the SHA-256 of a text. Reads take no lock, and cores do not wait for each other.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,47 +7,47 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwapOption;
 
-/// How many places each digest may take. With more, fewer are pushed out early, and a miss takes longer.
+/// How many places a digest may take. With more, fewer entries are evicted early, and a miss takes longer.
 const WAYS: usize = 4;
 
 /// The SHA-256 of a text.
-pub type Digest = [u8; 32];
+pub type Fingerprint = [u8; 32];
 
-/// See the module. What was not asked for lately makes way for what is new.
-pub struct Slots<V> {
+/// See the module. New entries evict those that were not read lately.
+pub struct FingerprintCache<V> {
     sets: Box<[Set<V>]>,
 }
 
-/// The places for all digests that begin alike.
+/// The places of all digests with the same first bits.
 struct Set<V> {
-    /// A part of each digest, so that a look at what is in a place is seldom in vain. 0 for an empty one.
+    /// A part of each digest: most reads of another digest's entry are saved. 0 for an empty place.
     tags: [AtomicU64; WAYS],
     entries: [ArcSwapOption<Entry<V>>; WAYS],
 }
 
 struct Entry<V> {
-    digest: Digest,
+    digest: Fingerprint,
     value: V,
-    /// Asked for since a newcomer last looked for a place here.
+    /// Read since an insertion last looked for a place here.
     was_used: AtomicBool,
 }
 
-impl<V: Clone> Slots<V> {
-    /// A table for so many at the most, rounded up to a power of two.
+impl<V: Clone> FingerprintCache<V> {
+    /// A cache for at most `entries_max` entries, rounded up to a power of two.
     pub fn new(entries_max: usize) -> Self {
         let sets = entries_max.div_ceil(WAYS).next_power_of_two();
         let empty = || Set { tags: Default::default(), entries: std::array::from_fn(|_| ArcSwapOption::empty()) };
         Self { sets: (0..sets).map(|_| empty()).collect() }
     }
 
-    /// What is known of the text with this digest.
-    pub fn find(&self, digest: &Digest) -> Option<V> {
+    /// The value of this digest.
+    pub fn find(&self, digest: &Fingerprint) -> Option<V> {
         let (set, tag) = self.place(digest);
         let ways = (0..WAYS).filter(|way| set.tags[*way].load(Ordering::Relaxed) == tag);
         ways.into_iter().find_map(|way| {
             let entry = set.entries[way].load();
             let entry = entry.as_ref().filter(|entry| entry.digest == *digest)?;
-            // Written once, not with every look: or all cores would fight for this line of memory.
+            // Written once, not with every read: all cores would contend for this cache line.
             if !entry.was_used.load(Ordering::Relaxed) {
                 entry.was_used.store(true, Ordering::Relaxed);
             }
@@ -56,16 +55,16 @@ impl<V: Clone> Slots<V> {
         })
     }
 
-    /// Takes in what was found out.
-    pub fn insert(&self, digest: Digest, value: V) {
+    /// Inserts or replaces the value of this digest.
+    pub fn insert(&self, digest: Fingerprint, value: V) {
         let (set, tag) = self.place(&digest);
         let way = set.way_for(tag, usize::from(digest[DIGEST_END]));
-        // Between these two, a look finds nothing: no more than a miss.
+        // A read between these two finds nothing: no worse than a miss.
         set.entries[way].store(Some(Arc::new(Entry { digest, value, was_used: AtomicBool::new(false) })));
         set.tags[way].store(tag, Ordering::Relaxed);
     }
 
-    fn place(&self, digest: &Digest) -> (&Set<V>, u64) {
+    fn place(&self, digest: &Fingerprint) -> (&Set<V>, u64) {
         let part = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at + byte]));
         // The number of sets is a power of two.
         let set = usize::try_from(part(0) & (self.sets.len() as u64 - 1)).expect("below the number of sets");
@@ -76,7 +75,7 @@ impl<V: Clone> Slots<V> {
 const DIGEST_END: usize = 31;
 
 impl<V> Set<V> {
-    /// Where a newcomer goes: to its own place, to an empty one, or to one that nobody asked for lately.
+    /// Where to insert: in the digest's own place, in an empty one, or in place of an entry that was not read lately.
     fn way_for(&self, tag: u64, chance: usize) -> usize {
         let with = |wanted: u64| (0..WAYS).find(|way| self.tags[*way].load(Ordering::Relaxed) == wanted);
         let unused = || {
@@ -85,7 +84,7 @@ impl<V> Set<V> {
             })
         };
         with(tag).or_else(|| with(0)).or_else(unused).unwrap_or_else(|| {
-            // Everyone was asked for: one has bad luck, and the others have to show again that they are needed.
+            // All were read: evict one by chance, and forget that the others were read.
             for entry in &self.entries {
                 if let Some(entry) = entry.load().as_ref() {
                     entry.was_used.store(false, Ordering::Relaxed);
@@ -101,13 +100,13 @@ mod tests {
     use super::*;
     use crate::token::fingerprint;
 
-    fn digest(number: usize) -> Digest {
+    fn digest(number: usize) -> Fingerprint {
         fingerprint(&number.to_be_bytes())
     }
 
     #[test]
     fn what_is_found_is_what_was_put_there() {
-        let slots = Slots::new(64);
+        let slots = FingerprintCache::new(64);
         for number in 0..1_000 {
             slots.insert(digest(number), number);
             assert_eq!(slots.find(&digest(number)), Some(number), "the newest is always there");
@@ -120,7 +119,7 @@ mod tests {
 
     #[test]
     fn one_place_is_enough_for_the_same_text() {
-        let slots = Slots::new(WAYS);
+        let slots = FingerprintCache::new(WAYS);
         for number in 0..100 {
             slots.insert(digest(7), number);
         }
@@ -133,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_outlives_what_is_not() {
-        let slots = Slots::new(WAYS);
+        let slots = FingerprintCache::new(WAYS);
         slots.insert(digest(0), 0);
         for newcomer in 1..1_000 {
             assert_eq!(slots.find(&digest(0)), Some(0), "after {newcomer}");
@@ -144,7 +143,7 @@ mod tests {
     /// Writers and readers at once: nobody is ever given what belongs to another text.
     #[test]
     fn nobody_is_given_anothers() {
-        let slots = Slots::new(8);
+        let slots = FingerprintCache::new(8);
         std::thread::scope(|scope| {
             for start in 0..4 {
                 let slots = &slots;

@@ -16,7 +16,7 @@ use crate::session::revoked::RevokedSet;
 
 /// What the feed has told. Whoever asks takes no lock.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct Revocations {
     revoked: ArcSwap<RevokedSet>,
     /// A snapshot was told to its end: what is not in the set has not ended, as far as the news goes.
     is_complete: AtomicBool,
@@ -25,7 +25,7 @@ pub(super) struct News {
     told_until: [AtomicI64; 2],
 }
 
-impl News {
+impl Revocations {
     /// Whether a token is known to be over.
     pub(super) fn has(&self, bearer: &Bearer<'_>) -> bool {
         self.revoked.load().has(bearer)

@@ -1,0 +1,22 @@
+//! A status as an HTTP answer, for requests that are no calls of the API: as the transcoding layer renders one.
+
+use axum::Json;
+use axum::response::IntoResponse as _;
+use axum::response::Response;
+use http::header;
+use tonic::Status;
+use tonic_rest_layer::Code;
+use tonic_types::StatusExt as _;
+
+use super::retry_after::retry_after;
+use crate::reason;
+
+/// The status as JSON, with the HTTP status of its code, and `Retry-After` if it says when to repeat.
+pub(super) fn answer(status: &Status) -> Response {
+    let code = Code::from_number(status.code() as i32).http_status();
+    let mut response = (code, Json(reason::json(status))).into_response();
+    if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after(delay));
+    }
+    response
+}

@@ -1,0 +1,186 @@
+//! Why a request is refused, or fails, in the words of the wire: one table for the server and the guard. It also prints a
+//! status as JSON.
+
+use std::collections::HashMap;
+#[cfg(feature = "server")]
+use std::fmt;
+
+use serde_json::Value;
+use serde_json::json;
+use tonic::Code;
+use tonic::Status;
+use tonic_types::ErrorDetails;
+use tonic_types::StatusExt as _;
+
+use crate::clock::Timestamp;
+use crate::id::ProjectId;
+use crate::id::SessionId;
+use crate::id::UserId;
+#[cfg(feature = "server")]
+use crate::session::Refusal;
+
+/// The `ErrorInfo.domain` of the reasons.
+pub const DOMAIN: &str = "sessiond";
+
+/// Makes the table of reasons: each with its name on the wire, its code, and what it says.
+macro_rules! reasons {
+    ($($reason:ident $name:literal $code:ident $message:literal,)*) => {
+        /// Why a request is refused, or fails.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the table says what each means")]
+        pub enum Reason {
+            $($reason,)*
+        }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &[Self] = &[$(Self::$reason,)*];
+
+            /// `ErrorInfo.reason`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)*
+                }
+            }
+
+            /// The code of the status.
+            pub const fn code(self) -> Code {
+                match self {
+                    $(Self::$reason => Code::$code,)*
+                }
+            }
+
+            /// The message of the status, where there is nothing better to say.
+            pub const fn message(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $message,)*
+                }
+            }
+        }
+    };
+}
+
+// The table. The API's description prints it too.
+reasons! {
+    CredentialsMissing "CREDENTIALS_MISSING" Unauthenticated "No credential was presented.",
+    UnparsableAccessToken "UNPARSABLE_ACCESS_TOKEN" Unauthenticated "The access token is not one of ours.",
+    AccessTokenExpired "ACCESS_TOKEN_EXPIRED" Unauthenticated "The access token has expired.",
+    WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project.",
+    SessionRevoked "SESSION_REVOKED" Unauthenticated "The session has ended.",
+    InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
+    RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
+        "The refresh token was not found, or has expired.",
+    ClientAuthenticationRequired "CLIENT_AUTHENTICATION_REQUIRED" Unauthenticated
+        "The project takes refresh tokens only from clients that authenticate.",
+    InsufficientUserAuthentication "INSUFFICIENT_USER_AUTHENTICATION" Unauthenticated
+        "A more recent or a stronger authentication is required.",
+    InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
+    NotYourUser "NOT_YOUR_USER" PermissionDenied "A user may ask about their own sessions only.",
+    SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
+    CannotDeleteCurrentSession "CANNOT_DELETE_CURRENT_SESSION" FailedPrecondition
+        "This is the current session: sign out of it instead.",
+    SessionLimitReached "SESSION_LIMIT_REACHED" FailedPrecondition "The user has as many sessions as the project allows.",
+    ProjectNotFound "PROJECT_NOT_FOUND" NotFound "There is no such project, or none was named.",
+    Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
+    RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
+    FeedInterrupted "FEED_INTERRUPTED" Unavailable "The feed was interrupted; resume from the last cursor.",
+    SubscriberTooSlow "SUBSCRIBER_TOO_SLOW" Aborted "The subscriber fell behind; resume from the last cursor.",
+    VerificationUnavailable "VERIFICATION_UNAVAILABLE" Unavailable
+        "Whether the session has ended is not known at the moment; try again.",
+    StoreUnavailable "STORE_UNAVAILABLE" Unavailable "The database is unavailable; try again.",
+    DeadlineExceeded "DEADLINE_EXCEEDED" DeadlineExceeded "The deadline passed.",
+    MethodNotFound "METHOD_NOT_FOUND" Unimplemented "There is no such gRPC method.",
+    UnsupportedEncoding "UNSUPPORTED_ENCODING" Unimplemented "Messages can be compressed with gzip, or not at all.",
+    Internal "INTERNAL" Internal "Something went wrong on our side.",
+}
+
+impl Reason {
+    /// The details of a status: `ErrorInfo` with this metadata.
+    pub fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
+        ErrorDetails::with_error_info(self.name(), DOMAIN, metadata)
+    }
+}
+
+/// The metadata of [`Reason::AccessTokenExpired`].
+pub fn expired_token(
+    expired_at: Timestamp,
+    project: &ProjectId,
+    user: &UserId,
+    session: SessionId,
+) -> HashMap<String, String> {
+    HashMap::from([
+        ("expired_at_millis".to_owned(), expired_at.as_millis().to_string()),
+        ("project_id".to_owned(), project.to_string()),
+        ("user_id".to_owned(), user.as_str().to_owned()),
+        ("refresh_token_id".to_owned(), session.to_string()),
+    ])
+}
+
+/// The metadata of [`Reason::WrongProject`].
+pub fn projects(expected: &str, actual: &str) -> HashMap<String, String> {
+    HashMap::from([
+        ("expected_project_id".to_owned(), expected.to_owned()),
+        ("actual_project_id".to_owned(), actual.to_owned()),
+    ])
+}
+
+/// `google.rpc.Status` in ProtoJSON, as REST prints it, with `ErrorInfo` and `RetryInfo` as its only details.
+pub fn json(status: &Status) -> Value {
+    let details = status.get_error_details();
+    let info = details.error_info().map(|info| {
+        json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": info.reason,
+            "domain": info.domain,
+            "metadata": info.metadata,
+        })
+    });
+    let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
+    let retry = retry_delay.map(|delay| {
+        json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retry_delay": format!("{}s", delay.as_secs_f64())})
+    });
+    let details: Vec<Value> = info.into_iter().chain(retry).collect();
+    json!({"code": status.code() as i32, "message": status.message(), "details": details})
+}
+
+#[cfg(feature = "server")]
+impl Refusal {
+    /// The reason on the wire.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::CredentialsMissing => Reason::CredentialsMissing,
+            Self::UnparsableAccessToken => Reason::UnparsableAccessToken,
+            Self::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
+            Self::WrongProject { .. } => Reason::WrongProject,
+            Self::SessionRevoked => Reason::SessionRevoked,
+            Self::InvalidServerKey => Reason::InvalidServerKey,
+            Self::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
+            Self::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
+            Self::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
+            Self::InsufficientAccessType | Self::ServerKeyInBrowser => Reason::InsufficientAccessType,
+            Self::NotYourUser => Reason::NotYourUser,
+            Self::SessionNotFound => Reason::SessionNotFound,
+            Self::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,
+            Self::SessionLimitReached => Reason::SessionLimitReached,
+            Self::ProjectNotFound => Reason::ProjectNotFound,
+            Self::Schema(_) => Reason::Schema,
+            Self::RateLimited { .. } => Reason::RateLimited,
+        }
+    }
+
+    /// The message of the status: that of its reason, unless there is something more exact to say.
+    pub const fn message(&self) -> &'static str {
+        match matches!(self, Self::ServerKeyInBrowser) {
+            true => "A server key has no business in a browser.",
+            false => self.reason().message(),
+        }
+    }
+}
+
+/// The reason's name, and the message.
+#[cfg(feature = "server")]
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.reason().name(), self.message())
+    }
+}
