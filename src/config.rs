@@ -234,7 +234,7 @@ pub struct Rates {
     pub server_key_burst: u32,
 }
 
-/// Where the database is.
+/// The database connection.
 #[derive(Args, Clone, Debug)]
 pub struct Database {
     /// Postgres, as postgres://user:password@host:port/database, or as key=value pairs; several hosts separated by
@@ -251,7 +251,7 @@ pub struct Database {
     pub pool: Pool,
 }
 
-/// How the database is used.
+/// The connection pool.
 #[derive(Args, Clone, Debug)]
 pub struct Pool {
     /// The database URL for the one connection that listens for other replicas' revocations. Needed if --database-url
@@ -339,7 +339,7 @@ const HOUR: u64 = 60 * 60 * 1_000;
 /// In milliseconds.
 const DAY: u64 = 24 * HOUR;
 
-/// How the log is written.
+/// The log.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Log")]
 pub struct Log {

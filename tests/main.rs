@@ -5,7 +5,7 @@
 // The real server, its database, its clients.
 mod harness;
 
-// What the service does, over all three wires.
+// The service's methods, on every wire.
 mod backchannel;
 mod create;
 mod introspect;

@@ -1,4 +1,4 @@
-//! What the commands on keys have in common.
+//! Shared parts of the key commands.
 
 use serde_json::Value;
 use sessiond::app::KeyRevoked;

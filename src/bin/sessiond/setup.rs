@@ -129,7 +129,7 @@ pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
     Ok(Sealer::new(&present, previous.as_ref()))
 }
 
-/// What SIGHUP does, the signal of a closed terminal.
+/// The effect of SIGHUP, the signal of a closed terminal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hangup {
     /// Stops, as an interactive program should.

@@ -78,7 +78,7 @@ async function installed() {
     throw new Error("Chromium is not on the PATH");
 }
 
-// What is shown
+// Page helpers
 
 /** The browser's own messages about expected failures: none, until something is signed out. */
 let expected = /^(?!)/;

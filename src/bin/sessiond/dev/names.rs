@@ -1,4 +1,4 @@
-//! What the demo is called.
+//! The names of the demo.
 
 /// The project.
 pub(super) const PROJECT: &str = "demo";
@@ -6,5 +6,5 @@ pub(super) const PROJECT: &str = "demo";
 /// The user's id.
 pub(super) const USER: &str = "ada";
 
-/// The data directory unless another one is named.
+/// The default data directory.
 pub(super) const DATA_DIR: &str = ".sessiond";
