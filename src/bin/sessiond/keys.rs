@@ -51,6 +51,11 @@ pub(crate) fn key_id(text: &str) -> Result<KeyId, &'static str> {
     KeyId::parse(text).ok_or("must be a key's id as `list` shows it, such as `01890a5d-ac96-474b-bcce-b302099a8057`")
 }
 
+/// How soon the new key takes over, by `--now`.
+pub(crate) const fn urgency(now: bool) -> Urgency {
+    if now { Urgency::Emergency } else { Urgency::Planned }
+}
+
 pub(crate) async fn rotate(
     purpose: Purpose,
     project: ProjectId,

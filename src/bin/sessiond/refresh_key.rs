@@ -4,7 +4,6 @@ use clap::Subcommand;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
-use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
 use crate::CommandResult;
@@ -45,8 +44,7 @@ pub(crate) async fn run(command: RefreshKeyCommand) -> CommandResult {
     match command {
         RefreshKeyCommand::Rotate(args) => {
             let RefreshKeyRotateArgs { project, now, sealing, database } = *args;
-            let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
-            keys::rotate(REFRESH, project, urgency, sealing, database).await
+            keys::rotate(REFRESH, project, keys::urgency(now), sealing, database).await
         }
         RefreshKeyCommand::List(args) => keys::list(REFRESH, args).await,
         RefreshKeyCommand::Revoke(args) => keys::revoke(REFRESH, *args).await.map(drop),

@@ -7,7 +7,6 @@ use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
 use sessiond::session::policy::duration_text;
 use sessiond::token::jwks;
-use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
 use crate::CommandResult;
@@ -50,8 +49,7 @@ pub(crate) async fn run(command: SigningKeyCommand) -> CommandResult {
     match command {
         SigningKeyCommand::Rotate(args) => {
             let SigningKeyRotateArgs { project, now, sealing, database } = *args;
-            let urgency = if now { Urgency::Emergency } else { Urgency::Planned };
-            keys::rotate(SIGNING, project, urgency, sealing, database).await?;
+            keys::rotate(SIGNING, project, keys::urgency(now), sealing, database).await?;
             if now {
                 warn_of_caches()?;
             }
