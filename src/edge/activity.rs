@@ -165,8 +165,8 @@ impl ActivityState {
 
 /// A request that is open.
 ///
-/// Over HTTP/2 it counts until its answer's head, and only a stream of revocations to its end: whoever asks for a stream that
-/// anyone may have, or takes nothing of an answer, would keep the connection busy for as long as they like.
+/// Over HTTP/2 it counts until its answer's head, and only a stream of revocations to its end. Otherwise a client that opens a
+/// public stream, or reads nothing of an answer, could keep the connection busy without end.
 pub(super) struct Open(Activity);
 
 impl Drop for Open {

@@ -2,7 +2,7 @@
 //! requests under way, and the arrival of its message, with a deadline and within a budget of bytes. Only a request that is
 //! there whole goes on to take a slot, parse JSON, check a signature or ask the database.
 //!
-//! A refusal is not rendered here. The request goes on without its body and with a [`EarlyRefusal`] in its extensions, and is
+//! A refusal is not rendered here. The request goes on without its body and with an [`EarlyRefusal`] in its extensions, and is
 //! answered where every call is counted, as a gRPC status, which every wire renders in its own way.
 
 use std::collections::HashMap;
@@ -175,7 +175,7 @@ pub(super) async fn admit(
     }
 }
 
-/// Has a request answered without its body.
+/// Passes on a request that is refused, without its body.
 async fn refuse(status: Status, mut request: Request, next: Next) -> Response {
     *request.body_mut() = Body::empty();
     request.extensions_mut().insert(EarlyRefusal(status));

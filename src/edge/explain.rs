@@ -1,4 +1,4 @@
-//! Statuses that tonic makes by itself have no details. Ours have: whoever branches on reasons finds one in every answer.
+//! Statuses that tonic makes by itself have no details. This adds them, so that every answer has a reason.
 
 use http::HeaderMap;
 use http::HeaderValue;

@@ -1,6 +1,5 @@
-//! The public keys, for services that verify tokens by themselves (RFC 7517). They change rarely and are asked for often,
-//! by anyone: so the documents are put together once for each change, and whoever has one already is told that it is
-//! still good.
+//! The public keys, for services that verify tokens by themselves (RFC 7517). They change rarely and are requested often,
+//! by anyone. So each document is built once per change, and a client that has the current one gets a 304.
 
 use std::collections::HashMap;
 use std::sync::Arc;

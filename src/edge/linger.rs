@@ -21,9 +21,9 @@ const BYTES_MAX: usize = 64 * 1024;
 /// How long is waited for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A request's body that is read on, within bounds, when whoever it was for lets go of it.
+/// A request's body that is read on, within bounds, after its handler has dropped it.
 ///
-/// A refusal often needs no body, and comes before it. With the body gone, HTTP/2 has the stream reset right behind the answer
+/// A refusal often needs no body, and comes before it. Once the body is dropped, HTTP/2 resets the stream right after the answer
 /// (RFC 9113 §8.1). A client must not throw the answer away for that; curl does, before version 8, and says "stream error".
 pub(super) struct Lingering(Option<Incoming>);
 

@@ -164,7 +164,7 @@ fn stack(
         router
             // What is removed as the connection's own must not be what says that a browser asks.
             .layer(from_fn(connection::keep_origin))
-            // Where the request comes from, for whoever further in limits or remembers it.
+            // Where the request comes from, for the layers further in that limit or record it.
             .layer(from_fn_with_state(trust.clone(), origin::note))
             // Before anything is looked at: a request for another host is not for us.
             .layer(from_fn_with_state(allowed.clone(), hosts::check))

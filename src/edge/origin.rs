@@ -1,12 +1,12 @@
 //! Where a request comes from: the client's address and its `User-Agent`.
 //!
-//! The address is that of whoever opened the connection, unless that is a proxy that we trust. Each proxy adds the address
+//! The address is the connection's peer, unless that is a trusted proxy. Each proxy adds the address
 //! that it was called from to the end of a header, so the header is read from its end, for as long as a trusted proxy has
 //! written it: the first address that is none of theirs is the client's, and what stands before it is the client's own
 //! invention. Where the header is missing, malformed or hides the address, the last good one stands.
 //!
 //! Only the configured header is read. A proxy that keeps one of the two lets the other through as the client sent it, so
-//! whoever read both would believe the client.
+//! reading both would mean believing the client.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
@@ -89,7 +89,7 @@ fn is_unheard(trust: &Trust, peer: IpAddr, headers: &HeaderMap) -> bool {
     names_a_client && !trust.has(peer.to_canonical())
 }
 
-/// Notes the origin for whoever answers the request.
+/// Notes the origin, for the layers further in.
 pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
     static UNHEARD: Once = Once::new();
     let peer = peer(&request);

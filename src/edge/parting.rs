@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio::time::Sleep;
 use tokio::time::sleep;
 
-/// How long the end is kept from whoever reads.
+/// How long the end of the stream is withheld from the reader.
 const DELAY: Duration = Duration::from_millis(100);
 
 /// See the module.

@@ -162,7 +162,7 @@ impl Server {
         Self::on(Ports::take(listen).await?, app, web, limits, metrics, beside)
     }
 
-    /// The same on ports that were taken before: whoever has to know them in advance takes them.
+    /// The same, on ports that were taken before: for callers that have to know them in advance.
     ///
     /// # Errors
     ///
@@ -184,13 +184,13 @@ impl Server {
         Ok(Self { ports, stack, trust, limits, app, metrics, health, ready, sweeper: None, deliverer: None })
     }
 
-    /// Has the server sweep in the background, for as long as it runs.
+    /// Sweeps in the background, as long as the server runs.
     #[must_use]
     pub fn sweeping(self, sweeper: Sweeper) -> Self {
         Self { sweeper: Some(sweeper), ..self }
     }
 
-    /// Has the server tell others in the background which sessions ended, for as long as it runs.
+    /// Delivers to back-channel endpoints in the background, as long as the server runs.
     #[must_use]
     pub fn delivering(self, deliverer: Deliverer) -> Self {
         Self { deliverer: Some(deliverer), ..self }
@@ -256,13 +256,13 @@ impl Server {
         }
         // With the listeners goes the last of what could open a connection.
         accepting.shutdown().await;
-        // No more looks: one would take the notice back. Then whoever watches is told, and let go.
+        // First, or the next look would revert the notice. Then the watches of `grpc.health.v1` are notified, and end.
         readiness.abort();
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, ServingStatus::NotServing).await;
             health.clear_service_status(service).await;
         }
-        // Streams have no end of their own: whoever follows goes on at another replica.
+        // Streams do not end by themselves: subscribers resume at another replica.
         app.feed().close();
         phase.send_replace(ServerPhase::Closing);
         drop(front);

@@ -48,7 +48,7 @@ const BROADCASTS_MAX: usize = 1_024;
 /// The most revocations that are read or expired in one go: a fraction of a millisecond's work under the lock.
 pub(super) const PAGE: usize = 1_000;
 
-/// SnapshotReason a subscription begins with a snapshot.
+/// Why a subscription begins with a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotReason {
     /// No cursor was given.

@@ -79,7 +79,7 @@ pub struct FeedMessage {
     pub cursor: Option<String>,
 }
 
-/// SnapshotReason there is no subscription.
+/// Why there is no subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubscribeError {
     /// The cursor is malformed.
@@ -96,7 +96,7 @@ impl From<MalformedCursor> for SubscribeError {
     }
 }
 
-/// SnapshotReason a subscription ended.
+/// Why a subscription ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SubscriptionEnd {
     /// The subscriber is too far behind. Nothing was skipped up to the cursor.
@@ -161,7 +161,7 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// SnapshotReason there is nothing more.
+    /// Why the subscription ended.
     pub async fn next(&mut self) -> Result<FeedMessage, SubscriptionEnd> {
         loop {
             match &self.phase {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// The only role of the cluster, and a superuser. Whoever reaches the socket may take it.
+/// The only role of the cluster, and a superuser. Any process that reaches the socket may use it.
 pub(crate) const ROLE: &str = "postgres";
 
 /// What to start, and where.

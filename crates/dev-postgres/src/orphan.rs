@@ -12,7 +12,7 @@ const STOP_MAX_SECONDS: u32 = 30;
 
 /// Stops a server that nobody minds any more. The caller holds the lock, so it is no one else's.
 pub(crate) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error> {
-    // The process id in a file can by now be any process's. Whoever answers on the socket is the server.
+    // The process id in the file may have been reused by now. What answers on the socket is the server.
     let is_running = || place.pid_file().is_some() && UnixStream::connect(place.socket()).is_ok();
     if !is_running() {
         return Ok(());

@@ -119,7 +119,7 @@ impl KnownError {
         Self::new(ErrorCode::PROJECT_KEY_WITHOUT_ACCESS_TYPE, error)
     }
 
-    /// It is sent as something that there is not.
+    /// The access type is unknown.
     pub(super) fn invalid_access_type(named: &str) -> Self {
         let error = "The header x-stack-access-type must be 'client', 'server' or 'admin'.";
         Self::new(ErrorCode::INVALID_ACCESS_TYPE, error).with(json!({"accessType": named}))
@@ -178,7 +178,7 @@ impl KnownError {
         Self::new(ErrorCode::CANNOT_GET_OWN_USER_WITHOUT_USER, "The user is 'me', and there is no access token of one.")
     }
 
-    /// One of our own, to whoever asked as this for this project.
+    /// Translates one of our own refusals, for a caller of this access type and project.
     pub(super) fn of(status: &Status, access_type: AccessType, project: &str) -> Self {
         let details = status.get_error_details();
         let said = |kind| Self::new(kind, status.message().to_owned());
