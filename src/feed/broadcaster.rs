@@ -17,11 +17,11 @@ use tokio::time::Instant;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::LEEWAY;
-use super::STALENESS_MAX;
 use super::backlog;
 use super::backlog::Backlog;
 use super::cursor::Cursor;
+use super::limits::LEEWAY;
+use super::limits::STALENESS_MAX;
 use super::position::Beat;
 use super::position::Discontinuity;
 use super::position::Position;

@@ -12,6 +12,7 @@
 mod backlog;
 mod broadcaster;
 mod cursor;
+mod limits;
 mod position;
 mod reader;
 mod subscriber_slots;
@@ -22,6 +23,10 @@ use std::time::Duration;
 
 pub use broadcaster::SnapshotReason;
 pub use cursor::MalformedCursor;
+pub use limits::AGE_MAX;
+pub use limits::HEARTBEAT_INTERVAL;
+pub use limits::STALENESS_MAX;
+pub use limits::SUBSCRIBERS_MAX;
 pub use subscription::FeedEvent;
 pub use subscription::FeedMessage;
 pub use subscription::SubscribeError;
@@ -39,24 +44,9 @@ use crate::id::SessionId;
 use crate::session::revoked::Bearer;
 use crate::store::Store;
 
-/// The greatest age at which the feed alone answers. An older feed defers to the database.
-pub const AGE_MAX: Duration = Duration::from_secs(2);
-
-/// The greatest age at which the database is trusted, by default; see [`Feed::is_trusted`].
-pub const STALENESS_MAX: Duration = Duration::from_secs(5);
-
 /// How many connections of its own a feed has: those of its loops, the one that listens, and one that looks for the newest
 /// server.
 pub const CONNECTIONS: usize = reader::CONNECTIONS + 2;
-
-/// How often subscribers receive a heartbeat.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How many subscribers there may be at once, by default.
-pub const SUBSCRIBERS_MAX: usize = 4_096;
-
-/// How long a revocation is retained beyond the last token that it revokes, for verifiers whose clocks are behind.
-const LEEWAY: Duration = Duration::from_secs(5 * 60);
 
 /// The feed of one replica. Cheap to clone; clones share state.
 #[derive(Clone)]

@@ -9,10 +9,10 @@ use tokio::time::sleep_until;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::HEARTBEAT_INTERVAL;
-use super::LEEWAY;
 use super::broadcaster::Broadcaster;
 use super::broadcaster::Continuity;
+use super::limits::HEARTBEAT_INTERVAL;
+use super::limits::LEEWAY;
 use super::position::Beat;
 use super::position::Position;
 use crate::backoff::Backoff;

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
-use super::SUBSCRIBERS_MAX;
+use super::limits::SUBSCRIBERS_MAX;
 use crate::id::ProjectId;
 use crate::id::UserId;
 

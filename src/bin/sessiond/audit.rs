@@ -23,9 +23,9 @@ use sessiond::store::RevocationRecord;
 use sessiond::telemetry::Metrics;
 use uuid::Uuid;
 
-use crate::CommandResult;
 use crate::print;
 use crate::project::project_id;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond audit`.

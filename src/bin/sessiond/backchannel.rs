@@ -12,10 +12,10 @@ use sessiond::store::Endpoint;
 use sessiond::store::OpenDelivery;
 use uuid::Uuid;
 
-use crate::CommandResult;
 use crate::print;
 use crate::print::OutputFormat;
 use crate::project::project_id;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Commands on back-channels.

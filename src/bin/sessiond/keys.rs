@@ -14,10 +14,10 @@ use sessiond::token::schedule::Stage;
 use sessiond::token::schedule::Urgency;
 use sessiond::token::sealing::Purpose;
 
-use crate::CommandResult;
 use crate::print;
 use crate::print::OutputFormat;
 use crate::project::project_id;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `list`.

@@ -16,13 +16,13 @@ mod project;
 mod refresh_key;
 mod reseal;
 mod restored;
+mod result;
 mod serve;
 mod server_key;
 mod setup;
 mod signing_key;
 mod sweep;
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
@@ -33,6 +33,8 @@ use sessiond::config;
 use sessiond::config::Log;
 use sessiond::config::LogFormat;
 use sessiond::telemetry;
+
+use crate::result::CommandResult;
 
 /// A session service: creates, refreshes and revokes sessions over gRPC, grpc-web and REST, on Postgres.
 #[derive(Parser)]
@@ -91,9 +93,6 @@ const CLOSED_PIPE: u8 = 141;
 
 /// The exit code of a command that was stopped before it finished: 128 + SIGTERM.
 const STOPPED: u8 = 143;
-
-/// The result of a command. Errors are shown to people: each level describes only its own part.
-type CommandResult = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
     // Before anything else is parsed: this program starts the watchdog, which needs no runtime.

@@ -7,8 +7,8 @@ use sessiond::config::duration;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond migrate`.

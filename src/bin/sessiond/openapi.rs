@@ -3,8 +3,8 @@
 use sessiond::config;
 use sessiond::edge;
 
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 
 /// Flags of `sessiond openapi`.
 #[derive(clap::Args)]

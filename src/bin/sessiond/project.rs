@@ -6,11 +6,11 @@ use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
 use sessiond::store::Project;
 
-use crate::CommandResult;
 use crate::policy;
 use crate::policy::PolicyArgs;
 use crate::print;
 use crate::print::OutputFormat;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Commands on projects.

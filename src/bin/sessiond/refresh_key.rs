@@ -6,9 +6,9 @@ use sessiond::config::Sealing;
 use sessiond::id::ProjectId;
 use sessiond::token::sealing::Purpose;
 
-use crate::CommandResult;
 use crate::keys;
 use crate::project::project_id;
+use crate::result::CommandResult;
 
 /// Commands on refresh keys, which authenticate refresh tokens.
 #[derive(Subcommand)]

@@ -4,8 +4,8 @@ use sessiond::app::Resealed;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
 
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond reseal`.

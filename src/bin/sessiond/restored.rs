@@ -5,8 +5,8 @@ use sessiond::config::Database;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond restored`.

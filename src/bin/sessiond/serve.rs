@@ -20,8 +20,8 @@ use sessiond::store::Durability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 
-use crate::CommandResult;
 use crate::listen;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond serve`.

@@ -10,11 +10,11 @@ use sessiond::store::Role;
 use sessiond::store::ServerKeyFacts;
 use sessiond::telemetry;
 
-use crate::CommandResult;
 use crate::keys::KeyListArgs;
 use crate::keys::key_id;
 use crate::print;
 use crate::project::project_id;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Commands on server keys.

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
-use crate::CommandResult;
+use crate::result::CommandResult;
 
 /// How long a command waits for a database that does not answer yet, for example because it is starting.
 const DATABASE_WAIT: Duration = Duration::from_secs(10);

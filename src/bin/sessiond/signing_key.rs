@@ -9,10 +9,10 @@ use sessiond::session::policy::duration_text;
 use sessiond::token::jwks;
 use sessiond::token::sealing::Purpose;
 
-use crate::CommandResult;
 use crate::keys;
 use crate::print;
 use crate::project::project_id;
+use crate::result::CommandResult;
 
 /// Commands on signing keys.
 #[derive(Subcommand)]

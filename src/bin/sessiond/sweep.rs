@@ -6,8 +6,8 @@ use sessiond::config::Retention;
 use sessiond::store::Demand;
 use sessiond::telemetry::Metrics;
 
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// Flags of `sessiond sweep`.

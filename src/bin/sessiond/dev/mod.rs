@@ -43,10 +43,10 @@ use self::files::Files;
 use self::names::DATA_DIR;
 use self::names::PROJECT;
 use self::names::USER;
-use crate::CommandResult;
 use crate::listen;
 use crate::policy::PolicyArgs;
 use crate::print;
+use crate::result::CommandResult;
 use crate::setup;
 
 /// The default issuer: the address that `dev` listens on.

@@ -20,8 +20,8 @@ use super::files::Files;
 use super::files::path_in;
 use super::names::DATA_DIR;
 use super::names::USER;
-use crate::CommandResult;
 use crate::print;
+use crate::result::CommandResult;
 
 /// How long the server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
