@@ -139,7 +139,7 @@ pub enum SweepError {
     Clocks(#[from] Disagreement),
 }
 
-/// Removes what is over. Clones are one and the same.
+/// Removes what is over. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Sweeper {
     store: Store,
@@ -292,7 +292,7 @@ impl Sweeper {
         }
     }
 
-    /// Has the next step begin a new pass. Whether it does: not while another replica is at it.
+    /// Makes the next step begin a new pass. Returns `false` while another replica holds the task.
     async fn restart(&self, task: Task) -> Result<bool, store::Error> {
         self.store
             .transact("sweep", move |mut tx| async move {

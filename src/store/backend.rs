@@ -52,8 +52,8 @@ impl Backend {
         tokio::spawn(async move {
             let end = loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    // The server sends it before it confirms, and messages are handled in their order: whoever reads the
-                    // confirmation finds this set.
+                    // The server sends it before it confirms, and messages are handled in their order: when the
+                    // confirmation is read, this is set.
                     Some(Ok(AsyncMessage::Notice(notice))) if is_doubt(&notice) => {
                         has_warned.store(true, Ordering::Release);
                     }

@@ -190,7 +190,7 @@ impl DatabaseHosts {
             Ok(opened) => return Ok(opened),
             Err(error) => CannotConnect(vec![(self.hosts[preferred].name(), error)]),
         };
-        // Passed over by the next connection too: whoever asks may have no time left for the rest.
+        // The next connection does not try this host first either: it may have no time left for the others.
         let _ = self.preferred.compare_exchange(preferred, NO_HOST, Ordering::Relaxed, Ordering::Relaxed);
         if self.hosts.len() == 1 { Err(failure) } else { self.look(Some(preferred), bell).await }
     }

@@ -1,4 +1,4 @@
-//! `backchannel_deliveries`: what is still to be told, and what was. Written by the statements that end sessions.
+//! `backchannel_deliveries`: what is to be sent to endpoints, and what was. Queued by the statements that end sessions.
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
@@ -292,8 +292,8 @@ impl Tx {
 }
 
 statement! {
-    /// Takes deliveries that are due, at most so many for each endpoint less those that we have under way there, and puts off
-    /// the moment at which they are due until an attempt counts as lost.
+    /// Claims deliveries that are due: for each endpoint at most `each_max`, less those that this process has under way there.
+    /// Each is due again when its attempt counts as lost.
     ///
     /// From one endpoint that something waits for to the next, and not along what is due: a hundred thousand deliveries for
     /// one that does not answer are stepped over. What another replica takes at this moment is passed over.
@@ -333,7 +333,7 @@ statement! {
 }
 
 statement! {
-    /// Writes down that a receiver has what it was sent, whoever sent it. The user's name goes.
+    /// Records that a receiver has a delivery, from this replica or another. Removes the user's name.
     DeliveryDone -> () =
     "UPDATE backchannel_deliveries SET delivered_at = "
     [at: PgTimestamp as sql::Timestamptz]
@@ -345,7 +345,7 @@ statement! {
 }
 
 statement! {
-    /// Writes down that an attempt failed and when the next one is due, or that none is; unless another attempt has begun.
+    /// Records that an attempt failed and when the next one is due, or that none is; unless another attempt has begun.
     DeliveryFailed -> () =
     "UPDATE backchannel_deliveries SET due_at = f.due_at, dead_at = f.dead_at, last_error = f.last_error,
          user_id = CASE WHEN f.dead_at IS NULL OR NOT user_erased THEN user_id END

@@ -59,7 +59,7 @@ impl Store {
         let (bell, rings) = mpsc::channel(RINGS_MAX);
         let opened = timeout(patience, self.listening.connect_listening(bell)).await;
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
-        // Whoever gives a URL for it knows that it leads to Postgres itself, or through session mode.
+        // A URL given for this purpose leads to Postgres itself, or through session mode.
         if opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
             drop(opened);
             if !SAID.swap(true, Ordering::Relaxed) {

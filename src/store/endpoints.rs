@@ -1,4 +1,4 @@
-//! `backchannel_endpoints`: whom to tell that a session has ended.
+//! `backchannel_endpoints`: where logout tokens and CAEP events are sent when a session ends.
 
 use diesel::ExpressionMethods as _;
 use diesel::Insertable;

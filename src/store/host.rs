@@ -53,7 +53,7 @@ impl Host {
             (_, Some(address)) => address.to_canonical().is_loopback(),
             (Address::Tcp(name), None) => is_loopback(name),
         };
-        // Whoever answers on an open network, and has no TLS, would be given what is meant for the database.
+        // An impostor on an open network would receive what is meant for the database.
         let mode = url.mode.unwrap_or(if is_local { TlsMode::Prefer } else { TlsMode::Require });
         let direct = all.get_ssl_negotiation() == SslNegotiation::Direct;
         let mut config = all.clone();

@@ -101,7 +101,7 @@ impl Tx {
         Ok(rows.into_iter().filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
     }
 
-    /// A project's keys, in no order, the revoked ones too. Whoever changes them holds the project: see
+    /// A project's keys, in no order, the revoked ones too. A transaction that changes them holds the project: see
     /// [`Tx::project_lock`].
     ///
     /// # Errors

@@ -281,7 +281,7 @@ impl Watch {
                  usename, coalesce(state, '?'), date_trunc('second', clock_timestamp() - xact_start)), ', ' ORDER BY pid)
              FROM pg_stat_activity WHERE pid IN ({processes})"
         );
-        // Whoever cannot be asked about is still waited for.
+        // A process that cannot be described is waited for all the same.
         last_value(&self.0, &query).await.ok().flatten().unwrap_or_default()
     }
 }

@@ -1,8 +1,8 @@
 //! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
 //! `Error::Unavailable` and is never mistaken for it.
 //!
-//! Locks are taken in one order, session before user, so that no two transactions wait for each other; whoever changes
-//! a project's keys or policy locks its row, and nothing else before it.
+//! Locks are taken in one order, session before user, so that no two transactions wait for each other; one that
+//! changes a project's keys or policy locks its row, and nothing else before it.
 //!
 //! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
 //! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
@@ -322,7 +322,7 @@ impl Store {
         self.pool.lease().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
     }
 
-    /// The operation ran out of time; what the database said last to whoever wanted to connect may be why.
+    /// The operation ran out of time; the last refusal of a connection may be why.
     fn late(&self, operation: &'static str) -> Error {
         self.pool.refusal().map_or(Error::late(operation), |said| Error::unavailable(operation, said))
     }

@@ -203,7 +203,7 @@ impl LeasedConnection {
             self.shared.idle().push_back(pooled);
             self.shared.returned.add_permits(1);
         }
-        // Before its turn, so that whoever is next finds it.
+        // Before its turn, so that the next in line finds it.
         drop(self.turn.take());
     }
 }

@@ -119,7 +119,7 @@ impl Tx {
         rows?.pop().map(ProjectRow::into_project).transpose()
     }
 
-    /// A project as it is until the end of the transaction. Whoever changes its policy or its keys takes this lock first,
+    /// A project as it is until the end of the transaction. A change of its policy or its keys takes this lock first,
     /// so that two operators take turns; requests read the row without one and do not wait.
     ///
     /// # Errors

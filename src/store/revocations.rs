@@ -119,7 +119,7 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes down what was ended at once. Returns the line's id.
+    /// Writes a line for a cut-off. Returns its id.
     pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<Uuid, Error> {
         let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
         let (actor, actor_id) = actor_columns(by);
@@ -152,8 +152,8 @@ impl Tx {
         Ok(id)
     }
 
-    /// Writes down whom to tell that all sessions of a user were ended: of the sessions that are named, one by one, or of the
-    /// user. Of what ends more than one user's sessions, nobody is told so.
+    /// Queues deliveries about a cut-off of a user: one for each of the named sessions, or one for the user. A cut-off of more
+    /// than one user queues nothing.
     pub async fn cut_off_queue(
         &mut self,
         cut_off: &CutOff,
@@ -202,8 +202,8 @@ impl Tx {
 }
 
 statement! {
-    /// Writes down whom to tell that all of a user's sessions were ended: of each session that is named, or of the user
-    /// where one of them is null. Says whether there is anybody.
+    /// Queues deliveries to each endpoint of the project: one for each session, where null stands for the user. Returns
+    /// whether there is an endpoint.
     ///
     /// A delivery's id is a UUIDv7 like that of the line it tells of: the time is taken from there, the rest is drawn.
     CutOffQueue -> bool as sql::Bool =

@@ -145,7 +145,7 @@ impl Store {
             if let Some(project) = revoked {
                 let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
                 let project = ProjectId::parse(&project).ok_or_else(bad)?;
-                // Whoever listens with it is to be cut off.
+                // Streams opened with it end.
                 tx.cut_off_insert(CutOff::of_key(project, Ended::ServerKey(id), now)).await?;
             }
             let known: Vec<Uuid> = tx.load(server_keys::table.find(id.as_uuid()).select(server_keys::id)).await?;

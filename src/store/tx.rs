@@ -104,7 +104,7 @@ impl Tx {
         }
         let confirmed = self.confirmed();
         self.give_back();
-        // Before anyone is answered: whoever is told that a session is over finds it over here. Also when the commit is in
+        // Before the caller is answered: once told that a session is over, it finds the session over here. Also when the commit is in
         // doubt: the rows are there for every reader of the feed, and to be told of them too early only refuses.
         self.publisher.publish(std::mem::take(&mut self.revocations));
         if self.rings {
@@ -149,7 +149,7 @@ impl Tx {
         self.revocations.extend(revocations);
     }
 
-    /// Makes the commit wake the worker that delivers: before it there is nothing to be seen.
+    /// Makes the commit wake the worker that delivers: before the commit it would find nothing.
     pub(super) const fn ring_on_commit(&mut self) {
         self.rings = true;
     }

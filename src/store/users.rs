@@ -81,7 +81,7 @@ statement! {
 }
 
 statement! {
-    /// Reads the present epochs of a project and a user. Whoever raises the user's waits for us, and the other way round.
+    /// Reads the present epochs of a project and a user. This and a raise of the user's epoch wait for each other.
     ///
     /// The project's row is read without a lock: every session of the project would queue for it. A session that slips
     /// through while the project's epoch is raised carries the smaller one, and so is ended all the same.
@@ -118,8 +118,8 @@ statement! {
 statement! {
     /// Lets those that sign the same user in take turns, where their number is limited. Released with the transaction.
     ///
-    /// Not the user's row: whoever refreshes a session of the user holds that session while waiting for the row, and to
-    /// make room we would wait for the session. Two users whose names hash alike take turns too, which does no harm.
+    /// Not the user's row: a refresh of one of the user's sessions holds that session while it waits for the row, and to
+    /// make room this would wait for the session. Two users whose names hash alike take turns too, which does no harm.
     UserQueue -> bool as sql::Bool =
     "SELECT pg_advisory_xact_lock(hashtextextended("
     [user: String as sql::Text]

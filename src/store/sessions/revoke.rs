@@ -105,8 +105,8 @@ impl Tx {
 }
 
 statement! {
-    /// Ends those of the sessions that nobody has ended yet, writes down who did and whom to tell, and says of each whether
-    /// it was live until now, and whether there is anybody to tell: the sign-outs of many callers share one statement.
+    /// Revokes those of the sessions that are not revoked yet, writes the audit, queues deliveries, and returns of each whether
+    /// it was live until now, and whether anything was queued. The sign-outs of many callers share one statement.
     ///
     /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
     /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no

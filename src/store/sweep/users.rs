@@ -83,7 +83,7 @@ statement! {
 
 statement! {
     /// Forgets users who are locked and have no session, and has every new one begin above the epochs that were raised.
-    /// Answers with how many there were.
+    /// Returns how many there were.
     UsersSweep -> i64 as sql::BigInt =
     "WITH gone AS (
          DELETE FROM users AS u USING unnest("
