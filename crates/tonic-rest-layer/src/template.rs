@@ -2,10 +2,6 @@
 
 use std::borrow::Cow;
 
-use http_path_template::Grammar;
-use http_path_template::ParseError;
-use http_path_template::PathTemplate;
-use http_path_template::Segment as Parsed;
 use percent_encoding::percent_decode_str;
 
 /// A path with more segments than this has no route.
@@ -53,13 +49,51 @@ pub(crate) fn is_dot_segment(segment: &str) -> bool {
         && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
 }
 
+/// Why a template breaks the grammar of http.proto.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TemplateError {
+    #[error("template must begin with '/'")]
+    MissingSlash,
+    #[error("template contains an empty path segment")]
+    EmptySegment,
+    #[error("template contains unbalanced '{{' or '}}'")]
+    UnbalancedBraces,
+    #[error("variable sub-templates may not contain nested variables")]
+    NestedVariable,
+    #[error("variable has an empty field path")]
+    EmptyFieldPath,
+    #[error("variable field path contains an invalid identifier")]
+    FieldName,
+    #[error("literal contains an invalid character or percent escape")]
+    Literal,
+    #[error("'**' may only appear as the final segment")]
+    RestNotLast,
+    #[error("custom verb after ':' is empty")]
+    EmptyVerb,
+    #[error("custom verb after ':' is not a valid path-template literal")]
+    Verb,
+    #[error("template contains more than one ':' verb separator")]
+    SeveralVerbs,
+}
+
 impl Template {
-    pub(crate) fn parse(text: &str) -> Result<Template, ParseError> {
-        let parsed = PathTemplate::parse(text, Grammar::default())?;
-        let mut template =
-            Template { segments: Vec::new(), verb: parsed.verb().map(Into::into), variables: Vec::new() };
-        for segment in parsed.segments() {
-            template.push(segment);
+    /// Reads the grammar of http.proto, "Path template syntax".
+    ///
+    /// # Errors
+    ///
+    /// With the first fault.
+    pub(crate) fn parse(text: &str) -> Result<Template, TemplateError> {
+        if !text.starts_with('/') {
+            return Err(TemplateError::MissingSlash);
+        }
+        let (path, verb) = split_verb(text)?;
+        let mut template = Template { segments: Vec::new(), verb: verb.map(Into::into), variables: Vec::new() };
+        if path != "/" {
+            template.push_all(&path[1..])?;
+        }
+        let mut before_last = template.segments.iter().rev().skip(1);
+        if before_last.any(|segment| *segment == Segment::Rest) {
+            return Err(TemplateError::RestNotLast);
         }
         Ok(template)
     }
@@ -76,24 +110,109 @@ impl Template {
         }
     }
 
-    fn push(&mut self, segment: &Parsed<'_>) {
-        match segment {
-            Parsed::Literal(text) => self.segments.push(Segment::Literal((*text).into())),
-            Parsed::Single => self.segments.push(Segment::Single),
-            Parsed::Rest => self.segments.push(Segment::Rest),
-            Parsed::Variable(variable) => {
-                let start = self.segments.len();
-                for inner in variable.segments() {
-                    self.push(&inner);
+    /// Takes apart the segments between slashes outside of braces.
+    fn push_all(&mut self, path: &str) -> Result<(), TemplateError> {
+        let (mut depth, mut start) = (0_i32, 0);
+        for (position, byte) in path.bytes().enumerate() {
+            match byte {
+                b'{' => depth += 1,
+                b'}' => depth -= 1,
+                b'/' if depth == 0 => {
+                    self.push(&path[start..position])?;
+                    start = position + 1;
                 }
-                let end = self.segments.len();
-                let multi = end - start > 1 || self.segments.last() == Some(&Segment::Rest);
-                self.variables.push(Variable { field_path: variable.field_path().into(), start, end, multi });
+                _ => {}
             }
-            // The strict grammar has no affixes, and the parser no further kinds; a literal that no path contains.
-            _ => self.segments.push(Segment::Literal("{}".into())),
+        }
+        if depth == 0 { self.push(&path[start..]) } else { Err(TemplateError::UnbalancedBraces) }
+    }
+
+    fn push(&mut self, segment: &str) -> Result<(), TemplateError> {
+        match segment.strip_prefix('{').and_then(|inner| inner.strip_suffix('}')) {
+            Some(inner) => self.push_variable(inner),
+            None => {
+                self.segments.push(plain_segment(segment)?);
+                Ok(())
+            }
         }
     }
+
+    /// Takes a variable apart: `field.path`, which is `field.path=*`, or `field.path=segments`.
+    fn push_variable(&mut self, inner: &str) -> Result<(), TemplateError> {
+        let (field_path, segments) = inner.split_once('=').unwrap_or((inner, "*"));
+        if field_path.is_empty() {
+            return Err(TemplateError::EmptyFieldPath);
+        }
+        if !field_path.split('.').all(is_identifier) {
+            return Err(TemplateError::FieldName);
+        }
+        let start = self.segments.len();
+        for segment in segments.split('/') {
+            if segment.contains('{') {
+                return Err(TemplateError::NestedVariable);
+            }
+            self.segments.push(plain_segment(segment)?);
+        }
+        let end = self.segments.len();
+        let multi = end - start > 1 || self.segments.last() == Some(&Segment::Rest);
+        self.variables.push(Variable { field_path: field_path.into(), start, end, multi });
+        Ok(())
+    }
+}
+
+/// Splits off the verb, at the first colon outside of braces.
+fn split_verb(text: &str) -> Result<(&str, Option<&str>), TemplateError> {
+    let mut depth = 0_usize;
+    let mut colon = None;
+    for (position, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth > 0 => depth -= 1,
+            b'}' if colon.is_none() => return Err(TemplateError::UnbalancedBraces),
+            b':' if depth == 0 && colon.is_some() => return Err(TemplateError::SeveralVerbs),
+            b':' if depth == 0 => colon = Some(position),
+            _ => {}
+        }
+    }
+    let Some(colon) = colon else { return Ok((text, None)) };
+    match &text[colon + 1..] {
+        "" => Err(TemplateError::EmptyVerb),
+        verb if is_literal(verb) => Ok((&text[..colon], Some(verb))),
+        _ => Err(TemplateError::Verb),
+    }
+}
+
+/// A segment without a variable.
+fn plain_segment(text: &str) -> Result<Segment, TemplateError> {
+    match text {
+        "" => Err(TemplateError::EmptySegment),
+        "*" => Ok(Segment::Single),
+        "**" => Ok(Segment::Rest),
+        text if is_literal(text) => Ok(Segment::Literal(text.into())),
+        _ => Err(TemplateError::Literal),
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    let is_letter = |byte: u8| byte == b'_' || byte.is_ascii_alphabetic();
+    name.bytes().next().is_some_and(is_letter) && name.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
+}
+
+/// Whether the text is a path segment (RFC 3986 §3.3, `pchar`) without `*`, which stands for wildcards.
+fn is_literal(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let valid = match byte {
+            b'%' => [bytes.next(), bytes.next()]
+                .into_iter()
+                .all(|digit| digit.is_some_and(|digit| digit.is_ascii_hexdigit())),
+            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&byte),
+        };
+        if !valid {
+            return false;
+        }
+    }
+    true
 }
 
 impl Variable {
@@ -169,6 +288,39 @@ mod tests {
         assert_eq!(spans, [("parent", 1, 3, true), ("book.name", 4, 5, true)]);
         assert!(Template::parse("/v1/{a=**}/b").is_err());
         assert!(Template::parse("v1").is_err());
+    }
+
+    #[test]
+    fn what_breaks_the_grammar_is_told() {
+        for (text, error) in [
+            ("", TemplateError::MissingSlash),
+            ("v1/{a}", TemplateError::MissingSlash),
+            ("/a//b", TemplateError::EmptySegment),
+            ("/a/", TemplateError::EmptySegment),
+            ("/{a=}", TemplateError::EmptySegment),
+            ("/{a", TemplateError::UnbalancedBraces),
+            ("/a}", TemplateError::UnbalancedBraces),
+            ("/{a={b}}", TemplateError::NestedVariable),
+            ("/{}", TemplateError::EmptyFieldPath),
+            ("/{=*}", TemplateError::EmptyFieldPath),
+            ("/{a..b}", TemplateError::FieldName),
+            ("/{1a}", TemplateError::FieldName),
+            ("/a*", TemplateError::Literal),
+            ("/a{b}", TemplateError::Literal),
+            ("/%4", TemplateError::Literal),
+            ("/caf\u{e9}", TemplateError::Literal),
+            ("/**/a", TemplateError::RestNotLast),
+            ("/{a=**}/{b=**}", TemplateError::RestNotLast),
+            ("/a:", TemplateError::EmptyVerb),
+            ("/a:b*", TemplateError::Verb),
+            ("/a:b/c", TemplateError::Verb),
+            ("/a:b:c", TemplateError::SeveralVerbs),
+        ] {
+            assert_eq!(Template::parse(text).map(|template| template.segments.len()), Err(error), "{text}");
+        }
+        for text in ["/", "/:poll", "/a:b", "/*/{a}/**", "/{a=x:y/*}", "/{_a.b1=**}:v", "/%2Fa@b"] {
+            assert!(Template::parse(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

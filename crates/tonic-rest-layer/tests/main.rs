@@ -28,6 +28,9 @@ mod stranger;
 /// The example, over a socket.
 mod example;
 
+/// The README, compared with the example.
+mod readme;
+
 /// The rules as an OpenAPI document.
 mod openapi;
 
