@@ -158,9 +158,12 @@ struct DeliveryLabels {
 }
 
 /// The metrics. Cheap to clone; clones share state.
+// One pointer: every layer of a request holds the metrics, and a copy of each metric's pointer is some forty atomic additions.
 #[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Registry>,
+pub struct Metrics(Arc<Families>);
+
+struct Families {
+    registry: Registry,
     requests: Family<RequestLabels, Counter>,
     latency: Family<LatencyLabels, Histogram>,
     rate_limited: Family<BucketLabels, Counter>,
@@ -191,7 +194,7 @@ pub struct Metrics {
     task_restarts: Family<TaskLabels, Counter>,
     log_lines_dropped: Counter,
     refusals: Family<ReasonLabels, Counter>,
-    refusals_said: Arc<Mutex<HashMap<&'static str, Seldom>>>,
+    refusals_said: Mutex<HashMap<&'static str, Seldom>>,
     impersonations: Counter,
     repeats_elsewhere: Family<OutcomeLabels, Counter>,
 }
@@ -289,8 +292,8 @@ impl Default for Metrics {
         let repeats_elsewhere = Family::default();
         let help = "Refreshes repeated within the grace from another network or user agent, by outcome";
         registry.register("refresh_repeats_elsewhere", help, repeats_elsewhere.clone());
-        Self {
-            registry: Arc::new(registry),
+        Self(Arc::new(Families {
+            registry,
             requests,
             latency,
             rate_limited,
@@ -321,10 +324,10 @@ impl Default for Metrics {
             task_restarts,
             log_lines_dropped,
             refusals,
-            refusals_said: Arc::default(),
+            refusals_said: Mutex::default(),
             impersonations,
             repeats_elsewhere,
-        }
+        }))
     }
 }
 
@@ -332,155 +335,155 @@ impl Metrics {
     /// Counts an answered request.
     pub fn request(&self, rpc: &str, wire: Wire, code: &'static str, took: Duration) {
         let (rpc, wire) = (rpc.to_owned(), wire.as_str());
-        self.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code }).inc();
-        self.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
+        self.0.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code }).inc();
+        self.0.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
     }
 
     /// Counts a request refused by an empty bucket of this kind.
     pub fn rate_limited(&self, bucket: &'static str) {
-        self.rate_limited.get_or_create(&BucketLabels { bucket }).inc();
+        self.0.rate_limited.get_or_create(&BucketLabels { bucket }).inc();
     }
 
     /// Records that this many more requests of a class hold a place.
     pub fn requests_under_way(&self, class: RequestClass, more: i64) {
-        self.under_way.get_or_create(&ClassLabels { class: class.as_str() }).inc_by(more);
+        self.0.under_way.get_or_create(&ClassLabels { class: class.as_str() }).inc_by(more);
     }
 
     /// Counts a request refused before any work: no `slots`, no share of its `address`, no `bytes`, or no `arrival` of
     /// its message in time.
     pub fn request_refused(&self, class: RequestClass, reason: &'static str) {
-        self.refused.get_or_create(&RefusalLabels { class: class.as_str(), reason }).inc();
+        self.0.refused.get_or_create(&RefusalLabels { class: class.as_str(), reason }).inc();
     }
 
     /// Counts an operation that got no turn: too many wait in the `line`, or its `time` ran out.
     pub fn turn_refused(&self, reason: &'static str) {
-        self.turns_refused.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.turns_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a database operation that got no connection: too many wait in the `line`, or too little `time` was left.
     pub fn store_refused(&self, reason: &'static str) {
-        self.store_refused.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.store_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Records that this many more client connections are open.
     pub fn connections_open(&self, more: i64) {
-        self.http_connections.inc_by(more);
+        self.0.http_connections.inc_by(more);
     }
 
     /// Counts a connection that was closed on arrival.
     pub fn connection_refused(&self, reason: &'static str) {
-        self.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a connection that this server closed.
     pub fn connection_closed(&self, reason: &'static str) {
-        self.connections_closed.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.connections_closed.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a database operation.
     pub fn store_operation(&self, operation: &'static str, ok: bool, took: Duration) {
         let labels = OperationLabels { operation, outcome: if ok { "ok" } else { "error" } };
-        self.operations.get_or_create(&labels).observe(took.as_secs_f64());
+        self.0.operations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Records the size of the pool.
     pub fn pool(&self, connections: usize, idle: usize) {
-        self.connections.set(connections.try_into().unwrap_or(i64::MAX));
-        self.connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+        self.0.connections.set(connections.try_into().unwrap_or(i64::MAX));
+        self.0.connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
     }
 
     /// Counts a step of a sweep.
     pub fn sweep_step(&self, task: &'static str, took: Duration) {
-        self.sweep_steps.get_or_create(&TaskLabels { task }).observe(took.as_secs_f64());
+        self.0.sweep_steps.get_or_create(&TaskLabels { task }).observe(took.as_secs_f64());
     }
 
     /// Records when a sweep last finished its table, in seconds since 1970.
     pub fn sweep_completed(&self, task: &'static str, at_seconds: i64) {
-        self.sweeps_completed.get_or_create(&TaskLabels { task }).set(at_seconds);
+        self.0.sweeps_completed.get_or_create(&TaskLabels { task }).set(at_seconds);
     }
 
     /// Counts rows deleted by a sweep.
     pub fn swept(&self, kind: &'static str, rows: usize) {
-        self.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
+        self.0.swept.get_or_create(&KindLabels { kind }).inc_by(rows.try_into().unwrap_or(u64::MAX));
     }
 
     /// Counts a revocation by this replica.
     pub fn revocation(&self, reason: &'static str) {
-        self.revocations.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.revocations.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Records the delay from a revocation to its publication.
     pub fn feed_lag(&self, lag: Duration) {
-        self.feed_lag.observe(lag.as_secs_f64());
+        self.0.feed_lag.observe(lag.as_secs_f64());
     }
 
     /// Records the state of the feed.
     pub fn feed(&self, age: Option<Duration>, entries: usize, subscribers: usize) {
-        self.feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
-        self.feed_entries.set(entries.try_into().unwrap_or(i64::MAX));
-        self.feed_subscribers.set(subscribers.try_into().unwrap_or(i64::MAX));
+        self.0.feed_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        self.0.feed_entries.set(entries.try_into().unwrap_or(i64::MAX));
+        self.0.feed_subscribers.set(subscribers.try_into().unwrap_or(i64::MAX));
     }
 
     /// Counts a delivery attempt: `delivered`, to be `retried`, or `dead`.
     pub fn delivery(&self, kind: &'static str, outcome: &'static str) {
-        self.deliveries.get_or_create(&DeliveryLabels { kind, outcome }).inc();
+        self.0.deliveries.get_or_create(&DeliveryLabels { kind, outcome }).inc();
     }
 
     /// Records how long a receiver took.
     pub fn delivery_attempt(&self, kind: &'static str, took: Duration) {
-        self.delivery_attempts.get_or_create(&KindLabels { kind }).observe(took.as_secs_f64());
+        self.0.delivery_attempts.get_or_create(&KindLabels { kind }).observe(took.as_secs_f64());
     }
 
     /// Records how many deliveries are pending.
     pub fn deliveries_pending(&self, kind: &'static str, count: i64) {
-        self.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
+        self.0.deliveries_pending.get_or_create(&KindLabels { kind }).set(count);
     }
 
     /// Records whether a condition prevents readiness.
     pub fn not_ready(&self, condition: &'static str, holds: bool) {
-        self.not_ready.get_or_create(&ConditionLabels { condition }).set(holds.into());
+        self.0.not_ready.get_or_create(&ConditionLabels { condition }).set(holds.into());
     }
 
     /// Records the difference between this machine's clock and the database's; `None` before it is known.
     pub fn clock(&self, skew: Option<Skew>) {
-        self.clock_skew.set(skew.map_or(0.0, |skew| skew.micros as f64 / 1e6));
-        self.clock_error.set(skew.map_or(-1.0, |skew| skew.error.as_secs_f64()));
+        self.0.clock_skew.set(skew.map_or(0.0, |skew| skew.micros as f64 / 1e6));
+        self.0.clock_error.set(skew.map_or(-1.0, |skew| skew.error.as_secs_f64()));
     }
 
     /// Counts a restart of a background task that ended or panicked.
     pub fn task_restart(&self, task: &'static str) {
-        self.task_restarts.get_or_create(&TaskLabels { task }).inc();
+        self.0.task_restarts.get_or_create(&TaskLabels { task }).inc();
     }
 
     /// Counts a refused request by reason.
     pub fn refusal(&self, reason: &'static str) {
-        self.refusals.get_or_create(&ReasonLabels { reason }).inc();
+        self.0.refusals.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Whether to log a refusal with this reason now: see [`Seldom`]. Returns how many were not logged since the last
     /// one.
     pub fn admits_refusal_line(&self, reason: &'static str) -> Option<u64> {
         let said =
-            self.refusals_said.lock().expect("no one panics while holding it").entry(reason).or_default().clone();
+            self.0.refusals_said.lock().expect("no one panics while holding it").entry(reason).or_default().clone();
         said.admit()
     }
 
     /// Counts the creation of an impersonation session.
     pub fn impersonation(&self) {
-        self.impersonations.inc();
+        self.0.impersonations.inc();
     }
 
     /// Counts a refresh repeated from elsewhere that was `allowed`, or that `ended` the session.
     pub fn refresh_repeated_elsewhere(&self, outcome: &'static str) {
-        self.repeats_elsewhere.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.0.repeats_elsewhere.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// All metrics, in OpenMetrics text format.
     pub fn render(&self) -> String {
         let dropped = log::Log::present().map_or(0, log::Log::dropped);
-        self.log_lines_dropped.inner().fetch_max(dropped, std::sync::atomic::Ordering::Relaxed);
+        self.0.log_lines_dropped.inner().fetch_max(dropped, std::sync::atomic::Ordering::Relaxed);
         let mut page = String::new();
-        text::encode(&mut page, &self.registry).expect("a string takes whatever is written to it");
+        text::encode(&mut page, &self.0.registry).expect("a string takes whatever is written to it");
         page
     }
 }

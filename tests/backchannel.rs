@@ -408,7 +408,7 @@ async fn a_rolled_back_revocation_is_not_delivered() {
     assert!(phone.is_signed_in().await && states(&service).await.is_empty());
 
     // A later revocation is delivered, and by then the rolled-back one would have been too.
-    service.store.sessions_revoke(vec![end]).await.expect("ends it");
+    service.store.sessions_revoke(vec![end], ()).await.expect("ends it");
     until_states(&service, &["done"]).await;
     assert_eq!(until_told(&receiver, 1).await[0].claims()["sid"], phone.session);
 }

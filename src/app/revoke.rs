@@ -13,7 +13,6 @@ use crate::session::EndedBy;
 use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
-use crate::store;
 use crate::store::Revocation;
 use crate::token::refresh::RefreshToken;
 
@@ -96,21 +95,7 @@ impl App {
             targets.iter().map(|target| (target.project.clone(), target.session)).collect();
         let keys: Vec<_> = targets.iter().map(|target| Key::Session(target.project.clone(), target.session)).collect();
         let turn = self.turns.take("sessions_revoke", keys).await?;
-        let (store, ends) = (self.urgent.clone(), targets.into_iter().map(revocation).collect());
-        // On a task of its own: the turn lasts for as long as the database is busy, whatever becomes of the caller.
-        let ending = tokio::spawn(async move {
-            let ended = store.sessions_revoke(ends).await;
-            drop(turn);
-            ended
-        });
-        let ended = match ending.await {
-            Ok(ended) => ended?,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime is shutting down.
-                Err(_) => return Err(store::Error::late("sessions_revoke").into()),
-            },
-        };
+        let ended = self.urgent.sessions_revoke(targets.into_iter().map(revocation).collect(), turn).await?;
         // Those that others have ended may not have come by the feed yet.
         sessions.iter().filter(|one| !ended.contains(one)).for_each(|(project, id)| self.feed.note_ended(project, *id));
         // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.

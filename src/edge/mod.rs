@@ -30,6 +30,7 @@ mod resume;
 mod retry_after;
 mod serve;
 mod setting;
+mod shared;
 mod stack_auth;
 mod stalled;
 mod verify;
@@ -45,7 +46,6 @@ use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 use tower::ServiceBuilder;
 use tower::ServiceExt;
-use tower::util::BoxCloneSyncService;
 
 use grpc::GrpcService;
 use guardrail::GuardrailLayer;
@@ -55,6 +55,8 @@ pub use serve::Ports;
 pub use serve::Server;
 pub use setting::SettingError;
 use setting::read;
+use shared::SharedService;
+use shared::share;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -126,7 +128,7 @@ fn stack(
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
     let api =
         ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
-    let api = BoxCloneSyncService::new(api);
+    let api = SharedService::new(api);
 
     let plain = well_known::routes(app.clone(), ready.clone(), web).merge(openapi::routes(&web.base_paths));
     let router = plain.merge(oauth);
@@ -149,7 +151,7 @@ fn stack(
     let router = router.merge(verify).merge(beside);
     // What a request costs first of all: its address's bucket, its address's share, and its message's arrival.
     let admission = admission::AdmissionControl::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
-    let router = router.layer(from_fn_with_state(admission, admission::admit));
+    let router = router.layer(share()).layer(from_fn_with_state(admission, admission::admit)).layer(share());
 
     // For proxies alone, on a listener of their own: nobody else reaches it, so nobody is counted there.
     let checks = calls(proxies(app, limits.body_bytes_max, health), &guardrail, metrics);
@@ -195,7 +197,7 @@ fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> Grp
         // What tonic says by itself, in our words.
         .map_response(explain::explain)
         .service(services);
-    BoxCloneSyncService::new(calls)
+    SharedService::new(calls)
 }
 
 /// What proxies ask over gRPC.

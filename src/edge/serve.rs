@@ -25,7 +25,6 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
@@ -343,7 +342,7 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
             let is_watch = class::is_watch(request.uri().path());
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
             request.extensions_mut().insert(ConnectInfo(peer));
-            let mut answer = Received::by(router, request, phases.clone()).await;
+            let mut answer = answer(router, request, phases.clone()).await;
             if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -414,38 +413,24 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
     }
 }
 
-/// A request that was received, answered on a task of its own: what changes something is carried out although its client
-/// hangs up, as soon as its message is whole. What only reads ends with its client.
-struct Received {
-    task: JoinHandle<Response<Body>>,
-    is_carried_out: bool,
-}
-
-impl Received {
-    /// Hands a request on. `alive` keeps the server from stopping under it.
-    async fn by(router: Router, request: Request<Body>, alive: watch::Receiver<ServerPhase>) -> Response<Body> {
-        let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
-        let task = tokio::spawn(async move {
-            let _alive = alive;
-            let Ok(answer) = router.oneshot(request).await;
-            answer
-        });
-        let mut received = Self { task, is_carried_out };
-        match (&mut received.task).await {
-            Ok(answer) => answer,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime is shutting down.
-                Err(_) => pending().await,
-            },
-        }
+/// Answers a request. One that changes something is carried out as soon as its message is whole, although its client hangs
+/// up: it has a task of its own. One that only reads ends with its client. `alive` keeps the server from stopping under it.
+async fn answer(router: Router, request: Request<Body>, alive: watch::Receiver<ServerPhase>) -> Response<Body> {
+    let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
+    let work = async move {
+        let _alive = alive;
+        let Ok(answer) = router.oneshot(request).await;
+        answer
+    };
+    if !is_carried_out {
+        return work.await;
     }
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        if !self.is_carried_out {
-            self.task.abort();
-        }
+    match tokio::spawn(work).await {
+        Ok(answer) => answer,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down.
+            Err(_) => pending().await,
+        },
     }
 }

@@ -48,13 +48,19 @@ pub struct Revocation {
 impl Store {
     /// Ends sessions, in one statement and so in one transaction; answers with those that were live until now. Any other
     /// had run out, had been ended before, or is unknown.
+    /// `held` is dropped when the database is done with the operation, whatever becomes of the caller.
     ///
     /// # Errors
     ///
     /// When the database is away. Safe to repeat: what was ended by the first try is no longer live for the second.
-    pub async fn sessions_revoke(&self, asked: Vec<Revocation>) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
+    pub async fn sessions_revoke(
+        &self,
+        asked: Vec<Revocation>,
+        held: impl Send + Sync + 'static,
+    ) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         self.check_durable("sessions_revoke")?;
         self.idempotent("sessions_revoke", move |mut tx| {
+            let _ = &held;
             let asked = asked.clone();
             async move {
                 let ended = tx.sessions_revoke(&asked).await?;
