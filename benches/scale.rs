@@ -39,7 +39,6 @@ use harness::database::Database;
 use harness::refresh_token;
 use secrecy::ExposeSecret as _;
 use sessiond::app::Sweeper;
-use sessiond::config::Retention;
 use sessiond::id::ProjectId;
 use sessiond::id::SessionId;
 use sessiond::pb::BatchIntrospectRequest;
@@ -48,6 +47,7 @@ use sessiond::pb::IntrospectTokenRequest;
 use sessiond::pb::IntrospectTokenResponse;
 use sessiond::pb::ListSessionsRequest;
 use sessiond::pb::ListSessionsResponse;
+use sessiond::session::retention::RetentionPeriods;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 use sessiond::token::access::Claims;
@@ -411,8 +411,7 @@ async fn remove_all(large: &Service, sessions: i64) {
     let fresh = format!("(SELECT * FROM sessions ORDER BY id DESC LIMIT {fresh}) AS fresh");
     let mut held = tokens(large, 55_000, &fresh).await;
 
-    let retention =
-        Retention { ended_session_retention: DAY * 30, audit_retention: DAY * 400, address_retention: DAY * 30 };
+    let retention = RetentionPeriods { ended_sessions: DAY * 30, audit: DAY * 400, addresses: DAY * 30 };
     let store = Store::new(&harness::options(&large.database.url), Metrics::default()).expect("a good URL");
     let sweeper = Sweeper::new(store, large.clock.clone(), retention, Metrics::default());
     println!("\n{:<34} {:>12} {:>12} {:>12} {:>8}", "RevokeCurrent", "median", "p99", "max", "calls");

@@ -15,6 +15,8 @@ use ipnet::Ipv4Net;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
+use crate::session::retention::RetentionPeriods;
+
 pub use web::Authority;
 pub use web::base_path;
 pub use web::header_name;
@@ -309,6 +311,17 @@ pub struct Retention {
     /// audit log itself.
     #[arg(long, env = "SESSIOND_ADDRESS_RETENTION", default_value = "30d", value_parser = duration::<0, { 7_320 * DAY }>, value_name = "DURATION")]
     pub address_retention: Duration,
+}
+
+impl Retention {
+    /// The values alone.
+    pub const fn periods(&self) -> RetentionPeriods {
+        RetentionPeriods {
+            ended_sessions: self.ended_session_retention,
+            audit: self.audit_retention,
+            addresses: self.address_retention,
+        }
+    }
 }
 
 /// Back-channel delivery: see `docs/operators.md`.

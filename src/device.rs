@@ -24,14 +24,6 @@ pub fn prepare() {
     LazyLock::force(&PATTERNS);
 }
 
-/// How gRPC's libraries call themselves where the application has no name of its own. That says nothing of a device.
-const LIBRARIES: [&str; 4] = ["grpc-", "tonic/", "connect-", "grpc/"];
-
-/// Whether the `User-Agent` is no more than the name of a gRPC library.
-pub fn is_library(user_agent: &str) -> bool {
-    LIBRARIES.iter().any(|library| user_agent.starts_with(library))
-}
-
 /// A name for the device with this `User-Agent`, which the caller has bounded; `None` when it says nothing of one.
 pub fn name(user_agent: &str) -> Option<String> {
     let (browser, system, _) = PATTERNS.extract(user_agent);
@@ -111,18 +103,6 @@ mod tests {
             ["", "rubbish", "Mozilla/5.0", "Dart/3.9 (dart:io)", "grpc-node-js/1.14.1", "tonic/0.14.2", &app]
         {
             assert_eq!(name(user_agent), None, "{user_agent}");
-        }
-    }
-
-    #[test]
-    fn a_library_is_one_only_where_the_application_says_nothing() {
-        for library in
-            ["grpc-go/1.76.0", "grpc-java-netty/1.76.0", "grpc-node-js/1.14.1", "tonic/0.14.2", "connect-go/1.19"]
-        {
-            assert!(is_library(library), "{library}");
-        }
-        for other in ["Notes/1.2 grpc-java-okhttp/1.76.0", "Mozilla/5.0", ""] {
-            assert!(!is_library(other), "{other}");
         }
     }
 

@@ -26,31 +26,45 @@
 #[cfg(any(feature = "server", feature = "guard"))]
 pub mod id;
 
-/// What a device is called.
-#[cfg(feature = "server")]
-pub mod device;
-
 /// How long to wait before the next attempt.
 #[cfg(any(feature = "server", feature = "guard"))]
 pub mod backoff;
-
-/// Work that is done at an interval.
-#[cfg(feature = "server")]
-mod every;
-
-// The ground floor: the world outside.
 
 /// Time and dice.
 #[cfg(any(feature = "server", feature = "guard"))]
 pub mod clock;
 
-/// Every setting, with its unit, bound and default.
+/// What `proto/` compiles to.
+#[cfg(any(feature = "server", feature = "guard"))]
+pub mod pb;
+
+// What is true of sessions, for the server and the guard alike.
+
+/// Tokens, and the keys that make them.
+#[cfg(any(feature = "server", feature = "guard"))]
+pub mod token;
+
+/// The rules.
+#[cfg(any(feature = "server", feature = "guard"))]
+pub mod session;
+
+// The world outside.
+
+/// What a device is called.
 #[cfg(feature = "server")]
-pub mod config;
+pub mod device;
+
+/// Work that is done at an interval.
+#[cfg(feature = "server")]
+mod every;
 
 /// The TLS client.
 #[cfg(feature = "server")]
 mod tls;
+
+/// Every setting, with its unit, bound and default.
+#[cfg(feature = "server")]
+pub mod config;
 
 /// Sends requests to other services, and only to permitted ones.
 #[cfg(feature = "server")]
@@ -60,23 +74,9 @@ pub mod outbound;
 #[cfg(feature = "server")]
 pub mod telemetry;
 
-/// What `proto/` compiles to.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod pb;
-
 /// How much any one caller may ask for.
 #[cfg(feature = "server")]
 pub mod rates;
-
-// What is true of sessions, whoever asks.
-
-/// Tokens, and the keys that make them.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod token;
-
-/// The rules.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod session;
 
 /// Why a request is refused, in the words of the wire: the table that server and guard share.
 #[cfg(any(feature = "server", feature = "guard"))]

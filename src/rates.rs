@@ -27,6 +27,7 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::session::Refusal;
 use crate::telemetry::Metrics;
 
 /// The most buckets for addresses, and as many again for their sign-outs: a megabyte each.
@@ -69,6 +70,12 @@ pub enum Bucket<'a> {
 pub struct Empty {
     /// When the next token is available; never zero.
     pub retry_after: Duration,
+}
+
+impl From<Empty> for Refusal {
+    fn from(Empty { retry_after }: Empty) -> Self {
+        Self::RateLimited { retry_after }
+    }
 }
 
 tokio::task_local! {

@@ -14,10 +14,13 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
     app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
-    config::{Listen, Retention},
+    config::Listen,
     edge::Server,
     id::ProjectId,
-    session::{EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR},
+    session::{
+        EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR,
+        retention::RetentionPeriods,
+    },
     store::{Claim, Due, EndpointPlace, Revocation, Store},
     telemetry::Metrics,
 };
@@ -568,8 +571,7 @@ async fn finished_deliveries_are_swept() {
         format!("UPDATE backchannel_deliveries SET due_at = NULL, {column} = {at} WHERE user_id = '{user}';")
     };
     service.database.run(&[set("delivered_at", "ada"), set("dead_at", "bob")].concat()).await;
-    let retention =
-        Retention { ended_session_retention: DAY * 300, audit_retention: DAY * 400, address_retention: DAY * 300 };
+    let retention = RetentionPeriods { ended_sessions: DAY * 300, audit: DAY * 400, addresses: DAY * 300 };
     let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
     let sweep = async || {
         let removed = sweeper.run_once().await.expect("sweeps");

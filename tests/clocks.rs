@@ -6,8 +6,8 @@ use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::{Kind, NotReady, Start, Step, SweepError, Sweeper},
     clock::{Clock, Timestamp},
-    config::Retention,
     pb::CreateSessionRequest,
+    session::retention::RetentionPeriods,
     store::Task,
     telemetry::Metrics,
 };
@@ -26,8 +26,7 @@ const WRONG_BY: [i64; 6] = [90 * SECOND, -90 * SECOND, HOUR, -HOUR, 130 * DAY, -
 
 fn sweeper(service: &Service) -> Sweeper {
     let days = |days: u64| Duration::from_secs(days * 24 * 60 * 60);
-    let retention =
-        Retention { ended_session_retention: days(30), audit_retention: days(400), address_retention: days(30) };
+    let retention = RetentionPeriods { ended_sessions: days(30), audit: days(400), addresses: days(30) };
     Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default())
 }
 

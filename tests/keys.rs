@@ -21,7 +21,7 @@ use sessiond::{
     clock::{Clock, Timestamp},
     id::{KeyId, ProjectId},
     pb::CreateSessionRequest,
-    session::{Origin, Policy, opening::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
+    session::{Origin, Policy, create::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
     store::Store,
     telemetry::Metrics,
     token::{

@@ -18,8 +18,8 @@ use futures_util::future::join_all;
 use sessiond::{
     app::{Start, Step, Sweeper},
     clock::{self, Timestamp},
-    config::Retention,
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
+    session::retention::RetentionPeriods,
     store::Task,
     telemetry::Metrics,
 };
@@ -194,7 +194,7 @@ async fn act(service: &Service, wire: Wire, user: &str, action: Action) -> Answe
 /// Deletes sessions as soon as they have ended, unless locked.
 async fn sweep(service: &Service) {
     let day = Duration::from_secs(86_400);
-    let retention = Retention { ended_session_retention: Duration::ZERO, audit_retention: day, address_retention: day };
+    let retention = RetentionPeriods { ended_sessions: Duration::ZERO, audit: day, addresses: day };
     let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
     while let Step::Taken(_) = sweeper.step(Task::Sessions, 1_000, Start::AtOnce).await.expect("sweeps") {}
 }

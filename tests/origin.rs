@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use sessiond::{
     config::{ForwardedHeader, network},
     pb::{CreateSessionRequest, Session},
-    session::lifecycle::Device,
+    session::device::Device,
 };
 
 use crate::harness::{REFRESH_GRACE, Service, Wire, bearer, both, header, refresh_token};

@@ -19,10 +19,9 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sessiond::{
     app::{NewEndpoint, Sweeper},
-    config::Retention,
     id::{ProjectId, UserId},
     pb::*,
-    session::backchannel::Fate,
+    session::{backchannel::Fate, retention::RetentionPeriods},
     store::{Claim, EndpointPlace, RecordQuery, Revived, Role},
     telemetry::Metrics,
 };
@@ -363,8 +362,7 @@ async fn call_everything(service: &Service) {
     }
     deliver(service, &project).await;
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'nobody', 0)").await;
-    let retention =
-        Retention { ended_session_retention: DAY * 299, audit_retention: DAY * 295, address_retention: DAY * 290 };
+    let retention = RetentionPeriods { ended_sessions: DAY * 299, audit: DAY * 295, addresses: DAY * 290 };
     let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
     let removed = sweeper.run_once().await.expect("sweeps");
     let nothing: Vec<_> =

@@ -11,9 +11,10 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sessiond::{
     app::{Kind, PASS_INTERVAL, Removed, Start, Step, Sweeper},
-    config::{Listen, Retention},
+    config::Listen,
     edge::Server,
     pb::{CreateSessionRequest, RevokeAllSessionsRequest, RevokeAllSessionsResponse},
+    session::retention::RetentionPeriods,
     store::{Store, Task},
     telemetry::Metrics,
 };
@@ -27,11 +28,11 @@ const TICK: Duration = Duration::from_micros(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-fn retention() -> Retention {
-    Retention { ended_session_retention: DAY * 30, audit_retention: DAY * 400, address_retention: DAY * 30 }
+fn retention() -> RetentionPeriods {
+    RetentionPeriods { ended_sessions: DAY * 30, audit: DAY * 400, addresses: DAY * 30 }
 }
 
-fn sweeper(service: &Service, retention: Retention) -> Sweeper {
+fn sweeper(service: &Service, retention: RetentionPeriods) -> Sweeper {
     // Its own pool, as a replica has.
     let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
     Sweeper::new(store, service.clock.clone(), retention, Metrics::default())
@@ -200,7 +201,7 @@ async fn revocations_that_still_matter_are_never_deleted() {
     let late =
         format!("UPDATE revocations SET access_expires_at = timestamptz 'epoch' + {until} * interval '1 microsecond'");
     service.database.run(&late).await;
-    let short = sweeper(&service, Retention { audit_retention: DAY, ..retention() });
+    let short = sweeper(&service, RetentionPeriods { audit: DAY, ..retention() });
 
     service.clock.advance(DAY * 3 + HOUR - TICK);
     assert_eq!(of(&short.run_once().await.expect("sweeps"), Kind::Revocations), 0, "just before");
@@ -211,7 +212,7 @@ async fn revocations_that_still_matter_are_never_deleted() {
 #[tokio::test]
 async fn a_user_is_deleted_after_the_last_session_and_two_days_after_the_last_cut_off() {
     let service = Service::start().await;
-    let soon = sweeper(&service, Retention { ended_session_retention: HOUR, ..retention() });
+    let soon = sweeper(&service, RetentionPeriods { ended_sessions: HOUR, ..retention() });
     let live = service.sign_in("ada", "phone").await;
     service.sign_in("bob", "phone").await.sign_out().await.expect("signs out");
     service.sign_in("cy", "phone").await;

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
     app::{Kind, Sweeper},
-    config::{Rates, Retention, network},
+    config::{Rates, network},
     id::{ProjectId, UserId},
     pb::{
         CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest, Session, UpdateSessionRequest,
@@ -18,6 +18,7 @@ use sessiond::{
     session::{
         RevokeReason,
         policy::{LateRepeat, Refreshing, RepeatElsewhere, StepUp},
+        retention::RetentionPeriods,
         rotation::REPEATS_MAX,
     },
     store::{EventRecord, Happened, KeyKind, RecordQuery},
@@ -460,10 +461,9 @@ async fn audit_entries_that_are_not_revocations_are_swept_too() {
     let headers = from(ELSEWHERE, service.key());
     let request = json!({"user_id": "ada", "is_impersonation": true, "impersonator_id": "root"});
     service.ask(Wire::Rest, "CreateSession", headers, &request).await.expect("opens");
-    let retention =
-        Retention { ended_session_retention: day * 30, audit_retention: day * 400, address_retention: day * 30 };
+    let retention = RetentionPeriods { ended_sessions: day * 30, audit: day * 400, addresses: day * 30 };
     let sweep = async || {
-        let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention.clone(), Metrics::default());
+        let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
         let removed = sweeper.run_once().await.expect("sweeps");
         let of = |kind| removed.iter().filter(|(other, _)| *other == kind).map(|(_, rows)| rows).sum::<usize>();
         (of(Kind::Events), of(Kind::Addresses))

@@ -11,6 +11,7 @@ use super::idempotency::IdempotencyKey;
 use super::turns::Key;
 use crate::clock;
 use crate::clock::Timestamp;
+use crate::device;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
@@ -21,14 +22,12 @@ use crate::session::Policy;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::session::Session;
+use crate::session::create::CreateRequest;
+use crate::session::create::NewSession;
 use crate::session::lifecycle::Impersonator;
 use crate::session::limit;
 use crate::session::limit::Admission;
 use crate::session::limit::LiveSession;
-use crate::session::opening;
-use crate::session::opening::CreateRequest;
-use crate::session::opening::NewSession;
-use crate::session::refusal::Violation;
 use crate::session::rotation::Chain;
 use crate::store;
 use crate::store::AuditEvent;
@@ -70,7 +69,8 @@ impl App {
         // A key that was found is of a project that exists; it may be younger than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
-        let new = opening::check(request, now, &policy).map_err(Refusal::Schema)?;
+        let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
+        new.device = new.device.named(device::name);
 
         let sign_in = SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy };
         let turn = self.turns.take("create_session", [Key::User(sign_in.project.clone(), sign_in.new.user.clone())]);
@@ -117,7 +117,7 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
             Repeat::First => {}
             Repeat::Again(Remembered::Opened(session)) => return repeat(tx, &project, session, now, &policy).await,
             Repeat::Again(Remembered::RevokedAll(_)) | Repeat::Another => {
-                return Ok(Err(Violation::refuse("request_id", "was used for another request")));
+                return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
             }
         }
     }
@@ -219,12 +219,12 @@ async fn repeat(
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Outcome, store::Error> {
-    let over = || Violation::refuse("request_id", "was used for a session that has ended");
+    let over = || Refusal::invalid("request_id", "was used for a session that has ended");
     let Some(StoredSession { session, chain, secret, .. }) = tx.session_lock(project, id).await? else {
         return Ok(Err(over()));
     };
     if chain.generation() > 0 {
-        return Ok(Err(Violation::refuse("request_id", "was used for a session that is in use by now")));
+        return Ok(Err(Refusal::invalid("request_id", "was used for a session that is in use by now")));
     }
     let live = tx.epoch_share(project, &session.user).await?.is_some_and(|present| session.is_live(now, present));
     if !live {

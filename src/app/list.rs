@@ -13,7 +13,6 @@ use crate::id::UserId;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::listing::Filter;
-use crate::session::refusal::Violation;
 use crate::store::PageQuery;
 use crate::store::Seen;
 use crate::token::page;
@@ -178,7 +177,7 @@ fn page_start(snapshot: &Snapshot, token: &PageToken, query: &page::Query<'_>) -
 }
 
 fn not_of_this_query() -> Refusal {
-    Violation::refuse("page_token", "must be `next_page_token` of the same query's page before")
+    Refusal::invalid("page_token", "must be `next_page_token` of the same query's page before")
 }
 
 /// Sees to it that a user names nobody else.
@@ -193,5 +192,5 @@ pub(super) fn own_user(named: Option<&str>, own: &UserId) -> Result<(), Refusal>
 /// The user whom a service names.
 pub(super) fn named_user(named: &str) -> Result<UserId, Refusal> {
     const EXPECTED: &str = "must be 1 to 255 bytes without control characters, and not `me`, for a service is no user";
-    UserId::parse(named).ok_or_else(|| Violation::refuse("user_id", EXPECTED))
+    UserId::parse(named).ok_or_else(|| Refusal::invalid("user_id", EXPECTED))
 }

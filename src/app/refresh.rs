@@ -184,7 +184,7 @@ async fn rotate(
         }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            stored.session.seen_from(origin, now);
+            stored.session.seen_from(origin, device::name, now);
             use_session(tx, stored, link, Notice::Nothing, now, policy).await
         }
         Rotation::Reused => {

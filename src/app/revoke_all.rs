@@ -23,7 +23,6 @@ use crate::session::Refusal;
 use crate::session::RevokeReason;
 use crate::session::backchannel::ONE_BY_ONE_MAX;
 use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::session::refusal::Violation;
 use crate::session::revoked::Ended;
 use crate::store;
 use crate::store::CutOff;
@@ -96,9 +95,7 @@ impl App {
                 (token.project().clone(), token.user().clone(), Some(session), EndedBy::User(session))
             }
             Principal::Service(_) if request.except_current => {
-                return Err(
-                    Violation::refuse("except_current", "must be false for a service: it has no session").into()
-                );
+                return Err(Refusal::invalid("except_current", "must be false for a service: it has no session").into());
             }
             Principal::Service(service) => {
                 let user = named_user(request.user_id.as_deref().unwrap_or_default())?;
@@ -143,7 +140,7 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
             Repeat::First => {}
             Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
             Repeat::Again(Remembered::Opened(_)) | Repeat::Another => {
-                return Ok(Err(Violation::refuse("request_id", "was used for another request")));
+                return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
             }
         }
     }

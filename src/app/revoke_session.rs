@@ -16,7 +16,6 @@ use crate::session::EndedBy;
 use crate::session::Origin;
 use crate::session::Refusal;
 use crate::session::RevokeReason;
-use crate::session::refusal::Violation;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Tx;
@@ -43,7 +42,7 @@ impl App {
     ) -> Result<Ended, Error> {
         let now = self.clock.now();
         let principal = self.principal_within(caller, client).await?;
-        let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("id", "must be a session's id"))?;
+        let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("id", "must be a session's id"))?;
         let outcome = match principal {
             Principal::User(token) => {
                 if token.impersonator().is_some() {

@@ -15,9 +15,9 @@ use tokio::time::sleep;
 use crate::clock::Clock;
 use crate::clock::Disagreement;
 use crate::clock::Timestamp;
-use crate::config::Retention;
 use crate::session::retention;
-use crate::session::retention::Line;
+use crate::session::retention::AuditFate;
+use crate::session::retention::RetentionPeriods;
 use crate::store;
 use crate::store::AuditTable;
 use crate::store::EventLines;
@@ -144,13 +144,13 @@ pub enum SweepError {
 pub struct Sweeper {
     store: Store,
     clock: Clock,
-    retention: Retention,
+    retention: RetentionPeriods,
     metrics: Metrics,
 }
 
 impl Sweeper {
     /// Prepares a sweep.
-    pub const fn new(store: Store, clock: Clock, retention: Retention, metrics: Metrics) -> Self {
+    pub const fn new(store: Store, clock: Clock, retention: RetentionPeriods, metrics: Metrics) -> Self {
         Self { store, clock, retention, metrics }
     }
 
@@ -207,7 +207,7 @@ impl Sweeper {
     ///
     /// The store's. Then nothing was removed.
     pub async fn step(&self, task: Task, rows_max: i64, start: Start) -> Result<Step, store::Error> {
-        let (retention, clock) = (self.retention.clone(), self.clock.clone());
+        let (retention, clock) = (self.retention, self.clock.clone());
         let started = Instant::now();
         let work = move |mut tx: Tx| async move {
             let Some(Progress { position, completed_at }) = tx.sweep_claim(task).await? else {
@@ -332,7 +332,7 @@ async fn remove(
     task: Task,
     from: &SweepPosition,
     rows_max: i64,
-    retention: &Retention,
+    retention: &RetentionPeriods,
     now: Timestamp,
 ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
     let step = Batch { from, rows_max, retention, now };
@@ -359,7 +359,7 @@ async fn remove(
 struct Batch<'a> {
     from: &'a SweepPosition,
     rows_max: i64,
-    retention: &'a Retention,
+    retention: &'a RetentionPeriods,
     now: Timestamp,
 }
 
@@ -387,9 +387,9 @@ impl Batch<'_> {
         let (mut gone, mut anonymous) = (vec![], vec![]);
         for row in rows {
             match judge(&row, self.retention, self.now) {
-                Line::Gone => gone.push(row),
-                Line::Anonymous if row.has_address => anonymous.push(row),
-                Line::Anonymous | Line::Kept => {}
+                AuditFate::Gone => gone.push(row),
+                AuditFate::Anonymous if row.has_address => anonymous.push(row),
+                AuditFate::Anonymous | AuditFate::Kept => {}
             }
         }
         let gone = delete(tx, &gone).await?;
@@ -415,72 +415,72 @@ async fn delete<T: Swept>(tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error
 /// The rule for the rows of a table.
 trait SweepRule: Swept {
     /// Whether the row goes.
-    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool;
+    fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool;
 
     /// Whether rows behind this one may go, in the same project.
-    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool;
+    fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool;
 }
 
 impl SweepRule for SweptSession {
-    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
-        retention.is_session_gone(self.course.ends_at(self.present, self.raised), now)
+    fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
+        retention.is_session_gone(self.end_times.ends_at(self.present, self.raised), now)
     }
 
     /// A session that was opened after this one cannot have ended before it was opened.
-    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
+    fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
         retention.is_session_gone(self.created_at, now)
     }
 }
 
 impl SweepRule for SweptRequest {
-    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+    fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
         retention::is_request_gone(self.created_at, now)
     }
 
     /// Each project's oldest come first: behind one that stays, all stay.
-    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
+    fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
         self.is_due(retention, now)
     }
 }
 
 impl<T: AuditTable> SweepRule for SweptLine<T> {
-    fn is_due(&self, retention: &Retention, now: Timestamp) -> bool {
-        judge(self, retention, now) == Line::Gone
+    fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
+        judge(self, retention, now) == AuditFate::Gone
     }
 
     /// The order is that of time: lines behind this one are younger.
-    fn has_due_behind(&self, retention: &Retention, now: Timestamp) -> bool {
-        judge(self, retention, now) != Line::Kept
+    fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
+        judge(self, retention, now) != AuditFate::Kept
     }
 }
 
-fn judge<T>(line: &SweptLine<T>, retention: &Retention, now: Timestamp) -> Line {
+fn judge<T>(line: &SweptLine<T>, retention: &RetentionPeriods, now: Timestamp) -> AuditFate {
     retention.line(line.at, line.access_expires_at, now)
 }
 
 impl SweepRule for SweptDelivery {
-    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+    fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
         retention::is_delivery_gone(self.delivered_at, self.dead_at, now)
     }
 
     /// The order is that of time: what happened later was not delivered before that.
-    fn has_due_behind(&self, _: &Retention, now: Timestamp) -> bool {
+    fn has_due_behind(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
         retention::is_delivery_gone(Some(self.at), None, now)
     }
 }
 
 impl SweepRule for SweptUser {
-    fn is_due(&self, _: &Retention, now: Timestamp) -> bool {
+    fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
         !self.has_session && retention::is_user_gone(self.raised_at, now)
     }
 
     /// The order is that of names, and says nothing.
-    fn has_due_behind(&self, _: &Retention, _: Timestamp) -> bool {
+    fn has_due_behind(&self, _: &RetentionPeriods, _: Timestamp) -> bool {
         true
     }
 }
 
-async fn keys(tx: &mut Tx, retention: &Retention, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
+async fn keys(tx: &mut Tx, retention: &RetentionPeriods, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
     let mut removed = vec![];
     for (table, kind) in [
         (KeyTable::Signing, Kind::SigningKeys),

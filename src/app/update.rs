@@ -8,7 +8,6 @@ use crate::id::SessionId;
 use crate::session::Refusal;
 use crate::session::Session;
 use crate::session::change::Change;
-use crate::session::refusal::Violation;
 use crate::store::Tx;
 
 impl App {
@@ -20,7 +19,7 @@ impl App {
     pub async fn update_session(&self, caller: Caller, id: &str, change: Change) -> Result<Session, Error> {
         let service = self.service(caller).await?;
         let (now, project) = (self.clock.now(), service.project.clone());
-        let id = SessionId::parse(id).ok_or_else(|| Violation::refuse("session.id", "must be a session's id"))?;
+        let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
         let turn = self.turns.take("update_session", [Key::Session(service.project.clone(), id)]).await?;
         let work = move |mut tx: Tx| async move {

@@ -10,7 +10,6 @@ use crate::feed::SubscribeError;
 use crate::feed::Subscription;
 use crate::feed::SubscriptionFilter;
 use crate::session::Refusal;
-use crate::session::refusal::Violation;
 use crate::session::revoked::Bearer;
 
 /// After how long to try again when there are too many subscribers.
@@ -41,7 +40,7 @@ impl App {
         let cursor = (!cursor.is_empty()).then_some(cursor);
         self.feed.subscribe(filter, cursor).map_err(|error| match error {
             SubscribeError::MalformedCursor => {
-                Violation::refuse("cursor", "must be one that this stream has given").into()
+                Refusal::invalid("cursor", "must be one that this stream has given").into()
             }
             SubscribeError::TooMany => Refusal::RateLimited { retry_after: RETRY_AFTER }.into(),
             SubscribeError::NotReady => Error::FeedInterrupted,

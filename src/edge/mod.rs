@@ -69,7 +69,7 @@ use crate::pb::session_service_server::SessionServiceServer;
 use crate::reason;
 use crate::rpc::Authorization;
 use crate::rpc::SessionService;
-use crate::session::opening::LABELS_MAX;
+use crate::session::violation::LABELS_MAX;
 use crate::telemetry::Metrics;
 use tonic_rest_layer::RestLayer;
 

@@ -13,7 +13,6 @@ use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
 use crate::session::Origin;
 use crate::session::Refusal;
-use crate::session::refusal::Violation;
 use crate::token::refresh::RefreshToken;
 use crate::token::server_key;
 use crate::token::server_key::ServerKey;
@@ -37,7 +36,7 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
         }
     }
     if access.len() + refresh.len() > TOKENS_MAX {
-        return Err(Violation::refuse(AUTHORIZATION, "must not come with more than four tokens in all"));
+        return Err(Refusal::invalid(AUTHORIZATION, "must not come with more than four tokens in all"));
     }
     Ok(TokenHolder { access, refresh: refresh.into_iter().map(RefreshToken::parse).collect(), server_key })
 }
@@ -77,20 +76,20 @@ pub(super) fn refresh_token(
         ([token], Caller::Nobody) => Ok(RefreshToken::parse(token)),
         ([], Caller::Nobody) => Err(Refusal::CredentialsMissing),
         ([], _) => Err(Refusal::InsufficientAccessType),
-        (_, Caller::Nobody) => Err(Violation::refuse("refresh_token", "must be the same wherever it is sent")),
+        (_, Caller::Nobody) => Err(Refusal::invalid("refresh_token", "must be the same wherever it is sent")),
         (_, _) => Err(mixture()),
     }
 }
 
 fn mixture() -> Refusal {
-    Violation::refuse(AUTHORIZATION, "must not be sent together with a refresh token")
+    Refusal::invalid(AUTHORIZATION, "must not be sent together with a refresh token")
 }
 
 /// What `authorization` holds (RFC 6750 §2.1).
 fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
     let mut values = metadata.get_all(AUTHORIZATION).iter();
     let (value, None) = (values.next(), values.next()) else {
-        return Err(Violation::refuse(AUTHORIZATION, "must be sent once"));
+        return Err(Refusal::invalid(AUTHORIZATION, "must be sent once"));
     };
     let Some(value) = value else { return Ok(Caller::Nobody) };
     let token = bearer_token(text(value));

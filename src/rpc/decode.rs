@@ -1,4 +1,4 @@
-//! From the wire into the words of the app. Checks the form alone; what may be asked is a rule (`session::opening`).
+//! From the wire into the words of the app. Checks the form alone; what may be asked is a rule (`session::create`).
 
 use prost::Message as _;
 use prost_types::Struct;
@@ -20,12 +20,11 @@ use crate::pb::SessionState;
 use crate::pb::UpdateSessionRequest;
 use crate::session::Refusal;
 use crate::session::change::Change;
+use crate::session::create::CreateRequest;
 use crate::session::lifecycle::Authentication;
 use crate::session::listing::Filter;
 use crate::session::listing::State;
-use crate::session::opening::CLAIMS_BYTES_MAX;
-use crate::session::opening::CreateRequest;
-use crate::session::refusal::Violation;
+use crate::session::violation::CLAIMS_BYTES_MAX;
 
 /// How deep a `Struct` is followed. Deeper than any rule allows, and shallow enough for any stack.
 const DEPTH_MAX: usize = 32;
@@ -64,7 +63,7 @@ pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refu
         Ok(SessionState::Unspecified | SessionState::Live) => State::Live,
         Ok(SessionState::Ended) => State::Ended,
         Ok(SessionState::Any) => State::Any,
-        Err(_) => return Err(Violation::refuse("state", "must be a state that there is")),
+        Err(_) => return Err(Refusal::invalid("state", "must be a state that there is")),
     };
     let (filter, page_size) =
         Filter::check(state, &request.labels, request.device_name, page_size).map_err(Refusal::Schema)?;
@@ -78,13 +77,13 @@ pub(super) fn revoke_all(request: RevokeAllSessionsRequest) -> Result<RevokeAllR
 
 /// The session's id, and its new values: those that the mask lists, or without one those that are there.
 pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), Refusal> {
-    let session = request.session.ok_or_else(|| Violation::refuse("session", "must be there"))?;
+    let session = request.session.ok_or_else(|| Refusal::invalid("session", "must be there"))?;
     let listed = match request.update_mask.map(|mask| mask.paths).filter(|paths| !paths.is_empty()) {
         None => [session.claims.is_some(), !session.labels.is_empty(), session.device_name.is_some()],
         Some(paths) => {
             let known = ["claims", "labels", "device_name"];
             if !paths.iter().all(|path| path == "*" || known.contains(&path.as_str())) {
-                return Err(Violation::refuse(
+                return Err(Refusal::invalid(
                     "update_mask",
                     "must list `claims`, `labels` and `device_name` alone, or `*`",
                 ));
@@ -103,7 +102,7 @@ pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), 
 
 pub(super) fn token(request: IntrospectTokenRequest) -> Result<Vec<String>, Refusal> {
     match request.token.is_empty() {
-        true => Err(Violation::refuse("token", "must be there")),
+        true => Err(Refusal::invalid("token", "must be there")),
         false => Ok(vec![request.token]),
     }
 }
@@ -111,7 +110,7 @@ pub(super) fn token(request: IntrospectTokenRequest) -> Result<Vec<String>, Refu
 pub(super) fn tokens(request: BatchIntrospectRequest) -> Result<Vec<String>, Refusal> {
     match (1..=TOKENS_MAX).contains(&request.tokens.len()) {
         true => Ok(request.tokens),
-        false => Err(Violation::refuse("tokens", "must be 1 to 1000")),
+        false => Err(Refusal::invalid("tokens", "must be 1 to 1000")),
     }
 }
 
@@ -121,19 +120,19 @@ fn uuid(text: String) -> Result<Uuid, Refusal> {
     // UUID (RFC 9562 §5.9, §5.10) are what an unset variable holds: every caller with that bug would share one request.
     let uuid = (text.len() == 36).then(|| Uuid::try_parse(&text).ok()).flatten();
     uuid.filter(|uuid| !uuid.is_nil() && !uuid.is_max())
-        .ok_or_else(|| Violation::refuse("request_id", "must be a UUID, and neither the nil nor the max UUID"))
+        .ok_or_else(|| Refusal::invalid("request_id", "must be a UUID, and neither the nil nor the max UUID"))
 }
 
 fn timestamp(time: prost_types::Timestamp) -> Result<Timestamp, Refusal> {
     let micros =
         time.seconds.checked_mul(1_000_000).and_then(|micros| micros.checked_add(i64::from(time.nanos / 1_000)));
-    micros.map(Timestamp::from_micros).ok_or_else(|| Violation::refuse("auth_time", "must be a past moment since 1970"))
+    micros.map(Timestamp::from_micros).ok_or_else(|| Refusal::invalid("auth_time", "must be a past moment since 1970"))
 }
 
 /// The claims in a `Struct`, as JSON.
 pub(crate) fn claims(claims: Struct) -> Result<serde_json::Map<String, serde_json::Value>, Refusal> {
     if claims.encoded_len() > 4 * CLAIMS_BYTES_MAX {
-        return Err(Violation::refuse("claims", "must be at most 4096 bytes as JSON"));
+        return Err(Refusal::invalid("claims", "must be at most 4096 bytes as JSON"));
     }
     object(claims, 0)
 }
@@ -144,7 +143,7 @@ fn object(object: Struct, depth: usize) -> Result<serde_json::Map<String, serde_
 
 fn value(value_: Value, depth: usize) -> Result<serde_json::Value, Refusal> {
     if depth > DEPTH_MAX {
-        return Err(Violation::refuse("claims", "must not be nested deeper than 8"));
+        return Err(Refusal::invalid("claims", "must not be nested deeper than 8"));
     }
     Ok(match value_.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
@@ -166,5 +165,5 @@ fn number(value: f64) -> Result<serde_json::Value, Refusal> {
         return Ok((value as i64).into());
     }
     let number = serde_json::Number::from_f64(value);
-    number.map(Into::into).ok_or_else(|| Violation::refuse("claims", "must not hold a number that is infinite or none"))
+    number.map(Into::into).ok_or_else(|| Refusal::invalid("claims", "must not hold a number that is infinite or none"))
 }

@@ -19,7 +19,6 @@ use crate::reason::Reason;
 use crate::session::Refusal;
 use crate::session::origin::network;
 use crate::session::policy::StepUp;
-use crate::session::refusal::Violation;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::Metrics;
@@ -168,7 +167,7 @@ pub fn overloaded() -> Status {
 
 /// What came is no message of the method: tonic calls that an internal error, and it is the caller's.
 pub fn undecodable() -> Status {
-    refused(Violation::refuse("", "must be a message of this method, in the protobuf encoding, and not too large"))
+    refused(Refusal::invalid("", "must be a message of this method, in the protobuf encoding, and not too large"))
 }
 
 /// A gRPC method or service that there is not.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::lifecycle::Session;
-use super::opening::CLAIMS_BYTES_MAX;
-use super::opening::Violations;
 use super::origin;
-use super::refusal::Violation;
+use super::violation::CLAIMS_BYTES_MAX;
+use super::violation::Violation;
+use super::violation::Violations;
 
 /// New values; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +34,7 @@ impl Change {
             found.labels(labels);
         }
         let device_name = self.device_name.map(|name| name.as_deref().and_then(origin::device_name));
-        found.unless_any(Self { device_name, ..self })
+        found.into_result(Self { device_name, ..self })
     }
 
     /// Makes the change.

@@ -1,11 +1,11 @@
 //! What a session is, and when it is over.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
+use super::device::Device;
+use super::device::NameOf;
 use super::epoch::Epoch;
-use super::opening::NewSession;
 use super::origin::Origin;
 use super::policy::Policy;
 use crate::clock::Timestamp;
@@ -82,17 +82,6 @@ pub struct Authentication {
     pub acr: Option<String>,
     /// The methods (RFC 8176).
     pub amr: Vec<String>,
-}
-
-/// What is known of the device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Device {
-    /// A name that a person would recognise.
-    pub name: Option<String>,
-    /// Its `User-Agent`.
-    pub user_agent: Option<String>,
-    /// Its address.
-    pub ip: Option<IpAddr>,
 }
 
 /// The device before a refresh changed it.
@@ -173,30 +162,6 @@ pub struct Raised {
 }
 
 impl Session {
-    /// Opens a session as asked.
-    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, new: NewSession, now: Timestamp) -> Self {
-        let (expires_at, idle_ttl) = (now + new.ttl, new.idle_ttl);
-        Self {
-            id,
-            project,
-            user: new.user,
-            epoch,
-            created_at: now,
-            last_used_at: now,
-            used_before_at: None,
-            expires_at,
-            idle_ttl,
-            idle_expires_at: expires_at.min(now + idle_ttl),
-            revoked: None,
-            impersonator: new.impersonator,
-            authentication: new.authentication,
-            device: new.device,
-            device_before: None,
-            labels: new.labels,
-            claims: new.claims,
-        }
-    }
-
     /// Whether the session is live at this moment, under the present epoch of its user and project.
     pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
         self.lifetime().is_live(now, present)
@@ -260,9 +225,9 @@ impl Session {
     }
 
     /// Takes over what a refresh shows of the device.
-    pub fn seen_from(&mut self, origin: &Origin, now: Timestamp) {
+    pub fn seen_from(&mut self, origin: &Origin, name_of: NameOf, now: Timestamp) {
         let mut device = self.device.clone();
-        device.seen_from(origin);
+        device.seen_from(origin, name_of);
         if device == self.device {
             return;
         }
@@ -291,6 +256,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use super::super::create::NewSession;
     use super::*;
 
     const START: Timestamp = Timestamp::from_seconds(1_000_000);
@@ -370,7 +336,7 @@ mod tests {
                     if (day * 7 + hour) % (1 + day % 11) == 3 {
                         session.touch(now);
                         let ip = Some(std::net::Ipv4Addr::from(day * 24 + hour).into());
-                        session.seen_from(&Origin { ip, user_agent: None }, now);
+                        session.seen_from(&Origin { ip, user_agent: None }, |_| None, now);
                         seen.push(session.clone().as_shown(now));
                     }
                 }
@@ -399,17 +365,17 @@ mod tests {
         let ip = |last: u8| Some([192, 0, 2, last].into());
         let shown = |session: &Session, at: Duration| session.clone().as_shown(start + at).device.ip;
         let from = |last: u8| Origin { ip: ip(last), user_agent: None };
-        session.seen_from(&from(1), start + DAY - TICK);
+        session.seen_from(&from(1), |_| None, start + DAY - TICK);
         assert_eq!(shown(&session, DAY - TICK), None, "as it was opened");
         assert_eq!(shown(&session, DAY), ip(1));
-        session.seen_from(&from(1), start + DAY);
-        session.seen_from(&from(2), start + DAY);
-        session.seen_from(&from(3), start + DAY + TICK);
+        session.seen_from(&from(1), |_| None, start + DAY);
+        session.seen_from(&from(2), |_| None, start + DAY);
+        session.seen_from(&from(3), |_| None, start + DAY + TICK);
         assert_eq!((shown(&session, DAY * 2 - TICK), shown(&session, DAY * 2)), (ip(1), ip(3)));
-        session.seen_from(&from(3), start + DAY * 5);
+        session.seen_from(&from(3), |_| None, start + DAY * 5);
         session.touch(start + DAY * 5);
         assert_eq!(shown(&session, DAY * 5), ip(3), "no change has come since");
-        session.seen_from(&from(4), start + DAY * 2);
+        session.seen_from(&from(4), |_| None, start + DAY * 2);
         assert_eq!((shown(&session, DAY * 2), shown(&session, DAY * 3)), (ip(3), ip(4)), "a clock that is behind");
     }
 

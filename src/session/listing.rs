@@ -1,11 +1,11 @@
 //! What may be asked of a listing, and what is in it.
 
+use super::device::Device;
 use super::epoch::Epoch;
-use super::lifecycle::Device;
 use super::lifecycle::Session;
-use super::opening::Violations;
 use super::origin;
-use super::refusal::Violation;
+use super::violation::Violation;
+use super::violation::Violations;
 use crate::clock::Timestamp;
 
 /// The most sessions that a page holds; a larger size is cut to it (AIP-158).
@@ -59,7 +59,7 @@ impl Filter {
         let page_size = page_size.filter(|size| *size != 0).unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
         found.check(page_size > 0, "page_size", "must not be negative");
         let filter = Self { state, labels, device_name };
-        found.unless_any((filter, usize::try_from(page_size).unwrap_or(0)))
+        found.into_result((filter, usize::try_from(page_size).unwrap_or(0)))
     }
 
     /// Whether a session is in the listing, with `device` as whoever asks is shown it.

@@ -8,7 +8,11 @@ pub mod epoch;
 #[cfg(feature = "server")]
 pub mod lifecycle;
 
-/// Where a request comes from, and what a session learns from that.
+/// What is known of a session's device, and what it learns from a request.
+#[cfg(feature = "server")]
+pub mod device;
+
+/// Where a request comes from, and what is kept of its description of the device.
 #[cfg(feature = "server")]
 pub mod origin;
 
@@ -16,9 +20,9 @@ pub mod origin;
 #[cfg(feature = "server")]
 pub mod rotation;
 
-/// What may be asked of a new session.
+/// What may be asked of a new session, and the session that comes of it.
 #[cfg(feature = "server")]
-pub mod opening;
+pub mod create;
 
 /// What a project has set.
 #[cfg(feature = "server")]
@@ -46,6 +50,10 @@ pub mod retention;
 
 /// What has ended before its time, for whoever verifies tokens by themselves.
 pub mod revoked;
+
+/// The faults of a request.
+#[cfg(feature = "server")]
+pub mod violation;
 
 /// Why we say no.
 #[cfg(feature = "server")]

@@ -1,15 +1,14 @@
-//! Where a request comes from, and what a session learns from that.
+//! Where a request comes from, and what is kept of its description of the device.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::lifecycle::Device;
-use super::opening::TEXT_BYTES_MAX;
-use super::opening::USER_AGENT_BYTES_MAX;
-use super::rotation::Whence;
-use crate::device;
+use super::violation::TEXT_BYTES_MAX;
+
+/// The longest `User-Agent` that is kept, in bytes.
+pub const USER_AGENT_BYTES_MAX: usize = 1_024;
 
 /// Where a request comes from, as far as the edge can tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,87 +61,17 @@ pub fn network(ip: IpAddr) -> IpNet {
     IpNet::new(ip, bits).map_or_else(|_| IpNet::from(ip), |network| network.trunc())
 }
 
-impl Device {
-    /// Where a request comes from, as against where the device was last seen: elsewhere is another network, or another
-    /// `User-Agent` than that of a gRPC library. What is not known of one of them is no difference.
-    pub fn whence(&self, origin: &Origin) -> Whence {
-        let moved = self.ip.zip(origin.ip).is_some_and(|(one, other)| network(one) != network(other));
-        let said = origin.user_agent.as_deref().filter(|text| !device::is_library(text));
-        let other = self.user_agent.as_deref().zip(said).is_some_and(|(one, other)| one != other);
-        if moved || other { Whence::Elsewhere } else { Whence::Same }
-    }
+/// The `User-Agent`s of gRPC libraries, by their beginnings. They say nothing of a device.
+const LIBRARIES: [&str; 4] = ["grpc-", "tonic/", "connect-", "grpc/"];
 
-    /// The device as its session's creator describes it.
-    pub fn described(name: Option<&str>, user_agent: Option<&str>, ip: Option<&str>) -> Self {
-        Self {
-            name: name.and_then(device_name),
-            user_agent: user_agent.and_then(self::user_agent),
-            ip: ip.and_then(address),
-        }
-    }
-
-    /// The device with a name: the one that it was given, or else one after its `User-Agent`.
-    #[must_use]
-    pub fn named(mut self) -> Self {
-        if self.name.is_none() {
-            self.name = self.user_agent.as_deref().and_then(device::name);
-        }
-        self
-    }
-
-    /// Takes over what a request of the device shows; what it does not show stays. A name that was given stays too, and one
-    /// after an earlier `User-Agent` follows the new one.
-    pub fn seen_from(&mut self, origin: &Origin) {
-        self.ip = origin.ip.or(self.ip);
-        let Some(user_agent) = origin.user_agent.as_deref().filter(|text| !device::is_library(text)) else { return };
-        if self.name.is_some() && self.user_agent.as_deref() == Some(user_agent) {
-            return;
-        }
-        // That a name was not given is not stored: it is one that the `User-Agent` leads to.
-        let given = self.name.is_some() && self.name != self.user_agent.as_deref().and_then(device::name);
-        if !given {
-            self.name = device::name(user_agent);
-        }
-        self.user_agent = Some(user_agent.to_owned());
-    }
+/// Whether the `User-Agent` is only the name of a gRPC library, which the application has added nothing to.
+pub fn is_library(user_agent: &str) -> bool {
+    LIBRARIES.iter().any(|library| user_agent.starts_with(library))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
-    const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0";
-
-    fn device(name: Option<&str>, user_agent: Option<&str>) -> Device {
-        Device { name: name.map(str::to_owned), user_agent: user_agent.map(str::to_owned), ip: None }
-    }
-
-    fn seen(mut device: Device, user_agent: Option<&str>) -> (Option<String>, Option<String>) {
-        device.seen_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) });
-        (device.name, device.user_agent)
-    }
-
-    #[test]
-    fn elsewhere_is_another_network_or_user_agent() {
-        let device = Device { ip: address("192.0.2.1"), ..device(None, Some(CHROME)) };
-        for (ip, user_agent, expected) in [
-            (Some("192.0.2.255"), Some(CHROME), Whence::Same),
-            (Some("::ffff:192.0.2.9"), None, Whence::Same),
-            (None, Some("tonic/0.14.2"), Whence::Same),
-            (None, None, Whence::Same),
-            (Some("192.0.3.1"), Some(CHROME), Whence::Elsewhere),
-            (Some("2001:db8::1"), Some(CHROME), Whence::Elsewhere),
-            (Some("192.0.2.1"), Some(FIREFOX), Whence::Elsewhere),
-        ] {
-            let ip = ip.map(|ip| ip.parse().expect("an address"));
-            let origin = Origin { ip, user_agent: user_agent.map(str::to_owned) };
-            assert_eq!(device.whence(&origin), expected, "{origin:?}");
-        }
-        for (ip, expected) in [("192.0.2.7", "192.0.2.0/24"), ("2001:db8:1:2::3", "2001:db8:1::/48")] {
-            assert_eq!(network(ip.parse().expect("an address")).to_string(), expected);
-        }
-    }
 
     #[test]
     fn what_describes_a_device_is_cut_cleaned_or_left_out() {
@@ -176,37 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_given_stays() {
-        assert_eq!(device(Some("phone"), Some(CHROME)).named().name.as_deref(), Some("phone"));
-        let (name, user_agent) = seen(device(Some("phone"), Some(CHROME)), Some(FIREFOX));
-        assert_eq!((name.as_deref(), user_agent.as_deref()), (Some("phone"), Some(FIREFOX)));
-        assert_eq!(seen(device(Some("phone"), None), Some(FIREFOX)).0.as_deref(), Some("phone"));
-    }
-
-    #[test]
-    fn any_other_name_follows_the_user_agent() {
-        assert_eq!(device(None, Some(CHROME)).named().name.as_deref(), Some("Chrome on Windows"));
-        assert_eq!(device(None, None).named().name, None);
-        for before in [device(None, None), device(None, Some("rubbish")), device(None, Some(CHROME)).named()] {
-            assert_eq!(seen(before, Some(FIREFOX)).0.as_deref(), Some("Firefox on Linux"));
+    fn a_library_is_one_only_where_the_application_says_nothing() {
+        for library in
+            ["grpc-go/1.76.0", "grpc-java-netty/1.76.0", "grpc-node-js/1.14.1", "tonic/0.14.2", "connect-go/1.19"]
+        {
+            assert!(is_library(library), "{library}");
         }
-        assert_eq!(seen(device(None, Some(CHROME)).named(), Some("rubbish")).0, None, "nothing untrue stays");
-    }
-
-    #[test]
-    fn what_says_nothing_changes_nothing() {
-        for nothing in [None, Some("grpc-node-js/1.14.1"), Some("tonic/0.14.2"), Some(CHROME)] {
-            let (name, user_agent) = seen(device(None, Some(CHROME)).named(), nothing);
-            assert_eq!(
-                (name.as_deref(), user_agent.as_deref()),
-                (Some("Chrome on Windows"), Some(CHROME)),
-                "{nothing:?}"
-            );
+        for other in ["Notes/1.2 grpc-java-okhttp/1.76.0", "Mozilla/5.0", ""] {
+            assert!(!is_library(other), "{other}");
         }
-        let mut at_home = Device { ip: Some(IpAddr::V4(1.into())), ..Device::default() };
-        at_home.seen_from(&Origin::default());
-        assert_eq!(at_home.ip, Some(IpAddr::V4(1.into())));
-        at_home.seen_from(&Origin { ip: Some(IpAddr::V4(2.into())), user_agent: None });
-        assert_eq!(at_home.ip, Some(IpAddr::V4(2.into())));
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::opening::TEXT_BYTES_MAX;
-use super::opening::Violations;
+use super::violation::TEXT_BYTES_MAX;
+use super::violation::Violations;
 use crate::clock::Timestamp;
 
 /// The longest that an access token may last, whatever a project sets. A retired key stays published this long.

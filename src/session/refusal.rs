@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::policy::StepUp;
+use super::violation::Violation;
 use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::rates;
 use crate::token::verifier::VerifyError;
 
 /// A refusal: the request was understood, and the answer is no. Nothing has failed.
@@ -69,9 +69,10 @@ pub enum Refusal {
     },
 }
 
-impl From<rates::Empty> for Refusal {
-    fn from(empty: rates::Empty) -> Self {
-        Self::RateLimited { retry_after: empty.retry_after }
+impl Refusal {
+    /// The refusal of a request with one violation.
+    pub fn invalid(field: &'static str, expected: &'static str) -> Self {
+        Self::Schema(vec![Violation { field, expected }])
     }
 }
 
@@ -87,21 +88,5 @@ impl From<VerifyError> for Refusal {
                 session: token.session(),
             },
         }
-    }
-}
-
-/// What is wrong with one field of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The field's name as the proto spells it, with dots for nested ones.
-    pub field: &'static str,
-    /// What is expected instead. A phrase that reads on from the field's name.
-    pub expected: &'static str,
-}
-
-impl Violation {
-    /// The refusal of a request with this one thing wrong.
-    pub fn refuse(field: &'static str, expected: &'static str) -> Refusal {
-        Refusal::Schema(vec![Self { field, expected }])
     }
 }

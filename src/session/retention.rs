@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::epoch::Epoch;
 use super::lifecycle::Raised;
 use crate::clock::Timestamp;
-use crate::config::Retention;
 
 /// How long a `request_id` is remembered, and so may be repeated (AIP-155). Half-open: after exactly this time it is free.
 pub const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,7 +32,7 @@ pub const REMOVED_ENDPOINT_RETENTION: Duration = Duration::from_secs(60 * 24 * 6
 
 /// What decides when a session was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Course {
+pub struct EndTimes {
     /// When it was ended before its time.
     pub revoked_at: Option<Timestamp>,
     /// When it ends at the latest.
@@ -44,7 +43,7 @@ pub struct Course {
     pub epoch: Epoch,
 }
 
-impl Course {
+impl EndTimes {
     /// When the session was, or will be, over: whatever comes first.
     ///
     /// A session that fell to an epoch which was raised again since counts from the last time: nothing earlier is known.
@@ -58,7 +57,7 @@ impl Course {
 
 /// What becomes of a line of the audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum AuditFate {
     /// It stays as it is.
     Kept,
     /// It stays, without the address.
@@ -67,26 +66,37 @@ pub enum Line {
     Gone,
 }
 
-impl Retention {
+/// How long a project's past is kept. One set of periods for the whole installation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionPeriods {
+    /// A session, after it was over.
+    pub ended_sessions: Duration,
+    /// A line of the audit.
+    pub audit: Duration,
+    /// The address in a line of the audit.
+    pub addresses: Duration,
+}
+
+impl RetentionPeriods {
     /// Whether a session that was over at this moment goes. Half-open: after exactly the time, it does.
     pub fn is_session_gone(&self, ended_at: Timestamp, now: Timestamp) -> bool {
-        is_past(ended_at, self.ended_session_retention, now)
+        is_past(ended_at, self.ended_sessions, now)
     }
 
     /// Judges a line of the audit, written at this moment, that is news until `access_expires_at`.
-    pub fn line(&self, at: Timestamp, access_expires_at: Timestamp, now: Timestamp) -> Line {
-        if is_past(at, self.audit_retention, now) && is_past(access_expires_at, NEWS_LEEWAY, now) {
-            Line::Gone
-        } else if is_past(at, self.address_retention, now) {
-            Line::Anonymous
+    pub fn line(&self, at: Timestamp, access_expires_at: Timestamp, now: Timestamp) -> AuditFate {
+        if is_past(at, self.audit, now) && is_past(access_expires_at, NEWS_LEEWAY, now) {
+            AuditFate::Gone
+        } else if is_past(at, self.addresses, now) {
+            AuditFate::Anonymous
         } else {
-            Line::Kept
+            AuditFate::Kept
         }
     }
 
     /// Whether a server key that was revoked at this moment goes: with the audit that names it.
     pub fn is_server_key_gone(&self, revoked_at: Timestamp, now: Timestamp) -> bool {
-        is_past(revoked_at, self.audit_retention, now)
+        is_past(revoked_at, self.audit, now)
     }
 }
 
@@ -122,15 +132,15 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     const TICK: Duration = Duration::from_micros(1);
     const END: Timestamp = Timestamp::from_seconds(1_000_000_000);
-    const RETENTION: Retention = Retention {
-        ended_session_retention: Duration::from_secs(30 * 24 * 60 * 60),
-        audit_retention: Duration::from_secs(400 * 24 * 60 * 60),
-        address_retention: Duration::from_secs(30 * 24 * 60 * 60),
+    const PERIODS: RetentionPeriods = RetentionPeriods {
+        ended_sessions: Duration::from_secs(30 * 24 * 60 * 60),
+        audit: Duration::from_secs(400 * 24 * 60 * 60),
+        addresses: Duration::from_secs(30 * 24 * 60 * 60),
     };
 
-    fn course() -> Course {
+    fn end_times() -> EndTimes {
         let epoch = Epoch { project: 1, user: 1 };
-        Course { revoked_at: None, expires_at: END + DAY * 9, idle_expires_at: END + DAY * 5, epoch }
+        EndTimes { revoked_at: None, expires_at: END + DAY * 9, idle_expires_at: END + DAY * 5, epoch }
     }
 
     /// Just before, at, just after.
@@ -140,23 +150,23 @@ mod tests {
 
     #[test]
     fn a_session_ends_by_whatever_comes_first() {
-        let (same, none) = (course().epoch, Raised::default());
-        assert_eq!(course().ends_at(same, none), END + DAY * 5, "unused");
-        assert_eq!(Course { expires_at: END + DAY, ..course() }.ends_at(same, none), END + DAY, "run out");
-        assert_eq!(Course { revoked_at: Some(END), ..course() }.ends_at(same, none), END, "ended");
-        let late = Course { revoked_at: Some(END + DAY * 7), ..course() };
+        let (same, none) = (end_times().epoch, Raised::default());
+        assert_eq!(end_times().ends_at(same, none), END + DAY * 5, "unused");
+        assert_eq!(EndTimes { expires_at: END + DAY, ..end_times() }.ends_at(same, none), END + DAY, "run out");
+        assert_eq!(EndTimes { revoked_at: Some(END), ..end_times() }.ends_at(same, none), END, "ended");
+        let late = EndTimes { revoked_at: Some(END + DAY * 7), ..end_times() };
         assert_eq!(late.ends_at(same, none), END + DAY * 5, "run out before it was ended");
 
         let raised = Raised { project: Some(END), user: Some(END + DAY) };
-        assert_eq!(course().ends_at(same, raised), END + DAY * 5, "opened after");
-        assert_eq!(course().ends_at(Epoch { project: 1, user: 2 }, raised), END + DAY, "fell with its user");
-        assert_eq!(course().ends_at(Epoch { project: 2, user: 2 }, raised), END, "fell with its project");
-        assert_eq!(course().ends_at(Epoch { project: 2, user: 2 }, none), END + DAY * 5, "fell, nobody knows when");
+        assert_eq!(end_times().ends_at(same, raised), END + DAY * 5, "opened after");
+        assert_eq!(end_times().ends_at(Epoch { project: 1, user: 2 }, raised), END + DAY, "fell with its user");
+        assert_eq!(end_times().ends_at(Epoch { project: 2, user: 2 }, raised), END, "fell with its project");
+        assert_eq!(end_times().ends_at(Epoch { project: 2, user: 2 }, none), END + DAY * 5, "fell, nobody knows when");
     }
 
     #[test]
     fn each_time_is_half_open() {
-        let gone = |at| boundary(at).map(|now| RETENTION.is_session_gone(END, now));
+        let gone = |at| boundary(at).map(|now| PERIODS.is_session_gone(END, now));
         assert_eq!(gone(END + DAY * 30), [false, true, true]);
         assert_eq!(boundary(END + DAY).map(|now| is_request_gone(END, now)), [false, true, true]);
         assert_eq!(boundary(END + DAY * 2).map(|now| is_user_gone(Some(END), now)), [false, true, true]);
@@ -166,19 +176,19 @@ mod tests {
         assert_eq!([delivered, dead], [[false, true, true]; 2]);
         assert!(!is_delivery_gone(None, None, END + DAY * 1_000), "it waits");
         assert_eq!(boundary(END + DAY * 368).map(|now| is_key_gone(END, now)), [false, true, true]);
-        let server_key = boundary(END + DAY * 400).map(|now| RETENTION.is_server_key_gone(END, now));
+        let server_key = boundary(END + DAY * 400).map(|now| PERIODS.is_server_key_gone(END, now));
         assert_eq!(server_key, [false, true, true]);
     }
 
     #[test]
     fn the_audit_loses_its_addresses_first_and_never_its_news() {
-        let line = |at| boundary(at).map(|now| RETENTION.line(END, END + DAY, now));
-        assert_eq!(line(END + DAY * 30), [Line::Kept, Line::Anonymous, Line::Anonymous]);
-        assert_eq!(line(END + DAY * 400), [Line::Anonymous, Line::Gone, Line::Gone]);
+        let line = |at| boundary(at).map(|now| PERIODS.line(END, END + DAY, now));
+        assert_eq!(line(END + DAY * 30), [AuditFate::Kept, AuditFate::Anonymous, AuditFate::Anonymous]);
+        assert_eq!(line(END + DAY * 400), [AuditFate::Anonymous, AuditFate::Gone, AuditFate::Gone]);
 
-        let short = Retention { audit_retention: DAY, ..RETENTION };
+        let short = RetentionPeriods { audit: DAY, ..PERIODS };
         let news = END + DAY * 3;
         let line = boundary(news + NEWS_LEEWAY).map(|now| short.line(END, news, now));
-        assert_eq!(line, [Line::Kept, Line::Gone, Line::Gone]);
+        assert_eq!(line, [AuditFate::Kept, AuditFate::Gone, AuditFate::Gone]);
     }
 }

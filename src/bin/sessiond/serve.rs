@@ -74,7 +74,7 @@ pub(crate) async fn run(args: ServeArgs) -> CommandResult {
     let ports = Ports::take(&args.listen).await?;
     let issuer = config::issuer_at(&args.web.issuer, ports.local_addr()?);
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
-    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention, metrics.clone());
+    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.periods(), metrics.clone());
     app.check_sealing().await?;
     let deliverer = Deliverer::new(&app, outbound, metrics.clone());
 

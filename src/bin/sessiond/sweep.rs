@@ -24,7 +24,7 @@ pub(crate) async fn run(args: SweepArgs) -> CommandResult {
     let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
     setup::reach(&store).await?;
     let clock = setup::clock(&store).await?;
-    let removed = Sweeper::new(store, clock, args.retention, metrics).run_once().await?;
+    let removed = Sweeper::new(store, clock, args.retention.periods(), metrics).run_once().await?;
     let lines = removed.iter().map(|(kind, rows)| format!("deleted {rows} {}", kind.as_str().replace('_', " ")));
     Ok(print::done(lines.collect::<Vec<_>>().join("\n"))?)
 }

@@ -10,7 +10,7 @@ use super::Swept;
 use crate::clock::Timestamp;
 use crate::session::Epoch;
 use crate::session::lifecycle::Raised;
-use crate::session::retention::Course;
+use crate::session::retention::EndTimes;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::columns::to_pg;
@@ -25,7 +25,7 @@ pub struct SweptSession {
     /// When it was opened.
     pub created_at: Timestamp,
     /// What decides when it was over.
-    pub course: Course,
+    pub end_times: EndTimes,
     /// The present epochs of its project and its user.
     pub present: Epoch,
     /// When each was last raised.
@@ -47,8 +47,8 @@ impl Swept for SweptSession {
 
     async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
-        let idle_expires_at = gone.iter().map(|one| to_pg(one.course.idle_expires_at)).collect();
-        let user_epochs = gone.iter().map(|one| one.course.epoch.user).collect();
+        let idle_expires_at = gone.iter().map(|one| to_pg(one.end_times.idle_expires_at)).collect();
+        let user_epochs = gone.iter().map(|one| one.end_times.epoch.user).collect();
         tx.execute(SessionsSweep { projects, ids, idle_expires_at, user_epochs }).await
     }
 }
@@ -128,7 +128,7 @@ impl WalkedSession {
             project: self.project_id,
             id: self.id,
             created_at: from_pg(self.created_at),
-            course: Course {
+            end_times: EndTimes {
                 revoked_at: self.revoked_at.map(from_pg),
                 expires_at: from_pg(self.expires_at),
                 idle_expires_at: from_pg(self.idle_expires_at),

@@ -129,7 +129,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         issuer => config::issuer_at(issuer, address),
     };
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
-    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.clone(), metrics.clone());
+    let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.periods(), metrics.clone());
     let deliverer = Deliverer::new(&app, outbound, metrics.clone());
     let server_key = prepare(&app, &files, args.policy.policy()).await?;
 

@@ -1,38 +1,33 @@
-//! What may be asked of a new session. Each bound is stated once, here; the proto's comments repeat them.
+//! What may be asked of a new session, and the session that comes of it. The bounds that only a new session has are stated
+//! here, the others in `violation`; the proto's comments repeat them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::device::Device;
+use super::epoch::Epoch;
 use super::lifecycle::Authentication;
-use super::lifecycle::Device;
 use super::lifecycle::Impersonator;
+use super::lifecycle::Session;
 use super::policy::Policy;
 use super::policy::SESSION_TTL_MAX;
 use super::policy::SESSION_TTL_MIN;
-use super::refusal::Violation;
+use super::violation::CLAIMS_BYTES_MAX;
+use super::violation::TEXT_BYTES_MAX;
+use super::violation::Violation;
+use super::violation::Violations;
+use super::violation::is_text;
 use crate::clock::Timestamp;
+use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::token::access;
 
-/// The most bytes that the host application's claims may take as JSON: they ride on every request of every client.
-pub const CLAIMS_BYTES_MAX: usize = 4_096;
-/// How deep the claims may be nested.
-pub const CLAIMS_DEPTH_MAX: usize = 8;
-/// The most labels.
-pub const LABELS_MAX: usize = 32;
-/// The longest key of a label, in bytes.
-pub const LABEL_KEY_BYTES_MAX: usize = 63;
-/// The longest of the short texts (a label's value, an `acr`, an impersonator), in bytes; a device's name is cut to it.
-pub const TEXT_BYTES_MAX: usize = 255;
-/// The longest `User-Agent` that is kept, in bytes.
-pub const USER_AGENT_BYTES_MAX: usize = 1_024;
 /// The most authentication methods.
 pub const AMR_MAX: usize = 16;
 /// The longest name of an authentication method, in bytes.
 pub const AMR_BYTES_MAX: usize = 64;
 
-/// A session to open, as the creating service describes it: not yet checked.
+/// A session to open, as the creating service describes it; see [`CreateRequest::check`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CreateRequest {
     /// The user.
@@ -101,80 +96,84 @@ impl NewSession {
     }
 }
 
-/// Checks a request against every bound, the project's among them.
-///
-/// # Errors
-///
-/// All that is wrong with it at once, so that a caller need not find out one at a time.
-pub fn check(request: CreateRequest, now: Timestamp, policy: &Policy) -> Result<NewSession, Vec<Violation>> {
-    let mut found = Violations::default();
-    let user = found.need(
-        UserId::parse(&request.user_id),
-        "user_id",
-        "must be 1 to 255 bytes without control characters, and not `me`",
-    );
-    // Libraries send their usual lifetime with an impersonation too: that one is cut, and not refused.
-    let ttl_max = if request.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
-    let ttl = found.ttl(request.expires_in_millis, ttl_max, "expires_in_millis");
-    let idle_ttl = found.ttl(request.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
-    let impersonator = found.impersonator(request.is_impersonation, request.impersonator_id);
-    found.authentication(&request.authentication, now);
-    let replaces = request
-        .replaces_session_id
-        .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
-    let device =
-        Device::described(request.device_name.as_deref(), request.user_agent.as_deref(), request.ip.as_deref());
-    found.labels(&request.labels);
-    found.claims(&request.claims, CLAIMS_BYTES_MAX);
+impl CreateRequest {
+    /// Checks the request against every bound, the project's among them. The device has a name only if the request gives
+    /// one; see [`Device::named`].
+    ///
+    /// # Errors
+    ///
+    /// All violations at once, so that a caller need not find them one at a time.
+    pub fn check(self, now: Timestamp, policy: &Policy) -> Result<NewSession, Vec<Violation>> {
+        let mut found = Violations::default();
+        let user = found.need(
+            UserId::parse(&self.user_id),
+            "user_id",
+            "must be 1 to 255 bytes without control characters, and not `me`",
+        );
+        // Libraries send their usual lifetime with an impersonation too: that one is cut, and not refused.
+        let ttl_max = if self.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
+        let ttl = found.ttl(self.expires_in_millis, ttl_max, "expires_in_millis");
+        let idle_ttl = found.ttl(self.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
+        let impersonator = found.impersonator(self.is_impersonation, self.impersonator_id);
+        found.authentication(&self.authentication, now);
+        let replaces = self
+            .replaces_session_id
+            .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
+        let device = Device::described(self.device_name.as_deref(), self.user_agent.as_deref(), self.ip.as_deref());
+        found.labels(&self.labels);
+        found.claims(&self.claims, CLAIMS_BYTES_MAX);
 
-    match user {
-        Some(user) if found.0.is_empty() => Ok(NewSession {
-            user,
-            ttl: match impersonator {
-                Some(_) => {
-                    let ttl = ttl.unwrap_or(policy.impersonation_ttl);
-                    ttl.min(policy.impersonation_ttl_max).min(policy.session_ttl_max)
-                }
-                None => ttl.unwrap_or(policy.session_ttl),
-            },
-            idle_ttl: idle_ttl.unwrap_or(policy.idle_ttl),
-            impersonator,
-            authentication: request.authentication,
-            replaces,
-            device: device.named(),
-            labels: request.labels,
-            claims: request.claims,
-        }),
-        _ => Err(found.0),
+        match user {
+            Some(user) if found.is_empty() => Ok(NewSession {
+                user,
+                ttl: match impersonator {
+                    Some(_) => {
+                        let ttl = ttl.unwrap_or(policy.impersonation_ttl);
+                        ttl.min(policy.impersonation_ttl_max).min(policy.session_ttl_max)
+                    }
+                    None => ttl.unwrap_or(policy.session_ttl),
+                },
+                idle_ttl: idle_ttl.unwrap_or(policy.idle_ttl),
+                impersonator,
+                authentication: self.authentication,
+                replaces,
+                device,
+                labels: self.labels,
+                claims: self.claims,
+            }),
+            _ => Err(found.into_vec()),
+        }
     }
 }
 
-/// What was found wrong so far.
-#[derive(Default)]
-pub(super) struct Violations(Vec<Violation>);
-
-impl Violations {
-    /// Whether nothing was.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The value, when nothing was found wrong; else all that was.
-    pub(super) fn unless_any<T>(self, value: T) -> Result<T, Vec<Violation>> {
-        if self.is_empty() { Ok(value) } else { Err(self.0) }
-    }
-
-    pub(super) fn check(&mut self, fits: bool, field: &'static str, expected: &'static str) {
-        if !fits {
-            self.0.push(Violation { field, expected });
+impl Session {
+    /// The session that is opened under this epoch, at this moment.
+    pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, new: NewSession, now: Timestamp) -> Self {
+        let (expires_at, idle_ttl) = (now + new.ttl, new.idle_ttl);
+        Self {
+            id,
+            project,
+            user: new.user,
+            epoch,
+            created_at: now,
+            last_used_at: now,
+            used_before_at: None,
+            expires_at,
+            idle_ttl,
+            idle_expires_at: expires_at.min(now + idle_ttl),
+            revoked: None,
+            impersonator: new.impersonator,
+            authentication: new.authentication,
+            device: new.device,
+            device_before: None,
+            labels: new.labels,
+            claims: new.claims,
         }
     }
+}
 
-    pub(super) fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
-        self.check(value.is_some(), field, expected);
-        value
-    }
-
+// The bounds of a new session alone.
+impl Violations {
     fn ttl(&mut self, millis: Option<i64>, max: Duration, field: &'static str) -> Option<Duration> {
         let ttl = Duration::from_millis(millis?.try_into().unwrap_or(0));
         let fits = (SESSION_TTL_MIN..=max).contains(&ttl);
@@ -207,52 +206,6 @@ impl Violations {
             && methods.iter().all(|method| !method.is_empty() && is_text(method, AMR_BYTES_MAX));
         self.check(fits, "amr", "must be at most 16 names of 1 to 64 bytes");
     }
-
-    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
-        let fits = |(key, value): (&String, &String)| {
-            !key.is_empty() && is_text(key, LABEL_KEY_BYTES_MAX) && is_text(value, TEXT_BYTES_MAX)
-        };
-        let expected = "must be at most 32 labels, with keys of 1 to 63 bytes and values of at most 255";
-        self.check(labels.len() <= LABELS_MAX && labels.iter().all(fits), "labels", expected);
-    }
-
-    pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
-        let reserved = claims.keys().any(|name| access::RESERVED.contains(&name.as_str()));
-        self.check(!reserved, "claims", "must not use a reserved claim name");
-        let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
-        self.check(!deep, "claims", "must not be nested deeper than 8");
-        let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
-        self.check(bytes <= bytes_max, "claims", "must be at most 4096 bytes as JSON");
-        // Postgres keeps no NUL in text, and no token should carry one.
-        self.check(
-            !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-            "claims",
-            "must not hold a NUL character",
-        );
-    }
-}
-
-fn is_text(text: &str, bytes_max: usize) -> bool {
-    text.len() <= bytes_max && !text.chars().any(char::is_control)
-}
-
-fn depth(value: &serde_json::Value) -> usize {
-    use serde_json::Value;
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
-    }
-}
-
-fn has_nul(value: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match value {
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        Value::String(text) => text.contains('\0'),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
 }
 
 #[cfg(test)]
@@ -264,7 +217,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
     fn check(request: CreateRequest, now: Timestamp) -> Result<NewSession, Vec<Violation>> {
-        super::check(request, now, &Policy::default())
+        request.check(now, &Policy::default())
     }
 
     fn request() -> CreateRequest {
@@ -298,15 +251,15 @@ mod tests {
     fn a_project_s_own_limits_are_bounds_and_defaults() {
         let mut policy = Policy::default();
         policy.preset(crate::session::policy::Preset::Aal2);
-        let new = super::check(request(), NOW, &policy).expect("the defaults fit");
+        let new = request().check(NOW, &policy).expect("the defaults fit");
         assert_eq!((new.ttl, new.idle_ttl), (policy.session_ttl, policy.idle_ttl));
         for (millis, fits) in [(86_400_000, true), (86_400_001, false)] {
             let asked = CreateRequest { expires_in_millis: Some(millis), ..request() };
-            assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "{millis}");
+            assert_eq!(asked.check(NOW, &policy).is_ok(), fits, "{millis}");
         }
         for (millis, fits) in [(3_600_000, true), (3_600_001, false)] {
             let asked = CreateRequest { idle_timeout_millis: Some(millis), ..request() };
-            assert_eq!(super::check(asked, NOW, &policy).is_ok(), fits, "idle {millis}");
+            assert_eq!(asked.check(NOW, &policy).is_ok(), fits, "idle {millis}");
         }
     }
 
@@ -320,7 +273,7 @@ mod tests {
                 expires_in_millis: millis,
                 ..request()
             };
-            super::check(request, NOW, policy).map(|new| new.ttl.as_secs() / 3_600)
+            request.check(NOW, policy).map(|new| new.ttl.as_secs() / 3_600)
         };
         let policy = Policy::default();
         for (asked, hours) in [(None, 1), (Some(2 * HOUR), 2), (Some(24 * HOUR), 24), (Some(365 * 24 * HOUR), 24)] {

@@ -1,0 +1,150 @@
+//! What is known of a session's device, and what it learns from a request.
+
+use std::net::IpAddr;
+
+use super::origin;
+use super::origin::Origin;
+use super::origin::address;
+use super::origin::device_name;
+use super::origin::is_library;
+use super::origin::network;
+use super::rotation::Whence;
+
+/// What is known of the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// A name that a person would recognise.
+    pub name: Option<String>,
+    /// Its `User-Agent`.
+    pub user_agent: Option<String>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+}
+
+/// Finds the name of a device in its `User-Agent`; `None` if that says nothing of one. The same text must always give the
+/// same name.
+pub type NameOf = fn(&str) -> Option<String>;
+
+impl Device {
+    /// Where a request comes from, as against where the device was last seen: elsewhere is another network, or another
+    /// `User-Agent` than that of a gRPC library. What is not known of one of them is no difference.
+    pub fn whence(&self, origin: &Origin) -> Whence {
+        let moved = self.ip.zip(origin.ip).is_some_and(|(one, other)| network(one) != network(other));
+        let said = origin.user_agent.as_deref().filter(|text| !is_library(text));
+        let other = self.user_agent.as_deref().zip(said).is_some_and(|(one, other)| one != other);
+        if moved || other { Whence::Elsewhere } else { Whence::Same }
+    }
+
+    /// The device as its session's creator describes it.
+    pub fn described(name: Option<&str>, user_agent: Option<&str>, ip: Option<&str>) -> Self {
+        Self {
+            name: name.and_then(device_name),
+            user_agent: user_agent.and_then(origin::user_agent),
+            ip: ip.and_then(address),
+        }
+    }
+
+    /// The device with a name: the given one, or else the one that its `User-Agent` leads to.
+    #[must_use]
+    pub fn named(mut self, name_of: NameOf) -> Self {
+        if self.name.is_none() {
+            self.name = self.user_agent.as_deref().and_then(name_of);
+        }
+        self
+    }
+
+    /// Takes over what a request of the device shows, and keeps the rest. A given name stays; a name that an earlier
+    /// `User-Agent` led to follows the new one.
+    pub fn seen_from(&mut self, origin: &Origin, name_of: NameOf) {
+        self.ip = origin.ip.or(self.ip);
+        let Some(user_agent) = origin.user_agent.as_deref().filter(|text| !is_library(text)) else { return };
+        if self.name.is_some() && self.user_agent.as_deref() == Some(user_agent) {
+            return;
+        }
+        // Whether a name was given is not stored: it was not if it is the one that the `User-Agent` leads to.
+        let given = self.name.is_some() && self.name != self.user_agent.as_deref().and_then(name_of);
+        if !given {
+            self.name = name_of(user_agent);
+        }
+        self.user_agent = Some(user_agent.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
+    const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0";
+
+    /// Knows these two browsers.
+    fn name_of(user_agent: &str) -> Option<String> {
+        let known = [(CHROME, "Chrome on Windows"), (FIREFOX, "Firefox on Linux")];
+        known.into_iter().find(|(text, _)| *text == user_agent).map(|(_, name)| name.to_owned())
+    }
+
+    fn device(name: Option<&str>, user_agent: Option<&str>) -> Device {
+        Device { name: name.map(str::to_owned), user_agent: user_agent.map(str::to_owned), ip: None }
+    }
+
+    fn seen(mut device: Device, user_agent: Option<&str>) -> (Option<String>, Option<String>) {
+        device.seen_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) }, name_of);
+        (device.name, device.user_agent)
+    }
+
+    #[test]
+    fn elsewhere_is_another_network_or_user_agent() {
+        let device = Device { ip: address("192.0.2.1"), ..device(None, Some(CHROME)) };
+        for (ip, user_agent, expected) in [
+            (Some("192.0.2.255"), Some(CHROME), Whence::Same),
+            (Some("::ffff:192.0.2.9"), None, Whence::Same),
+            (None, Some("tonic/0.14.2"), Whence::Same),
+            (None, None, Whence::Same),
+            (Some("192.0.3.1"), Some(CHROME), Whence::Elsewhere),
+            (Some("2001:db8::1"), Some(CHROME), Whence::Elsewhere),
+            (Some("192.0.2.1"), Some(FIREFOX), Whence::Elsewhere),
+        ] {
+            let ip = ip.map(|ip| ip.parse().expect("an address"));
+            let origin = Origin { ip, user_agent: user_agent.map(str::to_owned) };
+            assert_eq!(device.whence(&origin), expected, "{origin:?}");
+        }
+        for (ip, expected) in [("192.0.2.7", "192.0.2.0/24"), ("2001:db8:1:2::3", "2001:db8:1::/48")] {
+            assert_eq!(network(ip.parse().expect("an address")).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_given_stays() {
+        assert_eq!(device(Some("phone"), Some(CHROME)).named(name_of).name.as_deref(), Some("phone"));
+        let (name, user_agent) = seen(device(Some("phone"), Some(CHROME)), Some(FIREFOX));
+        assert_eq!((name.as_deref(), user_agent.as_deref()), (Some("phone"), Some(FIREFOX)));
+        assert_eq!(seen(device(Some("phone"), None), Some(FIREFOX)).0.as_deref(), Some("phone"));
+    }
+
+    #[test]
+    fn any_other_name_follows_the_user_agent() {
+        assert_eq!(device(None, Some(CHROME)).named(name_of).name.as_deref(), Some("Chrome on Windows"));
+        assert_eq!(device(None, None).named(name_of).name, None);
+        for before in [device(None, None), device(None, Some("rubbish")), device(None, Some(CHROME)).named(name_of)] {
+            assert_eq!(seen(before, Some(FIREFOX)).0.as_deref(), Some("Firefox on Linux"));
+        }
+        assert_eq!(seen(device(None, Some(CHROME)).named(name_of), Some("rubbish")).0, None, "nothing untrue stays");
+    }
+
+    #[test]
+    fn what_says_nothing_changes_nothing() {
+        for nothing in [None, Some("grpc-node-js/1.14.1"), Some("tonic/0.14.2"), Some(CHROME)] {
+            let (name, user_agent) = seen(device(None, Some(CHROME)).named(name_of), nothing);
+            assert_eq!(
+                (name.as_deref(), user_agent.as_deref()),
+                (Some("Chrome on Windows"), Some(CHROME)),
+                "{nothing:?}"
+            );
+        }
+        let mut at_home = Device { ip: Some(IpAddr::V4(1.into())), ..Device::default() };
+        at_home.seen_from(&Origin::default(), name_of);
+        assert_eq!(at_home.ip, Some(IpAddr::V4(1.into())));
+        at_home.seen_from(&Origin { ip: Some(IpAddr::V4(2.into())), user_agent: None }, name_of);
+        assert_eq!(at_home.ip, Some(IpAddr::V4(2.into())));
+    }
+}

@@ -1,0 +1,112 @@
+//! The faults of a request. Each bound on a text is stated once, here; the proto's comments repeat it.
+
+use std::collections::BTreeMap;
+
+use crate::token::access;
+
+/// The most bytes that the host application's claims may take as JSON: they are in every access token.
+pub const CLAIMS_BYTES_MAX: usize = 4_096;
+/// How deep the claims may be nested.
+pub const CLAIMS_DEPTH_MAX: usize = 8;
+/// The most labels.
+pub const LABELS_MAX: usize = 32;
+/// The longest key of a label, in bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 63;
+/// The longest of the short texts (a label's value, an `acr`, an impersonator), in bytes; a device's name is cut to it.
+pub const TEXT_BYTES_MAX: usize = 255;
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The field's name as the proto spells it, with dots for nested ones.
+    pub field: &'static str,
+    /// What is expected instead: a phrase that follows the field's name.
+    pub expected: &'static str,
+}
+
+/// Collects the violations of one request, so that a caller learns of all of them at once.
+#[derive(Default)]
+pub(super) struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// Whether there is none so far.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the value if there is no violation.
+    ///
+    /// # Errors
+    ///
+    /// All violations.
+    pub(super) fn into_result<T>(self, value: T) -> Result<T, Vec<Violation>> {
+        if self.is_empty() { Ok(value) } else { Err(self.0) }
+    }
+
+    /// The violations so far.
+    pub(super) fn into_vec(self) -> Vec<Violation> {
+        self.0
+    }
+
+    /// Adds a violation unless the field `fits`.
+    pub(super) fn check(&mut self, fits: bool, field: &'static str, expected: &'static str) {
+        if !fits {
+            self.0.push(Violation { field, expected });
+        }
+    }
+
+    /// Adds a violation if there is no value.
+    pub(super) fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
+        self.check(value.is_some(), field, expected);
+        value
+    }
+
+    /// Checks labels against the bounds above.
+    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
+        let fits = |(key, value): (&String, &String)| {
+            !key.is_empty() && is_text(key, LABEL_KEY_BYTES_MAX) && is_text(value, TEXT_BYTES_MAX)
+        };
+        let expected = "must be at most 32 labels, with keys of 1 to 63 bytes and values of at most 255";
+        self.check(labels.len() <= LABELS_MAX && labels.iter().all(fits), "labels", expected);
+    }
+
+    /// Checks claims: no reserved name, no NUL, the depth above, and at most `bytes_max` bytes as JSON.
+    pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
+        let reserved = claims.keys().any(|name| access::RESERVED.contains(&name.as_str()));
+        self.check(!reserved, "claims", "must not use a reserved claim name");
+        let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
+        self.check(!deep, "claims", "must not be nested deeper than 8");
+        let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
+        self.check(bytes <= bytes_max, "claims", "must be at most 4096 bytes as JSON");
+        // Postgres keeps no NUL in text, and no token should carry one.
+        self.check(
+            !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+            "claims",
+            "must not hold a NUL character",
+        );
+    }
+}
+
+/// Whether a text is short enough and without control characters.
+pub(super) fn is_text(text: &str, bytes_max: usize) -> bool {
+    text.len() <= bytes_max && !text.chars().any(char::is_control)
+}
+
+fn depth(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+fn has_nul(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::String(text) => text.contains('\0'),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
