@@ -214,7 +214,7 @@ fn small_message(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A service of so many methods, half of them below a variable.
+/// A service with `routes` methods, half of them below a variable.
 fn table(routes: usize) -> RestLayer {
     let mut proto = String::from(
         "syntax = \"proto3\";\npackage table.v1;\nimport \"google/api/annotations.proto\";\n\

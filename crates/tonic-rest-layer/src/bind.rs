@@ -151,7 +151,7 @@ fn body(frame: Frame<'_>, binding: &Binding, content: Content<'_>, out: &mut Vec
 
 /// `google.api.HttpBody`: `content_type` is field 1, `data` is field 2.
 fn put_http_body(content_type: &[u8], data: &[u8], out: &mut Vec<u8>) {
-    // A string field: what is not UTF-8 is no content type either.
+    // A string field must be UTF-8.
     if !content_type.is_empty() && std::str::from_utf8(content_type).is_ok() {
         wire::put_bytes(out, 1, content_type);
     }

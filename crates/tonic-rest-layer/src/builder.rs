@@ -1,4 +1,4 @@
-//! What a layer can be told, and how it is built.
+//! The options of a layer, and how it is built.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ impl RestLayer {
     }
 }
 
-/// Collects what a [`RestLayer`] can be told.
+/// The options of a [`RestLayer`].
 #[derive(Debug, Clone)]
 pub struct RestLayerBuilder {
     selection: Selection,
@@ -126,7 +126,7 @@ impl RestLayerBuilder {
 
     /// Refuses JSON bodies with more members, elements and map entries than this in all, with 400. Default: 65,536.
     ///
-    /// An empty message costs three bytes of JSON and hundreds of memory, so the size of a body alone is no bound.
+    /// An empty message costs three bytes of JSON and hundreds of memory, so a bound on bytes alone is not enough.
     #[must_use]
     pub fn max_body_elements(mut self, elements: usize) -> RestLayerBuilder {
         self.body_elements_max = elements;

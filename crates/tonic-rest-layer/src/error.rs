@@ -8,7 +8,7 @@ use http::Method;
 /// Any error that can be sent between threads.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Why a descriptor set makes no layer: every fault of it, not only the first.
+/// Why a layer or a description could not be built: every fault, not only the first.
 #[derive(Debug, thiserror::Error)]
 pub struct BuildErrors(pub(crate) Vec<BuildError>);
 
@@ -29,7 +29,7 @@ impl fmt::Display for BuildErrors {
     }
 }
 
-/// One fault, and whose it is.
+/// One fault, and the method that has it.
 #[derive(Debug, thiserror::Error)]
 #[error("{service}/{method}: {reason}")]
 pub struct BuildError {
@@ -45,7 +45,7 @@ pub struct BuildError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuleError {
-    /// The bytes are no file descriptor set, or one that lacks files it imports.
+    /// The bytes are not a file descriptor set, or files that it imports are missing.
     #[error("not a complete file descriptor set")]
     Descriptors(#[source] BoxError),
     /// A file is written in a syntax that is not served, such as an edition.
@@ -75,7 +75,7 @@ pub enum RuleError {
     #[error("the rule has no pattern")]
     NoPattern,
     /// The kind of a custom pattern is not an HTTP method.
-    #[error("custom kind {0:?} is no HTTP method")]
+    #[error("custom kind {0:?} is not an HTTP method")]
     CustomKind(String),
     /// The path template breaks the grammar of http.proto.
     #[error("template {template:?}: {source}")]
@@ -93,8 +93,8 @@ pub enum RuleError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The method's name makes no URL.
-    #[error("the method's name makes no path")]
+    /// The method's name is not a valid path.
+    #[error("the method's name is not a valid path")]
     MethodName,
     /// A variable, `body` or `response_body` names what is not there.
     #[error("no field {field} in {message}")]
@@ -107,7 +107,7 @@ pub enum RuleError {
     /// http.proto: a variable must refer to a field that is not repeated and not a message.
     #[error("path variable {0} must be a non-repeated primitive field")]
     VariableType(String),
-    /// The request has a JSON form of its own, such as `google.protobuf.Any`, and is no object of its fields: a body could
+    /// The request has a JSON form of its own, such as `google.protobuf.Any`, and is not an object of its fields: a body could
     /// say what the path says.
     #[error("path variable {field} would be a part of {message}, which has a JSON form of its own")]
     VariableInside {
@@ -139,7 +139,7 @@ pub enum RuleError {
     /// Proto2 groups have no JSON form here.
     #[error("field {0} is a group")]
     Group(String),
-    /// An option that a description was told to read is no extension of the set.
+    /// The set does not have an extension that `OpenApi` was told to read.
     #[error("the set has no extension {0}")]
     UnknownExtension(String),
     /// A method lists a reason that the table of reasons does not have.

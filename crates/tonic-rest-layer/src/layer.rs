@@ -47,7 +47,7 @@ impl RestLayer {
         &self.transcoder.rules.skipped
     }
 
-    /// Whether a rule answers this method at this path: what else asks before the layer does need not guess.
+    /// Whether a rule answers this method at this path, for whatever stands in front of the layer.
     pub fn has_route(&self, method: &Method, path: &str) -> bool {
         matches!(self.transcoder.rules.router.find(method, path), RouteMatch::Route { .. })
     }

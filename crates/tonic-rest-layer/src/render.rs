@@ -66,7 +66,7 @@ pub(crate) fn http_body(transcoder: &Transcoder, binding: &Binding, message: &By
     let content_type = if content_type.is_empty() { "application/octet-stream".into() } else { content_type };
     Ok(HttpBody {
         content_type: HeaderValue::from_maybe_shared(content_type)
-            .map_err(|_| "the content type is no header value")?,
+            .map_err(|_| "the content type is not a valid header value")?,
         data: last_bytes(&bytes, 2)?,
     })
 }

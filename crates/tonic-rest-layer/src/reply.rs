@@ -236,7 +236,7 @@ impl ReplyContext {
                 Ok(Some(message)) => break Some(message),
                 Ok(None) if !open => break None,
                 Ok(None) => {}
-                Err(_) => return self.bad_reply("the reply is no gRPC frame", said),
+                Err(_) => return self.bad_reply("the reply is not a gRPC frame", said),
             }
             let frame = match heartbeat {
                 None => body.frame().await,
@@ -368,7 +368,7 @@ where
                     }
                     Ok(Some(_)) => "more than one reply to a unary call",
                     Ok(None) => break,
-                    Err(_) => "the reply is no gRPC frame",
+                    Err(_) => "the reply is not a gRPC frame",
                 };
                 return Poll::Ready(this.context.bad_reply(what, mem::take(this.said)));
             }

@@ -26,7 +26,7 @@ pub(crate) struct Schema {
     pub style: PrintStyle,
 }
 
-/// The options that ProtoJSON leaves to whoever prints.
+/// How messages are printed: the options that ProtoJSON leaves open.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PrintStyle {
     /// Whether members have their JSON names (lowerCamelCase), and not those of the proto.
@@ -262,8 +262,8 @@ impl Message {
 }
 
 impl Shape {
-    /// The form of the message of this name. One that has not the fields of its namesake in protobuf is an object like
-    /// others.
+    /// The form of the message of this name. A message without the fields of its namesake in protobuf is an
+    /// ordinary object.
     pub(crate) fn of(full_name: &str, fields: usize) -> Shape {
         let shape = Shape::of_name(full_name);
         let expected = match shape {

@@ -130,7 +130,7 @@ pub fn layer_reasons() -> Vec<LayerReason> {
     reasons
 }
 
-/// What the layer itself says no to, before or after the service was asked.
+/// What the layer itself refuses, before or after the call.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     RouteNotFound,
@@ -140,10 +140,10 @@ pub(crate) enum Refusal {
     /// The body took longer to arrive than it may.
     BodyTooSlow,
     BodyTooLarge(usize),
-    /// The request's body ended in an error; most often nobody is left to read this.
+    /// The request's body ended in an error; usually the client is gone.
     BodyUnreadable,
     Schema(Vec<Violation>),
-    /// The service's reply is no message of the method, or one that JSON cannot say.
+    /// The service's reply is not a message of the method, or has no JSON form.
     BadReply(&'static str),
 }
 
@@ -318,7 +318,7 @@ impl RestError {
             failure.unpack(details, packed);
         }
         if failure.status == StatusCode::UNAUTHORIZED {
-            // A 401 without a challenge is no valid 401 (RFC 9110 §15.5.2). The service's own one replaces this.
+            // A 401 without a challenge is not valid (RFC 9110 §15.5.2). The service's own one replaces this.
             failure.headers.insert(header::WWW_AUTHENTICATE, details.challenge.clone());
         }
         Some(failure)

@@ -126,7 +126,7 @@ where
                     };
                 }
                 Ok(None) => {}
-                Err(_) => return self.refuse("the reply is no gRPC frame"),
+                Err(_) => return self.refuse("the reply is not a gRPC frame"),
             }
             let Some(body) = &mut self.body else { return Poll::Ready(None) };
             let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {

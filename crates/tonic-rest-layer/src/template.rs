@@ -36,7 +36,7 @@ pub(crate) struct Variable {
     pub multi: bool,
 }
 
-/// A captured part that is no text.
+/// A captured part is not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected percent-encoded UTF-8")]
 pub(crate) struct NotText;
@@ -98,7 +98,7 @@ impl Template {
         Ok(template)
     }
 
-    /// Why no path can ever match, if none can, below a base path of so many segments.
+    /// Why no path can match below a base path of `base` segments. `None` if one can.
     pub(crate) fn unreachable(&self, base: usize) -> Option<&'static str> {
         let dots = |segment: &Segment| matches!(segment, Segment::Literal(text) if is_dot_segment(text));
         if self.segments.iter().any(dots) {

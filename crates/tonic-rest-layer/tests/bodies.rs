@@ -88,7 +88,7 @@ fn in_pieces(pieces: &[&'static str]) -> Sent {
     StreamBody::new(stream::iter(frames.collect::<Vec<_>>())).boxed_unsync()
 }
 
-/// One byte, and then nothing for ever.
+/// One byte, and then nothing.
 fn never_ending() -> Sent {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"{")))]);
     StreamBody::new(first.chain(stream::pending())).boxed_unsync()

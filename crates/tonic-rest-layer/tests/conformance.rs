@@ -64,7 +64,7 @@ struct Asked {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     body: Option<String>,
-    /// A body of so many bytes, instead of writing them out.
+    /// The size of a body of spaces, in place of its text.
     body_bytes: Option<usize>,
 }
 

@@ -219,7 +219,7 @@ impl OpenApi {
     ///
     /// # Errors
     ///
-    /// With every rule that cannot work, and every reason or credential that nobody has explained.
+    /// With every rule that cannot work, and every reason or credential that is not in the tables.
     pub fn build(self, descriptor_set: &[u8]) -> Result<Value, BuildErrors> {
         let pool = descriptors::decode(descriptor_set)?;
         let schema = Schema::new(&pool, self.style);
@@ -458,7 +458,7 @@ fn fault(method: &MethodDescriptor, reason: RuleError) -> BuildError {
     BuildError { service, method: method.name().to_owned(), reason }
 }
 
-/// What a method lists in an option, as words: strings, or the names of enum values. `None` when it has not the option.
+/// What a method lists in an option, as words: strings, or the names of enum values. `None` if the method does not have the option.
 fn words(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Option<Vec<String>> {
     let extension = pool.get_extension_by_name(option)?;
     let options = method.options();
