@@ -34,15 +34,15 @@ use crate::violation::Violation;
 
 /// Answers HTTP and JSON for a gRPC service, by the `google.api.http` rules of its descriptors.
 ///
-/// Cheap to clone. See the [module](super) for an example, and for where in a stack it belongs.
+/// Cheap to clone. See the [crate](crate) for an example, and for where in a stack it belongs.
 #[derive(Debug, Clone)]
 pub struct RestLayer {
     pub(crate) transcoder: Arc<Transcoder>,
 }
 
 impl RestLayer {
-    /// The faults of the rules that [`RestLayerBuilder::skip_faulty_rules`] left out, in the order of the set. Empty
-    /// without it.
+    /// The faults of the rules that [`skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules) left out, in the order of
+    /// the set. Empty without it.
     pub fn skipped_rules(&self) -> &[BuildError] {
         &self.transcoder.rules.skipped
     }
