@@ -31,6 +31,9 @@ mod example;
 /// The README, compared with the example.
 mod readme;
 
+/// The modules, without circles.
+mod tree;
+
 /// The rules as an OpenAPI document.
 mod openapi;
 
