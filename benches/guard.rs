@@ -27,14 +27,14 @@ use jsonwebtoken::Algorithm;
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::Validation;
 use secrecy::ExposeSecret as _;
-use sessiond::clock;
-use sessiond::clock::Clock;
-use sessiond::guard::Guard;
-use sessiond::guard::GuardOptions;
-use sessiond::id::ProjectId;
-use sessiond::token::access::Claims;
-use sessiond::token::access::Issuer;
-use sessiond::token::keys::SigningKey;
+use sessiond_core::clock;
+use sessiond_core::clock::Clock;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::access::Claims;
+use sessiond_core::token::access::Issuer;
+use sessiond_core::token::keys::SigningKey;
+use sessiond_guard::Guard;
+use sessiond_guard::GuardOptions;
 
 const ROUNDS: usize = 200;
 const CALLS: usize = 200;
@@ -168,7 +168,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn two_threads(guard: &Guard, tokens: &[String]) {
     let spin = |token: &String| {
         // Work without shared memory.
-        black_box(sessiond::token::fingerprint(token.as_bytes()));
+        black_box(sessiond_core::token::fingerprint(token.as_bytes()));
     };
     let known = |token: &String| {
         black_box(guard.verify_now(token).expect("good"));

@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
-use crate::session::retention::RetentionPeriods;
+use sessiond_core::session::retention::RetentionPeriods;
 
 pub use web::Authority;
 pub use web::base_path;

@@ -1,109 +1,61 @@
-//! The session half of auth: opens sessions, hands out short access tokens and long refresh tokens, and ends a session so
-//! that it is over everywhere.
+//! The server: opens sessions, issues short access tokens and long refresh tokens, and ends a session everywhere at once.
 //!
-//! Below is the map, lowest floor first. A module uses only what stands above it in this list, and neighbours on one floor
-//! ignore each other; `tests/floors.rs` sees to both. There is one road down and one road up:
+//! - To follow a request from the socket down: [`edge`].
+//! - To see what the service does, a file per verb: [`app`].
+//! - To see the rules: [`sessiond_core::session`].
+//!
+//! The modules below are in order, lowest first. A module uses only those above it in the list, and those on one floor ignore
+//! each other; `tests/floors.rs` checks both. There is one road down and one road up:
 //!
 //! ```text
-//! requests fall:  edge → tonic_rest_layer → rpc → app → store
-//! rules decide:                            app ↔ session, token
-//! facts rise:     Postgres → store → feed → rpc, app
+//! requests fall:     edge → tonic_rest_layer → rpc → app → store
+//! rules decide:                               app ↔ sessiond_core::{session, token}
+//! revocations rise:  Postgres → store → feed → rpc, app
 //! ```
 //!
 //! | floor | must never know |
 //! |---|---|
-//! | `session` | I/O, async, the clock: values in, a decision out |
-//! | `token` | sessions' rules, the database |
+//! | `sessiond_core` | I/O, async, the database: values in, a decision out |
 //! | `store` | HTTP, gRPC, why anything is asked |
 //! | `feed` | who may listen |
 //! | `app` | which wire a request came over |
 //! | `rpc` | a rule, a query |
-//! | `guard` | anything of the server but its proto |
 
-// What things are called.
-
-/// The names of things: project, user, session, key.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod id;
-
-/// How long to wait before the next attempt.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod backoff;
-
-/// Time and dice.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod clock;
-
-/// What `proto/` compiles to.
-#[cfg(any(feature = "server", feature = "guard"))]
+/// The code that is generated from `proto/`.
 pub mod pb;
 
-// What is true of sessions, for the server and the guard alike.
-
-/// Tokens, and the keys that make them.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod token;
-
-/// The rules.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod session;
-
-// The world outside.
-
-/// What a device is called.
-#[cfg(feature = "server")]
+/// Names a device after its `User-Agent`.
 pub mod device;
 
-/// Work that is done at an interval.
-#[cfg(feature = "server")]
+/// Runs work at an interval.
 mod every;
 
 /// The TLS client.
-#[cfg(feature = "server")]
 mod tls;
 
 /// Every setting, with its unit, bound and default.
-#[cfg(feature = "server")]
 pub mod config;
 
 /// Sends requests to other services, and only to permitted ones.
-#[cfg(feature = "server")]
 pub mod outbound;
 
 /// The log and the metrics.
-#[cfg(feature = "server")]
 pub mod telemetry;
 
-/// How much any one caller may ask for.
-#[cfg(feature = "server")]
+/// Rate limits.
 pub mod rates;
 
-/// Why a request is refused, in the words of the wire: the table that server and guard share.
-#[cfg(any(feature = "server", feature = "guard"))]
-pub mod reason;
-
-/// What is remembered, in Postgres.
-#[cfg(feature = "server")]
+/// The tables, in Postgres.
 pub mod store;
 
 /// Revocations, live: read as they commit, published to subscribers.
-#[cfg(feature = "server")]
 pub mod feed;
 
 /// What the service does, a file per verb.
-#[cfg(feature = "server")]
 pub mod app;
 
-// How it is asked.
-
 /// The wire: decode, one call, encode.
-#[cfg(feature = "server")]
 pub mod rpc;
 
-/// For other services: verifies access tokens where they are used, and knows at once which sessions have ended.
-#[cfg(feature = "guard")]
-pub mod guard;
-
 /// HTTP: one port, and the whole stack on one page.
-#[cfg(feature = "server")]
 pub mod edge;

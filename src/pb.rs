@@ -1,15 +1,15 @@
-//! What `proto/` compiles to. A test compares it with the proto: see `tests/generated.rs`.
+//! The generated code: the messages and the client that the guard has too, and the server's half.
 
-#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; its comments are the proto's")]
+#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; the comments are in the proto")]
 
-include!("pb/sessiond.v1.rs");
+pub use sessiond_core::pb::*;
 
-/// The descriptors of the API and all that it imports, options and comments included.
-#[cfg(feature = "server")]
+include!(concat!(env!("OUT_DIR"), "/server/sessiond.v1.rs"));
+
+/// The descriptors of the API and of all that it imports, with options and comments.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sessiond.bin"));
 
-/// What a proxy asks: see `proto/envoy/`.
-#[cfg(feature = "server")]
+/// The call that a proxy makes: see `proto/envoy/`.
 pub mod envoy {
     include!(concat!(env!("OUT_DIR"), "/envoy/envoy.service.auth.v3.rs"));
 }

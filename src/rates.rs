@@ -21,14 +21,14 @@ use std::time::Duration;
 
 use tokio::task::futures::TaskLocalFuture;
 
-use crate::clock::Clock;
 use crate::config;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::Refusal;
 use crate::telemetry::Metrics;
+use sessiond_core::clock::Clock;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Refusal;
 
 /// The most buckets for addresses, and as many again for their sign-outs: a megabyte each.
 pub const ADDRESSES_MAX: usize = 65_536;

@@ -27,10 +27,10 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::clock::Clock;
-use crate::clock::Skew;
 use crate::config::Log;
 use crate::config::LogFormat;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Skew;
 
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

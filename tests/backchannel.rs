@@ -16,13 +16,15 @@ use sessiond::{
     app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
     config::Listen,
     edge::Server,
+    store::{Claim, Due, EndpointPlace, Revocation, Store},
+    telemetry::Metrics,
+};
+use sessiond_core::{
     id::ProjectId,
     session::{
         EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR,
         retention::RetentionPeriods,
     },
-    store::{Claim, Due, EndpointPlace, Revocation, Store},
-    telemetry::Metrics,
 };
 
 use crate::{

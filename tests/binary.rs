@@ -17,7 +17,7 @@ use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sessiond::guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Refusal};
+use sessiond_guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Refusal};
 use tokio::net::TcpStream;
 
 use crate::harness::{

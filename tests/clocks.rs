@@ -5,11 +5,13 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::{Kind, NotReady, Start, Step, SweepError, Sweeper},
-    clock::{Clock, Timestamp},
     pb::CreateSessionRequest,
-    session::retention::RetentionPeriods,
     store::Task,
     telemetry::Metrics,
+};
+use sessiond_core::{
+    clock::{Clock, Timestamp},
+    session::retention::RetentionPeriods,
 };
 
 use crate::{
@@ -113,7 +115,7 @@ async fn a_replica_that_does_not_know_the_time_is_not_ready() {
     let app = sessiond::app::App::new(
         service.store.clone(),
         service.app.keys().clone(),
-        sessiond::token::access::Issuer::new("https://sessions.example.org"),
+        sessiond_core::token::access::Issuer::new("https://sessions.example.org"),
         Clock::system(),
     );
     let is_unready = |found: &[NotReady]| found.iter().any(|reason| matches!(reason, NotReady::ClockSkew));

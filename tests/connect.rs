@@ -20,9 +20,11 @@ use rustls::{
 };
 use sessiond::{
     app::{App, KeyCache, NotReady},
-    clock::Clock,
     store::{ReachError, Store},
     telemetry::Metrics,
+};
+use sessiond_core::{
+    clock::Clock,
     token::{
         access::Issuer,
         sealing::{Sealer, SealingKey},

@@ -8,11 +8,10 @@ use prost_types::{Struct, Timestamp, Value, value::Kind};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use sessiond::{
-    id::ProjectId,
     pb::{CreateSessionRequest, CreateSessionResponse},
-    session::Policy,
     store::Role,
 };
+use sessiond_core::{id::ProjectId, session::Policy};
 use uuid::Uuid;
 
 use crate::{

@@ -9,10 +9,12 @@ use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     app::{CONNECTIONS, Taken},
-    clock,
-    id::{KeyId, ProjectId},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
     store::{Demand, Options, Role},
+};
+use sessiond_core::{
+    clock,
+    id::{KeyId, ProjectId},
 };
 use tonic::Code;
 

@@ -4,7 +4,8 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use prost_reflect::DescriptorPool;
-use sessiond::{pb, reason::Reason, rpc::status::COMMON_REASONS};
+use sessiond::{pb, rpc::status::COMMON_REASONS};
+use sessiond_core::reason::Reason;
 use tonic_rest_layer::{Code, LayerReason, layer_reasons};
 
 const LAYERS: &str = "\

@@ -10,16 +10,17 @@ use dev_postgres::{Cluster, Mode};
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    clock::{Clock, Timestamp},
-    guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty},
-    id::{ProjectId, SessionId},
     pb::{
         CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse,
         watch_revocations_response::Event,
     },
     rpc::status::reason_of,
-    session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
     store::Role,
+};
+use sessiond_core::{
+    clock::{Clock, Timestamp},
+    id::{ProjectId, SessionId},
+    session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
     token::{
         access::{Claims, Issuer},
         jwks::VerifyingKeys,
@@ -28,6 +29,7 @@ use sessiond::{
         sealing::Purpose,
     },
 };
+use sessiond_guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -44,7 +46,7 @@ use crate::harness::{
     wire::{Wires, refused_json},
 };
 
-#[path = "../examples/guarded.rs"]
+#[path = "../crates/sessiond-guard/examples/guarded.rs"]
 #[expect(dead_code, reason = "the test starts it otherwise than `main` does")]
 mod guarded;
 
@@ -206,7 +208,8 @@ async fn every_rejection_has_the_same_reason_as_in_sessiond() {
 #[test]
 fn the_reasons_are_those_of_sessiond() {
     let now = Timestamp::from_seconds(1);
-    let (user, session) = (sessiond::id::UserId::parse("ada").expect("an id"), sessiond::clock::new_session_id(now));
+    let (user, session) =
+        (sessiond_core::id::UserId::parse("ada").expect("an id"), sessiond_core::clock::new_session_id(now));
     let of_sessiond = [
         Refusal::CredentialsMissing,
         Refusal::UnparsableAccessToken,
@@ -767,7 +770,7 @@ async fn staged() -> (SigningKey, Stage) {
 }
 
 fn staged_options(stage: &Stage) -> GuardOptions {
-    let key = sessiond::token::server_key::ServerKey::generate().expose();
+    let key = sessiond_core::token::server_key::ServerKey::generate().expose();
     let patience = Duration::from_millis(500);
     let options = GuardOptions::new(stage.url(), PROJECT, ISSUER, key.expose_secret());
     GuardOptions { max_staleness: MAX_STALENESS, patience, ..options }
@@ -788,7 +791,7 @@ fn jwks(keys: &[&SigningKey]) -> String {
 /// A token that lasts ten minutes, and its session.
 fn token(key: &SigningKey) -> (String, String) {
     let now = Clock::system().now();
-    let session: SessionId = sessiond::clock::new_session_id(now);
+    let session: SessionId = sessiond_core::clock::new_session_id(now);
     let claims = Claims {
         iss: Issuer::new(ISSUER).of(PROJECT),
         sub: "ada".into(),

@@ -7,10 +7,8 @@ use http::HeaderMap;
 use prost_reflect::DescriptorPool;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use sessiond::{
-    clock,
-    pb::{self, CreateSessionRequest},
-};
+use sessiond::pb::{self, CreateSessionRequest};
+use sessiond_core::clock;
 use uuid::Uuid;
 
 use crate::{
@@ -210,7 +208,7 @@ async fn another_project_reads_nothing_and_revokes_nothing() {
     let service = Service::start().await;
     let foreign = service.create_project("other").await;
     let admin = {
-        let project = sessiond::id::ProjectId::parse("other").expect("a name");
+        let project = sessiond_core::id::ProjectId::parse("other").expect("a name");
         service.app.server_key_create(project, sessiond::store::Role::Admin).await.expect("makes a key").1
     };
     let open = async || {

@@ -175,7 +175,7 @@ async fn an_access_token_expires_at_its_exp_everywhere() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let end = claims_of(&phone.access_token)["exp"].as_i64().expect("a number");
-    let exp = sessiond::clock::Timestamp::from_seconds(end);
+    let exp = sessiond_core::clock::Timestamp::from_seconds(end);
     service.clock.advance(exp.since(service.clock.now()) - Duration::from_micros(1));
     for wire in Wire::ALL {
         service.current(wire, phone.bearer()).await.expect("just before");

@@ -18,12 +18,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sessiond::{
     app::{App, Caller, KeyCache, KeyRevoked, ProjectError, RELOAD_INTERVAL, Rotated, Taken},
-    clock::{Clock, Timestamp},
-    id::{KeyId, ProjectId},
     pb::CreateSessionRequest,
-    session::{Origin, Policy, create::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
     store::Store,
     telemetry::Metrics,
+};
+use sessiond_core::{
+    clock::{Clock, Timestamp},
+    id::{KeyId, ProjectId},
+    session::{Origin, Policy, create::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
     token::{
         access::{Claims, Issuer, Presented},
         jwks,

@@ -17,11 +17,13 @@ use std::{
 use futures_util::future::join_all;
 use sessiond::{
     app::{Start, Step, Sweeper},
-    clock::{self, Timestamp},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
-    session::retention::RetentionPeriods,
     store::Task,
     telemetry::Metrics,
+};
+use sessiond_core::{
+    clock::{self, Timestamp},
+    session::retention::RetentionPeriods,
 };
 
 use crate::{

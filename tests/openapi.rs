@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, process::Command};
 use http::{HeaderMap, Method, StatusCode};
 use prost_reflect::{DescriptorPool, Value as Reflected};
 use serde_json::{Value, json};
-use sessiond::{pb, reason::Reason, rpc::status::COMMON_REASONS};
+use sessiond::{pb, rpc::status::COMMON_REASONS};
+use sessiond_core::reason::Reason;
 
 use crate::harness::Service;
 

@@ -5,8 +5,8 @@ use secrecy::ExposeSecret as _;
 use sessiond::{
     config::{ForwardedHeader, network},
     pb::{CreateSessionRequest, Session},
-    session::device::Device,
 };
+use sessiond_core::session::device::Device;
 
 use crate::harness::{REFRESH_GRACE, Service, Wire, bearer, both, header, refresh_token};
 

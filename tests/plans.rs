@@ -19,11 +19,13 @@ use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sessiond::{
     app::{NewEndpoint, Sweeper},
-    id::{ProjectId, UserId},
     pb::*,
-    session::{backchannel::Fate, retention::RetentionPeriods},
     store::{Claim, EndpointPlace, RecordQuery, Revived, Role},
     telemetry::Metrics,
+};
+use sessiond_core::{
+    id::{ProjectId, UserId},
+    session::{backchannel::Fate, retention::RetentionPeriods},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -277,7 +279,7 @@ async fn call_everything(service: &Service) {
     let key = bearer(service.server_key.expose_secret());
     let admin = service.app.server_key_create(project.clone(), Role::Admin).await.expect("makes a key").1;
     let user = |name: &str| Some(name.to_owned());
-    let request_id = || Some(sessiond::clock::new_uuid().to_string());
+    let request_id = || Some(sessiond_core::clock::new_uuid().to_string());
     macro_rules! call {
         ($method:literal, $headers:expr, $request:expr => $answer:ty) => {{
             // Concurrent sign-ins have no order, so the evicted session would be random.
@@ -376,7 +378,7 @@ async fn deliver(service: &Service, project: &ProjectId) {
     assert!(store.deliveries_count(10_000).await.expect("counts").iter().all(|(_, count)| *count > 0));
     let claim = Claim {
         after: EndpointPlace::default(),
-        under_way: vec![sessiond::clock::new_uuid()],
+        under_way: vec![sessiond_core::clock::new_uuid()],
         each_max: 2,
         rows_max: 50,
         now: now + DAY,

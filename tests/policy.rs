@@ -4,10 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{join, join_all};
 use serde_json::json;
-use sessiond::{
-    pb::{CreateSessionRequest, ListSessionsRequest, Session, SessionState, UpdateSessionRequest},
-    session::policy::{Overflow, Preset, SessionLimit},
-};
+use sessiond::pb::{CreateSessionRequest, ListSessionsRequest, Session, SessionState, UpdateSessionRequest};
+use sessiond_core::session::policy::{Overflow, Preset, SessionLimit};
 use tonic::Code;
 
 use crate::{

@@ -7,10 +7,10 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use secrecy::{ExposeSecret as _, SecretString};
 use sessiond::{
     config::Rates,
-    id::ProjectId,
     pb::{CreateSessionRequest, CreateSessionResponse},
     store::Role,
 };
+use sessiond_core::id::ProjectId;
 use tokio::process::Command;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};

@@ -8,11 +8,10 @@ use std::{
 
 use dev_postgres::{Cluster, Mode, Options};
 use sessiond::{
-    clock,
     pb::SnapshotReason,
-    session::revoked::Ended,
     store::{Extent, Unseen},
 };
+use sessiond_core::{clock, session::revoked::Ended};
 
 use crate::harness::{
     Service, Wire,

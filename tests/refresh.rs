@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
-use sessiond::{
+use sessiond_core::{
     id::{ProjectId, SessionId},
     token::refresh::{Link, RowSecret},
 };

@@ -6,9 +6,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::HeaderMap;
 use prost_types::FieldMask;
 use secrecy::ExposeSecret as _;
-use sessiond::{
+use sessiond::pb::{RevokeAllSessionsRequest, Session, UpdateSessionRequest};
+use sessiond_core::{
     id::{ProjectId, SessionId},
-    pb::{RevokeAllSessionsRequest, Session, UpdateSessionRequest},
     token::{
         access::{Claims, Presented},
         keys::SigningKey,
@@ -220,7 +220,7 @@ fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, C
     let presented = Presented::parse(token).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
     let claims = presented
-        .verify(key.verifying(), &sessiond::token::access::Issuer::new(crate::harness::ISSUER))
+        .verify(key.verifying(), &sessiond_core::token::access::Issuer::new(crate::harness::ISSUER))
         .expect("genuine");
     (key, claims)
 }

@@ -8,10 +8,8 @@ use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use sessiond::{
-    config::Rates,
-    session::policy::{Overflow, SessionLimit},
-};
+use sessiond::config::Rates;
+use sessiond_core::session::policy::{Overflow, SessionLimit};
 
 use crate::{
     assert_refused,

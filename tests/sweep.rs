@@ -14,10 +14,10 @@ use sessiond::{
     config::Listen,
     edge::Server,
     pb::{CreateSessionRequest, RevokeAllSessionsRequest, RevokeAllSessionsResponse},
-    session::retention::RetentionPeriods,
     store::{Store, Task},
     telemetry::Metrics,
 };
+use sessiond_core::session::retention::RetentionPeriods;
 
 use crate::{
     binary::{assert_says, sessiond},

@@ -10,19 +10,21 @@ use serde_json::{Value, json};
 use sessiond::{
     app::{Kind, Sweeper},
     config::{Rates, network},
-    id::{ProjectId, UserId},
     pb::{
         CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest, Session, UpdateSessionRequest,
         UpdateSessionResponse,
     },
+    store::{EventRecord, Happened, KeyKind, RecordQuery},
+    telemetry::Metrics,
+};
+use sessiond_core::{
+    id::{ProjectId, UserId},
     session::{
         RevokeReason,
         policy::{LateRepeat, Refreshing, RepeatElsewhere, StepUp},
         retention::RetentionPeriods,
         rotation::REPEATS_MAX,
     },
-    store::{EventRecord, Happened, KeyKind, RecordQuery},
-    telemetry::Metrics,
     token::{schedule::Urgency, sealing::Purpose},
 };
 
@@ -390,7 +392,7 @@ async fn an_impersonation_is_in_the_audit_log_until_its_user_is_erased() {
         user_id: "ada".into(),
         is_impersonation: true,
         impersonator_id: Some("root".into()),
-        request_id: Some(sessiond::clock::new_uuid().to_string()),
+        request_id: Some(sessiond_core::clock::new_uuid().to_string()),
         ..CreateSessionRequest::default()
     };
     let headers = from(ELSEWHERE, service.key());

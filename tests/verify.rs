@@ -10,19 +10,19 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use secrecy::ExposeSecret as _;
-use sessiond::{
+use sessiond::pb::{
+    CreateSessionRequest,
+    envoy::{
+        AttributeContext, CheckRequest, CheckResponse, HeaderValue, HeaderValueOption,
+        attribute_context::{HttpRequest, Request},
+        authorization_client::AuthorizationClient,
+        check_response::HttpResponse,
+        header_value_option::HeaderAppendAction,
+    },
+};
+use sessiond_core::{
     clock::Timestamp,
     id::KeyId,
-    pb::{
-        CreateSessionRequest,
-        envoy::{
-            AttributeContext, CheckRequest, CheckResponse, HeaderValue, HeaderValueOption,
-            attribute_context::{HttpRequest, Request},
-            authorization_client::AuthorizationClient,
-            check_response::HttpResponse,
-            header_value_option::HeaderAppendAction,
-        },
-    },
     token::{
         access::{Claims, Issuer, Presented},
         keys::SigningKey,
@@ -313,7 +313,7 @@ async fn anything_but_a_good_token_of_the_project_is_refused_without_identity() 
 /// The claims of a genuine token, signed with a foreign key.
 fn under_an_unknown_key(service: &Service, genuine: &str) -> String {
     let claims = genuine_claims(service, genuine);
-    let (key, _) = SigningKey::generate(sessiond::id::ProjectId::parse(PROJECT).expect("a name"));
+    let (key, _) = SigningKey::generate(sessiond_core::id::ProjectId::parse(PROJECT).expect("a name"));
     assert!(service.app.keys().snapshot().keyring.signing(key.id()).is_none());
     key.sign(&claims).expect("signs").expose_secret().to_owned()
 }

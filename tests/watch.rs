@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    id::{KeyId, ProjectId},
     pb::{RevokeReason, SnapshotReason, UserCutOff, revocation::Ended},
     store::Role,
+};
+use sessiond_core::{
+    id::{KeyId, ProjectId},
     token::sealing::Purpose,
 };
 use tonic::Code;

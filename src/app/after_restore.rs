@@ -1,14 +1,14 @@
 //! After a restore from backup: sessions that ended after the backup was made must stay ended.
 
-use crate::clock::Clock;
-use crate::session::EndedBy;
-use crate::session::RevokeReason;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::session::revoked::Ended;
 use crate::store::CutOff;
 use crate::store::Error;
 use crate::store::Store;
 use crate::store::Tx;
+use sessiond_core::clock::Clock;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::session::revoked::Ended;
 
 /// Ends every session of every project and starts a new history of the feed, so that every subscriber starts over. Returns
 /// the number of projects.

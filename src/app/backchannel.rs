@@ -10,18 +10,18 @@ use uuid::Uuid;
 
 use super::App;
 use super::Error;
-use crate::clock;
-use crate::id::ProjectId;
 use crate::outbound::OutboundUrl;
 use crate::outbound::OutboundUrlError;
-use crate::session::backchannel::AUDIENCE_LENGTH_MAX;
-use crate::session::backchannel::ENDPOINTS_MAX;
-use crate::session::backchannel::Kind;
 use crate::store::Endpoint;
 use crate::store::EndpointAdded;
 use crate::store::EndpointRemoved;
 use crate::store::OpenDelivery;
 use crate::store::Revived;
+use sessiond_core::clock;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::backchannel::AUDIENCE_LENGTH_MAX;
+use sessiond_core::session::backchannel::ENDPOINTS_MAX;
+use sessiond_core::session::backchannel::Kind;
 
 /// Why the operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]

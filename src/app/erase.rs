@@ -5,17 +5,17 @@ use super::Caller;
 use super::Error;
 use super::list::named_user;
 use super::turns::Key;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::Origin;
-use crate::session::Refusal;
-use crate::session::RevokeReason;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Role;
 use crate::store::Tx;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::Origin;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::RevokeReason;
 
 /// The most rows that one transaction deletes or changes, so that none holds its locks for long.
 const ROWS_MAX: usize = 500;

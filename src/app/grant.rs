@@ -5,14 +5,14 @@ use secrecy::SecretString;
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::session::Session;
-use crate::session::lifecycle::Impersonator;
-use crate::token::access::Actor;
-use crate::token::access::Claims;
-use crate::token::refresh::Link;
-use crate::token::refresh::RowSecret;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::session::Session;
+use sessiond_core::session::lifecycle::Impersonator;
+use sessiond_core::token::access::Actor;
+use sessiond_core::token::access::Claims;
+use sessiond_core::token::refresh::Link;
+use sessiond_core::token::refresh::RowSecret;
 
 /// What a client goes on with.
 pub struct Grant {

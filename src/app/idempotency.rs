@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::token;
+use sessiond_core::token;
 
 /// The id under which a request may be repeated, with a digest of its content: a repeat must say the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,22 +18,22 @@ use futures_util::future::Shared;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::session::Policy;
 use crate::store;
 use crate::store::Inventory;
 use crate::store::SealedKey;
 use crate::store::Store;
-use crate::token::access::CannotSign;
-use crate::token::keys::Keyring;
-use crate::token::keys::RefreshKey;
-use crate::token::keys::SigningKey;
-use crate::token::schedule::Schedule;
-use crate::token::sealing::CannotOpen;
-use crate::token::sealing::Purpose;
-use crate::token::sealing::Sealer;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
+use sessiond_core::token::access::CannotSign;
+use sessiond_core::token::keys::Keyring;
+use sessiond_core::token::keys::RefreshKey;
+use sessiond_core::token::keys::SigningKey;
+use sessiond_core::token::schedule::Schedule;
+use sessiond_core::token::sealing::CannotOpen;
+use sessiond_core::token::sealing::Purpose;
+use sessiond_core::token::sealing::Sealer;
 
 /// How often the keys are read again.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);

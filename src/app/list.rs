@@ -6,17 +6,17 @@ use super::Client;
 use super::Error;
 use super::credentials::Principal;
 use super::keys::Snapshot;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::Refusal;
-use crate::session::Session;
-use crate::session::listing::Filter;
 use crate::store::PageQuery;
 use crate::store::Seen;
-use crate::token::page;
-use crate::token::page::PageToken;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::Session;
+use sessiond_core::session::listing::Filter;
+use sessiond_core::token::page;
+use sessiond_core::token::page::PageToken;
 
 /// The most rows that one page looks at. Where few of many are selected, a page is short rather than late (AIP-158).
 const ROWS_MAX: usize = 2_000;

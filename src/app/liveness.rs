@@ -5,12 +5,12 @@ use std::collections::HashSet;
 
 use super::App;
 use super::Error;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::session::revoked::Bearer;
 use crate::store;
-use crate::token::verifier::VerifiedToken;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::revoked::Bearer;
+use sessiond_core::token::verifier::VerifiedToken;
 
 impl App {
     /// Whether the session of each token is live, in the tokens' order. Marks the live ones as used.

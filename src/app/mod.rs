@@ -77,20 +77,20 @@ use std::sync::Arc;
 use turns::Turns;
 use usage::Usage;
 
-use crate::clock::Clock;
 use crate::config;
 use crate::feed;
 use crate::feed::Feed;
 use crate::rates;
 use crate::rates::Limiter;
-use crate::session::Refusal;
 use crate::store;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::Seldom;
-use crate::token::access::Issuer;
-use crate::token::verifier::AccessVerifier;
-use crate::token::verifier::VerifyError;
+use sessiond_core::clock::Clock;
+use sessiond_core::session::Refusal;
+use sessiond_core::token::access::Issuer;
+use sessiond_core::token::verifier::AccessVerifier;
+use sessiond_core::token::verifier::VerifyError;
 
 /// How many connections to the database there are beside those for requests: the feed's, and the one that readiness asks over.
 pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;

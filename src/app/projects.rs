@@ -6,20 +6,20 @@ use secrecy::SecretString;
 
 use super::App;
 use super::Error;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::session::Policy;
-use crate::session::policy::PolicyError;
 use crate::store;
 use crate::store::Project;
 use crate::store::Role;
 use crate::store::ServerKeyFacts;
 use crate::store::ServerKeyRow;
 use crate::store::Tx;
-use crate::token::schedule::Schedule;
-use crate::token::sealing::Purpose;
-use crate::token::server_key::ServerKey;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
+use sessiond_core::session::policy::PolicyError;
+use sessiond_core::token::schedule::Schedule;
+use sessiond_core::token::sealing::Purpose;
+use sessiond_core::token::server_key::ServerKey;
 
 /// How far apart the clocks of two servers may be.
 pub(super) const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);

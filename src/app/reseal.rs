@@ -3,14 +3,14 @@
 use super::App;
 use super::Error;
 use super::ProjectError;
-use crate::id::KeyId;
-use crate::id::ProjectId;
 use crate::store;
 use crate::store::RESEAL_PAGE;
 use crate::store::Tx;
-use crate::token::sealing::CannotOpen;
-use crate::token::sealing::Purpose;
-use crate::token::sealing::Sealer;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::sealing::CannotOpen;
+use sessiond_core::token::sealing::Purpose;
+use sessiond_core::token::sealing::Sealer;
 
 /// What there was to reseal. Revoked keys are passed over: nothing opens them any more.
 #[derive(Debug, Default)]

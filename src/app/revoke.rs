@@ -7,14 +7,14 @@ use super::App;
 use super::Client;
 use super::Error;
 use super::turns::Key;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::session::EndedBy;
-use crate::session::Origin;
-use crate::session::Refusal;
-use crate::session::RevokeReason;
 use crate::store::Revocation;
-use crate::token::refresh::RefreshToken;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::Origin;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::token::refresh::RefreshToken;
 
 /// Everything that was presented with a sign-out.
 #[derive(Default)]

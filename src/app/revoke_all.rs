@@ -12,23 +12,23 @@ use super::list::named_user;
 use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
 use super::turns::Key;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::Epoch;
-use crate::session::Origin;
-use crate::session::Refusal;
-use crate::session::RevokeReason;
-use crate::session::backchannel::ONE_BY_ONE_MAX;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::session::revoked::Ended;
 use crate::store;
 use crate::store::CutOff;
 use crate::store::Remembered;
 use crate::store::Repeat;
 use crate::store::Tx;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::Epoch;
+use sessiond_core::session::Origin;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::backchannel::ONE_BY_ONE_MAX;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::session::revoked::Ended;
 
 /// Whose sessions to end.
 pub struct RevokeAllRequest {

@@ -5,17 +5,17 @@ use super::Error;
 use super::ProjectError;
 use super::rotate_key::succeed;
 use super::rotate_key::unrevoked;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::session::revoked::Ended;
 use crate::store::AuditEvent;
 use crate::store::CutOff;
 use crate::store::Happened;
 use crate::store::Tx;
-use crate::token::schedule;
-use crate::token::schedule::Aftermath;
-use crate::token::schedule::Schedule;
-use crate::token::sealing::Purpose;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::revoked::Ended;
+use sessiond_core::token::schedule;
+use sessiond_core::token::schedule::Aftermath;
+use sessiond_core::token::schedule::Schedule;
+use sessiond_core::token::sealing::Purpose;
 
 /// A key is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,18 +8,18 @@ use super::Error;
 use super::credentials::Principal;
 use super::list::named_user;
 use super::turns::Key;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::Origin;
-use crate::session::Refusal;
-use crate::session::RevokeReason;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Tx;
-use crate::token::verifier::VerifiedToken;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::Origin;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::token::verifier::VerifiedToken;
 
 /// A refusal is a value: what was decided in a transaction is told after its commit.
 type Outcome = Result<Ended, Refusal>;

@@ -8,23 +8,23 @@ use super::Error;
 use super::ProjectError;
 use super::keys::KeyCache;
 use super::keys::RELOAD_INTERVAL;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
 use crate::store;
 use crate::store::AuditEvent;
 use crate::store::Happened;
 use crate::store::KeyRow;
 use crate::store::Tx;
-use crate::token::jwks;
-use crate::token::schedule;
-use crate::token::schedule::KeyRotation;
-use crate::token::schedule::MARGIN;
-use crate::token::schedule::Schedule;
-use crate::token::schedule::ScheduledKeys;
-use crate::token::schedule::Succession;
-use crate::token::schedule::Urgency;
-use crate::token::sealing::Purpose;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::jwks;
+use sessiond_core::token::schedule;
+use sessiond_core::token::schedule::KeyRotation;
+use sessiond_core::token::schedule::MARGIN;
+use sessiond_core::token::schedule::Schedule;
+use sessiond_core::token::schedule::ScheduledKeys;
+use sessiond_core::token::schedule::Succession;
+use sessiond_core::token::schedule::Urgency;
+use sessiond_core::token::sealing::Purpose;
 
 /// How long a new key is known before it is used: a signing key, until the last verifier that fetched the JWKS before its
 /// publication has to ask again; a refresh-token key, which no one but the replicas needs, a few of their readings.

@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
-use crate::backoff::Backoff;
-use crate::clock;
 use crate::telemetry::Metrics;
+use sessiond_core::backoff::Backoff;
+use sessiond_core::clock;
 
 /// How long to wait before a task is started again.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));

@@ -12,12 +12,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
-use crate::clock::Clock;
-use crate::clock::Disagreement;
-use crate::clock::Timestamp;
-use crate::session::retention;
-use crate::session::retention::AuditFate;
-use crate::session::retention::RetentionPeriods;
 use crate::store;
 use crate::store::AuditTable;
 use crate::store::EventLines;
@@ -36,6 +30,12 @@ use crate::store::Task;
 use crate::store::Tx;
 use crate::telemetry::Metrics;
 use crate::telemetry::chain;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Disagreement;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::session::retention;
+use sessiond_core::session::retention::AuditFate;
+use sessiond_core::session::retention::RetentionPeriods;
 
 /// How long a table is left alone after a pass through it.
 pub const PASS_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);

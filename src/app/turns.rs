@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use tokio::time::timeout_at;
 
 use super::Error;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::Refusal;
 use crate::store;
 use crate::telemetry::Metrics;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Refusal;
 
 /// How many operations on one key use the database at a time. More than one: the next is there when the first commits.
 const AT_ONCE: usize = 2;

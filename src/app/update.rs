@@ -4,11 +4,11 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::turns::Key;
-use crate::id::SessionId;
-use crate::session::Refusal;
-use crate::session::Session;
-use crate::session::change::Change;
 use crate::store::Tx;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::Session;
+use sessiond_core::session::change::Change;
 
 impl App {
     /// Changes a live session of a service's project.

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::App;
 use super::Error;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
 use crate::store::Use;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
 
 /// How often the notes are written down.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);

@@ -11,10 +11,10 @@ use super::AccessToken;
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
-use crate::id::ProjectId;
-use crate::session::Refusal;
-use crate::token::verifier::VerifiedToken;
-use crate::token::verifier::VerifyError;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Refusal;
+use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verifier::VerifyError;
 
 impl App {
     /// Verifies the access token of a request to one project. Which one must not come from the token, or from whoever sent it.

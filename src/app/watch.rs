@@ -9,8 +9,8 @@ use super::credentials::Principal;
 use crate::feed::SubscribeError;
 use crate::feed::Subscription;
 use crate::feed::SubscriptionFilter;
-use crate::session::Refusal;
-use crate::session::revoked::Bearer;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::revoked::Bearer;
 
 /// After how long to try again when there are too many subscribers.
 const RETRY_AFTER: Duration = Duration::from_secs(5);

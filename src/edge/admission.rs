@@ -33,9 +33,9 @@ use crate::rates::Bucket;
 use crate::rates::Limiter;
 use crate::rates::network;
 use crate::rpc::status;
-use crate::session::Origin;
 use crate::telemetry::Metrics;
 use crate::telemetry::RequestClass;
+use sessiond_core::session::Origin;
 use tonic_rest_layer::RestLayer;
 use tonic_rest_layer::grpc_timeout;
 

@@ -9,7 +9,7 @@ use tonic_rest_layer::Code;
 use tonic_types::StatusExt as _;
 
 use super::retry_after::retry_after;
-use crate::reason;
+use sessiond_core::reason;
 
 /// The status as JSON, with the HTTP status of its code, and `Retry-After` if it says when to repeat.
 pub(super) fn answer(status: &Status) -> Response {

@@ -15,8 +15,8 @@ use http::header;
 use super::media;
 use super::origin;
 use super::origin::Trust;
-use crate::clock;
 use crate::telemetry::REQUEST_ID;
+use sessiond_core::clock;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 

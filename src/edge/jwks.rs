@@ -22,15 +22,15 @@ use super::answer::answer;
 use super::plain::unavailable;
 use crate::app::App;
 use crate::app::Snapshot;
-use crate::clock::Timestamp;
 use crate::config::Web;
-use crate::id::ProjectId;
 use crate::rpc::status;
-use crate::session::Refusal;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::token;
-use crate::token::jwks;
-use crate::token::jwks::JwkSet;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::token;
+use sessiond_core::token::jwks;
+use sessiond_core::token::jwks::JwkSet;
 
 /// The routes, under every base path. The document of all projects only where it is asked for: it grows with them, and
 /// tells anyone how many there are.

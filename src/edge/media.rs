@@ -20,9 +20,9 @@ use tonic::Status;
 use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
-use crate::reason;
-use crate::reason::DOMAIN;
 use crate::telemetry::Wire;
+use sessiond_core::reason;
+use sessiond_core::reason::DOMAIN;
 
 /// What a request's type says of how it is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

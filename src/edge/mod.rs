@@ -66,11 +66,11 @@ use crate::config::Web;
 use crate::pb;
 use crate::pb::envoy::authorization_server::AuthorizationServer;
 use crate::pb::session_service_server::SessionServiceServer;
-use crate::reason;
 use crate::rpc::Authorization;
 use crate::rpc::SessionService;
-use crate::session::violation::LABELS_MAX;
 use crate::telemetry::Metrics;
+use sessiond_core::reason;
+use sessiond_core::session::violation::LABELS_MAX;
 use tonic_rest_layer::RestLayer;
 
 /// How many members and elements a JSON body may have: several times what any message of ours may.

@@ -28,10 +28,10 @@ use crate::pb;
 use crate::pb::envoy::authorization_server;
 use crate::rpc::status;
 use crate::rpc::status::reason_of;
-use crate::session::Origin;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
+use sessiond_core::session::Origin;
 
 /// See the module.
 #[derive(Clone)]

@@ -7,8 +7,8 @@ use http::header;
 use serde_json::json;
 
 use crate::pb;
-use crate::reason::Reason;
 use crate::rpc::status::COMMON_REASONS;
+use sessiond_core::reason::Reason;
 use tonic_rest_layer::BuildErrors;
 use tonic_rest_layer::Code;
 use tonic_rest_layer::ErrorReason;

@@ -27,8 +27,8 @@ use ipnet::IpNet;
 
 use crate::config::ForwardedHeader;
 use crate::config::Web;
-use crate::session::Origin;
-use crate::session::origin;
+use sessiond_core::session::Origin;
+use sessiond_core::session::origin;
 
 /// The most proxies that are followed.
 const PROXIES_MAX: usize = 32;

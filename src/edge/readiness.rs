@@ -9,11 +9,11 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::App;
 use crate::app::NotReady;
-use crate::clock::Skew;
 use crate::every::ticks;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry;
 use crate::telemetry::Metrics;
+use sessiond_core::clock::Skew;
 
 /// How often the database's health is looked at for `grpc.health.v1`.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);

@@ -54,13 +54,13 @@ use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::Supervisor;
 use crate::app::Sweeper;
-use crate::clock;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
 use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry::Metrics;
+use sessiond_core::clock;
 use tonic_rest_layer::BuildErrors;
 
 /// The most calls at once on one HTTP/2 connection.

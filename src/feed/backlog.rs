@@ -7,14 +7,14 @@ use std::ops::Bound;
 
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::RevokeReason;
-use crate::session::revoked::Ended;
 use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::revoked::Ended;
 
 /// Seconds on the monotonic clock.
 pub(super) type Second = u32;
@@ -335,8 +335,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::clock;
-    use crate::id::KeyId;
+    use sessiond_core::clock;
+    use sessiond_core::id::KeyId;
 
     fn revocation(xid: u64, at: u8) -> PublishedRevocation {
         let now = Timestamp::from_seconds(1_000);

@@ -26,20 +26,20 @@ use super::position::Beat;
 use super::position::Discontinuity;
 use super::position::Position;
 use super::subscriber_slots::SubscriberSlots;
-use crate::clock::Clock;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::session::revoked::Ended;
-use crate::session::revoked::RevokedSet;
-use crate::session::revoked::seconds_up;
 use crate::store::FeedPlace;
 use crate::store::FeedReading;
 use crate::store::Newest;
 use crate::store::PublishedRevocation;
 use crate::store::Unseen;
 use crate::telemetry::Metrics;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevokedSet;
+use sessiond_core::session::revoked::seconds_up;
 
 /// The most broadcasts that wait for a subscriber; one that is further behind is disconnected. Each holds a batch, so this is
 /// some seconds' worth at any rate of sign-outs.
@@ -483,9 +483,9 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::clock;
-    use crate::id::UserId;
-    use crate::session::RevokeReason;
+    use sessiond_core::clock;
+    use sessiond_core::id::UserId;
+    use sessiond_core::session::RevokeReason;
 
     const NAME: &str = "feed::broadcaster::tests::a_revocation_takes_150_bytes_at_most";
     const MEASURE: &str = "SESSIOND_TEST_MEASURE";

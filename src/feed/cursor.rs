@@ -10,11 +10,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
 use crate::store::FeedOrigin;
-use crate::token;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::token;
 
 /// A cursor is valid as long as any token that was valid when it was made, plus an hour for clocks that differ.
 const LIFETIME: Duration = Duration::from_secs(ACCESS_TOKEN_TTL_MAX.as_secs() + 60 * 60);

@@ -37,12 +37,12 @@ pub use subscription::SubscriptionFilter;
 use broadcaster::Broadcaster;
 use cursor::Cursor;
 
-use crate::clock::Clock;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::session::revoked::Bearer;
 use crate::store::Store;
+use sessiond_core::clock::Clock;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::revoked::Bearer;
 
 /// How many connections of its own a feed has: those of its loops, the one that listens, and one that looks for the newest
 /// server.

@@ -110,10 +110,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::clock;
-    use crate::clock::Timestamp;
     use crate::store::Extent;
     use crate::store::FeedPlace;
+    use sessiond_core::clock;
+    use sessiond_core::clock::Timestamp;
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
 

@@ -15,10 +15,6 @@ use super::limits::HEARTBEAT_INTERVAL;
 use super::limits::LEEWAY;
 use super::position::Beat;
 use super::position::Position;
-use crate::backoff::Backoff;
-use crate::clock;
-use crate::clock::Clock;
-use crate::clock::Timestamp;
 use crate::every::every;
 use crate::every::ticks;
 use crate::store::Error;
@@ -27,6 +23,10 @@ use crate::store::FeedReading;
 use crate::store::PageStart;
 use crate::store::Store;
 use crate::telemetry;
+use sessiond_core::backoff::Backoff;
+use sessiond_core::clock;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Timestamp;
 
 /// One for reading, one for beats, one for the doorbell: none waits for another.
 pub(super) const CONNECTIONS: usize = 3;

@@ -8,8 +8,8 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use super::limits::SUBSCRIBERS_MAX;
-use crate::id::ProjectId;
-use crate::id::UserId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::UserId;
 
 /// The most streams of one project's services at once, on each replica.
 const SERVICE_STREAMS_MAX: usize = 1_024;

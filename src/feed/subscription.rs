@@ -19,15 +19,15 @@ use super::cursor::Cursor;
 use super::cursor::MalformedCursor;
 use super::subscriber_slots::Subscriber;
 use super::subscriber_slots::SubscriberSlot;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::Epoch;
-use crate::session::revoked::Bearer;
-use crate::session::revoked::Ended;
 use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Epoch;
+use sessiond_core::session::revoked::Bearer;
+use sessiond_core::session::revoked::Ended;
 
 /// Which revocations a subscriber receives.
 #[derive(Clone, Debug)]
@@ -337,14 +337,14 @@ mod tests {
     use super::super::position::Beat;
     use super::super::position::Position;
     use super::*;
-    use crate::clock;
-    use crate::clock::Clock;
-    use crate::session::RevokeReason;
     use crate::store::Extent;
     use crate::store::FeedOrigin;
     use crate::store::FeedReading;
     use crate::store::Newest;
     use crate::telemetry::Metrics;
+    use sessiond_core::clock;
+    use sessiond_core::clock::Clock;
+    use sessiond_core::session::RevokeReason;
 
     fn project() -> ProjectId {
         ProjectId::parse("demo").expect("a name")

@@ -11,11 +11,11 @@ use crate::app::Caller;
 use crate::app::Client;
 use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
-use crate::session::Origin;
-use crate::session::Refusal;
-use crate::token::refresh::RefreshToken;
-use crate::token::server_key;
-use crate::token::server_key::ServerKey;
+use sessiond_core::session::Origin;
+use sessiond_core::session::Refusal;
+use sessiond_core::token::refresh::RefreshToken;
+use sessiond_core::token::server_key;
+use sessiond_core::token::server_key::ServerKey;
 
 const AUTHORIZATION: &str = "authorization";
 

@@ -18,7 +18,6 @@ use super::status;
 use crate::app::AccessToken;
 use crate::app::App;
 use crate::app::Error;
-use crate::id::ProjectId;
 use crate::pb::envoy::AttributeContext;
 use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;
@@ -31,10 +30,11 @@ use crate::pb::envoy::attribute_context::HttpRequest;
 use crate::pb::envoy::authorization_server;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::pb::envoy::header_value_option::HeaderAppendAction;
-use crate::reason;
-use crate::session::Refusal;
 use crate::telemetry;
-use crate::token::verifier::VerifiedToken;
+use sessiond_core::id::ProjectId;
+use sessiond_core::reason;
+use sessiond_core::session::Refusal;
+use sessiond_core::token::verifier::VerifiedToken;
 
 /// The headers that tell the application who a request is from. All of them are always set, and empty where there is
 /// nothing to say: what a client has written into them must not get through.

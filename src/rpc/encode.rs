@@ -8,13 +8,13 @@ use crate::app::Grant;
 use crate::app::Introspection;
 use crate::app::Listed;
 use crate::app::Page;
-use crate::clock::Timestamp;
 use crate::pb;
-use crate::session::RevokeReason;
-use crate::session::Session;
-use crate::session::lifecycle::Authentication;
-use crate::session::lifecycle::Impersonator;
-use crate::token::access::Claims;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::Session;
+use sessiond_core::session::lifecycle::Authentication;
+use sessiond_core::session::lifecycle::Impersonator;
+use sessiond_core::token::access::Claims;
 
 pub(super) fn ended(ended: Ended) -> pb::RevokeCurrentResponse {
     pb::RevokeCurrentResponse { success: true, already_revoked: ended.already.then_some(true) }

@@ -1,4 +1,4 @@
-//! The status of every refusal and failure. The table of reasons, with the gRPC code of each, is [`crate::reason`]; how a
+//! The status of every refusal and failure. The table of reasons, with the gRPC code of each, is [`sessiond_core::reason`]; how a
 //! code becomes an HTTP status is the transcoding layer's table. Each status carries `google.rpc.ErrorInfo` (AIP-193).
 
 use std::collections::HashMap;
@@ -14,15 +14,15 @@ use tonic_types::StatusExt as _;
 
 use crate::app;
 use crate::feed::SubscriptionEnd;
-use crate::reason;
-use crate::reason::Reason;
-use crate::session::Refusal;
-use crate::session::origin::network;
-use crate::session::policy::StepUp;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Seldom;
+use sessiond_core::reason;
+use sessiond_core::reason::Reason;
+use sessiond_core::session::Refusal;
+use sessiond_core::session::origin::network;
+use sessiond_core::session::policy::StepUp;
 
 /// After how long a caller may try again when the database is away.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -13,11 +13,11 @@ use crate::feed::FeedEvent;
 use crate::feed::FeedMessage;
 use crate::feed::SnapshotReason;
 use crate::feed::Subscription;
-use crate::id::SessionId;
 use crate::pb;
 use crate::pb::watch_revocations_response::Event as Told;
-use crate::session::revoked::Ended;
 use crate::store::PublishedRevocation;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::revoked::Ended;
 
 /// The messages of a subscription. The last item is the status that says why it ended.
 pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use diesel::pg::data_types::PgTimestamp;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::SessionId;
-use crate::session::EndedBy;
-use crate::session::RevokeReason;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::RevokeReason;
 
 /// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;

@@ -21,14 +21,14 @@ use super::endpoints::kind_of;
 use super::error::Error;
 use super::schema::backchannel_deliveries as deliveries;
 use super::statement::statement;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::RevokeReason;
-use crate::session::backchannel::Fate;
-use crate::session::backchannel::Kind;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::backchannel::Fate;
+use sessiond_core::session::backchannel::Kind;
 
 /// A place among the endpoints of all projects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,9 +15,9 @@ use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
 use super::schema::backchannel_endpoints as endpoints;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::session::backchannel::Kind;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::backchannel::Kind;
 
 /// Who is told.
 #[derive(Clone, Debug, PartialEq, Eq)]

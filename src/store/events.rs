@@ -21,14 +21,14 @@ use super::columns::limit;
 use super::columns::to_pg;
 use super::error::Error;
 use super::schema::audit_events;
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::token::sealing::Purpose;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::token::sealing::Purpose;
 
 /// Which kind of key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,13 +23,13 @@ use super::publish::PublishedRevocation;
 use super::schema::feed_beacons;
 use super::schema::feed_histories;
 use super::statement::statement;
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::revoked::Ended;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::revoked::Ended;
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use super::Store;
 use super::error::Error;
 use super::keys::SealedKey;
 use super::projects::Project;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::token::sealing::Purpose;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::sealing::Purpose;
 
 /// All projects with all their keys but the revoked ones, as of one moment.
 pub struct Inventory {

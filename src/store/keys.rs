@@ -14,11 +14,11 @@ use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
 use super::schema::signing_keys;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::token::schedule::Schedule;
-use crate::token::sealing::Purpose;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::schedule::Schedule;
+use sessiond_core::token::sealing::Purpose;
 
 /// A private key as it is stored. Has no `Debug`.
 pub struct SealedKey {

@@ -24,16 +24,16 @@ use super::events::AuditEvent;
 use super::events::Happened;
 use super::keys::SealedKey;
 use super::schema::projects;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::session::Policy;
-use crate::session::policy::LateRepeat;
-use crate::session::policy::Overflow;
-use crate::session::policy::Refreshing;
-use crate::session::policy::RepeatElsewhere;
-use crate::session::policy::SessionLimit;
-use crate::session::policy::StepUp;
-use crate::token::sealing::Purpose;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
+use sessiond_core::session::policy::LateRepeat;
+use sessiond_core::session::policy::Overflow;
+use sessiond_core::session::policy::Refreshing;
+use sessiond_core::session::policy::RepeatElsewhere;
+use sessiond_core::session::policy::SessionLimit;
+use sessiond_core::session::policy::StepUp;
+use sessiond_core::token::sealing::Purpose;
 
 /// A project and what it has set.
 #[derive(Clone, Debug, PartialEq)]

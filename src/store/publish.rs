@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::UserId;
-use crate::session::RevokeReason;
-use crate::session::revoked::Ended;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::revoked::Ended;
 
 /// A revocation, as the feed publishes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

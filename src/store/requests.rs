@@ -14,9 +14,9 @@ use super::columns::to_pg;
 use super::error::Error;
 use super::schema::session_requests;
 use super::statement::statement;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
 
 /// What the first request under an id came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,16 +27,16 @@ use super::publish::FeedPlace;
 use super::publish::PublishedRevocation;
 use super::schema::revocations;
 use super::statement::statement;
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::RevokeReason;
-use crate::session::policy::ACCESS_TOKEN_TTL_MAX;
-use crate::session::revoked::Ended;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::session::revoked::Ended;
 
 /// The end of many sessions at once, or of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]

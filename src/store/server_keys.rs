@@ -17,11 +17,11 @@ use super::events::Happened;
 use super::events::KeyKind;
 use super::revocations::CutOff;
 use super::schema::server_keys;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::id::ProjectId;
-use crate::session::revoked::Ended;
-use crate::token::server_key::Digest;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::revoked::Ended;
+use sessiond_core::token::server_key::Digest;
 
 /// What a server key may do, the least first: each may do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,7 +19,7 @@ use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
 use super::statement::statement;
-use crate::clock::Timestamp;
+use sessiond_core::clock::Timestamp;
 
 pub use audit::AuditTable;
 pub use audit::EventLines;

@@ -8,8 +8,8 @@ use super::Store;
 use super::Tx;
 use super::columns::from_pg;
 use super::error::Error;
-use crate::clock::Clock;
-use crate::clock::Timestamp;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Timestamp;
 
 /// How often the clock is read at the start: the fastest answer says most.
 const READINGS: usize = 3;

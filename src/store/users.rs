@@ -8,10 +8,10 @@ use super::Tx;
 use super::columns::to_pg;
 use super::error::Error;
 use super::statement::statement;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::UserId;
-use crate::session::Epoch;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Epoch;
 
 impl Tx {
     /// Gives a user an epoch, unless there is one.

@@ -4,7 +4,6 @@ use http::HeaderMap;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use sessiond::{
-    id::{ProjectId, SessionId, UserId},
     pb::{
         BatchIntrospectRequest, BatchIntrospectResponse, CreateSessionRequest, EraseUserRequest, EraseUserResponse,
         GetCurrentSessionRequest, GetCurrentSessionResponse, IntrospectTokenRequest, IntrospectTokenResponse,
@@ -12,8 +11,11 @@ use sessiond::{
         RevokeSessionRequest, RevokeSessionResponse, Session, SessionState, UpdateSessionRequest,
         UpdateSessionResponse,
     },
-    session::Policy,
     store::{RecordQuery, RevocationRecord, Role},
+};
+use sessiond_core::{
+    id::{ProjectId, SessionId, UserId},
+    session::Policy,
 };
 
 use super::{Device, PROJECT, Refused, Service, Wire, bearer};

@@ -37,17 +37,19 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use sessiond::{
     app::{App, KeyCache},
-    clock::Clock,
     config::{ForwardedHeader, Limits, Listen, Rates, Web, network},
     edge::Server,
-    id::{ProjectId, SessionId},
     pb::{
         CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse,
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
-    session::Policy,
     store::{Options, Role, Seen, Store},
     telemetry::Metrics,
+};
+use sessiond_core::{
+    clock::Clock,
+    id::{ProjectId, SessionId},
+    session::Policy,
     token::{
         access::Issuer,
         sealing::{Sealer, SealingKey},

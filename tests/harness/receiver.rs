@@ -26,11 +26,10 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use sessiond::{
     app::{App, Deliverer, NewEndpoint},
-    id::ProjectId,
     outbound::{Outbound, Resolve},
-    session::backchannel::Kind,
     telemetry::Metrics,
 };
+use sessiond_core::{id::ProjectId, session::backchannel::Kind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},

@@ -23,11 +23,11 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message as _;
 use serde_json::json;
-use sessiond::clock::{Clock, Timestamp};
 use sessiond::pb::{
     Heartbeat, Revocation, RevocationBatch, SnapshotBegin, SnapshotComplete, WatchRevocationsRequest,
     WatchRevocationsResponse, revocation::Ended, watch_revocations_response::Event,
 };
+use sessiond_core::clock::{Clock, Timestamp};
 use tokio::sync::mpsc;
 
 use super::{ISSUER, PROJECT, serve_http};

@@ -1,6 +1,6 @@
 """Bounds that no schema can express. Half of the requests satisfy them, so that both outcomes occur.
 
-They are in the proto's comments, and in `src/session/opening.rs` and `src/session/listing.rs`. Ids and tokens are those of the
+They are in the proto's comments, and in `crates/sessiond-core/src/session/create.rs` and `listing.rs`. Ids and tokens are those of the
 sessions that `run` has created.
 """
 

@@ -5,11 +5,11 @@ use clap::value_parser;
 use sessiond::app::NewEndpoint;
 use sessiond::config::Database;
 use sessiond::config::Permitted;
-use sessiond::id::ProjectId;
-use sessiond::id::SessionId;
-use sessiond::session::backchannel::Kind;
 use sessiond::store::Endpoint;
 use sessiond::store::OpenDelivery;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::session::backchannel::Kind;
 use uuid::Uuid;
 
 use crate::print;

@@ -7,15 +7,15 @@ use clap::Args;
 use serde_json::Map;
 use serde_json::Value;
 use sessiond::config::duration;
-use sessiond::session::Policy;
-use sessiond::session::policy::LateRepeat;
-use sessiond::session::policy::Overflow;
-use sessiond::session::policy::Preset;
-use sessiond::session::policy::Refreshing;
-use sessiond::session::policy::RepeatElsewhere;
-use sessiond::session::policy::SESSIONS_MAX;
-use sessiond::session::policy::SessionLimit;
-use sessiond::session::policy::duration_text;
+use sessiond_core::session::Policy;
+use sessiond_core::session::policy::LateRepeat;
+use sessiond_core::session::policy::Overflow;
+use sessiond_core::session::policy::Preset;
+use sessiond_core::session::policy::Refreshing;
+use sessiond_core::session::policy::RepeatElsewhere;
+use sessiond_core::session::policy::SESSIONS_MAX;
+use sessiond_core::session::policy::SessionLimit;
+use sessiond_core::session::policy::duration_text;
 
 /// A project's settings. Absent flags leave a setting unchanged; a new project starts with the defaults.
 #[derive(Args, Clone, Debug, Default)]

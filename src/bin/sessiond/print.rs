@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use clap::Args;
 use serde_json::Map;
 use serde_json::Value;
-use sessiond::clock::Timestamp;
+use sessiond_core::clock::Timestamp;
 
 /// Standard output is closed or full.
 #[derive(Debug, thiserror::Error)]

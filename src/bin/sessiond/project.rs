@@ -3,8 +3,8 @@
 use clap::Subcommand;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
-use sessiond::id::ProjectId;
 use sessiond::store::Project;
+use sessiond_core::id::ProjectId;
 
 use crate::policy;
 use crate::policy::PolicyArgs;

@@ -3,8 +3,8 @@
 use clap::Subcommand;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
-use sessiond::id::ProjectId;
-use sessiond::token::sealing::Purpose;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::sealing::Purpose;
 
 use crate::keys;
 use crate::project::project_id;

@@ -4,11 +4,11 @@ use clap::Subcommand;
 use secrecy::ExposeSecret as _;
 use sessiond::app::Taken;
 use sessiond::config::Database;
-use sessiond::id::KeyId;
-use sessiond::id::ProjectId;
 use sessiond::store::Role;
 use sessiond::store::ServerKeyFacts;
 use sessiond::telemetry;
+use sessiond_core::id::KeyId;
+use sessiond_core::id::ProjectId;
 
 use crate::keys::KeyListArgs;
 use crate::keys::key_id;

@@ -4,10 +4,10 @@ use clap::Subcommand;
 use sessiond::app::KeyRevoked;
 use sessiond::config::Database;
 use sessiond::config::Sealing;
-use sessiond::id::ProjectId;
-use sessiond::session::policy::duration_text;
-use sessiond::token::jwks;
-use sessiond::token::sealing::Purpose;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::policy::duration_text;
+use sessiond_core::token::jwks;
+use sessiond_core::token::sealing::Purpose;
 
 use crate::keys;
 use crate::print;

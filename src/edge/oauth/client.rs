@@ -12,9 +12,9 @@ use super::error::OAuthError;
 use super::form::Form;
 use crate::app::Client;
 use crate::app::Standing;
-use crate::id::ProjectId;
 use crate::store::Role;
-use crate::token::server_key::ServerKey;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::server_key::ServerKey;
 
 /// How a client shows who it is in `Authorization`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::edge::retry_after::retry_after;
-use crate::reason::Reason;
 use crate::rpc::status;
+use sessiond_core::reason::Reason;
 
 /// Tokens must not be cached (RFC 6749 §5.1). HTTP/1.0 knows only the second header.
 pub(super) const UNCACHED: [(HeaderName, HeaderValue); 2] = [
@@ -131,7 +131,7 @@ impl IntoResponse for OAuthError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Refusal;
+    use sessiond_core::session::Refusal;
 
     #[test]
     fn a_description_has_only_the_characters_that_one_may_have() {

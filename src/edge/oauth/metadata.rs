@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::edge::jwks::cache_control;
 use crate::edge::jwks::no_project;
 use crate::edge::plain::unavailable;
-use crate::id::ProjectId;
+use sessiond_core::id::ProjectId;
 
 /// §3.1: the name stands between the issuer's host and its path, so it is under no base path. Many clients put it behind the
 /// path, as OpenID Connect does: below every base path, and below the issuer's own.

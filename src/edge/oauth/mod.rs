@@ -41,11 +41,11 @@ use crate::app::Client;
 use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
-use crate::reason::Reason;
 use crate::rpc::status;
 use crate::telemetry::Wire;
-use crate::token::refresh;
-use crate::token::server_key::ServerKey;
+use sessiond_core::reason::Reason;
+use sessiond_core::token::refresh;
+use sessiond_core::token::server_key::ServerKey;
 
 /// The routes, under every base path; the document's place follows from the issuer.
 pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {

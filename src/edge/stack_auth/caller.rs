@@ -8,9 +8,9 @@ use super::headers::StackHeaders;
 use super::known_error::KnownError;
 use crate::app::Client;
 use crate::app::Standing;
-use crate::id::ProjectId;
-use crate::token::server_key;
-use crate::token::server_key::ServerKey;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::server_key;
+use sessiond_core::token::server_key::ServerKey;
 
 const SERVER_KEY: &str = "secret-server-key";
 const ADMIN_KEY: &str = "super-secret-admin-key";

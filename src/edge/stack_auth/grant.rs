@@ -11,8 +11,8 @@ use super::caller::StackCaller;
 use super::known_error::KnownError;
 use crate::edge::body;
 use crate::edge::body::BodyLimits;
-use crate::id::ProjectId;
-use crate::token::server_key;
+use sessiond_core::id::ProjectId;
+use sessiond_core::token::server_key;
 
 /// A grant, as it was sent. Has no `Debug`: there are secrets in it.
 pub(super) struct TokenRequest {

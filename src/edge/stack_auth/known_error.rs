@@ -13,8 +13,8 @@ use tonic_types::StatusExt as _;
 
 use super::access_type::AccessType;
 use crate::edge::body::BodyError;
-use crate::reason::Reason;
 use crate::rpc::status;
+use sessiond_core::reason::Reason;
 
 /// An answer that is no.
 #[derive(Clone, Debug, PartialEq)]

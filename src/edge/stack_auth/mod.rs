@@ -53,12 +53,12 @@ use crate::app::Client;
 use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
-use crate::reason::Reason;
 use crate::rpc::status;
-use crate::session::listing::PAGE_SIZE_MAX;
 use crate::telemetry;
 use crate::telemetry::Wire;
-use crate::token::server_key::ServerKey;
+use sessiond_core::reason::Reason;
+use sessiond_core::session::listing::PAGE_SIZE_MAX;
+use sessiond_core::token::server_key::ServerKey;
 
 /// Where the SDKs look for the API. Only there is a grant taken; the rest is under every base path.
 const PREFIX: &str = "/api/v1";

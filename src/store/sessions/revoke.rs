@@ -8,14 +8,6 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::EndedBy;
-use crate::session::RevokeReason;
-use crate::session::revoked::Ended;
 use crate::store::Store;
 use crate::store::Tx;
 use crate::store::columns::actor_columns;
@@ -27,6 +19,14 @@ use crate::store::error::Error;
 use crate::store::publish::FeedPlace;
 use crate::store::publish::PublishedRevocation;
 use crate::store::statement::statement;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
+use sessiond_core::session::RevokeReason;
+use sessiond_core::session::revoked::Ended;
 
 /// A session to end, as the audit will tell of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

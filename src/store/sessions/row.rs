@@ -11,19 +11,6 @@ use serde_json::Value;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::session::Epoch;
-use crate::session::Session;
-use crate::session::device::Device;
-use crate::session::lifecycle::Authentication;
-use crate::session::lifecycle::DeviceBefore;
-use crate::session::lifecycle::Impersonator;
-use crate::session::rotation::Chain;
-use crate::session::rotation::Issue;
-use crate::session::rotation::Repeats;
 use crate::store::columns::from_pg;
 use crate::store::columns::millis;
 use crate::store::columns::reason_number;
@@ -31,7 +18,20 @@ use crate::store::columns::reason_of;
 use crate::store::columns::to_pg;
 use crate::store::error::Error;
 use crate::store::schema::sessions;
-use crate::token::refresh::RowSecret;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::session::Epoch;
+use sessiond_core::session::Session;
+use sessiond_core::session::device::Device;
+use sessiond_core::session::lifecycle::Authentication;
+use sessiond_core::session::lifecycle::DeviceBefore;
+use sessiond_core::session::lifecycle::Impersonator;
+use sessiond_core::session::rotation::Chain;
+use sessiond_core::session::rotation::Issue;
+use sessiond_core::session::rotation::Repeats;
+use sessiond_core::token::refresh::RowSecret;
 
 /// A session with what only we know of it.
 pub struct StoredSession {

@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use super::SweepPosition;
 use super::Swept;
-use crate::clock::Timestamp;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::error::Error;
 use crate::store::statement::statement;
+use sessiond_core::clock::Timestamp;
 
 /// A line of the audit.
 #[derive(Clone, Debug)]

@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use super::SweepPosition;
 use super::Swept;
-use crate::clock::Timestamp;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::error::Error;
 use crate::store::statement::statement;
+use sessiond_core::clock::Timestamp;
 
 /// What somebody was told, or is to be told.
 #[derive(Clone, Debug)]

@@ -5,13 +5,13 @@ use diesel::QueryDsl as _;
 use diesel::pg::data_types::PgTimestamp;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::error::Error;
 use crate::store::schema::refresh_keys;
 use crate::store::schema::server_keys;
 use crate::store::schema::signing_keys;
+use sessiond_core::clock::Timestamp;
 
 /// Which table of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

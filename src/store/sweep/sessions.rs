@@ -7,15 +7,15 @@ use uuid::Uuid;
 
 use super::SweepPosition;
 use super::Swept;
-use crate::clock::Timestamp;
-use crate::session::Epoch;
-use crate::session::lifecycle::Raised;
-use crate::session::retention::EndTimes;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::columns::to_pg;
 use crate::store::error::Error;
 use crate::store::statement::statement;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::session::Epoch;
+use sessiond_core::session::lifecycle::Raised;
+use sessiond_core::session::retention::EndTimes;
 
 /// A session, as far as a sweep needs to know it.
 #[derive(Clone, Debug)]

@@ -6,11 +6,11 @@ use diesel::sql_types as sql;
 
 use super::SweepPosition;
 use super::Swept;
-use crate::clock::Timestamp;
 use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::error::Error;
 use crate::store::statement::statement;
+use sessiond_core::clock::Timestamp;
 
 /// A user.
 #[derive(Clone, Debug)]

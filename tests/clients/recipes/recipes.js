@@ -107,9 +107,9 @@ async function exercise(name, command) {
 mkdirSync(RECIPES, { recursive: true });
 
 // The guard's example has its own tests; here the recipe must equal it.
-const example = readFileSync("examples/guarded.rs", "utf8");
-for (const code of blocks("Rust")) assert.ok(example.includes(code), `examples/guarded.rs has:\n${code}`);
-console.log("docs/clients.md, Rust: equals examples/guarded.rs");
+const example = readFileSync("crates/sessiond-guard/examples/guarded.rs", "utf8");
+for (const code of blocks("Rust")) assert.ok(example.includes(code), `crates/sessiond-guard/examples/guarded.rs has:\n${code}`);
+console.log("docs/clients.md, Rust: equals crates/sessiond-guard/examples/guarded.rs");
 
 await exercise("Node", [process.execPath, write("Node", "hello.mjs")]);
 await exercise("Python", [PYTHON, write("Python", "hello.py")]);

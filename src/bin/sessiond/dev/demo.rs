@@ -34,9 +34,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
-use sessiond::guard::Guard;
-use sessiond::guard::GuardOptions;
-use sessiond::guard::Principal;
+use sessiond_guard::Guard;
+use sessiond_guard::GuardOptions;
+use sessiond_guard::Principal;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 

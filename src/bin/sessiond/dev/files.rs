@@ -11,9 +11,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
-use sessiond::token::sealing::Sealer;
-use sessiond::token::sealing::SealingKey;
-use sessiond::token::server_key::ServerKey;
+use sessiond_core::token::sealing::Sealer;
+use sessiond_core::token::sealing::SealingKey;
+use sessiond_core::token::server_key::ServerKey;
 
 /// A data directory, locked for as long as this value lives.
 pub(super) struct Files {

@@ -31,12 +31,12 @@ use sessiond::config::Retention;
 use sessiond::config::Web;
 use sessiond::edge::Ports;
 use sessiond::edge::Server;
-use sessiond::id::ProjectId;
-use sessiond::session::Policy;
 use sessiond::store::Demand;
 use sessiond::store::Role;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
 
 use self::demo::Demo;
 use self::files::Files;

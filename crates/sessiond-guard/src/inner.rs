@@ -20,12 +20,12 @@ use super::stats::Counters;
 use super::time::Time;
 use super::upstream::Upstream;
 use super::upstream::UpstreamError;
-use crate::id::ProjectId;
-use crate::session::revoked::Bearer;
-use crate::token::access::Issuer;
-use crate::token::verifier::AccessVerifier;
-use crate::token::verifier::VerifiedToken;
-use crate::token::verifier::VerifyError;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::revoked::Bearer;
+use sessiond_core::token::access::Issuer;
+use sessiond_core::token::verifier::AccessVerifier;
+use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verifier::VerifyError;
 
 /// What the tasks and the requests share.
 pub(super) struct Inner {

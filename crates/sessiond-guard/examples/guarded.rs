@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
-//! cargo run --example guarded
+//! cargo run -p sessiond-guard --example guarded
 //!
 //! curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
 //! curl -X DELETE $SESSIOND_URL/auth/sessions/current -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"
@@ -18,9 +18,9 @@ use std::error::Error;
 use axum::Extension;
 use axum::Router;
 use axum::routing::get;
-use sessiond::guard::Guard;
-use sessiond::guard::GuardOptions;
-use sessiond::guard::Principal;
+use sessiond_guard::Guard;
+use sessiond_guard::GuardOptions;
+use sessiond_guard::Principal;
 use tokio::net::TcpListener;
 
 #[tokio::main]

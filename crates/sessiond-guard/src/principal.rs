@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::token::access::Claims;
-use crate::token::verifier::VerifiedToken;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::token::access::Claims;
+use sessiond_core::token::verifier::VerifiedToken;
 
 /// A signed-in user, by an access token that was accepted. Cheap to clone; clones share state.
 #[derive(Clone, PartialEq)]

@@ -14,13 +14,13 @@ use http_body_util::Full;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::clock::Timestamp;
-use crate::id::ProjectId;
-use crate::id::SessionId;
-use crate::id::UserId;
-use crate::reason;
-use crate::reason::Reason;
-use crate::token::verifier::VerifyError;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
+use sessiond_core::reason;
+use sessiond_core::reason::Reason;
+use sessiond_core::token::verifier::VerifyError;
 
 /// When a client may repeat a request that could not be decided.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -33,12 +33,12 @@ use tower::ServiceExt as _;
 
 use super::options::ConnectError;
 use super::options::GuardOptions;
-use crate::id::ProjectId;
-use crate::pb::IntrospectTokenRequest;
-use crate::pb::IntrospectTokenResponse;
-use crate::pb::session_service_client::SessionServiceClient;
-use crate::token::access::Issuer;
-use crate::token::server_key::ServerKey;
+use sessiond_core::id::ProjectId;
+use sessiond_core::pb::IntrospectTokenRequest;
+use sessiond_core::pb::IntrospectTokenResponse;
+use sessiond_core::pb::session_service_client::SessionServiceClient;
+use sessiond_core::token::access::Issuer;
+use sessiond_core::token::server_key::ServerKey;
 
 /// How long a replica may take to answer anything.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

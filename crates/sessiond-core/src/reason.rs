@@ -2,7 +2,6 @@
 //! status as JSON.
 
 use std::collections::HashMap;
-#[cfg(feature = "server")]
 use std::fmt;
 
 use serde_json::Value;
@@ -16,7 +15,6 @@ use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-#[cfg(feature = "server")]
 use crate::session::Refusal;
 
 /// The `ErrorInfo.domain` of the reasons.
@@ -143,7 +141,6 @@ pub fn json(status: &Status) -> Value {
     json!({"code": status.code() as i32, "message": status.message(), "details": details})
 }
 
-#[cfg(feature = "server")]
 impl Refusal {
     /// The reason on the wire.
     pub const fn reason(&self) -> Reason {
@@ -178,7 +175,6 @@ impl Refusal {
 }
 
 /// The reason's name, and the message.
-#[cfg(feature = "server")]
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.reason().name(), self.message())

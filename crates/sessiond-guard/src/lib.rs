@@ -3,18 +3,18 @@
 //!
 //! A guard keeps the project's public keys and follows `WatchRevocations`. A token is accepted when its signature holds, its
 //! time is not up, its session is not among those that have ended, and the news of what has ended is young enough. When it
-//! is not, [`FailMode`](crate::guard::FailMode) decides: a guard that is cut off knows that it is.
+//! is not, [`FailMode`](crate::FailMode) decides: a guard that is cut off knows that it is.
 //!
 //! ```no_run
-//! # async fn example(key: String) -> Result<(), sessiond::guard::ConnectError> {
-//! use sessiond::guard::{Guard, GuardOptions};
+//! # async fn example(key: String) -> Result<(), sessiond_guard::ConnectError> {
+//! use sessiond_guard::{Guard, GuardOptions};
 //!
 //! let guard = Guard::connect(GuardOptions::new("http://sessiond:8080", "shop", "https://sessions.example.org", key)).await?;
 //! let routes = axum::Router::<()>::new().layer(guard.layer());
 //! # drop(routes); Ok(()) }
 //! ```
 //!
-//! Behind the layer, a request has a [`Principal`](crate::guard::Principal) among its extensions. `docs/guard.md` has what is
+//! Behind the layer, a request has a [`Principal`](crate::Principal) among its extensions. `docs/guard.md` has what is
 //! promised, and measured.
 
 mod ask;
@@ -36,7 +36,6 @@ use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-pub use crate::reason::Reason;
 pub use layer::GuardLayer;
 pub use layer::Guarded;
 pub use layer::GuardedBody;
@@ -48,6 +47,7 @@ pub use options::MAX_STALENESS_MIN;
 pub use principal::Principal;
 pub use refusal::Refusal;
 pub use refusal::Uncertainty;
+pub use sessiond_core::reason::Reason;
 pub use stats::Stats;
 
 use inner::Decision;

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::clock::Clock;
-use crate::clock::Timestamp;
+use sessiond_core::clock::Clock;
+use sessiond_core::clock::Timestamp;
 
 /// The later of two: what the system's clock shows, and what it must be by what has passed since it was last known for
 /// certain. Set back by an hour, the clock revives no token; set ahead, it ends them early until it is put right.

@@ -14,12 +14,12 @@ use tokio::time::timeout;
 use super::inner::Inner;
 use super::time::Time;
 use super::upstream::UpstreamError;
-use crate::backoff::Backoff;
-use crate::clock;
-use crate::clock::Timestamp;
-use crate::id::KeyId;
-use crate::token::jwks;
-use crate::token::jwks::VerifyingKeys;
+use sessiond_core::backoff::Backoff;
+use sessiond_core::clock;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
+use sessiond_core::token::jwks;
+use sessiond_core::token::jwks::VerifyingKeys;
 
 /// Keys are good for so many times as long as they may be kept: as long as they may be kept, and then once more for an
 /// outage. By then no key signs that was not published when they were read.
@@ -78,7 +78,11 @@ pub(super) enum Lookup<T> {
 
 impl JwksCache {
     /// Does something with the key of this `kid`. No lock is taken.
-    pub(super) fn with<T>(&self, id: KeyId, on: impl FnOnce(&crate::token::keys::VerifyingKey) -> T) -> Lookup<T> {
+    pub(super) fn with<T>(
+        &self,
+        id: KeyId,
+        on: impl FnOnce(&sessiond_core::token::keys::VerifyingKey) -> T,
+    ) -> Lookup<T> {
         match &*self.cached.load() {
             None => Lookup::NoKeys,
             Some(cached) => cached.keys.find(id).map_or(Lookup::Unknown, |key| Lookup::Known(on(key))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::clock::Clock;
+use sessiond_core::clock::Clock;
 
 /// How old the news may be at the least that a guard must put up with: it comes every second.
 pub const MAX_STALENESS_MIN: Duration = Duration::from_secs(2);

@@ -10,9 +10,9 @@ use arc_swap::ArcSwap;
 
 use super::time::Time;
 use super::time::micros;
-use crate::clock::Timestamp;
-use crate::session::revoked::Bearer;
-use crate::session::revoked::RevokedSet;
+use sessiond_core::clock::Timestamp;
+use sessiond_core::session::revoked::Bearer;
+use sessiond_core::session::revoked::RevokedSet;
 
 /// What the feed has told. Whoever asks takes no lock.
 #[derive(Default)]
