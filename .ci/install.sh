@@ -23,6 +23,18 @@ packages_of_cc() {
     esac
 }
 
+# For libFuzzer. Not part of Debian's package of the C compiler.
+called_cxx='a C++ compiler'
+has_cxx() { has c++; }
+packages_of_cxx() {
+    case $(manager) in
+        dnf | yum | zypper) echo gcc-c++ ;;
+        pacman) echo gcc ;;
+        brew) ;;
+        *) echo g++ ;;
+    esac
+}
+
 # The same places as in crates/dev-postgres/src/binaries.rs.
 called_postgres='the Postgres server'
 has_postgres() {
