@@ -5,6 +5,11 @@ use std::{
     os::unix::{fs::MetadataExt as _, fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use dev_postgres::Cluster;
@@ -14,6 +19,8 @@ use sessiond::{
     store::{Demand, Options, ReachError, Store},
     telemetry::Metrics,
 };
+use tokio::{io::copy_bidirectional, time::timeout};
+use uuid::Uuid;
 
 use crate::{
     binary::{assert_says, sessiond},
@@ -22,8 +29,12 @@ use crate::{
         database::{Database, fresh_dir},
         eventually, options,
         pair::durable,
+        proxy::Proxy,
     },
 };
+
+/// For waits that are not about deadlines.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A pgbouncer in front of the tests' Postgres. Killed on drop.
 struct Pooler {
@@ -130,6 +141,33 @@ async fn a_pooler_in_session_mode_works() {
         ready.status() == StatusCode::OK
     })
     .await;
+}
+
+/// `--database-listen-url`: the way around a pooler.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_that_listens_may_have_a_url_of_its_own() {
+    let database = Database::create().await;
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let around = Proxy::to(&database, move |mut client, mut server| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move { drop(copy_bidirectional(&mut client, &mut server).await) }
+    })
+    .await;
+    let options = Options { listen_url: Some(around.url.clone().into()), ..options(&database.url) };
+    let store = Store::new(&options, Metrics::default()).expect("good URLs");
+    store.ping().await.expect("answers");
+    assert_eq!(connections.load(Ordering::Relaxed), 0, "statements go by the first URL");
+
+    let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let mut doorbell = store.doorbell(PATIENCE).await.expect("listens");
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "LISTEN goes by its own");
+    store.ring(other).await.expect("rings");
+    assert!(timeout(PATIENCE, doorbell.rung(own)).await.expect("in time"), "and hears what rang by the first");
+
+    drop(around);
+    assert!(store.doorbell(PATIENCE).await.is_err(), "never by the first URL instead");
+    store.ping().await.expect("answers all the same");
 }
 
 /// Another application on the same pooler finds its connections unchanged: no setting of ours, no LISTEN.
