@@ -194,7 +194,7 @@ struct Families {
     task_restarts: Family<TaskLabels, Counter>,
     log_lines_dropped: Counter,
     refusals: Family<ReasonLabels, Counter>,
-    refusals_said: Mutex<HashMap<&'static str, Seldom>>,
+    refusals_said: Mutex<HashMap<&'static str, LogLimiter>>,
     impersonations: Counter,
     repeats_elsewhere: Family<OutcomeLabels, Counter>,
 }
@@ -460,12 +460,12 @@ impl Metrics {
         self.0.refusals.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Whether to log a refusal with this reason now: see [`Seldom`]. Returns how many were not logged since the last
+    /// Whether to log a refusal with this reason now: see [`LogLimiter`]. Returns how many were not logged since the last
     /// one.
     pub fn admits_refusal_line(&self, reason: &'static str) -> Option<u64> {
-        let said =
+        let last =
             self.0.refusals_said.lock().expect("no one panics while holding it").entry(reason).or_default().clone();
-        said.admit()
+        last.admit()
     }
 
     /// Counts the creation of an impersonation session.
@@ -488,19 +488,19 @@ impl Metrics {
     }
 }
 
-/// Limits log lines that strangers can cause: one line per [`Seldom::INTERVAL`], and the first at once. Clones share
+/// Limits log lines that strangers can cause: one line per [`LogLimiter::INTERVAL`], and the first at once. Clones share
 /// state.
 #[derive(Clone, Debug, Default)]
-pub struct Seldom(Arc<Mutex<Said>>);
+pub struct LogLimiter(Arc<Mutex<LastLine>>);
 
 #[derive(Debug, Default)]
-struct Said {
+struct LastLine {
     at: Option<Instant>,
     /// How many lines were suppressed since.
-    unsaid: u64,
+    suppressed: u64,
 }
 
-impl Seldom {
+impl LogLimiter {
     /// The minimum time between lines.
     pub const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -510,13 +510,13 @@ impl Seldom {
     }
 
     fn admit_at(&self, now: Instant) -> Option<u64> {
-        let mut said = self.0.lock().expect("no one panics while holding it");
-        if said.at.is_some_and(|at| now < at + Self::INTERVAL) {
-            said.unsaid += 1;
+        let mut last = self.0.lock().expect("no one panics while holding it");
+        if last.at.is_some_and(|at| now < at + Self::INTERVAL) {
+            last.suppressed += 1;
             return None;
         }
-        said.at = Some(now);
-        Some(std::mem::take(&mut said.unsaid))
+        last.at = Some(now);
+        Some(std::mem::take(&mut last.suppressed))
     }
 }
 
@@ -623,9 +623,9 @@ pub fn is_json_asked_for() -> bool {
 /// An error and its causes, on one line. Causes that an outer message already contains are not repeated.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.map(ToString::to_string).fold(error.to_string(), |said, cause| match said.contains(&cause) {
-        true => said,
-        false => format!("{said}: {cause}"),
+    causes.map(ToString::to_string).fold(error.to_string(), |last, cause| match last.contains(&cause) {
+        true => last,
+        false => format!("{last}: {cause}"),
     })
 }
 
@@ -651,13 +651,13 @@ mod tests {
 
     #[test]
     fn a_line_that_strangers_can_cause_is_logged_once_per_interval() {
-        let (seldom, start) = (Seldom::default(), Instant::now());
-        assert_eq!(seldom.admit_at(start), Some(0));
+        let (limiter, start) = (LogLimiter::default(), Instant::now());
+        assert_eq!(limiter.admit_at(start), Some(0));
         for millis in 0..1_000 {
-            assert_eq!(seldom.admit_at(start + Duration::from_millis(millis)), None);
+            assert_eq!(limiter.admit_at(start + Duration::from_millis(millis)), None);
         }
-        assert_eq!(seldom.clone().admit_at(start + Seldom::INTERVAL), Some(1_000));
-        assert_eq!(seldom.admit_at(start + Seldom::INTERVAL), None);
+        assert_eq!(limiter.clone().admit_at(start + LogLimiter::INTERVAL), Some(1_000));
+        assert_eq!(limiter.admit_at(start + LogLimiter::INTERVAL), None);
 
         let metrics = Metrics::default();
         assert_eq!((metrics.admits_refusal_line("A"), metrics.admits_refusal_line("B")), (Some(0), Some(0)));

@@ -16,7 +16,7 @@ use sessiond::{
     app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
     config::Listen,
     edge::Server,
-    store::{Claim, Due, EndpointPlace, Revocation, Store},
+    store::{DeliveryClaim, DueDelivery, EndpointPosition, Revocation, Store},
     telemetry::Metrics,
 };
 use sessiond_core::{
@@ -333,10 +333,10 @@ async fn a_server_delivers_in_the_background_and_at_once() {
 }
 
 /// Claims everything that is due, as a replica does that dies before sending.
-async fn take(store: &Store, service: &Service) -> Vec<Due> {
+async fn take(store: &Store, service: &Service) -> Vec<DueDelivery> {
     let now = service.clock.now();
-    let claim = Claim {
-        after: EndpointPlace::default(),
+    let claim = DeliveryClaim {
+        after: EndpointPosition::default(),
         under_way: vec![],
         each_max: 100,
         rows_max: 100,

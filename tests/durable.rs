@@ -10,7 +10,7 @@ use secrecy::ExposeSecret as _;
 use sessiond::{
     app::{CONNECTIONS, Taken},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
-    store::{Demand, Options, Role},
+    store::{Options, RequiredDurability, Role},
 };
 use sessiond_core::{
     clock,
@@ -34,11 +34,11 @@ const BOUND: Duration = Duration::from_secs(8);
 
 /// Operations do not time out by themselves: the test ends their wait.
 fn patient(url: &str) -> Options {
-    Options { demand: Demand::Durable, ..options(url) }
+    Options { required_durability: RequiredDurability::Durable, ..options(url) }
 }
 
 fn demanding(url: &str) -> Options {
-    Options { demand: Demand::Durable, ..hasty(url) }
+    Options { required_durability: RequiredDurability::Durable, ..hasty(url) }
 }
 
 /// After a cancelled wait Postgres commits locally with a warning; after a terminated one the retry finds the row.

@@ -20,7 +20,7 @@ use serde_json::Value;
 use sessiond::{
     app::{NewEndpoint, Sweeper},
     pb::*,
-    store::{Claim, EndpointPlace, RecordQuery, Revived, Role},
+    store::{DeliveryClaim, EndpointPosition, RecordQuery, Revived, Role},
     telemetry::Metrics,
 };
 use sessiond_core::{
@@ -376,8 +376,8 @@ async fn call_everything(service: &Service) {
 async fn deliver(service: &Service, project: &ProjectId) {
     let (store, now) = (&service.store, service.clock.now());
     assert!(store.deliveries_count(10_000).await.expect("counts").iter().all(|(_, count)| *count > 0));
-    let claim = Claim {
-        after: EndpointPlace::default(),
+    let claim = DeliveryClaim {
+        after: EndpointPosition::default(),
         under_way: vec![sessiond_core::clock::new_uuid()],
         each_max: 2,
         rows_max: 50,

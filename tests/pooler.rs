@@ -16,7 +16,7 @@ use dev_postgres::Cluster;
 use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::NotReady,
-    store::{Demand, Options, ReachError, Store},
+    store::{Options, ReachError, RequiredDurability, Store},
     telemetry::Metrics,
 };
 use tokio::{io::copy_bidirectional, time::timeout};
@@ -225,7 +225,7 @@ async fn behind_a_pooler_commits_wait_for_what_the_database_says() {
     for (said, held) in [("remote_apply", "remote_apply"), ("off", "on")] {
         database.run(&format!("ALTER DATABASE postgres SET synchronous_commit = '{said}'; TRUNCATE seen")).await;
         let Some(pooler) = Pooler::before(&database, pooled).await else { break };
-        let demanding = Options { demand: Demand::Durable, ..options(&pooler.url) };
+        let demanding = Options { required_durability: RequiredDurability::Durable, ..options(&pooler.url) };
         let service = Service::start_by(Database { url: pooler.url.clone() }, &demanding).await;
         service.sign_in("ada", "phone").await;
         assert_eq!(database.lines("SELECT DISTINCT commits FROM seen").await, [held]);

@@ -14,7 +14,7 @@ use sessiond::{
         CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest, Session, UpdateSessionRequest,
         UpdateSessionResponse,
     },
-    store::{EventRecord, Happened, KeyKind, RecordQuery},
+    store::{EventKind, EventRecord, KeyKind, RecordQuery},
     telemetry::Metrics,
 };
 use sessiond_core::{
@@ -54,7 +54,7 @@ async fn events(service: &Service) -> Vec<EventRecord> {
 
 async fn of_kind(service: &Service, name: &str) -> Vec<EventRecord> {
     let mut events = events(service).await;
-    events.retain(|event| event.happened.as_str() == name);
+    events.retain(|event| event.kind.as_str() == name);
     events
 }
 
@@ -185,7 +185,7 @@ async fn a_repeat_from_elsewhere_is_recorded_and_by_policy_ends_the_session() {
             let stolen = service.refresh(wire, thief.clone()).await;
             let lines = of_kind(&service, "REFRESH_REPEATED_ELSEWHERE").await;
             assert_eq!(lines.len(), round, "each is in the audit, with its session and address");
-            let (session, user) = lines[0].happened.session().expect("a session");
+            let (session, user) = lines[0].kind.session().expect("a session");
             let of_phone = (phone.session.as_str(), Some("ada"));
             assert_eq!((session.to_string().as_str(), user.map(String::as_str)), of_phone);
             assert_eq!(lines[0].ip.as_deref(), Some(if user_agent.is_some() { HOME } else { ELSEWHERE }));
@@ -406,7 +406,7 @@ async fn an_impersonation_is_in_the_audit_log_until_its_user_is_erased() {
     assert_eq!(service.metric("sessiond_impersonations_total").await, 1);
     let lines = of_kind(&service, "IMPERSONATION_OPENED").await;
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
-    let Happened::ImpersonationOpened { session: opened, user, impersonator } = &line.happened else { panic!() };
+    let EventKind::ImpersonationOpened { session: opened, user, impersonator } = &line.kind else { panic!() };
     assert_eq!((opened.to_string(), user.as_deref(), impersonator.as_str()), (session, Some("ada"), "root"));
     assert_eq!((line.ip.as_deref(), line.at), (Some(ELSEWHERE), service.clock.now()));
     let asked =
@@ -416,7 +416,7 @@ async fn an_impersonation_is_in_the_audit_log_until_its_user_is_erased() {
     service.erase(Wire::Rest, bearer(admin.expose_secret()), "ada").await.expect("erases");
     assert!(service.store.events(asked).await.expect("reads").is_empty());
     let lines = of_kind(&service, "IMPERSONATION_OPENED").await;
-    assert_eq!((lines[0].happened.session().expect("a session").1, lines[0].ip.as_deref()), (None, None));
+    assert_eq!((lines[0].kind.session().expect("a session").1, lines[0].ip.as_deref()), (None, None));
 }
 
 #[tokio::test]
@@ -424,9 +424,9 @@ async fn every_key_change_is_in_the_audit_log() {
     let service = Service::start().await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     let keys = async || {
-        let mut told: Vec<_> = events(&service).await.into_iter().map(|event| event.happened).collect();
+        let mut told: Vec<_> = events(&service).await.into_iter().map(|event| event.kind).collect();
         told.reverse();
-        told.into_iter().map(|happened| (happened.as_str(), happened.key().expect("a key"))).collect::<Vec<_>>()
+        told.into_iter().map(|kind| (kind.as_str(), kind.key().expect("a key"))).collect::<Vec<_>>()
     };
     let first: Vec<_> = keys().await.into_iter().map(|(what, (kind, _))| (what, kind)).collect();
     // Entries within one millisecond have no order.

@@ -1,6 +1,6 @@
 //! After a restore from backup: sessions that ended after the backup was made must stay ended.
 
-use crate::store::CutOff;
+use crate::store::BulkRevocation;
 use crate::store::Error;
 use crate::store::Store;
 use crate::store::Tx;
@@ -26,7 +26,16 @@ pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error>
         for (project, epoch) in raised {
             let (ended, reason, by) = (Ended::Project { epoch }, RevokeReason::Restored, EndedBy::Operator);
             let access_expires_at = now + ACCESS_TOKEN_TTL_MAX;
-            tx.cut_off_insert(CutOff { project, ended, reason, at: now, access_expires_at, by, ip: None }).await?;
+            tx.bulk_revocation_insert(BulkRevocation {
+                project,
+                ended,
+                reason,
+                at: now,
+                access_expires_at,
+                by,
+                ip: None,
+            })
+            .await?;
         }
         tx.feed_history_insert(now).await?;
         tx.commit(count).await

@@ -12,9 +12,9 @@ use super::turns::Key;
 use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
-use crate::store::Happened;
-use crate::store::Remembered;
-use crate::store::Repeat;
+use crate::store::EventKind;
+use crate::store::RequestIdStatus;
+use crate::store::RequestOutcome;
 use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
@@ -113,10 +113,12 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     }
     let id = clock::new_session_id(now);
     if let Some(key) = idempotency {
-        match tx.request_claim(&project, key.id, Remembered::Opened(id), &key.digest, now).await? {
-            Repeat::First => {}
-            Repeat::Again(Remembered::Opened(session)) => return repeat(tx, &project, session, now, &policy).await,
-            Repeat::Again(Remembered::RevokedAll(_)) | Repeat::Another => {
+        match tx.request_claim(&project, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
+            RequestIdStatus::New => {}
+            RequestIdStatus::Repeated(RequestOutcome::Opened(session)) => {
+                return repeat(tx, &project, session, now, &policy).await;
+            }
+            RequestIdStatus::Repeated(RequestOutcome::RevokedAll(_)) | RequestIdStatus::Conflict => {
                 return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
             }
         }
@@ -151,10 +153,10 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     let access_expires_at = session.access_expires_at(now, &policy);
     if let Some(Impersonator(impersonator)) = session.impersonator.clone() {
         let user = Some(session.user.as_str().to_owned());
-        let happened = Happened::ImpersonationOpened { session: id, user, impersonator };
+        let kind = EventKind::ImpersonationOpened { session: id, user, impersonator };
         // From the device of whoever acts, where the service says that; else from the service itself.
         let ip = session.device.ip.or(origin.ip);
-        tx.event_insert(&AuditEvent { project: session.project.clone(), happened, at: now, by, ip }).await?;
+        tx.event_insert(&AuditEvent { project: session.project.clone(), kind, at: now, by, ip }).await?;
     }
     let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
     tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;

@@ -7,7 +7,7 @@ use super::Error;
 use super::keys::Snapshot;
 use crate::rates::Bucket;
 use crate::store::Role;
-use crate::store::Seen;
+use crate::store::SessionWithEpochs;
 use crate::store::Store;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
@@ -238,7 +238,7 @@ impl App {
         let now = self.clock.now();
         let found = self.store.session_find(token.project().clone(), token.session()).await?;
         self.check_trusted()?;
-        let Some(Seen { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
+        let Some(SessionWithEpochs { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
         if !stored.session.is_live(now, present) {
             self.feed.note_ended(token.project(), token.session());
             return Err(Refusal::SessionRevoked.into());

@@ -27,9 +27,9 @@ use crate::outbound::OutboundAnswer;
 use crate::outbound::OutboundMessage;
 use crate::outbound::OutboundUrl;
 use crate::store;
-use crate::store::Claim;
-use crate::store::Due;
-use crate::store::EndpointPlace;
+use crate::store::DeliveryClaim;
+use crate::store::DueDelivery;
+use crate::store::EndpointPosition;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::chain;
@@ -89,7 +89,7 @@ impl Deliverer {
         loop {
             let room = attempts.room();
             let due = self.claim(&attempts).await;
-            let claimed = attempts.advance(room, due.len(), due.iter().map(Due::place).max());
+            let claimed = attempts.advance(room, due.len(), due.iter().map(DueDelivery::place).max());
             for due in due {
                 let (endpoint, deliverer) = (due.endpoint, self.clone());
                 let task = tasks.spawn(async move { deliverer.attempt(due).await });
@@ -109,14 +109,15 @@ impl Deliverer {
         }
     }
 
-    async fn claim(&self, attempts: &Attempts<Id>) -> Vec<Due> {
+    async fn claim(&self, attempts: &Attempts<Id>) -> Vec<DueDelivery> {
         let rows_max = attempts.room();
         if rows_max == 0 {
             return vec![];
         }
         let now = self.clock.now();
         let (after, under_way) = (attempts.after.clone(), attempts.endpoints.values().copied().collect());
-        let claim = Claim { after, under_way, each_max: ATTEMPTS_EACH_MAX, rows_max, now, lost_at: now + LOST_AFTER };
+        let claim =
+            DeliveryClaim { after, under_way, each_max: ATTEMPTS_EACH_MAX, rows_max, now, lost_at: now + LOST_AFTER };
         self.store.deliveries_claim(claim).await.unwrap_or_else(|error| {
             tracing::warn!(error = chain(&error), "cannot read the due back-channel deliveries");
             vec![]
@@ -124,7 +125,7 @@ impl Deliverer {
     }
 
     /// Makes one attempt, and records its outcome.
-    async fn attempt(&self, due: Due) {
+    async fn attempt(&self, due: DueDelivery) {
         let refused = |why: &str| (Outcome::Refused(why.to_owned()), None);
         let outcome = match subject(&due) {
             _ if due.is_removed => refused("the endpoint was removed"),
@@ -138,7 +139,7 @@ impl Deliverer {
         }
     }
 
-    async fn record(&self, due: &Due, outcome: (Outcome, Option<Duration>)) -> Result<(), store::Error> {
+    async fn record(&self, due: &DueDelivery, outcome: (Outcome, Option<Duration>)) -> Result<(), store::Error> {
         let (now, kind) = (self.clock.now(), due.kind.as_str());
         let (fate, error) = match outcome {
             (Outcome::Taken, _) => {
@@ -166,7 +167,7 @@ impl Deliverer {
     }
 
     /// Sends a delivery. Returns the outcome, and how long the receiver asks to wait.
-    async fn send(&self, due: &Due, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
+    async fn send(&self, due: &DueDelivery, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
         let url = match OutboundUrl::parse(&due.url, self.outbound.permitted()) {
             Ok(url) => url,
             // It was checked when it was added; this server permits less.
@@ -193,7 +194,7 @@ impl Deliverer {
 
     /// What to send: a form for a logout token (OpenID Connect Back-Channel Logout 1.0 §2.5), the token alone for an event
     /// (RFC 8935 §2.1). Signed for each attempt, because a logout token expires soon.
-    async fn message(&self, due: &Due, subject: Subject<'_>) -> Result<OutboundMessage, super::Error> {
+    async fn message(&self, due: &DueDelivery, subject: Subject<'_>) -> Result<OutboundMessage, super::Error> {
         let token = self.token(due, subject).await?;
         let token = token.expose_secret();
         // A form may be answered with anything; RFC 8935 answers with JSON.
@@ -213,7 +214,7 @@ impl Deliverer {
         })
     }
 
-    async fn token(&self, due: &Due, subject: Subject<'_>) -> Result<SecretString, super::Error> {
+    async fn token(&self, due: &DueDelivery, subject: Subject<'_>) -> Result<SecretString, super::Error> {
         let now = self.clock.now();
         let snapshot = self.keys.with(|snapshot| snapshot.signs_for(&due.project, now).is_ok()).await?;
         let key = snapshot.signs_for(&due.project, now)?;
@@ -258,7 +259,7 @@ impl Deliverer {
 /// Claims go from one endpoint to the next, and round again, so that those at the end of the alphabet have their turn.
 struct Attempts<K> {
     endpoints: HashMap<K, Uuid>,
-    after: EndpointPlace,
+    after: EndpointPosition,
 }
 
 /// How far a claim got.
@@ -274,7 +275,7 @@ enum Claimed {
 
 impl<K> Default for Attempts<K> {
     fn default() -> Self {
-        Self { endpoints: HashMap::new(), after: EndpointPlace::default() }
+        Self { endpoints: HashMap::new(), after: EndpointPosition::default() }
     }
 }
 
@@ -285,12 +286,12 @@ impl<K: Eq + Hash> Attempts<K> {
     }
 
     /// Notes that a claim of at most `room` deliveries returned `count`, the last one at `last`.
-    fn advance(&mut self, room: usize, count: usize, last: Option<EndpointPlace>) -> Claimed {
-        let was_from_start = self.after == EndpointPlace::default();
+    fn advance(&mut self, room: usize, count: usize, last: Option<EndpointPosition>) -> Claimed {
+        let was_from_start = self.after == EndpointPosition::default();
         let is_at_limit = count == room;
         match last {
             Some(last) if is_at_limit => self.after = last,
-            Some(_) | None if room > 0 => self.after = EndpointPlace::default(),
+            Some(_) | None if room > 0 => self.after = EndpointPosition::default(),
             // Nothing was claimed.
             Some(_) | None => {}
         }
@@ -322,7 +323,7 @@ fn id_of(ended: Result<(Id, ()), JoinError>) -> Id {
 }
 
 /// What was revoked; `None` if neither a session nor a user is named any more.
-fn subject(due: &Due) -> Option<Subject<'_>> {
+fn subject(due: &DueDelivery) -> Option<Subject<'_>> {
     match (due.session, due.user.as_deref()) {
         (Some(session), user) => Some(Subject::Session { session, user }),
         (None, user) => user.map(Subject::User),
@@ -335,8 +336,8 @@ mod tests {
 
     const ENDPOINT: Uuid = Uuid::from_u128(1);
 
-    fn place(endpoint: u128) -> EndpointPlace {
-        EndpointPlace::of("demo", Uuid::from_u128(endpoint))
+    fn place(endpoint: u128) -> EndpointPosition {
+        EndpointPosition::of("demo", Uuid::from_u128(endpoint))
     }
 
     #[test]
@@ -346,7 +347,7 @@ mod tests {
         assert_eq!(attempts.after, place(4), "the next claim begins there");
         assert_eq!(attempts.advance(4, 4, Some(place(7))), Claimed::UpToLimit);
         assert_eq!(attempts.advance(4, 1, Some(place(9))), Claimed::RestOfRound, "the first ones have waited");
-        assert_eq!(attempts.after, EndpointPlace::default());
+        assert_eq!(attempts.after, EndpointPosition::default());
         assert_eq!(attempts.advance(4, 0, None), Claimed::Everything);
     }
 

@@ -9,7 +9,7 @@ use super::Caller;
 use super::Client;
 use super::Error;
 use super::keys::Snapshot;
-use crate::store::Seen;
+use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -131,7 +131,7 @@ impl App {
     }
 
     /// What the refresh tokens are held against.
-    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, Seen>, Error> {
+    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, SessionWithEpochs>, Error> {
         // Each once: a service may ask about the same session several times over.
         let ids: BTreeSet<SessionId> = kinds.iter().filter_map(Kind::refresh).map(RefreshToken::session).collect();
         let found = match ids.is_empty() {
@@ -149,10 +149,10 @@ impl App {
         &self,
         snapshot: &Snapshot,
         token: &RefreshToken,
-        seen: &Seen,
+        seen: &SessionWithEpochs,
         now: Timestamp,
     ) -> Option<Introspection> {
-        let Seen { stored, present, .. } = seen;
+        let SessionWithEpochs { stored, present, .. } = seen;
         let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(token, &stored.secret))?;
         if !stored.session.is_live(now, *present) {
             self.feed.note_ended(key.project(), stored.session.id);

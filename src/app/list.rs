@@ -7,7 +7,7 @@ use super::Error;
 use super::credentials::Principal;
 use super::keys::Snapshot;
 use crate::store::PageQuery;
-use crate::store::Seen;
+use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -150,7 +150,7 @@ impl App {
             let rows = self.store.sessions_page(asked.clone()).await?;
             let is_last = rows.len() < asked.rows_max;
             looked_at += rows.len();
-            for Seen { stored, present, raised } in rows {
+            for SessionWithEpochs { stored, present, raised } in rows {
                 if items.len() == page_size {
                     return Ok((items, asked.before));
                 }

@@ -84,8 +84,8 @@ use crate::rates;
 use crate::rates::Limiter;
 use crate::store;
 use crate::store::Store;
+use crate::telemetry::LogLimiter;
 use crate::telemetry::Metrics;
-use crate::telemetry::Seldom;
 use sessiond_core::clock::Clock;
 use sessiond_core::session::Refusal;
 use sessiond_core::token::access::Issuer;
@@ -155,7 +155,7 @@ pub struct App {
     load: Load,
     pub(crate) metrics: Metrics,
     /// When it was last logged that a refresh was repeated from elsewhere.
-    repeats_said: Seldom,
+    repeats_said: LogLimiter,
 }
 
 impl App {
@@ -175,7 +175,7 @@ impl App {
             rates: Limiter::off(),
             usage: Usage::default(),
             metrics: Metrics::default(),
-            repeats_said: Seldom::default(),
+            repeats_said: LogLimiter::default(),
         }
     }
 

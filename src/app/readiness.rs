@@ -80,7 +80,7 @@ impl App {
         let saturated = self.load.look().then_some(NotReady::Saturated);
         let clock = (!self.clock.is_known(CLOCK_ERROR_MAX)).then_some(NotReady::ClockSkew);
         let feed = (!self.feed().is_trusted()).then_some(NotReady::FeedStale);
-        let durability = match self.store.promised() {
+        let durability = match self.store.known_durability() {
             Durability::Kept => None,
             lost => Some(NotReady::NotDurable(lost.setting())),
         };

@@ -19,7 +19,7 @@ use crate::rates::Empty;
 use crate::rates::Limiter;
 use crate::store;
 use crate::store::AuditEvent;
-use crate::store::Happened;
+use crate::store::EventKind;
 use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
@@ -220,7 +220,7 @@ fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> 
     let user = Some(session.user.as_str().to_owned());
     AuditEvent {
         project: session.project.clone(),
-        happened: Happened::RefreshRepeatedElsewhere { session: session.id, user },
+        kind: EventKind::RefreshRepeatedElsewhere { session: session.id, user },
         at: now,
         by: EndedBy::Holder,
         ip,

@@ -13,9 +13,9 @@ use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
 use super::turns::Key;
 use crate::store;
-use crate::store::CutOff;
-use crate::store::Remembered;
-use crate::store::Repeat;
+use crate::store::BulkRevocation;
+use crate::store::RequestIdStatus;
+use crate::store::RequestOutcome;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -110,7 +110,7 @@ impl App {
         let keys = [Key::User(order.project.clone(), order.user.clone())].into_iter().chain(session);
         let turn = self.turns.take("revoke_all_sessions", keys).await?;
         let work = move |mut tx: Tx| async move {
-            let done = match cut_off(&mut tx, order).await? {
+            let done = match revoke(&mut tx, order).await? {
                 Ok(cut) => tx.commit(Ok(cut)).await,
                 // Nothing was ended, so nothing stays: the request id is free for a better try.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
@@ -132,14 +132,14 @@ impl App {
 }
 
 /// Locks are taken in this order: the request id, the caller's session, the user.
-async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
+async fn revoke(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     let Order { project, user, own, spares_own, idempotency, by, origin, now } = order;
     if let Some(key) = idempotency {
         // Before the caller's session is looked at: the first try may have ended it, and a repeat answers as the first.
-        match tx.request_claim(&project, key.id, Remembered::RevokedAll(0), &key.digest, now).await? {
-            Repeat::First => {}
-            Repeat::Again(Remembered::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
-            Repeat::Again(Remembered::Opened(_)) | Repeat::Another => {
+        match tx.request_claim(&project, key.id, RequestOutcome::RevokedAll(0), &key.digest, now).await? {
+            RequestIdStatus::New => {}
+            RequestIdStatus::Repeated(RequestOutcome::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
+            RequestIdStatus::Repeated(RequestOutcome::Opened(_)) | RequestIdStatus::Conflict => {
                 return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
             }
         }
@@ -177,15 +177,15 @@ async fn cut_off(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         tx.session_spare(&project, spared, epoch).await?;
     }
     if let Some(key) = idempotency {
-        tx.request_answer(&project, key.id, Remembered::RevokedAll(count)).await?;
+        tx.request_answer(&project, key.id, RequestOutcome::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
-    let cut_off = CutOff { project, ended, reason, at: now, access_expires_at, by, ip };
+    let revocation = BulkRevocation { project, ended, reason, at: now, access_expires_at, by, ip };
     // What fell to an earlier cut-off was told then: whoever asks again and again leaves no trail of it everywhere.
     if is_news {
-        let record = tx.cut_off_insert(cut_off.clone()).await?;
-        tx.cut_off_queue(&cut_off, record, told).await?;
+        let record = tx.bulk_revocation_insert(revocation.clone()).await?;
+        tx.bulk_revocation_queue(&revocation, record, told).await?;
     }
     Ok(Ok(Cut { count, is_news }))
 }

@@ -6,8 +6,8 @@ use super::ProjectError;
 use super::rotate_key::succeed;
 use super::rotate_key::unrevoked;
 use crate::store::AuditEvent;
-use crate::store::CutOff;
-use crate::store::Happened;
+use crate::store::BulkRevocation;
+use crate::store::EventKind;
 use crate::store::Tx;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
@@ -56,11 +56,12 @@ impl App {
                     tx.key_revoke(purpose, &name, id, now).await?;
                     match purpose {
                         Purpose::Signing => {
-                            tx.cut_off_insert(CutOff::of_key(name.clone(), Ended::SigningKey(id), now)).await?;
+                            tx.bulk_revocation_insert(BulkRevocation::of_key(name.clone(), Ended::SigningKey(id), now))
+                                .await?;
                         }
                         // Nobody but the replicas knows the key, so it is for the audit alone.
                         Purpose::Refresh => {
-                            let revoked = Happened::KeyRevoked(purpose.into(), id);
+                            let revoked = EventKind::KeyRevoked(purpose.into(), id);
                             tx.event_insert(&AuditEvent::of_key(name.clone(), revoked, now)).await?;
                         }
                     }

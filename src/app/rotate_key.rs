@@ -10,7 +10,7 @@ use super::keys::KeyCache;
 use super::keys::RELOAD_INTERVAL;
 use crate::store;
 use crate::store::AuditEvent;
-use crate::store::Happened;
+use crate::store::EventKind;
 use crate::store::KeyRow;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
@@ -122,6 +122,6 @@ pub(super) async fn succeed(
             heir
         }
     };
-    tx.event_insert(&AuditEvent::of_key(project.clone(), Happened::KeyRotated(purpose.into(), heir), now)).await?;
+    tx.event_insert(&AuditEvent::of_key(project.clone(), EventKind::KeyRotated(purpose.into(), heir), now)).await?;
     Ok(heir)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::App;
 use super::Error;
-use crate::store::Use;
+use crate::store::SessionUse;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -72,8 +72,8 @@ impl App {
     /// The store's. What was noted is lost then, which is what may become of it anyway.
     pub async fn flush_usage(&self) -> Result<(), Error> {
         let notes = self.usage.take(self.clock.now());
-        let used: Vec<Use<'_>> =
-            notes.iter().map(|((project, session), at)| Use { project, session: *session, at: *at }).collect();
+        let used: Vec<SessionUse<'_>> =
+            notes.iter().map(|((project, session), at)| SessionUse { project, session: *session, at: *at }).collect();
         for some in used.chunks(1_000) {
             self.store.sessions_touch(some).await?;
         }

@@ -227,7 +227,7 @@ async fn beat(broadcaster: &Broadcaster, store: &Store) {
         if let Ok((origin, xid)) = beat {
             broadcaster.note_beat(Beat { origin, xid }, began);
         }
-        store.look_after(beat.is_ok()).await;
+        store.check_database(beat.is_ok()).await;
     })
     .await;
 }

@@ -16,8 +16,8 @@ use crate::app;
 use crate::feed::SubscriptionEnd;
 use crate::store;
 use crate::telemetry;
+use crate::telemetry::LogLimiter;
 use crate::telemetry::Metrics;
-use crate::telemetry::Seldom;
 use sessiond_core::reason;
 use sessiond_core::reason::Reason;
 use sessiond_core::session::Refusal;
@@ -102,7 +102,7 @@ pub fn note(metrics: &Metrics, reason: Reason, ip: Option<IpAddr>) {
 }
 
 /// When the log last said that the database is unavailable.
-static OUTAGE_SAID: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+static OUTAGE_SAID: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
 
 /// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
 pub fn of(error: app::Error) -> Status {

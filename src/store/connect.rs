@@ -32,7 +32,7 @@ use super::settings::Settings;
 use super::tls;
 use super::url::DatabaseUrl;
 use super::url::DatabaseUrlError;
-use super::wire::AsItIs;
+use super::wire::AlreadyNegotiated;
 use super::wire::ServerStream;
 use super::wire::StatementsLost;
 use super::wire::WireState;
@@ -63,7 +63,7 @@ const SECOND_ANSWER_WAIT: Duration = Duration::from_millis(150);
 pub(super) struct Opened<C> {
     pub(super) client: C,
     pub(super) backend: Backend,
-    pub(super) standing: ServerRef,
+    pub(super) server: ServerRef,
 }
 
 impl DatabaseHosts {
@@ -99,7 +99,7 @@ impl DatabaseHosts {
             // Time must be left for a second host.
             deadline: options.connect_timeout.min(options.operation_timeout / 2),
             settings: Settings::new(options.operation_timeout, url.search_path.as_deref()),
-            primary: PrimaryWatch::new(options.demand),
+            primary: PrimaryWatch::new(options.required_durability),
             preferred: AtomicUsize::new(NO_HOST),
             statements_lost: Arc::default(),
         })
@@ -111,8 +111,8 @@ impl DatabaseHosts {
     ///
     /// Every host's error, when none answered.
     pub(super) async fn connect(&self) -> Result<Opened<AsyncPgConnection>, CannotConnect> {
-        let Opened { client, backend, standing } = self.open(None).await?;
-        let failed = |error: HostError| CannotConnect(vec![(self.hosts[standing.host].name(), error)]);
+        let Opened { client, backend, server } = self.open(None).await?;
+        let failed = |error: HostError| CannotConnect(vec![(self.hosts[server.host].name(), error)]);
         // diesel sets the time zone and the encoding, which both are set already: on a connection that others use too, that
         // must not stay.
         let is_shared = backend.state().is_shared();
@@ -125,7 +125,7 @@ impl DatabaseHosts {
             let ended = client.batch_execute("ROLLBACK").await.map_err(ConnectionError::CouldntSetupConfiguration);
             ended.map_err(|error| failed(HostError::Setup(error)))?;
         }
-        Ok(Opened { client, backend, standing })
+        Ok(Opened { client, backend, server })
     }
 
     /// Connects as [`DatabaseHosts::connect`], for a connection without prepared statements of diesel's.
@@ -153,9 +153,9 @@ impl DatabaseHosts {
 
     /// Asks all hosts which of them is the newest primary, over connections of its own. Connections that lead to an older one
     /// are not used any more.
-    pub(super) async fn look_again(&self) {
+    pub(super) async fn find_primary(&self) {
         // Whatever comes of it, the next connection finds out for itself.
-        drop(self.look(None, None).await);
+        drop(self.find_newest(None, None).await);
     }
 
     /// Which servers may be used.
@@ -184,7 +184,7 @@ impl DatabaseHosts {
     async fn open_somewhere(&self, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, CannotConnect> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         if preferred == NO_HOST {
-            return self.look(None, bell).await;
+            return self.find_newest(None, bell).await;
         }
         let failure = match self.ask(preferred, bell.clone()).await {
             Ok(opened) => return Ok(opened),
@@ -192,11 +192,11 @@ impl DatabaseHosts {
         };
         // The next connection does not try this host first either: it may have no time left for the others.
         let _ = self.preferred.compare_exchange(preferred, NO_HOST, Ordering::Relaxed, Ordering::Relaxed);
-        if self.hosts.len() == 1 { Err(failure) } else { self.look(Some(preferred), bell).await }
+        if self.hosts.len() == 1 { Err(failure) } else { self.find_newest(Some(preferred), bell).await }
     }
 
     /// Asks all hosts but one at the same time, and takes the one with the highest timeline.
-    async fn look(
+    async fn find_newest(
         &self,
         except: Option<usize>,
         bell: Option<mpsc::Sender<String>>,
@@ -222,15 +222,15 @@ impl DatabaseHosts {
             if found.is_none() {
                 until = Instant::now() + SECOND_ANSWER_WAIT;
             }
-            let rank = |opened: &Opened<Client>| (opened.standing.timeline(), opened.standing.host == preferred);
+            let rank = |opened: &Opened<Client>| (opened.server.timeline(), opened.server.host == preferred);
             if found.as_ref().is_none_or(|found| rank(&answer) > rank(found)) {
                 found = Some(answer);
             }
         }
         let opened = found.ok_or(CannotConnect(errors))?;
         // One that was asked later may have found a newer one meanwhile.
-        let host = opened.standing.host;
-        self.primary.admit(&opened.standing).map_err(|error| CannotConnect(vec![(self.hosts[host].name(), error)]))?;
+        let host = opened.server.host;
+        self.primary.admit(&opened.server).map_err(|error| CannotConnect(vec![(self.hosts[host].name(), error)]))?;
         self.preferred.store(host, Ordering::Relaxed);
         Ok(opened)
     }
@@ -242,11 +242,11 @@ impl DatabaseHosts {
     /// Connects to a host, and looks whether it is one to use.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
-        let Primary { standing, found, is_direct } = self.primary.examine(at, &client).await?;
+        let Primary { server, found, is_direct } = self.primary.examine(at, &client).await?;
         if !is_direct {
-            backend.state().share(self.settings.begin(self.primary.demand(), &found.commit).into());
+            backend.state().share(self.settings.begin(self.primary.required_durability(), &found.commit).into());
         }
-        Ok(Opened { client, backend, standing })
+        Ok(Opened { client, backend, server })
     }
 
     /// Connects to a host, with our settings as start-up options if it takes them.
@@ -277,7 +277,7 @@ impl DatabaseHosts {
         if let Some(options) = options {
             config.options(options);
         }
-        let (client, connection) = config.connect_raw(wire, AsItIs).await?;
+        let (client, connection) = config.connect_raw(wire, AlreadyNegotiated).await?;
         Ok((client, Backend::drive(connection, state, bell)))
     }
 }

@@ -32,12 +32,12 @@ use sessiond_core::session::backchannel::Kind;
 
 /// A place among the endpoints of all projects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EndpointPlace {
+pub struct EndpointPosition {
     project: String,
     endpoint: Uuid,
 }
 
-impl EndpointPlace {
+impl EndpointPosition {
     /// The place of an endpoint.
     pub fn of(project: &str, endpoint: Uuid) -> Self {
         Self { project: project.to_owned(), endpoint }
@@ -46,9 +46,9 @@ impl EndpointPlace {
 
 /// Which deliveries to take.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct DeliveryClaim {
     /// Behind this endpoint.
-    pub after: EndpointPlace,
+    pub after: EndpointPosition,
     /// The endpoints at which something is under way here, each as often as that.
     pub under_way: Vec<Uuid>,
     /// The most for each endpoint, with what is under way there.
@@ -63,7 +63,7 @@ pub struct Claim {
 
 /// A delivery that we have taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub struct DueDelivery {
     /// Its project.
     pub project: ProjectId,
     /// Its id.
@@ -96,10 +96,10 @@ pub struct Due {
     pub is_removed: bool,
 }
 
-impl Due {
+impl DueDelivery {
     /// Where its endpoint stands.
-    pub fn place(&self) -> EndpointPlace {
-        EndpointPlace::of(self.project.as_str(), self.endpoint)
+    pub fn place(&self) -> EndpointPosition {
+        EndpointPosition::of(self.project.as_str(), self.endpoint)
     }
 }
 
@@ -150,7 +150,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away. Safe to repeat: what the first try took is tried again once it counts as lost.
-    pub async fn deliveries_claim(&self, claim: Claim) -> Result<Vec<Due>, Error> {
+    pub async fn deliveries_claim(&self, claim: DeliveryClaim) -> Result<Vec<DueDelivery>, Error> {
         self.idempotent("deliveries_claim", move |mut tx| {
             let statement = DeliveriesClaim {
                 after_project: claim.after.project.clone(),
@@ -191,7 +191,13 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away. Then it is tried again once the attempt counts as lost.
-    pub async fn delivery_failed(&self, due: &Due, fate: Fate, error: String, now: Timestamp) -> Result<(), Error> {
+    pub async fn delivery_failed(
+        &self,
+        due: &DueDelivery,
+        fate: Fate,
+        error: String,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         let (due_at, dead_at) = match fate {
             Fate::Retried(at) => (Some(to_pg(at)), None),
             Fate::Dead => (None, Some(to_pg(now))),
@@ -426,9 +432,9 @@ struct DueRow {
 }
 
 impl DueRow {
-    fn into_due(self) -> Result<Due, Error> {
+    fn into_due(self) -> Result<DueDelivery, Error> {
         let bad = |column| Error::Inconsistent { table: "backchannel_deliveries", column, row: self.id.to_string() };
-        Ok(Due {
+        Ok(DueDelivery {
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
             id: self.id,
             endpoint: self.endpoint_id,

@@ -21,7 +21,7 @@ use super::primary::ServerRef;
 pub struct Doorbell {
     rings: mpsc::Receiver<String>,
     target: Arc<DatabaseHosts>,
-    standing: ServerRef,
+    server: ServerRef,
     /// Dropped, it would end the connection.
     _client: Client,
 }
@@ -77,7 +77,7 @@ impl Store {
             Err(_) => return Err(Error::late("doorbell")),
         }
         let target = Arc::clone(&self.listening);
-        Ok(Doorbell { rings, target, standing: opened.standing, _client: opened.client })
+        Ok(Doorbell { rings, target, server: opened.server, _client: opened.client })
     }
 }
 
@@ -91,7 +91,7 @@ impl Doorbell {
                     Some(replica) if replica == own => {}
                     rung => return rung.is_some(),
                 },
-                () = self.target.primary().superseded(&self.standing) => return false,
+                () = self.target.primary().superseded(&self.server) => return false,
             }
         }
     }

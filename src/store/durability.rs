@@ -43,11 +43,11 @@ impl Durability {
 
 /// What a host must promise to be used at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Demand {
+pub enum RequiredDurability {
     /// That what it acknowledges is kept; see [`Durability`].
     Durable,
-    /// Nothing.
-    Nothing,
+    /// No requirement.
+    Any,
 }
 
 impl Store {
@@ -56,7 +56,7 @@ impl Store {
     /// # Errors
     ///
     /// When it does not answer.
-    pub async fn durability(&self) -> Result<Durability, Error> {
+    pub async fn read_durability(&self) -> Result<Durability, Error> {
         self.idempotent("durability", |mut tx| async move {
             let setting = |name: &str| sql::<Text>(&format!("current_setting('{name}')"));
             let settings = (setting("fsync"), setting("synchronous_commit"), setting("synchronous_standby_names"));
@@ -95,10 +95,13 @@ const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', 
 /// # Errors
 ///
 /// When it does not answer. `None` when it answers something else.
-pub(super) async fn examine(client: &Client, demand: Demand) -> Result<Option<ServerFacts>, tokio_postgres::Error> {
-    let commit = match demand {
-        Demand::Durable => COMMIT_SYNCHRONOUSLY,
-        Demand::Nothing => "pg_catalog.current_setting('synchronous_commit')",
+pub(super) async fn examine(
+    client: &Client,
+    required_durability: RequiredDurability,
+) -> Result<Option<ServerFacts>, tokio_postgres::Error> {
+    let commit = match required_durability {
+        RequiredDurability::Durable => COMMIT_SYNCHRONOUSLY,
+        RequiredDurability::Any => "pg_catalog.current_setting('synchronous_commit')",
     };
     let query = format!(
         "SELECT pg_catalog.current_setting('fsync'), {commit}, pg_catalog.current_setting('synchronous_standby_names'), \

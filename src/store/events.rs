@@ -72,9 +72,9 @@ impl From<Purpose> for KeyKind {
     }
 }
 
-/// What happened.
+/// What kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Happened {
+pub enum EventKind {
     /// Somebody began to act as a user.
     ImpersonationOpened {
         /// The session.
@@ -99,7 +99,7 @@ pub enum Happened {
     KeyRevoked(KeyKind, KeyId),
 }
 
-impl Happened {
+impl EventKind {
     /// The name, in the audit.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -165,8 +165,8 @@ pub struct RecordQuery {
 pub struct AuditEvent {
     /// The project.
     pub project: ProjectId,
-    /// What happened.
-    pub happened: Happened,
+    /// What kind.
+    pub kind: EventKind,
     /// When.
     pub at: Timestamp,
     /// Who did it.
@@ -177,8 +177,8 @@ pub struct AuditEvent {
 
 impl AuditEvent {
     /// Something that the operator did to a key.
-    pub const fn of_key(project: ProjectId, happened: Happened, at: Timestamp) -> Self {
-        Self { project, happened, at, by: EndedBy::Operator, ip: None }
+    pub const fn of_key(project: ProjectId, kind: EventKind, at: Timestamp) -> Self {
+        Self { project, kind, at, by: EndedBy::Operator, ip: None }
     }
 }
 
@@ -189,8 +189,8 @@ pub struct EventRecord {
     pub id: Uuid,
     /// When.
     pub at: Timestamp,
-    /// What happened.
-    pub happened: Happened,
+    /// What kind.
+    pub kind: EventKind,
     /// Who did it.
     pub by: EndedBy,
     /// From where, as far as is known, for as long as addresses are kept.
@@ -282,17 +282,17 @@ struct EventRow {
 
 impl EventRow {
     fn new(event: &AuditEvent) -> Self {
-        let AuditEvent { project, happened, at, by, ip } = event;
+        let AuditEvent { project, kind, at, by, ip } = event;
         let (actor, actor_id) = actor_columns(*by);
-        let (session, key) = (happened.session(), happened.key());
+        let (session, key) = (kind.session(), kind.key());
         Self {
             project_id: project.as_str().to_owned(),
             id: clock::new_record_id(*at),
             at: to_pg(*at),
-            kind: happened.number(),
+            kind: kind.number(),
             session_id: session.map(|(id, _)| id.as_uuid()),
             user_id: session.and_then(|(_, user)| user.cloned()),
-            impersonator_id: happened.impersonator().cloned(),
+            impersonator_id: kind.impersonator().cloned(),
             key_kind: key.map(|(kind, _)| kind.number()),
             key_id: key.map(|(_, id)| id.as_uuid()),
             actor,
@@ -309,19 +309,19 @@ impl EventRow {
             Ok((kind.ok_or_else(|| bad("key_kind"))?, self.key_id.map(KeyId::from_uuid).ok_or_else(|| bad("key_id"))?))
         };
         let user = self.user_id.clone();
-        let happened = match self.kind {
-            1 => Happened::ImpersonationOpened {
+        let kind = match self.kind {
+            1 => EventKind::ImpersonationOpened {
                 session: session()?,
                 user,
                 impersonator: self.impersonator_id.clone().ok_or_else(|| bad("impersonator_id"))?,
             },
-            2 => Happened::RefreshRepeatedElsewhere { session: session()?, user },
-            3 => key().map(|(kind, id)| Happened::KeyCreated(kind, id))?,
-            4 => key().map(|(kind, id)| Happened::KeyRotated(kind, id))?,
-            5 => key().map(|(kind, id)| Happened::KeyRevoked(kind, id))?,
+            2 => EventKind::RefreshRepeatedElsewhere { session: session()?, user },
+            3 => key().map(|(kind, id)| EventKind::KeyCreated(kind, id))?,
+            4 => key().map(|(kind, id)| EventKind::KeyRotated(kind, id))?,
+            5 => key().map(|(kind, id)| EventKind::KeyRevoked(kind, id))?,
             _ => return Err(bad("kind")),
         };
         let by = actor_of(self.actor, self.actor_id).ok_or_else(|| bad("actor"))?;
-        Ok(EventRecord { id: self.id, at: from_pg(self.at), happened, by, ip: self.ip })
+        Ok(EventRecord { id: self.id, at: from_pg(self.at), kind, by, ip: self.ip })
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Gate {
 }
 
 /// Permits an operation to use a connection, until it is dropped.
-pub(super) struct Leave {
+pub(super) struct Permit {
     _connection: OwnedSemaphorePermit,
     _ordinary: Option<OwnedSemaphorePermit>,
     _line: OwnedSemaphorePermit,
@@ -52,7 +52,7 @@ impl Gate {
     /// # Errors
     ///
     /// What is short: `line`, if too many wait; `time`, if the wait was in vain.
-    pub(super) async fn enter(&self, patience: Duration) -> Result<Leave, &'static str> {
+    pub(super) async fn enter(&self, patience: Duration) -> Result<Permit, &'static str> {
         let line = Arc::clone(&self.line).try_acquire_owned().map_err(|_| "line")?;
         let wait = async {
             let ordinary = match &self.ordinary {
@@ -60,7 +60,7 @@ impl Gate {
                 None => None,
             };
             let connection = Arc::clone(&self.connections).acquire_owned().await.expect("never closed");
-            Leave { _connection: connection, _ordinary: ordinary, _line: line }
+            Permit { _connection: connection, _ordinary: ordinary, _line: line }
         };
         timeout(patience, wait).await.map_err(|_| "time")
     }

@@ -83,7 +83,7 @@ impl Host {
             Address::Unix(directory) => {
                 let path = directory.join(format!(".s.PGSQL.{}", self.port));
                 let socket = UnixStream::connect(path).await.map_err(HostError::Unreachable)?;
-                return Ok(ServerStream::local(socket, state));
+                return Ok(ServerStream::unix(socket, state));
             }
             Address::Tcp(name) => name,
         };
@@ -105,8 +105,8 @@ impl Host {
             _ => wire::offers_tls(&mut socket).await.map_err(HostError::Unreachable)?,
         };
         match (protected, self.mode) {
-            (true, _) => ServerStream::protected(socket, tls, name, state).await.map_err(HostError::from_tls),
-            (false, TlsMode::Disable | TlsMode::Prefer) => Ok(ServerStream::open(socket, state)),
+            (true, _) => ServerStream::tls(socket, tls, name, state).await.map_err(HostError::from_tls),
+            (false, TlsMode::Disable | TlsMode::Prefer) => Ok(ServerStream::tcp(socket, state)),
             (false, TlsMode::Require | TlsMode::VerifyCa) => Err(HostError::NoTls),
         }
     }

@@ -42,14 +42,14 @@ const LOCK_HOLDERS: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory'
 pub const MIGRATE_WAIT: Duration = Duration::from_secs(5 * 60);
 
 /// How often to look whether the lock is free.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A migration that waits for a table makes all wait who come after it. So it gives up after a second (see
 /// [`STEP_SETTINGS`]), lets them through for as long, and tries again.
-const TABLE_PATIENCE: Duration = Duration::from_secs(1);
+const TABLE_LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// How often to say what is waited for.
-const SAY_INTERVAL: Duration = Duration::from_secs(5);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the migrations did not go through.
 #[derive(Debug, thiserror::Error)]
@@ -73,17 +73,17 @@ pub enum MigrateError {
     },
     /// The tables are there, and not where we look.
     #[error(
-        "the tables are in the schema {0}, and sessiond looks in `public` unless the URL says otherwise: add \
+        "the tables are in the schema {0}, and sessiond watching in `public` unless the URL says otherwise: add \
          options=-c%20search_path%3D{0} to DATABASE_URL"
     )]
-    Elsewhere(String),
+    WrongSchema(String),
     /// A migration failed; it was rolled back.
     #[error("a migration failed")]
     Failed(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 /// A connection of one's own. It holds the lock, and asks who is in the way.
-struct Watch(Client);
+struct LockSession(Client);
 
 impl Store {
     /// Applies what is missing; answers with the names of the migrations it applied. Needs the multi-thread runtime.
@@ -102,7 +102,7 @@ impl Store {
     ///
     /// As [`MigrateError`] says.
     pub async fn migrate_within(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
-        self.not_elsewhere().await?;
+        self.check_schema().await?;
         self.step_by_step(wait, |harness| match harness.pending_migrations(MIGRATIONS)?.is_empty() {
             true => Ok(None),
             false => Ok(Some(harness.run_next_migration(MIGRATIONS)?.to_string())),
@@ -146,7 +146,7 @@ impl Store {
             })
             .await?;
         if !exists {
-            self.not_elsewhere().await?;
+            self.check_schema().await?;
         }
         let known = MigrationSource::<Pg>::migrations(&MIGRATIONS).map_err(MigrateError::Failed)?;
         let pending = known.iter().filter(|one| !applied.contains(&one.name().version().to_string()));
@@ -157,8 +157,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`MigrateError::Elsewhere`] if so; and when the database is away.
-    async fn not_elsewhere(&self) -> Result<(), MigrateError> {
+    /// [`MigrateError::WrongSchema`] if so; and when the database is away.
+    async fn check_schema(&self) -> Result<(), MigrateError> {
         let schemas = self
             .idempotent("not_elsewhere", |mut tx| async move {
                 let schemas = diesel::dsl::sql::<diesel::sql_types::Text>(
@@ -171,7 +171,7 @@ impl Store {
                 tx.commit(schemas).await
             })
             .await?;
-        schemas.into_iter().next().map_or(Ok(()), |schema| Err(MigrateError::Elsewhere(schema)))
+        schemas.into_iter().next().map_or(Ok(()), |schema| Err(MigrateError::WrongSchema(schema)))
     }
 
     /// Takes steps, a transaction each, until there is none left.
@@ -181,7 +181,7 @@ impl Store {
         step: impl Fn(&mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Option<String>>,
     ) -> Result<Vec<String>, MigrateError> {
         let began = Instant::now();
-        let watch = Arc::new(self.take_turns(wait).await?);
+        let lock = Arc::new(self.acquire_lock(wait).await?);
         let mut done = vec![];
         // A connection of its own, outside the pool's deadline: a step may take long.
         let Opened { client: mut connection, backend, .. } = self.target.connect().await?;
@@ -194,14 +194,14 @@ impl Store {
             let process: Vec<i32> =
                 diesel_async::RunQueryDsl::load(diesel::select(process), &mut connection).await.map_err(failed)?;
             state.take_error();
-            let in_the_way = Arc::<Mutex<String>>::default();
-            let (seen, watches) = (Arc::clone(&in_the_way), Arc::clone(&watch));
+            let blockers = Arc::<Mutex<String>>::default();
+            let (seen, watcher) = (Arc::clone(&blockers), Arc::clone(&lock));
             // Beside the step, which blocks this task.
-            let looks = tokio::spawn(async move { watches.look_for(process, &seen).await });
+            let watching = tokio::spawn(async move { watcher.watch_blockers(process, &seen).await });
             let mut harness = AsyncMigrationHarness::new(connection);
             let outcome = step(&mut harness);
             connection = harness.into_inner();
-            looks.abort();
+            watching.abort();
             match outcome {
                 Ok(Some(name)) => {
                     AnsiTransactionManager::commit_transaction(&mut connection).await.map_err(failed)?;
@@ -219,36 +219,36 @@ impl Store {
             }
             // Those who had to queue behind it go first, then it tries again.
             AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
-            let what = in_the_way.lock().expect("no one panics while holding it").clone();
+            let what = blockers.lock().expect("no one panics while holding it").clone();
             let what = if what.is_empty() { "those who use the tables".to_owned() } else { what };
             if began.elapsed() >= wait {
                 return Err(MigrateError::Busy { waited: wait, what });
             }
             tracing::info!("migrate lets others through, and waits for {what}");
-            sleep(TABLE_PATIENCE).await;
+            sleep(TABLE_LOCK_WAIT).await;
         }
     }
 
     /// Takes the lock that processes take turns by.
-    async fn take_turns(&self, wait: Duration) -> Result<Watch, MigrateError> {
-        let watch = Watch(self.target.connect_alone().await?.client);
+    async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
+        let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
         let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", settings::BEGIN);
-        watch.0.batch_execute(&begin).await.map_err(failed)?;
-        let (began, mut said) = (Instant::now(), None::<Instant>);
+        lock.0.batch_execute(&begin).await.map_err(failed)?;
+        let (began, mut logged_at) = (Instant::now(), None::<Instant>);
         loop {
-            if last_value(&watch.0, LOCK).await.map_err(failed)?.as_deref() == Some("t") {
-                return Ok(watch);
+            if last_value(&lock.0, LOCK).await.map_err(failed)?.as_deref() == Some("t") {
+                return Ok(lock);
             }
-            let what = format!("another migrate: {}", watch.describe(LOCK_HOLDERS).await);
+            let what = format!("another migrate: {}", lock.describe(LOCK_HOLDERS).await);
             if began.elapsed() >= wait {
                 return Err(MigrateError::Busy { waited: wait, what });
             }
-            if said.is_none_or(|at| at.elapsed() >= SAY_INTERVAL) {
-                said = Some(Instant::now());
+            if logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                logged_at = Some(Instant::now());
                 tracing::info!("migrate waits for {what}");
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -259,13 +259,13 @@ const STEP_SETTINGS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_tr
     SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '1000', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
-impl Watch {
+impl LockSession {
     /// Looks again and again who is in the way of a process.
-    async fn look_for(&self, processes: Vec<i32>, seen: &Mutex<String>) {
+    async fn watch_blockers(&self, processes: Vec<i32>, seen: &Mutex<String>) {
         let processes: Vec<String> = processes.iter().map(|process| format!("pg_blocking_pids({process})")).collect();
         let blocking = format!("SELECT unnest({})", processes.join(" || "));
         loop {
-            sleep(LOOK_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
             let what = self.describe(&blocking).await;
             if !what.is_empty() {
                 *seen.lock().expect("no one panics while holding it") = what;

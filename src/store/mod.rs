@@ -27,11 +27,11 @@ mod pooler;
 mod primary;
 mod projects;
 mod publish;
+mod reap;
 mod refused;
 mod requests;
 mod revocations;
 mod schema;
-mod see_off;
 mod server_keys;
 mod sessions;
 mod settings;
@@ -54,21 +54,21 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
-pub use deliveries::Claim;
-pub use deliveries::Due;
-pub use deliveries::EndpointPlace;
+pub use deliveries::DeliveryClaim;
+pub use deliveries::DueDelivery;
+pub use deliveries::EndpointPosition;
 pub use deliveries::OpenDelivery;
 pub use deliveries::Revived;
 pub use doorbell::Doorbell;
-pub use durability::Demand;
 pub use durability::Durability;
+pub use durability::RequiredDurability;
 pub use endpoints::Endpoint;
 pub use endpoints::EndpointAdded;
 pub use endpoints::EndpointRemoved;
 pub use error::Error;
 pub use events::AuditEvent;
+pub use events::EventKind;
 pub use events::EventRecord;
-pub use events::Happened;
 pub use events::KeyKind;
 pub use events::RecordQuery;
 pub use feed::Extent;
@@ -89,9 +89,9 @@ pub use projects::Project;
 pub use publish::FeedPlace;
 pub use publish::PublishedRevocation;
 pub use refused::CannotConnect;
-pub use requests::Remembered;
-pub use requests::Repeat;
-pub use revocations::CutOff;
+pub use requests::RequestIdStatus;
+pub use requests::RequestOutcome;
+pub use revocations::BulkRevocation;
 pub use revocations::RevocationRecord;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
@@ -99,10 +99,10 @@ pub use server_keys::ServerKeyRow;
 pub use sessions::PageQuery;
 pub use sessions::Revocation;
 pub use sessions::SUMMARIES_MAX;
-pub use sessions::Seen;
 pub use sessions::SessionSummary;
+pub use sessions::SessionUse;
+pub use sessions::SessionWithEpochs;
 pub use sessions::StoredSession;
-pub use sessions::Use;
 pub use sweep::AuditTable;
 pub use sweep::EventLines;
 pub use sweep::KeyTable;
@@ -147,7 +147,7 @@ pub struct Options {
     /// How long an operation may take from the pool to the commit.
     pub operation_timeout: Duration,
     /// What a host must promise to be used at all.
-    pub demand: Demand,
+    pub required_durability: RequiredDurability,
 }
 
 /// The database.
@@ -281,8 +281,8 @@ impl Store {
     {
         let started = Instant::now();
         // In the caller's own task: for one that has gone, nothing is begun.
-        let leave = match self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await {
-            Ok(leave) => leave,
+        let permit = match self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await {
+            Ok(permit) => permit,
             Err(reason) => {
                 self.metrics.store_refused(reason);
                 return Err(self.late(operation));
@@ -290,7 +290,7 @@ impl Store {
         };
         let work = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work);
         let task = tokio::spawn(async move {
-            let _leave = leave;
+            let _permit = permit;
             work.await
         });
         let outcome = match task.await {
@@ -329,7 +329,7 @@ impl Store {
 
     /// Refuses to write while the database may lose what it acknowledges.
     fn check_durable(&self, operation: &'static str) -> Result<(), Error> {
-        match self.promised() {
+        match self.known_durability() {
             Durability::Kept => Ok(()),
             lost => Err(Error::unavailable(operation, format!("the database has {} off", lost.setting()))),
         }
@@ -337,18 +337,18 @@ impl Store {
 
     /// What the database promised when it was last asked, which is with each of the feed's beats; [`Durability::Kept`] where
     /// nothing is demanded of it.
-    pub fn promised(&self) -> Durability {
+    pub fn known_durability(&self) -> Durability {
         self.target.primary().durability()
     }
 
     /// Looks after the database: to be called every so often, with whether a commit went through just now. If it did, what the
     /// database promises is read again; if not, another server may have taken over, and all hosts are asked.
-    pub async fn look_after(&self, has_committed: bool) {
-        match (has_committed, self.target.primary().demand()) {
-            (false, _) => self.target.look_again().await,
-            (true, Demand::Nothing) => {}
-            (true, Demand::Durable) => {
-                if let Ok(found) = self.durability().await {
+    pub async fn check_database(&self, has_committed: bool) {
+        match (has_committed, self.target.primary().required_durability()) {
+            (false, _) => self.target.find_primary().await,
+            (true, RequiredDurability::Any) => {}
+            (true, RequiredDurability::Durable) => {
+                if let Ok(found) = self.read_durability().await {
                     self.target.primary().note_durability(found);
                 }
             }
@@ -375,12 +375,12 @@ impl Store {
 }
 
 /// How long after a failure a connection may take to turn out to be dead: the server's last words come before its end.
-const LAST_WORDS: Duration = Duration::from_millis(50);
+const CLOSE_WAIT: Duration = Duration::from_millis(50);
 
 /// Whether a connection that was in doubt turned out to be dead.
 async fn was_lost(doubtful: Option<Backend>) -> bool {
     match doubtful {
-        Some(backend) => timeout(LAST_WORDS, backend.ended()).await == Ok(ConnectionEnd::Lost),
+        Some(backend) => timeout(CLOSE_WAIT, backend.ended()).await == Ok(ConnectionEnd::Lost),
         None => false,
     }
 }

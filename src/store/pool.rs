@@ -35,11 +35,11 @@ pub(super) struct ConnectionPool {
 struct PoolState {
     target: Arc<DatabaseHosts>,
     /// One permit per connection that is in use, is being made, or was given up. Waiters are served in order.
-    turns: Arc<Semaphore>,
-    /// Whole connections that nobody uses. None of them has a permit of `turns`: one is made only by a holder of a turn who
-    /// finds none here, so all together are never more than there are turns.
+    permits: Arc<Semaphore>,
+    /// Whole connections that nobody uses. None of them has a permit of `permits`: one is made only by a holder of a permit who
+    /// finds none here, so all together are never more than there are permits.
     idle: Mutex<VecDeque<Pooled>>,
-    /// One permit per idle connection, for holders of a turn to wait for.
+    /// One permit per idle connection, for holders of a permit to wait for.
     returned: Semaphore,
     /// How many connections there are.
     size: Arc<AtomicUsize>,
@@ -49,14 +49,14 @@ struct PoolState {
 
 struct LastRefusal {
     at: Instant,
-    said: String,
+    message: String,
 }
 
 /// A connection and what is known of it.
 struct Pooled {
     connection: AsyncPgConnection,
     backend: Backend,
-    standing: ServerRef,
+    server: ServerRef,
     counted: Counted,
 }
 
@@ -79,7 +79,7 @@ impl Drop for Counted {
 /// A connection on loan. [`LeasedConnection::give_back`] returns it to the pool; dropped, it is closed.
 pub(super) struct LeasedConnection {
     pooled: Option<Pooled>,
-    turn: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     /// Whether it was idle before: the server may have gone away since.
     is_reused: bool,
     shared: Arc<PoolState>,
@@ -90,7 +90,7 @@ impl ConnectionPool {
     pub(super) fn new(target: Arc<DatabaseHosts>, connections_max: usize) -> Self {
         let shared = PoolState {
             target,
-            turns: Arc::new(Semaphore::new(connections_max)),
+            permits: Arc::new(Semaphore::new(connections_max)),
             idle: Mutex::default(),
             returned: Semaphore::new(0),
             size: Arc::default(),
@@ -103,16 +103,16 @@ impl ConnectionPool {
     ///
     /// # Errors
     ///
-    /// What the last host said, when no connection can be made and there is none to wait for.
+    /// What the last host message, when no connection can be made and there is none to wait for.
     pub(super) async fn lease(&self) -> Result<LeasedConnection, ConnectionError> {
         let shared = &self.shared;
-        let turn = Arc::clone(&shared.turns).acquire_owned().await.expect("never closed");
+        let permit = Arc::clone(&shared.permits).acquire_owned().await.expect("never closed");
         loop {
             if let Ok(returned) = shared.returned.try_acquire() {
                 returned.forget();
             } else {
                 let refused = match shared.grow().await {
-                    Ok(pooled) => return Ok(self.lend(pooled, turn, false)),
+                    Ok(pooled) => return Ok(self.lend(pooled, permit, false)),
                     Err(refused) => refused,
                 };
                 if shared.size.load(Ordering::Relaxed) == 0 {
@@ -125,14 +125,14 @@ impl ConnectionPool {
                 }
             }
             let pooled = shared.idle().pop_front().expect("as many as permits");
-            if !pooled.backend.is_over() && shared.target.primary().is_current(&pooled.standing) {
-                return Ok(self.lend(pooled, turn, true));
+            if !pooled.backend.is_over() && shared.target.primary().is_current(&pooled.server) {
+                return Ok(self.lend(pooled, permit, true));
             }
         }
     }
 
-    fn lend(&self, pooled: Pooled, turn: OwnedSemaphorePermit, is_reused: bool) -> LeasedConnection {
-        LeasedConnection { pooled: Some(pooled), turn: Some(turn), is_reused, shared: Arc::clone(&self.shared) }
+    fn lend(&self, pooled: Pooled, permit: OwnedSemaphorePermit, is_reused: bool) -> LeasedConnection {
+        LeasedConnection { pooled: Some(pooled), permit: Some(permit), is_reused, shared: Arc::clone(&self.shared) }
     }
 
     /// How many connections there are, those included that were given up and are not gone yet, and how many are idle.
@@ -142,7 +142,7 @@ impl ConnectionPool {
 
     /// Why the last connection could not be made; `None` if it could.
     pub(super) fn refusal(&self) -> Option<String> {
-        self.shared.refusal().as_ref().map(|refused| refused.said.clone())
+        self.shared.refusal().as_ref().map(|refused| refused.message.clone())
     }
 }
 
@@ -157,20 +157,23 @@ impl PoolState {
 
     async fn grow(self: &Arc<Self>) -> Result<Pooled, ConnectionError> {
         let is_full = self.size.load(Ordering::Relaxed) > 0;
-        let recent =
-            self.refusal().as_ref().filter(|refused| refused.at.elapsed() < GROWTH_PAUSE).map(|one| one.said.clone());
-        if let Some(said) = recent.filter(|_| is_full) {
-            return Err(ConnectionError::BadConnection(said));
+        let recent = self
+            .refusal()
+            .as_ref()
+            .filter(|refused| refused.at.elapsed() < GROWTH_PAUSE)
+            .map(|refused| refused.message.clone());
+        if let Some(message) = recent.filter(|_| is_full) {
+            return Err(ConnectionError::BadConnection(message));
         }
         match self.target.connect().await {
-            Ok(Opened { client: connection, backend, standing }) => {
+            Ok(Opened { client: connection, backend, server }) => {
                 *self.refusal() = None;
-                Ok(Pooled { connection, backend, standing, counted: Counted::new(&self.size) })
+                Ok(Pooled { connection, backend, server, counted: Counted::new(&self.size) })
             }
             Err(error) => {
-                let said = error.to_string();
-                *self.refusal() = Some(LastRefusal { at: Instant::now(), said: said.clone() });
-                Err(ConnectionError::BadConnection(said))
+                let message = error.to_string();
+                *self.refusal() = Some(LastRefusal { at: Instant::now(), message: message.clone() });
+                Err(ConnectionError::BadConnection(message))
             }
         }
     }
@@ -193,25 +196,25 @@ impl LeasedConnection {
 
     /// Whether the server that it leads to is still the one to use. Another one may have taken over.
     pub(super) fn is_current(&self) -> bool {
-        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.primary().is_current(&pooled.standing))
+        self.pooled.as_ref().is_some_and(|pooled| self.shared.target.primary().is_current(&pooled.server))
     }
 
     /// Returns a whole connection, with nothing under way.
     pub(super) fn give_back(mut self) {
         let Some(pooled) = self.pooled.take() else { return };
-        if !pooled.backend.is_over() && self.shared.target.primary().is_current(&pooled.standing) {
+        if !pooled.backend.is_over() && self.shared.target.primary().is_current(&pooled.server) {
             self.shared.idle().push_back(pooled);
             self.shared.returned.add_permits(1);
         }
-        // Before its turn, so that the next in line finds it.
-        drop(self.turn.take());
+        // Before its permit, so that the next in line finds it.
+        drop(self.permit.take());
     }
 }
 
 impl Drop for LeasedConnection {
     fn drop(&mut self) {
-        let (Some(pooled), Some(turn)) = (self.pooled.take(), self.turn.take()) else { return };
-        let Pooled { connection, backend, standing, counted } = pooled;
+        let (Some(pooled), Some(permit)) = (self.pooled.take(), self.permit.take()) else { return };
+        let Pooled { connection, backend, server, counted } = pooled;
         let cancel = connection.cancel_token();
         // The backend's task says goodbye once the server has answered what is under way.
         drop(connection);
@@ -219,8 +222,8 @@ impl Drop for LeasedConnection {
         // Without a runtime, all ends with the process.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            target.see_off(&backend, &cancel, &standing).await;
-            drop((turn, counted));
+            target.reap(&backend, &cancel, &server).await;
+            drop((permit, counted));
         });
     }
 }

@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 
-use super::Demand;
 use super::Durability;
+use super::RequiredDurability;
 use super::durability;
 use super::durability::ServerFacts;
 use super::refused::HostError;
@@ -18,13 +18,13 @@ use super::settings::SETTINGS_MARK;
 pub(super) struct ServerRef {
     /// Which of the hosts it is on.
     pub(super) host: usize,
-    server: ServerTimeline,
+    identity: ServerTimeline,
 }
 
 impl ServerRef {
     /// The timeline of its log.
     pub(super) const fn timeline(&self) -> u32 {
-        self.server.timeline
+        self.identity.timeline
     }
 }
 
@@ -46,7 +46,7 @@ impl ServerTimeline {
 
 /// What is known of all servers together.
 pub(super) struct PrimaryWatch {
-    demand: Demand,
+    required_durability: RequiredDurability,
     /// The server with the highest timeline that was ever found. One with a lower timeline was deposed, whatever it says of
     /// itself.
     newest: watch::Sender<Option<ServerTimeline>>,
@@ -58,16 +58,16 @@ pub(super) struct PrimaryWatch {
 
 /// What was found out about a server that may be used.
 pub(super) struct Primary {
-    pub(super) standing: ServerRef,
+    pub(super) server: ServerRef,
     pub(super) found: ServerFacts,
     /// Whether the start-up options have arrived. If not, a pooler stands between.
     pub(super) is_direct: bool,
 }
 
 impl PrimaryWatch {
-    pub(super) fn new(demand: Demand) -> Self {
+    pub(super) fn new(required_durability: RequiredDurability) -> Self {
         Self {
-            demand,
+            required_durability,
             newest: watch::Sender::new(None),
             durability: watch::Sender::new(Durability::Kept),
             refused_as: Mutex::default(),
@@ -75,8 +75,8 @@ impl PrimaryWatch {
     }
 
     /// What hosts must promise.
-    pub(super) const fn demand(&self) -> Demand {
-        self.demand
+    pub(super) const fn required_durability(&self) -> RequiredDurability {
+        self.required_durability
     }
 
     /// What the database promised when it was last asked.
@@ -99,11 +99,11 @@ impl PrimaryWatch {
 
     /// Notes whether a server could be had at all.
     pub(super) fn note(&self, is_connected: bool) {
-        match (self.demand, is_connected) {
-            (Demand::Nothing, _) => {}
-            (Demand::Durable, true) => self.note_durability(Durability::Kept),
+        match (self.required_durability, is_connected) {
+            (RequiredDurability::Any, _) => {}
+            (RequiredDurability::Durable, true) => self.note_durability(Durability::Kept),
             // The only one to be had promises too little: no connection is left that could be asked.
-            (Demand::Durable, false) => {
+            (RequiredDurability::Durable, false) => {
                 let lost = self.refused_as.lock().expect("no one panics while holding it").take();
                 if let Some(lost) = lost {
                     self.note_durability(lost);
@@ -119,50 +119,50 @@ impl PrimaryWatch {
     /// If it cannot be used.
     pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
         let is_direct = is_direct(client).await?;
-        let found = durability::examine(client, self.demand).await?.ok_or(HostError::Unknown)?;
-        match (self.demand, found.durability) {
-            (Demand::Nothing, _) | (Demand::Durable, Durability::Kept) => {}
-            (Demand::Durable, lost) => {
+        let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
+        match (self.required_durability, found.durability) {
+            (RequiredDurability::Any, _) | (RequiredDurability::Durable, Durability::Kept) => {}
+            (RequiredDurability::Durable, lost) => {
                 *self.refused_as.lock().expect("no one panics while holding it") = Some(lost);
                 return Err(HostError::Unsafe(lost.setting()));
             }
         }
-        let standing = ServerRef { host, server: ServerTimeline { system: found.system, timeline: found.timeline } };
-        self.admit(&standing)?;
-        Ok(Primary { standing, found, is_direct })
+        let server = ServerRef { host, identity: ServerTimeline { system: found.system, timeline: found.timeline } };
+        self.admit(&server)?;
+        Ok(Primary { server, found, is_direct })
     }
 
     /// Refuses a server that was deposed, and remembers the newest one.
-    pub(super) fn admit(&self, standing: &ServerRef) -> Result<(), HostError> {
-        let server = standing.server;
+    pub(super) fn admit(&self, server: &ServerRef) -> Result<(), HostError> {
+        let identity = server.identity;
         let (mut deposed, mut before) = (None, None);
         self.newest.send_if_modified(|newest| {
-            deposed = newest.filter(|newest| server.is_deposed_by(Some(*newest)));
-            let is_new = deposed.is_none() && *newest != Some(server);
+            deposed = newest.filter(|newest| identity.is_deposed_by(Some(*newest)));
+            let is_new = deposed.is_none() && *newest != Some(identity);
             if is_new {
-                before = newest.replace(server);
+                before = newest.replace(identity);
             }
             is_new
         });
         if let Some(before) = before {
-            let (timeline, before) = (server.timeline, before.timeline);
-            tracing::warn!(host = standing.host, timeline, before, "another database server has taken over");
+            let (timeline, before) = (identity.timeline, before.timeline);
+            tracing::warn!(host = server.host, timeline, before, "another database server has taken over");
         }
         match deposed {
             None => Ok(()),
-            Some(newest) => Err(HostError::Deposed { timeline: server.timeline, newest: newest.timeline }),
+            Some(newest) => Err(HostError::Deposed { timeline: identity.timeline, newest: newest.timeline }),
         }
     }
 
     /// Whether the server of a connection is still the one to use.
-    pub(super) fn is_current(&self, standing: &ServerRef) -> bool {
-        !standing.server.is_deposed_by(*self.newest.borrow())
+    pub(super) fn is_current(&self, server: &ServerRef) -> bool {
+        !server.identity.is_deposed_by(*self.newest.borrow())
     }
 
     /// Waits until another server has taken over.
-    pub(super) async fn superseded(&self, standing: &ServerRef) {
+    pub(super) async fn superseded(&self, server: &ServerRef) {
         let mut newest = self.newest.subscribe();
-        if newest.wait_for(|newest| standing.server.is_deposed_by(*newest)).await.is_err() {
+        if newest.wait_for(|newest| server.identity.is_deposed_by(*newest)).await.is_err() {
             std::future::pending().await
         }
     }

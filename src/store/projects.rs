@@ -21,7 +21,7 @@ use super::columns::millis;
 use super::columns::to_pg;
 use super::error::Error;
 use super::events::AuditEvent;
-use super::events::Happened;
+use super::events::EventKind;
 use super::keys::SealedKey;
 use super::schema::projects;
 use sessiond_core::clock::Timestamp;
@@ -61,7 +61,7 @@ impl Store {
             let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
             tx.execute(insert).await?;
             for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
-                let created = Happened::KeyCreated(purpose.into(), key.id);
+                let created = EventKind::KeyCreated(purpose.into(), key.id);
                 tx.key_insert(purpose, &project.id, key, now).await?;
                 tx.event_insert(&AuditEvent::of_key(project.id.clone(), created, now)).await?;
             }

@@ -7,7 +7,7 @@ use diesel::ConnectionError;
 use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
-use super::wire::Indiscreet;
+use super::wire::InsecureAuth;
 use crate::telemetry::chain;
 
 /// No host let us in. It begins with what the first one said.
@@ -55,7 +55,7 @@ pub(super) enum HostError {
         "{0}: not sent. Use scram-sha-256, by `password_encryption`, a password that is set again, and pg_hba.conf (a \
          pooler: `auth_type`); or TLS, by sslmode=require"
     )]
-    Indiscreet(Indiscreet),
+    InsecureAuth(InsecureAuth),
     #[error("TLS with it failed: {advice}")]
     Tls { advice: &'static str, source: rustls::Error },
     #[error("it takes no writes now: a standby, or default_transaction_read_only")]
@@ -102,7 +102,7 @@ impl HostError {
         match self {
             Self::Refused(refused) => refused.is_lasting(),
             Self::NoTls
-            | Self::Indiscreet(_)
+            | Self::InsecureAuth(_)
             | Self::Tls { .. }
             | Self::Encoding(_)
             | Self::Version(_)
@@ -137,8 +137,8 @@ impl From<tokio_postgres::Error> for HostError {
         }
         let io = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
         let Some(io) = io else { return Self::Driver(error) };
-        match io.get_ref().and_then(|inner| inner.downcast_ref::<Indiscreet>()) {
-            Some(indiscreet) => Self::Indiscreet(*indiscreet),
+        match io.get_ref().and_then(|inner| inner.downcast_ref::<InsecureAuth>()) {
+            Some(insecure) => Self::InsecureAuth(*insecure),
             None => Self::Unreachable(io::Error::new(io.kind(), io.to_string())),
         }
     }

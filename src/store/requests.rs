@@ -20,7 +20,7 @@ use sessiond_core::id::SessionId;
 
 /// What the first request under an id came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remembered {
+pub enum RequestOutcome {
     /// It opened this session.
     Opened(SessionId),
     /// It ended all sessions of a user: this many were live.
@@ -29,13 +29,13 @@ pub enum Remembered {
 
 /// Whether a request id is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum RequestIdStatus {
     /// It is, and now belongs to this request.
-    First,
+    New,
     /// The same request came before, and came to this.
-    Again(Remembered),
+    Repeated(RequestOutcome),
     /// Another request came before under the same id.
-    Another,
+    Conflict,
 }
 
 impl Tx {
@@ -44,11 +44,11 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         request: Uuid,
-        remembered: Remembered,
+        outcome: RequestOutcome,
         digest: &[u8; 32],
         now: Timestamp,
-    ) -> Result<Repeat, Error> {
-        let (session, revoked_count) = remembered.columns();
+    ) -> Result<RequestIdStatus, Error> {
+        let (session, revoked_count) = outcome.columns();
         let claim = RequestClaim {
             project: project.as_str().to_owned(),
             request,
@@ -58,12 +58,14 @@ impl Tx {
             created_at: to_pg(now),
         };
         if !self.rows(claim).await?.is_empty() {
-            return Ok(Repeat::First);
+            return Ok(RequestIdStatus::New);
         }
         let query = session_requests::table.find((project.as_str(), request)).select(RequestRow::as_select());
         match self.load(query).await?.pop() {
-            Some(row) if row.digest == digest => Ok(row.remembered().map_or(Repeat::Another, Repeat::Again)),
-            Some(_) => Ok(Repeat::Another),
+            Some(row) if row.digest == digest => {
+                Ok(row.outcome().map_or(RequestIdStatus::Conflict, RequestIdStatus::Repeated))
+            }
+            Some(_) => Ok(RequestIdStatus::Conflict),
             // It was there a moment ago, and has been swept since: the next try finds the place free.
             None => Err(Error::late("request_claim")),
         }
@@ -74,9 +76,9 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         request: Uuid,
-        remembered: Remembered,
+        outcome: RequestOutcome,
     ) -> Result<(), Error> {
-        let (session, revoked_count) = remembered.columns();
+        let (session, revoked_count) = outcome.columns();
         let update = diesel::update(session_requests::table.find((project.as_str(), request)))
             .set((session_requests::session_id.eq(session), session_requests::revoked_count.eq(revoked_count)));
         self.execute(update).await.map(drop)
@@ -110,16 +112,16 @@ struct RequestRow {
 }
 
 impl RequestRow {
-    fn remembered(&self) -> Option<Remembered> {
+    fn outcome(&self) -> Option<RequestOutcome> {
         match (self.session_id, self.revoked_count) {
-            (Some(session), _) => Some(Remembered::Opened(SessionId::from_uuid(session))),
-            (None, Some(count)) => Some(Remembered::RevokedAll(count)),
+            (Some(session), _) => Some(RequestOutcome::Opened(SessionId::from_uuid(session))),
+            (None, Some(count)) => Some(RequestOutcome::RevokedAll(count)),
             (None, None) => None,
         }
     }
 }
 
-impl Remembered {
+impl RequestOutcome {
     fn columns(self) -> (Option<Uuid>, Option<i32>) {
         match self {
             Self::Opened(session) => (Some(session.as_uuid()), None),

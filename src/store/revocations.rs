@@ -40,7 +40,7 @@ use sessiond_core::session::revoked::Ended;
 
 /// The end of many sessions at once, or of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CutOff {
+pub struct BulkRevocation {
     /// The project.
     pub project: ProjectId,
     /// What ends.
@@ -57,7 +57,7 @@ pub struct CutOff {
     pub ip: Option<IpAddr>,
 }
 
-impl CutOff {
+impl BulkRevocation {
     /// The end of a key, by the operator.
     pub fn of_key(project: ProjectId, key: Ended, at: Timestamp) -> Self {
         // As long as any token under it may be alive.
@@ -120,10 +120,10 @@ impl Store {
 
 impl Tx {
     /// Writes a line for a cut-off. Returns its id.
-    pub async fn cut_off_insert(&mut self, cut_off: CutOff) -> Result<Uuid, Error> {
-        let CutOff { project, ended, reason, at, access_expires_at, by, ip } = cut_off;
+    pub async fn bulk_revocation_insert(&mut self, revocation: BulkRevocation) -> Result<Uuid, Error> {
+        let BulkRevocation { project, ended, reason, at, access_expires_at, by, ip } = revocation;
         let (actor, actor_id) = actor_columns(by);
-        let (id, parts) = (clock::new_record_id(at), Parts::of(&ended));
+        let (id, parts) = (clock::new_record_id(at), EndedColumns::of(&ended));
         let insert = diesel::insert_into(revocations::table)
             .values((
                 revocations::project_id.eq(project.as_str()),
@@ -154,23 +154,23 @@ impl Tx {
 
     /// Queues deliveries about a cut-off of a user: one for each of the named sessions, or one for the user. A cut-off of more
     /// than one user queues nothing.
-    pub async fn cut_off_queue(
+    pub async fn bulk_revocation_queue(
         &mut self,
-        cut_off: &CutOff,
+        revocation: &BulkRevocation,
         record: Uuid,
         told: Option<Vec<SessionId>>,
     ) -> Result<(), Error> {
-        let Some(user) = Parts::of(&cut_off.ended).user else { return Ok(()) };
-        let (actor, actor_id) = actor_columns(cut_off.by);
-        let queue = CutOffQueue {
+        let Some(user) = EndedColumns::of(&revocation.ended).user else { return Ok(()) };
+        let (actor, actor_id) = actor_columns(revocation.by);
+        let queue = BulkRevocationQueue {
             record,
             user: user.as_str().to_owned(),
-            at: to_pg(cut_off.at),
-            reason: reason_number(cut_off.reason),
+            at: to_pg(revocation.at),
+            reason: reason_number(revocation.reason),
             actor,
             actor_id,
             sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
-            project: cut_off.project.as_str().to_owned(),
+            project: revocation.project.as_str().to_owned(),
         };
         if self.rows(queue).await?.contains(&true) {
             self.ring_on_commit();
@@ -206,7 +206,7 @@ statement! {
     /// whether there is an endpoint.
     ///
     /// A delivery's id is a UUIDv7 like that of the line it tells of: the time is taken from there, the rest is drawn.
-    CutOffQueue -> bool as sql::Bool =
+    BulkRevocationQueue -> bool as sql::Bool =
     "WITH queued AS (
          INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
            actor, actor_id, queued_at, due_at)
@@ -270,7 +270,7 @@ impl RecordRow {
 
 /// The columns that say what was ended.
 #[derive(Default)]
-struct Parts<'a> {
+struct EndedColumns<'a> {
     session: Option<Uuid>,
     is_impersonation: bool,
     user: Option<&'a UserId>,
@@ -281,7 +281,7 @@ struct Parts<'a> {
     server_key: Option<Uuid>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> EndedColumns<'a> {
     fn of(ended: &'a Ended) -> Self {
         match ended {
             Ended::Session { id, is_impersonation } => {

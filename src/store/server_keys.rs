@@ -13,9 +13,9 @@ use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
 use super::events::AuditEvent;
-use super::events::Happened;
+use super::events::EventKind;
 use super::events::KeyKind;
-use super::revocations::CutOff;
+use super::revocations::BulkRevocation;
 use super::schema::server_keys;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
@@ -105,7 +105,7 @@ impl Store {
                 server_keys::created_at.eq(to_pg(now)),
             ));
             tx.execute(insert).await?;
-            let created = Happened::KeyCreated(KeyKind::Server, key.id);
+            let created = EventKind::KeyCreated(KeyKind::Server, key.id);
             tx.event_insert(&AuditEvent::of_key(key.project, created, now)).await?;
             tx.commit(()).await
         })
@@ -146,7 +146,7 @@ impl Store {
                 let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
                 let project = ProjectId::parse(&project).ok_or_else(bad)?;
                 // Streams opened with it end.
-                tx.cut_off_insert(CutOff::of_key(project, Ended::ServerKey(id), now)).await?;
+                tx.bulk_revocation_insert(BulkRevocation::of_key(project, Ended::ServerKey(id), now)).await?;
             }
             let known: Vec<Uuid> = tx.load(server_keys::table.find(id.as_uuid()).select(server_keys::id)).await?;
             tx.commit((!known.is_empty()).then_some(was_revoked)).await

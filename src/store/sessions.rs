@@ -46,7 +46,7 @@ use row::labels_column;
 use row::repeats_columns;
 
 /// A session, and what its epoch is to be held against.
-pub struct Seen {
+pub struct SessionWithEpochs {
     /// The session.
     pub stored: StoredSession,
     /// The present epoch of its project and its user.
@@ -89,7 +89,7 @@ pub struct PageQuery {
 
 /// A session that was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Use<'a> {
+pub struct SessionUse<'a> {
     /// Its project.
     pub project: &'a ProjectId,
     /// The session.
@@ -115,7 +115,11 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn sessions_find(&self, project: ProjectId, ids: Vec<SessionId>) -> Result<Vec<Seen>, Error> {
+    pub async fn sessions_find(
+        &self,
+        project: ProjectId,
+        ids: Vec<SessionId>,
+    ) -> Result<Vec<SessionWithEpochs>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
         self.idempotent("sessions_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
@@ -123,9 +127,9 @@ impl Store {
                 let query = with_epochs!()
                     .filter(sessions::project_id.eq(project.as_str()))
                     .filter(sessions::id.eq_any(ids))
-                    .select(SeenRow::as_select());
+                    .select(SessionWithEpochsRow::as_select());
                 let found = tx.load(query).await?;
-                tx.commit(found.into_iter().map(SeenRow::into_seen).collect::<Result<_, _>>()?).await
+                tx.commit(found.into_iter().map(SessionWithEpochsRow::into_session).collect::<Result<_, _>>()?).await
             }
         })
         .await
@@ -164,7 +168,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn session_find(&self, project: ProjectId, id: SessionId) -> Result<Option<Seen>, Error> {
+    pub async fn session_find(&self, project: ProjectId, id: SessionId) -> Result<Option<SessionWithEpochs>, Error> {
         Ok(self.sessions_find(project, vec![id]).await?.pop())
     }
 
@@ -173,7 +177,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<Seen>, Error> {
+    pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<SessionWithEpochs>, Error> {
         let before = asked.before.map_or(Uuid::max(), SessionId::as_uuid);
         self.idempotent("sessions_page", move |mut tx| {
             let asked = asked.clone();
@@ -184,12 +188,12 @@ impl Store {
                     .filter(sessions::impersonator_id.is_null().or(asked.impersonations.into_sql::<sql::Bool>()))
                     .order(sessions::id.desc())
                     .limit(limit(asked.rows_max))
-                    .select(SeenRow::as_select());
+                    .select(SessionWithEpochsRow::as_select());
                 let found = match &asked.user {
                     Some(user) => tx.load(page.filter(sessions::user_id.eq(user.as_str()))).await?,
                     None => tx.load(page).await?,
                 };
-                tx.commit(found.into_iter().map(SeenRow::into_seen).collect::<Result<_, _>>()?).await
+                tx.commit(found.into_iter().map(SessionWithEpochsRow::into_session).collect::<Result<_, _>>()?).await
             }
         })
         .await
@@ -200,7 +204,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is away.
-    pub async fn sessions_touch(&self, used: &[Use<'_>]) -> Result<(), Error> {
+    pub async fn sessions_touch(&self, used: &[SessionUse<'_>]) -> Result<(), Error> {
         let projects: Vec<String> = used.iter().map(|one| one.project.as_str().to_owned()).collect();
         let ids: Vec<Uuid> = used.iter().map(|one| one.session.as_uuid()).collect();
         let at: Vec<PgTimestamp> = used.iter().map(|one| to_pg(one.at)).collect();
@@ -433,17 +437,17 @@ statement! {
 }
 
 #[derive(Queryable, Selectable)]
-struct SeenRow {
+struct SessionWithEpochsRow {
     #[diesel(embed)]
     session: SessionRow,
     #[diesel(embed)]
     epochs: EpochsRow,
 }
 
-impl SeenRow {
-    fn into_seen(self) -> Result<Seen, Error> {
+impl SessionWithEpochsRow {
+    fn into_session(self) -> Result<SessionWithEpochs, Error> {
         let (present, raised) = (self.epochs.present(), self.epochs.raised());
-        Ok(Seen { stored: self.session.into_stored()?, present, raised })
+        Ok(SessionWithEpochs { stored: self.session.into_stored()?, present, raised })
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::Demand;
+use super::RequiredDurability;
 
 /// Begins a transaction. Each statement of ours sees what was committed before it, whatever the database's default.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -66,10 +66,12 @@ impl Settings {
 
     /// Begins a transaction where the settings did not arrive at the start. What commits wait for is set too, to what was found
     /// on the connection or what we need, whichever is more.
-    pub(super) fn begin(&self, demand: Demand, commit: &str) -> String {
-        match demand {
-            Demand::Durable => format!("{}; SET LOCAL synchronous_commit = {}", self.begin, literal(commit)),
-            Demand::Nothing => self.begin.clone(),
+    pub(super) fn begin(&self, required_durability: RequiredDurability, commit: &str) -> String {
+        match required_durability {
+            RequiredDurability::Durable => {
+                format!("{}; SET LOCAL synchronous_commit = {}", self.begin, literal(commit))
+            }
+            RequiredDurability::Any => self.begin.clone(),
         }
     }
 

@@ -105,7 +105,7 @@ impl WireState {
 
 /// A server asked for the password in a way that gives it away.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-pub(super) enum Indiscreet {
+pub(super) enum InsecureAuth {
     #[error("the server asks for the password in clear, and there is no TLS")]
     Cleartext,
     #[error("the server asks for the password as an MD5 hash, and there is no TLS")]
@@ -123,15 +123,15 @@ impl Transport for TcpStream {}
 impl Transport for UnixStream {}
 
 /// TLS over TCP.
-struct Protected(<MakeRustlsConnect as MakeTlsConnect<TcpStream>>::Stream);
+struct TlsTransport(<MakeRustlsConnect as MakeTlsConnect<TcpStream>>::Stream);
 
-impl Transport for Protected {
+impl Transport for TlsTransport {
     fn binding(&self) -> ChannelBinding {
         self.0.channel_binding()
     }
 }
 
-impl AsyncRead for Protected {
+impl AsyncRead for TlsTransport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -141,7 +141,7 @@ impl AsyncRead for Protected {
     }
 }
 
-impl AsyncWrite for Protected {
+impl AsyncWrite for TlsTransport {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
@@ -158,18 +158,18 @@ impl AsyncWrite for Protected {
 /// The stream to one server.
 pub(super) struct ServerStream {
     transport: Box<dyn Transport>,
-    messages: Messages,
+    messages: MessageReader,
     state: Arc<WireState>,
 }
 
 impl ServerStream {
     /// Over a socket of this machine, where nobody listens.
-    pub(super) fn local(socket: UnixStream, state: &Arc<WireState>) -> Self {
+    pub(super) fn unix(socket: UnixStream, state: &Arc<WireState>) -> Self {
         Self::over(Box::new(socket), false, state)
     }
 
     /// Over an open network.
-    pub(super) fn open(socket: TcpStream, state: &Arc<WireState>) -> Self {
+    pub(super) fn tcp(socket: TcpStream, state: &Arc<WireState>) -> Self {
         Self::over(Box::new(socket), true, state)
     }
 
@@ -178,7 +178,7 @@ impl ServerStream {
     /// # Errors
     ///
     /// If the handshake fails. The source says why, as rustls has it.
-    pub(super) async fn protected(
+    pub(super) async fn tls(
         socket: TcpStream,
         tls: &MakeRustlsConnect,
         host: &str,
@@ -186,11 +186,15 @@ impl ServerStream {
     ) -> io::Result<Self> {
         let Ok(connect) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
         let stream = connect.connect(socket).await?;
-        Ok(Self::over(Box::new(Protected(stream)), false, state))
+        Ok(Self::over(Box::new(TlsTransport(stream)), false, state))
     }
 
-    fn over(transport: Box<dyn Transport>, open: bool, state: &Arc<WireState>) -> Self {
-        Self { transport, messages: Messages { open, ..Messages::default() }, state: Arc::clone(state) }
+    fn over(transport: Box<dyn Transport>, is_plaintext: bool, state: &Arc<WireState>) -> Self {
+        Self {
+            transport,
+            messages: MessageReader { is_plaintext, ..MessageReader::default() },
+            state: Arc::clone(state),
+        }
     }
 }
 
@@ -244,9 +248,9 @@ impl TlsStream for ServerStream {
 }
 
 /// For the driver, which asks for TLS by itself otherwise: the stream is as protected as it is going to be.
-pub(super) struct AsItIs;
+pub(super) struct AlreadyNegotiated;
 
-impl TlsConnect<ServerStream> for AsItIs {
+impl TlsConnect<ServerStream> for AlreadyNegotiated {
     type Stream = ServerStream;
     type Error = Infallible;
     type Future = Ready<Result<ServerStream, Infallible>>;
@@ -258,9 +262,9 @@ impl TlsConnect<ServerStream> for AsItIs {
 
 /// Reads along: a letter, a length that counts itself, and a body.
 #[derive(Default)]
-struct Messages {
+struct MessageReader {
     /// Whether others may listen.
-    open: bool,
+    is_plaintext: bool,
     head: Vec<u8>,
     /// The beginning of the body.
     body: Vec<u8>,
@@ -268,7 +272,7 @@ struct Messages {
     unread: usize,
 }
 
-impl Messages {
+impl MessageReader {
     fn read(&mut self, mut bytes: &[u8], state: &WireState) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.head.len() < 5 {
@@ -296,16 +300,16 @@ impl Messages {
     }
 
     fn take(&self, state: &WireState) -> io::Result<()> {
-        let indiscreet = match (self.head[0], self.body.get(..4)) {
-            (b'R', Some([0, 0, 0, 3])) if self.open => Indiscreet::Cleartext,
-            (b'R', Some([0, 0, 0, 5])) if self.open => Indiscreet::Md5,
+        let insecure = match (self.head[0], self.body.get(..4)) {
+            (b'R', Some([0, 0, 0, 3])) if self.is_plaintext => InsecureAuth::Cleartext,
+            (b'R', Some([0, 0, 0, 5])) if self.is_plaintext => InsecureAuth::Md5,
             (b'E', _) => {
                 *state.error.lock().expect("no one panics while holding it") = self.code();
                 return Ok(());
             }
             _ => return Ok(()),
         };
-        Err(io::Error::other(indiscreet))
+        Err(io::Error::other(insecure))
     }
 
     /// The field `C`: the SQLSTATE.
@@ -338,7 +342,8 @@ mod tests {
         ]
         .concat();
         for piece in [1, 2, 3, 7, text.len()] {
-            let (state, mut messages) = (WireState::default(), Messages { open: true, ..Messages::default() });
+            let (state, mut messages) =
+                (WireState::default(), MessageReader { is_plaintext: true, ..MessageReader::default() });
             for bytes in text.chunks(piece) {
                 messages.read(bytes, &state).expect("nothing is asked for");
             }
@@ -350,10 +355,10 @@ mod tests {
     #[test]
     fn a_password_in_clear_is_not_asked_for_over_an_open_network() {
         for (code, refused) in [(0, false), (3, true), (5, true), (10, false)] {
-            for open in [true, false] {
-                let mut messages = Messages { open, ..Messages::default() };
+            for is_plaintext in [true, false] {
+                let mut messages = MessageReader { is_plaintext, ..MessageReader::default() };
                 let asked = message(b'R', &[&[0, 0, 0, code][..], &[7; 4]].concat());
-                assert_eq!(messages.read(&asked, &WireState::default()).is_err(), refused && open, "{code}");
+                assert_eq!(messages.read(&asked, &WireState::default()).is_err(), refused && is_plaintext, "{code}");
             }
         }
     }

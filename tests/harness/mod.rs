@@ -43,7 +43,7 @@ use sessiond::{
         CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse,
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
-    store::{Options, Role, Seen, Store},
+    store::{Options, Role, SessionWithEpochs, Store},
     telemetry::Metrics,
 };
 use sessiond_core::{
@@ -302,7 +302,7 @@ impl Service {
     }
 
     /// The session's row in the database.
-    pub async fn seen(&self, session: &str) -> Option<Seen> {
+    pub async fn seen(&self, session: &str) -> Option<SessionWithEpochs> {
         let project = ProjectId::parse(PROJECT).expect("a name");
         self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers")
     }
@@ -416,7 +416,7 @@ pub fn hasty(url: &str) -> Options {
         connections_max: 8,
         connect_timeout: Duration::from_millis(700),
         operation_timeout: Duration::from_millis(1_500),
-        demand: sessiond::store::Demand::Nothing,
+        required_durability: sessiond::store::RequiredDurability::Any,
     }
 }
 

@@ -9,10 +9,10 @@ use serde_json::Value;
 use serde_json::json;
 use sessiond::app::ProjectError;
 use sessiond::config::Database;
-use sessiond::store::Demand;
 use sessiond::store::EventRecord;
 use sessiond::store::KeyKind;
 use sessiond::store::RecordQuery;
+use sessiond::store::RequiredDurability;
 use sessiond::store::RevocationRecord;
 use sessiond::telemetry::Metrics;
 use sessiond_core::clock::Timestamp;
@@ -52,7 +52,8 @@ fn user_id(text: &str) -> Result<UserId, &'static str> {
 }
 
 pub(crate) async fn run(args: AuditArgs) -> CommandResult {
-    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
+    let store =
+        setup::store(args.database.database_url, &args.database.pool, RequiredDurability::Any, &Metrics::default())?;
     setup::reach(&store).await?;
     if store.project_find(args.project.clone()).await?.is_none() {
         return Err(ProjectError::Missing(args.project).into());
@@ -93,17 +94,17 @@ impl From<RevocationRecord> for AuditLine {
 
 impl From<EventRecord> for AuditLine {
     fn from(record: EventRecord) -> Self {
-        let EventRecord { id, at, happened, by, ip } = record;
+        let EventRecord { id, at, kind, by, ip } = record;
         Self {
             id,
             at,
             by,
-            session: happened.session().map(|(id, _)| id),
+            session: kind.session().map(|(id, _)| id),
             spared: None,
-            key: happened.key(),
-            user: happened.session().and_then(|(_, user)| user.cloned()),
-            impersonator: happened.impersonator().cloned(),
-            reason: happened.as_str(),
+            key: kind.key(),
+            user: kind.session().and_then(|(_, user)| user.cloned()),
+            impersonator: kind.impersonator().cloned(),
+            reason: kind.as_str(),
             ip,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sessiond::config::Database;
 use sessiond::config::duration;
-use sessiond::store::Demand;
+use sessiond::store::RequiredDurability;
 use sessiond::telemetry::Metrics;
 
 use crate::print;
@@ -22,7 +22,8 @@ pub(crate) struct MigrateArgs {
 }
 
 pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
-    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
+    let store =
+        setup::store(args.database.database_url, &args.database.pool, RequiredDurability::Any, &Metrics::default())?;
     setup::reach(&store).await?;
     // On its own task: a migration blocks its thread, and signals must still be handled.
     let applied = tokio::spawn(async move { store.migrate_within(args.wait).await }).await??;

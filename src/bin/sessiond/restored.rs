@@ -2,7 +2,7 @@
 
 use sessiond::app;
 use sessiond::config::Database;
-use sessiond::store::Demand;
+use sessiond::store::RequiredDurability;
 use sessiond::telemetry::Metrics;
 
 use crate::print;
@@ -17,7 +17,8 @@ pub(crate) struct RestoredArgs {
 }
 
 pub(crate) async fn run(args: RestoredArgs) -> CommandResult {
-    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &Metrics::default())?;
+    let store =
+        setup::store(args.database.database_url, &args.database.pool, RequiredDurability::Any, &Metrics::default())?;
     setup::reach(&store).await?;
     let projects = app::after_restore(&store, &setup::clock(&store).await?).await?;
     let ended = format!("revoked every session of {projects} projects; all users must sign in again");

@@ -15,8 +15,8 @@ use sessiond::config::Sealing;
 use sessiond::config::Web;
 use sessiond::edge::Ports;
 use sessiond::edge::Server;
-use sessiond::store::Demand;
 use sessiond::store::Durability;
+use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 
@@ -60,15 +60,16 @@ pub(crate) async fn run(args: ServeArgs) -> CommandResult {
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let outbound = setup::outbound(args.backchannel)?;
-    let demand = if args.allow_unsafe_durability { Demand::Nothing } else { Demand::Durable };
+    let required_durability =
+        if args.allow_unsafe_durability { RequiredDurability::Any } else { RequiredDurability::Durable };
     let pool = &args.database.pool;
     check(
-        &setup::store(args.database.database_url.clone(), pool, Demand::Nothing, &metrics)?,
+        &setup::store(args.database.database_url.clone(), pool, RequiredDurability::Any, &metrics)?,
         args.allow_unsafe_durability,
     )
     .await?;
     // From here on each connection is checked: a failover must not lead to a less durable host.
-    let store = setup::store(args.database.database_url, pool, demand, &metrics)?;
+    let store = setup::store(args.database.database_url, pool, required_durability, &metrics)?;
     setup::reach(&store).await?;
     // Before the issuer is used, because it may contain the port.
     let ports = Ports::take(&args.listen).await?;
@@ -94,7 +95,7 @@ async fn check(store: &Store, allow_unsafe_durability: bool) -> CommandResult {
     if !pending.is_empty() {
         return Err(format!("the database lacks {}; run `sessiond migrate`", pending.join(", ")).into());
     }
-    let setting = match store.durability().await? {
+    let setting = match store.read_durability().await? {
         Durability::Kept => return Ok(()),
         Durability::FsyncOff => "fsync",
         Durability::AsynchronousCommit => "synchronous_commit",

@@ -19,8 +19,8 @@ use sessiond::outbound::CertificatesError;
 use sessiond::outbound::Outbound;
 use sessiond::store;
 use sessiond::store::DatabaseUrlError;
-use sessiond::store::Demand;
 use sessiond::store::Options;
+use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
 use sessiond_core::clock::Clock;
@@ -42,7 +42,7 @@ const DATABASE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) fn store(
     url: SecretString,
     pool: &Pool,
-    demand: Demand,
+    required_durability: RequiredDurability,
     metrics: &Metrics,
 ) -> Result<Store, DatabaseUrlError> {
     let options = Options {
@@ -52,7 +52,7 @@ pub(crate) fn store(
         connections_max: pool.database_connections_max.saturating_sub(app::CONNECTIONS).max(1),
         connect_timeout: pool.database_connect_timeout,
         operation_timeout: pool.database_timeout,
-        demand,
+        required_durability,
     };
     Store::new(&options, metrics.clone())
 }
@@ -106,7 +106,7 @@ pub(crate) fn outbound(settings: Backchannel) -> Result<Outbound, CertificatesEr
 
 /// The app for an operator's command. It issues no tokens, so the issuer does not matter.
 pub(crate) async fn operator(database: Database, sealer: Sealer) -> Result<App, Box<dyn Error>> {
-    let store = store(database.database_url, &database.pool, Demand::Nothing, &Metrics::default())?;
+    let store = store(database.database_url, &database.pool, RequiredDurability::Any, &Metrics::default())?;
     reach(&store).await?;
     Ok(app(store, sealer, "").await?)
 }

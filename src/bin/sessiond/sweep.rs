@@ -3,7 +3,7 @@
 use sessiond::app::Sweeper;
 use sessiond::config::Database;
 use sessiond::config::Retention;
-use sessiond::store::Demand;
+use sessiond::store::RequiredDurability;
 use sessiond::telemetry::Metrics;
 
 use crate::print;
@@ -21,7 +21,7 @@ pub(crate) struct SweepArgs {
 
 pub(crate) async fn run(args: SweepArgs) -> CommandResult {
     let metrics = Metrics::default();
-    let store = setup::store(args.database.database_url, &args.database.pool, Demand::Nothing, &metrics)?;
+    let store = setup::store(args.database.database_url, &args.database.pool, RequiredDurability::Any, &metrics)?;
     setup::reach(&store).await?;
     let clock = setup::clock(&store).await?;
     let removed = Sweeper::new(store, clock, args.retention.periods(), metrics).run_once().await?;

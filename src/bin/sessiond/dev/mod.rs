@@ -31,7 +31,7 @@ use sessiond::config::Retention;
 use sessiond::config::Web;
 use sessiond::edge::Ports;
 use sessiond::edge::Server;
-use sessiond::store::Demand;
+use sessiond::store::RequiredDurability;
 use sessiond::store::Role;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
@@ -118,7 +118,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         None => files.new_sealer()?,
     };
     let metrics = Metrics::default();
-    let store = setup::store(url.clone(), &args.pool, Demand::Nothing, &metrics)?;
+    let store = setup::store(url.clone(), &args.pool, RequiredDurability::Any, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
     let ports =

@@ -11,7 +11,7 @@ use super::backend::ConnectionEnd;
 use super::connect::DatabaseHosts;
 use super::primary::ServerRef;
 use super::refused::HostError;
-use super::wire::AsItIs;
+use super::wire::AlreadyNegotiated;
 
 /// How long a connection that was given up may take to end by itself before its statement is cancelled. Most have none.
 const CANCEL_AFTER: Duration = Duration::from_millis(20);
@@ -28,7 +28,7 @@ impl DatabaseHosts {
     /// A process that waits for a standby does not notice that its client has left. Cancelled, it has committed, and the wait
     /// of the next one takes its place (see `tx`). Also returns once another server has taken over: what becomes of
     /// processes on the one before is out of our hands. A network that swallows everything is found out by keep-alives.
-    pub(super) async fn see_off(&self, backend: &Backend, cancel: &CancelToken, standing: &ServerRef) {
+    pub(super) async fn reap(&self, backend: &Backend, cancel: &CancelToken, server: &ServerRef) {
         let mut patience = CANCEL_AFTER;
         loop {
             tokio::select! {
@@ -38,17 +38,17 @@ impl DatabaseHosts {
                     }
                     return;
                 }
-                () = self.primary().superseded(standing) => return,
+                () = self.primary().superseded(server) => return,
                 () = sleep(patience) => {}
             }
             // Whether it was heard shows by itself.
-            let _ = timeout(self.deadline(), self.cancel(cancel, standing)).await;
+            let _ = timeout(self.deadline(), self.cancel(cancel, server)).await;
             patience = (2 * patience).clamp(CANCEL_AGAIN.0, CANCEL_AGAIN.1);
         }
     }
 
-    async fn cancel(&self, cancel: &CancelToken, standing: &ServerRef) -> Result<(), HostError> {
-        let (wire, _) = self.reach(standing.host).await?;
-        Ok(cancel.cancel_query_raw(wire, AsItIs).await?)
+    async fn cancel(&self, cancel: &CancelToken, server: &ServerRef) -> Result<(), HostError> {
+        let (wire, _) = self.reach(server.host).await?;
+        Ok(cancel.cancel_query_raw(wire, AlreadyNegotiated).await?)
     }
 }
