@@ -11,10 +11,10 @@ use percent_encoding::percent_decode;
 
 use crate::binding::Binding;
 use crate::binding::Body;
-use crate::guard::Guard;
-use crate::guard::Objection;
+use crate::bound_fields::BoundFields;
+use crate::bound_fields::Conflict;
 use crate::read;
-use crate::read::Frame;
+use crate::read::ReadContext;
 use crate::read::message_from_text;
 use crate::route::Path;
 use crate::scalar::Scalar;
@@ -96,8 +96,8 @@ pub(crate) fn bind(
         }
     }
     if violations.is_empty() {
-        let frame = Frame { schema, elements_max: limits.elements_max, bound: &bound };
-        body(frame, binding, content, out).map_err(|violation| vec![violation])?;
+        let context = ReadContext { schema, elements_max: limits.elements_max, bound: &bound };
+        body(context, binding, content, out).map_err(|violation| vec![violation])?;
     }
     let mut of_query = Vec::new();
     if let Some(query) = uri.query() {
@@ -127,13 +127,15 @@ fn leaf(schema: &Schema, input: MessageId, path: &[FieldIndex], text: &str) -> R
     Ok(value)
 }
 
-fn body(frame: Frame<'_>, binding: &Binding, content: Content<'_>, out: &mut Vec<u8>) -> Result<(), Violation> {
-    let input = frame.schema.message(binding.input);
+fn body(context: ReadContext<'_>, binding: &Binding, content: Content<'_>, out: &mut Vec<u8>) -> Result<(), Violation> {
+    let input = context.schema.message(binding.input);
     match (binding.body, content) {
         (Body::None, _) | (_, Content::None) => Ok(()),
-        (Body::Whole, Content::Json(json)) => read::read_message(frame, binding.input, &binding.body_guard, json, out),
+        (Body::Whole, Content::Json(json)) => {
+            read::read_message(context, binding.input, &binding.body_bound, json, out)
+        }
         (Body::Field(index), Content::Json(json)) => {
-            read::read_field(frame, input.at(index), binding.body_guard.child(index), json, out)
+            read::read_field(context, input.at(index), binding.body_bound.nested(index), json, out)
         }
         (Body::Whole, Content::Raw { content_type, data }) => {
             put_http_body(content_type, data, out);
@@ -166,7 +168,7 @@ fn bind_query(
     out: &mut Vec<u8>,
     violations: &mut Vec<Violation>,
 ) {
-    let mut said = GivenParameters::default();
+    let mut given = GivenParameters::default();
     for (position, parameter) in query.split('&').filter(|parameter| !parameter.is_empty()).enumerate() {
         if position == QUERY_PARAMETERS_MAX {
             violations.push(Violation::new("", format!("more than {QUERY_PARAMETERS_MAX} query parameters")));
@@ -180,7 +182,7 @@ fn bind_query(
         if ignored.iter().any(|ignored| *ignored == *name) {
             continue;
         }
-        if let Err(reason) = bind_parameter(schema, binding, &name, value, &mut said, out) {
+        if let Err(reason) = bind_parameter(schema, binding, &name, value, &mut given, out) {
             violations.push(Violation::new(clip(&name), reason));
         }
     }
@@ -191,15 +193,15 @@ fn bind_parameter(
     binding: &Binding,
     name: &str,
     value: &str,
-    said: &mut GivenParameters,
+    given: &mut GivenParameters,
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
     if binding.body == Body::Whole {
         return Err("the body takes all fields, so there are no query parameters".to_owned());
     }
     let path = resolve(schema, binding.input, name)?;
-    check_guard(schema, binding, &path)?;
-    said.check(schema, binding.input, &path)?;
+    check_unbound(schema, binding, &path)?;
+    given.check(schema, binding.input, &path)?;
     let value = decode_form(value).ok_or("expected percent-encoded UTF-8")?;
     put_text(schema, binding.input, &path, &value, out)
 }
@@ -238,16 +240,16 @@ fn resolve(schema: &Schema, input: MessageId, name: &str) -> Result<Vec<FieldInd
     Err("unknown query parameter".to_owned())
 }
 
-fn check_guard(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Result<(), &'static str> {
-    let mut guard = Some(&binding.query_guard);
+fn check_unbound(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Result<(), &'static str> {
+    let mut guard = Some(&binding.query_bound);
     let mut message = binding.input;
     for &index in path {
-        match guard.map_or(Ok(()), |guard: &Guard| guard.check(schema, message, index)) {
+        match guard.map_or(Ok(()), |guard: &BoundFields| guard.check(schema, message, index)) {
             Ok(()) => {}
-            Err(Objection::Taken(_)) => return Err("is bound by the path or the body"),
-            Err(Objection::OneofTaken) => return Err("another member of its oneof is bound by the path or the body"),
+            Err(Conflict::Bound(_)) => return Err("is bound by the path or the body"),
+            Err(Conflict::OneofBound) => return Err("another member of its oneof is bound by the path or the body"),
         }
-        guard = guard.and_then(|guard| guard.child(index));
+        guard = guard.and_then(|guard| guard.nested(index));
         match schema.message(message).at(index).kind {
             Kind::Message(inner) => message = inner,
             _ => break,
@@ -256,7 +258,7 @@ fn check_guard(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Resul
     Ok(())
 }
 
-/// What earlier parameters have said.
+/// What earlier parameters have given.
 #[derive(Default)]
 struct GivenParameters {
     singular: Vec<Vec<FieldIndex>>,

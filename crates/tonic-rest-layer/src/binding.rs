@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 
+use crate::bound_fields::BoundFields;
 use crate::error::BuildError;
-use crate::guard::Guard;
+use crate::route::MethodPattern;
 use crate::route::Router;
-use crate::route::Verb;
 use crate::schema::FieldIndex;
 use crate::schema::MessageId;
 use crate::template::Variable;
@@ -26,7 +26,7 @@ pub struct MatchedRoute {
 #[derive(Debug)]
 pub(crate) struct Binding {
     pub matched: MatchedRoute,
-    pub verb: Verb,
+    pub method: MethodPattern,
     pub input: MessageId,
     pub output: MessageId,
     pub server_streaming: bool,
@@ -40,9 +40,9 @@ pub(crate) struct Binding {
     /// Whether the answer is a `google.api.HttpBody`, and so no JSON.
     pub raw_reply: bool,
     /// What the path says, and with `body: "field"` that field too: for the query.
-    pub query_guard: Guard,
+    pub query_bound: BoundFields,
     /// What the path says: for the body.
-    pub body_guard: Guard,
+    pub body_bound: BoundFields,
 }
 
 /// A variable and the field it fills: each index is of the message that the one before it leads to.

@@ -27,15 +27,15 @@ pin_project! {
     #[derive(Debug)]
     enum RequestKind<B> {
         // A gRPC or grpc-web request, passed on as it came.
-        Untouched { #[pin] body: B },
+        Passthrough { #[pin] body: B },
         // A message made of path, query and JSON, until it is taken.
         Frame { frame: Option<Bytes> },
     }
 }
 
 impl<B> RequestBody<B> {
-    pub(crate) fn untouched(body: B) -> RequestBody<B> {
-        RequestBody { kind: RequestKind::Untouched { body } }
+    pub(crate) fn passthrough(body: B) -> RequestBody<B> {
+        RequestBody { kind: RequestKind::Passthrough { body } }
     }
 
     pub(crate) fn frame(frame: Bytes) -> RequestBody<B> {
@@ -49,22 +49,22 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().kind.project() {
-            RequestProjection::Untouched { body } => body.poll_frame(cx),
+            RequestProjection::Passthrough { body } => body.poll_frame(cx),
             RequestProjection::Frame { frame } => Poll::Ready(frame.take().map(|frame| Ok(Frame::data(frame)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            RequestKind::Untouched { body } => body.is_end_stream(),
+            RequestKind::Passthrough { body } => body.is_end_stream(),
             RequestKind::Frame { frame } => frame.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            RequestKind::Untouched { body } => body.size_hint(),
-            RequestKind::Frame { frame } => exactly(frame),
+            RequestKind::Passthrough { body } => body.size_hint(),
+            RequestKind::Frame { frame } => exact_hint(frame),
         }
     }
 }
@@ -83,7 +83,7 @@ pin_project! {
     #[derive(Debug)]
     enum ResponseKind<B> {
         // The answer to a gRPC or grpc-web request, passed on as it came.
-        Untouched { #[pin] body: B },
+        Passthrough { #[pin] body: B },
         // An answer that is there as a whole, until it is taken.
         Whole { bytes: Option<Bytes> },
         // The messages of a server stream, each as it comes.
@@ -92,8 +92,8 @@ pin_project! {
 }
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn untouched(body: B) -> ResponseBody<B> {
-        ResponseBody { kind: ResponseKind::Untouched { body } }
+    pub(crate) fn passthrough(body: B) -> ResponseBody<B> {
+        ResponseBody { kind: ResponseKind::Passthrough { body } }
     }
 
     pub(crate) fn whole(bytes: Bytes) -> ResponseBody<B> {
@@ -119,7 +119,7 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().kind.project() {
-            ResponseProjection::Untouched { body } => body.poll_frame(cx).map_err(Into::into),
+            ResponseProjection::Passthrough { body } => body.poll_frame(cx).map_err(Into::into),
             ResponseProjection::Whole { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             ResponseProjection::Stream { stream } => stream.poll_next(cx).map(|next| Some(next?.map(Frame::data))),
         }
@@ -127,7 +127,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            ResponseKind::Untouched { body } => body.is_end_stream(),
+            ResponseKind::Passthrough { body } => body.is_end_stream(),
             ResponseKind::Whole { bytes } => bytes.is_none(),
             ResponseKind::Stream { .. } => false,
         }
@@ -135,13 +135,13 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            ResponseKind::Untouched { body } => body.size_hint(),
-            ResponseKind::Whole { bytes } => exactly(bytes),
+            ResponseKind::Passthrough { body } => body.size_hint(),
+            ResponseKind::Whole { bytes } => exact_hint(bytes),
             ResponseKind::Stream { .. } => SizeHint::default(),
         }
     }
 }
 
-fn exactly(bytes: &Option<Bytes>) -> SizeHint {
+fn exact_hint(bytes: &Option<Bytes>) -> SizeHint {
     SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
 }

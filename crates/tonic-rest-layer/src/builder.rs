@@ -323,7 +323,8 @@ impl RestLayerBuilder {
         let mut schema = Schema::new(&pool, self.style);
         schema.snake_case_masks = self.snake_case_masks;
         let unknown = self.field_bounds.into_iter().filter(|(name, most)| !schema.bound_elements(name, *most));
-        let unknown: Vec<_> = unknown.map(|(name, _)| BuildError::of_set(RuleError::UnknownList(name))).collect();
+        let unknown: Vec<_> =
+            unknown.map(|(name, _)| BuildError::of_set(RuleError::UnknownRepeatedField(name))).collect();
         if !unknown.is_empty() {
             return Err(BuildErrors(unknown));
         }

@@ -38,8 +38,9 @@ pub(crate) fn call_parts(
     } else {
         return Err(Refusal::UnsupportedMediaType);
     };
-    let says_nothing = matches!(content, Content::None) && binding.variables.is_empty() && parts.uri.query().is_none();
-    let frame = if says_nothing {
+    let is_empty_request =
+        matches!(content, Content::None) && binding.variables.is_empty() && parts.uri.query().is_none();
+    let frame = if is_empty_request {
         frame::EMPTY
     } else {
         let mut frame = Vec::with_capacity(frame::HEAD + body.len() + 64);

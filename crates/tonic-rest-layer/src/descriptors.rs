@@ -31,7 +31,7 @@ pub(crate) fn decode(descriptor_set: &[u8]) -> Result<DescriptorPool, BuildError
     let mut errors: Vec<BuildError> = unknown.collect();
     let mut names = HashSet::new();
     let twice = set.file.iter().filter(|file| !names.insert(file.name()));
-    errors.extend(twice.map(|file| BuildError::of_set(RuleError::FileTwice(file.name().to_owned()))));
+    errors.extend(twice.map(|file| BuildError::of_set(RuleError::DuplicateFile(file.name().to_owned()))));
     if !errors.is_empty() {
         return Err(BuildErrors(errors));
     }

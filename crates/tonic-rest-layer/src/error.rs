@@ -58,13 +58,13 @@ pub enum RuleError {
     },
     /// Two files of the set have the same name.
     #[error("the set has two files {0}")]
-    FileTwice(String),
+    DuplicateFile(String),
     /// The builder was given a service that the set does not have.
     #[error("the set has no service {0}")]
     UnknownService(String),
     /// The builder was given a bound for a field that the set does not have, or that has one value only.
     #[error("the set has no repeated field or map {0}")]
-    UnknownList(String),
+    UnknownRepeatedField(String),
     /// No method has a rule. Re-encoding a set with a tool that does not know `google.api.http` drops them silently.
     #[error("no method has a google.api.http rule; was the descriptor set re-encoded without its extensions?")]
     NoRules,
@@ -110,7 +110,7 @@ pub enum RuleError {
     /// The request has a JSON form of its own, such as `google.protobuf.Any`, and is not an object of its fields: a body could
     /// say what the path says.
     #[error("path variable {field} would be a part of {message}, which has a JSON form of its own")]
-    VariableInside {
+    VariableInSpecialMessage {
         /// The variable.
         field: String,
         /// The request message.

@@ -27,10 +27,10 @@ use crate::content::collect;
 use crate::deadline;
 use crate::error::BoxError;
 use crate::reply::Answer;
-use crate::reply::Opening;
+use crate::reply::OpeningStream;
 use crate::reply::Reply;
 use crate::reply::ReplyContext;
-use crate::reply::Unary;
+use crate::reply::UnaryReply;
 use crate::route::Path;
 use crate::status::Refusal;
 
@@ -55,29 +55,29 @@ pin_project! {
     #[project = StateProjection]
     enum State<F, B, RB, E> {
         // A gRPC or grpc-web call, not ours.
-        Untouched { #[pin] call: F },
+        Passthrough { #[pin] call: F },
         // An answer of the layer's own.
-        Answered { answer: Option<Answer<RB>> },
+        Ready { answer: Option<Answer<RB>> },
         // The body is not there yet, as a whole.
-        Reading { reading: Reading<F, RB, E> },
+        ReadingBody { reading: Reading<F, RB, E> },
         // The service has the call.
         Calling { #[pin] call: F, context: Option<ReplyContext>, discard: Option<Discard<B>> },
         // The service answers with one message.
-        Gathering { #[pin] reply: Unary<RB> },
+        CollectingReply { #[pin] reply: UnaryReply<RB> },
         // The service answers with a stream; its first message decides.
-        Opening { reply: Opening<RB> },
+        OpeningStream { reply: OpeningStream<RB> },
     }
 }
 
 impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
     /// A gRPC or grpc-web call, passed on as it came.
-    pub(crate) fn untouched(call: F) -> ResponseFuture<F, B, RB, E> {
-        ResponseFuture { state: State::Untouched { call } }
+    pub(crate) fn passthrough(call: F) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Passthrough { call } }
     }
 
     /// An answer of the layer's own.
-    pub(crate) fn answered(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
-        ResponseFuture { state: State::Answered { answer: Some(answer) } }
+    pub(crate) fn ready(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
+        ResponseFuture { state: State::Ready { answer: Some(answer) } }
     }
 
     /// A call that needs no body.
@@ -89,7 +89,7 @@ impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
     pub(crate) fn reading(
         reading: impl Future<Output = Result<Next<F, RB>, E>> + Send + 'static,
     ) -> ResponseFuture<F, B, RB, E> {
-        ResponseFuture { state: State::Reading { reading: Box::pin(reading) } }
+        ResponseFuture { state: State::ReadingBody { reading: Box::pin(reading) } }
     }
 }
 
@@ -106,12 +106,12 @@ where
         const OVER: &str = "a future is not polled after its end";
         loop {
             let next = match self.as_mut().project().state.project() {
-                StateProjection::Untouched { call } => {
+                StateProjection::Passthrough { call } => {
                     let response = ready!(call.poll(cx))?;
-                    return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+                    return Poll::Ready(Ok(response.map(ResponseBody::passthrough)));
                 }
-                StateProjection::Answered { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
-                StateProjection::Reading { reading } => match ready!(reading.as_mut().poll(cx))? {
+                StateProjection::Ready { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
+                StateProjection::ReadingBody { reading } => match ready!(reading.as_mut().poll(cx))? {
                     Next::Call { call, context } => State::Calling { call, context: Some(context), discard: None },
                     Next::Answer(answer) => return Poll::Ready(Ok(*answer)),
                 },
@@ -122,12 +122,12 @@ where
                     let response = ready!(call.poll(cx))?;
                     match context.take().expect(OVER).reply(response) {
                         Reply::Answer(answer) => return Poll::Ready(Ok(answer)),
-                        Reply::Unary(reply) => State::Gathering { reply },
-                        Reply::Stream(reply) => State::Opening { reply },
+                        Reply::Unary(reply) => State::CollectingReply { reply },
+                        Reply::Stream(reply) => State::OpeningStream { reply },
                     }
                 }
-                StateProjection::Gathering { reply } => return reply.poll(cx).map(Ok),
-                StateProjection::Opening { reply } => return reply.as_mut().poll(cx).map(Ok),
+                StateProjection::CollectingReply { reply } => return reply.poll(cx).map(Ok),
+                StateProjection::OpeningStream { reply } => return reply.as_mut().poll(cx).map(Ok),
             };
             self.as_mut().project().state.set(next);
         }

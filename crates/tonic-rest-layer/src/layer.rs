@@ -100,8 +100,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if headers::is_grpc(request.headers()) {
-            let call = self.inner.call(request.map(RequestBody::untouched));
-            return ResponseFuture::untouched(call);
+            let call = self.inner.call(request.map(RequestBody::passthrough));
+            return ResponseFuture::passthrough(call);
         }
         let (parts, body) = request.into_parts();
         let mut context = ReplyContext::new(&self.transcoder, &parts.method);
@@ -112,25 +112,25 @@ where
                 path.with_base(base)
             }
             RouteMatch::OtherMethods(methods) if parts.method == Method::OPTIONS => {
-                return ResponseFuture::answered(context.options(methods));
+                return ResponseFuture::ready(context.options(methods));
             }
             RouteMatch::OtherMethods(methods) => {
-                return ResponseFuture::answered(context.refuse(&Refusal::MethodNotAllowed(methods)));
+                return ResponseFuture::ready(context.refuse(&Refusal::MethodNotAllowed(methods)));
             }
             RouteMatch::Unknown if self.transcoder.falls_through => {
-                let request = Request::from_parts(parts, RequestBody::untouched(body));
-                return ResponseFuture::untouched(self.inner.call(request));
+                let request = Request::from_parts(parts, RequestBody::passthrough(body));
+                return ResponseFuture::passthrough(self.inner.call(request));
             }
-            RouteMatch::Unknown => return ResponseFuture::answered(context.refuse(&Refusal::RouteNotFound)),
+            RouteMatch::Unknown => return ResponseFuture::ready(context.refuse(&Refusal::RouteNotFound)),
         };
         let binding = context.binding();
         if deadline::is_malformed(&parts.headers) {
             let expected = "expected at most eight digits and one of H, M, S, m, u, n";
             let violation = Violation::new("grpc-timeout", expected);
-            return ResponseFuture::answered(context.refuse(&Refusal::Schema(vec![violation])));
+            return ResponseFuture::ready(context.refuse(&Refusal::Schema(vec![violation])));
         }
         if let Err(refusal) = check_content(&self.transcoder, binding, &parts.headers, &body) {
-            return ResponseFuture::answered(context.refuse(&refusal));
+            return ResponseFuture::ready(context.refuse(&refusal));
         }
         if binding.body == Body::None || body.is_end_stream() {
             // Nothing to wait for, so nothing to keep: no box, and no second handle on the service.
@@ -140,7 +140,7 @@ where
                     let call = self.inner.call(Request::from_parts(parts, RequestBody::frame(frame)));
                     ResponseFuture::calling(call, context, discard)
                 }
-                Err(refusal) => ResponseFuture::answered(context.refuse(&refusal)),
+                Err(refusal) => ResponseFuture::ready(context.refuse(&refusal)),
             };
         }
         // The one that is ready must be the one that is called.

@@ -6,7 +6,7 @@
 //!
 //! The layer turns a REST request into a gRPC call of the service behind it, and the reply back into JSON. Interceptors,
 //! authentication, deadlines, metrics and limits stand behind it once, and cannot differ between gRPC and REST. gRPC and grpc-web
-//! requests pass through untouched.
+//! requests pass through passthrough.
 //!
 //! # Example
 //!
@@ -116,6 +116,7 @@
 mod bind;
 mod binding;
 mod body;
+mod bound_fields;
 mod builder;
 mod call;
 mod content;
@@ -124,7 +125,6 @@ mod descriptors;
 mod error;
 mod frame;
 mod future;
-mod guard;
 mod headers;
 mod hooks;
 mod layer;

@@ -17,8 +17,8 @@ use serde::de::Visitor;
 use serde::de::value::CowStrDeserializer;
 use serde_json::value::RawValue;
 
-use crate::guard::Guard;
-use crate::guard::Objection;
+use crate::bound_fields::BoundFields;
+use crate::bound_fields::Conflict;
 use crate::scalar;
 use crate::scalar::Mismatch;
 use crate::scalar::Scalar;
@@ -43,7 +43,7 @@ pub(crate) const DEPTH_MAX: usize = 96;
 
 /// What a body is read by, besides the type that it is of.
 #[derive(Clone, Copy)]
-pub(crate) struct Frame<'s> {
+pub(crate) struct ReadContext<'s> {
     pub schema: &'s Schema,
     /// How many members, elements and map entries it may have in all.
     pub elements_max: usize,
@@ -57,13 +57,13 @@ pub(crate) struct Frame<'s> {
 ///
 /// With the first fault of the body, and where it is.
 pub(crate) fn read_message(
-    frame: Frame<'_>,
+    context: ReadContext<'_>,
     message: MessageId,
-    guard: &Guard,
+    bound_fields: &BoundFields,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
-    read(frame, Target::Body(message, Some(guard)), None, json, out)
+    read(context, Target::Message(message, Some(bound_fields)), None, json, out)
 }
 
 /// Reads `json` as the value of one field and appends that field to `out`.
@@ -72,64 +72,64 @@ pub(crate) fn read_message(
 ///
 /// As [`read_message`], with the field's name in front of every path.
 pub(crate) fn read_field(
-    frame: Frame<'_>,
+    context: ReadContext<'_>,
     field: &Field,
-    guard: Option<&Guard>,
+    bound_fields: Option<&BoundFields>,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
-    read(frame, Target::Field(field, guard), Some(&field.name), json, out)
+    read(context, Target::Field(field, bound_fields), Some(&field.name), json, out)
 }
 
 fn read(
-    frame: Frame<'_>,
+    context: ReadContext<'_>,
     target: Target<'_>,
     prefix: Option<&str>,
     json: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Violation> {
     let start = out.len();
-    match read_once(frame, target, prefix, json, Integers::AsParsed, out) {
-        Err(Unread::Inexact) => {
+    match read_once(context, target, prefix, json, IntegerSource::Parser, out) {
+        Err(ReadError::Inexact) => {
             // Once more, with the text at hand: few bodies need it, so the others do not pay for it.
             out.truncate(start);
-            match read_once(frame, target, prefix, json, Integers::AsWritten, out) {
-                Err(Unread::Refused(violation)) => Err(violation),
-                Err(Unread::Inexact) => Err(Violation::new("", "malformed JSON")),
+            match read_once(context, target, prefix, json, IntegerSource::Text, out) {
+                Err(ReadError::Invalid(violation)) => Err(violation),
+                Err(ReadError::Inexact) => Err(Violation::new("", "malformed JSON")),
                 Ok(()) => Ok(()),
             }
         }
-        Err(Unread::Refused(violation)) => Err(violation),
+        Err(ReadError::Invalid(violation)) => Err(violation),
         Ok(()) => Ok(()),
     }
 }
 
 /// Where integers come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Integers {
+enum IntegerSource {
     /// From the JSON parser, which makes a float of what has a fraction or an exponent.
-    AsParsed,
+    Parser,
     /// From the text of the body, exactly.
-    AsWritten,
+    Text,
 }
 
 /// Why a body was not read.
-enum Unread {
-    Refused(Violation),
+enum ReadError {
+    Invalid(Violation),
     /// An integer is written with a fraction or an exponent, and the float that was made of it does not tell its value.
     Inexact,
 }
 
 fn read_once(
-    frame: Frame<'_>,
+    context: ReadContext<'_>,
     target: Target<'_>,
     prefix: Option<&str>,
     json: &[u8],
-    integers: Integers,
+    integers: IntegerSource,
     out: &mut Vec<u8>,
-) -> Result<(), Unread> {
-    let Frame { schema, elements_max, bound } = frame;
-    let mut place = Place {
+) -> Result<(), ReadError> {
+    let ReadContext { schema, elements_max, bound } = context;
+    let mut cursor = Cursor {
         schema,
         path: Vec::new(),
         depth: 0,
@@ -140,39 +140,39 @@ fn read_once(
         inexact: false,
         violation: None,
     };
-    place.path.extend(prefix.map(Step::Field));
+    cursor.path.extend(prefix.map(Step::Field));
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let outcome = Slot { place: &mut place, out, target }.deserialize(&mut deserializer).and_then(|_| {
-        place.path.clear();
+    let outcome = ValueSeed { cursor: &mut cursor, out, target }.deserialize(&mut deserializer).and_then(|_| {
+        cursor.path.clear();
         deserializer.end()
     });
     outcome.map_err(|error| {
         // A fault of the text itself is serde_json's to describe; the path says how far we had come.
-        let malformed = || Violation::new(path_text(&place.path), format!("malformed JSON: {error}"));
-        match place.violation.take() {
-            Some(violation) => Unread::Refused(violation),
-            None if place.inexact => Unread::Inexact,
-            None => Unread::Refused(malformed()),
+        let malformed = || Violation::new(path_text(&cursor.path), format!("malformed JSON: {error}"));
+        match cursor.violation.take() {
+            Some(violation) => ReadError::Invalid(violation),
+            None if cursor.inexact => ReadError::Inexact,
+            None => ReadError::Invalid(malformed()),
         }
     })
 }
 
 /// Where the reader stands, and what it has used up.
-pub(crate) struct Place<'s> {
+pub(crate) struct Cursor<'s> {
     schema: &'s Schema,
     path: Vec<Step<'s>>,
     depth: usize,
     elements: usize,
     elements_max: usize,
     bound: &'s [Vec<u8>],
-    integers: Integers,
+    integers: IntegerSource,
     /// Whether the reading stopped because an integer has to be read from its text.
     inexact: bool,
     /// serde's errors are text; ours is kept here while serde unwinds.
     violation: Option<Violation>,
 }
 
-impl Place<'_> {
+impl Cursor<'_> {
     /// Refuses what stands here.
     pub(crate) fn refuse<E: Error>(&mut self, description: impl Into<String>) -> E {
         let description = description.into();
@@ -202,7 +202,7 @@ impl Place<'_> {
     }
 
     /// Counts one more of a list or a map that has `count` by now.
-    fn count_of<E: Error>(&mut self, field: &Field, count: usize) -> Result<(), E> {
+    fn count_element<E: Error>(&mut self, field: &Field, count: usize) -> Result<(), E> {
         self.count()?;
         if count > field.elements_max {
             return Err(self.refuse(format!("more than {} elements", field.elements_max)));
@@ -215,29 +215,29 @@ impl Place<'_> {
 #[derive(Clone, Copy)]
 enum Target<'s> {
     /// A field: a list or an object if it is repeated or a map, `null` for absence.
-    Field(&'s Field, Option<&'s Guard>),
+    Field(&'s Field, Option<&'s BoundFields>),
     /// One value of a repeated field or a map, where `null` is no value.
-    One(&'s Field),
+    Element(&'s Field),
     /// One value of a packed list: no tag.
     Packed(Kind),
     /// The fields of a message, without a tag or a length.
-    Body(MessageId, Option<&'s Guard>),
+    Message(MessageId, Option<&'s BoundFields>),
 }
 
-/// A place to write the next value to. Its result says whether there was one: `null` is none.
-struct Slot<'r, 's> {
-    place: &'r mut Place<'s>,
+/// A cursor to write the next value to. Its result says whether there was one: `null` is none.
+struct ValueSeed<'r, 's> {
+    cursor: &'r mut Cursor<'s>,
     out: &'r mut Vec<u8>,
     target: Target<'s>,
 }
 
-impl<'de> DeserializeSeed<'de> for Slot<'_, '_> {
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_, '_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        if self.place.integers == Integers::AsWritten && self.takes_integer() {
+        if self.cursor.integers == IntegerSource::Text && self.takes_integer() {
             let text = <&RawValue>::deserialize(deserializer)?.get();
-            return self.written(text);
+            return self.integer_from_text(text);
         }
         deserializer.deserialize_any(self)
     }
@@ -248,17 +248,17 @@ impl Target<'_> {
     fn single(self) -> Result<(Option<u32>, Kind), Mismatch> {
         match self {
             Target::Field(field, _) if field.label != Label::Singular => Err(expected(field)),
-            Target::Field(field, _) | Target::One(field) => Ok((Some(field.number), field.kind)),
+            Target::Field(field, _) | Target::Element(field) => Ok((Some(field.number), field.kind)),
             Target::Packed(kind) => Ok((None, kind)),
-            Target::Body(id, _) => Ok((None, Kind::Message(id))),
+            Target::Message(id, _) => Ok((None, Kind::Message(id))),
         }
     }
 }
 
-impl<'s> Slot<'_, 's> {
+impl<'s> ValueSeed<'_, 's> {
     /// Whether an integer belongs here: also an enum's number, or what a wrapper of an integer holds.
     fn takes_integer(&self) -> bool {
-        let schema = self.place.schema;
+        let schema = self.cursor.schema;
         match self.target.single() {
             Ok((_, Kind::Message(id))) => {
                 let message = schema.message(id);
@@ -270,9 +270,9 @@ impl<'s> Slot<'_, 's> {
     }
 
     /// Reads the text of one JSON value where an integer belongs.
-    fn written<E: Error>(self, text: &str) -> Result<bool, E> {
+    fn integer_from_text<E: Error>(self, text: &str) -> Result<bool, E> {
         if text.starts_with(|letter: char| letter == '-' || letter.is_ascii_digit()) {
-            return self.plain(|kind| Scalar::from_number_text(kind, text), 2, Kind::Double);
+            return self.number_or_bool(|kind| Scalar::from_number_text(kind, text), 2, Kind::Double);
         }
         serde_json::Deserializer::from_str(text).deserialize_any(self).map_err(E::custom)
     }
@@ -283,31 +283,31 @@ impl<'s> Slot<'_, 's> {
         convert: impl FnOnce(Kind) -> Result<Scalar<'t>, Mismatch>,
         convert_message: impl FnOnce(MessageId) -> Result<Vec<u8>, Mismatch>,
     ) -> Result<bool, E> {
-        let Slot { place, out, target } = self;
+        let ValueSeed { cursor, out, target } = self;
         if let Ok((_, Kind::Message(_))) = target.single() {
-            place.enter()?;
-            place.leave();
+            cursor.enter()?;
+            cursor.leave();
         }
         let written = target.single().and_then(|(number, kind)| {
             match (kind, number) {
                 (Kind::Message(id), Some(number)) => wire::put_bytes(out, number, &convert_message(id)?),
                 (Kind::Message(id), None) => out.extend_from_slice(&convert_message(id)?),
-                (_, Some(number)) => convert(kind)?.held_by(place.schema, kind)?.put(out, number),
-                (_, None) => convert(kind)?.held_by(place.schema, kind)?.put_bare(out),
+                (_, Some(number)) => convert(kind)?.check_enum(cursor.schema, kind)?.put(out, number),
+                (_, None) => convert(kind)?.check_enum(cursor.schema, kind)?.put_bare(out),
             }
             Ok(true)
         });
-        written.map_err(|mismatch| place.refuse(mismatch.to_string()))
+        written.map_err(|mismatch| cursor.refuse(mismatch.to_string()))
     }
 
     /// Writes a number or a boolean, which is also a wrapper's, or a `google.protobuf.Value`'s field `number`.
-    fn plain<E: Error>(
+    fn number_or_bool<E: Error>(
         self,
         convert: impl Fn(Kind) -> Result<Scalar<'static>, Mismatch>,
         value_number: u32,
         value_kind: Kind,
     ) -> Result<bool, E> {
-        let schema = self.place.schema;
+        let schema = self.cursor.schema;
         self.scalar(&convert, |id| {
             let message = schema.message(id);
             let (number, kind) = match message.shape {
@@ -324,26 +324,28 @@ impl<'s> Slot<'_, 's> {
     /// Writes an object or a list as a message: with tag and length, or bare.
     fn message<E: Error>(
         self,
-        write: impl FnOnce(&mut Place<'s>, &mut Vec<u8>, MessageId, Option<&'s Guard>) -> Result<(), E>,
+        write: impl FnOnce(&mut Cursor<'s>, &mut Vec<u8>, MessageId, Option<&'s BoundFields>) -> Result<(), E>,
     ) -> Result<bool, E> {
-        let Slot { place, out, target } = self;
-        let guard = match target {
-            Target::Field(_, guard) | Target::Body(_, guard) => guard,
-            Target::One(_) | Target::Packed(_) => None,
+        let ValueSeed { cursor, out, target } = self;
+        let bound_fields = match target {
+            Target::Field(_, bound_fields) | Target::Message(_, bound_fields) => bound_fields,
+            Target::Element(_) | Target::Packed(_) => None,
         };
-        place.enter()?;
+        cursor.enter()?;
         match target.single() {
-            Ok((Some(number), Kind::Message(id))) => put_delimited(out, number, |out| write(place, out, id, guard))?,
-            Ok((None, Kind::Message(id))) => write(place, out, id, guard)?,
-            Ok((_, kind)) => return Err(place.refuse(Mismatch(scalar::expectation(kind)).to_string())),
-            Err(mismatch) => return Err(place.refuse(mismatch.to_string())),
+            Ok((Some(number), Kind::Message(id))) => {
+                put_delimited(out, number, |out| write(cursor, out, id, bound_fields))?
+            }
+            Ok((None, Kind::Message(id))) => write(cursor, out, id, bound_fields)?,
+            Ok((_, kind)) => return Err(cursor.refuse(Mismatch(scalar::expectation(kind)).to_string())),
+            Err(mismatch) => return Err(cursor.refuse(mismatch.to_string())),
         }
-        place.leave();
+        cursor.leave();
         Ok(true)
     }
 }
 
-impl<'de> Visitor<'de> for Slot<'_, '_> {
+impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
     type Value = bool;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -351,7 +353,7 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<bool, E> {
-        let schema = self.place.schema;
+        let schema = self.cursor.schema;
         // `null` is a value of two types (struct.proto); everywhere else it means absence.
         let is_value = match self.target.single() {
             Ok((_, Kind::Enum(id))) => schema.enumeration(id).is_null,
@@ -368,83 +370,83 @@ impl<'de> Visitor<'de> for Slot<'_, '_> {
                 },
             ),
             Target::Field(..) => Ok(false),
-            Target::One(_) | Target::Packed(_) | Target::Body(..) => Err(self.place.refuse("must not be null")),
+            Target::Element(_) | Target::Packed(_) | Target::Message(..) => Err(self.cursor.refuse("must not be null")),
         }
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<bool, E> {
-        self.plain(|kind| Scalar::from_bool(kind, value), 4, Kind::Bool)
+        self.number_or_bool(|kind| Scalar::from_bool(kind, value), 4, Kind::Bool)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<bool, E> {
-        self.plain(|kind| Scalar::from_i64(kind, value), 2, Kind::Double)
+        self.number_or_bool(|kind| Scalar::from_i64(kind, value), 2, Kind::Double)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<bool, E> {
-        self.plain(|kind| Scalar::from_u64(kind, value), 2, Kind::Double)
+        self.number_or_bool(|kind| Scalar::from_u64(kind, value), 2, Kind::Double)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<bool, E> {
         if self.takes_integer() {
-            self.place.inexact = true;
+            self.cursor.inexact = true;
             return Err(E::custom("an integer with a fraction or an exponent"));
         }
-        self.plain(|kind| Scalar::from_f64(kind, value), 2, Kind::Double)
+        self.number_or_bool(|kind| Scalar::from_f64(kind, value), 2, Kind::Double)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
-        let schema = self.place.schema;
+        let schema = self.cursor.schema;
         let convert = |kind| Scalar::from_json_string(schema, kind, text);
         self.scalar(convert, |id| message_from_text(schema, id, text, convert))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<bool, A::Error> {
         if let Target::Field(field @ Field { label: Label::Repeated { .. }, .. }, _) = self.target {
-            elements(self.place, self.out, field, sequence)?;
+            elements(self.cursor, self.out, field, sequence)?;
             return Ok(true);
         }
-        self.message(|place, out, id, _| {
-            let schema = place.schema;
+        self.message(|cursor, out, id, _| {
+            let schema = cursor.schema;
             let message = schema.message(id);
             match message.shape {
-                Shape::ListValue => elements(place, out, message.at(0), sequence),
+                Shape::ListValue => elements(cursor, out, message.at(0), sequence),
                 Shape::Value => {
                     let list = message.at(5);
                     let values = schema.message_of(list).map(|list| list.at(0));
-                    let values = values.ok_or_else(|| place.refuse("no list of values in this schema"))?;
-                    place.enter()?;
-                    put_delimited(out, list.number, |out| elements(place, out, values, sequence))?;
-                    place.leave();
+                    let values = values.ok_or_else(|| cursor.refuse("no list of values in this schema"))?;
+                    cursor.enter()?;
+                    put_delimited(out, list.number, |out| elements(cursor, out, values, sequence))?;
+                    cursor.leave();
                     Ok(())
                 }
-                _ => Err(place.refuse(expected_shape(message).to_string())),
+                _ => Err(cursor.refuse(expected_shape(message).to_string())),
             }
         })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<bool, A::Error> {
         if let Target::Field(field @ Field { label: Label::Map, .. }, _) = self.target {
-            entries(self.place, self.out, field, map)?;
+            entries(self.cursor, self.out, field, map)?;
             return Ok(true);
         }
-        self.message(|place, out, id, guard| {
-            let schema = place.schema;
+        self.message(|cursor, out, id, bound_fields| {
+            let schema = cursor.schema;
             let message = schema.message(id);
             match message.shape {
-                Shape::Object | Shape::HttpBody => members(place, out, id, guard, map),
-                Shape::Any => any(place, out, message, map),
-                Shape::Struct => entries(place, out, message.at(0), map),
+                Shape::Object | Shape::HttpBody => members(cursor, out, id, bound_fields, map),
+                Shape::Any => any(cursor, out, message, map),
+                Shape::Struct => entries(cursor, out, message.at(0), map),
                 Shape::Value => {
                     let object = message.at(4);
                     let fields = schema.message_of(object).map(|object| object.at(0));
-                    let fields = fields.ok_or_else(|| place.refuse("no object of values in this schema"))?;
-                    place.enter()?;
-                    put_delimited(out, object.number, |out| entries(place, out, fields, map))?;
-                    place.leave();
+                    let fields = fields.ok_or_else(|| cursor.refuse("no object of values in this schema"))?;
+                    cursor.enter()?;
+                    put_delimited(out, object.number, |out| entries(cursor, out, fields, map))?;
+                    cursor.leave();
                     Ok(())
                 }
                 Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::ListValue | Shape::Wrapper => {
-                    Err(place.refuse(expected_shape(message).to_string()))
+                    Err(cursor.refuse(expected_shape(message).to_string()))
                 }
             }
         })
@@ -480,70 +482,70 @@ pub(crate) fn message_from_text<'t>(
 
 /// The members of an object, as the fields of a message.
 fn members<'de, 's, A: MapAccess<'de>>(
-    place: &mut Place<'s>,
+    cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
     id: MessageId,
-    guard: Option<&'s Guard>,
+    bound_fields: Option<&'s BoundFields>,
     mut map: A,
 ) -> Result<(), A::Error> {
-    let schema = place.schema;
+    let schema = cursor.schema;
     let message = schema.message(id);
-    let mut named = Seen::new(message.fields.len());
-    let mut chosen = Seen::new(message.oneofs.into());
+    let mut named = IndexSet::new(message.fields.len());
+    let mut chosen = IndexSet::new(message.oneofs.into());
     while let Some(name) = map.next_key_seed(Name)? {
-        place.count()?;
+        cursor.count()?;
         let Some(index) = message.field(&name) else {
-            place.path.push(Step::Key(name.into_owned()));
-            return Err(place.refuse("unknown field"));
+            cursor.path.push(Step::Key(name.into_owned()));
+            return Err(cursor.refuse("unknown field"));
         };
         let field = message.at(index);
-        place.path.push(Step::Field(&field.name));
-        let objection = guard.and_then(|guard| guard.check(schema, id, index).err());
-        if objection == Some(Objection::OneofTaken) {
-            return Err(place.refuse("another member of its oneof is bound by the path"));
+        cursor.path.push(Step::Field(&field.name));
+        let conflict = bound_fields.and_then(|bound_fields| bound_fields.check(schema, id, index).err());
+        if conflict == Some(Conflict::OneofBound) {
+            return Err(cursor.refuse("another member of its oneof is bound by the path"));
         }
         if !named.insert(index) {
-            return Err(place.refuse("given more than once"));
+            return Err(cursor.refuse("given more than once"));
         }
-        if let Some(Objection::Taken(variable)) = objection {
-            repeated(place, field, variable, &mut map)?;
-            place.path.pop();
+        if let Some(Conflict::Bound(variable)) = conflict {
+            bound_member(cursor, field, variable, &mut map)?;
+            cursor.path.pop();
             continue;
         }
-        let target = Target::Field(field, guard.and_then(|guard| guard.child(index)));
-        let present = map.next_value_seed(Slot { place, out, target })?;
+        let target = Target::Field(field, bound_fields.and_then(|bound_fields| bound_fields.nested(index)));
+        let present = map.next_value_seed(ValueSeed { cursor, out, target })?;
         if let Some(oneof) = field.oneof
             && present
             && !chosen.insert(oneof)
         {
-            return Err(place.refuse("another member of its oneof is given too"));
+            return Err(cursor.refuse("another member of its oneof is given too"));
         }
-        place.path.pop();
+        cursor.path.pop();
     }
     Ok(())
 }
 
 /// A member that says again what the path says. It is compared as it would stand on the wire, so that each of its
 /// spellings is one; and it is not written, since the path is.
-fn repeated<'de, 's, A: MapAccess<'de>>(
-    place: &mut Place<'s>,
+fn bound_member<'de, 's, A: MapAccess<'de>>(
+    cursor: &mut Cursor<'s>,
     field: &'s Field,
     variable: Option<usize>,
     map: &mut A,
 ) -> Result<(), A::Error> {
-    let mut said = Vec::new();
-    let slot = Slot { place: &mut *place, out: &mut said, target: Target::Field(field, None) };
-    let present = map.next_value_seed(slot)?;
-    let bound = variable.and_then(|variable| place.bound.get(variable));
-    if !present || bound != Some(&said) {
-        return Err(place.refuse("is bound by the path, which says another value"));
+    let mut value = Vec::new();
+    let seed = ValueSeed { cursor: &mut *cursor, out: &mut value, target: Target::Field(field, None) };
+    let present = map.next_value_seed(seed)?;
+    let bound = variable.and_then(|variable| cursor.bound.get(variable));
+    if !present || bound != Some(&value) {
+        return Err(cursor.refuse("is bound by the path, which says another value"));
     }
     Ok(())
 }
 
 /// The elements of a list, as a repeated field.
 fn elements<'de, 's, A: SeqAccess<'de>>(
-    place: &mut Place<'s>,
+    cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
     field: &'s Field,
     mut sequence: A,
@@ -551,14 +553,14 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
     let packed = field.label == Label::Repeated { packed: true };
     let mut read_all = |out: &mut Vec<u8>| {
         for position in 0.. {
-            place.path.push(Step::Index(position));
-            let target = if packed { Target::Packed(field.kind) } else { Target::One(field) };
-            if sequence.next_element_seed(Slot { place: &mut *place, out, target })?.is_none() {
-                place.path.pop();
+            cursor.path.push(Step::Index(position));
+            let target = if packed { Target::Packed(field.kind) } else { Target::Element(field) };
+            if sequence.next_element_seed(ValueSeed { cursor: &mut *cursor, out, target })?.is_none() {
+                cursor.path.pop();
                 break;
             }
-            place.path.pop();
-            place.count_of(field, position + 1)?;
+            cursor.path.pop();
+            cursor.count_element(field, position + 1)?;
         }
         Ok(())
     };
@@ -572,48 +574,48 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
 
 /// The members of an object, as the entries of a map.
 fn entries<'de, 's, A: MapAccess<'de>>(
-    place: &mut Place<'s>,
+    cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
     field: &'s Field,
     mut map: A,
 ) -> Result<(), A::Error> {
-    let schema = place.schema;
-    let Some(entry) = schema.message_of(field) else { return Err(place.refuse("no map in this schema")) };
+    let schema = cursor.schema;
+    let Some(entry) = schema.message_of(field) else { return Err(cursor.refuse("no map in this schema")) };
     let (key, value) = (entry.at(0), entry.at(1));
     let mut keys = HashSet::new();
     while let Some(name) = map.next_key_seed(Name)? {
-        place.count_of(field, keys.len() + 1)?;
-        place.enter()?;
-        place.path.push(Step::Key(name.to_string()));
+        cursor.count_element(field, keys.len() + 1)?;
+        cursor.enter()?;
+        cursor.path.push(Step::Key(name.to_string()));
         let mut encoded = Vec::new();
         Scalar::from_text(schema, key.kind, &name)
-            .map_err(|mismatch| place.refuse::<A::Error>(format!("as a key, {mismatch}")))?
+            .map_err(|mismatch| cursor.refuse::<A::Error>(format!("as a key, {mismatch}")))?
             .put(&mut encoded, key.number);
         put_delimited(out, field.number, |out| {
             out.extend_from_slice(&encoded);
-            map.next_value_seed(Slot { place: &mut *place, out, target: Target::One(value) }).map(drop)
+            map.next_value_seed(ValueSeed { cursor: &mut *cursor, out, target: Target::Element(value) }).map(drop)
         })?;
         // Compared as encoded: for a number, `1` and `1.0` are one key.
         if !keys.insert(encoded) {
-            return Err(place.refuse("given more than once"));
+            return Err(cursor.refuse("given more than once"));
         }
-        place.path.pop();
-        place.leave();
+        cursor.path.pop();
+        cursor.leave();
     }
     Ok(())
 }
 
 /// An object with `@type`, as a packed message. Read whole first, since `@type` may come last.
 fn any<'de, A: MapAccess<'de>>(
-    place: &mut Place<'_>,
+    cursor: &mut Cursor<'_>,
     out: &mut Vec<u8>,
     message: &Message,
     mut map: A,
 ) -> Result<(), A::Error> {
     let mut type_url = None;
-    let mut rest = UnreadMembers::default();
+    let mut rest = RawMembers::default();
     while let Some(name) = map.next_key_seed(Name)? {
-        place.count()?;
+        cursor.count()?;
         let value: &RawValue = map.next_value()?;
         if name != "@type" {
             rest.members.push((name, value.get()));
@@ -621,56 +623,56 @@ fn any<'de, A: MapAccess<'de>>(
         }
         match serde_json::from_str(value.get()) {
             Ok(url) if type_url.is_none() => type_url = Some::<String>(url),
-            _ => return Err(place.refuse("expected one `@type`, a string")),
+            _ => return Err(cursor.refuse("expected one `@type`, a string")),
         }
     }
     let (url, value) = (message.at(0), message.at(1));
     match type_url {
         None if rest.members.is_empty() => {}
-        None => return Err(place.refuse("expected a member `@type`")),
+        None => return Err(cursor.refuse("expected a member `@type`")),
         Some(type_url) => {
-            let known = type_url.rsplit_once('/').and_then(|(_, name)| place.schema.find(name));
+            let known = type_url.rsplit_once('/').and_then(|(_, name)| cursor.schema.find(name));
             let Some(id) = known else {
-                return Err(place.refuse(format!("no message type {:?}", clip(&type_url))));
+                return Err(cursor.refuse(format!("no message type {:?}", clip(&type_url))));
             };
             wire::put_bytes(out, url.number, type_url.as_bytes());
-            put_delimited(out, value.number, |out| any_payload(place, out, id, rest)).map_err(A::Error::custom)?;
+            put_delimited(out, value.number, |out| any_payload(cursor, out, id, rest)).map_err(A::Error::custom)?;
         }
     }
     Ok(())
 }
 
 fn any_payload(
-    place: &mut Place<'_>,
+    cursor: &mut Cursor<'_>,
     out: &mut Vec<u8>,
     id: MessageId,
-    mut rest: UnreadMembers<'_>,
+    mut rest: RawMembers<'_>,
 ) -> Result<(), serde_json::Error> {
-    if place.schema.message(id).shape.is_object() {
-        place.enter()?;
+    if cursor.schema.message(id).shape.is_object() {
+        cursor.enter()?;
         rest.members.reverse();
-        members(place, out, id, None, rest)?;
-        place.leave();
+        members(cursor, out, id, None, rest)?;
+        cursor.leave();
         return Ok(());
     }
     // A type whose JSON is not an object stands in a member of its own (ProtoJSON, Any).
     match (rest.members.pop(), rest.members.is_empty()) {
         (Some((name, value)), true) if name == "value" => {
-            let slot = Slot { place, out, target: Target::Body(id, None) };
-            slot.deserialize(&mut serde_json::Deserializer::from_str(value)).map(drop)
+            let seed = ValueSeed { cursor, out, target: Target::Message(id, None) };
+            seed.deserialize(&mut serde_json::Deserializer::from_str(value)).map(drop)
         }
-        _ => Err(place.refuse("expected `@type` and `value`, nothing else")),
+        _ => Err(cursor.refuse("expected `@type` and `value`, nothing else")),
     }
 }
 
 /// Members of an object whose values are still text, the next one last.
 #[derive(Default)]
-struct UnreadMembers<'de> {
+struct RawMembers<'de> {
     members: Vec<(Cow<'de, str>, &'de str)>,
     value: &'de str,
 }
 
-impl<'de> MapAccess<'de> for UnreadMembers<'de> {
+impl<'de> MapAccess<'de> for RawMembers<'de> {
     type Error = serde_json::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
@@ -733,26 +735,26 @@ impl<'de> Visitor<'de> for Name {
 }
 
 /// A set of small numbers. Nearly every message has at most 64 fields and needs no memory for it.
-enum Seen {
+enum IndexSet {
     Few(u64),
     Many(Vec<bool>),
 }
 
-impl Seen {
-    fn new(size: usize) -> Seen {
-        if size <= 64 { Seen::Few(0) } else { Seen::Many(vec![false; size]) }
+impl IndexSet {
+    fn new(size: usize) -> IndexSet {
+        if size <= 64 { IndexSet::Few(0) } else { IndexSet::Many(vec![false; size]) }
     }
 
     /// Adds a number; `false` when it was there already.
     fn insert(&mut self, index: u16) -> bool {
         match self {
-            Seen::Few(bits) => {
+            IndexSet::Few(bits) => {
                 let bit = 1 << index;
                 let fresh = *bits & bit == 0;
                 *bits |= bit;
                 fresh
             }
-            Seen::Many(flags) => !std::mem::replace(&mut flags[usize::from(index)], true),
+            IndexSet::Many(flags) => !std::mem::replace(&mut flags[usize::from(index)], true),
         }
     }
 }

@@ -56,16 +56,16 @@ pub(crate) struct ReplyContext {
 pub(crate) type Answer<B> = Response<ResponseBody<B>>;
 
 /// A stream whose first message has not come yet.
-pub(crate) type Opening<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
+pub(crate) type OpeningStream<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
 
 /// The service's answer, or the way to it.
 pub(crate) enum Reply<B> {
     Answer(Answer<B>),
-    Unary(Unary<B>),
-    Stream(Opening<B>),
+    Unary(UnaryReply<B>),
+    Stream(OpeningStream<B>),
 }
 
-/// What the service said besides its messages.
+/// What the service metadata besides its messages.
 #[derive(Debug, Default)]
 struct ReplyMetadata {
     headers: HeaderMap,
@@ -75,7 +75,7 @@ struct ReplyMetadata {
 
 impl ReplyMetadata {
     /// What is left of it when the answer is not the service's any more.
-    fn unsaid(self) -> ReplyMetadata {
+    fn without_headers(self) -> ReplyMetadata {
         ReplyMetadata { extensions: self.extensions, ..ReplyMetadata::default() }
     }
 }
@@ -115,18 +115,19 @@ impl ReplyContext {
         response
     }
 
-    fn bad_reply<B>(&self, what: &'static str, said: ReplyMetadata) -> Answer<B> {
-        self.refuse_after(&Refusal::BadReply(what), said.unsaid())
+    fn bad_reply<B>(&self, what: &'static str, metadata: ReplyMetadata) -> Answer<B> {
+        self.refuse_after(&Refusal::BadReply(what), metadata.without_headers())
     }
 
-    fn refuse_after<B>(&self, refusal: &Refusal, said: ReplyMetadata) -> Answer<B> {
-        self.fail(self.transcoder.refuse(refusal), said)
+    fn refuse_after<B>(&self, refusal: &Refusal, metadata: ReplyMetadata) -> Answer<B> {
+        self.fail(self.transcoder.refuse(refusal), metadata)
     }
 
     /// A call that failed.
-    fn fail<B>(&self, failure: RestError, said: ReplyMetadata) -> Answer<B> {
+    fn fail<B>(&self, failure: RestError, metadata: ReplyMetadata) -> Answer<B> {
         let hooks = &self.transcoder.hooks;
-        let mut answer = self.whole(hooks.error_content_type.clone(), hooks.error_body(&failure).into(), said);
+        let mut answer =
+            self.full_response(hooks.error_content_type.clone(), hooks.error_body(&failure).into(), metadata);
         *answer.status_mut() = failure.status;
         for (name, value) in failure.headers.iter() {
             // The service's own word counts.
@@ -135,8 +136,8 @@ impl ReplyContext {
         answer
     }
 
-    fn whole<B>(&self, content_type: HeaderValue, body: Bytes, said: ReplyMetadata) -> Answer<B> {
-        let ReplyMetadata { mut headers, trailers, extensions } = said;
+    fn full_response<B>(&self, content_type: HeaderValue, body: Bytes, metadata: ReplyMetadata) -> Answer<B> {
+        let ReplyMetadata { mut headers, trailers, extensions } = metadata;
         headers::from_metadata(&mut headers, &trailers);
         headers.insert(header::CONTENT_TYPE, content_type);
         let body = if self.is_head {
@@ -150,7 +151,7 @@ impl ReplyContext {
     }
 
     /// A call that went well: the service may change the head.
-    fn succeed<B>(&self, answer: Answer<B>) -> Answer<B> {
+    fn apply_success_hook<B>(&self, answer: Answer<B>) -> Answer<B> {
         let Some(Hook(hook)) = &self.transcoder.hooks.success else { return answer };
         let (mut parts, mut body) = answer.into_parts();
         hook(&self.binding().matched, &mut parts);
@@ -181,48 +182,50 @@ impl ReplyContext {
     {
         let (parts, body) = response.into_parts();
         let response::Parts { status, headers, extensions, .. } = parts;
-        let said = ReplyMetadata { headers, trailers: HeaderMap::new(), extensions };
-        let ended = status != StatusCode::OK || said.headers.contains_key(status::GRPC_STATUS);
+        let metadata = ReplyMetadata { headers, trailers: HeaderMap::new(), extensions };
+        let ended = status != StatusCode::OK || metadata.headers.contains_key(status::GRPC_STATUS);
         let streams = self.binding().server_streaming;
-        if ended && let Some(failure) = RestError::of_call(&self.transcoder.details(), status, &said.headers) {
-            return Reply::Answer(self.fail(failure, said));
+        if ended && let Some(failure) = RestError::from_call_end(&self.transcoder.details(), status, &metadata.headers)
+        {
+            return Reply::Answer(self.fail(failure, metadata));
         }
         match (streams, ended) {
             (true, _) if self.is_head || ended => {
-                Reply::Answer(self.streamed(None, None, Deframer::default(), None, said))
+                Reply::Answer(self.stream_response(None, None, Deframer::default(), None, metadata))
             }
-            (true, _) => Reply::Stream(Box::pin(self.open(said, body))),
-            (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", said)),
+            (true, _) => Reply::Stream(Box::pin(self.open_stream(metadata, body))),
+            (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", metadata)),
             (false, false) => {
-                Reply::Unary(Unary { context: self, body, said, deframer: Deframer::default(), message: None })
+                Reply::Unary(UnaryReply { context: self, body, metadata, deframer: Deframer::default(), message: None })
             }
         }
     }
 
     /// The end of a unary call.
-    fn unary<B>(&self, message: Option<Bytes>, whole: bool, mut said: ReplyMetadata) -> Answer<B> {
-        if let Some(failure) = RestError::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
-            return self.fail(failure, said);
+    fn unary_response<B>(&self, message: Option<Bytes>, whole: bool, mut metadata: ReplyMetadata) -> Answer<B> {
+        if let Some(failure) = RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &metadata.trailers)
+        {
+            return self.fail(failure, metadata);
         }
         let Some(message) = message.filter(|_| whole) else {
-            return self.bad_reply("no reply to a unary call", said);
+            return self.bad_reply("no reply to a unary call", metadata);
         };
         let binding = self.binding();
         if binding.raw_reply {
             return match http_body(&self.transcoder, binding, &message) {
-                Ok(raw) => self.succeed(self.whole(raw.content_type, raw.data, said)),
-                Err(what) => self.bad_reply(what, said),
+                Ok(raw) => self.apply_success_hook(self.full_response(raw.content_type, raw.data, metadata)),
+                Err(what) => self.bad_reply(what, metadata),
             };
         }
         let mut json = Vec::with_capacity(message.len() * 2 + 64);
         match print(&self.transcoder, binding, &message, &mut json) {
-            Ok(()) => self.succeed(self.whole(JSON, json.into(), mem::take(&mut said))),
-            Err(what) => self.bad_reply(what, said),
+            Ok(()) => self.apply_success_hook(self.full_response(JSON, json.into(), mem::take(&mut metadata))),
+            Err(what) => self.bad_reply(what, metadata),
         }
     }
 
     /// Waits for the first message or the end of the call: until then, the status line may still be an error's.
-    async fn open<B>(self, mut said: ReplyMetadata, body: B) -> Answer<B>
+    async fn open_stream<B>(self, mut metadata: ReplyMetadata, body: B) -> Answer<B>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
@@ -236,33 +239,36 @@ impl ReplyContext {
                 Ok(Some(message)) => break Some(message),
                 Ok(None) if !open => break None,
                 Ok(None) => {}
-                Err(_) => return self.bad_reply("the reply is not a gRPC frame", said),
+                Err(_) => return self.bad_reply("the reply is not a gRPC frame", metadata),
             }
             let frame = match heartbeat {
                 None => body.frame().await,
                 Some(period) => match tokio::time::timeout(period, body.frame()).await {
                     Ok(frame) => frame,
                     // Nothing for so long: better to begin the stream than to let a proxy give up on it.
-                    Err(_) => return self.streamed(None, Some(HEARTBEAT), deframer, Some(body), said),
+                    Err(_) => return self.stream_response(None, Some(HEARTBEAT), deframer, Some(body), metadata),
                 },
             };
             match frame.transpose() {
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(data) => deframer.push(data),
                     Err(frame) => {
-                        said.trailers = frame.into_trailers().unwrap_or_default();
+                        metadata.trailers = frame.into_trailers().unwrap_or_default();
                         open = false;
                     }
                 },
                 Ok(None) => open = false,
-                Err(_) => return self.bad_reply("the reply broke off", said),
+                Err(_) => return self.bad_reply("the reply broke off", metadata),
             }
         };
-        if !open && let Some(failure) = RestError::of_call(&self.transcoder.details(), StatusCode::OK, &said.trailers) {
-            return self.fail(failure, said);
+        if !open
+            && let Some(failure) =
+                RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &metadata.trailers)
+        {
+            return self.fail(failure, metadata);
         }
         if first.is_none() && deframer.end().is_err() {
-            return self.bad_reply("the reply is cut off", said);
+            return self.bad_reply("the reply is cut off", metadata);
         }
         let (binding, format) = (self.binding(), self.format());
         let written = first.map(|message| {
@@ -275,9 +281,9 @@ impl ReplyContext {
         match written.transpose() {
             Ok(written) => {
                 let (content_type, first) = written.unzip();
-                self.streamed(content_type.flatten(), first, deframer, open.then_some(body), said)
+                self.stream_response(content_type.flatten(), first, deframer, open.then_some(body), metadata)
             }
-            Err(what) => self.bad_reply(what, said),
+            Err(what) => self.bad_reply(what, metadata),
         }
     }
 
@@ -290,16 +296,16 @@ impl ReplyContext {
     }
 
     /// A stream that has begun. `content_type` is the first message's; a HEAD has not waited for one.
-    fn streamed<B>(
+    fn stream_response<B>(
         &self,
         content_type: Option<HeaderValue>,
         first: Option<Bytes>,
         deframer: Deframer,
         body: Option<Pin<Box<B>>>,
-        said: ReplyMetadata,
+        metadata: ReplyMetadata,
     ) -> Answer<B> {
         let format = self.format();
-        let ReplyMetadata { mut headers, extensions, .. } = said;
+        let ReplyMetadata { mut headers, extensions, .. } = metadata;
         headers::from_metadata(&mut headers, &HeaderMap::new());
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
         // nginx holds back what it proxies unless it is told not to.
@@ -320,23 +326,23 @@ impl ReplyContext {
             let binding = self.binding.unwrap_or_default();
             ResponseBody::stream(ReplyStream::new(Arc::clone(&self.transcoder), binding, format, first, deframer, body))
         };
-        self.succeed(self.response(body, headers, extensions))
+        self.apply_success_hook(self.response(body, headers, extensions))
     }
 }
 
 pin_project! {
     /// The answer to a unary call, being put together.
-    pub(crate) struct Unary<B> {
+    pub(crate) struct UnaryReply<B> {
         context: ReplyContext,
         #[pin]
         body: B,
-        said: ReplyMetadata,
+        metadata: ReplyMetadata,
         deframer: Deframer,
         message: Option<Bytes>,
     }
 }
 
-impl<B> Future for Unary<B>
+impl<B> Future for UnaryReply<B>
 where
     B: Body<Data = Bytes>,
 {
@@ -348,14 +354,14 @@ where
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => {
-                    return Poll::Ready(this.context.bad_reply("the reply broke off", mem::take(this.said)));
+                    return Poll::Ready(this.context.bad_reply("the reply broke off", mem::take(this.metadata)));
                 }
                 None => break,
             };
             match frame.into_data() {
                 Ok(data) => this.deframer.push(data),
                 Err(frame) => {
-                    this.said.trailers = frame.into_trailers().unwrap_or_default();
+                    this.metadata.trailers = frame.into_trailers().unwrap_or_default();
                     break;
                 }
             }
@@ -370,10 +376,10 @@ where
                     Ok(None) => break,
                     Err(_) => "the reply is not a gRPC frame",
                 };
-                return Poll::Ready(this.context.bad_reply(what, mem::take(this.said)));
+                return Poll::Ready(this.context.bad_reply(what, mem::take(this.metadata)));
             }
         }
         let whole = this.deframer.end().is_ok();
-        Poll::Ready(this.context.unary(this.message.take(), whole, mem::take(this.said)))
+        Poll::Ready(this.context.unary_response(this.message.take(), whole, mem::take(this.metadata)))
     }
 }

@@ -39,12 +39,12 @@ struct Node {
 struct Leaf(Vec<(Option<Box<str>>, Methods)>);
 
 /// The rules of one template: whose method, and which route.
-type Methods = Vec<(Verb, usize)>;
+type Methods = Vec<(MethodPattern, usize)>;
 
 /// The HTTP method of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verb {
-    Method(Method),
+pub(crate) enum MethodPattern {
+    Exact(Method),
     /// `custom { kind: "*" }`.
     Any,
 }
@@ -84,7 +84,7 @@ impl Router {
         &mut self,
         base: &[Box<str>],
         template: &Template,
-        verb: &Verb,
+        pattern: &MethodPattern,
         route: usize,
     ) -> Result<(), usize> {
         let mut node = 0;
@@ -109,11 +109,11 @@ impl Router {
         }
         let node = &mut self.nodes[node];
         let leaf = if rest { &mut node.rest } else { &mut node.end };
-        leaf.insert(template.verb.as_deref(), verb, route)
+        leaf.insert(template.verb.as_deref(), pattern, route)
     }
 
     /// The route that has the method, shape and verb of this template already.
-    pub(crate) fn taken(&self, base: &[Box<str>], template: &Template, verb: &Verb) -> Option<usize> {
+    pub(crate) fn existing(&self, base: &[Box<str>], template: &Template, pattern: &MethodPattern) -> Option<usize> {
         let mut node = &self.nodes[0];
         let mut rest = false;
         let literals = base.iter().map(|literal| Segment::Literal(literal.clone()));
@@ -130,7 +130,7 @@ impl Router {
         }
         let leaf = if rest { &node.rest } else { &node.end };
         let methods = leaf.with_verb(template.verb.as_deref())?;
-        methods.iter().find(|(other, _)| other == verb).map(|(_, route)| *route)
+        methods.iter().find(|(other, _)| other == pattern).map(|(_, route)| *route)
     }
 
     fn add(&mut self) -> usize {
@@ -158,24 +158,24 @@ impl Router {
         if let Some((colon, verb)) = path.verb(text) {
             let whole = path.cut(colon);
             match self.find_with(method, text, &path, Some(verb)) {
-                Search::Nothing => path.restore(whole),
+                Search::NotFound => path.restore(whole),
                 // What is left may be a dot segment only now.
                 _ if path.last(text).is_some_and(is_dot_segment) => return RouteMatch::Unknown,
                 Search::Found(route) => return RouteMatch::Route { route, path },
-                Search::Other(methods) => return RouteMatch::OtherMethods(methods),
+                Search::OtherMethods(methods) => return RouteMatch::OtherMethods(methods),
             }
         }
         match self.find_with(method, text, &path, None) {
             Search::Found(route) => RouteMatch::Route { route, path },
-            Search::Other(methods) => RouteMatch::OtherMethods(methods),
-            Search::Nothing => RouteMatch::Unknown,
+            Search::OtherMethods(methods) => RouteMatch::OtherMethods(methods),
+            Search::NotFound => RouteMatch::Unknown,
         }
     }
 
     fn find_with(&self, method: &Method, text: &str, path: &Path, verb: Option<&str>) -> Search {
         let mut found = None;
         self.walk(0, text, path, 0, verb, &mut |methods| {
-            found = pick(methods, method);
+            found = select_method(methods, method);
             found.is_some()
         });
         if let Some(route) = found {
@@ -183,10 +183,10 @@ impl Router {
         }
         let mut known = Vec::new();
         self.walk(0, text, path, 0, verb, &mut |methods| {
-            known.extend(methods.iter().map(|(verb, _)| verb.clone()));
+            known.extend(methods.iter().map(|(pattern, _)| pattern.clone()));
             false
         });
-        if known.is_empty() { Search::Nothing } else { Search::Other(allowed(&known)) }
+        if known.is_empty() { Search::NotFound } else { Search::OtherMethods(allowed(&known)) }
     }
 
     /// Visits every template that matches, the most specific first, until `visit` says that it is enough.
@@ -199,7 +199,7 @@ impl Router {
         path: &Path,
         position: usize,
         verb: Option<&str>,
-        visit: &mut impl FnMut(&[(Verb, usize)]) -> bool,
+        visit: &mut impl FnMut(&[(MethodPattern, usize)]) -> bool,
     ) -> bool {
         let node = &self.nodes[node];
         let done = match path.segment(text, position) {
@@ -219,45 +219,46 @@ impl Router {
 
 enum Search {
     Found(usize),
-    Other(Vec<Method>),
-    Nothing,
+    OtherMethods(Vec<Method>),
+    NotFound,
 }
 
 impl Leaf {
-    fn insert(&mut self, verb: Option<&str>, method: &Verb, route: usize) -> Result<(), usize> {
+    fn insert(&mut self, verb: Option<&str>, pattern: &MethodPattern, route: usize) -> Result<(), usize> {
         let place = self.0.iter().position(|(other, _)| other.as_deref() == verb).unwrap_or_else(|| {
             self.0.push((verb.map(Into::into), Vec::new()));
             self.0.len() - 1
         });
         let methods = &mut self.0[place].1;
-        if let Some((_, other)) = methods.iter().find(|(other, _)| other == method) {
+        if let Some((_, other)) = methods.iter().find(|(other, _)| other == pattern) {
             return Err(*other);
         }
-        methods.push((method.clone(), route));
+        methods.push((pattern.clone(), route));
         Ok(())
     }
 
-    fn with_verb(&self, verb: Option<&str>) -> Option<&[(Verb, usize)]> {
+    fn with_verb(&self, verb: Option<&str>) -> Option<&[(MethodPattern, usize)]> {
         self.0.iter().find(|(other, _)| other.as_deref() == verb).map(|(_, methods)| methods.as_slice())
     }
 }
 
 /// The method itself, else GET for a HEAD (RFC 9110 §9.3.2), else the rule for every method, OPTIONS included.
-fn pick(methods: &[(Verb, usize)], method: &Method) -> Option<usize> {
-    let find = |wanted: &Verb| methods.iter().find(|(verb, _)| verb == wanted).map(|(_, route)| *route);
-    find(&Verb::Method(method.clone()))
-        .or_else(|| if method == Method::HEAD { find(&Verb::Method(Method::GET)) } else { None })
-        .or_else(|| find(&Verb::Any))
+fn select_method(methods: &[(MethodPattern, usize)], method: &Method) -> Option<usize> {
+    let find = |wanted: &MethodPattern| methods.iter().find(|(pattern, _)| pattern == wanted).map(|(_, route)| *route);
+    find(&MethodPattern::Exact(method.clone()))
+        .or_else(|| if method == Method::HEAD { find(&MethodPattern::Exact(Method::GET)) } else { None })
+        .or_else(|| find(&MethodPattern::Any))
 }
 
 /// The methods for `Allow`, without repeats, in an order that does not depend on the rules'.
-fn allowed(known: &[Verb]) -> Vec<Method> {
+fn allowed(known: &[MethodPattern]) -> Vec<Method> {
     const COMMON: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
-    let has = |method: &Method| known.contains(&Verb::Any) || known.contains(&Verb::Method(method.clone()));
+    let has =
+        |method: &Method| known.contains(&MethodPattern::Any) || known.contains(&MethodPattern::Exact(method.clone()));
     let mut methods: Vec<Method> =
         COMMON.into_iter().filter(|method| has(method) || (*method == Method::HEAD && has(&Method::GET))).collect();
-    for verb in known {
-        if let Verb::Method(method) = verb
+    for pattern in known {
+        if let MethodPattern::Exact(method) = pattern
             && !methods.contains(method)
         {
             methods.push(method.clone());
@@ -380,9 +381,10 @@ mod tests {
         let mut router = Router::new();
         let mut templates = Vec::new();
         for (route, (method, template)) in rules.iter().enumerate() {
-            let verb = if *method == "*" { Verb::Any } else { Verb::Method(method.parse().unwrap()) };
+            let pattern =
+                if *method == "*" { MethodPattern::Any } else { MethodPattern::Exact(method.parse().unwrap()) };
             let template = Template::parse(template).unwrap();
-            router.insert(&[], &template, &verb, route).unwrap();
+            router.insert(&[], &template, &pattern, route).unwrap();
             templates.push(template);
         }
         (router, templates)
@@ -492,7 +494,7 @@ mod tests {
     #[test]
     fn one_shape_has_one_route() {
         let mut router = Router::new();
-        let get = Verb::Method(Method::GET);
+        let get = MethodPattern::Exact(Method::GET);
         let insert =
             |router: &mut Router, text: &str, route| router.insert(&[], &Template::parse(text).unwrap(), &get, route);
         assert_eq!(insert(&mut router, "/a/{x}", 0), Ok(()));

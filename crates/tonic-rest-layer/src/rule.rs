@@ -15,11 +15,11 @@ use crate::binding::Body;
 use crate::binding::BoundVariable;
 use crate::binding::MatchedRoute;
 use crate::binding::Rules;
+use crate::bound_fields::BoundFields;
 use crate::error::BuildError;
 use crate::error::BuildErrors;
 use crate::error::RuleError;
-use crate::guard::Guard;
-use crate::route::Verb;
+use crate::route::MethodPattern;
 use crate::schema::Field;
 use crate::schema::FieldIndex;
 use crate::schema::Label;
@@ -82,7 +82,7 @@ pub(crate) struct Selection {
 
 /// Reads the rules of the pool's services, or of those that are selected.
 pub(crate) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection) -> Result<Rules, BuildErrors> {
-    let mut rules = Reader {
+    let mut rules = RuleReader {
         schema,
         errors: Vec::new(),
         bases: Vec::new(),
@@ -100,7 +100,7 @@ pub(crate) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection
         selection.services.is_empty() || selection.services.iter().any(|name| name == service.full_name())
     };
     // What is wrong up to here is wrong with what was asked for, and not with a rule.
-    let asked_for = rules.errors.len();
+    let selection_errors = rules.errors.len();
     if let Some(extension) = pool.get_extension_by_name("google.api.http") {
         let services = pool.services().filter(is_selected);
         for method in services.flat_map(|service| service.methods().collect::<Vec<_>>()) {
@@ -115,10 +115,10 @@ pub(crate) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection
             }
         }
     }
-    rules.finish(asked_for)
+    rules.finish(selection_errors)
 }
 
-struct Reader<'s> {
+struct RuleReader<'s> {
     schema: &'s Schema,
     errors: Vec<BuildError>,
     bases: Vec<Vec<Box<str>>>,
@@ -128,7 +128,7 @@ struct Reader<'s> {
     skips_faulty: bool,
 }
 
-impl Reader<'_> {
+impl RuleReader<'_> {
     fn read_bases(&mut self, base_paths: &[String]) {
         for base in base_paths {
             let segments = match base.as_str() {
@@ -153,12 +153,12 @@ impl Reader<'_> {
         }
     }
 
-    fn finish(mut self, asked_for: usize) -> Result<Rules, BuildErrors> {
+    fn finish(mut self, selection_errors: usize) -> Result<Rules, BuildErrors> {
         if self.rules.bindings.is_empty() && self.errors.is_empty() {
             self.errors.push(BuildError::of_set(RuleError::NoRules));
         }
         // With nothing left to serve, what was left out is why.
-        if self.skips_faulty && asked_for == 0 && !self.rules.bindings.is_empty() {
+        if self.skips_faulty && selection_errors == 0 && !self.rules.bindings.is_empty() {
             self.rules.skipped = std::mem::take(&mut self.errors);
         }
         if self.errors.is_empty() { Ok(self.rules) } else { Err(BuildErrors(self.errors)) }
@@ -194,7 +194,7 @@ impl Reader<'_> {
     }
 
     fn binding(&mut self, method: &MethodDescriptor, rule: &HttpRule) {
-        let (verb, text) = match verb_and_template(rule) {
+        let (pattern, text) = match method_and_template(rule) {
             Ok(found) => found,
             Err(reason) => return self.fail(method, reason),
         };
@@ -209,16 +209,16 @@ impl Reader<'_> {
         if let Some(why) = template.unreachable(base) {
             self.fail(method, RuleError::NeverMatches { template: text.to_owned(), why });
         }
-        if let Verb::Method(http_method @ (Method::GET | Method::HEAD)) = &verb
+        if let MethodPattern::Exact(http_method @ (Method::GET | Method::HEAD)) = &pattern
             && !rule.body.is_empty()
         {
             self.fail(method, RuleError::BodyNotAllowed(http_method.clone()));
         }
-        let binding = self.check(method, rule, text, &template, &verb);
+        let binding = self.check(method, rule, text, &template, &pattern);
         if self.skips_faulty && self.errors.len() != before {
             return;
         }
-        self.insert(method, text, &template, &verb);
+        self.insert(method, text, &template, &pattern);
         if self.errors.len() == before
             && let Some(binding) = binding
         {
@@ -227,11 +227,11 @@ impl Reader<'_> {
     }
 
     /// Enters the template under every base path, even if the rule has other faults, so that those hide no conflict.
-    fn insert(&mut self, method: &MethodDescriptor, text: &str, template: &Template, verb: &Verb) {
+    fn insert(&mut self, method: &MethodDescriptor, text: &str, template: &Template, pattern: &MethodPattern) {
         if self.skips_faulty {
             // A rule that is left out must not leave a route behind.
-            let taken = self.bases.iter().find_map(|base| self.rules.router.taken(base, template, verb));
-            if let Some(other) = taken {
+            let existing = self.bases.iter().find_map(|base| self.rules.router.existing(base, template, pattern));
+            if let Some(other) = existing {
                 let other = self.owners[other].clone();
                 return self.fail(method, RuleError::Ambiguous { template: text.to_owned(), other });
             }
@@ -239,7 +239,7 @@ impl Reader<'_> {
         for position in 0..self.bases.len() {
             let route = self.rules.routes.len();
             let binding = self.rules.bindings.len();
-            match self.rules.router.insert(&self.bases[position], template, verb, route) {
+            match self.rules.router.insert(&self.bases[position], template, pattern, route) {
                 Ok(()) => {
                     self.rules.routes.push((binding, self.bases[position].len()));
                     self.owners.push(method.full_name().to_owned());
@@ -259,13 +259,13 @@ impl Reader<'_> {
         rule: &HttpRule,
         text: &str,
         template: &Template,
-        verb: &Verb,
+        pattern: &MethodPattern,
     ) -> Option<Binding> {
         let before = self.errors.len();
         let (input, output) = (self.schema.id(&method.input()), self.schema.id(&method.output()));
-        let (mut body_guard, mut query_guard) = (Guard::default(), Guard::default());
-        let variables = self.variables(method, input, template, &mut body_guard, &mut query_guard);
-        let body = self.body(method, input, &rule.body, &mut query_guard);
+        let (mut body_bound, mut query_bound) = (BoundFields::default(), BoundFields::default());
+        let variables = self.variables(method, input, template, &mut body_bound, &mut query_bound);
+        let body = self.body(method, input, &rule.body, &mut query_bound);
         let response_body = self.response_body(method, output, &rule.response_body);
         let grpc_path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let Ok(grpc_path) = PathAndQuery::try_from(grpc_path) else {
@@ -274,7 +274,7 @@ impl Reader<'_> {
         };
         let binding = Binding {
             matched: MatchedRoute { grpc_path, template: Arc::from(text) },
-            verb: verb.clone(),
+            method: pattern.clone(),
             input,
             output,
             server_streaming: method.is_server_streaming(),
@@ -284,8 +284,8 @@ impl Reader<'_> {
             raw_body: body_shape(self.schema, input, body) == Some(Shape::HttpBody),
             response_body,
             raw_reply: reply_shape(self.schema, output, response_body) == Some(Shape::HttpBody),
-            query_guard,
-            body_guard,
+            query_bound,
+            body_bound,
         };
         (self.errors.len() == before).then_some(binding)
     }
@@ -296,17 +296,17 @@ impl Reader<'_> {
         method: &MethodDescriptor,
         input: MessageId,
         template: &Template,
-        body_guard: &mut Guard,
-        query_guard: &mut Guard,
+        body_bound: &mut BoundFields,
+        query_bound: &mut BoundFields,
     ) -> Vec<BoundVariable> {
         let schema = self.schema;
         let mut variables = Vec::new();
         for (position, variable) in template.variables.iter().enumerate() {
             match self.variable(input, variable) {
                 Ok(path) => {
-                    let taken = body_guard.take(schema, input, &path, Some(position));
-                    let taken = taken.and(query_guard.take(schema, input, &path, Some(position)));
-                    if taken.is_err() {
+                    let result = body_bound.bind(schema, input, &path, Some(position));
+                    let result = result.and(query_bound.bind(schema, input, &path, Some(position)));
+                    if result.is_err() {
                         self.fail(method, RuleError::BoundTwice(variable.field_path.to_string()));
                     }
                     variables.push(BoundVariable { variable: variable.clone(), path });
@@ -318,14 +318,14 @@ impl Reader<'_> {
     }
 
     /// Resolves `body`, and takes its field from the query.
-    fn body(&mut self, method: &MethodDescriptor, input: MessageId, name: &str, query_guard: &mut Guard) -> Body {
+    fn body(&mut self, method: &MethodDescriptor, input: MessageId, name: &str, query_bound: &mut BoundFields) -> Body {
         let schema = self.schema;
         match name {
             "" => Body::None,
             "*" => Body::Whole,
             name => match top_level(schema.message(input), name) {
                 Ok(index) => {
-                    if query_guard.take_whole(schema, input, index).is_err() {
+                    if query_bound.bind_whole(schema, input, index).is_err() {
                         self.fail(method, RuleError::BoundTwice(name.to_owned()));
                     }
                     Body::Field(index)
@@ -351,7 +351,7 @@ impl Reader<'_> {
         let mut message = self.schema.message(input);
         if message.shape != Shape::Object {
             let (field, message) = (variable.field_path.to_string(), message.full_name.to_string());
-            return Err(RuleError::VariableInside { field, message });
+            return Err(RuleError::VariableInSpecialMessage { field, message });
         }
         let mut path = Vec::new();
         let mut names = variable.field_path.split('.').peekable();
@@ -398,16 +398,16 @@ fn single_shape(schema: &Schema, field: &Field) -> Option<Shape> {
     if field.label == Label::Singular { schema.message_of(field).map(|message| message.shape) } else { None }
 }
 
-fn verb_and_template(rule: &HttpRule) -> Result<(Verb, &str), RuleError> {
+fn method_and_template(rule: &HttpRule) -> Result<(MethodPattern, &str), RuleError> {
     match rule.pattern.as_ref().ok_or(RuleError::NoPattern)? {
-        Pattern::Get(path) => Ok((Verb::Method(Method::GET), path)),
-        Pattern::Put(path) => Ok((Verb::Method(Method::PUT), path)),
-        Pattern::Post(path) => Ok((Verb::Method(Method::POST), path)),
-        Pattern::Delete(path) => Ok((Verb::Method(Method::DELETE), path)),
-        Pattern::Patch(path) => Ok((Verb::Method(Method::PATCH), path)),
-        Pattern::Custom(custom) if custom.kind == "*" => Ok((Verb::Any, &custom.path)),
+        Pattern::Get(path) => Ok((MethodPattern::Exact(Method::GET), path)),
+        Pattern::Put(path) => Ok((MethodPattern::Exact(Method::PUT), path)),
+        Pattern::Post(path) => Ok((MethodPattern::Exact(Method::POST), path)),
+        Pattern::Delete(path) => Ok((MethodPattern::Exact(Method::DELETE), path)),
+        Pattern::Patch(path) => Ok((MethodPattern::Exact(Method::PATCH), path)),
+        Pattern::Custom(custom) if custom.kind == "*" => Ok((MethodPattern::Any, &custom.path)),
         Pattern::Custom(custom) => match Method::from_bytes(custom.kind.as_bytes()) {
-            Ok(method) => Ok((Verb::Method(method), &custom.path)),
+            Ok(method) => Ok((MethodPattern::Exact(method), &custom.path)),
             Err(_) => Err(RuleError::CustomKind(custom.kind.clone())),
         },
     }

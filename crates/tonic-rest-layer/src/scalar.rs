@@ -51,7 +51,7 @@ impl<'a> Scalar<'a> {
             },
             Kind::Enum(id) => match schema.enumeration(id).number(text) {
                 Some(number) => Ok(Scalar::Varint(i64::from(number) as u64)),
-                None => Scalar::from_number_text(kind, text)?.held_by(schema, kind),
+                None => Scalar::from_number_text(kind, text)?.check_enum(schema, kind),
             },
             Kind::Double | Kind::Float => match text {
                 "NaN" => Ok(Scalar::float(kind, f64::NAN)),
@@ -87,9 +87,9 @@ impl<'a> Scalar<'a> {
     }
 
     /// Refuses a number that an enum does not have, where it takes no others.
-    pub(crate) fn held_by(self, schema: &Schema, kind: Kind) -> Result<Scalar<'a>, Mismatch> {
+    pub(crate) fn check_enum(self, schema: &Schema, kind: Kind) -> Result<Scalar<'a>, Mismatch> {
         match (kind, &self) {
-            (Kind::Enum(id), Scalar::Varint(number)) if !schema.enumeration(id).holds(*number as i32) => {
+            (Kind::Enum(id), Scalar::Varint(number)) if !schema.enumeration(id).accepts(*number as i32) => {
                 Err(Mismatch(expectation(kind)))
             }
             _ => Ok(self),

@@ -347,7 +347,7 @@ impl Enum {
     }
 
     /// Whether a field of this type can hold the number.
-    pub(crate) fn holds(&self, number: i32) -> bool {
+    pub(crate) fn accepts(&self, number: i32) -> bool {
         !self.closed || self.numbers.contains_key(&number)
     }
 

@@ -296,7 +296,7 @@ impl RestError {
     /// Reads the failure out of a call's end: the trailers, or the headers of an answer that has nothing else.
     ///
     /// `None` when the call succeeded. `status` is the HTTP status that the service answered with.
-    pub(crate) fn of_call(details: &Details<'_>, status: StatusCode, end: &HeaderMap) -> Option<RestError> {
+    pub(crate) fn from_call_end(details: &DetailSchemas<'_>, status: StatusCode, end: &HeaderMap) -> Option<RestError> {
         let code = match end.get(GRPC_STATUS).map(|code| code.to_str().ok().and_then(|code| code.parse().ok())) {
             Some(Some(number)) => Code::from_number(number),
             Some(None) => Code::Unknown,
@@ -325,7 +325,7 @@ impl RestError {
     }
 
     /// Takes the details apart. What cannot be read is left out: the status itself is not to be lost over it.
-    fn unpack(&mut self, schemas: &Details<'_>, packed: &HeaderValue) {
+    fn unpack(&mut self, schemas: &DetailSchemas<'_>, packed: &HeaderValue) {
         let bytes = packed.to_str().ok().and_then(scalar::decode_base64);
         let Some(status) = bytes.and_then(|bytes| RpcStatus::decode(bytes.as_slice()).ok()) else { return };
         for detail in status.details {
@@ -362,14 +362,14 @@ impl RestError {
 }
 
 /// The types that details may have: `google.rpc`'s, which every service has, and the service's own.
-pub(crate) struct Details<'s> {
+pub(crate) struct DetailSchemas<'s> {
     pub google_rpc: &'s Schema,
     pub service: &'s Schema,
     /// The `WWW-Authenticate` of a 401, where the service sends none.
     pub challenge: &'s HeaderValue,
 }
 
-impl Details<'_> {
+impl DetailSchemas<'_> {
     /// `None` for a type that neither schema has.
     fn render(&self, detail: &Any) -> Option<Vec<u8>> {
         [self.google_rpc, self.service].into_iter().find_map(|schema| {
@@ -448,8 +448,8 @@ mod tests {
             end.insert("grpc-status-details-bin", packed.parse().unwrap());
             let schema = Schema::new(&prost_reflect::DescriptorPool::new(), PrintStyle::default());
             let details =
-                Details { google_rpc: &schema, service: &schema, challenge: &HeaderValue::from_static("Bearer") };
-            let failure = RestError::of_call(&details, StatusCode::OK, &end).unwrap();
+                DetailSchemas { google_rpc: &schema, service: &schema, challenge: &HeaderValue::from_static("Bearer") };
+            let failure = RestError::from_call_end(&details, StatusCode::OK, &end).unwrap();
             assert_eq!(failure.headers[header::RETRY_AFTER], expected);
             assert_eq!(failure.body(), br#"{"code":14,"message":"","details":[]}"#);
         }

@@ -72,7 +72,7 @@ impl<B> fmt::Debug for ReplyStream<B> {
 /// A stream that cannot say how it failed but by breaking off.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream failed")]
-struct BrokenOff;
+struct StreamAborted;
 
 impl<B> ReplyStream<B> {
     pub(crate) fn new(
@@ -87,20 +87,20 @@ impl<B> ReplyStream<B> {
         ReplyStream { transcoder, binding, format, first, deframer, body, heartbeat }
     }
 
-    fn end_with(&mut self, failure: &RestError) -> Poll<Option<Result<Bytes, BoxError>>> {
+    fn end_with_error(&mut self, failure: &RestError) -> Poll<Option<Result<Bytes, BoxError>>> {
         self.body = None;
         self.deframer = Deframer::default();
         let body = self.transcoder.hooks.error_body(failure);
         Poll::Ready(Some(match self.format {
             Format::Lines => Ok([b"{\"error\":", body.as_slice(), b"}\n"].concat().into()),
             Format::Events => Ok([b"event: error\ndata: ", body.as_slice(), b"\n\n"].concat().into()),
-            Format::Raw => Err(Box::new(BrokenOff)),
+            Format::Raw => Err(Box::new(StreamAborted)),
         }))
     }
 
     fn refuse(&mut self, what: &'static str) -> Poll<Option<Result<Bytes, BoxError>>> {
         let failure = self.transcoder.refuse(&Refusal::BadReply(what));
-        self.end_with(&failure)
+        self.end_with_error(&failure)
     }
 }
 
@@ -145,8 +145,8 @@ where
                 None => HeaderMap::new(),
             };
             self.body = None;
-            return match RestError::of_call(&self.transcoder.details(), StatusCode::OK, &end) {
-                Some(failure) => self.end_with(&failure),
+            return match RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &end) {
+                Some(failure) => self.end_with_error(&failure),
                 None if self.deframer.end().is_err() => self.refuse("the reply is cut off"),
                 None => Poll::Ready(None),
             };

@@ -39,7 +39,7 @@ pub(crate) struct Variable {
 /// A captured part is not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected percent-encoded UTF-8")]
-pub(crate) struct NotText;
+pub(crate) struct InvalidUtf8;
 
 /// `.` or `..`, escaped or not.
 pub(crate) fn is_dot_segment(segment: &str) -> bool {
@@ -218,7 +218,7 @@ fn is_literal(text: &str) -> bool {
 impl Variable {
     /// Decodes what the variable captured. Escapes are decoded once; across several segments `%2F` and `%2f` stay as
     /// they are (http.proto, "Path template syntax").
-    pub(crate) fn decode<'p>(&self, raw: &'p str) -> Result<Cow<'p, str>, NotText> {
+    pub(crate) fn decode<'p>(&self, raw: &'p str) -> Result<Cow<'p, str>, InvalidUtf8> {
         if !raw.contains('%') {
             return Ok(Cow::Borrowed(raw));
         }
@@ -249,13 +249,13 @@ impl Variable {
 }
 
 /// How many bytes of escapes the text starts with.
-fn escape_run(text: &str) -> Result<usize, NotText> {
+fn escape_run(text: &str) -> Result<usize, InvalidUtf8> {
     let bytes = text.as_bytes();
     let mut length = 0;
     while let Some(b'%') = bytes.get(length) {
         match bytes.get(length + 1..length + 3) {
             Some([high, low]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => length += 3,
-            _ => return Err(NotText),
+            _ => return Err(InvalidUtf8),
         }
     }
     Ok(length)
@@ -266,8 +266,8 @@ fn find_escaped_slash(escapes: &str) -> Option<usize> {
     (0..escapes.len()).step_by(3).find(|&position| escapes[position..position + 3].eq_ignore_ascii_case("%2f"))
 }
 
-fn decode_into(escapes: &str, text: &mut String) -> Result<(), NotText> {
-    text.push_str(&percent_decode_str(escapes).decode_utf8().map_err(|_| NotText)?);
+fn decode_into(escapes: &str, text: &mut String) -> Result<(), InvalidUtf8> {
+    text.push_str(&percent_decode_str(escapes).decode_utf8().map_err(|_| InvalidUtf8)?);
     Ok(())
 }
 

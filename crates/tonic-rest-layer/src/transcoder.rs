@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::binding::Rules;
 use crate::hooks::Hooks;
 use crate::schema::Schema;
-use crate::status::Details;
+use crate::status::DetailSchemas;
 use crate::status::Refusal;
 use crate::status::RestError;
 
@@ -32,8 +32,8 @@ pub(crate) struct Transcoder {
 }
 
 impl Transcoder {
-    pub(crate) fn details(&self) -> Details<'_> {
-        Details { google_rpc: &self.google_rpc, service: &self.schema, challenge: &self.hooks.challenge }
+    pub(crate) fn details(&self) -> DetailSchemas<'_> {
+        DetailSchemas { google_rpc: &self.google_rpc, service: &self.schema, challenge: &self.hooks.challenge }
     }
 
     /// The answer to what the layer refuses.

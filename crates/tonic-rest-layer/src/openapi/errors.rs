@@ -8,8 +8,8 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::comments::Comments;
+use super::schemas::Direction;
 use super::schemas::Schemas;
-use super::schemas::Way;
 use super::schemas::reference;
 use crate::descriptors;
 use crate::error::BuildErrors;
@@ -18,8 +18,11 @@ use crate::schema::Schema;
 use crate::status::Code;
 use crate::status::Refusal;
 
-/// The component that every error has for its body.
+/// The component for the body of errors.
 const STATUS: &str = "google.rpc.Status";
+
+/// The component for the body of errors that the service defines. No message has this name: identifiers have no hyphens.
+const CUSTOM_BODY: &str = "error-body";
 
 /// The details that are spelled out. There may be others, and each says what it is.
 const DETAILS: [(&str, &str); 3] = [
@@ -49,7 +52,45 @@ impl ErrorReason {
     }
 }
 
-/// The errors that one operation can answer with: by status.
+/// The body of each error.
+#[derive(Debug, Clone)]
+pub(super) struct ErrorBody {
+    /// The schema of what the service's own function returns. `None` for `google.rpc.Status`.
+    pub custom: Option<Value>,
+    pub content_type: String,
+}
+
+impl Default for ErrorBody {
+    fn default() -> ErrorBody {
+        ErrorBody { custom: None, content_type: "application/json".to_owned() }
+    }
+}
+
+impl ErrorBody {
+    /// A reference to the schema.
+    pub(super) fn schema(&self) -> Value {
+        reference(if self.custom.is_some() { CUSTOM_BODY } else { STATUS })
+    }
+
+    /// What an error event contains, for descriptions.
+    pub(super) fn noun(&self) -> &'static str {
+        if self.custom.is_some() { "an error as in responses" } else { "a `google.rpc.Status`" }
+    }
+
+    /// The schemas of the body and, of a `google.rpc.Status`, of its details.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the layer's own descriptors do not decode.
+    pub(super) fn components(&self, style: PrintStyle) -> Result<BTreeMap<String, Value>, BuildErrors> {
+        match &self.custom {
+            Some(schema) => Ok(BTreeMap::from([(CUSTOM_BODY.to_owned(), schema.clone())])),
+            None => status_components(style),
+        }
+    }
+}
+
+/// The errors that one operation can return, by status.
 #[derive(Debug, Default)]
 pub(super) struct Errors(BTreeMap<u16, StatusReasons>);
 
@@ -89,23 +130,24 @@ impl Errors {
         reasons
     }
 
-    /// The OpenAPI responses, by status. `closed` says that the reasons are all there are.
+    /// The OpenAPI responses, by status. `exhaustive` says that the reasons are all there are.
     pub(super) fn responses(
         &self,
         headers: &Map<String, Value>,
-        closed: bool,
+        exhaustive: bool,
+        body: &ErrorBody,
         shared: &mut SharedResponses,
     ) -> Map<String, Value> {
         let mut responses = Map::new();
         for (&status, reasons) in &self.0 {
-            let whole = response(status, &reasons.by_name, headers, closed);
+            let whole = response(status, &reasons.by_name, headers, exhaustive, body);
             let name = title(status).replace([' ', '-'], "");
             let same = !reasons.own && *shared.entry(name.clone()).or_insert_with(|| whole.clone()) == whole;
             let response = if same { json!({"$ref": format!("#/components/responses/{name}")}) } else { whole };
             responses.insert(status.to_string(), response);
         }
-        if !closed {
-            let content = json!({"application/json": {"schema": reference(STATUS)}});
+        if !exhaustive {
+            let content = json!({ (body.content_type.as_str()): {"schema": body.schema()} });
             let other = json!({"description": "Any other error.", "headers": headers, "content": content});
             responses.insert("default".to_owned(), other);
         }
@@ -117,14 +159,20 @@ fn title(status: u16) -> &'static str {
     StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error")
 }
 
-fn response(status: u16, reasons: &BTreeMap<String, String>, headers: &Map<String, Value>, closed: bool) -> Value {
+fn response(
+    status: u16,
+    reasons: &BTreeMap<String, String>,
+    headers: &Map<String, Value>,
+    exhaustive: bool,
+    body: &ErrorBody,
+) -> Value {
     let mut description = format!("{}.\n", title(status));
     for (reason, text) in reasons {
         description.push_str(&format!("\n- `{reason}`: {text}"));
     }
     let names: Vec<&String> = reasons.keys().collect();
-    let mut schema = reference(STATUS);
-    if closed {
+    let mut schema = body.schema();
+    if exhaustive && body.custom.is_none() {
         let info = json!({
             "type": "object",
             "required": ["@type", "reason"],
@@ -133,17 +181,17 @@ fn response(status: u16, reasons: &BTreeMap<String, String>, headers: &Map<Strin
         schema = json!({"allOf": [schema, {"properties": {"details": {"contains": info}}}]});
     }
     let mut headers = headers.clone();
-    headers.extend(own_headers(status));
+    headers.extend(status_headers(status));
     json!({
         "description": description,
         "headers": headers,
-        "content": {"application/json": {"schema": schema}},
+        "content": { (body.content_type.as_str()): {"schema": schema} },
         "x-reasons": names,
     })
 }
 
 /// The headers that belong to a status.
-fn own_headers(status: u16) -> Map<String, Value> {
+fn status_headers(status: u16) -> Map<String, Value> {
     let (name, header) = match status {
         401 => (
             "WWW-Authenticate",
@@ -173,18 +221,14 @@ fn own_headers(status: u16) -> Map<String, Value> {
     Map::from_iter([(name.to_owned(), header)])
 }
 
-/// The schemas of an error's body and of its details.
-///
-/// # Errors
-///
-/// When the layer's own descriptors do not decode.
-pub(super) fn components(style: PrintStyle) -> Result<BTreeMap<String, Value>, BuildErrors> {
+/// The schemas of `google.rpc.Status` and of its details.
+fn status_components(style: PrintStyle) -> Result<BTreeMap<String, Value>, BuildErrors> {
     let pool = descriptors::decode(crate::transcoder::GOOGLE_RPC)?;
     let schema = Schema::new(&pool, style);
     let comments = Comments::new(&pool);
     let mut schemas = Schemas::new(&pool, &schema, &comments);
     for message in DETAILS.iter().filter_map(|(name, _)| pool.get_message_by_name(name)) {
-        schemas.message(&message, Way::Output);
+        schemas.message(&message, Direction::Output);
     }
     let mut components = schemas.into_components();
     for (name, description) in DETAILS {

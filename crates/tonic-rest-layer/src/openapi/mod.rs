@@ -1,4 +1,4 @@
-//! The rules as an OpenAPI 3.1 document: what the layer answers, told from the descriptors that it answers by.
+//! The rules as an OpenAPI 3.1 document: what the layer answers, options from the descriptors that it answers by.
 
 mod comments;
 mod errors;
@@ -21,12 +21,12 @@ use serde_json::json;
 pub use self::errors::ErrorReason;
 
 use self::comments::Comments;
+use self::errors::ErrorBody;
 use self::errors::Errors;
 use self::errors::SharedResponses;
-use self::operations::Described;
+use self::operations::DescribedBinding;
 use self::paths::Paths;
 use self::schemas::Schemas;
-use self::schemas::reference;
 use crate::binding::Binding;
 use crate::binding::Body;
 use crate::descriptors;
@@ -34,7 +34,7 @@ use crate::descriptors::enum_values;
 use crate::error::BuildError;
 use crate::error::BuildErrors;
 use crate::error::RuleError;
-use crate::route::Verb;
+use crate::route::MethodPattern;
 use crate::rule;
 use crate::rule::Selection;
 use crate::schema::PrintStyle;
@@ -79,6 +79,7 @@ pub struct OpenApi {
     security: Option<Security>,
     headers: Map<String, Value>,
     responses: BTreeMap<u16, String>,
+    error_body: ErrorBody,
     selection: Selection,
     style: PrintStyle,
 }
@@ -111,6 +112,7 @@ impl OpenApi {
             security: None,
             headers: Map::new(),
             responses: BTreeMap::new(),
+            error_body: ErrorBody::default(),
             selection: Selection::default(),
             style: PrintStyle::default(),
         }
@@ -147,7 +149,41 @@ impl OpenApi {
         self
     }
 
-    /// Says what the API is, in Markdown.
+    /// Sets the JSON Schema of the body of each error. Required for a layer with
+    /// [`RestLayerBuilder::error_body`](crate::RestLayerBuilder::error_body): its function is code, so the document cannot
+    /// derive the schema. Default: `google.rpc.Status`.
+    ///
+    /// The reasons of each status are then in descriptions and in `x-reasons`, but not in the schemas.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tonic_rest_layer::OpenApi;
+    ///
+    /// // Problem details (RFC 9457).
+    /// let api = OpenApi::new("Library", "1.0")
+    ///     .error_body(json!({
+    ///         "type": "object",
+    ///         "required": ["status", "title"],
+    ///         "properties": {"status": {"type": "integer"}, "title": {"type": "string"}},
+    ///     }))
+    ///     .error_content_type("application/problem+json");
+    /// # let _ = api;
+    /// ```
+    #[must_use]
+    pub fn error_body(mut self, schema: Value) -> OpenApi {
+        self.error_body.custom = Some(schema);
+        self
+    }
+
+    /// Sets the content type of errors, as
+    /// [`RestLayerBuilder::error_content_type`](crate::RestLayerBuilder::error_content_type) does. Default: `application/json`.
+    #[must_use]
+    pub fn error_content_type(mut self, content_type: impl Into<String>) -> OpenApi {
+        self.error_body.content_type = content_type.into();
+        self
+    }
+
+    /// Sets the description of the API, in Markdown.
     #[must_use]
     pub fn description(mut self, text: impl Into<String>) -> OpenApi {
         self.description = Some(text.into());
@@ -227,7 +263,7 @@ impl OpenApi {
         let comments = Comments::new(&pool);
         let schemas = Schemas::new(&pool, &schema, &comments);
         let mut document = Document {
-            told: &self,
+            options: &self,
             pool: &pool,
             schema: &schema,
             comments: &comments,
@@ -244,7 +280,7 @@ impl OpenApi {
 
 /// A document that is being written.
 struct Document<'d> {
-    told: &'d OpenApi,
+    options: &'d OpenApi,
     pool: &'d DescriptorPool,
     schema: &'d Schema,
     comments: &'d Comments,
@@ -263,16 +299,16 @@ impl Document<'_> {
             .iter()
             .map(|method| (format!("/{}/{}", method.parent_service().full_name(), method.name()), method))
             .collect();
-        let mut described: Vec<Described<'_>> = bindings
+        let mut described: Vec<DescribedBinding<'_>> = bindings
             .iter()
             .filter_map(|binding| {
                 let method = methods.get(binding.matched.grpc_path.path())?;
-                Some(Described { schema: self.schema, comments: self.comments, binding, method })
+                Some(DescribedBinding { schema: self.schema, comments: self.comments, binding, method })
             })
             .collect();
-        described.iter().for_each(|described| described.travels(&mut self.schemas));
+        described.iter().for_each(|described| described.mark_direction(&mut self.schemas));
         // A rule for every method takes what the others leave.
-        described.sort_by_key(|described| described.binding.verb == Verb::Any);
+        described.sort_by_key(|described| described.binding.method == MethodPattern::Any);
         let mut paths = Paths::default();
         for described in &described {
             self.operations(described, &mut paths);
@@ -280,7 +316,7 @@ impl Document<'_> {
     }
 
     /// Enters a binding: as one operation, or for `*` under every method that is left.
-    fn operations(&mut self, described: &Described<'_>, paths: &mut Paths) {
+    fn operations(&mut self, described: &DescribedBinding<'_>, paths: &mut Paths) {
         // The rule was read before, so its template has parsed.
         let Ok(template) = Template::parse(&described.binding.matched.template) else { return };
         let path = paths.add(&template);
@@ -289,12 +325,12 @@ impl Document<'_> {
         let responses = self.responses(described, !path.wildcards.is_empty());
         operation.insert("responses".to_owned(), responses.into());
         operation.extend(self.security(described.method).map(|security| ("security".to_owned(), security)));
-        let methods = match &described.binding.verb {
-            Verb::Method(method) => vec![method.clone()],
-            Verb::Any if described.binding.body == Body::None => {
+        let methods = match &described.binding.method {
+            MethodPattern::Exact(method) => vec![method.clone()],
+            MethodPattern::Any if described.binding.body == Body::None => {
                 vec![Method::GET, Method::PUT, Method::POST, Method::DELETE, Method::PATCH]
             }
-            Verb::Any => vec![Method::PUT, Method::POST, Method::PATCH],
+            MethodPattern::Any => vec![Method::PUT, Method::POST, Method::PATCH],
         };
         for method in methods {
             let mut operation = operation.clone();
@@ -314,16 +350,16 @@ impl Document<'_> {
         }
     }
 
-    fn responses(&mut self, described: &Described<'_>, has_parameters: bool) -> Map<String, Value> {
+    fn responses(&mut self, described: &DescribedBinding<'_>, has_parameters: bool) -> Map<String, Value> {
         let mut errors = Errors::default();
-        if let Some(reasons) = &self.told.reasons {
-            let own = words(self.pool, described.method, &reasons.option).unwrap_or_default();
+        if let Some(reasons) = &self.options.reasons {
+            let own = option_values(self.pool, described.method, &reasons.option).unwrap_or_default();
             let own = own.iter().map(|name| (name, Errors::add as fn(&mut Errors, &ErrorReason)));
-            let common = self.told.common_reasons.iter().map(|name| (name, Errors::add_common as _));
+            let common = self.options.common_reasons.iter().map(|name| (name, Errors::add_common as _));
             for (name, add) in own.chain(common) {
                 match reasons.table.get(name) {
                     Some(reason) => add(&mut errors, reason),
-                    None => self.errors.push(fault(described.method, RuleError::UnknownReason(name.clone()))),
+                    None => self.errors.push(method_error(described.method, RuleError::UnknownReason(name.clone()))),
                 }
             }
         }
@@ -343,25 +379,25 @@ impl Document<'_> {
         refusals.iter().for_each(|refusal| errors.add_refusal(refusal));
 
         let header = |name: &String| (name.clone(), json!({"$ref": format!("#/components/headers/{name}")}));
-        let headers: Map<String, Value> = self.told.headers.keys().map(header).collect();
-        let mut responses = errors.responses(&headers, self.told.reasons.is_some(), &mut self.shared);
-        for (status, description) in &self.told.responses {
+        let headers: Map<String, Value> = self.options.headers.keys().map(header).collect();
+        let mut responses =
+            errors.responses(&headers, self.options.reasons.is_some(), &self.options.error_body, &mut self.shared);
+        for (status, description) in &self.options.responses {
             responses.insert(status.to_string(), json!({"description": description}));
         }
-        let failure = reference("google.rpc.Status");
-        responses.insert("200".to_owned(), described.success(&mut self.schemas, &headers, &failure));
+        responses.insert("200".to_owned(), described.success(&mut self.schemas, &headers, &self.options.error_body));
         responses
     }
 
     fn security(&mut self, method: &MethodDescriptor) -> Option<Value> {
-        let security = self.told.security.as_ref()?;
+        let security = self.options.security.as_ref()?;
         let mut alternatives = Vec::new();
-        for credential in words(self.pool, method, &security.option).unwrap_or_default() {
+        for credential in option_values(self.pool, method, &security.option).unwrap_or_default() {
             let alternative = match security.schemes.get(&credential) {
                 Some(Some(scheme)) => json!({ (scheme): [] }),
                 Some(None) => json!({}),
                 None => {
-                    self.errors.push(fault(method, RuleError::UnknownCredential(credential)));
+                    self.errors.push(method_error(method, RuleError::UnknownCredential(credential)));
                     continue;
                 }
             };
@@ -379,12 +415,12 @@ impl Document<'_> {
     }
 
     fn finish(mut self) -> Result<Value, BuildErrors> {
-        let told = self.told;
-        let options = [
-            told.reasons.as_ref().map(|reasons| &reasons.option),
-            told.security.as_ref().map(|security| &security.option),
+        let options = self.options;
+        let extensions = [
+            options.reasons.as_ref().map(|reasons| &reasons.option),
+            options.security.as_ref().map(|security| &security.option),
         ];
-        for option in options.into_iter().flatten() {
+        for option in extensions.into_iter().flatten() {
             if self.pool.get_extension_by_name(option).is_none() {
                 self.errors.push(BuildError::of_set(RuleError::UnknownExtension(option.clone())));
             }
@@ -404,10 +440,10 @@ impl Document<'_> {
             })
             .collect();
         let mut components = self.schemas.into_components();
-        components.extend(errors::components(told.style)?);
+        components.extend(options.error_body.components(options.style)?);
 
-        let mut info = json!({"title": told.title, "version": told.version});
-        if let Some(description) = &told.description {
+        let mut info = json!({"title": options.title, "version": options.version});
+        if let Some(description) = &options.description {
             info["description"] = description.as_str().into();
         }
         let mut document = json!({
@@ -415,13 +451,13 @@ impl Document<'_> {
             "info": info,
             "tags": tags,
             "paths": self.paths,
-            "components": {"schemas": components, "responses": self.shared, "headers": told.headers},
+            "components": {"schemas": components, "responses": self.shared, "headers": options.headers},
         });
-        if !told.servers.is_empty() {
-            document["servers"] = told.servers.iter().map(|url| json!({"url": url})).collect();
+        if !options.servers.is_empty() {
+            document["servers"] = options.servers.iter().map(|url| json!({"url": url})).collect();
         }
-        if !told.security_schemes.is_empty() {
-            document["components"]["securitySchemes"] = told.security_schemes.clone().into();
+        if !options.security_schemes.is_empty() {
+            document["components"]["securitySchemes"] = options.security_schemes.clone().into();
         }
         Ok(document)
     }
@@ -453,13 +489,13 @@ fn id(ids: &mut HashSet<String>, tag: &str, method: &str) -> String {
     id
 }
 
-fn fault(method: &MethodDescriptor, reason: RuleError) -> BuildError {
+fn method_error(method: &MethodDescriptor, reason: RuleError) -> BuildError {
     let service = method.parent_service().full_name().to_owned();
     BuildError { service, method: method.name().to_owned(), reason }
 }
 
 /// What a method lists in an option, as words: strings, or the names of enum values. `None` if the method does not have the option.
-fn words(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Option<Vec<String>> {
+fn option_values(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Option<Vec<String>> {
     let extension = pool.get_extension_by_name(option)?;
     let options = method.options();
     if !options.has_extension(&extension) {

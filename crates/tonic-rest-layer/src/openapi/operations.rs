@@ -10,27 +10,28 @@ use serde_json::json;
 
 use super::comments::Comments;
 use super::comments::split;
+use super::errors::ErrorBody;
 use super::paths::PathItem;
+use super::schemas::Direction;
 use super::schemas::Schemas;
-use super::schemas::Way;
 use super::schemas::nullable;
 use crate::binding::Binding;
 use crate::binding::Body;
-use crate::guard::Guard;
+use crate::bound_fields::BoundFields;
 use crate::render::Format;
 use crate::schema::Field;
 use crate::schema::Schema;
 use crate::schema::Shape;
 
 /// One binding, with all that it is described from.
-pub(super) struct Described<'d> {
+pub(super) struct DescribedBinding<'d> {
     pub schema: &'d Schema,
     pub comments: &'d Comments,
     pub binding: &'d Binding,
     pub method: &'d MethodDescriptor,
 }
 
-impl Described<'_> {
+impl DescribedBinding<'_> {
     /// The operation, without its responses and what the service's own options say.
     pub(super) fn operation(&self, schemas: &mut Schemas<'_>, path: &PathItem, tag: &str) -> Map<String, Value> {
         let mut operation = Map::new();
@@ -48,8 +49,8 @@ impl Described<'_> {
             self.query(
                 schemas,
                 &self.method.input(),
-                Some(&self.binding.query_guard),
-                &Nested::default(),
+                Some(&self.binding.query_bound),
+                &ParameterPath::default(),
                 &mut parameters,
             );
         }
@@ -60,18 +61,18 @@ impl Described<'_> {
         operation
     }
 
-    /// Says which messages travel which way, before any is described.
-    pub(super) fn travels(&self, schemas: &mut Schemas<'_>) {
+    /// Says which messages travel which direction, before any is described.
+    pub(super) fn mark_direction(&self, schemas: &mut Schemas<'_>) {
         match self.binding.body {
             Body::None => {}
-            Body::Whole => schemas.travels(&self.method.input(), Way::Input),
+            Body::Whole => schemas.mark_direction(&self.method.input(), Direction::Input),
             Body::Field(index) => {
                 if let Some(Kind::Message(message)) = self.field(index).map(|field| field.kind()) {
-                    schemas.travels(&message, Way::Input);
+                    schemas.mark_direction(&message, Direction::Input);
                 }
             }
         }
-        schemas.travels(&self.method.output(), Way::Output);
+        schemas.mark_direction(&self.method.output(), Direction::Output);
     }
 
     fn field(&self, index: u16) -> Option<FieldDescriptor> {
@@ -81,20 +82,20 @@ impl Described<'_> {
     fn path_parameters(&self, schemas: &mut Schemas<'_>, path: &PathItem) -> Vec<Value> {
         let mut parameters = Vec::new();
         for wildcard in &path.wildcards {
-            let field = wildcard.field.as_deref().and_then(|field| follow(&self.method.input(), field));
-            let mut said: Vec<String> =
+            let field = wildcard.field.as_deref().and_then(|field| resolve_field(&self.method.input(), field));
+            let mut texts: Vec<String> =
                 field.as_ref().and_then(|field| schemas.comment(field)).map(str::to_owned).into_iter().collect();
-            said.extend(wildcard.note.clone());
+            texts.extend(wildcard.note.clone());
             let mut value = match &field {
-                Some(field) if wildcard.whole => schemas.kind(&field.kind(), Way::Output),
+                Some(field) if wildcard.whole => schemas.kind(&field.kind(), Direction::Output),
                 _ => json!({"type": "string"}),
             };
             if value["type"] == "string" && !wildcard.rest && value["format"].is_null() {
                 value["minLength"] = 1.into();
             }
             let mut parameter = json!({"name": wildcard.name, "in": "path", "required": true, "schema": value});
-            if !said.is_empty() {
-                parameter["description"] = said.join("\n\n").into();
+            if !texts.is_empty() {
+                parameter["description"] = texts.join("\n\n").into();
             }
             parameters.push(parameter);
         }
@@ -106,13 +107,13 @@ impl Described<'_> {
         &self,
         schemas: &mut Schemas<'_>,
         message: &MessageDescriptor,
-        guard: Option<&Guard>,
-        nested: &Nested,
+        bound: Option<&BoundFields>,
+        nested: &ParameterPath,
         parameters: &mut Vec<Value>,
     ) {
         let Some(id) = self.schema.find(message.full_name()) else { return };
         for field in message.fields() {
-            let Some((_, inside)) = schemas.open(id, &field, guard) else { continue };
+            let Some((_, inside)) = schemas.unbound_field(id, &field, bound) else { continue };
             let inner = match field.kind() {
                 Kind::Message(inner) => Some(inner),
                 _ => None,
@@ -146,26 +147,25 @@ impl Described<'_> {
         if self.binding.raw_body {
             return Some(json!({"content": {"*/*": {}}}));
         }
-        let guard = &self.binding.body_guard;
+        let bound = &self.binding.body_bound;
         let (value, required, comment) = match self.binding.body {
             Body::Field(index) => {
                 let field = self.field(index)?;
-                let value = match (guard.child(index), field.kind()) {
-                    (Some(inside), Kind::Message(inner)) => schemas.object(&inner, Way::Input, Some(inside)),
-                    _ => schemas.field(&field, Way::Input),
+                let value = match (bound.nested(index), field.kind()) {
+                    (Some(inside), Kind::Message(inner)) => schemas.object(&inner, Direction::Input, Some(inside)),
+                    _ => schemas.field(&field, Direction::Input),
                 };
                 (value, schemas.is_required(&field), schemas.comment(&field).map(str::to_owned))
             }
             _ => {
                 let input = self.method.input();
-                let bound = !self.binding.variables.is_empty();
-                let value = if bound {
-                    schemas.object(&input, Way::Input, Some(guard))
+                let value = if !self.binding.variables.is_empty() {
+                    schemas.object(&input, Direction::Input, Some(bound))
                 } else {
-                    schemas.message(&input, Way::Input)
+                    schemas.message(&input, Direction::Input)
                 };
                 let required = input.fields().any(|field| {
-                    let open = schemas.open(self.binding.input, &field, Some(guard));
+                    let open = schemas.unbound_field(self.binding.input, &field, Some(bound));
                     open.is_some() && schemas.is_required(&field)
                 });
                 (value, required, self.comments.of(&input.parent_file(), input.path()).map(str::to_owned))
@@ -178,15 +178,22 @@ impl Described<'_> {
         Some(body)
     }
 
-    /// What is answered when all went well. `failure` is the schema of an error.
-    pub(super) fn success(&self, schemas: &mut Schemas<'_>, headers: &Map<String, Value>, failure: &Value) -> Value {
+    /// The response of a successful call.
+    pub(super) fn success(
+        &self,
+        schemas: &mut Schemas<'_>,
+        headers: &Map<String, Value>,
+        error_body: &ErrorBody,
+    ) -> Value {
         let output = self.method.output();
         let (value, comment) = match self.binding.response_body {
-            None => (schemas.message(&output, Way::Output), self.comments.of(&output.parent_file(), output.path())),
+            None => {
+                (schemas.message(&output, Direction::Output), self.comments.of(&output.parent_file(), output.path()))
+            }
             Some(index) => {
                 let field: &Field = self.schema.message(self.binding.output).at(index);
                 let found = output.get_field(field.number);
-                let value = found.as_ref().map_or_else(|| json!({}), |field| schemas.field(field, Way::Output));
+                let value = found.as_ref().map_or_else(|| json!({}), |field| schemas.field(field, Direction::Output));
                 let value = if field.presence { nullable(value) } else { value };
                 (value, found.and_then(|field| schemas.comment(&field)))
             }
@@ -201,11 +208,14 @@ impl Described<'_> {
             (false, true) => json!({
                 (Format::Lines.content_type()): {"schema": {
                     "description": "One of these on each line. A stream that fails ends with a line that has `error`.",
-                    "anyOf": [value, {"type": "object", "required": ["error"], "properties": {"error": failure}}],
+                    "anyOf": [value, {"type": "object", "required": ["error"], "properties": {"error": error_body.schema()}}],
                 }},
                 (Format::Events.content_type()): {"schema": {
-                    "description": "Server-sent events, where `Accept` names them. The data of each is one line as in \
-                        `application/x-ndjson`. A stream that fails ends with an event `error`, a `google.rpc.Status`.",
+                    "description": format!(
+                        "Server-sent events, where `Accept` names them. The data of each is one line as in \
+                        `application/x-ndjson`. A stream that fails ends with an event `error`, {}.",
+                        error_body.noun(),
+                    ),
                     "type": "string",
                 }},
             }),
@@ -216,41 +226,41 @@ impl Described<'_> {
 
 /// Where a query parameter's field is.
 #[derive(Debug, Default)]
-struct Nested {
+struct ParameterPath {
     /// The names that lead there, joined by dots.
     name: String,
-    /// Whether a part of the way may be absent.
+    /// Whether a part of the direction may be absent.
     optional: bool,
     /// The messages that it is in.
     types: Vec<String>,
 }
 
-impl Nested {
-    fn below(&self, name: &str, required: bool) -> Nested {
+impl ParameterPath {
+    fn below(&self, name: &str, required: bool) -> ParameterPath {
         let name = if self.name.is_empty() { name.to_owned() } else { format!("{}.{name}", self.name) };
-        Nested { name, optional: self.optional || !required, types: self.types.clone() }
+        ParameterPath { name, optional: self.optional || !required, types: self.types.clone() }
     }
 
-    fn inside(mut self, message: &MessageDescriptor) -> Nested {
+    fn inside(mut self, message: &MessageDescriptor) -> ParameterPath {
         self.types.push(message.full_name().to_owned());
         self
     }
 }
 
-fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &Nested) -> Value {
+fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &ParameterPath) -> Value {
     // A query is text, so a number has one form in it: that of a reply.
-    let value = schemas.kind(&field.kind(), Way::Output);
+    let value = schemas.kind(&field.kind(), Direction::Output);
     let mut parameter = json!({"name": place.name, "in": "query", "required": !place.optional, "schema": value});
     if field.is_list() {
         parameter["schema"] = json!({"type": "array", "items": value});
         parameter["style"] = "form".into();
         parameter["explode"] = true.into();
     }
-    let mut said: Vec<String> = schemas.comment(field).map(str::to_owned).into_iter().collect();
+    let mut texts: Vec<String> = schemas.comment(field).map(str::to_owned).into_iter().collect();
     let oneof = field.containing_oneof().filter(|oneof| !oneof.is_synthetic());
-    said.extend(oneof.map(|oneof| format!("At most one member of `{}` may be given.", oneof.name())));
-    if !said.is_empty() {
-        parameter["description"] = said.join("\n\n").into();
+    texts.extend(oneof.map(|oneof| format!("At most one member of `{}` may be given.", oneof.name())));
+    if !texts.is_empty() {
+        parameter["description"] = texts.join("\n\n").into();
     }
     if field.field_descriptor_proto().options.as_ref().is_some_and(|options| options.deprecated()) {
         parameter["deprecated"] = true.into();
@@ -259,7 +269,7 @@ fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &Nested)
 }
 
 /// The field at the end of dotted names.
-fn follow(message: &MessageDescriptor, names: &str) -> Option<FieldDescriptor> {
+fn resolve_field(message: &MessageDescriptor, names: &str) -> Option<FieldDescriptor> {
     let (name, rest) = match names.split_once('.') {
         Some((name, rest)) => (name, Some(rest)),
         None => (names, None),
@@ -267,7 +277,7 @@ fn follow(message: &MessageDescriptor, names: &str) -> Option<FieldDescriptor> {
     let field = message.get_field_by_name(name)?;
     match (rest, field.kind()) {
         (None, _) => Some(field),
-        (Some(rest), Kind::Message(inner)) => follow(&inner, rest),
+        (Some(rest), Kind::Message(inner)) => resolve_field(&inner, rest),
         (Some(_), _) => None,
     }
 }

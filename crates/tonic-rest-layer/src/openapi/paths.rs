@@ -97,14 +97,14 @@ fn wildcard(template: &Template, position: usize, count: usize) -> Wildcard {
     if segments.iter().filter(is_wild).count() > 1 {
         let number = template.segments[variable.start..=position].iter().filter(is_wild).count();
         let name = format!("{}.{number}", variable.field_path);
-        return Wildcard { name, field, whole: false, rest, note: Some(part(variable, segments, slashes)) };
+        return Wildcard { name, field, whole: false, rest, note: Some(part_note(variable, segments, slashes)) };
     }
     let whole = segments.len() == 1;
-    let note = if whole { slashes } else { Some(part(variable, segments, slashes)) };
+    let note = if whole { slashes } else { Some(part_note(variable, segments, slashes)) };
     Wildcard { name: variable.field_path.to_string(), field, whole, rest, note }
 }
 
-fn part(variable: &Variable, segments: &[Segment], slashes: Option<String>) -> String {
+fn part_note(variable: &Variable, segments: &[Segment], slashes: Option<String>) -> String {
     let pattern: Vec<&str> = segments
         .iter()
         .map(|segment| match segment {

@@ -2,7 +2,7 @@
 //!
 //! A message has two schemas, because they say different things. What is sent must have no member that is unknown, and
 //! may leave out all that is not `REQUIRED`. What is received always has the members whose absence means nothing, and may
-//! have further ones some day. A message that travels both ways gets two components, `Foo` and `FooInput`.
+//! have further ones some day. A message that mark_direction both ways gets two components, `Foo` and `FooInput`.
 //!
 //! The schemas show the canonical form of ProtoJSON. The reader is more lenient: both spellings of a name, `null` for
 //! absence, numbers as strings, enum values by number.
@@ -22,8 +22,8 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::comments::Comments;
+use crate::bound_fields::BoundFields;
 use crate::descriptors::enum_values;
-use crate::guard::Guard;
 use crate::schema::FieldIndex;
 use crate::schema::MessageId;
 use crate::schema::Schema;
@@ -34,9 +34,9 @@ const REQUIRED: i32 = 2;
 const OUTPUT_ONLY: i32 = 3;
 const INPUT_ONLY: i32 = 4;
 
-/// Which way a message travels.
+/// Which direction a message mark_direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Way {
+pub(super) enum Direction {
     Input,
     Output,
 }
@@ -48,8 +48,8 @@ pub(super) struct Schemas<'d> {
     field_behavior: Option<ExtensionDescriptor>,
     /// The name of each type in the document.
     names: HashMap<String, String>,
-    /// Which messages travel which way.
-    travels: HashSet<(String, Way)>,
+    /// Which messages travel which direction.
+    mark_direction: HashSet<(String, Direction)>,
     components: BTreeMap<String, Value>,
 }
 
@@ -82,19 +82,19 @@ impl<'d> Schemas<'d> {
             comments,
             field_behavior: pool.get_extension_by_name("google.api.field_behavior"),
             names: types.iter().map(|item| (item.0.clone(), name(item))).collect(),
-            travels: HashSet::new(),
+            mark_direction: HashSet::new(),
             components: BTreeMap::new(),
         }
     }
 
-    /// Says that a message travels this way, with all that it holds. To be said of every message before the first schema.
-    pub(super) fn travels(&mut self, message: &MessageDescriptor, way: Way) {
-        if !self.travels.insert((message.full_name().to_owned(), way)) {
+    /// Says that a message mark_direction this direction, with all that it holds. To be texts of every message before the first schema.
+    pub(super) fn mark_direction(&mut self, message: &MessageDescriptor, direction: Direction) {
+        if !self.mark_direction.insert((message.full_name().to_owned(), direction)) {
             return;
         }
         for field in message.fields() {
             if let Kind::Message(inner) = field.kind() {
-                self.travels(&inner, way);
+                self.mark_direction(&inner, direction);
             }
         }
     }
@@ -104,25 +104,27 @@ impl<'d> Schemas<'d> {
     }
 
     /// The value of a message: a reference where it is an object of its fields.
-    pub(super) fn message(&mut self, message: &MessageDescriptor, way: Way) -> Value {
+    pub(super) fn message(&mut self, message: &MessageDescriptor, direction: Direction) -> Value {
         match Shape::of(message.full_name(), message.fields().len()) {
             Shape::Object | Shape::HttpBody => {
                 let mut name = self.name(message.full_name());
-                if way == Way::Input && self.travels.contains(&(message.full_name().to_owned(), Way::Output)) {
+                if direction == Direction::Input
+                    && self.mark_direction.contains(&(message.full_name().to_owned(), Direction::Output))
+                {
                     name.push_str("Input");
                 }
                 if !self.components.contains_key(&name) {
                     // Before its own fields are looked at: they may lead back to it.
                     self.components.insert(name.clone(), Value::Null);
-                    let object = self.object(message, way, None);
+                    let object = self.object(message, direction, None);
                     self.components.insert(name.clone(), object);
                 }
                 reference(&name)
             }
             Shape::Wrapper => {
                 let Some(value) = message.get_field(1) else { return json!({}) };
-                let value = self.kind(&value.kind(), way);
-                if way == Way::Input { nullable(value) } else { value }
+                let value = self.kind(&value.kind(), direction);
+                if direction == Direction::Input { nullable(value) } else { value }
             }
             Shape::Timestamp => json!({"type": "string", "format": "date-time"}),
             Shape::Duration => json!({"type": "string", "pattern": r"^-?[0-9]{1,12}(\.[0-9]{1,9})?s$"}),
@@ -138,23 +140,28 @@ impl<'d> Schemas<'d> {
         }
     }
 
-    /// An object of a message's fields, except for those that `guard` has: the path says what they are.
-    pub(super) fn object(&mut self, message: &MessageDescriptor, way: Way, guard: Option<&Guard>) -> Value {
+    /// An object of a message's fields, except for those that `bound` has: the path says what they are.
+    pub(super) fn object(
+        &mut self,
+        message: &MessageDescriptor,
+        direction: Direction,
+        bound: Option<&BoundFields>,
+    ) -> Value {
         let Some(id) = self.schema.find(message.full_name()) else { return json!({}) };
         let mut properties = Map::new();
         let mut required = Vec::new();
         for field in message.fields() {
-            let Some((index, inside)) = self.open(id, &field, guard) else { continue };
+            let Some((index, inside)) = self.unbound_field(id, &field, bound) else { continue };
             let value = match (inside, field.kind()) {
                 (Some(inside), Kind::Message(inner)) => {
-                    let value = self.object(&inner, way, Some(inside));
+                    let value = self.object(&inner, direction, Some(inside));
                     self.described(value, &field)
                 }
-                _ => self.field(&field, way),
+                _ => self.field(&field, direction),
             };
-            let always = match way {
-                Way::Input => self.is_required(&field),
-                Way::Output => !self.schema.style.omits_defaults && !self.schema.message(id).at(index).presence,
+            let always = match direction {
+                Direction::Input => self.is_required(&field),
+                Direction::Output => !self.schema.style.omits_defaults && !self.schema.message(id).at(index).presence,
             };
             if always {
                 required.push(self.member(&field).to_owned());
@@ -182,7 +189,7 @@ impl<'d> Schemas<'d> {
         if !choices.is_empty() {
             object.insert("allOf".to_owned(), choices.into());
         }
-        if way == Way::Input {
+        if direction == Direction::Input {
             object.insert("additionalProperties".to_owned(), false.into());
         }
         object.into()
@@ -194,23 +201,23 @@ impl<'d> Schemas<'d> {
     }
 
     /// The field's index, and what of its inside is spoken for; `None` when the field itself is.
-    pub(super) fn open<'g>(
+    pub(super) fn unbound_field<'g>(
         &self,
         message: MessageId,
         field: &FieldDescriptor,
-        guard: Option<&'g Guard>,
-    ) -> Option<(FieldIndex, Option<&'g Guard>)> {
+        bound: Option<&'g BoundFields>,
+    ) -> Option<(FieldIndex, Option<&'g BoundFields>)> {
         let index = self.schema.message(message).field_by_number(field.number())?;
-        let free = guard.is_none_or(|guard| guard.check(self.schema, message, index).is_ok());
-        free.then(|| (index, guard.and_then(|guard| guard.child(index))))
+        let free = bound.is_none_or(|bound| bound.check(self.schema, message, index).is_ok());
+        free.then(|| (index, bound.and_then(|bound| bound.nested(index))))
     }
 
     /// The value of a field, with what its comment and its options say of it.
-    pub(super) fn field(&mut self, field: &FieldDescriptor, way: Way) -> Value {
+    pub(super) fn field(&mut self, field: &FieldDescriptor, direction: Direction) -> Value {
         let value = match field.kind() {
             Kind::Message(entry) if field.is_map() => {
                 let (key, value) = (entry.map_entry_key_field(), entry.map_entry_value_field());
-                let mut map = json!({"type": "object", "additionalProperties": self.kind(&value.kind(), way)});
+                let mut map = json!({"type": "object", "additionalProperties": self.kind(&value.kind(), direction)});
                 match key.kind() {
                     Kind::String => {}
                     Kind::Bool => map["propertyNames"] = json!({"enum": ["true", "false"]}),
@@ -218,8 +225,8 @@ impl<'d> Schemas<'d> {
                 }
                 map
             }
-            kind if field.is_list() => json!({"type": "array", "items": self.kind(&kind, way)}),
-            kind => self.kind(&kind, way),
+            kind if field.is_list() => json!({"type": "array", "items": self.kind(&kind, direction)}),
+            kind => self.kind(&kind, direction),
         };
         self.described(value, field)
     }
@@ -257,7 +264,7 @@ impl<'d> Schemas<'d> {
     }
 
     /// One value.
-    pub(super) fn kind(&mut self, kind: &Kind, way: Way) -> Value {
+    pub(super) fn kind(&mut self, kind: &Kind, direction: Direction) -> Value {
         match kind {
             Kind::Bool => json!({"type": "boolean"}),
             Kind::String => json!({"type": "string"}),
@@ -266,13 +273,13 @@ impl<'d> Schemas<'d> {
                 json!({"type": "integer", "format": "int32", "minimum": i32::MIN, "maximum": i32::MAX})
             }
             Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
-            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => long("int64", INTEGER, way),
-            Kind::Uint64 | Kind::Fixed64 => long("uint64", UNSIGNED, way),
-            Kind::Float => float("float"),
-            Kind::Double => float("double"),
+            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => int64_schema("int64", INTEGER, direction),
+            Kind::Uint64 | Kind::Fixed64 => int64_schema("uint64", UNSIGNED, direction),
+            Kind::Float => float_schema("float"),
+            Kind::Double => float_schema("double"),
             Kind::Enum(item) if item.full_name() == "google.protobuf.NullValue" => json!({"type": "null"}),
             Kind::Enum(item) => self.enumeration(item),
-            Kind::Message(message) => self.message(message, way),
+            Kind::Message(message) => self.message(message, direction),
         }
     }
 
@@ -281,18 +288,18 @@ impl<'d> Schemas<'d> {
         if !self.components.contains_key(&name) {
             let values = enum_values(item);
             let names: Vec<Value> = values.iter().map(|value| value.name().into()).collect();
-            let mut said = Vec::from_iter(self.comments.of(&item.parent_file(), item.path()).map(str::to_owned));
+            let mut texts = Vec::from_iter(self.comments.of(&item.parent_file(), item.path()).map(str::to_owned));
             let each = values.iter().filter_map(|value| {
                 let comment = self.comments.of(&item.parent_file(), value.path())?;
                 Some(format!("- `{}`: {}", value.name(), comment.replace('\n', " ")))
             });
             let each: Vec<String> = each.collect();
             if !each.is_empty() {
-                said.push(each.join("\n"));
+                texts.push(each.join("\n"));
             }
             let mut value = json!({"type": "string", "enum": names});
-            if !said.is_empty() {
-                value["description"] = said.join("\n\n").into();
+            if !texts.is_empty() {
+                value["description"] = texts.join("\n\n").into();
             }
             self.components.insert(name.clone(), value);
         }
@@ -309,12 +316,12 @@ const INTEGER: &str = "^-?(0|[1-9][0-9]*)$";
 const UNSIGNED: &str = "^(0|[1-9][0-9]*)$";
 
 /// Numbers beyond what a double holds are printed as strings, and read as either.
-fn long(format: &str, pattern: &str, way: Way) -> Value {
-    let kind = if way == Way::Input { json!(["string", "integer"]) } else { json!("string") };
+fn int64_schema(format: &str, pattern: &str, direction: Direction) -> Value {
+    let kind = if direction == Direction::Input { json!(["string", "integer"]) } else { json!("string") };
     json!({"type": kind, "format": format, "pattern": pattern})
 }
 
-fn float(format: &str) -> Value {
+fn float_schema(format: &str) -> Value {
     json!({"anyOf": [{"type": "number", "format": format}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
 }
 
