@@ -99,12 +99,12 @@ async fn measure() {
         let reached = tokens.len() as f64 / begun.elapsed().as_secs_f64();
         print(name, &mut times);
         print("  a sign-out takes", &mut sign_outs);
-        let told = other.stop().await;
+        let counts = other.stop().await;
         assert!(
-            told.iter().all(|count| *count == tokens.len() + warm.len()),
-            "each stream got each revocation: {told:?}"
+            counts.iter().all(|count| *count == tokens.len() + warm.len()),
+            "each stream got each revocation: {counts:?}"
         );
-        println!("  {reached:.0} a second; each of {} streams got all {}", told.len(), tokens.len() + warm.len());
+        println!("  {reached:.0} a second; each of {} streams got all {}", counts.len(), tokens.len() + warm.len());
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     binary::{assert_says, sessiond},
     harness::{
         Device, ISSUER, PROJECT, Service, Wire, bearer, eventually, limits,
-        receiver::{NAME, Receiver, Reply, Told, Worker},
+        receiver::{Delivery, NAME, Receiver, Reply, Worker},
         web,
     },
 };
@@ -55,11 +55,11 @@ async fn until_states(service: &Service, expected: &[&str]) {
     eventually(&what, async || states(service).await == expected).await;
 }
 
-async fn until_told(receiver: &Receiver, count: usize) -> Vec<Told> {
-    eventually(&format!("{count} deliveries"), async || receiver.told().len() >= count).await;
-    let told = receiver.told();
-    assert_eq!(told.len(), count, "and not more often");
-    told
+async fn until_delivered(receiver: &Receiver, count: usize) -> Vec<Delivery> {
+    eventually(&format!("{count} deliveries"), async || receiver.deliveries().len() >= count).await;
+    let deliveries = receiver.deliveries();
+    assert_eq!(deliveries.len(), count, "and not more often");
+    deliveries
 }
 
 fn issuer() -> String {
@@ -77,9 +77,9 @@ async fn each_revocation_is_delivered_in_each_endpoints_format() {
         let phone = service.sign_in("ada", "phone").await;
         service.revoke_current(wire, phone.bearer()).await.expect("signs out");
 
-        let mut told = until_told(&receiver, 2).await;
-        told.sort_by_key(|told| told.path.clone());
-        let [event, logout] = told.as_slice() else { panic!("two") };
+        let mut deliveries = until_delivered(&receiver, 2).await;
+        deliveries.sort_by_key(|deliveries| deliveries.path.clone());
+        let [event, logout] = deliveries.as_slice() else { panic!("two") };
         assert_eq!((logout.path.as_str(), event.path.as_str()), ("/logout?from=sessiond", "/events"));
         assert_eq!(logout.header("content-type"), Some("application/x-www-form-urlencoded"));
         assert_eq!(event.header("content-type"), Some("application/secevent+jwt"));
@@ -88,13 +88,13 @@ async fn each_revocation_is_delivered_in_each_endpoints_format() {
         assert_eq!(logout.header("cookie"), None);
 
         let now = service.clock.now().as_seconds();
-        let said = service.verified(logout, "logout+jwt").await;
+        let claims = service.verified(logout, "logout+jwt").await;
         let expected = json!({
-            "iss": issuer(), "aud": "the-shop", "iat": now, "exp": now + 120, "jti": said["jti"], "sub": "ada",
+            "iss": issuer(), "aud": "the-shop", "iat": now, "exp": now + 120, "jti": claims["jti"], "sub": "ada",
             "sid": phone.session, "events": { LOGOUT: {} },
         });
-        assert_eq!(said, expected);
-        let said = service.verified(event, "secevent+jwt").await;
+        assert_eq!(claims, expected);
+        let claims = service.verified(event, "secevent+jwt").await;
         let subject = json!({
             "format": "complex",
             "session": { "format": "opaque", "id": phone.session },
@@ -104,12 +104,12 @@ async fn each_revocation_is_delivered_in_each_endpoints_format() {
             "event_timestamp": now, "initiating_entity": "user", "reason_admin": { "en": "signed out" },
         });
         let expected = json!({
-            "iss": issuer(), "aud": "the-shop", "iat": now, "jti": said["jti"], "txn": said["txn"], "sub_id": subject,
+            "iss": issuer(), "aud": "the-shop", "iat": now, "jti": claims["jti"], "txn": claims["txn"], "sub_id": subject,
             "events": { REVOKED: happened },
         });
-        assert_eq!(said, expected);
+        assert_eq!(claims, expected);
         let line = service.database.lines("SELECT id FROM revocations").await;
-        assert_eq!(line, [said["txn"].as_str().expect("a txn")], "all messages about one revocation share a txn");
+        assert_eq!(line, [claims["txn"].as_str().expect("a txn")], "all messages about one revocation share a txn");
 
         // Neither token can be used elsewhere.
         for token in [logout.token(), event.token()] {
@@ -131,13 +131,13 @@ async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
     for kind in Kind::ALL {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
         receiver.register(&service.app, kind, "/").await;
-        receiver.will([Reply::Say(500, "", ""), Reply::Say(503, "retry-after: 30\r\n", "no")]);
+        receiver.reply_with([Reply::Status(500, "", ""), Reply::Status(503, "retry-after: 30\r\n", "no")]);
         let worker = Worker::start(&service.app, receiver.outbound());
         let phone = service.sign_in("ada", "phone").await;
         phone.sign_out().await.expect("signs out");
 
         until_states(&service, &["waiting answered 500"]).await;
-        assert_eq!(receiver.told().len(), 1);
+        assert_eq!(receiver.deliveries().len(), 1);
         service.clock.advance(SECOND);
         until_states(&service, &["waiting answered 503"]).await;
         // Doubling the delay would give two seconds; the receiver asked for half a minute.
@@ -149,14 +149,15 @@ async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
         service.clock.advance(SECOND * 30);
         until_states(&service, &["done"]).await;
 
-        let told = until_told(&receiver, 3).await;
-        let ids: Vec<_> = told.iter().map(Told::jti).collect();
+        let deliveries = until_delivered(&receiver, 3).await;
+        let ids: Vec<_> = deliveries.iter().map(Delivery::jti).collect();
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        let issued: Vec<_> = told.iter().map(|told| told.claims()["iat"].as_i64().expect("a time")).collect();
+        let issued: Vec<_> =
+            deliveries.iter().map(|deliveries| deliveries.claims()["iat"].as_i64().expect("a time")).collect();
         assert_eq!((issued[1] - issued[0], issued[2] - issued[1]), (1, 30), "each attempt has a token of its own");
         let typ = if kind == Kind::Logout { "logout+jwt" } else { "secevent+jwt" };
-        for told in &told {
-            service.verified(told, typ).await;
+        for deliveries in &deliveries {
+            service.verified(deliveries, typ).await;
         }
         let name = kind.as_str();
         let count = |outcome| {
@@ -171,7 +172,7 @@ async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
 async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
     let (service, slow, quick) = (Service::start().await, Receiver::start().await, Receiver::start().await);
     slow.register(&service.app, Kind::Logout, "/").await;
-    slow.will(std::iter::repeat_n(Reply::Hang, 1_000));
+    slow.reply_with(std::iter::repeat_n(Reply::Hang, 1_000));
     // More than may be in progress in all.
     for at in 0..70 {
         service.sign_in(&format!("user-{at}"), "phone").await.sign_out().await.expect("signs out");
@@ -179,14 +180,14 @@ async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
     quick.register(&service.app, Kind::Logout, "/").await;
     let phone = service.sign_in("ada", "phone").await;
     let worker = Worker::start(&service.app, slow.outbound());
-    eventually("the limit per endpoint", async || slow.told().len() == 8).await;
+    eventually("the limit per endpoint", async || slow.deliveries().len() == 8).await;
     let pending = "sessiond_backchannel_pending{kind=\"logout\"}";
     eventually("what waits is counted", async || worker.metric(pending) == 70).await;
     phone.sign_out().await.expect("signs out");
-    eventually("the other gets its delivery", async || quick.told().len() == 1).await;
+    eventually("the other gets its delivery", async || quick.deliveries().len() == 1).await;
     let late = "waiting no answer in time";
     assert!(!states(&service).await.contains(&late.to_owned()), "and did not wait");
-    assert_eq!(slow.told().len(), 8);
+    assert_eq!(slow.deliveries().len(), 8);
 
     eventually("it is let go", async || states(&service).await.contains(&late.to_owned())).await;
     assert!(worker.metric("sessiond_backchannel_attempt_duration_seconds_count{kind=\"logout\"}") > 1);
@@ -196,14 +197,14 @@ async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
 async fn redirects_are_not_followed_and_endless_responses_are_cut_off() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Logout, "/here").await;
-    receiver.will([Reply::Say(307, "location: /there\r\n", ""), Reply::Endless]);
+    receiver.reply_with([Reply::Status(307, "location: /there\r\n", ""), Reply::Endless]);
     let _worker = Worker::start(&service.app, receiver.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     until_states(&service, &["waiting answered 307"]).await;
     service.clock.advance(SECOND);
     until_states(&service, &["done"]).await;
-    let told = until_told(&receiver, 2).await;
-    assert!(told.iter().all(|told| told.path == "/here"));
+    let deliveries = until_delivered(&receiver, 2).await;
+    assert!(deliveries.iter().all(|deliveries| deliveries.path == "/here"));
     // Unread bytes stay in the socket buffers of both sides: some megabytes at most.
     let poured = receiver.poured.load(Ordering::SeqCst);
     assert!(poured < 32 * 1024 * 1024, "{poured} bytes");
@@ -250,12 +251,12 @@ async fn a_name_that_resolves_to_a_private_address_is_not_called() {
 #[tokio::test]
 async fn only_the_right_certificate_is_trusted() {
     let (service, receiver, stranger) =
-        (Service::start().await, Receiver::start().await, Receiver::start_stranger().await);
+        (Service::start().await, Receiver::start().await, Receiver::start_untrusted().await);
     receiver.register(&service.app, Kind::Caep, "/").await;
     let _worker = Worker::start(&service.app, stranger.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     until_states(&service, &["waiting no trusted certificate, or no TLS"]).await;
-    assert!(receiver.told().is_empty());
+    assert!(receiver.deliveries().is_empty());
 }
 
 #[tokio::test]
@@ -295,8 +296,8 @@ async fn two_replicas_deliver_a_hundred_revocations_once_each() {
         ended.expect("signs out");
     }
     until_states(&service, &["done"; 2 * ENDS]).await;
-    let told = until_told(&receiver, 2 * ENDS).await;
-    let mut ids: Vec<_> = told.iter().map(Told::jti).collect();
+    let deliveries = until_delivered(&receiver, 2 * ENDS).await;
+    let mut ids: Vec<_> = deliveries.iter().map(Delivery::jti).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 2 * ENDS, "no revocation was delivered twice");
@@ -326,7 +327,7 @@ async fn a_server_delivers_in_the_background_and_at_once() {
     let started = Instant::now();
     for at in 0..10 {
         service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
-        until_told(&receiver, at + 1).await;
+        until_delivered(&receiver, at + 1).await;
     }
     assert!(started.elapsed() < SECOND * 5, "deliveries are not delayed by a second each");
     server.abort();
@@ -367,7 +368,7 @@ async fn deliveries_of_a_dead_replica_are_taken_over() {
     service.clock.advance(LOST_AFTER);
     let _worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["done"]).await;
-    assert_eq!(until_told(&receiver, 1).await[0].jti(), dead[0].id.to_string());
+    assert_eq!(until_delivered(&receiver, 1).await[0].jti(), dead[0].id.to_string());
     // A success counts, whichever replica reports it.
     service.store.delivery_failed(&late[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
     assert_eq!(states(&service).await, ["done"]);
@@ -378,16 +379,16 @@ async fn deliveries_of_a_dead_replica_are_taken_over() {
 async fn an_interrupted_attempt_is_repeated() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Caep, "/").await;
-    receiver.will([Reply::Hang]);
+    receiver.reply_with([Reply::Hang]);
     let worker = Worker::start(&service.app, receiver.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
-    until_told(&receiver, 1).await;
+    until_delivered(&receiver, 1).await;
     drop(worker);
     let _worker = Worker::start(&service.operator(), receiver.outbound());
     service.clock.advance(LOST_AFTER);
     until_states(&service, &["done"]).await;
-    let told = until_told(&receiver, 2).await;
-    assert_eq!(told[0].jti(), told[1].jti());
+    let deliveries = until_delivered(&receiver, 2).await;
+    assert_eq!(deliveries[0].jti(), deliveries[1].jti());
 }
 
 #[tokio::test]
@@ -415,7 +416,7 @@ async fn a_rolled_back_revocation_is_not_delivered() {
     // A later revocation is delivered, and by then the rolled-back one would have been too.
     service.store.sessions_revoke(vec![end], ()).await.expect("ends it");
     until_states(&service, &["done"]).await;
-    assert_eq!(until_told(&receiver, 1).await[0].claims()["sid"], phone.session);
+    assert_eq!(until_delivered(&receiver, 1).await[0].claims()["sid"], phone.session);
 }
 
 /// Endpoints get nothing of another project, and nothing for a repeated sign-out.
@@ -449,12 +450,12 @@ async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
 
     // The receiver cannot tell which of its sessions is kept except by the id, so the others are named.
     assert_eq!(phone.revoke_others().await.expect("ends them"), 2);
-    let told = until_told(&receiver, 4).await;
-    let mut named: Vec<String> = told
+    let deliveries = until_delivered(&receiver, 4).await;
+    let mut named: Vec<String> = deliveries
         .iter()
-        .map(|told| match told.path.as_str() {
-            "/logout" => told.claims()["sid"].as_str().expect("a session").to_owned(),
-            _ => told.claims()["sub_id"]["session"]["id"].as_str().expect("a session").to_owned(),
+        .map(|deliveries| match deliveries.path.as_str() {
+            "/logout" => deliveries.claims()["sid"].as_str().expect("a session").to_owned(),
+            _ => deliveries.claims()["sub_id"]["session"]["id"].as_str().expect("a session").to_owned(),
         })
         .collect();
     named.sort_unstable();
@@ -463,13 +464,13 @@ async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
     assert_eq!(named.iter().collect::<Vec<_>>(), expected);
 
     assert_eq!(phone.revoke_all().await.expect("ends them"), 1);
-    let mut told = until_told(&receiver, 6).await.split_off(4);
-    told.sort_by_key(|told| told.path.clone());
-    let event = service.verified(&told[0], "secevent+jwt").await;
+    let mut deliveries = until_delivered(&receiver, 6).await.split_off(4);
+    deliveries.sort_by_key(|deliveries| deliveries.path.clone());
+    let event = service.verified(&deliveries[0], "secevent+jwt").await;
     let user = json!({ "format": "iss_sub", "iss": issuer(), "sub": "ada" });
     assert_eq!(event["sub_id"], json!({ "format": "complex", "user": user }));
     assert_eq!(event["events"][REVOKED]["reason_admin"]["en"], "all sessions were ended");
-    let logout = service.verified(&told[1], "logout+jwt").await;
+    let logout = service.verified(&deliveries[1], "logout+jwt").await;
     assert_eq!((&logout["sub"], &logout["sid"]), (&json!("ada"), &Value::Null));
 }
 
@@ -478,12 +479,12 @@ async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
 async fn a_dead_delivery_is_listed_and_retried_by_hand() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
     receiver.register(&service.app, Kind::Caep, "/").await;
-    receiver.will([Reply::Say(400, "", r#"{"err": "invalid_audience", "description": "<script>"}"#)]);
+    receiver.reply_with([Reply::Status(400, "", r#"{"err": "invalid_audience", "description": "<script>"}"#)]);
     let _worker = Worker::start(&service.app, receiver.outbound());
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
     until_states(&service, &["dead answered 400 invalid_audience"]).await;
-    let id = until_told(&receiver, 1).await[0].jti();
+    let id = until_delivered(&receiver, 1).await[0].jti();
 
     let env = [("DATABASE_URL", service.database.url.as_str())];
     let listed = sessiond(&["backchannel", "deliveries", "--project", PROJECT, "--json"], &env);
@@ -499,7 +500,7 @@ async fn a_dead_delivery_is_listed_and_retried_by_hand() {
     // The binary uses the database's real clock, which went on.
     service.clock.advance(SECOND * 3_600);
     until_states(&service, &["done"]).await;
-    assert_eq!(until_told(&receiver, 2).await[1].jti(), id);
+    assert_eq!(until_delivered(&receiver, 2).await[1].jti(), id);
     assert_says(&retry(&id), false, "is not dead");
     assert_says(&retry("0190b0a0-0000-7000-8000-000000000001"), false, "has no delivery");
     let nothing = sessiond(&["backchannel", "deliveries", "--project", PROJECT], &env);
@@ -514,7 +515,7 @@ async fn nothing_is_retried_for_longer_than_a_day() {
     service.clock.advance(TRIED_FOR);
     let worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["dead not delivered in time"]).await;
-    assert!(receiver.told().is_empty());
+    assert!(receiver.deliveries().is_empty());
     assert_eq!(worker.metric("sessiond_backchannel_attempts_total{kind=\"logout\",outcome=\"dead\"}"), 1);
 }
 
@@ -536,7 +537,7 @@ async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
     assert_eq!(erased, 2);
     assert_eq!(names().await, ["-", "ada", "bob"], "what waits still has it");
 
-    receiver.will([Reply::Say(500, "", ""), Reply::Say(500, "", "")]);
+    receiver.reply_with([Reply::Status(500, "", ""), Reply::Status(500, "", "")]);
     let _worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["dead", "waiting answered 500", "waiting answered 500"]).await;
     assert_eq!(names().await, ["-", "ada", "bob"], "it is not over yet");
@@ -544,8 +545,8 @@ async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
     let dead = "dead not delivered in time";
     until_states(&service, &["dead", dead, dead]).await;
     assert_eq!(names().await, ["-", "-", "bob"]);
-    let told = receiver.told();
-    assert!(told.iter().any(|told| told.claims()["sub"] == "ada"));
+    let deliveries = receiver.deliveries();
+    assert!(deliveries.iter().any(|deliveries| deliveries.claims()["sub"] == "ada"));
 
     // Its session is still named, so it can be retried without the user's id.
     let project = ProjectId::parse(PROJECT).expect("a name");
@@ -553,8 +554,8 @@ async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
         service.app.delivery_retry(project.clone(), open.id).await.expect("tries again");
     }
     until_states(&service, &["done", "done", "done"]).await;
-    let without = receiver.told().split_off(2);
-    let nameless = without.iter().filter(|told| told.claims()["sub"] == Value::Null);
+    let without = receiver.deliveries().split_off(2);
+    let nameless = without.iter().filter(|deliveries| deliveries.claims()["sub"] == Value::Null);
     assert_eq!((without.len(), nameless.count()), (3, 2));
 }
 

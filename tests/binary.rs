@@ -23,8 +23,9 @@ use tokio::net::TcpStream;
 use crate::harness::{
     REFUSED_REFRESH, Wire, bearer, both,
     database::{Database, fresh_dir},
-    eventually, header, refresh_token,
-    road::Road,
+    eventually, header,
+    link::Link,
+    refresh_token,
     wire::{Wires, refused_json},
 };
 
@@ -153,9 +154,9 @@ async fn a_guard_survives_the_process_that_it_follows() {
     let dir = Dir::fresh("guarded");
     let mut dev = Dev::start(&dir).await;
     let (known, unknown) = (dev.sign_in("ada").await, dev.sign_in("ada").await);
-    let road = Road::to(dev.addr()).await;
+    let link = Link::to(dev.addr()).await;
     let key = dev.env["SESSIOND_SERVER_KEY"].clone();
-    let options = GuardOptions::new(&road.url, "demo", ISSUER, key);
+    let options = GuardOptions::new(&link.url, "demo", ISSUER, key);
     let guard = Guard::connect(GuardOptions { max_staleness: MAX_STALENESS_MIN, ..options }).await.expect("connects");
     for token in [&known, &unknown] {
         assert!(guard.verify(token).await.is_ok());
@@ -169,7 +170,7 @@ async fn a_guard_survives_the_process_that_it_follows() {
     assert!(killed.elapsed() < MAX_STALENESS_MIN + Duration::from_secs(2), "{:?}", killed.elapsed());
 
     let mut dev = Dev::start(&dir).await;
-    road.lead_to(dev.addr());
+    link.connect_to(dev.addr());
     eventually("accepted again", async || guard.verify(&unknown).await.is_ok()).await;
     assert_eq!(guard.verify_now(&known), Err(Refusal::SessionRevoked));
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&unknown)).await.0, StatusCode::OK);
@@ -376,9 +377,9 @@ fn refused_dev(args: &[&str]) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let refused = sessiond(&[&["dev"], args].concat(), &[("PATH", &path)]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    let said = String::from_utf8(refused.stderr).expect("text");
-    assert!(!said.contains("os error"), "a riddle: {said}");
-    said
+    let message = String::from_utf8(refused.stderr).expect("text");
+    assert!(!message.contains("os error"), "a riddle: {message}");
+    message
 }
 
 /// A second `./run` in the same directory checks first: the running one keeps its files, and is named.
@@ -392,9 +393,9 @@ async fn a_second_dev_in_the_same_directory_changes_nothing() {
     let path = dir.to_str().expect("text");
     for listen in ["127.0.0.1:0", dev.addr().to_string().as_str()] {
         for database in [&[][..], &["--database-url", "postgres://nobody@127.0.0.1:1/none"]] {
-            let said = refused_dev(&[&["--listen", listen, "--data-dir", path], database].concat());
+            let message = refused_dev(&[&["--listen", listen, "--data-dir", path], database].concat());
             let holder = format!("process {}, at {}", dev.process.id(), dev.env["SESSIOND_URL"]);
-            assert!(said.contains("is in use by another `sessiond dev`") && said.contains(&holder), "{said}");
+            assert!(message.contains("is in use by another `sessiond dev`") && message.contains(&holder), "{message}");
         }
     }
     assert_eq!(files.map(kept), before);
@@ -411,9 +412,9 @@ async fn dev_reports_errors_before_postgres_starts() {
     let file = dir.join("file");
     fs::write(&file, "").expect("writes");
     for bad in [text(&file), text(&file.join("below")), "/dev/null".to_owned()] {
-        let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
-        assert!(said.contains(&format!("cannot use {bad} as data directory: it is, or is in, a file")), "{said}");
-        assert!(said.contains("choose another with --data-dir"), "{said}");
+        let message = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
+        assert!(message.contains(&format!("cannot use {bad} as data directory: it is, or is in, a file")), "{message}");
+        assert!(message.contains("choose another with --data-dir"), "{message}");
     }
     // File modes do not restrict root.
     if !rustix::process::geteuid().is_root() {
@@ -421,8 +422,11 @@ async fn dev_reports_errors_before_postgres_starts() {
         fs::create_dir(&closed).expect("creates");
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).expect("ours");
         for bad in [text(&closed), text(&closed.join("new"))] {
-            let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
-            assert!(said.contains(&format!("cannot use {bad} as data directory: permission denied; name")), "{said}");
+            let message = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
+            assert!(
+                message.contains(&format!("cannot use {bad} as data directory: permission denied; name")),
+                "{message}"
+            );
         }
     }
 
@@ -431,9 +435,9 @@ async fn dev_reports_errors_before_postgres_starts() {
     let data = dir.join("data");
     for flag in ["--listen", "--metrics-listen"] {
         let free = if flag == "--listen" { "--metrics-listen" } else { "--listen" };
-        let said = refused_dev(&[flag, &port, free, "127.0.0.1:0", "--data-dir", &text(&data)]);
-        assert!(said.contains(&format!("cannot listen on {port} ({flag}): the port is in use")), "{said}");
-        assert!(said.contains("port 0 picks a free one"), "{said}");
+        let message = refused_dev(&[flag, &port, free, "127.0.0.1:0", "--data-dir", &text(&data)]);
+        assert!(message.contains(&format!("cannot listen on {port} ({flag}): the port is in use")), "{message}");
+        assert!(message.contains("port 0 picks a free one"), "{message}");
         assert!(!data.join("postgres").exists(), "found out before Postgres was made");
     }
     // The same for `serve`, before it connects to the missing database.
@@ -441,17 +445,17 @@ async fn dev_reports_errors_before_postgres_starts() {
         ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
         ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
     ];
-    let said = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
-    assert_says(&said, false, &format!("cannot listen on {port} (--listen): the port is in use"));
+    let message = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
+    assert_says(&message, false, &format!("cannot listen on {port} (--listen): the port is in use"));
 
     let trust = ["serve", "--metrics-listen", "127.0.0.1:0", "--backchannel-trusted-certificates", "/nope"];
-    let said = sessiond(&[&trust[..], &["--listen", "127.0.0.1:0"]].concat(), &env);
-    assert_says(&said, false, "cannot read the certificates in /nope (--backchannel-trusted-certificates)");
+    let message = sessiond(&[&trust[..], &["--listen", "127.0.0.1:0"]].concat(), &env);
+    assert_says(&message, false, "cannot read the certificates in /nope (--backchannel-trusted-certificates)");
 
     fs::create_dir_all(&data).expect("creates");
     fs::write(data.join("sealing-key"), "rubbish").expect("writes");
-    let said = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &text(&data)]);
-    assert!(said.contains("sealing-key is damaged; delete "), "{said}");
+    let message = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &text(&data)]);
+    assert!(message.contains("sealing-key is damaged; delete "), "{message}");
     assert!(!data.join("postgres").exists(), "found out before Postgres was made");
 }
 
@@ -470,9 +474,9 @@ async fn a_deleted_data_directory_starts_from_nothing() {
 
     // In the same shell, which has sourced the deleted `dev.env`.
     let dev = Dev::start_in(&dir, &dev.env).await;
-    let said = read(&dir.join("log"));
+    let message = read(&dir.join("log"));
     let apart = dev.env["DATABASE_URL"].contains("%2Fvar%2Ftmp%2F");
-    assert_eq!(said.contains("so the database of an earlier one, in /var/tmp/sessiond-"), apart, "{said}");
+    assert_eq!(message.contains("so the database of an earlier one, in /var/tmp/sessiond-"), apart, "{message}");
     assert_eq!(dev.call(Method::GET, CURRENT, bearer(&old)).await.0, StatusCode::UNAUTHORIZED);
     let ours = bearer(&dev.env["SESSIOND_ACCESS_TOKEN"]);
     assert_eq!(dev.call(Method::GET, CURRENT, ours).await.0, StatusCode::OK);
@@ -530,10 +534,10 @@ pub fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
 
 #[track_caller]
 pub fn assert_says(output: &Output, success: bool, text: &str) {
-    let said = [output.stdout.as_slice(), &output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert_eq!(output.status.success(), success, "{said}");
-    assert!(said.contains(text), "{text:?} in {said}");
+    let message = [output.stdout.as_slice(), &output.stderr].concat();
+    let message = String::from_utf8_lossy(&message);
+    assert_eq!(output.status.success(), success, "{message}");
+    assert!(message.contains(text), "{text:?} in {message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -638,14 +642,17 @@ async fn no_command_panics_on_a_closed_or_full_standard_output() {
             &["sweep"],
             &["restored"],
         ] {
-            let said = sessiond_into(args, &env, output());
-            let words = String::from_utf8_lossy(&said.stderr);
+            let message = sessiond_into(args, &env, output());
+            let words = String::from_utf8_lossy(&message.stderr);
             assert!(!words.contains("panicked") && !words.contains("sdsk_"), "{args:?} to {what}: {words}");
-            assert!(said.status.code().is_some_and(|code| code != 0 && code != 101), "{args:?} to {what}: {said:?}");
+            assert!(
+                message.status.code().is_some_and(|code| code != 0 && code != 101),
+                "{args:?} to {what}: {message:?}"
+            );
         }
         let list = sessiond_into(&["project", "list"], &env, closed_pipe());
-        let told = String::from_utf8_lossy(&list.stderr);
-        assert!(!told.contains("sessiond: "), "no error if the reader has seen enough: {told}");
+        let message = String::from_utf8_lossy(&list.stderr);
+        assert!(!message.contains("sessiond: "), "no error if the reader has seen enough: {message}");
         let made = sessiond_into(&["server-key", "create", "--project", "shop"], &env, output());
         assert_says(&made, false, "could not be shown, so it was revoked");
     }

@@ -53,7 +53,7 @@ fn store(url: &str) -> Store {
     Store::new(&hasty(url), Metrics::default()).expect("a good URL")
 }
 
-async fn unreachable(url: &str) -> String {
+async fn connect_error(url: &str) -> String {
     match store(url).reach().await {
         Err(ReachError::Connect(error)) => error.to_string(),
         other => panic!("{other:?}"),
@@ -94,12 +94,12 @@ async fn a_password_is_never_sent_in_clear_or_as_md5_without_tls() {
     for request in REQUESTS {
         for mode in ["", "?sslmode=prefer", "?sslmode=allow", "?sslmode=disable", "?sslmode=require"] {
             let (addr, heard) = impostor(request).await;
-            let said = unreachable(&format!("postgres://u:{PASSWORD}@{addr}/d{mode}")).await;
-            assert!(said.contains("there is no TLS") || said.contains("it has no TLS"), "{mode}: {said}");
+            let message = connect_error(&format!("postgres://u:{PASSWORD}@{addr}/d{mode}")).await;
+            assert!(message.contains("there is no TLS") || message.contains("it has no TLS"), "{mode}: {message}");
             let heard = heard.lock().expect("no panic");
             assert!(!heard.windows(PASSWORD.len()).any(|window| window == PASSWORD.as_bytes()), "{mode}");
             assert!(!heard.windows(3).any(|window| window == b"md5"), "{mode}");
-            assert!(!said.contains(PASSWORD));
+            assert!(!message.contains(PASSWORD));
         }
     }
 }
@@ -116,8 +116,8 @@ async fn another_machine_without_tls_learns_nothing() {
         format!("postgres://u:{PASSWORD}@127.0.0.1:{port}/d?sslmode=verify-full"),
     ] {
         heard.lock().expect("no panic").clear();
-        let said = unreachable(&url).await;
-        assert!(said.contains("it has no TLS, and sslmode demands it"), "{said}");
+        let message = connect_error(&url).await;
+        assert!(message.contains("it has no TLS, but sslmode requires it"), "{message}");
         assert_eq!(heard.lock().expect("no panic").len(), 8, "the request for TLS, and nothing else");
     }
 }
@@ -203,14 +203,14 @@ async fn each_sslmode_verifies_certificates_as_documented() {
         match outcome {
             Ok(()) => store(&url).reach().await.unwrap_or_else(|error| panic!("{parameters}: {error}")),
             Err(words) => {
-                let said = unreachable(&url).await;
-                assert!(said.contains(words), "{parameters}: {said}");
+                let message = connect_error(&url).await;
+                assert!(message.contains(words), "{parameters}: {message}");
             }
         }
     }
     // The same in the other URL form, and by the flag.
     let url = format!("host=localhost port={} user=postgres dbname={} sslmode=verify-full", front.port, front.database);
-    assert!(unreachable(&url).await.contains("sslrootcert=FILE"));
+    assert!(connect_error(&url).await.contains("sslrootcert=FILE"));
     let by_flag =
         sessiond::store::Options { trusted_certificates: Some(pem("flag-ca", &trusted.pem())), ..hasty(&url) };
     Store::new(&by_flag, Metrics::default()).expect("a good URL").reach().await.expect("is trusted");
@@ -233,18 +233,18 @@ MgDYi6gccg==
 async fn the_error_for_a_self_signed_certificate_says_what_to_do() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("makes a certificate");
     let (front, _database) = Front::with(vec![made.cert.der().clone()], &made.signing_key).await;
-    let said = unreachable(&front.url("localhost", "sslmode=require")).await;
+    let message = connect_error(&front.url("localhost", "sslmode=require")).await;
     assert!(
-        said.contains("a self-signed one itself, by sslrootcert=FILE") && said.contains("sslmode=disable"),
-        "{said}"
+        message.contains("a self-signed one itself, with sslrootcert=FILE") && message.contains("sslmode=disable"),
+        "{message}"
     );
     let named = format!("sslmode=require&sslrootcert={}", pem("self-signed", &made.cert.pem()).display());
     store(&front.url("localhost", &named)).reach().await.expect("the file makes it trusted");
 
     let old = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).expect("a certificate");
     let (front, _database) = Front::with(vec![old], &made.signing_key).await;
-    let said = unreachable(&front.url("localhost", "sslmode=prefer")).await;
-    assert!(said.contains("before X.509v3") && said.contains("openssl req -x509"), "{said}");
+    let message = connect_error(&front.url("localhost", "sslmode=prefer")).await;
+    assert!(message.contains("before X.509v3") && message.contains("openssl req -x509"), "{message}");
 }
 
 /// Signs out over REST. Returns the status and `Retry-After`.
@@ -323,8 +323,8 @@ async fn an_outage_is_recognised_in_the_servers_own_language() {
     database.run("ALTER DATABASE postgres SET lc_messages = 'de_DE.UTF-8'").await;
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
-    let said = client.simple_query("SELECT 1 / 0").await.expect_err("is refused");
-    if said.as_db_error().expect("an error").message() != "Division durch Null" {
+    let message = client.simple_query("SELECT 1 / 0").await.expect_err("is refused");
+    if message.as_db_error().expect("an error").message() != "Division durch Null" {
         return eprintln!("not tested: the server has no translations");
     }
     database.migrate().await;
@@ -439,10 +439,10 @@ async fn the_url_selects_the_schema_of_the_tables() {
     let own = Store::new(&options(&url), Metrics::default()).expect("a good URL");
     assert!(!own.migrate().await.expect("migrates").is_empty());
     assert!(own.pending_migrations().await.expect("answers").is_empty());
-    let said = store(&database.url).pending_migrations().await.expect_err("they are elsewhere").to_string();
-    assert!(said.contains("options=-c%20search_path%3Down"), "{said}");
-    let said = store(&database.url).migrate().await.expect_err("no second set of tables").to_string();
-    assert!(said.contains("in the schema own"), "{said}");
+    let message = store(&database.url).pending_migrations().await.expect_err("they are elsewhere").to_string();
+    assert!(message.contains("options=-c%20search_path%3Down"), "{message}");
+    let message = store(&database.url).migrate().await.expect_err("no second set of tables").to_string();
+    assert!(message.contains("in the schema own"), "{message}");
 }
 
 /// Permanent errors are reported at once, with the database's own message first.
@@ -477,12 +477,12 @@ async fn permanent_errors_are_reported_at_once_in_the_databases_words() {
     }
     // Temporary errors are retried, and each log line names the problem.
     let full = sessiond(&["migrate"], &[("DATABASE_URL", &as_user("full_up"))]);
-    let said = String::from_utf8_lossy(&[full.stdout, full.stderr].concat()).into_owned();
-    let waits: Vec<&str> = said.lines().filter(|line| line.contains("waiting for the database")).collect();
-    assert!(waits.len() > 3, "{said}");
+    let message = String::from_utf8_lossy(&[full.stdout, full.stderr].concat()).into_owned();
+    let waits: Vec<&str> = message.lines().filter(|line| line.contains("waiting for the database")).collect();
+    assert!(waits.len() > 3, "{message}");
     assert!(
         waits.iter().all(|line| line.contains("too many connections for role \"full_up\" (SQLSTATE 53300)")),
-        "{said}"
+        "{message}"
     );
     cluster.stop().await.expect("stops");
 }
@@ -538,10 +538,10 @@ async fn commands_that_wait_for_the_database_stop_on_signals() {
             let child = spawn(command, &url);
             eventually("signals are caught", async || catches(&child, signal)).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let told = Instant::now();
+            let signalled_at = Instant::now();
             send(&child, signal);
             let output = end(child).await;
-            assert!(told.elapsed() < Duration::from_secs(2), "{command:?}: {:?}", told.elapsed());
+            assert!(signalled_at.elapsed() < Duration::from_secs(2), "{command:?}: {:?}", signalled_at.elapsed());
             let is_server = ["serve", "dev"].contains(&command[0]);
             assert_eq!(output.status.success(), is_server, "{command:?}: {output:?}");
         }
@@ -568,15 +568,15 @@ async fn migrate_waits_for_blocking_clients_and_names_them() {
         assert_says(&given_up, false, "waited 2s for");
         assert_says(&given_up, false, "of long-reader as postgres");
 
-        let patient = spawn(&["migrate", "--wait", "1m"], &database.url);
-        let patient = tokio::spawn(end(patient));
+        let migrating = spawn(&["migrate", "--wait", "1m"], &database.url);
+        let migrating = tokio::spawn(end(migrating));
         tokio::time::sleep(Duration::from_millis(2_500)).await;
-        assert!(!patient.is_finished());
+        assert!(!migrating.is_finished());
         client.batch_execute("COMMIT").await.expect("lets go");
-        let patient = patient.await.expect("ends");
-        assert_says(&patient, true, "up to date");
-        assert_says(&patient, true, "waits for");
-        assert_says(&patient, true, "of long-reader as postgres");
+        let migrating = migrating.await.expect("ends");
+        assert_says(&migrating, true, "up to date");
+        assert_says(&migrating, true, "waits for");
+        assert_says(&migrating, true, "of long-reader as postgres");
     }
 }
 
@@ -590,11 +590,11 @@ async fn an_interrupted_migration_is_rolled_back() {
     let child = spawn(&["migrate"], &database.url);
     let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually("it waits", async || !database.lines(waiting).await.is_empty()).await;
-    let told = Instant::now();
+    let signalled_at = Instant::now();
     send(&child, Signal::TERM);
     let output = end(child).await;
     assert_says(&output, false, "stopped before it finished");
-    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    assert!(signalled_at.elapsed() < Duration::from_secs(2), "{:?}", signalled_at.elapsed());
     let ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sessiond'";
     eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
 }
@@ -617,8 +617,8 @@ async fn a_reverted_migration_fails_readiness() {
         )
         .await;
     eventually("not ready", async || {
-        let (status, said) = readyz(&service).await;
-        status == StatusCode::SERVICE_UNAVAILABLE && said.contains("the database lacks migrations")
+        let (status, message) = readyz(&service).await;
+        status == StatusCode::SERVICE_UNAVAILABLE && message.contains("the database lacks migrations")
     })
     .await;
     // A newer schema is fine: migrations run before the binaries that need them.

@@ -24,7 +24,7 @@ use crate::{
         Device, PROJECT, Refused, Service, Wire, bearer, database::Database, eventually, hasty, header, options,
         pair::Pair, refresh_token,
     },
-    verify::{Road, check_request},
+    verify::{Route, check_request},
 };
 
 const UNAVAILABLE: &str = "STORE_UNAVAILABLE";
@@ -33,11 +33,11 @@ const UNAVAILABLE: &str = "STORE_UNAVAILABLE";
 const BOUND: Duration = Duration::from_secs(8);
 
 /// Operations do not time out by themselves: the test ends their wait.
-fn patient(url: &str) -> Options {
+fn long_timeout(url: &str) -> Options {
     Options { required_durability: RequiredDurability::Durable, ..options(url) }
 }
 
-fn demanding(url: &str) -> Options {
+fn durable_options(url: &str) -> Options {
     Options { required_durability: RequiredDurability::Durable, ..hasty(url) }
 }
 
@@ -46,12 +46,12 @@ fn demanding(url: &str) -> Options {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sign_out_whose_wait_was_cut_short_fails_and_so_does_its_retry() {
     let mut pair = Pair::start("cut-short").await;
-    let service = Service::start_by(pair.database(), &patient(&pair.database().url)).await;
+    let service = Service::start_by(pair.database(), &long_timeout(&pair.database().url)).await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     pair.stop_standby().await;
 
     let cancelled = async |device: &Device<'_>| {
-        let (answer, ()) = tokio::join!(device.sign_out(), pair.strike("pg_cancel_backend"));
+        let (answer, ()) = tokio::join!(device.sign_out(), pair.signal_waiting("pg_cancel_backend"));
         assert_eq!(answer.expect_err("it may be lost with the primary").reason, UNAVAILABLE);
     };
     cancelled(&phone).await;
@@ -61,9 +61,9 @@ async fn a_sign_out_whose_wait_was_cut_short_fails_and_so_does_its_retry() {
     cancelled(&phone).await;
 
     let terminated = async {
-        pair.strike("pg_terminate_backend").await;
+        pair.signal_waiting("pg_terminate_backend").await;
         // The server retries by itself, and the retry waits.
-        pair.strike("pg_cancel_backend").await;
+        pair.signal_waiting("pg_cancel_backend").await;
     };
     let (answer, ()) = tokio::join!(laptop.sign_out(), terminated);
     assert_eq!(answer.expect_err("it may be lost with the primary").reason, UNAVAILABLE);
@@ -90,10 +90,10 @@ async fn a_sign_out_whose_wait_was_cut_short_fails_and_so_does_its_retry() {
 async fn a_cancelled_wait_is_noticed_without_warnings() {
     let mut pair = Pair::start("quiet").await;
     pair.database().run("ALTER DATABASE postgres SET client_min_messages = 'error'").await;
-    let service = Service::start_by(pair.database(), &patient(&pair.database().url)).await;
+    let service = Service::start_by(pair.database(), &long_timeout(&pair.database().url)).await;
     let phone = service.sign_in("ada", "phone").await;
     pair.stop_standby().await;
-    let (answer, ()) = tokio::join!(phone.sign_out(), pair.strike("pg_cancel_backend"));
+    let (answer, ()) = tokio::join!(phone.sign_out(), pair.signal_waiting("pg_cancel_backend"));
     assert_eq!(answer.expect_err("it may be lost with the primary").reason, UNAVAILABLE);
     drop(service);
     pair.stop().await;
@@ -103,7 +103,7 @@ async fn a_cancelled_wait_is_noticed_without_warnings() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_of_the_primary_a_repeated_sign_out_waits_for_the_standby() {
     let mut pair = Pair::start("restart").await;
-    let service = Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
+    let service = Service::start_by(pair.database(), &durable_options(&pair.database().url)).await;
     let phone = service.sign_in("ada", "phone").await;
     pair.stop_standby().await;
     assert_refused!(phone.sign_out(), UNAVAILABLE);
@@ -123,7 +123,7 @@ async fn after_a_restart_of_the_primary_a_repeated_sign_out_waits_for_the_standb
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_rests_on_an_earlier_write_waits_for_the_standby() {
     let mut pair = Pair::start("repeats").await;
-    let service = &Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
+    let service = &Service::start_by(pair.database(), &durable_options(&pair.database().url)).await;
     let admin = &bearer(service.admin_key().await.expose_secret());
     let project = || ProjectId::parse(PROJECT).expect("a name");
     let gone = &service.sign_in("ada", "phone").await;
@@ -142,7 +142,7 @@ async fn an_answer_that_rests_on_an_earlier_write_waits_for_the_standby() {
     };
     service.sign_in("dot", "phone").await;
     service.revoke_all(Wire::Grpc, service.key(), cut_off.clone()).await.expect("ends all");
-    let nobody =
+    let unknown_user =
         &RevokeAllSessionsRequest { user_id: Some("nobody".to_owned()), ..RevokeAllSessionsRequest::default() };
     let (key, _) = service.app.server_key_create(project(), Role::Service).await.expect("makes a key");
     service.app.server_key_revoke(key).await.expect("revokes it");
@@ -175,7 +175,7 @@ async fn an_answer_that_rests_on_an_earlier_write_waits_for_the_standby() {
             ),
             (
                 "cut-off of nobody",
-                Box::pin(async { is_ok(service.revoke_all(Wire::Grpc, service.key(), nobody.clone()).await) }),
+                Box::pin(async { is_ok(service.revoke_all(Wire::Grpc, service.key(), unknown_user.clone()).await) }),
             ),
             ("repeated erasure", Box::pin(async { is_ok(service.erase(Wire::Grpc, admin.clone(), "eve").await) })),
             ("revoked key", Box::pin(async { is_revoked_before(service, key).await })),
@@ -220,7 +220,7 @@ async fn is_revoked_before(service: &Service, key: KeyId) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_stay_within_their_maximum_while_every_commit_waits() {
     let mut pair = Pair::start("crowd").await;
-    let options = demanding(&pair.database().url);
+    let options = durable_options(&pair.database().url);
     let max = options.connections_max + CONNECTIONS;
     let service = Service::start_by(pair.database(), &options).await;
     let mut devices = vec![];
@@ -313,7 +313,7 @@ async fn a_replica_that_reaches_only_a_deposed_primary_answers_nothing() {
     }
     for _ in 0..3 {
         assert_eq!(verify(&stays, &phone).await, StatusCode::SERVICE_UNAVAILABLE);
-        let asked = check_request(Road::Envoy, Some(PROJECT), &phone.bearer());
+        let asked = check_request(Route::Envoy, Some(PROJECT), &phone.bearer());
         assert_eq!(stays.check(asked).await.expect_err("cannot decide").code(), Code::Unavailable);
         for token in [&phone.access_token, &phone.refresh_token] {
             assert_refused!(stays.introspect(Wire::Grpc, stays.key(), token), UNAVAILABLE);
@@ -354,7 +354,7 @@ async fn says(service: &Service, why: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn turning_synchronous_commit_off_changes_none_of_our_connections() {
     let mut pair = Pair::start("reload").await;
-    let service = Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
+    let service = Service::start_by(pair.database(), &durable_options(&pair.database().url)).await;
     let phone = service.sign_in("ada", "phone").await;
     for weaker in ["off", "local"] {
         pair.database().run(&format!("ALTER SYSTEM SET synchronous_commit = '{weaker}'")).await;
@@ -376,7 +376,7 @@ async fn turning_synchronous_commit_off_changes_none_of_our_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_fsync_is_off_nothing_is_acknowledged_and_the_replica_is_not_ready() {
     let pair = Pair::start("fsync").await;
-    let service = Service::start_by(pair.database(), &demanding(&pair.database().url)).await;
+    let service = Service::start_by(pair.database(), &durable_options(&pair.database().url)).await;
     let unsafely = service.replica_by(&pair.database().url).await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let turn = async |to: &str| {

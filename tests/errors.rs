@@ -146,8 +146,8 @@ fn answered_by(reason: Reason) -> String {
     let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
     let answers = |method: &prost_reflect::MethodDescriptor| {
         let options = method.options();
-        let said = options.get_extension(&extension);
-        said.as_list().expect("repeated").iter().any(|name| name.as_str() == Some(reason.name()))
+        let reasons = options.get_extension(&extension);
+        reasons.as_list().expect("repeated").iter().any(|name| name.as_str() == Some(reason.name()))
     };
     let names = methods.filter(answers).map(|method| method.name().to_owned());
     let to_proxies = TO_PROXIES.contains(&reason).then(|| ["verify", "Check"].map(str::to_owned));

@@ -103,7 +103,7 @@ async fn an_open_transaction_delays_nobody() {
     tokio::spawn(connection);
     client.batch_execute("BEGIN; CREATE TABLE held (x int)").await.expect("writes");
     let began = Instant::now();
-    let mut told = 0;
+    let mut seen = 0;
     // `FAULT_SECONDS=60` runs the long version.
     let seconds = std::env::var("FAULT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     while began.elapsed() < Duration::from_secs(seconds) {
@@ -112,14 +112,14 @@ async fn an_open_transaction_delays_nobody() {
         let started = Instant::now();
         assert_eq!(watch.ended_session().await, phone.session);
         assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
-        told += 1;
+        seen += 1;
     }
     assert!(watch.heartbeat().await < 2_000);
     client.batch_execute("ROLLBACK").await.expect("gives up");
     // A cursor from that time may repeat entries, and misses none.
     let mut again = service.watches_from(Wire::Grpc, &watch.cursor).await;
     let mut repeated = vec![];
-    while repeated.len() < told {
+    while repeated.len() < seen {
         repeated.extend(again.ended().await);
     }
     assert!(repeated.iter().all(|one| matches!(one.ended, Some(Ended::SessionId(_)))));
@@ -136,17 +136,17 @@ async fn a_clock_that_jumps_drops_no_revocation_too_early() {
     there.snapshot().await;
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
-    let told = there.ended().await;
-    assert_eq!(told[0].ended, Some(Ended::SessionId(phone.session.clone())));
+    let seen = there.ended().await;
+    assert_eq!(seen[0].ended, Some(Ended::SessionId(phone.session.clone())));
     assert!(
-        told[0].retain_seconds > 600,
+        seen[0].retain_seconds > 600,
         "{}: as long as its token lives, whichever replica issued it",
-        told[0].retain_seconds
+        seen[0].retain_seconds
     );
     let laptop = ahead.sign_in("ada", "laptop").await;
     let mut here = service.watches(Wire::Grpc).await;
     here.snapshot().await;
     laptop.sign_out().await.expect("signs out");
-    let told = here.ended().await;
-    assert!(told[0].retain_seconds > 4_000, "{}: a token that is good for an hour here", told[0].retain_seconds);
+    let seen = here.ended().await;
+    assert!(seen[0].retain_seconds > 4_000, "{}: a token that is good for an hour here", seen[0].retain_seconds);
 }

@@ -38,11 +38,12 @@ use tower::Layer as _;
 use crate::harness::{
     Device, ISSUER, PROJECT, Service, Wire, bearer, both,
     database::{Database, disposable},
-    eventually, header,
+    eventually,
+    fake_server::FakeServer,
+    header,
+    link::Link,
     proxy::Proxy,
-    road::Road,
     serve_http,
-    stage::Stage,
     wire::{Wires, refused_json},
 };
 
@@ -191,11 +192,11 @@ async fn every_rejection_has_the_same_reason_as_in_sessiond() {
         twice_over.append("authorization", twice["authorization"].clone());
         assert_eq!(reason(&get(wires, twice_over).await), (401, "UNPARSABLE_ACCESS_TOKEN".to_owned()));
     }
-    for nobody in [HeaderMap::new(), header("authorization", "Basic YTpi")] {
-        let answer = get(&strict, nobody.clone()).await;
+    for anonymous in [HeaderMap::new(), header("authorization", "Basic YTpi")] {
+        let answer = get(&strict, anonymous.clone()).await;
         assert_eq!(reason(&answer), (401, "CREDENTIALS_MISSING".to_owned()));
         assert_eq!(answer.headers()["www-authenticate"], "Bearer");
-        assert_eq!(get(&optional, nobody).await.body(), "nobody");
+        assert_eq!(get(&optional, anonymous).await.body(), "nobody");
     }
 
     // Half-open: at exactly `exp` it has expired.
@@ -369,9 +370,9 @@ async fn configuration_errors_are_reported_at_the_start() {
 /// Its metadata names another issuer, as a copy of the installation does.
 #[tokio::test]
 async fn another_issuer_is_not_trusted() {
-    let (key, stage) = staged().await;
-    stage.issue_as("https://staging.example.org/projects/demo");
-    let refused = Guard::connect(staged_options(&stage)).await.err().expect("is refused");
+    let (key, fake) = fake_server().await;
+    fake.issue_as("https://staging.example.org/projects/demo");
+    let refused = Guard::connect(fake_options(&fake)).await.err().expect("is refused");
     assert!(matches!(refused, ConnectError::AnotherIssuer { .. }), "{refused}");
     drop(key);
 }
@@ -380,14 +381,14 @@ async fn another_issuer_is_not_trusted() {
 #[tokio::test]
 async fn malformed_metadata_is_not_trusted() {
     for metadata in ["", "<html>", "{}", r#"{"issuer": 1}"#, "null"] {
-        let (key, stage) = staged().await;
-        stage.say(metadata);
-        let guard = Guard::connect(staged_options(&stage)).await.expect("an outage, until it can be read");
+        let (key, fake) = fake_server().await;
+        fake.set_metadata(metadata);
+        let guard = Guard::connect(fake_options(&fake)).await.expect("an outage, until it can be read");
         let (token, _) = token(&key);
         assert!(matches!(guard.verify(&token).await, Err(Refusal::Unavailable(_))), "{metadata}");
-        assert_eq!(stage.jwks_asked(), 0, "nothing more is asked there: {metadata}");
-        stage.issue_as(&format!("{ISSUER}/projects/{PROJECT}"));
-        let stream = stage.stream().await;
+        assert_eq!(fake.jwks_fetches(), 0, "nothing more is asked there: {metadata}");
+        fake.issue_as(&format!("{ISSUER}/projects/{PROJECT}"));
+        let stream = fake.stream().await;
         stream.snapshot(&[], "a");
         stream.heartbeat(0);
         eventually_accepts(&guard, &token).await;
@@ -398,31 +399,31 @@ async fn malformed_metadata_is_not_trusted() {
 #[tokio::test]
 async fn one_wrong_date_does_not_move_the_clock() {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-    let (key, stage) = staged().await;
+    let (key, fake) = fake_server().await;
     let now = Clock::system().now();
-    stage.date_next(now + YEAR);
-    let options = GuardOptions { patience: Duration::from_secs(20), ..staged_options(&stage) };
-    let told = async {
-        let stream = stage.stream().await;
+    fake.date_next(now + YEAR);
+    let options = GuardOptions { patience: Duration::from_secs(20), ..fake_options(&fake) };
+    let first_stream = async {
+        let stream = fake.stream().await;
         stream.snapshot(&[], "a");
         stream.heartbeat(0);
         stream
     };
-    let (guard, stream) = tokio::join!(Guard::connect(options), told);
+    let (guard, stream) = tokio::join!(Guard::connect(options), first_stream);
     let guard = guard.expect("begins");
     let (token, _) = token(&key);
     eventually_accepts(&guard, &token).await;
-    assert!(stage.jwks_asked() >= 2, "another witness was heard");
+    assert!(fake.jwks_fetches() >= 2, "another witness was heard");
     let beats = stream.beat(0);
     let later = async {
         // Later, too: each unknown key causes a fetch of the keys.
         for date in [now + YEAR, now - YEAR] {
-            stage.date_next(date);
-            let asked = stage.jwks_asked();
+            fake.date_next(date);
+            let asked = fake.jwks_fetches();
             let (unknown, _) = self::token(&SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0);
             eventually("the keys are read", async || {
                 assert!(guard.verify(&unknown).await.is_err());
-                stage.jwks_asked() > asked
+                fake.jwks_fetches() > asked
             })
             .await;
             eventually_accepts(&guard, &token).await;
@@ -439,7 +440,7 @@ async fn one_wrong_date_does_not_move_the_clock() {
 /// The replica that a guard follows dies; the next one sends the rest.
 #[tokio::test]
 async fn a_guard_survives_the_death_of_its_replica() {
-    let (one, road_to_one) = over_a_road().await;
+    let (one, road_to_one) = over_a_link().await;
     let other = one.replica().await;
     let mut options = options(&road_to_one.url, &one);
     options.endpoints.push(format!("http://{}", other.addr));
@@ -490,17 +491,17 @@ async fn a_guard_leaves_a_replica_whose_feed_is_old() {
 /// The network drops everything without closing connections.
 #[tokio::test]
 async fn a_guard_notices_a_silent_network() {
-    let (service, road) = over_a_road().await;
-    let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
+    let (service, link) = over_a_link().await;
+    let guard = Guard::connect(options(&link.url, &service)).await.expect("connects");
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     eventually_accepts(&guard, &phone.access_token).await;
-    road.silence();
+    link.silence();
     phone.sign_out().await.expect("signs out");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
     assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
 
-    road.mend();
+    link.restore();
     eventually_accepts(&guard, &laptop.access_token).await;
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "nothing was missed");
 }
@@ -559,13 +560,13 @@ async fn restarting_everything_under_load_revives_no_session() {
     database.migrate().await;
     let mut service = Service::start_on(database).await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
-    let road = Road::to(service.addr).await;
-    let guard = Guard::connect(options(&road.url, &service)).await.expect("connects");
+    let link = Link::to(service.addr).await;
+    let guard = Guard::connect(options(&link.url, &service)).await.expect("connects");
 
     // Users whose sign-out was acknowledged.
     let signed_out = Arc::new(Mutex::new(vec![]));
     let load = {
-        let wires = Wires::to(road.url.trim_start_matches("http://").parse().expect("an address"));
+        let wires = Wires::to(link.url.trim_start_matches("http://").parse().expect("an address"));
         let (key, guard, signed_out) = (service.key(), guard.clone(), Arc::clone(&signed_out));
         tokio::spawn(async move {
             loop {
@@ -581,9 +582,9 @@ async fn restarting_everything_under_load_revives_no_session() {
                 if ended.is_err() {
                     continue;
                 }
-                let told = Instant::now();
+                let revoked_at = Instant::now();
                 while guard.verify_now(&access_token).is_ok() {
-                    assert!(told.elapsed() < MAX_STALENESS + SLACK, "still accepted");
+                    assert!(revoked_at.elapsed() < MAX_STALENESS + SLACK, "still accepted");
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 signed_out.lock().expect("no one panics while holding it").push(access_token);
@@ -601,12 +602,12 @@ async fn restarting_everything_under_load_revives_no_session() {
     for _ in 0..2 {
         more(20).await;
         cluster.stop_server(Mode::Immediate).await.expect("stops");
-        road.cut();
+        link.cut();
         cluster.start_server().await.expect("starts again");
         service = service.replica().await;
         eventually("the first reading", async || service.app.feed().age().is_some()).await;
-        road.lead_to(service.addr);
-        road.mend();
+        link.connect_to(service.addr);
+        link.restore();
     }
     more(20).await;
     load.abort();
@@ -622,12 +623,12 @@ async fn restarting_everything_under_load_revives_no_session() {
 /// A guard that has just started knows no revocations, and accepts nothing locally, whatever its fail mode.
 #[tokio::test]
 async fn a_guard_restarted_in_an_outage_accepts_nothing_locally() {
-    let (service, road) = over_a_road().await;
+    let (service, link) = over_a_link().await;
     let phone = service.sign_in("ada", "phone").await;
-    road.cut();
+    link.cut();
     for fail_mode in [FailMode::Reject, FailMode::Introspect, FailMode::AcceptUntilExpiry] {
         let patience = Duration::from_millis(300);
-        let options = GuardOptions { fail_mode, patience, ..options(&road.url, &service) };
+        let options = GuardOptions { fail_mode, patience, ..options(&link.url, &service) };
         let guard = Guard::connect(options).await.expect("an outage is no error");
         assert!(matches!(guard.verify(&phone.access_token).await, Err(Refusal::Unavailable(_))), "{fail_mode:?}");
         assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::Unavailable(_))), "{fail_mode:?}");
@@ -644,29 +645,29 @@ async fn a_guard_restarted_in_an_outage_accepts_nothing_locally() {
             ("VERIFICATION_UNAVAILABLE", Some(Duration::from_secs(1)))
         );
 
-        road.mend();
+        link.restore();
         eventually_accepts(&guard, &phone.access_token).await;
         guard.ready().await.expect("all is there");
-        road.cut();
+        link.cut();
     }
 }
 
 /// Without the feed, the two other modes do what their names say.
 #[tokio::test]
 async fn the_fail_mode_decides_when_the_feed_is_old() {
-    let (service, road) = over_a_road().await;
+    let (service, link) = over_a_link().await;
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let known = service.sign_in("ada", "tablet").await;
 
-    let lenient = GuardOptions { fail_mode: FailMode::AcceptUntilExpiry, ..options(&road.url, &service) };
+    let lenient = GuardOptions { fail_mode: FailMode::AcceptUntilExpiry, ..options(&link.url, &service) };
     let lenient = Guard::connect(lenient).await.expect("connects");
     signs_out_everywhere(&known, &lenient).await;
-    road.cut();
+    link.cut();
     phone.sign_out().await.expect("signs out");
     eventually("stale", async || lenient.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
     assert!(lenient.verify(&phone.access_token).await.is_ok(), "that is what was asked for");
     assert_eq!(lenient.verify(&known.access_token).await, Err(Refusal::SessionRevoked), "what is known stays known");
-    road.mend();
+    link.restore();
     eventually("refused", async || lenient.verify(&phone.access_token).await == Err(Refusal::SessionRevoked)).await;
     assert!(lenient.verify(&laptop.access_token).await.is_ok());
 }
@@ -699,19 +700,19 @@ async fn a_guard_introspects_when_it_cannot_decide() {
 /// Away for longer than any cursor is valid: the guard gets a new snapshot.
 #[tokio::test]
 async fn a_guard_that_was_away_too_long_gets_a_new_snapshot() {
-    let (service, road) = over_a_road().await;
+    let (service, link) = over_a_link().await;
     let clock = service.clock.clone();
-    let guard = GuardOptions { clock, ..options(&road.url, &service) };
+    let guard = GuardOptions { clock, ..options(&link.url, &service) };
     let guard = Guard::connect(guard).await.expect("connects");
     let before = service.sign_in("ada", "phone").await;
     signs_out_everywhere(&before, &guard).await;
     service.feed_is_read().await;
-    road.cut();
+    link.cut();
     service.clock.advance(ACCESS_TOKEN_TTL_MAX + Duration::from_secs(2 * 60 * 60));
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.sign_out().await.expect("signs out");
     assert_eq!(guard.verify_now(&laptop.access_token), Err(Refusal::Unavailable(Uncertainty::StaleFeed)));
-    road.mend();
+    link.restore();
     eventually_accepts(&guard, &laptop.access_token).await;
     assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
     let stats = guard.stats();
@@ -763,16 +764,16 @@ async fn dropping_the_last_clone_closes_the_stream() {
 // Behaviour that our own server never shows.
 
 /// A signing key of the project, and a fake server that publishes it.
-async fn staged() -> (SigningKey, Stage) {
+async fn fake_server() -> (SigningKey, FakeServer) {
     let key = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
-    let stage = Stage::with(jwks(&[&key])).await;
-    (key, stage)
+    let fake = FakeServer::with(jwks(&[&key])).await;
+    (key, fake)
 }
 
-fn staged_options(stage: &Stage) -> GuardOptions {
+fn fake_options(fake: &FakeServer) -> GuardOptions {
     let key = sessiond_core::token::server_key::ServerKey::generate().expose();
     let patience = Duration::from_millis(500);
-    let options = GuardOptions::new(stage.url(), PROJECT, ISSUER, key.expose_secret());
+    let options = GuardOptions::new(fake.url(), PROJECT, ISSUER, key.expose_secret());
     GuardOptions { max_staleness: MAX_STALENESS, patience, ..options }
 }
 
@@ -816,17 +817,17 @@ fn token(key: &SigningKey) -> (String, String) {
 /// A stream that breaks in the middle of a snapshot changes nothing.
 #[tokio::test]
 async fn an_incomplete_snapshot_changes_nothing() {
-    let (key, stage) = staged().await;
-    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
     let ((one, first), (other, second)) = (token(&key), token(&key));
 
-    let stream = stage.stream().await;
+    let stream = fake.stream().await;
     assert_eq!(stream.cursor, "");
-    stream.tell(Event::SnapshotBegin(Default::default()), None);
+    stream.send(Event::SnapshotBegin(Default::default()), None);
     stream.ended(&[&first]);
     stream.heartbeat(0);
     drop(stream);
-    let stream = stage.stream().await;
+    let stream = fake.stream().await;
     assert_eq!(stream.cursor, "", "half a snapshot leads nowhere");
     assert_eq!(guard.verify(&other).await, Err(Refusal::Unavailable(Uncertainty::NoFeed)), "nor can anything go by it");
 
@@ -837,12 +838,12 @@ async fn an_incomplete_snapshot_changes_nothing() {
     drop(stream);
 
     // A new snapshot, broken off: the old one still applies, and its cursor is still used.
-    let stream = stage.stream().await;
+    let stream = fake.stream().await;
     assert_eq!(stream.cursor, "one");
-    stream.tell(Event::SnapshotBegin(Default::default()), None);
+    stream.send(Event::SnapshotBegin(Default::default()), None);
     stream.ended(&[&second]);
     drop(stream);
-    let stream = stage.stream().await;
+    let stream = fake.stream().await;
     assert_eq!(stream.cursor, "one");
     stream.heartbeat(0);
     eventually_accepts(&guard, &other).await;
@@ -857,10 +858,10 @@ async fn an_incomplete_snapshot_changes_nothing() {
 /// The stream is open and silent: it is treated as dead, whatever the connection says.
 #[tokio::test]
 async fn a_stream_without_heartbeats_is_dropped() {
-    let (key, stage) = staged().await;
-    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
     let (token, session) = token(&key);
-    let silent = stage.stream().await;
+    let silent = fake.stream().await;
     silent.snapshot(&[], "one");
     silent.heartbeat(0);
     eventually_accepts(&guard, &token).await;
@@ -868,7 +869,7 @@ async fn a_stream_without_heartbeats_is_dropped() {
     assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     // The silent stream is still open, and no longer read.
-    let next = stage.stream().await;
+    let next = fake.stream().await;
     assert_eq!(next.cursor, "one");
     next.ended(&[&session]);
     next.heartbeat(0);
@@ -878,10 +879,10 @@ async fn a_stream_without_heartbeats_is_dropped() {
 /// A revocation of an unknown kind: the guard cannot ignore it.
 #[tokio::test]
 async fn an_unknown_revocation_makes_the_feed_old() {
-    let (key, stage) = staged().await;
-    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
     let (token, _) = token(&key);
-    let stream = stage.stream().await;
+    let stream = fake.stream().await;
     stream.snapshot(&[], "one");
     stream.heartbeat(0);
     eventually_accepts(&guard, &token).await;
@@ -895,14 +896,14 @@ async fn an_unknown_revocation_makes_the_feed_old() {
 /// Keys that another server publishes under this project's name verify nothing.
 #[tokio::test]
 async fn a_foreign_jwks_verifies_nothing() {
-    let (key, _) = staged().await;
+    let (key, _) = fake_server().await;
     let impostor = SigningKey::generate(ProjectId::parse(PROJECT).expect("a name")).0;
     let theirs = jwks(&[&impostor]);
     let (ours, _) = token(&key);
     for published in [theirs.clone(), theirs.replace(&impostor.id().to_string(), &key.id().to_string())] {
-        let stage = Stage::with(published).await;
-        let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
-        let stream = stage.stream().await;
+        let fake = FakeServer::with(published).await;
+        let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
+        let stream = fake.stream().await;
         stream.snapshot(&[], "one");
         stream.heartbeat(0);
         assert_eq!(guard.verify(&ours).await, Err(Refusal::UnparsableAccessToken));
@@ -911,41 +912,41 @@ async fn a_foreign_jwks_verifies_nothing() {
 
 #[tokio::test]
 async fn unavailable_keys_are_an_outage() {
-    let (key, stage) = staged().await;
+    let (key, fake) = fake_server().await;
     let (good, _) = token(&key);
     let published = jwks(&[&key]);
     // Down at the start.
-    stage.publish(None, 1);
-    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
-    let stream = stage.stream().await;
+    fake.publish(None, 1);
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
+    let stream = fake.stream().await;
     stream.snapshot(&[], "one");
     let _beats = tokio::spawn(async move { stream.beat(0).await });
     assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
-    stage.publish(Some("<html>".to_owned()), 1);
+    fake.publish(Some("<html>".to_owned()), 1);
     assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
 
     // Up, with keys valid for a second: used for twice that in an outage, and no longer.
-    stage.publish(Some(published.clone()), 1);
+    fake.publish(Some(published.clone()), 1);
     eventually_accepts(&guard, &good).await;
-    stage.publish(None, 1);
+    fake.publish(None, 1);
     let (after, refusal) = refused_after(&guard, &good).await;
     assert_eq!(refusal, Refusal::Unavailable(Uncertainty::NoKeys));
     assert!(after < Duration::from_secs(2) + SLACK, "{after:?}");
-    stage.publish(Some(published), 3_600);
+    fake.publish(Some(published), 3_600);
     eventually_accepts(&guard, &good).await;
 }
 
 /// Anyone can invent a `kid`: sessiond is not asked once for each.
 #[tokio::test]
 async fn unknown_key_ids_do_not_cause_a_fetch_each_time() {
-    let (key, stage) = staged().await;
-    let guard = Guard::connect(staged_options(&stage)).await.expect("begins");
-    let stream = stage.stream().await;
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
+    let stream = fake.stream().await;
     stream.snapshot(&[], "one");
     stream.heartbeat(0);
     let (good, _) = token(&key);
     eventually_accepts(&guard, &good).await;
-    let before = stage.jwks_asked();
+    let before = fake.jwks_fetches();
     let started = Instant::now();
     let made_up = (0..200).map(|_| {
         let guard = guard.clone();
@@ -957,13 +958,13 @@ async fn unknown_key_ids_do_not_cause_a_fetch_each_time() {
     for refused in futures_util::future::join_all(made_up).await {
         assert_eq!(refused, Err(Refusal::UnparsableAccessToken));
     }
-    let asked = stage.jwks_asked() - before;
+    let asked = fake.jwks_fetches() - before;
     assert!(asked <= 1 + usize::try_from(started.elapsed().as_secs()).expect("short"), "{asked}");
 }
 
-async fn over_a_road() -> (Service, Road) {
+async fn over_a_link() -> (Service, Link) {
     let service = Service::start().await;
-    let road = Road::to(service.addr).await;
+    let link = Link::to(service.addr).await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
-    (service, road)
+    (service, link)
 }

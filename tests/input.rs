@@ -103,11 +103,11 @@ async fn invalid_requests_are_refused_on_every_wire_and_change_nothing() {
     for (method, request, reason, field) in misfits(&phone.session) {
         for wire in Wire::ALL {
             let refused = service.ask(wire, method, admin.clone(), &request).await.expect_err(method);
-            let said: String = request.to_string().chars().take(80).collect();
-            assert_eq!(refused.reason, reason, "{wire:?} {method} {said}");
+            let text: String = request.to_string().chars().take(80).collect();
+            assert_eq!(refused.reason, reason, "{wire:?} {method} {text}");
             let names = field.is_empty() || refused.fields.iter().any(|named| named == field);
-            assert!(names, "{wire:?} {method} {said}: {:?}", refused.fields);
-            assert!(refused.http.is_none_or(|http| http.is_client_error()), "{wire:?} {method} {said}");
+            assert!(names, "{wire:?} {method} {text}: {:?}", refused.fields);
+            assert!(refused.http.is_none_or(|http| http.is_client_error()), "{wire:?} {method} {text}");
         }
         // A caller without a credential gets only that error.
         let refused = service.ask(Wire::Grpc, method, HeaderMap::new(), &request).await.expect_err(method);
@@ -239,9 +239,9 @@ async fn another_project_reads_nothing_and_revokes_nothing() {
                 if let ("RevokeSession" | "UpdateSession" | "CreateSession", Ok(answer)) = (*method, &answer) {
                     panic!("{wire:?} {method}: {answer}");
                 }
-                let said = answer.map_or_else(|refused| format!("{refused:?}"), |answer| answer.to_string());
+                let text = answer.map_or_else(|refused| format!("{refused:?}"), |answer| answer.to_string());
                 for secret in [&victim.session, "demo"] {
-                    assert!(!said.contains(secret), "{wire:?} {method} told {secret}: {said}");
+                    assert!(!text.contains(secret), "{wire:?} {method} told {secret}: {text}");
                 }
             }
         }

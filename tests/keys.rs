@@ -43,7 +43,7 @@ use crate::{
         ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, header,
         options, refresh_token,
     },
-    verify::Road,
+    verify::Route,
 };
 
 const INSTANT: Duration = Duration::from_micros(1);
@@ -126,8 +126,8 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
         assert_refused!(service.current(wire, bearer(&first.access_token)), "ACCESS_TOKEN_EXPIRED");
         assert!(!service.introspect(wire, service.key(), leaked.expose_secret()).await.expect("answers").active);
     }
-    for road in Road::ALL {
-        let reason = async |token: &str| service.verify(road, PROJECT, bearer(token)).await.reason;
+    for route in Route::ALL {
+        let reason = async |token: &str| service.verify(route, PROJECT, bearer(token)).await.reason;
         assert_eq!(reason(leaked.expose_secret()).await.as_deref(), Some("UNPARSABLE_ACCESS_TOKEN"));
         assert_eq!(reason(&first.access_token).await.as_deref(), Some("ACCESS_TOKEN_EXPIRED"));
     }
@@ -348,8 +348,11 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
         devices.push(service.sign_in("ada", device).await);
     }
     let old = kid(&devices[0].access_token);
-    for road in Road::ALL {
-        assert!(service.verify(road, PROJECT, devices[0].bearer()).await.passes(), "and its signature is known by now");
+    for route in Route::ALL {
+        assert!(
+            service.verify(route, PROJECT, devices[0].bearer()).await.passes(),
+            "and its signature is known by now"
+        );
     }
     let operator = service.operator();
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
@@ -358,9 +361,9 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     // The server finds out by itself.
     eventually("the server knows", async || kids(&jwks(&service).await) == [heir].into()).await;
     assert_eq!(published(&service).await, [heir].into());
-    for road in Road::ALL {
-        let told = service.verify(road, PROJECT, devices[0].bearer()).await;
-        assert_eq!(told.reason.as_deref(), Some(UNKNOWN_KEY), "{road:?}");
+    for route in Route::ALL {
+        let outcome = service.verify(route, PROJECT, devices[0].bearer()).await;
+        assert_eq!(outcome.reason.as_deref(), Some(UNKNOWN_KEY), "{route:?}");
     }
     for (wire, device) in Wire::ALL.into_iter().zip(&mut devices) {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);
@@ -456,10 +459,10 @@ async fn a_key_of_another_project_is_not_found() {
         let refused = service.app.revoke_key(purpose, other.clone(), key).await.expect_err("refused");
         assert!(matches!(refused, ProjectError::MissingKey { id, .. } if id == key), "{refused}");
     }
-    let nobody = ProjectId::parse("nobody").expect("a name");
-    let refused = service.app.revoke_key(Purpose::Signing, nobody.clone(), key).await.expect_err("refused");
+    let unknown = ProjectId::parse("nobody").expect("a name");
+    let refused = service.app.revoke_key(Purpose::Signing, unknown.clone(), key).await.expect_err("refused");
     assert!(matches!(refused, ProjectError::Missing(_)), "{refused}");
-    let refused = service.app.rotate_key(Purpose::Signing, nobody, Urgency::Planned).await.expect_err("refused");
+    let refused = service.app.rotate_key(Purpose::Signing, unknown, Urgency::Planned).await.expect_err("refused");
     assert!(matches!(refused, ProjectError::Missing(_)), "{refused}");
     service.app.keys().reload().await.expect("reads");
     assert_eq!(kid(&service.sign_in("ada", "phone").await.access_token), key);

@@ -341,8 +341,8 @@ async fn a_page_token_is_valid_only_for_its_query() {
         ];
         for (headers, request) in wrong {
             let refused = service.list(wire, headers, request.clone()).await.expect_err("refused");
-            let said = (refused.reason.as_str(), refused.fields);
-            assert_eq!(said, ("SCHEMA_ERROR", vec!["page_token".to_owned()]), "{wire:?} {request:?}");
+            let refusal = (refused.reason.as_str(), refused.fields);
+            assert_eq!(refusal, ("SCHEMA_ERROR", vec!["page_token".to_owned()]), "{wire:?} {request:?}");
         }
     }
     assert_eq!(service.database.contents().await, before);

@@ -426,8 +426,8 @@ async fn a_user_with_very_many_sessions_revokes_them_all() {
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
     service.revoke_all(Wire::Grpc, service.key(), all_of(Some("ada"), false, None)).await.expect("ends them");
-    let told = watch.ended().await;
-    assert!(matches!(&told[0].ended, Some(Ended::UserCutOff(cut)) if cut.user_id == "ada"), "{told:?}");
+    let revocations = watch.ended().await;
+    assert!(matches!(&revocations[0].ended, Some(Ended::UserCutOff(cut)) if cut.user_id == "ada"), "{revocations:?}");
     assert!(!service.is_active(&laptop.access_token).await);
 }
 

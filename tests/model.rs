@@ -290,11 +290,11 @@ impl Model {
     /// revocations of one session may both have counted it.
     fn explains(&mut self, action: &Action, answer: &Answer, now: Timestamp, exact: bool) -> bool {
         let ended = |already: bool| match answer {
-            Answer::Ended { already: said } => !exact || already == *said,
+            Answer::Ended { already: reported } => !exact || already == *reported,
             _ => false,
         };
         let all_ended = |count: usize| match answer {
-            Answer::AllEnded(said) => !exact || i32::try_from(count) == Ok(*said),
+            Answer::AllEnded(reported) => !exact || i32::try_from(count) == Ok(*reported),
             _ => false,
         };
         let refused = |reason: &str| *answer == Answer::Refused(reason.to_owned());
@@ -349,12 +349,12 @@ impl Model {
 
 /// All tokens ever issued: what an actor may hold.
 #[derive(Default)]
-struct Hands {
+struct Credentials {
     access: Vec<Access>,
     refresh: Vec<(String, String)>,
 }
 
-impl Hands {
+impl Credentials {
     fn take(&mut self, action: &Action, answer: &Answer) {
         let session = match (action, answer) {
             (_, Answer::Created { session, .. }) | (Action::Refresh { session, .. }, _) => session,
@@ -399,43 +399,43 @@ impl Hands {
 async fn take_turns(service: &Service, seed: u64, run: u64) {
     let mut dice = Dice(seed.wrapping_add(run));
     let user = format!("turns {seed} {run}");
-    let (mut model, mut hands, mut story) = (Model::default(), Hands::default(), vec![]);
+    let (mut model, mut credentials, mut story) = (Model::default(), Credentials::default(), vec![]);
     for turn in 0..TURNS {
         if turn > 0 && dice.below(4) == 0 {
             service.clock.advance(*dice.pick(&STEPS));
         }
-        let action = if turn == 0 { Action::Create } else { hands.choose(&mut dice) };
+        let action = if turn == 0 { Action::Create } else { credentials.choose(&mut dice) };
         let answer = act(service, *dice.pick(&Wire::ALL), &user, action.clone()).await;
         story.push(action.name());
         let is_explained = model.explains(&action, &answer, service.clock.now(), true);
         assert!(is_explained, "MODEL_SEED={} MODEL_RUNS=1: {story:#?}\nanswered {answer:?}", seed.wrapping_add(run));
-        hands.take(&action, &answer);
+        credentials.take(&action, &answer);
     }
-    assert_alive(service, &user, &model.live(service.clock.now()), &hands, seed.wrapping_add(run)).await;
+    assert_alive(service, &user, &model.live(service.clock.now()), &credentials, seed.wrapping_add(run)).await;
 }
 
 /// Concurrent: some order explains every answer, and the sessions that are live afterwards.
 async fn act_at_once(service: &Service, seed: u64, run: u64) {
     let mut dice = Dice(seed.wrapping_add(run));
     let user = format!("at once {seed} {run}");
-    let (mut model, mut hands) = (Model::default(), Hands::default());
+    let (mut model, mut credentials) = (Model::default(), Credentials::default());
     // Start with a few sessions, some of them with a history.
     for turn in 0..5 {
         let action = match turn {
             0..=2 => Action::Create,
             _ => {
-                let (session, token) = dice.pick(&hands.refresh).clone();
+                let (session, token) = dice.pick(&credentials.refresh).clone();
                 Action::Refresh { session, token }
             }
         };
         let answer = act(service, Wire::Grpc, &user, action.clone()).await;
         assert!(model.explains(&action, &answer, service.clock.now(), true), "the beginning: {answer:?}");
-        hands.take(&action, &answer);
+        credentials.take(&action, &answer);
     }
     service.clock.advance(*dice.pick(&STEPS[..3]));
 
     let plans: Vec<Vec<(Wire, Action)>> = (0..ACTORS)
-        .map(|_| (0..ACTIONS_PER_ACTOR).map(|_| (*dice.pick(&Wire::ALL), hands.choose(&mut dice))).collect())
+        .map(|_| (0..ACTIONS_PER_ACTOR).map(|_| (*dice.pick(&Wire::ALL), credentials.choose(&mut dice))).collect())
         .collect();
     let step = (dice.below(2) == 0).then(|| (dice.below(8), *dice.pick(&STEPS[..3])));
     let before = service.clock.now();
@@ -448,7 +448,7 @@ async fn act_at_once(service: &Service, seed: u64, run: u64) {
     };
     let (histories, ()) = futures_util::future::join(join_all(actors), clock).await;
     for (action, answer) in histories.iter().flatten() {
-        hands.take(action, answer);
+        credentials.take(action, answer);
     }
 
     let after = service.clock.now();
@@ -456,11 +456,11 @@ async fn act_at_once(service: &Service, seed: u64, run: u64) {
     let Answer::Listed(live) = live else { panic!("a service may list") };
     let search = Search { histories: &histories, moments: BTreeSet::from([before, after]), live: &live, after };
     let story: Vec<Vec<String>> =
-        histories.iter().map(|one| one.iter().map(|(action, answer)| told(action, answer)).collect()).collect();
+        histories.iter().map(|one| one.iter().map(|(action, answer)| describe(action, answer)).collect()).collect();
     let is_explained = search.finds(&model, [0; ACTORS], &mut HashSet::new());
     let seed = seed.wrapping_add(run);
     assert!(is_explained, "MODEL_SEED={seed} MODEL_RUNS=1: no order explains {story:#?}\nand then live {live:?}");
-    assert_alive(service, &user, &live, &hands, seed).await;
+    assert_alive(service, &user, &live, &credentials, seed).await;
 }
 
 /// The actions of one actor, in order.
@@ -473,7 +473,7 @@ async fn carry_out(service: &Service, user: &str, plan: Vec<(Wire, Action)>) -> 
     history
 }
 
-fn told(action: &Action, answer: &Answer) -> String {
+fn describe(action: &Action, answer: &Answer) -> String {
     let answer = match answer {
         Answer::Created { session, .. } => format!("created {}", &session[session.len() - 4..]),
         Answer::Refreshed { refresh, .. } => format!("refreshed {}", &refresh[refresh.len() - 4..]),
@@ -517,14 +517,14 @@ impl Search<'_> {
 }
 
 /// All paths agree: each accepts the live sessions, and none accepts an ended one.
-async fn assert_alive(service: &Service, user: &str, live: &BTreeSet<String>, hands: &Hands, seed: u64) {
+async fn assert_alive(service: &Service, user: &str, live: &BTreeSet<String>, credentials: &Credentials, seed: u64) {
     let Answer::Listed(listed) = act(service, Wire::Rest, user, Action::List).await else {
         panic!("a service may list")
     };
     assert_eq!(listed, *live, "MODEL_SEED={seed}");
-    let tokens: Vec<String> = hands.access.iter().map(|access| access.token.clone()).collect();
+    let tokens: Vec<String> = credentials.access.iter().map(|access| access.token.clone()).collect();
     let worth = service.introspect_batch(Wire::Grpc, service.key(), tokens).await.expect("answers").items;
-    for (access, worth) in hands.access.iter().zip(worth) {
+    for (access, worth) in credentials.access.iter().zip(worth) {
         let expected = live.contains(&access.session) && service.clock.now() < access.expires_at;
         assert_eq!(worth.active, expected, "MODEL_SEED={seed}");
     }

@@ -103,13 +103,13 @@ fn every_operation_lists_its_reasons() {
             operations.iter().filter(|(_, _, operation)| operation["operationId"] == method.as_str())
         {
             let responses = operation["responses"].as_object().expect("an object").values();
-            let said: BTreeSet<String> = responses
+            let listed: BTreeSet<String> = responses
                 .filter_map(|response| resolve(&document, response)["x-reasons"].as_array())
                 .flatten()
                 .filter_map(|reason| Some(reason.as_str()?.to_owned()))
                 .filter(|reason| !of_the_layer.contains(&reason.as_str()) && reason != "UNSUPPORTED_MEDIA_TYPE")
                 .collect();
-            assert_eq!(said, own.union(&common).cloned().collect(), "{method}");
+            assert_eq!(listed, own.union(&common).cloned().collect(), "{method}");
         }
     }
 }

@@ -67,8 +67,8 @@ async fn an_untrusted_client_cannot_set_its_address() {
     for wire in Wire::ALL {
         let (phone, _) = open(&service, wire, CreateSessionRequest::default()).await;
         for name in ["x-forwarded-for", "forwarded", "x-real-ip"] {
-            let said = header(name, if name == "forwarded" { "for=192.0.2.1" } else { "192.0.2.1" });
-            assert_eq!(seen(&service, wire, &phone, said).await, device(None, None, "127.0.0.1"), "{wire:?} {name}");
+            let sent = header(name, if name == "forwarded" { "for=192.0.2.1" } else { "192.0.2.1" });
+            assert_eq!(seen(&service, wire, &phone, sent).await, device(None, None, "127.0.0.1"), "{wire:?} {name}");
         }
     }
 }
@@ -92,19 +92,19 @@ async fn only_the_configured_header_counts() {
 async fn a_device_is_named_after_its_user_agent_by_default() {
     let service = Service::start().await;
     for wire in Wire::ALL {
-        let said = |name: Option<&str>, user_agent: &str| CreateSessionRequest {
+        let sent = |name: Option<&str>, user_agent: &str| CreateSessionRequest {
             device_name: name.map(str::to_owned),
             user_agent: Some(user_agent.to_owned()),
             ip: Some("2001:db8::1".to_owned()),
             ..CreateSessionRequest::default()
         };
-        let (phone, session) = open(&service, wire, said(None, CHROME)).await;
+        let (phone, session) = open(&service, wire, sent(None, CHROME)).await;
         assert_eq!((session.device_name.as_deref(), session.ip.as_str()), (Some("Chrome on Windows"), "2001:db8::1"));
         let expected = device(Some("Safari on iPhone"), Some(SAFARI), "127.0.0.1");
         assert_eq!(seen(&service, wire, &phone, header("user-agent", SAFARI)).await, expected, "{wire:?}: it follows");
         assert_eq!(seen(&service, wire, &phone, header("user-agent", "tonic/0.14.2")).await, expected, "{wire:?}");
 
-        let (phone, session) = open(&service, wire, said(Some("Ada's"), CHROME)).await;
+        let (phone, session) = open(&service, wire, sent(Some("Ada's"), CHROME)).await;
         assert_eq!(session.device_name.as_deref(), Some("Ada's"));
         let expected = device(Some("Ada's"), Some(SAFARI), "127.0.0.1");
         assert_eq!(
@@ -113,7 +113,7 @@ async fn a_device_is_named_after_its_user_agent_by_default() {
             "{wire:?}: given is given"
         );
 
-        let (_, session) = open(&service, wire, said(None, "rubbish")).await;
+        let (_, session) = open(&service, wire, sent(None, "rubbish")).await;
         assert_eq!((session.device_name, session.user_agent.as_str()), (None, "rubbish"));
     }
 }

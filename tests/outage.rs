@@ -11,7 +11,7 @@ use crate::harness::{
     database::{Database, disposable},
     eventually, header, refresh_token,
 };
-use crate::verify::{Road, check_request};
+use crate::verify::{Route, check_request};
 
 /// How long the first error of an outage may take, and the recovery.
 const BOUND: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         assert_eq!(response.headers()["x-user-id"], "", "and no identity");
         let response = service.wires.http(Method::GET, path, bearer("rubbish"), "").await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-        let asked = check_request(Road::Envoy, Some("demo"), &bearer(&phone.access_token));
+        let asked = check_request(Route::Envoy, Some("demo"), &bearer(&phone.access_token));
         assert_eq!(service.check(asked).await.expect_err("no database").code(), Code::Unavailable);
         becomes_ready(&service, StatusCode::SERVICE_UNAVAILABLE).await;
 

@@ -25,7 +25,7 @@ fn opening(user: &str) -> CreateSessionRequest {
 
 /// What each RPC reports about a session.
 #[derive(Debug, PartialEq, Eq)]
-struct Judged {
+struct Observed {
     refreshes: bool,
     introspects: bool,
     is_listed: bool,
@@ -34,7 +34,7 @@ struct Judged {
     counts: bool,
 }
 
-const LIVE: Judged = Judged {
+const LIVE: Observed = Observed {
     refreshes: true,
     introspects: true,
     is_listed: true,
@@ -42,7 +42,7 @@ const LIVE: Judged = Judged {
     changes: true,
     counts: true,
 };
-const OVER: Judged = Judged {
+const OVER: Observed = Observed {
     refreshes: false,
     introspects: false,
     is_listed: false,
@@ -52,7 +52,7 @@ const OVER: Judged = Judged {
 };
 
 /// Calls each, over this protocol; the one that revokes it comes last.
-async fn judge(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -> Judged {
+async fn observe(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -> Observed {
     let listed = async |state: SessionState| {
         let request = ListSessionsRequest { state: state.into(), ..any_of(user) };
         let page = service.list(wire, service.key(), request).await.expect("lists");
@@ -80,7 +80,7 @@ async fn judge(service: &Service, wire: Wire, device: &Device<'_>, user: &str) -
         }
     };
     let counts = service.revoke_all(wire, service.key(), ending).await.expect("answers") == 1;
-    Judged { refreshes, introspects, is_listed, is_listed_as_ended, changes, counts }
+    Observed { refreshes, introspects, is_listed, is_listed_as_ended, changes, counts }
 }
 
 /// Limits are stored, half-open, and equal everywhere: idle and absolute, just before, at and just after.
@@ -99,7 +99,7 @@ async fn a_session_expires_everywhere_at_the_same_instant() {
                 let device = service.device(service.create(wire, request).await.expect("opens"));
                 let length = Duration::from_secs(10);
                 service.clock.advance(if offset < 0 { length - MICRO } else { length + MICRO * u32::from(offset > 0) });
-                assert_eq!(judge(&service, wire, &device, &user).await, expected, "{user}");
+                assert_eq!(observe(&service, wire, &device, &user).await, expected, "{user}");
                 // Signing out still works, and an access token never outlives its session.
                 let ended = device.sign_out().await.expect("always works");
                 assert_eq!(ended.already_revoked, Some(true));
@@ -173,11 +173,11 @@ async fn default_claims_are_in_every_token_and_a_sessions_own_take_precedence() 
         let plain = service.create(wire, opening("ada")).await.expect("opens").access_token;
         let asked = CreateSessionRequest { claims: Some(own.clone()), ..opening("ada") };
         let mut phone = service.device(service.create(wire, asked).await.expect("opens"));
-        let said = |token: &str| (claims_of(token)["tenant"].clone(), claims_of(token)["role"].clone());
-        assert_eq!(said(&plain), (json!("acme"), json!("guest")), "{wire:?}");
-        assert_eq!(said(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
+        let claims = |token: &str| (claims_of(token)["tenant"].clone(), claims_of(token)["role"].clone());
+        assert_eq!(claims(&plain), (json!("acme"), json!("guest")), "{wire:?}");
+        assert_eq!(claims(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
         phone.refresh().await.expect("still works");
-        assert_eq!(said(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
+        assert_eq!(claims(&phone.access_token), (json!("acme"), json!("admin")), "{wire:?}");
     }
 }
 

@@ -57,9 +57,9 @@ fn pgbouncer() -> Option<PathBuf> {
 
 /// Whether it can track prepared statements: 1.21 or later.
 fn keeps_track() -> bool {
-    let said = pgbouncer().map(|program| Command::new(program).arg("--version").output().expect("runs").stdout);
-    let said = String::from_utf8(said.unwrap_or_default()).expect("text");
-    let minor = said.split_whitespace().nth(1).and_then(|version| version.split('.').nth(1)?.parse().ok());
+    let version = pgbouncer().map(|program| Command::new(program).arg("--version").output().expect("runs").stdout);
+    let version = String::from_utf8(version.unwrap_or_default()).expect("text");
+    let minor = version.split_whitespace().nth(1).and_then(|version| version.split('.').nth(1)?.parse().ok());
     minor.is_some_and(|minor: u32| minor >= 21)
 }
 
@@ -222,8 +222,8 @@ async fn behind_a_pooler_commits_wait_for_what_the_database_says() {
         .await;
     // One shared connection: every statement is on it.
     let pooled = "pool_mode = transaction\ndefault_pool_size = 1";
-    for (said, held) in [("remote_apply", "remote_apply"), ("off", "on")] {
-        database.run(&format!("ALTER DATABASE postgres SET synchronous_commit = '{said}'; TRUNCATE seen")).await;
+    for (version, held) in [("remote_apply", "remote_apply"), ("off", "on")] {
+        database.run(&format!("ALTER DATABASE postgres SET synchronous_commit = '{version}'; TRUNCATE seen")).await;
         let Some(pooler) = Pooler::before(&database, pooled).await else { break };
         let demanding = Options { required_durability: RequiredDurability::Durable, ..options(&pooler.url) };
         let service = Service::start_by(Database { url: pooler.url.clone() }, &demanding).await;

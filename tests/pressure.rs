@@ -140,8 +140,8 @@ async fn no_disguised_call_takes_a_place_before_its_message() {
             for call in calls {
                 let answer = call.await.expect("no panic").expect("answers");
                 let code = answer.headers().get("grpc-status").map(|code| code.to_str().expect("digits").to_owned());
-                let told = code.unwrap_or_else(|| answer.status().as_str().to_owned());
-                assert_eq!(told, expected, "{method} {path} {content_type}");
+                let outcome = code.unwrap_or_else(|| answer.status().as_str().to_owned());
+                assert_eq!(outcome, expected, "{method} {path} {content_type}");
             }
         }
         for class in ["sign_out", "verify", "probe", "other"] {

@@ -231,8 +231,8 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
         for method in [Method::GET, Method::POST, Method::OPTIONS] {
             let answer = front.ask(method.clone(), "/orders?token=secret", both(spoofed(), headers.clone())).await;
             assert_eq!(answer.status().as_u16(), 401, "{what} {method}");
-            let said = answer.headers()["www-authenticate"].to_str().expect("text");
-            assert!(said.starts_with(challenge), "{what}: {said}");
+            let header = answer.headers()["www-authenticate"].to_str().expect("text");
+            assert!(header.starts_with(challenge), "{what}: {header}");
             if kind.passes_bodies_on {
                 let json = serde_json::from_slice(answer.body()).expect("JSON");
                 assert_eq!(refused_json(answer.status(), &json).reason, reason, "{what}");

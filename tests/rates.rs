@@ -19,7 +19,7 @@ use crate::{
     assert_refused,
     harness::{PROJECT, REFUSED_REFRESH, Refused, Service, Wire, bearer, both, header, rates, refresh_token},
     revoke::flip,
-    verify::Road,
+    verify::Route,
 };
 
 /// The size of every bucket here, and the time in which one token returns.
@@ -278,11 +278,11 @@ async fn a_proxys_clients_do_not_use_up_its_limit() {
     drain_address(&service, "192.0.2.1").await;
     drain_project(&service).await;
     let forged = flip(&phone.access_token, phone.access_token.len() - 20);
-    for road in Road::ALL {
+    for route in Route::ALL {
         for _ in 0..4 * BURST {
             for (token, status) in [("rubbish", 401), (forged.as_str(), 401), (phone.access_token.as_str(), 200)] {
                 let headers = both(from("192.0.2.1"), bearer(token));
-                assert_eq!(service.verify(road, PROJECT, headers).await.status, status, "{road:?}");
+                assert_eq!(service.verify(route, PROJECT, headers).await.status, status, "{route:?}");
             }
         }
     }

@@ -136,8 +136,8 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
         .stdin(Stdio::null())
         .output()
         .expect("runs");
-    let (said, complained) = (String::from_utf8_lossy(&pasted.stdout), String::from_utf8_lossy(&pasted.stderr));
-    assert!(pasted.status.success(), "{said}\n{complained}");
+    let (stdout, stderr) = (String::from_utf8_lossy(&pasted.stdout), String::from_utf8_lossy(&pasted.stderr));
+    assert!(pasted.status.success(), "{stdout}\n{stderr}");
     for expected in [
         "{\"success\":true}\n",
         "\"device_name\":\"phone\"",
@@ -151,9 +151,9 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
         "sdsk_",
         "served\n",
     ] {
-        assert!(said.contains(expected), "{expected} is not in {said}\n{complained}");
+        assert!(stdout.contains(expected), "{expected} is not in {stdout}\n{stderr}");
     }
-    assert!(said.matches("grpc-status:0").count() == 1, "{said}");
+    assert!(stdout.matches("grpc-status:0").count() == 1, "{stdout}");
 }
 
 /// Every skipped command is still in the README.

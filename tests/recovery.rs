@@ -62,7 +62,7 @@ async fn crash(database: &Database) {
 }
 
 /// Waits for revocations of all these sessions, in any order.
-async fn told(watch: &mut Watch, mut sessions: Vec<String>) {
+async fn expect_revocations(watch: &mut Watch, mut sessions: Vec<String>) {
     let started = Instant::now();
     while !sessions.is_empty() {
         assert!(started.elapsed() < Duration::from_secs(15), "never published: {}", sessions.len());
@@ -97,7 +97,7 @@ async fn transaction_numbers_reassigned_after_a_crash_are_read() {
             sessions.push(phone.session);
         }
         silence.end();
-        told(&mut watch, sessions).await;
+        expect_revocations(&mut watch, sessions).await;
         eventually("the feed is fresh again", async || watch.heartbeat().await < 2_000).await;
     }
     drop((service, paused));
@@ -136,7 +136,7 @@ async fn killing_a_server_process_under_load_hides_no_sign_out() {
         let (mut sessions, more, others, ()) = tokio::join!(load(), load(), load(), burn);
         sessions.extend(more.into_iter().chain(others));
         acknowledged += sessions.len();
-        told(&mut watch, sessions).await;
+        expect_revocations(&mut watch, sessions).await;
     }
     assert!(acknowledged > 0, "there was load");
     drop((service, follower));

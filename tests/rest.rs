@@ -57,7 +57,7 @@ async fn a_list_is_refused_at_its_first_excess_element() {
         let json: Value = serde_json::from_slice(response.body()).expect("JSON");
         let refused = refused_json(response.status(), &json);
         assert_eq!((response.status(), refused.fields), (StatusCode::BAD_REQUEST, vec!["labels".to_owned()]), "{json}");
-        assert!(json["message"].as_str().is_some_and(|said| said.contains("more than 32")), "{json}");
+        assert!(json["message"].as_str().is_some_and(|message| message.contains("more than 32")), "{json}");
     }
     let body = json!({"labels": labels(9_000)}).to_string();
     let response = service.wires.http(Method::PATCH, "/auth/sessions/x", headers, body).await;

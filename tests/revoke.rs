@@ -246,7 +246,7 @@ async fn a_session_reported_as_ended_is_not_accepted_afterwards() {
         silence.begin();
         phone.sign_out().await.expect("signs out at the other replica");
         let own = || bearer(&phone.access_token);
-        let told = match way {
+        let reported = match way {
             "sign out" => {
                 behind.revoke_current(Wire::Grpc, own()).await.is_ok_and(|it| it.already_revoked == Some(true))
             }
@@ -266,7 +266,7 @@ async fn a_session_reported_as_ended_is_not_accepted_afterwards() {
                 behind.update(Wire::Grpc, behind.key(), request).await.is_err()
             }
         };
-        assert!(told, "{way}: it is said to be over");
+        assert!(reported, "{way}: it is said to be over");
         assert!(!behind.is_active(&phone.access_token).await, "{way}: and then it is");
         silence.end();
     }

@@ -53,9 +53,9 @@ fn help_works_without_a_build() {
     for (script, says) in [("run", "--data-dir <DIR>"), ("test", "./test -- --list")] {
         for flag in ["--help", "-h"] {
             let help = nothing.run(script, &[flag]);
-            let (said, complained) = (String::from_utf8_lossy(&help.stdout), String::from_utf8_lossy(&help.stderr));
-            assert!(help.status.success() && complained.is_empty(), "{script}: {complained}");
-            assert!(said.starts_with(&format!("Usage: ./{script} ")) && said.contains(says), "{script}: {said}");
+            let (stdout, stderr) = (String::from_utf8_lossy(&help.stdout), String::from_utf8_lossy(&help.stderr));
+            assert!(help.status.success() && stderr.is_empty(), "{script}: {stderr}");
+            assert!(stdout.starts_with(&format!("Usage: ./{script} ")) && stdout.contains(says), "{script}: {stdout}");
         }
     }
 }
@@ -67,32 +67,32 @@ fn missing_requirements_are_listed_before_anything_is_built() {
     let bare = bare.with("cargo", "echo builds");
     for script in ["run", "test"] {
         let refused = bare.run(script, &[]);
-        let (said, complained) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
-        assert!(!refused.status.success() && said.is_empty(), "{script}: {said}");
-        let lines: Vec<&str> = complained.lines().collect();
-        assert!(lines[0].starts_with("Missing: a C compiler, ") && lines[0].contains("curl"), "{complained}");
+        let (stdout, stderr) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
+        assert!(!refused.status.success() && stdout.is_empty(), "{script}: {stdout}");
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("Missing: a C compiler, ") && lines[0].contains("curl"), "{stderr}");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let command = format!("    sh {}/.ci/install.sh cc", root.canonicalize().expect("is there").display());
-        assert!(lines.iter().any(|line| line.starts_with(&command) && line.contains(" curl")), "{complained}");
-        assert!(complained.contains("It installs with apt-get: gcc libc6-dev "), "{complained}");
+        assert!(lines.iter().any(|line| line.starts_with(&command) && line.contains(" curl")), "{stderr}");
+        assert!(stderr.contains("It installs with apt-get: gcc libc6-dev "), "{stderr}");
     }
 
     let with_sudo = bare.with("sudo", "echo \"sudo $*\"; exit 7");
     let stopped = with_sudo.run("test", &[]);
     assert_eq!(stopped.status.code(), Some(7), "what sudo refuses is not gone on with");
-    let said = String::from_utf8_lossy(&stopped.stdout);
-    assert!(said.starts_with("sudo sh ") && said.contains("/.ci/install.sh cc"), "{said}");
-    assert!(!said.contains("builds"), "{said}");
+    let stdout = String::from_utf8_lossy(&stopped.stdout);
+    assert!(stdout.starts_with("sudo sh ") && stdout.contains("/.ci/install.sh cc"), "{stdout}");
+    assert!(!stdout.contains("builds"), "{stdout}");
 }
 
 #[test]
 fn a_missing_toolchain_is_in_the_same_list() {
     let bare = Programs::of_every_unix("toolchain").with("id", "echo 1000").with("cc", "").with("curl", "");
     let refused = bare.run("test", &[]);
-    let complained = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success(), "{complained}");
-    let first = complained.lines().next().unwrap_or_default();
-    assert!(first.starts_with("Missing: ") && first.contains("a Rust toolchain (https://rustup.rs)"), "{complained}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{stderr}");
+    let first = stderr.lines().next().unwrap_or_default();
+    assert!(first.starts_with("Missing: ") && first.contains("a Rust toolchain (https://rustup.rs)"), "{stderr}");
 }
 
 /// Runs shell code after `tests/clients/lib.sh`, with these programs first on the PATH.
@@ -117,12 +117,12 @@ fn a_client_suite_leaves_nothing_behind() {
 
     for (ending, code) in [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$; sleep 5", 1), ("kill -HUP $$; sleep 5", 1)] {
         let ended = client_suite(&here, &format!("echo \"$data\"\nls -ld \"$data\"\n{ending}"));
-        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        let stdout = String::from_utf8_lossy(&ended.stdout).into_owned();
         assert_eq!(ended.status.code(), Some(code), "{ending}: {ended:?}");
-        let data = Path::new(said.lines().next().expect("a directory"));
-        assert!(data.starts_with(&here.0) && !data.exists(), "{ending}: {said}");
+        let data = Path::new(stdout.lines().next().expect("a directory"));
+        assert!(data.starts_with(&here.0) && !data.exists(), "{ending}: {stdout}");
         // Others may pass through but not list, because root's Postgres is below.
-        assert!(said.contains("drwx--x--x"), "{said}");
+        assert!(stdout.contains("drwx--x--x"), "{stdout}");
     }
     assert!(!left.exists() && alive.exists());
 }
@@ -135,9 +135,9 @@ fn an_old_node_is_replaced_by_one_from_npm() {
     let there_before = brought.exists();
     let old = Programs::of_every_unix("node").with("node", "echo v18.20.4").with("npm", "echo \"npm $*\" >&2");
     let asked = client_suite(&old, "need_node");
-    let said = String::from_utf8_lossy(&asked.stderr);
-    assert!(asked.status.success() && said.contains("Node 20 or later is needed, found only version 18"), "{said}");
-    assert!(there_before || said.contains("npm install --prefix ") && said.contains(" node@22"), "{said}");
+    let stdout = String::from_utf8_lossy(&asked.stderr);
+    assert!(asked.status.success() && stdout.contains("Node 20 or later is needed, found only version 18"), "{stdout}");
+    assert!(there_before || stdout.contains("npm install --prefix ") && stdout.contains(" node@22"), "{stdout}");
     let fits = Programs::of_every_unix("node-fits").with("node", "echo v20.0.0").with("npm", "echo \"npm $*\" >&2");
     let asked = client_suite(&fits, "need_node");
     assert!(asked.status.success() && asked.stderr.is_empty(), "{asked:?}");

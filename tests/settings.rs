@@ -23,17 +23,17 @@ fn variables(command: &[&str]) -> BTreeMap<String, String> {
     found
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
 /// Asserts an error that names the setting.
 #[track_caller]
 fn assert_refused(output: &Output, about: &str, case: &str) {
-    let said = said(output);
-    assert!(!output.status.success(), "{case}: {said}");
-    assert!(!said.contains("panicked"), "{case}: {said}");
-    assert!(said.contains(about), "{case}: {about} in {said}");
+    let printed = printed(output);
+    assert!(!output.status.success(), "{case}: {printed}");
+    assert!(!printed.contains("panicked"), "{case}: {printed}");
+    assert!(printed.contains(about), "{case}: {about} in {printed}");
 }
 
 /// A template filled with nothing leaves `NAME=`, which counts as unset.
@@ -45,7 +45,7 @@ fn a_blank_variable_counts_as_unset() {
         let env: Vec<_> = variables.keys().map(|name| (name.as_str(), blank)).collect();
         let output = sessiond(&["serve"], &env);
         // The same settings are missing as without the variables.
-        assert_eq!(said(&output), said(&sessiond(&["serve"], &[])), "{blank:?}");
+        assert_eq!(printed(&output), printed(&sessiond(&["serve"], &[])), "{blank:?}");
         for list in [",", " , ,", ",,"] {
             let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list)]);
             assert_eq!(output.stdout, sessiond(&["openapi"], &[]).stdout, "{list:?}");
@@ -60,7 +60,7 @@ fn surrounding_white_space_is_ignored() {
     assert!(expected.status.success());
     for list in ["/a,/b", "/a, /b", " /a ,/b/\n", "/a,,/b,", ",/a,/b"] {
         let output = sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", list), ("SESSIOND_LOG_FORMAT", "text\n")]);
-        assert_eq!(output.stdout, expected.stdout, "{list:?}: {}", said(&output));
+        assert_eq!(output.stdout, expected.stdout, "{list:?}: {}", printed(&output));
     }
     // Everything but the database is valid.
     let output = sessiond(
@@ -84,7 +84,7 @@ fn surrounding_white_space_is_ignored() {
         ],
     );
     assert_refused(&output, "--database-url", "only the database is missing");
-    assert!(!said(&output).contains("invalid value"), "{}", said(&output));
+    assert!(!printed(&output).contains("invalid value"), "{}", printed(&output));
 }
 
 /// Invalid settings are refused at the start, by name and with a message. Flags and variables alike.
@@ -146,14 +146,14 @@ fn no_setting_causes_a_panic() {
             // Without a database, so that nothing waits.
             let url = if name == "DATABASE_URL" { value } else { "mysql://" };
             let output = sessiond(&["serve"], &[env[0], ("DATABASE_URL", url), (name, value)]);
-            let said = said(&output);
-            assert!(!output.status.success() && !said.contains("panicked"), "{name}={value:?}: {said}");
-            assert!(!said.trim().is_empty(), "{name}={value:?}");
+            let printed = printed(&output);
+            assert!(!output.status.success() && !printed.contains("panicked"), "{name}={value:?}: {printed}");
+            assert!(!printed.trim().is_empty(), "{name}={value:?}");
         }
     }
     for value in hostile.into_iter().chain(["/auth/", "/../", "//", "/a,/a", "/projects/,/projects"]) {
-        let said = said(&sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", value)]));
-        assert!(!said.contains("panicked"), "{value:?}: {said}");
+        let printed = printed(&sessiond(&["openapi"], &[("SESSIOND_BASE_PATHS", value)]));
+        assert!(!printed.contains("panicked"), "{value:?}: {printed}");
     }
 }
 

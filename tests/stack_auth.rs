@@ -30,18 +30,18 @@ const EXPIRED: &str = "ACCESS_TOKEN_EXPIRED";
 const SPELLINGS: [&str; 2] = ["x-stack-", "x-hexclave-"];
 
 /// Header names without the prefix.
-type Said<'a> = Vec<(&'a str, &'a str)>;
+type Pairs<'a> = Vec<(&'a str, &'a str)>;
 
-fn spelled(spelling: &str, said: &[(&str, &str)]) -> HeaderMap {
+fn spelled(spelling: &str, pairs: &[(&str, &str)]) -> HeaderMap {
     let pair = |(name, value): &(&str, &str)| {
         let name = HeaderName::try_from(format!("{spelling}{name}")).expect("a name");
         (name, HeaderValue::from_str(value).expect("a value"))
     };
-    said.iter().map(pair).collect()
+    pairs.iter().map(pair).collect()
 }
 
 /// The headers of every SDK request, for this kind of caller.
-fn sdk<'a>(access_type: &'a str, more: &[(&'a str, &'a str)]) -> Said<'a> {
+fn sdk<'a>(access_type: &'a str, more: &[(&'a str, &'a str)]) -> Pairs<'a> {
     let always = [
         ("project-id", PROJECT),
         ("access-type", access_type),
@@ -53,8 +53,8 @@ fn sdk<'a>(access_type: &'a str, more: &[(&'a str, &'a str)]) -> Said<'a> {
 }
 
 /// Sends a request as an SDK does, with the older prefix.
-async fn ask(service: &Service, method: Method, path: &str, said: &[(&str, &str)], body: &str) -> Response<Bytes> {
-    ask_spelled(service, SPELLINGS[0], method, path, said, body).await
+async fn ask(service: &Service, method: Method, path: &str, pairs: &[(&str, &str)], body: &str) -> Response<Bytes> {
+    ask_spelled(service, SPELLINGS[0], method, path, pairs, body).await
 }
 
 async fn ask_spelled(
@@ -62,10 +62,10 @@ async fn ask_spelled(
     spelling: &str,
     method: Method,
     path: &str,
-    said: &[(&str, &str)],
+    pairs: &[(&str, &str)],
     body: &str,
 ) -> Response<Bytes> {
-    let mut headers = both(spelled(spelling, said), header("ngrok-skip-browser-warning", "true"));
+    let mut headers = both(spelled(spelling, pairs), header("ngrok-skip-browser-warning", "true"));
     if !body.is_empty() {
         headers.extend(header("content-type", "application/json"));
     }
@@ -106,12 +106,12 @@ fn assert_no(response: &Response<Bytes>, status: u16, code: &str, case: &str) ->
     let spelling = if text(response, "x-hexclave-request-id").is_some() { SPELLINGS[1] } else { SPELLINGS[0] };
     assert_headers(response, spelling, case);
     let actual = text(response, &format!("{spelling}actual-status"));
-    let (said, overridden) = match actual {
+    let (pairs, overridden) = match actual {
         Some(actual) => (actual.parse().expect("a status"), response.status() == StatusCode::OK),
         None => (response.status().as_u16(), true),
     };
     let mut body = json_of(response);
-    assert_eq!((said, body["code"].as_str()), (status, Some(code)), "{case}: {body}");
+    assert_eq!((pairs, body["code"].as_str()), (status, Some(code)), "{case}: {body}");
     assert!(overridden && body["error"].is_string(), "{case}: {body}");
     let known = (status < 500 && status != 429).then_some(code);
     assert_eq!(text(response, &format!("{spelling}known-error")), known, "{case}");
@@ -136,10 +136,10 @@ async fn a_client_signs_out_with_either_prefix_and_twice_and_late() {
         for path in [CURRENT, "/auth/sessions/current"] {
             for overridden in [None, Some(("override-error-status", "true"))] {
                 let phone = service.sign_in("ada", "phone").await;
-                let said: Said = sdk("client", &tokens(&phone)).into_iter().chain(overridden).collect();
+                let pairs: Pairs = sdk("client", &tokens(&phone)).into_iter().chain(overridden).collect();
                 // As the SDK does, once more, and again when the access token has expired.
                 for case in ["first", "again", "late"] {
-                    let response = ask_spelled(&service, spelling, Method::DELETE, path, &said, "{}").await;
+                    let response = ask_spelled(&service, spelling, Method::DELETE, path, &pairs, "{}").await;
                     assert_success(&response, case);
                     assert_headers(&response, spelling, case);
                     assert_eq!(text(&response, &format!("{spelling}actual-status")), None);
@@ -160,21 +160,21 @@ async fn any_genuine_token_signs_out_whatever_comes_with_it() {
     for (access, refresh) in [(true, None), (true, Some(rubbish)), (false, None), (false, Some(rubbish))] {
         let phone = service.sign_in("ada", "phone").await;
         let [good_access, good_refresh] = tokens(&phone);
-        let said: Said = match (access, refresh) {
+        let pairs: Pairs = match (access, refresh) {
             (true, None) => vec![good_access],
             (true, Some(bad)) => vec![good_access, ("refresh-token", bad)],
             (false, None) => vec![good_refresh],
             (false, Some(bad)) => vec![("access-token", bad), good_refresh],
         };
-        let response = ask(&service, Method::DELETE, CURRENT, &sdk("client", &said), "{}").await;
+        let response = ask(&service, Method::DELETE, CURRENT, &sdk("client", &pairs), "{}").await;
         assert_success(&response, &format!("{access} {refresh:?}"));
         assert!(!phone.is_signed_in().await, "{access} {refresh:?}");
     }
     // A service may forward its user's tokens; of two users' tokens, both count.
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     let key = ("secret-server-key", service.server_key.expose_secret());
-    let said = sdk("server", &[key, tokens(&phone)[0], tokens(&laptop)[1]]);
-    assert_success(&ask(&service, Method::DELETE, CURRENT, &said, "").await, "by a service");
+    let pairs = sdk("server", &[key, tokens(&phone)[0], tokens(&laptop)[1]]);
+    assert_success(&ask(&service, Method::DELETE, CURRENT, &pairs, "").await, "by a service");
     assert!(!phone.is_signed_in().await && !laptop.is_signed_in().await);
 }
 
@@ -185,7 +185,7 @@ async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
     let other_key = service.create_project("other").await;
     let (ours, others) = (service.server_key.expose_secret(), other_key.expose_secret());
     let phone = service.sign_in("ada", "phone").await;
-    let ([access, refresh], nobody) = (
+    let ([access, refresh], anonymous) = (
         tokens(&phone),
         json!({"expired_at_millis": null, "project_id": null, "user_id": null, "refresh_token_id": null}),
     );
@@ -198,7 +198,7 @@ async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
     let key = |key| ("secret-server-key", key);
     let admin_key = |key| ("super-secret-admin-key", key);
 
-    let rows: Vec<(&str, Said, u16, &str, Value)> = vec![
+    let rows: Vec<(&str, Pairs, u16, &str, Value)> = vec![
         ("nothing but a header", vec![("random-nonce", "x")], 400, "ACCESS_TYPE_REQUIRED", Value::Null),
         ("tokens, and not as what", vec![demo, access, refresh], 400, "ACCESS_TYPE_REQUIRED", Value::Null),
         ("an unknown header", vec![("no-such-header", "x"), access], 400, "ACCESS_TYPE_REQUIRED", Value::Null),
@@ -235,9 +235,15 @@ async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
             "CURRENT_PROJECT_NOT_FOUND",
             json!({"project_id": "a/b"}),
         ),
-        ("nobody", vec![client, demo], 401, EXPIRED, nobody.clone()),
-        ("empty tokens", vec![client, demo, ("access-token", ""), ("refresh-token", "")], 401, EXPIRED, nobody.clone()),
-        ("nobody, by a service", vec![server, demo, key(ours)], 401, EXPIRED, nobody.clone()),
+        ("nobody", vec![client, demo], 401, EXPIRED, anonymous.clone()),
+        (
+            "empty tokens",
+            vec![client, demo, ("access-token", ""), ("refresh-token", "")],
+            401,
+            EXPIRED,
+            anonymous.clone(),
+        ),
+        ("nobody, by a service", vec![server, demo, key(ours)], 401, EXPIRED, anonymous.clone()),
         ("rubbish", vec![client, demo, ("access-token", "rubbish")], 401, "UNPARSABLE_ACCESS_TOKEN", Value::Null),
         ("a key for a token", vec![client, demo, ("access-token", ours)], 401, "UNPARSABLE_ACCESS_TOKEN", Value::Null),
         (
@@ -298,14 +304,14 @@ async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
             of_demo,
         ),
     ];
-    for (case, said, status, code, details) in rows {
+    for (case, pairs, status, code, details) in rows {
         for spelling in SPELLINGS {
-            let response = ask_spelled(&service, spelling, Method::DELETE, CURRENT, &said, "{}").await;
+            let response = ask_spelled(&service, spelling, Method::DELETE, CURRENT, &pairs, "{}").await;
             assert_eq!(response.status().as_u16(), status, "{case}");
             assert_eq!(assert_no(&response, status, code, case), details, "{case}");
 
-            let said: Said = said.iter().copied().chain([("override-error-status", "true")]).collect();
-            let response = ask_spelled(&service, spelling, Method::DELETE, CURRENT, &said, "{}").await;
+            let pairs: Pairs = pairs.iter().copied().chain([("override-error-status", "true")]).collect();
+            let response = ask_spelled(&service, spelling, Method::DELETE, CURRENT, &pairs, "{}").await;
             assert_eq!(response.status(), StatusCode::OK, "{case}");
             assert_eq!(text(&response, &format!("{spelling}actual-status")), Some(&*status.to_string()), "{case}");
             assert_eq!(assert_no(&response, status, code, case), details, "{case}");
@@ -318,9 +324,9 @@ async fn each_error_has_the_code_status_and_details_that_the_sdks_expect() {
 async fn the_values_of_both_prefixes_must_be_equal() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    let said = sdk("client", &tokens(&phone));
-    let older = spelled(SPELLINGS[0], &said);
-    for (name, _) in &said {
+    let pairs = sdk("client", &tokens(&phone));
+    let older = spelled(SPELLINGS[0], &pairs);
+    for (name, _) in &pairs {
         let headers = both(older.clone(), spelled(SPELLINGS[1], &[(name, "different")]));
         let response = service.wires.http(Method::DELETE, CURRENT, headers, "").await;
         assert_eq!(
@@ -343,7 +349,7 @@ async fn the_values_of_both_prefixes_must_be_equal() {
     no_text.insert("x-stack-client-version", HeaderValue::from_bytes(b"\xff").expect("opaque"));
     assert_no(&service.wires.http(Method::DELETE, CURRENT, no_text, "").await, 400, "SCHEMA_ERROR", "no text");
     assert!(phone.is_signed_in().await);
-    let same = both(older, spelled(SPELLINGS[1], &said));
+    let same = both(older, spelled(SPELLINGS[1], &pairs));
     assert_success(&service.wires.http(Method::DELETE, CURRENT, same, "").await, "the same in both");
     assert!(!phone.is_signed_in().await);
 }
@@ -427,7 +433,7 @@ async fn a_refused_grant_gets_stack_auths_error() {
     let phone = service.sign_in("ada", "phone").await;
     let kind = ("grant_type", "refresh_token");
     let (presented, client) = (("refresh_token", phone.refresh_token.as_str()), ("client_id", PROJECT));
-    let rows: Vec<(&str, Said, u16, &str)> = vec![
+    let rows: Vec<(&str, Pairs, u16, &str)> = vec![
         ("another grant", vec![("grant_type", "authorization_code"), client, presented], 400, "SCHEMA_ERROR"),
         ("no grant", vec![client, presented], 400, "SCHEMA_ERROR"),
         ("no token", vec![kind, client], 400, "SCHEMA_ERROR"),
@@ -486,8 +492,8 @@ async fn a_client_refreshes_by_its_header() {
     for (access_type, more) in [("client", vec![]), ("client", vec![("access-token", "stale")]), ("server", vec![key])]
     {
         let phone = service.sign_in("ada", "phone").await;
-        let said: Said = sdk(access_type, &more).into_iter().chain([tokens(&phone)[1]]).collect();
-        let response = ask(&service, Method::POST, REFRESH, &said, "{}").await;
+        let pairs: Pairs = sdk(access_type, &more).into_iter().chain([tokens(&phone)[1]]).collect();
+        let response = ask(&service, Method::POST, REFRESH, &pairs, "{}").await;
         let body = json_of(&response);
         assert_eq!(response.status(), StatusCode::OK, "{body}");
         let same = phone.refresh_without_keeping().await.expect("within the grace");
@@ -496,18 +502,18 @@ async fn a_client_refreshes_by_its_header() {
             .revoke_current(Wire::Rest, bearer(body["access_token"].as_str().expect("a token")))
             .await
             .expect("genuine");
-        assert_no(&ask(&service, Method::POST, REFRESH, &said, "{}").await, 401, REFUSED_REFRESH, "over");
+        assert_no(&ask(&service, Method::POST, REFRESH, &pairs, "{}").await, 401, REFUSED_REFRESH, "over");
     }
     let response = ask(&service, Method::POST, REFRESH, &sdk("client", &[]), "{}").await;
     assert!(assert_no(&response, 400, "SCHEMA_ERROR", "no token")["message"].is_string());
     let phone = service.sign_in("ada", "phone").await;
     service.create_project("other").await;
     for project in ["other", "nowhere"] {
-        let said = [("project-id", project), ("access-type", "client"), tokens(&phone)[1]];
-        assert_no(&ask(&service, Method::POST, REFRESH, &said, "").await, 401, REFUSED_REFRESH, project);
+        let pairs = [("project-id", project), ("access-type", "client"), tokens(&phone)[1]];
+        assert_no(&ask(&service, Method::POST, REFRESH, &pairs, "").await, 401, REFUSED_REFRESH, project);
     }
-    let said = [("project-id", PROJECT), ("access-type", "server"), ("secret-server-key", "x"), tokens(&phone)[1]];
-    assert_no(&ask(&service, Method::POST, REFRESH, &said, "").await, 401, "INVALID_SECRET_SERVER_KEY", "a key");
+    let pairs = [("project-id", PROJECT), ("access-type", "server"), ("secret-server-key", "x"), tokens(&phone)[1]];
+    assert_no(&ask(&service, Method::POST, REFRESH, &pairs, "").await, 401, "INVALID_SECRET_SERVER_KEY", "a key");
 }
 
 /// Times are numbers, in milliseconds; newest first; one page.
@@ -558,8 +564,8 @@ async fn a_users_sessions_are_listed_as_the_sdks_expect() {
             all["items"].as_array().expect("a list").iter().map(|item| item["is_impersonation"].clone()).collect();
         assert_eq!(flags, [true, false, false], "{all}");
         assert!(all["items"].as_array().expect("a list").iter().all(|item| item["is_current_session"] == false));
-        let said = sdk(access_type, &[key, tokens(&phone)[0]]);
-        let own = ask(&service, Method::GET, &format!("{SESSIONS}?user_id=me"), &said, "").await;
+        let pairs = sdk(access_type, &[key, tokens(&phone)[0]]);
+        let own = ask(&service, Method::GET, &format!("{SESSIONS}?user_id=me"), &pairs, "").await;
         assert_eq!(json_of(&own), expected, "{access_type}");
     }
 }
@@ -572,7 +578,7 @@ async fn a_refused_listing_says_why() {
     let phone = service.sign_in("ada", "phone").await;
     let access = tokens(&phone)[0];
     let key = |key| ("secret-server-key", key);
-    let rows: Vec<(&str, &str, Said, u16, &str)> = vec![
+    let rows: Vec<(&str, &str, Pairs, u16, &str)> = vec![
         ("nobody named", "", sdk("client", &[access]), 400, "SCHEMA_ERROR"),
         ("an empty name", "?user_id=", sdk("client", &[access]), 400, "SCHEMA_ERROR"),
         ("two names", "?user_id=me&user_id=ada", sdk("client", &[access]), 400, "SCHEMA_ERROR"),
@@ -587,8 +593,8 @@ async fn a_refused_listing_says_why() {
         ("another's key", "?user_id=ada", sdk("server", &[key(others)]), 401, "INVALID_SECRET_SERVER_KEY"),
         ("with a token", "?user_id=me", sdk("server", &[key(others), access]), 401, "INVALID_SECRET_SERVER_KEY"),
     ];
-    for (case, query, said, status, code) in rows {
-        let response = ask(&service, Method::GET, &format!("{SESSIONS}{query}"), &said, "").await;
+    for (case, query, pairs, status, code) in rows {
+        let response = ask(&service, Method::GET, &format!("{SESSIONS}{query}"), &pairs, "").await;
         assert_no(&response, status, code, case);
     }
     let elsewhere = [("project-id", "other"), ("access-type", "client"), access];
@@ -624,8 +630,8 @@ async fn a_session_is_revoked_by_its_id() {
     let client = sdk("client", &tokens(&phone));
     let key = ("secret-server-key", service.server_key.expose_secret());
     let server = sdk("server", &[key]);
-    let delete = async |said: &[(&str, &str)], id: &str, query: &str| {
-        ask(&service, Method::DELETE, &format!("{SESSIONS}/{id}{query}"), said, "").await
+    let delete = async |pairs: &[(&str, &str)], id: &str, query: &str| {
+        ask(&service, Method::DELETE, &format!("{SESSIONS}/{id}{query}"), pairs, "").await
     };
     for case in ["first", "again"] {
         assert_success(&delete(&client, &laptop.session, "?user_id=me").await, case);
@@ -635,7 +641,7 @@ async fn a_session_is_revoked_by_its_id() {
     assert!(!tablet.is_signed_in().await);
 
     let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
-    let rows: Vec<(&str, &Said, &str, &str, u16, &str)> = vec![
+    let rows: Vec<(&str, &Pairs, &str, &str, u16, &str)> = vec![
         ("one's own", &client, &phone.session, "?user_id=me", 400, "CANNOT_DELETE_CURRENT_SESSION"),
         ("another user's", &client, &bobs.session, "?user_id=me", 404, "SESSION_NOT_FOUND"),
         ("another user's, named", &client, &bobs.session, "?user_id=bob", 404, "SESSION_NOT_FOUND"),
@@ -646,11 +652,11 @@ async fn a_session_is_revoked_by_its_id() {
         ("no UUID, by a service", &server, "rubbish", "", 400, "SCHEMA_ERROR"),
         ("a service is not me", &server, &phone.session, "?user_id=me", 400, "CANNOT_GET_OWN_USER_WITHOUT_USER"),
     ];
-    for (case, said, id, query, status, code) in rows {
-        assert_no(&delete(said, id, query).await, status, code, case);
+    for (case, pairs, id, query, status, code) in rows {
+        assert_no(&delete(pairs, id, query).await, status, code, case);
     }
-    let nobody = sdk("client", &[]);
-    assert_no(&delete(&nobody, &phone.session, "").await, 401, EXPIRED, "nobody");
+    let anonymous = sdk("client", &[]);
+    assert_no(&delete(&anonymous, &phone.session, "").await, 401, EXPIRED, "nobody");
     let other_key = service.create_project("other").await;
     let others = [("project-id", "other"), ("access-type", "server"), ("secret-server-key", other_key.expose_secret())];
     assert_no(&delete(&others, &phone.session, "").await, 404, "SESSION_NOT_FOUND", "from another project");
@@ -668,7 +674,7 @@ async fn a_service_creates_sessions() {
         ("admin", ("super-secret-admin-key", admin_key.expose_secret())),
     ];
     for (access_type, key) in by {
-        let said = sdk(access_type, &[key]);
+        let pairs = sdk(access_type, &[key]);
         let bodies = [
             (json!({"user_id": access_type}), 365, None),
             (json!({"user_id": access_type, "expires_in_millis": null, "is_impersonation": false}), 365, None),
@@ -680,7 +686,7 @@ async fn a_service_creates_sessions() {
             ),
         ];
         for (body, days, impersonator) in bodies {
-            let response = ask(&service, Method::POST, SESSIONS, &said, &body.to_string()).await;
+            let response = ask(&service, Method::POST, SESSIONS, &pairs, &body.to_string()).await;
             assert_eq!(response.status(), StatusCode::OK, "{:?}", response.body());
             assert_headers(&response, SPELLINGS[0], access_type);
             let opened = json_of(&response);
@@ -780,9 +786,9 @@ async fn a_key_in_a_browser_is_refused() {
     for access_type in ["client", "server", "admin"] {
         for key in keys {
             for (method, path, body) in asked.clone() {
-                let said: Said = sdk(access_type, &tokens(&phone)).into_iter().chain([key]).collect();
+                let pairs: Pairs = sdk(access_type, &tokens(&phone)).into_iter().chain([key]).collect();
                 let typed = both(origin.clone(), header("content-type", "application/json"));
-                let headers = both(spelled(SPELLINGS[0], &said), typed);
+                let headers = both(spelled(SPELLINGS[0], &pairs), typed);
                 let response = service.wires.http(method, path, headers, body).await;
                 let details = assert_no(&response, 403, "INSUFFICIENT_ACCESS_TYPE", path);
                 assert_eq!(details["allowed_access_types"], json!(["client"]), "{details}");
@@ -808,7 +814,7 @@ async fn its_headers_change_nothing_on_other_routes() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
     let key = ("secret-server-key", service.server_key.expose_secret());
-    let said: Said =
+    let pairs: Pairs =
         sdk("server", &[key, ("override-error-status", "true"), ("access-token", phone.access_token.as_str())]);
     let verify = format!("/projects/{PROJECT}/auth/verify");
     let jwks = format!("/projects/{PROJECT}/.well-known/jwks.json");
@@ -835,7 +841,7 @@ async fn its_headers_change_nothing_on_other_routes() {
         let plain = service.wires.http(method.clone(), &path, typed(), "").await;
         assert_eq!(plain.status().as_u16(), status, "{method} {path}: {:?}", plain.body());
         for spelling in SPELLINGS {
-            let headers = both(spelled(spelling, &said), typed());
+            let headers = both(spelled(spelling, &pairs), typed());
             let response = service.wires.http(method.clone(), &path, headers, "").await;
             let case = format!("{spelling} {method} {path}");
             assert_eq!((response.status(), response.body()), (plain.status(), plain.body()), "{case}");
@@ -849,8 +855,8 @@ async fn its_headers_change_nothing_on_other_routes() {
     }
     // Nor on the other protocols: they are not credentials there.
     for wire in [Wire::Grpc, Wire::GrpcWeb] {
-        assert_refused!(service.revoke_current(wire, spelled(SPELLINGS[0], &said)), "CREDENTIALS_MISSING");
-        let list = service.list(wire, spelled(SPELLINGS[0], &said), any_of("ada"));
+        assert_refused!(service.revoke_current(wire, spelled(SPELLINGS[0], &pairs)), "CREDENTIALS_MISSING");
+        let list = service.list(wire, spelled(SPELLINGS[0], &pairs), any_of("ada"));
         assert_refused!(list, "CREDENTIALS_MISSING");
     }
     assert!(phone.is_signed_in().await);
@@ -948,13 +954,13 @@ async fn pages_may_send_and_read_its_headers_except_keys() {
 #[tokio::test]
 async fn temporary_errors_are_reported_by_status() {
     let busy = Service::start_with(|_, limits| limits.requests_max = 0).await;
-    let said = sdk("client", &[("access-token", "x"), ("refresh-token", "x")]);
+    let pairs = sdk("client", &[("access-token", "x"), ("refresh-token", "x")]);
     let form = [("grant_type", "refresh_token"), ("refresh_token", "x"), ("client_id", PROJECT)];
-    let overridden: Said = said.iter().copied().chain([("override-error-status", "true")]).collect();
+    let overridden: Pairs = pairs.iter().copied().chain([("override-error-status", "true")]).collect();
     for response in [
-        ask(&busy, Method::DELETE, CURRENT, &said, "{}").await,
+        ask(&busy, Method::DELETE, CURRENT, &pairs, "{}").await,
         ask(&busy, Method::DELETE, CURRENT, &overridden, "{}").await,
-        ask(&busy, Method::GET, "/api/v1/auth/sessions?user_id=me", &said, "").await,
+        ask(&busy, Method::GET, "/api/v1/auth/sessions?user_id=me", &pairs, "").await,
         grant(&busy, HeaderMap::new(), &form).await,
     ] {
         assert_no(&response, 429, "RATE_LIMITED", "busy");
@@ -964,17 +970,17 @@ async fn temporary_errors_are_reported_by_status() {
     // A server error is never overridden.
     let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_millis(200)).await;
     let phone = late.sign_in("ada", "phone").await;
-    let said: Said = sdk("client", &tokens(&phone)).into_iter().chain([("override-error-status", "true")]).collect();
+    let pairs: Pairs = sdk("client", &tokens(&phone)).into_iter().chain([("override-error-status", "true")]).collect();
     let mut holder = late.database.connect().await;
     holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
-    let response = ask(&late, Method::DELETE, CURRENT, &said, "{}").await;
+    let response = ask(&late, Method::DELETE, CURRENT, &pairs, "{}").await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_no(&response, 504, "DEADLINE_EXCEEDED", "late");
     drop(holder);
     late.database
         .run("ALTER TABLE sessions DROP CONSTRAINT sessions_revoked_check, ALTER revoke_reason TYPE bytea USING NULL")
         .await;
-    let response = ask(&late, Method::DELETE, CURRENT, &said, "{}").await;
+    let response = ask(&late, Method::DELETE, CURRENT, &pairs, "{}").await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert_no(&response, 500, "INTERNAL", "our bug");
 }
@@ -995,13 +1001,13 @@ async fn the_same_rate_limits_apply() {
     let service = Service::start_rated(two).await;
     let phone = service.sign_in("ada", "phone").await;
     let path = format!("{SESSIONS}?user_id=ada");
-    let said = sdk("server", &[("secret-server-key", service.server_key.expose_secret())]);
-    assert_eq!(ask(&service, Method::GET, &path, &said, "").await.status(), StatusCode::OK);
-    let refused = ask(&service, Method::GET, &path, &said, "").await;
+    let pairs = sdk("server", &[("secret-server-key", service.server_key.expose_secret())]);
+    assert_eq!(ask(&service, Method::GET, &path, &pairs, "").await.status(), StatusCode::OK);
+    let refused = ask(&service, Method::GET, &path, &pairs, "").await;
     assert_no(&refused, 429, "RATE_LIMITED", "the third of two");
     assert_eq!(text(&refused, "retry-after"), Some("1"));
-    let said = sdk("client", &tokens(&phone));
-    assert_success(&ask(&service, Method::DELETE, CURRENT, &said, "{}").await, "with nothing left");
+    let pairs = sdk("client", &tokens(&phone));
+    assert_success(&ask(&service, Method::DELETE, CURRENT, &pairs, "{}").await, "with nothing left");
     assert!(!phone.is_signed_in().await);
 
     let line = r#"sessiond_requests_total{rpc="sessiond.v1.SessionService/RevokeCurrent",wire="seed",code="OK"} 1"#;
@@ -1021,9 +1027,9 @@ async fn a_key_works_only_in_its_own_project() {
         ("other", &service.server_key, false),
         ("nowhere", &service.server_key, false),
     ] {
-        let said = [("project-id", project), ("access-type", "server"), ("secret-server-key", key.expose_secret())];
-        let opened = ask(&service, Method::POST, SESSIONS, &said, body).await;
-        let listed = ask(&service, Method::GET, &format!("{SESSIONS}?user_id=eve"), &said, "").await;
+        let pairs = [("project-id", project), ("access-type", "server"), ("secret-server-key", key.expose_secret())];
+        let opened = ask(&service, Method::POST, SESSIONS, &pairs, body).await;
+        let listed = ask(&service, Method::GET, &format!("{SESSIONS}?user_id=eve"), &pairs, "").await;
         for response in [opened, listed] {
             if good {
                 assert_eq!(response.status(), StatusCode::OK, "{project}");

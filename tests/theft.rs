@@ -290,9 +290,9 @@ async fn revoking_other_sessions_may_require_a_recent_or_a_strong_authentication
         assert_refused!(service.revoke_all(wire, phone.bearer(), all()), REASON);
         assert!(third.is_signed_in().await);
         let headers = both(phone.bearer(), header("content-type", "application/json"));
-        let told = service.wires.http(Method::POST, "/auth/sessions:revokeAll", headers, "{}").await;
-        let told: Value = serde_json::from_slice(told.body()).expect("JSON");
-        let info = told["details"].as_array().expect("details").iter().find(|one| one["reason"] == REASON);
+        let response = service.wires.http(Method::POST, "/auth/sessions:revokeAll", headers, "{}").await;
+        let error: Value = serde_json::from_slice(response.body()).expect("JSON");
+        let info = error["details"].as_array().expect("details").iter().find(|one| one["reason"] == REASON);
         assert_eq!(info.expect("a reason")["metadata"], json!({"max_age": "300"}));
 
         // A service needs no user authentication, and signing out of the current session always works.
@@ -424,9 +424,9 @@ async fn every_key_change_is_in_the_audit_log() {
     let service = Service::start().await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     let keys = async || {
-        let mut told: Vec<_> = events(&service).await.into_iter().map(|event| event.kind).collect();
-        told.reverse();
-        told.into_iter().map(|kind| (kind.as_str(), kind.key().expect("a key"))).collect::<Vec<_>>()
+        let mut kinds: Vec<_> = events(&service).await.into_iter().map(|event| event.kind).collect();
+        kinds.reverse();
+        kinds.into_iter().map(|kind| (kind.as_str(), kind.key().expect("a key"))).collect::<Vec<_>>()
     };
     let first: Vec<_> = keys().await.into_iter().map(|(what, (kind, _))| (what, kind)).collect();
     // Entries within one millisecond have no order.
@@ -446,8 +446,8 @@ async fn every_key_change_is_in_the_audit_log() {
             }
             Purpose::Signing => {
                 let line = &service.audit(None).await[0];
-                let told = (line.reason, line.key_kind.zip(line.key));
-                assert_eq!(told, (RevokeReason::KeyRevoked, Some((kind, rotated.retired[0]))));
+                let entry = (line.reason, line.key_kind.zip(line.key));
+                assert_eq!(entry, (RevokeReason::KeyRevoked, Some((kind, rotated.retired[0]))));
             }
         }
     }

@@ -54,20 +54,20 @@ fn spoofed() -> HeaderMap {
 
 /// How a proxy verifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Road {
+pub enum Route {
     Path,
     Envoy,
     /// With headers as bytes, an option of Envoy's configuration.
     EnvoyRaw,
 }
 
-impl Road {
+impl Route {
     pub const ALL: [Self; 3] = [Self::Path, Self::Envoy, Self::EnvoyRaw];
 }
 
 /// The result that the proxy gets.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct VerifyOutcome {
     pub status: u16,
     /// The reason of a refusal.
     pub reason: Option<String>,
@@ -76,22 +76,22 @@ pub struct Told {
     pub challenge: Option<String>,
 }
 
-impl Told {
+impl VerifyOutcome {
     pub fn passes(&self) -> bool {
         self.status == 200
     }
 }
 
 impl Service {
-    pub async fn verify(&self, road: Road, project: &str, headers: HeaderMap) -> Told {
-        match road {
-            Road::Path => {
+    pub async fn verify(&self, route: Route, project: &str, headers: HeaderMap) -> VerifyOutcome {
+        match route {
+            Route::Path => {
                 let path = format!("/projects/{project}/auth/verify");
-                told(&self.wires.http(Method::GET, &path, headers, "").await)
+                outcome(&self.wires.http(Method::GET, &path, headers, "").await)
             }
-            Road::Envoy | Road::EnvoyRaw => {
-                let request = check_request(road, Some(project), &headers);
-                told_by_envoy(self.check(request).await.expect("answers"))
+            Route::Envoy | Route::EnvoyRaw => {
+                let request = check_request(route, Some(project), &headers);
+                envoy_outcome(self.check(request).await.expect("answers"))
             }
         }
     }
@@ -104,7 +104,7 @@ impl Service {
     }
 }
 
-fn told(response: &Response<Bytes>) -> Told {
+fn outcome(response: &Response<Bytes>) -> VerifyOutcome {
     let text = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
     let identity = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
     for name in identity {
@@ -114,7 +114,7 @@ fn told(response: &Response<Bytes>) -> Told {
     let json = serde_json::from_slice(response.body()).ok();
     assert_eq!(json.is_some(), !response.status().is_success(), "a refusal says why, and nothing else says anything");
     assert!(json.is_none() || text("content-type").as_deref() == Some("application/json"));
-    Told {
+    VerifyOutcome {
         status: response.status().as_u16(),
         reason: json.map(|json| refused_json(response.status(), &json).reason),
         identity: identity.map(|name| text(name).expect("there")),
@@ -122,7 +122,7 @@ fn told(response: &Response<Bytes>) -> Told {
     }
 }
 
-fn told_by_envoy(answer: CheckResponse) -> Told {
+fn envoy_outcome(answer: CheckResponse) -> VerifyOutcome {
     let code = answer.status.expect("a status").code;
     let value = |options: &[HeaderValueOption], name: &str| {
         let mut named = options.iter().filter(|option| option.header.as_ref().is_some_and(|header| header.key == name));
@@ -138,7 +138,7 @@ fn told_by_envoy(answer: CheckResponse) -> Told {
             assert!(names.iter().all(|name| !ok.headers_to_remove.iter().any(|removed| removed == name)));
             assert!(ok.headers_to_remove.iter().any(|name| name == "x_user_id"), "what a CGI takes for the same");
             let identity = names.map(|name| value(&ok.headers, name).expect("always there"));
-            Told { status: 200, reason: None, identity, challenge: None }
+            VerifyOutcome { status: 200, reason: None, identity, challenge: None }
         }
         HttpResponse::DeniedResponse(denied) => {
             assert_ne!(Code::from_i32(code), Code::Ok);
@@ -148,7 +148,7 @@ fn told_by_envoy(answer: CheckResponse) -> Told {
             let json: serde_json::Value = serde_json::from_str(&denied.body).expect("JSON");
             assert_eq!(json["code"], code);
             let http = http::StatusCode::from_u16(status).expect("of HTTP");
-            Told {
+            VerifyOutcome {
                 status,
                 reason: Some(refused_json(http, &json).reason),
                 identity: Default::default(),
@@ -159,10 +159,10 @@ fn told_by_envoy(answer: CheckResponse) -> Told {
 }
 
 /// Envoy's check of a request to `/`.
-pub fn check_request(road: Road, project: Option<&str>, headers: &HeaderMap) -> CheckRequest {
+pub fn check_request(route: Route, project: Option<&str>, headers: &HeaderMap) -> CheckRequest {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let mut http = HttpRequest { method: "GET".into(), path: "/?token=secret".into(), ..Default::default() };
-    if road == Road::EnvoyRaw {
+    if route == Route::EnvoyRaw {
         let raw = headers.iter().map(|(name, value)| HeaderValue {
             key: name.to_string(),
             raw_value: value.as_bytes().to_vec(),
@@ -182,8 +182,8 @@ pub fn check_request(road: Road, project: Option<&str>, headers: &HeaderMap) -> 
     }
 }
 
-fn refused(status: u16, reason: &str, challenge: Option<&str>) -> Told {
-    Told {
+fn refused(status: u16, reason: &str, challenge: Option<&str>) -> VerifyOutcome {
+    VerifyOutcome {
         status,
         reason: Some(reason.to_owned()),
         identity: Default::default(),
@@ -192,7 +192,7 @@ fn refused(status: u16, reason: &str, challenge: Option<&str>) -> Told {
 }
 
 /// RFC 6750 §3.
-fn invalid(reason: &str, description: &str) -> Told {
+fn invalid(reason: &str, description: &str) -> VerifyOutcome {
     refused(401, reason, Some(&format!("Bearer error=\"invalid_token\", error_description=\"{description}\"")))
 }
 
@@ -204,15 +204,15 @@ async fn a_good_token_passes_as_its_user_and_spoofed_headers_do_not() {
     let service = Service::start().await;
     let phone = service.sign_in("ada lovelace+b%2F,ä@example.org", "phone").await;
     let acted = service.impersonate("ada", "root, himself").await;
-    for road in Road::ALL {
-        let told = service.verify(road, PROJECT, both(spoofed(), phone.bearer())).await;
+    for route in Route::ALL {
+        let outcome = service.verify(route, PROJECT, both(spoofed(), phone.bearer())).await;
         let user = "ada%20lovelace%2Bb%252F%2C%C3%A4%40example.org".to_owned();
         let identity = [phone.session.clone(), user, PROJECT.to_owned(), String::new()];
-        assert_eq!(told, Told { status: 200, reason: None, identity, challenge: None }, "{road:?}");
+        assert_eq!(outcome, VerifyOutcome { status: 200, reason: None, identity, challenge: None }, "{route:?}");
 
-        let identity = service.verify(road, PROJECT, both(spoofed(), acted.bearer())).await.identity;
+        let identity = service.verify(route, PROJECT, both(spoofed(), acted.bearer())).await.identity;
         let expected = [&acted.session, "ada", PROJECT, "root%2C%20himself"];
-        assert_eq!(identity, expected.map(str::to_owned), "{road:?}");
+        assert_eq!(identity, expected.map(str::to_owned), "{route:?}");
     }
     let counted = r#"sessiond_requests_total{rpc="envoy.service.auth.v3.Authorization/Check",wire="rest",code="OK"}"#;
     assert_eq!(service.metric(counted).await, 2);
@@ -230,8 +230,8 @@ async fn verify_answers_every_method_under_every_base_path() {
             let method = Method::from_bytes(method.as_bytes()).expect("a token");
             let headers = both(header("authorization", &format!("bEARER {}", phone.access_token)), spoofed());
             let answer = service.wires.http(method.clone(), &path, headers, "").await;
-            let told = told(&answer);
-            assert_eq!((told.status, told.identity[1].as_str()), (200, "ada"), "{method} {path}");
+            let outcome = outcome(&answer);
+            assert_eq!((outcome.status, outcome.identity[1].as_str()), (200, "ada"), "{method} {path}");
             let none = service.wires.http(method, &path, spoofed(), "").await;
             assert_eq!(none.status(), 401);
         }
@@ -247,7 +247,7 @@ async fn a_preflight_is_not_let_through() {
         both(header("origin", "https://app.example.org"), header("access-control-request-method", "DELETE"));
     let path = format!("/projects/{PROJECT}/auth/verify");
     let answer = service.wires.http(Method::OPTIONS, &path, both(preflight, spoofed()), "").await;
-    assert_eq!(told(&answer), refused(401, "CREDENTIALS_MISSING", Some("Bearer")));
+    assert_eq!(outcome(&answer), refused(401, "CREDENTIALS_MISSING", Some("Bearer")));
 }
 
 #[tokio::test]
@@ -297,16 +297,16 @@ async fn anything_but_a_good_token_of_the_project_is_refused_without_identity() 
         ("of a user who was signed out", cut_off.bearer(), invalid("SESSION_REVOKED", ENDED)),
     ];
     for (what, headers, expected) in cases {
-        for road in Road::ALL {
+        for route in Route::ALL {
             for _ in ["once", "and once more, when it may be known"] {
-                let told = service.verify(road, PROJECT, both(spoofed(), headers.clone())).await;
-                assert_eq!(told, expected, "{what}, {road:?}");
+                let outcome = service.verify(route, PROJECT, both(spoofed(), headers.clone())).await;
+                assert_eq!(outcome, expected, "{what}, {route:?}");
             }
         }
     }
-    for road in Road::ALL {
-        assert!(service.verify(road, "other", bearer(&elsewhere)).await.passes(), "{road:?}: at home, it is good");
-        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes(), "{road:?}");
+    for route in Route::ALL {
+        assert!(service.verify(route, "other", bearer(&elsewhere)).await.passes(), "{route:?}: at home, it is good");
+        assert!(service.verify(route, PROJECT, phone.bearer()).await.passes(), "{route:?}");
     }
 }
 
@@ -331,14 +331,14 @@ async fn a_token_expires_at_its_exp_and_not_before() {
     let phone = service.sign_in("ada", "phone").await;
     let exp = Timestamp::from_seconds(claims_of(&phone.access_token)["exp"].as_i64().expect("a number"));
     service.clock.advance(exp.since(service.clock.now()) - Duration::from_micros(1));
-    for road in Road::ALL {
-        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes(), "{road:?}: just before");
+    for route in Route::ALL {
+        assert!(service.verify(route, PROJECT, phone.bearer()).await.passes(), "{route:?}: just before");
     }
     for _ in ["at", "just after"] {
         service.clock.advance(Duration::from_micros(1));
-        for road in Road::ALL {
-            let told = service.verify(road, PROJECT, both(spoofed(), phone.bearer())).await;
-            assert_eq!(told, invalid("ACCESS_TOKEN_EXPIRED", "The access token has expired."), "{road:?}");
+        for route in Route::ALL {
+            let outcome = service.verify(route, PROJECT, both(spoofed(), phone.bearer())).await;
+            assert_eq!(outcome, invalid("ACCESS_TOKEN_EXPIRED", "The access token has expired."), "{route:?}");
         }
     }
 }
@@ -351,20 +351,20 @@ async fn an_unknown_project_is_a_configuration_error_of_the_proxy() {
     let long = "x".repeat(65);
     for project in ["nobody", "de%20mo", "%ff", "Demo", &long] {
         for headers in [HeaderMap::new(), phone.bearer()] {
-            let told = service.verify(Road::Path, project, headers).await;
-            assert_eq!(told, refused(404, "PROJECT_NOT_FOUND", None), "{project}");
+            let outcome = service.verify(Route::Path, project, headers).await;
+            assert_eq!(outcome, refused(404, "PROJECT_NOT_FOUND", None), "{project}");
         }
     }
-    for road in [Road::Envoy, Road::EnvoyRaw] {
+    for route in [Route::Envoy, Route::EnvoyRaw] {
         for project in [None, Some(""), Some("nobody"), Some(long.as_str())] {
             for headers in [HeaderMap::new(), phone.bearer()] {
-                let answer = service.check(check_request(road, project, &headers)).await.expect("answers");
-                assert_eq!(told_by_envoy(answer), refused(500, "PROJECT_NOT_FOUND", None), "{project:?}");
+                let answer = service.check(check_request(route, project, &headers)).await.expect("answers");
+                assert_eq!(envoy_outcome(answer), refused(500, "PROJECT_NOT_FOUND", None), "{project:?}");
             }
         }
     }
     let answer = service.check(CheckRequest::default()).await.expect("answers");
-    assert_eq!(told_by_envoy(answer), refused(500, "PROJECT_NOT_FOUND", None), "not even attributes");
+    assert_eq!(envoy_outcome(answer), refused(500, "PROJECT_NOT_FOUND", None), "not even attributes");
 }
 
 /// A project created a moment ago on another replica is found at once.
@@ -375,18 +375,18 @@ async fn a_new_project_and_its_keys_are_found() {
     let key = service.create_project("young").await;
     let request = CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
     let phone = service.create_as(Wire::Grpc, &key, request).await.expect("opens");
-    assert!(replica.verify(Road::Path, "young", bearer(&phone.access_token)).await.passes());
+    assert!(replica.verify(Route::Path, "young", bearer(&phone.access_token)).await.passes());
 }
 
 #[tokio::test]
 async fn a_successful_verification_counts_as_use() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    for road in Road::ALL {
+    for route in Route::ALL {
         service.clock.advance(Duration::from_secs(60));
-        assert!(service.verify(road, PROJECT, phone.bearer()).await.passes());
+        assert!(service.verify(route, PROJECT, phone.bearer()).await.passes());
         service.app.flush_usage().await.expect("writes");
         let used = service.seen(&phone.session).await.expect("is there").stored.session.last_used_at;
-        assert_eq!(used, service.clock.now(), "{road:?}");
+        assert_eq!(used, service.clock.now(), "{route:?}");
     }
 }

@@ -35,9 +35,9 @@ async fn a_stream_starts_with_a_snapshot_and_continues_live() {
 
         let started = Instant::now();
         tablet.sign_out().await.expect("signs out");
-        let told = watch.ended().await;
+        let revocations = watch.ended().await;
         assert!(started.elapsed() < AT_ONCE);
-        let [one] = told.as_slice() else { panic!("{told:?}") };
+        let [one] = revocations.as_slice() else { panic!("{revocations:?}") };
         assert_eq!(one.ended, Some(Ended::SessionId(tablet.session.clone())), "{wire:?}");
         assert_eq!((one.user_id.as_deref(), one.reason()), (Some("bob"), RevokeReason::SignedOut));
         // Ten minutes for the token, and five for clocks that are behind.
@@ -63,27 +63,27 @@ async fn every_kind_of_revocation_is_published() {
     phone.refresh().await.expect("refreshes");
     service.clock.advance(Duration::from_secs(61));
     assert!(thief.refresh_without_keeping().await.is_err(), "the alarm");
-    let told = watch.ended().await;
-    assert_eq!(told[0].ended, Some(Ended::SessionId(phone.session.clone())));
-    assert_eq!(told[0].reason(), RevokeReason::RefreshTokenReused);
+    let revocations = watch.ended().await;
+    assert_eq!(revocations[0].ended, Some(Ended::SessionId(phone.session.clone())));
+    assert_eq!(revocations[0].reason(), RevokeReason::RefreshTokenReused);
 
     let (laptop, tablet) = (service.sign_in("ada", "laptop").await, service.sign_in("ada", "tablet").await);
     laptop.revoke_others().await.expect("ends the other");
-    let told = watch.ended().await;
+    let revocations = watch.ended().await;
     let spared_session_id = Some(laptop.session.clone());
     let cut_off = UserCutOff { user_id: "ada".to_owned(), epoch: 1, spared_session_id };
-    assert_eq!(told[0].ended, Some(Ended::UserCutOff(cut_off)), "and not one by one: {told:?}");
-    assert_eq!((told.len(), told[0].reason()), (1, RevokeReason::RevokedAll));
-    assert!(told[0].retain_seconds > 24 * 60 * 60, "as long as any token lives");
+    assert_eq!(revocations[0].ended, Some(Ended::UserCutOff(cut_off)), "and not one by one: {revocations:?}");
+    assert_eq!((revocations.len(), revocations[0].reason()), (1, RevokeReason::RevokedAll));
+    assert!(revocations[0].retain_seconds > 24 * 60 * 60, "as long as any token lives");
     assert!(!tablet.is_signed_in().await && laptop.is_signed_in().await);
 
     // By the operator, in another process.
     let operator = service.operator();
     let key = kid(&laptop.access_token);
     operator.revoke_key(Purpose::Signing, project.clone(), key).await.expect("revokes");
-    let told = watch.ended().await;
-    assert_eq!(told[0].ended, Some(Ended::SigningKeyId(key.to_string())));
-    assert_eq!(told[0].reason(), RevokeReason::KeyRevoked);
+    let revocations = watch.ended().await;
+    assert_eq!(revocations[0].ended, Some(Ended::SigningKeyId(key.to_string())));
+    assert_eq!(revocations[0].reason(), RevokeReason::KeyRevoked);
 }
 
 #[tokio::test]
@@ -102,10 +102,10 @@ async fn a_stream_resumes_after_a_cursor_and_skips_nothing() {
         missed.sign_out().await.expect("signs out");
 
         let mut again = service.watches_from(wire, &before).await;
-        let mut told = vec![];
-        while !told.contains(&missed.session) {
+        let mut revocations = vec![];
+        while !revocations.contains(&missed.session) {
             let batch = again.ended().await;
-            told.extend(batch.into_iter().filter_map(|one| match one.ended {
+            revocations.extend(batch.into_iter().filter_map(|one| match one.ended {
                 Some(Ended::SessionId(id)) => Some(id),
                 _ => None,
             }));
@@ -294,9 +294,9 @@ async fn revocations_that_commit_out_of_order_are_published() {
     // Cursors from that time have not passed it either.
     for cursor in cursors {
         let mut again = service.watches_from(Wire::Grpc, &cursor).await;
-        let told = again.ended().await;
+        let revocations = again.ended().await;
         let is_there = |one: &sessiond::pb::Revocation| one.ended == Some(Ended::SessionId(late.session.clone()));
-        assert!(told.iter().any(is_there), "{told:?}");
+        assert!(revocations.iter().any(is_there), "{revocations:?}");
     }
 }
 
@@ -346,11 +346,11 @@ async fn a_replica_that_is_far_behind_catches_up_in_pages() {
              FROM generate_series(1, 25000)"
         ))
         .await;
-    let mut told = std::collections::HashSet::new();
-    while told.len() < 25_000 {
+    let mut revocations = std::collections::HashSet::new();
+    while revocations.len() < 25_000 {
         let batch = watch.ended().await;
         assert!(batch.len() <= 2_000, "{}: a message stays small", batch.len());
-        told.extend(batch.into_iter().map(|one| format!("{:?}", one.ended)));
+        revocations.extend(batch.into_iter().map(|one| format!("{:?}", one.ended)));
     }
     let phone = service.sign_in("ada", "phone").await;
     phone.sign_out().await.expect("signs out");
@@ -412,9 +412,9 @@ async fn after_a_restore_every_session_has_ended_and_subscribers_get_a_snapshot(
         })
         .await;
         watch = service.watches_from(Wire::Grpc, &cursor).await;
-        let (reason, told) = watch.snapshot().await;
+        let (reason, revocations) = watch.snapshot().await;
         assert_eq!(reason, SnapshotReason::CursorOfAnotherDatabase);
-        assert!(told.iter().any(|one| matches!(one.ended, Some(Ended::ProjectCutOff(_)))), "{told:?}");
+        assert!(revocations.iter().any(|one| matches!(one.ended, Some(Ended::ProjectCutOff(_)))), "{revocations:?}");
         assert!(!phone.is_signed_in().await && !laptop.is_signed_in().await);
         assert!(!service.is_active(&laptop.access_token).await);
         service.clock.advance(Duration::from_secs(1));

@@ -1,8 +1,8 @@
-//! One server process of Postgres, as its client sees it: the task that drives the connection, what the server has warned of,
-//! and whether it is gone.
+//! A Postgres server process, as seen by its client: the task that drives the connection, warnings from the server, and
+//! whether the connection has ended.
 //!
-//! diesel-async drives a connection too, and drops the server's warnings. One of them matters: a commit that gave up waiting
-//! for its standbys is confirmed like any other, after a warning.
+//! diesel-async can drive a connection too, but drops the server's warnings. One of them matters: a commit that gave up
+//! waiting for its standbys is confirmed like any other, after a warning.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use super::wire::WireState;
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionEnd {
-    /// The server closed it, or the network did.
+    /// The server or the network closed it.
     Lost,
-    /// This side closed it, after the server had answered everything.
+    /// This side closed it, after the server had responded to everything.
     Closed,
 }
 
-/// See the module. Cheap to clone; clones share state.
+/// A handle to the connection's task. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct Backend {
     number: u64,
@@ -39,10 +39,11 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Drives a connection on a task of its own until it ends. Once the client is dropped, that is when the server has
-    /// answered what was under way.
+    /// Drives a connection on its own task until it ends: once the client is dropped, when the server has responded to
+    /// all pending requests.
     ///
-    /// `bell` receives the payloads of notifications. When it is full, they are dropped: the ones that wait say the same.
+    /// `bell` receives the payloads of notifications. They are dropped while it is full: one is enough to wake the
+    /// reader.
     pub(super) fn drive(mut connection: Connection, state: Arc<WireState>, bell: Option<mpsc::Sender<String>>) -> Self {
         let (ended, end) = watch::channel(None);
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -52,7 +53,7 @@ impl Backend {
         tokio::spawn(async move {
             let end = loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    // The server sends it before it confirms, and messages are handled in their order: when the
+                    // The server sends the warning before the confirmation, and messages are handled in order: when the
                     // confirmation is read, this is set.
                     Some(Ok(AsyncMessage::Notice(notice))) if is_doubt(&notice) => {
                         has_warned.store(true, Ordering::Release);
@@ -74,17 +75,17 @@ impl Backend {
         backend
     }
 
-    /// Tells this connection from every other one of this process.
+    /// The connection's number, unique within this process.
     pub(super) const fn number(&self) -> u64 {
         self.number
     }
 
-    /// What was read along.
+    /// What was read from the wire, beside the driver.
     pub(super) fn state(&self) -> &WireState {
         &self.state
     }
 
-    /// Forgets warnings that came before.
+    /// Clears the flag of earlier warnings.
     pub(super) fn forget_warnings(&self) {
         self.has_warned.store(false, Ordering::Release);
     }
@@ -107,9 +108,9 @@ impl Backend {
     }
 }
 
-/// Whether a notice makes a commit doubtful. "canceling wait for synchronous replication" has the SQLSTATE of any warning, and
-/// its text is in the server's language, so every such warning counts. With 57P01 the server says the same and closes the
-/// connection.
+/// Whether a notice makes a commit doubtful. "canceling wait for synchronous replication" has the SQLSTATE of any
+/// warning, and its text is in the server's language, so every such warning counts. The notice with 57P01 means the
+/// same; the server then closes the connection.
 fn is_doubt(notice: &DbError) -> bool {
     let codes = [SqlState::WARNING, SqlState::ADMIN_SHUTDOWN];
     notice.parsed_severity() == Some(Severity::Warning) && codes.contains(notice.code())

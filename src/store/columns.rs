@@ -1,4 +1,5 @@
-//! How values are stored: moments, spans of time, and what has a number. A number is never given a second meaning.
+//! Conversions between Rust values and columns: timestamps, durations and numbered enums. A number never changes its
+//! meaning.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
 
-/// 2000-01-01T00:00:00Z, from which Postgres counts, in microseconds since 1970.
+/// 2000-01-01T00:00:00Z, the epoch of Postgres' timestamps, in microseconds since 1970.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 pub(super) const fn to_pg(time: Timestamp) -> PgTimestamp {
@@ -26,7 +27,7 @@ pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A number of rows, as `LIMIT` takes it.
+/// A row count, for `LIMIT`.
 pub(super) fn limit(rows: usize) -> i64 {
     i64::try_from(rows).unwrap_or(i64::MAX)
 }
@@ -45,14 +46,14 @@ pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
     }
 }
 
-/// Reads a reason; `None` if the number is unknown.
+/// Returns `None` if the number is unknown.
 pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
     use RevokeReason::*;
     let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased, KeyRevoked, Restored];
     all.into_iter().find(|reason| reason_number(*reason) == number)
 }
 
-/// Who ended something, in two columns: a number, and an id where there is one.
+/// The actor's two columns: a number, and an id where the actor has one.
 pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
     match by {
         EndedBy::Holder => (1, None),
@@ -63,7 +64,7 @@ pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
     }
 }
 
-/// Reads the two columns; `None` if they do not fit together.
+/// Returns `None` if the two columns do not match.
 pub(super) fn actor_of(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
     match (number, id) {
         (1, None) => Some(EndedBy::Holder),

@@ -1,5 +1,5 @@
-//! Connecting to the database: to the host that answered last, or else to the newest primary of all. Each host has a deadline
-//! of its own.
+//! Connects to the database: to the host that answered last, or else to the newest primary. Each host has its own
+//! deadline.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -37,18 +37,18 @@ use super::wire::ServerStream;
 use super::wire::StatementsLost;
 use super::wire::WireState;
 
-/// Where the database is.
+/// The hosts that may run the database.
 pub(super) struct DatabaseHosts {
     /// One configuration per host: the driver would try them in order under a single deadline, and a primary that is
-    /// paused rather than dead would hold up every connection.
+    /// paused rather than dead would delay every connection.
     hosts: Vec<Host>,
     tls: MakeRustlsConnect,
-    /// For each host, the TCP connect and the handshake together.
+    /// The limit for the TCP connect and the handshake together, for each host.
     deadline: Duration,
     settings: Settings,
     primary: PrimaryWatch,
-    /// The host that answered last; the next connection begins there. At the beginning, and once that one has failed, it is
-    /// [`NO_HOST`]: all are asked.
+    /// The host that answered last, which the next connection tries first. [`NO_HOST`] at the start and after that host
+    /// has failed: then all are asked.
     preferred: AtomicUsize,
     statements_lost: Arc<StatementsLost>,
 }
@@ -56,7 +56,8 @@ pub(super) struct DatabaseHosts {
 /// No host is preferred.
 const NO_HOST: usize = usize::MAX;
 
-/// How much longer to wait for other hosts once one has answered: one that does not answer must not hold up everybody.
+/// How long to wait for other hosts after the first answer, so that an unresponsive host does not delay every
+/// connection.
 const SECOND_ANSWER_WAIT: Duration = Duration::from_millis(150);
 
 /// A new connection.
@@ -67,20 +68,20 @@ pub(super) struct Opened<C> {
 }
 
 impl DatabaseHosts {
-    /// Reads a database URL, several hosts and all.
+    /// Parses a database URL, which may have several hosts.
     ///
     /// # Errors
     ///
-    /// When the URL or the file of certificates is malformed.
+    /// Fails if the URL or the certificate file is malformed.
     pub(super) fn new(options: &Options) -> Result<Self, DatabaseUrlError> {
         Self::to(options.url.expose_secret(), options)
     }
 
-    /// Reads the URL of the connection that listens, where it has one of its own.
+    /// Parses the separate URL of the listening connection, if there is one.
     ///
     /// # Errors
     ///
-    /// As [`DatabaseHosts::new`].
+    /// See [`DatabaseHosts::new`].
     pub(super) fn listening(options: &Options) -> Result<Option<Self>, DatabaseUrlError> {
         options.listen_url.as_ref().map(|url| Self::to(url.expose_secret(), options)).transpose()
     }
@@ -96,7 +97,7 @@ impl DatabaseHosts {
         Ok(Self {
             hosts,
             tls: tls::connector(&url, options.trusted_certificates.as_deref(), direct)?,
-            // Time must be left for a second host.
+            // Leave time for a second host.
             deadline: options.connect_timeout.min(options.operation_timeout / 2),
             settings: Settings::new(options.operation_timeout, url.search_path.as_deref()),
             primary: PrimaryWatch::new(options.required_durability),
@@ -105,16 +106,16 @@ impl DatabaseHosts {
         })
     }
 
-    /// Connects to the host that was found last, or else to the one with the highest timeline of those that can be written to.
+    /// Connects to the host that answered last, or else to the writable host with the highest timeline.
     ///
     /// # Errors
     ///
-    /// Every host's error, when none answered.
+    /// Returns every host's error if none could be used.
     pub(super) async fn connect(&self) -> Result<Opened<AsyncPgConnection>, CannotConnect> {
         let Opened { client, backend, server } = self.open(None).await?;
         let failed = |error: HostError| CannotConnect(vec![(self.hosts[server.host].name(), error)]);
-        // diesel sets the time zone and the encoding, which both are set already: on a connection that others use too, that
-        // must not stay.
+        // diesel sets the time zone and the encoding, which are both set already; on a shared connection they must not
+        // persist.
         let is_shared = backend.state().is_shared();
         if is_shared {
             client.batch_execute("BEGIN").await.map_err(|error| failed(error.into()))?;
@@ -128,42 +129,43 @@ impl DatabaseHosts {
         Ok(Opened { client, backend, server })
     }
 
-    /// Connects as [`DatabaseHosts::connect`], for a connection without prepared statements of diesel's.
+    /// Connects as [`DatabaseHosts::connect`], without diesel's prepared statements.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// See [`DatabaseHosts::connect`].
     pub(super) async fn connect_alone(&self) -> Result<Opened<Client>, CannotConnect> {
         self.open(None).await
     }
 
-    /// When a pooler last lost a named statement of ours.
+    /// When a pooler last lost one of our prepared statements.
     pub(super) fn statements_lost(&self) -> &StatementsLost {
         &self.statements_lost
     }
 
-    /// Connects as [`DatabaseHosts::connect`], for a connection that only listens: `bell` receives the payloads of notifications.
+    /// Connects as [`DatabaseHosts::connect`], for a connection that only listens: `bell` receives the payloads of
+    /// notifications.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// See [`DatabaseHosts::connect`].
     pub(super) async fn connect_listening(&self, bell: mpsc::Sender<String>) -> Result<Opened<Client>, CannotConnect> {
         self.open(Some(bell)).await
     }
 
-    /// Asks all hosts which of them is the newest primary, over connections of its own. Connections that lead to an older one
-    /// are not used any more.
+    /// Asks all hosts, over new connections, which one is the newest primary. Connections to an older one are no longer
+    /// used.
     pub(super) async fn find_primary(&self) {
-        // Whatever comes of it, the next connection finds out for itself.
+        // The result does not matter here: the next connection asks again.
         drop(self.find_newest(None, None).await);
     }
 
-    /// Which servers may be used.
+    /// The newest primary, and its durability.
     pub(super) const fn primary(&self) -> &PrimaryWatch {
         &self.primary
     }
 
-    /// How long one host may take to answer.
+    /// The time limit for one host.
     pub(super) const fn deadline(&self) -> Duration {
         self.deadline
     }
@@ -195,7 +197,7 @@ impl DatabaseHosts {
         if self.hosts.len() == 1 { Err(failure) } else { self.find_newest(Some(preferred), bell).await }
     }
 
-    /// Asks all hosts but one at the same time, and takes the one with the highest timeline.
+    /// Asks all hosts except one concurrently, and returns the connection with the highest timeline.
     async fn find_newest(
         &self,
         except: Option<usize>,
@@ -210,7 +212,7 @@ impl DatabaseHosts {
         let (mut found, mut errors) = (None::<Opened<Client>>, vec![]);
         let preferred = self.preferred.load(Ordering::Relaxed);
         let mut until = Instant::now() + 2 * self.deadline;
-        // After its time, what has come is all there is.
+        // Stop at the deadline, with the answers so far.
         while let Ok(Some((at, answer))) = timeout_at(until, asked.next()).await {
             let answer = match answer {
                 Ok(answer) => answer,
@@ -228,7 +230,7 @@ impl DatabaseHosts {
             }
         }
         let opened = found.ok_or(CannotConnect(errors))?;
-        // One that was asked later may have found a newer one meanwhile.
+        // A later request may have found a newer one meanwhile.
         let host = opened.server.host;
         self.primary.admit(&opened.server).map_err(|error| CannotConnect(vec![(self.hosts[host].name(), error)]))?;
         self.preferred.store(host, Ordering::Relaxed);
@@ -239,7 +241,7 @@ impl DatabaseHosts {
         timeout(self.deadline, self.examine(at, bell)).await.unwrap_or(Err(HostError::Late))
     }
 
-    /// Connects to a host, and looks whether it is one to use.
+    /// Connects to a host, and checks that it can be used.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
         let Primary { server, found, is_direct } = self.primary.examine(at, &client).await?;
@@ -249,7 +251,7 @@ impl DatabaseHosts {
         Ok(Opened { client, backend, server })
     }
 
-    /// Connects to a host, with our settings as start-up options if it takes them.
+    /// Connects to a host, with our settings as start-up options if it accepts them.
     async fn start(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<(Client, Backend), HostError> {
         let host = &self.hosts[at];
         let options = self.settings.options(host.config.get_options());

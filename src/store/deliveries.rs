@@ -1,4 +1,5 @@
-//! `backchannel_deliveries`: what is to be sent to endpoints, and what was. Queued by the statements that end sessions.
+//! `backchannel_deliveries`: pending and completed deliveries to back-channel endpoints. Queued by the statements that
+//! revoke sessions.
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
@@ -30,7 +31,7 @@ use sessiond_core::session::RevokeReason;
 use sessiond_core::session::backchannel::Fate;
 use sessiond_core::session::backchannel::Kind;
 
-/// A place among the endpoints of all projects.
+/// A position in the order of all endpoints, across projects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointPosition {
     project: String,
@@ -38,118 +39,119 @@ pub struct EndpointPosition {
 }
 
 impl EndpointPosition {
-    /// The place of an endpoint.
+    /// The position of an endpoint.
     pub fn of(project: &str, endpoint: Uuid) -> Self {
         Self { project: project.to_owned(), endpoint }
     }
 }
 
-/// Which deliveries to take.
+/// Which deliveries to claim.
 #[derive(Clone, Debug)]
 pub struct DeliveryClaim {
-    /// Behind this endpoint.
+    /// Start after this endpoint.
     pub after: EndpointPosition,
-    /// The endpoints at which something is under way here, each as often as that.
+    /// The endpoints with deliveries in progress in this process, repeated for each delivery.
     pub under_way: Vec<Uuid>,
-    /// The most for each endpoint, with what is under way there.
+    /// The maximum for each endpoint, including those in progress there.
     pub each_max: usize,
-    /// The most in all.
+    /// The total maximum.
     pub rows_max: usize,
-    /// What is due now.
+    /// Claim deliveries that are due at this time.
     pub now: Timestamp,
-    /// When an attempt that nothing more was heard of counts as lost, and another replica may begin one.
+    /// When an attempt without a result counts as lost, and another replica may start one.
     pub lost_at: Timestamp,
 }
 
-/// A delivery that we have taken.
+/// A claimed delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueDelivery {
-    /// Its project.
+    /// The project.
     pub project: ProjectId,
-    /// Its id.
+    /// The delivery's id.
     pub id: Uuid,
-    /// Whom to tell.
+    /// The endpoint's id.
     pub endpoint: Uuid,
-    /// The line of the audit that it tells of.
+    /// The id of the audit record that it reports.
     pub revocation: Uuid,
-    /// The session that has ended; none for all of the user's.
+    /// The revoked session; `None` for all sessions of the user.
     pub session: Option<SessionId>,
-    /// Whose; none once the user was erased and it was dead.
+    /// The session's user; `None` if the delivery was abandoned and the user erased.
     pub user: Option<String>,
-    /// When it ended.
+    /// When the session was revoked.
     pub at: Timestamp,
-    /// Why.
+    /// Why it was revoked.
     pub reason: RevokeReason,
-    /// Who ended it.
+    /// Who revoked it.
     pub by: EndedBy,
-    /// Since when it is tried.
+    /// When it was queued.
     pub queued_at: Timestamp,
-    /// The number of the attempt that begins now, from 1 on.
+    /// The number of this attempt, starting at 1.
     pub attempt: u32,
-    /// How the endpoint is told.
+    /// The protocol of the endpoint.
     pub kind: Kind,
-    /// Where.
+    /// The endpoint's URL.
     pub url: String,
-    /// The `aud` of what it is sent.
+    /// The `aud` of the token.
     pub audience: String,
-    /// Whether the endpoint is to be told nothing any more.
+    /// Whether the endpoint was removed: then nothing is sent.
     pub is_removed: bool,
 }
 
 impl DueDelivery {
-    /// Where its endpoint stands.
+    /// The position of its endpoint.
     pub fn place(&self) -> EndpointPosition {
         EndpointPosition::of(self.project.as_str(), self.endpoint)
     }
 }
 
-/// A delivery that nobody has yet, for the operator.
+/// A delivery that has not succeeded, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenDelivery {
-    /// Its id.
+    /// The delivery's id.
     pub id: Uuid,
-    /// Whom to tell.
+    /// The endpoint's id.
     pub endpoint: Uuid,
-    /// The session that has ended; none for all of the user's.
+    /// The revoked session; `None` for all sessions of the user.
     pub session: Option<SessionId>,
-    /// When it ended.
+    /// When the session was revoked.
     pub at: Timestamp,
-    /// How often it was tried.
+    /// The number of attempts so far.
     pub attempts: i32,
-    /// When it is tried next; none once it is dead.
+    /// When the next attempt is due; `None` once abandoned.
     pub due_at: Option<Timestamp>,
-    /// When it was given up.
+    /// When it was abandoned.
     pub dead_at: Option<Timestamp>,
-    /// What became of the last attempt.
+    /// The error of the last attempt.
     pub last_error: Option<String>,
 }
 
-/// What became of a dead delivery that was to be tried again.
+/// The outcome of [`Store::delivery_revive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revived {
-    /// It is tried from now on.
+    /// It is queued again.
     Done,
-    /// It is not dead: it waits, or was delivered.
+    /// It is not abandoned: it is pending or was delivered.
     NotDead,
     /// Its endpoint was removed.
     NoEndpoint,
-    /// Its user was erased, and it names no session: there is nothing to tell.
+    /// Its user was erased, and it names no session: nothing is left to report.
     Nameless,
     /// The project has no such delivery.
     Missing,
 }
 
 impl Store {
-    /// Resolves when this process has queued a delivery, now or since this was last called.
+    /// Resolves when this process has queued a delivery since the last call.
     pub async fn delivery_queued(&self) {
         self.publisher.deliveries.notified().await;
     }
 
-    /// Takes deliveries that are due, in no order. Each is ours until `lost_at`.
+    /// Claims deliveries that are due, in no particular order. Each is reserved for this process until `lost_at`.
     ///
     /// # Errors
     ///
-    /// When the database is away. Safe to repeat: what the first try took is tried again once it counts as lost.
+    /// Fails if the database is unavailable. Safe to retry: deliveries claimed by a failed call become due again at
+    /// `lost_at`.
     pub async fn deliveries_claim(&self, claim: DeliveryClaim) -> Result<Vec<DueDelivery>, Error> {
         self.idempotent("deliveries_claim", move |mut tx| {
             let statement = DeliveriesClaim {
@@ -169,11 +171,11 @@ impl Store {
         .await
     }
 
-    /// Writes down that a receiver has a delivery.
+    /// Marks a delivery as delivered.
     ///
     /// # Errors
     ///
-    /// When the database is away. Then it is sent once more, under the same id.
+    /// Fails if the database is unavailable. Then it is sent again, with the same id.
     pub async fn delivery_done(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<(), Error> {
         self.idempotent("delivery_done", move |mut tx| {
             let statement = DeliveryDone { at: to_pg(now), project: project.as_str().to_owned(), id };
@@ -185,12 +187,12 @@ impl Store {
         .await
     }
 
-    /// Writes down what becomes of a delivery whose attempt failed. An attempt that counts as lost, and that another one has
-    /// begun after, changes nothing.
+    /// Records the failure of an attempt, and when to retry. Has no effect if the attempt counted as lost and another
+    /// one has started.
     ///
     /// # Errors
     ///
-    /// When the database is away. Then it is tried again once the attempt counts as lost.
+    /// Fails if the database is unavailable. Then the delivery is retried once the attempt counts as lost.
     pub async fn delivery_failed(
         &self,
         due: &DueDelivery,
@@ -214,11 +216,11 @@ impl Store {
         .await
     }
 
-    /// How many deliveries wait, by the kind of endpoint; of each endpoint at most `each_max` are counted.
+    /// Counts pending deliveries by the kind of endpoint, up to `each_max` for each endpoint.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn deliveries_count(&self, each_max: i64) -> Result<Vec<(Kind, i64)>, Error> {
         self.idempotent("deliveries_count", move |mut tx| async move {
             let rows = tx.rows(DeliveriesCount { each_max }).await?;
@@ -228,11 +230,11 @@ impl Store {
         .await
     }
 
-    /// The newest deliveries of a project that nobody has, those that wait and those that are dead.
+    /// Returns the newest deliveries of a project that have not succeeded, pending or abandoned.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn deliveries_open(&self, project: ProjectId, rows_max: usize) -> Result<Vec<OpenDelivery>, Error> {
         self.idempotent("deliveries_open", move |mut tx| {
             let project = project.clone();
@@ -250,11 +252,11 @@ impl Store {
         .await
     }
 
-    /// Queues a dead delivery again, as if it were queued now.
+    /// Queues an abandoned delivery again, with the present time as its queue time.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn delivery_revive(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<Revived, Error> {
         self.transact("delivery_revive", move |mut tx| async move {
             let one = deliveries::table.find((project.as_str(), id));
@@ -284,8 +286,8 @@ impl Store {
 }
 
 impl Tx {
-    /// Takes the name of a user out of deliveries: out of those that wait once they are over, out of all others now. Returns
-    /// how many there were.
+    /// Removes an erased user's name from deliveries: from pending ones when they finish, from all others now. Returns
+    /// how many deliveries were found.
     pub async fn deliveries_forget(
         &mut self,
         project: &ProjectId,
@@ -298,11 +300,11 @@ impl Tx {
 }
 
 statement! {
-    /// Claims deliveries that are due: for each endpoint at most `each_max`, less those that this process has under way there.
-    /// Each is due again when its attempt counts as lost.
+    /// Claims deliveries that are due: for each endpoint at most `each_max`, less those in progress in this process.
+    /// Each becomes due again when its attempt counts as lost.
     ///
-    /// From one endpoint that something waits for to the next, and not along what is due: a hundred thousand deliveries for
-    /// one that does not answer are stepped over. What another replica takes at this moment is passed over.
+    /// Walks from one endpoint with pending deliveries to the next, not along the due deliveries: a hundred thousand
+    /// deliveries to an unresponsive endpoint are skipped. Rows that another replica is claiming are skipped too.
     DeliveriesClaim -> DueRow =
     "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
          (SELECT project_id, endpoint_id FROM backchannel_deliveries
@@ -339,7 +341,7 @@ statement! {
 }
 
 statement! {
-    /// Records that a receiver has a delivery, from this replica or another. Removes the user's name.
+    /// Marks a delivery as delivered, whichever replica sent it. Removes the user's name.
     DeliveryDone -> () =
     "UPDATE backchannel_deliveries SET delivered_at = "
     [at: PgTimestamp as sql::Timestamptz]
@@ -351,7 +353,7 @@ statement! {
 }
 
 statement! {
-    /// Records that an attempt failed and when the next one is due, or that none is; unless another attempt has begun.
+    /// Records a failed attempt, and when the next one is due, if any; unless another attempt has started.
     DeliveryFailed -> () =
     "UPDATE backchannel_deliveries SET due_at = f.due_at, dead_at = f.dead_at, last_error = f.last_error,
          user_id = CASE WHEN f.dead_at IS NULL OR NOT user_erased THEN user_id END
@@ -371,7 +373,7 @@ statement! {
 }
 
 statement! {
-    /// How much waits, by the kind of endpoint, counted up to a bound for each endpoint.
+    /// Counts pending deliveries by the kind of endpoint, up to a maximum for each endpoint.
     DeliveriesCount -> WaitingRow =
     "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
          (SELECT project_id, endpoint_id FROM backchannel_deliveries
@@ -393,8 +395,8 @@ statement! {
 }
 
 statement! {
-    /// Has deliveries forget a user who is erased: those that wait once they are over, all others now. In the order in which
-    /// a sweep locks them.
+    /// Removes an erased user's name from deliveries: from pending ones when they finish, from all others now. Locks
+    /// rows in the same order as a sweep.
     DeliveriesForget -> () =
     "UPDATE backchannel_deliveries AS d SET user_erased = true, user_id = CASE WHEN d.due_at IS NOT NULL THEN d.user_id END
      FROM (SELECT project_id, id FROM backchannel_deliveries WHERE project_id = "
@@ -490,7 +492,7 @@ impl OpenRow {
     }
 }
 
-/// What decides whether a delivery can be tried again.
+/// The columns that decide whether a delivery can be queued again.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = deliveries)]
 struct DeadRow {

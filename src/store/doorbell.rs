@@ -1,5 +1,6 @@
-//! The doorbell between replicas: a NOTIFY, rung after the commit. It says who rings, and nothing of what there is to read; a
-//! reader that misses it finds out by looking. NOTIFY inside the writing transactions would make them commit one by one.
+//! The doorbell between replicas: a NOTIFY after the commit. It carries the id of the sending replica and no data; a
+//! reader that misses it finds the rows at its next poll. NOTIFY inside the writing transactions would serialise their
+//! commits.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -17,27 +18,27 @@ use super::connect::DatabaseHosts;
 use super::error::Error;
 use super::primary::ServerRef;
 
-/// A connection that listens, and nothing else.
+/// A connection that only listens.
 pub struct Doorbell {
     rings: mpsc::Receiver<String>,
     target: Arc<DatabaseHosts>,
     server: ServerRef,
-    /// Dropped, it would end the connection.
+    /// Dropping it would end the connection.
     _client: Client,
 }
 
-/// How many rings wait to be heard. One that is not heard among as many says nothing that they do not say.
+/// The most pending notifications. More would add nothing: one is enough to wake the reader.
 const RINGS_MAX: usize = 16;
 
-/// How long before it is looked again whether a pooler still stands between.
-const POOLER_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before checking again for a pooler.
+const POOLER_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 impl Store {
-    /// Rings at every replica that listens, in the name of this one.
+    /// Notifies all listening replicas, in the name of this one.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn ring(&self, replica: Uuid) -> Result<(), Error> {
         self.idempotent("ring", move |mut tx| async move {
             let notify = format!("NOTIFY sessiond_feed, '{replica}'");
@@ -47,28 +48,28 @@ impl Store {
         .await
     }
 
-    /// Begins to listen. Never through a pooler that gives each transaction another connection: LISTEN would be heard by
-    /// nobody, and stay with a connection that others use.
+    /// Starts to listen. Never through a pooler in transaction mode: LISTEN would have no effect there, and would stay
+    /// on a connection that others use.
     ///
     /// # Errors
     ///
-    /// When the database is away, or does not answer in time; after a while, when there is such a pooler.
+    /// Fails if the database is unavailable or does not answer in time; with such a pooler, fails after a delay.
     pub async fn doorbell(&self, patience: Duration) -> Result<Doorbell, Error> {
-        static SAID: AtomicBool = AtomicBool::new(false);
+        static LOGGED: AtomicBool = AtomicBool::new(false);
         let away = |source| Error::Unavailable { operation: "doorbell", source: Some(source) };
         let (bell, rings) = mpsc::channel(RINGS_MAX);
         let opened = timeout(patience, self.listening.connect_listening(bell)).await;
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
-        // A URL given for this purpose leads to Postgres itself, or through session mode.
+        // The separate listen URL leads to Postgres itself, or through a pooler in session mode.
         if opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
             drop(opened);
-            if !SAID.swap(true, Ordering::Relaxed) {
+            if !LOGGED.swap(true, Ordering::Relaxed) {
                 tracing::info!(
-                    "a pooler stands before the database, and LISTEN does not work through it: revocations of other replicas \
-                     come by a poll. --database-listen-url is for a way around it"
+                    "LISTEN does not work through the pooler before the database: revocations by other replicas are polled, \
+                     which takes longer. Set --database-listen-url to a URL that bypasses the pooler"
                 );
             }
-            sleep(POOLER_PATIENCE).await;
+            sleep(POOLER_RETRY_DELAY).await;
             return Err(Error::late("doorbell"));
         }
         match timeout(patience, opened.client.batch_execute("LISTEN sessiond_feed")).await {
@@ -82,7 +83,7 @@ impl Store {
 }
 
 impl Doorbell {
-    /// Waits until another replica rings; `false` when the connection is lost, or leads to a server that was deposed.
+    /// Waits until another replica rings; `false` if the connection is lost or its server was deposed.
     pub async fn rung(&mut self, own: Uuid) -> bool {
         let own = own.to_string();
         loop {

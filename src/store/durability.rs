@@ -1,4 +1,4 @@
-//! Whether a database keeps what it has acknowledged, and which server it is.
+//! Whether a database keeps acknowledged commits, and which server it is.
 
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
@@ -8,20 +8,20 @@ use tokio_postgres::SimpleQueryMessage;
 use super::Store;
 use super::error::Error;
 
-/// What a database promises about what it acknowledged.
+/// What a database guarantees about acknowledged commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// A commit is on disk.
     Kept,
-    /// `fsync` is off: a crash of the machine loses commits, and maybe the database.
+    /// `fsync` is off: a crash of the machine loses commits, and may corrupt the database.
     FsyncOff,
-    /// `synchronous_commit` is off, or `local` where there are standbys to wait for: a crash or a failover loses the last
+    /// `synchronous_commit` is off, or `local` although there are standbys: a crash or a failover loses the last
     /// commits.
     AsynchronousCommit,
 }
 
 impl Durability {
-    /// The setting that would have to be on; for [`Durability::Kept`], nothing.
+    /// The setting to switch on; empty for [`Durability::Kept`].
     pub const fn setting(self) -> &'static str {
         match self {
             Self::Kept => "",
@@ -34,28 +34,28 @@ impl Durability {
         match (fsync, commit) {
             ("off", _) => Self::FsyncOff,
             (_, "off") => Self::AsynchronousCommit,
-            // There are standbys to wait for, and nobody waits: a failover would lose the last commits.
+            // There are standbys, but commits do not wait for them: a failover would lose the last commits.
             (_, "local") if !standbys.is_empty() => Self::AsynchronousCommit,
             (_, _) => Self::Kept,
         }
     }
 }
 
-/// What a host must promise to be used at all.
+/// The durability that a server must offer to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredDurability {
-    /// That what it acknowledges is kept; see [`Durability`].
+    /// Acknowledged commits are kept; see [`Durability`].
     Durable,
     /// No requirement.
     Any,
 }
 
 impl Store {
-    /// What the database promises about what it acknowledged.
+    /// Reads the durability settings.
     ///
     /// # Errors
     ///
-    /// When it does not answer.
+    /// Fails if the database is unavailable.
     pub async fn read_durability(&self) -> Result<Durability, Error> {
         self.idempotent("durability", |mut tx| async move {
             let setting = |name: &str| sql::<Text>(&format!("current_setting('{name}')"));
@@ -69,32 +69,33 @@ impl Store {
     }
 }
 
-/// What a new connection has found.
+/// The facts about the server of a new connection.
 pub(super) struct ServerFacts {
     pub(super) durability: Durability,
-    /// What commits wait for: `synchronous_commit`, as it was found or set.
+    /// What commits wait for: `synchronous_commit`, as found or set.
     pub(super) commit: String,
     /// The cluster's `system_identifier`.
     pub(super) system: u64,
-    /// The timeline of its log.
+    /// The timeline of its write-ahead log.
     pub(super) timeline: u32,
 }
 
-/// Where a host must keep what it acknowledges, commits are synchronous by the connection's own setting, so that a reload of
-/// the server's configuration does not change that. What waits for more, `remote_apply`, stays.
+/// If durability is required, commits are synchronous by a setting of the connection, so that a reload of the server's
+/// configuration does not change that. The stricter value `remote_apply` stays.
 ///
-/// On a connection that a pooler gives to others too, it must not stay: whether it is one, a setting of ours says. There it
-/// comes with the beginning of each transaction.
+/// On a connection that a pooler shares, the setting must not persist; one of our own settings tells whether it is
+/// shared. There it is set at the start of each transaction.
 const COMMIT_SYNCHRONOUSLY: &str = "pg_catalog.set_config('synchronous_commit', \
      CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
      ELSE pg_catalog.current_setting('synchronous_commit') END, \
      pg_catalog.current_setting('sessiond.settings', true) IS DISTINCT FROM '1')";
 
-/// Asks a new connection which server it leads to and what that promises, in one round trip.
+/// Reads the server and its durability from a new connection, in one round trip. Returns `None` if the answer cannot be
+/// parsed.
 ///
 /// # Errors
 ///
-/// When it does not answer. `None` when it answers something else.
+/// Fails if the server does not answer.
 pub(super) async fn examine(
     client: &Client,
     required_durability: RequiredDurability,
@@ -114,7 +115,7 @@ pub(super) async fn examine(
         _ => None,
     });
     Ok(row.and_then(|row| {
-        // It is printed as a signed number.
+        // Printed as a signed number.
         let system = u64::from_ne_bytes(row.get(3)?.parse::<i64>().ok()?.to_ne_bytes());
         let timeline = u32::from_str_radix(row.get(4)?, 16).ok()?;
         let (durability, commit) = (Durability::of(row.get(0)?, row.get(1)?, row.get(2)?), row.get(1)?.to_owned());

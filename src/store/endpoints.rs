@@ -19,52 +19,52 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::backchannel::Kind;
 
-/// Who is told.
+/// A back-channel endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its id.
+    /// The endpoint's id.
     pub id: Uuid,
-    /// How it is told.
+    /// The protocol.
     pub kind: Kind,
-    /// Where.
+    /// The URL.
     pub url: String,
-    /// The `aud` of what it is sent.
+    /// The `aud` of the tokens sent to it.
     pub audience: String,
-    /// Since when.
+    /// When it was added.
     pub created_at: Timestamp,
 }
 
-/// What became of a new endpoint.
+/// The outcome of [`Store::endpoint_insert`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointAdded {
-    /// It is told from now on.
+    /// The endpoint was added.
     Done,
-    /// There is no such project.
+    /// The project does not exist.
     NoProject,
-    /// The project has the same one already, under this id.
+    /// The project already has this endpoint, with this id.
     Already(Uuid),
-    /// The project has as many as it may have.
+    /// The project has the maximum number of endpoints.
     TooMany,
 }
 
-/// What became of an endpoint that was to be removed.
+/// The outcome of [`Store::endpoint_remove`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointRemoved {
-    /// It is told nothing from now on.
+    /// It was removed.
     Now,
-    /// It was removed before.
+    /// It had already been removed.
     Before,
     /// The project has no such endpoint.
     Missing,
 }
 
 impl Store {
-    /// Writes down a new endpoint, unless the project has the same one or as many as it may have. `same` compares it with one
-    /// that is there.
+    /// Adds an endpoint, unless the project has the same one or the maximum number of them. `same` compares it with an
+    /// existing endpoint.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn endpoint_insert(
         &self,
         project: ProjectId,
@@ -73,7 +73,7 @@ impl Store {
         endpoints_max: usize,
     ) -> Result<EndpointAdded, Error> {
         self.transact("endpoint_insert", move |mut tx| async move {
-            // Held, so that two that add one at once count each other's.
+            // Locked, so that concurrent additions count each other's endpoints.
             let Some(_) = tx.project_lock(&project).await? else { return tx.commit(EndpointAdded::NoProject).await };
             let present = tx.endpoints(&project).await?;
             if let Some(known) = present.iter().find(|known| same(&endpoint, known)) {
@@ -89,11 +89,11 @@ impl Store {
         .await
     }
 
-    /// A project's endpoints, without the removed ones, oldest first; `None` when there is no such project.
+    /// Returns a project's endpoints, without removed ones, oldest first; `None` if the project does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn endpoints_list(&self, project: ProjectId) -> Result<Option<Vec<Endpoint>>, Error> {
         self.transact("endpoints_list", move |mut tx| async move {
             let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
@@ -103,11 +103,12 @@ impl Store {
         .await
     }
 
-    /// Removes an endpoint. A sign-out at this moment may still queue a delivery for it; it will find the endpoint removed.
+    /// Removes an endpoint. A concurrent sign-out may still queue a delivery for it; that delivery will find the
+    /// endpoint removed.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn endpoint_remove(
         &self,
         project: ProjectId,
@@ -131,7 +132,7 @@ impl Store {
 }
 
 impl Tx {
-    /// A project's endpoints, without the removed ones, oldest first.
+    /// A project's endpoints, without removed ones, oldest first.
     pub(super) async fn endpoints(&mut self, project: &ProjectId) -> Result<Vec<Endpoint>, Error> {
         let query = endpoints::table
             .filter(endpoints::project_id.eq(project.as_str()))
@@ -141,7 +142,7 @@ impl Tx {
         self.load(query).await?.into_iter().map(EndpointRow::into_endpoint).collect()
     }
 
-    /// Deletes endpoints that were removed at this moment or before. Returns how many.
+    /// Deletes endpoints that were removed at `until` or earlier. Returns how many.
     pub async fn endpoints_sweep(&mut self, until: Timestamp) -> Result<usize, Error> {
         self.execute(diesel::delete(endpoints::table.filter(endpoints::removed_at.le(to_pg(until))))).await
     }
@@ -171,7 +172,7 @@ impl EndpointRow {
     }
 }
 
-/// What is stored for it. A number is never given a second meaning.
+/// The stored number. A number never changes its meaning.
 const fn kind_number(kind: Kind) -> i16 {
     match kind {
         Kind::Logout => 1,
@@ -179,11 +180,11 @@ const fn kind_number(kind: Kind) -> i16 {
     }
 }
 
-/// Reads the kind of an endpoint.
+/// Parses the stored number of a kind.
 ///
 /// # Errors
 ///
-/// If the number is unknown.
+/// Fails if the number is unknown.
 pub(super) fn kind_of(number: i16, row: impl ToString) -> Result<Kind, Error> {
     let bad = || Error::Inconsistent { table: "backchannel_endpoints", column: "kind", row: row.to_string() };
     Kind::ALL.into_iter().find(|kind| kind_number(*kind) == number).ok_or_else(bad)

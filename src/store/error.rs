@@ -1,4 +1,4 @@
-//! What can go wrong with the database. That something is not there is no error: it is an `Option`.
+//! Database errors. Absence is not an error: it is an `Option`.
 
 use diesel::result::DatabaseErrorKind;
 use diesel::result::Error as DieselError;
@@ -10,26 +10,26 @@ use super::wire::is_statement_lost;
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database is away, too slow, or not writable now. The operation may or may not have happened; each is safe to
-    /// repeat.
-    #[error("the database is unavailable, in {operation}")]
+    /// The database is unreachable, too slow, or not writable at the moment. The operation may or may not have
+    /// happened; every operation is safe to repeat.
+    #[error("the database is unavailable (operation {operation})")]
     Unavailable {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What the driver said, where it said anything.
+        /// The driver's error, if any.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// A named constraint stood against it.
-    #[error("the constraint {constraint} stands against {operation}")]
+    /// A named constraint was violated.
+    #[error("operation {operation} violates the constraint {constraint}")]
     Conflict {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
         /// The constraint.
         constraint: String,
     },
-    /// The database holds something that we never write.
-    #[error("{table}.{column} holds what cannot be there, in row {row}")]
+    /// The database holds a value that this server never writes.
+    #[error("unexpected value in column {table}.{column}, row {row}")]
     Inconsistent {
         /// The table.
         table: &'static str,
@@ -38,20 +38,20 @@ pub enum Error {
         /// The row's key.
         row: String,
     },
-    /// The database refused the statement: our bug.
-    #[error("the database refused a statement of {operation}")]
+    /// The database rejected the statement: a bug in this server.
+    #[error("the database rejected a statement of operation {operation}")]
     Query {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What it said.
+        /// The driver's error.
         #[source]
         source: DieselError,
     },
 }
 
 impl Error {
-    /// Sorts a driver's error by its SQLSTATE, which diesel does not keep. `broken` tells whether the connection it came
-    /// over is gone.
+    /// Classifies a driver's error by its SQLSTATE, which diesel does not keep. `broken`: whether the connection has
+    /// ended.
     pub(super) fn from_diesel(
         operation: &'static str,
         error: DieselError,
@@ -81,12 +81,12 @@ impl Error {
         }
     }
 
-    /// The operation cannot be done, or confirmed, now.
+    /// The operation cannot be done, or confirmed, at the moment.
     pub(super) fn unavailable(operation: &'static str, why: impl Into<String>) -> Self {
         Self::Unavailable { operation, source: Some(why.into().into()) }
     }
 
-    /// The database answers, but it was not seen to commit for too long: it may have been deposed.
+    /// The database answers, but no commit was observed for too long: it may have been deposed.
     pub fn stale() -> Self {
         Self::unavailable("feed", "the feed of revocations is older than --staleness-max")
     }
@@ -97,25 +97,25 @@ impl Error {
     }
 }
 
-/// Whether a repeat may go through, once the database or its operator has seen to it.
+/// Whether a retry may succeed once the database has recovered or the operator has acted.
 fn is_outage(kind: &DatabaseErrorKind, code: Option<&SqlState>) -> bool {
     match code {
         Some(code) => is_passing(code),
-        // Nothing came from the server: the connection failed.
+        // Not from the server: the connection failed.
         None => matches!(kind, DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection),
     }
 }
 
-/// The SQLSTATEs that mean "not now". Messages are in the server's language; these are in none.
+/// The SQLSTATEs that mean "try again later". Messages are in the server's language; SQLSTATEs are not.
 fn is_passing(code: &SqlState) -> bool {
-    /// Whole classes: the connection; a transaction undone for another's sake; resources; an operator, or the server's own
-    /// shutdown; the disk, or the system below.
+    /// Whole classes: connection; transaction rollback, such as a deadlock; resources; operator intervention, including
+    /// shutdown; system errors.
     const CLASSES: [&str; 5] = ["08", "40", "53", "57", "58"];
-    /// A standby, or the old primary after a failover; a transaction that was idle or under way for too long; a lock or an
-    /// object that others hold; a snapshot that is gone; a configuration that does not load.
+    /// A standby, or the old primary after a failover; a transaction that was idle or ran for too long; a lock or an
+    /// object in use; a snapshot that is too old; a configuration file error.
     const CODES: [&str; 7] = ["25006", "25P03", "25P04", "55P03", "55006", "72000", "F0000"];
-    /// The tables are not this binary's: a migration was taken back, or is still to come, or changes what a prepared statement
-    /// answers; or the role may not use them.
+    /// The schema differs from this binary's: a migration was reverted, is pending, or changes the result of a prepared
+    /// statement; or the role lacks the privilege.
     const SCHEMA: [&str; 5] = ["42P01", "42703", "3F000", "0A000", "42501"];
     let text = code.code();
     CLASSES.iter().any(|class| text.starts_with(class))
@@ -128,26 +128,26 @@ fn is_passing(code: &SqlState) -> bool {
 mod tests {
     use super::*;
 
-    fn sorted(code: Option<&str>, kind: DatabaseErrorKind, message: &str) -> Error {
+    fn classified(code: Option<&str>, kind: DatabaseErrorKind, message: &str) -> Error {
         let error = DieselError::DatabaseError(kind, Box::new(message.to_owned()));
         Error::from_diesel("test", error, code.map(SqlState::from_code), false)
     }
 
-    /// Whatever language the server speaks.
+    /// Independent of the server's language.
     #[test]
-    fn an_outage_is_told_by_its_code_and_never_by_its_text() {
+    fn an_outage_is_recognised_by_its_code_and_not_by_its_text() {
         let codes =
             "08006 08P01 25006 26000 40001 40P01 53100 53200 53300 53400 55P03 57000 57014 57P01 57P02 57P03 57P04
             57P05 58000 58030 58P01 42P01 42703 3F000 0A000 42501";
         for code in codes.split_whitespace() {
-            let error = sorted(Some(code), DatabaseErrorKind::Unknown, "storniere Anfrage");
+            let error = classified(Some(code), DatabaseErrorKind::Unknown, "storniere Anfrage");
             assert!(matches!(error, Error::Unavailable { .. }), "{code}: {error:?}");
         }
         for code in ["42601", "22P02", "23502", "54000", "XX000", "XX001"] {
-            let english = sorted(Some(code), DatabaseErrorKind::Unknown, "terminating connection");
+            let english = classified(Some(code), DatabaseErrorKind::Unknown, "terminating connection");
             assert!(matches!(english, Error::Query { .. }), "{code}: {english:?}");
         }
-        let lost = sorted(None, DatabaseErrorKind::UnableToSendCommand, "Verbindung geschlossen");
+        let lost = classified(None, DatabaseErrorKind::UnableToSendCommand, "Verbindung geschlossen");
         assert!(matches!(lost, Error::Unavailable { .. }));
     }
 }

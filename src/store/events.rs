@@ -1,5 +1,5 @@
-//! `audit_events`: the part of the audit that ended nothing, and so is in nobody's feed. Written in the transaction that does
-//! what it tells of.
+//! `audit_events`: audit records that revoke nothing, and so are not in any feed. Written in the transaction that does
+//! what they record.
 
 use std::net::IpAddr;
 
@@ -30,7 +30,7 @@ use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::token::sealing::Purpose;
 
-/// Which kind of key.
+/// The kind of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
     /// A signing key.
@@ -44,7 +44,7 @@ pub enum KeyKind {
 impl KeyKind {
     const ALL: [Self; 3] = [Self::Signing, Self::Refresh, Self::Server];
 
-    /// The name, in the audit.
+    /// The kind's name in the audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Signing => "signing_key",
@@ -53,7 +53,7 @@ impl KeyKind {
         }
     }
 
-    /// What is stored for it. A number is never given a second meaning.
+    /// The stored number. A number never changes its meaning.
     const fn number(self) -> i16 {
         match self {
             Self::Signing => 1,
@@ -72,35 +72,35 @@ impl From<Purpose> for KeyKind {
     }
 }
 
-/// What kind.
+/// The kind of an audit event, with its details.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// Somebody began to act as a user.
+    /// An impersonation session was opened.
     ImpersonationOpened {
         /// The session.
         session: SessionId,
-        /// The user; none once they were erased.
+        /// The user; `None` once erased.
         user: Option<String>,
-        /// Who acts.
+        /// Who acts as the user.
         impersonator: String,
     },
-    /// A refresh was repeated within the grace, from another network or user agent.
+    /// A refresh token was used again within the grace period, from another network or user agent.
     RefreshRepeatedElsewhere {
         /// The session.
         session: SessionId,
-        /// Its user; none once they were erased.
+        /// Its user; `None` once erased.
         user: Option<String>,
     },
     /// A key was created.
     KeyCreated(KeyKind, KeyId),
-    /// A key takes over from the one that signed.
+    /// A key replaced the previous one as the signing key.
     KeyRotated(KeyKind, KeyId),
-    /// A key was revoked, and nobody's feed tells of it.
+    /// A key was revoked, and no feed reports it.
     KeyRevoked(KeyKind, KeyId),
 }
 
 impl EventKind {
-    /// The name, in the audit.
+    /// The event's name in the audit.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::ImpersonationOpened { .. } => "IMPERSONATION_OPENED",
@@ -111,7 +111,7 @@ impl EventKind {
         }
     }
 
-    /// What is stored for it. A number is never given a second meaning.
+    /// The stored number. A number never changes its meaning.
     const fn number(&self) -> i16 {
         match self {
             Self::ImpersonationOpened { .. } => 1,
@@ -122,7 +122,7 @@ impl EventKind {
         }
     }
 
-    /// The session that it is about, and the user.
+    /// The session concerned, and its user.
     pub const fn session(&self) -> Option<(SessionId, Option<&String>)> {
         match self {
             Self::ImpersonationOpened { session, user, .. } | Self::RefreshRepeatedElsewhere { session, user } => {
@@ -132,7 +132,7 @@ impl EventKind {
         }
     }
 
-    /// The key that it is about.
+    /// The key concerned.
     pub const fn key(&self) -> Option<(KeyKind, KeyId)> {
         match self {
             Self::ImpersonationOpened { .. } | Self::RefreshRepeatedElsewhere { .. } => None,
@@ -149,60 +149,60 @@ impl EventKind {
     }
 }
 
-/// What of the audit to read.
+/// Which audit records to read.
 #[derive(Clone, Debug)]
 pub struct RecordQuery {
     /// The project.
     pub project: ProjectId,
-    /// The user; without one, the whole project.
+    /// The user; `None` for the whole project.
     pub user: Option<UserId>,
-    /// The most lines.
+    /// The maximum number of records.
     pub rows_max: usize,
 }
 
-/// Something to write down.
+/// A new audit record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {
     /// The project.
     pub project: ProjectId,
     /// What kind.
     pub kind: EventKind,
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
     /// Who did it.
     pub by: EndedBy,
-    /// From where, as far as is known.
+    /// The client's address, if known.
     pub ip: Option<IpAddr>,
 }
 
 impl AuditEvent {
-    /// Something that the operator did to a key.
+    /// A key event caused by the operator.
     pub const fn of_key(project: ProjectId, kind: EventKind, at: Timestamp) -> Self {
         Self { project, kind, at, by: EndedBy::Operator, ip: None }
     }
 }
 
-/// A line of the audit that ended nothing.
+/// A stored audit record that revokes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRecord {
-    /// Its own id. Their order is that of time, across both parts of the audit.
+    /// The record's id. Ids ascend in time order, across both tables of the audit.
     pub id: Uuid,
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
     /// What kind.
     pub kind: EventKind,
     /// Who did it.
     pub by: EndedBy,
-    /// From where, as far as is known, for as long as addresses are kept.
+    /// The client's address, if known, until addresses are swept.
     pub ip: Option<String>,
 }
 
 impl Store {
-    /// The newest lines of this part of the audit, newest first.
+    /// Returns the newest records of this table, newest first.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn events(&self, asked: RecordQuery) -> Result<Vec<EventRecord>, Error> {
         self.idempotent("events", move |mut tx| {
             let asked = asked.clone();
@@ -224,22 +224,22 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes a line of the audit that ends nothing.
+    /// Inserts an audit record.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn event_insert(&mut self, event: &AuditEvent) -> Result<(), Error> {
         let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
         self.execute(insert).await.map(drop)
     }
 
-    /// Takes a user's name and addresses out of this part of the audit: of at most `rows_max` lines. Returns how many
-    /// there were.
+    /// Removes a user's name and addresses from at most `rows_max` records of this table. Returns how many were
+    /// changed.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn events_anonymise(
         &mut self,
         project: &ProjectId,

@@ -1,7 +1,8 @@
-//! The feed, as the database tells it: what was ended, each once, and how far that goes.
+//! Reads the feed from the database: each revocation once, and the position reached.
 //!
-//! Transactions commit out of order, so neither a time nor a sequence tells what is new. A snapshot does: what an earlier
-//! one did not show and the present one does. A long transaction elsewhere delays no other revocation.
+//! Transactions commit out of order, so neither a time nor a sequence identifies the new rows. Snapshots do: new is
+//! what an earlier snapshot does not show and the present one does. A long transaction elsewhere delays no other
+//! revocation.
 
 use std::str::FromStr;
 
@@ -34,21 +35,21 @@ use sessiond_core::session::revoked::Ended;
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgSnapshot {
-    /// Every transaction before this one was over.
+    /// All transactions before this one had ended.
     pub xmin: u64,
-    /// This one and all after it had yet to begin.
+    /// This transaction and all later ones had not started.
     pub xmax: u64,
-    /// Those between the two that were under way.
+    /// The transactions between the two that were in progress.
     pub under_way: Vec<u64>,
 }
 
 impl PgSnapshot {
-    /// Whether the transaction was over.
+    /// Whether the transaction had ended.
     pub fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.under_way.contains(&xid)
     }
 
-    /// As much of it as concerns the transactions before this one: of all others, it says that they had yet to begin.
+    /// Limits the snapshot to transactions before `xid`; all others count as not started.
     #[must_use]
     pub fn before(self, xid: u64) -> Self {
         let Self { xmin, xmax, mut under_way } = self;
@@ -60,7 +61,7 @@ impl PgSnapshot {
 impl FromStr for PgSnapshot {
     type Err = ();
 
-    /// Reads Postgres's own form, `xmin:xmax:xid,xid`.
+    /// Parses Postgres' format, `xmin:xmax:xid,xid`.
     fn from_str(text: &str) -> Result<Self, ()> {
         let mut parts = text.split(':');
         let mut next = || parts.next().ok_or(());
@@ -71,66 +72,66 @@ impl FromStr for PgSnapshot {
     }
 }
 
-/// What a database tells, and up to which fork: positions in it mean nothing in any other.
+/// Identifies a history and its fork: positions in one have no meaning in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedOrigin {
-    /// The history; a restore from backup begins a new one.
+    /// The history; a restore from backup starts a new one.
     pub history: Uuid,
-    /// The timeline of its write-ahead log; whichever server takes over begins a new one.
+    /// The timeline of the write-ahead log; a promoted server starts a new one.
     pub timeline: u32,
 }
 
-/// The row of the feed with the greatest number.
+/// The row of the feed with the highest transaction number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Newest {
-    /// Where it stands.
+    /// Its place in the feed.
     pub place: FeedPlace,
-    /// Until then some verifier may hold a token that it ends: so long it is not swept.
+    /// Until when a verifier may hold a token that it revokes: it is not swept before.
     pub access_expires_at: Timestamp,
 }
 
-/// Which transactions a reading looks for.
+/// Which transactions to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unseen {
-    /// This one and all after it.
+    /// This one and all later ones.
     pub from: u64,
-    /// Earlier ones.
+    /// Earlier ones that were in progress.
     pub under_way: Vec<u64>,
 }
 
-/// What one look at the feed has shown.
+/// The result of reading the feed.
 #[derive(Clone, Debug)]
 pub struct FeedReading {
-    /// The revocations that are new.
+    /// The new revocations.
     pub revocations: Vec<PublishedRevocation>,
-    /// Whose feed it is.
+    /// The history and timeline that were read.
     pub origin: FeedOrigin,
-    /// How far it goes.
+    /// The snapshot that was read.
     pub snapshot: PgSnapshot,
-    /// When, by the database's clock.
+    /// When it was read, by the database's clock.
     pub at: Timestamp,
-    /// Of what was looked at, the row with the greatest number.
+    /// The row with the highest transaction number, among those considered.
     pub newest: Option<Newest>,
-    /// The row that was asked about is gone; never so where none was.
+    /// Whether the row passed as the newest is gone; `false` if none was passed.
     pub lacks_newest: bool,
-    /// Tells one connection from the next: they are numbered within the process.
+    /// The number of the database connection, unique within the process.
     pub connection: u64,
-    /// How much of what was unseen it shows.
+    /// How much of the unseen part was read.
     pub extent: Extent,
 }
 
-/// How much of what was unseen a reading shows.
+/// How much of the unseen part was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// All of it.
     Whole,
-    /// The beginning, and its snapshot goes no further: there is more to be read at once.
+    /// The first part, up to the snapshot: read on at once.
     Part,
-    /// One transaction has written more than fits into a reading, so that this one cannot be gone on from.
+    /// A single transaction wrote more than fits into one reading, so reading cannot continue.
     TooMuch,
 }
 
-/// Where a page of the past begins: behind this.
+/// The start of a page of past revocations: after this row.
 #[derive(Clone, Copy, Debug)]
 pub struct PageStart {
     access_expires_at: Timestamp,
@@ -138,33 +139,33 @@ pub struct PageStart {
 }
 
 impl PageStart {
-    /// The first page of what matters beyond that moment.
+    /// The first page: revocations whose last access token expires after `from`.
     pub const fn at(from: Timestamp) -> Self {
         Self { access_expires_at: from, id: Uuid::nil() }
     }
 }
 
-/// Some of what still matters.
+/// A page of revocations that some access token may outlive.
 #[derive(Clone, Debug)]
 pub struct RevocationPage {
     /// The revocations.
     pub revocations: Vec<PublishedRevocation>,
-    /// Where the next page begins; `None` when this is the last one.
+    /// The start of the next page; `None` if this is the last one.
     pub next: Option<PageStart>,
 }
 
 impl Store {
-    /// Registers the listener for the revocations of this process. It is called after each commit, before the caller is
-    /// answered. Only the first one registered is called.
+    /// Registers the listener for this process' revocations. It is called after each commit, before the caller gets its
+    /// response. Only the first registered listener is called.
     pub fn on_revocations(&self, listener: impl Fn(Vec<PublishedRevocation>) + Send + Sync + 'static) {
         self.publisher.register(listener);
     }
 
-    /// Where the database stands, what its newest row is, and whether it still has the one that was the newest.
+    /// Reads the database's present position, its newest row, and whether `known` still exists.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_position(&self, known: Option<Newest>) -> Result<FeedReading, Error> {
         let known = known.map(|newest| newest.place);
         let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
@@ -178,18 +179,17 @@ impl Store {
         .await
     }
 
-    /// What still matters beyond that moment, because some token may outlive it: a page of it, in the order in which it will
-    /// cease to.
+    /// Returns a page of revocations that some access token may outlive, ordered by the expiry of the last such token.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_page(&self, from: PageStart, rows_max: usize) -> Result<RevocationPage, Error> {
         self.idempotent("feed_page", move |mut tx| async move {
             let (after, after_id) = (to_pg(from.access_expires_at), from.id);
             let rows = tx.rows(FeedPage { after, after_id, rows_max: limit(rows_max) }).await?;
             let last = rows.last().filter(|_| rows.len() == rows_max);
-            // By the row, not by what was read of it: of an erased user's there may be nothing to tell.
+            // Counted by rows, not by parsed rows: those of erased users are left out.
             let next = last
                 .and_then(|row| Some(PageStart { access_expires_at: from_pg(row.access_expires_at?), id: row.id? }));
             let revocations = rows.into_iter().filter_map(FeedRow::into_published).collect::<Result<_, _>>()?;
@@ -198,12 +198,12 @@ impl Store {
         .await
     }
 
-    /// What was committed by transactions that are unseen: each revocation as soon as its transaction has committed. Where that
-    /// is more than `rows_max`, the reading is of the first of them; see [`Extent`].
+    /// Reads unseen revocations: each one as soon as its transaction has committed. If there are more than `rows_max`,
+    /// reads the first ones; see [`Extent`].
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<FeedReading, Error> {
         let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
         let from = number(unseen.from);
@@ -214,7 +214,7 @@ impl Store {
             async move {
                 let mut rows = tx.rows(statement).await?;
                 let present = rows.as_slice().iter().next().ok_or_else(|| bad("id"))?.present.clone();
-                // By the rows, not by what was read of them: of an erased user's there may be nothing to tell.
+                // Counted by rows, not by parsed rows: those of erased users are left out.
                 let (extent, end) = extent(rows.iter().filter_map(|row| row.revocation.xid), from, rows_max);
                 if let Some(end) = end {
                     rows.retain(|row| row.revocation.xid.is_some_and(|xid| xid < end));
@@ -232,12 +232,12 @@ impl Store {
         .await
     }
 
-    /// Writes to the log, and to no table: proof that the server takes writes. Returns the number of the transaction, which
-    /// any later snapshot of the same server shows.
+    /// Writes to the write-ahead log, but to no table, which proves that the server takes writes. Returns the
+    /// transaction number, which every later snapshot of the same server shows.
     ///
     /// # Errors
     ///
-    /// When the database is away, or commits are not confirmed.
+    /// Fails if the database is unavailable, or does not confirm commits.
     pub async fn feed_beat(&self) -> Result<(FeedOrigin, u64), Error> {
         self.idempotent("feed_beat", move |mut tx| async move {
             let row = tx.rows(FeedBeat {}).await?.into_iter().next().ok_or_else(|| bad("id"))?;
@@ -247,11 +247,11 @@ impl Store {
         .await
     }
 
-    /// Begins a new history, unless that was done since this one was read.
+    /// Starts a new history, unless another one has been started since `last` was read.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_history_begin(&self, last: FeedOrigin, now: Timestamp) -> Result<(), Error> {
         if self.feed_position(None).await?.origin != last {
             return Ok(());
@@ -263,11 +263,11 @@ impl Store {
         .await
     }
 
-    /// Deletes the beacons of replicas that have given no sign of life since that moment.
+    /// Deletes the beacons of replicas without a heartbeat since `before`.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_beacons_forget(&self, before: Timestamp) -> Result<(), Error> {
         self.idempotent("feed_beacons_forget", move |mut tx| async move {
             let delete = diesel::delete(feed_beacons::table).filter(feed_beacons::at.lt(to_pg(before)));
@@ -279,14 +279,14 @@ impl Store {
 }
 
 impl Tx {
-    /// Begins a new history: cursors of the one before lead nowhere.
+    /// Starts a new history, which invalidates the cursors of the previous one.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn feed_history_insert(&mut self, now: Timestamp) -> Result<(), Error> {
         let (id, began_at) = (feed_histories::id.eq(clock::new_uuid()), feed_histories::began_at.eq(to_pg(now)));
-        // The one from before was written by the database's own clock, which may be ahead.
+        // The previous one was dated by the database's own clock, which may be ahead.
         self.execute(diesel::delete(feed_histories::table)).await?;
         self.execute(diesel::insert_into(feed_histories::table).values((id, began_at))).await?;
         Ok(())
@@ -294,9 +294,10 @@ impl Tx {
 }
 
 statement! {
-    /// Where the database stands; its row with the greatest number; and whether the row that was asked about is there.
+    /// The database's present position; the row with the highest transaction number; and whether the known row exists.
     ///
-    /// Rows that came with a dump of another server have that server's numbers, which may be greater than any here.
+    /// Rows restored from a dump of another server have that server's transaction numbers, which may be higher than any
+    /// here.
     FeedPosition -> PositionRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
@@ -314,7 +315,7 @@ statement! {
 }
 
 statement! {
-    /// What still matters, a page of it, in the order in which it will cease to.
+    /// A page of revocations that some access token may outlive, ordered by the expiry of the last such token.
     FeedPage -> FeedRow =
     "SELECT r.xid, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
          r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.access_expires_at
@@ -328,10 +329,11 @@ statement! {
 }
 
 statement! {
-    /// What is unseen: each row as soon as its transaction has committed, in whatever order they do. From some number on, the
-    /// smallest numbers first; and earlier ones that were under way: few, whatever is held open.
+    /// Unseen rows: each as soon as its transaction has committed, in any order. Those from a transaction number on,
+    /// lowest first; and earlier ones that were in progress, which are few, however long a transaction is held open.
     ///
-    /// No later than the present snapshot shows: rows that came with a dump of another server have that server's numbers.
+    /// Only up to the present snapshot: rows restored from a dump of another server have that server's transaction
+    /// numbers.
     FeedNext -> FeedNextRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
@@ -353,8 +355,8 @@ statement! {
 }
 
 statement! {
-    /// Writes an empty message to the log, and so to no table: whatever snapshot another application holds, it leaves nothing
-    /// behind. Says which transaction that was, and on which server.
+    /// Writes an empty message to the write-ahead log, and no row: nothing is left to vacuum, whatever snapshot another
+    /// application holds. Returns the transaction and the server.
     FeedBeat -> BeatRow =
     "SELECT pg_current_xact_id()::text::bigint AS xid,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
@@ -364,8 +366,8 @@ statement! {
      FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
 }
 
-/// Where a reading of the feed stands: the snapshot that it is of; the history that the database tells, distinct from that of
-/// every copy; the timeline of its write-ahead log; when that is.
+/// The position of a reading: the snapshot; the history, distinct from that of every copy of the database; the timeline
+/// of the write-ahead log; and the time.
 #[derive(Clone, QueryableByName)]
 struct PresentRow {
     #[diesel(sql_type = sql::Text)]
@@ -410,7 +412,7 @@ struct BeatRow {
     timeline: String,
 }
 
-/// A row of `revocations`; all null where there is none.
+/// A row of `revocations`; all columns are null if there is none.
 #[derive(QueryableByName)]
 struct FeedRow {
     #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
@@ -462,7 +464,7 @@ impl FeedRow {
         newest(self.xid, self.id, self.access_expires_at)
     }
 
-    /// Reads the row; `None` if there is none, or if it concerns an erased user alone.
+    /// Parses the row; `None` if there is none, or if it concerns only an erased user.
     fn into_published(self) -> Option<Result<PublishedRevocation, Error>> {
         let (id, project, at, reason) = (self.id?, self.project_id?, self.at?, self.reason?);
         let access_expires_at = self.access_expires_at?;
@@ -474,7 +476,7 @@ impl FeedRow {
                 id: SessionId::from_uuid(session),
                 is_impersonation: self.is_impersonation.unwrap_or_default(),
             },
-            // An erased user's sessions were ended one by one.
+            // An erased user's sessions were revoked one by one.
             (_, Some(epoch), ..) => Ended::User { user: user.clone()?, epoch, spared },
             (_, _, Some(epoch), _) => Ended::Project { epoch },
             (_, _, _, (Some(key), _)) => Ended::SigningKey(KeyId::from_uuid(key)),
@@ -484,7 +486,7 @@ impl FeedRow {
         let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
         let read = || {
             Ok(PublishedRevocation {
-                // Without a number it is older than the numbers.
+                // A row without a transaction number predates the numbers.
                 place: FeedPlace { xid: self.xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
                 project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
                 ended,
@@ -498,7 +500,7 @@ impl FeedRow {
     }
 }
 
-/// Where a row stands; `None` if there is none, and for those that are older than the numbers.
+/// The place of a row; `None` if there is none, or if it predates transaction numbers.
 fn newest(xid: Option<i64>, id: Option<Uuid>, access_expires_at: Option<PgTimestamp>) -> Option<Newest> {
     let place = FeedPlace { xid: xid?.try_into().ok()?, id: id? };
     Some(Newest { place, access_expires_at: from_pg(access_expires_at?) })
@@ -509,8 +511,8 @@ fn origin(history: Option<Uuid>, timeline: &str) -> Result<FeedOrigin, Error> {
     Ok(FeedOrigin { history: history.ok_or_else(|| bad("id"))?, timeline })
 }
 
-/// How much of what was unseen these rows are, told by the numbers of their transactions; and the one that they go up to,
-/// where they are not all: of that one, there may be more.
+/// How much of the unseen part these rows are, judged by their transaction numbers; and, if they are not all, the
+/// transaction at which they stop, of which there may be more rows.
 fn extent(xids: impl Iterator<Item = i64>, from: i64, rows_max: usize) -> (Extent, Option<i64>) {
     let (ahead, behind): (Vec<i64>, Vec<i64>) = xids.partition(|xid| *xid >= from);
     match (ahead.iter().min(), ahead.iter().max()) {

@@ -1,4 +1,4 @@
-//! The queue for connections: what waits how long, and what is refused at once.
+//! The queue for connections, with its time limit and maximum length.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,32 +7,33 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Where operations wait for a connection, in order. Waiting costs nothing. Cheap to clone; clones share state.
+/// The queue in which operations wait for a connection, in order. Waiting uses no resources. Cheap to clone; clones
+/// share state.
 #[derive(Clone)]
 pub(super) struct Gate {
-    /// One place for each connection.
+    /// One permit for each connection.
     connections: Arc<Semaphore>,
-    /// What operations that are not urgent take besides: fewer, so that some connections are always the urgent ones'. With
-    /// a single connection there is nothing to keep back.
+    /// Non-urgent operations also need one of these, which are fewer, so that some connections are reserved for urgent
+    /// ones. With a single connection, none is reserved.
     ordinary: Option<Arc<Semaphore>>,
-    /// A place for each that waits or is under way.
+    /// One permit for each operation that waits or runs.
     line: Arc<Semaphore>,
-    /// The same for urgent ones.
+    /// The same for urgent operations.
     urgent_line: Arc<Semaphore>,
 }
 
-/// Permits an operation to use a connection, until it is dropped.
+/// Permits an operation to use a connection; dropping it frees the connection.
 pub(super) struct Permit {
     _connection: OwnedSemaphorePermit,
     _ordinary: Option<OwnedSemaphorePermit>,
     _line: OwnedSemaphorePermit,
 }
 
-/// The most operations that wait for each connection.
+/// The maximum number of waiting operations for each connection.
 ///
-/// Waiting costs nothing, and a refusal does: its client comes back at once, and answering it takes the processor from the
-/// operations that have a connection. 2,048 clients that were refused without a wait left them nothing at all. So the line
-/// has room for as many as wait out their time anywhere but in a flood, and time is what ends most waits.
+/// Waiting uses no resources, but a refusal does: its client retries at once, and responding takes processor time from
+/// the operations that have a connection. In a test, 2,048 clients that were refused without waiting left those no time
+/// at all. So the queue is long enough that, except in a flood, waits end by timeout.
 const OPERATIONS_PER_CONNECTION_MAX: usize = 256;
 
 impl Gate {
@@ -47,11 +48,11 @@ impl Gate {
         Self { ordinary: None, line: Arc::clone(&self.urgent_line), ..self.clone() }
     }
 
-    /// Waits for a connection to be free.
+    /// Waits for a free connection.
     ///
     /// # Errors
     ///
-    /// What is short: `line`, if too many wait; `time`, if the wait was in vain.
+    /// Returns the reason: `line` if the queue is full; `time` if the wait timed out.
     pub(super) async fn enter(&self, patience: Duration) -> Result<Permit, &'static str> {
         let line = Arc::clone(&self.line).try_acquire_owned().map_err(|_| "line")?;
         let wait = async {

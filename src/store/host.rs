@@ -1,4 +1,4 @@
-//! One of the hosts that the database may be on: how it is protected, and the stream to it.
+//! One of the hosts that may run the database: its TLS mode, and how to open a stream to it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,17 +22,16 @@ use super::wire;
 use super::wire::ServerStream;
 use super::wire::WireState;
 
-/// One host.
 pub(super) struct Host {
     pub(super) config: Config,
     place: Address,
-    /// Where the host is, without asking for its name.
+    /// The host's address, if no name lookup is needed.
     address: Option<IpAddr>,
     port: u16,
     mode: TlsMode,
-    /// Whether TLS begins without asking for it.
+    /// Whether TLS starts directly, without an SSLRequest.
     direct: bool,
-    /// Whether it refuses start-up options, as poolers do.
+    /// Whether it rejects start-up options, as poolers do.
     pub(super) takes_no_options: AtomicBool,
 }
 
@@ -46,26 +45,26 @@ impl Host {
         let all = &url.config;
         let place = all.get_hosts()[at].clone();
         let address = all.get_hostaddrs().get(at).copied();
-        // One port stands for all hosts, as in libpq.
+        // The last port is used for all further hosts, as in libpq.
         let port = all.get_ports().get(at).or_else(|| all.get_ports().last()).copied().unwrap_or(5432);
         let is_local = match (&place, address) {
             (Address::Unix(_), _) => true,
             (_, Some(address)) => address.to_canonical().is_loopback(),
             (Address::Tcp(name), None) => is_loopback(name),
         };
-        // An impostor on an open network would receive what is meant for the database.
+        // Over an open network, an impostor could receive what is meant for the database.
         let mode = url.mode.unwrap_or(if is_local { TlsMode::Prefer } else { TlsMode::Require });
         let direct = all.get_ssl_negotiation() == SslNegotiation::Direct;
         let mut config = all.clone();
         if config.get_application_name().is_none() {
             config.application_name("sessiond");
         }
-        // The stream is made by us: for the driver, it is TLS already.
+        // We open the stream ourselves; the driver must treat it as TLS already.
         config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
         Self { config, place, address, port, mode, direct, takes_no_options: AtomicBool::new(false) }
     }
 
-    /// What it is called in messages.
+    /// The host's name in messages.
     pub(super) fn name(&self) -> String {
         match &self.place {
             Address::Tcp(name) => format!("{name}:{}", self.port),
@@ -92,9 +91,10 @@ impl Host {
             None => TcpStream::connect((name.as_str(), self.port)).await,
         };
         let mut socket = socket.map_err(HostError::Unreachable)?;
-        // Where these fail, it is slower, or found dead later.
+        // If these fail, the connection is slower, or a dead one is detected later.
         let _ = socket.set_nodelay(true);
-        // A connection that was given up counts until it has ended: where the network swallows everything, for ten seconds.
+        // An abandoned connection counts until it has ended: at most ten seconds, even if the network drops all
+        // packets.
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2));
         let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive.with_retries(3));
         #[cfg(target_os = "linux")]
@@ -126,7 +126,7 @@ mod tests {
         Host::all(&url).iter().map(|host| host.mode).collect()
     }
 
-    /// Each host for itself.
+    /// Decided for each host separately.
     #[test]
     fn tls_is_required_of_every_host_but_this_machine() {
         let (required, preferred) = (TlsMode::Require, TlsMode::Prefer);

@@ -11,26 +11,26 @@ use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::sealing::Purpose;
 
-/// All projects with all their keys but the revoked ones, as of one moment.
+/// A consistent snapshot of all projects and all keys that are not revoked.
 pub struct Inventory {
-    /// The projects.
+    /// All projects.
     pub projects: Vec<Project>,
     /// The signing keys.
     pub signing: Vec<(ProjectId, SealedKey)>,
     /// The refresh-token keys.
     pub refresh: Vec<(ProjectId, SealedKey)>,
-    /// Until when a signature of a signing key may have either of its two spellings; of all other keys it never may.
+    /// Until when a signing key accepts both encodings of a signature (high and low S); other keys never do.
     pub either_s_until: HashMap<KeyId, Timestamp>,
 }
 
 impl Store {
-    /// Reads all projects and keys. They are few; a replica holds them all in memory.
+    /// Reads all projects and keys. They are few: each replica holds them in memory.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn inventory(&self) -> Result<Inventory, Error> {
-        // One snapshot: a project without its keys, or keys without their project, would be a refusal to someone.
+        // In one snapshot: a project without its keys, or the reverse, would cause refusals.
         self.transact("inventory", |mut tx| async move {
             tx.batch("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
             let projects = tx.projects().await?;

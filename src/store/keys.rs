@@ -1,4 +1,4 @@
-//! `signing_keys` and `refresh_keys`: sealed as they come, unsealed nowhere in here.
+//! `signing_keys` and `refresh_keys`. Keys are stored sealed and never unsealed in this module.
 
 use std::collections::HashMap;
 
@@ -20,35 +20,35 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 
-/// A private key as it is stored. Has no `Debug`.
+/// A sealed private key. Has no `Debug`.
 pub struct SealedKey {
-    /// Which key.
+    /// The key's id.
     pub id: KeyId,
-    /// Its private half, sealed.
+    /// The private half, sealed.
     pub sealed: Vec<u8>,
-    /// When it does what.
+    /// When it signs and retires.
     pub schedule: Schedule,
 }
 
-/// What is known of a key, without the key.
+/// The facts about a key, without the key itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyRow {
-    /// Which key.
+    /// The key's id.
     pub id: KeyId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it does what.
+    /// When it signs and retires.
     pub schedule: Schedule,
-    /// When it was revoked: from then on nothing under it is accepted.
+    /// When it was revoked: from then on, nothing that it signed is accepted.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// How many keys are resealed in one transaction: a few milliseconds' work.
+/// How many keys are resealed in one transaction: a few milliseconds of work.
 pub const RESEAL_PAGE: usize = 100;
 
 const PAGE_ROWS: i64 = RESEAL_PAGE as i64;
 
-/// The same statement on the table of either purpose: the two differ in what they call the sealed half.
+/// Runs the same statement on either table; they differ in the name of the sealed column.
 macro_rules! on_table {
     ($purpose:expr, |$table:ident $(, $sealed:ident)?| $work:expr) => {
         match $purpose {
@@ -67,12 +67,12 @@ macro_rules! on_table {
 }
 
 impl Store {
-    /// A project's keys, the revoked ones too, in the order in which they begin to sign; `None` when there is no such
-    /// project.
+    /// Returns a project's keys, including revoked ones, in the order in which they start to sign; `None` if the
+    /// project does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn keys_list(&self, purpose: Purpose, project: ProjectId) -> Result<Option<Vec<KeyRow>>, Error> {
         self.transact("keys_list", move |mut tx| async move {
             let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
@@ -101,12 +101,12 @@ impl Tx {
         Ok(rows.into_iter().filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
     }
 
-    /// A project's keys, in no order, the revoked ones too. A transaction that changes them holds the project: see
-    /// [`Tx::project_lock`].
+    /// Returns a project's keys, including revoked ones, in no particular order. A transaction that changes them must
+    /// hold [`Tx::project_lock`].
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn keys_of(&mut self, purpose: Purpose, project: &ProjectId) -> Result<Vec<KeyRow>, Error> {
         let rows: Vec<KeyFactsRow> = on_table!(purpose, |keys| {
             let columns = (keys::id, keys::created_at, keys::signs_from, keys::retired_at, keys::revoked_at);
@@ -119,7 +119,7 @@ impl Tx {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when there is no such project.
+    /// Returns [`Error::Conflict`] if the project does not exist.
     pub async fn key_insert(
         &mut self,
         purpose: Purpose,
@@ -140,11 +140,11 @@ impl Tx {
         })
     }
 
-    /// Sets when a key does what.
+    /// Sets a key's schedule.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn key_schedule(
         &mut self,
         purpose: Purpose,
@@ -161,12 +161,12 @@ impl Tx {
         })
     }
 
-    /// Takes a key away: nothing under it is accepted any more. It retires as well, so that the previous release, which
-    /// knows nothing of this, signs no longer with it.
+    /// Revokes a key: nothing that it signed is accepted any more. Also retires it, so that the previous release, which
+    /// does not know revoked keys, stops signing with it.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn key_revoke(
         &mut self,
         purpose: Purpose,
@@ -181,11 +181,11 @@ impl Tx {
         })
     }
 
-    /// The next [`RESEAL_PAGE`] of a project's keys that are not revoked, in the order of their ids.
+    /// Returns the next [`RESEAL_PAGE`] of a project's keys that are not revoked, ordered by id.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn keys_page(
         &mut self,
         purpose: Purpose,
@@ -202,11 +202,11 @@ impl Tx {
         rows.into_iter().map(|row| Ok(row.into_key(purpose)?.1)).collect()
     }
 
-    /// Stores a key that was sealed again.
+    /// Replaces the sealed form of a key.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn key_reseal(
         &mut self,
         purpose: Purpose,
@@ -221,7 +221,7 @@ impl Tx {
     }
 }
 
-/// A row of either table: `sealed_private` or `sealed_secret` is `sealed` here, so columns are matched by their order.
+/// A row of either table. `sealed` is `sealed_private` or `sealed_secret`, so columns are matched by position.
 #[derive(Queryable)]
 struct SealedRow {
     project_id: String,
@@ -244,7 +244,7 @@ impl SealedRow {
     }
 }
 
-/// A row of either table, without the sealed half; matched by order too.
+/// A row of either table without the sealed half; also matched by position.
 #[derive(Queryable)]
 struct KeyFactsRow {
     id: Uuid,

@@ -1,4 +1,4 @@
-//! The migrations, compiled in.
+//! The embedded migrations, and how they are applied.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -29,78 +29,78 @@ use super::settings;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Any number, but always the same: two processes that migrate at once take turns. The lock belongs to a transaction that
-/// stays open meanwhile, on a connection of its own, so that it holds through a pooler too.
+/// An arbitrary but fixed number, by which concurrent migrations take turns. The lock belongs to a transaction that
+/// stays open meanwhile, on its own connection, so that it also works through a pooler.
 const LOCK: &str = "SELECT pg_try_advisory_xact_lock(7306081530162)";
 
-/// Who holds that lock.
+/// The processes that hold that lock.
 const LOCK_HOLDERS: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
      AND (classid::bigint << 32 | objid::bigint) = 7306081530162";
 
-/// How long `migrate` waits for others, unless told otherwise.
+/// How long `migrate` waits for other processes by default.
 pub const MIGRATE_WAIT: Duration = Duration::from_secs(5 * 60);
 
-/// How often to look whether the lock is free.
+/// How often to check whether the lock is free.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A migration that waits for a table makes all wait who come after it. So it gives up after a second (see
-/// [`STEP_SETTINGS`]), lets them through for as long, and tries again.
+/// A migration that waits for a table lock blocks every later query on the table. So it gives up after a second (see
+/// [`STEP_SETTINGS`]), lets the others through for as long, and retries.
 const TABLE_LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// How often to say what is waited for.
+/// How often to log what is being waited for.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why the migrations did not go through.
+/// Why the migrations were not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The database is away.
+    /// The database is unavailable.
     #[error(transparent)]
     Store(#[from] Error),
-    /// No connection came about.
+    /// No connection could be made.
     #[error(transparent)]
     Connect(#[from] CannotConnect),
-    /// The lock could not be asked for.
-    #[error("the lock that migrations take turns by cannot be had")]
+    /// The migration lock could not be requested.
+    #[error("the migration lock cannot be requested")]
     Lock(#[source] Box<dyn StdError + Send + Sync>),
-    /// Others were in the way for too long.
-    #[error("waited {} for {what}; --wait sets how long", humantime::format_duration(*waited))]
+    /// Other processes held locks for too long.
+    #[error("waited {} for {what}; set a longer time with --wait", humantime::format_duration(*waited))]
     Busy {
-        /// For how long.
+        /// How long it waited.
         waited: Duration,
-        /// For whom.
+        /// The processes it waited for.
         what: String,
     },
-    /// The tables are there, and not where we look.
+    /// The tables are in a schema that is not searched.
     #[error(
-        "the tables are in the schema {0}, and sessiond watching in `public` unless the URL says otherwise: add \
+        "the tables are in the schema {0}, but sessiond searches `public` unless the URL sets another: add \
          options=-c%20search_path%3D{0} to DATABASE_URL"
     )]
     WrongSchema(String),
-    /// A migration failed; it was rolled back.
+    /// A migration failed and was rolled back.
     #[error("a migration failed")]
     Failed(#[source] Box<dyn StdError + Send + Sync>),
 }
 
-/// A connection of one's own. It holds the lock, and asks who is in the way.
+/// A separate connection that holds the lock and observes blocking processes.
 struct LockSession(Client);
 
 impl Store {
-    /// Applies what is missing; answers with the names of the migrations it applied. Needs the multi-thread runtime.
+    /// Applies pending migrations, and returns their names. Requires the multi-thread runtime.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says.
+    /// See [`MigrateError`].
     pub async fn migrate(&self) -> Result<Vec<String>, MigrateError> {
         self.migrate_within(MIGRATE_WAIT).await
     }
 
-    /// The same, and waits for at most this long: for another process that migrates, and for those who use the tables.
-    /// Meanwhile the log says for whom.
+    /// Applies pending migrations as [`Store::migrate`], and waits at most `wait`: for other migrations, and for users
+    /// of the tables. Logs what it waits for.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says.
+    /// See [`MigrateError`].
     pub async fn migrate_within(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
         self.check_schema().await?;
         self.step_by_step(wait, |harness| match harness.pending_migrations(MIGRATIONS)?.is_empty() {
@@ -110,11 +110,11 @@ impl Store {
         .await
     }
 
-    /// Takes every migration back. All data is gone: for tests.
+    /// Reverts all migrations, which deletes all data: for tests.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says.
+    /// See [`MigrateError`].
     pub async fn unmigrate(&self) -> Result<(), MigrateError> {
         let step =
             |harness: &mut AsyncMigrationHarness<AsyncPgConnection>| match harness.applied_migrations()?.is_empty() {
@@ -124,11 +124,11 @@ impl Store {
         self.step_by_step(MIGRATE_WAIT, step).await.map(drop)
     }
 
-    /// The names of the migrations that are still to be applied.
+    /// Returns the names of the pending migrations.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says.
+    /// See [`MigrateError`].
     pub async fn pending_migrations(&self) -> Result<Vec<String>, MigrateError> {
         let (exists, applied) = self
             .idempotent("pending_migrations", |mut tx| async move {
@@ -153,11 +153,11 @@ impl Store {
         Ok(pending.map(|one| one.name().to_string()).collect())
     }
 
-    /// Whether the tables are in another schema than ours, as the role's search path may have had it.
+    /// Checks that the tables are not in another schema, as a role's search path may have caused.
     ///
     /// # Errors
     ///
-    /// [`MigrateError::WrongSchema`] if so; and when the database is away.
+    /// Returns [`MigrateError::WrongSchema`] if they are. Fails if the database is unavailable.
     async fn check_schema(&self) -> Result<(), MigrateError> {
         let schemas = self
             .idempotent("not_elsewhere", |mut tx| async move {
@@ -174,7 +174,7 @@ impl Store {
         schemas.into_iter().next().map_or(Ok(()), |schema| Err(MigrateError::WrongSchema(schema)))
     }
 
-    /// Takes steps, a transaction each, until there is none left.
+    /// Runs steps, each in its own transaction, until none is left.
     async fn step_by_step(
         &self,
         wait: Duration,
@@ -183,7 +183,7 @@ impl Store {
         let began = Instant::now();
         let lock = Arc::new(self.acquire_lock(wait).await?);
         let mut done = vec![];
-        // A connection of its own, outside the pool's deadline: a step may take long.
+        // Outside the pool and its deadline: a step may take long.
         let Opened { client: mut connection, backend, .. } = self.target.connect().await?;
         let state = backend.state();
         loop {
@@ -196,7 +196,7 @@ impl Store {
             state.take_error();
             let blockers = Arc::<Mutex<String>>::default();
             let (seen, watcher) = (Arc::clone(&blockers), Arc::clone(&lock));
-            // Beside the step, which blocks this task.
+            // Runs concurrently with the step, which blocks this task.
             let watching = tokio::spawn(async move { watcher.watch_blockers(process, &seen).await });
             let mut harness = AsyncMigrationHarness::new(connection);
             let outcome = step(&mut harness);
@@ -217,19 +217,19 @@ impl Store {
                 }
                 Err(_) => {}
             }
-            // Those who had to queue behind it go first, then it tries again.
+            // Let the queries that queued behind it go first, then retry.
             AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
             let what = blockers.lock().expect("no one panics while holding it").clone();
-            let what = if what.is_empty() { "those who use the tables".to_owned() } else { what };
+            let what = if what.is_empty() { "users of the tables".to_owned() } else { what };
             if began.elapsed() >= wait {
                 return Err(MigrateError::Busy { waited: wait, what });
             }
-            tracing::info!("migrate lets others through, and waits for {what}");
+            tracing::info!("the migration pauses and lets other queries through; it waits for {what}");
             sleep(TABLE_LOCK_WAIT).await;
         }
     }
 
-    /// Takes the lock that processes take turns by.
+    /// Waits for the lock that serialises migrations.
     async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
@@ -240,27 +240,27 @@ impl Store {
             if last_value(&lock.0, LOCK).await.map_err(failed)?.as_deref() == Some("t") {
                 return Ok(lock);
             }
-            let what = format!("another migrate: {}", lock.describe(LOCK_HOLDERS).await);
+            let what = format!("another migration: {}", lock.describe(LOCK_HOLDERS).await);
             if began.elapsed() >= wait {
                 return Err(MigrateError::Busy { waited: wait, what });
             }
             if logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                 logged_at = Some(Instant::now());
-                tracing::info!("migrate waits for {what}");
+                tracing::info!("the migration waits for {what}");
             }
             sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-/// For a step alone: it may take longer than the role's or the database's statements may. A client that is gone is noticed, and
-/// the step taken back: by servers from version 14 on.
+/// For this step only: it may exceed the role's or the database's statement timeout. From version 14 on, the server
+/// notices a lost client, and rolls the step back.
 const STEP_SETTINGS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = 0;
     SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '1000', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 
 impl LockSession {
-    /// Looks again and again who is in the way of a process.
+    /// Repeatedly records which processes block `processes`.
     async fn watch_blockers(&self, processes: Vec<i32>, seen: &Mutex<String>) {
         let processes: Vec<String> = processes.iter().map(|process| format!("pg_blocking_pids({process})")).collect();
         let blocking = format!("SELECT unnest({})", processes.join(" || "));
@@ -273,7 +273,7 @@ impl LockSession {
         }
     }
 
-    /// Who these processes are.
+    /// Describes these processes.
     async fn describe(&self, processes: &str) -> String {
         let query = format!(
             "SELECT pg_stat_clear_snapshot();
@@ -281,7 +281,7 @@ impl LockSession {
                  usename, coalesce(state, '?'), date_trunc('second', clock_timestamp() - xact_start)), ', ' ORDER BY pid)
              FROM pg_stat_activity WHERE pid IN ({processes})"
         );
-        // A process that cannot be described is waited for all the same.
+        // A process that cannot be described is waited for nevertheless.
         last_value(&self.0, &query).await.ok().flatten().unwrap_or_default()
     }
 }

@@ -1,11 +1,12 @@
-//! What is remembered, in Postgres. The only home of diesel; one file per table. Absence is an `Option`; an outage is
-//! `Error::Unavailable` and is never mistaken for it.
+//! Persistence in Postgres: the only module that uses diesel, with one file per table. Absence is an `Option`; an
+//! outage is [`Error::Unavailable`] and is never reported as absence.
 //!
-//! Locks are taken in one order, session before user, so that no two transactions wait for each other; one that
-//! changes a project's keys or policy locks its row, and nothing else before it.
+//! Locks are taken in a fixed order, session before user, so that transactions cannot deadlock. A transaction that
+//! changes a project's keys or policy locks the project's row first.
 //!
-//! Time comes in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's `first` and
-//! `get_result` return at the first row, which is before, so nothing in here uses them (a test looks).
+//! Time is passed in as a parameter, from `clock`. A write is acknowledged only after its commit: diesel-async's
+//! `first` and `get_result` return at the first row, which is before the commit, so they are not used here (a test
+//! checks this).
 
 mod backend;
 mod columns;
@@ -135,18 +136,18 @@ use crate::telemetry::Metrics;
 pub struct Options {
     /// `postgres://user:password@host:port,host:port/database`.
     pub url: SecretString,
-    /// The same for the connection that listens, where it cannot be the same: LISTEN needs a connection to Postgres itself, or
-    /// through a pooler in session mode.
+    /// A separate URL for the listening connection: LISTEN needs a connection to Postgres itself, or through a pooler
+    /// in session mode.
     pub listen_url: Option<SecretString>,
     /// Certificates to trust instead of the system's, in PEM.
     pub trusted_certificates: Option<PathBuf>,
-    /// The most connections. Each sign-out under way needs one, for about a millisecond.
+    /// The maximum number of connections. Each concurrent sign-out needs one, for about a millisecond.
     pub connections_max: usize,
     /// How long one host may take to accept a connection.
     pub connect_timeout: Duration,
-    /// How long an operation may take from the pool to the commit.
+    /// The time limit of an operation, from waiting for a connection to the commit.
     pub operation_timeout: Duration,
-    /// What a host must promise to be used at all.
+    /// The durability that a server must offer to be used.
     pub required_durability: RequiredDurability,
 }
 
@@ -156,25 +157,25 @@ pub struct Store {
     pool: ConnectionPool,
     operation_timeout: Duration,
     gate: Gate,
-    /// Where connections lead, for those who need one of their own.
+    /// The hosts, for work that needs a connection outside the pool.
     target: Arc<connect::DatabaseHosts>,
-    /// Where the connection that listens leads.
+    /// The hosts for the listening connection.
     listening: Arc<connect::DatabaseHosts>,
-    /// Who is told of every commit that has ended something.
+    /// Publishes revocations and queued deliveries after each commit.
     publisher: Publisher,
     metrics: Metrics,
 }
 
-/// An operation may wait for a connection for this part of its time. One that begins with little time left is cut off
-/// midway, and that costs its connection.
+/// An operation may wait for a connection for all but one third of its time limit. An operation that starts with little
+/// time left is cut off halfway, which costs its connection.
 const WAIT_SHARE: u32 = 3;
 
 impl Store {
-    /// Prepares the pool. Connects to nothing yet.
+    /// Prepares the pool, without connecting.
     ///
     /// # Errors
     ///
-    /// When the URL or the certificates are malformed.
+    /// Fails if the URL or the certificates are malformed.
     pub fn new(options: &Options, metrics: Metrics) -> Result<Self, DatabaseUrlError> {
         let target = Arc::new(connect::DatabaseHosts::new(options)?);
         let listening = connect::DatabaseHosts::listening(options)?.map_or_else(|| Arc::clone(&target), Arc::new);
@@ -183,8 +184,8 @@ impl Store {
         Ok(Self::over(target, listening, connections_max, timeout, publisher, metrics))
     }
 
-    /// The same database through a pool of its own with at most `connections_max` connections: for work that must not wait
-    /// behind requests.
+    /// Returns a store for the same database with its own pool of at most `connections_max` connections: for work that
+    /// must not wait behind requests.
     pub fn with_own_pool(&self, connections_max: usize) -> Self {
         let (target, publisher) = (Arc::clone(&self.target), self.publisher.clone());
         Self::over(
@@ -210,30 +211,30 @@ impl Store {
         Self { pool, operation_timeout, gate, target, listening, publisher, metrics }
     }
 
-    /// The same database for what must get through, whatever else is asked: signing out. A quarter of the connections is
-    /// kept for it.
+    /// Returns a store for the same database whose operations take precedence: for signing out. A quarter of the
+    /// connections is reserved for it.
     #[must_use]
     pub fn urgent(&self) -> Self {
         Self { gate: self.gate.urgent(), ..self.clone() }
     }
 
-    /// How long an operation may take from the wait for a connection to the commit.
+    /// The time limit of an operation, from waiting for a connection to the commit.
     pub const fn operation_timeout(&self) -> Duration {
         self.operation_timeout
     }
 
-    /// What this store's operations are counted in.
+    /// The metrics that count this store's operations.
     pub const fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Runs a transaction on a task of its own: a caller that hangs up does not stop it half-way. The name labels its
-    /// metrics and errors.
+    /// Runs a transaction on its own task, so that a caller that hangs up does not stop it halfway. `operation` labels
+    /// its metrics and errors.
     ///
     /// # Errors
     ///
-    /// Those of the work, and [`Error::Unavailable`] when the database is away or the time is over. An `Err` rolls back;
-    /// so a refusal that changes something is a value, not an `Err`.
+    /// Returns the errors of `work`, and [`Error::Unavailable`] if the database is unavailable or the time limit is
+    /// exceeded. An `Err` rolls back; so a refusal that changes something is a value, not an `Err`.
     pub async fn transact<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
     where
         F: FnOnce(Tx) -> W + Send + 'static,
@@ -245,12 +246,12 @@ impl Store {
         self.detached(operation, async move { work(store.begin(operation).await?).await }).await
     }
 
-    /// Runs a single statement, and retries it on a new connection if a pooled one was dead: the statement must be
+    /// Runs a single statement, and retries it on a new connection if a pooled one was dead. The statement must be
     /// idempotent.
     ///
     /// # Errors
     ///
-    /// As [`Store::transact`].
+    /// See [`Store::transact`].
     async fn idempotent<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
     where
         F: Fn(Tx) -> W + Send + Sync + 'static,
@@ -264,7 +265,7 @@ impl Store {
                 let doubtful = lease.is_reused().then(|| lease.backend().clone());
                 let attempt = async { work(Tx::single(lease, operation, store.publisher.clone()).await?).await };
                 match attempt.await {
-                    // Every pooled connection may have died with the server that they led to; a new one is not in doubt.
+                    // All pooled connections may have died with their server; a new connection is not suspect.
                     Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                     outcome => return outcome,
                 }
@@ -273,14 +274,14 @@ impl Store {
         .await
     }
 
-    /// Runs the work on a task of its own, so that it finishes even if the caller is dropped.
+    /// Runs `work` on its own task, so that it finishes even if the caller is dropped.
     async fn detached<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
     where
         W: Future<Output = Result<Done<T>, Error>> + Send + 'static,
         T: Send + 'static,
     {
         let started = Instant::now();
-        // In the caller's own task: for one that has gone, nothing is begun.
+        // On the caller's task: if the caller is gone, nothing starts.
         let permit = match self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await {
             Ok(permit) => permit,
             Err(reason) => {
@@ -311,7 +312,7 @@ impl Store {
             let lease = self.checkout(operation).await?;
             let doubtful = lease.is_reused().then(|| lease.backend().clone());
             match Tx::begin(lease, operation, self.publisher.clone()).await {
-                // As in `idempotent`: a dead connection is found out by its first statement, when nothing is done yet.
+                // As in `idempotent`: a dead connection is detected by its first statement, before anything is done.
                 Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                 outcome => return outcome,
             }
@@ -322,12 +323,12 @@ impl Store {
         self.pool.lease().await.map_err(|source| Error::Unavailable { operation, source: Some(source.into()) })
     }
 
-    /// The operation ran out of time; the last refusal of a connection may be why.
+    /// The operation ran out of time; a recent connection failure may be the reason.
     fn late(&self, operation: &'static str) -> Error {
-        self.pool.refusal().map_or(Error::late(operation), |said| Error::unavailable(operation, said))
+        self.pool.refusal().map_or(Error::late(operation), |refusal| Error::unavailable(operation, refusal))
     }
 
-    /// Refuses to write while the database may lose what it acknowledges.
+    /// Refuses to write while the database may lose acknowledged commits.
     fn check_durable(&self, operation: &'static str) -> Result<(), Error> {
         match self.known_durability() {
             Durability::Kept => Ok(()),
@@ -335,14 +336,14 @@ impl Store {
         }
     }
 
-    /// What the database promised when it was last asked, which is with each of the feed's beats; [`Durability::Kept`] where
-    /// nothing is demanded of it.
+    /// The durability of the database when last checked, which is on every heartbeat of the feed; [`Durability::Kept`]
+    /// if no durability is required.
     pub fn known_durability(&self) -> Durability {
         self.target.primary().durability()
     }
 
-    /// Looks after the database: to be called every so often, with whether a commit went through just now. If it did, what the
-    /// database promises is read again; if not, another server may have taken over, and all hosts are asked.
+    /// Checks the database; call it periodically. `has_committed`: whether a commit succeeded since the last call. If
+    /// so, reads the durability settings again; if not, asks all hosts, as another server may have taken over.
     pub async fn check_database(&self, has_committed: bool) {
         match (has_committed, self.target.primary().required_durability()) {
             (false, _) => self.target.find_primary().await,
@@ -355,11 +356,11 @@ impl Store {
         }
     }
 
-    /// Whether the database answers.
+    /// Checks that the database responds.
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// Fails if the database is unavailable.
     pub async fn ping(&self) -> Result<(), Error> {
         self.idempotent("ping", |mut tx| async move {
             let _: Vec<i32> = tx.load(diesel::select(sql::<Integer>("1"))).await?;
@@ -368,16 +369,16 @@ impl Store {
         .await
     }
 
-    /// How many connections there are, those included that were given up and are not gone yet, and how many of them are idle.
+    /// The number of connections, including abandoned ones that are not closed yet, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
         self.pool.size()
     }
 }
 
-/// How long after a failure a connection may take to turn out to be dead: the server's last words come before its end.
+/// How long a connection may take to close after a failure: the error arrives before the end of the connection.
 const CLOSE_WAIT: Duration = Duration::from_millis(50);
 
-/// Whether a connection that was in doubt turned out to be dead.
+/// Whether a suspect connection turned out to be dead.
 async fn was_lost(doubtful: Option<Backend>) -> bool {
     match doubtful {
         Some(backend) => timeout(CLOSE_WAIT, backend.ended()).await == Ok(ConnectionEnd::Lost),

@@ -1,6 +1,6 @@
-//! Connections, lent for one operation each. There are never more server processes of ours than allowed: a connection that
-//! was given up in the middle of a statement counts until its server process is gone, because one that waits for a standby
-//! does not notice that its client has left.
+//! The connection pool, which leases a connection for each operation. The number of our server processes is bounded: a
+//! connection abandoned during a statement counts until its server process has ended, because a process that waits for
+//! a standby does not notice that its client is gone.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use super::connect::DatabaseHosts;
 use super::connect::Opened;
 use super::primary::ServerRef;
 
-/// How long the pool does not try to grow after the server has refused a connection, while there are others.
+/// How long the pool does not grow after the server has refused a connection, if it has other connections.
 const GROWTH_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lends connections. Cheap to clone; clones share state.
+/// Leases connections. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct ConnectionPool {
     shared: Arc<PoolState>,
@@ -34,16 +34,16 @@ pub(super) struct ConnectionPool {
 
 struct PoolState {
     target: Arc<DatabaseHosts>,
-    /// One permit per connection that is in use, is being made, or was given up. Waiters are served in order.
+    /// One permit for each connection that is in use, being opened, or abandoned. Waiters are served in order.
     permits: Arc<Semaphore>,
-    /// Whole connections that nobody uses. None of them has a permit of `permits`: one is made only by a holder of a permit who
-    /// finds none here, so all together are never more than there are permits.
+    /// Idle connections, which hold no permit of `permits`. A connection is opened only by a permit holder that finds
+    /// none idle, so the total never exceeds the number of permits.
     idle: Mutex<VecDeque<Pooled>>,
-    /// One permit per idle connection, for holders of a permit to wait for.
+    /// One permit for each idle connection, for permit holders to wait on.
     returned: Semaphore,
-    /// How many connections there are.
+    /// The number of connections.
     size: Arc<AtomicUsize>,
-    /// The last refusal of a connection, until one is made.
+    /// The last failure to connect, cleared by a success.
     refusal: Mutex<Option<LastRefusal>>,
 }
 
@@ -52,7 +52,6 @@ struct LastRefusal {
     message: String,
 }
 
-/// A connection and what is known of it.
 struct Pooled {
     connection: AsyncPgConnection,
     backend: Backend,
@@ -76,17 +75,17 @@ impl Drop for Counted {
     }
 }
 
-/// A connection on loan. [`LeasedConnection::give_back`] returns it to the pool; dropped, it is closed.
+/// A leased connection. [`LeasedConnection::give_back`] returns it to the pool; dropping it closes it.
 pub(super) struct LeasedConnection {
     pooled: Option<Pooled>,
     permit: Option<OwnedSemaphorePermit>,
-    /// Whether it was idle before: the server may have gone away since.
+    /// Whether it was idle before: the server may have disconnected since.
     is_reused: bool,
     shared: Arc<PoolState>,
 }
 
 impl ConnectionPool {
-    /// Prepares a pool. Connects to nothing yet.
+    /// Prepares a pool, without connecting.
     pub(super) fn new(target: Arc<DatabaseHosts>, connections_max: usize) -> Self {
         let shared = PoolState {
             target,
@@ -99,11 +98,11 @@ impl ConnectionPool {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A connection, when one is free or can be made. Waits for as long as the caller does.
+    /// Leases a connection, as soon as one is idle or can be opened. The caller limits the wait.
     ///
     /// # Errors
     ///
-    /// What the last host message, when no connection can be made and there is none to wait for.
+    /// Returns the last host's error if no connection can be opened and there is none to wait for.
     pub(super) async fn lease(&self) -> Result<LeasedConnection, ConnectionError> {
         let shared = &self.shared;
         let permit = Arc::clone(&shared.permits).acquire_owned().await.expect("never closed");
@@ -118,13 +117,13 @@ impl ConnectionPool {
                 if shared.size.load(Ordering::Relaxed) == 0 {
                     return Err(refused);
                 }
-                // The server has no room for more, say. Those that it has let in come back one after the other.
+                // The server may have reached its limit. The connections that we have are returned one by one.
                 match timeout(GROWTH_PAUSE, shared.returned.acquire()).await {
                     Ok(returned) => returned.expect("never closed").forget(),
                     Err(_) => continue,
                 }
             }
-            let pooled = shared.idle().pop_front().expect("as many as permits");
+            let pooled = shared.idle().pop_front().expect("one for each permit");
             if !pooled.backend.is_over() && shared.target.primary().is_current(&pooled.server) {
                 return Ok(self.lend(pooled, permit, true));
             }
@@ -135,12 +134,12 @@ impl ConnectionPool {
         LeasedConnection { pooled: Some(pooled), permit: Some(permit), is_reused, shared: Arc::clone(&self.shared) }
     }
 
-    /// How many connections there are, those included that were given up and are not gone yet, and how many are idle.
+    /// The number of connections, including abandoned ones that are not closed yet, and how many of them are idle.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.shared.size.load(Ordering::Relaxed), self.shared.idle().len())
     }
 
-    /// Why the last connection could not be made; `None` if it could.
+    /// Why the last attempt to connect failed; `None` if it succeeded.
     pub(super) fn refusal(&self) -> Option<String> {
         self.shared.refusal().as_ref().map(|refused| refused.message.clone())
     }
@@ -180,33 +179,33 @@ impl PoolState {
 }
 
 impl LeasedConnection {
-    /// The connection, for a statement.
+    /// The connection, to run a statement.
     pub(super) fn pg(&mut self) -> &mut AsyncPgConnection {
-        &mut self.pooled.as_mut().expect("lent until it is given back").connection
+        &mut self.pooled.as_mut().expect("leased until it is given back").connection
     }
 
     pub(super) fn backend(&self) -> &Backend {
-        &self.pooled.as_ref().expect("lent until it is given back").backend
+        &self.pooled.as_ref().expect("leased until it is given back").backend
     }
 
-    /// Whether it was idle before: the server may have gone away since.
+    /// Whether it was idle before: the server may have disconnected since.
     pub(super) const fn is_reused(&self) -> bool {
         self.is_reused
     }
 
-    /// Whether the server that it leads to is still the one to use. Another one may have taken over.
+    /// Whether its server is still the primary; another one may have taken over.
     pub(super) fn is_current(&self) -> bool {
         self.pooled.as_ref().is_some_and(|pooled| self.shared.target.primary().is_current(&pooled.server))
     }
 
-    /// Returns a whole connection, with nothing under way.
+    /// Returns an intact connection, with no statement in progress, to the pool.
     pub(super) fn give_back(mut self) {
         let Some(pooled) = self.pooled.take() else { return };
         if !pooled.backend.is_over() && self.shared.target.primary().is_current(&pooled.server) {
             self.shared.idle().push_back(pooled);
             self.shared.returned.add_permits(1);
         }
-        // Before its permit, so that the next in line finds it.
+        // Before the permit, so that the next waiter finds it.
         drop(self.permit.take());
     }
 }
@@ -216,10 +215,10 @@ impl Drop for LeasedConnection {
         let (Some(pooled), Some(permit)) = (self.pooled.take(), self.permit.take()) else { return };
         let Pooled { connection, backend, server, counted } = pooled;
         let cancel = connection.cancel_token();
-        // The backend's task says goodbye once the server has answered what is under way.
+        // The backend's task closes the connection once the server has responded to the pending statement.
         drop(connection);
         let target = Arc::clone(&self.shared.target);
-        // Without a runtime, all ends with the process.
+        // Without a runtime, connections end with the process.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
             target.reap(&backend, &cancel, &server).await;

@@ -1,5 +1,5 @@
-//! Reaching the database for the first time, and what may stand before it: a pooler that gives each transaction another of the
-//! server's connections, and maybe forgets that a named statement is on one of them only.
+//! The first connection to the database, and the detection of a pooler in between: one in transaction mode assigns
+//! another server connection to each transaction, and may lose prepared statements, which exist on one of them only.
 
 use std::time::Duration;
 
@@ -13,24 +13,25 @@ use super::refused::CannotConnect;
 use super::refused::HostError;
 use super::wire::is_statement_lost;
 
-/// How long the replica is not ready after a named statement was lost: longer than any statement of ours is not sent.
+/// How long a replica is not ready after it lost a prepared statement: longer than the interval between two uses of any
+/// statement.
 const LOST_FOR: Duration = Duration::from_secs(30);
 
-/// How many of the server's connections are taken up to have the pooler use another one.
+/// How many server connections to occupy to make the pooler use another one.
 const TAKEN_UP_MAX: usize = 4;
 
-/// How long to wait for a pooler that has no further connection.
+/// How long to wait for a pooler that has no more connections.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why the database cannot be used, or not yet.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
-    /// No host lets us in.
+    /// No host could be used.
     #[error(transparent)]
     Connect(#[from] CannotConnect),
-    /// A pooler stands before it that statements get lost in.
+    /// A pooler in between loses prepared statements.
     #[error(
-        "a pooler in transaction mode stands before the database and loses prepared statements. Use one that keeps track of \
+        "a pooler in transaction mode before the database loses prepared statements. Use one that tracks \
          them (pgbouncer 1.21 or later with max_prepared_statements = 200), or its session mode (pool_mode = session), or \
          connect to Postgres itself"
     )]
@@ -38,7 +39,7 @@ pub enum ReachError {
 }
 
 impl ReachError {
-    /// Whether trying again is of no use: somebody has to change something.
+    /// Whether retrying is pointless until someone changes the configuration.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_lasting(),
@@ -48,11 +49,11 @@ impl ReachError {
 }
 
 impl Store {
-    /// Connects once, outside the pool, and finds out whether the database can be used this way.
+    /// Connects once, outside the pool, and checks that the database can be used.
     ///
     /// # Errors
     ///
-    /// As [`ReachError`] says.
+    /// See [`ReachError`].
     pub async fn reach(&self) -> Result<(), ReachError> {
         let one = self.target.connect_alone().await?;
         if !one.backend.state().is_shared() {
@@ -65,13 +66,13 @@ impl Store {
         }
     }
 
-    /// Whether a pooler has lost a prepared statement of ours lately.
+    /// Whether a pooler has lost a prepared statement recently.
     pub fn loses_statements(&self) -> bool {
         self.target.statements_lost().within(LOST_FOR)
     }
 }
 
-/// Prepares a statement, and runs it where it was not prepared: others take up the connection that the pooler would use.
+/// Prepares a statement, and runs it on another server connection, by occupying the one that the pooler would use.
 async fn loses_statements(target: &DatabaseHosts, one: &Client) -> Result<bool, HostError> {
     let lost = |error: &tokio_postgres::Error| error.code().is_some_and(is_statement_lost);
     one.batch_execute("BEGIN").await?;
@@ -92,7 +93,7 @@ async fn loses_statements(target: &DatabaseHosts, one: &Client) -> Result<bool, 
             Ok(Ok(_)) => {}
             Ok(Err(error)) if lost(&error) => return Ok(true),
             Ok(Err(error)) => return Err(error.into()),
-            // The pooler has no further connection: all is on one, and what is lost shows later.
+            // The pooler has a single connection: lost statements show later.
             Err(_) => return Ok(false),
         }
         if !matches!(taken, Ok(Ok(()))) {

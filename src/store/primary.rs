@@ -1,4 +1,4 @@
-//! Which server may be used: one that takes writes, keeps what it acknowledges, and was not deposed.
+//! Which server may be used: one that is writable, durable as required, and not deposed.
 
 use std::sync::Mutex;
 
@@ -13,54 +13,53 @@ use super::durability::ServerFacts;
 use super::refused::HostError;
 use super::settings::SETTINGS_MARK;
 
-/// Which server a connection leads to.
+/// Identifies the server of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ServerRef {
-    /// Which of the hosts it is on.
+    /// The index of its host.
     pub(super) host: usize,
     identity: ServerTimeline,
 }
 
 impl ServerRef {
-    /// The timeline of its log.
+    /// The timeline of its write-ahead log.
     pub(super) const fn timeline(&self) -> u32 {
         self.identity.timeline
     }
 }
 
-/// A server, as far as it matters who took over from whom.
+/// A server's identity, to decide which one took over from which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ServerTimeline {
-    /// The cluster's `system_identifier`: timelines of two clusters cannot be compared.
+    /// The cluster's `system_identifier`: timelines of different clusters are not comparable.
     system: u64,
-    /// The timeline of its log. A standby that is promoted begins a new one, with a higher number.
+    /// The timeline of its write-ahead log. A promoted standby starts a new one with a higher number.
     timeline: u32,
 }
 
 impl ServerTimeline {
-    /// Whether another one has taken over from this one.
+    /// Whether another server has taken over from this one.
     fn is_deposed_by(self, newest: Option<Self>) -> bool {
         newest.is_some_and(|newest| newest.system == self.system && newest.timeline > self.timeline)
     }
 }
 
-/// What is known of all servers together.
+/// The newest primary and its durability, across all hosts.
 pub(super) struct PrimaryWatch {
     required_durability: RequiredDurability,
-    /// The server with the highest timeline that was ever found. One with a lower timeline was deposed, whatever it says of
-    /// itself.
+    /// The server with the highest timeline ever found. One with a lower timeline was deposed, whatever it reports.
     newest: watch::Sender<Option<ServerTimeline>>,
-    /// What the database promised when it was last asked.
+    /// The durability when last checked.
     durability: watch::Sender<Durability>,
-    /// What the last host promised that was refused because that is too little.
+    /// The insufficient durability of the last refused host.
     refused_as: Mutex<Option<Durability>>,
 }
 
-/// What was found out about a server that may be used.
+/// The result of examining a usable server.
 pub(super) struct Primary {
     pub(super) server: ServerRef,
     pub(super) found: ServerFacts,
-    /// Whether the start-up options have arrived. If not, a pooler stands between.
+    /// Whether the start-up options arrived. If not, there is a pooler in between.
     pub(super) is_direct: bool,
 }
 
@@ -74,35 +73,35 @@ impl PrimaryWatch {
         }
     }
 
-    /// What hosts must promise.
+    /// The durability that a server must offer.
     pub(super) const fn required_durability(&self) -> RequiredDurability {
         self.required_durability
     }
 
-    /// What the database promised when it was last asked.
+    /// The durability when last checked.
     pub(super) fn durability(&self) -> Durability {
         *self.durability.borrow()
     }
 
-    /// Notes what the database promises.
+    /// Records the durability, and logs a change.
     pub(super) fn note_durability(&self, found: Durability) {
         if self.durability.send_replace(found) != found {
             match found {
-                Durability::Kept => tracing::info!("the database keeps what it acknowledges"),
+                Durability::Kept => tracing::info!("the database keeps acknowledged commits again"),
                 lost => tracing::error!(
                     setting = lost.setting(),
-                    "the database may lose what it acknowledges: refusing to write"
+                    "the database may lose acknowledged commits: writes are refused until this setting is on"
                 ),
             }
         }
     }
 
-    /// Notes whether a server could be had at all.
+    /// Records whether any server could be connected to.
     pub(super) fn note(&self, is_connected: bool) {
         match (self.required_durability, is_connected) {
             (RequiredDurability::Any, _) => {}
             (RequiredDurability::Durable, true) => self.note_durability(Durability::Kept),
-            // The only one to be had promises too little: no connection is left that could be asked.
+            // The only reachable server is not durable enough: no connection is left to ask.
             (RequiredDurability::Durable, false) => {
                 let lost = self.refused_as.lock().expect("no one panics while holding it").take();
                 if let Some(lost) = lost {
@@ -112,11 +111,11 @@ impl PrimaryWatch {
         }
     }
 
-    /// Finds out about the server of a new connection.
+    /// Examines the server of a new connection.
     ///
     /// # Errors
     ///
-    /// If it cannot be used.
+    /// Fails if it cannot be used.
     pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
         let is_direct = is_direct(client).await?;
         let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
@@ -132,7 +131,7 @@ impl PrimaryWatch {
         Ok(Primary { server, found, is_direct })
     }
 
-    /// Refuses a server that was deposed, and remembers the newest one.
+    /// Rejects a deposed server, and records the newest one.
     pub(super) fn admit(&self, server: &ServerRef) -> Result<(), HostError> {
         let identity = server.identity;
         let (mut deposed, mut before) = (None, None);
@@ -154,7 +153,7 @@ impl PrimaryWatch {
         }
     }
 
-    /// Whether the server of a connection is still the one to use.
+    /// Whether the server of a connection is still the primary.
     pub(super) fn is_current(&self, server: &ServerRef) -> bool {
         !server.identity.is_deposed_by(*self.newest.borrow())
     }
@@ -168,14 +167,14 @@ impl PrimaryWatch {
     }
 }
 
-/// What must be known of a new connection, in one round trip, without a named statement.
+/// The facts needed about a new connection, in one round trip, without a prepared statement.
 const FACTS: &str = "SELECT current_setting('transaction_read_only'), current_setting('server_encoding'), \
      current_setting('server_version_num'), current_setting('server_version'), current_setting('sessiond.settings', true)";
 
-/// The first version with `xid8`, which the feed is ordered by.
+/// The first version with `xid8`, by which the feed is ordered.
 const VERSION_MIN: u32 = 130_000;
 
-/// Refuses what cannot be used; whether the start-up options have arrived. If not, a pooler stands between.
+/// Rejects an unusable server. Returns whether the start-up options arrived; if not, there is a pooler in between.
 async fn is_direct(client: &Client) -> Result<bool, HostError> {
     let facts = client.simple_query(FACTS).await?;
     let row = facts.iter().find_map(|message| match message {

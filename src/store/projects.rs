@@ -35,21 +35,21 @@ use sessiond_core::session::policy::SessionLimit;
 use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::sealing::Purpose;
 
-/// A project and what it has set.
+/// A project with its policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Project {
-    /// Its name.
+    /// The project's id.
     pub id: ProjectId,
-    /// Its settings.
+    /// The project's policy.
     pub policy: Policy,
 }
 
 impl Store {
-    /// Creates a project with its first keys: at no moment is there a project that cannot sign.
+    /// Creates a project with its first keys, in one transaction, so that it can always sign.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when the name is taken or a setting is out of bounds.
+    /// Returns [`Error::Conflict`] if the id is taken or a setting is out of bounds.
     pub async fn project_insert(
         &self,
         project: Project,
@@ -70,11 +70,11 @@ impl Store {
         .await
     }
 
-    /// A project; `None` when there is none of this name.
+    /// Returns a project; `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn project_find(&self, id: ProjectId) -> Result<Option<Project>, Error> {
         self.idempotent("project_find", move |mut tx| {
             let id = id.clone();
@@ -86,12 +86,11 @@ impl Store {
         .await
     }
 
-    /// Every project, in the order of their names, with the moment at which it was created. They are few; a replica
-    /// holds them all in memory.
+    /// Returns all projects ordered by id, with their creation times. They are few: each replica holds them in memory.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn projects_list(&self) -> Result<Vec<(ProjectId, Timestamp)>, Error> {
         self.idempotent("projects_list", |mut tx| async move {
             let query = projects::table.select((projects::id, projects::created_at)).order(projects::id);
@@ -107,35 +106,33 @@ impl Store {
 }
 
 impl Tx {
-    /// Every project.
     pub(super) async fn projects(&mut self) -> Result<Vec<Project>, Error> {
         let rows = self.load(projects::table.select(ProjectRow::as_select())).await?;
         rows.into_iter().map(ProjectRow::into_project).collect()
     }
 
-    /// A project as it is now.
     pub(super) async fn project_find(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
         let rows = self.load(projects::table.find(id.as_str()).select(ProjectRow::as_select())).await;
         rows?.pop().map(ProjectRow::into_project).transpose()
     }
 
-    /// A project as it is until the end of the transaction. A change of its policy or its keys takes this lock first,
-    /// so that two operators take turns; requests read the row without one and do not wait.
+    /// Returns a project and locks its row until the end of the transaction. Changes of its policy or keys take this
+    /// lock first, so that concurrent operators take turns; requests read the row without a lock and do not wait.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn project_lock(&mut self, id: &ProjectId) -> Result<Option<Project>, Error> {
         let query = projects::table.find(id.as_str()).select(ProjectRow::as_select()).for_no_key_update();
         self.load(query).await?.pop().map(ProjectRow::into_project).transpose()
     }
 
-    /// Raises the epoch of every project, to this at least: every session is over that was opened before. Returns each
-    /// project's new one.
+    /// Raises the epoch of every project, at least to `least`, which ends all existing sessions. Returns the new epoch
+    /// of each project.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn project_epochs_raise(&mut self, least: i64, now: Timestamp) -> Result<Vec<(ProjectId, i64)>, Error> {
         let locked = projects::table.select(projects::id).order(projects::id).for_update();
         let ids: Vec<String> = self.load(locked).await?;
@@ -151,11 +148,11 @@ impl Tx {
         rows.into_iter().map(read).collect()
     }
 
-    /// Writes a project's policy down.
+    /// Stores a project's policy.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when a setting is out of bounds.
+    /// Returns [`Error::Conflict`] if a setting is out of bounds.
     pub async fn project_set(&mut self, project: &Project) -> Result<(), Error> {
         let update = diesel::update(projects::table.find(project.id.as_str()));
         let update = update.set(PolicyColumns::new(&project.policy));
@@ -173,7 +170,6 @@ struct ProjectRow {
     policy: PolicyColumns,
 }
 
-/// The columns that hold a policy.
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = projects, treat_none_as_null = true)]
 struct PolicyColumns {
@@ -255,7 +251,7 @@ impl PolicyColumns {
     }
 }
 
-/// What is stored for it. A number is never given a second meaning.
+/// The stored number. A number never changes its meaning.
 const fn overflow_number(overflow: Overflow) -> i16 {
     match overflow {
         Overflow::Reject => 1,

@@ -1,4 +1,4 @@
-//! What this process has committed, and who is told of it at once.
+//! Publishes what this process has committed: revocations to the feed, and wake-ups to the delivery worker.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -12,38 +12,38 @@ use sessiond_core::id::UserId;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::session::revoked::Ended;
 
-/// A revocation, as the feed publishes it.
+/// A revocation, as published in the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedRevocation {
-    /// Where it stands.
+    /// Its place in the feed.
     pub place: FeedPlace,
     /// The project.
     pub project: ProjectId,
-    /// What.
+    /// What was revoked.
     pub ended: Ended,
-    /// Whose session it was; none for what concerns no one user, and once the user was erased.
+    /// The session's user; `None` if it concerns no single user, or once the user is erased.
     pub user: Option<UserId>,
-    /// When.
+    /// When it was revoked.
     pub at: Timestamp,
-    /// Why.
+    /// Why it was revoked.
     pub reason: RevokeReason,
-    /// Until then some verifier may hold a token that this ends.
+    /// Until when a verifier may hold an access token that it revokes.
     pub access_expires_at: Timestamp,
 }
 
-/// Where in the feed something stands: the transaction that wrote it, and its own id.
+/// A place in the feed: the transaction that wrote the row, and the row's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FeedPlace {
-    /// The number of the transaction.
+    /// The transaction number.
     pub xid: u64,
-    /// The line of the audit.
+    /// The id of the audit record.
     pub id: Uuid,
 }
 
-/// Publishes what this process has committed. Cheap to clone; clones share state.
+/// Publishes committed revocations. Cheap to clone; clones share state.
 #[derive(Clone, Default)]
 pub(super) struct Publisher {
-    /// Receives the revocations: at most one listener.
+    /// Receives the revocations. At most one listener is registered.
     listener: Arc<OnceLock<Listener>>,
     /// Notified when a delivery is queued.
     pub(super) deliveries: Arc<Notify>,
@@ -52,7 +52,7 @@ pub(super) struct Publisher {
 type Listener = Box<dyn Fn(Vec<PublishedRevocation>) + Send + Sync>;
 
 impl Publisher {
-    /// Registers the listener, unless there is one.
+    /// Registers the listener, unless one is registered already.
     pub(super) fn register(&self, listener: impl Fn(Vec<PublishedRevocation>) + Send + Sync + 'static) {
         let _ = self.listener.set(Box::new(listener));
     }

@@ -1,4 +1,4 @@
-//! Connections that were given up: their server processes are waited for, and ended where they do not end by themselves.
+//! Reaps abandoned connections: waits until their server processes have ended, and cancels statements that prevent it.
 
 use std::time::Duration;
 
@@ -13,21 +13,24 @@ use super::primary::ServerRef;
 use super::refused::HostError;
 use super::wire::AlreadyNegotiated;
 
-/// How long a connection that was given up may take to end by itself before its statement is cancelled. Most have none.
+/// How long an abandoned connection may take to end before its statement is cancelled. Most have no statement in
+/// progress.
 const CANCEL_AFTER: Duration = Duration::from_millis(20);
 
-/// How often its statement is cancelled again: a request may come between two statements. Doubled each time.
+/// The first and the longest interval between cancel requests, doubled each time: a request may arrive between two
+/// statements.
 const CANCEL_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long a server process may take to go once its client has said goodbye.
+/// How long a server process may take to exit after its client has disconnected.
 const GOODBYE: Duration = Duration::from_millis(20);
 
 impl DatabaseHosts {
-    /// Waits until the server process of a connection that was given up is gone, and cancels the statement that holds it up.
+    /// Waits until the server process of an abandoned connection has ended, and cancels the statement that delays it.
     ///
-    /// A process that waits for a standby does not notice that its client has left. Cancelled, it has committed, and the wait
-    /// of the next one takes its place (see `tx`). Also returns once another server has taken over: what becomes of
-    /// processes on the one before is out of our hands. A network that swallows everything is found out by keep-alives.
+    /// A process that waits for a standby does not notice that its client is gone. When cancelled, it has committed
+    /// locally, and the wait of the next commit covers it (see `tx`). Also returns once another server has taken over:
+    /// processes on the previous one cannot be reached any more. A network that drops all packets is detected by
+    /// keep-alives.
     pub(super) async fn reap(&self, backend: &Backend, cancel: &CancelToken, server: &ServerRef) {
         let mut patience = CANCEL_AFTER;
         loop {
@@ -41,7 +44,7 @@ impl DatabaseHosts {
                 () = self.primary().superseded(server) => return,
                 () = sleep(patience) => {}
             }
-            // Whether it was heard shows by itself.
+            // Its result does not matter: if it worked, the connection ends.
             let _ = timeout(self.deadline(), self.cancel(cancel, server)).await;
             patience = (2 * patience).clamp(CANCEL_AGAIN.0, CANCEL_AGAIN.1);
         }

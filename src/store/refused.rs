@@ -1,4 +1,4 @@
-//! Why no connection came about: in the database's own words where it said any, and else with what to do.
+//! Why a connection could not be made: the database's own message if there is one, and else advice.
 
 use std::fmt;
 use std::io;
@@ -10,12 +10,12 @@ use tokio_postgres::error::SqlState;
 use super::wire::InsecureAuth;
 use crate::telemetry::chain;
 
-/// No host let us in. It begins with what the first one said.
+/// No host could be used. The message starts with the first host's error.
 #[derive(Debug)]
 pub struct CannotConnect(pub(super) Vec<(String, HostError)>);
 
 impl CannotConnect {
-    /// Whether trying again is of no use: somebody has to change something.
+    /// Whether retrying is pointless until someone changes the configuration.
     pub fn is_lasting(&self) -> bool {
         !self.0.is_empty() && self.0.iter().all(|(_, error)| error.is_lasting())
     }
@@ -28,7 +28,7 @@ impl fmt::Display for CannotConnect {
         }
         for (at, (host, error)) in self.0.iter().enumerate() {
             let separator = if at == 0 { "" } else { "; " };
-            write!(f, "{separator}{} (the database at {host})", chain(error))?;
+            write!(f, "{separator}{} (database host {host})", chain(error))?;
         }
         Ok(())
     }
@@ -36,7 +36,7 @@ impl fmt::Display for CannotConnect {
 
 impl std::error::Error for CannotConnect {}
 
-/// Why one host did not let us in.
+/// Why one host could not be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HostError {
     #[error(transparent)]
@@ -47,36 +47,34 @@ pub(super) enum HostError {
     Closed,
     #[error("it cannot be reached")]
     Unreachable(#[source] io::Error),
-    #[error(
-        "it has no TLS, and sslmode demands it; on a network that nobody else is on, say sslmode=disable in the URL"
-    )]
+    #[error("it has no TLS, but sslmode requires it; on a trusted network, set sslmode=disable in the URL")]
     NoTls,
     #[error(
-        "{0}: not sent. Use scram-sha-256, by `password_encryption`, a password that is set again, and pg_hba.conf (a \
-         pooler: `auth_type`); or TLS, by sslmode=require"
+        "{0}; the password was not sent. Use scram-sha-256: set `password_encryption`, set the password again, and adapt \
+         pg_hba.conf (for a pooler, `auth_type`). Or use TLS, with sslmode=require"
     )]
     InsecureAuth(InsecureAuth),
     #[error("TLS with it failed: {advice}")]
     Tls { advice: &'static str, source: rustls::Error },
-    #[error("it takes no writes now: a standby, or default_transaction_read_only")]
+    #[error("it is read-only: a standby, or default_transaction_read_only is on")]
     ReadOnly,
     #[error("its encoding is {0}, and must be UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")]
     Encoding(String),
     #[error("it is Postgres {0}, and must be 13 or later")]
     Version(String),
-    #[error("it has {0} off: what it acknowledges may be lost")]
+    #[error("it has {0} off: acknowledged commits may be lost")]
     Unsafe(&'static str),
-    #[error("it does not say which server it is")]
+    #[error("it does not identify itself")]
     Unknown,
-    #[error("it was deposed: it is on timeline {timeline}, and another one on {newest} was found")]
+    #[error("it was deposed: it is on timeline {timeline}, but a server on timeline {newest} was found")]
     Deposed { timeline: u32, newest: u32 },
-    #[error("the connection cannot be used")]
+    #[error("the connection failed")]
     Driver(#[source] tokio_postgres::Error),
     #[error("the connection cannot be set up")]
     Setup(#[source] ConnectionError),
 }
 
-/// What the database said.
+/// An error that the database returned.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} (SQLSTATE {})", code.code())]
 pub(super) struct DatabaseRefusal {
@@ -85,12 +83,12 @@ pub(super) struct DatabaseRefusal {
 }
 
 impl DatabaseRefusal {
-    /// Poolers that take no start-up options say so: pgbouncer by 08P01, others by 0A000.
+    /// Poolers that reject start-up options respond with these: pgbouncer with 08P01, others with 0A000.
     pub(super) fn may_be_for_the_options(&self) -> bool {
         [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(&self.code)
     }
 
-    /// A wrong password, no such role or database, an option that the database does not know.
+    /// A wrong password, an unknown role or database, or an option that the database does not know.
     fn is_lasting(&self) -> bool {
         let code = self.code.code();
         code.starts_with("28") || ["3D000", "42501", "42704", "22023"].contains(&code)
@@ -118,7 +116,7 @@ impl HostError {
         }
     }
 
-    /// Sorts out why a handshake failed.
+    /// Classifies a failed handshake.
     pub(super) fn from_tls(error: io::Error) -> Self {
         match error.downcast::<rustls::Error>() {
             Ok(source) => Self::Tls { advice: advice(&source), source },
@@ -129,8 +127,11 @@ impl HostError {
 
 impl From<tokio_postgres::Error> for HostError {
     fn from(error: tokio_postgres::Error) -> Self {
-        if let Some(said) = error.as_db_error() {
-            return Self::Refused(DatabaseRefusal { message: said.message().to_owned(), code: said.code().clone() });
+        if let Some(refusal) = error.as_db_error() {
+            return Self::Refused(DatabaseRefusal {
+                message: refusal.message().to_owned(),
+                code: refusal.code().clone(),
+            });
         }
         if error.is_closed() {
             return Self::Closed;
@@ -146,11 +147,11 @@ impl From<tokio_postgres::Error> for HostError {
 
 fn advice(error: &rustls::Error) -> &'static str {
     match error {
-        // Of another authority; or of one that has the name of a trusted one, and another key.
+        // Signed by an untrusted authority; or by one with the name of a trusted authority and another key.
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "its certificate is not signed by a trusted authority. Name the authority's certificate, or a self-signed one \
-             itself, by sslrootcert=FILE in the URL or by --database-ca-file; on a network that nobody else is on, \
-             sslmode=disable does without TLS"
+             itself, with sslrootcert=FILE in the URL or with --database-ca-file; on a trusted network, \
+             sslmode=disable switches TLS off"
         }
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -161,21 +162,21 @@ fn advice(error: &rustls::Error) -> &'static str {
         rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "its certificate has expired"
         }
-        // rustls has no name of its own for these.
+        // rustls has no variants for these.
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => match format!("{other:?}") {
             other if other.contains("UnsupportedCertVersion") => {
-                "its certificate is of a version before X.509v3. Make a new one, for example with `openssl req -x509 \
+                "its certificate has a version before X.509v3. Make a new one, for example with `openssl req -x509 \
                  -newkey rsa:2048 -nodes -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext \
-                 basicConstraints=critical,CA:FALSE -keyout server.key -out server.crt`, and name it by sslrootcert=FILE; \
-                 on a network that nobody else is on, sslmode=disable does without TLS"
+                 basicConstraints=critical,CA:FALSE -keyout server.key -out server.crt`, and name it with sslrootcert=FILE; \
+                 on a trusted network, sslmode=disable switches TLS off"
             }
             other if other.contains("CaUsedAsEndEntity") => {
-                "its certificate is an authority's own. Make one for the server, with basicConstraints=CA:FALSE; on a \
-                 network that nobody else is on, sslmode=disable does without TLS"
+                "its certificate is that of an authority. Make one for the server, with basicConstraints=CA:FALSE; on a \
+                 trusted network, sslmode=disable switches TLS off"
             }
             _ => "its certificate is not accepted",
         },
         rustls::Error::InvalidCertificate(_) => "its certificate is not accepted",
-        _ => "the handshake broke off",
+        _ => "the handshake failed",
     }
 }

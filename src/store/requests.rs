@@ -1,4 +1,4 @@
-//! `session_requests`: what a `request_id` was used for (AIP-155).
+//! `session_requests`: the outcome of each `request_id` (AIP-155).
 
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
@@ -18,28 +18,28 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 
-/// What the first request under an id came to.
+/// The outcome of the first request with an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
     /// It opened this session.
     Opened(SessionId),
-    /// It ended all sessions of a user: this many were live.
+    /// It revoked all sessions of a user: this many were live.
     RevokedAll(i32),
 }
 
-/// Whether a request id is new.
+/// Whether a request id was used before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestIdStatus {
-    /// It is, and now belongs to this request.
+    /// It is new, and now belongs to this request.
     New,
-    /// The same request came before, and came to this.
+    /// The same request was made before, with this outcome.
     Repeated(RequestOutcome),
-    /// Another request came before under the same id.
+    /// A different request was made before with the same id.
     Conflict,
 }
 
 impl Tx {
-    /// Claims a request id for what is about to be done. Waits for a transaction that is claiming it just now.
+    /// Claims a request id for the request in progress. Waits for a transaction that is claiming the same id.
     pub async fn request_claim(
         &mut self,
         project: &ProjectId,
@@ -66,12 +66,12 @@ impl Tx {
                 Ok(row.outcome().map_or(RequestIdStatus::Conflict, RequestIdStatus::Repeated))
             }
             Some(_) => Ok(RequestIdStatus::Conflict),
-            // It was there a moment ago, and has been swept since: the next try finds the place free.
+            // It existed a moment ago, and has been swept since: a retry finds the id free.
             None => Err(Error::late("request_claim")),
         }
     }
 
-    /// Writes down what a claimed request came to in the end.
+    /// Stores the final outcome of a claimed request.
     pub async fn request_answer(
         &mut self,
         project: &ProjectId,
@@ -86,7 +86,7 @@ impl Tx {
 }
 
 statement! {
-    /// Claims a request id; no row when it is taken.
+    /// Claims a request id; returns no row if it is taken.
     RequestClaim -> Uuid as sql::Uuid =
     "INSERT INTO session_requests (project_id, request_id, session_id, revoked_count, digest, created_at) VALUES ("
     [project: String as sql::Text]

@@ -1,4 +1,5 @@
-//! `revocations`: who ended what, when, why and from where. Sessions' own are written by the statement that ends them.
+//! `revocations`: audit records of who revoked what, when, why and from where. Those of single sessions are written by
+//! the statement that revokes the sessions.
 
 use std::net::IpAddr;
 
@@ -38,66 +39,66 @@ use sessiond_core::session::RevokeReason;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
 use sessiond_core::session::revoked::Ended;
 
-/// The end of many sessions at once, or of a key.
+/// The revocation of many sessions at once, or of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BulkRevocation {
     /// The project.
     pub project: ProjectId,
-    /// What ends.
+    /// What is revoked.
     pub ended: Ended,
     /// Why.
     pub reason: RevokeReason,
     /// When.
     pub at: Timestamp,
-    /// Until then some verifier may hold a token that this ends.
+    /// Until when a verifier may hold an access token that it revokes.
     pub access_expires_at: Timestamp,
-    /// Who did it.
+    /// Who revokes.
     pub by: EndedBy,
-    /// From where, as far as is known.
+    /// The client's address, if known.
     pub ip: Option<IpAddr>,
 }
 
 impl BulkRevocation {
-    /// The end of a key, by the operator.
+    /// The revocation of a key by the operator.
     pub fn of_key(project: ProjectId, key: Ended, at: Timestamp) -> Self {
-        // As long as any token under it may be alive.
+        // The longest that an access token signed with it may be valid.
         let access_expires_at = at + ACCESS_TOKEN_TTL_MAX;
         let (reason, by) = (RevokeReason::KeyRevoked, EndedBy::Operator);
         Self { project, ended: key, reason, at, access_expires_at, by, ip: None }
     }
 }
 
-/// A line of the audit.
+/// An audit record of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationRecord {
-    /// Its own id. Their order is that of time.
+    /// The record's id. Ids ascend in time order.
     pub id: Uuid,
-    /// When.
+    /// When it was revoked.
     pub at: Timestamp,
-    /// Why.
+    /// Why it was revoked.
     pub reason: RevokeReason,
-    /// The session that ended; none for what ended more than one.
+    /// The revoked session; `None` if more than one was revoked.
     pub session: Option<SessionId>,
-    /// The one session that a cut-off left.
+    /// The one session that was not revoked with the others.
     pub spared: Option<SessionId>,
     /// The key that was revoked.
     pub key: Option<KeyId>,
-    /// Which kind of key that is.
+    /// The kind of that key.
     pub key_kind: Option<KeyKind>,
-    /// Whose session; none for a whole project, and once the user was erased.
+    /// The session's user; `None` for a whole project, and once the user is erased.
     pub user: Option<String>,
-    /// Who did it.
+    /// Who revoked it.
     pub by: EndedBy,
-    /// From where, as far as is known, for as long as addresses are kept.
+    /// The client's address, if known, until addresses are swept.
     pub ip: Option<String>,
 }
 
 impl Store {
-    /// Returns the newest lines of the audit, newest first.
+    /// Returns the newest records, newest first.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn revocations(&self, asked: RecordQuery) -> Result<Vec<RevocationRecord>, Error> {
         self.idempotent("revocations", move |mut tx| {
             let asked = asked.clone();
@@ -119,7 +120,7 @@ impl Store {
 }
 
 impl Tx {
-    /// Writes a line for a cut-off. Returns its id.
+    /// Inserts a record. Returns its id.
     pub async fn bulk_revocation_insert(&mut self, revocation: BulkRevocation) -> Result<Uuid, Error> {
         let BulkRevocation { project, ended, reason, at, access_expires_at, by, ip } = revocation;
         let (actor, actor_id) = actor_columns(by);
@@ -152,13 +153,13 @@ impl Tx {
         Ok(id)
     }
 
-    /// Queues deliveries about a cut-off of a user: one for each of the named sessions, or one for the user. A cut-off of more
-    /// than one user queues nothing.
+    /// Queues deliveries for the revocation of a user: one for each named session, or one for the user. Queues nothing
+    /// for more than one user.
     pub async fn bulk_revocation_queue(
         &mut self,
         revocation: &BulkRevocation,
         record: Uuid,
-        told: Option<Vec<SessionId>>,
+        sessions: Option<Vec<SessionId>>,
     ) -> Result<(), Error> {
         let Some(user) = EndedColumns::of(&revocation.ended).user else { return Ok(()) };
         let (actor, actor_id) = actor_columns(revocation.by);
@@ -169,7 +170,7 @@ impl Tx {
             reason: reason_number(revocation.reason),
             actor,
             actor_id,
-            sessions: told.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
+            sessions: sessions.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
             project: revocation.project.as_str().to_owned(),
         };
         if self.rows(queue).await?.contains(&true) {
@@ -178,7 +179,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Takes a user's name and addresses out of the audit: at most `rows_max` lines of it. Returns how many there were.
+    /// Removes a user's name and addresses from at most `rows_max` records. Returns how many were changed.
     pub async fn revocations_anonymise(
         &mut self,
         project: &ProjectId,
@@ -203,9 +204,9 @@ impl Tx {
 
 statement! {
     /// Queues deliveries to each endpoint of the project: one for each session, where null stands for the user. Returns
-    /// whether there is an endpoint.
+    /// whether the project has an endpoint.
     ///
-    /// A delivery's id is a UUIDv7 like that of the line it tells of: the time is taken from there, the rest is drawn.
+    /// A delivery's id is a UUIDv7 with the time of the audit record that it reports, and random bits.
     BulkRevocationQueue -> bool as sql::Bool =
     "WITH queued AS (
          INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
@@ -268,7 +269,7 @@ impl RecordRow {
     }
 }
 
-/// The columns that say what was ended.
+/// The columns that record what was revoked.
 #[derive(Default)]
 struct EndedColumns<'a> {
     session: Option<Uuid>,

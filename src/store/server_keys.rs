@@ -23,17 +23,17 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::session::revoked::Ended;
 use sessiond_core::token::server_key::Digest;
 
-/// What a server key may do, the least first: each may do what those before it may.
+/// What a server key may do, in ascending order: each role includes the previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Act on sessions and tokens.
+    /// May act on sessions and tokens.
     Service,
-    /// That, and on policy and keys.
+    /// May also change policies and keys.
     Admin,
 }
 
 impl Role {
-    /// The role's name, as it is stored and printed.
+    /// The role's name, as stored and printed.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Service => "service",
@@ -41,43 +41,43 @@ impl Role {
         }
     }
 
-    /// Reads a role's name.
+    /// Parses a role's name.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Service, Self::Admin].into_iter().find(|role| role.as_str() == text)
     }
 }
 
-/// A server key as it is stored.
+/// A stored server key.
 pub struct ServerKeyRow {
-    /// Which key.
+    /// The key's id.
     pub id: KeyId,
-    /// Whose.
+    /// The key's project.
     pub project: ProjectId,
-    /// What it may do.
+    /// The key's role.
     pub role: Role,
-    /// What its secret must hash to.
+    /// The digest of its secret.
     pub digest: Digest,
 }
 
-/// What is known of a server key, without its digest.
+/// The facts about a server key, without its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerKeyFacts {
-    /// Which key.
+    /// The key's id.
     pub id: KeyId,
-    /// What it may do.
+    /// The key's role.
     pub role: Role,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was revoked: from then on it is refused.
     pub revoked_at: Option<Timestamp>,
 }
 
 impl Store {
-    /// A server key that is not revoked.
+    /// Returns a server key that is not revoked.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn server_key_find(&self, id: KeyId) -> Result<Option<ServerKeyRow>, Error> {
         self.idempotent("server_key_find", move |mut tx| async move {
             let query = server_keys::table
@@ -94,7 +94,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when there is no such project.
+    /// Returns [`Error::Conflict`] if the project does not exist.
     pub async fn server_key_insert(&self, key: ServerKeyRow, now: Timestamp) -> Result<(), Error> {
         self.transact("server_key_insert", move |mut tx| async move {
             let insert = diesel::insert_into(server_keys::table).values((
@@ -112,11 +112,11 @@ impl Store {
         .await
     }
 
-    /// A project's server keys, the revoked ones too, oldest first; `None` when there is no such project.
+    /// Returns a project's server keys, including revoked ones, oldest first; `None` if the project does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn server_keys_list(&self, project: ProjectId) -> Result<Option<Vec<ServerKeyFacts>>, Error> {
         self.transact("server_keys_list", move |mut tx| async move {
             let Some(_) = tx.project_find(&project).await? else { return tx.end_reading(None).await };
@@ -130,12 +130,12 @@ impl Store {
         .await
     }
 
-    /// Takes a server key away, and tells whether it was taken away before: then that moment stays. `None` when there is no
-    /// such key.
+    /// Revokes a server key. Returns whether it was already revoked, in which case the time of revocation stays; `None`
+    /// if the key does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn server_key_revoke(&self, id: KeyId, now: Timestamp) -> Result<Option<bool>, Error> {
         self.transact("server_key_revoke", move |mut tx| async move {
             let live = server_keys::table.find(id.as_uuid()).filter(server_keys::revoked_at.is_null());
@@ -145,7 +145,7 @@ impl Store {
             if let Some(project) = revoked {
                 let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
                 let project = ProjectId::parse(&project).ok_or_else(bad)?;
-                // Streams opened with it end.
+                // Ends streams that were opened with the key.
                 tx.bulk_revocation_insert(BulkRevocation::of_key(project, Ended::ServerKey(id), now)).await?;
             }
             let known: Vec<Uuid> = tx.load(server_keys::table.find(id.as_uuid()).select(server_keys::id)).await?;

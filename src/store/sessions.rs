@@ -45,60 +45,60 @@ use row::device_before_columns;
 use row::labels_column;
 use row::repeats_columns;
 
-/// A session, and what its epoch is to be held against.
+/// A session with the present epochs of its project and user.
 pub struct SessionWithEpochs {
     /// The session.
     pub stored: StoredSession,
     /// The present epoch of its project and its user.
     pub present: Epoch,
-    /// When each was last raised.
+    /// When each epoch was last raised.
     pub raised: Raised,
 }
 
-/// The part of a session that decides about other sign-ins of its user.
+/// The fields of a session that matter to other sign-ins of its user.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionSummary {
-    /// Its id; ids ascend in the order of creation.
+    /// The session's id; ids ascend in the order of creation.
     pub id: SessionId,
     /// When it was last used.
     pub last_used_at: Timestamp,
-    /// When it is over.
+    /// When it ends.
     pub lifetime: Lifetime,
     /// Whether someone else acts as the user.
     pub is_impersonation: bool,
 }
 
-/// The most sessions of one user that are looked at in one go: some ten milliseconds' work.
+/// The most sessions of one user that are read at once: about ten milliseconds of work.
 pub const SUMMARIES_MAX: usize = 10_000;
 
-/// Where a page begins, and whose sessions are on it.
+/// Which page of sessions to read.
 #[derive(Clone, Debug)]
 pub struct PageQuery {
     /// The project.
     pub project: ProjectId,
-    /// The user; without one, the whole project.
+    /// The user; `None` for the whole project.
     pub user: Option<UserId>,
-    /// Whether sessions in which someone else acts as the user are on it. Left out here and not by who reads the page:
-    /// a hidden one must not be where the next page begins.
+    /// Whether to include impersonation sessions. Filtered by the query and not afterwards, so that a hidden session is
+    /// never the start of the next page.
     pub impersonations: bool,
-    /// The page holds older sessions than this one.
+    /// Only sessions older than this one.
     pub before: Option<SessionId>,
-    /// The most rows.
+    /// The maximum number of rows.
     pub rows_max: usize,
 }
 
-/// A session that was in use.
+/// A use of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionUse<'a> {
-    /// Its project.
+    /// The project.
     pub project: &'a ProjectId,
     /// The session.
     pub session: SessionId,
-    /// When.
+    /// When it was used.
     pub at: Timestamp,
 }
 
-/// Sessions beside their users and projects. A macro, because the type of a join fills a page.
+/// Sessions joined with their users and projects. A macro, because the type of a join is very long.
 macro_rules! with_epochs {
     () => {
         sessions::table
@@ -110,11 +110,11 @@ macro_rules! with_epochs {
 }
 
 impl Store {
-    /// Returns sessions as they are now, in no order; unknown ids are omitted.
+    /// Returns sessions, in no particular order; unknown ids are omitted.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn sessions_find(
         &self,
         project: ProjectId,
@@ -135,12 +135,12 @@ impl Store {
         .await
     }
 
-    /// Returns as much of sessions as tells whether they are live, beside the present epochs, in no order. Sessions that were
-    /// revoked are omitted.
+    /// Returns the fields that decide whether sessions are live, and the present epochs, in no particular order.
+    /// Revoked sessions are omitted.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn summaries_find(
         &self,
         project: ProjectId,
@@ -163,20 +163,20 @@ impl Store {
         .await
     }
 
-    /// Returns a session as it is now.
+    /// Returns a session; `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn session_find(&self, project: ProjectId, id: SessionId) -> Result<Option<SessionWithEpochs>, Error> {
         Ok(self.sessions_find(project, vec![id]).await?.pop())
     }
 
-    /// Returns sessions, newest first.
+    /// Returns a page of sessions, newest first.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn sessions_page(&self, asked: PageQuery) -> Result<Vec<SessionWithEpochs>, Error> {
         let before = asked.before.map_or(Uuid::max(), SessionId::as_uuid);
         self.idempotent("sessions_page", move |mut tx| {
@@ -199,11 +199,11 @@ impl Store {
         .await
     }
 
-    /// Notes when sessions were last used, where that is later than what is noted.
+    /// Updates the time of last use, unless a later one is stored.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn sessions_touch(&self, used: &[SessionUse<'_>]) -> Result<(), Error> {
         let projects: Vec<String> = used.iter().map(|one| one.project.as_str().to_owned()).collect();
         let ids: Vec<Uuid> = used.iter().map(|one| one.session.as_uuid()).collect();
@@ -220,8 +220,8 @@ impl Store {
 }
 
 statement! {
-    /// Notes when sessions were last used, and on the first use of a day (UTC) when that was before. A row that somebody is
-    /// writing is passed over: it is in use anyway.
+    /// Updates the time of last use, and on the first use of a day (UTC) also the time of the use before. Locked rows
+    /// are skipped: they are in use anyway.
     SessionsTouch -> () =
     "WITH used (project_id, id, at) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at FROM unnest("
@@ -240,14 +240,14 @@ statement! {
 }
 
 impl Tx {
-    /// Locks a session until the end of the transaction, and reads it.
+    /// Reads a session and locks it until the end of the transaction.
     pub async fn session_lock(&mut self, project: &ProjectId, id: SessionId) -> Result<Option<StoredSession>, Error> {
         let query = sessions::table.find((project.as_str(), id.as_uuid())).select(SessionRow::as_select()).for_update();
         self.load(query).await?.pop().map(SessionRow::into_stored).transpose()
     }
 
-    /// Locks sessions of a project until the end of the transaction, in the one order in which many are locked, and reads
-    /// them. Unknown ids are omitted.
+    /// Reads sessions of a project and locks them until the end of the transaction, in a fixed order that prevents
+    /// deadlocks. Unknown ids are omitted.
     pub async fn sessions_lock(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<Vec<StoredSession>, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let query = sessions::table
@@ -259,15 +259,15 @@ impl Tx {
         self.load(query).await?.into_iter().map(SessionRow::into_stored).collect()
     }
 
-    /// Returns a user's sessions, newest first, the revoked ones too: at most [`SUMMARIES_MAX`]. Where there are as many,
-    /// there may be more, beyond the last one.
+    /// Returns a user's sessions, newest first, including revoked ones: at most [`SUMMARIES_MAX`]. If the maximum is
+    /// returned, call again with the last one as `beyond`.
     pub async fn session_summaries(
         &mut self,
         project: &ProjectId,
         user: &UserId,
         beyond: Option<SessionId>,
     ) -> Result<Vec<SessionSummary>, Error> {
-        // Not only those that are live: among a million that are over, Postgres would look for as long as it takes.
+        // Not only the live ones: among a million ended sessions, Postgres might search without limit.
         let query = sessions::table
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
@@ -278,7 +278,7 @@ impl Tx {
         Ok(self.load(query).await?.into_iter().map(SummaryRow::into_summary).collect())
     }
 
-    /// Returns the ids of a user's oldest sessions, whatever their state.
+    /// Returns the ids of a user's oldest sessions, in any state.
     pub async fn sessions_of_user(
         &mut self,
         project: &ProjectId,
@@ -295,21 +295,21 @@ impl Tx {
         Ok(ids.into_iter().map(SessionId::from_uuid).collect())
     }
 
-    /// Writes a new session.
+    /// Inserts a new session.
     pub async fn session_insert(&mut self, stored: StoredSession) -> Result<(), Error> {
         self.execute(diesel::insert_into(sessions::table).values(SessionRow::new(stored))).await?;
         self.note_written();
         Ok(())
     }
 
-    /// Deletes sessions that this transaction has ended, and so has locked. Returns how many.
+    /// Deletes sessions that this transaction has revoked, and so has locked. Returns how many.
     pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
         self.execute(diesel::delete(these)).await
     }
 
-    /// Records a refresh: the session's last use, its device and its chain, and until when its newest access token lasts.
+    /// Records a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
     pub async fn session_rotate(
         &mut self,
         session: &Session,
@@ -345,8 +345,7 @@ impl Tx {
 }
 
 statement! {
-    /// Records what a refresh did to a session: its chain, its last use and the device then, and how long its newest access
-    /// token lasts.
+    /// Records a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
     SessionRotate -> () =
     "UPDATE sessions SET last_used_at = "
     [last_used_at: PgTimestamp as sql::Timestamptz]
@@ -384,7 +383,7 @@ statement! {
 }
 
 impl Tx {
-    /// Takes a session over into its user's present epoch.
+    /// Moves a session to its user's present epoch.
     pub async fn session_spare(&mut self, project: &ProjectId, id: SessionId, epoch: i64) -> Result<(), Error> {
         let statement = SessionSpare { epoch, project: project.as_str().to_owned(), id: id.as_uuid() };
         self.execute(statement).await.map(drop)
@@ -392,7 +391,7 @@ impl Tx {
 }
 
 statement! {
-    /// Takes a session over into its user's present epoch.
+    /// Moves a session to its user's present epoch.
     SessionSpare -> () =
     "UPDATE sessions SET user_epoch = "
     [epoch: i64 as sql::BigInt]
@@ -404,7 +403,7 @@ statement! {
 }
 
 impl Tx {
-    /// Writes what the host application keeps with a session.
+    /// Stores the fields that the host application keeps with a session.
     pub async fn session_change(&mut self, session: &Session) -> Result<(), Error> {
         let statement = SessionChange {
             claims: serde_json::Value::Object(session.claims.clone()),
@@ -419,7 +418,7 @@ impl Tx {
 }
 
 statement! {
-    /// Changes what the host application keeps with a session.
+    /// Updates the fields that the host application keeps with a session.
     SessionChange -> () =
     "UPDATE sessions SET claims = "
     [claims: Value as sql::Jsonb]

@@ -1,39 +1,41 @@
-//! What every statement of ours relies on, as settings of the connection.
+//! The connection settings that every statement relies on.
 //!
-//! Nothing that stays is set on a connection that a pooler gives to others too. The settings come as start-up options, and
-//! where those do not arrive, with the beginning of each transaction.
+//! Nothing that persists is set on a connection that a pooler shares. The settings are sent as start-up options, or
+//! else at the start of each transaction.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::RequiredDurability;
 
-/// Begins a transaction. Each statement of ours sees what was committed before it, whatever the database's default.
+/// Begins a transaction. Each statement sees what was committed before it, whatever the database's default isolation
+/// level.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// What [`SETTINGS`] is where the start-up options have arrived.
+/// The value of [`SETTINGS`] if the start-up options have arrived.
 pub(super) const SETTINGS_MARK: &str = "1";
 
-/// A setting of our own.
+/// A custom setting.
 const SETTINGS: &str = "sessiond.settings";
 
-/// What every statement of ours relies on.
+/// The connection settings that every statement relies on.
 pub(super) struct Settings {
     all: Vec<(&'static str, String)>,
-    /// Begins a transaction where the settings did not arrive at the start; see [`Settings::begin`].
+    /// Begins a transaction if the start-up options did not arrive; see [`Settings::begin`].
     begin: String,
 }
 
 impl Settings {
-    /// A lock that we wait for in vain is given up by the server too, and a transaction whose client froze gives up its
-    /// locks: nobody is left behind to block a sign-out.
+    /// The server, too, stops waiting for a lock at the operation's time limit, and ends the transaction of a frozen
+    /// client after twice that time, so that its locks block no sign-out.
     ///
-    /// Each statement finds its rows by an index, whatever its parameters and however young the statistics; left to itself,
-    /// Postgres plans one over an array on every call, which takes longer than to run it. What reads a whole table all the
-    /// same, the keys, then looks dear enough to be compiled first: 200 ms of a processor, each time, for a few rows. So
-    /// nothing is.
+    /// Each statement finds its rows by an index, whatever its parameters and the age of the statistics. Postgres would
+    /// plan a statement over an array on every call, which takes longer than running it; so plans are generic. The
+    /// statements that read whole tables, those for keys, then look expensive enough for JIT, which takes 200 ms of
+    /// processor time each for a few rows; so JIT is off.
     ///
-    /// The tables are those of one schema, whatever the role or the database say, and no temporary table hides them.
+    /// The tables are found in one schema, whatever the role or the database set, and no temporary table can shadow
+    /// them.
     pub(super) fn new(operation_timeout: Duration, search_path: Option<&str>) -> Self {
         let millis = operation_timeout.as_millis();
         let mut search_path = search_path.unwrap_or("public").to_owned();
@@ -49,13 +51,13 @@ impl Settings {
             ("plan_cache_mode", text("force_generic_plan")),
             ("enable_seqscan", text("off")),
             ("jit", text("off")),
-            // A commit that did not wait for its standbys is told from others by a warning alone (`backend`).
+            // A commit that did not wait for its standbys is recognised by a warning alone (see `backend`).
             ("client_min_messages", text("warning")),
             ("standard_conforming_strings", text("on")),
             ("timezone", text("UTC")),
             (SETTINGS, text(SETTINGS_MARK)),
         ];
-        // No query, whose snapshot would be the transaction's for good.
+        // Not a query: its snapshot would become the transaction's.
         let mut begin = BEGIN.to_owned();
         for (name, value) in all.iter().filter(|(name, _)| *name != SETTINGS) {
             let items = if *name == "search_path" { items(value) } else { literal(value) };
@@ -64,8 +66,8 @@ impl Settings {
         Self { all, begin }
     }
 
-    /// Begins a transaction where the settings did not arrive at the start. What commits wait for is set too, to what was found
-    /// on the connection or what we need, whichever is more.
+    /// Begins a transaction if the start-up options did not arrive. Also sets `synchronous_commit`: to the value found
+    /// on the connection or the one required, whichever is stricter.
     pub(super) fn begin(&self, required_durability: RequiredDurability, commit: &str) -> String {
         match required_durability {
             RequiredDurability::Durable => {
@@ -75,7 +77,7 @@ impl Settings {
         }
     }
 
-    /// As start-up options, behind those of the URL: of two, the last one counts.
+    /// As start-up options, after those of the URL: the last value of a setting wins.
     pub(super) fn options(&self, given: Option<&str>) -> String {
         let mut options = given.unwrap_or_default().to_owned();
         for (name, value) in &self.all {
@@ -90,7 +92,7 @@ fn literal(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
-/// A list of names as SQL has it: those in double quotes stay as they are, all others are in lower case.
+/// A list of identifiers in SQL: quoted ones stay as they are, all others are in lower case.
 fn items(list: &str) -> String {
     let mut is_quoted = false;
     let split = |letter: char| {

@@ -1,16 +1,16 @@
-//! Statements written by hand. Diesel prepares an `update` or a `sql_query` again on every call, because it cannot tell that
-//! the text is always the same. These have a fixed text and a static id, so each connection prepares them once.
+//! Hand-written statements. Diesel prepares an `update` or a `sql_query` again on every call, because it cannot know
+//! that the text is constant. These have a constant text and a static id, so each connection prepares them once.
 
-/// A statement, and what one of its rows is read into.
+/// A statement, and the type of its rows.
 pub(super) trait Statement {
-    /// A row: columns are matched by name, except where the statement has a single one.
+    /// The row type. Columns are matched by name, unless there is only one.
     type Row: Send + 'static;
 }
 
-/// Declares a statement: its row, and its text with a bound field between one piece and the next.
+/// Declares a statement: its row type, and its text with a bound field between the pieces.
 ///
-/// A row is a struct with `QueryableByName`; `i64 as sql::BigInt`, a single column and its type; or `()`, for a statement that
-/// returns no rows.
+/// The row type is a struct with `QueryableByName`; `i64 as sql::BigInt` for a single column and its type; or `()` for
+/// a statement that returns no rows.
 macro_rules! statement {
     (
         $(#[$doc:meta])*

@@ -1,6 +1,6 @@
-//! `sweeps`, and what a sweep reads and removes. Every table is walked in the order of its keys, which for sessions and the
-//! audit is that of time: so what goes lies together, page by page, and no index on a time is needed that each refresh
-//! would have to change.
+//! `sweeps`, and the rows that a sweep reads and deletes. Every table is walked in key order, which for sessions and
+//! the audit is time order: so deleted rows are adjacent, page by page, and no index on a time is needed, which each
+//! refresh would have to update.
 
 mod audit;
 mod deliveries;
@@ -32,31 +32,31 @@ pub use requests::SweptRequest;
 pub use sessions::SweptSession;
 pub use users::SweptUser;
 
-/// What is swept by itself, with a place of its own.
+/// A table that is swept on its own, with its own position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
-    /// Sessions that are over.
+    /// Ended sessions.
     Sessions,
-    /// What request ids were used for.
+    /// Outcomes of request ids.
     Requests,
-    /// The audit, and the addresses in it.
+    /// Revocations in the audit, and the addresses in them.
     Revocations,
-    /// The audit's other part: what ended nothing.
+    /// The other audit records, and the addresses in them.
     Events,
-    /// What others were told of it, and the endpoints that are told nothing any more.
+    /// Deliveries, and removed endpoints.
     Deliveries,
     /// Users without a session.
     Users,
-    /// Keys of every kind.
+    /// Keys of all kinds.
     Keys,
 }
 
 impl Task {
-    /// All of them, in an order in which one makes work for the next: users go after their sessions.
+    /// All tasks. Users come after sessions: deleting sessions leaves users without one.
     pub const ALL: [Self; 7] =
         [Self::Sessions, Self::Requests, Self::Revocations, Self::Events, Self::Deliveries, Self::Users, Self::Keys];
 
-    /// The name, as it is stored and in metrics.
+    /// The task's name, as stored and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sessions => "sessions",
@@ -70,7 +70,7 @@ impl Task {
     }
 }
 
-/// A place in a table: everything up to it has been looked at.
+/// A position in a table: all rows up to it have been examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SweepPosition {
     project: String,
@@ -83,54 +83,54 @@ impl SweepPosition {
         Self { project: String::new(), key: String::new() }
     }
 
-    /// Behind the row with this key.
+    /// After the given row.
     pub fn behind(row: &impl Swept) -> Self {
         let (project, key) = row.key();
         Self { project: project.to_owned(), key }
     }
 
-    /// Behind the last row of that row's project.
+    /// After the last row of the given row's project.
     pub fn behind_project(row: &impl Swept) -> Self {
         Self { project: row.key().0.to_owned(), key: Uuid::max().hyphenated().to_string() }
     }
 
-    /// The id that the key is; the least one where there is none.
+    /// The key as an id; the lowest id if there is none.
     fn id(&self) -> Uuid {
         Uuid::try_parse(&self.key).unwrap_or(Uuid::nil())
     }
 }
 
-/// A row of a table that is swept, in the order of its keys.
+/// A row of a swept table, in key order.
 pub trait Swept: Sized + Send + Sync {
-    /// Its project, and what sorts it within that.
+    /// Its project, and its key within the project.
     fn key(&self) -> (&str, String);
 
-    /// Reads the next rows, in the order of their keys.
+    /// Reads the next rows in key order.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> impl Future<Output = Result<Vec<Self>, Error>> + Send;
 
-    /// Deletes rows, but for those that have come to be needed since they were read. Returns how many.
+    /// Deletes rows, except those that have been needed again since they were read. Returns how many.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     fn delete(tx: &mut Tx, gone: &[Self]) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
 /// How far a sweep has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Where it goes on.
+    /// Where to continue.
     pub position: SweepPosition,
-    /// When it last came to the end.
+    /// When it last reached the end of the table.
     pub completed_at: Option<Timestamp>,
 }
 
 impl Tx {
-    /// Takes a task for the rest of the transaction; `None` while another replica has it.
+    /// Locks a task until the end of the transaction; `None` if another replica holds it.
     pub async fn sweep_claim(&mut self, task: Task) -> Result<Option<Progress>, Error> {
         let progress = self.rows(SweepClaim { task: task.as_str() }).await?.pop();
         Ok(progress.map(|ProgressRow { project_id: project, key, completed_at }| Progress {
@@ -139,7 +139,7 @@ impl Tx {
         }))
     }
 
-    /// Writes down where a task goes on and, if it has come to the end just now, when that was.
+    /// Stores where to continue and, if the end of the table was reached, when.
     pub async fn sweep_note(
         &mut self,
         task: Task,
@@ -153,7 +153,7 @@ impl Tx {
 }
 
 statement! {
-    /// Takes the row of a sweep's task until the end of the transaction; no row when another replica has it.
+    /// Locks a task's row until the end of the transaction; returns no row if another replica holds it.
     SweepClaim -> ProgressRow =
     "SELECT project_id, key, completed_at FROM sweeps WHERE task = "
     [task: &'static str as sql::Text]
@@ -161,7 +161,7 @@ statement! {
 }
 
 statement! {
-    /// Writes down how far a sweep has come.
+    /// Stores how far a sweep has come.
     SweepNote -> () =
     "UPDATE sweeps SET project_id = "
     [project: String as sql::Text]
@@ -184,7 +184,7 @@ struct ProgressRow {
     completed_at: Option<PgTimestamp>,
 }
 
-/// The keys of rows, as two arrays.
+/// Splits the keys of rows into two arrays.
 fn keys<T>(rows: &[T], key: impl Fn(&T) -> (&str, Uuid)) -> (Vec<String>, Vec<Uuid>) {
     rows.iter().map(key).map(|(project, id)| (project.to_owned(), id)).unzip()
 }

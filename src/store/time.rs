@@ -1,4 +1,4 @@
-//! The database's clock, which every replica goes by.
+//! The database's clock, to which every replica synchronises.
 
 use diesel::dsl::sql;
 use diesel::pg::data_types::PgTimestamp;
@@ -11,16 +11,16 @@ use super::error::Error;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
 
-/// How often the clock is read at the start: the fastest answer says most.
+/// How often the clock is read at the start: the fastest response is the most precise.
 const READINGS: usize = 3;
 
 impl Store {
-    /// Corrects a clock by the database's. To be called before anything is judged by it; the feed's reader keeps it right
-    /// from then on.
+    /// Synchronises a clock with the database's. Call it before the clock is used; from then on, the feed's reader
+    /// keeps it synchronised.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn correct(&self, clock: &Clock) -> Result<(), Error> {
         for _ in 0..READINGS {
             let asked = clock.elapsed();
@@ -35,11 +35,11 @@ impl Store {
 }
 
 impl Tx {
-    /// What time the database has, and not when the transaction began.
+    /// Returns the database's current time, not the start of the transaction.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn time(&mut self) -> Result<Timestamp, Error> {
         let rows: Vec<PgTimestamp> = self.load(diesel::select(sql::<Timestamptz>("clock_timestamp()"))).await?;
         let bad = || Error::Inconsistent { table: "clock", column: "clock_timestamp", row: "the only one".to_owned() };

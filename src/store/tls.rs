@@ -27,7 +27,7 @@ use super::url::TlsMode;
 use crate::tls;
 use crate::tls::RootsError;
 
-/// Certificates are always checked: against the URL's file, else against the one given beside it, else against the system's.
+/// Certificates are always verified: against the URL's file, else the file of the option, else the system's.
 pub(super) fn connector(
     url: &DatabaseUrl,
     beside: Option<&Path>,
@@ -64,7 +64,7 @@ pub(super) fn connector(
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// `verify-ca`: the certificate is of a trusted authority and in force, for whatever name.
+/// `verify-ca`: accepts a valid certificate of a trusted authority for any name.
 #[derive(Debug)]
 struct AnyName {
     roots: RootCertStore,

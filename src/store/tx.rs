@@ -1,16 +1,16 @@
-//! One unit of work on one connection: what is done in it is committed, or the connection is thrown away.
+//! A unit of work on one connection: either it is committed or the connection is dropped.
 //!
-//! The transaction is opened and closed in plain SQL: diesel's own manager calls a connection with an open transaction
-//! broken, and then a statement that the database refused could not be told from an outage.
+//! Transactions are opened and closed in plain SQL: diesel's own manager marks a connection with an open transaction as
+//! broken, so a rejected statement would look like an outage.
 //!
-//! # What an acknowledgement rests on
+//! # When a write is acknowledged
 //!
-//! With synchronous replication, a commit is visible to others once it is on the primary's disk and nobody waits for a
-//! standby any more: because the wait was cancelled, or because the primary has started again. What others have written may
-//! therefore be lost with the primary. So nothing is acknowledged because of a row that somebody else wrote, unless a commit
-//! of our own that came after it has waited. A commit waits only if its transaction has written to the log; where it has
-//! changed nothing, it writes an empty message there ([`MARK`]). A transaction number alone is not enough: Postgres does not
-//! wait for a transaction that logged nothing.
+//! With synchronous replication, others see a commit as soon as the primary has written it and nothing waits for a
+//! standby any more: also when the wait was cancelled, or the primary has restarted. So rows that others wrote may be
+//! lost with the primary. Therefore nothing is acknowledged on the basis of another's row, unless a later commit of our
+//! own has waited for the standbys. A commit waits only if its transaction has written to the write-ahead log; a
+//! transaction that changed nothing writes an empty message there ([`MARK`]). A transaction number alone is not enough:
+//! Postgres does not wait for a transaction that logged nothing.
 
 use diesel_async::AsyncPgConnection;
 use diesel_async::RunQueryDsl as _;
@@ -25,38 +25,39 @@ use super::publish::PublishedRevocation;
 use super::publish::Publisher;
 use super::statement::Statement;
 
-/// Writes an empty message to the log, so that the commit waits. It changes nothing, locks nothing and leaves no dead row.
+/// Writes an empty message to the write-ahead log, so that the commit waits. Changes nothing, locks nothing and leaves
+/// no dead row.
 const MARK: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text)";
 
-/// The same, and the commit, in one round trip.
+/// The same with the commit, in one round trip.
 const MARK_AND_COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text); COMMIT";
 
-/// A connection, lent for one operation. Consumed by [`Tx::commit`]; dropped before, the connection is closed, so that
-/// neither an open transaction nor a statement still under way goes back to the pool.
+/// A connection leased for one operation. [`Tx::commit`] consumes it; if it is dropped before, the connection is
+/// closed, so that neither an open transaction nor a running statement returns to the pool.
 pub struct Tx {
     lease: Option<LeasedConnection>,
     operation: &'static str,
     explicit: bool,
-    /// Whether it has written to the log for certain: then its commit waits.
+    /// Whether it has certainly written to the write-ahead log, so that its commit waits.
     has_written: bool,
-    /// What this has ended, to be told when it has committed.
+    /// The revocations to publish after the commit.
     revocations: Vec<PublishedRevocation>,
     /// Whether it has queued a delivery.
     rings: bool,
     publisher: Publisher,
 }
 
-/// A result with nothing left open behind it: only [`Tx::commit`] and [`Tx::rollback`] make one, so no operation can
-/// answer before it has committed.
+/// The result of a finished operation. Only [`Tx::commit`] and [`Tx::rollback`] create one, so no operation can respond
+/// before it has committed.
 pub struct Done<T>(pub(super) T);
 
 impl Tx {
-    /// For a single statement, which Postgres commits by itself; or in a transaction, where our settings come with its
-    /// beginning.
+    /// For a single statement, which Postgres commits by itself. On a shared connection it begins a transaction, which
+    /// applies our settings.
     ///
     /// # Errors
     ///
-    /// As [`Tx::begin`].
+    /// See [`Tx::begin`].
     pub(super) async fn single(
         lease: LeasedConnection,
         operation: &'static str,
@@ -75,11 +76,11 @@ impl Tx {
         Self { lease, operation, explicit: false, has_written: false, revocations: vec![], rings: false, publisher }
     }
 
-    /// Opens a transaction.
+    /// Begins a transaction.
     ///
     /// # Errors
     ///
-    /// When the connection turns out to be dead. Nothing was done: another one may be tried.
+    /// Fails if the connection is dead. Nothing was done: the caller may retry on another connection.
     pub(super) async fn begin(
         lease: LeasedConnection,
         operation: &'static str,
@@ -91,12 +92,12 @@ impl Tx {
         Ok(tx)
     }
 
-    /// Commits, and hands the result on.
+    /// Commits, and returns `value`.
     ///
     /// # Errors
     ///
-    /// When the database did not confirm, or confirmed with a warning: the wait for its standbys was cancelled. It may have
-    /// committed all the same: every operation is safe to repeat.
+    /// Fails if the database does not confirm, or confirms with a warning: the wait for its standbys was cancelled. It
+    /// may have committed nevertheless; every operation is safe to retry.
     pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
             let commit = if self.has_written { "COMMIT" } else { MARK_AND_COMMIT };
@@ -104,8 +105,8 @@ impl Tx {
         }
         let confirmed = self.confirmed();
         self.give_back();
-        // Before the caller is answered: once told that a session is over, it finds the session over here. Also when the commit is in
-        // doubt: the rows are there for every reader of the feed, and to be told of them too early only refuses.
+        // Before the caller gets its response, so that it finds the session revoked on this replica. Also if the commit
+        // is in doubt: every reader of the feed can see the rows, and publishing too early only causes refusals.
         self.publisher.publish(std::mem::take(&mut self.revocations));
         if self.rings {
             self.publisher.deliveries.notify_one();
@@ -113,52 +114,52 @@ impl Tx {
         confirmed.map(|()| Done(value))
     }
 
-    /// Ends a transaction that has only read, and acknowledges nothing: it waits for nobody.
+    /// Ends a read-only transaction, which acknowledges nothing and waits for no standby.
     ///
     /// # Errors
     ///
-    /// When the connection is lost.
+    /// Fails if the connection is lost.
     pub async fn end_reading<T>(mut self, value: T) -> Result<Done<T>, Error> {
         self.has_written = true;
         self.commit(value).await
     }
 
-    /// Makes the answer of a single statement that changed nothing rest on a commit of our own; see the module.
+    /// Makes the result of a single statement that changed nothing depend on a commit of our own; see the module.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub(super) async fn mark(&mut self) -> Result<(), Error> {
         self.batch(MARK).await?;
         self.has_written = true;
         Ok(())
     }
 
-    /// Notes that this has changed a row, so that its commit waits anyway.
+    /// Marks that a row was changed, so that the commit waits anyway.
     pub(super) const fn note_written(&mut self) {
         self.has_written = true;
     }
 
-    /// Whether it has changed a row, as far as was noted.
+    /// Whether a row was changed, as far as marked.
     pub(super) const fn has_written(&self) -> bool {
         self.has_written
     }
 
-    /// Notes what this has ended: it is told once it is true, when it has committed.
+    /// Adds revocations to publish after the commit.
     pub(super) fn will_publish(&mut self, revocations: impl IntoIterator<Item = PublishedRevocation>) {
         self.revocations.extend(revocations);
     }
 
-    /// Makes the commit wake the worker that delivers: before the commit it would find nothing.
+    /// Wakes the delivery worker after the commit: before, it would find nothing.
     pub(super) const fn ring_on_commit(&mut self) {
         self.rings = true;
     }
 
-    /// Undoes everything, and hands the result on: for a refusal that must leave no trace.
+    /// Rolls back, and returns `value`: for a refusal that must leave no trace.
     ///
     /// # Errors
     ///
-    /// When the connection is lost; then too, nothing stays.
+    /// Fails if the connection is lost; the transaction is rolled back then, too.
     pub async fn rollback<T>(mut self, value: T) -> Result<Done<T>, Error> {
         if self.explicit {
             self.batch("ROLLBACK").await?;
@@ -167,16 +168,16 @@ impl Tx {
         Ok(Done(value))
     }
 
-    /// Tells its connection from every other one of this process.
+    /// The connection's number, unique within this process.
     pub(super) fn connection(&self) -> u64 {
         self.lease.as_ref().map_or(0, |lease| lease.backend().number())
     }
 
-    /// Runs a statement written by hand, and returns its rows.
+    /// Runs a hand-written statement, and returns its rows.
     ///
     /// # Errors
     ///
-    /// As [`Error`] says; the same for the next three.
+    /// See [`Error`]; the same for the next three methods.
     pub(super) fn rows<S>(&mut self, statement: S) -> impl Future<Output = Result<Vec<S::Row>, Error>> + Send
     where
         S: Statement + LoadQuery<'static, AsyncPgConnection, S::Row> + Send + 'static,
@@ -200,7 +201,7 @@ impl Tx {
         }
     }
 
-    /// Runs a statement, and returns how many rows it has changed.
+    /// Runs a statement, and returns the number of changed rows.
     #[expect(clippy::manual_async_fn, reason = "of an `async fn` that borrows, rustc cannot tell that it is `Send`")]
     pub(super) fn execute<'a, 'query: 'a, Q>(
         &'a mut self,
@@ -221,34 +222,34 @@ impl Tx {
         done.map_err(|error| self.failed(error))
     }
 
-    /// Names a driver's error after what was being done.
+    /// Adds the operation to a driver's error.
     fn failed(&mut self, error: diesel::result::Error) -> Error {
         let broken = self.lease().pg().is_broken();
         let code = self.lease().backend().state().take_error();
         Error::from_diesel(self.operation, error, code, broken)
     }
 
-    /// Whether what the database has confirmed is as durable as its settings say.
+    /// Checks that a confirmed commit is as durable as required.
     fn confirmed(&mut self) -> Result<(), Error> {
         let operation = self.operation;
         let lease = self.lease();
         if lease.backend().has_warned() {
             return Err(Error::unavailable(
                 operation,
-                "the commit came with a warning: it may not have waited for a standby",
+                "the database confirmed the commit with a warning: it may not have waited for a standby",
             ));
         }
         if !lease.is_current() {
-            return Err(Error::unavailable(operation, "another server has taken over from the one that answered"));
+            return Err(Error::unavailable(operation, "another database server has taken over during the operation"));
         }
         Ok(())
     }
 
     fn lease(&mut self) -> &mut LeasedConnection {
-        self.lease.as_mut().expect("lent until it is committed")
+        self.lease.as_mut().expect("leased until the commit")
     }
 
-    /// Back into the pool: whole again.
+    /// Returns the connection to the pool.
     fn give_back(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();

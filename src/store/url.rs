@@ -1,4 +1,4 @@
-//! What a database URL says about TLS, and about settings that we make ourselves. The driver reads the rest.
+//! The parts of a database URL that concern TLS and our own settings. The driver reads the rest.
 
 use std::path::PathBuf;
 use std::str::FromStr as _;
@@ -10,22 +10,22 @@ use tokio_postgres::config::Host;
 /// Why a database URL cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseUrlError {
-    /// It does not parse. What it says is not repeated: there is a password in it.
-    #[error("the database URL is not one that Postgres knows: postgres://user:password@host:port/database")]
+    /// It does not parse. The URL is not repeated: it contains a password.
+    #[error("the database URL is malformed; expected postgres://user:password@host:port/database")]
     Malformed(#[source] tokio_postgres::Error),
     /// It names no host.
     #[error("the database URL names no host")]
     NoHost,
-    /// What should be a host's name is none. It is not repeated: it may be the end of a password.
+    /// A host name is invalid. It is not repeated: it may be the end of a password.
     #[error(
-        "the database URL has a host that cannot be one. In a user or a password, write @ as %40, / as %2F, ? as %3F, # as \
+        "the database URL has an invalid host. In a user or a password, write @ as %40, / as %2F, ? as %3F, # as \
          %23 and % as %25"
     )]
     Host,
-    /// The mode of TLS is unknown.
+    /// `sslmode` has an unknown value.
     #[error("sslmode in the database URL must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
-    /// The file of certificates is not one.
+    /// The certificate file cannot be read.
     #[error("the file of trusted certificates cannot be read")]
     Certificates(#[source] rustls::pki_types::pem::Error),
     /// The certificates cannot be used.
@@ -33,52 +33,52 @@ pub enum DatabaseUrlError {
     Tls(#[source] rustls::Error),
 }
 
-/// How a connection is protected. Wherever TLS is spoken, the server's certificate is checked.
+/// How a connection is protected. With TLS, the server's certificate is always verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsMode {
     /// No TLS.
     Disable,
-    /// TLS if the server has it.
+    /// TLS if the server supports it.
     Prefer,
     /// TLS, with a certificate for the host's name.
     Require,
-    /// TLS, with a certificate of a trusted authority, for whatever name.
+    /// TLS, with a certificate of a trusted authority, for any name.
     VerifyCa,
 }
 
-/// Which authorities are trusted.
+/// The trusted authorities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Roots {
-    /// Those of the system.
+    /// The system's.
     System,
-    /// Those in a file, in PEM.
+    /// A PEM file.
     File(PathBuf),
 }
 
 /// A database URL.
 pub(super) struct DatabaseUrl {
-    /// What the driver reads.
+    /// The driver's configuration.
     pub(super) config: Config,
-    /// `sslmode`, where it is given.
+    /// `sslmode`, if given.
     pub(super) mode: Option<TlsMode>,
-    /// `sslrootcert`, where it is given.
+    /// `sslrootcert`, if given.
     pub(super) roots: Option<Roots>,
-    /// `search_path`, where `options` sets it.
+    /// `search_path`, if set by `options`.
     pub(super) search_path: Option<String>,
 }
 
 impl DatabaseUrl {
-    /// Reads `postgres://…`, or `key=value …`, as libpq does.
+    /// Parses `postgres://…` or `key=value …`, as libpq does.
     ///
     /// # Errors
     ///
-    /// If it is malformed. The error repeats nothing of it.
+    /// Fails if it is malformed. The error does not repeat it.
     pub(super) fn parse(text: &str) -> Result<Self, DatabaseUrlError> {
-        // Line ends and blanks around it come from files and shells.
+        // Files and shells add newlines and spaces around it.
         let text = text.trim();
         let (rest, ours) = split(text).unwrap_or_else(|| (text.to_owned(), vec![]));
         let config = Config::from_str(&rest).map_err(DatabaseUrlError::Malformed)?;
-        if config.get_hosts().iter().any(is_no_host) {
+        if config.get_hosts().iter().any(is_invalid_host) {
             return Err(DatabaseUrlError::Host);
         }
         let (mut mode, mut roots) = (None, None);
@@ -94,15 +94,15 @@ impl DatabaseUrl {
     }
 }
 
-/// Whether it cannot be a host's name: it is what comes behind an `@` in a password, say.
-fn is_no_host(host: &Host) -> bool {
+/// Whether it cannot be a host name, but may be the part of a password after an `@`.
+fn is_invalid_host(host: &Host) -> bool {
     matches!(host, Host::Tcp(name) if name.contains(['@', '/', '?', '&', '#', '=']) || name.contains(char::is_whitespace))
 }
 
 fn parse_mode(value: &str) -> Result<TlsMode, DatabaseUrlError> {
     Ok(match value {
         "disable" => TlsMode::Disable,
-        // libpq begins without TLS for `allow`; here it never gives TLS up where the server has it.
+        // libpq starts without TLS for `allow`; here TLS is always used if the server supports it.
         "allow" | "prefer" => TlsMode::Prefer,
         "require" | "verify-full" => TlsMode::Require,
         "verify-ca" => TlsMode::VerifyCa,
@@ -110,12 +110,12 @@ fn parse_mode(value: &str) -> Result<TlsMode, DatabaseUrlError> {
     })
 }
 
-/// The parameters that the driver does not know, or knows fewer values of.
+/// The parameters that the driver does not know, or of which it knows fewer values.
 fn is_ours(key: &str) -> bool {
     ["sslmode", "sslrootcert"].contains(&key)
 }
 
-/// Takes our parameters out. `None` if it is malformed: the driver says how.
+/// Extracts our parameters. `None` if the URL is malformed: the driver reports how.
 fn split(text: &str) -> Option<(String, Vec<(String, String)>)> {
     let scheme = ["postgres://", "postgresql://"].into_iter().find(|scheme| text.starts_with(scheme));
     match scheme {
@@ -130,7 +130,7 @@ fn split(text: &str) -> Option<(String, Vec<(String, String)>)> {
 }
 
 fn split_url(text: &str, scheme: usize) -> Option<(String, Vec<(String, String)>)> {
-    // The user and the password end with the first `@`, for the driver too: what looks like a parameter in there is none.
+    // The first `@` ends the user and password, for the driver too: what looks like a parameter before it is not one.
     let after_password = text[scheme..].find('@').map_or(scheme, |at| scheme + at);
     let Some(begin) = text[after_password..].find('?').map(|at| after_password + at) else {
         return Some((text.to_owned(), vec![]));
@@ -148,7 +148,7 @@ fn split_url(text: &str, scheme: usize) -> Option<(String, Vec<(String, String)>
     Some((format!("{}{mark}{}", &text[..begin], theirs.join("&")), ours))
 }
 
-/// Reads `key = value` pairs: a value is a word, or stands between single quotes; a backslash takes the next letter as it is.
+/// Parses `key = value` pairs. A value is a word or single-quoted; a backslash escapes the next character.
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let mut letters = text.chars().peekable();
     let mut pairs = vec![];
@@ -180,7 +180,7 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     }
 }
 
-/// The search path in start-up options: `-c search_path=…`, `-csearch_path=…` or `--search-path=…`; the last one counts.
+/// The search path in start-up options: `-c search_path=…`, `-csearch_path=…` or `--search-path=…`; the last one wins.
 fn search_path(options: &str) -> Option<String> {
     let (mut words, mut word, mut letters) = (vec![], String::new(), options.chars());
     while let Some(letter) = letters.next() {
@@ -221,9 +221,9 @@ mod tests {
         }
     }
 
-    /// Errors name the host, and logs show them.
+    /// Errors name the host, and are logged.
     #[test]
-    fn the_end_of_a_password_is_no_host() {
+    fn the_end_of_a_password_is_not_taken_for_a_host() {
         for text in ["postgres://u:p@ss@h/d", "postgres://h/d?user=u&password=p@ss&sslmode=disable"] {
             assert!(matches!(DatabaseUrl::parse(text), Err(DatabaseUrlError::Host)), "{text}");
         }

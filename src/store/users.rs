@@ -1,4 +1,4 @@
-//! `users`: the epoch of each user, and with it the project's.
+//! `users`: the epoch of each user, read together with the project's.
 
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
@@ -14,29 +14,30 @@ use sessiond_core::id::UserId;
 use sessiond_core::session::Epoch;
 
 impl Tx {
-    /// Gives a user an epoch, unless there is one.
+    /// Creates a user's epoch, unless it exists.
     pub async fn user_ensure(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
         let (user, project) = (user.as_str().to_owned(), project.as_str().to_owned());
         if self.rows(UserEnsure { user: user.clone(), project: project.clone() }).await?.is_empty() {
             return Ok(());
         }
-        // It may have waited for the same user to be forgotten, and have read where to begin before that.
+        // The insert may have waited for the deletion of the same user, and have read the base epoch before that.
         self.execute(UserBegin { project, user }).await.map(drop)
     }
 
-    /// The present epochs; the user's stays as it is until the end of the transaction. `None` for an unknown user.
+    /// Returns the present epochs, and keeps the user's from changing until the end of the transaction. `None` for an
+    /// unknown user.
     pub async fn epoch_share(&mut self, project: &ProjectId, user: &UserId) -> Result<Option<Epoch>, Error> {
         let statement = EpochShare { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         Ok(self.rows(statement).await?.pop().map(EpochRow::present))
     }
 
-    /// The present epochs, which may be raised at any time. `None` for an unknown user.
+    /// Returns the present epochs, which may be raised at any time. `None` for an unknown user.
     pub async fn epoch_read(&mut self, project: &ProjectId, user: &UserId) -> Result<Option<Epoch>, Error> {
         let statement = EpochRead { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         Ok(self.rows(statement).await?.pop().map(EpochRow::present))
     }
 
-    /// Raises a user's epoch, and returns it; `None` for an unknown user. The user's row stays locked.
+    /// Raises a user's epoch and returns it; `None` for an unknown user. The user's row stays locked.
     pub async fn epoch_raise(
         &mut self,
         project: &ProjectId,
@@ -47,13 +48,13 @@ impl Tx {
         Ok(self.rows(EpochRaise { at: to_pg(now), project, user }).await?.pop())
     }
 
-    /// Waits until no other transaction that has called this for the user is under way. Comes before every lock on a row.
+    /// Waits until no other transaction that called this for the user is in progress. Call it before locking any row.
     pub async fn user_queue(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
         let statement = UserQueue { user: user.as_str().to_owned(), project: project.as_str().to_owned() };
         self.rows(statement).await.map(drop)
     }
 
-    /// Forgets a user's epoch. To be called when no session of the user is left, and none can be opened.
+    /// Deletes a user's epoch. Call it only if the user has no session and none can be opened.
     pub async fn user_delete(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
         let statement = UserDelete { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         self.execute(statement).await.map(drop)
@@ -61,7 +62,7 @@ impl Tx {
 }
 
 statement! {
-    /// Sees to it that a user has an epoch; no row when there was one.
+    /// Creates a user's epoch; returns no row if it existed.
     UserEnsure -> i64 as sql::BigInt =
     "INSERT INTO users (project_id, user_id, epoch) SELECT id, "
     [user: String as sql::Text]
@@ -71,7 +72,7 @@ statement! {
 }
 
 statement! {
-    /// Lifts a new user to where new users of the project begin at this moment.
+    /// Raises a new user's epoch to the project's base epoch for new users.
     UserBegin -> () =
     "UPDATE users AS u SET epoch = p.users_epoch_base FROM projects AS p WHERE u.project_id = "
     [project: String as sql::Text]
@@ -81,10 +82,10 @@ statement! {
 }
 
 statement! {
-    /// Reads the present epochs of a project and a user. This and a raise of the user's epoch wait for each other.
+    /// Reads the present epochs of a project and a user. It and a raise of the user's epoch wait for each other.
     ///
-    /// The project's row is read without a lock: every session of the project would queue for it. A session that slips
-    /// through while the project's epoch is raised carries the smaller one, and so is ended all the same.
+    /// The project's row is read without a lock: otherwise every session of the project would queue for it. A session
+    /// that is opened while the project's epoch is being raised has the lower one, and so is ended as well.
     EpochShare -> EpochRow =
     "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
     [project: String as sql::Text]
@@ -94,7 +95,7 @@ statement! {
 }
 
 statement! {
-    /// Reads the present epochs of a project and a user, and waits for nobody: they may be raised at any time.
+    /// Reads the present epochs of a project and a user without waiting: they may be raised at any time.
     EpochRead -> EpochRow =
     "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
     [project: String as sql::Text]
@@ -104,7 +105,7 @@ statement! {
 }
 
 statement! {
-    /// Raises a user's epoch, which ends every session opened under a smaller one.
+    /// Raises a user's epoch, which ends every session opened with a lower one.
     EpochRaise -> i64 as sql::BigInt =
     "UPDATE users SET epoch = epoch + 1, epoch_raised_at = "
     [at: PgTimestamp as sql::Timestamptz]
@@ -116,10 +117,11 @@ statement! {
 }
 
 statement! {
-    /// Lets those that sign the same user in take turns, where their number is limited. Released with the transaction.
+    /// Makes sign-ins of the same user take turns if the number of sessions is limited. Released at the end of the
+    /// transaction.
     ///
-    /// Not the user's row: a refresh of one of the user's sessions holds that session while it waits for the row, and to
-    /// make room this would wait for the session. Two users whose names hash alike take turns too, which does no harm.
+    /// Not a lock on the user's row: a refresh locks one of the user's sessions and then waits for the row, while
+    /// making room would wait for the session. Two users with the same hash take turns too, which does no harm.
     UserQueue -> bool as sql::Bool =
     "SELECT pg_advisory_xact_lock(hashtextextended("
     [user: String as sql::Text]
@@ -129,7 +131,7 @@ statement! {
 }
 
 statement! {
-    /// Forgets a user, and has every new one begin above that epoch.
+    /// Deletes a user, and makes new users start above its epoch.
     UserDelete -> () =
     "WITH gone AS (
          DELETE FROM users WHERE project_id = "

@@ -1,8 +1,8 @@
-//! The stream to one server. What the driver is to read is read here first.
+//! The stream to one server, which inspects messages before the driver reads them.
 //!
-//! The driver keeps the SQLSTATE of an error to itself, which is the same in every language. And it sends a password to any
-//! server that asks: over an open network, a request for one in clear, or hashed in a way that can be guessed, never gets as
-//! far as the driver.
+//! The driver hides the SQLSTATE of an error, which is the same in every language. It also sends a password to any
+//! server that asks: on a connection without TLS, a request for a password in clear text or as an MD5 hash is rejected
+//! before it reaches the driver.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -33,41 +33,40 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::settings::BEGIN;
 
-/// How much of a message is kept: its code stands within the first hundred bytes.
+/// How many bytes of a message are kept: its SQLSTATE is within the first hundred.
 const KEPT_BYTES: usize = 512;
 
-/// What a client sends to ask for TLS: a length, and a number that is no version of the protocol.
+/// The SSLRequest message: a length, and a number that is not a protocol version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// The half of a connection that must be driven for the other to get anywhere.
+/// The half of a connection that must be polled for the client to make progress.
 pub(super) type Connection = tokio_postgres::Connection<ServerStream, ServerStream>;
 
-/// What is known of one connection, beside what the driver tells.
+/// What is known about one connection beyond what the driver exposes.
 #[derive(Default)]
 pub(super) struct WireState {
     error: Mutex<Option<SqlState>>,
-    /// How a transaction begins where a pooler gives each one a connection that others use too.
+    /// How to begin a transaction on a connection that a pooler shares.
     shared: OnceLock<Arc<str>>,
     statements_lost: Arc<StatementsLost>,
 }
 
-/// When a pooler last lost a named statement of ours.
+/// When a pooler last lost one of our prepared statements.
 #[derive(Default)]
 pub(super) struct StatementsLost(Mutex<Option<Instant>>);
 
 impl StatementsLost {
-    /// Notes that one was lost.
     pub(super) fn note(&self) {
         *self.0.lock().expect("no one panics while holding it") = Some(Instant::now());
     }
 
-    /// Whether one was lost within this time.
+    /// Whether one was lost within the last `time`.
     pub(super) fn within(&self, time: Duration) -> bool {
         self.0.lock().expect("no one panics while holding it").is_some_and(|at| at.elapsed() < time)
     }
 }
 
-/// Whether an error says that a named statement is not where we left it, or that another client left one of that name.
+/// Whether the error means that a prepared statement is gone, or that another client prepared one with the same name.
 pub(super) fn is_statement_lost(code: &SqlState) -> bool {
     [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(code)
 }
@@ -77,7 +76,7 @@ impl WireState {
         Self { statements_lost, ..Self::default() }
     }
 
-    /// The SQLSTATE of the last error since this was last asked.
+    /// Returns the SQLSTATE of the last error, and clears it.
     pub(super) fn take_error(&self) -> Option<SqlState> {
         let code = self.error.lock().expect("no one panics while holding it").take();
         if code.as_ref().is_some_and(is_statement_lost) {
@@ -86,29 +85,29 @@ impl WireState {
         code
     }
 
-    /// Whether a pooler gives each transaction a connection that others used, and will use.
+    /// Whether a pooler shares this connection: each transaction may run on another server connection.
     pub(super) fn is_shared(&self) -> bool {
         self.shared.get().is_some()
     }
 
-    /// Notes that it does, and how a transaction begins there.
+    /// Marks the connection as shared, with the statements that begin a transaction on it.
     pub(super) fn share(&self, begin: Arc<str>) {
-        // It is found out once.
+        // Found out once per connection.
         let _ = self.shared.set(begin);
     }
 
-    /// Begins a transaction.
+    /// The statements that begin a transaction.
     pub(super) fn begin(&self) -> Arc<str> {
         self.shared.get().map_or_else(|| BEGIN.into(), Arc::clone)
     }
 }
 
-/// A server asked for the password in a way that gives it away.
+/// A server asked for the password in a way that would reveal it.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub(super) enum InsecureAuth {
-    #[error("the server asks for the password in clear, and there is no TLS")]
+    #[error("the server asks for the password in clear text, but there is no TLS")]
     Cleartext,
-    #[error("the server asks for the password as an MD5 hash, and there is no TLS")]
+    #[error("the server asks for the password as an MD5 hash, but there is no TLS")]
     Md5,
 }
 
@@ -163,21 +162,21 @@ pub(super) struct ServerStream {
 }
 
 impl ServerStream {
-    /// Over a socket of this machine, where nobody listens.
+    /// Over a Unix socket, which cannot be intercepted.
     pub(super) fn unix(socket: UnixStream, state: &Arc<WireState>) -> Self {
         Self::over(Box::new(socket), false, state)
     }
 
-    /// Over an open network.
+    /// Over TCP, without TLS.
     pub(super) fn tcp(socket: TcpStream, state: &Arc<WireState>) -> Self {
         Self::over(Box::new(socket), true, state)
     }
 
-    /// Over TLS; the handshake comes at once if the server has agreed, or needs no asking.
+    /// Over TLS. Call it once the server has accepted TLS, or expects it directly.
     ///
     /// # Errors
     ///
-    /// If the handshake fails. The source says why, as rustls has it.
+    /// Fails if the handshake fails; the source is rustls' error.
     pub(super) async fn tls(
         socket: TcpStream,
         tls: &MakeRustlsConnect,
@@ -198,15 +197,15 @@ impl ServerStream {
     }
 }
 
-/// Asks the server for TLS; whether it agreed.
+/// Asks the server for TLS, and returns whether it accepted.
 ///
 /// # Errors
 ///
-/// If the connection breaks.
+/// Fails if the connection breaks.
 pub(super) async fn offers_tls(socket: &mut TcpStream) -> io::Result<bool> {
     socket.write_all(&SSL_REQUEST).await?;
     let mut answer = [0];
-    // One byte and no more: what comes behind it in the clear was not written by the one who holds the certificate.
+    // Exactly one byte: any plaintext behind it was not sent by the holder of the certificate.
     socket.read_exact(&mut answer).await?;
     Ok(answer == *b"S")
 }
@@ -247,7 +246,7 @@ impl TlsStream for ServerStream {
     }
 }
 
-/// For the driver, which asks for TLS by itself otherwise: the stream is as protected as it is going to be.
+/// A TLS connector for the driver that does nothing: TLS, if any, is already established.
 pub(super) struct AlreadyNegotiated;
 
 impl TlsConnect<ServerStream> for AlreadyNegotiated {
@@ -260,15 +259,15 @@ impl TlsConnect<ServerStream> for AlreadyNegotiated {
     }
 }
 
-/// Reads along: a letter, a length that counts itself, and a body.
+/// Parses server messages: a type byte, a length that includes itself, and a body.
 #[derive(Default)]
 struct MessageReader {
-    /// Whether others may listen.
+    /// Whether the connection could be intercepted.
     is_plaintext: bool,
     head: Vec<u8>,
-    /// The beginning of the body.
+    /// The start of the body.
     body: Vec<u8>,
-    /// How much of the body is still to come.
+    /// How many bytes of the body are still to come.
     unread: usize,
 }
 
@@ -328,9 +327,9 @@ mod tests {
         [&[kind][..], &length, body].concat()
     }
 
-    /// Whatever language the text is in, and wherever the network cuts.
+    /// In any language, and wherever the network splits the bytes.
     #[test]
-    fn codes_are_read_along_however_the_bytes_arrive() {
+    fn error_codes_are_read_however_the_bytes_arrive() {
         let text = [
             message(b'S', b"server_version\x0017\0"),
             message(b'I', b""),
@@ -353,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_clear_is_not_asked_for_over_an_open_network() {
+    fn a_request_for_a_password_in_clear_text_is_rejected_without_tls() {
         for (code, refused) in [(0, false), (3, true), (5, true), (10, false)] {
             for is_plaintext in [true, false] {
                 let mut messages = MessageReader { is_plaintext, ..MessageReader::default() };

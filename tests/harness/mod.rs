@@ -16,10 +16,10 @@ pub mod proxy;
 pub mod pair;
 
 /// A proxy to a server that can be cut.
-pub mod road;
+pub mod link;
 
 /// A fake sessiond, scripted by the test.
-pub mod stage;
+pub mod fake_server;
 
 /// Calls of a service and its users, other than signing in and out.
 pub mod calls;

@@ -91,7 +91,7 @@ impl Pair {
 
     /// Waits until a statement of sessiond's waits for the standby, and calls this on its server process:
     /// `pg_cancel_backend` or `pg_terminate_backend`.
-    pub async fn strike(&self, function: &str) {
+    pub async fn signal_waiting(&self, function: &str) {
         eventually("somebody waits for the standby", async || !self.waiting().await.is_empty()).await;
         for pid in self.waiting().await {
             self.database().run(&format!("SELECT {function}({pid})")).await;

@@ -59,30 +59,30 @@ impl Proxy {
 
     /// A proxy on which selected connections can be silenced: those that ever contained certain words. They stay open,
     /// as behind a dead network.
-    pub async fn that_swallows(database: &Database, words: &'static str) -> (Self, Silence) {
-        let (relay, silence) = swallowing(words);
+    pub async fn that_swallows(database: &Database, marker: &'static str) -> (Self, Silence) {
+        let (relay, silence) = swallowing(marker);
         (Self::to(database, relay).await, silence)
     }
 
     /// The same, to the given cluster.
-    pub async fn that_swallows_at(socket: PathBuf, name: &str, words: &'static str) -> (Self, Silence) {
-        let (relay, silence) = swallowing(words);
+    pub async fn that_swallows_at(socket: PathBuf, name: &str, marker: &'static str) -> (Self, Silence) {
+        let (relay, silence) = swallowing(marker);
         (Self::to_socket(socket, name, relay).await, silence)
     }
 }
 
 fn swallowing(
-    words: &'static str,
+    marker: &'static str,
 ) -> (impl Fn(TcpStream, UnixStream) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync + 'static, Silence) {
     let silence = Silence(Arc::new(watch::Sender::new(false)));
-    let told = silence.clone();
+    let silenced = silence.clone();
     let relay = move |client: TcpStream, server: UnixStream| {
-        let (told, marked) = (told.clone(), Arc::new(AtomicBool::new(false)));
+        let (silenced, marked) = (silenced.clone(), Arc::new(AtomicBool::new(false)));
         Box::pin(async move {
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
             tokio::join!(
-                pass(from_client, to_server, Some(words), Arc::clone(&marked), told.clone()),
-                pass(from_server, to_client, None, marked, told)
+                pass(from_client, to_server, Some(marker), Arc::clone(&marked), silenced.clone()),
+                pass(from_server, to_client, None, marked, silenced)
             );
         }) as futures_util::future::BoxFuture<'static, ()>
     };
@@ -112,15 +112,15 @@ impl Silence {
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    words: Option<&'static str>,
+    marker: Option<&'static str>,
     marked: Arc<AtomicBool>,
     silence: Silence,
 ) {
     let mut silent = silence.0.subscribe();
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let said = |words: &str| buffer[..count].windows(words.len()).any(|window| window == words.as_bytes());
-        if words.is_some_and(said) {
+        let contains = |marker: &str| buffer[..count].windows(marker.len()).any(|window| window == marker.as_bytes());
+        if marker.is_some_and(contains) {
             marked.store(true, Ordering::SeqCst);
         }
         while marked.load(Ordering::SeqCst) && *silent.borrow_and_update() {

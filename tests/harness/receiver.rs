@@ -47,7 +47,7 @@ pub const NAME: &str = "receiver.example.org";
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// A status, headers and a body.
-    Say(u16, &'static str, &'static str),
+    Status(u16, &'static str, &'static str),
     /// A 200 with a body that never ends.
     Endless,
     /// No response.
@@ -56,13 +56,13 @@ pub enum Reply {
 
 /// A request that a receiver got.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Delivery {
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Told {
+impl Delivery {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
@@ -90,7 +90,7 @@ impl Told {
 pub struct Receiver {
     pub port: u16,
     pub certificate: PathBuf,
-    told: Arc<Mutex<Vec<Told>>>,
+    deliveries: Arc<Mutex<Vec<Delivery>>>,
     replies: Arc<Mutex<VecDeque<Reply>>>,
     pub connections: Arc<AtomicUsize>,
     /// How many bytes of endless bodies were sent.
@@ -110,7 +110,7 @@ impl Receiver {
     }
 
     /// With the same name, and another certificate.
-    pub async fn start_stranger() -> Self {
+    pub async fn start_untrusted() -> Self {
         Self::start_as(&certified()).await
     }
 
@@ -129,33 +129,33 @@ impl Receiver {
         let tls = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let port = listener.local_addr().expect("bound").port();
-        let (told, replies) = (Arc::<Mutex<Vec<Told>>>::default(), Arc::<Mutex<VecDeque<Reply>>>::default());
+        let (deliveries, replies) = (Arc::<Mutex<Vec<Delivery>>>::default(), Arc::<Mutex<VecDeque<Reply>>>::default());
         let (connections, poured) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let shared = (Arc::clone(&told), Arc::clone(&replies), Arc::clone(&connections), Arc::clone(&poured));
+        let shared = (Arc::clone(&deliveries), Arc::clone(&replies), Arc::clone(&connections), Arc::clone(&poured));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (told, replies, connections, poured) = shared.clone();
+                let (deliveries, replies, connections, poured) = shared.clone();
                 connections.fetch_add(1, Ordering::SeqCst);
                 let tls = tls.clone();
                 tokio::spawn(async move {
                     let Ok(mut stream) = tls.accept(stream).await else { return };
                     let Some(message) = read(&mut stream).await else { return };
-                    told.lock().expect("no one panics while holding it").push(message);
+                    deliveries.lock().expect("no one panics while holding it").push(message);
                     let reply = replies.lock().expect("no one panics while holding it").pop_front();
-                    answer(stream, reply.unwrap_or(Reply::Say(204, "", "")), &poured).await;
+                    answer(stream, reply.unwrap_or(Reply::Status(204, "", "")), &poured).await;
                 });
             }
         });
-        Self { port, certificate, told, replies, connections, poured, task }
+        Self { port, certificate, deliveries, replies, connections, poured, task }
     }
 
     /// Sets the response to the next requests; those after them get a 204.
-    pub fn will(&self, replies: impl IntoIterator<Item = Reply>) {
+    pub fn reply_with(&self, replies: impl IntoIterator<Item = Reply>) {
         self.replies.lock().expect("no one panics while holding it").extend(replies);
     }
 
-    pub fn told(&self) -> Vec<Told> {
-        self.told.lock().expect("no one panics while holding it").clone()
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        self.deliveries.lock().expect("no one panics while holding it").clone()
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -225,12 +225,12 @@ impl Drop for Worker {
 
 impl Service {
     /// The claims of a token that is signed with a key of the JWKS and has this `typ`.
-    pub async fn verified(&self, told: &Told, typ: &str) -> Value {
+    pub async fn verified(&self, deliveries: &Delivery, typ: &str) -> Value {
         let jwks = format!("/projects/{PROJECT}/.well-known/jwks.json");
         let answer = self.wires.http(Method::GET, &jwks, HeaderMap::new(), "").await;
         assert_eq!(answer.status(), StatusCode::OK);
         let jwks: Value = serde_json::from_slice(answer.body()).expect("JSON");
-        let token = UntrustedToken::new(told.token()).expect("a JWT");
+        let token = UntrustedToken::new(deliveries.token()).expect("a JWT");
         assert_eq!((token.algorithm(), token.header().token_type.as_deref()), ("ES256", Some(typ)));
         let kid = token.header().key_id.as_deref().expect("a kid");
         let key = jwks["keys"].as_array().expect("keys").iter().find(|key| key["kid"] == kid).expect("it is published");
@@ -240,12 +240,12 @@ impl Service {
         let point = [&[4][..], &x, &y].concat();
         let key = <Es256 as jwt_compact::Algorithm>::VerifyingKey::from_slice(&point).expect("a point");
         Es256.validator::<Value>(&key).validate(&token).expect("a good signature");
-        told.claims()
+        deliveries.claims()
     }
 }
 
 /// Reads a request: its headers, and a body of the declared length.
-async fn read(stream: &mut TlsStream<TcpStream>) -> Option<Told> {
+async fn read(stream: &mut TlsStream<TcpStream>) -> Option<Delivery> {
     let mut bytes = vec![];
     let head = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -264,17 +264,17 @@ async fn read(stream: &mut TlsStream<TcpStream>) -> Option<Told> {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let told = Told { path, headers, body: String::new() };
-    let length: usize = told.header("content-length").expect("a length").parse().expect("a number");
+    let deliveries = Delivery { path, headers, body: String::new() };
+    let length: usize = deliveries.header("content-length").expect("a length").parse().expect("a number");
     while bytes.len() < head + 4 + length {
         stream.read_buf(&mut bytes).await.ok().filter(|read| *read > 0)?;
     }
-    Some(Told { body: String::from_utf8(bytes[head + 4..].to_vec()).expect("ASCII"), ..told })
+    Some(Delivery { body: String::from_utf8(bytes[head + 4..].to_vec()).expect("ASCII"), ..deliveries })
 }
 
 async fn answer(mut stream: TlsStream<TcpStream>, reply: Reply, poured: &AtomicUsize) {
     match reply {
-        Reply::Say(status, headers, body) => {
+        Reply::Status(status, headers, body) => {
             let length = body.len();
             let text = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
             let _ = stream.write_all(text.as_bytes()).await;

@@ -111,13 +111,13 @@ struct Measured {
 
 impl Target {
     fn from_env() -> Outcome<Self> {
-        let said = |name: &str| env::var(name).map_err(|_| format!("{name} is not set: run tests/hostile/run"));
+        let result = |name: &str| env::var(name).map_err(|_| format!("{name} is not set: run tests/hostile/run"));
         let number =
             |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
         Ok(Self {
-            addr: said("SESSIOND_URL")?.trim_start_matches("http://").parse()?,
-            server_key: said("SESSIOND_SERVER_KEY")?,
-            database_url: said("DATABASE_URL")?,
+            addr: result("SESSIOND_URL")?.trim_start_matches("http://").parse()?,
+            server_key: result("SESSIOND_SERVER_KEY")?,
+            database_url: result("DATABASE_URL")?,
             pid: env::var("SESSIOND_PID").ok().and_then(|text| text.parse().ok()),
             seconds: number("HOSTILE_SECONDS", 10),
             floor: Duration::from_millis(number("HOSTILE_FLOOR_MS", 0)),
@@ -159,7 +159,7 @@ impl Target {
         let body = json!({"user_id": user});
         match self.ask(sender, Method::POST, "/auth/sessions", &self.server_key, Some(body)).await? {
             (StatusCode::OK, created) => Ok(created),
-            (status, said) => Err(format!("no sign-in: {status} {said}").into()),
+            (status, result) => Err(format!("no sign-in: {status} {result}").into()),
         }
     }
 
@@ -199,14 +199,14 @@ impl Target {
         }
         let memory = self.memory();
         stop.store(true, Ordering::Relaxed);
-        let said = match attacking {
+        let result = match attacking {
             Some(attacking) => attacking.await?.unwrap_or_else(|error| format!("the attack ended: {error}")),
             None => String::new(),
         };
         took.sort_unstable();
         let at = |share: usize| took[(took.len() * share / 100).min(took.len() - 1)];
         println!(
-            "{name:28} {:4} sign-outs, {failed} failed, p50 {:?}, p99 {:?}, {memory} MB resident; {said}",
+            "{name:28} {:4} sign-outs, {failed} failed, p50 {:?}, p99 {:?}, {memory} MB resident; {result}",
             took.len(),
             at(50),
             at(99)

@@ -26,8 +26,8 @@ pub(crate) async fn cluster(place: &Place, binaries: &Binaries, durability: Dura
     }
     let output = place::run(initdb).await?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::Failed { program: "initdb", status: output.status, output: said });
+        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::Failed { program: "initdb", status: output.status, output: stderr });
     }
     fs::rename(&unfinished, place.data()).map_err(Error::file("rename", &unfinished))?;
     let home = File::open(&place.home).and_then(|home| home.sync_all());

@@ -44,10 +44,10 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
         let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let said = check(&[("--listen", free), ("--metrics-listen", address)]).expect_err("taken");
+        let error = check(&[("--listen", free), ("--metrics-listen", address)]).expect_err("taken");
         assert!(
-            said.starts_with(&format!("cannot listen on {address} (--metrics-listen): the port is in use")),
-            "{said}"
+            error.starts_with(&format!("cannot listen on {address} (--metrics-listen): the port is in use")),
+            "{error}"
         );
         drop(taken);
         assert_eq!(check(&[("--listen", free), ("--metrics-listen", address)]), Ok(()));

@@ -20,9 +20,10 @@ pub(crate) struct ResealArgs {
 pub(crate) async fn run(args: ResealArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     let Resealed { resealed, present, unopened } = app.reseal().await?;
-    let said = print::done(format!("resealed {resealed} keys; {present} were already under the present sealing key"));
+    let printed =
+        print::done(format!("resealed {resealed} keys; {present} were already under the present sealing key"));
     match unopened.as_slice() {
-        [] => Ok(said?),
+        [] => Ok(printed?),
         lost => {
             lost.iter().for_each(|error| print::aside(format_args!("{error}, present or previous")));
             let what =

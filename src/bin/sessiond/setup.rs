@@ -148,7 +148,7 @@ static STOP: OnceLock<watch::Receiver<bool>> = OnceLock::new();
 /// If a signal handler cannot be installed.
 pub(crate) fn listen_to_signals() -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let (stop, told) = watch::channel(false);
+    let (stop, stop_requested) = watch::channel(false);
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -159,7 +159,7 @@ pub(crate) fn listen_to_signals() -> std::io::Result<()> {
         stop.closed().await;
     });
     // This function is called once.
-    let _ = STOP.set(told);
+    let _ = STOP.set(stop_requested);
     Ok(())
 }
 
@@ -169,10 +169,11 @@ pub(crate) fn listen_to_signals() -> std::io::Result<()> {
 ///
 /// If [`listen_to_signals`] was not called.
 pub(crate) fn stopped() -> std::io::Result<impl Future<Output = ()>> {
-    let mut told = STOP.get().ok_or_else(|| std::io::Error::other("signal handlers are not installed"))?.clone();
+    let mut stop_requested =
+        STOP.get().ok_or_else(|| std::io::Error::other("signal handlers are not installed"))?.clone();
     Ok(async move {
         // The sender is never dropped while somebody waits.
-        let _ = told.wait_for(|told| *told).await;
+        let _ = stop_requested.wait_for(|stop_requested| *stop_requested).await;
     })
 }
 

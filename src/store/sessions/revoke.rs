@@ -1,4 +1,4 @@
-//! Ending sessions: the one statement that signs out.
+//! Revokes sessions: the single statement behind every sign-out.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -28,31 +28,32 @@ use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::session::revoked::Ended;
 
-/// A session to end, as the audit will tell of it.
+/// A session to revoke, with the fields of its audit record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Revocation {
-    /// Its project.
+    /// The session's project.
     pub project: ProjectId,
     /// The session.
     pub session: SessionId,
-    /// When it ends.
+    /// When it is revoked.
     pub at: Timestamp,
     /// Why.
     pub reason: RevokeReason,
-    /// Who ends it.
+    /// Who revokes it.
     pub by: EndedBy,
-    /// From where, as far as is known.
+    /// The client's address, if known.
     pub ip: Option<IpAddr>,
 }
 
 impl Store {
-    /// Ends sessions, in one statement and so in one transaction; answers with those that were live until now. Any other
-    /// had run out, had been ended before, or is unknown.
-    /// `held` is dropped when the database is done with the operation, whatever becomes of the caller.
+    /// Revokes sessions in one statement, and so in one transaction. Returns those that were live until now; the others
+    /// had expired, were revoked before, or are unknown. `held` is dropped once the database is done with the
+    /// operation, even if the caller is gone.
     ///
     /// # Errors
     ///
-    /// When the database is away. Safe to repeat: what was ended by the first try is no longer live for the second.
+    /// Fails if the database is unavailable. Safe to retry: sessions revoked by the first attempt are no longer live
+    /// for the second.
     pub async fn sessions_revoke(
         &self,
         asked: Vec<Revocation>,
@@ -65,7 +66,7 @@ impl Store {
             async move {
                 let ended = tx.sessions_revoke(&asked).await?;
                 if !tx.has_written() {
-                    // All had been ended before, by others: that must not be lost with the primary.
+                    // All were revoked before, by others: the answer must not be lost with the primary.
                     tx.mark().await?;
                 }
                 tx.commit(ended).await
@@ -111,13 +112,14 @@ impl Tx {
 }
 
 statement! {
-    /// Revokes those of the sessions that are not revoked yet, writes the audit, queues deliveries, and returns of each whether
-    /// it was live until now, and whether anything was queued. The sign-outs of many callers share one statement.
+    /// Revokes those sessions that are not revoked yet, writes audit records, and queues deliveries. Returns for each
+    /// session whether it was live until now, and whether anything was queued. Sign-outs of many callers share one
+    /// statement.
     ///
-    /// A session that ran out, or fell to a raised epoch, is ended all the same: a refresh under way may have read an
-    /// earlier time, and must not bring it back to life. The rows are locked in one order, whatever the plan, so that no
-    /// two such statements wait for each other. Endpoints are few to a project: the limit has its own looked up, however
-    /// many there are in all.
+    /// A session that has expired, or that a raised epoch ended, is revoked nevertheless: a concurrent refresh may have
+    /// read an earlier time, and must not revive it. Rows are locked in a fixed order, whatever the plan, so that two
+    /// such statements cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
+    /// project, however many there are in total.
     SessionsRevoke -> EndedRow =
     "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
          SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
@@ -166,7 +168,7 @@ statement! {
        pg_current_xact_id()::text::bigint AS xid, was_live, EXISTS (SELECT FROM queued) AS is_queued FROM ended"
 }
 
-/// A session that was just ended.
+/// A session that was just revoked.
 #[derive(QueryableByName)]
 struct EndedRow {
     #[diesel(sql_type = sql::Text)]
@@ -181,7 +183,7 @@ struct EndedRow {
     at: PgTimestamp,
     #[diesel(sql_type = sql::SmallInt)]
     reason: i16,
-    /// The line of the audit.
+    /// The id of the audit record.
     #[diesel(sql_type = sql::Uuid)]
     record: Uuid,
     #[diesel(sql_type = sql::Timestamptz)]
@@ -191,7 +193,7 @@ struct EndedRow {
     /// Whether it was live until now.
     #[diesel(sql_type = sql::Bool)]
     was_live: bool,
-    /// Whether the statement has queued a delivery, of whichever session.
+    /// Whether the statement queued a delivery, for any session.
     #[diesel(sql_type = sql::Bool)]
     is_queued: bool,
 }

@@ -1,4 +1,4 @@
-//! The row of a session, and its translation into the words of the rules.
+//! The row of a session, and its conversion to and from the domain types.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,15 +33,15 @@ use sessiond_core::session::rotation::Issue;
 use sessiond_core::session::rotation::Repeats;
 use sessiond_core::token::refresh::RowSecret;
 
-/// A session with what only we know of it.
+/// A session with the fields that only the store needs.
 pub struct StoredSession {
     /// The session.
     pub session: Session,
     /// Its chain of refresh tokens.
     pub chain: Chain,
-    /// The random half of them.
+    /// The secret from which they are derived.
     pub secret: RowSecret,
-    /// The greatest `exp` of an access token issued.
+    /// The latest `exp` of its access tokens.
     pub access_expires_at: Timestamp,
 }
 
@@ -123,11 +123,11 @@ impl SessionRow {
         }
     }
 
-    /// Reads the row.
+    /// Parses the row.
     ///
     /// # Errors
     ///
-    /// When a column holds what we never write there.
+    /// Fails if a column holds a value that this server never writes.
     pub(in crate::store) fn into_stored(self) -> Result<StoredSession, Error> {
         let row = format!("{}/{}", self.project_id, self.id);
         let bad = |column| Error::Inconsistent { table: "sessions", column, row: row.clone() };
@@ -177,20 +177,20 @@ impl SessionRow {
     }
 }
 
-/// A chain, in its three columns: generation, attempts, times of issue.
+/// A chain's three columns: generation, attempts, and times of issue.
 pub(in crate::store) fn chain_columns(chain: &Chain) -> (i64, Vec<i64>, Vec<PgTimestamp>) {
     let issues = chain.issues();
     let attempts = issues.iter().map(|issue| issue.attempt.into()).collect();
     (chain.generation().into(), attempts, issues.iter().map(|issue| to_pg(issue.issued_at)).collect())
 }
 
-/// How often the last refresh was repeated, in its two columns: the count, and whether from elsewhere.
+/// The two columns on repeats of the last refresh: the count, and whether one came from elsewhere.
 pub(in crate::store) fn repeats_columns(chain: &Chain) -> (i16, bool) {
     let Repeats { count, elsewhere } = chain.repeats();
     (i16::try_from(count).unwrap_or(i16::MAX), elsewhere)
 }
 
-/// A device before it changed, in its two columns: when it did, and the device until then.
+/// The two columns on a changed device: when it changed, and the device until then.
 pub(in crate::store) fn device_before_columns(before: Option<&DeviceBefore>) -> (Option<PgTimestamp>, Option<Value>) {
     let columns = |DeviceBefore { changed_at, device }: &DeviceBefore| {
         let Device { name, user_agent, ip } = device;
@@ -199,7 +199,7 @@ pub(in crate::store) fn device_before_columns(before: Option<&DeviceBefore>) -> 
     before.map(columns).unzip()
 }
 
-/// Labels, as their column holds them.
+/// The column of labels.
 pub(in crate::store) fn labels_column(labels: BTreeMap<String, String>) -> Value {
     labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
 }
@@ -222,7 +222,7 @@ fn read_device_before(before: Value) -> Option<Device> {
     read_device(text("name")?, text("user_agent")?, text("ip")?)
 }
 
-/// Reads a device's columns; `None` if the address is none.
+/// Parses a device's columns; `None` if the address is malformed.
 fn read_device(name: Option<String>, user_agent: Option<String>, ip: Option<String>) -> Option<Device> {
     let ip = ip.map(|ip| ip.parse()).transpose().ok()?;
     Some(Device { name, user_agent, ip })

@@ -1,4 +1,4 @@
-//! The audit, in two tables: what ended something, and what ended nothing.
+//! The two tables of the audit: revocations, and all other events.
 
 use std::marker::PhantomData;
 
@@ -15,26 +15,26 @@ use crate::store::error::Error;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 
-/// A line of the audit.
+/// An audit record.
 #[derive(Clone, Debug)]
 pub struct SweptLine<T> {
     project: String,
     id: Uuid,
     /// When it was written.
     pub at: Timestamp,
-    /// Until then some verifier may hold a token that it is about.
+    /// Until when a verifier may hold an access token that it concerns.
     pub access_expires_at: Timestamp,
-    /// Whether an address is in it.
+    /// Whether it contains an address.
     pub has_address: bool,
     table: PhantomData<T>,
 }
 
 impl<T: AuditTable> SweptLine<T> {
-    /// Takes the addresses out of lines. Returns how many lines there were.
+    /// Removes the addresses from records. Returns how many were changed.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// Fails if the database is unavailable.
     pub async fn strip(tx: &mut Tx, lines: &[Self]) -> Result<usize, Error> {
         let (projects, ids) = keys(lines);
         T::strip(tx, projects, ids).await
@@ -69,9 +69,9 @@ fn keys<T>(lines: &[SweptLine<T>]) -> (Vec<String>, Vec<Uuid>) {
     super::keys(lines, |line| (&line.project, line.id))
 }
 
-/// One of the two tables of the audit.
+/// A table of the audit.
 pub trait AuditTable: Send + Sync + 'static {
-    /// Reads the next lines, in the order of their keys.
+    /// Reads the next records in key order.
     fn walk(
         tx: &mut Tx,
         project: String,
@@ -79,10 +79,10 @@ pub trait AuditTable: Send + Sync + 'static {
         rows_max: i64,
     ) -> impl Future<Output = Result<Vec<LineRow>, Error>> + Send;
 
-    /// Deletes lines.
+    /// Deletes records.
     fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
 
-    /// Takes the addresses out of lines.
+    /// Removes the addresses from records.
     fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
@@ -122,7 +122,7 @@ impl AuditTable for EventLines {
     }
 }
 
-/// A line as it is read.
+/// A record as read from either table.
 #[derive(QueryableByName)]
 pub struct LineRow {
     #[diesel(sql_type = sql::Text)]
@@ -138,7 +138,7 @@ pub struct LineRow {
 }
 
 statement! {
-    /// The next lines of the audit in the order of their keys.
+    /// The next revocations in key order.
     RevocationsWalk -> LineRow =
     "SELECT project_id, id, at, access_expires_at, ip IS NOT NULL AS has_address FROM revocations WHERE (project_id, id) > ("
     [project: String as sql::Text]
@@ -150,7 +150,7 @@ statement! {
 }
 
 statement! {
-    /// Deletes lines of the audit.
+    /// Deletes revocations.
     RevocationsSweep -> () =
     "DELETE FROM revocations AS r USING unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -160,7 +160,7 @@ statement! {
 }
 
 statement! {
-    /// Takes the addresses out of lines of the audit.
+    /// Removes the addresses from revocations.
     AddressesSweep -> () =
     "UPDATE revocations AS r SET ip = NULL FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -170,7 +170,7 @@ statement! {
 }
 
 statement! {
-    /// The next lines of the audit's other part, in the order of their keys. They end nothing, and so matter to no verifier.
+    /// The next other events in key order. They revoke nothing, so verifiers do not need them.
     EventsWalk -> LineRow =
     "SELECT project_id, id, at, at AS access_expires_at, ip IS NOT NULL AS has_address FROM audit_events WHERE (project_id, id) > ("
     [project: String as sql::Text]
@@ -182,7 +182,7 @@ statement! {
 }
 
 statement! {
-    /// Deletes lines of the audit's other part.
+    /// Deletes other events.
     EventsSweep -> () =
     "DELETE FROM audit_events AS e USING unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -192,7 +192,7 @@ statement! {
 }
 
 statement! {
-    /// Takes the addresses out of lines of the audit's other part.
+    /// Removes the addresses from other events.
     EventAddressesSweep -> () =
     "UPDATE audit_events AS e SET ip = NULL FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]

@@ -1,4 +1,4 @@
-//! What others were told.
+//! Deliveries to back-channel endpoints.
 
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
@@ -13,16 +13,16 @@ use crate::store::error::Error;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 
-/// What somebody was told, or is to be told.
+/// A delivery, as far as a sweep needs it.
 #[derive(Clone, Debug)]
 pub struct SweptDelivery {
     project: String,
     id: Uuid,
-    /// When that happened.
+    /// When the session was revoked.
     pub at: Timestamp,
     /// When it was delivered.
     pub delivered_at: Option<Timestamp>,
-    /// When it was given up.
+    /// When it was abandoned.
     pub dead_at: Option<Timestamp>,
 }
 
@@ -43,7 +43,7 @@ impl Swept for SweptDelivery {
         Ok(rows.into_iter().map(read).collect())
     }
 
-    /// Not those that an operator has queued again.
+    /// Except those that an operator has queued again.
     async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
         tx.execute(DeliveriesSweep { projects, ids }).await
@@ -51,7 +51,7 @@ impl Swept for SweptDelivery {
 }
 
 statement! {
-    /// The next deliveries in the order of their keys, and when they were over.
+    /// The next deliveries in key order, and when they finished.
     DeliveriesWalk -> WalkedDelivery =
     "SELECT project_id, id, at, delivered_at, dead_at FROM backchannel_deliveries WHERE (project_id, id) > ("
     [project: String as sql::Text]
@@ -63,7 +63,7 @@ statement! {
 }
 
 statement! {
-    /// Deletes deliveries that are over.
+    /// Deletes finished deliveries.
     DeliveriesSweep -> () =
     "DELETE FROM backchannel_deliveries AS d USING unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]

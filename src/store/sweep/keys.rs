@@ -13,7 +13,7 @@ use crate::store::schema::server_keys;
 use crate::store::schema::signing_keys;
 use sessiond_core::clock::Timestamp;
 
-/// Which table of keys.
+/// A table of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyTable {
     /// `signing_keys`.
@@ -28,12 +28,12 @@ pub enum KeyTable {
 #[derive(Clone, Copy, Debug)]
 pub struct SweptKey {
     id: Uuid,
-    /// Since when.
+    /// When it was retired or revoked.
     pub since: Timestamp,
 }
 
 impl Tx {
-    /// The keys that were retired or revoked, all of them: they are few.
+    /// Returns all retired or revoked keys: they are few.
     pub async fn keys_unused(&mut self, table: KeyTable) -> Result<Vec<SweptKey>, Error> {
         let rows: Vec<(Uuid, Option<PgTimestamp>)> = match table {
             KeyTable::Signing => {

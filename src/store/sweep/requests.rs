@@ -1,4 +1,4 @@
-//! What request ids were used for.
+//! Outcomes of request ids.
 
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
@@ -13,24 +13,24 @@ use crate::store::error::Error;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 
-/// A request that may be repeated.
+/// A stored request id.
 #[derive(Clone, Debug)]
 pub struct SweptRequest {
     project: String,
     id: Uuid,
-    /// When it was made.
+    /// When the request was made.
     pub created_at: Timestamp,
 }
 
 impl Swept for SweptRequest {
-    /// The beginning of its project: what is older is removed, so the next look finds what comes after.
+    /// The start of its project: older rows are deleted, so the next walk finds the following ones.
     fn key(&self) -> (&str, String) {
         (&self.project, String::new())
     }
 
-    /// Each project's oldest come first.
+    /// Each project's oldest rows come first.
     async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
-        // Minus and plus infinity, to Postgres.
+        // Negative and positive infinity in Postgres.
         let created_at = PgTimestamp(if from.key.is_empty() { i64::MIN } else { i64::MAX });
         let rows = tx.rows(RequestsWalk { project: from.project.clone(), created_at, rows_max }).await?;
         let read = |row: WalkedRequest| Self {
@@ -48,7 +48,7 @@ impl Swept for SweptRequest {
 }
 
 statement! {
-    /// The next requests, each project's oldest first.
+    /// The next request ids, each project's oldest first.
     RequestsWalk -> WalkedRequest =
     "SELECT project_id, request_id, created_at FROM session_requests WHERE (project_id, created_at) > ("
     [project: String as sql::Text]
@@ -60,7 +60,7 @@ statement! {
 }
 
 statement! {
-    /// Forgets requests.
+    /// Deletes request ids.
     RequestsSweep -> () =
     "DELETE FROM session_requests AS r USING unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]

@@ -1,4 +1,4 @@
-//! Sessions that are over.
+//! Ended sessions.
 
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
@@ -17,18 +17,18 @@ use sessiond_core::session::Epoch;
 use sessiond_core::session::lifecycle::Raised;
 use sessiond_core::session::retention::EndTimes;
 
-/// A session, as far as a sweep needs to know it.
+/// A session, as far as a sweep needs it.
 #[derive(Clone, Debug)]
 pub struct SweptSession {
     project: String,
     id: Uuid,
     /// When it was opened.
     pub created_at: Timestamp,
-    /// What decides when it was over.
+    /// The fields that determine when it ended.
     pub end_times: EndTimes,
     /// The present epochs of its project and its user.
     pub present: Epoch,
-    /// When each was last raised.
+    /// When each epoch was last raised.
     pub raised: Raised,
 }
 
@@ -40,7 +40,7 @@ impl Swept for SweptSession {
     async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         let rows = tx.rows(SessionsWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
         let mut rows: Vec<_> = rows.into_iter().map(WalkedSession::into_session).collect();
-        // They were chosen in this order; what was joined to them may have stirred them up.
+        // Selected in this order; the joins may have changed it.
         rows.sort_unstable_by(|one, other| (&one.project, one.id).cmp(&(&other.project, other.id)));
         Ok(rows)
     }
@@ -54,10 +54,10 @@ impl Swept for SweptSession {
 }
 
 statement! {
-    /// The next sessions in the order of their keys, with all that tells when they were over.
+    /// The next sessions in key order, with all that determines when they ended.
     ///
-    /// The limits within keep the planner from joining whole tables for a thousand rows: how many there will be, it cannot
-    /// know.
+    /// The inner limits keep the planner from joining whole tables for a thousand rows, as it cannot estimate how many
+    /// rows there will be.
     SessionsWalk -> WalkedSession =
     "SELECT s.project_id, s.id, s.created_at, s.revoked_at, s.expires_at, s.idle_expires_at, s.project_epoch, s.user_epoch,
          coalesce(p.epoch, s.project_epoch) AS present_project_epoch, coalesce(u.epoch, s.user_epoch) AS present_user_epoch,
@@ -76,7 +76,7 @@ statement! {
 }
 
 statement! {
-    /// Deletes sessions that are as they were judged. A row that somebody is writing is left for the next pass.
+    /// Deletes sessions that have not changed since they were read. Locked rows are left to the next sweep.
     SessionsSweep -> () =
     "WITH gone (project_id, id) AS MATERIALIZED (
          SELECT s.project_id, s.id FROM unnest("

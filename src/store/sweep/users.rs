@@ -19,7 +19,7 @@ pub struct SweptUser {
     user: String,
     /// When the epoch was last raised.
     pub raised_at: Option<Timestamp>,
-    /// Whether there is a session, in whatever state.
+    /// Whether a session exists, in any state.
     pub has_session: bool,
 }
 
@@ -41,7 +41,7 @@ impl Swept for SweptUser {
         Ok(rows)
     }
 
-    /// Not those who have a session by now, or whom another transaction holds.
+    /// Except users who have a session by now, or whose row is locked.
     async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
         let hold = UsersHold {
             projects: gone.iter().map(|one| one.project.clone()).collect(),
@@ -49,14 +49,14 @@ impl Swept for SweptUser {
         };
         let held = tx.rows(hold).await?;
         let (projects, users) = held.into_iter().map(|row| (row.project_id, row.user_id)).unzip();
-        // A statement of its own: who is signed in now was signed in before we held the user, and so is seen.
+        // A separate statement, whose snapshot includes every sign-in before the users were locked.
         let count = tx.rows(UsersSweep { projects, users }).await?.pop().unwrap_or(0);
         Ok(usize::try_from(count).unwrap_or(0))
     }
 }
 
 statement! {
-    /// The next users in the order of their keys, and whether they have sessions.
+    /// The next users in key order, and whether they have sessions.
     UsersWalk -> WalkedUser =
     "SELECT u.project_id, u.user_id, u.epoch_raised_at, s.id IS NOT NULL AS has_session
      FROM (SELECT project_id, user_id, epoch_raised_at FROM users WHERE (project_id, user_id) > ("
@@ -71,7 +71,7 @@ statement! {
 }
 
 statement! {
-    /// Locks users; one whom somebody is signing in, or out everywhere, is left for the next pass.
+    /// Locks users; users whose row is locked already are left to the next sweep.
     UsersHold -> HeldRow =
     "SELECT u.project_id, u.user_id FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -82,8 +82,8 @@ statement! {
 }
 
 statement! {
-    /// Forgets users who are locked and have no session, and has every new one begin above the epochs that were raised.
-    /// Returns how many there were.
+    /// Deletes locked users without a session, and makes new users start above their epochs. Returns how many were
+    /// deleted.
     UsersSweep -> i64 as sql::BigInt =
     "WITH gone AS (
          DELETE FROM users AS u USING unnest("

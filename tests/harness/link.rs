@@ -11,9 +11,9 @@ use tokio::{
 
 /// What happens to bytes that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
+enum LinkState {
     /// They arrive.
-    Fair,
+    Open,
     /// They are dropped, and connections stay open: as behind a dead network, or with a stopped process.
     Silent,
     /// Connections break, and new ones too: as after the process was killed.
@@ -21,83 +21,83 @@ enum Weather {
 }
 
 /// See the module. Closed on drop.
-pub struct Road {
+pub struct Link {
     /// The proxy's address.
     pub url: String,
-    weather: Arc<watch::Sender<Weather>>,
+    state: Arc<watch::Sender<LinkState>>,
     server: Arc<watch::Sender<SocketAddr>>,
     task: JoinHandle<()>,
 }
 
-impl Road {
+impl Link {
     pub async fn to(server: SocketAddr) -> Self {
-        let weather = Arc::new(watch::Sender::new(Weather::Fair));
+        let state = Arc::new(watch::Sender::new(LinkState::Open));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let server = Arc::new(watch::Sender::new(server));
-        let (told, leads_to) = (Arc::clone(&weather), server.subscribe());
+        let (states, target) = (Arc::clone(&state), server.subscribe());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, *leads_to.borrow(), told.subscribe()));
+                tokio::spawn(relay(client, *target.borrow(), states.subscribe()));
             }
         });
-        Self { url, weather, server, task }
+        Self { url, state, server, task }
     }
 
     /// Connects to another server from now on, perhaps the same one after a restart.
-    pub fn lead_to(&self, server: SocketAddr) {
+    pub fn connect_to(&self, server: SocketAddr) {
         self.server.send_replace(server);
     }
 
     /// Breaks every connection.
     pub fn cut(&self) {
-        self.weather.send_replace(Weather::Cut);
+        self.state.send_replace(LinkState::Cut);
     }
 
     /// Silences every connection.
     pub fn silence(&self) {
-        self.weather.send_replace(Weather::Silent);
+        self.state.send_replace(LinkState::Silent);
     }
 
     /// Restores normal operation; held-up bytes arrive now.
-    pub fn mend(&self) {
-        self.weather.send_replace(Weather::Fair);
+    pub fn restore(&self) {
+        self.state.send_replace(LinkState::Open);
     }
 }
 
-impl Drop for Road {
+impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
         self.cut();
     }
 }
 
-async fn relay(client: TcpStream, server: SocketAddr, weather: watch::Receiver<Weather>) {
-    let mut cut = weather.clone();
+async fn relay(client: TcpStream, server: SocketAddr, state: watch::Receiver<LinkState>) {
+    let mut cut = state.clone();
     let passing = async {
         let Ok(server) = TcpStream::connect(server).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
         tokio::select! {
-            () = pass(from_client, to_server, weather.clone()) => {}
-            () = pass(from_server, to_client, weather) => {}
+            () = pass(from_client, to_server, state.clone()) => {}
+            () = pass(from_server, to_client, state) => {}
         }
     };
     tokio::select! {
         () = passing => {}
-        _ = cut.wait_for(|weather| *weather == Weather::Cut) => {}
+        _ = cut.wait_for(|state| *state == LinkState::Cut) => {}
     }
 }
 
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut weather: watch::Receiver<Weather>,
+    mut state: watch::Receiver<LinkState>,
 ) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let fair = weather.wait_for(|weather| *weather == Weather::Fair).await.is_ok();
-        if !fair || to.write_all(&buffer[..count]).await.is_err() {
+        let is_open = state.wait_for(|state| *state == LinkState::Open).await.is_ok();
+        if !is_open || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }

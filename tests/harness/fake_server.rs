@@ -33,13 +33,13 @@ use tokio::sync::mpsc;
 use super::{ISSUER, PROJECT, serve_http};
 
 /// See the module.
-pub struct Stage {
+pub struct FakeServer {
     pub addr: SocketAddr,
-    set: Arc<Mutex<Set>>,
+    settings: Arc<Mutex<Settings>>,
     streams: tokio::sync::Mutex<mpsc::UnboundedReceiver<Stream>>,
 }
 
-struct Set {
+struct Settings {
     /// The metadata document.
     metadata: String,
     /// The times in the next responses, in order; the right time afterwards.
@@ -47,7 +47,7 @@ struct Set {
     knows_key: bool,
     jwks: Option<String>,
     max_age_seconds: u64,
-    jwks_asked: usize,
+    jwks_fetches: usize,
     streams: mpsc::UnboundedSender<Stream>,
 }
 
@@ -58,17 +58,17 @@ pub struct Stream {
     messages: mpsc::UnboundedSender<WatchRevocationsResponse>,
 }
 
-impl Stage {
+impl FakeServer {
     /// With the issuer, the project and the key that a guard expects, and these keys.
     pub async fn with(jwks: impl Into<String>) -> Self {
         let (sender, streams) = mpsc::unbounded_channel();
-        let set = Arc::new(Mutex::new(Set {
+        let settings = Arc::new(Mutex::new(Settings {
             metadata: json!({"issuer": format!("{ISSUER}/projects/{PROJECT}")}).to_string(),
             dates: VecDeque::new(),
             knows_key: true,
             jwks: Some(jwks.into()),
             max_age_seconds: 3_600,
-            jwks_asked: 0,
+            jwks_fetches: 0,
             streams: sender,
         }));
         let router = Router::new()
@@ -76,8 +76,8 @@ impl Stage {
             .route("/oauth2/introspect", post(introspect))
             .route("/projects/demo/.well-known/jwks.json", get(jwks_json))
             .route("/sessiond.v1.SessionService/WatchRevocations", post(watch))
-            .with_state(Arc::clone(&set));
-        Self { addr: serve_http(router).await, set, streams: tokio::sync::Mutex::new(streams) }
+            .with_state(Arc::clone(&settings));
+        Self { addr: serve_http(router).await, settings, streams: tokio::sync::Mutex::new(streams) }
     }
 
     pub fn url(&self) -> String {
@@ -86,28 +86,28 @@ impl Stage {
 
     /// Sets the published keys; `None` for an outage.
     pub fn publish(&self, jwks: Option<String>, max_age_seconds: u64) {
-        let mut set = self.set.lock().expect("no panic");
-        (set.jwks, set.max_age_seconds) = (jwks, max_age_seconds);
+        let mut settings = self.settings.lock().expect("no panic");
+        (settings.jwks, settings.max_age_seconds) = (jwks, max_age_seconds);
     }
 
     /// Sets the issuer of tokens.
     pub fn issue_as(&self, issuer: &str) {
-        self.say(&json!({"issuer": issuer}).to_string());
+        self.set_metadata(&json!({"issuer": issuer}).to_string());
     }
 
     /// Sets the metadata document.
-    pub fn say(&self, metadata: &str) {
-        self.set.lock().expect("no panic").metadata = metadata.to_owned();
+    pub fn set_metadata(&self, metadata: &str) {
+        self.settings.lock().expect("no panic").metadata = metadata.to_owned();
     }
 
     /// Sets the `Date` of the next key response.
     pub fn date_next(&self, date: Timestamp) {
-        self.set.lock().expect("no panic").dates.push_back(date);
+        self.settings.lock().expect("no panic").dates.push_back(date);
     }
 
     /// How often the keys were fetched.
-    pub fn jwks_asked(&self) -> usize {
-        self.set.lock().expect("no panic").jwks_asked
+    pub fn jwks_fetches(&self) -> usize {
+        self.settings.lock().expect("no panic").jwks_fetches
     }
 
     /// The next stream that a guard opens.
@@ -119,16 +119,16 @@ impl Stage {
 }
 
 impl Stream {
-    pub fn tell(&self, event: Event, cursor: Option<&str>) {
+    pub fn send(&self, event: Event, cursor: Option<&str>) {
         let message = WatchRevocationsResponse { event: Some(event), cursor: cursor.map(str::to_owned) };
         // The guard may have disconnected.
         let _ = self.messages.send(message);
     }
 
     pub fn snapshot(&self, sessions: &[&str], cursor: &str) {
-        self.tell(Event::SnapshotBegin(SnapshotBegin::default()), None);
+        self.send(Event::SnapshotBegin(SnapshotBegin::default()), None);
         self.ended(sessions);
-        self.tell(Event::SnapshotComplete(SnapshotComplete {}), Some(cursor));
+        self.send(Event::SnapshotComplete(SnapshotComplete {}), Some(cursor));
     }
 
     pub fn ended(&self, sessions: &[&str]) {
@@ -138,11 +138,11 @@ impl Stream {
             ..Revocation::default()
         };
         let revocations = sessions.iter().map(ended).collect();
-        self.tell(Event::Revocations(RevocationBatch { revocations }), None);
+        self.send(Event::Revocations(RevocationBatch { revocations }), None);
     }
 
     pub fn heartbeat(&self, age_ms: i32) {
-        self.tell(Event::Heartbeat(Heartbeat { age_ms }), None);
+        self.send(Event::Heartbeat(Heartbeat { age_ms }), None);
     }
 
     /// Sends heartbeats of this age every half second, until the guard disconnects.
@@ -154,26 +154,26 @@ impl Stream {
     }
 }
 
-type Shared = State<Arc<Mutex<Set>>>;
+type Shared = State<Arc<Mutex<Settings>>>;
 
-async fn metadata(State(set): Shared) -> Response {
-    ([("content-type", "application/json")], set.lock().expect("no panic").metadata.clone()).into_response()
+async fn metadata(State(settings): Shared) -> Response {
+    ([("content-type", "application/json")], settings.lock().expect("no panic").metadata.clone()).into_response()
 }
 
-async fn introspect(State(set): Shared) -> Response {
-    match set.lock().expect("no panic").knows_key {
+async fn introspect(State(settings): Shared) -> Response {
+    match settings.lock().expect("no panic").knows_key {
         true => axum::Json(json!({"active": false})).into_response(),
         false => StatusCode::UNAUTHORIZED.into_response(),
     }
 }
 
-async fn jwks_json(State(set): Shared) -> Response {
-    let mut set = set.lock().expect("no panic");
-    set.jwks_asked += 1;
-    let max_age = format!("public, max-age={}", set.max_age_seconds);
-    match set.jwks.clone() {
+async fn jwks_json(State(settings): Shared) -> Response {
+    let mut settings = settings.lock().expect("no panic");
+    settings.jwks_fetches += 1;
+    let max_age = format!("public, max-age={}", settings.max_age_seconds);
+    match settings.jwks.clone() {
         Some(jwks) => {
-            let date = set.dates.pop_front().unwrap_or_else(|| Clock::system().now());
+            let date = settings.dates.pop_front().unwrap_or_else(|| Clock::system().now());
             let date = UNIX_EPOCH + Duration::from_secs(date.as_seconds().try_into().expect("after 1970"));
             ([("cache-control", max_age), ("date", httpdate::fmt_http_date(date))], jwks).into_response()
         }
@@ -181,18 +181,18 @@ async fn jwks_json(State(set): Shared) -> Response {
     }
 }
 
-async fn watch(State(set): Shared, body: Bytes) -> Response {
+async fn watch(State(settings): Shared, body: Bytes) -> Response {
     let request = WatchRevocationsRequest::decode(&body[5..]).expect("a request");
-    let (messages, told) = mpsc::unbounded_channel::<WatchRevocationsResponse>();
+    let (messages, responses) = mpsc::unbounded_channel::<WatchRevocationsResponse>();
     let stream = Stream { cursor: request.cursor, messages };
-    let _ = set.lock().expect("no panic").streams.send(stream);
-    let frames = unfold(told, |mut told| async move {
-        let message = told.recv().await?.encode_to_vec();
+    let _ = settings.lock().expect("no panic").streams.send(stream);
+    let frames = unfold(responses, |mut responses| async move {
+        let message = responses.recv().await?.encode_to_vec();
         let mut frame = BytesMut::new();
         frame.put_u8(0);
         frame.put_u32(message.len().try_into().expect("short"));
         frame.put_slice(&message);
-        Some((frame.freeze(), told))
+        Some((frame.freeze(), responses))
     });
     let trailers =
         http::HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "14".parse().expect("a value"))]);
