@@ -1,16 +1,16 @@
-//! What a device is called: "Chrome on Windows", from its `User-Agent`. A claim of the client's, for people to recognise
-//! their devices by; nothing is decided by it.
+//! Names a device after its `User-Agent`, such as "Chrome on Windows". The client can send anything, so the name only helps
+//! people recognise their devices; no decision depends on it.
 //!
-//! By the patterns of the ua-parser project (`uap-core/`). They are compiled on first use, once, which takes some 60 ms
-//! and 11 MB; the patterns for device models are left out, which would more than double both. A name takes some 10 µs, and
-//! a few times that for the worst of texts: the patterns are matched in time linear in the length, which callers bound.
+//! Uses the patterns of the ua-parser project (`uap-core/`). They are compiled once, on first use, which takes about 60 ms
+//! and 11 MB; the patterns for device models would more than double both and are left out. A name takes about 10 µs, and a
+//! few times that for the worst texts: matching takes time linear in the length, which callers bound.
 
 use std::sync::LazyLock;
 
 use ua_parser::Extractor;
 use ua_parser::Regexes;
 
-/// The longest name, in bytes. Longer, it is none that a person would recognise: an app's may be anything.
+/// The longest name, in bytes. Nobody would recognise a longer one; an app's name may be anything.
 const NAME_BYTES_MAX: usize = 64;
 
 static PATTERNS: LazyLock<Extractor<'static>> = LazyLock::new(|| {
@@ -19,12 +19,12 @@ static PATTERNS: LazyLock<Extractor<'static>> = LazyLock::new(|| {
     Extractor::try_from(patterns).expect("a test compiles it")
 });
 
-/// Compiles the patterns, so that nobody waits for that later. Blocks for as long as it takes.
+/// Compiles the patterns, so that later calls need not. Blocks until it is done.
 pub fn prepare() {
     LazyLock::force(&PATTERNS);
 }
 
-/// A name for the device with this `User-Agent`, which the caller has bounded; `None` when it says nothing of one.
+/// Names the device with this `User-Agent`, whose length the caller has bounded; `None` if it names no device.
 pub fn name(user_agent: &str) -> Option<String> {
     let (browser, system, _) = PATTERNS.extract(user_agent);
     let browser = browser.as_ref().map(|browser| without_form(&browser.family));
@@ -37,7 +37,7 @@ pub fn name(user_agent: &str) -> Option<String> {
     (!name.is_empty() && name.len() <= NAME_BYTES_MAX).then_some(name)
 }
 
-/// The browser without the form it comes in ("Chrome Mobile iOS"): the system tells that.
+/// The browser without its variant ("Chrome Mobile iOS"), which the system already shows.
 fn without_form(family: &str) -> &str {
     let family = family.strip_prefix("Mobile ").unwrap_or(family);
     let family = family.strip_suffix("/WKWebView").unwrap_or(family);
@@ -46,7 +46,7 @@ fn without_form(family: &str) -> &str {
         .fold(family, |family, form| family.strip_suffix(form).unwrap_or(family))
 }
 
-/// The system as people call it: by the device, where there is but one kind that has it.
+/// The system's usual name: that of the device, if only one kind of device has the system.
 fn system_name<'a>(system: &'a str, user_agent: &str) -> &'a str {
     match system {
         "iOS" => ["iPhone", "iPad", "iPod"].into_iter().find(|device| user_agent.contains(device)).unwrap_or(system),
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_of_the_day_have_their_names() {
+    fn common_devices_are_named() {
         let windows = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
         let mac = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit";
         let iphone = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)";
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_of_a_device_names_none() {
+    fn other_user_agents_name_no_device() {
         let app = format!("{}/1.0 CFNetwork/3826.500.111.2.2 Darwin/24.4.0", "x".repeat(900));
         for user_agent in
             ["", "rubbish", "Mozilla/5.0", "Dart/3.9 (dart:io)", "grpc-node-js/1.14.1", "tonic/0.14.2", &app]
@@ -106,9 +106,9 @@ mod tests {
         }
     }
 
-    /// What a client may send is a kilobyte of anything, and no such text may take long.
+    /// A client may send any text of up to a kilobyte, and none may take long.
     #[test]
-    fn the_worst_texts_take_no_time_to_speak_of() {
+    fn the_worst_texts_are_fast() {
         let pieces = ["(", "a", "1.", " ; Build/", "Mozilla/5.0 (Linux; Android ", "Mozilla ", "Safari/", "é"];
         let worst: Vec<String> = pieces.iter().map(|piece| piece.repeat(1_024 / piece.len())).collect();
         prepare();

@@ -1,4 +1,4 @@
-//! Work that is done again and again, at an interval.
+//! Repeats work at an interval.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::Interval;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 
-/// Ticks at once, and then every `period`. A late tick delays those after it: none are made up for.
+/// Ticks at once, and then every `period`. A late tick delays the following ones; missed ticks are skipped.
 pub(crate) fn ticks(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,11 +1,12 @@
-//! The server: opens sessions, issues short access tokens and long refresh tokens, and ends a session everywhere at once.
+//! The session server: creates sessions, issues short-lived access tokens and long-lived refresh tokens, and ends a session
+//! everywhere at once.
 //!
-//! - To follow a request from the socket down: [`edge`].
-//! - To see what the service does, a file per verb: [`app`].
-//! - To see the rules: [`sessiond_core::session`].
+//! - [`edge`]: the path of a request, from the socket down.
+//! - [`app`]: the service's operations, a file per verb.
+//! - [`sessiond_core::session`]: the rules.
 //!
-//! The modules below are in order, lowest first. A module uses only those above it in the list, and those on one floor ignore
-//! each other; `tests/floors.rs` checks both. There is one road down and one road up:
+//! The modules below are in order, lowest first. A module uses only modules above it in the list, and modules on the same floor
+//! do not use each other; `tests/floors.rs` checks both. Requests travel down, and revocations travel up:
 //!
 //! ```text
 //! requests fall:     edge → tonic_rest_layer → rpc → app → store
@@ -16,12 +17,12 @@
 //! | floor | must never know |
 //! |---|---|
 //! | `sessiond_core` | I/O, async, the database: values in, a decision out |
-//! | `store` | HTTP, gRPC, why anything is asked |
-//! | `feed` | who may listen |
+//! | `store` | HTTP, gRPC, the purpose of a query |
+//! | `feed` | who may subscribe |
 //! | `app` | which wire a request came over |
 //! | `rpc` | a rule, a query |
 
-/// The code that is generated from `proto/`.
+/// Code generated from `proto/`.
 pub mod pb;
 
 /// Names a device after its `User-Agent`.
@@ -33,10 +34,10 @@ mod every;
 /// The TLS client.
 mod tls;
 
-/// Every setting, with its unit, bound and default.
+/// The settings, each with its unit, bound and default.
 pub mod config;
 
-/// Sends requests to other services, and only to permitted ones.
+/// Sends requests to other services, only to permitted addresses.
 pub mod outbound;
 
 /// The log and the metrics.
@@ -45,17 +46,17 @@ pub mod telemetry;
 /// Rate limits.
 pub mod rates;
 
-/// The tables, in Postgres.
+/// Reads and writes the tables in Postgres.
 pub mod store;
 
-/// Revocations, live: read as they commit, published to subscribers.
+/// Live revocations: read as they commit, published to subscribers.
 pub mod feed;
 
-/// What the service does, a file per verb.
+/// The service's operations, a file per verb.
 pub mod app;
 
-/// The wire: decode, one call, encode.
+/// The API's handlers: decode, one call, encode.
 pub mod rpc;
 
-/// HTTP: one port, and the whole stack on one page.
+/// HTTP: the listeners and the stack of layers.
 pub mod edge;

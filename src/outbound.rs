@@ -1,9 +1,9 @@
-//! Sends requests to other services, and only to permitted ones: over https, to a public address, once, within a time and a
-//! size.
+//! Sends requests to other services: only over https, only to public or permitted addresses, without retries, and within a
+//! time and size limit.
 //!
-//! A URL that a caller supplies makes this server send a request from inside its network. So the name is resolved here, all of
-//! its addresses are checked, and the connection goes to one of those: no second lookup can lead elsewhere (DNS rebinding).
-//! Redirects are not followed, and proxies of the environment are not used.
+//! A URL from outside makes this server send a request from inside its network. So the name is resolved here, all of its
+//! addresses are checked, and the connection goes to one of those: no second lookup can lead elsewhere (DNS rebinding).
+//! Redirects are not followed, and the environment's proxies are not used.
 
 use std::io;
 use std::net::IpAddr;
@@ -39,7 +39,7 @@ use tokio_rustls::TlsConnector;
 use crate::tls;
 use crate::tls::RootsError;
 
-/// How long a request may take in all, from the name to the end of the answer.
+/// How long a request may take in total, from the name lookup to the end of the answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one of several addresses may take to accept a connection.
@@ -61,7 +61,7 @@ const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 16] = [
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     // Loopback.
     (Ipv4Addr::new(127, 0, 0, 0), 8),
-    // Link-local; clouds answer with their secrets there (RFC 3927).
+    // Link-local; cloud providers serve secrets there (RFC 3927).
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     // Private.
     (Ipv4Addr::new(172, 16, 0, 0), 12),
@@ -88,7 +88,7 @@ const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 16] = [
 /// multicast, IPv4-compatible ones and those of NAT64 (`64:ff9b::/96` and `64:ff9b:1::/48`, RFC 6052 and RFC 8215) lie outside.
 const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// Those among them that are not.
+/// The addresses among them that are not public.
 const NOT_PUBLIC_V6: [(Ipv6Addr, u8); 4] = [
     // For protocols: Teredo, which wraps an IPv4 address, benchmarks, ORCHID.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -123,13 +123,13 @@ pub fn may_call(address: IpAddr, permitted: &[IpNet]) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutboundUrlError {
     /// It is malformed, or too long.
-    #[error("the URL is not one such as https://app.example.org/logout of at most {URL_LENGTH_MAX} bytes")]
+    #[error("malformed URL: expected one such as https://app.example.org/logout, of at most {URL_LENGTH_MAX} bytes")]
     Malformed,
-    /// Its scheme is another one.
+    /// Its scheme is not https.
     #[error("the URL must begin with https://")]
     NotHttps,
     /// It has a user name or a password.
-    #[error("the URL must not hold a user name or a password")]
+    #[error("the URL must not contain a user name or a password")]
     UserInfo,
     /// It has a fragment.
     #[error("the URL must not have a fragment")]
@@ -139,7 +139,7 @@ pub enum OutboundUrlError {
     Private,
 }
 
-/// A URL that may be called, as far as is known before its name is resolved.
+/// A URL that may be called. Its name is not resolved yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboundUrl {
     authority: String,
@@ -155,13 +155,13 @@ enum Host {
 }
 
 impl OutboundUrl {
-    /// Reads an `https` URL.
+    /// Parses an `https` URL.
     ///
     /// # Errors
     ///
-    /// As [`OutboundUrlError`] says; of a name, nothing is known before it is resolved.
+    /// See [`OutboundUrlError`]. The addresses of a name are checked later, when it is resolved.
     pub fn parse(text: &str, permitted: &[IpNet]) -> Result<Self, OutboundUrlError> {
-        // A reader of URIs drops it without a word.
+        // The URI parser silently drops it.
         if text.contains('#') {
             return Err(OutboundUrlError::Fragment);
         }
@@ -192,8 +192,8 @@ impl OutboundUrl {
         Ok(Self { authority: authority.to_owned(), host, port, path })
     }
 
-    /// Whether both lead to the same place, however they are spelled: letters of a name, a port that is the usual one, an
-    /// empty path (RFC 3986 §6.2.2.1, §6.2.3).
+    /// Whether both are the same URL, ignoring the case of the name, a default port and an empty path (RFC 3986 §6.2.2.1,
+    /// §6.2.3).
     pub fn is(&self, other: &Self) -> bool {
         let same_host = match (&self.host, &other.host) {
             (Host::Name(one), Host::Name(other)) => {
@@ -206,7 +206,7 @@ impl OutboundUrl {
     }
 }
 
-/// Why there is no answer. Repeats nothing that the receiver sent.
+/// Why a request failed. Repeats nothing that the receiver sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutboundError {
     /// The name has no address.
@@ -253,10 +253,10 @@ pub struct OutboundMessage {
 /// Finds the addresses of a name and a port.
 pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
-/// Why requests cannot be sent.
+/// Why the certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificatesError {
-    /// The file is not one of certificates.
+    /// The file does not hold certificates in PEM.
     #[error("cannot read the certificates in {} (--backchannel-trusted-certificates)", .path.display())]
     File {
         /// The file.
@@ -278,12 +278,11 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// Trusts the system's certificates and, where there is one, those of a file in PEM; calls public addresses, and the
-    /// permitted networks.
+    /// Trusts the system's certificates and, if given, those of a PEM file; calls public addresses and the permitted networks.
     ///
     /// # Errors
     ///
-    /// When the file is malformed.
+    /// Fails if the file is malformed.
     pub fn new(permitted: Vec<IpNet>, trusted: Option<&Path>) -> Result<Self, CertificatesError> {
         let mut roots = tls::system_roots();
         if let Some(path) = trusted {
@@ -315,10 +314,10 @@ impl Outbound {
     ///
     /// # Errors
     ///
-    /// As [`OutboundError`] says. The receiver may have read the message all the same.
+    /// See [`OutboundError`]. The receiver may have read the message even so.
     pub async fn post(&self, url: &OutboundUrl, message: OutboundMessage) -> Result<OutboundAnswer, OutboundError> {
         let deadline = Instant::now() + TIMEOUT;
-        // What drives the connection; it ends with this call.
+        // Drives the connection; aborted when this call returns.
         let mut driver = JoinSet::new();
         let head =
             timeout_at(deadline, self.exchange(url, message, &mut driver)).await.map_err(|_| OutboundError::Late)?;
@@ -326,7 +325,7 @@ impl Outbound {
         let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let mut answer =
             OutboundAnswer { status: head.status.as_u16(), retry_after: retry_after.map(str::to_owned), body: vec![] };
-        // The status is what counts: a body that never ends takes nothing from it.
+        // Only the status matters: a body that does not end is cut off.
         let _ = timeout_at(deadline, read(body, &mut answer.body)).await;
         Ok(answer)
     }
@@ -339,11 +338,11 @@ impl Outbound {
     ) -> Result<http::Response<Incoming>, OutboundError> {
         let stream = self.connect(url).await?;
         let name = match &url.host {
-            Host::Name(name) => ServerName::try_from(name.clone()).expect("it was read as one"),
+            Host::Name(name) => ServerName::try_from(name.clone()).expect("it was parsed as one"),
             Host::Address(address) => ServerName::from(*address),
         };
         let stream = self.tls.connect(name, stream).await.map_err(|error| {
-            tracing::debug!(%error, "a back-channel's certificate is refused");
+            tracing::debug!(%error, "back-channel certificate refused");
             OutboundError::Tls
         })?;
         let builder = hyper::client::conn::http1::Builder::new().max_buf_size(ANSWER_BYTES_MAX).clone();
@@ -386,7 +385,7 @@ impl Outbound {
     }
 }
 
-/// Reads a body as far as it goes, and as far as it may.
+/// Reads a body to its end, or up to [`ANSWER_BYTES_MAX`] bytes.
 async fn read(mut body: Incoming, into: &mut Vec<u8>) {
     while let Some(Ok(frame)) = body.frame().await {
         let Ok(data) = frame.into_data() else { continue };
@@ -431,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permitted_network_is_no_wider_than_it_says() {
+    fn a_permitted_network_permits_nothing_else() {
         let permitted: Vec<IpNet> = ["10.1.0.0/16", "fd00::/8"].map(|net| net.parse().expect("a network")).to_vec();
         for one in ["10.1.255.255", "::ffff:10.1.0.1", "fd12::1", "8.8.8.8"] {
             assert!(may_call(address(one), &permitted), "{one}");
@@ -442,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_https_and_nothing_else() {
+    fn only_https_urls_are_accepted() {
         let parsed = |text: &str| OutboundUrl::parse(text, &[]);
         let target = parsed("https://app.example.org:8443/logout?a=b").expect("a good one");
         assert_eq!(

@@ -30,7 +30,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Refusal;
 
-/// The most buckets for addresses, and as many again for their sign-outs: a megabyte each.
+/// The most buckets for addresses, and the most for their sign-outs: a megabyte each.
 pub const ADDRESSES_MAX: usize = 65_536;
 
 /// The most buckets for projects, and the most for server keys.
@@ -51,7 +51,7 @@ const IPV6_NETWORK: u128 = !0 << 64;
 pub enum Bucket<'a> {
     /// A client's address: for everything but signing out.
     Address(IpAddr),
-    /// A client's address, for signing out: other requests from there must not stand in its way.
+    /// A client's address, for signing out: other requests from there must not block it.
     SignOut(IpAddr),
     /// A client's address, for requests of proxies and verifiers.
     Verify(IpAddr),
@@ -83,7 +83,7 @@ tokio::task_local! {
     static PAID_BY: Option<IpAddr>;
 }
 
-/// Answers a request for which this address was charged; see [`Limiter::refund`].
+/// Runs the work for a request for which this address was charged; see [`Limiter::refund`].
 pub fn paid_by<F: Future>(address: Option<IpAddr>, work: F) -> TaskLocalFuture<Option<IpAddr>, F> {
     PAID_BY.scope(address, work)
 }
@@ -135,7 +135,7 @@ impl Limiter {
     ///
     /// [`Empty`] if it holds none; the bucket is unchanged then.
     pub fn charge(&self, bucket: Bucket<'_>) -> Result<(), Empty> {
-        self.ask(bucket, Buckets::charge)
+        self.apply(bucket, Buckets::charge)
     }
 
     /// Checks that the bucket holds a token, and takes none.
@@ -147,7 +147,7 @@ impl Limiter {
     ///
     /// [`Empty`] if it holds none.
     pub fn check(&self, bucket: Bucket<'_>) -> Result<(), Empty> {
-        self.ask(bucket, Buckets::check)
+        self.apply(bucket, Buckets::check)
     }
 
     /// Returns its token to the address that was charged for the request of this task: the request has shown a credential
@@ -161,7 +161,7 @@ impl Limiter {
         }
     }
 
-    fn ask(&self, bucket: Bucket<'_>, question: fn(&Buckets, u64, u64) -> Result<(), Empty>) -> Result<(), Empty> {
+    fn apply(&self, bucket: Bucket<'_>, operation: fn(&Buckets, u64, u64) -> Result<(), Empty>) -> Result<(), Empty> {
         let Some(inner) = &self.0 else { return Ok(()) };
         let (buckets, kind, name) = match bucket {
             Bucket::Address(ip) => (&inner.addresses, "address", inner.name(network(ip))),
@@ -174,7 +174,7 @@ impl Limiter {
         };
         let Some(buckets) = buckets else { return Ok(()) };
         let now = inner.clock.elapsed().as_nanos().try_into().unwrap_or(u64::MAX);
-        question(buckets, name, now).inspect_err(|_| inner.metrics.rate_limited(kind))
+        operation(buckets, name, now).inspect_err(|_| inner.metrics.rate_limited(kind))
     }
 }
 
@@ -213,7 +213,7 @@ struct BucketState {
 impl Buckets {
     /// `None` for no limit.
     fn new(rate: u32, burst: u32, count: usize) -> Option<Self> {
-        // Rounded up: never more than the rate says.
+        // Rounded up, so that the rate is never exceeded.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(rate).max(1));
         let tolerance = interval.saturating_mul(u64::from(burst.saturating_sub(1)));
         let sets = (0..count / WAYS).map(|_| Mutex::default()).collect();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_let_in_and_then_one_per_interval() {
+    fn a_burst_is_admitted_and_then_one_request_per_interval() {
         let (limiter, clock) = limiter();
         let (tick, interval) = (Duration::from_micros(1), Duration::from_millis(100));
         for _ in 0..5 {
@@ -306,13 +306,13 @@ mod tests {
         clock.advance(interval - tick);
         assert_eq!(limiter.charge(v4(1)), Err(Empty { retry_after: tick }), "refusals take nothing; just before");
         clock.advance(tick);
-        assert_eq!((limiter.charge(v4(1)), limiter.charge(v4(1))), (Ok(()), Err(empty)), "at exactly the time told");
+        assert_eq!((limiter.charge(v4(1)), limiter.charge(v4(1))), (Ok(()), Err(empty)), "at exactly the stated time");
         clock.advance(Duration::from_secs(60));
         assert!((0..5).all(|_| limiter.charge(v4(1)).is_ok()) && limiter.charge(v4(1)).is_err(), "no more than full");
     }
 
     #[test]
-    fn everyone_has_a_bucket_of_their_own() {
+    fn each_owner_has_its_own_bucket() {
         let (limiter, _) = limiter();
         let (one, two) = (ProjectId::parse("one").expect("a name"), ProjectId::parse("two").expect("a name"));
         let ada = UserId::parse("ada").expect("a name");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_given_back_can_be_taken_again_and_no_more_than_that() {
+    async fn a_refund_restores_one_token_and_never_exceeds_the_burst() {
         let (limiter, _) = limiter();
         let address = IpAddr::V4(1.into());
         limiter.refund();
@@ -364,27 +364,27 @@ mod tests {
     }
 
     #[test]
-    fn none_is_no_limit() {
+    fn a_rate_of_zero_is_no_limit() {
         let rates = config::Rates { address_rate: 0, ..RATES };
         let limiter = Limiter::new(&rates, Clock::frozen(), Metrics::default());
         assert!((0..1_000).all(|_| limiter.charge(v4(1)).is_ok() && Limiter::off().charge(v4(1)).is_ok()));
     }
 
     #[test]
-    fn a_flood_of_addresses_takes_no_more_memory_and_gets_no_more_in() {
+    fn a_flood_of_addresses_takes_no_more_memory_and_admits_no_more_requests() {
         let (limiter, clock) = limiter();
         drain(&limiter, v4(0));
         let places = limiter.0.as_ref().and_then(|inner| inner.addresses.as_ref()).expect("limited").sets.len() * WAYS;
         assert_eq!((places, size_of::<BucketState>()), (ADDRESSES_MAX, 16));
 
-        // Each asks ten times in the same moment.
+        // Each sends ten requests at the same moment.
         let flood = (1..=100_000).map(|n| (0..10).filter(|_| limiter.charge(v4(n)).is_ok()).count());
-        let let_in: usize = flood.sum();
-        assert!(let_in <= 5 * ADDRESSES_MAX, "{let_in} of what {ADDRESSES_MAX} buckets hold");
-        assert!(let_in > 4 * ADDRESSES_MAX, "{let_in}: the places are used");
-        assert!(limiter.charge(v4(0)).is_err(), "the flood has washed nothing away");
+        let admitted: usize = flood.sum();
+        assert!(admitted <= 5 * ADDRESSES_MAX, "{admitted}: more than {ADDRESSES_MAX} buckets hold");
+        assert!(admitted > 4 * ADDRESSES_MAX, "{admitted}: not all buckets are used");
+        assert!(limiter.charge(v4(0)).is_err(), "the flood has not replaced the state of a used bucket");
 
         clock.advance(Duration::from_millis(500));
-        assert_eq!(limiter.charge(Bucket::Address(LOCALHOST)), Ok(()), "a burst's time later all are full again");
+        assert_eq!(limiter.charge(Bucket::Address(LOCALHOST)), Ok(()), "after the time of a burst, all are full again");
     }
 }

@@ -1,4 +1,4 @@
-//! The TLS client: which certificates are trusted, and with which cryptography. One for the database and for back-channels.
+//! The TLS client for the database and for back-channels: the trusted certificates, and the cryptography.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,11 +31,11 @@ pub(crate) fn system_roots() -> RootCertStore {
     roots
 }
 
-/// Trusts the certificates of a file in PEM, too.
+/// Adds the certificates of a PEM file.
 ///
 /// # Errors
 ///
-/// If the file is unreadable or malformed.
+/// Fails if the file is unreadable or malformed.
 pub(crate) fn add_roots(roots: &mut RootCertStore, file: &Path) -> Result<(), RootsError> {
     for certificate in CertificateDer::pem_file_iter(file).map_err(RootsError::File)? {
         roots.add(certificate.map_err(RootsError::File)?).map_err(RootsError::Certificate)?;
@@ -48,11 +48,11 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// A client's configuration, whose server certificates are yet to be decided on.
+/// The builder of a client's configuration, for which the server certificates to trust are still to be set.
 ///
 /// # Errors
 ///
-/// If the provider supports no safe protocol version.
+/// Fails if the provider supports no safe protocol version.
 pub(crate) fn client(
     provider: Arc<CryptoProvider>,
 ) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {

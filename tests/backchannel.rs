@@ -13,7 +13,7 @@ use std::{
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
-    app::{Deliverer, Kind as Swept, LOST_AFTER, Sweeper},
+    app::{Deliverer, LOST_AFTER, SweepKind as Swept, Sweeper},
     config::Listen,
     edge::Server,
     store::{DeliveryClaim, DueDelivery, EndpointPosition, Revocation, Store},
@@ -635,7 +635,7 @@ async fn an_operator_manages_endpoints() {
         ["https://app.example.org/logout", "https://APP.example.org:443/logout", "https://app.example.org./logout"]
     {
         let again = add(same, &[]);
-        assert_says(&again, false, "has this endpoint already, as ");
+        assert_says(&again, false, "already has this endpoint, as ");
         assert_says(&again, false, listed[1]["id"].as_str().expect("an id"));
     }
     assert_says(&add("https://app.example.org/Logout", &[]), true, "");
@@ -663,5 +663,5 @@ async fn an_operator_manages_endpoints() {
     for number in 3..16 {
         assert_says(&add(&format!("https://app.example.org/{number}"), &[]), true, "");
     }
-    assert_says(&add("https://app.example.org/16", &[]), false, "may not have more");
+    assert_says(&add("https://app.example.org/16", &[]), false, "which is the maximum");
 }

@@ -551,7 +551,7 @@ async fn an_operator_sets_up_a_database_by_hand() {
     assert_says(&sessiond(&["migrate"], &env), true, "applied");
     assert_says(&sessiond(&["migrate"], &env), true, "up to date");
     assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
-    assert_says(&sessiond(&["project", "create", "shop"], &env), false, "there is already a project shop");
+    assert_says(&sessiond(&["project", "create", "shop"], &env), false, "project shop already exists");
     assert_says(&sessiond(&["server-key", "create", "--project", "shop"], &env), true, "sdsk_");
     assert_says(&sessiond(&["server-key", "create", "--project", "none"], &env), false, "unknown project none");
 

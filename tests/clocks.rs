@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
-    app::{Kind, NotReady, Start, Step, SweepError, Sweeper},
+    app::{NotReady, Start, SweepError, SweepKind, SweepStep, Sweeper},
     pb::CreateSessionRequest,
     store::Task,
     telemetry::Metrics,
@@ -144,7 +144,7 @@ async fn a_sweep_deletes_nothing_while_the_clocks_differ() {
         let wrong = service.replica_wrong_by(wrong_by).await;
         for task in Task::ALL {
             let step = sweeper(&wrong).step(task, 1_000, Start::AtOnce).await.expect("steps");
-            assert!(matches!(step, Step::Contradicted(_)), "{task:?}: {step:?}");
+            assert!(matches!(step, SweepStep::Contradicted(_)), "{task:?}: {step:?}");
         }
         let refused = sweeper(&wrong).run_once().await.expect_err("the clocks differ");
         assert!(matches!(refused, SweepError::Clocks(_)), "{refused:?}");
@@ -154,7 +154,7 @@ async fn a_sweep_deletes_nothing_while_the_clocks_differ() {
         sweeper(&set).run_once().await.expect_err("the clocks differ");
     }
     let removed = sweeper(&right).run_once().await.expect("sweeps");
-    let sessions: usize = removed.iter().filter(|(kind, _)| *kind == Kind::Sessions).map(|(_, rows)| rows).sum();
+    let sessions: usize = removed.iter().filter(|(kind, _)| *kind == SweepKind::Sessions).map(|(_, rows)| rows).sum();
     assert_eq!(sessions, 1, "what is due by the database's clock");
 }
 
@@ -166,9 +166,9 @@ async fn a_pass_in_the_future_does_not_delay_the_sweep() {
     sweeper(&right).run_once().await.expect("sweeps");
     service.database.run("UPDATE sweeps SET completed_at = now() + interval '130 days'").await;
     let step = sweeper(&right).step(Task::Users, 1_000, Start::WhenDue).await.expect("steps");
-    assert!(matches!(step, Step::Last(_)), "{step:?}");
+    assert!(matches!(step, SweepStep::Last(_)), "{step:?}");
     let step = sweeper(&right).step(Task::Users, 1_000, Start::WhenDue).await.expect("steps");
-    assert_eq!(step, Step::Resting);
+    assert_eq!(step, SweepStep::Resting);
 }
 
 /// Keys created by a clock that is ahead: a replica that is behind still signs with them.

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    app::{CONNECTIONS, Taken},
+    app::{CONNECTIONS, ServerKeyRevoked},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
     store::{Options, RequiredDurability, Role},
 };
@@ -212,7 +212,7 @@ fn is_taken(status: StatusCode) -> bool {
 }
 
 async fn is_revoked_before(service: &Service, key: KeyId) -> bool {
-    matches!(service.app.server_key_revoke(key).await, Ok(Taken::Before))
+    matches!(service.app.server_key_revoke(key).await, Ok(ServerKeyRevoked::Before))
 }
 
 /// A server process that waits for a standby does not notice that its client has disconnected. It still counts as a

@@ -17,7 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sessiond::{
-    app::{App, Caller, KeyCache, KeyRevoked, ProjectError, RELOAD_INTERVAL, Rotated, Taken},
+    app::{App, Caller, KeyCache, KeyRevoked, ProjectError, RELOAD_INTERVAL, Rotated, ServerKeyRevoked},
     pb::CreateSessionRequest,
     store::Store,
     telemetry::Metrics,
@@ -550,14 +550,14 @@ async fn a_revoked_server_key_is_refused_at_once() {
     for wire in Wire::ALL {
         sign_in(wire, &service.server_key).await.expect("a good key");
     }
-    assert_eq!(operator.server_key_revoke(id).await.expect("revokes"), Taken::Now);
+    assert_eq!(operator.server_key_revoke(id).await.expect("revokes"), ServerKeyRevoked::Now);
     for wire in Wire::ALL {
         assert_refused!(sign_in(wire, &service.server_key), "INVALID_SERVER_KEY");
         sign_in(wire, &other.1).await.expect("the other one is as good as ever");
     }
     let revoked_at = service.clock.now();
     service.clock.advance(Duration::from_secs(1));
-    assert_eq!(operator.server_key_revoke(id).await.expect("once more"), Taken::Before);
+    assert_eq!(operator.server_key_revoke(id).await.expect("once more"), ServerKeyRevoked::Before);
     let keys = operator.server_keys(demo()).await.expect("lists");
     let of = |id| keys.iter().find(|key| key.id == id).expect("is listed");
     assert_eq!((of(id).revoked_at, of(other.0).revoked_at), (Some(revoked_at), None));
@@ -707,7 +707,7 @@ async fn an_operator_rotates_and_revokes_by_hand() {
         let first = of_state(&keys, "signing")[0].to_owned();
 
         assert_says(&sessiond(&rotate, &env), true, &format!("{name} {first} retires then"));
-        assert_says(&sessiond(&rotate, &env), false, "a rotation is under way");
+        assert_says(&sessiond(&rotate, &env), false, "a rotation is in progress");
         let keys = listed(&list, &env);
         let waiting = of_state(&keys, "waiting")[0].to_owned();
         assert_eq!(of_state(&keys, "signing"), [&first]);
@@ -779,7 +779,7 @@ async fn an_operator_lists_and_revokes_server_keys() {
     assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "was already revoked");
     assert_says(&sessiond(&["server-key", "revoke", &secrets[1]], env), false, "must be a key's id");
     let unknown = sessiond(&["server-key", "revoke", NO_KEY], env);
-    assert_says(&unknown, false, &format!("there is no server key {NO_KEY}"));
+    assert_says(&unknown, false, &format!("unknown server key {NO_KEY}"));
     let keys = listed(&list, env);
     assert!(keys[0]["revoked_at"].is_string() && keys[1]["revoked_at"].is_null());
 }

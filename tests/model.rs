@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::future::join_all;
 use sessiond::{
-    app::{Start, Step, Sweeper},
+    app::{Start, SweepStep, Sweeper},
     pb::{CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest},
     store::Task,
     telemetry::Metrics,
@@ -198,7 +198,7 @@ async fn sweep(service: &Service) {
     let day = Duration::from_secs(86_400);
     let retention = RetentionPeriods { ended_sessions: Duration::ZERO, audit: day, addresses: day };
     let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
-    while let Step::Taken(_) = sweeper.step(Task::Sessions, 1_000, Start::AtOnce).await.expect("sweeps") {}
+    while let SweepStep::Taken(_) = sweeper.step(Task::Sessions, 1_000, Start::AtOnce).await.expect("sweeps") {}
 }
 
 // The model.

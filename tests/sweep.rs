@@ -10,7 +10,7 @@ use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sessiond::{
-    app::{Kind, PASS_INTERVAL, Removed, Start, Step, Sweeper},
+    app::{PASS_INTERVAL, Removed, Start, SweepKind, SweepStep, Sweeper},
     config::Listen,
     edge::Server,
     pb::{CreateSessionRequest, RevokeAllSessionsRequest, RevokeAllSessionsResponse},
@@ -42,7 +42,7 @@ async fn sweep(service: &Service) -> Vec<Removed> {
     sweeper(service, retention()).run_once().await.expect("sweeps")
 }
 
-fn of(removed: &[Removed], kind: Kind) -> usize {
+fn of(removed: &[Removed], kind: SweepKind) -> usize {
     removed.iter().filter(|(other, _)| *other == kind).map(|(_, rows)| rows).sum()
 }
 
@@ -99,11 +99,11 @@ async fn a_session_is_deleted_thirty_days_after_it_ended() {
     service.database.run(&raise).await;
 
     service.clock.advance(DAY * 30 - TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "just before");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "just before");
     assert_eq!(count(&service, "sessions").await, 6);
     service.clock.advance(TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 5, "at");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "once");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 5, "at");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "once");
     assert!(service.is_live(&live.session.expect("a session").id).await, "what is live stays");
 
     // Its tokens are still recognised, as ended.
@@ -125,10 +125,10 @@ async fn a_request_may_be_repeated_for_a_day() {
     };
     let first = session().await;
     service.clock.advance(DAY - TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Requests), 0, "just before");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Requests), 0, "just before");
     assert_eq!(session().await, first);
     service.clock.advance(TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Requests), 1, "at");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Requests), 1, "at");
     assert_ne!(session().await, first);
 }
 
@@ -152,7 +152,7 @@ async fn old_request_ids_are_deleted_in_every_project() {
         insert("d", 700, DAY),
     ];
     service.database.run(&rows.concat()).await;
-    assert_eq!(of(&sweep(&service).await, Kind::Requests), 2_203);
+    assert_eq!(of(&sweep(&service).await, SweepKind::Requests), 2_203);
     assert_eq!(count(&service, "session_requests").await, 2_200);
 }
 
@@ -179,16 +179,16 @@ async fn the_audit_log_loses_addresses_after_thirty_days_and_entries_after_four_
     let (address, none) = (Some("192.0.2.7".to_owned()), None);
 
     service.clock.advance(DAY * 28 - TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 0, "just before");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Addresses), 0, "just before");
     service.clock.advance(TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 1, "at");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Addresses), 1, "at");
     assert_eq!(addresses(&service).await, [none.clone(), address]);
-    assert_eq!(of(&sweep(&service).await, Kind::Addresses), 0, "once");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Addresses), 0, "once");
 
     service.clock.advance(DAY * 370 - TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Revocations), 0, "just before");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Revocations), 0, "just before");
     service.clock.advance(TICK);
-    assert_eq!(of(&sweep(&service).await, Kind::Revocations), 1, "at");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Revocations), 1, "at");
     assert_eq!(addresses(&service).await, [none]);
 }
 
@@ -204,9 +204,9 @@ async fn revocations_that_still_matter_are_never_deleted() {
     let short = sweeper(&service, RetentionPeriods { audit: DAY, ..retention() });
 
     service.clock.advance(DAY * 3 + HOUR - TICK);
-    assert_eq!(of(&short.run_once().await.expect("sweeps"), Kind::Revocations), 0, "just before");
+    assert_eq!(of(&short.run_once().await.expect("sweeps"), SweepKind::Revocations), 0, "just before");
     service.clock.advance(TICK);
-    assert_eq!(of(&short.run_once().await.expect("sweeps"), Kind::Revocations), 1, "at");
+    assert_eq!(of(&short.run_once().await.expect("sweeps"), SweepKind::Revocations), 1, "at");
 }
 
 #[tokio::test]
@@ -221,11 +221,15 @@ async fn a_user_is_deleted_after_the_last_session_and_two_days_after_the_last_cu
 
     service.clock.advance(HOUR);
     let removed = soon.run_once().await.expect("sweeps");
-    assert_eq!((of(&removed, Kind::Sessions), of(&removed, Kind::Users)), (2, 1), "bob, who was never cut off");
+    assert_eq!(
+        (of(&removed, SweepKind::Sessions), of(&removed, SweepKind::Users)),
+        (2, 1),
+        "bob, who was never cut off"
+    );
     service.clock.advance(DAY * 2 - HOUR - TICK);
-    assert_eq!(of(&soon.run_once().await.expect("sweeps"), Kind::Users), 0, "just before");
+    assert_eq!(of(&soon.run_once().await.expect("sweeps"), SweepKind::Users), 0, "just before");
     service.clock.advance(TICK);
-    assert_eq!(of(&soon.run_once().await.expect("sweeps"), Kind::Users), 1, "at");
+    assert_eq!(of(&soon.run_once().await.expect("sweeps"), SweepKind::Users), 1, "at");
     assert!(live.is_signed_in().await && count(&service, "users").await == 1);
 
     // A new user of this name starts above every earlier cut-off.
@@ -241,9 +245,9 @@ async fn a_user_who_is_signing_in_is_not_deleted() {
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'ada', 1)").await;
     let mut sign_in = service.database.connect().await;
     sign_in.batch_execute("BEGIN; SELECT FROM users FOR SHARE").await.expect("holds the row");
-    assert_eq!(of(&sweep(&service).await, Kind::Users), 0);
+    assert_eq!(of(&sweep(&service).await, SweepKind::Users), 0);
     sign_in.batch_execute("COMMIT").await.expect("lets go");
-    assert_eq!(of(&sweep(&service).await, Kind::Users), 1);
+    assert_eq!(of(&sweep(&service).await, SweepKind::Users), 1);
 }
 
 /// A refresh that holds a session may still revive it: here one with a clock far behind does.
@@ -254,15 +258,15 @@ async fn a_locked_session_is_not_deleted() {
     service.clock.advance(DAY * 31);
     let mut refresh = service.database.connect().await;
     refresh.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "it is not waited for");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "it is not waited for");
     let used = "UPDATE sessions SET idle_expires_at = expires_at; COMMIT";
     refresh.batch_execute(used).await.expect("refreshes");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "it is live again");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "it is live again");
 
     refresh.batch_execute("BEGIN; UPDATE sessions SET idle_expires_at = created_at").await.expect("unused after all");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 0, "not known yet");
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "not known yet");
     refresh.batch_execute("COMMIT").await.expect("lets go");
-    assert_eq!(of(&sweep(&service).await, Kind::Sessions), 1);
+    assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 1);
 }
 
 /// Inserts this many sessions of `demo` that ended long ago, one per user.
@@ -288,13 +292,13 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
         let (mut removed, mut steps, mut busy) = (0, 0, 0);
         loop {
             match replica.step(Task::Sessions, 100, Start::WhenDue).await.expect("steps") {
-                Step::Busy => busy += 1,
-                Step::Resting => return (removed, steps, busy),
-                Step::Taken(some) | Step::Last(some) => {
-                    removed += of(&some, Kind::Sessions);
+                SweepStep::Busy => busy += 1,
+                SweepStep::Resting => return (removed, steps, busy),
+                SweepStep::Taken(some) | SweepStep::Last(some) => {
+                    removed += of(&some, SweepKind::Sessions);
                     steps += 1;
                 }
-                Step::Contradicted(disagreement) => panic!("{disagreement}"),
+                SweepStep::Contradicted(disagreement) => panic!("{disagreement}"),
             }
         }
     });
@@ -305,7 +309,7 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
     assert_eq!(sum(|one| one.1), ROWS / 100 + 1, "no step twice: {done:?}");
     assert_eq!(count(&service, "sessions").await, 0);
     let removed = sweep(&service).await;
-    assert_eq!((of(&removed, Kind::Sessions), of(&removed, Kind::Users)), (0, ROWS));
+    assert_eq!((of(&removed, SweepKind::Sessions), of(&removed, SweepKind::Users)), (0, ROWS));
 }
 
 #[tokio::test]
@@ -315,15 +319,15 @@ async fn a_task_held_by_another_replica_is_skipped_and_a_finished_one_rests() {
     let mut other = service.database.connect().await;
     other.batch_execute("BEGIN; SELECT FROM sweeps WHERE task = 'sessions' FOR UPDATE").await.expect("takes it");
     let step = async |task| sweeper.step(task, 10, Start::WhenDue).await.expect("steps");
-    assert_eq!(step(Task::Sessions).await, Step::Busy);
-    assert_eq!(step(Task::Users).await, Step::Last(vec![(Kind::Users, 0)]), "another task is free");
+    assert_eq!(step(Task::Sessions).await, SweepStep::Busy);
+    assert_eq!(step(Task::Users).await, SweepStep::Last(vec![(SweepKind::Users, 0)]), "another task is free");
     other.batch_execute("COMMIT").await.expect("lets go");
-    assert_eq!(step(Task::Sessions).await, Step::Last(vec![(Kind::Sessions, 0)]));
+    assert_eq!(step(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]));
 
     service.clock.advance(PASS_INTERVAL - TICK);
-    assert_eq!(step(Task::Sessions).await, Step::Resting, "just before");
+    assert_eq!(step(Task::Sessions).await, SweepStep::Resting, "just before");
     service.clock.advance(TICK);
-    assert_eq!(step(Task::Sessions).await, Step::Last(vec![(Kind::Sessions, 0)]), "at");
+    assert_eq!(step(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]), "at");
 }
 
 #[tokio::test]
@@ -340,8 +344,9 @@ async fn keys_are_deleted_when_none_of_their_tokens_can_matter() {
     let revoke = format!("UPDATE server_keys SET revoked_at = {retired}");
     service.database.run(&[copy("signing_keys"), copy("refresh_keys"), revoke].concat()).await;
 
-    let keys =
-        |removed: Vec<Removed>| [Kind::SigningKeys, Kind::RefreshKeys, Kind::ServerKeys].map(|kind| of(&removed, kind));
+    let keys = |removed: Vec<Removed>| {
+        [SweepKind::SigningKeys, SweepKind::RefreshKeys, SweepKind::ServerKeys].map(|kind| of(&removed, kind))
+    };
     service.clock.advance(DAY * 368 - TICK);
     assert_eq!(keys(sweep(&service).await), [0, 0, 0]);
     service.clock.advance(TICK);

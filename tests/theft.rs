@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sessiond::{
-    app::{Kind, Sweeper},
+    app::{SweepKind, Sweeper},
     config::{Rates, network},
     pb::{
         CreateSessionRequest, ListSessionsRequest, RevokeAllSessionsRequest, Session, UpdateSessionRequest,
@@ -468,7 +468,7 @@ async fn audit_entries_that_are_not_revocations_are_swept_too() {
         let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
         let removed = sweeper.run_once().await.expect("sweeps");
         let of = |kind| removed.iter().filter(|(other, _)| *other == kind).map(|(_, rows)| rows).sum::<usize>();
-        (of(Kind::Events), of(Kind::Addresses))
+        (of(SweepKind::Events), of(SweepKind::Addresses))
     };
     service.clock.advance(day * 30 - TICK);
     assert_eq!(sweep().await, (0, 0));

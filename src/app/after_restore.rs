@@ -15,12 +15,12 @@ use sessiond_core::session::revoked::Ended;
 ///
 /// # Errors
 ///
-/// The store's; nothing has changed then.
+/// Fails if the database operation fails; nothing has changed then.
 pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error> {
     let now = clock.now();
     let work = move |mut tx: Tx| async move {
-        // The epochs of tokens that were issued after the backup are not known here, but no counter overtakes the clock: it
-        // is raised by one at a time. So this is above them all, and above what an earlier restore has made of it.
+        // The epochs of tokens issued after the backup are unknown here. But an epoch is raised by one at a time, so it never
+        // overtakes the clock in seconds: the clock is above them all, and above the epoch that an earlier restore set.
         let raised = tx.project_epochs_raise(now.as_seconds(), now).await?;
         let count = raised.len();
         for (project, epoch) in raised {

@@ -1,4 +1,4 @@
-//! Whom to tell that sessions have ended: the operator's business, from the command line.
+//! Back-channel endpoints and their deliveries, as the operator manages them from the command line.
 
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -23,40 +23,42 @@ use sessiond_core::session::backchannel::AUDIENCE_LENGTH_MAX;
 use sessiond_core::session::backchannel::ENDPOINTS_MAX;
 use sessiond_core::session::backchannel::Kind;
 
-/// Why the operator's wish was not granted.
+/// Why an operation on endpoints or deliveries failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The URL may not be called.
+    /// The URL is malformed, or not permitted.
     #[error(transparent)]
     Url(#[from] OutboundUrlError),
     /// The audience is out of bounds.
     #[error("the audience must be 1 to {AUDIENCE_LENGTH_MAX} bytes without control characters")]
     Audience,
-    /// There is no such project.
+    /// The project is unknown.
     #[error("unknown project {0}; `sessiond project list` shows those that exist")]
     NoProject(ProjectId),
     /// The project has this endpoint already.
-    #[error("project {0} has this endpoint already, as {1}: the same kind, URL and audience would be told twice")]
-    Already(ProjectId, Uuid),
-    /// The project has as many as it may have.
     #[error(
-        "project {0} has {ENDPOINTS_MAX} endpoints, and may not have more: each sign-out writes a row for every one"
+        "project {0} already has this endpoint, as {1}: the same kind, URL and audience would get each delivery twice"
+    )]
+    Already(ProjectId, Uuid),
+    /// The project has [`ENDPOINTS_MAX`] endpoints.
+    #[error(
+        "project {0} has {ENDPOINTS_MAX} endpoints, which is the maximum: each sign-out writes a row for every one"
     )]
     TooMany(ProjectId),
     /// The project has no such endpoint.
-    #[error("project {0} has no endpoint {1}; `sessiond backchannel list` shows those that it has")]
+    #[error("project {0} has no endpoint {1}; `sessiond backchannel list` lists its endpoints")]
     Missing(ProjectId, Uuid),
     /// The project has no such delivery.
-    #[error("project {0} has no delivery {1}; `sessiond backchannel deliveries` shows those that are open")]
+    #[error("project {0} has no delivery {1}; `sessiond backchannel deliveries` lists its open ones")]
     NoDelivery(ProjectId, Uuid),
     /// The delivery is not dead.
-    #[error("delivery {0} is not dead: it waits, or was delivered")]
+    #[error("delivery {0} is not dead: it is pending, or was delivered")]
     NotDead(Uuid),
-    /// Its endpoint is not told anything any more.
+    /// The endpoint of the delivery was removed.
     #[error("the endpoint of delivery {0} was removed")]
     EndpointRemoved(Uuid),
-    /// There is nothing left to tell.
-    #[error("delivery {0} told of all sessions of a user who was erased since, and names nobody any more")]
+    /// The delivery has no subject any more.
+    #[error("delivery {0} was about all sessions of a user who has been erased since, so it has no subject any more")]
     Nameless(Uuid),
     /// The database failed.
     #[error(transparent)]
@@ -69,26 +71,26 @@ const ANYWHERE: [IpNet; 2] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
 ];
 
-/// An endpoint to be.
+/// An endpoint to add.
 #[derive(Clone, Debug)]
 pub struct NewEndpoint {
-    /// The project whose sessions it is told of.
+    /// The project whose revocations it receives.
     pub project: ProjectId,
-    /// How.
+    /// What it receives: logout tokens or CAEP events.
     pub kind: Kind,
-    /// Where.
+    /// The URL to send them to.
     pub url: String,
-    /// The `aud` of what it is sent.
+    /// The `aud` claim of the tokens.
     pub audience: String,
 }
 
 impl App {
-    /// Has an endpoint told of every session that ends from now on.
+    /// Adds an endpoint. It receives every revocation from now on.
     ///
     /// # Errors
     ///
-    /// When the URL may not be called, not even with `permitted` networks, or the audience is out of bounds; when there is no
-    /// such project, or it has this endpoint already or [`ENDPOINTS_MAX`]; the store's.
+    /// Fails if the URL is not allowed, even with the `permitted` networks, or the audience is out of bounds; if the project
+    /// is unknown, already has this endpoint, or has [`ENDPOINTS_MAX`]; or if the database operation fails.
     pub async fn endpoint_add(&self, new: NewEndpoint, permitted: &[IpNet]) -> Result<Uuid, EndpointError> {
         let target = OutboundUrl::parse(&new.url, permitted)?;
         let fits = (1..=AUDIENCE_LENGTH_MAX).contains(&new.audience.len());
@@ -100,7 +102,7 @@ impl App {
         let id = clock::new_record_id(now);
         let endpoint = Endpoint { id, kind, url, audience, created_at: now };
         let same = move |one: &Endpoint, other: &Endpoint| {
-            // What was added before was allowed then, wherever it leads.
+            // An existing endpoint was checked when it was added, so any address is accepted here.
             let there = OutboundUrl::parse(&other.url, &ANYWHERE);
             (one.kind, &one.audience) == (other.kind, &other.audience) && there.is_ok_and(|there| there.is(&target))
         };
@@ -117,43 +119,43 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn endpoints(&self, project: ProjectId) -> Result<Vec<Endpoint>, EndpointError> {
         let endpoints = self.store.endpoints_list(project.clone()).await.map_err(Error::from)?;
         endpoints.ok_or(EndpointError::NoProject(project))
     }
 
-    /// Has an endpoint told nothing more, not even what it is still to be told. Whether it was so before.
+    /// Removes an endpoint; its pending deliveries are not sent. Returns whether it was already removed.
     ///
     /// # Errors
     ///
-    /// When the project has no such endpoint; the store's.
+    /// Fails if the project has no such endpoint, or if the database operation fails.
     pub async fn endpoint_remove(&self, project: ProjectId, id: Uuid) -> Result<bool, EndpointError> {
         match self.store.endpoint_remove(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
             EndpointRemoved::Now => Ok(false),
             EndpointRemoved::Before => Ok(true),
             EndpointRemoved::Missing => {
-                self.known(&project).await?;
+                self.check_project_exists(&project).await?;
                 Err(EndpointError::Missing(project, id))
             }
         }
     }
 
-    /// The newest of what others are still to be told, or never were.
+    /// The newest deliveries that are pending or dead.
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn deliveries(&self, project: ProjectId, rows_max: usize) -> Result<Vec<OpenDelivery>, EndpointError> {
-        self.known(&project).await?;
+        self.check_project_exists(&project).await?;
         Ok(self.store.deliveries_open(project, rows_max).await.map_err(Error::from)?)
     }
 
-    /// Has a dead delivery tried again, for as long as a new one.
+    /// Retries a dead delivery, for as long as a new one.
     ///
     /// # Errors
     ///
-    /// When there is no such delivery, or it cannot be tried again; the store's.
+    /// Fails if the delivery is unknown or cannot be retried, or if the database operation fails.
     pub async fn delivery_retry(&self, project: ProjectId, id: Uuid) -> Result<(), EndpointError> {
         match self.store.delivery_revive(project.clone(), id, self.clock.now()).await.map_err(Error::from)? {
             Revived::Done => Ok(()),
@@ -161,14 +163,14 @@ impl App {
             Revived::NoEndpoint => Err(EndpointError::EndpointRemoved(id)),
             Revived::Nameless => Err(EndpointError::Nameless(id)),
             Revived::Missing => {
-                self.known(&project).await?;
+                self.check_project_exists(&project).await?;
                 Err(EndpointError::NoDelivery(project, id))
             }
         }
     }
 
-    /// Refuses an unknown project: an empty list would read as good news.
-    async fn known(&self, project: &ProjectId) -> Result<(), EndpointError> {
+    /// Refuses an unknown project. An empty list would wrongly suggest that all is well.
+    async fn check_project_exists(&self, project: &ProjectId) -> Result<(), EndpointError> {
         let found = self.store.project_find(project.clone()).await.map_err(Error::from)?;
         found.map(drop).ok_or_else(|| EndpointError::NoProject(project.clone()))
     }

@@ -1,4 +1,4 @@
-//! Opening a session.
+//! Creates sessions.
 
 use super::App;
 use super::Caller;
@@ -6,9 +6,9 @@ use super::Client;
 use super::Error;
 use super::Grant;
 use super::Service;
+use super::bulkhead::Key;
 use super::grant::Granted;
 use super::idempotency::IdempotencyKey;
-use super::turns::Key;
 use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
@@ -39,23 +39,24 @@ use sessiond_core::session::limit::LiveSession;
 use sessiond_core::session::rotation::Chain;
 use sessiond_core::token::refresh::RowSecret;
 
-/// What the transaction came to. A refusal is a value here, like any other outcome.
-type Outcome = Result<(Granted, Was), Refusal>;
+/// The result of the transaction. A refusal is a value, so that the transaction decides what to do with it.
+type CreateResult = Result<(Granted, Origination), Refusal>;
 
-/// Whether a session was opened now, or by an earlier try of the same request.
+/// Whether a session was created by this request, or by an earlier attempt of the same request.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Was {
-    Opened,
+enum Origination {
+    New,
     Repeated,
 }
 
 impl App {
-    /// Opens a session for a service; on behalf of a client, only in the client's project. With an idempotency key, a
-    /// repeat answers with the session that the first request opened.
+    /// Creates a session for a service; on behalf of a client, only in the client's project. With an idempotency key, a
+    /// repeated request returns the session that the first one created.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller, of the client or of the request; the store's; a key's.
+    /// Fails if the caller, the client or the request is refused, if the database operation fails, or if the project has no
+    /// usable key.
     pub async fn create_session(
         &self,
         caller: Caller,
@@ -66,38 +67,39 @@ impl App {
     ) -> Result<Grant, Error> {
         let Service { project, key, .. } = self.service_within(caller, client).await?;
         let now = self.clock.now();
-        // A key that was found is of a project that exists; it may be younger than the snapshot.
+        // The server key was found, so its project exists; it may be newer than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
         new.device = new.device.named(device::name);
 
         let sign_in = SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy };
-        let turn = self.turns.take("create_session", [Key::User(sign_in.project.clone(), sign_in.new.user.clone())]);
-        let turn = turn.await?;
+        let permit =
+            self.bulkhead.acquire("create_session", [Key::User(sign_in.project.clone(), sign_in.new.user.clone())]);
+        let permit = permit.await?;
         let work = move |mut tx: Tx| async move {
             let done = match open(&mut tx, sign_in).await? {
                 Ok(opened) => tx.commit(Ok(opened)).await,
-                // Nothing was opened, so nothing stays: the request id is free for a better try.
+                // Nothing was created, so nothing is kept: the request id can be used again.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
             };
-            drop(turn);
+            drop(permit);
             done
         };
-        let (granted, was) = self.store.transact("create_session", work).await??;
-        if granted.session.impersonator.is_some() && was == Was::Opened {
+        let (granted, origination) = self.store.transact("create_session", work).await??;
+        if granted.session.impersonator.is_some() && origination == Origination::New {
             self.metrics.impersonation();
         }
         self.grant(&snapshot, granted, now)
     }
 }
 
-/// A sign-in, checked, and all that it is judged by.
+/// A checked sign-in, and what the decision depends on.
 struct SignIn {
     project: ProjectId,
     new: NewSession,
     idempotency: Option<IdempotencyKey>,
-    /// Who ends a session that is replaced.
+    /// Recorded as the one who ended a replaced session.
     by: EndedBy,
     origin: Origin,
     now: Timestamp,
@@ -105,7 +107,7 @@ struct SignIn {
 }
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
-async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
+async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<CreateResult, store::Error> {
     let SignIn { project, new, idempotency, by, origin, now, policy } = sign_in;
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
@@ -133,7 +135,7 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
         None => Admission::Admitted(vec![]),
     };
     if let Some(replaced) = replaced {
-        // With those that make room, because of the one order: none of them may be waited for while holding another.
+        // Locked together with the evicted sessions, in one order: waiting for one while holding another could deadlock.
         let ids = [admission.evicted(), &[replaced]].concat();
         let locked = tx.sessions_lock(&project, &ids).await?;
         if !locked.iter().any(|stored| stored.session.id == replaced && stored.session.user == new.user) {
@@ -154,20 +156,19 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<Outcome, store::Error> {
     if let Some(Impersonator(impersonator)) = session.impersonator.clone() {
         let user = Some(session.user.as_str().to_owned());
         let kind = EventKind::ImpersonationOpened { session: id, user, impersonator };
-        // From the device of whoever acts, where the service says that; else from the service itself.
+        // The address of the impersonator's device if the service states it; otherwise the service's own.
         let ip = session.device.ip.or(origin.ip);
         tx.event_insert(&AuditEvent { project: session.project.clone(), kind, at: now, by, ip }).await?;
     }
     let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
     tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;
-    Ok(Ok((granted, Was::Opened)))
+    Ok(Ok((granted, Origination::New)))
 }
 
-/// How many pages of sessions, live or over, are looked through for those that count against a limit: a million rows.
+/// The most pages of sessions, live or ended, that are read to count those under a limit: a million rows.
 const SUMMARY_PAGES_MAX: usize = 100;
 
-/// The user's live sessions, as far as they count against a limit: not the one that is replaced. Looks no further once
-/// there are enough.
+/// The user's live sessions that count against a limit, without the one that is replaced. Stops once it has found `enough`.
 async fn live_sessions(
     tx: &mut Tx,
     project: &ProjectId,
@@ -176,7 +177,7 @@ async fn live_sessions(
     enough: usize,
     now: Timestamp,
 ) -> Result<Vec<LiveSession>, store::Error> {
-    // Not locked yet: sessions come before the user. Whoever raises the epoch meanwhile makes only more room.
+    // Not locked yet: sessions are locked before the user. If the epoch is raised meanwhile, that only makes more room.
     let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
     let counts = |one: &store::SessionSummary| {
         !one.is_impersonation && one.lifetime.is_live(now, present) && Some(one.id) != replaced
@@ -189,7 +190,7 @@ async fn live_sessions(
                 .filter(|one| counts(one))
                 .map(|one| LiveSession { session: one.id, last_used_at: one.last_used_at }),
         );
-        // There are no more live ones than the limit allows, unless it was lowered since.
+        // No more sessions are live than the limit allows, unless the limit was lowered since.
         if page.len() < store::SUMMARIES_MAX || found.len() >= enough {
             break;
         }
@@ -198,9 +199,9 @@ async fn live_sessions(
     Ok(found)
 }
 
-/// The epoch to open a session under. It stays as it is until the end of the transaction.
+/// The epoch of the new session. It cannot change until the end of the transaction.
 async fn epoch(tx: &mut Tx, project: &ProjectId, user: &UserId) -> Result<Epoch, store::Error> {
-    // Whoever erases the user may take the row away between the two. Nobody does that over and over.
+    // An erasure of the user may delete the row between the two statements, but hardly three times in a row.
     for _ in 0..3 {
         tx.user_ensure(project, user).await?;
         if let Some(epoch) = tx.epoch_share(project, user).await? {
@@ -210,29 +211,29 @@ async fn epoch(tx: &mut Tx, project: &ProjectId, user: &UserId) -> Result<Epoch,
     Err(store::Error::Inconsistent { table: "users", column: "epoch", row: project.to_string() })
 }
 
-/// Answers a repeat with the session that the first try opened, and with the refresh token that it was given.
+/// Answers a repeated request with the session that the first attempt created, and with the same refresh token.
 ///
-/// Once that token has been used the first answer did arrive, and its client has gone on: a second holder of the chain would
-/// end the session for both.
+/// Refuses once that token has been used: the first answer did arrive, and a second holder of the chain would end the
+/// session for both.
 async fn repeat(
     tx: &mut Tx,
     project: &ProjectId,
     id: SessionId,
     now: Timestamp,
     policy: &Policy,
-) -> Result<Outcome, store::Error> {
-    let over = || Refusal::invalid("request_id", "was used for a session that has ended");
+) -> Result<CreateResult, store::Error> {
+    let ended = || Refusal::invalid("request_id", "was used for a session that has ended");
     let Some(StoredSession { session, chain, secret, .. }) = tx.session_lock(project, id).await? else {
-        return Ok(Err(over()));
+        return Ok(Err(ended()));
     };
     if chain.generation() > 0 {
-        return Ok(Err(Refusal::invalid("request_id", "was used for a session that is in use by now")));
+        return Ok(Err(Refusal::invalid("request_id", "was used for a session that has been refreshed since")));
     }
     let live = tx.epoch_share(project, &session.user).await?.is_some_and(|present| session.is_live(now, present));
     if !live {
-        return Ok(Err(over()));
+        return Ok(Err(ended()));
     }
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(Ok((Granted { session, secret, link: chain.head(), access_expires_at }, Was::Repeated)))
+    Ok(Ok((Granted { session, secret, link: chain.head(), access_expires_at }, Origination::Repeated)))
 }

@@ -1,4 +1,4 @@
-//! Who asks. A credential is read in `rpc`; here it is believed, or not.
+//! Authenticates callers. `rpc` parses their credentials; this module verifies them.
 
 use std::sync::Arc;
 
@@ -21,79 +21,79 @@ use sessiond_core::token::verifier::Candidate;
 use sessiond_core::token::verifier::VerifiedToken;
 use sessiond_core::token::verifier::VerifyError;
 
-/// An access token as it was presented. Has no `Debug`: it must not reach a log.
+/// An access token as it was presented. Has no `Debug`, so that it cannot reach a log.
 pub struct AccessToken(pub String);
 
-/// Who asks, as far as the credentials say.
+/// The caller's credential, not verified yet.
 pub enum Caller {
-    /// Nobody: no credential at all.
+    /// None.
     Nobody,
-    /// A user, by an access token.
+    /// A user's access token.
     User(AccessToken),
-    /// A service, by a server key.
+    /// A service's server key.
     Service(ServerKey),
-    /// Somebody with a server key that has not the form of one.
+    /// A malformed server key.
     MalformedServerKey,
 }
 
-/// A client, such as OAuth knows (RFC 6749 §2), named and not yet believed. What it asks concerns its own project alone.
+/// An OAuth client (RFC 6749 §2), not authenticated yet. Its requests concern its own project only.
 #[derive(Clone)]
 pub struct Client {
     /// Its id: the project.
     pub project: ProjectId,
-    /// What it shows for that.
-    pub standing: Standing,
-    /// The least role that its server key must have: it asks as a service of that role.
+    /// How it authenticates.
+    pub auth: ClientAuth,
+    /// The least role that its server key must have.
     pub role: Role,
 }
 
 impl Client {
-    /// Whether a genuine server key lets a service ask as this client.
+    /// Whether a service with a genuine server key may act as this client.
     fn admits(&self, service: &Service) -> bool {
         service.project == self.project && service.role >= self.role
     }
 }
 
-/// What a client shows for being one of its project.
+/// How a client authenticates.
 #[derive(Clone)]
-pub enum Standing {
-    /// Its secret: a server key of the project.
+pub enum ClientAuth {
+    /// With its secret: a server key of the project.
     Confidential(ServerKey),
-    /// Nothing, for it cannot keep a secret (RFC 6749 §2.1). A project that there is not has no clients.
+    /// Not at all, because it cannot keep a secret (RFC 6749 §2.1). Refused for an unknown project.
     Public,
-    /// Nothing: it only says which project it means. Whether there is one, its tokens will tell.
-    Named,
+    /// Not at all: it only names its project. Not checked here, because its tokens are checked against the project.
+    Unchecked,
 }
 
-/// A service that has shown who it is.
+/// An authenticated service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The project it acts for.
     pub project: ProjectId,
     /// What it may do.
     pub role: Role,
-    /// The key it did so with.
+    /// The server key that it presented.
     pub key: KeyId,
 }
 
-/// A caller that has shown who it is.
+/// An authenticated caller.
 pub(super) enum Principal {
-    /// A user, by an access token that has not expired. Whether its session is live is for its row to tell.
+    /// A user with an access token that has not expired. Whether the session is live is not checked yet.
     User(VerifiedToken),
     Service(Service),
 }
 
 impl App {
-    /// The service behind a server key.
+    /// Authenticates the service behind a server key.
     ///
-    /// Only the genuine key takes from its bucket and its project's: whoever knows no more than the key's id could drain
-    /// them otherwise. A stranger's attempts are bounded by the stranger's address, which pays for them; a genuine key's are
-    /// not. Where nothing is left, not even the database is asked.
+    /// Only a genuine key is charged to its own bucket and its project's: otherwise anyone who knows the key's id could drain
+    /// them. Other attempts are charged to the address they come from; a genuine key refunds that charge. If the bucket is
+    /// empty, the database is not queried.
     ///
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a user, [`Refusal::InvalidServerKey`] for
-    /// one that is malformed, unknown or revoked; [`Refusal::RateLimited`]; or the store's.
+    /// one that is malformed, unknown or revoked, [`Refusal::RateLimited`]; or if the database operation fails.
     pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
         let key = match caller {
             Caller::Service(key) => key,
@@ -102,15 +102,15 @@ impl App {
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
         self.rates.check(Bucket::ServerKey(key.id()))?;
-        let service = self.holder_of(&self.store, &key).await?;
+        let service = self.find_service(&self.store, &key).await?;
         self.rates.refund();
         self.rates.charge(Bucket::ServerKey(key.id()))?;
         self.rates.charge(Bucket::Project(&service.project))?;
         Ok(service)
     }
 
-    /// The service that a genuine server key is of. Takes from no bucket.
-    async fn holder_of(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
+    /// Looks up the service of a server key, and compares the key's digest. Charges no bucket.
+    async fn find_service(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
         let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
@@ -118,7 +118,7 @@ impl App {
         Ok(Service { project: row.project, role: row.role, key: row.id })
     }
 
-    /// The user or the service behind a credential.
+    /// Authenticates the user or the service behind a credential.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl App {
         }
     }
 
-    /// The service behind a server key, on behalf of a client only in the client's project.
+    /// Authenticates the service behind a server key; on behalf of a client, only in the client's project.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl App {
         }
     }
 
-    /// The user or the service behind a credential, on behalf of a client only in the client's project.
+    /// Authenticates the user or the service behind a credential; on behalf of a client, only in the client's project.
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl App {
         Ok(principal)
     }
 
-    /// The user behind a caller, where no one else will do.
+    /// Authenticates a caller that must be a user.
     ///
     /// # Errors
     ///
@@ -175,13 +175,13 @@ impl App {
         }
     }
 
-    /// The user behind an access token, which must not have expired. A genuine one takes from its project's bucket.
+    /// Verifies an access token that must not have expired. A genuine one is charged to its user and its project.
     async fn signed_in(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
         let candidate = self.verifier.read(text)?;
         let key = self.key_of(candidate.key()).await?;
         self.rates.check(Bucket::Project(key.project()))?;
         let token = self.verifier.verify(candidate, key.verifying())?;
-        // The user before the project: no user can use up what the project has.
+        // The user before the project, so that no user can drain the project's bucket.
         self.rates.charge(Bucket::User(key.project(), token.user()))?;
         self.rates.charge(Bucket::Project(key.project()))?;
         check_current(&token, &self.keys.snapshot(), self.clock.now())?;
@@ -192,8 +192,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// As [`VerifyError`] says; [`VerifyError::WrongProject`] only for a genuine token, so that nobody else learns whose
-    /// it is.
+    /// See [`VerifyError`]. [`VerifyError::WrongProject`] only for a genuine token, so that nobody else learns its project.
     pub(super) fn verify_by(
         &self,
         snapshot: &Snapshot,
@@ -213,12 +212,12 @@ impl App {
         Ok(token)
     }
 
-    /// Checks that a user who is about to end other sessions has authenticated as the project asks: a stolen access token
-    /// may be of any age.
+    /// Checks that a user who is about to end other sessions has authenticated as the project requires, because an access
+    /// token may be stolen.
     ///
     /// # Errors
     ///
-    /// [`Refusal::InsufficientUserAuthentication`]; the store's, when the policy had to be looked for.
+    /// [`Refusal::InsufficientUserAuthentication`]; or if the policy had to be reloaded and the database operation fails.
     pub(super) async fn may_revoke_others(&self, token: &VerifiedToken, now: Timestamp) -> Result<(), Error> {
         let snapshot = self.keys.with(|snapshot| snapshot.policy(token.project()).is_some()).await?;
         let revoking = snapshot.policy(token.project()).map(|policy| policy.revoking.clone()).unwrap_or_default();
@@ -229,11 +228,12 @@ impl App {
         }
     }
 
-    /// The session of a signed-in user, as it is now. Notes that it is in use.
+    /// Reads the session of a signed-in user, and records that it is in use.
     ///
     /// # Errors
     ///
-    /// [`Refusal::SessionRevoked`] when it has ended, one way or another; the store's; as [`App::check_trusted`].
+    /// [`Refusal::SessionRevoked`] if it has ended for any reason; as [`App::check_trusted`]; or if the database operation
+    /// fails.
     pub(super) async fn own_session(&self, token: &VerifiedToken) -> Result<Session, Error> {
         let now = self.clock.now();
         let found = self.store.session_find(token.project().clone(), token.session()).await?;
@@ -247,31 +247,31 @@ impl App {
         Ok(stored.session)
     }
 
-    /// The project that a client is confined to; `None` for a caller that is none. Takes from no bucket: a sign-out
-    /// has to get through.
+    /// Authenticates a client and returns its project, to which the request is confined; `None` without a client. Charges no
+    /// bucket, because a sign-out must not be limited by one.
     ///
     /// # Errors
     ///
-    /// [`Refusal::InvalidServerKey`] when the key is not one of that project or has too small a role, or a public client
-    /// names an unknown project; or the store's.
+    /// [`Refusal::InvalidServerKey`] if the key belongs to another project or lacks the role, or if a public client names an
+    /// unknown project; or if the database operation fails.
     pub(super) async fn client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
         let Some(client) = client else { return Ok(None) };
         let exists = |snapshot: &Snapshot| snapshot.policy(&client.project).is_some();
-        let believed = match &client.standing {
-            Standing::Confidential(key) => client.admits(&self.holder_of(&self.urgent, key).await?),
-            Standing::Public => exists(&*self.keys.find(&client.project, exists).await?),
-            Standing::Named => true,
+        let is_admitted = match &client.auth {
+            ClientAuth::Confidential(key) => client.admits(&self.find_service(&self.urgent, key).await?),
+            ClientAuth::Public => exists(&*self.keys.find(&client.project, exists).await?),
+            ClientAuth::Unchecked => true,
         };
-        if believed { Ok(Some(client.project)) } else { Err(Refusal::InvalidServerKey.into()) }
+        if is_admitted { Ok(Some(client.project)) } else { Err(Refusal::InvalidServerKey.into()) }
     }
 
-    /// The same, where a client's server key pays for the call, as any service's does. The project pays for what is asked.
+    /// As [`App::client_project`], and charges the client's server key. The operation itself charges the project.
     ///
     /// # Errors
     ///
     /// As [`App::client_project`], and [`Refusal::RateLimited`].
     pub(super) async fn paying_client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
-        let Some(Client { standing: Standing::Confidential(key), .. }) = &client else {
+        let Some(Client { auth: ClientAuth::Confidential(key), .. }) = &client else {
             return self.client_project(client).await;
         };
         let key = key.id();
@@ -282,20 +282,21 @@ impl App {
         Ok(project)
     }
 
-    /// Verifies an access token that may have expired: all that a sign-out needs.
+    /// Verifies an access token that may have expired, as a sign-out accepts it.
     ///
     /// # Errors
     ///
-    /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`], or the store's when the key had to be looked for.
+    /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`]; or if the keys had to be reloaded and the database
+    /// operation fails.
     pub(super) async fn verified(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
         let candidate = self.verifier.read(text)?;
         let key = self.key_of(candidate.key()).await?;
         Ok(self.verifier.verify(candidate, key.verifying())?)
     }
 
-    /// The key that a token names. Reads the keys again if it is unknown.
+    /// The key that a token names. Reloads the keys if it is unknown.
     async fn key_of(&self, id: KeyId) -> Result<Arc<SigningKey>, Error> {
-        // Nobody needs to read the keys again for a key that the feed knows to be revoked.
+        // The feed knows that the key is revoked: no need to reload the keys.
         if self.feed.has_revoked(id) {
             return Err(Refusal::UnparsableAccessToken.into());
         }
@@ -312,10 +313,11 @@ impl App {
     }
 }
 
-/// Checks that neither the token nor its key is past its time.
+/// Checks that neither the token nor its key has expired.
 fn check_current(token: &VerifiedToken, snapshot: &Snapshot, now: Timestamp) -> Result<(), VerifyError> {
     token.check_expiry(now)?;
-    // A key retired for so long has leaked if a fresh token is signed with it; a key that is gone was revoked.
+    // A key retired longer ago than any token lives signs no valid token: a fresh one means that the key has leaked. A key
+    // missing from the snapshot was revoked.
     match snapshot.keyring.verifies(token.key(), now, ACCESS_TOKEN_TTL_MAX) {
         Some(_) => Ok(()),
         None => Err(VerifyError::Unparsable),

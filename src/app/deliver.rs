@@ -2,7 +2,7 @@
 //! records the outcome.
 //!
 //! Every replica delivers. A delivery belongs to the replica that claimed it for [`LOST_AFTER`]; if no outcome is recorded by
-//! then, another replica claims it. So a receiver may get it twice, under the same id, but never not at all.
+//! then, another replica claims it. So a receiver may get it twice, under the same id, but does not miss it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -170,14 +170,14 @@ impl Deliverer {
     async fn send(&self, due: &DueDelivery, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
         let url = match OutboundUrl::parse(&due.url, self.outbound.permitted()) {
             Ok(url) => url,
-            // It was checked when it was added; this server permits less.
+            // It was checked when it was added, but this server permits fewer networks.
             Err(error) => return (Outcome::Failed(error.to_string()), None),
         };
         let message = match self.message(due, subject).await {
             Ok(message) => message,
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot sign a back-channel delivery");
-                return (Outcome::Failed("it cannot be signed".to_owned()), None);
+                return (Outcome::Failed("cannot sign the token".to_owned()), None);
             }
         };
         let started = Instant::now();
@@ -197,7 +197,7 @@ impl Deliverer {
     async fn message(&self, due: &DueDelivery, subject: Subject<'_>) -> Result<OutboundMessage, super::Error> {
         let token = self.token(due, subject).await?;
         let token = token.expose_secret();
-        // A form may be answered with anything; RFC 8935 answers with JSON.
+        // A logout endpoint may answer with anything; RFC 8935 specifies JSON.
         let accept = "application/json";
         Ok(match due.kind {
             // A JWT has no character that a form would have to escape.
@@ -256,7 +256,7 @@ impl Deliverer {
 
 /// The attempts in progress, and where the next claim begins. `K` identifies an attempt.
 ///
-/// Claims go from one endpoint to the next, and round again, so that those at the end of the alphabet have their turn.
+/// Claims are round-robin over the endpoints, so that the last ones are not starved.
 struct Attempts<K> {
     endpoints: HashMap<K, Uuid>,
     after: EndpointPosition,
@@ -265,11 +265,11 @@ struct Attempts<K> {
 /// How far a claim got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claimed {
-    /// To its limit: there may be more behind.
+    /// To its limit: more may be due.
     UpToLimit,
-    /// To the end of a round that began further on: what is before is claimed at once.
+    /// To the end of a round that did not begin at the first endpoint: the earlier endpoints are claimed at once.
     RestOfRound,
-    /// All that is due, except at endpoints that have as many attempts as they may.
+    /// Everything due, except at endpoints that have [`ATTEMPTS_EACH_MAX`] in progress.
     Everything,
 }
 
@@ -322,7 +322,7 @@ fn id_of(ended: Result<(Id, ()), JoinError>) -> Id {
     ended.map_or_else(|error| error.id(), |(id, ())| id)
 }
 
-/// What was revoked; `None` if neither a session nor a user is named any more.
+/// The subject of a delivery; `None` if it names neither a session nor a user any more.
 fn subject(due: &DueDelivery) -> Option<Subject<'_>> {
     match (due.session, due.user.as_deref()) {
         (Some(session), user) => Some(Subject::Session { session, user }),
@@ -341,18 +341,22 @@ mod tests {
     }
 
     #[test]
-    fn claims_go_from_one_endpoint_to_the_next_and_round_again() {
+    fn claims_are_round_robin_over_the_endpoints() {
         let mut attempts = Attempts::<u32>::default();
         assert_eq!(attempts.advance(4, 4, Some(place(4))), Claimed::UpToLimit);
         assert_eq!(attempts.after, place(4), "the next claim begins there");
         assert_eq!(attempts.advance(4, 4, Some(place(7))), Claimed::UpToLimit);
-        assert_eq!(attempts.advance(4, 1, Some(place(9))), Claimed::RestOfRound, "the first ones have waited");
+        assert_eq!(
+            attempts.advance(4, 1, Some(place(9))),
+            Claimed::RestOfRound,
+            "the earlier endpoints are claimed next"
+        );
         assert_eq!(attempts.after, EndpointPosition::default());
         assert_eq!(attempts.advance(4, 0, None), Claimed::Everything);
     }
 
     #[test]
-    fn without_room_the_round_stays_where_it_is() {
+    fn without_room_the_round_does_not_advance() {
         let mut attempts = Attempts::default();
         assert_eq!(attempts.advance(attempts.room(), ATTEMPTS_MAX, Some(place(4))), Claimed::UpToLimit);
         (0..ATTEMPTS_MAX)
@@ -366,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_waited_for_where_its_end_makes_room() {
+    fn a_finished_attempt_is_awaited_only_if_it_makes_room() {
         let mut attempts = Attempts::default();
         (1..ATTEMPTS_EACH_MAX).for_each(|attempt| attempts.begin(attempt, ENDPOINT));
         assert!(!attempts.are_blocking(Claimed::Everything), "there is room at this endpoint, and nothing is due");

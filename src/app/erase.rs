@@ -1,10 +1,10 @@
-//! Forgetting a user.
+//! Erases users.
 
 use super::App;
 use super::Caller;
 use super::Error;
+use super::bulkhead::Key;
 use super::list::named_user;
-use super::turns::Key;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Role;
@@ -20,9 +20,9 @@ use sessiond_core::session::RevokeReason;
 /// The most rows that one transaction deletes or changes, so that none holds its locks for long.
 const ROWS_MAX: usize = 500;
 
-/// Whom to forget, and on whose word.
+/// The user to erase, and what the audit records about it.
 #[derive(Clone)]
-struct Order {
+struct Erasure {
     project: ProjectId,
     user: UserId,
     by: EndedBy,
@@ -31,66 +31,67 @@ struct Order {
 }
 
 impl App {
-    /// Ends every session of a user, deletes them, and takes the user's name and addresses out of the audit and out of what
-    /// others were told. Answers with how many sessions were deleted.
+    /// Ends and deletes every session of a user, and removes the user's id and addresses from the audit and from deliveries.
+    /// Returns the number of deleted sessions.
     ///
-    /// First all sessions end, then rows go, a few hundred at a time; a repeat goes on where one that failed has stopped.
-    /// A sign-in meanwhile is either forgotten too, or the first of a new user of this name.
+    /// First all sessions end, then rows are deleted, a few hundred at a time; a repeat resumes where a failed call stopped.
+    /// A concurrent sign-in is either erased too, or becomes the first session of a new user with this id.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request; the store's.
+    /// Fails if the caller or the request is refused, or if the database operation fails.
     pub async fn erase_user(&self, caller: Caller, user_id: &str, origin: Origin) -> Result<i32, Error> {
         let service = self.service(caller).await?;
         if service.role != Role::Admin {
             return Err(Refusal::InsufficientAccessType.into());
         }
         let (user, now) = (named_user(user_id)?, self.clock.now());
-        let order = Order { project: service.project, user, by: EndedBy::Service(service.key), origin, now };
+        let erasure = Erasure { project: service.project, user, by: EndedBy::Service(service.key), origin, now };
 
-        self.step(&order, |mut tx, order| async move {
-            tx.epoch_raise(&order.project, &order.user, order.now).await?;
+        self.step(&erasure, |mut tx, erasure| async move {
+            tx.epoch_raise(&erasure.project, &erasure.user, erasure.now).await?;
             tx.commit(()).await
         })
         .await?;
         let mut deleted = 0;
         loop {
-            deleted += self.while_full(&order, delete_some).await?;
-            if self.step(&order, forget).await? {
+            deleted += self.while_full(&erasure, delete_some).await?;
+            if self.step(&erasure, delete_user).await? {
                 break;
             }
         }
-        self.while_full(&order, anonymise_some).await?;
-        self.while_full(&order, anonymise_some_events).await?;
-        self.while_full(&order, forget_in_deliveries).await?;
+        self.while_full(&erasure, anonymise_revocations).await?;
+        self.while_full(&erasure, anonymise_events).await?;
+        self.while_full(&erasure, anonymise_deliveries).await?;
         Ok(i32::try_from(deleted).unwrap_or(i32::MAX))
     }
 
-    async fn step<T, F, W>(&self, order: &Order, work: F) -> Result<T, Error>
+    async fn step<T, F, W>(&self, erasure: &Erasure, work: F) -> Result<T, Error>
     where
-        F: FnOnce(Tx, Order) -> W + Send + 'static,
+        F: FnOnce(Tx, Erasure) -> W + Send + 'static,
         W: Future<Output = Result<store::Done<T>, store::Error>> + Send,
         T: Send + 'static,
     {
-        let order = order.clone();
-        let turn = self.turns.take("erase_user", [Key::User(order.project.clone(), order.user.clone())]).await?;
+        let erasure = erasure.clone();
+        let permit =
+            self.bulkhead.acquire("erase_user", [Key::User(erasure.project.clone(), erasure.user.clone())]).await?;
         let step = move |tx| async move {
-            // Kept to the end, whichever it is.
-            let _turn = turn;
-            work(tx, order).await
+            // Held until the transaction ends, whether it commits or rolls back.
+            let _permit = permit;
+            work(tx, erasure).await
         };
         Ok(self.store.transact("erase_user", step).await?)
     }
 
-    /// Takes steps until one finds less to do than it may. Answers with all that was done.
-    async fn while_full<F, W>(&self, order: &Order, work: F) -> Result<usize, Error>
+    /// Repeats a step until one changes fewer than [`ROWS_MAX`] rows. Returns the total.
+    async fn while_full<F, W>(&self, erasure: &Erasure, work: F) -> Result<usize, Error>
     where
-        F: Fn(Tx, Order) -> W + Copy + Send + 'static,
+        F: Fn(Tx, Erasure) -> W + Copy + Send + 'static,
         W: Future<Output = Result<store::Done<usize>, store::Error>> + Send,
     {
         let mut done = 0;
         loop {
-            let rows = self.step(order, work).await?;
+            let rows = self.step(erasure, work).await?;
             done += rows;
             if rows < ROWS_MAX {
                 return Ok(done);
@@ -99,9 +100,9 @@ impl App {
     }
 }
 
-/// Each session is ended by itself: the user's epoch is about to be forgotten, and verifiers must hear of every one.
-async fn delete_some(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
-    let Order { project, user, by, origin, now } = order;
+/// Publishes a revocation for each session: the user's epoch is about to be deleted, so it cannot revoke them.
+async fn delete_some(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
+    let Erasure { project, user, by, origin, now } = erasure;
     let some = tx.sessions_of_user(&project, &user, ROWS_MAX).await?;
     let end = |session| Revocation {
         project: project.clone(),
@@ -117,10 +118,10 @@ async fn delete_some(mut tx: Tx, order: Order) -> Result<store::Done<usize>, sto
     tx.commit(rows).await
 }
 
-/// Deletes the user's row, unless somebody has signed in meanwhile. Whether it is gone.
-async fn forget(mut tx: Tx, order: Order) -> Result<store::Done<bool>, store::Error> {
-    let Order { project, user, now, .. } = order;
-    // Holds the row: who is signing in now waits, and who has is seen.
+/// Deletes the user's row unless the user has signed in meanwhile. Returns whether it was deleted.
+async fn delete_user(mut tx: Tx, erasure: Erasure) -> Result<store::Done<bool>, store::Error> {
+    let Erasure { project, user, now, .. } = erasure;
+    // Locks the row: a concurrent sign-in waits, and a finished one is visible.
     tx.epoch_raise(&project, &user, now).await?;
     if !tx.sessions_of_user(&project, &user, 1).await?.is_empty() {
         return tx.rollback(false).await;
@@ -129,18 +130,19 @@ async fn forget(mut tx: Tx, order: Order) -> Result<store::Done<bool>, store::Er
     tx.commit(true).await
 }
 
-async fn anonymise_some(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.revocations_anonymise(&order.project, &order.user, ROWS_MAX).await?;
+async fn anonymise_revocations(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
+    let rows = tx.revocations_anonymise(&erasure.project, &erasure.user, ROWS_MAX).await?;
     tx.commit(rows).await
 }
 
-async fn anonymise_some_events(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.events_anonymise(&order.project, &order.user, ROWS_MAX).await?;
+async fn anonymise_events(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
+    let rows = tx.events_anonymise(&erasure.project, &erasure.user, ROWS_MAX).await?;
     tx.commit(rows).await
 }
 
-/// After the last of them was queued. What still waits keeps the name until it is over: without it, others could not be told.
-async fn forget_in_deliveries(mut tx: Tx, order: Order) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.deliveries_forget(&order.project, &order.user, ROWS_MAX).await?;
+/// Called after the last delivery was queued. A pending delivery keeps the user's id until it finishes, because it could not be
+/// sent without.
+async fn anonymise_deliveries(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
+    let rows = tx.deliveries_forget(&erasure.project, &erasure.user, ROWS_MAX).await?;
     tx.commit(rows).await
 }

@@ -1,4 +1,4 @@
-//! The tokens of a session, made anew each time: nothing is stored per token issued.
+//! Issues the tokens of a session. Nothing is stored per issued token.
 
 use secrecy::SecretString;
 
@@ -14,19 +14,19 @@ use sessiond_core::token::access::Claims;
 use sessiond_core::token::refresh::Link;
 use sessiond_core::token::refresh::RowSecret;
 
-/// What a client goes on with.
+/// The tokens for a client, and its session.
 pub struct Grant {
     /// The access token.
     pub access_token: SecretString,
     /// The refresh token.
     pub refresh_token: SecretString,
-    /// How many seconds the access token lasts.
+    /// The lifetime of the access token, in seconds.
     pub expires_in: i32,
     /// The session.
     pub session: Session,
 }
 
-/// What the store has committed, and a grant is made of.
+/// What the store has committed, from which a grant is made.
 pub(super) struct Granted {
     pub(super) session: Session,
     pub(super) secret: RowSecret,
@@ -38,11 +38,11 @@ pub(super) struct Granted {
 type Own = serde_json::Map<String, serde_json::Value>;
 
 impl App {
-    /// Makes the tokens of a session.
+    /// Issues the tokens of a session.
     ///
     /// # Errors
     ///
-    /// When the project has no key.
+    /// Fails if the project has no usable key.
     pub(super) fn grant(&self, snapshot: &Snapshot, granted: Granted, now: Timestamp) -> Result<Grant, Error> {
         let Granted { session, secret, link, access_expires_at } = granted;
         let defaults = snapshot.policy(&session.project).map(|policy| &*policy.default_claims);
@@ -63,7 +63,7 @@ impl App {
             aud: project.to_owned(),
             client_id: project.to_owned(),
             iat: now.as_seconds(),
-            // Rounded down: a token never outlives its session.
+            // Rounded down, so that a token never outlives its session.
             exp: expires_at.as_seconds(),
             jti: clock::new_uuid().to_string(),
             sid: session.id.to_string(),

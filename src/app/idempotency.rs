@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use sessiond_core::token;
 
-/// The id under which a request may be repeated, with a digest of its content: a repeat must say the same.
+/// The id under which a request may be repeated, and a digest of its content: a repeat must have the same content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
     /// The client's `request_id`.
@@ -14,7 +14,7 @@ pub struct IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// Takes the request's id, and all the rest of the request in bytes that are the same for the same request.
+    /// Takes the request's id, and a canonical encoding of the rest of the request.
     pub fn new(id: Uuid, content: &[u8]) -> Self {
         Self { id, digest: token::fingerprint(content) }
     }

@@ -1,4 +1,4 @@
-//! What tokens are worth at this moment (RFC 7662). Looking changes nothing: no rotation, no alarm.
+//! Introspects tokens (RFC 7662). Changes nothing: a refresh token is neither rotated nor reported as reused.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -26,41 +26,41 @@ use sessiond_core::token::verifier::VerifyError;
 /// The most tokens that one request may ask about.
 pub const TOKENS_MAX: usize = 1_000;
 
-/// So many signatures are checked in one go, a few milliseconds' work, before others get a turn on the core.
+/// How many signatures one blocking task checks: a few milliseconds of work.
 const SIGNATURES_AT_ONCE: usize = 32;
 
-/// What a token is worth.
+/// The result for one token.
 pub enum Introspection {
-    /// Nothing, for whatever cause.
+    /// Not active, for any reason.
     Inactive,
-    /// It is an access token whose session is live.
+    /// An access token whose session is live.
     Access(VerifiedToken),
-    /// It is a refresh token that would be answered with new tokens.
+    /// A refresh token that a refresh would accept.
     Refresh {
-        /// Of this session.
+        /// Its session.
         session: Box<Session>,
         /// Who issued it.
         issuer: String,
     },
 }
 
-/// What a token is, as far as can be seen without its session.
+/// What a token is, before its session is read.
 #[derive(Clone)]
-enum Kind {
+enum TokenKind {
     Access(VerifiedToken),
     Refresh(Box<RefreshToken>),
-    /// Nothing of the project's.
-    Nothing,
-    /// It names a key that is unknown, or not known yet.
+    /// Not a valid token of the project.
+    Invalid,
+    /// It names a key that is unknown, or not loaded yet.
     UnknownKey,
 }
 
 impl App {
-    /// What each of the tokens is worth to a service, in their order. Another project's are worth nothing.
+    /// Introspects tokens for a service. Returns the results in the tokens' order; tokens of other projects are inactive.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller, or of the client that it says it is; the store's.
+    /// Fails if the caller or the client is refused, or if the database operation fails.
     pub async fn introspect(
         &self,
         caller: Caller,
@@ -73,67 +73,73 @@ impl App {
         }
         let (tokens, now) = (Arc::new(tokens), self.clock.now());
         let mut snapshot = self.keys.snapshot();
-        let mut kinds = self.kinds(&snapshot, &project, &tokens, now).await;
-        if kinds.iter().any(|kind| matches!(kind, Kind::UnknownKey)) {
-            // What is not there does not exist, or did not when we were asked.
-            snapshot = self.keys.look_again().await?;
-            kinds = self.kinds(&snapshot, &project, &tokens, now).await;
+        let mut kinds = self.classify_all(&snapshot, &project, &tokens, now).await;
+        if kinds.iter().any(|kind| matches!(kind, TokenKind::UnknownKey)) {
+            // A key missing after this reload does not exist, or did not when the request came.
+            snapshot = self.keys.reload_for_unknown().await?;
+            kinds = self.classify_all(&snapshot, &project, &tokens, now).await;
         }
-        let access: Vec<VerifiedToken> = kinds.iter().filter_map(Kind::access).cloned().collect();
-        // In the order of the access tokens, and so taken off one by one.
+        let access: Vec<VerifiedToken> = kinds.iter().filter_map(TokenKind::access).cloned().collect();
+        // In the order of the access tokens, so the results are consumed one by one.
         let mut live = self.are_live(&project, &access, now).await?.into_iter();
-        let seen = self.seen(&project, &kinds).await?;
-        let worth = |kind: Kind| match kind {
-            Kind::Access(token) => live.next()?.then_some(Introspection::Access(token)),
-            Kind::Refresh(token) => self.worth_of_refresh(&snapshot, &token, seen.get(&token.session())?, now),
-            Kind::Nothing | Kind::UnknownKey => None,
+        let seen = self.sessions_of(&project, &kinds).await?;
+        let mut introspect = |kind: TokenKind| match kind {
+            TokenKind::Access(token) => live.next()?.then_some(Introspection::Access(token)),
+            TokenKind::Refresh(token) => self.introspect_refresh(&snapshot, &token, seen.get(&token.session())?, now),
+            TokenKind::Invalid | TokenKind::UnknownKey => None,
         };
-        Ok(kinds.into_iter().map(worth).map(|worth| worth.unwrap_or(Introspection::Inactive)).collect())
+        Ok(kinds.into_iter().map(|kind| introspect(kind).unwrap_or(Introspection::Inactive)).collect())
     }
 
-    /// What each token is, signatures and all.
-    async fn kinds(
+    /// Classifies each token, and checks its signature.
+    async fn classify_all(
         &self,
         snapshot: &Arc<Snapshot>,
         project: &ProjectId,
         tokens: &Arc<Vec<String>>,
         now: Timestamp,
-    ) -> Vec<Kind> {
+    ) -> Vec<TokenKind> {
         if let [token] = tokens.as_slice() {
-            return vec![self.kind(snapshot, project, token, now)];
+            return vec![self.classify(snapshot, project, token, now)];
         }
-        // On threads that may be busy: a thousand signatures would hold up every other request on this one.
+        // On the blocking threads: a thousand signatures would delay every other request on this thread.
         let chunks = (0..tokens.len()).step_by(SIGNATURES_AT_ONCE).map(|start| {
             let (app, snapshot, project, tokens) =
                 (self.clone(), Arc::clone(snapshot), project.clone(), Arc::clone(tokens));
             tokio::task::spawn_blocking(move || {
                 let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end].iter().map(|token| app.kind(&snapshot, &project, token, now)).collect::<Vec<_>>()
+                tokens[start..end].iter().map(|token| app.classify(&snapshot, &project, token, now)).collect::<Vec<_>>()
             })
         });
         let chunks = futures_util::future::join_all(chunks).await;
-        chunks.into_iter().flat_map(|chunk| chunk.expect("nothing panics, and nobody cancels it")).collect()
+        chunks.into_iter().flat_map(|chunk| chunk.expect("the task neither panics nor is cancelled")).collect()
     }
 
-    /// What one token is, by the keys of a snapshot.
-    fn kind(&self, snapshot: &Snapshot, project: &ProjectId, text: &str, now: Timestamp) -> Kind {
+    /// Classifies one token, and checks its signature with the keys of a snapshot.
+    fn classify(&self, snapshot: &Snapshot, project: &ProjectId, text: &str, now: Timestamp) -> TokenKind {
         if text.starts_with(refresh::PREFIX) {
             return match RefreshToken::parse(text) {
-                Some(token) => kind_of_refresh(snapshot, project, token),
-                None => Kind::Nothing,
+                Some(token) => classify_refresh(snapshot, project, token),
+                None => TokenKind::Invalid,
             };
         }
         match self.verify_by(snapshot, project, text, now) {
-            Ok(token) => Kind::Access(token),
-            Err(VerifyError::UnknownKey(_)) => Kind::UnknownKey,
-            Err(VerifyError::Unparsable | VerifyError::WrongProject { .. } | VerifyError::Expired(_)) => Kind::Nothing,
+            Ok(token) => TokenKind::Access(token),
+            Err(VerifyError::UnknownKey(_)) => TokenKind::UnknownKey,
+            Err(VerifyError::Unparsable | VerifyError::WrongProject { .. } | VerifyError::Expired(_)) => {
+                TokenKind::Invalid
+            }
         }
     }
 
-    /// What the refresh tokens are held against.
-    async fn seen(&self, project: &ProjectId, kinds: &[Kind]) -> Result<HashMap<SessionId, SessionWithEpochs>, Error> {
-        // Each once: a service may ask about the same session several times over.
-        let ids: BTreeSet<SessionId> = kinds.iter().filter_map(Kind::refresh).map(RefreshToken::session).collect();
+    /// Reads the sessions of the refresh tokens.
+    async fn sessions_of(
+        &self,
+        project: &ProjectId,
+        kinds: &[TokenKind],
+    ) -> Result<HashMap<SessionId, SessionWithEpochs>, Error> {
+        // Without duplicates: a request may name the same session several times.
+        let ids: BTreeSet<SessionId> = kinds.iter().filter_map(TokenKind::refresh).map(RefreshToken::session).collect();
         let found = match ids.is_empty() {
             true => vec![],
             false => {
@@ -145,7 +151,7 @@ impl App {
         Ok(found.into_iter().map(|seen| (seen.stored.session.id, seen)).collect())
     }
 
-    fn worth_of_refresh(
+    fn introspect_refresh(
         &self,
         snapshot: &Snapshot,
         token: &RefreshToken,
@@ -158,7 +164,7 @@ impl App {
             self.feed.note_ended(key.project(), stored.session.id);
             return None;
         }
-        // Where its holder is, nobody says here.
+        // Where its holder is now is unknown, so it counts as unchanged.
         match rotation::decide(&stored.chain, token.link(), Whence::Same, now, snapshot.policy(key.project())?) {
             Rotation::Repeated(..) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
                 let issuer = self.issuer.of(key.project().as_str());
@@ -169,26 +175,26 @@ impl App {
     }
 }
 
-impl Kind {
+impl TokenKind {
     fn access(&self) -> Option<&VerifiedToken> {
         match self {
             Self::Access(token) => Some(token),
-            Self::Refresh(_) | Self::Nothing | Self::UnknownKey => None,
+            Self::Refresh(_) | Self::Invalid | Self::UnknownKey => None,
         }
     }
 
     fn refresh(&self) -> Option<&RefreshToken> {
         match self {
             Self::Refresh(token) => Some(token),
-            Self::Access(_) | Self::Nothing | Self::UnknownKey => None,
+            Self::Access(_) | Self::Invalid | Self::UnknownKey => None,
         }
     }
 }
 
-fn kind_of_refresh(snapshot: &Snapshot, project: &ProjectId, token: RefreshToken) -> Kind {
+fn classify_refresh(snapshot: &Snapshot, project: &ProjectId, token: RefreshToken) -> TokenKind {
     match snapshot.keyring.refresh(token.key()) {
-        None => Kind::UnknownKey,
-        Some(key) if key.project() == project && key.may_have_made(&token) => Kind::Refresh(Box::new(token)),
-        Some(_) => Kind::Nothing,
+        None => TokenKind::UnknownKey,
+        Some(key) if key.project() == project && key.may_have_made(&token) => TokenKind::Refresh(Box::new(token)),
+        Some(_) => TokenKind::Invalid,
     }
 }

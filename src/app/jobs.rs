@@ -1,4 +1,4 @@
-//! What the service does in the background, for as long as it runs.
+//! The background jobs of a running service.
 
 use tokio::task::JoinHandle;
 
@@ -15,7 +15,7 @@ use crate::telemetry::chain;
 pub struct Jobs(Vec<JoinHandle<()>>);
 
 impl Jobs {
-    /// Stops them.
+    /// Stops the jobs.
     pub fn stop(&self) {
         self.0.iter().for_each(JoinHandle::abort);
     }
@@ -30,14 +30,14 @@ impl App {
             supervisor.keep("flush_usage", self.job(flush_usage)),
             supervisor.keep("feed", self.job(follow_feed)),
         ];
-        // A step in progress when it is stopped has a task of its own, and finishes.
+        // A step in progress runs on a task of its own, so it finishes when the sweeper is stopped.
         jobs.extend(sweeper.map(|sweeper| supervisor.keep("sweep", move || sweeper.clone().run())));
         // A message that is cut off is sent again, under the same id, by another replica.
         jobs.extend(deliverer.map(|deliverer| supervisor.keep("deliver", move || deliverer.clone().run())));
         Jobs(jobs)
     }
 
-    /// The same work for the same app, as often as it is started.
+    /// Adapts a job so that it can be restarted.
     fn job<F>(&self, work: fn(Self) -> F) -> impl Fn() -> F + Send + 'static
     where
         F: Future<Output = ()> + Send + 'static,
@@ -51,11 +51,11 @@ async fn follow_feed(app: App) {
     app.feed().run().await;
 }
 
-/// Reloads keys and policies. The known ones stay valid while the database is unavailable.
+/// Reloads keys and policies. The cached ones stay in use while the database is unavailable.
 async fn reload_keys(app: App) {
     every(RELOAD_INTERVAL, || async {
         if let Err(error) = app.keys().reload().await {
-            tracing::warn!(error = chain(&error), "cannot reload the keys; the known ones stay in use");
+            tracing::warn!(error = chain(&error), "cannot reload the keys; the cached ones stay in use");
         }
     })
     .await;

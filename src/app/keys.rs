@@ -1,5 +1,5 @@
-//! Every project's policy and opened keys, in memory: read at the start, again every few seconds, and at once when a
-//! token names a key that is not there.
+//! Caches every project's policy and opened keys. They are loaded at the start, reloaded every few seconds, and reloaded at
+//! once when a token names a key that is not cached.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
@@ -35,33 +35,33 @@ use sessiond_core::token::sealing::CannotOpen;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::sealing::Sealer;
 
-/// How often the keys are read again.
+/// How often the keys are reloaded.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The keys are read again at most this often, however many ask.
+/// The keys are reloaded at most this often, however many callers ask.
 const RELOAD_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// For what a stranger has named they are read at most this often, and a name that was not found is not looked for again
-/// for as long: made-up ones must not become a query each.
+/// The shortest interval between reloads for names that an unauthenticated caller sent, and how long such a name counts as
+/// unknown: made-up names must not cost a query each.
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most names that are remembered as unknown; further ones are looked for again.
+/// The most names that are remembered as unknown; further ones are looked up each time.
 const UNKNOWN_MAX: usize = 16_384;
 
-/// What is wrong with a key. Our operator's business, and nobody else's.
+/// Why a key cannot be used. For the operator only; callers do not see it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It is sealed with another sealing key, or was tampered with.
+    /// The key is sealed with another sealing key, or was tampered with.
     #[error(transparent)]
     Sealed(#[from] CannotOpen),
-    /// It opened, and is not a key.
-    #[error("the key {0} of project {1} opens, but is no key")]
+    /// The key opened, but is malformed.
+    #[error("key {0} of project {1} opens, but is malformed")]
     Malformed(KeyId, ProjectId),
-    /// Not one key opens.
+    /// None of the keys opens.
     #[error("no key in the database opens with the configured sealing key")]
     SealedByAnother,
-    /// The project has none for the purpose at this moment.
-    #[error("project {0} has no key that signs now")]
+    /// The project has no active key for the purpose.
+    #[error("project {0} has no active signing or refresh-token key")]
     NoKey(ProjectId),
     /// Signing failed.
     #[error(transparent)]
@@ -74,52 +74,52 @@ pub struct Snapshot {
     /// The keys.
     pub keyring: Keyring,
     policies: HashMap<ProjectId, Policy>,
-    /// Keys that did not open: their projects cannot work, and all others can.
+    /// Keys that did not open. Only their projects are affected.
     unopened: usize,
 }
 
 impl Snapshot {
-    /// A project's settings; `None` when there is no such project.
+    /// A project's policy; `None` if the project is unknown.
     pub fn policy(&self, project: &ProjectId) -> Option<&Policy> {
         self.policies.get(project)
     }
 
-    /// How many keys do not open.
+    /// The number of keys that do not open.
     pub const fn unopened(&self) -> usize {
         self.unopened
     }
 
-    /// Whether there are keys, and not one of them opens: the sealing key is another installation's.
+    /// Whether keys exist but none of them opens: the sealing key is another installation's.
     pub fn is_sealed_by_another(&self) -> bool {
         self.unopened > 0 && self.keyring.projects().next().is_none()
     }
 }
 
-/// A reading under way or done, which all who want one share.
-type Reading = Shared<BoxFuture<'static, Result<Arc<Snapshot>, Arc<store::Error>>>>;
+/// A pending or finished reload, shared by everyone who awaits it.
+type Reload = Shared<BoxFuture<'static, Result<Arc<Snapshot>, Arc<store::Error>>>>;
 
-/// A snapshot, and when its reading began; that which there is before the first one has none.
+/// A snapshot, and when its reload began; `None` for the initial, empty snapshot.
 type Dated = (Option<Instant>, Arc<Snapshot>);
 
-/// The present snapshot, shared. Clones are one and the same.
+/// The cache of keys and policies. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct KeyCache {
     store: Store,
     sealer: Arc<Sealer>,
-    present: Arc<RwLock<Dated>>,
-    /// The last reading.
-    reading: Arc<Mutex<Option<Scheduled>>>,
+    current: Arc<RwLock<Dated>>,
+    /// The last reload.
+    last_reload: Arc<Mutex<Option<ScheduledReload>>>,
     unknown: Arc<Unknown>,
 }
 
-/// A reading that begins at a moment, or when the one before it has ended: no two overlap.
-struct Scheduled {
+/// A reload that begins at `at`, or when the one before it has ended, so that no two overlap.
+struct ScheduledReload {
     at: Instant,
     has_begun: Arc<AtomicBool>,
-    reading: Reading,
+    reload: Reload,
 }
 
-/// What was looked for and not found, until when: by a hash under a key of this process.
+/// The names that were not found, and until when they count as unknown. Keyed by a hash that is random per process.
 #[derive(Default)]
 struct Unknown {
     hasher: RandomState,
@@ -143,28 +143,28 @@ impl Unknown {
 }
 
 impl KeyCache {
-    /// Prepares an empty cache; see [`KeyCache::reload`].
+    /// Creates an empty cache; see [`KeyCache::reload`].
     pub fn new(store: Store, sealer: Sealer) -> Self {
         Self {
             store,
             sealer: Arc::new(sealer),
-            present: Arc::default(),
-            reading: Arc::default(),
+            current: Arc::default(),
+            last_reload: Arc::default(),
             unknown: Arc::default(),
         }
     }
 
-    /// What is known now.
+    /// The current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.present.read().expect("no one panics while holding it").1)
+        Arc::clone(&self.current.read().expect("no one panics while holding it").1)
     }
 
-    /// The snapshot, when it has what is looked for; else one that was read after this call, with or without it. So what
-    /// is not there does not exist, or did not when we were asked.
+    /// Returns the snapshot if `has` accepts it; otherwise one that is loaded after this call, whether `has` accepts it or
+    /// not. So what the returned snapshot lacks does not exist, or did not when this was called.
     ///
     /// # Errors
     ///
-    /// As [`KeyCache::reload`]: when the database is away, that a key is unknown is not known.
+    /// As [`KeyCache::reload`]: if the database is unavailable, whether the key exists is unknown.
     pub async fn with(&self, has: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, super::Error> {
         let snapshot = self.snapshot();
         if has(&snapshot) {
@@ -173,8 +173,8 @@ impl KeyCache {
         self.reload().await
     }
 
-    /// As [`KeyCache::with`], for a name that anyone can make up. One that was not found is not looked for again within a
-    /// second, and all that are looked for in a second share one reading.
+    /// As [`KeyCache::with`], for a name that an unauthenticated caller may have made up. A name that was not found is not
+    /// looked up again within a second, and all lookups of a second share one reload.
     ///
     /// # Errors
     ///
@@ -185,73 +185,73 @@ impl KeyCache {
         if has(&snapshot) || self.unknown.has(name, Instant::now()) {
             return Ok(snapshot);
         }
-        let snapshot = self.next_reading(UNKNOWN_INTERVAL).await?;
+        let snapshot = self.schedule_reload(UNKNOWN_INTERVAL).await?;
         if !has(&snapshot) {
             self.unknown.remember(name, Instant::now());
         }
         Ok(snapshot)
     }
 
-    /// Reads everything again, for what a caller that has shown who it is has asked about; at most once a second.
+    /// Reloads everything because an authenticated caller named something unknown; at most once a second.
     ///
     /// # Errors
     ///
     /// As [`KeyCache::reload`].
-    pub(super) async fn look_again(&self) -> Result<Arc<Snapshot>, super::Error> {
-        Ok(self.next_reading(UNKNOWN_INTERVAL).await?)
+    pub(super) async fn reload_for_unknown(&self) -> Result<Arc<Snapshot>, super::Error> {
+        Ok(self.schedule_reload(UNKNOWN_INTERVAL).await?)
     }
 
-    /// Reads everything again. All who ask while a reading is still to begin share it.
+    /// Reloads everything. Calls made before a scheduled reload begins share it.
     ///
     /// # Errors
     ///
-    /// When the database is away: what was known stays.
+    /// Fails if the database operation fails; the cached snapshot stays in use.
     pub async fn reload(&self) -> Result<Arc<Snapshot>, super::Error> {
-        Ok(self.next_reading(RELOAD_INTERVAL_MIN).await?)
+        Ok(self.schedule_reload(RELOAD_INTERVAL_MIN).await?)
     }
 
-    fn next_reading(&self, interval: Duration) -> Reading {
+    fn schedule_reload(&self, interval: Duration) -> Reload {
         let now = Instant::now();
-        let mut last = self.reading.lock().expect("no one panics while holding it");
-        // One that has begun may have missed what we look for; one that has not will not.
-        if let Some(Scheduled { has_begun, reading, .. }) = &*last
+        let mut last = self.last_reload.lock().expect("no one panics while holding it");
+        // A reload that has begun may miss what the caller looks for; one that has not begun cannot.
+        if let Some(ScheduledReload { has_begun, reload, .. }) = &*last
             && !has_begun.load(Ordering::Acquire)
         {
-            return reading.clone();
+            return reload.clone();
         }
         let at = last.as_ref().map_or(now, |last| now.max(last.at + interval));
-        let before = last.take().map(|last| last.reading);
+        let before = last.take().map(|last| last.reload);
         let has_begun = Arc::new(AtomicBool::new(false));
         let (cache, begun) = (self.clone(), Arc::clone(&has_begun));
-        // On a task of its own: whoever asked may hang up, and others wait for it too.
+        // On a task of its own: the caller may disconnect while others still wait.
         let task = tokio::spawn(async move {
             sleep_until(at).await;
             if let Some(before) = before {
-                // How it ended is for those who waited for it.
+                // Its result belongs to those who awaited it.
                 let _ = before.await;
             }
             begun.store(true, Ordering::Release);
-            cache.read(Instant::now()).await
+            cache.load(Instant::now()).await
         });
         let stopped = |_| Err(Arc::new(store::Error::Unavailable { operation: "inventory", source: None }));
-        let reading = async move { task.await.unwrap_or_else(stopped) }.boxed().shared();
-        *last = Some(Scheduled { at, has_begun, reading: reading.clone() });
-        reading
+        let reload = async move { task.await.unwrap_or_else(stopped) }.boxed().shared();
+        *last = Some(ScheduledReload { at, has_begun, reload: reload.clone() });
+        reload
     }
 
-    async fn read(&self, begins: Instant) -> Result<Arc<Snapshot>, Arc<store::Error>> {
+    async fn load(&self, began_at: Instant) -> Result<Arc<Snapshot>, Arc<store::Error>> {
         let inventory = self.store.inventory().await?;
         let snapshot = Arc::new(open(inventory, &self.sealer, &self.snapshot()));
-        let mut present = self.present.write().expect("no one panics while holding it");
-        // A reading that took long must not bring back what a later one has found revoked.
-        if present.0.is_none_or(|last| last < begins) {
-            *present = (Some(begins), Arc::clone(&snapshot));
+        let mut current = self.current.write().expect("no one panics while holding it");
+        // A slow reload must not restore a key that a later one found revoked.
+        if current.0.is_none_or(|last| last < began_at) {
+            *current = (Some(began_at), Arc::clone(&snapshot));
         }
-        drop(present);
+        drop(current);
         Ok(snapshot)
     }
 
-    /// Makes a key for a project, and seals it.
+    /// Generates a key for a project, and seals it.
     pub(super) fn new_key(&self, purpose: Purpose, project: &ProjectId, schedule: Schedule) -> SealedKey {
         let (id, sealed) = match purpose {
             Purpose::Signing => {
@@ -266,7 +266,7 @@ impl KeyCache {
         SealedKey { id, sealed, schedule }
     }
 
-    /// Seals, and opens.
+    /// The sealer.
     pub(super) fn sealer(&self) -> Arc<Sealer> {
         Arc::clone(&self.sealer)
     }
@@ -277,7 +277,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// When it has none: `project create` gives it one, so somebody took it away.
+    /// Fails if the project has none: `project create` makes one, so somebody has deleted it.
     pub fn signs_for(&self, project: &ProjectId, now: Timestamp) -> Result<&Arc<SigningKey>, KeyError> {
         self.keyring.signs_for(project, now).ok_or_else(|| KeyError::NoKey(project.clone()))
     }
@@ -292,8 +292,8 @@ impl Snapshot {
     }
 }
 
-/// Opens what is new. What the last snapshot had opened is taken from there: a key never changes, only its schedule. What
-/// the inventory no longer has, a revoked key, is gone from here too.
+/// Opens the new keys, and takes the others from the last snapshot: a key never changes, only its schedule. Keys that are
+/// missing from the inventory, because they were revoked, are dropped.
 fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
     let Inventory { projects, signing, refresh, either_s_until } = inventory;
     let mut next = Snapshot::default();
@@ -316,9 +316,9 @@ fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
 }
 
 impl Snapshot {
-    /// One key that does not open is the trouble of one project.
+    /// Leaves out a key that does not open, so that only its project is affected.
     fn skip(&mut self, error: &KeyError) {
-        tracing::error!(%error, "a key is left out");
+        tracing::error!(%error, "cannot use a key; it is left out");
         self.unopened += 1;
     }
 }

@@ -1,4 +1,4 @@
-//! Looking at sessions: a page of them, or the caller's own.
+//! Lists sessions, and reads the caller's own.
 
 use super::App;
 use super::Caller;
@@ -18,24 +18,24 @@ use sessiond_core::session::listing::Filter;
 use sessiond_core::token::page;
 use sessiond_core::token::page::PageToken;
 
-/// The most rows that one page looks at. Where few of many are selected, a page is short rather than late (AIP-158).
+/// The most rows that are read for one page. If the filter selects few of them, the page is short rather than slow (AIP-158).
 const ROWS_MAX: usize = 2_000;
 
 /// What to list.
 pub struct ListRequest {
-    /// Whose sessions: `me`, a user's id, or nobody's in particular.
+    /// Whose sessions: `me`, a user's id, or `None` for every user.
     pub user_id: Option<String>,
-    /// Which of them.
+    /// Which of them to list.
     pub filter: Filter,
-    /// The most on a page.
+    /// The most sessions on a page.
     pub page_size: usize,
-    /// Where to go on; empty at the beginning.
+    /// Where to continue; empty for the first page.
     pub page_token: String,
-    /// All of the query but the page, in bytes that are the same for the same query.
-    pub said: Vec<u8>,
+    /// A canonical encoding of the query without the page: a page token is valid only for the same query.
+    pub query: Vec<u8>,
 }
 
-/// A session as somebody sees it.
+/// A session as the caller sees it.
 pub struct Listed {
     /// The session.
     pub session: Session,
@@ -47,11 +47,11 @@ pub struct Listed {
 pub struct Page {
     /// The sessions, newest first.
     pub items: Vec<Listed>,
-    /// Leads to the next page; empty on the last one.
+    /// The token of the next page; empty on the last one.
     pub next: String,
 }
 
-/// Whose sessions are listed, and to whom.
+/// Whose sessions are listed, and the caller's own session.
 struct Scope {
     project: ProjectId,
     user: Option<UserId>,
@@ -59,11 +59,12 @@ struct Scope {
 }
 
 impl App {
-    /// A page of sessions, newest first; on behalf of a client, only of the client's project.
+    /// Lists a page of sessions, newest first; on behalf of a client, only of the client's project.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller, of the client or of the request, [`Refusal::NotYourUser`] among them; the store's.
+    /// Fails if the caller, the client or the request is refused, for example with [`Refusal::NotYourUser`], or if the
+    /// database operation fails.
     pub async fn list_sessions(
         &self,
         caller: Caller,
@@ -74,12 +75,12 @@ impl App {
         let is_user = matches!(principal, Principal::User(_));
         let scope = self.scope(principal, request.user_id).await?;
         let now = self.clock.now();
-        let query = page::Query { project: &scope.project, user: scope.user.as_ref(), said: &request.said };
+        let query = page::Query { project: &scope.project, user: scope.user.as_ref(), said: &request.query };
         let token = match request.page_token.as_str() {
             "" => None,
             text => Some(PageToken::parse(text).ok_or_else(not_of_this_query)?),
         };
-        // Another replica may have made the project, or the key of the page before, a moment ago.
+        // Another replica may just have created the project, or the key that signed the page token.
         let known = |snapshot: &Snapshot| {
             let key = token.as_ref().map(PageToken::key);
             snapshot.policy(&scope.project).is_some() && key.is_none_or(|key| snapshot.keyring.refresh(key).is_some())
@@ -94,7 +95,7 @@ impl App {
             before,
             rows_max: 0,
         };
-        let (items, last) = self.walk(asked, &request.filter, request.page_size, now).await?;
+        let (items, last) = self.read_page(asked, &request.filter, request.page_size, now).await?;
         self.check_trusted()?;
         let next = match last {
             Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
@@ -111,7 +112,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// A refusal of the caller; the store's.
+    /// Fails if the caller is refused, or if the database operation fails.
     pub async fn current_session(&self, caller: Caller) -> Result<Listed, Error> {
         let token = self.user(caller).await?;
         Ok(Listed { session: self.own_session(&token).await?.as_shown(self.clock.now()), is_current: true })
@@ -121,7 +122,7 @@ impl App {
         match principal {
             Principal::User(token) => {
                 self.own_session(&token).await?;
-                own_user(user_id.as_deref(), token.user())?;
+                check_own_user(user_id.as_deref(), token.user())?;
                 let (project, user) = (token.project().clone(), token.user().clone());
                 Ok(Scope { project, user: Some(user), current: Some(token.session()) })
             }
@@ -132,20 +133,21 @@ impl App {
         }
     }
 
-    /// Sessions that the filter selects, as many as fit on a page, and where the next page goes on, if there is one.
-    async fn walk(
+    /// Reads the sessions that the filter selects, up to a full page. Returns them, and where the next page begins if there is
+    /// one.
+    async fn read_page(
         &self,
         mut asked: PageQuery,
         filter: &Filter,
         page_size: usize,
         now: Timestamp,
     ) -> Result<(Vec<Session>, Option<SessionId>), Error> {
-        // One more than fits tells whether there is a next page.
+        // One more than fits, to learn whether there is a next page.
         let is_user = !asked.impersonations;
         let (mut items, mut looked_at, mut rows_max) = (vec![], 0, page_size + 1);
         loop {
             asked.rows_max = rows_max.min(ROWS_MAX - looked_at);
-            // Where few of many are selected, a small page must not cost a query for every few rows.
+            // If the filter selects few rows, a small page must not cost a query for every few rows.
             rows_max *= 2;
             let rows = self.store.sessions_page(asked.clone()).await?;
             let is_last = rows.len() < asked.rows_max;
@@ -155,7 +157,7 @@ impl App {
                     return Ok((items, asked.before));
                 }
                 asked.before = Some(stored.session.id);
-                // A filter must not find what is not shown.
+                // A filter must not reveal what is not shown.
                 let device = if is_user { stored.session.device_shown(now) } else { &stored.session.device };
                 if filter.selects(&stored.session, device, now, present) {
                     items.push(stored.session.as_seen(present, raised));
@@ -177,11 +179,11 @@ fn page_start(snapshot: &Snapshot, token: &PageToken, query: &page::Query<'_>) -
 }
 
 fn not_of_this_query() -> Refusal {
-    Refusal::invalid("page_token", "must be `next_page_token` of the same query's page before")
+    Refusal::invalid("page_token", "must be the `next_page_token` of the previous page of the same query")
 }
 
-/// Sees to it that a user names nobody else.
-pub(super) fn own_user(named: Option<&str>, own: &UserId) -> Result<(), Refusal> {
+/// Checks that a user names only themselves.
+pub(super) fn check_own_user(named: Option<&str>, own: &UserId) -> Result<(), Refusal> {
     match named {
         None | Some("me") => Ok(()),
         Some(other) if other == own.as_str() => Ok(()),
@@ -189,8 +191,9 @@ pub(super) fn own_user(named: Option<&str>, own: &UserId) -> Result<(), Refusal>
     }
 }
 
-/// The user whom a service names.
+/// Parses the id of the user that a service names.
 pub(super) fn named_user(named: &str) -> Result<UserId, Refusal> {
-    const EXPECTED: &str = "must be 1 to 255 bytes without control characters, and not `me`, for a service is no user";
+    const EXPECTED: &str =
+        "must be 1 to 255 bytes without control characters, and not `me`, because a service is not a user";
     UserId::parse(named).ok_or_else(|| Refusal::invalid("user_id", EXPECTED))
 }

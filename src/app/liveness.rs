@@ -13,14 +13,15 @@ use sessiond_core::session::revoked::Bearer;
 use sessiond_core::token::verifier::VerifiedToken;
 
 impl App {
-    /// Whether the session of each token is live, in the tokens' order. Marks the live ones as used.
+    /// Returns whether the session of each token is live, in the tokens' order. Marks the live ones as used.
     ///
-    /// The feed answers, as long as it knows its news to be young; a little later the rows do, and then nobody. Feed and rows
-    /// know of what this replica has ended; of what another has, the feed some milliseconds later.
+    /// The feed answers while it is fresh. While it is no longer fresh but still trusted, the rows answer; after that the call
+    /// fails. Feed and rows know at once what this replica has revoked; of another replica's revocations the feed learns some
+    /// milliseconds later.
     ///
     /// # Errors
     ///
-    /// The store's, where the feed does not answer; as [`App::check_trusted`].
+    /// As [`App::check_trusted`]; or if the feed is not fresh and the database operation fails.
     pub(super) async fn are_live(
         &self,
         project: &ProjectId,
@@ -28,7 +29,7 @@ impl App {
         now: Timestamp,
     ) -> Result<Vec<bool>, Error> {
         let live: Vec<bool> = if self.feed.is_fresh() {
-            // A token never outlives its session, and these have not run out: what is left is what ends before its time.
+            // A token never outlives its session, and these have not expired: only a revocation can have ended the session.
             tokens.iter().map(|token| !self.feed.has_ended(&Bearer::from(token))).collect()
         } else {
             self.check_trusted()?;
@@ -37,30 +38,30 @@ impl App {
             tokens.iter().map(|token| rows.contains(&token.session())).collect()
         };
         for (token, _) in tokens.iter().zip(&live).filter(|(_, is_live)| **is_live) {
-            // Its session was in use when it was issued.
+            // The session was in use when the token was issued.
             self.usage.note(project, token.session(), token.issued_at(), now);
         }
         Ok(live)
     }
 
-    /// Refuses to answer by what the database says when that may be out of date: to be called once it has answered, so that
-    /// the answer is at most `--staleness-max` old.
+    /// Fails if what the database returned may be out of date. Called after the query, so that the answer is at most
+    /// `--staleness-max` old.
     ///
     /// # Errors
     ///
-    /// [`store::Error::Unavailable`], when the feed is too old.
+    /// [`store::Error::Unavailable`] if the feed is too old.
     pub(super) fn check_trusted(&self) -> Result<(), Error> {
         if self.feed.is_trusted() { Ok(()) } else { Err(store::Error::stale().into()) }
     }
 
-    /// Those of the tokens' sessions whose rows say that they live.
+    /// The tokens' sessions that are live according to their rows.
     async fn live_rows(
         &self,
         project: &ProjectId,
         tokens: &[VerifiedToken],
         now: Timestamp,
     ) -> Result<HashSet<SessionId>, Error> {
-        // Each once: a service may ask about the same session several times over.
+        // Without duplicates: a request may name the same session several times.
         let ids: BTreeSet<SessionId> = tokens.iter().map(VerifiedToken::session).collect();
         if ids.is_empty() {
             return Ok(HashSet::new());

@@ -1,4 +1,4 @@
-//! How busy this replica is, as far as readiness goes by it: told by the edge, which alone sees the requests.
+//! The load of this replica, for readiness. Reported by the edge, which sees the requests.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -7,40 +7,40 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::Notify;
 
-/// For how many looks in a row, one a second, requests must have been refused for want of a place.
+/// After how many checks in a row, one a second, that found refused requests the replica counts as saturated.
 ///
-/// An attacker must not turn a replica red cheaply, for its clients would all move to the next one. So the bound is long,
-/// and what counts is a place refused to a request that was there whole, within its address's bucket and share: one address
-/// has an eighth of the places at most, and holds each for as long as an answer takes.
+/// An attacker must not make a replica unready cheaply, because its clients would all move to the next one. So the bound is
+/// long, and only a complete request that was refused a slot counts, within its address's bucket and share: one address has
+/// at most an eighth of the slots, and holds each only while its request is answered.
 const SATURATED_AFTER: u64 = 10;
 
-/// See the module. Cheap to clone; clones share state.
+/// The load of this replica. Cheap to clone; clones share state.
 #[derive(Clone, Default)]
-pub struct Load(Arc<Shared>);
+pub struct Load(Arc<LoadState>);
 
 #[derive(Default)]
-struct Shared {
+struct LoadState {
     draining: AtomicBool,
-    /// Requests refused for want of a place since the last look.
+    /// Requests refused a slot since the last check.
     refused: AtomicU64,
-    /// How many looks in a row have found some.
+    /// How many checks in a row have found some.
     streak: AtomicU64,
     changed: Notify,
 }
 
 impl Load {
-    /// Notes that the server was told to stop: it still answers, and wants no more requests.
+    /// Marks the server as stopping: it still answers, but should get no more requests.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
         self.0.changed.notify_one();
     }
 
-    /// Resolves when readiness should be looked at before it is due.
+    /// Resolves when readiness should be checked before the next regular check.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// Notes that a request was refused for want of a place.
+    /// Counts a request that was refused a slot.
     pub fn refused_for_slots(&self) {
         self.0.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -49,8 +49,8 @@ impl Load {
         self.0.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether requests have been refused for want of a place for a while. Called once a look.
-    pub(super) fn look(&self) -> bool {
+    /// Returns whether requests have been refused slots for [`SATURATED_AFTER`] checks in a row. Called once per check.
+    pub(super) fn check_saturated(&self) -> bool {
         let streak = match self.0.refused.swap(0, Ordering::Relaxed) {
             0 => 0,
             _ => self.0.streak.load(Ordering::Relaxed) + 1,
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_lasts_is_saturation() {
+    fn a_replica_is_saturated_only_after_enough_checks_in_a_row() {
         let load = Load::default();
-        for look in 1..=2 * SATURATED_AFTER {
+        for check in 1..=2 * SATURATED_AFTER {
             load.refused_for_slots();
-            assert_eq!(load.look(), look >= SATURATED_AFTER, "{look}");
+            assert_eq!(load.check_saturated(), check >= SATURATED_AFTER, "{check}");
         }
-        assert!(!load.look(), "one quiet second ends it");
+        assert!(!load.check_saturated(), "one quiet second ends it");
         load.refused_for_slots();
-        assert!(!load.look());
+        assert!(!load.check_saturated());
     }
 }

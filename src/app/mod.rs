@@ -1,7 +1,9 @@
-//! What the service does, a file per verb: gather, decide, record, answer. Three hops from a handler to SQL.
+//! The service's operations, a file per verb. Each gathers what it needs, decides, records the decision, and answers. Three
+//! hops from a handler to SQL.
 
 mod after_restore;
 mod backchannel;
+mod bulkhead;
 mod create;
 mod credentials;
 mod deliver;
@@ -25,7 +27,6 @@ mod revoke_session;
 mod rotate_key;
 mod supervise;
 mod sweep;
-mod turns;
 mod update;
 mod usage;
 mod verify;
@@ -37,8 +38,8 @@ pub use backchannel::NewEndpoint;
 pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
+pub use credentials::ClientAuth;
 pub use credentials::Service;
-pub use credentials::Standing;
 pub use deliver::Deliverer;
 pub use deliver::LOST_AFTER;
 pub use grant::Grant;
@@ -55,26 +56,26 @@ pub use list::Listed;
 pub use list::Page;
 pub use load::Load;
 pub use projects::ProjectError;
-pub use projects::Taken;
+pub use projects::ServerKeyRevoked;
 pub use readiness::NotReady;
 pub use reseal::Resealed;
-pub use revoke::Ended;
+pub use revoke::RevokeOutcome;
 pub use revoke::TokenHolder;
 pub use revoke_all::RevokeAllRequest;
 pub use revoke_key::KeyRevoked;
 pub use rotate_key::Rotated;
 pub use supervise::Supervisor;
-pub use sweep::Kind;
 pub use sweep::PASS_INTERVAL;
 pub use sweep::Removed;
 pub use sweep::Start;
-pub use sweep::Step;
 pub use sweep::SweepError;
+pub use sweep::SweepKind;
+pub use sweep::SweepStep;
 pub use sweep::Sweeper;
 
 use std::sync::Arc;
 
-use turns::Turns;
+use bulkhead::Bulkhead;
 use usage::Usage;
 
 use crate::config;
@@ -92,22 +93,22 @@ use sessiond_core::token::access::Issuer;
 use sessiond_core::token::verifier::AccessVerifier;
 use sessiond_core::token::verifier::VerifyError;
 
-/// How many connections to the database there are beside those for requests: the feed's, and the one that readiness asks over.
+/// Database connections besides the request pool: the feed's, and the one for readiness checks.
 pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;
 
-/// Why there is no answer.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The answer is no.
+    /// The request was refused.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// The database failed. Shared, because many may have waited for the same operation.
+    /// The database failed. Shared, because several callers may have awaited the same operation.
     #[error(transparent)]
     Store(#[from] Arc<store::Error>),
-    /// The feed cannot be followed here now: nothing is known yet, or the server is about to stop.
+    /// The feed cannot be followed here now: it has not been read yet, or the server is about to stop.
     #[error("the feed is interrupted")]
     FeedInterrupted,
-    /// A key failed: it does not open, or there is none.
+    /// A key could not be opened or used, or the project has none.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
@@ -136,7 +137,7 @@ impl From<rates::Empty> for Error {
     }
 }
 
-/// The service. Clones are one and the same.
+/// The service. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct App {
     pub(crate) store: Store,
@@ -147,25 +148,25 @@ pub struct App {
     feed: Feed,
     verifier: AccessVerifier,
     usage: Usage,
-    /// The database by a connection of its own, to ask whether it answers.
+    /// The database over a connection of its own, for readiness checks.
     probe: Store,
-    /// The database for what must get through: signing out.
+    /// The database over connections reserved for signing out, which must not wait behind other requests.
     urgent: Store,
-    turns: Turns,
+    bulkhead: Bulkhead,
     load: Load,
     pub(crate) metrics: Metrics,
-    /// When it was last logged that a refresh was repeated from elsewhere.
-    repeats_said: LogLimiter,
+    /// Limits the log lines about refreshes that were repeated from elsewhere.
+    repeat_log: LogLimiter,
 }
 
 impl App {
-    /// Puts the service together. It lets in all who come; see [`App::with_rates`].
+    /// Creates the service, without rate limits; see [`App::with_rates`].
     pub fn new(store: Store, keys: KeyCache, issuer: Issuer, clock: Clock) -> Self {
         Self {
             feed: Feed::new(&store, clock.clone()),
             probe: store.with_own_pool(1),
             urgent: store.urgent(),
-            turns: Turns::new(store.operation_timeout(), store.metrics().clone()),
+            bulkhead: Bulkhead::new(store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),
             store,
             keys,
@@ -175,46 +176,46 @@ impl App {
             rates: Limiter::off(),
             usage: Usage::default(),
             metrics: Metrics::default(),
-            repeats_said: LogLimiter::default(),
+            repeat_log: LogLimiter::default(),
         }
     }
 
-    /// Lets in only so many, and counts into these metrics.
+    /// Applies rate limits, and counts into these metrics.
     #[must_use]
     pub fn with_rates(self, rates: &config::Rates, metrics: Metrics) -> Self {
         Self { rates: Limiter::new(rates, self.clock.clone(), metrics.clone()), metrics, ..self }
     }
 
-    /// What has ended, live.
+    /// The feed of revocations.
     pub const fn feed(&self) -> &Feed {
         &self.feed
     }
 
-    /// How busy this replica is.
+    /// The load of this replica.
     pub const fn load(&self) -> &Load {
         &self.load
     }
 
-    /// How much any one caller may ask for.
+    /// The rate limits.
     pub const fn rates(&self) -> &Limiter {
         &self.rates
     }
 
-    /// The keys and policies as they are known now.
+    /// The cached keys and policies.
     pub const fn keys(&self) -> &KeyCache {
         &self.keys
     }
 
-    /// What time it is.
+    /// The clock.
     pub const fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// Whether the sealing key is the one that this database's keys are sealed with.
+    /// Checks that the sealing key is the one that this database's keys are sealed with.
     ///
     /// # Errors
     ///
-    /// [`KeyError::SealedByAnother`] when it is not; the store's.
+    /// Fails with [`KeyError::SealedByAnother`] if it is not, or if the database operation fails.
     pub async fn check_sealing(&self) -> Result<(), Error> {
         match self.keys.reload().await?.is_sealed_by_another() {
             true => Err(KeyError::SealedByAnother.into()),
@@ -222,7 +223,7 @@ impl App {
         }
     }
 
-    /// How many connections to the database there are, and how many of them are idle.
+    /// The number of open database connections, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
         self.store.pool_size()
     }

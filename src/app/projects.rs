@@ -1,4 +1,4 @@
-//! Projects and server keys: the operator's business, from the command line.
+//! Projects and server keys, as the operator manages them from the command line.
 
 use std::time::Duration;
 
@@ -21,20 +21,20 @@ use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::server_key::ServerKey;
 
-/// How far apart the clocks of two servers may be.
+/// The largest assumed difference between the clocks of two servers.
 pub(super) const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Why the operator's wish was not granted.
+/// Why an operation on a project or a key failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
-    /// The name is taken.
-    #[error("there is already a project {0}")]
+    /// The project already exists.
+    #[error("project {0} already exists")]
     Exists(ProjectId),
-    /// There is none of this name.
+    /// The project is unknown.
     #[error("unknown project {0}; `sessiond project list` shows those that exist")]
     Missing(ProjectId),
-    /// It has no such key; nothing is said of whether another project has.
-    #[error("project {project} has no {purpose} {id}; `list` shows those that it has")]
+    /// The project has no such key. Does not reveal whether another project has it.
+    #[error("project {project} has no {purpose} {id}; `list` shows the keys it has")]
     MissingKey {
         /// The project.
         project: ProjectId,
@@ -43,38 +43,38 @@ pub enum ProjectError {
         /// The key.
         id: KeyId,
     },
-    /// There is no such server key.
-    #[error("there is no server key {0}; `list` shows those of a project")]
+    /// The server key is unknown.
+    #[error("unknown server key {0}; `list` shows the server keys of a project")]
     MissingServerKey(KeyId),
-    /// A key waits to take over already.
+    /// A rotation is already in progress.
     #[error(
-        "a rotation is under way: {purpose} {heir} of project {project} takes over at {from}. Rotate again after that, or \
-         say --now to have it take over at once"
+        "a rotation is in progress: {purpose} {heir} of project {project} takes over at {from}. Rotate again after that, or \
+         use --now to make it take over at once"
     )]
     UnderWay {
         /// The project.
         project: ProjectId,
         /// What the key is for.
         purpose: Purpose,
-        /// The key that waits.
+        /// The key that takes over.
         heir: KeyId,
         /// When it takes over.
         from: Timestamp,
     },
-    /// Its settings do not go together.
+    /// The policy is inconsistent.
     #[error(transparent)]
     BadPolicy(#[from] PolicyError),
-    /// Its keys would be sealed with another sealing key than all others, or the database failed.
+    /// The sealing key is not the one that the database's keys are sealed with, or the database failed.
     #[error(transparent)]
     Failed(#[from] Error),
 }
 
-/// A key is revoked.
+/// When a server key was revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum ServerKeyRevoked {
     /// By this call.
     Now,
-    /// It was before, and nothing has changed.
+    /// Earlier; nothing has changed.
     Before,
 }
 
@@ -83,13 +83,13 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When the name is taken, or the policy does not hold together; the store's.
+    /// Fails if the project exists, if the policy is inconsistent, or if the database operation fails.
     pub async fn project_create(&self, id: ProjectId, policy: Policy) -> Result<(), ProjectError> {
         policy.check()?;
         self.check_sealing().await?;
         let now = self.clock.now();
-        // The first keys sign at once: nobody holds a cached JWKS of a project that did not exist. At once for servers whose
-        // clocks are behind ours, too.
+        // The first keys sign at once, because nobody has cached the JWKS of a project that did not exist. Also on servers whose
+        // clocks are behind this one's.
         let schedule = Schedule::at_once(now - CLOCK_SKEW_MAX);
         let signing = self.keys.new_key(Purpose::Signing, &id, schedule);
         let refresh = self.keys.new_key(Purpose::Refresh, &id, schedule);
@@ -102,12 +102,12 @@ impl App {
         }
     }
 
-    /// Changes a project's policy, and answers with the project as it is now. What the change leaves alone stays as it is,
-    /// whoever else changes it meanwhile. Takes effect on every replica within [`super::keys::RELOAD_INTERVAL`].
+    /// Changes a project's policy, and returns the changed project. Keeps concurrent changes to other settings. Takes effect
+    /// on every replica within [`super::keys::RELOAD_INTERVAL`].
     ///
     /// # Errors
     ///
-    /// When there is no such project, or its policy would not hold together; the store's.
+    /// Fails if the project is unknown, if its policy would be inconsistent, or if the database operation fails.
     pub async fn project_update(
         &self,
         id: ProjectId,
@@ -132,25 +132,25 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn project(&self, id: ProjectId) -> Result<Project, ProjectError> {
         self.store.project_find(id.clone()).await.map_err(Error::from)?.ok_or(ProjectError::Missing(id))
     }
 
-    /// Every project and when it was created, in the order of their names.
+    /// Every project and when it was created, ordered by name.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// Fails if the database operation fails.
     pub async fn projects(&self) -> Result<Vec<(ProjectId, Timestamp)>, ProjectError> {
         Ok(self.store.projects_list().await.map_err(Error::from)?)
     }
 
-    /// Makes a server key. Its text is shown this once: only a digest is kept.
+    /// Creates a server key. Its text is returned only here: the database keeps a digest.
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn server_key_create(
         &self,
         project: ProjectId,
@@ -167,23 +167,25 @@ impl App {
         }
     }
 
-    /// A project's server keys, the revoked ones too, oldest first.
+    /// A project's server keys, including revoked ones, oldest first.
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn server_keys(&self, project: ProjectId) -> Result<Vec<ServerKeyFacts>, ProjectError> {
         let keys = self.store.server_keys_list(project.clone()).await.map_err(Error::from)?;
         keys.ok_or(ProjectError::Missing(project))
     }
 
-    /// Takes a server key away: every replica refuses it from this moment on, for each asks the database on each call.
+    /// Revokes a server key. Every replica refuses it from now on, because each looks it up in the database on every call.
     ///
     /// # Errors
     ///
-    /// When there is no such key; the store's.
-    pub async fn server_key_revoke(&self, id: KeyId) -> Result<Taken, ProjectError> {
+    /// Fails if the key is unknown, or if the database operation fails.
+    pub async fn server_key_revoke(&self, id: KeyId) -> Result<ServerKeyRevoked, ProjectError> {
         let outcome = self.store.server_key_revoke(id, self.clock.now()).await.map_err(Error::from)?;
-        outcome.map(|before| if before { Taken::Before } else { Taken::Now }).ok_or(ProjectError::MissingServerKey(id))
+        outcome
+            .map(|before| if before { ServerKeyRevoked::Before } else { ServerKeyRevoked::Now })
+            .ok_or(ProjectError::MissingServerKey(id))
     }
 }

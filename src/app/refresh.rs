@@ -1,4 +1,4 @@
-//! Trading a refresh token for the next one.
+//! Refreshes sessions: exchanges a refresh token for the next one.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use ipnet::IpNet;
 
 use super::App;
 use super::Client;
+use super::ClientAuth;
 use super::Error;
 use super::Grant;
-use super::Standing;
+use super::bulkhead::Key;
 use super::grant::Granted;
 use super::keys::Snapshot;
-use super::turns::Key;
 use crate::device;
 use crate::rates::Bucket;
 use crate::rates::Empty;
@@ -43,17 +43,18 @@ use sessiond_core::token::refresh::Link;
 use sessiond_core::token::refresh::RefreshToken;
 
 impl App {
-    /// Refreshes the session of a refresh token; it shows where the session is now. On behalf of a client, only in the
+    /// Refreshes the session of a refresh token, and records where the session is used now. On behalf of a client, only in the
     /// client's project.
     ///
-    /// A genuine token takes from its project's bucket; where nothing is left there, the token is not even looked at. One
-    /// that is made up takes nothing, or anyone could drain it: the key's id is in every token of the project.
+    /// A genuine token is charged to its project's bucket; if that is empty, the token is not checked at all. A made-up one is
+    /// not, or anyone could drain the bucket: the key's id is in every token of the project.
     ///
     /// # Errors
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
-    /// [`Refusal::ClientAuthenticationRequired`] by policy, for a genuine one without a client's key;
-    /// [`Refusal::RateLimited`]; what is wrong with the client; the store's; a key's.
+    /// [`Refusal::ClientAuthenticationRequired`] for a genuine token without a client's key, if the policy requires one;
+    /// [`Refusal::RateLimited`]; as [`App::paying_client_project`]; or if the database operation fails or the project has no
+    /// usable key.
     pub async fn refresh_session(
         &self,
         presented: Option<RefreshToken>,
@@ -61,8 +62,7 @@ impl App {
         origin: Origin,
     ) -> Result<Grant, Error> {
         let now = self.clock.now();
-        let is_confidential =
-            client.as_ref().is_some_and(|client| matches!(client.standing, Standing::Confidential(_)));
+        let is_confidential = client.as_ref().is_some_and(|client| matches!(client.auth, ClientAuth::Confidential(_)));
         let within = self.paying_client_project(client).await?;
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
@@ -73,19 +73,21 @@ impl App {
         let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         self.rates.check(Bucket::Project(key.project()))?;
-        // A made-up token ends here, before the database hears of it; so does one that was issued to another client.
+        // A made-up token is refused here, before any database query; so is one that was issued to another client.
         if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
-        // Whose session it is shows in its row; until then each pays for itself.
+        // The user is known only once the row is read; until then the session's own bucket is charged.
         self.rates.charge(Bucket::Session(key.project(), presented.session()))?;
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
-        let turn =
-            self.turns.take("refresh_session", [Key::Session(key.project().clone(), presented.session())]).await?;
+        let permit = self
+            .bulkhead
+            .acquire("refresh_session", [Key::Session(key.project().clone(), presented.session())])
+            .await?;
 
-        // Not while the session is locked and the time of the database's operation runs.
+        // Loaded now, not while the session is locked and the operation's time limit runs.
         device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let network = origin.ip.map(origin::network);
@@ -93,59 +95,59 @@ impl App {
         let work = move |mut tx: Tx| async move {
             let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy, &rates).await?;
             let done = tx.commit(outcome).await;
-            drop(turn);
+            drop(permit);
             done
         };
         match self.store.transact("refresh_session", work).await? {
-            Outcome::Granted(granted, notice) => {
+            RefreshOutcome::Granted(granted, notice) => {
                 if notice != Notice::Nothing {
                     self.metrics.refresh_repeated_elsewhere("allowed");
-                    self.tell_elsewhere(&project, session, network);
+                    self.log_repeat_elsewhere(&project, session, network);
                 }
                 self.grant(&snapshot, *granted, now)
             }
-            Outcome::ReusedElsewhere => {
+            RefreshOutcome::ReusedElsewhere => {
                 self.metrics.refresh_repeated_elsewhere("ended");
-                self.tell_elsewhere(&project, session, network);
+                self.log_repeat_elsewhere(&project, session, network);
                 Err(Refusal::RefreshTokenNotFoundOrExpired.into())
             }
-            Outcome::Throttled(retry_after) => Err(Refusal::RateLimited { retry_after }.into()),
-            Outcome::Reused => {
-                tracing::warn!(%project, %session, request_id = %request_id(), "refresh token reused; the session has ended");
+            RefreshOutcome::Throttled(retry_after) => Err(Refusal::RateLimited { retry_after }.into()),
+            RefreshOutcome::Reused => {
+                tracing::warn!(%project, %session, request_id = %request_id(), "refresh token reused; session revoked");
                 Err(Refusal::RefreshTokenNotFoundOrExpired.into())
             }
-            Outcome::Over => {
+            RefreshOutcome::Ended => {
                 self.feed.note_ended(&project, session);
                 Err(Refusal::RefreshTokenNotFoundOrExpired.into())
             }
-            Outcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
+            RefreshOutcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
         }
     }
 
-    /// Logs, now and then, that a refresh was repeated from elsewhere. The audit has every one.
-    fn tell_elsewhere(&self, project: &ProjectId, session: SessionId, network: Option<IpNet>) {
-        if let Some(unsaid) = self.repeats_said.admit() {
+    /// Logs that a refresh was repeated from elsewhere, at a limited rate. The audit records every one.
+    fn log_repeat_elsewhere(&self, project: &ProjectId, session: SessionId, network: Option<IpNet>) {
+        if let Some(suppressed) = self.repeat_log.admit() {
             let network = network.map(|network| network.to_string()).unwrap_or_default();
             tracing::warn!(
-                %project, %session, network, unsaid, request_id = %request_id(),
+                %project, %session, network, suppressed, request_id = %request_id(),
                 "a refresh was repeated from another network or user agent: someone may hold a copy of the refresh token"
             );
         }
     }
 }
 
-/// What was committed. A refusal is a value: an error would roll back, and forget a theft.
-enum Outcome {
+/// What was committed. A refusal is a value: an error would roll back, and the detected theft would not be recorded.
+enum RefreshOutcome {
     Granted(Box<Granted>, Notice),
     Throttled(Duration),
     Reused,
     ReusedElsewhere,
-    /// The token is genuine, and its session had ended.
-    Over,
+    /// The token is genuine, but its session has ended.
+    Ended,
     Refused,
 }
 
-/// Locks, judges and records.
+/// Locks the session, decides, and records the decision.
 async fn rotate(
     tx: &mut Tx,
     key: &RefreshKey,
@@ -154,22 +156,24 @@ async fn rotate(
     now: Timestamp,
     policy: &Policy,
     rates: &Limiter,
-) -> Result<Outcome, store::Error> {
+) -> Result<RefreshOutcome, store::Error> {
     let project = key.project();
-    let Some(mut stored) = tx.session_lock(project, presented.session()).await? else { return Ok(Outcome::Refused) };
+    let Some(mut stored) = tx.session_lock(project, presented.session()).await? else {
+        return Ok(RefreshOutcome::Refused);
+    };
     let present = tx.epoch_share(project, &stored.session.user).await?;
     let live = present.is_some_and(|present| stored.session.is_live(now, present));
     if !key.has_made(presented, &stored.secret) {
-        return Ok(Outcome::Refused);
+        return Ok(RefreshOutcome::Refused);
     }
     if !live {
-        return Ok(Outcome::Over);
+        return Ok(RefreshOutcome::Ended);
     }
-    // The user before the project: no user can use up what the project has.
+    // The user before the project, so that no user can drain the project's bucket.
     let paid =
         rates.charge(Bucket::User(project, &stored.session.user)).and_then(|()| rates.charge(Bucket::Project(project)));
     if let Err(Empty { retry_after }) = paid {
-        return Ok(Outcome::Throttled(retry_after));
+        return Ok(RefreshOutcome::Throttled(retry_after));
     }
     let whence = stored.session.device.whence(origin);
     match rotation::decide(&stored.chain, presented.link(), whence, now, policy) {
@@ -178,42 +182,42 @@ async fn rotate(
             if notice == Notice::FirstElsewhere {
                 tx.event_insert(&repeated_elsewhere(&stored.session, origin.ip, now)).await?;
             }
-            // The device stays as the refresh has shown it: a thief's address would show the user's, and the way back would
-            // show the thief when the user has refreshed.
-            use_session(tx, stored, link, notice, now, policy).await
+            // The device is not updated: it stays as the first use of the token has shown it. Otherwise a thief could read the
+            // user's address in the session, or overwrite it.
+            record_refresh(tx, stored, link, notice, now, policy).await
         }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
             stored.session.seen_from(origin, device::name, now);
-            use_session(tx, stored, link, Notice::Nothing, now, policy).await
+            record_refresh(tx, stored, link, Notice::Nothing, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
-            Ok(Outcome::Reused)
+            Ok(RefreshOutcome::Reused)
         }
         Rotation::ReusedElsewhere => {
             tx.event_insert(&repeated_elsewhere(&stored.session, origin.ip, now)).await?;
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
-            Ok(Outcome::ReusedElsewhere)
+            Ok(RefreshOutcome::ReusedElsewhere)
         }
-        Rotation::Throttled(retry_after) => Ok(Outcome::Throttled(retry_after)),
-        Rotation::Unknown => Ok(Outcome::Refused),
+        Rotation::Throttled(retry_after) => Ok(RefreshOutcome::Throttled(retry_after)),
+        Rotation::Unknown => Ok(RefreshOutcome::Refused),
     }
 }
 
-async fn use_session(
+async fn record_refresh(
     tx: &mut Tx,
     stored: StoredSession,
     link: Link,
     notice: Notice,
     now: Timestamp,
     policy: &Policy,
-) -> Result<Outcome, store::Error> {
+) -> Result<RefreshOutcome, store::Error> {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
     let access_expires_at = session.access_expires_at(now, policy);
     tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(Outcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice))
+    Ok(RefreshOutcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice))
 }
 
 fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> AuditEvent {

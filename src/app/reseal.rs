@@ -1,4 +1,4 @@
-//! Every private key under the present sealing key, so that the previous one can go.
+//! Seals every private key with the current sealing key, so that the previous one can be removed.
 
 use super::App;
 use super::Error;
@@ -12,24 +12,24 @@ use sessiond_core::token::sealing::CannotOpen;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::sealing::Sealer;
 
-/// What there was to reseal. Revoked keys are passed over: nothing opens them any more.
+/// The result of resealing. Revoked keys are skipped, because nothing opens them any more.
 #[derive(Debug, Default)]
 pub struct Resealed {
-    /// How many keys only the previous sealing key opened: now the present one does.
+    /// How many keys only the previous sealing key opened, and are now sealed with the current one.
     pub resealed: usize,
-    /// How many the present one opened already.
+    /// How many keys the current one already opened.
     pub present: usize,
-    /// The keys that open with neither: left as they are.
+    /// The keys that open with neither. Left unchanged.
     pub unopened: Vec<CannotOpen>,
 }
 
 impl App {
-    /// Seals every project's keys anew under the present sealing key. In small transactions, each of which stands by
-    /// itself: interrupted, it is simply run again.
+    /// Reseals every project's keys with the current sealing key, in small independent transactions. If interrupted, run it
+    /// again.
     ///
     /// # Errors
     ///
-    /// The store's; what was done until then stays done.
+    /// Fails if a database operation fails; keys that were resealed before stay resealed.
     pub async fn reseal(&self) -> Result<Resealed, ProjectError> {
         let mut total = Resealed::default();
         for (project, _) in self.projects().await? {
@@ -43,7 +43,7 @@ impl App {
         Ok(total)
     }
 
-    /// One transaction's worth; the last key of a full page, behind which there may be more.
+    /// Reseals a page of keys in one transaction. Returns the last key of a full page, after which there may be more.
     async fn reseal_page(
         &self,
         purpose: Purpose,
@@ -71,7 +71,7 @@ async fn reseal(
     project: &ProjectId,
     after: Option<KeyId>,
 ) -> Result<(Resealed, Option<KeyId>), store::Error> {
-    // Two that reseal at once take turns, and the second finds nothing left to do.
+    // Concurrent runs take turns, and the second one finds nothing left to do.
     tx.project_lock(project).await?;
     let keys = tx.keys_page(purpose, project, after).await?;
     let last = keys.last().filter(|_| keys.len() == RESEAL_PAGE).map(|key| key.id);

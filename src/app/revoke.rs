@@ -1,12 +1,12 @@
-//! Signing out. It always works: any genuine token of the session ends it, fresh or expired, current or older, and once
-//! more is as good as once. So it takes from no bucket that others can drain, the project's above all: only the sign-outs of
-//! one address are bounded (`edge::rate`).
+//! Signing out. It always works: any genuine token of the session ends it, valid or expired, current or older, and it is
+//! idempotent. So it is charged to no bucket that others can drain, such as the project's: only the sign-outs per address are
+//! limited (`edge::rate`).
 
 use super::AccessToken;
 use super::App;
 use super::Client;
 use super::Error;
-use super::turns::Key;
+use super::bulkhead::Key;
 use crate::store::Revocation;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -16,21 +16,21 @@ use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::token::refresh::RefreshToken;
 
-/// Everything that was presented with a sign-out.
+/// The credentials presented with a sign-out.
 #[derive(Default)]
 pub struct TokenHolder {
     /// Access tokens.
     pub access: Vec<AccessToken>,
-    /// Refresh tokens; `None` for one that has not the form of one.
+    /// Refresh tokens; `None` for a malformed one.
     pub refresh: Vec<Option<RefreshToken>>,
-    /// Whether a server key was presented: the right credential for other methods.
+    /// Whether a server key was presented, which this method does not accept.
     pub server_key: bool,
 }
 
-/// The session is over.
+/// The session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// It was before.
+pub struct RevokeOutcome {
+    /// Whether it had ended before this call.
     pub already: bool,
 }
 
@@ -41,7 +41,7 @@ struct Target {
 }
 
 impl Target {
-    /// The same, when it belongs to the project; whoever asks for one project ends nothing in another.
+    /// Refuses a target outside the project: a client of one project must not end sessions in another.
     fn within(self, project: Option<&ProjectId>) -> Result<Self, Error> {
         match project {
             Some(project) if *project != self.project => {
@@ -58,13 +58,14 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When none of them is genuine, what is wrong with the first; what is wrong with the client; the store's.
+    /// Fails if no token is genuine (with the refusal of the first), if the client is refused, or if the database operation
+    /// fails.
     pub async fn revoke_current(
         &self,
         holder: TokenHolder,
         client: Option<Client>,
         origin: Origin,
-    ) -> Result<Ended, Error> {
+    ) -> Result<RevokeOutcome, Error> {
         let now = self.clock.now();
         let within = self.client_project(client).await?;
         let (mut targets, mut errors) = (vec![], vec![]);
@@ -94,25 +95,26 @@ impl App {
         let sessions: Vec<(ProjectId, SessionId)> =
             targets.iter().map(|target| (target.project.clone(), target.session)).collect();
         let keys: Vec<_> = targets.iter().map(|target| Key::Session(target.project.clone(), target.session)).collect();
-        let turn = self.turns.take("sessions_revoke", keys).await?;
-        let ended = self.urgent.sessions_revoke(targets.into_iter().map(revocation).collect(), turn).await?;
-        // Those that others have ended may not have come by the feed yet.
+        let permit = self.bulkhead.acquire("sessions_revoke", keys).await?;
+        let ended = self.urgent.sessions_revoke(targets.into_iter().map(revocation).collect(), permit).await?;
+        // The feed may not have delivered yet what another replica has revoked.
         sessions.iter().filter(|one| !ended.contains(one)).for_each(|(project, id)| self.feed.note_ended(project, *id));
-        // What could be ended is; a token that could not be judged may be genuine, and its holder must try again.
+        // Everything that could be ended has ended; a token that could not be checked may be genuine, so the caller must retry.
         match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
             Some(failure) => Err(failure),
-            None => Ok(Ended { already: ended.is_empty() }),
+            None => Ok(RevokeOutcome { already: ended.is_empty() }),
         }
     }
 
-    /// The session of a refresh token, when the token is genuine.
+    /// The session of a genuine refresh token.
     async fn session_of(&self, token: Option<&RefreshToken>) -> Result<Target, Error> {
         const REFUSED: Refusal = Refusal::RefreshTokenNotFoundOrExpired;
         let token = token.ok_or(REFUSED)?;
         let snapshot = self.keys.find(token.key(), |snapshot| snapshot.keyring.refresh(token.key()).is_some()).await?;
         let key = snapshot.keyring.refresh(token.key()).filter(|key| key.may_have_made(token)).ok_or(REFUSED)?;
         let target = Target { project: key.project().clone(), session: token.session() };
-        // A session long swept has no secret to check against; the tag has shown that the token was ours, and it is over.
+        // A session that was swept has no secret to check; the tag has already shown that the token is ours, and the session has
+        // ended.
         let stored = self.urgent.session_find(target.project.clone(), target.session).await?;
         if stored.is_some_and(|seen| !key.has_made(token, &seen.stored.secret)) {
             return Err(REFUSED.into());
@@ -121,7 +123,7 @@ impl App {
     }
 }
 
-/// A failure before any refusal: where one token could not be judged, that none is genuine is not known.
+/// The first failure, or else the first refusal: if one token could not be checked, it is unknown whether any is genuine.
 fn first_failure(mut errors: Vec<Error>) -> Option<Error> {
     let failure = errors.iter().position(|error| !matches!(error, Error::Refused(_))).unwrap_or(0);
     (failure < errors.len()).then(|| errors.swap_remove(failure))

@@ -1,17 +1,17 @@
-//! Ending every session of a user at once. Not one by one: the user's epoch is raised, and what was opened under a smaller
-//! one is over.
+//! Ends every session of a user at once. Not one by one: it raises the user's epoch, which ends every session that was created
+//! under a smaller one.
 
 use uuid::Uuid;
 
 use super::App;
 use super::Caller;
 use super::Error;
+use super::bulkhead::Key;
 use super::credentials::Principal;
 use super::idempotency::IdempotencyKey;
+use super::list::check_own_user;
 use super::list::named_user;
-use super::list::own_user;
 use super::projects::CLOCK_SKEW_MAX;
-use super::turns::Key;
 use crate::store;
 use crate::store::BulkRevocation;
 use crate::store::RequestIdStatus;
@@ -34,30 +34,31 @@ use sessiond_core::session::revoked::Ended;
 pub struct RevokeAllRequest {
     /// `me`, or a user's id.
     pub user_id: Option<String>,
-    /// Whether the caller's own session goes on.
+    /// Whether to keep the caller's own session.
     pub except_current: bool,
     /// The id under which the request may be repeated.
     pub request_id: Option<Uuid>,
 }
 
-/// What was ended; or why nothing was.
-type Outcome = Result<Cut, Refusal>;
+/// A refusal is a value, so that the transaction decides what to do with it.
+type RevokeAllResult = Result<CutOffResult, Refusal>;
 
-/// How many sessions were live until now, among the newest ten thousand; and whether this is what ended them.
-struct Cut {
+struct CutOffResult {
+    /// How many sessions were live until now, among the newest ten thousand.
     count: i32,
-    is_news: bool,
+    /// Whether this request may have ended any, so that a revocation is published.
+    is_effective: bool,
 }
 
-impl Cut {
-    /// What others have done.
-    const fn before(count: i32) -> Self {
-        Self { count, is_news: false }
+impl CutOffResult {
+    /// The sessions had ended before.
+    const fn unchanged(count: i32) -> Self {
+        Self { count, is_effective: false }
     }
 }
 
-/// A cut-off, and all that it is judged by.
-struct Order {
+/// A checked request, and what the decision depends on.
+struct CutOffRequest {
     project: ProjectId,
     user: UserId,
     /// The user's own session, which must be live.
@@ -70,12 +71,11 @@ struct Order {
 }
 
 impl App {
-    /// Ends every session of a user: the caller's own, or any user's of a service's project. Answers with how many were
-    /// live.
+    /// Ends every session of a user: of the calling user, or of any user of a service's project. Returns how many were live.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request; the store's.
+    /// Fails if the caller or the request is refused, or if the database operation fails.
     pub async fn revoke_all_sessions(
         &self,
         caller: Caller,
@@ -84,12 +84,12 @@ impl App {
     ) -> Result<i32, Error> {
         let now = self.clock.now();
         let (project, user, own, by) = match self.principal(caller).await? {
-            // An impersonation ends only its own session.
+            // An impersonator can end only the impersonated session.
             Principal::User(token) if token.impersonator().is_some() => {
                 return Err(Refusal::InsufficientAccessType.into());
             }
             Principal::User(token) => {
-                own_user(request.user_id.as_deref(), token.user())?;
+                check_own_user(request.user_id.as_deref(), token.user())?;
                 self.may_revoke_others(&token, now).await?;
                 let session = token.session();
                 (token.project().clone(), token.user().clone(), Some(session), EndedBy::User(session))
@@ -105,26 +105,27 @@ impl App {
         let caller = own.map(|own| (project.clone(), own));
         let content = content(&user, own, request.except_current);
         let idempotency = request.request_id.map(|id| IdempotencyKey::new(id, content.as_bytes()));
-        let order = Order { project, user, own, spares_own: request.except_current, idempotency, by, origin, now };
-        let session = order.own.map(|own| Key::Session(order.project.clone(), own));
-        let keys = [Key::User(order.project.clone(), order.user.clone())].into_iter().chain(session);
-        let turn = self.turns.take("revoke_all_sessions", keys).await?;
+        let request =
+            CutOffRequest { project, user, own, spares_own: request.except_current, idempotency, by, origin, now };
+        let session = request.own.map(|own| Key::Session(request.project.clone(), own));
+        let keys = [Key::User(request.project.clone(), request.user.clone())].into_iter().chain(session);
+        let permit = self.bulkhead.acquire("revoke_all_sessions", keys).await?;
         let work = move |mut tx: Tx| async move {
-            let done = match revoke(&mut tx, order).await? {
+            let done = match revoke(&mut tx, request).await? {
                 Ok(cut) => tx.commit(Ok(cut)).await,
-                // Nothing was ended, so nothing stays: the request id is free for a better try.
+                // Nothing was ended, so nothing is kept: the request id can be used again.
                 Err(refusal) => tx.rollback(Err(refusal)).await,
             };
-            drop(turn);
+            drop(permit);
             done
         };
         let outcome = self.store.transact("revoke_all_sessions", work).await?;
         if let (Err(Refusal::SessionRevoked), Some((project, own))) = (&outcome, &caller) {
             self.feed.note_ended(project, *own);
         }
-        let Cut { count, is_news } = outcome?;
-        if !is_news {
-            // The cut-off that it rests on may be another replica's.
+        let CutOffResult { count, is_effective } = outcome?;
+        if !is_effective {
+            // The earlier cut-off may be another replica's.
             self.feed.catch_up().await;
         }
         Ok(count)
@@ -132,13 +133,15 @@ impl App {
 }
 
 /// Locks are taken in this order: the request id, the caller's session, the user.
-async fn revoke(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
-    let Order { project, user, own, spares_own, idempotency, by, origin, now } = order;
+async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, store::Error> {
+    let CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now } = request;
     if let Some(key) = idempotency {
-        // Before the caller's session is looked at: the first try may have ended it, and a repeat answers as the first.
+        // Before the caller's session is checked: the first attempt may have ended it, and a repeat gets the same answer.
         match tx.request_claim(&project, key.id, RequestOutcome::RevokedAll(0), &key.digest, now).await? {
             RequestIdStatus::New => {}
-            RequestIdStatus::Repeated(RequestOutcome::RevokedAll(count)) => return Ok(Ok(Cut::before(count))),
+            RequestIdStatus::Repeated(RequestOutcome::RevokedAll(count)) => {
+                return Ok(Ok(CutOffResult::unchanged(count)));
+            }
             RequestIdStatus::Repeated(RequestOutcome::Opened(_)) | RequestIdStatus::Conflict => {
                 return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
             }
@@ -149,11 +152,11 @@ async fn revoke(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
         None => None,
     };
     let Some(epoch) = tx.epoch_raise(&project, &user, now).await? else {
-        // Nobody ever signed in under this name, or the user was erased.
-        return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(Cut::before(0)) });
+        // No such user has ever signed in, or the user was erased.
+        return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(CutOffResult::unchanged(0)) });
     };
-    // The user's row is ours now: the epoch before this one is the one that sessions are held against.
-    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(Cut::before(0))) };
+    // The user's row is locked now: whether sessions were live is decided by the epoch before this one.
+    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(CutOffResult::unchanged(0))) };
     let before = Epoch { user: epoch - 1, ..raised };
     if own.is_some() && held.is_none_or(|session| session.user != user || !session.is_live(now, before)) {
         return Ok(Err(Refusal::SessionRevoked));
@@ -161,18 +164,18 @@ async fn revoke(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     let spared = own.filter(|_| spares_own);
     let ended = |one: &store::SessionSummary| one.lifetime.is_live(now, before) && Some(one.id) != spared;
     let mut ends = tx.session_summaries(&project, &user, None).await?;
-    // By a clock that is behind, too.
+    // Includes sessions that another replica, whose clock is behind, may still accept.
     let may_matter =
         |one: &store::SessionSummary| one.lifetime.is_live(now - CLOCK_SKEW_MAX, before) && Some(one.id) != spared;
-    // Beyond those that were looked at, any may be live.
+    // Any of the sessions that were not read may be live.
     let may_be_more = ends.len() >= store::SUMMARIES_MAX;
-    let is_news = may_be_more || ends.iter().any(may_matter);
+    let is_effective = may_be_more || ends.iter().any(may_matter);
     ends.retain(ended);
-    // Sessions in which someone else acts as the user end too, but are not the user's to know of.
+    // Impersonated sessions end too, but are not counted for the user, who cannot see them.
     let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
-    let told = spared.is_some().then(|| ends.iter().map(|one| one.id).collect());
-    let told = told.filter(|told: &Vec<_>| told.len() <= ONE_BY_ONE_MAX && !may_be_more);
+    let one_by_one = spared.is_some().then(|| ends.iter().map(|one| one.id).collect());
+    let one_by_one = one_by_one.filter(|ids: &Vec<_>| ids.len() <= ONE_BY_ONE_MAX && !may_be_more);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
@@ -182,15 +185,15 @@ async fn revoke(tx: &mut Tx, order: Order) -> Result<Outcome, store::Error> {
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
     let revocation = BulkRevocation { project, ended, reason, at: now, access_expires_at, by, ip };
-    // What fell to an earlier cut-off was told then: whoever asks again and again leaves no trail of it everywhere.
-    if is_news {
+    // Sessions that an earlier cut-off ended were published then: repeated requests add no records.
+    if is_effective {
         let record = tx.bulk_revocation_insert(revocation.clone()).await?;
-        tx.bulk_revocation_queue(&revocation, record, told).await?;
+        tx.bulk_revocation_queue(&revocation, record, one_by_one).await?;
     }
-    Ok(Ok(Cut { count, is_news }))
+    Ok(Ok(CutOffResult { count, is_effective }))
 }
 
-/// The parts of a request that a repeat must agree in. The name in front tells it from requests of another kind.
+/// The parts of a request that a repeat must have in common with it. The method's name distinguishes it from other requests.
 fn content(user: &UserId, own: Option<SessionId>, spares_own: bool) -> String {
     let own = own.map(|id| id.to_string()).unwrap_or_default();
     format!("RevokeAllSessions\n{}\n{own}\n{spares_own}", user.as_str())

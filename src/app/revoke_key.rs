@@ -1,4 +1,4 @@
-//! A compromised key, taken away: nothing under it is accepted any more, not even by a sign-out.
+//! Revokes compromised keys. Tokens of a revoked key are not accepted any more, not even for a sign-out.
 
 use super::App;
 use super::Error;
@@ -17,26 +17,27 @@ use sessiond_core::token::schedule::Aftermath;
 use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 
-/// A key is revoked.
+/// The key is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyRevoked {
-    /// It was before, and nothing has changed.
+    /// It was revoked before; nothing has changed.
     Before,
-    /// Another key signs, as it did.
+    /// It was not the active key, which stays active.
     Alone,
-    /// It was to take over: this one now signs on.
+    /// It was to take over: this key, the active one, no longer retires.
     CalledOff(KeyId),
-    /// It was the one that signed: now this one does.
+    /// It was the active key: this key is active now.
     Replaced(KeyId),
 }
 
 impl App {
-    /// Revokes a project's key. Every replica knows within [`super::keys::RELOAD_INTERVAL`]. Where it was the one that
-    /// signed, another one does from the same commit on.
+    /// Revokes a project's key. Takes effect on every replica within [`super::keys::RELOAD_INTERVAL`]. If it was the active key,
+    /// the same commit makes another one active.
     ///
     /// # Errors
     ///
-    /// [`ProjectError::Missing`], [`ProjectError::MissingKey`]; a key's, when ours is not the sealing key; the store's.
+    /// [`ProjectError::Missing`], [`ProjectError::MissingKey`]; as [`App::check_sealing`]; or if the database operation
+    /// fails.
     pub async fn revoke_key(
         &self,
         purpose: Purpose,
@@ -59,7 +60,7 @@ impl App {
                             tx.bulk_revocation_insert(BulkRevocation::of_key(name.clone(), Ended::SigningKey(id), now))
                                 .await?;
                         }
-                        // Nobody but the replicas knows the key, so it is for the audit alone.
+                        // Only the replicas use the key, so it is recorded in the audit but not published.
                         Purpose::Refresh => {
                             let revoked = EventKind::KeyRevoked(purpose.into(), id);
                             tx.event_insert(&AuditEvent::of_key(name.clone(), revoked, now)).await?;

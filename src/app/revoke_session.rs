@@ -1,13 +1,13 @@
-//! Ending a session by its id.
+//! Ends a session by its id.
 
 use super::App;
 use super::Caller;
 use super::Client;
-use super::Ended;
 use super::Error;
+use super::RevokeOutcome;
+use super::bulkhead::Key;
 use super::credentials::Principal;
 use super::list::named_user;
-use super::turns::Key;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Tx;
@@ -21,17 +21,17 @@ use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::token::verifier::VerifiedToken;
 
-/// A refusal is a value: what was decided in a transaction is told after its commit.
-type Outcome = Result<Ended, Refusal>;
+/// A refusal is a value: it is returned after the transaction has committed.
+type RevokeResult = Result<RevokeOutcome, Refusal>;
 
 impl App {
-    /// Ends a session by its id: another one of the calling user's, or any of a service's project; on
-    /// behalf of a client, only of the client's project.
+    /// Ends a session by its id: another session of the calling user, or any session of a service's project; on behalf of a
+    /// client, only of the client's project.
     ///
     /// # Errors
     ///
-    /// A refusal of the caller, of the client or of the request; [`Refusal::SessionNotFound`] also for a session that the caller may not
-    /// know of; the store's.
+    /// Fails if the caller, the client or the request is refused, with [`Refusal::SessionNotFound`] also for a session that the
+    /// caller may not see; or if the database operation fails.
     pub async fn revoke_session(
         &self,
         caller: Caller,
@@ -39,7 +39,7 @@ impl App {
         id: &str,
         user_id: Option<String>,
         origin: Origin,
-    ) -> Result<Ended, Error> {
+    ) -> Result<RevokeOutcome, Error> {
         let now = self.clock.now();
         let principal = self.principal_within(caller, client).await?;
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("id", "must be a session's id"))?;
@@ -57,12 +57,12 @@ impl App {
                     Key::Session(token.project().clone(), id),
                     Key::User(token.project().clone(), token.user().clone()),
                 ];
-                let turn = self.turns.take("revoke_session", keys).await?;
+                let permit = self.bulkhead.acquire("revoke_session", keys).await?;
                 let (project, own) = (token.project().clone(), token.session());
                 let work = move |mut tx: Tx| async move {
-                    let outcome = end_own(&mut tx, &token, id, &origin, now).await?;
+                    let outcome = revoke_own(&mut tx, &token, id, &origin, now).await?;
                     let done = tx.commit(outcome).await;
-                    drop(turn);
+                    drop(permit);
                     done
                 };
                 let outcome = self.store.transact("revoke_session", work).await?;
@@ -72,11 +72,12 @@ impl App {
             Principal::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
                 let (by, project) = (EndedBy::Service(service.key), service.project.clone());
-                let turn = self.turns.take("revoke_session", [Key::Session(service.project.clone(), id)]).await?;
+                let permit =
+                    self.bulkhead.acquire("revoke_session", [Key::Session(service.project.clone(), id)]).await?;
                 let work = move |mut tx: Tx| async move {
-                    let outcome = end_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
+                    let outcome = revoke_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
                     let done = tx.commit(outcome).await;
-                    drop(turn);
+                    drop(permit);
                     done
                 };
                 let outcome = self.store.transact("revoke_session", work).await?;
@@ -87,24 +88,24 @@ impl App {
         Ok(outcome?)
     }
 
-    /// Takes in what the answer says was over before: the session, or the caller's own.
-    fn note_ended_before(&self, project: &ProjectId, id: SessionId, own: SessionId, outcome: &Outcome) {
+    /// Tells the feed which session had ended before: the session itself, or the caller's own.
+    fn note_ended_before(&self, project: &ProjectId, id: SessionId, own: SessionId, outcome: &RevokeResult) {
         match outcome {
-            Ok(Ended { already: true }) => self.feed.note_ended(project, id),
+            Ok(RevokeOutcome { already: true }) => self.feed.note_ended(project, id),
             Err(Refusal::SessionRevoked) => self.feed.note_ended(project, own),
-            Ok(Ended { already: false }) | Err(_) => {}
+            Ok(RevokeOutcome { already: false }) | Err(_) => {}
         }
     }
 }
 
-/// Ends another session of a user, whose own must be live.
-async fn end_own(
+/// Ends another session of a user whose own session must be live.
+async fn revoke_own(
     tx: &mut Tx,
     token: &VerifiedToken,
     id: SessionId,
     origin: &Origin,
     now: Timestamp,
-) -> Result<Outcome, store::Error> {
+) -> Result<RevokeResult, store::Error> {
     let (project, user, own) = (token.project(), token.user(), token.session());
     let locked = tx.sessions_lock(project, &[own, id]).await?;
     let present = tx.epoch_share(project, user).await?;
@@ -117,15 +118,15 @@ async fn end_own(
     if id == own {
         return Ok(Err(Refusal::CannotDeleteCurrentSession));
     }
-    // Sessions in which someone else acts as the user are not the user's to see.
+    // The user cannot see impersonated sessions.
     if find(id).is_none_or(|session| session.impersonator.is_some()) {
         return Ok(Err(Refusal::SessionNotFound));
     }
-    end(tx, project, id, EndedBy::User(own), origin, now).await
+    revoke(tx, project, id, EndedBy::User(own), origin, now).await
 }
 
-/// Ends a session of a project, of this user where one is named.
-async fn end_any(
+/// Ends a session of a project; if a user is named, only that user's.
+async fn revoke_any(
     tx: &mut Tx,
     project: &ProjectId,
     user: Option<&UserId>,
@@ -133,23 +134,23 @@ async fn end_any(
     by: EndedBy,
     origin: &Origin,
     now: Timestamp,
-) -> Result<Outcome, store::Error> {
+) -> Result<RevokeResult, store::Error> {
     let stored = tx.session_lock(project, id).await?;
     if stored.is_none_or(|stored| user.is_some_and(|user| stored.session.user != *user)) {
         return Ok(Err(Refusal::SessionNotFound));
     }
-    end(tx, project, id, by, origin, now).await
+    revoke(tx, project, id, by, origin, now).await
 }
 
-async fn end(
+async fn revoke(
     tx: &mut Tx,
     project: &ProjectId,
     session: SessionId,
     by: EndedBy,
     origin: &Origin,
     now: Timestamp,
-) -> Result<Outcome, store::Error> {
+) -> Result<RevokeResult, store::Error> {
     let (project, reason, ip) = (project.clone(), RevokeReason::Revoked, origin.ip);
     let ended = tx.sessions_revoke(&[Revocation { project, session, at: now, reason, by, ip }]).await?;
-    Ok(Ok(Ended { already: ended.is_empty() }))
+    Ok(Ok(RevokeOutcome { already: ended.is_empty() }))
 }

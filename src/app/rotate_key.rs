@@ -1,5 +1,5 @@
-//! A new key in place of the present one: published now, in use when everyone knows it, and the present one retires in
-//! that very moment.
+//! Rotates keys. The new key is published at once, becomes active when every verifier knows it, and the active key retires
+//! at that moment.
 
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ use sessiond_core::token::schedule::Succession;
 use sessiond_core::token::schedule::Urgency;
 use sessiond_core::token::sealing::Purpose;
 
-/// How long a new key is known before it is used: a signing key, until the last verifier that fetched the JWKS before its
-/// publication has to ask again; a refresh-token key, which no one but the replicas needs, a few of their readings.
+/// How long a new key is known before it is used: a signing key, until every copy of the JWKS from before its publication
+/// has expired; a refresh-token key, which only the replicas use, a few reload intervals.
 const fn lead(purpose: Purpose) -> Duration {
     match purpose {
         Purpose::Signing => jwks::MAX_AGE.saturating_add(RELOAD_INTERVAL).saturating_add(MARGIN),
@@ -40,18 +40,18 @@ const fn lead(purpose: Purpose) -> Duration {
 pub struct Rotated {
     /// The new key.
     pub heir: KeyId,
-    /// From when on it signs.
+    /// When it becomes active.
     pub from: Timestamp,
-    /// The keys that sign until then.
+    /// The keys that retire then.
     pub retired: Vec<KeyId>,
 }
 
 impl App {
-    /// Rotates a project's key of this purpose. A rotation at a time: [`Urgency::Emergency`] ends the one under way.
+    /// Rotates a project's key of this purpose. One rotation at a time; [`Urgency::Emergency`] replaces the one in progress.
     ///
     /// # Errors
     ///
-    /// [`ProjectError::Missing`], [`ProjectError::UnderWay`]; a key's, when ours is not the sealing key; the store's.
+    /// [`ProjectError::Missing`], [`ProjectError::UnderWay`]; as [`App::check_sealing`]; or if the database operation fails.
     pub async fn rotate_key(
         &self,
         purpose: Purpose,
@@ -62,7 +62,7 @@ impl App {
         let (app, name) = (self.clone(), project.clone());
         let work = move |mut tx: Tx| async move {
             let Some(_) = tx.project_lock(&name).await? else { return tx.commit(None).await };
-            // Read now that no other operator can come in between: an earlier moment may lie before their change.
+            // Read while the project is locked: an earlier time could lie before another operator's change.
             let now = app.clock.now();
             let keys = unrevoked(&tx.keys_of(purpose, &name).await?);
             let outcome = match schedule::rotate(&keys, now, urgency, lead(purpose)) {
@@ -81,11 +81,11 @@ impl App {
         }
     }
 
-    /// A project's keys, the revoked ones too, in the order in which they begin to sign.
+    /// A project's keys, including revoked ones, in the order in which they become active.
     ///
     /// # Errors
     ///
-    /// When there is no such project; the store's.
+    /// Fails if the project is unknown, or if the database operation fails.
     pub async fn list_keys(&self, purpose: Purpose, project: ProjectId) -> Result<Vec<KeyRow>, ProjectError> {
         let keys = self.store.keys_list(purpose, project.clone()).await.map_err(Error::from)?;
         keys.ok_or(ProjectError::Missing(project))
@@ -96,7 +96,7 @@ pub(super) fn unrevoked(keys: &[KeyRow]) -> Vec<(KeyId, Schedule)> {
     keys.iter().filter(|key| key.revoked_at.is_none()).map(|key| (key.id, key.schedule)).collect()
 }
 
-/// Carries a succession out, writes it into the audit, and answers with the heir.
+/// Carries out a succession, and records it in the audit. Returns the new active key.
 pub(super) async fn succeed(
     tx: &mut Tx,
     cache: &KeyCache,

@@ -1,5 +1,5 @@
-//! Restarts background tasks. None of them is meant to end, so one that ends or panics has a bug: it is counted, logged, and
-//! started again. Otherwise the feed, the keys or readiness would stop unnoticed.
+//! Restarts background tasks. None of them should ever end, so one that ends or panics has a bug: it is counted, logged, and
+//! restarted. Otherwise the feed, the keys or readiness would stop unnoticed.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::telemetry::Metrics;
 use sessiond_core::backoff::Backoff;
 use sessiond_core::clock;
 
-/// How long to wait before a task is started again.
+/// How long to wait before a task is restarted.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 
 /// A task that ran longer than this has recovered: the next wait is the shortest.
@@ -48,7 +48,7 @@ impl Supervisor {
                 }
                 let wait = retry.next(clock::dice());
                 let how = if ended.is_err() { "panicked" } else { "ended" };
-                tracing::error!(task, "background task {how}: starting it again in {wait:?}");
+                tracing::error!(task, "background task {how}: restarting it in {wait:?}");
                 sleep(wait).await;
             }
         })
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_background_task_that_panics_or_ends_is_started_again_and_counted() {
+    async fn a_background_task_that_panics_or_ends_is_restarted_and_counted() {
         let (metrics, runs) = (Metrics::default(), Arc::new(AtomicU32::new(0)));
         let counted = Arc::clone(&runs);
         let task = Supervisor::new(&metrics).keep("feed", move || {

@@ -1,11 +1,11 @@
-//! Removing what is over, in the background of every replica and by hand.
+//! Deletes expired rows, in the background of every replica and on command.
 //!
-//! Many small steps: each takes the row of its task, so that no two replicas are at it at once, looks at the next rows,
-//! removes those that are due, notes how far it has come, and commits. Then a pause, nine times as long as the step took: so
-//! a sweep costs the database a tenth of one connection, however much there is to remove and however slow the disk.
+//! A sweep takes many small steps. Each step locks the row of its task, so that no two replicas work on it at once, reads the
+//! next rows, deletes those that are due, records its position, and commits. Then it pauses nine times as long as the step
+//! took: so a sweep uses a tenth of one database connection, however much is due and however slow the disk is.
 //!
-//! What is removed does not come back. So each step goes by the database's clock, and removes nothing where this machine's own
-//! clock contradicts it: one of the two is wrong, and nobody can tell which.
+//! A deletion cannot be undone. So each step uses the database's clock, and deletes nothing if this machine's clock
+//! contradicts it: one of the two is wrong, and it is unknown which.
 
 use std::time::Duration;
 
@@ -37,40 +37,40 @@ use sessiond_core::session::retention;
 use sessiond_core::session::retention::AuditFate;
 use sessiond_core::session::retention::RetentionPeriods;
 
-/// How long a table is left alone after a pass through it.
+/// How long to wait after a complete pass through a table before the next one.
 pub const PASS_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// How often a replica looks whether there is a pass to begin, or one to go on with that another replica has left.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a replica checks whether to begin a pass, or to resume one that another replica has abandoned.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The most rows that one step looks at.
+/// The most rows that one step reads.
 const ROWS_MAX: i64 = 1_000;
 
-/// The fewest, on a disk so slow that a step with more does not end in time.
+/// The fewest, for a disk so slow that a larger step would time out.
 const ROWS_MIN: i64 = 10;
 
-/// How often a step that failed is tried again, each time at half the size, before the sweep is put off.
+/// How often a failed step is retried, each time at half the size, before the sweep is postponed.
 const TRIES_MAX: usize = 8;
 
-/// A step that takes longer is followed by one half its size.
+/// A step that takes longer is followed by one of half its size.
 const STEP_MAX: Duration = Duration::from_millis(100);
 
-/// What is removed.
+/// What a sweep removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Sessions that ended long enough ago.
+pub enum SweepKind {
+    /// Ended sessions.
     Sessions,
     /// Request ids.
     Requests,
-    /// Lines of the audit.
+    /// Audit lines of revocations.
     Revocations,
-    /// Lines of the audit that ended nothing.
+    /// Audit lines of other events.
     Events,
-    /// Addresses in the audit: the lines stay.
+    /// Addresses in audit lines, which stay.
     Addresses,
-    /// What others were told.
+    /// Finished back-channel deliveries.
     Deliveries,
-    /// Endpoints that are told nothing any more.
+    /// Removed back-channel endpoints.
     Endpoints,
     /// Users without a session.
     Users,
@@ -82,8 +82,8 @@ pub enum Kind {
     ServerKeys,
 }
 
-impl Kind {
-    /// The name, in metrics and in print.
+impl SweepKind {
+    /// The name, in metrics and in output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sessions => "sessions",
@@ -102,44 +102,44 @@ impl Kind {
 }
 
 /// How many rows of a kind were removed.
-pub type Removed = (Kind, usize);
+pub type Removed = (SweepKind, usize);
 
 /// When a pass may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// When the last one is long enough ago.
+    /// When [`PASS_INTERVAL`] has passed since the last one.
     WhenDue,
     /// Now.
     AtOnce,
 }
 
-/// What became of a step.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing: another replica is at it.
+pub enum SweepStep {
+    /// Nothing was done: another replica holds the task.
     Busy,
-    /// Nothing: the last pass is not long enough ago.
+    /// Nothing was done: [`PASS_INTERVAL`] has not passed since the last pass.
     Resting,
-    /// Rows were looked at, and those that were due removed.
+    /// Rows were read, and those that were due removed.
     Taken(Vec<Removed>),
     /// The same, and they were the last: the next step begins a new pass.
     Last(Vec<Removed>),
-    /// Nothing: this machine's clock contradicts the database's.
+    /// Nothing was done: this machine's clock contradicts the database's.
     Contradicted(Disagreement),
 }
 
-/// Why a sweep did not go on.
+/// Why a sweep stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Nobody knows what time it is.
-    #[error("nothing more is removed")]
+    /// The clocks differ, so the time is unknown.
+    #[error("the sweep stopped")]
     Clocks(#[from] Disagreement),
 }
 
-/// Removes what is over. Cheap to clone; clones share state.
+/// Deletes expired rows. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Sweeper {
     store: Store,
@@ -149,35 +149,35 @@ pub struct Sweeper {
 }
 
 impl Sweeper {
-    /// Prepares a sweep.
+    /// Creates a sweeper.
     pub const fn new(store: Store, clock: Clock, retention: RetentionPeriods, metrics: Metrics) -> Self {
         Self { store, clock, retention, metrics }
     }
 
-    /// Sweeps whenever it is due, for as long as it is let.
+    /// Sweeps whenever a pass is due. Does not return.
     pub async fn run(self) {
         loop {
             for task in Task::ALL {
                 match self.pass_when_due(task).await {
                     Ok(()) => {}
                     Err(SweepError::Clocks(error)) => {
-                        tracing::warn!(error = chain(&error), "no sweep: the clocks differ");
-                        // As true for the other tasks.
+                        tracing::warn!(error = chain(&error), "sweep skipped: the clocks differ");
+                        // The other tasks would fail the same way.
                         break;
                     }
-                    Err(error) => tracing::warn!(task = task.as_str(), error = chain(&error), "a sweep is put off"),
+                    Err(error) => tracing::warn!(task = task.as_str(), error = chain(&error), "sweep postponed"),
                 }
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
-    /// Removes all that is due, without a pause, and tells how much it was. What somebody is writing at the moment is left
-    /// for the next time.
+    /// Removes everything that is due, without pauses. Returns how much was removed. Rows that are locked by a concurrent
+    /// transaction are left for the next sweep.
     ///
     /// # Errors
     ///
-    /// The store's, and [`SweepError::Clocks`]. What was removed before stays removed.
+    /// [`SweepError::Clocks`], or [`SweepError::Store`] if the database operation fails. What was removed before stays removed.
     pub async fn run_once(&self) -> Result<Vec<Removed>, SweepError> {
         let mut removed = vec![];
         for task in Task::ALL {
@@ -186,15 +186,15 @@ impl Sweeper {
             }
             let mut rows_max = ROWS_MAX;
             loop {
-                match self.paced(task, &mut rows_max, Start::AtOnce).await?.0 {
-                    Step::Taken(some) => add(&mut removed, &some),
-                    Step::Last(some) => {
+                match self.step_with_retries(task, &mut rows_max, Start::AtOnce).await?.0 {
+                    SweepStep::Taken(some) => add(&mut removed, &some),
+                    SweepStep::Last(some) => {
                         add(&mut removed, &some);
                         break;
                     }
                     // A replica's step is short.
-                    Step::Busy | Step::Resting => sleep(STEP_MAX / 10).await,
-                    Step::Contradicted(disagreement) => return Err(disagreement.into()),
+                    SweepStep::Busy | SweepStep::Resting => sleep(STEP_MAX / 10).await,
+                    SweepStep::Contradicted(disagreement) => return Err(disagreement.into()),
                 }
             }
         }
@@ -205,37 +205,37 @@ impl Sweeper {
     ///
     /// # Errors
     ///
-    /// The store's. Then nothing was removed.
-    pub async fn step(&self, task: Task, rows_max: i64, start: Start) -> Result<Step, store::Error> {
+    /// Fails if the database operation fails; nothing was removed then.
+    pub async fn step(&self, task: Task, rows_max: i64, start: Start) -> Result<SweepStep, store::Error> {
         let (retention, clock) = (self.retention, self.clock.clone());
         let started = Instant::now();
         let work = move |mut tx: Tx| async move {
             let Some(Progress { position, completed_at }) = tx.sweep_claim(task).await? else {
-                return tx.commit((Step::Busy, None)).await;
+                return tx.commit((SweepStep::Busy, None)).await;
             };
             let now = match clock.agreed(tx.time().await?) {
                 Ok(now) => now,
-                Err(disagreement) => return tx.commit((Step::Contradicted(disagreement), completed_at)).await,
+                Err(disagreement) => return tx.commit((SweepStep::Contradicted(disagreement), completed_at)).await,
             };
             let is_due = match start {
                 Start::AtOnce => true,
-                // A pass that ended in the future was made by a clock that was wrong.
+                // A pass that completed in the future was timed by a wrong clock.
                 Start::WhenDue => completed_at.is_none_or(|at| at + PASS_INTERVAL <= now || at > now),
             };
             if position == SweepPosition::start() && !is_due {
-                return tx.commit((Step::Resting, completed_at)).await;
+                return tx.commit((SweepStep::Resting, completed_at)).await;
             }
             let (removed, next) = remove(&mut tx, task, &position, rows_max, &retention, now).await?;
             let done = next.is_none().then_some(now);
             tx.sweep_note(task, next.unwrap_or_default(), done).await?;
-            let step = if done.is_some() { Step::Last(removed) } else { Step::Taken(removed) };
+            let step = if done.is_some() { SweepStep::Last(removed) } else { SweepStep::Taken(removed) };
             tx.commit((step, done.or(completed_at))).await
         };
         let (step, completed_at) = self.store.transact("sweep", work).await?;
         if let Some(at) = completed_at {
             self.metrics.sweep_completed(task.as_str(), at.as_seconds());
         }
-        if let Step::Taken(removed) | Step::Last(removed) = &step {
+        if let SweepStep::Taken(removed) | SweepStep::Last(removed) = &step {
             self.metrics.sweep_step(task.as_str(), started.elapsed());
             removed.iter().for_each(|(kind, rows)| self.metrics.swept(kind.as_str(), *rows));
         }
@@ -245,27 +245,27 @@ impl Sweeper {
     async fn pass_when_due(&self, task: Task) -> Result<(), SweepError> {
         let (mut removed, mut rows_max) = (vec![], ROWS_MAX);
         loop {
-            let (step, took) = match self.paced(task, &mut rows_max, Start::WhenDue).await {
+            let (step, took) = match self.step_with_retries(task, &mut rows_max, Start::WhenDue).await {
                 Ok(paced) => paced,
                 Err(error) => {
-                    tell(task, &removed, "a sweep was put off");
+                    log_removed(task, &removed, "sweep postponed");
                     return Err(error.into());
                 }
             };
             match step {
-                // Other replicas may take steps of the same pass; each tells of its own.
-                Step::Busy | Step::Resting => {
-                    tell(task, &removed, "a sweep goes on at another replica");
+                // Other replicas may take steps of the same pass; each logs its own.
+                SweepStep::Busy | SweepStep::Resting => {
+                    log_removed(task, &removed, "sweep continues on another replica");
                     return Ok(());
                 }
-                Step::Contradicted(disagreement) => {
-                    tell(task, &removed, "a sweep was put off");
+                SweepStep::Contradicted(disagreement) => {
+                    log_removed(task, &removed, "sweep postponed");
                     return Err(disagreement.into());
                 }
-                Step::Taken(some) => add(&mut removed, &some),
-                Step::Last(some) => {
+                SweepStep::Taken(some) => add(&mut removed, &some),
+                SweepStep::Last(some) => {
                     add(&mut removed, &some);
-                    tell(task, &removed, "a sweep is complete");
+                    log_removed(task, &removed, "sweep complete");
                     return Ok(());
                 }
             }
@@ -273,8 +273,13 @@ impl Sweeper {
         }
     }
 
-    /// A step, or several tries at a smaller one each, and how long the last one took.
-    async fn paced(&self, task: Task, rows_max: &mut i64, start: Start) -> Result<(Step, Duration), store::Error> {
+    /// Takes a step; retries it with fewer rows if it fails. Returns it, and how long the last attempt took.
+    async fn step_with_retries(
+        &self,
+        task: Task,
+        rows_max: &mut i64,
+        start: Start,
+    ) -> Result<(SweepStep, Duration), store::Error> {
         let mut failed = 0;
         loop {
             let started = Instant::now();
@@ -285,7 +290,7 @@ impl Sweeper {
             match outcome {
                 Ok(step) => return Ok((step, took)),
                 Err(error) if failed == TRIES_MAX => return Err(error),
-                // It may have been too much for the time that an operation has.
+                // It may have exceeded the operation's time limit.
                 Err(_) => failed += 1,
             }
             sleep(took.max(STEP_MAX)).await;
@@ -306,8 +311,8 @@ impl Sweeper {
     }
 }
 
-/// Writes down what was removed. Nothing else remembers it.
-fn tell(task: Task, removed: &[Removed], how: &'static str) {
+/// Logs what was removed. It is recorded nowhere else.
+fn log_removed(task: Task, removed: &[Removed], how: &'static str) {
     let any = removed.iter().any(|(_, rows)| *rows > 0);
     let removed: Vec<_> = removed.iter().map(|(kind, rows)| format!("{rows} {}", kind.as_str())).collect();
     let (task, removed) = (task.as_str(), removed.join(", "));
@@ -326,7 +331,7 @@ fn add(sum: &mut Vec<Removed>, some: &[Removed]) {
     }
 }
 
-/// Removes what is due among the next rows. Returns how much, and where to go on; nowhere at the end of the table.
+/// Removes what is due among the next rows. Returns how much, and where to continue; `None` at the end of the table.
 async fn remove(
     tx: &mut Tx,
     task: Task,
@@ -337,25 +342,25 @@ async fn remove(
 ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
     let step = Batch { from, rows_max, retention, now };
     match task {
-        Task::Sessions => step.remove::<SweptSession>(tx, Kind::Sessions).await,
-        Task::Requests => step.remove::<SweptRequest>(tx, Kind::Requests).await,
-        Task::Revocations => step.remove_lines::<RevocationLines>(tx, Kind::Revocations).await,
-        Task::Events => step.remove_lines::<EventLines>(tx, Kind::Events).await,
+        Task::Sessions => step.remove::<SweptSession>(tx, SweepKind::Sessions).await,
+        Task::Requests => step.remove::<SweptRequest>(tx, SweepKind::Requests).await,
+        Task::Revocations => step.remove_lines::<RevocationLines>(tx, SweepKind::Revocations).await,
+        Task::Events => step.remove_lines::<EventLines>(tx, SweepKind::Events).await,
         Task::Deliveries => {
-            let (mut removed, next) = step.remove::<SweptDelivery>(tx, Kind::Deliveries).await?;
+            let (mut removed, next) = step.remove::<SweptDelivery>(tx, SweepKind::Deliveries).await?;
             let endpoints = match next {
                 Some(_) => 0,
                 None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
             };
-            removed.push((Kind::Endpoints, endpoints));
+            removed.push((SweepKind::Endpoints, endpoints));
             Ok((removed, next))
         }
-        Task::Users => step.remove::<SweptUser>(tx, Kind::Users).await,
-        Task::Keys => Ok((keys(tx, retention, now).await?, None)),
+        Task::Users => step.remove::<SweptUser>(tx, SweepKind::Users).await,
+        Task::Keys => Ok((remove_keys(tx, retention, now).await?, None)),
     }
 }
 
-/// Rows that one step looks at, and what it judges them by.
+/// The rows that one step reads, and what the decision depends on.
 struct Batch<'a> {
     from: &'a SweepPosition,
     rows_max: i64,
@@ -367,7 +372,7 @@ impl Batch<'_> {
     async fn remove<T: SweepRule>(
         &self,
         tx: &mut Tx,
-        kind: Kind,
+        kind: SweepKind,
     ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
         let mut rows = T::walk(tx, self.from, self.rows_max).await?;
         let next = self.next(&rows);
@@ -376,17 +381,17 @@ impl Batch<'_> {
         Ok((vec![(kind, removed)], next))
     }
 
-    /// As [`Batch::remove`]; and lines that stay may lose their address.
+    /// As [`Batch::remove`], and removes the addresses of older lines that stay.
     async fn remove_lines<T: AuditTable>(
         &self,
         tx: &mut Tx,
-        kind: Kind,
+        kind: SweepKind,
     ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
         let rows = SweptLine::<T>::walk(tx, self.from, self.rows_max).await?;
         let next = self.next(&rows);
         let (mut gone, mut anonymous) = (vec![], vec![]);
         for row in rows {
-            match judge(&row, self.retention, self.now) {
+            match evaluate(&row, self.retention, self.now) {
                 AuditFate::Gone => gone.push(row),
                 AuditFate::Anonymous if row.has_address => anonymous.push(row),
                 AuditFate::Anonymous | AuditFate::Kept => {}
@@ -394,12 +399,12 @@ impl Batch<'_> {
         }
         let gone = delete(tx, &gone).await?;
         let anonymous = if anonymous.is_empty() { 0 } else { SweptLine::strip(tx, &anonymous).await? };
-        Ok((vec![(kind, gone), (Kind::Addresses, anonymous)], next))
+        Ok((vec![(kind, gone), (SweepKind::Addresses, anonymous)], next))
     }
 
-    /// Where to go on behind these rows.
+    /// Where to continue after these rows.
     fn next<T: SweepRule>(&self, rows: &[T]) -> Option<SweepPosition> {
-        // Fewer than were asked for are the last ones.
+        // Fewer rows than requested are the last ones.
         let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= self.rows_max);
         rows.last().filter(|_| is_full).map(|last| match last.has_due_behind(self.retention, self.now) {
             true => SweepPosition::behind(last),
@@ -412,12 +417,12 @@ async fn delete<T: Swept>(tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error
     if gone.is_empty() { Ok(0) } else { T::delete(tx, gone).await }
 }
 
-/// The rule for the rows of a table.
+/// The retention rule for the rows of a table.
 trait SweepRule: Swept {
-    /// Whether the row goes.
+    /// Whether to delete the row.
     fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool;
 
-    /// Whether rows behind this one may go, in the same project.
+    /// Whether rows after this one, in the same project, may be due.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool;
 }
 
@@ -426,7 +431,7 @@ impl SweepRule for SweptSession {
         retention.is_session_gone(self.end_times.ends_at(self.present, self.raised), now)
     }
 
-    /// A session that was opened after this one cannot have ended before it was opened.
+    /// Later rows were created later, and a session cannot end before it is created.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
         retention.is_session_gone(self.created_at, now)
     }
@@ -437,7 +442,7 @@ impl SweepRule for SweptRequest {
         retention::is_request_gone(self.created_at, now)
     }
 
-    /// Each project's oldest come first: behind one that stays, all stay.
+    /// Ordered by age, oldest first: after a row that is not due, none is.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
         self.is_due(retention, now)
     }
@@ -445,16 +450,16 @@ impl SweepRule for SweptRequest {
 
 impl<T: AuditTable> SweepRule for SweptLine<T> {
     fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        judge(self, retention, now) == AuditFate::Gone
+        evaluate(self, retention, now) == AuditFate::Gone
     }
 
-    /// The order is that of time: lines behind this one are younger.
+    /// Ordered by time: later lines are younger.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        judge(self, retention, now) != AuditFate::Kept
+        evaluate(self, retention, now) != AuditFate::Kept
     }
 }
 
-fn judge<T>(line: &SweptLine<T>, retention: &RetentionPeriods, now: Timestamp) -> AuditFate {
+fn evaluate<T>(line: &SweptLine<T>, retention: &RetentionPeriods, now: Timestamp) -> AuditFate {
     retention.line(line.at, line.access_expires_at, now)
 }
 
@@ -463,7 +468,7 @@ impl SweepRule for SweptDelivery {
         retention::is_delivery_gone(self.delivered_at, self.dead_at, now)
     }
 
-    /// The order is that of time: what happened later was not delivered before that.
+    /// Ordered by the time of the revocation: a later one cannot have been delivered earlier.
     fn has_due_behind(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
         retention::is_delivery_gone(Some(self.at), None, now)
     }
@@ -474,18 +479,18 @@ impl SweepRule for SweptUser {
         !self.has_session && retention::is_user_gone(self.raised_at, now)
     }
 
-    /// The order is that of names, and says nothing.
+    /// Ordered by name, which implies nothing about age.
     fn has_due_behind(&self, _: &RetentionPeriods, _: Timestamp) -> bool {
         true
     }
 }
 
-async fn keys(tx: &mut Tx, retention: &RetentionPeriods, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
+async fn remove_keys(tx: &mut Tx, retention: &RetentionPeriods, now: Timestamp) -> Result<Vec<Removed>, store::Error> {
     let mut removed = vec![];
     for (table, kind) in [
-        (KeyTable::Signing, Kind::SigningKeys),
-        (KeyTable::Refresh, Kind::RefreshKeys),
-        (KeyTable::Server, Kind::ServerKeys),
+        (KeyTable::Signing, SweepKind::SigningKeys),
+        (KeyTable::Refresh, SweepKind::RefreshKeys),
+        (KeyTable::Server, SweepKind::ServerKeys),
     ] {
         let mut gone = tx.keys_unused(table).await?;
         gone.retain(|key| match table {

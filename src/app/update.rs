@@ -1,9 +1,9 @@
-//! Changing what the host application keeps with a session.
+//! Changes what the host application stores with a session.
 
 use super::App;
 use super::Caller;
 use super::Error;
-use super::turns::Key;
+use super::bulkhead::Key;
 use crate::store::Tx;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
@@ -15,16 +15,17 @@ impl App {
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the request; [`Refusal::SessionNotFound`] also for one that has ended; the store's.
+    /// Fails if the caller or the request is refused, with [`Refusal::SessionNotFound`] also for an ended session; or if the
+    /// database operation fails.
     pub async fn update_session(&self, caller: Caller, id: &str, change: Change) -> Result<Session, Error> {
         let service = self.service(caller).await?;
         let (now, project) = (self.clock.now(), service.project.clone());
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
-        let turn = self.turns.take("update_session", [Key::Session(service.project.clone(), id)]).await?;
+        let permit = self.bulkhead.acquire("update_session", [Key::Session(service.project.clone(), id)]).await?;
         let work = move |mut tx: Tx| async move {
-            // Kept to the end, whichever it is.
-            let _turn = turn;
+            // Held until the transaction ends, whether it commits or rolls back.
+            let _permit = permit;
             let Some(stored) = tx.session_lock(&service.project, id).await? else { return tx.commit(Err(false)).await };
             let mut session = stored.session;
             let present = tx.epoch_share(&service.project, &session.user).await?;

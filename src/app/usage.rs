@@ -1,5 +1,5 @@
-//! When sessions were last used, beyond their refreshes: noted in memory, and written down together, at most once a minute
-//! for each. A crash loses a minute of it, and nothing else: no rule goes by it but the choice of whom to evict.
+//! Records when sessions were last used between refreshes: in memory first, then in batches, at most once a minute for each.
+//! A crash loses a minute of that and nothing else: only the choice of which session to evict depends on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,30 +14,30 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 
-/// How often the notes are written down.
+/// How often the recorded uses are written to the database.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A use this soon after the last one that was written down is not worth a write.
+/// A use this soon after the last written one is not written.
 const COALESCE: Duration = Duration::from_secs(60);
 
-/// The most sessions that are noted between two writings; further ones go unnoted.
+/// The most sessions that are recorded between two flushes; further ones are not recorded.
 const NOTES_MAX: usize = 10_000;
 
-/// The notes. Clones are one and the same.
+/// Recorded uses of sessions. Cheap to clone; clones share state.
 #[derive(Clone, Default)]
 pub(super) struct Usage(Arc<Mutex<Notes>>);
 
 #[derive(Default)]
 struct Notes {
-    /// What is to be written down.
+    /// What the next flush writes.
     due: HashMap<(ProjectId, SessionId), Timestamp>,
-    /// What was written down within the last minute.
+    /// What was written within the last minute.
     written: HashMap<(ProjectId, SessionId), Timestamp>,
 }
 
 impl Usage {
-    /// Notes that a session is used now, unless that was written down within the last minute: by what is known of its last
-    /// use, or here.
+    /// Records that a session is used now, unless a use was written within the last minute, according to `last_used_at` or to
+    /// this record.
     pub(super) fn note(&self, project: &ProjectId, session: SessionId, last_used_at: Timestamp, now: Timestamp) {
         if now < last_used_at + COALESCE {
             return;
@@ -50,7 +50,7 @@ impl Usage {
         }
     }
 
-    /// What is to be written down, which from now on counts as written.
+    /// Takes what is due. It counts as written from now on.
     fn take(&self, now: Timestamp) -> HashMap<(ProjectId, SessionId), Timestamp> {
         let mut notes = self.notes();
         let due = std::mem::take(&mut notes.due);
@@ -65,11 +65,11 @@ impl Usage {
 }
 
 impl App {
-    /// Writes down which sessions were used since the last time.
+    /// Writes which sessions were used since the last flush.
     ///
     /// # Errors
     ///
-    /// The store's. What was noted is lost then, which is what may become of it anyway.
+    /// Fails if the database operation fails. The recorded uses are lost then, as they are in a crash.
     pub async fn flush_usage(&self) -> Result<(), Error> {
         let notes = self.usage.take(self.clock.now());
         let used: Vec<SessionUse<'_>> =

@@ -1,9 +1,9 @@
-//! What a proxy asks about every request that it lets through: is the access token good, and whose is it?
+//! Verifies the access token of a request for a proxy.
 //!
-//! Takes from no bucket. All of a proxy's clients come from the proxy's address, and anyone can send a proxy rubbish: whoever
-//! paid for that, it would be everyone else behind it. So rubbish is cheap instead. What is no token costs a parse, a made-up
-//! key a place in the one reading of the keys that all of them share, a forgery a signature check; only a genuine token of
-//! the project makes us ask about its session.
+//! Charges no bucket. All clients of a proxy come from the proxy's address and anyone can send it invalid tokens, so a charge
+//! would hit the other clients. Instead, an invalid token is cheap: a malformed one costs a parse, a made-up key shares one
+//! reload of the keys with all others, a forgery costs a signature check; only a genuine token of the project causes a session
+//! lookup.
 
 use std::slice;
 
@@ -17,13 +17,14 @@ use sessiond_core::token::verifier::VerifiedToken;
 use sessiond_core::token::verifier::VerifyError;
 
 impl App {
-    /// Verifies the access token of a request to one project. Which one must not come from the token, or from whoever sent it.
+    /// Verifies the access token of a request to one project. The project must be configured at the proxy; it must not come from
+    /// the token or the request's sender.
     ///
     /// # Errors
     ///
     /// [`Refusal::ProjectNotFound`], [`Refusal::CredentialsMissing`]; [`Refusal::UnparsableAccessToken`],
     /// [`Refusal::WrongProject`] for a genuine one of another project, [`Refusal::AccessTokenExpired`],
-    /// [`Refusal::SessionRevoked`] when the session has ended, one way or another; the store's.
+    /// [`Refusal::SessionRevoked`] if the session has ended for any reason; or if the database operation fails.
     pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(project).is_some();
         let snapshot = self.keys.find(project, exists).await?;
@@ -33,7 +34,7 @@ impl App {
         let AccessToken(text) = token.ok_or(Refusal::CredentialsMissing)?;
         let now = self.clock.now();
         let token = match self.verify_by(&snapshot, project, text, now) {
-            // The next reading settles it: a key that is not in there does not exist, or did not when the request came.
+            // A key missing after this reload does not exist, or did not when the request came.
             Err(VerifyError::UnknownKey(key)) => {
                 let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(key).is_some();
                 self.verify_by(&*self.keys.find(key, is_known).await?, project, text, now)?

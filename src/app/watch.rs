@@ -1,4 +1,4 @@
-//! Subscribing to revocations.
+//! Subscribes callers to revocations.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::feed::SubscriptionFilter;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::revoked::Bearer;
 
-/// After how long to try again when there are too many subscribers.
+/// How long a caller should wait before it retries if there are too many subscribers.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl App {
@@ -20,8 +20,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// A refusal of the caller or of the cursor; [`Refusal::RateLimited`] when there are too many subscribers;
-    /// [`Error::FeedInterrupted`] while the feed has not been read yet; the store's.
+    /// Fails if the caller or the cursor is refused; with [`Refusal::RateLimited`] if there are too many subscribers; with
+    /// [`Error::FeedInterrupted`] while the feed has not been read yet; or if the database operation fails.
     pub async fn watch_revocations(&self, caller: Caller, cursor: &str) -> Result<Subscription, Error> {
         let filter = match self.principal(caller).await? {
             Principal::Service(service) => SubscriptionFilter::Project { project: service.project, key: service.key },
@@ -40,7 +40,7 @@ impl App {
         let cursor = (!cursor.is_empty()).then_some(cursor);
         self.feed.subscribe(filter, cursor).map_err(|error| match error {
             SubscribeError::MalformedCursor => {
-                Refusal::invalid("cursor", "must be one that this stream has given").into()
+                Refusal::invalid("cursor", "must be one that this stream has returned").into()
             }
             SubscribeError::TooMany => Refusal::RateLimited { retry_after: RETRY_AFTER }.into(),
             SubscribeError::NotReady => Error::FeedInterrupted,

@@ -1,5 +1,5 @@
-//! Every revocation that some token may still outlive, in the order of the feed. There may be millions, so they are packed:
-//! one of a session takes 48 bytes, plus the user's id.
+//! Every revocation of a token that may not have expired yet, in the order of the feed. There may be millions, so they are
+//! packed: the revocation of a session takes 48 bytes, plus the user's id.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -19,15 +19,15 @@ use sessiond_core::session::revoked::Ended;
 /// Seconds on the monotonic clock.
 pub(super) type Second = u32;
 
-/// The most entries of a chunk: what one insertion moves at most.
+/// The most entries of a chunk, and so the most that one insertion moves.
 const CHUNK: usize = 256;
 
-/// See the module.
+/// The packed revocations.
 #[derive(Default)]
 pub(super) struct Backlog {
-    /// Each under a key that is not after its first place, nor before the last place of the previous chunk.
+    /// The key of a chunk is at most its first place, and not before the last place of the previous chunk.
     chunks: BTreeMap<FeedPlace, Chunk>,
-    /// What the entries that concern no session have revoked: few.
+    /// The contents of the few entries that revoke something other than one session.
     others: BTreeMap<FeedPlace, Ended>,
     projects: Vec<ProjectId>,
     numbers: HashMap<ProjectId, u32>,
@@ -62,7 +62,7 @@ struct PackedEntry {
 enum UserForm {
     None,
     Text,
-    /// It is the text of a UUID, as it is usually written: 16 bytes in place of 36.
+    /// The usual text form of a UUID, stored in 16 bytes in place of 36.
     Uuid,
 }
 
@@ -144,7 +144,7 @@ impl Backlog {
         if chunk.entries.len() < CHUNK {
             return chunk.insert(at, entry, user);
         }
-        // Inserted in order, as is usual, chunks are full; out of order, they are halved.
+        // Insertion in order, the usual case, leaves full chunks; insertion out of order splits them in half.
         let mut behind = if is_last && at == CHUNK { Chunk::default() } else { chunk.split() };
         if at <= chunk.entries.len() && chunk.entries.len() < CHUNK {
             chunk.insert(at, entry, user);
@@ -199,7 +199,7 @@ impl Backlog {
             user: chunk.user(entry),
             at: entry.at,
             reason: entry.reason,
-            // From here on, only the retention counts.
+            // Only the retention matters from here on.
             access_expires_at: entry.at,
         })
     }
@@ -265,7 +265,7 @@ impl Chunk {
         self.entries.insert(at, entry);
     }
 
-    /// Stores a user's id: 255 bytes at most, so that those of all entries fit.
+    /// Stores a user's id of at most 255 bytes, so that the ids of all entries fit.
     fn keep(&mut self, entry: PackedEntry, user_form: UserForm, id: &[u8]) -> PackedEntry {
         let user_at = u16::try_from(self.users.len()).expect("256 times 255 bytes");
         let user_length = u8::try_from(id.len()).expect("255 bytes at most");
@@ -324,7 +324,7 @@ impl Chunk {
     }
 }
 
-/// The UUID that a text spells in the usual form, the one that it is printed in.
+/// Parses a UUID in the usual form: lower-case with hyphens, as it is printed.
 fn uuid_of(text: &str) -> Option<Uuid> {
     let is_usual = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
     is_usual.then(|| Uuid::try_parse(text).ok()).flatten()
@@ -371,9 +371,9 @@ mod tests {
         }
     }
 
-    /// Whatever the order of insertion, everything comes out in order, and what has expired is forgotten.
+    /// In any order of insertion, revocations come out in order, and expired ones are forgotten.
     #[test]
-    fn what_is_kept_comes_out_as_it_went_in() {
+    fn revocations_come_out_in_order_and_unchanged() {
         for order in 0..3 {
             let count = 5_000_u64;
             let mut expected: Vec<PublishedRevocation> =
@@ -402,7 +402,7 @@ mod tests {
             assert_eq!(backlog.page(Bound::Included(from), 1)[0].0, expected[1_234]);
             assert_eq!(backlog.page(Bound::Excluded(from), 1)[0].0, expected[1_235]);
 
-            // Once more, and for longer.
+            // Inserted again, with a longer retention.
             backlog.insert(&expected[7], 12);
             assert_eq!((backlog.len(), backlog.until(place_of(&expected[7]))), (expected.len(), Some(12)));
             let mut kept = kept;

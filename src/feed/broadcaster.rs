@@ -87,7 +87,7 @@ pub(super) enum Broadcast {
     Interrupted,
 }
 
-/// See the module.
+/// Holds the known revocations, and broadcasts new ones.
 pub(super) struct Broadcaster {
     clock: Clock,
     metrics: Metrics,
@@ -98,7 +98,7 @@ pub(super) struct Broadcaster {
     /// In milliseconds.
     staleness_max: AtomicU64,
     broadcasts: broadcast::Sender<Broadcast>,
-    /// Notified when this replica has revoked something: the other replicas' doorbells are to be rung.
+    /// Notified when this replica has revoked something, so that it rings the other replicas' doorbells.
     pub(super) to_ring: Notify,
     /// Notified when there may be something to read.
     pub(super) to_read: Notify,
@@ -110,7 +110,7 @@ pub(super) struct Broadcaster {
 
 #[derive(Default)]
 struct FeedState {
-    /// Every revocation that some token may still outlive, in the order in which a resumed subscription needs them.
+    /// Every revocation that is still retained, in the order in which a resumed subscription needs them.
     backlog: Backlog,
     /// Revocations that are not published yet.
     pending: Vec<Retained>,
@@ -191,7 +191,7 @@ impl Broadcaster {
     }
 
     fn state(&self) -> MutexGuard<'_, FeedState> {
-        // The task that panicked is started again, and reads everything that matters once more.
+        // The task that panicked is restarted, and reads everything that matters again.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -242,15 +242,15 @@ impl Broadcaster {
         state.backlog.clear();
         state.pending.clear();
         state.beats.clear();
-        // A revocation of the abandoned history may not exist in this one. Until all of this one is read, nothing that is
-        // known here counts.
+        // A revocation of the abandoned history may not exist in this one. Until this one is read completely, the feed does not
+        // answer.
         self.read_at.set(None);
         self.revoked.clear();
         let _ = self.broadcasts.send(Broadcast::Interrupted);
         continuity
     }
 
-    /// What the next reading has to look for; `None` before the backlog was read.
+    /// What the next reading must include; `None` before the backlog was read.
     pub(super) fn unseen(&self) -> Option<Unseen> {
         self.state().position.as_ref().map(Position::unseen)
     }
@@ -279,7 +279,7 @@ impl Broadcaster {
         let mut state = self.state();
         let position = state.position.as_ref().ok_or(Discontinuity::AnotherHistory)?.after(&reading)?;
         self.insert_read(&mut state, reading.revocations, reading.at.min(self.clock.now()));
-        // It shows everything that was committed before the newest of our beats that it shows.
+        // The reading shows everything that was committed before the newest of our beats that it shows.
         let shown = state.beats.iter().rev().find(|(beat, _)| position.shows(beat));
         if let Some((_, at)) = shown {
             self.read_at.set(self.read_at.get().max(Some(*at)));
@@ -289,7 +289,7 @@ impl Broadcaster {
         Ok(())
     }
 
-    /// Notes a beat that was committed, and when it began.
+    /// Records a committed beat, and when it began.
     pub(super) fn note_beat(&self, beat: Beat, began: Instant) {
         let beats = &mut self.state().beats;
         beats.push_back((beat, began));
@@ -298,7 +298,7 @@ impl Broadcaster {
         }
     }
 
-    /// Inserts what was read, except what no token outlives. `now` is by the earlier of the two clocks.
+    /// Inserts what was read, except revocations whose tokens have all expired. `now` is the earlier of the two clocks' times.
     fn insert_read(&self, state: &mut FeedState, mut revocations: Vec<PublishedRevocation>, now: Timestamp) {
         revocations.retain(|revocation| now < revocation.access_expires_at + LEEWAY);
         self.insert(state, revocations, now);
@@ -312,7 +312,7 @@ impl Broadcaster {
         for revocation in revocations {
             let until = elapsed + retention(&revocation, now);
             let place = backlog::place_of(&revocation);
-            // Known already, from the replica that revoked: the longer retention counts. A second makes no difference.
+            // Already known, because this replica revoked it: the longer retention wins. A second makes no difference.
             let known = state.backlog.until(place).map(|known| Duration::from_secs(known.into()));
             if known.is_some_and(|known| until <= known + Duration::from_secs(1)) {
                 continue;
@@ -366,7 +366,7 @@ impl Broadcaster {
         self.read_at().map(|at| at.elapsed())
     }
 
-    /// Forgets the revocations that no token outlives, a few at a time.
+    /// Forgets the revocations whose tokens have all expired, a few at a time.
     pub(super) fn forget_expired(&self) {
         let now = self.clock.elapsed();
         self.revoked.forget(now);
@@ -408,10 +408,10 @@ impl Broadcaster {
             Some(cursor) if cursor.origin != position.origin() => (Some(SnapshotReason::CursorOfAnotherDatabase), 0),
             Some(cursor) if cursor.is_too_old(now) => (Some(SnapshotReason::CursorTooOld), 0),
             Some(cursor) if position.is_behind(cursor.xmin) => {
-                // From another replica that has read a little more, or from a future that was lost.
+                // From another replica that has read a little more, or from commits that the database has lost since.
                 if cursor.at + LEAD_MAX < now {
                     tracing::warn!(
-                        "a subscriber's cursor is ahead of the database, and gets a snapshot: were data files put back \
+                        "a subscriber's cursor is ahead of the database, so it gets a snapshot: were data files restored \
                          without `sessiond restored`?"
                     );
                 }
@@ -454,8 +454,8 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// How long to retain a revocation, from now on: never longer than any token lives, whatever the clocks say, and never shorter
-/// than most do, in case the replica that revoked and the database share a wrong clock.
+/// How long to retain a revocation, from now on: at most the longest lifetime of a token, whatever the clocks say, and at least
+/// the default one, in case the replica that revoked and the database share a wrong clock.
 fn retention(revocation: &PublishedRevocation, now: Timestamp) -> Duration {
     revocation.access_expires_at.since(now).clamp(RETENTION_MIN, ACCESS_TOKEN_TTL_MAX) + LEEWAY
 }
@@ -470,9 +470,9 @@ pub(super) struct Receiver {
     pub(super) snapshot: Option<SnapshotReason>,
     /// The first transaction of the backlog to send.
     pub(super) from: u64,
-    /// How far everything goes that is known now.
+    /// Everything before this cursor is known.
     pub(super) reached: Cursor,
-    /// The moment as of which what is known now is complete.
+    /// As of when the known revocations are complete.
     pub(super) read_at: Instant,
     /// The history that it belongs to.
     pub(super) history: u64,
@@ -497,19 +497,20 @@ mod tests {
         line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
     }
 
-    /// Ten thousand a second for a quarter of an hour must fit in 1.5 GB. `FEED_ENTRIES=1000000` for more of them.
+    /// Ten thousand revocations a second for a quarter of an hour must fit in 1.5 GB. `FEED_ENTRIES=1000000` measures more of them.
     #[test]
     fn a_revocation_takes_150_bytes_at_most() {
         if let Ok(users) = std::env::var(MEASURE) {
             return measure(&users);
         }
         for users in ["uuid", "text"] {
-            // In a process of its own: other tests take memory too.
+            // In a process of its own, because other tests use memory too.
             let mut own = Command::new(std::env::current_exe().expect("a path"));
             own.args(["--exact", NAME, "--nocapture"]).env(MEASURE, users);
             let output = own.output().expect("runs");
-            let said = String::from_utf8_lossy(&output.stdout);
-            let bytes = said.lines().find_map(|line| line.strip_prefix("bytes: ")).unwrap_or_else(|| panic!("{said}"));
+            let output = String::from_utf8_lossy(&output.stdout);
+            let bytes =
+                output.lines().find_map(|line| line.strip_prefix("bytes: ")).unwrap_or_else(|| panic!("{output}"));
             println!("{users}: {bytes} bytes each");
             assert!(bytes.parse::<usize>().expect("a number") <= 150, "{users}: {bytes}");
         }

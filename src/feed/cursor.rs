@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_reads_as_it_was_written_and_wears_out() {
+    fn a_cursor_round_trips_and_expires() {
         let origin = FeedOrigin { history: Uuid::from_u128(7), timeline: 3 };
         let at = Timestamp::from_seconds(1_000_000);
         let cursor = Cursor { origin, xmin: u64::MAX - 1, at };
@@ -86,7 +86,7 @@ mod tests {
         for bad in ["", "x", "####", &text[1..], &format!("{text}A")] {
             assert_eq!(Cursor::parse(bad, &ours), Err(MalformedCursor), "{bad}");
         }
-        // The ends of time.
+        // The extreme times.
         assert!(!Cursor { at: Timestamp::from_seconds(i64::MAX), ..cursor }.is_too_old(at));
         assert!(Cursor { at: Timestamp::from_seconds(i64::MIN), ..cursor }.is_too_old(at));
     }

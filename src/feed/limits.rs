@@ -1,4 +1,4 @@
-//! How old the feed may be, and how many may follow it.
+//! How old the feed may be, and how many may subscribe to it.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! Revocations, live: read from the database as they commit, and published to subscribers.
 //!
 //! The table is the truth; a doorbell says when to read, and a poll makes up for a doorbell that does not ring. What this
-//! replica revokes itself is published right after its commit. The age of the feed is known at every moment, so that nobody
-//! takes silence for an answer.
+//! replica revokes itself is published right after its commit. The age of the feed is always known, so that a silent feed is
+//! not mistaken for one without revocations.
 //!
 //! The feed publishes what a reader of the database sees, and that may be more than a failover keeps: a commit whose wait for
 //! a standby was cancelled is visible, and lost with the primary. That is harmless, because a revocation only refuses: a session
@@ -44,15 +44,15 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::revoked::Bearer;
 
-/// How many connections of its own a feed has: those of its loops, the one that listens, and one that looks for the newest
-/// server.
+/// How many connections of its own a feed has: those of its loops, the one that listens, and one that checks which server is
+/// the newest.
 pub const CONNECTIONS: usize = reader::CONNECTIONS + 2;
 
 /// The feed of one replica. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Feed {
     broadcaster: Arc<Broadcaster>,
-    /// Has one connection, the reader's, so that its loss is noticed.
+    /// The reader's only connection, so that its loss is noticed.
     reading: Store,
     store: Store,
 }
@@ -113,14 +113,14 @@ impl Feed {
         self.broadcaster.revoked().has_key(key)
     }
 
-    /// Notes that a session was found to be revoked. A caller that is told so is not admitted afterwards, though the feed may
-    /// bring the revocation a moment later.
+    /// Records that a session was found to be revoked, so that its tokens are refused even before the feed has read the
+    /// revocation.
     pub fn note_ended(&self, project: &ProjectId, session: SessionId) {
         self.broadcaster.note_ended(project, session);
     }
 
-    /// Waits until everything is read that was committed before this call, at most one second: for answers that rest on a
-    /// cut-off made by another replica.
+    /// Waits until everything that was committed before this call is read, at most one second: for answers that depend on a
+    /// cut-off by another replica.
     pub async fn catch_up(&self) {
         self.broadcaster.catch_up().await;
     }
@@ -129,7 +129,7 @@ impl Feed {
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`], if nothing was read yet or there are too many subscribers.
+    /// [`SubscribeError`], if the feed has not been read yet or there are too many subscribers.
     pub fn subscribe(&self, filter: SubscriptionFilter, cursor: Option<&str>) -> Result<Subscription, SubscribeError> {
         let cursor = cursor.map(|text| Cursor::parse(text, filter.project())).transpose()?;
         Subscription::begin(Arc::clone(&self.broadcaster), filter, cursor)

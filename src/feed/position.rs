@@ -1,11 +1,11 @@
-//! How far the feed was read, and what a reader may rely on. The rules only: values in, a decision out.
+//! How far the feed was read, and what a reader may rely on. Pure rules: values in, a decision out.
 //!
-//! A snapshot tells which transactions it shows, by their numbers. It does not tell which numbers are used up: one that was
-//! given out, and had reached no disk when Postgres crashed, is given out again after the crash, though the snapshot of before
-//! counted it as over. So a number counts as seen only up to the greatest one that is known to be in the log: that of a row
-//! that was read, since a commit is in the log before anybody sees it. Recovery gives out greater numbers only.
+//! A snapshot says which transactions it shows, by their ids. It does not say which ids are used up: an id that was assigned
+//! but had not reached the disk when Postgres crashed is assigned again after the crash, although the earlier snapshot counted
+//! it as finished. So an id counts as seen only up to the greatest one that is known to be in the log: that of a row that was
+//! read, because a commit is in the log before it becomes visible. Recovery assigns only greater ids.
 //!
-//! That costs nothing. Between that number and the snapshot's end there was no row to see, so none is read twice.
+//! That costs nothing. Between that id and the snapshot's end there was no visible row, so none is read twice.
 
 use crate::store::FeedOrigin;
 use crate::store::FeedReading;
@@ -18,7 +18,7 @@ use crate::store::Unseen;
 pub(super) struct Position {
     origin: FeedOrigin,
     snapshot: PgSnapshot,
-    /// The row with the greatest number; `None` if there was none.
+    /// The row with the greatest transaction id; `None` if there was no row.
     newest: Option<Newest>,
 }
 
@@ -27,13 +27,13 @@ pub(super) struct Position {
 pub(super) enum Discontinuity {
     /// The database has another history, or another server has taken over.
     AnotherHistory,
-    /// The same server no longer has what it has shown: its files were put back to an earlier state, or it had acknowledged
+    /// The same server no longer has what it has shown: its files were restored to an earlier state, or it had acknowledged
     /// commits that were not on disk.
     WentBack,
 }
 
 impl Position {
-    /// Begins with a reading: all that it shows is, or will be, read as a whole.
+    /// Begins with a reading. Everything that it shows is, or will be, read completely.
     pub(super) fn new(reading: &FeedReading) -> Self {
         Self { origin: reading.origin, snapshot: reading.snapshot.clone(), newest: reading.newest }
     }
@@ -47,7 +47,7 @@ impl Position {
         if self.origin != reading.origin {
             return Err(Discontinuity::AnotherHistory);
         }
-        // A number that was in the log has yet to be given out; or a row that still matters, and so was not swept, is gone.
+        // An id that was in the log is not assigned yet; or a row that still matters, and so was not swept, is missing.
         let lacks = |newest: &Newest| reading.lacks_newest && reading.at < newest.access_expires_at;
         if reading.snapshot.xmax <= self.logged() || self.newest.as_ref().is_some_and(lacks) {
             return Err(Discontinuity::WentBack);
@@ -56,12 +56,12 @@ impl Position {
         Ok(Self { origin: self.origin, snapshot: reading.snapshot.clone(), newest })
     }
 
-    /// The greatest number that is known to be in the log.
+    /// The greatest transaction id that is known to be in the log.
     fn logged(&self) -> u64 {
         self.newest.map_or(0, |newest| newest.place.xid)
     }
 
-    /// The database and timeline that the numbers belong to.
+    /// The database and timeline that the ids belong to.
     pub(super) const fn origin(&self) -> FeedOrigin {
         self.origin
     }
@@ -71,24 +71,24 @@ impl Position {
         self.newest
     }
 
-    /// What the next reading has to look for.
+    /// What the next reading must include.
     pub(super) fn unseen(&self) -> Unseen {
         let logged = self.logged();
         let under_way = self.snapshot.under_way.iter().copied().filter(|xid| *xid <= logged).collect();
         Unseen { from: logged + 1, under_way }
     }
 
-    /// The first number that may still end something: all before it are over, and are never given out again.
+    /// The first id that may still commit a revocation: all before it are finished, and are never assigned again.
     pub(super) fn settled(&self) -> u64 {
         self.snapshot.xmin.min(self.logged() + 1)
     }
 
-    /// Whether a cursor is of a moment that this reader has not reached, or that never existed.
+    /// Whether a cursor is from a position that this reader has not reached, or that never existed.
     pub(super) const fn is_behind(&self, settled: u64) -> bool {
         self.snapshot.xmax < settled
     }
 
-    /// Whether everything that precedes the transaction was read. It must be over and on disk, on this server.
+    /// Whether everything before the beat's transaction was read. It must be finished and on disk, on this server.
     pub(super) fn shows(&self, beat: &Beat) -> bool {
         self.origin == beat.origin && self.snapshot.shows(beat.xid)
     }
@@ -117,12 +117,12 @@ mod tests {
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
 
-    /// As much of Postgres as matters: numbers are given out, reach the disk some time, are committed or given up; and a crash
-    /// gives those out again that no record on disk mentions.
+    /// A model of Postgres: ids are assigned, reach the disk at some time, and are committed or rolled back; after a crash, ids
+    /// that no record on disk mentions are assigned again.
     #[derive(Default)]
     struct Server {
         next: u64,
-        /// Every number below it is on disk, in some record.
+        /// Every id below it is on disk, in some record.
         on_disk: u64,
         under_way: BTreeSet<u64>,
         rows: BTreeMap<u64, Uuid>,
@@ -135,14 +135,14 @@ mod tests {
             self.next
         }
 
-        /// Its record is on disk before anybody sees it.
+        /// Its record is on disk before it becomes visible.
         fn commit(&mut self, xid: u64) {
             assert!(self.under_way.remove(&xid));
             self.rows.insert(xid, clock::new_uuid());
             self.on_disk = self.on_disk.max(xid);
         }
 
-        /// Nobody waits for its record.
+        /// Rolls back; its record need not be on disk.
         fn give_up(&mut self, xid: u64) {
             assert!(self.under_way.remove(&xid));
         }
@@ -162,7 +162,7 @@ mod tests {
             self.read_some(unseen, usize::MAX)
         }
 
-        /// At most so many from the first new number on; the last of a full page is left for the next one.
+        /// Reads at most `rows_max` new rows; the last of a full page is left for the next one.
         fn read_some(&self, unseen: &Unseen, rows_max: usize) -> (FeedReading, Vec<Uuid>) {
             let ahead: Vec<u64> = self.rows.range(unseen.from..).map(|(xid, _)| *xid).take(rows_max).collect();
             let end = ahead.last().copied().filter(|_| ahead.len() == rows_max);
@@ -202,12 +202,12 @@ mod tests {
         Unseen { from: 0, under_way: vec![] }
     }
 
-    /// Every course of a few steps, crashes at any moment among them: each row is read once, and a cursor of any moment leads
-    /// to all that is committed after it.
+    /// Every sequence of a few steps, with crashes at any point: each row is read once, and a cursor from any point leads to
+    /// everything that is committed after it.
     #[test]
-    fn nothing_is_missed_or_read_twice_however_numbers_are_given_out_again() {
+    fn nothing_is_missed_or_read_twice_when_ids_are_assigned_again() {
         #[derive(Clone, Copy, Debug)]
-        enum Step {
+        enum ModelStep {
             Begin,
             CommitFirst,
             CommitLast,
@@ -217,8 +217,8 @@ mod tests {
             /// A page of two rows at most.
             ReadSome,
         }
-        use Step::*;
-        const STEPS: [Step; 7] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read, ReadSome];
+        use ModelStep::*;
+        const STEPS: [ModelStep; 7] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read, ReadSome];
         const LENGTH: u32 = 6;
         for course in 0..7_usize.pow(LENGTH) {
             let steps = (0..LENGTH).map(|at| STEPS[course / 7_usize.pow(at) % 7]);
@@ -251,14 +251,14 @@ mod tests {
             assert_eq!(unique, all, "missed: {:?}", course());
             for (settled, known) in cursors {
                 let known: BTreeSet<Uuid> = seen[..known].iter().copied().collect();
-                let told: BTreeSet<Uuid> = server.rows.range(settled..).map(|(_, id)| *id).collect();
-                assert!(all.difference(&known).all(|id| told.contains(id)), "lost by a cursor: {:?}", course());
+                let sent: BTreeSet<Uuid> = server.rows.range(settled..).map(|(_, id)| *id).collect();
+                assert!(all.difference(&known).all(|id| sent.contains(id)), "lost by a cursor: {:?}", course());
             }
         }
     }
 
     #[test]
-    fn a_database_that_went_back_is_no_continuation() {
+    fn a_database_that_went_back_does_not_continue() {
         let mut server = Server::default();
         for _ in 0..9 {
             let xid = server.begin();
@@ -268,12 +268,12 @@ mod tests {
         let position = Position::new(&all);
         assert_eq!((position.settled(), position.unseen()), (10, Unseen { from: 10, under_way: vec![] }));
         let at = |xmax| reading(PgSnapshot { xmin: xmax, xmax, under_way: vec![] }, None);
-        assert_eq!(position.after(&at(9)), Err(Discontinuity::WentBack), "its last number is yet to be given out");
+        assert_eq!(position.after(&at(9)), Err(Discontinuity::WentBack), "its last id is not assigned yet");
         assert!(position.after(&at(10)).is_ok());
-        // The numbers have come as far again; the row is gone all the same.
+        // The ids have come as far again, but the row is missing.
         let lacking = FeedReading { lacks_newest: true, ..at(20) };
         assert_eq!(position.after(&lacking), Err(Discontinuity::WentBack));
-        // It may have been swept, once it matters to nobody.
+        // It may have been swept once it no longer matters.
         let late = FeedReading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
         assert!(position.after(&late).is_ok());
         let elsewhere = FeedReading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };

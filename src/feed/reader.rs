@@ -98,7 +98,7 @@ enum Stop {
 /// A reader's progress on one connection.
 struct ReaderProgress {
     connection: u64,
-    /// What is left to read again, since the connection was lost.
+    /// What is left to read again after the connection was lost.
     again: Option<Pages>,
 }
 
@@ -109,7 +109,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// By the earlier of two clocks: one that is ahead would omit revocations that still matter.
+    /// Uses the earlier of the two clocks' times: a clock that is ahead would omit revocations that still matter.
     fn new(broadcaster: &Broadcaster, at: Timestamp) -> Self {
         let at = at.min(broadcaster.clock().now());
         Self { at, next: Some(PageStart::at(at - LEEWAY)) }
@@ -137,8 +137,8 @@ async fn follow(
     };
     let (mut began, mut extent) = (Instant::now(), Extent::Whole);
     loop {
-        // Far behind, it continues page by page. To read the whole backlog instead would take longer than the next page takes
-        // to fill, and so never finish.
+        // Far behind, it continues page by page. Reading the whole backlog instead would take longer than the next page takes to
+        // fill, and so never finish.
         if extent == Extent::Whole {
             let soonest = began + READING_INTERVAL_MIN;
             // Until the doorbell rings, or the poll is due.
@@ -152,7 +152,7 @@ async fn follow(
         keep_time(broadcaster.clock(), reading.at, asked);
         if reading.connection != progress.connection {
             // Postgres may have restarted meanwhile. The position is still valid (`position`), unless a commit was seen that
-            // was not on disk, or the files were put back. So both are checked for, while the reading continues.
+            // was not on disk, or the files were restored. So both are checked, while the reading continues.
             let present = store.feed_position(broadcaster.newest()).await?;
             if is_discontinuous(broadcaster, store, &present).await {
                 return Ok(Stop::Discontinuity);
@@ -197,7 +197,7 @@ async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &Fe
         Continuity::AnotherHistory => true,
         Continuity::WentBack => {
             tracing::error!(
-                "the database lacks revocations that it has shown: were its files put back to an earlier state? Run \
+                "the database lacks revocations that it has shown: were its files restored to an earlier state? Run \
                  `sessiond restored`, or revoked sessions are active again. The feed begins a new history"
             );
             // So that every replica recognizes the cursors from before.
@@ -213,13 +213,13 @@ async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &Fe
 fn keep_time(clock: &Clock, at: Timestamp, asked: Duration) {
     if let Some(micros) = clock.observe(at, asked) {
         let by_ms = micros / 1_000;
-        tracing::warn!(by_ms, "the database's clock was set, or another server answers; this replica goes by it");
+        tracing::warn!(by_ms, "the database's clock was set, or another server answers; this replica follows it");
     }
 }
 
 /// Writes beats. Without them, no reading counts as complete.
 async fn beat(broadcaster: &Broadcaster, store: &Store) {
-    // If this fails, the feed grows old, and subscribers are told so. Earlier releases kept their beats in a table.
+    // If this fails, the feed grows old, which heartbeats report. Earlier releases kept their beats in a table.
     let _ = store.feed_beacons_forget(broadcaster.clock().now() - BEACON_RETENTION).await;
     every(BEAT_INTERVAL, || async {
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! How many may subscribe at once: in all, per project's users, per user, and per project's services.
+//! Limits how many may subscribe at once: in total, per project's users, per user, and per project's services.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -45,7 +45,7 @@ impl Default for TakenSlots {
 }
 
 impl SubscriberSlots {
-    /// Changes how many there are in all.
+    /// Sets the total number of slots.
     pub(super) fn set_max(&self, subscribers_max: usize) {
         self.lock().max = subscribers_max;
     }
@@ -70,13 +70,13 @@ impl TakenSlots {
     fn take(&mut self, subscriber: &Subscriber) -> bool {
         let (own_max, all_max) = match subscriber {
             Subscriber::Services(_) => (SERVICE_STREAMS_MAX, self.max),
-            // However many streams one project's users have open, there is room for another's.
+            // One project's users never take all slots, so there is room for another project's.
             Subscriber::User(project, _)
                 if self.by_users_of.get(project).copied().unwrap_or(0) >= self.max.div_ceil(2) =>
             {
                 return false;
             }
-            // However many all users have, there is room for services.
+            // All users together never take all slots, so there is room for services.
             Subscriber::User(..) => (USER_STREAMS_MAX, self.max - self.max / 4),
         };
         let own = self.by_subscriber.get(subscriber).copied().unwrap_or(0);
@@ -91,7 +91,7 @@ impl TakenSlots {
         true
     }
 
-    fn give_back(&mut self, subscriber: &Subscriber) {
+    fn release(&mut self, subscriber: &Subscriber) {
         self.count -= 1;
         decrement(&mut self.by_subscriber, subscriber);
         if let Subscriber::User(project, _) = subscriber {
@@ -109,7 +109,7 @@ fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-/// A subscriber's slot; dropped, it is free again.
+/// A subscriber's slot. Released when dropped.
 pub(super) struct SubscriberSlot {
     slots: SubscriberSlots,
     subscriber: Subscriber,
@@ -117,6 +117,6 @@ pub(super) struct SubscriberSlot {
 
 impl Drop for SubscriberSlot {
     fn drop(&mut self) {
-        self.slots.lock().give_back(&self.subscriber);
+        self.slots.lock().release(&self.subscriber);
     }
 }

@@ -79,14 +79,14 @@ pub struct FeedMessage {
     pub cursor: Option<String>,
 }
 
-/// Why there is no subscription.
+/// Why subscribing failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubscribeError {
     /// The cursor is malformed.
     MalformedCursor,
     /// There is no slot left for this subscriber.
     TooMany,
-    /// The feed was not read yet, or the server is about to stop.
+    /// The feed has not been read yet, or the server is about to stop.
     NotReady,
 }
 
@@ -114,7 +114,7 @@ pub enum SubscriptionEnd {
     KeyRevoked,
 }
 
-/// See the module. Dropped, its slot is free again.
+/// A subscription. Its slot is released when it is dropped.
 pub struct Subscription {
     broadcaster: Arc<Broadcaster>,
     _slot: SubscriberSlot,
@@ -126,7 +126,7 @@ pub struct Subscription {
     /// Received together with what is being sent.
     received: VecDeque<Broadcast>,
     cursor: Option<String>,
-    /// Why it ends, once everything before that was sent.
+    /// Why it ends, once everything before the end was sent.
     end: Option<SubscriptionEnd>,
 }
 
@@ -151,7 +151,7 @@ impl Subscription {
             SubscriptionFilter::Project { .. } => (None, Phase::SnapshotBegin),
             SubscriptionFilter::User { token_ttl, .. } => (Some(Instant::now() + *token_ttl), Phase::SnapshotBegin),
         };
-        // What was revoked after the caller was admitted, and before this began to receive.
+        // The caller may have been revoked after it was authenticated and before this began to receive.
         let end = end_of(&broadcaster, &filter);
         let received = VecDeque::new();
         Ok(Self { broadcaster, _slot: slot, filter, receiver, deadline, phase, received, cursor: None, end })
@@ -175,7 +175,7 @@ impl Subscription {
                 }
                 Phase::Backlog(after) => {
                     let page = self.broadcaster.page(self.receiver.history, self.receiver.from, *after);
-                    // What is left of an abandoned history is no snapshot.
+                    // The rest of an abandoned history does not complete a snapshot.
                     let page = page.ok_or(SubscriptionEnd::Interrupted)?;
                     self.phase = match page.last() {
                         Some(last) if page.len() == PAGE => Phase::Backlog(Some(last.revocation.place)),
@@ -391,7 +391,7 @@ mod tests {
         broadcaster.insert_backlog(past.clone(), Clock::system().now());
         broadcaster.check_continuity(&reading(xmin, past.clone()));
         broadcaster.start_at(Position::new(&reading(xmin, past)));
-        assert!(broadcaster.receive(None).is_none(), "and not that it is the present");
+        assert!(broadcaster.receive(None).is_none(), "and not whether it is current");
         broadcaster.note_beat(beat(1), Instant::now());
         broadcaster.advance(reading(xmin, vec![])).expect("goes on");
         broadcaster
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_snapshot_of_many_pages_is_whole() {
+    async fn a_snapshot_of_many_pages_is_complete() {
         let past: Vec<PublishedRevocation> = (0..3 * PAGE as u64 + 7).map(|at| revocation(at / 2)).collect();
         let mut expected: Vec<FeedPlace> = past.iter().map(|revocation| revocation.place).collect();
         expected.sort();
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_arrives_by_two_ways_is_sent_once() {
+    async fn a_revocation_that_is_published_and_read_is_sent_once() {
         let broadcaster = broadcaster(10, vec![]);
         let mut subscription = follow(&broadcaster, None);
         all_until_complete(&mut subscription).await;
@@ -445,7 +445,7 @@ mod tests {
             let FeedMessage { event, cursor } = subscription.next().await.expect("goes on");
             match event {
                 FeedEvent::Revocations(batch) => sent += batch.len(),
-                // The one that follows the snapshot is of before.
+                // The heartbeat right after the snapshot is older.
                 FeedEvent::Heartbeat(_) if sent > 0 => {
                     let cursor = Cursor::parse(&cursor.expect("it has moved"), &project()).expect("a cursor");
                     assert_eq!(cursor.xmin, 12);
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_subscriber_that_falls_behind_is_cut_off_with_a_cursor_and_nothing_lost() {
+    async fn a_subscriber_that_falls_behind_is_disconnected_with_a_cursor_and_loses_nothing() {
         let broadcaster = broadcaster(10, vec![]);
         let mut slow = follow(&broadcaster, None);
         assert!(all_until_complete(&mut slow).await.is_empty());
@@ -498,14 +498,14 @@ mod tests {
             }
         };
         assert_eq!(end, SubscriptionEnd::Interrupted);
-        assert!(broadcaster.receive(None).is_none(), "until it is proved to be the present");
+        assert!(broadcaster.receive(None).is_none(), "until a beat proves that it is current");
         broadcaster.note_beat(Beat { origin: other, xid: 3 }, Instant::now());
         broadcaster.close();
         broadcaster.advance(FeedReading { origin: other, ..reading(9, vec![]) }).expect("goes on");
         assert!(broadcaster.age().is_some() && broadcaster.receive(None).is_none(), "closed");
     }
 
-    /// The database changes hands while a snapshot is sent: the part that was sent must not pass for all of it.
+    /// The database's history changes while a snapshot is sent: the part that was sent must not count as a complete snapshot.
     #[tokio::test]
     async fn a_snapshot_of_a_history_that_ends_is_not_completed() {
         let broadcaster = broadcaster(9_000, (0..3 * PAGE as u64).map(revocation).collect());
@@ -515,11 +515,11 @@ mod tests {
         let another =
             FeedReading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
         broadcaster.check_continuity(&another);
-        assert!(broadcaster.age().is_none(), "what is known here no longer counts");
+        assert!(broadcaster.age().is_none(), "the known revocations no longer count");
         assert_eq!(subscription.next().await.err(), Some(SubscriptionEnd::Interrupted));
     }
 
-    /// The one who ended it has a clock that is ahead, and would have it forgotten too early.
+    /// The replica that revoked has a clock that is ahead, so its retention is too short.
     #[tokio::test]
     async fn of_two_retentions_the_longer_counts() {
         let broadcaster = broadcaster(10, vec![]);
@@ -540,7 +540,7 @@ mod tests {
         assert_eq!(terms, [14, 64], "ten minutes at least; an hour; and five for clocks that differ");
     }
 
-    /// A cursor of another replica that is ahead, or of a database whose files were put back since.
+    /// A cursor of another replica that is ahead, or of a database whose files were restored since.
     #[tokio::test]
     async fn a_cursor_from_the_future_gets_a_snapshot() {
         let broadcaster = broadcaster(10, vec![revocation(5)]);

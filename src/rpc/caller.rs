@@ -1,4 +1,4 @@
-//! Who asks, as the metadata says. Reads credentials and believes none of them.
+//! Reads the caller's credentials from the metadata. Parses them, but verifies none.
 
 use tonic::Extensions;
 use tonic::Request;
@@ -19,13 +19,13 @@ use sessiond_core::token::server_key::ServerKey;
 
 const AUTHORIZATION: &str = "authorization";
 
-/// Where a refresh token may be, besides a request's body.
+/// The header of a refresh token, which may also be in the request's body.
 const REFRESH_TOKEN: &str = "x-refresh-token";
 
-/// The most tokens that one sign-out looks at.
+/// The most tokens in one sign-out.
 const TOKENS_MAX: usize = 4;
 
-/// Everything that a sign-out may end a session by. Bad company does not spoil a genuine token: each is looked at by itself.
+/// The tokens of a sign-out. Each is checked on its own, so an invalid one does not affect a genuine one.
 pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusal> {
     let refresh = refresh_tokens(metadata);
     let (mut access, mut server_key) = (vec![], false);
@@ -36,23 +36,23 @@ pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusa
         }
     }
     if access.len() + refresh.len() > TOKENS_MAX {
-        return Err(Refusal::invalid(AUTHORIZATION, "must not come with more than four tokens in all"));
+        return Err(Refusal::invalid(AUTHORIZATION, "must not come with more than four tokens in total"));
     }
     Ok(TokenHolder { access, refresh: refresh.into_iter().map(RefreshToken::parse).collect(), server_key })
 }
 
-/// Where a request comes from, as the edge has made it out.
+/// Where a request comes from, as the edge determined it.
 pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
-/// The client on whose behalf the edge asks. Not in the metadata, where anyone could name one.
+/// The client on whose behalf the edge calls. Not in the metadata, where anyone could name one.
 pub(super) fn client(extensions: &Extensions) -> Option<Client> {
     extensions.get().cloned()
 }
 
-/// The one caller of a method that takes a user or a service. Nobody is refused here, before the request is looked at:
-/// whoever shows no credential is told so, and not what is wrong with the rest.
+/// The caller of a method that accepts a user or a service. Fails here without a credential, before the request is checked,
+/// so that an unauthenticated caller learns nothing else about its request.
 pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
     match (bearer(metadata)?, refresh_tokens(metadata).is_empty()) {
         (Caller::Nobody, true) => Err(Refusal::CredentialsMissing),
@@ -62,7 +62,7 @@ pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
     }
 }
 
-/// The one refresh token of a method that takes nothing else; `None` when it has not the form of one.
+/// The refresh token of a method that accepts no other credential; `None` if it is malformed.
 pub(super) fn refresh_token(
     metadata: &MetadataMap,
     message: RefreshSessionRequest,
@@ -85,7 +85,7 @@ fn mixture() -> Refusal {
     Refusal::invalid(AUTHORIZATION, "must not be sent together with a refresh token")
 }
 
-/// What `authorization` holds (RFC 6750 §2.1).
+/// The credential in `authorization` (RFC 6750 §2.1).
 fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
     let mut values = metadata.get_all(AUTHORIZATION).iter();
     let (value, None) = (values.next(), values.next()) else {
@@ -96,15 +96,15 @@ fn bearer(metadata: &MetadataMap) -> Result<Caller, Refusal> {
     if !token.starts_with(server_key::PREFIX) {
         return Ok(Caller::User(AccessToken(token.to_owned())));
     }
-    // A browser sends its origin, and a server key that is in a browser is everyone's.
+    // A browser sends its origin, and a server key in a browser is public.
     if metadata.contains_key("origin") {
         return Err(Refusal::ServerKeyInBrowser);
     }
     Ok(ServerKey::parse(token).map_or(Caller::MalformedServerKey, Caller::Service))
 }
 
-/// The token of a bearer credential. Another scheme, or a value that is not text, is a credential all the same: one that we
-/// cannot read.
+/// The token of a bearer credential; empty for another scheme or a value that is not text, which then counts as an
+/// unreadable credential rather than as none.
 pub(super) fn bearer_token(value: &str) -> &str {
     match value.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_matches(' '),
@@ -116,7 +116,7 @@ fn text(value: &MetadataValue<Ascii>) -> &str {
     value.to_str().unwrap_or_default()
 }
 
-/// The refresh tokens in the metadata, each once. An empty one counts as none; one that is not text, as a malformed one.
+/// The distinct refresh tokens in the metadata. An empty one counts as none, one that is not text as a malformed one.
 fn refresh_tokens(metadata: &MetadataMap) -> Vec<&str> {
     let mut tokens = vec![];
     for value in metadata.get_all(REFRESH_TOKEN) {

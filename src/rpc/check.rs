@@ -1,5 +1,4 @@
-//! What a proxy asks about a request that it holds back: may it pass, and as whose? Envoy's external authorization, and the
-//! meshes' that are built on it.
+//! Authorizes requests for proxies: Envoy's external authorization, which service meshes also use.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -36,32 +35,32 @@ use sessiond_core::reason;
 use sessiond_core::session::Refusal;
 use sessiond_core::token::verifier::VerifiedToken;
 
-/// The headers that tell the application who a request is from. All of them are always set, and empty where there is
-/// nothing to say: what a client has written into them must not get through.
+/// The headers that tell the application who a request is from. All of them are always set, if need be to an empty value, so
+/// that a client's own values do not get through.
 pub const IDENTITY: [&str; 4] = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
 
-/// All but letters, digits and `-._~` (RFC 3986 §2.3): whoever decodes reads the same, `+` for a blank or not, and whoever
-/// splits a header at commas finds none.
+/// All but letters, digits and `-._~` (RFC 3986 §2.3): every decoder reads the same, whether or not it takes `+` for a space,
+/// and a header split at commas stays whole.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// As much of a proxied request's path as is logged, in bytes.
+/// How much of a proxied request's path is logged, in bytes.
 const LOGGED_BYTES_MAX: usize = 256;
 
-/// Answers proxies.
+/// Answers Envoy's authorization requests.
 #[derive(Clone)]
 pub struct Authorization {
     app: App,
-    /// Has it been said that a proxy names no project, and that one names none that there is? It would be with every request.
-    said: Arc<[Once; 2]>,
+    /// Whether a missing and an unknown project were logged: each is logged once, because every request would repeat it.
+    logged: Arc<[Once; 2]>,
 }
 
 impl Authorization {
-    /// Answers by an app.
+    /// Answers with an app.
     pub fn new(app: App) -> Self {
-        Self { app, said: Arc::new([Once::new(), Once::new()]) }
+        Self { app, logged: Arc::new([Once::new(), Once::new()]) }
     }
 
-    /// Asks about the token for the project that the proxy's configuration names.
+    /// Verifies the token for the project that the proxy's configuration names.
     async fn verify(&self, named: Option<&str>, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let project = named.and_then(ProjectId::parse).ok_or(Refusal::ProjectNotFound);
         let verified = match project {
@@ -69,16 +68,16 @@ impl Authorization {
             Err(refusal) => Err(refusal.into()),
         };
         if matches!(verified, Err(Error::Refused(Refusal::ProjectNotFound))) {
-            let [no_name, unknown] = &*self.said;
+            let [missing, unknown] = &*self.logged;
             match named {
-                None => no_name.call_once(|| {
+                None => missing.call_once(|| {
                     tracing::warn!(
-                        "Envoy names no project: set `project_id` in ext_authz's context_extensions; said once"
+                        "no project in an Envoy request: set `project_id` in ext_authz's context_extensions (logged once)"
                     );
                 }),
                 Some(named) => unknown.call_once(|| {
                     let project = &named[..named.floor_char_boundary(ProjectId::LENGTH_MAX)];
-                    tracing::warn!(project, "a proxy asks for a project that there is not; said once");
+                    tracing::warn!(project, "unknown project in a verify request (logged once)");
                 }),
             }
         }
@@ -94,22 +93,22 @@ impl authorization_server::Authorization for Authorization {
         let http = request.and_then(|request| request.http).unwrap_or_default();
         let verified =
             self.verify(context_extensions.get("project_id").map(String::as_str), token(&http).as_ref()).await;
-        let (method, path) = (Legible(&http.method), Legible(&http.path));
-        tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "a proxy asked");
+        let (method, path) = (Loggable(&http.method), Loggable(&http.path));
+        tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "verified a request for a proxy");
         match verified {
-            Ok(token) => Ok(Response::new(passed(&token))),
+            Ok(token) => Ok(Response::new(allowed(&token))),
             Err(Error::Refused(refusal)) if is_final(&refusal) => {
-                // No error of the call, so nobody further out counts it.
+                // Not an error of the call, so the outer layers do not count it.
                 status::note(&self.app.metrics, refusal.reason(), ip);
                 Ok(Response::new(denied(refusal)))
             }
-            // Not known: how the proxy fails is in its own configuration.
+            // Undecided: the proxy's configuration says what it does on failure.
             Err(failure) => Err(status::of(failure)),
         }
     }
 }
 
-/// The credential in `authorization` (RFC 6750 §2.1). More than one is one that cannot be read.
+/// The credential in `authorization` (RFC 6750 §2.1). More than one value counts as unreadable.
 fn token(http: &HttpRequest) -> Option<AccessToken> {
     const NAME: &str = "authorization";
     let raw =
@@ -124,8 +123,8 @@ fn token(http: &HttpRequest) -> Option<AccessToken> {
     Some(AccessToken(token.to_owned()))
 }
 
-/// The request may pass, as the session's user.
-fn passed(token: &VerifiedToken) -> CheckResponse {
+/// Allows the request, and identifies the session's user.
+fn allowed(token: &VerifiedToken) -> CheckResponse {
     let session = token.session().to_string();
     let values = [&session, token.user().as_str(), token.project().as_str(), token.impersonator().unwrap_or_default()];
     let encoded = values.map(|value| utf8_percent_encode(value, ENCODED).to_string());
@@ -136,8 +135,8 @@ fn passed(token: &VerifiedToken) -> CheckResponse {
     CheckResponse { status: Some(tonic_types::Status::default()), http_response: Some(HttpResponse::OkResponse(ok)) }
 }
 
-/// The other spellings of the identity's headers. An application behind CGI, WSGI or the like is shown `x_user_id` under the
-/// same name as `x-user-id`.
+/// Other spellings of the identity headers. An application behind CGI, WSGI or similar sees `x_user_id` and `x-user-id` under
+/// the same name.
 fn lookalikes() -> impl Iterator<Item = String> {
     IDENTITY.into_iter().flat_map(|name| {
         let [first, second, third] = name.splitn(3, '-').collect::<Vec<_>>().try_into().expect("three words each");
@@ -148,7 +147,7 @@ fn lookalikes() -> impl Iterator<Item = String> {
     })
 }
 
-/// Whether the request may not pass, whoever is asked and however often.
+/// Whether the refusal is final: a retry, here or on another replica, would be refused too.
 const fn is_final(refusal: &Refusal) -> bool {
     matches!(
         refusal,
@@ -161,7 +160,7 @@ const fn is_final(refusal: &Refusal) -> bool {
     )
 }
 
-/// The request may not pass. Whose fault that is decides on the status: the client's, or the proxy's configuration.
+/// Denies the request: 401 if the client is at fault, 500 if the proxy's configuration is.
 fn denied(refusal: Refusal) -> CheckResponse {
     let (code, challenge) = match matches!(refusal, Refusal::ProjectNotFound) {
         true => (500, None),
@@ -185,11 +184,11 @@ fn denied(refusal: Refusal) -> CheckResponse {
     }
 }
 
-/// What a client has sent, as far as it may stand in a log: without the query, where secrets are; cut off, and without
-/// control characters.
-struct Legible<'a>(&'a str);
+/// A client's text, made safe for the log: without the query, which may hold secrets, truncated, and with control characters
+/// escaped.
+struct Loggable<'a>(&'a str);
 
-impl fmt::Display for Legible<'_> {
+impl fmt::Display for Loggable<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.split(['?', '#']).next().unwrap_or_default();
         text[..text.floor_char_boundary(LOGGED_BYTES_MAX)].chars().try_for_each(|letter| match letter.is_control() {
@@ -199,7 +198,7 @@ impl fmt::Display for Legible<'_> {
     }
 }
 
-/// A header that takes the place of all of its name.
+/// A header that replaces all of its name.
 fn set(name: &str, value: String) -> HeaderValueOption {
     HeaderValueOption {
         header: Some(HeaderValue { key: name.to_owned(), value, raw_value: vec![] }),
@@ -212,8 +211,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_logged_of_a_request_is_bounded_plain_and_without_its_query() {
-        let legible = |text: &str| Legible(text).to_string();
+    fn a_logged_path_is_bounded_escaped_and_without_its_query() {
+        let legible = |text: &str| Loggable(text).to_string();
         assert_eq!(legible("/a/b?token=secret#x"), "/a/b");
         assert_eq!(legible("/a#secret"), "/a");
         assert_eq!(legible("/a\nb\u{1b}[31m\u{85}ä"), r"/a\nb\u{1b}[31m\u{85}ä");

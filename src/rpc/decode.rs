@@ -1,4 +1,4 @@
-//! From the wire into the words of the app. Checks the form alone; what may be asked is a rule (`session::create`).
+//! Decodes requests from the wire. Checks their form only; what is allowed is a rule (`session::create`).
 
 use prost::Message as _;
 use prost_types::Struct;
@@ -26,12 +26,12 @@ use sessiond_core::session::listing::Filter;
 use sessiond_core::session::listing::State;
 use sessiond_core::session::violation::CLAIMS_BYTES_MAX;
 
-/// How deep a `Struct` is followed. Deeper than any rule allows, and shallow enough for any stack.
+/// How deep a `Struct` is read. Deeper than the rules allow, and shallow enough for any stack.
 const DEPTH_MAX: usize = 32;
 
 pub(super) fn create(mut request: CreateSessionRequest) -> Result<(CreateRequest, Option<IdempotencyKey>), Refusal> {
     let request_id = request.request_id.take().filter(|id| !id.is_empty()).map(uuid).transpose()?;
-    // Fields in the order of their numbers, maps in the order of their keys: the same request has the same bytes.
+    // Fields are encoded by number and maps by key, so equal requests have equal bytes.
     let key = request_id.map(|id| IdempotencyKey::new(id, &request.encode_to_vec()));
     let request = CreateRequest {
         user_id: request.user_id,
@@ -56,18 +56,18 @@ pub(super) fn create(mut request: CreateSessionRequest) -> Result<(CreateRequest
 
 pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refusal> {
     let page_token = std::mem::take(&mut request.page_token);
-    // The size may change from page to page; all else is the query (AIP-158).
+    // The size may change from page to page; everything else is the query (AIP-158).
     let page_size = request.page_size.take();
-    let said = request.encode_to_vec();
+    let query = request.encode_to_vec();
     let state = match SessionState::try_from(request.state) {
         Ok(SessionState::Unspecified | SessionState::Live) => State::Live,
         Ok(SessionState::Ended) => State::Ended,
         Ok(SessionState::Any) => State::Any,
-        Err(_) => return Err(Refusal::invalid("state", "must be a state that there is")),
+        Err(_) => return Err(Refusal::invalid("state", "must be a known state")),
     };
     let (filter, page_size) =
         Filter::check(state, &request.labels, request.device_name, page_size).map_err(Refusal::Schema)?;
-    Ok(ListRequest { user_id: request.user_id, filter, page_size, page_token, said })
+    Ok(ListRequest { user_id: request.user_id, filter, page_size, page_token, query })
 }
 
 pub(super) fn revoke_all(request: RevokeAllSessionsRequest) -> Result<RevokeAllRequest, Refusal> {
@@ -75,9 +75,9 @@ pub(super) fn revoke_all(request: RevokeAllSessionsRequest) -> Result<RevokeAllR
     Ok(RevokeAllRequest { user_id: request.user_id, except_current: request.except_current, request_id })
 }
 
-/// The session's id, and its new values: those that the mask lists, or without one those that are there.
+/// The session's id, and its new values: the fields that the mask lists, or without a mask the fields that are set.
 pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), Refusal> {
-    let session = request.session.ok_or_else(|| Refusal::invalid("session", "must be there"))?;
+    let session = request.session.ok_or_else(|| Refusal::invalid("session", "must be present"))?;
     let listed = match request.update_mask.map(|mask| mask.paths).filter(|paths| !paths.is_empty()) {
         None => [session.claims.is_some(), !session.labels.is_empty(), session.device_name.is_some()],
         Some(paths) => {
@@ -85,7 +85,7 @@ pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), 
             if !paths.iter().all(|path| path == "*" || known.contains(&path.as_str())) {
                 return Err(Refusal::invalid(
                     "update_mask",
-                    "must list `claims`, `labels` and `device_name` alone, or `*`",
+                    "must list only `claims`, `labels` and `device_name`, or be `*`",
                 ));
             }
             known.map(|name| paths.iter().any(|path| path == name || path == "*"))
@@ -102,7 +102,7 @@ pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), 
 
 pub(super) fn token(request: IntrospectTokenRequest) -> Result<Vec<String>, Refusal> {
     match request.token.is_empty() {
-        true => Err(Refusal::invalid("token", "must be there")),
+        true => Err(Refusal::invalid("token", "must be present")),
         false => Ok(vec![request.token]),
     }
 }
@@ -116,8 +116,8 @@ pub(super) fn tokens(request: BatchIntrospectRequest) -> Result<Vec<String>, Ref
 
 /// A `request_id`.
 fn uuid(text: String) -> Result<Uuid, Refusal> {
-    // The hyphenated form alone: other spellings of the same UUID would be the same request by surprise. The nil and the max
-    // UUID (RFC 9562 §5.9, §5.10) are what an unset variable holds: every caller with that bug would share one request.
+    // The hyphenated form only: other spellings of the same UUID would unexpectedly be the same request. Unset variables often
+    // hold the nil or the max UUID (RFC 9562 §5.9, §5.10), and all callers with that bug would share one request.
     let uuid = (text.len() == 36).then(|| Uuid::try_parse(&text).ok()).flatten();
     uuid.filter(|uuid| !uuid.is_nil() && !uuid.is_max())
         .ok_or_else(|| Refusal::invalid("request_id", "must be a UUID, and neither the nil nor the max UUID"))
@@ -157,7 +157,7 @@ fn value(value_: Value, depth: usize) -> Result<serde_json::Value, Refusal> {
     })
 }
 
-/// A `Struct` knows only doubles; a whole number is written as one, because `iat`-like claims are read as integers.
+/// A `Struct` holds only doubles; whole numbers become integers, because claims such as `iat` are read as integers.
 #[expect(clippy::cast_possible_truncation, reason = "whole, and within the integers that a double holds exactly")]
 fn number(value: f64) -> Result<serde_json::Value, Refusal> {
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
@@ -165,5 +165,5 @@ fn number(value: f64) -> Result<serde_json::Value, Refusal> {
         return Ok((value as i64).into());
     }
     let number = serde_json::Number::from_f64(value);
-    number.map(Into::into).ok_or_else(|| Refusal::invalid("claims", "must not hold a number that is infinite or none"))
+    number.map(Into::into).ok_or_else(|| Refusal::invalid("claims", "must not hold a number that is infinite or NaN"))
 }

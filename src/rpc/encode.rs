@@ -1,13 +1,13 @@
-//! From the words of the app onto the wire.
+//! Encodes responses for the wire.
 
 use prost_types::value::Kind;
 use secrecy::ExposeSecret as _;
 
-use crate::app::Ended;
 use crate::app::Grant;
 use crate::app::Introspection;
 use crate::app::Listed;
 use crate::app::Page;
+use crate::app::RevokeOutcome;
 use crate::pb;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::RevokeReason;
@@ -16,8 +16,8 @@ use sessiond_core::session::lifecycle::Authentication;
 use sessiond_core::session::lifecycle::Impersonator;
 use sessiond_core::token::access::Claims;
 
-pub(super) fn ended(ended: Ended) -> pb::RevokeCurrentResponse {
-    pb::RevokeCurrentResponse { success: true, already_revoked: ended.already.then_some(true) }
+pub(super) fn ended(outcome: RevokeOutcome) -> pb::RevokeCurrentResponse {
+    pb::RevokeCurrentResponse { success: true, already_revoked: outcome.already.then_some(true) }
 }
 
 pub(super) fn created(grant: Grant) -> pb::CreateSessionResponse {
@@ -25,7 +25,7 @@ pub(super) fn created(grant: Grant) -> pb::CreateSessionResponse {
         access_token: grant.access_token.expose_secret().to_owned(),
         refresh_token: grant.refresh_token.expose_secret().to_owned(),
         expires_in: grant.expires_in,
-        // The caller is the service that opens it, and not in it.
+        // The caller is the service that creates the session, so it is not the caller's own.
         session: Some(session(grant.session, false)),
     }
 }
@@ -38,8 +38,8 @@ pub(super) fn refreshed(grant: &Grant) -> pb::RefreshSessionResponse {
     }
 }
 
-pub(super) fn revoked(ended: Ended) -> pb::RevokeSessionResponse {
-    pb::RevokeSessionResponse { success: true, already_revoked: ended.already.then_some(true) }
+pub(super) fn revoked(outcome: RevokeOutcome) -> pb::RevokeSessionResponse {
+    pb::RevokeSessionResponse { success: true, already_revoked: outcome.already.then_some(true) }
 }
 
 pub(super) fn page(page: Page) -> pb::ListSessionsResponse {
@@ -54,15 +54,15 @@ pub(super) fn updated(updated: Session) -> pb::UpdateSessionResponse {
     pb::UpdateSessionResponse { session: Some(session(updated, false)) }
 }
 
-pub(super) fn introspection(worth: Introspection) -> pb::IntrospectTokenResponse {
-    match worth {
+pub(super) fn introspection(result: Introspection) -> pb::IntrospectTokenResponse {
+    match result {
         Introspection::Inactive => pb::IntrospectTokenResponse::default(),
         Introspection::Access(token) => access(token.claims()),
         Introspection::Refresh { session, issuer } => refresh(*session, issuer),
     }
 }
 
-/// What an access token says.
+/// The claims of an access token.
 fn access(claims: &Claims) -> pb::IntrospectTokenResponse {
     let moment = |seconds| timestamp(Timestamp::from_seconds(seconds));
     pb::IntrospectTokenResponse {
@@ -85,7 +85,7 @@ fn access(claims: &Claims) -> pb::IntrospectTokenResponse {
     }
 }
 
-/// What a refresh token stands for.
+/// The session of a refresh token.
 fn refresh(session: Session, issuer: String) -> pb::IntrospectTokenResponse {
     let Authentication { time, acr, amr } = session.authentication;
     pb::IntrospectTokenResponse {
@@ -148,7 +148,7 @@ fn value(json: serde_json::Value) -> prost_types::Value {
     let kind = match json {
         Json::Null => Kind::NullValue(0),
         Json::Bool(value) => Kind::BoolValue(value),
-        // They came in as doubles.
+        // It was decoded from a double.
         Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(0.0)),
         Json::String(text) => Kind::StringValue(text),
         Json::Array(items) => {

@@ -1,4 +1,4 @@
-//! The wire, for all three transports at once: decode, one call, encode. A handler decides nothing.
+//! The API's handlers, shared by all three transports: decode, one call, encode. A handler decides nothing.
 
 mod caller;
 mod check;
@@ -6,7 +6,7 @@ mod decode;
 mod encode;
 mod watch;
 
-/// Every answer that is no: the one table of gRPC codes and reasons.
+/// The status of every refusal and failure: the one table of gRPC codes and reasons.
 pub mod status;
 
 pub use check::Authorization;
@@ -47,8 +47,8 @@ impl session_service_server::SessionService for SessionService {
     async fn create_session(&self, request: Request<pb::CreateSessionRequest>) -> Reply<pb::CreateSessionResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
-        let (asked, key) = decode::create(request.into_inner()).map_err(status::refused)?;
-        let grant = self.app.create_session(caller, client, asked, key, origin).await.map_err(status::of)?;
+        let (create, key) = decode::create(request.into_inner()).map_err(status::refused)?;
+        let grant = self.app.create_session(caller, client, create, key, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::created(grant)))
     }
 
@@ -63,8 +63,8 @@ impl session_service_server::SessionService for SessionService {
     async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Reply<pb::ListSessionsResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let client = caller::client(request.extensions());
-        let asked = decode::list(request.into_inner()).map_err(status::refused)?;
-        let page = self.app.list_sessions(caller, client, asked).await.map_err(status::of)?;
+        let request = decode::list(request.into_inner()).map_err(status::refused)?;
+        let page = self.app.list_sessions(caller, client, request).await.map_err(status::of)?;
         Ok(Response::new(encode::page(page)))
     }
 
@@ -91,8 +91,8 @@ impl session_service_server::SessionService for SessionService {
     ) -> Reply<pb::RevokeAllSessionsResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let origin = caller::origin(&request);
-        let asked = decode::revoke_all(request.into_inner()).map_err(status::refused)?;
-        let revoked_count = self.app.revoke_all_sessions(caller, asked, origin).await.map_err(status::of)?;
+        let request = decode::revoke_all(request.into_inner()).map_err(status::refused)?;
+        let revoked_count = self.app.revoke_all_sessions(caller, request, origin).await.map_err(status::of)?;
         Ok(Response::new(pb::RevokeAllSessionsResponse { revoked_count }))
     }
 
@@ -118,8 +118,8 @@ impl session_service_server::SessionService for SessionService {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let client = caller::client(request.extensions());
         let tokens = decode::token(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, client, tokens).await.map_err(status::of)?;
-        Ok(Response::new(worth.into_iter().map(encode::introspection).next().unwrap_or_default()))
+        let results = self.app.introspect(caller, client, tokens).await.map_err(status::of)?;
+        Ok(Response::new(results.into_iter().map(encode::introspection).next().unwrap_or_default()))
     }
 
     async fn batch_introspect(
@@ -128,8 +128,8 @@ impl session_service_server::SessionService for SessionService {
     ) -> Reply<pb::BatchIntrospectResponse> {
         let caller = caller::only(request.metadata()).map_err(status::refused)?;
         let tokens = decode::tokens(request.into_inner()).map_err(status::refused)?;
-        let worth = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
-        let items = worth.into_iter().map(encode::introspection).collect();
+        let results = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
+        let items = results.into_iter().map(encode::introspection).collect();
         Ok(Response::new(pb::BatchIntrospectResponse { items }))
     }
 

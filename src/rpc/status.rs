@@ -24,14 +24,14 @@ use sessiond_core::session::Refusal;
 use sessiond_core::session::origin::network;
 use sessiond_core::session::policy::StepUp;
 
-/// After how long a caller may try again when the database is away.
+/// How long a caller should wait before it retries if the database is unavailable.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The reasons that a method need not list, because any method can answer with them.
+/// The reasons that a method need not list, because any method can return them.
 pub const COMMON_REASONS: [Reason; 5] =
     [Reason::Schema, Reason::RateLimited, Reason::StoreUnavailable, Reason::DeadlineExceeded, Reason::Internal];
 
-/// After how long to try to follow again.
+/// How long a subscriber should wait before it resumes.
 const FEED_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// The status of a refusal.
@@ -46,7 +46,7 @@ fn details(refusal: &Refusal) -> ErrorDetails {
             reason.details(reason::expired_token(*expired_at, project, user, *session))
         }
         Refusal::WrongProject { expected, actual } => reason.details(reason::projects(expected, actual)),
-        // Under the names that RFC 9470 §3 gives them in a challenge.
+        // Under the parameter names of RFC 9470 §3.
         Refusal::InsufficientUserAuthentication(StepUp { auth_age, acr }) => {
             let max_age = auth_age.map(|age| ("max_age".to_owned(), age.as_secs().to_string()));
             let acr_values = (!acr.is_empty()).then(|| ("acr_values".to_owned(), acr.join(" ")));
@@ -80,39 +80,39 @@ fn details(refusal: &Refusal) -> ErrorDetails {
     }
 }
 
-/// The reason that one of our own statuses gives; `None` for any other.
+/// The reason in one of our own statuses; `None` for any other.
 pub fn reason_of(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info()?;
     Reason::ALL.iter().copied().find(|reason| reason.name() == info.reason)
 }
 
-/// Counts a refusal, and now and then logs one that shows somebody guessing, forging or flooding: with the network, for a
-/// whole address does not belong in a log.
+/// Counts a refusal. Logs refusals that suggest guessing, forging or flooding, at a limited rate and with the network only,
+/// because a full address does not belong in a log.
 pub fn note(metrics: &Metrics, reason: Reason, ip: Option<IpAddr>) {
     metrics.refusal(reason.name());
     let is_suspicious = matches!(
         reason,
         Reason::InvalidServerKey | Reason::UnparsableAccessToken | Reason::WrongProject | Reason::RateLimited
     );
-    if is_suspicious && let Some(unsaid) = metrics.admits_refusal_line(reason.name()) {
+    if is_suspicious && let Some(suppressed) = metrics.admits_refusal_line(reason.name()) {
         let network = ip.map(|ip| network(ip).to_string()).unwrap_or_default();
         let (reason, request_id) = (reason.name(), telemetry::request_id());
-        tracing::warn!(reason, network, unsaid, %request_id, "request refused; more of this kind are only counted for 10 s");
+        tracing::warn!(reason, network, suppressed, %request_id, "request refused (logged every 10 s at most)");
     }
 }
 
-/// When the log last said that the database is unavailable.
-static OUTAGE_SAID: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
+/// Limits the log lines about the unavailable database.
+static OUTAGE_LOG: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
 
-/// The status of whatever went wrong. Failures are logged here, once, with all that caused them.
+/// The status of an error. Failures are logged here, once, with their whole chain of causes.
 pub fn of(error: app::Error) -> Status {
     match &error {
         app::Error::Refused(refusal) => refused(refusal.clone()),
         app::Error::Store(failure) if matches!(**failure, store::Error::Unavailable { .. }) => {
-            // Once an outage, not once a request: thousands of lines a second would be an outage of their own.
-            if let Some(unsaid) = OUTAGE_SAID.admit() {
+            // Not once per request: thousands of lines a second would be an outage of their own.
+            if let Some(suppressed) = OUTAGE_LOG.admit() {
                 let (error, request_id) = (telemetry::chain(&error), telemetry::request_id());
-                tracing::warn!(error, unsaid, %request_id, "the database is unavailable; said again after 10 s");
+                tracing::warn!(error, suppressed, %request_id, "the database is unavailable (logged every 10 s at most)");
             }
             unavailable()
         }
@@ -124,21 +124,21 @@ pub fn of(error: app::Error) -> Status {
     }
 }
 
-/// The database is away: try again.
+/// The database is unavailable: retry.
 pub fn unavailable() -> Status {
     let mut details = Reason::StoreUnavailable.details(HashMap::new());
     details.set_retry_info(Some(STORE_RETRY_AFTER));
     of_reason(Reason::StoreUnavailable, details)
 }
 
-/// Nothing more to hear here: try again, here or elsewhere.
+/// The feed was interrupted: resume, here or at another replica.
 fn interrupted() -> Status {
     let mut details = Reason::FeedInterrupted.details(HashMap::new());
     details.set_retry_info(Some(FEED_RETRY_AFTER));
     of_reason(Reason::FeedInterrupted, details)
 }
 
-/// Why a stream of revocations has ended.
+/// The status that ends a stream of revocations.
 pub(super) fn ended(end: SubscriptionEnd) -> Status {
     match end {
         SubscriptionEnd::TooSlow { cursor } => {
@@ -154,33 +154,33 @@ pub(super) fn ended(end: SubscriptionEnd) -> Status {
     }
 }
 
-/// Our bug: the caller gets a request id to tell us, and nothing more.
+/// An internal error: the caller gets only a request id to report.
 pub fn internal() -> Status {
     let metadata = HashMap::from([("request_id".to_owned(), telemetry::request_id().to_string())]);
     of_reason(Reason::Internal, Reason::Internal.details(metadata))
 }
 
-/// Too much is under way.
+/// Too many requests are in progress.
 pub fn overloaded() -> Status {
     refused(Refusal::RateLimited { retry_after: Duration::from_secs(1) })
 }
 
-/// What came is no message of the method: tonic calls that an internal error, and it is the caller's.
+/// The body is not a message of the method. tonic reports an internal error, but the caller is at fault.
 pub fn undecodable() -> Status {
     refused(Refusal::invalid("", "must be a message of this method, in the protobuf encoding, and not too large"))
 }
 
-/// A gRPC method or service that there is not.
+/// The gRPC method or service is unknown.
 pub fn unknown_method() -> Status {
     of_reason(Reason::MethodNotFound, Reason::MethodNotFound.details(HashMap::new()))
 }
 
-/// A message that is compressed in a way that is not known here.
+/// The message is compressed with an unsupported encoding.
 pub fn unknown_encoding() -> Status {
     of_reason(Reason::UnsupportedEncoding, Reason::UnsupportedEncoding.details(HashMap::new()))
 }
 
-/// The request took too long; whether it did what was asked is not known.
+/// The request took too long; whether it was carried out is unknown.
 pub fn late() -> Status {
     of_reason(Reason::DeadlineExceeded, Reason::DeadlineExceeded.details(HashMap::new()))
 }
@@ -189,18 +189,18 @@ fn of_reason(reason: Reason, details: ErrorDetails) -> Status {
     with_challenge(reason, reason.message(), details)
 }
 
-/// The status, and for a 401 the challenge that every wire can show.
+/// A status, with a challenge if it is a 401.
 fn with_challenge(reason: Reason, message: &str, details: ErrorDetails) -> Status {
     let mut metadata = MetadataMap::new();
     if let Some(challenge) = challenge(reason) {
-        let challenge = challenge.try_into().expect("a test holds every message to what a challenge may have in it");
+        let challenge = challenge.try_into().expect("a test checks that every message fits in a challenge");
         metadata.insert("www-authenticate", challenge);
     }
     Status::with_error_details_and_metadata(reason.code(), message, details, metadata)
 }
 
-/// `WWW-Authenticate` (RFC 6750 §3): names an error if a bearer credential was presented, and none if none was. `None` unless
-/// the reason concerns credentials.
+/// `WWW-Authenticate` (RFC 6750 §3): names an error only if a bearer credential was presented. `None` unless the reason
+/// concerns credentials.
 pub fn challenge(reason: Reason) -> Option<String> {
     if reason.code() != Code::Unauthenticated {
         return None;
@@ -218,7 +218,7 @@ mod tests {
 
     /// RFC 6750 §3: a quoted string of ASCII without quotation marks and backslashes.
     #[test]
-    fn a_challenge_has_only_the_characters_that_one_may_have() {
+    fn a_challenge_has_only_allowed_characters() {
         let fits = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
         for reason in Reason::ALL {
             assert!(reason.message().bytes().all(fits), "{reason:?}");

@@ -14,7 +14,7 @@ use crate::feed::FeedMessage;
 use crate::feed::SnapshotReason;
 use crate::feed::Subscription;
 use crate::pb;
-use crate::pb::watch_revocations_response::Event as Told;
+use crate::pb::watch_revocations_response::Event;
 use crate::store::PublishedRevocation;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::revoked::Ended;
@@ -22,31 +22,31 @@ use sessiond_core::session::revoked::Ended;
 /// The messages of a subscription. The last item is the status that says why it ended.
 pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;
 
-/// The most messages that wait for a client to read them, besides those that the feed keeps for all.
+/// The most messages that wait for one client to read them, besides those in the feed's shared buffer.
 const MESSAGES_MAX: usize = 4;
 
-/// How long a client may leave them there. The stream then ends, read or not, so that its place is free for another.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may leave them unread. Then the stream ends, so that its slot is free for another.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The subscription has a task of its own: nobody polls the stream of a client that does not read, and it has to end all
-/// the same when its time is up.
+/// The subscription runs on a task of its own: the stream of a client that does not read is not polled, but must end anyway
+/// when its time is up.
 pub(super) fn stream(subscription: Subscription) -> Stream {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
-    tokio::spawn(hand_out(subscription, sender));
+    tokio::spawn(forward(subscription, sender));
     Box::pin(unfold(receiver, async |mut receiver| receiver.recv().await.map(|message| (message, receiver))))
 }
 
-async fn hand_out(mut subscription: Subscription, sender: mpsc::Sender<Result<pb::WatchRevocationsResponse, Status>>) {
+async fn forward(mut subscription: Subscription, sender: mpsc::Sender<Result<pb::WatchRevocationsResponse, Status>>) {
     loop {
         let message = tokio::select! {
             message = subscription.next() => message,
-            // The client has gone.
+            // The client has disconnected.
             () = sender.closed() => return,
         };
         let is_last = message.is_err();
         let message = message.map(encode).map_err(status::ended);
-        // Whoever is not told why it ended finds the stream ended, and resumes.
-        if sender.send_timeout(message, PATIENCE).await.is_err() || is_last {
+        // A client that misses the final status sees the stream end, and resumes.
+        if sender.send_timeout(message, SEND_TIMEOUT).await.is_err() || is_last {
             return;
         }
     }
@@ -55,15 +55,15 @@ async fn hand_out(mut subscription: Subscription, sender: mpsc::Sender<Result<pb
 fn encode(FeedMessage { event, cursor }: FeedMessage) -> pb::WatchRevocationsResponse {
     let event = match event {
         FeedEvent::SnapshotBegin(reason) => {
-            Told::SnapshotBegin(pb::SnapshotBegin { reason: snapshot_reason(reason).into() })
+            Event::SnapshotBegin(pb::SnapshotBegin { reason: snapshot_reason(reason).into() })
         }
         FeedEvent::Revocations(revocations) => {
             let revocations =
                 revocations.iter().filter_map(|(published, retain)| revocation(published, *retain)).collect();
-            Told::Revocations(pb::RevocationBatch { revocations })
+            Event::Revocations(pb::RevocationBatch { revocations })
         }
-        FeedEvent::SnapshotComplete => Told::SnapshotComplete(pb::SnapshotComplete {}),
-        FeedEvent::Heartbeat(age) => Told::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
+        FeedEvent::SnapshotComplete => Event::SnapshotComplete(pb::SnapshotComplete {}),
+        FeedEvent::Heartbeat(age) => Event::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
     };
     pb::WatchRevocationsResponse { event: Some(event), cursor }
 }
@@ -76,18 +76,18 @@ const fn snapshot_reason(reason: SnapshotReason) -> pb::SnapshotReason {
     }
 }
 
-/// `None` for what no subscriber is told.
+/// `None` for a revocation that subscribers do not receive.
 fn revocation(published: &PublishedRevocation, retain: Duration) -> Option<pb::Revocation> {
-    use pb::revocation::Ended as Told;
+    use pb::revocation::Ended as WireEnded;
     let ended = match &published.ended {
-        Ended::Session { id, .. } => Told::SessionId(id.to_string()),
-        Ended::User { user, epoch, spared } => Told::UserCutOff(pb::UserCutOff {
+        Ended::Session { id, .. } => WireEnded::SessionId(id.to_string()),
+        Ended::User { user, epoch, spared } => WireEnded::UserCutOff(pb::UserCutOff {
             user_id: user.as_str().to_owned(),
             epoch: *epoch,
             spared_session_id: spared.map(|id: SessionId| id.to_string()),
         }),
-        Ended::Project { epoch } => Told::ProjectCutOff(pb::ProjectCutOff { epoch: *epoch }),
-        Ended::SigningKey(key) => Told::SigningKeyId(key.to_string()),
+        Ended::Project { epoch } => WireEnded::ProjectCutOff(pb::ProjectCutOff { epoch: *epoch }),
+        Ended::SigningKey(key) => WireEnded::SigningKeyId(key.to_string()),
         Ended::ServerKey(_) => return None,
     };
     Some(pb::Revocation {
@@ -95,7 +95,7 @@ fn revocation(published: &PublishedRevocation, retain: Duration) -> Option<pb::R
         user_id: published.user.as_ref().map(|user| user.as_str().to_owned()),
         revoked_at: Some(encode::timestamp(published.at)),
         reason: encode::reason(published.reason).into(),
-        // Rounded up: rather remembered a second too long.
+        // Rounded up, so that it is retained long enough.
         retain_seconds: whole(u128::from(retain.as_secs()) + 1),
     })
 }

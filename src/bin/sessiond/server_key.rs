@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use secrecy::ExposeSecret as _;
-use sessiond::app::Taken;
+use sessiond::app::ServerKeyRevoked;
 use sessiond::config::Database;
 use sessiond::store::Role;
 use sessiond::store::ServerKeyFacts;
@@ -103,7 +103,7 @@ async fn list(args: KeyListArgs) -> CommandResult {
 async fn revoke(args: ServerKeyRevokeArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.server_key_revoke(args.key).await? {
-        Taken::Now => format!("revoked server key {}; every server refuses it from now on", args.key),
-        Taken::Before => format!("server key {} was already revoked", args.key),
+        ServerKeyRevoked::Now => format!("revoked server key {}; every server refuses it from now on", args.key),
+        ServerKeyRevoked::Before => format!("server key {} was already revoked", args.key),
     })?)
 }

@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use super::error::OAuthError;
 use super::form::Form;
 use crate::app::Client;
-use crate::app::Standing;
+use crate::app::ClientAuth;
 use crate::store::Role;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::server_key::ServerKey;
@@ -53,10 +53,10 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAut
     }
     let id = id.ok_or(OAuthError::NO_CLIENT)?;
     let project = ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)?;
-    let Some(secret) = secret else { return Ok(Client { project, standing: Standing::Public, role: Role::Service }) };
+    let Some(secret) = secret else { return Ok(Client { project, auth: ClientAuth::Public, role: Role::Service }) };
     not_in_a_browser(headers)?;
     let key = ServerKey::parse(&secret).ok_or(OAuthError::INVALID_CLIENT)?;
-    Ok(Client { project, standing: Standing::Confidential(key), role: Role::Service })
+    Ok(Client { project, auth: ClientAuth::Confidential(key), role: Role::Service })
 }
 
 /// A client with a secret, by any of its ways: its key, and the project if it names one. The key knows its own.
@@ -64,7 +64,7 @@ pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Opti
     if scheme(headers) != Some(Scheme::Bearer) {
         let client = named(headers, form)?;
         // RFC 7662 §2.1: not for everyone, or it could be asked about tokens until one is good.
-        let Standing::Confidential(key) = client.standing.clone() else { return Err(OAuthError::NO_CLIENT) };
+        let ClientAuth::Confidential(key) = client.auth.clone() else { return Err(OAuthError::NO_CLIENT) };
         return Ok((Some(client), key));
     }
     let (id, secret) = (form.take("client_id"), form.take("client_secret"));
@@ -78,7 +78,7 @@ pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Opti
     let key = token.and_then(ServerKey::parse).ok_or(OAuthError::INVALID_CLIENT)?;
     let project = id.map(|id| ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)).transpose()?;
     let client =
-        project.map(|project| Client { project, standing: Standing::Confidential(key.clone()), role: Role::Service });
+        project.map(|project| Client { project, auth: ClientAuth::Confidential(key.clone()), role: Role::Service });
     Ok((client, key))
 }
 

@@ -7,7 +7,7 @@ use super::access_type::AccessType;
 use super::headers::StackHeaders;
 use super::known_error::KnownError;
 use crate::app::Client;
-use crate::app::Standing;
+use crate::app::ClientAuth;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::server_key;
 use sessiond_core::token::server_key::ServerKey;
@@ -75,12 +75,12 @@ impl<'a> StackCaller<'a> {
 
     /// What the caller is to the RPCs when it is not the key that asks: confined to the project, with the key to be looked at.
     pub(super) fn client(&self) -> Client {
-        let standing = self.key.clone().map_or(Standing::Named, Standing::Confidential);
-        Client { project: self.project.clone(), standing, role: self.access_type.role() }
+        let auth = self.key.clone().map_or(ClientAuth::Unchecked, ClientAuth::Confidential);
+        Client { project: self.project.clone(), auth, role: self.access_type.role() }
     }
 
     /// The same when it is the key that asks, and is looked at anyway.
     pub(super) fn named(&self) -> Client {
-        Client { project: self.project.clone(), standing: Standing::Named, role: self.access_type.role() }
+        Client { project: self.project.clone(), auth: ClientAuth::Unchecked, role: self.access_type.role() }
     }
 }
