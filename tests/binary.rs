@@ -424,7 +424,9 @@ async fn dev_reports_errors_before_postgres_starts() {
         for bad in [text(&closed), text(&closed.join("new"))] {
             let message = refused_dev(&["--listen", "127.0.0.1:0", "--data-dir", &bad]);
             assert!(
-                message.contains(&format!("cannot use {bad} as data directory: permission denied; name")),
+                message.contains(&format!(
+                    "cannot use {bad} as data directory: permission denied; choose another with --data-dir"
+                )),
                 "{message}"
             );
         }
