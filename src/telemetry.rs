@@ -589,7 +589,7 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 /// Writes a line to standard error, after earlier log lines. Waits at most a second. Works without a log.
-pub fn say(text: &str) {
+pub fn print_line(text: &str) {
     match log::Log::present() {
         Some(log) => {
             log.line(format!("{text}\n").as_bytes());
@@ -607,13 +607,13 @@ pub fn flush() {
 }
 
 /// A JSON log line with the reason of an exit. Works before the log is set up, and in a panic.
-pub fn in_json(message: &str) -> String {
+pub fn json_line(message: &str) -> String {
     let timestamp = Clock::system().now().to_string();
     json!({"timestamp": timestamp, "level": "ERROR", "message": message, "target": OURS}).to_string()
 }
 
 /// Whether the command line or the environment asks for a JSON log: for errors in the command line itself.
-pub fn is_json_asked_for() -> bool {
+pub fn is_json_requested() -> bool {
     let args: Vec<_> = std::env::args_os().collect();
     let by_flag = args.iter().any(|arg| arg == "--log-format=json")
         || args.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json");
@@ -623,9 +623,9 @@ pub fn is_json_asked_for() -> bool {
 /// An error and its causes, on one line. Causes that an outer message already contains are not repeated.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.map(ToString::to_string).fold(error.to_string(), |last, cause| match last.contains(&cause) {
-        true => last,
-        false => format!("{last}: {cause}"),
+    causes.map(ToString::to_string).fold(error.to_string(), |text, cause| match text.contains(&cause) {
+        true => text,
+        false => format!("{text}: {cause}"),
     })
 }
 

@@ -119,7 +119,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 fn write_all(mut target: impl Write, items: &Receiver<Item>, waiting: &AtomicUsize, dropped: &AtomicU64) {
-    let (mut said, mut said_at) = (0, None::<Instant>);
+    let (mut reported, mut reported_at) = (0, None::<Instant>);
     for item in items {
         let line = match item {
             Item::Line(line) => line,
@@ -136,9 +136,9 @@ fn write_all(mut target: impl Write, items: &Receiver<Item>, waiting: &AtomicUsi
             continue;
         }
         let lines = dropped.load(Ordering::Relaxed);
-        if lines > said && said_at.is_none_or(|at| at.elapsed() > DROPPED_INTERVAL) {
+        if lines > reported && reported_at.is_none_or(|at| at.elapsed() > DROPPED_INTERVAL) {
             tracing::warn!(lines, "log lines dropped: standard error was full, closed or not read");
-            (said, said_at) = (lines, Some(Instant::now()));
+            (reported, reported_at) = (lines, Some(Instant::now()));
         }
     }
 }

@@ -9,7 +9,8 @@ use std::process::Stdio;
 use crate::error::Error;
 use crate::place::Place;
 
-/// Where packagers put one directory per major version: a parent, what the version's entry starts with, what follows.
+/// Where packages install one directory per major version: the parent, the prefix of the version's entry, and the
+/// suffix.
 const PACKAGED: [(&str, &str, &str); 7] = [
     ("/usr/lib/postgresql", "", "bin"),                          // Debian, Ubuntu, Gentoo
     ("/usr", "pgsql-", "bin"),                                   // the PostgreSQL project's RPMs
@@ -28,15 +29,15 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Every server on this machine, at least one: those on PATH in its order, then the packaged ones, newest first.
+    /// All installed servers, at least one: first those on PATH in its order, then the packaged ones, newest first.
     ///
-    /// `asked` is the caller's own choice of a directory; then no other is looked at.
+    /// If `asked` is given, only that directory is searched.
     pub(crate) fn installed(asked: Option<&Path>) -> Result<Vec<Self>, Error> {
         if let Some(dir) = asked {
             return Ok(vec![Self::at(dir).ok_or_else(|| Error::NotPostgres { dir: dir.to_path_buf() })?]);
         }
         let path = env::var_os("PATH").unwrap_or_default();
-        // An empty or relative entry means "wherever I stand", and nothing found there was installed.
+        // An empty or relative entry means the working directory, which is no place of installation.
         let on_path = env::split_paths(&path).filter(|dir| dir.is_absolute());
         let mut found: Vec<Self> = on_path.filter_map(|dir| Self::at(&dir)).collect();
 
@@ -51,7 +52,7 @@ impl Binaries {
         if found.is_empty() { Err(Error::NotInstalled { advice: advice() }) } else { Ok(found) }
     }
 
-    /// The first that can open the cluster in its place, or just the first if there is no cluster yet.
+    /// The first one that can read the existing cluster's data, or just the first if there is no cluster yet.
     pub(crate) fn choose(installed: Vec<Self>, place: &Place) -> Result<Self, Error> {
         let wanted = place.version();
         let found: Vec<String> = installed.iter().map(|binaries| binaries.major.to_string()).collect();
@@ -75,21 +76,22 @@ impl Binaries {
         if !["postgres", "initdb", "pg_ctl"].iter().all(|name| dir.join(name).is_file()) {
             return None;
         }
-        // Asked, not guessed from the path: a directory on PATH names no version, and a broken installation does not answer.
+        // Read from the program, not guessed from the path: a directory on PATH names no version, and a broken
+        // installation is detected.
         let output = Command::new(dir.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
         let dir = dir.canonicalize().ok()?;
         Some(Self { dir, major: major(&String::from_utf8_lossy(&output.stdout))? })
     }
 }
 
-/// The major version in what `postgres --version` prints: `postgres (PostgreSQL) 17.2 (Debian …)`, `… 18beta1`.
+/// The major version in the output of `postgres --version`: `postgres (PostgreSQL) 17.2 (Debian …)`, `… 18beta1`.
 fn major(version: &str) -> Option<u32> {
     let number = version.split_once("(PostgreSQL) ")?.1;
     let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     number[..end].parse().ok()
 }
 
-/// What to type where there is no server, by the package manager that is there.
+/// How to install the server with this machine's package manager.
 fn advice() -> &'static str {
     let path = env::var_os("PATH").unwrap_or_default();
     let has = |program: &str| env::split_paths(&path).any(|dir| dir.join(program).is_file());
@@ -123,7 +125,7 @@ mod tests {
     fn a_directory_without_a_server_is_refused_by_name() {
         let refused = Binaries::installed(Some(Path::new("/nonexistent")));
         let message = refused.expect_err("there is nothing").to_string();
-        assert_eq!(message, "/nonexistent holds no Postgres server (postgres, initdb and pg_ctl)");
+        assert_eq!(message, "/nonexistent contains no Postgres server (postgres, initdb and pg_ctl)");
     }
 
     #[test]

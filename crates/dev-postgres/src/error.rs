@@ -3,45 +3,45 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// Why there is no Postgres.
+/// Why Postgres could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No directory that is searched holds the server's programs.
+    /// No searched directory contains the server's programs.
     #[error("no Postgres server is installed: {advice}")]
     NotInstalled {
-        /// What to type on this machine.
+        /// How to install it on this machine.
         advice: &'static str,
     },
 
-    /// The directory named by the caller lacks `postgres`, `initdb` or `pg_ctl`, or they do not run.
-    #[error("{} holds no Postgres server (postgres, initdb and pg_ctl)", .dir.display())]
+    /// `postgres`, `initdb` or `pg_ctl` is missing from the given directory, or does not run.
+    #[error("{} contains no Postgres server (postgres, initdb and pg_ctl)", .dir.display())]
     NotPostgres {
-        /// The directory asked for.
+        /// The given directory.
         dir: PathBuf,
     },
 
-    /// The data were written by a major version that is not installed, and Postgres reads no version but its own.
-    #[error("{} was made by Postgres {wanted}, but only {found} is installed", .data.display())]
+    /// The data were created by a major version that is not installed; Postgres cannot read those of another version.
+    #[error("{} was created by Postgres {wanted}, but only {found} is installed", .data.display())]
     WrongVersion {
         /// The cluster's data.
         data: PathBuf,
-        /// The major version that made it.
+        /// The major version that created the data.
         wanted: u32,
-        /// What there is.
+        /// The installed versions.
         found: String,
     },
 
-    /// Another process runs its Postgres here.
+    /// Another process runs Postgres in this directory.
     #[error("{} is in use by another sessiond (process {holder}); stop that one, or choose another directory", .dir.display())]
     InUse {
         /// The data directory.
         dir: PathBuf,
-        /// Its process id, as it wrote it down.
+        /// The process id of that process, from its lock file.
         holder: String,
     },
 
-    /// A directory that must be ours alone is not.
+    /// A directory is accessible to other users, or belongs to one.
     #[error("refusing to keep a database in {}: {reason}", .path.display())]
     NotPrivate {
         /// The directory.
@@ -50,42 +50,42 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// The process is root, under which Postgres does not run, and the machine has no user to step down to.
-    #[error("Postgres does not run as root, and there is neither a user `postgres` nor `nobody`")]
+    /// The process is root, as which Postgres does not run, and no unprivileged user exists.
+    #[error("Postgres does not run as root, and this machine has neither a user `postgres` nor `nobody`")]
     NoUser,
 
-    /// The file system said no.
+    /// A file system operation failed.
     #[error("cannot {action} {}", .path.display())]
     File {
-        /// A verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 
-    /// A program did not start.
+    /// A program could not be started.
     #[error("cannot run {}", .program.display())]
     Run {
-        /// Which.
+        /// The program.
         program: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 
-    /// A program ran and failed.
+    /// A program failed.
     #[error("{program} failed ({status}): {output}")]
     Failed {
-        /// Which.
+        /// The program.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it said last.
+        /// The end of its output.
         output: String,
     },
 
-    /// The server came to an end before it accepted connections.
+    /// The server exited before it accepted connections.
     #[error("Postgres did not start; {} ends with:\n{tail}", .log.display())]
     Exited {
         /// Its log.
@@ -94,26 +94,26 @@ pub enum Error {
         tail: String,
     },
 
-    /// Something took longer than it may.
+    /// An operation exceeded its time limit.
     #[error("Postgres did not {action} within {seconds} s; its log is {}", .log.display())]
     TooSlow {
         /// `start` or `stop`.
         action: &'static str,
-        /// The bound that was exceeded.
+        /// The time limit, in seconds.
         seconds: u64,
-        /// Where it may say why.
+        /// The server's log.
         log: PathBuf,
     },
 }
 
 impl Error {
-    /// For `map_err`: the file system's refusal, and what was being done to which path.
+    /// For `map_err`: adds the operation and the path to an I/O error.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::File { action, path, source }
     }
 
-    /// For `map_err`: a program that did not start.
+    /// For `map_err`: adds the program to an I/O error.
     pub(crate) fn run(program: &Path) -> impl FnOnce(io::Error) -> Error {
         let program = program.to_path_buf();
         move |source| Error::Run { program, source }

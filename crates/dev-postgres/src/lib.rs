@@ -34,7 +34,7 @@ use crate::lock::Lock;
 use crate::options::ROLE;
 use crate::place::Place;
 use crate::server::Server;
-use crate::watchdog::Orders;
+use crate::watchdog::WatchdogArgs;
 
 pub use crate::error::Error;
 pub use crate::options::Durability;
@@ -43,12 +43,12 @@ pub use crate::options::Options;
 pub use crate::watchdog::WATCHDOG_COMMAND;
 pub use crate::watchdog::watchdog_main;
 
-/// How often a start is tried again while processes of an older server still hold the data, and the pause between tries.
-/// Together they are a bound of about ten seconds.
+/// How often a start is retried while processes of an older server still use the data, and the pause between attempts:
+/// about ten seconds in total.
 const ATTEMPTS_MAX: u32 = 100;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What percent-encoding leaves alone in a URL, for the sake of those who read it.
+/// Characters that stay unencoded in the URL, for readability.
 const URL_PLAIN: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 fn url_of(socket_dir: &Path, database: &str) -> String {
@@ -56,34 +56,36 @@ fn url_of(socket_dir: &Path, database: &str) -> String {
     format!("postgres://{ROLE}@{socket_dir}/{}", percent_encode(database.as_bytes(), &URL_PLAIN))
 }
 
-/// A Postgres that lives as long as this value, or this process, and no longer.
+/// A Postgres server that runs for as long as this value, or at most this process.
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
     binaries: Binaries,
     place: Place,
     is_new: bool,
-    // The server before the lock: fields are dropped in this order, and the lock outlives what it protects.
+    // Drop order: the server is dropped before the lock that protects it.
     server: Option<Server>,
     lock: Lock,
-    // Of a home that stands apart: nobody takes it for left behind. Never read again.
+    // Locks a home outside the data directory, so that no other process deletes it as a leftover.
     _home_lock: Option<Lock>,
 }
 
 impl Cluster {
-    /// Starts the cluster, and creates it first if there is none. Ready when this returns.
+    /// Starts the cluster, creating it if needed. Returns once it accepts connections.
     ///
-    /// An error names what is in the way: no server installed, another `sessiond` on the same directory, a directory
-    /// that is not private, or the last words of a server that did not start.
+    /// # Errors
+    ///
+    /// Fails if no server is installed, another process uses the directory, a directory is not private, or the server
+    /// does not start.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let installed = Binaries::installed(options.postgres_bin.as_deref())?;
         let lock = Lock::take(&options.data_dir)?;
         let place = Place::settle(lock.dir())?;
-        let home_lock = place.is_apart_from(lock.dir()).then(|| Lock::take(&place.home)).transpose()?;
+        let home_lock = place.is_outside(lock.dir()).then(|| Lock::take(&place.home)).transpose()?;
         Place::sweep();
         let binaries = Binaries::choose(installed, &place)?;
         if options.durability == Durability::Disposable {
-            // There is something only if an owner and its watchdog were both killed.
+            // There is one only if an owner and its watchdog were both killed.
             orphan::stop(&place, &binaries).await?;
             place.delete_data()?;
         }
@@ -93,7 +95,7 @@ impl Cluster {
         }
         let mut cluster = Self { options, binaries, place, is_new, server: None, lock, _home_lock: home_lock };
         if let Err(error) = cluster.start_server().await {
-            // Only to clear a disposable cluster away; the first error is the one to know.
+            // Only to delete a disposable cluster; report the first error.
             let _ = cluster.stop().await;
             return Err(error);
         }
@@ -101,15 +103,17 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Deletes the cluster of an earlier data directory at this path, where it stands apart and outlived that one: for a
-    /// data directory that is new. Answers with the path of what was deleted.
+    /// Deletes a cluster outside the data directory that outlived an earlier data directory at this path; for a new
+    /// data directory. Returns the path of what was deleted.
     ///
-    /// An error is one of [`Cluster::start`]'s: above all, that another `sessiond` still runs it.
+    /// # Errors
+    ///
+    /// See [`Cluster::start`]; in particular, fails if another process runs the cluster.
     pub async fn delete_outlived(options: &Options) -> Result<Option<PathBuf>, Error> {
         let installed = Binaries::installed(options.postgres_bin.as_deref())?;
         let lock = Lock::take(&options.data_dir)?;
         let place = Place::settle(lock.dir())?;
-        if !place.is_apart_from(lock.dir()) || place.version().is_none() {
+        if !place.is_outside(lock.dir()) || place.version().is_none() {
             return Ok(None);
         }
         let _home_lock = Lock::take(&place.home)?;
@@ -121,63 +125,62 @@ impl Cluster {
         Ok(Some(place.home))
     }
 
-    /// Whether this start created it, so that it holds nothing yet.
+    /// Whether this start created the cluster, so that it contains no data yet.
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Where a client of libpq's kind finds a database: over the socket, as superuser, without a password.
+    /// The URL of a database, for libpq and compatible clients: over the socket, as superuser, without a password.
     pub fn database_url(&self, database: &str) -> String {
         url_of(&self.place.socket_dir, database)
     }
 
-    /// Whether a URL is what [`Cluster::database_url`] says, now or once it is started, for the cluster of a data directory
-    /// that exists.
+    /// Whether `url` is what [`Cluster::database_url`] returns for the cluster of an existing data directory.
     pub fn is_at(data_dir: &Path, database: &str, url: &str) -> bool {
         let dirs = data_dir.canonicalize().map(|data_dir| Place::socket_dirs(&data_dir));
         dirs.is_ok_and(|dirs| dirs.iter().any(|dir| url_of(dir, database) == url))
     }
 
-    /// The socket itself, for a proxy in front of it. The same after every start.
+    /// The path of the socket, for a proxy. It stays the same across restarts.
     pub fn socket(&self) -> PathBuf {
         self.place.socket()
     }
 
-    /// What the server writes to; what it wrote before its last start is beside it, with `.1` appended.
+    /// The server's log. The log of the previous run is beside it, with `.1` appended.
     pub fn log(&self) -> PathBuf {
         self.place.log()
     }
 
-    /// The process id of the server. Of its last one, if that was killed.
+    /// The process id of the server; the last one's, if it was killed.
     pub fn server_pid(&self) -> Option<u32> {
         self.place.pid_file()?.first()?.parse().ok()
     }
 
-    /// Waits until the server is gone without having been told to: it, or its watchdog, was killed.
-    /// [`Cluster::start_server`] brings it back. Returns at once if no server was started.
+    /// Waits until the server has exited by itself: it or its watchdog was killed. [`Cluster::start_server`] restarts
+    /// it. Returns at once if no server was started.
     pub async fn exited(&self) {
         if let Some(server) = &self.server {
             server.gone().await;
         }
     }
 
-    /// Stops the server and keeps the rest: the data, the lock and the place of the socket. Twice is fine.
+    /// Stops the server, and keeps the data, the lock and the socket's path. Idempotent.
     pub async fn stop_server(&mut self, mode: Mode) -> Result<(), Error> {
         if let Some(server) = self.server.take() {
             server.stop(mode).await?;
         }
-        // Still there only if its watchdog was killed.
+        // Still running only if its watchdog was killed.
         orphan::stop(&self.place, &self.binaries).await
     }
 
-    /// Starts the server again, over the same data and socket.
+    /// Starts the server again, with the same data and socket.
     pub async fn start_server(&mut self) -> Result<(), Error> {
         self.stop_server(Mode::Fast).await?;
         server::rotate(&self.place.log())?;
-        let orders = self.orders();
+        let args = self.args();
         let mut attempts = 1;
         loop {
-            let server = Server::spawn(&self.options.watchdog, &orders)?;
+            let server = Server::spawn(&self.options.watchdog, &args)?;
             match server.ready().await {
                 Ok(()) => {
                     self.server = Some(server);
@@ -185,7 +188,7 @@ impl Cluster {
                 }
                 Err(Error::Exited { tail, .. }) if attempts < ATTEMPTS_MAX && orphan::is_occupied(&tail) => {
                     attempts += 1;
-                    orphan::forget_strangers(&self.place)?;
+                    orphan::delete_stale_pid_files(&self.place)?;
                     time::sleep(ATTEMPT_PAUSE).await;
                     orphan::stop(&self.place, &self.binaries).await?;
                 }
@@ -194,9 +197,9 @@ impl Cluster {
         }
     }
 
-    /// Stops the cluster for good. A disposable one leaves nothing behind.
+    /// Stops the cluster for good. A disposable one is deleted.
     ///
-    /// Dropping it does the same without waiting for the end, or hearing of trouble.
+    /// Dropping the cluster does the same, without waiting or reporting errors.
     pub async fn stop(mut self) -> Result<(), Error> {
         self.stop_server(Mode::Fast).await?;
         let Self { options, place, lock, .. } = self;
@@ -209,7 +212,7 @@ impl Cluster {
         }
     }
 
-    fn orders(&self) -> Orders {
+    fn args(&self) -> WatchdogArgs {
         let discard = match self.options.durability {
             Durability::Full => None,
             Durability::Disposable => Some(self.lock.dir().to_path_buf()),
@@ -220,12 +223,12 @@ impl Cluster {
             setting.push(value);
             postgres.extend(["-c".into(), setting]);
         }
-        Orders { binaries: self.binaries.dir().to_path_buf(), place: self.place.clone(), discard, postgres }
+        WatchdogArgs { binaries: self.binaries.dir().to_path_buf(), place: self.place.clone(), discard, postgres }
     }
 
-    /// On the command line and not in `postgresql.conf`, so that they hold for a cluster of any age and for its copies.
+    /// On the command line and not in `postgresql.conf`, so that they apply to a cluster of any age and to its copies.
     fn settings(&self) -> Vec<(&str, OsString)> {
-        // A list of paths, hence the quotes: without them, a comma in the path would end it.
+        // A list of paths, hence the quotes: otherwise a comma in the path would separate two.
         let mut socket_dir = OsString::from("\"");
         socket_dir.push(&self.place.socket_dir);
         socket_dir.push("\"");
@@ -242,7 +245,7 @@ impl Cluster {
             ("log_destination", "stderr".into()),
             ("fsync", flush.into()),
             ("full_page_writes", flush.into()),
-            // Costs nothing without fsync, and `serve` refuses a database that has it off.
+            // Costs nothing without fsync; and `serve` refuses a database that has it off.
             ("synchronous_commit", "on".into()),
         ];
         settings.extend(self.options.settings.iter().map(|(name, value)| (name.as_str(), value.into())));

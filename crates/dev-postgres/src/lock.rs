@@ -10,16 +10,16 @@ use std::path::PathBuf;
 
 use crate::error::Error;
 
-/// The right to run a Postgres in one data directory. It ends with the process at the latest, however that ends.
+/// The exclusive right to run Postgres in one data directory. Released when the process exits, at the latest.
 #[derive(Debug)]
 pub(crate) struct Lock {
     dir: PathBuf,
-    // Never read again: the kernel holds the lock for as long as it is open.
+    // The kernel holds the lock while the file is open.
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock of a directory, which is created if need be, or says who has it.
+    /// Locks a directory, creating it if needed. Fails with the holder's process id if it is locked.
     pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let dir = dir.canonicalize().map_err(Error::file("resolve", dir))?;
@@ -33,7 +33,7 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => return Err(Error::InUse { holder: holder(&path), dir }),
                 Err(TryLockError::Error(source)) => return Err(Error::file("lock", &path)(source)),
             }
-            // A disposable cluster deletes its lock; between our open and our lock that may have been this file.
+            // A disposable cluster deletes its lock file, possibly between our open and our lock.
             if is_at(&file, &path) {
                 file.set_len(0).map_err(Error::file("truncate", &path))?;
                 writeln!(file, "{}", std::process::id()).map_err(Error::file("write", &path))?;
@@ -42,12 +42,12 @@ impl Lock {
         }
     }
 
-    /// The directory, absolute and without symbolic links: one directory has one such name.
+    /// The directory, absolute and without symbolic links, so that it has a single name.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Gives up the lock and leaves no trace of it. The directory goes too, unless somebody else keeps something there.
+    /// Releases the lock and deletes its file; also the directory, if it is empty.
     pub(crate) fn discard(self) -> io::Result<()> {
         fs::remove_file(path_in(&self.dir))?;
         match fs::remove_dir(&self.dir) {
@@ -64,7 +64,7 @@ fn path_in(dir: &Path) -> PathBuf {
 fn holder(path: &Path) -> String {
     let written = fs::read_to_string(path).unwrap_or_default();
     match written.trim() {
-        // It has the lock and has not yet written its name.
+        // The holder has not written its process id yet.
         "" => "unknown".to_owned(),
         pid => pid.to_owned(),
     }

@@ -7,12 +7,12 @@ use crate::error::Error;
 use crate::place;
 use crate::place::Place;
 
-/// How long a server that was left behind gets to stop before the start gives up.
+/// How long an orphaned server may take to stop before the start fails.
 const STOP_MAX_SECONDS: u32 = 30;
 
-/// Stops a server that nobody minds any more. The caller holds the lock, so it is no one else's.
+/// Stops a server whose watchdog is gone. The caller holds the lock, so no other process owns it.
 pub(crate) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error> {
-    // The process id in the file may have been reused by now. What answers on the socket is the server.
+    // The process id in the file may have been reused. Only the server answers on the socket.
     let is_running = || place.pid_file().is_some() && UnixStream::connect(place.socket()).is_ok();
     if !is_running() {
         return Ok(());
@@ -20,7 +20,7 @@ pub(crate) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error
     let mut pg_ctl = place.command(&binaries.program("pg_ctl"));
     pg_ctl.args(["stop", "--mode", "fast", "--wait", "--timeout", &STOP_MAX_SECONDS.to_string()]);
     pg_ctl.arg("--pgdata").arg(place.data());
-    // It also fails if the server's old watchdog was faster. What counts is that it is gone.
+    // It also fails if the server's old watchdog was faster. Only the result matters.
     place::run(pg_ctl).await?;
     if is_running() {
         return Err(Error::TooSlow { action: "stop", seconds: STOP_MAX_SECONDS.into(), log: place.log() });
@@ -28,29 +28,29 @@ pub(crate) async fn stop(place: &Place, binaries: &Binaries) -> Result<(), Error
     Ok(())
 }
 
-/// Whether a start failed only because an older server, or what is left of one, has the data. That passes.
+/// Whether a start failed only because processes of an older server still use the data, which is temporary.
 pub(crate) fn is_occupied(tail: &str) -> bool {
     (tail.contains("lock file \"") && tail.contains("\" already exists"))
         || tail.contains("pre-existing shared memory block")
 }
 
-/// Removes pid files that outlived a crash of the machine and now name some other program, which Postgres would
-/// take for a server and wait for. A file that names a Postgres stays: that one is on its way out.
-pub(crate) fn forget_strangers(place: &Place) -> Result<(), Error> {
+/// Deletes pid files that outlived a crash of the machine and now name another program, which Postgres would take for a
+/// running server. A file that names a Postgres process stays: that server is exiting.
+pub(crate) fn delete_stale_pid_files(place: &Place) -> Result<(), Error> {
     let socket_lock = place.socket_dir.join(".s.PGSQL.5432.lock");
     for path in [place.data().join("postmaster.pid"), socket_lock] {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let pid: Option<u32> = text.lines().next().and_then(|line| line.trim().parse().ok());
         let Some(name) = pid.and_then(process_name) else { continue };
         if !name.contains("postgres") && !name.contains("postmaster") {
-            tracing::warn!(path = %path.display(), name, "removing the pid file of a server that is long gone");
+            tracing::warn!(path = %path.display(), name, "deleting a stale pid file, which names another program");
             fs::remove_file(&path).map_err(Error::file("remove", &path))?;
         }
     }
     Ok(())
 }
 
-/// What program a process runs, if that can be told. Where there is no `/proc`, as on macOS, `ps` is part of the system.
+/// The program that a process runs, if known. Without `/proc`, as on macOS, `ps` is part of the system.
 fn process_name(pid: u32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).or_else(|_| {
         let ps = Command::new("ps").args(["-o", "comm=", "-p", &pid.to_string()]).output();

@@ -16,50 +16,51 @@ use std::process::Stdio;
 use crate::error::Error;
 use crate::lock::Lock;
 
-/// A socket's path must fit in `sockaddr_un`, its NUL included: 108 bytes on Linux, 104 on macOS and the BSDs.
+/// A socket's path must fit in `sockaddr_un`, including its NUL: 108 bytes on Linux, 104 on macOS and the BSDs.
 const SOCKET_PATH_MAX: usize = 103;
 
-/// The name Postgres gives its socket, by the port it would have; a private directory needs no other.
+/// The name of Postgres' socket, which contains the port. In a private directory the default port is free.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 
-/// What is in a cluster's directory that stands apart from its data directory: the path of that one.
+/// A file in a cluster's directory outside the data directory: the path of that data directory.
 const DATA_DIR: &str = "data-dir";
 
-/// Where a cluster is whose data directory the server's user cannot enter, and where its socket is when the path is too long.
-const APART: &str = "/var/tmp";
+/// The parent of a cluster whose data directory the server's user cannot enter, and of sockets whose path would be too
+/// long.
+const EXTERNAL_PARENT: &str = "/var/tmp";
 const SOCKETS: &str = "/tmp";
 
-/// A user that Postgres can run under when we are root, which it refuses to be.
+/// The user that runs Postgres if we are root, as which Postgres does not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
 }
 
-/// Where one cluster lives on disk. Both directories are the server's user's own, mode 0700.
+/// The paths of one cluster. Both directories belong to the server's user, with mode 0700.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The cluster's data, and its log.
+    /// The cluster's data and log.
     pub(crate) home: PathBuf,
-    /// Where its socket is: `home`, unless that is too long a path for one.
+    /// The directory of its socket: `home`, unless that path is too long.
     pub(crate) socket_dir: PathBuf,
-    /// Whom to run as, when not as ourselves.
+    /// The user to run as, if not our own.
     pub(crate) user: Option<User>,
 }
 
 impl Place {
-    /// Finds the place for the cluster of a data directory and makes its directories.
+    /// Determines the paths for the cluster of a data directory, and creates the directories.
     ///
-    /// It is `postgres` in that directory. Root's own directories (below `/root`, say) are closed to the user that the
-    /// server must run under; then it is a directory in `/var/tmp` that is named after the data directory.
+    /// The cluster is `postgres` in that directory. The server's user cannot access root's own directories (such as
+    /// below `/root`); then the cluster is in a directory in `/var/tmp` named after the data directory.
     pub(crate) fn settle(data_dir: &Path) -> Result<Self, Error> {
         let us = id("-u", None)?.ok_or(Error::NoUser)?;
-        let user = if us == 0 { Some(unprivileged()?) } else { None };
+        let user = if us == 0 { Some(unprivileged_user()?) } else { None };
         let name = name_of(data_dir);
         let inside = data_dir.join("postgres");
-        let home = if reaches(user, data_dir) { inside } else { Path::new(APART).join(&name) };
+        let home = if can_enter(user, data_dir) { inside } else { Path::new(EXTERNAL_PARENT).join(&name) };
         let fits = home.join(SOCKET_NAME).as_os_str().len() <= SOCKET_PATH_MAX;
-        // Not the temporary directory of the environment: that one can be long itself, and differ from start to start.
+        // Not the environment's temporary directory, which may be long, and differ between starts.
         let socket_dir = if fits { home.clone() } else { Path::new(SOCKETS).join(&name) };
 
         let owner = user.unwrap_or(User { uid: us, gid: id("-g", None)?.ok_or(Error::NoUser)? });
@@ -73,32 +74,33 @@ impl Place {
         Ok(Self { home, socket_dir, user })
     }
 
-    /// Every directory that the socket of a data directory's cluster can be in.
+    /// All directories that may contain the socket of a data directory's cluster.
     pub(crate) fn socket_dirs(data_dir: &Path) -> [PathBuf; 3] {
         let name = name_of(data_dir);
-        [data_dir.join("postgres"), Path::new(APART).join(&name), Path::new(SOCKETS).join(&name)]
+        [data_dir.join("postgres"), Path::new(EXTERNAL_PARENT).join(&name), Path::new(SOCKETS).join(&name)]
     }
 
-    /// Whether the cluster outlives its data directory when somebody deletes that.
-    pub(crate) fn is_apart_from(&self, data_dir: &Path) -> bool {
+    /// Whether the cluster is outside the data directory, so that it stays if that is deleted.
+    pub(crate) fn is_outside(&self, data_dir: &Path) -> bool {
         !self.home.starts_with(data_dir)
     }
 
-    /// Deletes what stands apart from temporary data directories that are gone: the clusters of tests that were killed. A
-    /// directory that cannot be read or deleted stays.
+    /// Deletes clusters outside of temporary data directories that no longer exist: those of killed tests. Directories
+    /// that cannot be read or deleted stay.
     pub(crate) fn sweep() {
-        let temporary = [PathBuf::from(SOCKETS), PathBuf::from(APART), std::env::temp_dir()];
-        let entries = [APART, SOCKETS].into_iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+        let temporary = [PathBuf::from(SOCKETS), PathBuf::from(EXTERNAL_PARENT), std::env::temp_dir()];
+        let entries =
+            [EXTERNAL_PARENT, SOCKETS].into_iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
         for dir in entries.map(|entry| entry.path()) {
             let is_ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sessiond-"));
-            // Not a link that leads elsewhere.
+            // Not a symbolic link.
             let is_dir = || fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir());
             if !is_ours || !is_dir() {
                 continue;
             }
             let Ok(data_dir) = fs::read(dir.join(DATA_DIR)) else { continue };
             let data_dir = Path::new(OsStr::from_bytes(&data_dir));
-            // Another one can be on a disk that is not mounted today.
+            // Any other may be on a disk that is not mounted at present.
             let is_temporary = temporary.iter().any(|temporary| data_dir.starts_with(temporary));
             if is_temporary && !data_dir.exists() && Lock::take(&dir).is_ok() {
                 let _ = fs::remove_dir_all(&dir);
@@ -118,32 +120,32 @@ impl Place {
         self.socket_dir.join(SOCKET_NAME)
     }
 
-    /// The major version that made the data, if there are any.
+    /// The major version that created the data, if there are any.
     pub(crate) fn version(&self) -> Option<u32> {
         fs::read_to_string(self.data().join("PG_VERSION")).ok()?.trim().parse().ok()
     }
 
-    /// The lines of `postmaster.pid`: process id, data directory, start time, port, socket directory, and so on.
+    /// The lines of `postmaster.pid`: process id, data directory, start time, port, socket directory, and more.
     pub(crate) fn pid_file(&self) -> Option<Vec<String>> {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         Some(text.lines().map(|line| line.trim().to_owned()).collect())
     }
 
-    /// A command that runs as the server's user, in its home, and knows nothing of our environment: no `PGPORT` or
-    /// `PGOPTIONS` that would change the server, no secret of ours that the user could read out of its processes.
+    /// A command that runs as the server's user, in its home, without our environment: no `PGPORT` or `PGOPTIONS` that
+    /// would affect the server, and no secrets that the user could read from its processes.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.home).env_clear().stdin(Stdio::null());
         for kept in ["PATH", "LD_LIBRARY_PATH"] {
             command.envs(std::env::var_os(kept).map(|value| (kept, value)));
         }
-        // Its messages are matched, so they come in one language; and UTC spares initdb a search for the local time zone.
+        // Its messages are matched, so they must be in English; UTC saves initdb the search for the local time zone.
         command.env("LC_ALL", "C").env("TZ", "UTC");
         run_as(&mut command, self.user);
         command
     }
 
-    /// Deletes the data, if there are any, and leaves the rest.
+    /// Deletes the data, if there are any, and nothing else.
     pub(crate) fn delete_data(&self) -> Result<(), Error> {
         let data = self.data();
         if data.exists() { fs::remove_dir_all(&data).map_err(Error::file("delete", &data)) } else { Ok(()) }
@@ -161,12 +163,12 @@ impl Place {
     }
 }
 
-/// What a directory that stands apart is called.
+/// The name of a cluster's directory outside the data directory.
 fn name_of(data_dir: &Path) -> String {
     format!("sessiond-{:016x}", fnv1a(data_dir.as_os_str().as_bytes()))
 }
 
-/// Runs a command to its end, or ends it when the caller is cancelled: a stray initdb would be in the next one's way.
+/// Runs a command to its end. Kills it if the caller is cancelled: a stray initdb would disturb the next one.
 pub(crate) async fn run(command: Command) -> Result<Output, Error> {
     let program = PathBuf::from(command.get_program());
     let mut command = tokio::process::Command::from(command);
@@ -180,8 +182,8 @@ fn run_as(command: &mut Command, user: Option<User>) {
     }
 }
 
-/// The user for a server of root's: the one that packages create for Postgres, or the one that owns nothing.
-fn unprivileged() -> Result<User, Error> {
+/// The user for root's server: the one that packages create for Postgres, or else `nobody`.
+fn unprivileged_user() -> Result<User, Error> {
     for name in ["postgres", "nobody"] {
         if let (Some(uid), Some(gid)) = (id("-u", Some(name))?, id("-g", Some(name))?) {
             return Ok(User { uid, gid });
@@ -190,23 +192,23 @@ fn unprivileged() -> Result<User, Error> {
     Err(Error::NoUser)
 }
 
-/// Asks `id`, which every Unix has; the system calls themselves would need `unsafe`. `None` for an unknown name.
+/// Runs `id`, which every Unix has; the system calls would need `unsafe`. `None` for an unknown name.
 fn id(flag: &str, name: Option<&str>) -> Result<Option<u32>, Error> {
     let mut command = Command::new("id");
     let output = command.arg(flag).args(name).stdin(Stdio::null()).output().map_err(Error::run(Path::new("id")))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())
 }
 
-/// Whether the user can enter a directory. Tried, not computed from modes, which know nothing of ACLs and mounts.
-fn reaches(user: Option<User>, dir: &Path) -> bool {
+/// Whether the user can enter a directory. Tested, not computed from modes, which do not cover ACLs and mounts.
+fn can_enter(user: Option<User>, dir: &Path) -> bool {
     let mut command = Command::new("true");
     run_as(&mut command, user);
     command.current_dir(dir).stdin(Stdio::null()).status().is_ok()
 }
 
-/// Creates a directory that only `owner` can enter, or makes sure that the one that is there is such.
+/// Creates a directory that only `owner` can enter, or checks that an existing one is such.
 ///
-/// The name can be known to others and `/tmp` is everybody's, so whatever is there already is suspect.
+/// Others may know the name, and `/tmp` is writable for all, so an existing entry is not trusted.
 fn make_private(dir: &Path, us: u32, owner: User) -> Result<(), Error> {
     let refuse = |reason| Err(Error::NotPrivate { path: dir.to_path_buf(), reason });
     match DirBuilder::new().mode(0o700).create(dir) {
@@ -229,7 +231,7 @@ fn make_private(dir: &Path, us: u32, owner: User) -> Result<(), Error> {
     Ok(())
 }
 
-/// FNV-1a: the same for the same path in every release, which the standard library's hasher does not promise.
+/// FNV-1a: stable across releases, which the standard library's hasher does not guarantee.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -241,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory of the test's own, gone at its end.
+    /// A directory for one test, deleted at its end.
     struct Scratch(PathBuf);
 
     impl Scratch {

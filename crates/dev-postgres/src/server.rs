@@ -19,22 +19,23 @@ use tokio::time;
 use crate::error::Error;
 use crate::options::Mode;
 use crate::watchdog::IMMEDIATE;
-use crate::watchdog::Orders;
 use crate::watchdog::READY;
 use crate::watchdog::WATCHDOG_COMMAND;
+use crate::watchdog::WatchdogArgs;
 
-/// How long a start may take. A crash recovery replays what was written since the last checkpoint, five minutes at most.
+/// How long a start may take. Crash recovery replays what was written since the last checkpoint, at most five minutes
+/// ago.
 const START_MAX: Duration = Duration::from_secs(120);
 
-/// How long a stop may take; beyond what the watchdog itself gives Postgres before it kills it.
+/// How long a stop may take: longer than the watchdog waits before it kills Postgres.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
-/// How many lines of the log explain a failed start.
+/// How many lines of the log are shown after a failed start.
 const TAIL_LINES: usize = 12;
 
-/// A running Postgres, as far as its owner sees it: the watchdog that minds it.
+/// A running Postgres, as seen by its owner: a handle to its watchdog.
 ///
-/// It ends when this is dropped, because the watchdog's standard input closes then.
+/// Dropping it stops Postgres, because it closes the watchdog's standard input.
 #[derive(Debug)]
 pub(crate) struct Server {
     stdin: ChildStdin,
@@ -50,21 +51,21 @@ enum State {
 }
 
 impl Server {
-    /// Starts the watchdog, and it Postgres.
-    pub(crate) fn spawn(watchdog: &Path, orders: &Orders) -> Result<Self, Error> {
-        let log = orders.place.log();
+    /// Starts the watchdog, which starts Postgres.
+    pub(crate) fn spawn(watchdog: &Path, args: &WatchdogArgs) -> Result<Self, Error> {
+        let log = args.place.log();
         let log_file = File::create(&log).map_err(Error::file("create", &log))?;
         let mut command = Command::new(watchdog);
-        command.arg(WATCHDOG_COMMAND).args(orders.to_args());
+        command.arg(WATCHDOG_COMMAND).args(args.to_args());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
-        // In a process group of its own, so that a Ctrl-C in the terminal ends us first and the database last.
+        // In its own process group, so that a Ctrl-C in the terminal stops us first and the database last.
         command.process_group(0);
         let mut child = command.spawn().map_err(Error::run(watchdog))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Error::run(watchdog)(io::Error::other("it has no pipes")));
+            return Err(Error::run(watchdog)(io::Error::other("its pipes are missing")));
         };
 
-        // A thread and not a task: the watchdog is seen to the end, and reaped, whatever becomes of any runtime.
+        // A thread and not a task, so that the watchdog is awaited and reaped even without a runtime.
         let (sender, state) = watch::channel(State::Starting);
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -89,9 +90,9 @@ impl Server {
         }
     }
 
-    /// Waits until Postgres is no longer minded: it ended, or its watchdog did.
+    /// Waits until Postgres or its watchdog has exited.
     pub(crate) async fn gone(&self) {
-        // An error means that the thread is gone, and with it the watchdog.
+        // An error means that the thread has ended, and with it the watchdog.
         let _ = self.state.clone().wait_for(|state| *state == State::Gone).await;
     }
 
@@ -99,7 +100,7 @@ impl Server {
     pub(crate) async fn stop(self, mode: Mode) -> Result<(), Error> {
         let Self { mut stdin, mut state, log } = self;
         if mode == Mode::Immediate {
-            // A watchdog that cannot be written to is gone already.
+            // If the watchdog cannot be written to, it has exited.
             let _ = writeln!(stdin, "{IMMEDIATE}");
         }
         drop(stdin);
@@ -110,7 +111,7 @@ impl Server {
     }
 }
 
-/// Puts the log of the last run aside, so that there are never more than two.
+/// Renames the log of the last run, so that there are at most two.
 pub(crate) fn rotate(log: &Path) -> Result<(), Error> {
     let previous = log.with_extension("log.1");
     match fs::rename(log, &previous) {

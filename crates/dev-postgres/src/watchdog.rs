@@ -15,40 +15,40 @@ use crate::lock::Lock;
 use crate::place::Place;
 use crate::place::User;
 
-/// The hidden command of the binary under which it is the watchdog: the first argument of the process.
+/// The hidden command that runs the watchdog: the first argument of the process.
 pub const WATCHDOG_COMMAND: &str = "postgres-watchdog";
 
-/// What the watchdog prints, on a line of its own, once Postgres accepts connections.
+/// The line that the watchdog prints once Postgres accepts connections.
 pub(crate) const READY: &str = "ready";
 
-/// What its standard input says before it closes, when Postgres shall stop without writing a checkpoint.
+/// What it reads from standard input before the end, if Postgres is to stop without a checkpoint.
 pub(crate) const IMMEDIATE: &str = "immediate";
 
-/// How long a fast shutdown may take. It writes a checkpoint, so it is as slow as the disk.
+/// How long a fast shutdown may take. It writes a checkpoint, so it depends on the disk.
 const FAST_STOP_MAX: Duration = Duration::from_secs(15);
 
-/// How long an immediate one may take. It only ends processes; Postgres itself gives them five seconds.
+/// How long an immediate shutdown may take. It only ends processes, for which Postgres itself allows five seconds.
 const IMMEDIATE_STOP_MAX: Duration = Duration::from_secs(7);
 
-/// How often a starting server is asked whether it is ready, and a stopping one whether it is gone.
+/// How often to check whether a starting server is ready, and a stopping one gone.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How often a running server is looked after.
-const POLL_CALM: Duration = Duration::from_millis(200);
+/// How often to check a running server.
+const POLL_RUNNING: Duration = Duration::from_millis(200);
 
-/// What the watchdog is told on its command line.
+/// The arguments of the watchdog.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Orders {
-    /// Where the server's programs are.
+pub(crate) struct WatchdogArgs {
+    /// The directory of the server's programs.
     pub(crate) binaries: PathBuf,
     pub(crate) place: Place,
-    /// The data directory to clear away in the end, when the cluster is not to outlive its owner.
+    /// The data directory of a disposable cluster, to delete at the end.
     pub(crate) discard: Option<PathBuf>,
     /// The command line of `postgres`.
     pub(crate) postgres: Vec<OsString>,
 }
 
-impl Orders {
+impl WatchdogArgs {
     pub(crate) fn to_args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
@@ -89,56 +89,56 @@ impl Orders {
     }
 }
 
-/// Runs Postgres until standard input closes, which happens at the latest when the process that holds its other end dies.
+/// Runs Postgres until standard input closes, at the latest when the process at its other end exits.
 ///
-/// `args` are what follows [`WATCHDOG_COMMAND`]. The parent has no other means that survives its own `kill -9`: only
-/// the kernel is certain to act then, and closing a dead process's pipes is what it does on every system.
+/// `args` are those after [`WATCHDOG_COMMAND`]. Nothing else survives a `kill -9` of the parent: the kernel closes a
+/// dead process' pipes on every system.
 pub fn watchdog_main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(orders) = Orders::from_args(args) else {
-        complain("this command is sessiond's own; it is not meant to be typed");
+    let Some(args) = WatchdogArgs::from_args(args) else {
+        log_error("this command is sessiond's own; it is not meant to be typed");
         return ExitCode::FAILURE;
     };
-    let mut postgres = match start(&orders) {
+    let mut postgres = match start(&args) {
         Ok(postgres) => postgres,
         Err(error) => {
-            complain(&format!("cannot run postgres: {error}"));
+            log_error(&format!("cannot run postgres: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    let ended = match watch(&orders, &mut postgres) {
-        Some(signal) => stop(&orders, &mut postgres, signal),
+    let ended = match watch(&args, &mut postgres) {
+        Some(signal) => stop(&args, &mut postgres, signal),
         None => postgres.wait().map(|_| ()),
     };
-    if let Some(dir) = &orders.discard {
-        discard(&orders.place, dir);
+    if let Some(dir) = &args.discard {
+        discard(&args.place, dir);
     }
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("lost sight of postgres: {error}"));
+            log_error(&format!("cannot wait for postgres: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Standard error is the server's log: what stands there is shown when the start fails.
-fn complain(message: &str) {
-    // A log that cannot be written is no reason to leave the server alone.
+/// Standard error is the server's log, which is shown if the start fails.
+fn log_error(message: &str) {
+    // Keep the server running even if the log cannot be written.
     let _ = writeln!(io::stderr(), "sessiond {WATCHDOG_COMMAND}: {message}");
 }
 
-fn start(orders: &Orders) -> io::Result<Child> {
-    let mut command = orders.place.command(&orders.binaries.join("postgres"));
-    // Standard output is the pipe to the parent. Postgres must not hold it, or the parent could not see us die.
-    command.args(&orders.postgres).stdout(io::stderr()).stderr(io::stderr()).spawn()
+fn start(args: &WatchdogArgs) -> io::Result<Child> {
+    let mut command = args.place.command(&args.binaries.join("postgres"));
+    // Standard output is the pipe to the parent. Postgres must not inherit it, or the parent could not notice our exit.
+    command.args(&args.postgres).stdout(io::stderr()).stderr(io::stderr()).spawn()
 }
 
-/// Waits for the order to stop, and answers with the signal that carries it out; `None` when Postgres ends by itself.
-fn watch(orders: &Orders, postgres: &mut Child) -> Option<&'static str> {
+/// Waits for the order to stop, and returns the signal to send; `None` if Postgres exits by itself.
+fn watch(args: &WatchdogArgs, postgres: &mut Child) -> Option<&'static str> {
     let (sender, closed) = mpsc::channel();
     thread::spawn(move || {
         let mut order = String::new();
-        // An unreadable pipe means what a closed one does: nobody is there.
+        // An unreadable pipe is treated like a closed one: the parent is gone.
         let _ = io::stdin().read_to_string(&mut order);
         let _ = sender.send(if order.trim() == IMMEDIATE { "QUIT" } else { "INT" });
     });
@@ -146,12 +146,12 @@ fn watch(orders: &Orders, postgres: &mut Child) -> Option<&'static str> {
     let pid = postgres.id().to_string();
     let mut ready = false;
     loop {
-        if !ready && is_ready(&orders.place, &pid) {
+        if !ready && is_ready(&args.place, &pid) {
             ready = true;
-            // A parent that no longer reads is about to close our standard input.
+            // If the parent no longer reads, it is about to close our standard input.
             let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
         }
-        match closed.recv_timeout(if ready { POLL_CALM } else { POLL }) {
+        match closed.recv_timeout(if ready { POLL_RUNNING } else { POLL }) {
             Ok(signal) => return Some(signal),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Some("INT"),
@@ -163,25 +163,25 @@ fn watch(orders: &Orders, postgres: &mut Child) -> Option<&'static str> {
     }
 }
 
-/// Postgres keeps its state in the eighth line of its pid file. The file of a dead predecessor can say `ready` too,
-/// hence the process id.
+/// Postgres writes its state to the eighth line of its pid file. A dead predecessor's file may say `ready` too, hence
+/// the process id.
 fn is_ready(place: &Place, pid: &str) -> bool {
     let lines = place.pid_file().unwrap_or_default();
-    // A hot standby is as ready as it will be.
+    // A hot standby never becomes more ready.
     let is_ready = |state: &String| state == "ready" || state == "standby";
     lines.first().is_some_and(|first| first == pid) && lines.get(7).is_some_and(is_ready)
 }
 
-/// Ends Postgres, by harsher means when gentler ones fail. Nothing committed is lost by any of them.
-fn stop(orders: &Orders, postgres: &mut Child, signal: &str) -> io::Result<()> {
+/// Stops Postgres, more forcefully if gentler signals fail. No signal loses committed data.
+fn stop(args: &WatchdogArgs, postgres: &mut Child, signal: &str) -> io::Result<()> {
     let fast = [("INT", FAST_STOP_MAX), ("QUIT", IMMEDIATE_STOP_MAX)];
     for (signal, time_max) in fast.into_iter().skip_while(|(name, _)| *name != signal) {
-        // Not `pg_ctl stop`: by now the data directory may be a successor's, but this process id is our child's for
-        // as long as we have not waited for it.
-        let mut pg_ctl = orders.place.command(&orders.binaries.join("pg_ctl"));
+        // Not `pg_ctl stop`: by now the data directory may belong to a successor, but the process id is our child's
+        // until we have waited for it.
+        let mut pg_ctl = args.place.command(&args.binaries.join("pg_ctl"));
         let sent = pg_ctl.args(["kill", signal, &postgres.id().to_string()]).stdout(io::stderr()).status();
         if let Err(error) = sent {
-            complain(&format!("cannot run pg_ctl: {error}"));
+            log_error(&format!("cannot run pg_ctl: {error}"));
             break;
         }
         for _ in 0..time_max.as_millis() / POLL.as_millis() {
@@ -190,17 +190,17 @@ fn stop(orders: &Orders, postgres: &mut Child, signal: &str) -> io::Result<()> {
             }
             thread::sleep(POLL);
         }
-        complain(&format!("postgres did not heed {signal}"));
+        log_error(&format!("postgres did not stop on {signal}"));
     }
     postgres.kill()?;
     postgres.wait().map(|_| ())
 }
 
-/// Clears a disposable cluster away, unless its owner lives, who may want to start it again, or it has a new one.
+/// Deletes a disposable cluster, unless its owner still runs, and may restart it, or a new one has replaced it.
 fn discard(place: &Place, dir: &Path) {
     let Ok(lock) = Lock::take(dir) else { return };
     if let Err(error) = place.delete().and_then(|()| lock.discard()) {
-        complain(&format!("cannot delete the cluster: {error}"));
+        log_error(&format!("cannot delete the cluster: {error}"));
     }
 }
 
@@ -213,18 +213,18 @@ mod tests {
         let place =
             Place { home: "/a b/home".into(), socket_dir: "/tmp/s".into(), user: Some(User { uid: 101, gid: 104 }) };
         let postgres = vec!["-D".into(), "/a b/home/data".into(), "-c".into(), "x=--".into()];
-        let orders = Orders { binaries: "/bin".into(), place, discard: Some("/tmp/d".into()), postgres };
-        assert_eq!(Orders::from_args(orders.to_args().into_iter()), Some(orders.clone()));
+        let args = WatchdogArgs { binaries: "/bin".into(), place, discard: Some("/tmp/d".into()), postgres };
+        assert_eq!(WatchdogArgs::from_args(args.to_args().into_iter()), Some(args.clone()));
 
-        let place = Place { user: None, ..orders.place };
-        let orders = Orders { place, discard: None, ..orders };
-        assert_eq!(Orders::from_args(orders.to_args().into_iter()), Some(orders));
+        let place = Place { user: None, ..args.place };
+        let args = WatchdogArgs { place, discard: None, ..args };
+        assert_eq!(WatchdogArgs::from_args(args.to_args().into_iter()), Some(args));
     }
 
     #[test]
     fn anything_else_is_no_order() {
         for line in ["", "--home /x", "--home /x --", "--nonsense x --", "start"] {
-            assert_eq!(Orders::from_args(line.split_whitespace().map(OsString::from)), None, "{line}");
+            assert_eq!(WatchdogArgs::from_args(line.split_whitespace().map(OsString::from)), None, "{line}");
         }
     }
 }

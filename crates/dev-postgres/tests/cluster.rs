@@ -251,7 +251,7 @@ async fn a_missing_server_is_reported_before_anything_is_created() {
     let mut options = scratch.options(Durability::Full);
     options.postgres_bin = Some(scratch.0.clone());
     let refused = Cluster::start(options).await.expect_err("there is no server");
-    let expected = format!("{} holds no Postgres server (postgres, initdb and pg_ctl)", scratch.0.display());
+    let expected = format!("{} contains no Postgres server (postgres, initdb and pg_ctl)", scratch.0.display());
     assert_eq!(refused.to_string(), expected);
     assert!(!scratch.data_dir().exists());
 }

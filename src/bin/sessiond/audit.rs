@@ -67,7 +67,7 @@ pub(crate) async fn run(args: AuditArgs) -> CommandResult {
     if args.json {
         return Ok(lines.iter().map(object).try_for_each(print::line)?);
     }
-    Ok(print::text_as_is(table(&lines))?)
+    Ok(print::raw(table(&lines))?)
 }
 
 /// An entry of either part of the audit log.

@@ -128,7 +128,7 @@ async fn add(args: BackchannelAddArgs) -> CommandResult {
     let new = NewEndpoint { project, kind, url, audience };
     let id = app.endpoint_add(new, &permitted.backchannel_allow_private).await?;
     // Only the id on standard output, for scripts.
-    print::aside("the endpoint receives every revocation from now on; its id:");
+    print::note("the endpoint receives every revocation from now on; its id:");
     let added = |print::Unwritten(source)| format!("endpoint {id} was added, but standard output failed: {source}");
     Ok(print::line(id).map_err(added)?)
 }

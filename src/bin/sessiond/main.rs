@@ -103,7 +103,7 @@ fn main() -> ExitCode {
     let asked = config::tidied(Cli::command()).try_get_matches();
     let Cli { command, log } = match asked.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() && telemetry::is_json_asked_for() => {
+        Err(error) if error.use_stderr() && telemetry::is_json_requested() => {
             fatal(LogFormat::Json, error.to_string().trim_end());
             return error.exit_code().try_into().map_or(ExitCode::FAILURE, |code: u8| code.into());
         }
@@ -125,8 +125,8 @@ fn main() -> ExitCode {
 /// Prints why the process exits, in the log's format: log collectors expect only JSON.
 fn fatal(format: LogFormat, message: &str) {
     match format {
-        LogFormat::Text => print::aside(format_args!("sessiond: {message}")),
-        LogFormat::Json => print::aside(format_args!("{}", telemetry::in_json(message))),
+        LogFormat::Text => print::note(format_args!("sessiond: {message}")),
+        LogFormat::Json => print::note(format_args!("{}", telemetry::json_line(message))),
     }
 }
 

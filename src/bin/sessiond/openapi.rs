@@ -15,5 +15,5 @@ pub(crate) struct OpenapiArgs {
 }
 
 pub(crate) fn run(args: &OpenapiArgs) -> CommandResult {
-    Ok(print::text_as_is(edge::document(&args.base_paths))?)
+    Ok(print::raw(edge::document(&args.base_paths))?)
 }

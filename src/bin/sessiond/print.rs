@@ -29,7 +29,7 @@ impl Unwritten {
 /// The command succeeded, but standard output failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{done}, but standard output failed")]
-pub(crate) struct Unsaid {
+pub(crate) struct DoneUnprinted {
     done: String,
     source: io::Error,
 }
@@ -37,29 +37,29 @@ pub(crate) struct Unsaid {
 /// Prints a line. The only way to standard output: `println!` panics when it is closed or full, so clippy forbids it
 /// here.
 pub(crate) fn line(text: impl Display) -> Result<(), Unwritten> {
-    text_as_is(format!("{text}\n"))
+    raw(format!("{text}\n"))
 }
 
 /// Prints text that has its own newlines.
-pub(crate) fn text_as_is(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
+pub(crate) fn raw(text: impl AsRef<[u8]>) -> Result<(), Unwritten> {
     let mut out = io::stdout().lock();
     Ok(out.write_all(text.as_ref()).and_then(|()| out.flush())?)
 }
 
 /// Prints what was done. If printing fails, the error repeats it, because it stays done.
-pub(crate) fn done(text: impl Into<String>) -> Result<(), Unsaid> {
+pub(crate) fn done(text: impl Into<String>) -> Result<(), DoneUnprinted> {
     let done = text.into();
-    line(&done).map_err(|Unwritten(source)| Unsaid { done, source })
+    line(&done).map_err(|Unwritten(source)| DoneUnprinted { done, source })
 }
 
 /// Prints to standard error; failures are ignored.
-pub(crate) fn aside(text: impl Display) {
+pub(crate) fn note(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Fails if nobody could see a secret: standard output is closed (`>&-`; the standard library puts `/dev/null` in its
 /// place) or discarded.
-pub(crate) fn somebody_reads() -> Result<(), Box<dyn Error>> {
+pub(crate) fn check_stdout_is_read() -> Result<(), Box<dyn Error>> {
     let out = io::stdout().as_fd().try_clone_to_owned().map(fs::File::from).and_then(|out| out.metadata())?;
     let null = fs::metadata("/dev/null");
     if null.is_ok_and(|null| out.rdev() == null.rdev() && out.rdev() != 0) {

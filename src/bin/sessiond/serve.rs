@@ -50,7 +50,7 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) async fn run(args: ServeArgs) -> CommandResult {
-    let stop = setup::told_to_stop(setup::Hangup::Ignored)?;
+    let stop = setup::stop_signal(setup::Hangup::Ignored)?;
     listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
     if let Some(address) = args.listen.proxy_listen {
         listen::check(&[("--proxy-listen", address)])?;

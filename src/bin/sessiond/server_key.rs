@@ -64,12 +64,12 @@ pub(crate) async fn run(command: ServerKeyCommand) -> CommandResult {
 }
 
 async fn create(args: ServerKeyCreateArgs) -> CommandResult {
-    print::somebody_reads()?;
+    print::check_stdout_is_read()?;
     // A server key is hashed, not sealed.
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let (id, key) = app.server_key_create(args.project, args.role).await?;
     // Only the key on standard output, so that it can be piped into a vault.
-    print::aside(format_args!("created server key {id}; it is shown only once:"));
+    print::note(format_args!("created server key {id}; it is shown only once:"));
     let Err(unwritten) = print::line(key.expose_secret()) else { return Ok(()) };
     // A key that nobody saw is useful only to a thief.
     let undone = match app.server_key_revoke(id).await {

@@ -182,7 +182,7 @@ pub(crate) fn stopped() -> std::io::Result<impl Future<Output = ()>> {
 /// # Errors
 ///
 /// If a signal handler cannot be installed.
-pub(crate) fn told_to_stop(hangup: Hangup) -> std::io::Result<impl Future<Output = ()>> {
+pub(crate) fn stop_signal(hangup: Hangup) -> std::io::Result<impl Future<Output = ()>> {
     let stopped = stopped()?;
     // Without a handler SIGHUP ends the process.
     let mut hung_up = signal(SignalKind::hangup())?;

@@ -69,7 +69,7 @@ pub(crate) async fn run(command: SigningKeyCommand) -> CommandResult {
     Ok(())
 }
 
-fn warn_of_caches() -> Result<(), print::Unsaid> {
+fn warn_of_caches() -> Result<(), print::DoneUnprinted> {
     let max_age = duration_text(jwks::MAX_AGE);
     print::done(format!(
         "verifiers with a JWKS without the new key refuse its tokens for up to {max_age}: make them fetch it again"

@@ -31,7 +31,7 @@ const open = (Stub) => new Stub(new URL(SESSIOND_URL).host, grpc.credentials.cre
 const stubs = [sessiond.v1.SessionService, health.v1.Health, reflection.v1.ServerReflection].map(open);
 const [sessions, healthy, mirror] = stubs;
 
-const said = (what) => console.log(`@grpc/grpc-js ${require("@grpc/grpc-js/package.json").version}: ${what}`);
+const report = (what) => console.log(`@grpc/grpc-js ${require("@grpc/grpc-js/package.json").version}: ${what}`);
 
 /** Metadata of these pairs. */
 function metadata(pairs) {
@@ -117,30 +117,30 @@ async function cancelled(stream) {
     assert.match(session.session.id, UUID);
     const { user_id, project_id, device_name } = session.session;
     assert.deepEqual([user_id, project_id, device_name], ["ada", SESSIOND_PROJECT_ID, "phone"]);
-    said("signed in");
+    report("signed in");
 
     const { items } = await call("ListSessions", { user_id: "me" }, bearer(session.access_token));
     assert.deepEqual(items.filter((one) => one.is_current_session).map((one) => one.id), [session.session.id]);
     const page = await call("ListSessions", { page_size: 1 }, service);
     assert.deepEqual([page.items.length, page.items[0].id], [1, session.session.id]);
-    said("listed sessions, as a user and as a service");
+    report("listed sessions, as a user and as a service");
 
     const { refresh_token } = await call("RefreshSession", {}, { "x-refresh-token": session.refresh_token });
     assert.notEqual(refresh_token, session.refresh_token);
     assert.equal((await call("RefreshSession", { refresh_token: session.refresh_token }, {})).refresh_token, refresh_token);
-    said("refreshed, and got the same successor again");
+    report("refreshed, and got the same successor again");
 
     assert.equal((await call("RevokeCurrent", {}, bearer(session.access_token))).already_revoked, undefined);
     assert.equal((await call("RevokeCurrent", {}, bearer(session.access_token))).already_revoked, true);
-    said("signed out");
+    report("signed out");
     for (const token of [session.refresh_token, refresh_token]) {
         const again = call("RefreshSession", { refresh_token: token }, {});
         await refused(again, UNAUTHENTICATED, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED");
     }
-    said("no refresh after sign-out");
+    report("no refresh after sign-out");
 
     await refused(call("GetCurrentSession", {}, bearer(session.access_token)), UNAUTHENTICATED, "SESSION_REVOKED");
-    said("UNAUTHENTICATED SESSION_REVOKED was decoded");
+    report("UNAUTHENTICATED SESSION_REVOKED was decoded");
 }
 
 // Other error details.
@@ -148,7 +148,7 @@ async function cancelled(stream) {
     const malformed = await refused(call("RevokeSession", { id: "../up" }, service), INVALID_ARGUMENT, "SCHEMA_ERROR");
     const [violation] = malformed["google.rpc.BadRequest"].field_violations;
     assert.deepEqual([violation.field, violation.description], ["id", "must be a session's id"]);
-    said(`INVALID_ARGUMENT names the field: ${violation.field} ${violation.description}`);
+    report(`INVALID_ARGUMENT names the field: ${violation.field} ${violation.description}`);
 
     const short = (await call("CreateSession", { user_id: "ada", expires_in_millis: 1_000 }, service)).access_token;
     const current = () => call("GetCurrentSession", {}, bearer(short));
@@ -158,7 +158,7 @@ async function cancelled(stream) {
     assert.deepEqual([metadata.project_id, metadata.user_id], [SESSIOND_PROJECT_ID, "ada"]);
     assert.match(metadata.refresh_token_id, UUID);
     assert.ok(Math.abs(Number(metadata.expired_at_millis) - Date.now()) < PATIENCE);
-    said("ACCESS_TOKEN_EXPIRED has its metadata");
+    report("ACCESS_TOKEN_EXPIRED has its metadata");
 }
 
 // Metadata: every response has a request id, errors too; oversized metadata is refused.
@@ -169,13 +169,13 @@ async function cancelled(stream) {
     const nobody = await call("ListSessions", {}, { "x-request-id": "mine" }).catch((error) => error);
     assert.equal(nobody.code, UNAUTHENTICATED);
     assert.match(nobody.metadata.get("x-request-id")[0], /^[0-9a-f]{32}$/);
-    said("every answer has a request id");
+    report("every answer has a request id");
 
     const heavy = await call("ListSessions", {}, { ...service, "x-heavy": "a".repeat(40_000) }).catch((error) => error);
     assert.equal(heavy.code, UNKNOWN);
     assert.match(heavy.details, /431/);
     await call("ListSessions", {}, service);
-    said("metadata of 40 kB was refused by a 431, and the next call was served");
+    report("metadata of 40 kB was refused by a 431, and the next call was served");
 }
 
 // Unknown methods, and malformed messages.
@@ -189,9 +189,9 @@ async function cancelled(stream) {
     for (const method of ["/sessiond.v1.SessionService/Nothing", "/sessiond.v9.SessionService/RevokeCurrent"]) {
         await assert.rejects(raw(method, ""), { code: UNIMPLEMENTED });
     }
-    said("unknown methods are UNIMPLEMENTED");
+    report("unknown methods are UNIMPLEMENTED");
     await refused(raw("/sessiond.v1.SessionService/RevokeSession", '{"id": "text"}'), INVALID_ARGUMENT, "SCHEMA_ERROR");
-    said("JSON in place of protobuf is INVALID_ARGUMENT");
+    report("JSON in place of protobuf is INVALID_ARGUMENT");
 }
 
 // Deadlines. A transaction locks the session's row, so that the sign-out waits.
@@ -204,17 +204,17 @@ async function cancelled(stream) {
     // The client's own deadline.
     const unheard = await call("RevokeCurrent", {}, bearer(session.access_token), { deadline: 20 }).catch((error) => error);
     assert.equal(unheard.code, DEADLINE_EXCEEDED);
-    said("a deadline of 20 ms passed");
+    report("a deadline of 20 ms passed");
 
     // The server's deadline: this client has none, and gets the error.
     const told = call("RevokeCurrent", {}, { ...bearer(session.access_token), "grpc-timeout": "50m" }, { deadline: null });
     await refused(told, DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED");
-    said("the server enforces grpc-timeout");
+    report("the server enforces grpc-timeout");
 
     assert.equal(await isActive(session.access_token), true);
     holder.stdin.end("ROLLBACK;\n");
     await until("the sign-out", async () => !(await isActive(session.access_token)));
-    said("the call in progress at the deadline was completed");
+    report("the call in progress at the deadline was completed");
 }
 
 // The feed: the snapshot, live revocations, and no leaked subscribers.
@@ -233,20 +233,20 @@ async function cancelled(stream) {
     const { revocations } = await first(stream, tells(next));
     const live = revocations.revocations.find(names(next));
     assert.deepEqual([live.reason, live.user_id], ["REVOKE_REASON_SIGNED_OUT", "bea"]);
-    said(`the feed sent a sign-out ${(performance.now() - begun).toFixed(1)} ms after the request`);
+    report(`the feed sent a sign-out ${(performance.now() - begun).toFixed(1)} ms after the request`);
 
     await first(stream, (message) => message.heartbeat);
     await until("a subscriber to be counted", async () => (await subscribers()) === before + 1);
     await cancelled(stream);
     await until("the subscriber to be gone", async () => (await subscribers()) === before);
-    said("a cancelled stream is CANCELLED at the client, and closed at the server");
+    report("a cancelled stream is CANCELLED at the client, and closed at the server");
 
     // From the cursor: no snapshot, only later revocations.
     const resumed = watch(service, { cursor });
     const message = await first(resumed, (message) => message.snapshot_begin || tells(next)(message));
     assert.ok(tells(next)(message));
     await cancelled(resumed);
-    said("the feed resumed from its cursor");
+    report("the feed resumed from its cursor");
 
     // A user's stream ends with the session.
     const tab = await signIn("bea");
@@ -254,7 +254,7 @@ async function cancelled(stream) {
     await first(own, (message) => message.snapshot_complete);
     await call("RevokeCurrent", {}, { "x-refresh-token": tab.refresh_token });
     await refused(first(own, () => false), UNAUTHENTICATED, "SESSION_REVOKED");
-    said("a user's feed ended with the session");
+    report("a user's feed ended with the session");
 }
 
 // Health and reflection.
@@ -266,7 +266,7 @@ async function cancelled(stream) {
     const stream = healthy.Watch({ service: "" }, { deadline: Date.now() + PATIENCE });
     assert.equal((await first(stream, () => true)).status, "SERVING");
     await cancelled(stream);
-    said("health was checked and watched");
+    report("health was checked and watched");
 
     const questions = mirror.ServerReflectionInfo({ deadline: Date.now() + PATIENCE });
     const ask = (question) => {
@@ -292,7 +292,7 @@ async function cancelled(stream) {
     const stub = open(reflected.sessiond.v1.SessionService);
     stubs.push(stub);
     assert.equal((await call("RevokeCurrent", {}, bearer((await signIn()).access_token), { stub })).success, true);
-    said("a stub made by reflection alone signed out");
+    report("a stub made by reflection alone signed out");
 }
 
 // Last, because it uses up the address's rate limit: ./run sets a hundred a second. Unauthenticated calls have no other
@@ -306,7 +306,7 @@ async function cancelled(stream) {
     const delay = seconds * 1_000 + nanos / 1e6;
     assert.ok(delay > 0 && delay <= 1_000, `${delay} ms`);
     await until("the bucket to fill", async () => (await nobody()).code === UNAUTHENTICATED);
-    said(`RATE_LIMITED says when to retry: in ${delay.toFixed(1)} ms`);
+    report(`RATE_LIMITED says when to retry: in ${delay.toFixed(1)} ms`);
 }
 
 for (const stub of stubs) stub.close();

@@ -12,7 +12,7 @@ const insecure = { [oauth.allowInsecureRequests]: true };
 const client = { client_id: SESSIOND_PROJECT_ID };
 
 const { oauth4webapi: version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url))).dependencies;
-const said = (method, what) => console.log(`oauth4webapi ${version}, ${method}: ${what}`);
+const report = (method, what) => console.log(`oauth4webapi ${version}, ${method}: ${what}`);
 
 /** Creates a session, which no OAuth request can. */
 async function signIn() {
@@ -89,10 +89,10 @@ for (const [method, auth] of Object.entries(all)) {
     }
     await revoke(as, auth, "rubbish");
     await assertRefused(revoke(as, auth, SESSIOND_SERVER_KEY), 400, "unsupported_token_type");
-    said(method, "refreshed, and verified the new token");
-    said(method, "signed out");
-    said(method, "no refresh after sign-out");
-    said(method, "400 invalid_grant was decoded");
+    report(method, "refreshed, and verified the new token");
+    report(method, "signed out");
+    report(method, "no refresh after sign-out");
+    report(method, "400 invalid_grant was decoded");
 }
 
 for (const [method, auth] of Object.entries(confidential)) {
@@ -106,7 +106,7 @@ for (const [method, auth] of Object.entries(confidential)) {
     for (const token of [session.access_token, session.refresh_token, "rubbish"]) {
         assert.deepEqual(await introspect(as, auth, token), { active: false });
     }
-    said(method, "introspected");
+    report(method, "introspected");
 }
 await assertRefused(introspect(as, oauth.None(), (await signIn()).access_token), 401, undefined, "bearer");
 
@@ -118,4 +118,4 @@ for (const [wrong, scheme] of [[oauth.ClientSecretBasic("wrong"), "basic"], [oau
     await assertRefused(introspect(as, wrong, session.refresh_token), 401, undefined, scheme);
     await refresh(as, oauth.None(), session.refresh_token);
 }
-said("a wrong secret", "refused, and revoked nothing");
+report("a wrong secret", "refused, and revoked nothing");

@@ -134,8 +134,8 @@ class Visit {
         return this.page.textContent("#link-state");
     }
 
-    said() {
-        return this.page.textContent("#said");
+    message() {
+        return this.page.textContent("#message");
     }
 
     card(device) {
@@ -191,8 +191,8 @@ class Visit {
         const { violations, passes } = await this.page.evaluate(() => window.axe.run());
         const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
         const minor = violations.map(({ id, impact }) => `${id} (${impact})`).join(", ");
-        const told = grave.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map(({ html }) => html).join("\n  ")}`);
-        assert.deepEqual(told, [], when);
+        const findings = grave.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map(({ html }) => html).join("\n  ")}`);
+        assert.deepEqual(findings, [], when);
         ok(`axe, ${when}: ${passes.length} rules passed, no serious violation${minor && `; ${minor}`}`);
     }
 
@@ -259,9 +259,9 @@ async function fitsAHand(browser) {
         await card.locator(".act").click();
         await visit.refusedAfter(device);
         const outcome = card.locator(".outcome");
-        await eventually("said in the card", async () => /answered 200 in .* the service refused it/.test(await outcome.textContent()));
-        const [button, said] = [await card.locator(".act").boundingBox(), await outcome.boundingBox()];
-        assert.ok(said.y - (button.y + button.height) < 24 && said.y + said.height <= 780, `${device}: ${JSON.stringify([button, said])}`);
+        await eventually("the message in the card", async () => /answered 200 in .* the service refused it/.test(await outcome.textContent()));
+        const [button, message] = [await card.locator(".act").boundingBox(), await outcome.boundingBox()];
+        assert.ok(message.y - (button.y + button.height) < 24 && message.y + message.height <= 780, `${device}: ${JSON.stringify([button, message])}`);
         const cut = await outcome.evaluate(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight);
         assert.ok(cut <= 1, `${device}: ${cut} px are cut off`);
     }
@@ -313,7 +313,7 @@ async function signsOut(browser) {
 
     await visit.card("phone").locator(".act").click();
     const overRest = await visit.refusedAfter("phone");
-    assert.match(await visit.said(), /DELETE \/auth\/sessions\/current answered 200 in/);
+    assert.match(await visit.message(), /DELETE \/auth\/sessions\/current answered 200 in/);
     await visit.isOver("Phone");
     await eventually("in the feed", async () => /Phone …\w{6}SIGNED_OUT/.test(await visit.feed()));
     ok(`signed out over REST: 200, then 401 after ${overRest}; the feed and the list say so`);
@@ -321,7 +321,7 @@ async function signsOut(browser) {
     await visit.wire("grpc-web");
     await visit.card("laptop").locator(".act").click();
     const overGrpcWeb = await visit.refusedAfter("laptop");
-    assert.match(await visit.said(), /grpc-web RevokeCurrent answered 200 in/);
+    assert.match(await visit.message(), /grpc-web RevokeCurrent answered 200 in/);
     await visit.isOver("Laptop");
     await eventually("in the feed", async () => /Laptop …\w{6}SIGNED_OUT/.test(await visit.feed()));
     ok(`signed out over grpc-web: 200, then 401 after ${overGrpcWeb}; the feed and the list say so`);
@@ -330,11 +330,11 @@ async function signsOut(browser) {
     await visit.card("tablet").locator(".use").click();
     await visit.row("Television").locator("button").click();
     const byId = await visit.refusedAfter("television");
-    assert.match(await visit.said(), /By Tablet: grpc-web RevokeSession/);
+    assert.match(await visit.message(), /By Tablet: grpc-web RevokeSession/);
     await visit.wire("REST");
     await visit.row("Phone").locator("button").click();
     const byIdOverRest = await visit.refusedAfter("phone");
-    assert.match(await visit.said(), /By Tablet: DELETE \/auth\/sessions\//);
+    assert.match(await visit.message(), /By Tablet: DELETE \/auth\/sessions\//);
     ok(`signed out by id, from another device: 401 after ${byId} over grpc-web, ${byIdOverRest} over REST`);
 
     for (const wire of ["REST", "grpc-web"]) {
@@ -344,7 +344,7 @@ async function signsOut(browser) {
         await page.click("#sign-out-others");
         for (const device of ["phone", "laptop", "television", "terminal"]) await visit.refusedAfter(device);
         await visit.isIn("tablet");
-        await eventually("said", async () => /sessions ended, and Tablet stays/.test(await visit.said()));
+        await eventually("the message", async () => /sessions ended, and Tablet stays/.test(await visit.message()));
     }
     await eventually("in the feed", async () => /every session of ada but …\w{6}REVOKED_ALL/.test(await visit.feed()));
     ok("signed out everywhere else, over either wire: four devices rejected, and one stays");
@@ -390,13 +390,13 @@ async function saysWhatWentWrong(browser) {
     await visit.signIn("phone");
     await endById(await visit.row("Phone").getAttribute("data-id"));
     await page.click("#sign-out-others");
-    await eventually("told", async () => (await visit.said()).endsWith("401 · SESSION_REVOKED · The session has ended."));
+    await eventually("the message", async () => (await visit.message()).endsWith("401 · SESSION_REVOKED · The session has ended."));
     await visit.wire("grpc-web");
     await page.click("#sign-out-others");
-    const told = "grpc-status 16 · SESSION_REVOKED · The session has ended.";
-    await eventually("told", async () => (await visit.said()).endsWith(told));
+    const expected = "grpc-status 16 · SESSION_REVOKED · The session has ended.";
+    await eventually("the message", async () => (await visit.message()).endsWith(expected));
     await visit.card("phone").locator(".act").click();
-    await eventually("told", async () => /it had ended before/.test(await visit.said()));
+    await eventually("the message", async () => /it had ended before/.test(await visit.message()));
     ok("errors are shown as the API reports them, over both protocols; a session that had ended is not an error");
     expected = /the server responded with a status of 401/;
     await visit.end();
@@ -555,7 +555,7 @@ async function comesBack(browser) {
     await eventually("reconnecting", async () => (await visit.link()) === "feed reconnecting");
     await endById(await visit.row("Phone").getAttribute("data-id"));
     await visit.card("laptop").locator(".act").click();
-    await eventually("told", async () => /no answer from the server/.test(await visit.said()));
+    await eventually("the message", async () => /no answer from the server/.test(await visit.message()));
     await context.setOffline(false);
     await resumed(1);
     await visit.isOver("Phone");

@@ -107,7 +107,7 @@ class Client:
         self.sessions = SessionServiceStub(wire.channel)
         self.health = HealthStub(wire.channel)
 
-    def said(self, what):
+    def report(self, what):
         print(f"{self.wire.name}: {what}", flush=True)
 
     async def call(self, method, request, credentials, timeout=PATIENCE):
@@ -172,28 +172,28 @@ async def sign_out(client):
     """Sign-in, list, sign-out, and the errors afterwards."""
     session = await client.sign_in(device_name="phone")
     assert (session.session.user_id, session.session.project_id) == ("ada", PROJECT)
-    client.said("signed in")
+    client.report("signed in")
 
     request = pb.ListSessionsRequest(user_id="me")
     mine = await client.call(client.sessions.ListSessions, request, bearer(session.access_token))
     assert [one.id for one in mine.items if one.is_current_session] == [session.session.id]
     page = await client.call(client.sessions.ListSessions, pb.ListSessionsRequest(page_size=1), SERVICE)
     assert [one.id for one in page.items] == [session.session.id]
-    client.said("listed sessions, as a user and as a service")
+    client.report("listed sessions, as a user and as a service")
 
     successor = (await client.refresh(session.refresh_token)).refresh_token
     assert successor != session.refresh_token
     assert (await client.refresh(session.refresh_token)).refresh_token == successor
-    client.said("refreshed, and got the same successor again")
+    client.report("refreshed, and got the same successor again")
 
     assert not (await client.sign_out(session.access_token)).HasField("already_revoked")
     assert (await client.sign_out(session.access_token)).already_revoked
-    client.said("signed out")
+    client.report("signed out")
     for token in (session.refresh_token, successor):
         await refused(client.refresh(token), StatusCode.UNAUTHENTICATED, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED")
-    client.said("no refresh after sign-out")
+    client.report("no refresh after sign-out")
     await refused(client.current(session.access_token), StatusCode.UNAUTHENTICATED, "SESSION_REVOKED")
-    client.said("UNAUTHENTICATED SESSION_REVOKED was decoded")
+    client.report("UNAUTHENTICATED SESSION_REVOKED was decoded")
 
 
 async def details(client):
@@ -202,7 +202,7 @@ async def details(client):
     malformed = await refused(call, StatusCode.INVALID_ARGUMENT, "SCHEMA_ERROR")
     (violation,) = malformed[BadRequest].field_violations
     assert (violation.field, violation.description) == ("id", "must be a session's id")
-    client.said(f"INVALID_ARGUMENT names the field: {violation.field} {violation.description}")
+    client.report(f"INVALID_ARGUMENT names the field: {violation.field} {violation.description}")
 
     short = (await client.sign_in(expires_in_millis=1000)).access_token
 
@@ -218,7 +218,7 @@ async def details(client):
     told = expired[ErrorInfo].metadata
     assert (told["user_id"], told["project_id"]) == ("ada", PROJECT)
     assert abs(int(told["expired_at_millis"]) / 1000 - time.time()) < PATIENCE
-    client.said("ACCESS_TOKEN_EXPIRED has its metadata")
+    client.report("ACCESS_TOKEN_EXPIRED has its metadata")
 
     _, headers = await client.wire.call(
         client.sessions.ListSessions, pb.ListSessionsRequest(), tuple(SERVICE.items()), PATIENCE
@@ -227,7 +227,7 @@ async def details(client):
     error = await failed(client.call(client.sessions.ListSessions, pb.ListSessionsRequest(), {}))
     told = dict(error.initial_metadata() or ()) | dict(error.trailing_metadata())
     assert re.fullmatch("[0-9a-f]{32}", told["x-request-id"])
-    client.said("every answer has a request id")
+    client.report("every answer has a request id")
 
 
 async def bad_input(client):
@@ -236,17 +236,17 @@ async def bad_input(client):
     error = await failed(client.call(client.sessions.ListSessions, pb.ListSessionsRequest(), heavy))
     assert "431" in error.details(), error
     await client.call(client.sessions.ListSessions, pb.ListSessionsRequest(), SERVICE)
-    client.said("metadata of 40 kB was refused by a 431, and the next call was served")
+    client.report("metadata of 40 kB was refused by a 431, and the next call was served")
 
     for method in ("/sessiond.v1.SessionService/Nothing", "/sessiond.v9.SessionService/RevokeCurrent"):
         error = await failed(client.call(client.wire.channel.unary_unary(method), b"", SERVICE))
         assert error.code() == StatusCode.UNIMPLEMENTED, error
-    client.said("unknown methods are UNIMPLEMENTED")
+    client.report("unknown methods are UNIMPLEMENTED")
 
     raw = client.wire.channel.unary_unary("/sessiond.v1.SessionService/RevokeSession")
     text = json.dumps({"id": "text"}).encode()
     await refused(client.call(raw, text, SERVICE), StatusCode.INVALID_ARGUMENT, "SCHEMA_ERROR")
-    client.said("JSON in place of protobuf is INVALID_ARGUMENT")
+    client.report("JSON in place of protobuf is INVALID_ARGUMENT")
 
 
 async def deadlines(client):
@@ -266,7 +266,7 @@ async def deadlines(client):
     # The client's own deadline.
     error = await failed(client.call(client.sessions.RevokeCurrent, request, credentials, timeout=0.02))
     assert error.code() == StatusCode.DEADLINE_EXCEEDED, error
-    client.said("a deadline of 20 ms passed")
+    client.report("a deadline of 20 ms passed")
 
     assert await client.is_active(session.access_token)
     await asyncio.wait_for(holder.communicate(b"ROLLBACK;\n"), PATIENCE)
@@ -275,7 +275,7 @@ async def deadlines(client):
         return not await client.is_active(session.access_token)
 
     await until("the sign-out", is_over)
-    client.said("the call in progress at the deadline was completed")
+    client.report("the call in progress at the deadline was completed")
 
 
 async def feed(client):
@@ -298,7 +298,7 @@ async def feed(client):
     took = (time.perf_counter() - begun) * 1000
     (live,) = (one for one in message.revocations.revocations if one.session_id == following.session.id)
     assert (live.reason, live.user_id) == (pb.REVOKE_REASON_SIGNED_OUT, "bea")
-    client.said(f"the feed sent a sign-out {took:.1f} ms after the request")
+    client.report(f"the feed sent a sign-out {took:.1f} ms after the request")
 
     await client.first(stream, lambda message: message.HasField("heartbeat"))
 
@@ -311,14 +311,14 @@ async def feed(client):
     await until("a subscriber to be counted", is_counted)
     await client.cancelled(stream)
     await until("the subscriber to be gone", is_gone)
-    client.said("a cancelled stream is CANCELLED at the client, and closed at the server")
+    client.report("a cancelled stream is CANCELLED at the client, and closed at the server")
 
     # From the cursor: no snapshot, only later revocations.
     resumed = client.watch(SERVICE, cursor)
     message = await client.first(resumed, lambda one: one.HasField("snapshot_begin") or tells(following)(one))
     assert tells(following)(message)
     await client.cancelled(resumed)
-    client.said("the feed resumed from its cursor")
+    client.report("the feed resumed from its cursor")
 
     # A user's stream ends with the session.
     tab = await client.sign_in("bea")
@@ -327,7 +327,7 @@ async def feed(client):
     await client.call(client.sessions.RevokeCurrent, pb.RevokeCurrentRequest(), {"x-refresh-token": tab.refresh_token})
     never = client.first(own, lambda message: False)
     await refused(never, StatusCode.UNAUTHENTICATED, "SESSION_REVOKED")
-    client.said("a user's feed ended with the session")
+    client.report("a user's feed ended with the session")
 
 
 async def health(client):
@@ -340,7 +340,7 @@ async def health(client):
     stream = client.health.Watch(HealthCheckRequest(), timeout=PATIENCE)
     assert (await client.first(stream)).status == HealthCheckResponse.SERVING
     await client.cancelled(stream)
-    client.said("health was checked and watched")
+    client.report("health was checked and watched")
 
 
 async def reflection(client):
@@ -356,7 +356,7 @@ async def reflection(client):
     )
     session = await client.sign_in()
     assert (await client.call(stub, request(), bearer(session.access_token))).success
-    client.said("a stub made by reflection alone signed out")
+    client.report("a stub made by reflection alone signed out")
 
 
 async def limits(client):
@@ -374,7 +374,7 @@ async def limits(client):
     told = await refused(again(), StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
     delay = told[RetryInfo].retry_delay.ToTimedelta().total_seconds()
     assert 0 < delay <= 1, delay
-    client.said(f"RATE_LIMITED says when to retry: in {delay * 1000:.1f} ms")
+    client.report(f"RATE_LIMITED says when to retry: in {delay * 1000:.1f} ms")
 
 
 async def main():

@@ -82,7 +82,7 @@ def follow(client, accept, messages, sign_in):
 def exercise(http_version, **options):
     client = httpx.Client(base_url=URL, timeout=PATIENCE, trust_env=False, **options)
 
-    def said(what):
+    def report(what):
         print(f"httpx {httpx.__version__}, {http_version}: {what}", flush=True)
 
     def sign_in(user="ada"):
@@ -97,34 +97,34 @@ def exercise(http_version, **options):
     access = bearer(session["access_token"])
     items = good(client.get("/auth/sessions", params={"user_id": "me"}, headers=access))["items"]
     assert [one["id"] for one in items if one["is_current_session"]] == [session["session"]["id"]]
-    said("signed in, and listed sessions")
+    report("signed in, and listed sessions")
     successor = good(refresh(session["refresh_token"]))["refresh_token"]
     assert successor != session["refresh_token"]
     assert good(refresh(session["refresh_token"]))["refresh_token"] == successor
-    said("refreshed, and got the same successor again")
+    report("refreshed, and got the same successor again")
 
     assert good(client.delete("/auth/sessions/current", headers=access)) == {"success": True}
     assert good(client.delete("/auth/sessions/current", headers=access)) == {"success": True, "already_revoked": True}
-    said("signed out")
+    report("signed out")
     for token in (session["refresh_token"], successor):
         refused(refresh(token), 401, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED")
-    said("no refresh after sign-out")
+    report("no refresh after sign-out")
     response = client.get("/auth/sessions/current", headers=access)
     refused(response, 401, "SESSION_REVOKED")
     assert response.headers["www-authenticate"].startswith("Bearer")
-    said("401 SESSION_REVOKED was decoded")
+    report("401 SESSION_REVOKED was decoded")
 
     malformed = refused(client.delete("/auth/sessions/not-an-id", headers=SERVICE), 400, "SCHEMA_ERROR")
     (violation,) = malformed["BadRequest"]["field_violations"]
     assert (violation["field"], violation["description"]) == ("id", "must be a session's id")
-    said(f"400 names the field: {violation['field']} {violation['description']}")
+    report(f"400 names the field: {violation['field']} {violation['description']}")
     response = client.post("/sessiond.v1.SessionService/RevokeCurrent", headers=SERVICE, json={})
     refused(response, 404, "ROUTE_NOT_FOUND")
-    said("JSON to a gRPC method is a 404")
+    report("JSON to a gRPC method is a 404")
 
     for accept, messages in (("application/x-ndjson", ndjson), ("text/event-stream", sse)):
         took = follow(client, accept, messages, sign_in)
-        said(f"{accept} sent a sign-out {took:.1f} ms after the request, and stayed open")
+        report(f"{accept} sent a sign-out {took:.1f} ms after the request, and stayed open")
     client.close()
 
 

@@ -69,7 +69,7 @@ const known = (code) => (thrown) => {
 
 async function exercise(name, sdk, spelling) {
     exchanges.length = 0;
-    const said = (what) => console.log(`@stackframe/js ${name}: ${what}`);
+    const report = (what) => console.log(`@stackframe/js ${name}: ${what}`);
     const common = { projectId: SESSIOND_PROJECT_ID, baseUrl, tokenStore: null, redirectMethod: "none" };
     const service = (secretServerKey) => new sdk.StackServerApp({ ...common, secretServerKey });
     const device = (more) => new sdk.StackClientApp({ ...common, analytics: { enabled: false }, ...more });
@@ -84,7 +84,7 @@ async function exercise(name, sdk, spelling) {
     assert.deepEqual(all.map((one) => one.id), [helped, tablet, laptop, phone].map(sid));
     assert.deepEqual(all.map((one) => one.isImpersonation), [true, false, false, false]);
     assert.ok(all.every((one) => Math.abs(one.createdAt - Date.now()) < 60_000 && one.userId === seen.id), all);
-    said("a service created sessions, and listed them");
+    report("a service created sessions, and listed them");
 
     // It revokes one by its id.
     await seen.revokeSession(sid(tablet));
@@ -95,8 +95,8 @@ async function exercise(name, sdk, spelling) {
     const wrongKey = SESSIOND_SERVER_KEY.replace(/.$/, (last) => (last === "_" ? "-" : "_"));
     const stranger = await service(wrongKey).getUser(seen.id);
     await assert.rejects(stranger.createSession({}), known("INVALID_SECRET_SERVER_KEY"));
-    said("a service revoked a session by its id");
-    said("SCHEMA_ERROR and INVALID_SECRET_SERVER_KEY were decoded");
+    report("a service revoked a session by its id");
+    report("SCHEMA_ERROR and INVALID_SECRET_SERVER_KEY were decoded");
 
     // A user lists the devices, and signs another one out.
     const me = await device().getUser({ tokenStore: phone });
@@ -106,7 +106,7 @@ async function exercise(name, sdk, spelling) {
     assert.equal(await isActive(laptop.accessToken), false);
     await assert.rejects(me.revokeSession(sid(phone)), known("CANNOT_DELETE_CURRENT_SESSION"));
     await assert.rejects(me.revokeSession(sid(helped)));
-    said("a user listed sessions, and revoked another one");
+    report("a user listed sessions, and revoked another one");
 
     // With only a refresh token the SDK gets an access token by a grant, with or without a publishable key.
     for (const key of [{}, { publishableClientKey: "pck_anything" }]) {
@@ -115,7 +115,7 @@ async function exercise(name, sdk, spelling) {
         assert.equal(sid({ accessToken }), sid(phone));
         assert.equal(await isActive(accessToken), true);
     }
-    said("a user refreshed with only a refresh token");
+    report("a user refreshed with only a refresh token");
 
     // Signing out revokes the session at once; a second device with the same tokens can sign out too.
     const twin = await device().getUser({ tokenStore: phone });
@@ -123,14 +123,14 @@ async function exercise(name, sdk, spelling) {
     for (const token of Object.values(phone)) assert.equal(await isActive(token), false);
     assert.deepEqual(await me.currentSession.getTokens(), { accessToken: null, refreshToken: null });
     await twin.signOut();
-    said("signed out");
+    report("signed out");
     // Afterwards the user is signed out; a listing in another tab notices, and signs out too.
     const late = { tokenStore: { accessToken: null, refreshToken: phone.refreshToken } };
     assert.equal(await device().getUser(late), null);
     const tab = await device().getUser({ tokenStore: laptop });
     await assert.rejects(tab.getActiveSessions(), known("CANNOT_GET_OWN_USER_WITHOUT_USER"));
     assert.deepEqual(await tab.currentSession.getTokens(), { accessToken: null, refreshToken: null });
-    said("no refresh after sign-out");
+    report("no refresh after sign-out");
 
     // Responses used this SDK's prefix, and every request was answered.
     const calls = new Set(exchanges.map(({ call }) => call.replace(/[0-9a-f-]{36}/, "{id}")));

@@ -162,7 +162,7 @@ impl Demo {
 
     /// Connects the guard to the server at this address, over the network as in any other service. If that fails, the
     /// guarded service says so, and everything else works.
-    pub(super) async fn stand_guard(&self, address: SocketAddr, issuer: &str, server_key: SecretString) {
+    pub(super) async fn connect_guard(&self, address: SocketAddr, issuer: &str, server_key: SecretString) {
         let options = GuardOptions::new(format!("http://{address}"), PROJECT, issuer, server_key);
         match Guard::connect(options).await {
             Ok(guard) => {

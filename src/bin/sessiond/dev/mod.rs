@@ -99,7 +99,7 @@ pub(crate) struct DevArgs {
 }
 
 pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
-    let stop = setup::told_to_stop(setup::Hangup::Stops)?;
+    let stop = setup::stop_signal(setup::Hangup::Stops)?;
     if !args.listen.ip().is_loopback() || !args.metrics_listen.ip().is_loopback() {
         return Err("`sessiond dev` listens on loopback only; use `sessiond serve` for other addresses".into());
     }
@@ -146,7 +146,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         while feed.age().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        demo.stand_guard(address, &issuer, server_key.clone()).await;
+        demo.connect_guard(address, &issuer, server_key.clone()).await;
         files.name_holder(&format!("process {}, at http://{address}", std::process::id()))?;
         demo.keep_env(vec![
             ("SESSIOND_URL", format!("http://{address}")),
@@ -196,7 +196,7 @@ async fn database(
         && let Some(home) = Cluster::delete_outlived(&options).await?
     {
         let (dir, home) = (files.dir().display(), home.display());
-        print::aside(format_args!("{dir} is new, so the database of an earlier one, in {home}, was deleted"));
+        print::note(format_args!("{dir} is new, so the database of an earlier one, in {home}, was deleted"));
     }
     let cluster = Cluster::start(options).await?;
     // As root the database may be outside of the data directory, and outlive it.

@@ -128,30 +128,30 @@ const pair = (line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexO
 const WIRES = {
     rest: {
         async current(token) {
-            const said = await rest("DELETE", `${basePath}/auth/sessions/current`, bearer(token));
-            return { ...said, before: said.answer.already_revoked };
+            const reply = await rest("DELETE", `${basePath}/auth/sessions/current`, bearer(token));
+            return { ...reply, before: reply.answer.already_revoked };
         },
         async byId(token, id) {
-            const said = await rest("DELETE", `${basePath}/auth/sessions/${id}`, bearer(token));
-            return { ...said, before: said.answer.already_revoked };
+            const reply = await rest("DELETE", `${basePath}/auth/sessions/${id}`, bearer(token));
+            return { ...reply, before: reply.answer.already_revoked };
         },
         async others(token) {
-            const said = await rest("POST", `${basePath}/auth/sessions:revokeAll`, bearer(token), { except_current: true });
-            return { ...said, count: said.answer.revoked_count };
+            const reply = await rest("POST", `${basePath}/auth/sessions:revokeAll`, bearer(token), { except_current: true });
+            return { ...reply, count: reply.answer.revoked_count };
         },
     },
     "grpc-web": {
         async current(token) {
-            const said = await grpcWeb("RevokeCurrent", token, []);
-            return { ...said, before: Boolean(said.answer[2]) };
+            const reply = await grpcWeb("RevokeCurrent", token, []);
+            return { ...reply, before: Boolean(reply.answer[2]) };
         },
         async byId(token, id) {
-            const said = await grpcWeb("RevokeSession", token, textField(1, id));
-            return { ...said, before: Boolean(said.answer[2]) };
+            const reply = await grpcWeb("RevokeSession", token, textField(1, id));
+            return { ...reply, before: Boolean(reply.answer[2]) };
         },
         async others(token) {
-            const said = await grpcWeb("RevokeAllSessions", token, [2 << 3, 1]);
-            return { ...said, count: said.answer[1] ?? 0 };
+            const reply = await grpcWeb("RevokeAllSessions", token, [2 << 3, 1]);
+            return { ...reply, count: reply.answer[1] ?? 0 };
         },
     },
 };
@@ -162,13 +162,13 @@ const wire = () => WIRES[$("input[name=wire]:checked").value];
 
 /** Announces a message to screen readers, and shows it beside the button that was pressed. */
 function say(text, kind = "", beside = null) {
-    const said = $("#said");
-    for (const shown of [said, beside]) {
+    const status = $("#message");
+    for (const shown of [status, beside]) {
         if (!shown) continue;
         shown.textContent = text;
         shown.dataset.kind = kind;
     }
-    said.classList.toggle("unseen", Boolean(beside));
+    status.classList.toggle("unseen", Boolean(beside));
 }
 
 /** Shows an error as the API reported it. */
@@ -391,9 +391,9 @@ const signOut = (device) => doing(device.button, `Sign out on ${device.name}`, (
 
 function endingOwn(device, tell) {
     return ending([device], tell, async () => {
-        const said = await wire().current(device.tokens.access_token);
+        const reply = await wire().current(device.tokens.access_token);
         markEnded(device.sessionId, "signed out");
-        return { words: answered(said), at: said.at };
+        return { words: answered(reply), at: reply.at };
     });
 }
 
@@ -443,10 +443,10 @@ $("#sign-out-others").addEventListener("click", ({ currentTarget }) => {
     doing(currentTarget, "Sign out everywhere else", async (tell) => {
         const stays = acting;
         await ending(devices.filter((device) => device.tokens && device !== stays), tell, async () => {
-            const said = await wire().others(await stays.token());
+            const reply = await wire().others(await stays.token());
             for (const id of rows.keys()) if (id !== stays.sessionId) markEnded(id, "signed out");
-            const sessions = said.count === 1 ? "1 session" : `${said.count.toLocaleString("en")} sessions`;
-            return { words: `${sessions} ended, and ${stays.name} stays. ${answered(said)}`, at: said.at };
+            const sessions = reply.count === 1 ? "1 session" : `${reply.count.toLocaleString("en")} sessions`;
+            return { words: `${sessions} ended, and ${stays.name} stays. ${answered(reply)}`, at: reply.at };
         });
     });
 });
@@ -603,9 +603,9 @@ $("#sessions").addEventListener("click", ({ target }) => {
     if (holder && holder === acting) return doing(button, `Sign out on ${holder.name}`, (tell) => endingOwn(holder, tell));
     doing(button, "Sign out by id", (tell) => ending(holder ? [holder] : [], tell, async () => {
         const by = acting;
-        const said = await wire().byId(await by.token(), id);
+        const reply = await wire().byId(await by.token(), id);
         markEnded(id, "signed out");
-        return { words: `By ${by.name}: ${answered(said)}`, at: said.at };
+        return { words: `By ${by.name}: ${answered(reply)}`, at: reply.at };
     }));
 });
 
@@ -702,7 +702,7 @@ function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, curso
     }
     if (heartbeat) {
         showLink("live");
-        $("#news").textContent = `up to date ${(heartbeat.age_ms / 1000).toFixed(1)} s ago`;
+        $("#feed-age").textContent = `up to date ${(heartbeat.age_ms / 1000).toFixed(1)} s ago`;
         link.firstElementChild.classList.remove("beat");
         requestAnimationFrame(() => requestAnimationFrame(() => link.firstElementChild.classList.add("beat")));
     }
@@ -785,7 +785,7 @@ async function follow() {
             const why = silence.signal.aborted ? silence.signal.reason : error;
             if (link.dataset.state === "live") line(`broke off: ${why.reason || why.message}`, "", "link");
             showLink("reconnecting");
-            $("#news").textContent = "no updates";
+            $("#feed-age").textContent = "no updates";
         } finally {
             clearTimeout(timer);
             silence.abort();
