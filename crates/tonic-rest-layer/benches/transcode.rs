@@ -1,10 +1,9 @@
-//! What the layer adds to a call: `cargo bench --bench transcode`.
+//! The cost of the layer per call: `cargo bench --bench transcode`.
 //!
-//! The same method of the same `Routes`, once as a gRPC frame and once over REST, through the same stack and without a
-//! socket. The difference between the two lines of a group is the layer's. Then the same call in a table of ten routes
-//! and of a thousand.
+//! Calls the same method over gRPC and over REST, through the same stack, without a socket. The difference between the two is the
+//! cost of the layer. `routing` compares tables of 10 and 1,000 routes.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on says so by panicking")]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -41,10 +40,10 @@ use tower::Service;
 use tower::ServiceExt;
 use tower::service_fn;
 
-/// The size of an access token, about.
+/// The approximate size of an access token.
 const ACCESS_TOKEN_BYTES: usize = 520;
 
-/// Few enough at a time that what is measured is the calls, and not the memory for the requests to come.
+/// Small, so that the memory of the prepared requests does not affect the measurement.
 const BATCH: BatchSize = BatchSize::NumIterations(64);
 
 /// The messages, and the rules for them.
@@ -93,7 +92,7 @@ struct RefreshSessionResponse {
     expires_in: i64,
 }
 
-/// Answers at once, so that what is measured is the way there and back. Written as tonic's code generation would write it.
+/// Responds immediately, so that only the stack is measured. Written like tonic's generated code.
 #[derive(Clone)]
 struct Sessions {
     access_token: Arc<str>,
@@ -171,7 +170,7 @@ fn rest(method: &str, path: &str, json: &'static str) -> Request<Full<Bytes>> {
     request.body(Full::from(json)).unwrap()
 }
 
-/// The whole call, its answer read to the end. Nothing in it ever waits, so no runtime is measured.
+/// Runs a call to the end of its response. Nothing waits, so no runtime is measured.
 fn call(stack: Stack, request: Request<Full<Bytes>>) -> Bytes {
     let read = async {
         let response = stack.oneshot(request).await.unwrap_or_else(|never| match never {});
@@ -200,7 +199,7 @@ fn small_message(criterion: &mut Criterion) {
     const JSON: &str = r#"{"refresh_token":"sr_k1_0199c6f6e1f07a0c8d3c6c1c5f7e2d91_12_1_q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA"}"#;
     let stack = stack();
     let answer = call(stack.clone(), rest("POST", "/auth/sessions/current/refresh", JSON));
-    assert!(answer.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes()), "both wires carry the same");
+    assert!(answer.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes()), "both transports return the same");
     let message = RefreshSessionRequest { refresh_token: Some(TOKEN.to_owned()) };
     let mut group = criterion.benchmark_group("small_message");
     group.bench_function("grpc", |bencher| {
@@ -252,7 +251,7 @@ impl protox::file::FileResolver for Text {
 fn routing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("routing");
     for routes in [10, 1_000] {
-        // A service that does nothing: the layer alone.
+        // The service does nothing, so only the layer is measured.
         let service = table(routes).layer(service_fn(|_: Request<RequestBody<Full<Bytes>>>| {
             let response = Response::builder().header("grpc-status", "5").body(Full::<Bytes>::default());
             std::future::ready(Ok::<_, Infallible>(response.unwrap()))

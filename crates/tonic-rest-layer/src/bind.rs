@@ -1,7 +1,7 @@
-//! A request to a message: path, query and body, each written as protobuf, one after the other.
+//! Builds the request message: writes the fields of body, query and path as protobuf, one after the other.
 //!
-//! Protobuf merges: the bytes of two messages in a row are the message of both, and for a single field the later one
-//! counts. So the body comes first and the path last, and even a fault in the checks could not let a body win over it.
+//! Concatenated protobuf messages are merged, and the last value of a singular field wins. The body is written first and the path
+//! last, so that the path wins even if a check has a bug.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -28,39 +28,39 @@ use crate::violation::Violation;
 use crate::violation::clip;
 use crate::wire;
 
-/// How many query parameters a request may have.
+/// The maximum number of query parameters.
 pub(crate) const QUERY_PARAMETERS_MAX: usize = 256;
 
-/// How many names, joined by dots, a query parameter's path may have.
+/// The maximum number of names, joined by dots, in a query parameter.
 const QUERY_DEPTH_MAX: usize = 16;
 
-/// The content of a request, as far as the rule has a place for it.
+/// The body of a request, if the rule has a place for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Content<'b> {
-    /// Nothing, or nothing that the rule asks for.
+    /// No body, or none that the rule reads.
     None,
     Json(&'b [u8]),
-    /// For a `google.api.HttpBody`: what stands in the body, and what its header calls it.
+    /// The data and the content type of a `google.api.HttpBody`.
     Raw {
         content_type: &'b [u8],
         data: &'b [u8],
     },
 }
 
-/// What a request may have, and what is passed over.
+/// The bounds of a request, and the query parameters to ignore.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits<'l> {
     /// Query parameters that name no field.
     pub ignored: &'l [String],
-    /// How many members and elements a JSON body may have.
+    /// The maximum number of members and elements of a JSON body.
     pub elements_max: usize,
 }
 
-/// Appends the whole request message to `out`.
+/// Appends the request message to `out`.
 ///
 /// # Errors
 ///
-/// With every fault of the path and the query, or the first of the body.
+/// Fails with all violations in path and query, or with the first one in the body.
 pub(crate) fn bind(
     schema: &Schema,
     binding: &Binding,
@@ -83,7 +83,7 @@ pub(crate) fn bind(
             })
         })
         .collect();
-    // What the body may say again. A fault in it is the path's, and told with those of the query.
+    // The values that the body may repeat. A violation here is one of the path, and is reported together with those of the query.
     let mut bound = Vec::new();
     if let Content::Json(_) = content
         && violations.is_empty()
@@ -99,9 +99,9 @@ pub(crate) fn bind(
         let context = ReadContext { schema, elements_max: limits.elements_max, bound: &bound };
         body(context, binding, content, out).map_err(|violation| vec![violation])?;
     }
-    let mut of_query = Vec::new();
+    let mut query_violations = Vec::new();
     if let Some(query) = uri.query() {
-        bind_query(schema, binding, query, limits.ignored, out, &mut of_query);
+        bind_query(schema, binding, query, limits.ignored, out, &mut query_violations);
     }
     if violations.is_empty() {
         for (variable, text) in binding.variables.iter().zip(&texts) {
@@ -109,11 +109,11 @@ pub(crate) fn bind(
             violations.extend(written.err().map(|reason| Violation::new(&*variable.variable.field_path, reason)));
         }
     }
-    of_query.append(&mut violations);
-    if of_query.is_empty() { Ok(()) } else { Err(of_query) }
+    query_violations.append(&mut violations);
+    if query_violations.is_empty() { Ok(()) } else { Err(query_violations) }
 }
 
-/// The field at the end of `path` as it stands in the innermost message.
+/// The field at the end of `path`, encoded as part of the innermost message.
 fn leaf(schema: &Schema, input: MessageId, path: &[FieldIndex], text: &str) -> Result<Vec<u8>, String> {
     let mut message = input;
     for index in path.split_last().map_or(&[][..], |(_, outer)| outer) {
@@ -206,7 +206,7 @@ fn bind_parameter(
     put_text(schema, binding.input, &path, &value, out)
 }
 
-/// Follows a dotted name, in either spelling, to a field that a query parameter can hold.
+/// Resolves dotted names, proto or JSON, to a field that a query parameter can set.
 fn resolve(schema: &Schema, input: MessageId, name: &str) -> Result<Vec<FieldIndex>, String> {
     let mut message = schema.message(input);
     let mut path = Vec::new();
@@ -258,11 +258,11 @@ fn check_unbound(schema: &Schema, binding: &Binding, path: &[FieldIndex]) -> Res
     Ok(())
 }
 
-/// What earlier parameters have given.
+/// The fields that earlier parameters have set.
 #[derive(Default)]
 struct GivenParameters {
     singular: Vec<Vec<FieldIndex>>,
-    /// A oneof, named by the path to its message, and the member chosen.
+    /// Oneofs: the path to the message, the oneof, and the member that is set.
     oneofs: Vec<(Vec<FieldIndex>, u16, FieldIndex)>,
 }
 
@@ -295,7 +295,7 @@ impl GivenParameters {
     }
 }
 
-/// Writes the field at the end of `path`, inside the messages that lead to it.
+/// Writes the field at the end of `path`, inside its messages.
 fn put_text(
     schema: &Schema,
     message: MessageId,
@@ -321,7 +321,7 @@ fn put_text(
     }
 }
 
-/// `application/x-www-form-urlencoded`: `+` is a space. A percent sign that starts no escape is a fault.
+/// Decodes `application/x-www-form-urlencoded`: `+` is a space. `None` for invalid escapes or invalid UTF-8.
 fn decode_form(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['+', '%']) {
         return Some(Cow::Borrowed(text));

@@ -1,4 +1,4 @@
-//! Rules that have been checked: what each request is matched to.
+//! The validated rules that requests are matched against.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use crate::schema::FieldIndex;
 use crate::schema::MessageId;
 use crate::template::Variable;
 
-/// Which method and which rule a request was matched to. An extension of the request that the service gets and of the
-/// response that the client gets, so that metrics and logs can name the route without its values.
+/// The method and the rule that match a request. An extension of the request to the inner service and of the response, so that
+/// metrics and logs can name the route without the values in its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatchedRoute {
     /// `/package.Service/Method`.
     pub grpc_path: PathAndQuery,
-    /// The path template as the rule has it, without a base path.
+    /// The path template of the rule, without the base path.
     pub template: Arc<str>,
 }
 
-/// One way to call one method.
+/// One HTTP binding of one method.
 #[derive(Debug)]
 pub(crate) struct Binding {
     pub matched: MatchedRoute,
@@ -35,42 +35,42 @@ pub(crate) struct Binding {
     pub body: Body,
     /// Whether the body is a `google.api.HttpBody`: any content type, any bytes.
     pub raw_body: bool,
-    /// The response field to answer with, instead of the whole response.
+    /// The field of the reply that becomes the response body. `None` for the whole reply.
     pub response_body: Option<FieldIndex>,
-    /// Whether the answer is a `google.api.HttpBody`, and so no JSON.
+    /// Whether the response body is a `google.api.HttpBody`, not JSON.
     pub raw_reply: bool,
-    /// What the path says, and with `body: "field"` that field too: for the query.
+    /// The fields that the query must not set: those of the path, and with `body: "field"` that field.
     pub query_bound: BoundFields,
-    /// What the path says: for the body.
+    /// The fields that the body must not change: those of the path.
     pub body_bound: BoundFields,
 }
 
-/// A variable and the field it fills: each index is of the message that the one before it leads to.
+/// A variable and the path to its field. Each index refers to the message of the field before it.
 #[derive(Debug)]
 pub(crate) struct BoundVariable {
     pub variable: Variable,
     pub path: Vec<FieldIndex>,
 }
 
-/// What a rule's `body` says.
+/// The `body` of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
-    /// None: everything that the path does not bind is the query's.
+    /// None: the query sets all fields that the path does not bind.
     None,
-    /// `"*"`: everything that the path does not bind.
+    /// `"*"`: the body sets all fields that the path does not bind.
     Whole,
-    /// One field; the rest is the query's.
+    /// One field. The query sets the others.
     Field(FieldIndex),
 }
 
-/// Everything that the rules of a descriptor set come to.
+/// All rules of a descriptor set.
 #[derive(Debug)]
 pub(crate) struct Rules {
     pub router: Router,
-    /// What the router's numbers mean: a binding, and how many segments its base path has.
+    /// By route number of the router: the index of the binding, and the number of segments of the base path.
     pub routes: Vec<(usize, usize)>,
     pub bindings: Vec<Binding>,
-    /// The faults of the rules that were left out.
+    /// The errors of the rules that were skipped.
     pub skipped: Vec<BuildError>,
 }
 

@@ -1,4 +1,4 @@
-//! The bodies that pass through the layer. Named types: a boxed trait object in a bound loses `Send` on the way.
+//! The request and response bodies of the layer. They are concrete types, because a boxed trait object would lose `Send`.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -14,7 +14,7 @@ use crate::error::BoxError;
 use crate::stream::ReplyStream;
 
 pin_project! {
-    /// What the inner service reads: the client's own body, or the one frame we made of it.
+    /// The body of a request to the inner service: the client's body, or one gRPC frame.
     #[derive(Debug)]
     pub struct RequestBody<B> {
         #[pin]
@@ -26,9 +26,9 @@ pin_project! {
     #[project = RequestProjection]
     #[derive(Debug)]
     enum RequestKind<B> {
-        // A gRPC or grpc-web request, passed on as it came.
+        // The body of a gRPC or grpc-web request, unchanged.
         Passthrough { #[pin] body: B },
-        // A message made of path, query and JSON, until it is taken.
+        // The message from path, query and JSON. `None` after it is read.
         Frame { frame: Option<Bytes> },
     }
 }
@@ -70,7 +70,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
 }
 
 pin_project! {
-    /// What the client reads: the service's own body, or what we made of it. Dropping it drops the call.
+    /// The body of a response: the inner service's body, or its transcoded form. Dropping it cancels the call.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -82,11 +82,11 @@ pin_project! {
     #[project = ResponseProjection]
     #[derive(Debug)]
     enum ResponseKind<B> {
-        // The answer to a gRPC or grpc-web request, passed on as it came.
+        // The response to a gRPC or grpc-web request, unchanged.
         Passthrough { #[pin] body: B },
-        // An answer that is there as a whole, until it is taken.
+        // A complete body. `None` after it is read.
         Whole { bytes: Option<Bytes> },
-        // The messages of a server stream, each as it comes.
+        // The messages of a server stream.
         Stream { stream: ReplyStream<B> },
     }
 }

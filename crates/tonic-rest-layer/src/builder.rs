@@ -1,4 +1,4 @@
-//! The options of a layer, and how it is built.
+//! The builder of a layer: its options and their defaults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,34 +23,35 @@ use crate::status::RestError;
 use crate::transcoder::GOOGLE_RPC;
 use crate::transcoder::Transcoder;
 
-/// Bodies up to this size are read unless the builder says otherwise: 1 MiB.
+/// The default of [`RestLayerBuilder::max_body_bytes`]: 1 MiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// No builder can ask for more: a frame's length has four bytes, and a message can take more of them than its JSON. 1 GiB.
+/// The maximum of [`RestLayerBuilder::max_body_bytes`]: 1 GiB. A gRPC frame has a length of 4 bytes, and a message can be larger
+/// than its JSON.
 const BODY_BYTES_CEILING: usize = 1024 * 1024 * 1024;
 
-/// How many members and elements a body may have unless the builder says otherwise.
+/// The default of [`RestLayerBuilder::max_body_elements`].
 const BODY_ELEMENTS_MAX: usize = 65_536;
 
-/// How long a body may take to arrive unless the builder says otherwise.
+/// The default of [`RestLayerBuilder::body_timeout`].
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl RestLayer {
-    /// Takes all annotated services of an encoded `google.protobuf.FileDescriptorSet`, with the defaults of
+    /// Builds a layer for all annotated services of an encoded `google.protobuf.FileDescriptorSet`, with the defaults of
     /// [`RestLayer::builder`].
     ///
-    /// The bytes must be as the compiler wrote them, imports included: tools that decode and re-encode a set drop the
-    /// rules if they do not know them.
+    /// The bytes must be the compiler's output, imports included. Tools that decode and re-encode a set drop the rules if they do
+    /// not know `google.api.http`.
     ///
     /// # Errors
     ///
-    /// With every rule that cannot work.
+    /// Fails with all invalid rules.
     pub fn new(descriptor_set: &[u8]) -> Result<RestLayer, BuildErrors> {
         RestLayer::builder().build(descriptor_set)
     }
 
-    /// Starts from the defaults: base path `/`, every service of the set, bodies of at most 1 MiB and 65,536 members and
-    /// elements that arrive within 10 seconds, every query parameter a field, errors in the domain `transcode`.
+    /// Returns a builder with the defaults: base path `/`, all services of the set, bodies of up to 1 MiB and 65,536 members and
+    /// elements that arrive within 10 seconds, no ignored query parameters, error domain `transcode`.
     pub fn builder() -> RestLayerBuilder {
         RestLayerBuilder {
             selection: Selection::default(),
@@ -70,7 +71,7 @@ impl RestLayer {
     }
 }
 
-/// The options of a [`RestLayer`].
+/// Builds a [`RestLayer`]. Created with [`RestLayer::builder`].
 #[derive(Debug, Clone)]
 pub struct RestLayerBuilder {
     selection: Selection,
@@ -89,77 +90,94 @@ pub struct RestLayerBuilder {
 }
 
 impl RestLayerBuilder {
-    /// Answers under this path: `/`, or literal segments such as `/api/v1`. May be given several times, and then the
-    /// same templates answer under each.
+    /// Serves all rules under this path: `/`, or literal segments such as `/api/v1`. Call it several times to serve them under each
+    /// path. Default: `/`.
     #[must_use]
     pub fn base_path(mut self, path: impl Into<String>) -> RestLayerBuilder {
         self.selection.base_paths.push(path.into());
         self
     }
 
-    /// Makes routes for this service, by its full name, and for no other. May be given several times. Default: all
-    /// services of the set.
+    /// Serves the rules of the service with this full name only. Call it several times to add services. Default: all services of
+    /// the set.
     ///
-    /// A set holds the services of the files that it imports too. The layer cannot know which of them stand behind it,
-    /// and a route to one that does not is answered with 501; so name yours: tonic's `NamedService::NAME` is the full name.
+    /// A set also has the services of the files that it imports. The layer cannot know which of them the inner service has, and a
+    /// call to a missing one returns 501. tonic's `NamedService::NAME` is the full name.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// // Or `LibraryServiceServer::<Library>::NAME`, with the trait `tonic::server::NamedService`.
+    /// tonic_rest_layer::RestLayer::builder().service("library.v1.LibraryService").build(descriptor_set)
+    /// # }
+    /// ```
     #[must_use]
     pub fn service(mut self, full_name: impl Into<String>) -> RestLayerBuilder {
         self.selection.services.push(full_name.into());
         self
     }
 
-    /// Leaves out rules that cannot work, instead of failing the build: client streams, templates that break the grammar,
-    /// of two rules with the same method and shape the second. [`RestLayer::skipped_rules`] tells which. The build still
-    /// fails when no rule is left.
+    /// Skips invalid rules instead of failing the build: rules of client streams, templates with syntax errors, and the second of
+    /// two rules with the same method and path. [`RestLayer::skipped_rules`] returns them. The build still fails if no rule is
+    /// left. Default: the build fails.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// let layer = tonic_rest_layer::RestLayer::builder().skip_faulty_rules().build(descriptor_set)?;
+    /// for error in layer.skipped_rules() {
+    ///     eprintln!("skipped {error}");
+    /// }
+    /// # Ok(layer)
+    /// # }
+    /// ```
     #[must_use]
     pub fn skip_faulty_rules(mut self) -> RestLayerBuilder {
         self.selection.skips_faulty = true;
         self
     }
 
-    /// Refuses request bodies of more bytes than this, with 413. Default: 1,048,576 (1 MiB); more than 1 GiB is 1 GiB.
+    /// Rejects larger request bodies, with 413. Default: 1,048,576 (1 MiB). Maximum: 1 GiB; larger values mean 1 GiB.
     #[must_use]
     pub fn max_body_bytes(mut self, bytes: usize) -> RestLayerBuilder {
         self.body_bytes_max = bytes.min(BODY_BYTES_CEILING);
         self
     }
 
-    /// Refuses JSON bodies with more members, elements and map entries than this in all, with 400. Default: 65,536.
+    /// Rejects JSON bodies with more members, elements and map entries in total, with 400. Default: 65,536.
     ///
-    /// An empty message costs three bytes of JSON and hundreds of memory, so a bound on bytes alone is not enough.
+    /// An empty message is 3 bytes of JSON and hundreds of bytes of memory, so a bound on bytes alone is not enough.
     #[must_use]
     pub fn max_body_elements(mut self, elements: usize) -> RestLayerBuilder {
         self.body_elements_max = elements;
         self
     }
 
-    /// Refuses bodies in which this repeated field or map, by its full name (`package.Message.field`), has more elements
-    /// than this, with 400, as soon as the first beyond it is met. Default: no bound but that of the body.
+    /// Rejects bodies in which the repeated field or map with this full name (`package.Message.field`) has more elements, with 400.
+    /// The layer stops reading at the first element beyond the bound. Default: no bound other than that of the body.
     #[must_use]
     pub fn max_field_elements(mut self, full_name: impl Into<String>, elements: usize) -> RestLayerBuilder {
         self.field_bounds.push((full_name.into(), elements));
         self
     }
 
-    /// Reads the paths of a FieldMask in the names of the proto too (`device_name`), which is how replies spell fields.
-    /// Default: in lowerCamelCase alone, as ProtoJSON has it.
+    /// Accepts proto names (`device_name`) in the paths of a FieldMask, because replies use these names. Default: lowerCamelCase
+    /// only, as in ProtoJSON.
     #[must_use]
     pub fn snake_case_field_masks(mut self) -> RestLayerBuilder {
         self.snake_case_masks = true;
         self
     }
 
-    /// Refuses request bodies that take longer than this to arrive, with 408. Default: 10 seconds. A smaller
-    /// `grpc-timeout` of the request counts instead, and what the body used of it is gone for the call.
+    /// Rejects request bodies that take longer to arrive, with 408. Default: 10 seconds. A shorter `grpc-timeout` of the request
+    /// applies instead; the time that the body took is subtracted from it before the call.
     ///
-    /// The service behind the layer is asked only when the body is there, so no deadline of its own covers the wait.
+    /// The layer calls the inner service after the body has arrived, so a deadline of the service does not include that time.
     #[must_use]
     pub fn body_timeout(mut self, timeout: Duration) -> RestLayerBuilder {
         self.body_timeout = timeout;
         self
     }
 
-    /// Passes over a query parameter of this name, instead of refusing it as unknown. It names no field any more.
+    /// Ignores the query parameter with this name, even if a field has the name. Default: an unknown parameter is rejected.
     #[must_use]
     pub fn ignore_query_parameter(mut self, name: impl Into<String>) -> RestLayerBuilder {
         self.ignored.push(name.into());
@@ -173,29 +191,39 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Writes this string field of a stream's messages as the `id:` of its server-sent event too, where a message has one:
-    /// what a browser's `EventSource` sends back as `Last-Event-ID`. Default: events have no id.
+    /// Sets the string field whose value is the `id:` of a message's server-sent event. A browser's `EventSource` sends the last id
+    /// back as `Last-Event-ID`. A message without the field, or with an empty value, gets no id. Default: events have no id.
     #[must_use]
     pub fn event_id_field(mut self, name: impl Into<String>) -> RestLayerBuilder {
         self.event_id_field = Some(name.into());
         self
     }
 
-    /// Sends a comment on a stream of server-sent events after this much silence, so that no proxy takes it for dead. Default: no
-    /// comments.
+    /// Sends a comment on a stream of server-sent events after each period without a message, so that no proxy closes it as idle.
+    /// Default: no comments.
     ///
-    /// A stream without a first message begins with one then, and its status is 200 whatever comes after. A period of 0 is 1 ms.
-    /// Needs tokio's timer.
+    /// If the first message takes longer than the period, the response starts with a comment, and its status is 200 even if the call
+    /// fails later. Other streams (NDJSON, `google.api.HttpBody`) get no comments. A period of 0 means 1 ms. Needs tokio's timer.
+    ///
+    /// ```
+    /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
+    /// use std::time::Duration;
+    /// use tonic_rest_layer::RestLayer;
+    ///
+    /// // nginx closes a proxied connection after 60 seconds without data.
+    /// RestLayer::builder().event_heartbeat(Duration::from_secs(25)).build(descriptor_set)
+    /// # }
+    /// ```
     #[must_use]
     pub fn event_heartbeat(mut self, period: Duration) -> RestLayerBuilder {
         self.event_heartbeat = Some(period.max(Duration::from_millis(1)));
         self
     }
 
-    /// Passes requests to the inner service, unchanged, where no rule has the path: for a router with pages, health checks or
-    /// webhooks beside the gRPC services. Default: they are answered with 404.
+    /// Passes requests to the inner service, unchanged, if no rule matches their path: for a router with pages, health checks or
+    /// webhooks beside the gRPC services. Default: the layer responds with 404.
     ///
-    /// A path that a rule has is answered here with every method, with 405 too.
+    /// If a rule matches the path, the layer responds to every method, if necessary with 405.
     ///
     /// ```
     /// # fn layer(descriptor_set: &[u8]) -> Result<axum::Router, tonic_rest_layer::BoxError> {
@@ -208,7 +236,7 @@ impl RestLayerBuilder {
     /// let grpc = Routes::default().into_axum_router();
     /// let app = Router::new().route("/healthz", get("ok")).merge(grpc);
     /// let rest = RestLayer::builder().fall_through().build(descriptor_set)?;
-    /// // Around the whole router: `Router::layer` would put it around each route, and it panics there.
+    /// // Wraps the whole router. `Router::layer` would wrap each route, where the layer panics.
     /// Ok(Router::new().fallback_service(rest.layer(app)))
     /// # }
     /// ```
@@ -218,12 +246,12 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Prints members under their JSON names: lowerCamelCase, or the `json_name` of the proto. Default: under their proto names.
-    /// Requests may use either, always.
+    /// Prints fields under their JSON names: lowerCamelCase, or the `json_name` of the proto. Default: proto names. Requests may
+    /// always use either.
     ///
     /// ```
     /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
-    /// // {"displayName": "Ada"} in place of {"display_name": "Ada", "age": 0}
+    /// // {"displayName": "Ada"} instead of {"display_name": "Ada", "age": 0}
     /// tonic_rest_layer::RestLayer::builder().json_names().omit_default_values().build(descriptor_set)
     /// # }
     /// ```
@@ -233,15 +261,17 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Omits members with default values (0, `""`, `false`, an enum's first value, an empty list or map) unless the proto tells
-    /// them from absence (`optional`, oneofs, messages). Default: they are printed.
+    /// Omits fields with default values (0, `""`, `false`, an enum's first value, an empty list or map) unless they have presence
+    /// (`optional`, oneofs, messages). Default: they are printed.
     #[must_use]
     pub fn omit_default_values(mut self) -> RestLayerBuilder {
         self.style.omits_defaults = true;
         self
     }
 
-    /// Makes the JSON of each error, of those in a stream too. Default: `google.rpc.Status`.
+    /// Sets the function that returns the JSON of each error, including errors in streams. Default: `google.rpc.Status`.
+    ///
+    /// Describe the result with [`OpenApi::error_body`](crate::OpenApi::error_body).
     ///
     /// ```
     /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
@@ -269,7 +299,7 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Sets the `WWW-Authenticate` of a 401, unless the service sends its own as metadata. Default: `Bearer`.
+    /// Sets the `WWW-Authenticate` header of a 401. The service can replace it by metadata of that name. Default: `Bearer`.
     ///
     /// ```
     /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
@@ -285,9 +315,10 @@ impl RestLayerBuilder {
         self
     }
 
-    /// Changes the status and the headers of successful answers. Default: 200, and the service's metadata as headers.
+    /// Sets a function that changes the status and the headers of successful responses. Default: 200, and the service's metadata as
+    /// headers.
     ///
-    /// The body is left out with 204, 205 and 304.
+    /// With 204, 205 and 304, the response has no body.
     ///
     /// ```
     /// # fn layer(descriptor_set: &[u8]) -> Result<tonic_rest_layer::RestLayer, tonic_rest_layer::BuildErrors> {
@@ -316,13 +347,13 @@ impl RestLayerBuilder {
     ///
     /// # Errors
     ///
-    /// With every rule that cannot work, every base path, and every name that the set does not have.
+    /// Fails with all invalid rules, invalid base paths, and names that the set does not have.
     pub fn build(self, descriptor_set: &[u8]) -> Result<RestLayer, BuildErrors> {
         let pool = descriptors::decode(descriptor_set)?;
         let google_rpc = descriptors::decode(GOOGLE_RPC)?;
         let mut schema = Schema::new(&pool, self.style);
         schema.snake_case_masks = self.snake_case_masks;
-        let unknown = self.field_bounds.into_iter().filter(|(name, most)| !schema.bound_elements(name, *most));
+        let unknown = self.field_bounds.into_iter().filter(|(name, max)| !schema.bound_elements(name, *max));
         let unknown: Vec<_> =
             unknown.map(|(name, _)| BuildError::of_set(RuleError::UnknownRepeatedField(name))).collect();
         if !unknown.is_empty() {

@@ -1,4 +1,4 @@
-//! The gRPC call that a request becomes: head and frame.
+//! Turns a REST request into a gRPC call.
 
 use bytes::Bytes;
 use http::Method;
@@ -18,7 +18,7 @@ use crate::route::Path;
 use crate::status::Refusal;
 use crate::transcoder::Transcoder;
 
-/// Turns the request's head and body into the call's head and frame.
+/// Returns the head and the frame of the gRPC call.
 pub(crate) fn call_parts(
     transcoder: &Transcoder,
     binding: &Binding,
@@ -52,14 +52,14 @@ pub(crate) fn call_parts(
     };
     parts.uri = call_uri(parts.uri, &binding.matched.grpc_path);
     parts.method = Method::POST;
-    // tonic-web passes on nothing else that is not grpc-web.
+    // Of requests other than grpc-web, tonic-web accepts HTTP/2 only.
     parts.version = Version::HTTP_2;
     headers::to_metadata(&mut parts.headers);
     parts.extensions.insert(binding.matched.clone());
     Ok((parts, frame))
 }
 
-/// The method's URI, on the authority that the client addressed.
+/// The URI of the gRPC method, with the scheme and authority of the request.
 fn call_uri(uri: Uri, grpc_path: &PathAndQuery) -> Uri {
     let mut call = uri.into_parts();
     call.path_and_query = Some(grpc_path.clone());

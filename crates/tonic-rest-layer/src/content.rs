@@ -1,4 +1,4 @@
-//! Request bodies: checked by their headers, then collected within a limit, or discarded.
+//! Request bodies: checks their headers, then collects or discards them within a limit.
 
 use std::pin::Pin;
 use std::pin::pin;
@@ -19,7 +19,7 @@ use crate::headers;
 use crate::status::Refusal;
 use crate::transcoder::Transcoder;
 
-/// Refuses what the headers alone condemn, before any of the body is read.
+/// Checks the headers of a body before it is read.
 pub(crate) fn check_content<B>(
     transcoder: &Transcoder,
     binding: &Binding,
@@ -36,7 +36,7 @@ where
         return Err(Refusal::ContentEncoding);
     }
     let announced = body.size_hint().lower();
-    // A type that is not JSON is refused on an empty body too: a page of another origin can send one without asking.
+    // Other types are rejected even with an empty body: a page of another origin can send them without a CORS preflight.
     if !binding.raw_body && (announced > 0 || headers.contains_key(header::CONTENT_TYPE)) && !headers::is_json(headers)
     {
         return Err(Refusal::UnsupportedMediaType);
@@ -47,7 +47,7 @@ where
     Ok(())
 }
 
-/// Puts a body together, within the limit.
+/// Collects a body of up to `limit` bytes.
 pub(crate) async fn collect<B: HttpBody<Data = Bytes>>(body: B, limit: usize) -> Result<Bytes, Refusal> {
     let mut body = pin!(body);
     let mut first = Bytes::new();
@@ -71,25 +71,25 @@ pub(crate) async fn collect<B: HttpBody<Data = Bytes>>(body: B, limit: usize) ->
     Ok(if more.is_empty() { first } else { more.freeze() })
 }
 
-/// A body that its rule has no place for. It is thrown away as it comes, beside the call, so that the connection can go
-/// on; the call does not wait for it, and what is beyond the limit is not read at all.
+/// Discards a body that the rule does not read, while the call runs, so that the connection can be reused. The call does not wait
+/// for it. Bytes beyond the limit are not read.
 pub(crate) struct Discard<B> {
     body: Pin<Box<B>>,
-    left: usize,
+    remaining: usize,
 }
 
 impl<B: HttpBody<Data = Bytes>> Discard<B> {
     pub(crate) fn new(body: B, limit: usize) -> Discard<B> {
-        Discard { body: Box::pin(body), left: limit }
+        Discard { body: Box::pin(body), remaining: limit }
     }
 
-    /// Ready when there is nothing more to read, or nothing more that will be.
+    /// Ready at the end of the body, at an error, or at the limit.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(Ok(frame)) = ready!(self.body.as_mut().poll_frame(cx)) {
-            // A frame counts even if it is empty.
+            // An empty frame counts as one byte, so that empty frames are bounded too.
             let length = frame.data_ref().map_or(0, Bytes::len) + 1;
-            match self.left.checked_sub(length) {
-                Some(left) => self.left = left,
+            match self.remaining.checked_sub(length) {
+                Some(remaining) => self.remaining = remaining,
                 None => break,
             }
         }

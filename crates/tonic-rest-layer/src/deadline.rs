@@ -1,4 +1,4 @@
-//! `grpc-timeout`: how long the caller is going to wait.
+//! The `grpc-timeout` header: how long the client waits.
 
 use std::time::Duration;
 
@@ -8,15 +8,16 @@ use http::HeaderValue;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// How long a request's `grpc-timeout` gives it: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). Malformed
-/// is absent; [`RestLayer`](super::RestLayer) has refused a REST request with such a one. For the layer behind this one
-/// that keeps deadlines.
+/// Returns the `grpc-timeout` of a request: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). `None` if it is absent
+/// or malformed; [`RestLayer`](super::RestLayer) rejects REST requests with a malformed one.
+///
+/// For layers inside the [`RestLayer`](super::RestLayer) that enforce deadlines.
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     read(headers.get(GRPC_TIMEOUT)?)
 }
 
-/// Whether the header is there and says nothing, or says two things: a caller that asks for a deadline must not wait
-/// without one.
+/// Whether the header is malformed or repeated. Such a request is rejected: a client that asks for a deadline must not wait without
+/// one.
 pub(crate) fn is_malformed(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(GRPC_TIMEOUT).iter();
     values.next().is_some_and(|first| read(first).is_none() || values.next().is_some())
@@ -40,10 +41,10 @@ fn read(value: &HeaderValue) -> Option<Duration> {
     }
 }
 
-/// Writes what is left, in the finest unit that eight digits have room for.
-pub(crate) fn write(headers: &mut HeaderMap, left: Duration) {
+/// Sets the remaining time, in the smallest unit for which it has at most eight digits.
+pub(crate) fn write(headers: &mut HeaderMap, remaining: Duration) {
     const END: u128 = 100_000_000;
-    let (count, unit) = match (left.as_micros(), left.as_millis(), u128::from(left.as_secs())) {
+    let (count, unit) = match (remaining.as_micros(), remaining.as_millis(), u128::from(remaining.as_secs())) {
         (micros, ..) if micros < END => (micros, 'u'),
         (_, millis, _) if millis < END => (millis, 'm'),
         (.., seconds) if seconds < END => (seconds, 'S'),
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_timeout_round_trips_and_malformed_ones_are_rejected() {
         for (text, written) in [
             ("0n", "0u"),
             ("50m", "50000u"),

@@ -1,4 +1,4 @@
-//! From bytes to descriptors: looked through first, because what prost-reflect does not know it does not always refuse.
+//! Decodes descriptor sets, after checks for input on which prost-reflect panics.
 
 use std::collections::HashSet;
 
@@ -16,11 +16,10 @@ use crate::error::RuleError;
 ///
 /// # Errors
 ///
-/// When the bytes are no such set, when it lacks what it imports, and with each file whose syntax prost-reflect does not
-/// know: it panics on a file behind one of those.
+/// Fails if the bytes are not a descriptor set, or if imported files are missing. Fails with each duplicate file, and with each
+/// file whose syntax prost-reflect does not support, because it panics on files that import such a file.
 pub(crate) fn decode(descriptor_set: &[u8]) -> Result<DescriptorPool, BuildErrors> {
-    // Only for a look: what this type does not know, such as our options, is lost in it. Bytes that are no set are refused
-    // below.
+    // Used for the checks only: this type drops unknown fields, such as the rules. Invalid bytes are rejected below.
     let set = FileDescriptorSet::decode(descriptor_set).unwrap_or_default();
     let unknown = set.file.iter().filter_map(|file| match file.syntax() {
         "" | "proto2" | "proto3" => None,
@@ -38,11 +37,11 @@ pub(crate) fn decode(descriptor_set: &[u8]) -> Result<DescriptorPool, BuildError
     DescriptorPool::decode(descriptor_set).map_err(BuildError::of_descriptors)
 }
 
-/// The values of an enum in the order of their numbers, and several names of one number in the order of their
-/// declaration: prost-reflect leaves those unordered, and the first is the canonical one (ProtoJSON, `allow_alias`).
+/// The values of an enum in the order of their numbers; aliases in the order of their declaration. prost-reflect leaves aliases
+/// unordered, and the first is the canonical one (ProtoJSON, `allow_alias`).
 pub(crate) fn enum_values(item: &EnumDescriptor) -> Vec<EnumValueDescriptor> {
     let mut values: Vec<_> = item.values().collect();
-    // A value's path ends in its place among the enum's values.
+    // The last element of a value's path is its index in the enum.
     values.sort_by_key(|value| (value.number(), value.path().last().copied()));
     values
 }

@@ -6,19 +6,19 @@ use bytes::Buf;
 use bytes::Bytes;
 use bytes::BytesMut;
 
-/// The length of a frame's head.
+/// The length of a frame's header, in bytes.
 pub(crate) const HEAD: usize = 5;
 
 /// The frame of a message without fields.
 pub(crate) const EMPTY: Bytes = Bytes::from_static(&[0; HEAD]);
 
-/// A reply message larger than this is refused, so that a length field alone cannot claim memory.
+/// The maximum size of a reply message. Without it, a length field alone could make the layer allocate up to 4 GiB.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Why the bytes of a reply are no frames.
+/// Why the bytes of a reply are not frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
-    /// We announce no encoding, so none may be used.
+    /// The layer accepts no encoding, so a reply must not have one.
     #[error("the reply is compressed")]
     Compressed,
     #[error("the reply is too large")]
@@ -27,7 +27,7 @@ pub(crate) enum FrameError {
     CutOff,
 }
 
-/// Finishes a frame that was begun with [`HEAD`] bytes of room. A request is never near the four bytes' limit.
+/// Writes the header of a frame, whose first [`HEAD`] bytes are reserved for it. The message must be smaller than 4 GiB.
 pub(crate) fn finish(mut frame: Vec<u8>) -> Bytes {
     let length = (frame.len() - HEAD) as u32;
     frame[0] = 0;
@@ -35,11 +35,11 @@ pub(crate) fn finish(mut frame: Vec<u8>) -> Bytes {
     frame.into()
 }
 
-/// Puts messages together from the pieces that a body comes in.
+/// Extracts messages from the chunks of a body.
 #[derive(Debug, Default)]
 pub(crate) struct Deframer {
     pending: BytesMut,
-    /// A piece that has not been copied: nearly always it is exactly one frame.
+    /// A chunk that has not been copied. Usually it is exactly one frame.
     whole: Bytes,
 }
 
@@ -53,7 +53,7 @@ impl Deframer {
         }
     }
 
-    /// Takes the next message, or `None` when more has to come first.
+    /// Returns the next message. `None` if it is not complete yet.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
         let bytes: &[u8] = if self.whole.is_empty() { &self.pending } else { &self.whole };
         let Some((head, rest)) = bytes.split_first_chunk::<HEAD>() else { return Ok(None) };
@@ -77,7 +77,7 @@ impl Deframer {
         }
     }
 
-    /// Says whether the body ended where a frame did.
+    /// Fails if the body ended inside a frame.
     pub(crate) fn end(&self) -> Result<(), FrameError> {
         if self.whole.is_empty() && self.pending.is_empty() { Ok(()) } else { Err(FrameError::CutOff) }
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_come_out_whatever_the_pieces() {
+    fn messages_are_extracted_from_chunks_of_any_size() {
         let stream = [b"\0\0\0\0\x02hi".as_slice(), b"\0\0\0\0\0", b"\0\0\0\0\x03you"].concat();
         for size in 1..=stream.len() {
             let mut deframer = Deframer::default();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_frame_is_refused() {
+    fn invalid_frames_are_rejected() {
         let next = |bytes: &'static [u8]| {
             let mut deframer = Deframer::default();
             deframer.push(Bytes::from_static(bytes));

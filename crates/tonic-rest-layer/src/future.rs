@@ -1,4 +1,4 @@
-//! A call on its way: the body is read, the service is called, its reply is rendered.
+//! The response future: reads the body, calls the service, and renders its reply.
 
 use std::fmt;
 use std::future::Future;
@@ -34,17 +34,17 @@ use crate::reply::UnaryReply;
 use crate::route::Path;
 use crate::status::Refusal;
 
-/// What comes after a body was read.
+/// What follows after the body has been read.
 pub(crate) enum Next<F, RB> {
     Call { call: F, context: ReplyContext },
     Answer(Box<Answer<RB>>),
 }
 
-/// A body on its way.
+/// Reads the body and starts the call.
 type Reading<F, RB, E> = Pin<Box<dyn Future<Output = Result<Next<F, RB>, E>> + Send>>;
 
 pin_project! {
-    /// The answer to come. Dropping it drops the call.
+    /// The response future of [`RestService`](crate::RestService). Dropping it cancels the call.
     pub struct ResponseFuture<F, B, RB, E> {
         #[pin]
         state: State<F, B, RB, E>,
@@ -54,38 +54,38 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, B, RB, E> {
-        // A gRPC or grpc-web call, not ours.
+        // A gRPC or grpc-web call, or one that falls through.
         Passthrough { #[pin] call: F },
-        // An answer of the layer's own.
+        // A response of the layer itself.
         Ready { answer: Option<Answer<RB>> },
-        // The body is not there yet, as a whole.
+        // Waiting for the rest of the body.
         ReadingBody { reading: Reading<F, RB, E> },
-        // The service has the call.
+        // Waiting for the service.
         Calling { #[pin] call: F, context: Option<ReplyContext>, discard: Option<Discard<B>> },
-        // The service answers with one message.
+        // Waiting for the one message of a unary reply.
         CollectingReply { #[pin] reply: UnaryReply<RB> },
-        // The service answers with a stream; its first message decides.
+        // Waiting for the first message of a stream.
         OpeningStream { reply: OpeningStream<RB> },
     }
 }
 
 impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
-    /// A gRPC or grpc-web call, passed on as it came.
+    /// A call that is passed on unchanged.
     pub(crate) fn passthrough(call: F) -> ResponseFuture<F, B, RB, E> {
         ResponseFuture { state: State::Passthrough { call } }
     }
 
-    /// An answer of the layer's own.
+    /// A response of the layer itself.
     pub(crate) fn ready(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
         ResponseFuture { state: State::Ready { answer: Some(answer) } }
     }
 
-    /// A call that needs no body.
+    /// A call without a body to read.
     pub(crate) fn calling(call: F, context: ReplyContext, discard: Option<Discard<B>>) -> ResponseFuture<F, B, RB, E> {
         ResponseFuture { state: State::Calling { call, context: Some(context), discard } }
     }
 
-    /// A call that waits for its body.
+    /// A call that first reads its body.
     pub(crate) fn reading(
         reading: impl Future<Output = Result<Next<F, RB>, E>> + Send + 'static,
     ) -> ResponseFuture<F, B, RB, E> {
@@ -103,14 +103,14 @@ where
     type Output = Result<Response<ResponseBody<RB>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        const OVER: &str = "a future is not polled after its end";
+        const COMPLETED: &str = "`ResponseFuture` polled after completion";
         loop {
             let next = match self.as_mut().project().state.project() {
                 StateProjection::Passthrough { call } => {
                     let response = ready!(call.poll(cx))?;
                     return Poll::Ready(Ok(response.map(ResponseBody::passthrough)));
                 }
-                StateProjection::Ready { answer } => return Poll::Ready(Ok(answer.take().expect(OVER))),
+                StateProjection::Ready { answer } => return Poll::Ready(Ok(answer.take().expect(COMPLETED))),
                 StateProjection::ReadingBody { reading } => match ready!(reading.as_mut().poll(cx))? {
                     Next::Call { call, context } => State::Calling { call, context: Some(context), discard: None },
                     Next::Answer(answer) => return Poll::Ready(Ok(*answer)),
@@ -120,7 +120,7 @@ where
                         *discard = None;
                     }
                     let response = ready!(call.poll(cx))?;
-                    match context.take().expect(OVER).reply(response) {
+                    match context.take().expect(COMPLETED).reply(response) {
                         Reply::Answer(answer) => return Poll::Ready(Ok(answer)),
                         Reply::Unary(reply) => State::CollectingReply { reply },
                         Reply::Stream(reply) => State::OpeningStream { reply },
@@ -140,10 +140,10 @@ impl<F, B, RB, E> fmt::Debug for ResponseFuture<F, B, RB, E> {
     }
 }
 
-/// Reads the body, then makes the call.
+/// Reads the body, then calls the service.
 ///
-/// The service is ready when this starts. Where the body is there at once, as nearly always, that is the one that is
-/// called; where it has to be waited for, readiness is given back, since it may stand for a slot that others need.
+/// `inner` is ready. If the body is available immediately, as usual, `inner` is called. Otherwise it is replaced by a clone that
+/// becomes ready after the body has arrived, because readiness may reserve capacity, such as a permit of a concurrency limit.
 pub(crate) async fn read<S, B, RB>(
     mut inner: S,
     context: ReplyContext,
@@ -157,11 +157,11 @@ where
 {
     let transcoder = Arc::clone(&context.transcoder);
     let mut collecting = pin!(collect(body, transcoder.body_bytes_max));
-    let at_once = poll_fn(|cx| match collecting.as_mut().poll(cx) {
+    let available = poll_fn(|cx| match collecting.as_mut().poll(cx) {
         Poll::Ready(body) => Poll::Ready(Some(body)),
         Poll::Pending => Poll::Ready(None),
     });
-    let body = match at_once.await {
+    let body = match available.await {
         Some(body) => body,
         None => {
             inner = inner.clone();

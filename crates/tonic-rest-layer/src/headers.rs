@@ -1,11 +1,11 @@
-//! Headers to metadata and back: what belongs to one connection or one encoding stays behind.
+//! Converts headers to metadata and back, without the headers of one connection or one encoding.
 
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 
-/// Headers of one connection (RFC 9110 §7.6.1), never passed on, in either direction.
+/// Headers of one connection (RFC 9110 §7.6.1), which are never passed on.
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
@@ -24,14 +24,13 @@ fn is_hop_by_hop(name: &str) -> bool {
 
 /// Turns a request's headers into metadata, in place.
 ///
-/// Left out: what is hop-by-hop or named by `Connection`; `content-*`, which describes the JSON and not the frame;
-/// `grpc-*` but for `grpc-timeout`, since compression, status and tracing are settled between gRPC peers; `*-bin`, which
-/// gRPC reads as base64; `Expect`; and headers that ask for another method, so that a proxy and the service cannot
-/// disagree about what was called.
+/// Removes hop-by-hop headers and those named by `Connection`; `content-*`, which describes the JSON, not the frame; `grpc-*`
+/// except `grpc-timeout`, because compression and status are between gRPC peers; `*-bin`, which gRPC reads as base64; `Expect`; and
+/// method overrides, so that a proxy and the service cannot disagree about the method.
 pub(crate) fn to_metadata(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    // Nearly every request has this one.
+    // Removed separately because nearly every request has it.
     headers.remove(header::CONTENT_LENGTH);
     remove(headers, |name| {
         is_hop_by_hop(name)
@@ -42,7 +41,7 @@ pub(crate) fn to_metadata(headers: &mut HeaderMap) {
     });
 }
 
-/// Removes what `Connection` names, and what `unwanted` says; `te` and the content type have a value of our own by now.
+/// Removes the headers named by `Connection` and those that are `unwanted`. Keeps `te` and `content-type`, which the layer has set.
 fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     if headers.contains_key(header::CONNECTION) {
         for name in named_by_connection(headers) {
@@ -52,7 +51,7 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
         }
         headers.remove(header::CONNECTION);
     }
-    // Most have nothing more to remove, and an empty list takes no memory.
+    // Usually empty, and then it does not allocate.
     let unwanted: Vec<HeaderName> =
         headers.keys().filter(|name| **name != header::TE && unwanted(name.as_str())).cloned().collect();
     for name in unwanted {
@@ -60,7 +59,7 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// `Connection: close, x-secret` says that `x-secret` is for the next hop alone.
+/// The header names in `Connection: close, x-secret`, which are for the next hop only.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     headers
         .get_all(header::CONNECTION)
@@ -71,10 +70,10 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Turns the metadata of a reply into headers, in place, and adds the trailing metadata to it. Left out: what is
-/// hop-by-hop or named by `Connection`, `grpc-*`, `*-bin`, and what describes the frame.
+/// Turns the metadata of a reply into headers, in place, and appends the trailing metadata. Removes hop-by-hop headers, those named
+/// by `Connection`, `grpc-*`, `*-bin`, and those that describe the frame.
 ///
-/// The content type stays; the caller sets another.
+/// Keeps the content type, which the caller replaces.
 pub(crate) fn from_metadata(headers: &mut HeaderMap, trailers: &HeaderMap) {
     let unwanted = |name: &str| {
         is_hop_by_hop(name)
@@ -85,14 +84,14 @@ pub(crate) fn from_metadata(headers: &mut HeaderMap, trailers: &HeaderMap) {
     headers.remove(header::TE);
     remove(headers, unwanted);
     for (name, value) in trailers {
-        // Trailing metadata stands beside initial metadata of its name, as it does for gRPC clients.
+        // Appended: gRPC clients also get initial and trailing metadata of the same name.
         if !unwanted(name.as_str()) && name != header::CONTENT_TYPE {
             headers.append(name, value.clone());
         }
     }
 }
 
-/// Whether the request is gRPC's or grpc-web's own, and none of ours.
+/// Whether this is a gRPC or grpc-web request.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     headers.get(header::CONTENT_TYPE).is_some_and(|value| {
@@ -105,8 +104,8 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Whether the content is JSON: `application/json` or `application/*+json`, in UTF-8 (RFC 8259 §8.1).
 ///
-/// Nothing else is read as JSON, and no content type is not JSON either: a browser sends `text/plain` and forms across
-/// origins without asking first.
+/// Any other type, and a missing one, is not JSON: a browser sends `text/plain` and forms to other origins without a CORS
+/// preflight.
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -124,7 +123,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether the content is as it is: no `Content-Encoding`, or `identity`.
+/// Whether the content has no encoding: no `Content-Encoding`, or `identity`.
 pub(crate) fn is_unencoded(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::CONTENT_ENCODING)
@@ -132,7 +131,7 @@ pub(crate) fn is_unencoded(headers: &HeaderMap) -> bool {
         .all(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Whether the client asks for server-sent events by name. A wildcard does not ask.
+/// Whether `Accept` names server-sent events. A wildcard is not enough.
 pub(crate) fn wants_events(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::ACCEPT)
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_has_nothing_of_the_connection_or_of_grpc() {
+    fn metadata_has_no_hop_by_hop_and_no_grpc_headers() {
         let mut headers = headers(&[
             ("connection", "close, X-Hop"),
             ("x-hop", "1"),
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_keeps_both_its_metadata_and_nothing_of_the_connection() {
+    fn a_reply_keeps_initial_and_trailing_metadata_without_hop_by_hop_headers() {
         let mut initial = headers(&[
             ("content-type", "application/grpc"),
             ("connection", "x-hop"),
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_is_json() {
+    fn json_is_recognised_by_its_content_type() {
         for value in ["application/json", "Application/JSON; charset=UTF-8", "application/merge-patch+json"] {
             assert!(is_json(&headers(&[("content-type", value)])), "{value}");
         }
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_told_by_its_content_type() {
+    fn grpc_is_recognised_by_its_content_type() {
         for value in ["application/grpc", "application/grpc+proto", "application/grpc-web-text", "Application/gRPC;x=y"]
         {
             assert!(is_grpc(&headers(&[("content-type", value)])), "{value}");
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_asked_for_by_name() {
+    fn events_need_an_explicit_accept() {
         for value in ["text/event-stream", "application/json, text/event-stream;q=0.5"] {
             assert!(wants_events(&headers(&[("accept", value)])), "{value}");
         }

@@ -1,4 +1,4 @@
-//! What a service may change of its answers.
+//! The options that change responses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,18 +10,17 @@ use serde_json::Value;
 use crate::binding::MatchedRoute;
 use crate::status::RestError;
 
-/// Makes the body of an error.
+/// Returns the body of an error.
 pub(crate) type ErrorBodyHook = dyn Fn(&RestError) -> Value + Send + Sync;
 
-/// Changes the head of a successful answer.
+/// Changes the head of a successful response.
 pub(crate) type SuccessHook = dyn Fn(&MatchedRoute, &mut response::Parts) + Send + Sync;
 
-/// What a service may change of its answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Hooks {
     pub error_body: Option<Hook<ErrorBodyHook>>,
     pub error_content_type: HeaderValue,
-    /// The `WWW-Authenticate` of a 401, where the service sends none.
+    /// The `WWW-Authenticate` header of a 401, unless the service sends one.
     pub challenge: HeaderValue,
     pub success: Option<Hook<SuccessHook>>,
 }
@@ -38,7 +37,7 @@ impl Default for Hooks {
 }
 
 impl Hooks {
-    /// The body of an error: `google.rpc.Status` as JSON, unless the service makes its own. One line.
+    /// The body of an error, on one line: the result of the hook, or else `google.rpc.Status` as JSON.
     pub(crate) fn error_body(&self, error: &RestError) -> Vec<u8> {
         match &self.error_body {
             Some(Hook(body)) => body(error).to_string().into_bytes(),
@@ -47,7 +46,7 @@ impl Hooks {
     }
 }
 
-/// A function of the service's.
+/// A function that the builder was given.
 pub(crate) struct Hook<F: ?Sized>(pub Arc<F>);
 
 impl<F: ?Sized> Clone for Hook<F> {

@@ -1,4 +1,4 @@
-//! The tower layer: what a request goes through, in order.
+//! The tower layer: the steps of a request, in order.
 
 use std::any::type_name;
 use std::mem;
@@ -32,22 +32,22 @@ use crate::status::Refusal;
 use crate::transcoder::Transcoder;
 use crate::violation::Violation;
 
-/// Answers HTTP and JSON for a gRPC service, by the `google.api.http` rules of its descriptors.
+/// A tower layer that serves REST and JSON for a gRPC service, from the `google.api.http` rules of its descriptors.
 ///
-/// Cheap to clone. See the [crate](crate) for an example, and for where in a stack it belongs.
+/// Cheap to clone; clones share the rules. See the [crate documentation](crate) for an example and for its position in the stack.
 #[derive(Debug, Clone)]
 pub struct RestLayer {
     pub(crate) transcoder: Arc<Transcoder>,
 }
 
 impl RestLayer {
-    /// The faults of the rules that [`skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules) left out, in the order of
-    /// the set. Empty without it.
+    /// Returns the errors of the rules that were skipped because of
+    /// [`skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules), in the order of the set. Empty without that option.
     pub fn skipped_rules(&self) -> &[BuildError] {
         &self.transcoder.rules.skipped
     }
 
-    /// Whether a rule answers this method at this path, for whatever stands in front of the layer.
+    /// Returns whether a rule matches this method and path. For layers and proxies in front of this one.
     pub fn has_route(&self, method: &Method, path: &str) -> bool {
         matches!(self.transcoder.rules.router.find(method, path), RouteMatch::Route { .. })
     }
@@ -56,25 +56,24 @@ impl RestLayer {
 impl<S> Layer<S> for RestLayer {
     type Service = RestService<S>;
 
-    /// Puts the layer around a service.
+    /// Wraps a service.
     ///
     /// # Panics
     ///
-    /// If the service is a single route of an axum router, which is what `Router::layer` passes: a request with a path of its
-    /// own would reach no gRPC method there. Put the layer around the whole router instead, and serve
-    /// `axum::Router::new().fallback_service(layer.layer(router))`.
+    /// Panics if the service is a single route of an axum router, as with `Router::layer`: axum routes before the layer there, so no
+    /// REST path would reach it. Wrap the whole router instead: `axum::Router::new().fallback_service(layer.layer(router))`.
     fn layer(&self, inner: S) -> RestService<S> {
-        // The name is all that tells: axum has no trait for it, and depending on axum for an assertion is too much.
+        // By name, because the crate does not depend on axum.
         assert!(
             !type_name::<S>().contains("axum::routing::route::Route"),
-            "Router::layer puts a RestLayer around each route, and a REST path has none. Put it around the router, and serve \
+            "Router::layer wraps each route in a RestLayer, where no REST path reaches it. Wrap the router instead: \
              Router::new().fallback_service(layer.layer(router))"
         );
         RestService { inner, transcoder: Arc::clone(&self.transcoder) }
     }
 }
 
-/// The service that [`RestLayer`] makes.
+/// The service that [`RestLayer`] returns.
 #[derive(Debug, Clone)]
 pub struct RestService<S> {
     inner: S,
@@ -133,7 +132,7 @@ where
             return ResponseFuture::ready(context.refuse(&refusal));
         }
         if binding.body == Body::None || body.is_end_stream() {
-            // Nothing to wait for, so nothing to keep: no box, and no second handle on the service.
+            // No body to wait for, so no boxed future and no clone of the service.
             return match call_parts(&self.transcoder, binding, &path, parts, &[]) {
                 Ok((parts, frame)) => {
                     let discard = (!body.is_end_stream()).then(|| Discard::new(body, self.transcoder.body_bytes_max));
@@ -143,7 +142,7 @@ where
                 Err(refusal) => ResponseFuture::ready(context.refuse(&refusal)),
             };
         }
-        // The one that is ready must be the one that is called.
+        // `self.inner` is ready, its clone is not (tower, "Be careful when cloning inner services").
         let next = self.inner.clone();
         let inner = mem::replace(&mut self.inner, next);
         ResponseFuture::reading(read(inner, context, path, parts, body))

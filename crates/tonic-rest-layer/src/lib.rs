@@ -1,17 +1,18 @@
-//! REST and JSON for any tonic service, by the `google.api.http` rules of its own protos.
+//! REST and JSON for any tonic service, from the `google.api.http` rules of its protos.
 //!
-//! - To serve: [`RestLayer`], a tower layer built from a descriptor set. No code is generated.
-//! - To adapt it: [`RestLayerBuilder`], with an option for paths, limits, JSON, errors and streams each.
-//! - To describe it: [`OpenApi`], the same rules as an OpenAPI 3.1 document.
+//! - [`RestLayer`] is a tower layer that serves the rules of a descriptor set. It needs no generated code.
+//! - [`RestLayerBuilder`] has the options: paths, limits, JSON, errors and streams.
+//! - [`OpenApi`] writes an OpenAPI 3.1 document of the same rules.
 //!
-//! The layer turns a REST request into a gRPC call of the service behind it, and the reply back into JSON. Interceptors,
-//! authentication, deadlines, metrics and limits stand behind it once, and cannot differ between gRPC and REST. gRPC and grpc-web
-//! requests pass through passthrough.
+//! The layer turns a REST request into a gRPC call to the inner service, and turns the reply into JSON. Interceptors,
+//! authentication, deadlines, metrics and limits are inside the layer, so gRPC and REST share them. gRPC and grpc-web requests
+//! pass through unchanged.
 //!
 //! # Example
 //!
-//! The descriptor set is what `protox`'s `encode_file_descriptor_set` or `protoc --include_imports --descriptor_set_out` writes.
-//! Use the bytes unchanged: a tool that decodes and encodes them drops the rules if it does not know them.
+//! The descriptor set is the output of `protox`'s `encode_file_descriptor_set` or of
+//! `protoc --include_imports --descriptor_set_out`. Use the bytes unchanged: a tool that decodes and re-encodes them drops the
+//! rules if it does not know `google.api.http`.
 //!
 //! ```
 //! use axum::Router;
@@ -26,90 +27,92 @@
 //! let mut protos = protox::Compiler::new(["examples/library/proto"])?;
 //! let descriptor_set = protos.include_imports(true).open_file("library.proto")?.encode_file_descriptor_set();
 //!
-//! // Every fault of every rule is reported at once, with service, method and reason.
+//! // Fails with all invalid rules at once, each with its service, method and reason.
 //! let rest = RestLayer::builder().base_path("/api/v1").error_domain("library.example.com").build(&descriptor_set)?;
-//! // `Routes::new(LibraryServiceServer::new(…))` has your service; these routes are empty.
+//! // Your service goes here: `Routes::new(LibraryServiceServer::new(…))`. These routes are empty.
 //! let grpc = GrpcWebLayer::new().layer(Routes::default());
 //! let app: Router = Router::new().fallback_service(rest.layer(grpc));
 //! // axum::serve(listener, app).await?;
 //!
 //! let request = http::Request::get("/api/v1/shelves/1/books/1").body(axum::body::Body::empty())?;
-//! assert_eq!(app.clone().oneshot(request).await?.status(), 501, "routed, but no service is there");
+//! assert_eq!(app.clone().oneshot(request).await?.status(), 501, "a rule has this path, but no service is registered");
 //! let request = http::Request::get("/api/v1/shelves").body(axum::body::Body::empty())?;
 //! assert_eq!(app.oneshot(request).await?.status(), 404, "no rule has this path");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The README has a whole server, with its proto and its build script.
+//! The [README](https://crates.io/crates/tonic-rest-layer) has a complete server, with its proto and its build script.
 //!
 //! # Position in the stack
 //!
-//! `RestLayer → GrpcWebLayer → Routes`, outermost first: tonic-web answers 400 to every HTTP/1.1 request that is not grpc-web.
-//! Serve it with axum or hyper-util. `tonic::transport::Server` puts its timeout outside all layers, and a REST client would get
-//! HTTP 200 with a `grpc-status`. CORS and compression belong outside this layer; deadlines belong inside, where `grpc-timeout`
-//! arrives as metadata.
+//! `RestLayer → GrpcWebLayer → Routes`, outermost first, because tonic-web responds with 400 to every HTTP/1.1 request that is not
+//! grpc-web. Serve the stack with axum or hyper-util. `tonic::transport::Server` applies its timeout outside all layers, so a REST
+//! client would get HTTP 200 with a `grpc-status`. Put CORS and compression outside this layer. Put deadlines inside, where
+//! `grpc-timeout` arrives as metadata.
 //!
-//! Put the layer around the whole router. `axum::Router::layer` puts it around single routes, which no REST path leads to;
-//! [`RestLayer`] panics there. Pages and health checks of the same router are reached with
-//! [`fall_through`](RestLayerBuilder::fall_through).
+//! Wrap the whole router. `axum::Router::layer` wraps each route separately, after routing, so no REST path reaches the layer;
+//! [`RestLayer`] panics in that case. With [`fall_through`](RestLayerBuilder::fall_through), requests without a rule reach the
+//! pages and health checks of the inner router.
 //!
-//! # Behaviour
+//! # Features
 //!
-//! - **Routes**: the whole grammar of http.proto, verbs, `additional_bindings`, `custom` kinds. The most specific template that has
-//!   the method wins. HEAD is answered from GET, OPTIONS by the layer unless a rule has it, 405 with `Allow`. A `**` takes the
-//!   rest of the path as it is, an empty last segment too: `/files/` is an empty name.
-//! - **Requests**: path, query and body, and *the path always wins*. A query cannot name what the path binds, in either spelling
-//!   or as a oneof sibling. A body may repeat it, so that a resource can be read, edited and written back; another value, or a
-//!   oneof sibling, is refused. Nothing else may be given twice. JSON needs a JSON content type. A malformed `grpc-timeout` is
-//!   refused, since a caller who asks for a deadline must not wait without one.
-//! - **Replies**: proto field names, defaults printed, 64-bit integers as strings, `google.rpc.Status` with typed details for errors,
-//!   `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`, and never a `DebugInfo` in an error, at any depth. Metadata
-//!   becomes headers; in unary replies trailing metadata too.
-//! - **Streams**: NDJSON, or server-sent events if `Accept` names them. The status line waits for the first message. A later
-//!   failure is a last line `{"error": …}` or an event `error`.
-//! - **`google.api.HttpBody`** both ways, in streams too.
-//! - Requests and responses carry a [`MatchedRoute`] as an extension, for metrics and logs.
-//! - [`layer_reasons`] lists every error that the layer itself answers with.
+//! - **Routes**: the whole template grammar of http.proto, custom verbs, `additional_bindings`, `custom` patterns. Of the templates
+//!   that match path and method, the most specific one wins. HEAD uses the rule for GET. The layer responds to OPTIONS unless a rule
+//!   matches, and sends `Allow` with 405. A `**` captures the rest of the path unchanged, including an empty last segment: `/files/`
+//!   is an empty name.
+//! - **Requests**: fields from path, query and body. *The path always wins*: a query parameter for a field that the path binds is
+//!   rejected, under either of its names, and so is another member of its oneof. A body may repeat the field with the same value,
+//!   so that a client can read, edit and write back a resource; a different value is rejected. No other field may be set twice.
+//!   JSON needs a JSON content type. A malformed `grpc-timeout` is rejected, so that no client waits without the deadline it asked
+//!   for.
+//! - **Replies**: ProtoJSON with proto field names, default values and 64-bit integers as strings. Metadata becomes headers; in
+//!   unary replies, so does trailing metadata.
+//! - **Errors**: `google.rpc.Status` with typed details, `WWW-Authenticate` on every 401, `Retry-After` from `RetryInfo`.
+//!   `DebugInfo` is removed at any depth. [`layer_reasons`] lists the errors of the layer itself.
+//! - **Server streams**: NDJSON, or server-sent events if `Accept` names them. The layer sends the status line with the first
+//!   message. A later failure is a last line `{"error": …}` or an event `error`.
+//! - **`google.api.HttpBody`** in requests, replies and streams.
+//! - **Metrics and logs**: requests and responses have a [`MatchedRoute`] extension.
 //!
 //! # Bounds
 //!
-//! | what | bound | option |
+//! | input | bound | option |
 //! |---|---|---|
 //! | request body | 1 MiB | [`max_body_bytes`](RestLayerBuilder::max_body_bytes) |
-//! | time for it to arrive | 10 s, or a smaller `grpc-timeout` | [`body_timeout`](RestLayerBuilder::body_timeout) |
+//! | time until it has arrived | 10 s, or a smaller `grpc-timeout` | [`body_timeout`](RestLayerBuilder::body_timeout) |
 //! | members and elements of its JSON | 65,536 | [`max_body_elements`](RestLayerBuilder::max_body_elements) |
 //! | elements of one field | none | [`max_field_elements`](RestLayerBuilder::max_field_elements) |
 //! | depth of its JSON, counted as protobuf decoders count | 96 levels | |
-//! | query parameters | 256, each of 16 names | |
+//! | query parameters | 256, each nested up to 16 levels | |
 //! | path | 64 segments | |
-//! | reply message | 64 MiB, 100 levels below it | |
+//! | reply message | 64 MiB, 100 nested levels | |
 //!
 //! # Limitations
 //!
-//! - Client streaming has no mapping; a rule on such a method fails the build.
-//! - The service is called when the body has arrived, so limits and metrics behind the layer do not see the wait for it. The
-//!   deadline for that is the layer's own, and uses tokio's timer.
-//! - A body on a rule without one is discarded as it arrives. It delays no call, and no call is refused for it. If the answer comes
-//!   first, the rest is not read, and HTTP/1.1 then closes the connection.
-//! - A HEAD on a server stream is answered when the headers are there, and may miss a failure before the first message.
-//! - Files of `edition = "2023"` and later fail the build: prost-reflect does not read them yet.
-//! - A set holds the services of imported files too, and the layer cannot know which of them are served: name yours with
+//! - Client streaming has no mapping; a rule on such a method is an error of the build.
+//! - The layer calls the service after the body has arrived, so limits and metrics inside the layer do not include that time. Its
+//!   timeout for the body needs tokio's timer.
+//! - A body for a rule without `body` is discarded while the call runs; it neither delays nor fails the call. If the response is
+//!   ready first, the rest of the body is not read, and HTTP/1.1 closes the connection.
+//! - The response to HEAD on a server stream does not wait for the first message, so it may miss a failure before that.
+//! - Files of `edition = "2023"` and later are an error of the build: prost-reflect does not support them yet.
+//! - A descriptor set also has the services of imported files, and the layer cannot know which ones are registered. Name yours with
 //!   [`service`](RestLayerBuilder::service).
-//! - A path variable needs a request that is an object of its fields: one inside `google.protobuf.Any`, a wrapper or
-//!   `google.api.HttpBody` fails the build.
-//! - GET and HEAD rules with a `body` fail the build (RFC 9110 §9.3.1).
-//! - Rules come from annotations alone; there is no service configuration in YAML, and no selector.
-//! - Literals match as written, or fully percent-encoded, with escapes in either case; a path that escapes letters (`%63urrent`) is
-//!   another path. A path with a segment `.` or `..`, escaped or not, has no route.
-//! - Extensions of proto2 messages are not read or printed, and groups fail the build.
-//! - `*-bin` headers and metadata are dropped, both ways. gRPC clients have other means, REST clients no use for them.
-//! - FieldMask paths are lowerCamelCase;
-//!   [`snake_case_field_masks`](RestLayerBuilder::snake_case_field_masks) accepts proto names too. A path without a lowerCamelCase
-//!   form, such as `address_1`, is refused in requests, and makes a reply a 500.
-//! - An `Any` in a reply whose type is not in the descriptor set makes the reply a 500; in error details it is omitted.
-//! - Compressed requests are 415, and replies are not compressed; put a compression layer outside.
-//! - Field names in error details (`field_violations`) are those of the proto.
+//! - A path variable cannot bind a field inside `google.protobuf.Any`, a wrapper, `google.api.HttpBody` or another message with a
+//!   JSON form of its own; this is an error of the build.
+//! - GET and HEAD rules with a `body` are an error of the build (RFC 9110 §9.3.1).
+//! - Rules come from annotations only, not from service configuration in YAML.
+//! - Literals match as written or fully percent-encoded, with escapes in either case. A path that escapes letters (`%63urrent`) is a
+//!   different path. A path with a segment `.` or `..`, escaped or not, matches no rule.
+//! - Extensions of proto2 messages are neither read nor printed. Groups are an error of the build.
+//! - `*-bin` headers and metadata are dropped in both directions.
+//! - FieldMask paths are in lowerCamelCase; with
+//!   [`snake_case_field_masks`](RestLayerBuilder::snake_case_field_masks), requests may also use proto names. A path without a
+//!   lowerCamelCase form, such as `address_1`, is rejected in requests and turns a reply into a 500.
+//! - An `Any` in a reply whose type is not in the descriptor set turns the reply into a 500; in error details it is omitted.
+//! - Compressed requests are rejected with 415, and replies are not compressed. Put a compression layer outside.
+//! - Field names in error details (`field_violations`) are proto names.
 
 #![warn(missing_debug_implementations)]
 

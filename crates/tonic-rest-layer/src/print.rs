@@ -1,7 +1,7 @@
-//! The wire to JSON, in one pass over the bytes: no message is built in between.
+//! Prints messages as JSON, in one pass over their bytes.
 //!
-//! The rules are ProtoJSON's. Unless the layer is told otherwise, names are as the proto spells them (snake_case), and fields
-//! without presence are printed even when they hold their default, so that a client finds every member it was promised.
+//! The format is ProtoJSON. By default, field names are those of the proto (snake_case), and fields without presence are printed even
+//! if they have default values, so that clients can rely on them.
 
 use std::borrow::Cow;
 
@@ -22,15 +22,15 @@ use crate::wire::Malformed;
 use crate::wire::Raw;
 use crate::wire::WireType;
 
-/// How deep a reply may nest; protobuf's own decoders stop there too, at 100 below the first.
+/// The maximum depth of a reply: 100 levels below the first, the limit of protobuf decoders.
 const DEPTH_MAX: usize = 101;
 
 /// Appends the JSON of a message.
 ///
 /// # Errors
 ///
-/// When the bytes are not such a message, or hold what JSON cannot say: an `Any` of a type that is not in the schema, a
-/// time out of range, a `Value` that is not finite. `out` then holds the part that was written before.
+/// Fails if the bytes are not such a message, or have no JSON form: an `Any` of a type that is not in the schema, a time out of
+/// range, a `Value` that is not finite. `out` then has an incomplete text.
 pub(crate) fn print_message(
     schema: &Schema,
     message: MessageId,
@@ -40,7 +40,7 @@ pub(crate) fn print_message(
     Printer::new(schema).message(message, bytes, out)
 }
 
-/// Appends the JSON of one field of a message; `null` where a field with presence is absent.
+/// Appends the JSON of one field of a message. An absent field with presence is `null`.
 ///
 /// # Errors
 ///
@@ -58,8 +58,7 @@ pub(crate) fn print_field(
     printer.field(schema.message(message).at(index), of_field, out)
 }
 
-/// Appends the JSON of a detail of an error, packed as an `Any`. Wherever a `google.rpc.DebugInfo` stands in it, there is
-/// an empty object.
+/// Appends the JSON of an error detail, packed as an `Any`. Replaces every `google.rpc.DebugInfo` by an empty object.
 ///
 /// # Errors
 ///
@@ -73,14 +72,14 @@ pub(crate) fn print_detail(
     Printer { hides_debug_info: true, ..Printer::new(schema) }.packed(type_url, payload, out)
 }
 
-/// One field as it was met.
+/// One field of a message on the wire.
 #[derive(Clone, Copy)]
 struct Record<'a> {
     index: FieldIndex,
     raw: Raw<'a>,
 }
 
-/// A stretch of [`Printer::records`].
+/// A range of [`Printer::records`].
 #[derive(Clone, Copy)]
 struct Range {
     start: usize,
@@ -89,7 +88,7 @@ struct Range {
 
 struct Printer<'s, 'a> {
     schema: &'s Schema,
-    /// A stack: a message's records stand above those of the message that holds it.
+    /// A stack: the records of a nested message are above those of its parent.
     records: Vec<Record<'a>>,
     depth: usize,
     hides_debug_info: bool,
@@ -148,9 +147,9 @@ impl<'s, 'a> Printer<'s, 'a> {
                 out.push(b',');
             }
             match style.json_names {
-                // A `json_name` can be any text.
+                // A `json_name` may need escapes.
                 true => string(out, &field.json_name)?,
-                // A proto identifier has nothing to escape.
+                // An identifier needs no escapes.
                 false => quoted(out, |out| out.extend_from_slice(field.name.as_bytes())),
             }
             out.push(b':');
@@ -160,7 +159,7 @@ impl<'s, 'a> Printer<'s, 'a> {
         Ok(())
     }
 
-    /// Whether a field without presence holds its default, although it is on the wire.
+    /// Whether a field without presence has its default value, even if it is on the wire.
     fn is_default(&self, field: &Field, records: Range) -> bool {
         let records = &self.records[records.start..records.end];
         let is_packed = field.kind.wire_type() != WireType::Delimited;
@@ -179,7 +178,7 @@ impl<'s, 'a> Printer<'s, 'a> {
         }
     }
 
-    /// Takes a message apart: its known fields, in the order of their numbers, each field's values in wire order.
+    /// Collects the known fields of a message, in the order of their numbers, and the values of each in wire order.
     fn collect(&mut self, message: &Message, mut bytes: &'a [u8]) -> Result<Range, Malformed> {
         let start = self.records.len();
         while let Some((number, raw)) = wire::take_field(&mut bytes)? {
@@ -199,7 +198,7 @@ impl<'s, 'a> Printer<'s, 'a> {
         Ok(Range { start, end: self.records.len() })
     }
 
-    /// Of a oneof's members only the last one on the wire counts.
+    /// Keeps only the last member of each oneof.
     fn keep_last_of_oneofs(&mut self, message: &Message, start: usize) {
         let mut last = vec![None; message.oneofs.into()];
         for record in &self.records[start..] {
@@ -240,7 +239,7 @@ impl<'s, 'a> Printer<'s, 'a> {
             (Kind::Message(id), Some(Raw::Delimited(bytes))) if records.end - records.start == 1 => {
                 self.message(id, bytes, out)
             }
-            // In pieces: a message is the merge of all of them, which is what their concatenation says.
+            // Several occurrences of a message are merged, which is the same as concatenating them.
             (Kind::Message(id), Some(_)) => {
                 let pieces = self.records[records.start..records.end].iter().filter_map(|record| match record.raw {
                     Raw::Delimited(bytes) => Some(bytes),
@@ -273,7 +272,7 @@ impl<'s, 'a> Printer<'s, 'a> {
                     separate(out);
                     self.message(id, bytes, out)?;
                 }
-                // Packed: parsers take either form, whatever the field declares.
+                // Packed. Parsers must accept both forms of a repeated field.
                 (Raw::Delimited(mut bytes), kind) if kind.wire_type() != WireType::Delimited => {
                     while !bytes.is_empty() {
                         separate(out);
@@ -298,7 +297,7 @@ impl<'s, 'a> Printer<'s, 'a> {
     fn map(&mut self, field: &'s Field, records: Range, out: &mut Vec<u8>) -> Result<(), Malformed> {
         let entry = self.schema.message_of(field).ok_or(Malformed)?;
         let top = self.records.len();
-        // Sorted, so that one message has one text; of two values for one key the last counts.
+        // Sorted, so that the output is deterministic. The last value of a key wins.
         let mut entries = std::collections::BTreeMap::new();
         for position in records.start..records.end {
             let Raw::Delimited(bytes) = self.records[position].raw else { return Err(Malformed) };
@@ -325,7 +324,7 @@ impl<'s, 'a> Printer<'s, 'a> {
         Ok(())
     }
 
-    /// An entry without a value holds the default one.
+    /// An entry without a value has the default value.
     fn absent_value(&mut self, value: &'s Field, out: &mut Vec<u8>) -> Result<(), Malformed> {
         match value.kind {
             Kind::Message(id) => self.message(id, &[], out),
@@ -343,7 +342,7 @@ impl<'s, 'a> Printer<'s, 'a> {
                     Some(raw) => self.scalar(key.kind, raw, &mut text)?,
                     None => self.default(key.kind, &mut text)?,
                 }
-                // 64-bit integers come with the quotes that a key gets anyway.
+                // `scalar` quotes 64-bit integers; the caller quotes all keys.
                 let text = String::from_utf8(text).map_err(|_| Malformed)?;
                 Ok(Cow::Owned(text.trim_matches('"').to_owned()))
             }
@@ -373,7 +372,7 @@ impl<'s, 'a> Printer<'s, 'a> {
         self.packed(std::str::from_utf8(type_url).map_err(|_| Malformed)?, payload, out)
     }
 
-    /// An `Any` taken apart: its type stands among its members, or beside its value where that is not an object.
+    /// Prints an `Any`: `@type` together with the members of the message, or with `value` if its JSON is not an object.
     fn packed(&mut self, type_url: &str, payload: &'a [u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
         out.push(b'{');
         if !type_url.is_empty() || !payload.is_empty() {
@@ -408,7 +407,7 @@ impl<'s, 'a> Printer<'s, 'a> {
             (Kind::Uint32, Raw::Varint(value)) => unsigned(out, (value as u32).into()),
             (Kind::Fixed32, Raw::Fixed32(value)) => unsigned(out, value.into()),
             (Kind::Sfixed32, Raw::Fixed32(value)) => signed(out, (value as i32).into()),
-            // JavaScript's numbers end at 2^53, so 64-bit integers are strings.
+            // JavaScript numbers are exact up to 2^53 only, so 64-bit integers are strings.
             (Kind::Int64, Raw::Varint(value)) => quoted(out, |out| signed(out, value as i64)),
             (Kind::Sint64, Raw::Varint(value)) => quoted(out, |out| signed(out, wire::unzigzag(value))),
             (Kind::Uint64, Raw::Varint(value)) => quoted(out, |out| unsigned(out, value)),
@@ -419,7 +418,7 @@ impl<'s, 'a> Printer<'s, 'a> {
                 let item = self.schema.enumeration(id);
                 match item.name(value as i32) {
                     _ if item.is_null => out.extend_from_slice(b"null"),
-                    // A proto identifier has nothing to escape.
+                    // An identifier needs no escapes.
                     Some(name) => quoted(out, |out| out.extend_from_slice(name.as_bytes())),
                     None => signed(out, (value as i32).into()),
                 }
@@ -442,7 +441,7 @@ impl<'s, 'a> Printer<'s, 'a> {
     }
 }
 
-/// Whether the value can be the field's. One that cannot is an unknown field that happens to share the number.
+/// Whether the wire type fits the field. A value of another wire type is treated as an unknown field.
 fn fits(field: &Field, raw: Raw<'_>) -> bool {
     let wire_type = match raw {
         Raw::Varint(_) => WireType::Varint,
@@ -461,9 +460,9 @@ fn signed(out: &mut Vec<u8>, value: i64) {
     unsigned(out, value.unsigned_abs());
 }
 
-/// Digit by digit: `core::fmt` costs several times that, and a reply may be all numbers.
+/// Several times as fast as `core::fmt`, which matters for replies with many numbers.
 fn unsigned(out: &mut Vec<u8>, mut value: u64) {
-    /// How many digits `u64::MAX` has.
+    /// The number of digits of `u64::MAX`.
     const DIGITS_MAX: usize = 20;
     let mut digits = [0; DIGITS_MAX];
     let mut start = DIGITS_MAX;
@@ -478,7 +477,7 @@ fn unsigned(out: &mut Vec<u8>, mut value: u64) {
     out.extend_from_slice(&digits[start..]);
 }
 
-/// For what has nothing to escape.
+/// Writes a string that needs no escapes.
 fn quoted<T>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     out.push(b'"');
     let written = write(out);
@@ -489,12 +488,12 @@ fn quoted<T>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 fn base64(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Malformed> {
     let start = out.len();
     out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    // There is room: it was made just now.
+    // Cannot fail: `out` was resized to the exact length.
     BASE64_STANDARD.encode_slice(bytes, &mut out[start..]).map(drop).map_err(|_| Malformed)
 }
 
 fn string(out: &mut Vec<u8>, text: &str) -> Result<(), Malformed> {
-    // Most texts have nothing to escape, and looking at all bytes at once is several times as fast as one by one.
+    // Most strings need no escapes. A fold without early exit is vectorized, and several times as fast as byte by byte.
     if text.bytes().fold(true, |plain, byte| plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\')) {
         quoted(out, |out| out.extend_from_slice(text.as_bytes()));
         return Ok(());
@@ -503,14 +502,14 @@ fn string(out: &mut Vec<u8>, text: &str) -> Result<(), Malformed> {
 }
 
 fn double(out: &mut Vec<u8>, value: f64) {
-    /// The integers that a double holds exactly, and that read better without `.0`.
+    /// Integers below 2^53 are exact in a double, and are printed without `.0`.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if !value.is_finite() {
         not_finite(out, value);
     } else if value.fract() == 0.0 && value.abs() < EXACT && !(value == 0.0 && value.is_sign_negative()) {
         signed(out, value as i64);
     } else {
-        // Writing to memory does not fail, and a finite number is JSON.
+        // Cannot fail: the number is finite, and the writer is a vector.
         drop(serde_json::to_writer(out, &value));
     }
 }
@@ -521,7 +520,7 @@ fn float(out: &mut Vec<u8>, value: f32) {
     } else if value.fract() == 0.0 && value.abs() < 16_777_216.0 && !(value == 0.0 && value.is_sign_negative()) {
         signed(out, (value as i32).into());
     } else {
-        // As a float: widened to a double it would show digits that it does not have.
+        // As `f32`: as `f64` it would get digits that it does not have.
         drop(serde_json::to_writer(out, &value));
     }
 }

@@ -1,7 +1,7 @@
-//! JSON to the wire, in one pass: `serde_json` reads, and every value is written as protobuf where it is met.
+//! Reads JSON and writes protobuf, in one pass: every value that `serde_json` parses is written immediately.
 //!
-//! The rules are ProtoJSON's (<https://protobuf.dev/programming-guides/json/>): both spellings of a name, numbers as
-//! strings, `null` as absence, unknown names refused. Stricter than that: nothing may be said twice.
+//! The format is ProtoJSON (<https://protobuf.dev/programming-guides/json/>): both names of a field, numbers as strings, `null` as
+//! absence; unknown fields are rejected. Stricter than ProtoJSON: duplicate fields are rejected.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -37,17 +37,17 @@ use crate::well_known;
 use crate::wire;
 use crate::wire::put_delimited;
 
-/// How deep messages may nest, counted as the wire has them: protobuf's own decoders stop at 100 below the first. An
-/// object in a `Struct` is three levels there (`Value`, `Struct`, map entry), a list in a `ListValue` two.
+/// The maximum depth of messages, counted as on the wire, where protobuf decoders stop at 100 levels. An object in a `Struct` is
+/// three levels (`Value`, `Struct`, map entry), a list in a `ListValue` two.
 pub(crate) const DEPTH_MAX: usize = 96;
 
-/// What a body is read by, besides the type that it is of.
+/// The schema and the bounds of a body.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadContext<'s> {
     pub schema: &'s Schema,
-    /// How many members, elements and map entries it may have in all.
+    /// The maximum number of members, elements and map entries in total.
     pub elements_max: usize,
-    /// What the path says: for each of the binding's variables the field as it stands on the wire.
+    /// The field of each path variable, encoded as on the wire.
     pub bound: &'s [Vec<u8>],
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct ReadContext<'s> {
 ///
 /// # Errors
 ///
-/// With the first fault of the body, and where it is.
+/// Fails with the first violation of the body.
 pub(crate) fn read_message(
     context: ReadContext<'_>,
     message: MessageId,
@@ -70,7 +70,7 @@ pub(crate) fn read_message(
 ///
 /// # Errors
 ///
-/// As [`read_message`], with the field's name in front of every path.
+/// As [`read_message`]; the path of the violation begins with the field's name.
 pub(crate) fn read_field(
     context: ReadContext<'_>,
     field: &Field,
@@ -91,7 +91,7 @@ fn read(
     let start = out.len();
     match read_once(context, target, prefix, json, IntegerSource::Parser, out) {
         Err(ReadError::Inexact) => {
-            // Once more, with the text at hand: few bodies need it, so the others do not pay for it.
+            // Reads the body again, with the text of each integer. Few bodies need this slower way.
             out.truncate(start);
             match read_once(context, target, prefix, json, IntegerSource::Text, out) {
                 Err(ReadError::Invalid(violation)) => Err(violation),
@@ -104,19 +104,19 @@ fn read(
     }
 }
 
-/// Where integers come from.
+/// How integers are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IntegerSource {
-    /// From the JSON parser, which makes a float of what has a fraction or an exponent.
+    /// From the JSON parser, which returns a float for a number with a fraction or an exponent.
     Parser,
-    /// From the text of the body, exactly.
+    /// From the text of the body, which is exact.
     Text,
 }
 
 /// Why a body was not read.
 enum ReadError {
     Invalid(Violation),
-    /// An integer is written with a fraction or an exponent, and the float that was made of it does not tell its value.
+    /// An integer has a fraction or an exponent, so the parser returned a float, which may be inexact.
     Inexact,
 }
 
@@ -147,7 +147,7 @@ fn read_once(
         deserializer.end()
     });
     outcome.map_err(|error| {
-        // A fault of the text itself is serde_json's to describe; the path says how far we had come.
+        // Syntax errors have serde_json's description, and the path of the last value read.
         let malformed = || Violation::new(path_text(&cursor.path), format!("malformed JSON: {error}"));
         match cursor.violation.take() {
             Some(violation) => ReadError::Invalid(violation),
@@ -157,7 +157,7 @@ fn read_once(
     })
 }
 
-/// Where the reader stands, and what it has used up.
+/// The position of the reader, and the counters for its bounds.
 pub(crate) struct Cursor<'s> {
     schema: &'s Schema,
     path: Vec<Step<'s>>,
@@ -166,21 +166,21 @@ pub(crate) struct Cursor<'s> {
     elements_max: usize,
     bound: &'s [Vec<u8>],
     integers: IntegerSource,
-    /// Whether the reading stopped because an integer has to be read from its text.
+    /// Whether reading stopped because an integer must be read from its text.
     inexact: bool,
-    /// serde's errors are text; ours is kept here while serde unwinds.
+    /// The violation to report. serde's errors can only have text.
     violation: Option<Violation>,
 }
 
 impl Cursor<'_> {
-    /// Refuses what stands here.
+    /// Records a violation at the current path, and returns serde's error for it.
     pub(crate) fn refuse<E: Error>(&mut self, description: impl Into<String>) -> E {
         let description = description.into();
         self.violation.get_or_insert_with(|| Violation::new(path_text(&self.path), description));
         E::custom("refused")
     }
 
-    /// Goes one message deeper.
+    /// Enters a nested message.
     pub(crate) fn enter<E: Error>(&mut self) -> Result<(), E> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
@@ -201,7 +201,7 @@ impl Cursor<'_> {
         Ok(())
     }
 
-    /// Counts one more of a list or a map that has `count` by now.
+    /// Counts element number `count` of a list or a map.
     fn count_element<E: Error>(&mut self, field: &Field, count: usize) -> Result<(), E> {
         self.count()?;
         if count > field.elements_max {
@@ -211,20 +211,20 @@ impl Cursor<'_> {
     }
 }
 
-/// What the next JSON value is for.
+/// What the next JSON value is written as.
 #[derive(Clone, Copy)]
 enum Target<'s> {
-    /// A field: a list or an object if it is repeated or a map, `null` for absence.
+    /// A field. A list if it is repeated, an object if it is a map; `null` means absent.
     Field(&'s Field, Option<&'s BoundFields>),
-    /// One value of a repeated field or a map, where `null` is no value.
+    /// One value of a repeated field or a map, where `null` is invalid.
     Element(&'s Field),
-    /// One value of a packed list: no tag.
+    /// One value of a packed list, without a tag.
     Packed(Kind),
     /// The fields of a message, without a tag or a length.
     Message(MessageId, Option<&'s BoundFields>),
 }
 
-/// A cursor to write the next value to. Its result says whether there was one: `null` is none.
+/// Writes the next JSON value as its target. Returns whether there is a value; `null` usually is none.
 struct ValueSeed<'r, 's> {
     cursor: &'r mut Cursor<'s>,
     out: &'r mut Vec<u8>,
@@ -244,7 +244,7 @@ impl<'de> DeserializeSeed<'de> for ValueSeed<'_, '_> {
 }
 
 impl Target<'_> {
-    /// The field number to write (none when bare) and the kind, for anything but a whole list or map.
+    /// The field number, if the value has a tag, and the kind. Fails for a whole list or map.
     fn single(self) -> Result<(Option<u32>, Kind), Mismatch> {
         match self {
             Target::Field(field, _) if field.label != Label::Singular => Err(expected(field)),
@@ -256,7 +256,7 @@ impl Target<'_> {
 }
 
 impl<'s> ValueSeed<'_, 's> {
-    /// Whether an integer belongs here: also an enum's number, or what a wrapper of an integer holds.
+    /// Whether an integer is expected here, including the number of an enum and the value of an integer wrapper.
     fn takes_integer(&self) -> bool {
         let schema = self.cursor.schema;
         match self.target.single() {
@@ -269,7 +269,7 @@ impl<'s> ValueSeed<'_, 's> {
         }
     }
 
-    /// Reads the text of one JSON value where an integer belongs.
+    /// Reads the text of one JSON value where an integer is expected.
     fn integer_from_text<E: Error>(self, text: &str) -> Result<bool, E> {
         if text.starts_with(|letter: char| letter == '-' || letter.is_ascii_digit()) {
             return self.number_or_bool(|kind| Scalar::from_number_text(kind, text), 2, Kind::Double);
@@ -277,7 +277,7 @@ impl<'s> ValueSeed<'_, 's> {
         serde_json::Deserializer::from_str(text).deserialize_any(self).map_err(E::custom)
     }
 
-    /// Writes a value that is no object and no list: a scalar, or a message that JSON writes as one.
+    /// Writes a scalar, or a message whose JSON is a scalar.
     fn scalar<'t, E: Error>(
         self,
         convert: impl FnOnce(Kind) -> Result<Scalar<'t>, Mismatch>,
@@ -300,7 +300,7 @@ impl<'s> ValueSeed<'_, 's> {
         written.map_err(|mismatch| cursor.refuse(mismatch.to_string()))
     }
 
-    /// Writes a number or a boolean, which is also a wrapper's, or a `google.protobuf.Value`'s field `number`.
+    /// Writes a number or a boolean: a scalar, a wrapper, or field `value_number` of a `google.protobuf.Value`.
     fn number_or_bool<E: Error>(
         self,
         convert: impl Fn(Kind) -> Result<Scalar<'static>, Mismatch>,
@@ -321,7 +321,7 @@ impl<'s> ValueSeed<'_, 's> {
         })
     }
 
-    /// Writes an object or a list as a message: with tag and length, or bare.
+    /// Writes an object or a list as a message, with or without tag and length.
     fn message<E: Error>(
         self,
         write: impl FnOnce(&mut Cursor<'s>, &mut Vec<u8>, MessageId, Option<&'s BoundFields>) -> Result<(), E>,
@@ -354,7 +354,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
 
     fn visit_unit<E: Error>(self) -> Result<bool, E> {
         let schema = self.cursor.schema;
-        // `null` is a value of two types (struct.proto); everywhere else it means absence.
+        // `null` is a value of `NullValue` and `Value` (struct.proto). Elsewhere it means absent.
         let is_value = match self.target.single() {
             Ok((_, Kind::Enum(id))) => schema.enumeration(id).is_null,
             Ok((_, Kind::Message(id))) => schema.message(id).shape == Shape::Value,
@@ -453,12 +453,11 @@ impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
     }
 }
 
-/// A message that JSON writes as a string: also what a query parameter of that type holds. `convert` reads the text
-/// for a wrapper.
+/// Reads a message whose JSON is a string, from a body or a query parameter. `convert` reads the value of a wrapper.
 ///
 /// # Errors
 ///
-/// When the type has no string form, or the text is not of it.
+/// Fails if the type has no string form, or if the text is invalid.
 pub(crate) fn message_from_text<'t>(
     schema: &Schema,
     id: MessageId,
@@ -480,7 +479,7 @@ pub(crate) fn message_from_text<'t>(
     Ok(body)
 }
 
-/// The members of an object, as the fields of a message.
+/// Reads the members of an object as the fields of a message.
 fn members<'de, 's, A: MapAccess<'de>>(
     cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
@@ -525,8 +524,8 @@ fn members<'de, 's, A: MapAccess<'de>>(
     Ok(())
 }
 
-/// A member that says again what the path says. It is compared as it would stand on the wire, so that each of its
-/// spellings is one; and it is not written, since the path is.
+/// Checks that a member has the same value as the path variable for its field. Compares the encoded fields, so that the spelling does
+/// not matter. Does not write the member, because the path is written later.
 fn bound_member<'de, 's, A: MapAccess<'de>>(
     cursor: &mut Cursor<'s>,
     field: &'s Field,
@@ -538,12 +537,12 @@ fn bound_member<'de, 's, A: MapAccess<'de>>(
     let present = map.next_value_seed(seed)?;
     let bound = variable.and_then(|variable| cursor.bound.get(variable));
     if !present || bound != Some(&value) {
-        return Err(cursor.refuse("is bound by the path, which says another value"));
+        return Err(cursor.refuse("is bound by the path to a different value"));
     }
     Ok(())
 }
 
-/// The elements of a list, as a repeated field.
+/// Reads the elements of a list as a repeated field.
 fn elements<'de, 's, A: SeqAccess<'de>>(
     cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
@@ -572,7 +571,7 @@ fn elements<'de, 's, A: SeqAccess<'de>>(
     Ok(())
 }
 
-/// The members of an object, as the entries of a map.
+/// Reads the members of an object as the entries of a map.
 fn entries<'de, 's, A: MapAccess<'de>>(
     cursor: &mut Cursor<'s>,
     out: &mut Vec<u8>,
@@ -595,7 +594,7 @@ fn entries<'de, 's, A: MapAccess<'de>>(
             out.extend_from_slice(&encoded);
             map.next_value_seed(ValueSeed { cursor: &mut *cursor, out, target: Target::Element(value) }).map(drop)
         })?;
-        // Compared as encoded: for a number, `1` and `1.0` are one key.
+        // Compares encoded keys, because the numbers `1` and `1.0` are the same key.
         if !keys.insert(encoded) {
             return Err(cursor.refuse("given more than once"));
         }
@@ -605,7 +604,7 @@ fn entries<'de, 's, A: MapAccess<'de>>(
     Ok(())
 }
 
-/// An object with `@type`, as a packed message. Read whole first, since `@type` may come last.
+/// Reads an object with `@type` as a packed message. Collects all members first, because `@type` may be the last.
 fn any<'de, A: MapAccess<'de>>(
     cursor: &mut Cursor<'_>,
     out: &mut Vec<u8>,
@@ -655,17 +654,17 @@ fn any_payload(
         cursor.leave();
         return Ok(());
     }
-    // A type whose JSON is not an object stands in a member of its own (ProtoJSON, Any).
+    // A type whose JSON is not an object is in the member `value` (ProtoJSON, Any).
     match (rest.members.pop(), rest.members.is_empty()) {
         (Some((name, value)), true) if name == "value" => {
             let seed = ValueSeed { cursor, out, target: Target::Message(id, None) };
             seed.deserialize(&mut serde_json::Deserializer::from_str(value)).map(drop)
         }
-        _ => Err(cursor.refuse("expected `@type` and `value`, nothing else")),
+        _ => Err(cursor.refuse("expected `@type` and `value` only")),
     }
 }
 
-/// Members of an object whose values are still text, the next one last.
+/// Members of an object with their unparsed values. The next one is last.
 #[derive(Default)]
 struct RawMembers<'de> {
     members: Vec<(Cow<'de, str>, &'de str)>,
@@ -707,7 +706,7 @@ fn expected_shape(message: &Message) -> Mismatch {
     Mismatch(expectation)
 }
 
-/// A member's name, borrowed from the text where it has no escapes.
+/// The name of a member. Borrowed from the text if it has no escapes.
 pub(crate) struct Name;
 
 impl<'de> DeserializeSeed<'de> for Name {
@@ -734,7 +733,7 @@ impl<'de> Visitor<'de> for Name {
     }
 }
 
-/// A set of small numbers. Nearly every message has at most 64 fields and needs no memory for it.
+/// A set of field or oneof indexes. Does not allocate for up to 64, which nearly every message has.
 enum IndexSet {
     Few(u64),
     Many(Vec<bool>),
@@ -745,14 +744,14 @@ impl IndexSet {
         if size <= 64 { IndexSet::Few(0) } else { IndexSet::Many(vec![false; size]) }
     }
 
-    /// Adds a number; `false` when it was there already.
+    /// Adds an index. Returns `false` if the set already has it.
     fn insert(&mut self, index: u16) -> bool {
         match self {
             IndexSet::Few(bits) => {
                 let bit = 1 << index;
-                let fresh = *bits & bit == 0;
+                let is_new = *bits & bit == 0;
                 *bits |= bit;
-                fresh
+                is_new
             }
             IndexSet::Many(flags) => !std::mem::replace(&mut flags[usize::from(index)], true),
         }

@@ -1,4 +1,4 @@
-//! One message of a reply as the client reads it: JSON, a line of it, an event, or the bytes of an `HttpBody`.
+//! Renders one message of a reply: as JSON, as a line, as a server-sent event, or as the bytes of an `HttpBody`.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -11,22 +11,22 @@ use crate::wire;
 use crate::wire::Malformed;
 use crate::wire::Raw;
 
-/// How the messages of a stream are told apart.
+/// The format of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// One JSON value per line. A stream that fails ends with the line `{"error": …}`.
+    /// One JSON value per line. If the stream fails, the last line is `{"error": …}`.
     Lines,
-    /// Server-sent events. A stream that fails ends with an event of the type `error`.
+    /// Server-sent events. If the stream fails, the last event has the type `error`.
     Events,
-    /// `google.api.HttpBody`: the data, one piece behind the other. A stream that fails breaks the connection off.
+    /// The concatenated data of `google.api.HttpBody` messages. If the stream fails, the connection is aborted.
     Raw,
 }
 
-/// A comment among events, which clients pass over (HTML §9.2.6).
+/// A comment in a stream of events, which clients ignore (HTML §9.2.6).
 pub(crate) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
 impl Format {
-    /// The content type, unless the messages themselves name one.
+    /// The content type, unless the messages have one.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
             Format::Lines => "application/x-ndjson",
@@ -36,7 +36,7 @@ impl Format {
     }
 }
 
-/// Writes what the rule answers with: the message, or one field of it.
+/// Prints the response body of the rule: the message, or one field of it.
 pub(crate) fn print(
     transcoder: &Transcoder,
     binding: &Binding,
@@ -56,7 +56,7 @@ pub(crate) struct HttpBody {
     pub data: Bytes,
 }
 
-/// Reads the `HttpBody` that a reply is, or has as its response field. An absent one is empty.
+/// Reads the `HttpBody` of a reply: the message or its response field. An absent one is empty.
 pub(crate) fn http_body(transcoder: &Transcoder, binding: &Binding, message: &Bytes) -> Result<HttpBody, &'static str> {
     let bytes = match binding.response_body {
         None => message.clone(),
@@ -71,7 +71,7 @@ pub(crate) fn http_body(transcoder: &Transcoder, binding: &Binding, message: &By
     })
 }
 
-/// The last value of a length-delimited field, without copying; empty when there is none.
+/// The last value of a length-delimited field, without copying. Empty if the field is absent.
 pub(crate) fn last_bytes(message: &Bytes, wanted: u32) -> Result<Bytes, &'static str> {
     let mut rest: &[u8] = message;
     let mut found = Bytes::new();
@@ -84,8 +84,8 @@ pub(crate) fn last_bytes(message: &Bytes, wanted: u32) -> Result<Bytes, &'static
     Ok(found)
 }
 
-/// The id of the event that a message is written as: the value of the field that the layer was told of. `None` where it is
-/// absent or empty, because an empty id would take the last one back, and where it holds what an id cannot (HTML §9.2.6).
+/// The event id of a message: the value of the configured field. `None` if it is absent, if it is empty, because an empty id resets
+/// the last one, or if it has characters that an id must not have (HTML §9.2.6).
 fn event_id(transcoder: &Transcoder, binding: &Binding, message: &Bytes) -> Option<Bytes> {
     let output = transcoder.schema.message(binding.output);
     let field = output.at(output.field(transcoder.event_id_field.as_deref()?)?);
@@ -93,7 +93,7 @@ fn event_id(transcoder: &Transcoder, binding: &Binding, message: &Bytes) -> Opti
     (!id.is_empty() && !id.iter().any(|byte| b"\n\r\0".contains(byte))).then_some(id)
 }
 
-/// Writes one message, with what sets it apart from the next.
+/// Writes one message of a stream, including its separator.
 pub(crate) fn write(
     transcoder: &Transcoder,
     binding: &Binding,

@@ -1,4 +1,4 @@
-//! The service's answer to ours: headers from metadata, JSON from frames, the HTTP status from the call's end.
+//! Turns gRPC replies into HTTP responses: metadata into headers, frames into JSON, the gRPC status into the HTTP status.
 
 use std::future::Future;
 use std::mem;
@@ -41,31 +41,31 @@ use crate::transcoder::Transcoder;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// What the answer depends on besides the service's own.
+/// What a response depends on, other than the reply.
 #[derive(Debug)]
 pub(crate) struct ReplyContext {
     pub transcoder: Arc<Transcoder>,
-    /// The binding, once a route was found.
+    /// The index of the binding. `None` until a route is found.
     binding: Option<usize>,
-    /// A HEAD gets the headers alone.
+    /// The response to HEAD has headers only.
     is_head: bool,
     wants_events: bool,
 }
 
-/// Where an answer has got to.
+/// An HTTP response of the layer.
 pub(crate) type Answer<B> = Response<ResponseBody<B>>;
 
-/// A stream whose first message has not come yet.
+/// Resolves when the first message of a stream is available, or the call has ended.
 pub(crate) type OpeningStream<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
 
-/// The service's answer, or the way to it.
+/// A response, or a future of it.
 pub(crate) enum Reply<B> {
     Answer(Answer<B>),
     Unary(UnaryReply<B>),
     Stream(OpeningStream<B>),
 }
 
-/// What the service metadata besides its messages.
+/// The metadata and the extensions of a reply.
 #[derive(Debug, Default)]
 struct ReplyMetadata {
     headers: HeaderMap,
@@ -74,7 +74,7 @@ struct ReplyMetadata {
 }
 
 impl ReplyMetadata {
-    /// What is left of it when the answer is not the service's any more.
+    /// Drops the metadata, for a response of the layer itself.
     fn without_headers(self) -> ReplyMetadata {
         ReplyMetadata { extensions: self.extensions, ..ReplyMetadata::default() }
     }
@@ -90,23 +90,23 @@ impl ReplyContext {
         }
     }
 
-    /// Notes the binding that was found.
+    /// Sets the binding of the matched route.
     pub(crate) fn matched(&mut self, binding: usize, headers: &HeaderMap) {
         self.binding = Some(binding);
         self.wants_events = self.binding().server_streaming && headers::wants_events(headers);
     }
 
-    /// The binding that was found; the first of all before that.
+    /// The binding of the matched route. Before there is one, the first binding.
     pub(crate) fn binding(&self) -> &Binding {
         &self.transcoder.rules.bindings[self.binding.unwrap_or_default()]
     }
 
-    /// The layer's own no.
+    /// A refusal of the layer.
     pub(crate) fn refuse<B>(&self, refusal: &Refusal) -> Answer<B> {
         self.refuse_after(refusal, ReplyMetadata::default())
     }
 
-    /// OPTIONS, answered here: what the path can do (RFC 9110 §9.3.7).
+    /// The response to OPTIONS: the methods of the path (RFC 9110 §9.3.7).
     pub(crate) fn options<B>(&self, mut methods: Vec<Method>) -> Answer<B> {
         methods.push(Method::OPTIONS);
         let mut response = Response::new(ResponseBody::empty());
@@ -115,22 +115,22 @@ impl ReplyContext {
         response
     }
 
-    fn bad_reply<B>(&self, what: &'static str, metadata: ReplyMetadata) -> Answer<B> {
-        self.refuse_after(&Refusal::BadReply(what), metadata.without_headers())
+    fn bad_reply<B>(&self, reason: &'static str, metadata: ReplyMetadata) -> Answer<B> {
+        self.refuse_after(&Refusal::BadReply(reason), metadata.without_headers())
     }
 
     fn refuse_after<B>(&self, refusal: &Refusal, metadata: ReplyMetadata) -> Answer<B> {
         self.fail(self.transcoder.refuse(refusal), metadata)
     }
 
-    /// A call that failed.
+    /// The response of a failed call.
     fn fail<B>(&self, failure: RestError, metadata: ReplyMetadata) -> Answer<B> {
         let hooks = &self.transcoder.hooks;
         let mut answer =
             self.full_response(hooks.error_content_type.clone(), hooks.error_body(&failure).into(), metadata);
         *answer.status_mut() = failure.status;
         for (name, value) in failure.headers.iter() {
-            // The service's own word counts.
+            // Headers of the service have precedence.
             answer.headers_mut().entry(name).or_insert_with(|| value.clone());
         }
         answer
@@ -141,7 +141,7 @@ impl ReplyContext {
         headers::from_metadata(&mut headers, &trailers);
         headers.insert(header::CONTENT_TYPE, content_type);
         let body = if self.is_head {
-            // The headers are GET's, and so is the length, although nothing follows.
+            // HEAD has the same headers as GET, including the length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
             Bytes::new()
         } else {
@@ -150,12 +150,12 @@ impl ReplyContext {
         self.response(ResponseBody::whole(body), headers, extensions)
     }
 
-    /// A call that went well: the service may change the head.
+    /// Applies the `on_success` hook to a successful response.
     fn apply_success_hook<B>(&self, answer: Answer<B>) -> Answer<B> {
         let Some(Hook(hook)) = &self.transcoder.hooks.success else { return answer };
         let (mut parts, mut body) = answer.into_parts();
         hook(&self.binding().matched, &mut parts);
-        // These have no content (RFC 9110 §6.4.1).
+        // Responses with these statuses have no content (RFC 9110 §6.4.1, §15.3.6).
         if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED) {
             parts.headers.remove(header::CONTENT_TYPE);
             parts.headers.remove(header::CONTENT_LENGTH);
@@ -174,7 +174,7 @@ impl ReplyContext {
         response
     }
 
-    /// Turns the service's answer into ours.
+    /// Turns the service's response into the layer's.
     pub(crate) fn reply<B>(self, response: Response<B>) -> Reply<B>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -201,7 +201,7 @@ impl ReplyContext {
         }
     }
 
-    /// The end of a unary call.
+    /// The response of a unary call that has ended.
     fn unary_response<B>(&self, message: Option<Bytes>, whole: bool, mut metadata: ReplyMetadata) -> Answer<B> {
         if let Some(failure) = RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &metadata.trailers)
         {
@@ -214,17 +214,17 @@ impl ReplyContext {
         if binding.raw_reply {
             return match http_body(&self.transcoder, binding, &message) {
                 Ok(raw) => self.apply_success_hook(self.full_response(raw.content_type, raw.data, metadata)),
-                Err(what) => self.bad_reply(what, metadata),
+                Err(reason) => self.bad_reply(reason, metadata),
             };
         }
         let mut json = Vec::with_capacity(message.len() * 2 + 64);
         match print(&self.transcoder, binding, &message, &mut json) {
             Ok(()) => self.apply_success_hook(self.full_response(JSON, json.into(), mem::take(&mut metadata))),
-            Err(what) => self.bad_reply(what, metadata),
+            Err(reason) => self.bad_reply(reason, metadata),
         }
     }
 
-    /// Waits for the first message or the end of the call: until then, the status line may still be an error's.
+    /// Waits for the first message or the end of the call, because until then the HTTP status can still be that of an error.
     async fn open_stream<B>(self, mut metadata: ReplyMetadata, body: B) -> Answer<B>
     where
         B: Body<Data = Bytes>,
@@ -245,7 +245,7 @@ impl ReplyContext {
                 None => body.frame().await,
                 Some(period) => match tokio::time::timeout(period, body.frame()).await {
                     Ok(frame) => frame,
-                    // Nothing for so long: better to begin the stream than to let a proxy give up on it.
+                    // Starts the stream with status 200, so that no proxy closes the connection as idle.
                     Err(_) => return self.stream_response(None, Some(HEARTBEAT), deframer, Some(body), metadata),
                 },
             };
@@ -258,7 +258,7 @@ impl ReplyContext {
                     }
                 },
                 Ok(None) => open = false,
-                Err(_) => return self.bad_reply("the reply broke off", metadata),
+                Err(_) => return self.bad_reply("the reply was aborted", metadata),
             }
         };
         if !open
@@ -268,7 +268,7 @@ impl ReplyContext {
             return self.fail(failure, metadata);
         }
         if first.is_none() && deframer.end().is_err() {
-            return self.bad_reply("the reply is cut off", metadata);
+            return self.bad_reply("the reply is incomplete", metadata);
         }
         let (binding, format) = (self.binding(), self.format());
         let written = first.map(|message| {
@@ -283,7 +283,7 @@ impl ReplyContext {
                 let (content_type, first) = written.unzip();
                 self.stream_response(content_type.flatten(), first, deframer, open.then_some(body), metadata)
             }
-            Err(what) => self.bad_reply(what, metadata),
+            Err(reason) => self.bad_reply(reason, metadata),
         }
     }
 
@@ -295,7 +295,7 @@ impl ReplyContext {
         }
     }
 
-    /// A stream that has begun. `content_type` is the first message's; a HEAD has not waited for one.
+    /// The response of a stream. `content_type` is that of the first message, for which HEAD does not wait.
     fn stream_response<B>(
         &self,
         content_type: Option<HeaderValue>,
@@ -308,16 +308,16 @@ impl ReplyContext {
         let ReplyMetadata { mut headers, extensions, .. } = metadata;
         headers::from_metadata(&mut headers, &HeaderMap::new());
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
-        // nginx holds back what it proxies unless it is told not to.
+        // nginx buffers proxied responses unless this header disables it.
         headers.entry(HeaderName::from_static("x-accel-buffering")).or_insert(HeaderValue::from_static("no"));
         match content_type {
             Some(content_type) => headers.insert(header::CONTENT_TYPE, content_type),
-            // Only the first message could tell, and a HEAD has none.
+            // Only the first message has it, and HEAD does not wait for one.
             None if self.is_head && format == Format::Raw => headers.remove(header::CONTENT_TYPE),
             None => headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
         };
         if format != Format::Raw {
-            // Which of the two it is, `Accept` decided (RFC 9110 §12.5.5).
+            // `Accept` selects the format (RFC 9110 §12.5.5).
             headers.append(header::VARY, HeaderValue::from_name(header::ACCEPT));
         }
         let body = if self.is_head {
@@ -331,7 +331,7 @@ impl ReplyContext {
 }
 
 pin_project! {
-    /// The answer to a unary call, being put together.
+    /// Collects the one message of a unary reply.
     pub(crate) struct UnaryReply<B> {
         context: ReplyContext,
         #[pin]
@@ -354,7 +354,7 @@ where
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => {
-                    return Poll::Ready(this.context.bad_reply("the reply broke off", mem::take(this.metadata)));
+                    return Poll::Ready(this.context.bad_reply("the reply was aborted", mem::take(this.metadata)));
                 }
                 None => break,
             };
@@ -365,9 +365,9 @@ where
                     break;
                 }
             }
-            // Taken as they come, so that no more than one message is ever held.
+            // Checked for each chunk, so that at most one message is held.
             loop {
-                let what = match this.deframer.next() {
+                let reason = match this.deframer.next() {
                     Ok(Some(next)) if this.message.is_none() => {
                         *this.message = Some(next);
                         continue;
@@ -376,7 +376,7 @@ where
                     Ok(None) => break,
                     Err(_) => "the reply is not a gRPC frame",
                 };
-                return Poll::Ready(this.context.bad_reply(what, mem::take(this.metadata)));
+                return Poll::Ready(this.context.bad_reply(reason, mem::take(this.metadata)));
             }
         }
         let whole = this.deframer.end().is_ok();

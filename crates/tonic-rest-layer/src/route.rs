@@ -1,10 +1,10 @@
-//! From method and path to a route: a trie, so that a thousand routes cost what ten do.
+//! Finds the route for a method and a path, in a trie, so that the time does not depend on the number of routes.
 //!
 //! The rules, most of them from http.proto:
-//! - literals before `*` before `**`, whatever the order of declaration, with backtracking;
-//! - per method: the most specific template *that has the method* wins, and 405 is said only when no template has it;
-//! - a registered verb owns its URL; an unregistered `a:b` is a value;
-//! - nothing is normalised: no double slashes, no dot segments, no case folding, and literals match undecoded.
+//! - Literals have precedence over `*`, and `*` over `**`, in any order of declaration, with backtracking.
+//! - The most specific template *that has the method* wins. The status is 405 only if no matching template has it.
+//! - A registered custom verb has precedence over a value that contains a colon; with an unregistered verb, `a:b` is a value.
+//! - Paths are not normalised: no double slashes, no dot segments, no case folding. Literals match undecoded.
 
 use std::borrow::Cow;
 
@@ -16,29 +16,29 @@ use crate::template::Segment;
 use crate::template::Template;
 use crate::template::is_dot_segment;
 
-/// All templates under all base paths. Routes are numbers here; what they mean is the caller's.
+/// All templates under all base paths. A route is a number that the caller assigns.
 #[derive(Debug)]
 pub(crate) struct Router {
     nodes: Vec<Node>,
 }
 
-/// A place in the trie, reached by the segments before it.
+/// A node of the trie.
 #[derive(Debug, Default)]
 struct Node {
-    /// What is looked up comes from clients, but what it can meet there is from the descriptors: no keyed hash is needed.
+    /// The keys come from the descriptors, not from clients, so a hash without a random seed is safe.
     literals: FxHashMap<Box<str>, usize>,
     single: Option<usize>,
-    /// What ends here.
+    /// Templates that end here.
     end: Leaf,
-    /// What ends here with a `**` that takes all that follows.
+    /// Templates that end here with a `**`.
     rest: Leaf,
 }
 
-/// Templates of one shape: by verb, then by method.
+/// Templates of the same shape, by custom verb, then by method.
 #[derive(Debug, Default)]
 struct Leaf(Vec<(Option<Box<str>>, Methods)>);
 
-/// The rules of one template: whose method, and which route.
+/// The methods of a template, with their routes.
 type Methods = Vec<(MethodPattern, usize)>;
 
 /// The HTTP method of a rule.
@@ -49,24 +49,24 @@ pub(crate) enum MethodPattern {
     Any,
 }
 
-/// What a request line leads to.
+/// The result of a search.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RouteMatch {
     Route {
         route: usize,
         path: Path,
     },
-    /// The path is known, but not with this method. The methods that it has, in the order of the `Allow` header.
+    /// A template matches the path, but not with this method. Has its methods, in the order of the `Allow` header.
     OtherMethods(Vec<Method>),
     Unknown,
 }
 
-/// Where a path's segments end, without a registered verb. The text is the URI's; no URI is longer than 65,535 bytes.
+/// The ends of the segments of a path, without a registered verb. `http` limits URIs to less than 65,535 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Path {
     ends: [u16; SEGMENTS_MAX],
     count: usize,
-    /// How many segments of base path stand in front of the template's own.
+    /// The number of segments of the base path.
     base: usize,
 }
 
@@ -79,7 +79,7 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// With the route that has this method, shape and verb already.
+    /// Fails with the existing route of this method, shape and custom verb.
     pub(crate) fn insert(
         &mut self,
         base: &[Box<str>],
@@ -112,7 +112,7 @@ impl Router {
         leaf.insert(template.verb.as_deref(), pattern, route)
     }
 
-    /// The route that has the method, shape and verb of this template already.
+    /// The existing route with the method, shape and custom verb of this template.
     pub(crate) fn existing(&self, base: &[Box<str>], template: &Template, pattern: &MethodPattern) -> Option<usize> {
         let mut node = &self.nodes[0];
         let mut rest = false;
@@ -140,7 +140,7 @@ impl Router {
 
     fn literal(&mut self, node: usize, literal: &str) -> usize {
         // "If the LITERAL contains any reserved character, such characters should be percent-encoded before the
-        // matching" (http.proto): a client may send either form, so both lead to the same place.
+        // matching" (http.proto): a client may send either form, so both lead to the same node.
         let plain = upper_case_escapes(literal);
         let encoded = percent_encode(&plain);
         let known = &self.nodes[node].literals;
@@ -151,15 +151,15 @@ impl Router {
         next
     }
 
-    /// Finds the route of a request. How much of the path is base path only the route knows: see [`Path::with_base`].
+    /// Finds the route of a request. The caller then sets the length of its base path with [`Path::with_base`].
     pub(crate) fn find(&self, method: &Method, text: &str) -> RouteMatch {
         let Some(mut path) = Path::split(text) else { return RouteMatch::Unknown };
-        // A registered verb owns its URL, whatever the method: else `x:cancel` would be an id for GET.
+        // A registered custom verb applies to all methods. Otherwise `x:cancel` would be an id for GET.
         if let Some((colon, verb)) = path.verb(text) {
             let whole = path.cut(colon);
             match self.find_with(method, text, &path, Some(verb)) {
                 Search::NotFound => path.restore(whole),
-                // What is left may be a dot segment only now.
+                // Without the verb, the last segment may be a dot segment.
                 _ if path.last(text).is_some_and(is_dot_segment) => return RouteMatch::Unknown,
                 Search::Found(route) => return RouteMatch::Route { route, path },
                 Search::OtherMethods(methods) => return RouteMatch::OtherMethods(methods),
@@ -189,9 +189,9 @@ impl Router {
         if known.is_empty() { Search::NotFound } else { Search::OtherMethods(allowed(&known)) }
     }
 
-    /// Visits every template that matches, the most specific first, until `visit` says that it is enough.
+    /// Visits the matching templates, the most specific first, until `visit` returns `true`.
     ///
-    /// Each node is reached by one way only, so this is bounded by the size of the trie at the very worst.
+    /// Visits each node at most once, so the worst case is the size of the trie.
     fn walk(
         &self,
         node: usize,
@@ -242,7 +242,7 @@ impl Leaf {
     }
 }
 
-/// The method itself, else GET for a HEAD (RFC 9110 §9.3.2), else the rule for every method, OPTIONS included.
+/// Selects the rule for the method, else the one for GET if the method is HEAD (RFC 9110 §9.3.2), else the one for every method.
 fn select_method(methods: &[(MethodPattern, usize)], method: &Method) -> Option<usize> {
     let find = |wanted: &MethodPattern| methods.iter().find(|(pattern, _)| pattern == wanted).map(|(_, route)| *route);
     find(&MethodPattern::Exact(method.clone()))
@@ -250,7 +250,7 @@ fn select_method(methods: &[(MethodPattern, usize)], method: &Method) -> Option<
         .or_else(|| find(&MethodPattern::Any))
 }
 
-/// The methods for `Allow`, without repeats, in an order that does not depend on the rules'.
+/// The methods for `Allow`, without duplicates, in an order independent of that of the rules.
 fn allowed(known: &[MethodPattern]) -> Vec<Method> {
     const COMMON: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
     let has =
@@ -275,7 +275,7 @@ impl Path {
         if !rest.is_empty() {
             let mut end = 0;
             for segment in rest.split('/') {
-                // Nothing but a normaliser in front of us would give these a meaning, and not always the same one.
+                // Proxies may resolve dot segments, and not all in the same way.
                 if is_dot_segment(segment) {
                     return None;
                 }
@@ -301,17 +301,17 @@ impl Path {
         self.segment(text, self.count.checked_sub(1)?)
     }
 
-    /// Where the last colon of the last segment is, and what stands behind it.
+    /// The position of the last colon in the last segment, and the text after it.
     fn verb<'p>(&self, text: &'p str) -> Option<(usize, &'p str)> {
         let (start, end) = self.bounds(self.count.checked_sub(1)?);
         let colon = start + text[start..end].rfind(':')?;
         Some((colon, &text[colon + 1..end]))
     }
 
-    /// Ends the path before the colon. Gives back what [`Path::restore`] wants.
+    /// Ends the path before the colon. Returns the state for [`Path::restore`].
     fn cut(&mut self, colon: usize) -> (usize, u16) {
         let whole = (self.count, self.ends[self.count - 1]);
-        // `/:verb` is the verb of the path without segments; `/a/:verb` of one that ends in an empty segment.
+        // `/:verb` is a path without segments; `/a/:verb` has an empty last segment.
         if colon == 1 {
             self.count = 0;
         } else {
@@ -325,21 +325,21 @@ impl Path {
         self.ends[count - 1] = end;
     }
 
-    /// Whether a `**` takes what follows. The last segment may be empty: `/files/` is what a client makes of
-    /// `/files/{name=**}` and an empty name (http.proto, "Path template syntax").
+    /// Whether a `**` matches the rest of the path. Only the last segment may be empty: `/files/` is the expansion of
+    /// `/files/{name=**}` with an empty name (http.proto, "Path template syntax").
     fn is_rest_from(&self, position: usize) -> bool {
         let before_last = self.count.saturating_sub(1);
         (position..before_last).map(|position| self.bounds(position)).all(|(start, end)| start < end)
     }
 
-    /// Says how many segments of base path the route has.
+    /// Sets the number of segments of the base path.
     pub(crate) fn with_base(mut self, base: usize) -> Path {
         self.base = base;
         self
     }
 
-    /// What the template's segments from `start` to before `end` matched in `text`, which is the path that was found,
-    /// undecoded. A `**` at the end takes the rest.
+    /// Returns the part of `text`, undecoded, that the template's segments `start..end` match. `text` is the path of the request. A
+    /// `**` at the end matches the rest.
     pub(crate) fn capture<'p>(&self, text: &'p str, start: usize, end: usize, template_length: usize) -> &'p str {
         let first = self.base + start;
         let last = if end == template_length { self.count } else { self.base + end };
@@ -350,20 +350,20 @@ impl Path {
     }
 }
 
-/// Escapes in upper case, in which `%2b` and `%2B` are one (RFC 3986 §6.2.2.1).
+/// Changes escapes to upper case, because `%2b` and `%2B` are equivalent (RFC 3986 §6.2.2.1).
 fn upper_case_escapes(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);
     }
-    let mut left = 0;
+    let mut remaining = 0;
     let letters = segment.chars().map(|letter| {
-        left = if letter == '%' { 2 } else { i32::max(left - 1, -1) };
-        if left >= 0 { letter.to_ascii_uppercase() } else { letter }
+        remaining = if letter == '%' { 2 } else { i32::max(remaining - 1, -1) };
+        if remaining >= 0 { letter.to_ascii_uppercase() } else { letter }
     });
     Cow::Owned(letters.collect())
 }
 
-/// Escapes all but `[-_.~0-9a-zA-Z]` and escapes that are there already, in upper case.
+/// Escapes all characters but `[-_.~0-9a-zA-Z]` and `%`, in upper case.
 fn percent_encode(literal: &str) -> String {
     use percent_encoding::AsciiSet;
     use percent_encoding::NON_ALPHANUMERIC;
@@ -376,7 +376,7 @@ fn percent_encode(literal: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Routes are numbered in the order given.
+    /// Routes are numbered in the order of `rules`.
     fn router(rules: &[(&str, &str)]) -> (Router, Vec<Template>) {
         let mut router = Router::new();
         let mut templates = Vec::new();
@@ -390,7 +390,7 @@ mod tests {
         (router, templates)
     }
 
-    /// `Some(route)`, or the methods allowed.
+    /// The route, or the allowed methods.
     fn find(router: &Router, method: &str, path: &str) -> Result<usize, String> {
         match router.find(&method.parse().unwrap(), path) {
             RouteMatch::Route { route, .. } => Ok(route),
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_win_in_any_order_of_declaration() {
+    fn literals_have_precedence_in_any_order_of_declaration() {
         for rules in [[("GET", "/s/current"), ("GET", "/s/{id}")], [("GET", "/s/{id}"), ("GET", "/s/current")]] {
             let (router, templates) = router(&rules);
             let route = find(&router, "GET", "/s/current").unwrap();
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_comes_back_from_a_dead_end() {
+    fn the_search_backtracks() {
         let (router, _) = router(&[("GET", "/a/b/c"), ("GET", "/a/*/d"), ("GET", "/{rest=**}")]);
         assert_eq!(find(&router, "GET", "/a/b/c"), Ok(0));
         assert_eq!(find(&router, "GET", "/a/b/d"), Ok(1));
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_less_specific_template_may_have_the_method() {
+    fn a_less_specific_template_with_the_method_wins() {
         let (router, _) = router(&[("GET", "/s/current"), ("DELETE", "/s/{id}"), ("*", "/any")]);
         assert_eq!(find(&router, "DELETE", "/s/current"), Ok(1));
         assert_eq!(find(&router, "HEAD", "/s/current"), Ok(0));
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registered_verb_owns_its_url_and_others_are_values() {
+    fn registered_verbs_have_precedence_and_others_are_values() {
         let (router, _) = router(&[("POST", "/i/{id}:cancel"), ("GET", "/i/{id}"), ("POST", "/{n=**}:read")]);
         assert_eq!(find(&router, "POST", "/i/x:cancel"), Ok(0));
         assert_eq!(find(&router, "GET", "/i/x:cancel"), Err("POST".to_owned()));
@@ -438,11 +438,15 @@ mod tests {
         assert_eq!(find(&router, "GET", "/i/x%3Acancel"), Ok(1));
         assert_eq!(find(&router, "POST", "/a/b/c:read"), Ok(2));
         assert_eq!(find(&router, "POST", "/:read"), Ok(2));
-        assert_eq!(find(&router, "GET", "/i/:cancel"), Ok(1), "no id before the verb, so it is no verb");
+        assert_eq!(
+            find(&router, "GET", "/i/:cancel"),
+            Ok(1),
+            "the id before the verb is empty, so `:cancel` is a value"
+        );
     }
 
     #[test]
-    fn nothing_is_normalised() {
+    fn paths_are_not_normalised() {
         let (router, _) = router(&[("GET", "/a/{id}"), ("GET", "/f/{n=**}"), ("GET", "/@me")]);
         for path in
             ["//a/b", "/a//b", "/a/", "/a/b/", "/A/b", "/a/..", "/a/%2e%2E", "/f/../a", "/f/x//y", "a/b", "", "*"]
@@ -459,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verb_does_not_bring_dot_segments_back() {
+    fn dot_segments_before_a_verb_are_rejected() {
         let (router, _) = router(&[("POST", "/i/{id}:cancel"), ("POST", "/o/{n=**}:cancel"), ("GET", "/i/{id}")]);
         for path in ["/i/..:cancel", "/i/%2e%2E:cancel", "/i/.:cancel", "/o/a/..:cancel", "/o/%2e:cancel"] {
             assert_eq!(find(&router, "POST", path), Err("404".to_owned()), "{path}");
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_one_in_either_case() {
+    fn escapes_match_in_either_case() {
         let (router, _) = router(&[("GET", "/langs/c++"), ("GET", "/langs/{id}"), ("GET", "/x/c%2b")]);
         for path in ["/langs/c++", "/langs/c%2B%2B", "/langs/c%2b%2b", "/langs/c%2b%2B"] {
             assert_eq!(find(&router, "GET", path), Ok(0), "{path}");
@@ -492,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn one_shape_has_one_route() {
+    fn duplicate_shapes_are_rejected() {
         let mut router = Router::new();
         let get = MethodPattern::Exact(Method::GET);
         let insert =

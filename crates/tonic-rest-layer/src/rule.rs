@@ -1,4 +1,4 @@
-//! `google.api.http` rules: read from the descriptors, checked against the messages, all faults reported at once.
+//! Reads `google.api.http` rules from the descriptors and validates them. Reports all errors at once.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use crate::template::Template;
 use crate::template::Variable;
 use crate::template::is_dot_segment;
 
-/// `google.api.HttpRule`, the fields we read.
+/// The fields of `google.api.HttpRule` that the layer uses.
 #[derive(Clone, PartialEq, prost::Message)]
 struct HttpRule {
     #[prost(oneof = "Pattern", tags = "2, 3, 4, 5, 6, 8")]
@@ -69,18 +69,18 @@ struct CustomPattern {
     path: String,
 }
 
-/// Which rules of a set are served, and where.
+/// Which rules of a set are served, and under which base paths.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selection {
-    /// Where the paths begin; `/` where there is none.
+    /// The base paths. Empty means `/`.
     pub base_paths: Vec<String>,
-    /// The services, by their full names; all where there is none.
+    /// The full names of the services. Empty means all.
     pub services: Vec<String>,
-    /// Whether rules that cannot work are left out, instead of failing the rest.
+    /// Whether invalid rules are skipped instead of failing the build.
     pub skips_faulty: bool,
 }
 
-/// Reads the rules of the pool's services, or of those that are selected.
+/// Reads the rules of the selected services.
 pub(crate) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection) -> Result<Rules, BuildErrors> {
     let mut rules = RuleReader {
         schema,
@@ -99,7 +99,7 @@ pub(crate) fn read(pool: &DescriptorPool, schema: &Schema, selection: &Selection
     let is_selected = |service: &ServiceDescriptor| {
         selection.services.is_empty() || selection.services.iter().any(|name| name == service.full_name())
     };
-    // What is wrong up to here is wrong with what was asked for, and not with a rule.
+    // The errors so far are errors of the selection, not of a rule.
     let selection_errors = rules.errors.len();
     if let Some(extension) = pool.get_extension_by_name("google.api.http") {
         let services = pool.services().filter(is_selected);
@@ -122,7 +122,7 @@ struct RuleReader<'s> {
     schema: &'s Schema,
     errors: Vec<BuildError>,
     bases: Vec<Vec<Box<str>>>,
-    /// Whose each route is, also where the rule came to no binding.
+    /// The full name of the method of each route, including routes of invalid rules.
     owners: Vec<String>,
     rules: Rules,
     skips_faulty: bool,
@@ -157,7 +157,7 @@ impl RuleReader<'_> {
         if self.rules.bindings.is_empty() && self.errors.is_empty() {
             self.errors.push(BuildError::of_set(RuleError::NoRules));
         }
-        // With nothing left to serve, what was left out is why.
+        // If no rule is left, the skipped ones are the reason.
         if self.skips_faulty && selection_errors == 0 && !self.rules.bindings.is_empty() {
             self.rules.skipped = std::mem::take(&mut self.errors);
         }
@@ -226,10 +226,10 @@ impl RuleReader<'_> {
         }
     }
 
-    /// Enters the template under every base path, even if the rule has other faults, so that those hide no conflict.
+    /// Adds the template under every base path, even if the rule has other errors, so that conflicts are reported too.
     fn insert(&mut self, method: &MethodDescriptor, text: &str, template: &Template, pattern: &MethodPattern) {
         if self.skips_faulty {
-            // A rule that is left out must not leave a route behind.
+            // Checked before the first insertion, because a skipped rule must not have a route.
             let existing = self.bases.iter().find_map(|base| self.rules.router.existing(base, template, pattern));
             if let Some(other) = existing {
                 let other = self.owners[other].clone();
@@ -252,7 +252,7 @@ impl RuleReader<'_> {
         }
     }
 
-    /// Checks the rule against the messages. Every fault is reported; `None` if there was one.
+    /// Validates the rule against the messages. Records all errors, and returns `None` if there are any.
     fn check(
         &mut self,
         method: &MethodDescriptor,
@@ -290,7 +290,7 @@ impl RuleReader<'_> {
         (self.errors.len() == before).then_some(binding)
     }
 
-    /// Resolves the variables of the path, and takes their fields from the body and the query.
+    /// Resolves the variables of the path, and marks their fields as bound for body and query.
     fn variables(
         &mut self,
         method: &MethodDescriptor,
@@ -317,7 +317,7 @@ impl RuleReader<'_> {
         variables
     }
 
-    /// Resolves `body`, and takes its field from the query.
+    /// Resolves `body`, and marks its field as bound for the query.
     fn body(&mut self, method: &MethodDescriptor, input: MessageId, name: &str, query_bound: &mut BoundFields) -> Body {
         let schema = self.schema;
         match name {
@@ -356,7 +356,7 @@ impl RuleReader<'_> {
         let mut path = Vec::new();
         let mut names = variable.field_path.split('.').peekable();
         while let Some(name) = names.next() {
-            // Rules spell fields as the proto does.
+            // Rules use proto names.
             let index = top_level(message, name)?;
             let field = message.at(index);
             path.push(index);
@@ -376,7 +376,7 @@ impl RuleReader<'_> {
     }
 }
 
-/// The JSON form of the message that a body is read as, if it is one.
+/// The JSON form of the request body. `None` if it is not one message.
 fn body_shape(schema: &Schema, input: MessageId, body: Body) -> Option<Shape> {
     match body {
         Body::None => None,
@@ -385,7 +385,7 @@ fn body_shape(schema: &Schema, input: MessageId, body: Body) -> Option<Shape> {
     }
 }
 
-/// The JSON form of the message that is answered with, if it is one.
+/// The JSON form of the response body. `None` if it is not one message.
 fn reply_shape(schema: &Schema, output: MessageId, response_body: Option<FieldIndex>) -> Option<Shape> {
     match response_body.map(|index| schema.message(output).at(index)) {
         None => Some(schema.message(output).shape),
@@ -393,7 +393,7 @@ fn reply_shape(schema: &Schema, output: MessageId, response_body: Option<FieldIn
     }
 }
 
-/// The JSON form of a field that is one message.
+/// The JSON form of a field. `None` if it is not one message.
 fn single_shape(schema: &Schema, field: &Field) -> Option<Shape> {
     if field.label == Label::Singular { schema.message_of(field).map(|message| message.shape) } else { None }
 }
@@ -432,17 +432,17 @@ fn literals(template: &Template) -> Option<Vec<Box<str>>> {
     if template.verb.is_some() { None } else { template.segments.iter().map(plain).collect() }
 }
 
-/// The groups anywhere in what a method takes and gives.
+/// All groups in the input and the output of a method.
 fn groups(method: &MethodDescriptor) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
-    let mut ahead = vec![method.input(), method.output()];
+    let mut pending = vec![method.input(), method.output()];
     let mut found = Vec::new();
-    while let Some(message) = ahead.pop() {
+    while let Some(message) = pending.pop() {
         if !seen.insert(message.full_name().to_owned()) {
             continue;
         }
         found.extend(message.fields().filter(FieldDescriptor::is_group).map(|field| field.full_name().to_owned()));
-        ahead.extend(message.fields().filter_map(|field| match field.kind() {
+        pending.extend(message.fields().filter_map(|field| match field.kind() {
             ProtoKind::Message(inner) => Some(inner),
             _ => None,
         }));

@@ -1,7 +1,7 @@
-//! Single values: from text or a JSON number to the wire, by the rules of ProtoJSON.
+//! Converts text and JSON numbers to scalar values, as in ProtoJSON.
 //!
-//! Path variables, query parameters, map keys and JSON strings all pass through [`Scalar::from_text`], so a value cannot
-//! mean one thing in the path and another in the body.
+//! Path variables, query parameters, map keys and JSON strings all use [`Scalar::from_text`], so that a value has the same meaning in
+//! path and body.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::schema::Schema;
 use crate::wire;
 use crate::wire::WireType;
 
-/// One value, ready for the wire.
+/// One value, by its wire type.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Scalar<'a> {
     Varint(u64),
@@ -25,12 +25,12 @@ pub(crate) enum Scalar<'a> {
     Bytes(Cow<'a, [u8]>),
 }
 
-/// A value that its field cannot hold. Says what was expected, and never repeats what came: it may be a secret.
+/// A value is not valid for its field. Has what was expected, and never the value, which may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected {0}")]
 pub(crate) struct Mismatch(pub &'static str);
 
-/// Padded or not, as ProtoJSON asks of parsers.
+/// ProtoJSON requires parsers to accept base64 with and without padding.
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_decode_padding_mode(DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);
@@ -38,7 +38,7 @@ const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIEN
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
 impl<'a> Scalar<'a> {
-    /// Reads a value written as text. `Kind::Message` is always a mismatch.
+    /// Reads a value from text. Fails for `Kind::Message`.
     pub(crate) fn from_text(schema: &Schema, kind: Kind, text: &'a str) -> Result<Scalar<'a>, Mismatch> {
         let expected = Mismatch(expectation(kind));
         match kind {
@@ -73,7 +73,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// Reads a JSON string. Stricter than text at large, because JSON has words for booleans and numbers for enums.
+    /// Reads a value from a JSON string. Stricter than [`Scalar::from_text`]: JSON has its own booleans, and numbers for enums.
     pub(crate) fn from_json_string(schema: &Schema, kind: Kind, text: &'a str) -> Result<Scalar<'a>, Mismatch> {
         let expected = Mismatch(expectation(kind));
         match kind {
@@ -86,7 +86,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// Refuses a number that an enum does not have, where it takes no others.
+    /// Fails if this is an unknown number of a closed enum.
     pub(crate) fn check_enum(self, schema: &Schema, kind: Kind) -> Result<Scalar<'a>, Mismatch> {
         match (kind, &self) {
             (Kind::Enum(id), Scalar::Varint(number)) if !schema.enumeration(id).accepts(*number as i32) => {
@@ -96,7 +96,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// A number in JSON's own grammar: no plus sign, no leading zeros, so that `7` has one spelling in a path.
+    /// Reads a number in the grammar of JSON: no plus sign and no leading zeros.
     pub(crate) fn from_number_text(kind: Kind, text: &str) -> Result<Scalar<'a>, Mismatch> {
         let expected = Mismatch(expectation(kind));
         if !is_json_number(text) {
@@ -105,7 +105,7 @@ impl<'a> Scalar<'a> {
         if matches!(kind, Kind::Double | Kind::Float) {
             return Scalar::from_f64(kind, text.parse().map_err(|_| expected)?);
         }
-        // Never by way of a float, which would change what lies beyond 2^53.
+        // Not via a float, which is inexact beyond 2^53.
         let whole = match text.parse::<i64>() {
             Ok(number) => i128::from(number),
             Err(_) => whole_number(text).ok_or(expected)?,
@@ -154,8 +154,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// For the kinds that are floats. An integer is read from its text: the text may have said another number than the float
-    /// that the JSON reader made of it.
+    /// Reads a value of a float kind. Integers are read from their text, because the parser's float may be inexact.
     pub(crate) fn from_f64(kind: Kind, value: f64) -> Result<Scalar<'a>, Mismatch> {
         let expected = Mismatch(expectation(kind));
         match kind {
@@ -181,7 +180,7 @@ impl<'a> Scalar<'a> {
         self.put_bare(out);
     }
 
-    /// Writes the value without a tag, as a packed list has it.
+    /// Writes the value without a tag, as in a packed list.
     pub(crate) fn put_bare(&self, out: &mut Vec<u8>) {
         match self {
             Scalar::Varint(value) => wire::put_varint(out, *value),
@@ -195,7 +194,7 @@ impl<'a> Scalar<'a> {
     }
 }
 
-/// What a field of this kind takes, for the person who reads the error.
+/// What a field of this kind accepts, for error messages.
 pub(crate) fn expectation(kind: Kind) -> &'static str {
     match kind {
         Kind::Double | Kind::Float => "a number within range, or \"NaN\", \"Infinity\", \"-Infinity\"",
@@ -216,7 +215,7 @@ pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     if text.contains(['-', '_']) { URL_SAFE.decode(text).ok() } else { STANDARD.decode(text).ok() }
 }
 
-/// The value of a JSON number, if it is whole and near the 64-bit integers, by shifting its digits.
+/// The exact value of a JSON number. `None` if it is not an integer, or too large for `i128`.
 fn whole_number(text: &str) -> Option<i128> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
@@ -227,7 +226,7 @@ fn whole_number(text: &str) -> Option<i128> {
         return Some(0);
     }
     let shift = exponent.parse::<i64>().ok()?.checked_sub(fraction.len() as i64)?;
-    // Zeros at the end of the digits take up what the exponent takes away.
+    // Trailing zeros of the digits compensate a negative exponent.
     let shift = shift.checked_add((digits.len() - significant.len()) as i64)?;
     let value = significant.trim_start_matches('0').parse::<i128>().ok()?;
     let value = value.checked_mul(10_i128.checked_pow(u32::try_from(shift).ok()?)?)?;
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_stop_at_their_bounds() {
+    fn integers_outside_their_range_are_rejected() {
         assert_eq!(read(Kind::Int32, "2147483647"), Ok(Scalar::Varint(2_147_483_647)));
         assert!(read(Kind::Int32, "2147483648").is_err());
         assert_eq!(read(Kind::Int64, "-9223372036854775808"), Ok(Scalar::Varint(1 << 63)));
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_has_one_spelling_but_for_exponents() {
+    fn numbers_follow_the_json_grammar() {
         for text in ["+1", "01", "", " 1", "1 ", "0x1", "1_000", "inf", "nan", "1.", ".5", "--1", "1e", "1e+"] {
             assert!(read(Kind::Int32, text).is_err(), "{text}");
             assert!(read(Kind::Double, text).is_err(), "{text}");
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_is_bound_as_it_is_or_not_at_all() {
+    fn integers_are_exact_or_rejected() {
         for text in ["9007199254740993.0", "9007199254740993e0", "900719925474099.3e1", "90071992547409930.00e-1"] {
             assert_eq!(read(Kind::Int64, text), Ok(Scalar::Varint(9_007_199_254_740_993)), "{text}");
         }
@@ -301,17 +300,17 @@ mod tests {
             assert!(read(Kind::Int64, text).is_err(), "{text}");
             assert!(read(Kind::Uint64, text).is_err(), "{text}");
         }
-        assert!(Scalar::from_f64(Kind::Int64, 1.0).is_err(), "never by way of a float");
+        assert!(Scalar::from_f64(Kind::Int64, 1.0).is_err(), "not via a float");
     }
 
     #[test]
-    fn zero_keeps_its_sign_where_it_can() {
+    fn negative_zero_is_kept_in_floats() {
         assert_eq!(read(Kind::Double, "-0"), Ok(Scalar::Fixed64((-0.0_f64).to_bits())));
         assert_eq!(read(Kind::Float, "-0"), Ok(Scalar::Fixed32((-0.0_f32).to_bits())));
     }
 
     #[test]
-    fn booleans_are_words() {
+    fn booleans_are_true_and_false() {
         assert_eq!(read(Kind::Bool, "true"), Ok(Scalar::Varint(1)));
         for text in ["1", "True", "yes", ""] {
             assert!(read(Kind::Bool, text).is_err(), "{text}");
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_in_either_alphabet() {
+    fn bytes_accept_both_base64_alphabets() {
         for text in ["-_8=", "-_8", "+/8=", "+/8"] {
             assert_eq!(read(Kind::Bytes, text), Ok(Scalar::Bytes(Cow::Owned(vec![0xfb, 0xff]))), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The descriptors, compiled once into tables: what a request costs is a lookup, never a walk over descriptors.
+//! Tables of messages, fields and enums, built once from the descriptors, so that a request needs only lookups.
 
 use prost_reflect::Cardinality;
 use prost_reflect::DescriptorPool;
@@ -14,35 +14,35 @@ use crate::wire::WireType;
 
 /// Every message and enum of a descriptor set.
 ///
-/// All keys of its tables come from the descriptors, so that nobody can choose them to collide, and a fast hash will do.
+/// The keys of its tables come from the descriptors, not from clients, so a hash without a random seed is safe.
 #[derive(Debug)]
 pub(crate) struct Schema {
     messages: Vec<Message>,
     enums: Vec<Enum>,
     by_name: FxHashMap<Box<str>, MessageId>,
-    /// Whether a FieldMask may be read in the names of the proto, beside ProtoJSON's own.
+    /// Whether a FieldMask in a request may have proto names.
     pub snake_case_masks: bool,
     /// How messages are printed.
     pub style: PrintStyle,
 }
 
-/// How messages are printed: the options that ProtoJSON leaves open.
+/// How messages are printed: the options of ProtoJSON.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PrintStyle {
-    /// Whether members have their JSON names (lowerCamelCase), and not those of the proto.
+    /// Whether to use JSON names (lowerCamelCase) instead of proto names.
     pub json_names: bool,
-    /// Whether members with default values are left out, where absence means the same.
+    /// Whether to omit fields without presence that have default values.
     pub omits_defaults: bool,
 }
 
-/// Points into [`Schema`]; messages may contain themselves, so they cannot own each other.
+/// The index of a message in [`Schema`]. Indexes, because messages can be recursive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct MessageId(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EnumId(u32);
 
-/// A field's place in [`Message::fields`].
+/// The index of a field in [`Message::fields`].
 pub(crate) type FieldIndex = u16;
 
 /// One message type, its fields in the order of their numbers.
@@ -50,17 +50,17 @@ pub(crate) type FieldIndex = u16;
 pub(crate) struct Message {
     pub full_name: Box<str>,
     pub shape: Shape,
-    /// `google.rpc.DebugInfo`, which no client gets to see in an error.
+    /// `google.rpc.DebugInfo`, which is removed from errors.
     pub is_debug_info: bool,
     pub fields: Vec<Field>,
-    /// How many oneofs it has, not counting those that `optional` stands for.
+    /// The number of oneofs, without the synthetic ones of `optional`.
     pub oneofs: u16,
     by_name: FxHashMap<Box<str>, FieldIndex>,
-    /// From number to index for the small numbers that nearly all fields have.
+    /// Indexes by field number, for numbers below 256.
     by_small_number: Vec<Option<FieldIndex>>,
 }
 
-/// The JSON form that ProtoJSON gives a message type.
+/// The JSON form of a message type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// An object with a member per field.
@@ -72,9 +72,9 @@ pub(crate) enum Shape {
     Struct,
     Value,
     ListValue,
-    /// `google.protobuf.StringValue` and its kin: the bare value of field 1.
+    /// `google.protobuf.StringValue` and the other wrappers: the value of field 1.
     Wrapper,
-    /// `google.api.HttpBody`: an object where it is nested, the raw body where it is all there is.
+    /// `google.api.HttpBody`: the raw body, or an object if it is nested.
     HttpBody,
 }
 
@@ -83,14 +83,14 @@ pub(crate) struct Field {
     pub number: u32,
     /// The name in the proto.
     pub name: Box<str>,
-    /// The name in ProtoJSON: lowerCamelCase, unless the proto says otherwise.
+    /// The name in ProtoJSON: lowerCamelCase, or the `json_name` of the proto.
     pub json_name: Box<str>,
     pub label: Label,
     pub kind: Kind,
-    /// Whether absence differs from the default. Such a field is printed only when it is set.
+    /// Whether an absent field differs from one with the default value. Such a field is printed only if it is set.
     pub presence: bool,
     pub oneof: Option<u16>,
-    /// How many elements or entries it may have in a request.
+    /// The maximum number of elements or entries in a request.
     pub elements_max: usize,
 }
 
@@ -129,7 +129,7 @@ pub(crate) enum Kind {
 pub(crate) struct Enum {
     /// `google.protobuf.NullValue`, which JSON writes as `null`.
     pub is_null: bool,
-    /// Whether it has no other values than those that it names: an enum of proto2.
+    /// Whether it has only its named values: an enum of proto2.
     closed: bool,
     names: FxHashMap<Box<str>, i32>,
     numbers: FxHashMap<i32, Box<str>>,
@@ -150,8 +150,7 @@ impl Schema {
         }
     }
 
-    /// Bounds how many elements a repeated field, or how many entries a map, may have in a request. Whether there is such
-    /// a field.
+    /// Sets the maximum number of elements of a repeated field or a map in requests. Returns `false` if there is no such field.
     pub(crate) fn bound_elements(&mut self, full_name: &str, elements_max: usize) -> bool {
         let Some((message, name)) = full_name.rsplit_once('.') else { return false };
         let Some(id) = self.find(message) else { return false };
@@ -173,9 +172,9 @@ impl Schema {
         &self.enums[id.0 as usize]
     }
 
-    /// The message of a descriptor of the pool that this was made of.
+    /// The id of a message. The descriptor must be of the pool that this schema was built from.
     pub(crate) fn id(&self, message: &MessageDescriptor) -> MessageId {
-        // A pool is closed: every type that a method names is in it.
+        // A pool has every type that its methods use.
         self.by_name[message.full_name()]
     }
 
@@ -212,7 +211,7 @@ impl Message {
             }
         }
         for (field, index) in descriptors.iter().zip(0..) {
-            // Where one field's name is another's JSON name, the JSON name has the better right (ProtoJSON).
+            // If one field's name is another field's JSON name, the JSON name has precedence (ProtoJSON).
             by_name.entry(field.name().into()).or_insert(index);
         }
         let fields = descriptors
@@ -262,8 +261,7 @@ impl Message {
 }
 
 impl Shape {
-    /// The form of the message of this name. A message without the fields of its namesake in protobuf is an
-    /// ordinary object.
+    /// The form of the message with this name. A well-known type without its standard fields is an ordinary object.
     pub(crate) fn of(full_name: &str, fields: usize) -> Shape {
         let shape = Shape::of_name(full_name);
         let expected = match shape {
@@ -298,14 +296,14 @@ impl Shape {
         }
     }
 
-    /// Whether its JSON is an object of its fields, as opposed to a form of its own.
+    /// Whether its JSON is an object of its fields, not a form of its own.
     pub(crate) fn is_object(self) -> bool {
         matches!(self, Shape::Object | Shape::HttpBody)
     }
 }
 
 impl Kind {
-    /// Whether its values are whole numbers, which JSON may write with a fraction or an exponent. Enums have numbers too.
+    /// Whether its values are integers, which JSON may write with a fraction or an exponent. True for enums.
     pub(crate) fn is_integer(self) -> bool {
         !matches!(self, Kind::Double | Kind::Float | Kind::Bool | Kind::String | Kind::Bytes | Kind::Message(_))
     }
@@ -331,7 +329,7 @@ impl Enum {
     fn new(item: &EnumDescriptor) -> Enum {
         let mut numbers = FxHashMap::default();
         for value in enum_values(item) {
-            // Of several names for one number the first is the canonical one.
+            // The first of several aliases is the canonical one.
             numbers.entry(value.number()).or_insert_with(|| value.name().into());
         }
         Enum {
@@ -346,7 +344,7 @@ impl Enum {
         self.names.get(name).copied()
     }
 
-    /// Whether a field of this type can hold the number.
+    /// Whether the number is valid. Always true for an open enum.
     pub(crate) fn accepts(&self, number: i32) -> bool {
         !self.closed || self.numbers.contains_key(&number)
     }
@@ -387,7 +385,7 @@ fn kind(
         ProtoKind::Bool => Kind::Bool,
         ProtoKind::String => Kind::String,
         ProtoKind::Bytes => Kind::Bytes,
-        // A pool is closed: every type that a field names is in it.
+        // A pool has every type that its fields use.
         ProtoKind::Enum(item) => Kind::Enum(enums[item.full_name()]),
         ProtoKind::Message(message) => Kind::Message(messages[message.full_name()]),
     }

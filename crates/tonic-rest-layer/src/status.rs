@@ -1,4 +1,4 @@
-//! The one table from gRPC codes to HTTP, and the layer's own refusals.
+//! The mapping from gRPC codes to HTTP statuses, and the errors of the layer itself.
 
 use http::HeaderMap;
 use http::HeaderName;
@@ -23,7 +23,7 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// The canonical gRPC codes. Source: `google/rpc/code.proto`, whose comments give the HTTP mapping.
+/// A gRPC status code, with its HTTP status. Source: `google/rpc/code.proto`, whose comments have the mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are gRPC's own")]
 pub enum Code {
@@ -47,7 +47,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Reads a code's number. One that gRPC does not know is `Unknown`, as its specification says.
+    /// Converts a number. Unknown numbers become `Unknown`, as in the gRPC specification.
     pub fn from_number(number: i32) -> Code {
         const CODES: [Code; 17] = [
             Code::Ok,
@@ -71,7 +71,7 @@ impl Code {
         usize::try_from(number).ok().and_then(|number| CODES.get(number)).copied().unwrap_or(Code::Unknown)
     }
 
-    /// The HTTP status of a call that ended so. 499 is nginx's "client closed request".
+    /// Returns the HTTP status for this code. 499 is nginx's "client closed request".
     pub fn http_status(self) -> StatusCode {
         match self {
             Code::Ok => StatusCode::OK,
@@ -89,8 +89,8 @@ impl Code {
         }
     }
 
-    /// What a gRPC client makes of an HTTP error that carries no `grpc-status`: something between us and the service
-    /// answered. Source: grpc's `doc/http-grpc-status-mapping.md`.
+    /// The code for an HTTP error without a `grpc-status`, for example of a proxy. Source: grpc's
+    /// `doc/http-grpc-status-mapping.md`.
     fn from_http(status: StatusCode) -> Code {
         match status.as_u16() {
             400 => Code::Internal,
@@ -103,22 +103,21 @@ impl Code {
     }
 }
 
-/// A reason that the layer itself answers with: `ErrorInfo.reason` of what it refuses without asking the service, or because
-/// of the service's reply.
+/// A reason of an error of the layer itself: a request that it rejects, or a reply that it cannot transcode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayerReason {
     /// `ErrorInfo.reason`.
     pub name: &'static str,
-    /// The code in the body.
+    /// The gRPC code in the body.
     pub code: Code,
-    /// The status of the answer.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// What leads there.
+    /// When the error occurs.
     pub description: &'static str,
 }
 
-/// Every reason that the layer itself answers with, each once: for a service that documents its errors.
+/// Returns all reasons of errors of the layer itself, without duplicates, to document them.
 pub fn layer_reasons() -> Vec<LayerReason> {
     let mut reasons: Vec<LayerReason> = vec![];
     for refusal in Refusal::one_of_each() {
@@ -130,17 +129,17 @@ pub fn layer_reasons() -> Vec<LayerReason> {
     reasons
 }
 
-/// What the layer itself refuses, before or after the call.
+/// An error of the layer itself, before or after the call.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     RouteNotFound,
     MethodNotAllowed(Vec<Method>),
     UnsupportedMediaType,
     ContentEncoding,
-    /// The body took longer to arrive than it may.
+    /// The body did not arrive in time.
     BodyTooSlow,
     BodyTooLarge(usize),
-    /// The request's body ended in an error; usually the client is gone.
+    /// Reading the body failed. Usually the client has disconnected.
     BodyUnreadable,
     Schema(Vec<Violation>),
     /// The service's reply is not a message of the method, or has no JSON form.
@@ -148,7 +147,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The layer's own table: code, HTTP status, reason.
+    /// The table of the layer's errors: code, HTTP status, reason.
     pub(crate) fn row(&self) -> (Code, StatusCode, &'static str) {
         match self {
             Refusal::RouteNotFound => (Code::NotFound, StatusCode::NOT_FOUND, "ROUTE_NOT_FOUND"),
@@ -164,23 +163,23 @@ impl Refusal {
         }
     }
 
-    /// What leads there, for documentation.
+    /// When the error occurs, for documentation.
     pub(crate) fn description(&self) -> &'static str {
         match self {
-            Refusal::RouteNotFound => "A value in the path makes it a path that does not exist.",
-            Refusal::MethodNotAllowed(_) => "A value in the path makes it another path, without this method.",
+            Refusal::RouteNotFound => "A value in the path makes it a path without a rule.",
+            Refusal::MethodNotAllowed(_) => "A value in the path makes it a path without a rule for this method.",
             Refusal::UnsupportedMediaType | Refusal::ContentEncoding => {
-                "The body is of another media type, or encoded."
+                "The body has another media type, or a content encoding."
             }
             Refusal::BodyTooSlow => "The body took too long to arrive.",
             Refusal::BodyTooLarge(_) => "The body is too large.",
             Refusal::BodyUnreadable => "The body could not be read.",
-            Refusal::Schema(_) => "The request does not fit its schema; `google.rpc.BadRequest` says where.",
-            Refusal::BadReply(_) => "The service's reply is none that JSON can say.",
+            Refusal::Schema(_) => "The request does not match its schema; `google.rpc.BadRequest` has the fields.",
+            Refusal::BadReply(_) => "The service's reply is malformed, or has no JSON form.",
         }
     }
 
-    /// One of each, without the values that differ from request to request.
+    /// One value of each variant, for tables.
     fn one_of_each() -> [Refusal; 9] {
         [
             Refusal::RouteNotFound,
@@ -198,7 +197,7 @@ impl Refusal {
     fn message(&self) -> String {
         match self {
             Refusal::RouteNotFound => "no such route".to_owned(),
-            Refusal::MethodNotAllowed(_) => "the path is known, but not with this method".to_owned(),
+            Refusal::MethodNotAllowed(_) => "no rule of this path has this method".to_owned(),
             Refusal::UnsupportedMediaType => "expected application/json".to_owned(),
             Refusal::ContentEncoding => "expected a body without a content encoding".to_owned(),
             Refusal::BodyTooSlow => "the body did not arrive in time".to_owned(),
@@ -207,13 +206,13 @@ impl Refusal {
             Refusal::Schema(violations) => match violations.first() {
                 Some(Violation { field, description }) if field.is_empty() => description.clone(),
                 Some(Violation { field, description }) => format!("{field}: {description}"),
-                None => "the request does not fit its schema".to_owned(),
+                None => "the request does not match its schema".to_owned(),
             },
             Refusal::BadReply(what) => (*what).to_owned(),
         }
     }
 
-    /// The whole answer. `domain` is the `ErrorInfo.domain`.
+    /// The response. `domain` is the `ErrorInfo.domain`.
     pub(crate) fn answer(&self, domain: &str, style: PrintStyle) -> RestError {
         let (code, status, reason) = self.row();
         let mut info = json!({
@@ -240,7 +239,7 @@ impl Refusal {
         let mut headers = HeaderMap::new();
         match self {
             Refusal::MethodNotAllowed(methods) => drop(headers.insert(header::ALLOW, allow(methods))),
-            // Which encodings would do (RFC 9110 §15.5.16).
+            // The accepted encodings (RFC 9110 §15.5.16).
             Refusal::ContentEncoding => {
                 headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             }
@@ -254,15 +253,16 @@ impl Refusal {
 /// The `Allow` header (RFC 9110 §10.2.1).
 pub(crate) fn allow(methods: &[Method]) -> HeaderValue {
     let text = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    // Methods are tokens, and tokens are header values.
+    // Cannot fail: methods are tokens, and tokens are valid header values.
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// A call that failed, or that the layer refused: what an error body is made of.
+/// An error response: a failed call, or an error of the layer itself. The argument of
+/// [`RestLayerBuilder::error_body`](crate::RestLayerBuilder::error_body).
 #[derive(Debug)]
 pub struct RestError {
     pub(crate) status: StatusCode,
-    /// What comes with the status: `Allow`, `WWW-Authenticate`, `Retry-After`.
+    /// The headers of the status: `Allow`, `WWW-Authenticate`, `Retry-After`.
     pub(crate) headers: HeaderMap,
     code: Code,
     message: String,
@@ -271,7 +271,7 @@ pub struct RestError {
 }
 
 impl RestError {
-    /// The HTTP status that goes with the error. A stream that fails after its first message has answered with 200 by then.
+    /// The HTTP status of the error. If a stream fails after its first message, the response already has the status 200.
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -293,14 +293,14 @@ impl RestError {
 }
 
 impl RestError {
-    /// Reads the failure out of a call's end: the trailers, or the headers of an answer that has nothing else.
+    /// Reads the error of a call from its trailers, or from the headers of a trailers-only response. `None` if the call succeeded.
     ///
-    /// `None` when the call succeeded. `status` is the HTTP status that the service answered with.
+    /// `status` is the HTTP status of the service's response.
     pub(crate) fn from_call_end(details: &DetailSchemas<'_>, status: StatusCode, end: &HeaderMap) -> Option<RestError> {
         let code = match end.get(GRPC_STATUS).map(|code| code.to_str().ok().and_then(|code| code.parse().ok())) {
             Some(Some(number)) => Code::from_number(number),
             Some(None) => Code::Unknown,
-            // Never guessed to be a success: without its status a call did not end, it broke off.
+            // Without a status, the call was aborted. It must not look like a success.
             None if status == StatusCode::OK => Code::Internal,
             None => Code::from_http(status),
         };
@@ -318,19 +318,19 @@ impl RestError {
             failure.unpack(details, packed);
         }
         if failure.status == StatusCode::UNAUTHORIZED {
-            // A 401 without a challenge is not valid (RFC 9110 §15.5.2). The service's own one replaces this.
+            // A 401 must have a challenge (RFC 9110 §15.5.2). The service's own header replaces it.
             failure.headers.insert(header::WWW_AUTHENTICATE, details.challenge.clone());
         }
         Some(failure)
     }
 
-    /// Takes the details apart. What cannot be read is left out: the status itself is not to be lost over it.
+    /// Reads the details. Skips invalid ones, so that the client still gets the status.
     fn unpack(&mut self, schemas: &DetailSchemas<'_>, packed: &HeaderValue) {
         let bytes = packed.to_str().ok().and_then(scalar::decode_base64);
         let Some(status) = bytes.and_then(|bytes| RpcStatus::decode(bytes.as_slice()).ok()) else { return };
         for detail in status.details {
             match detail.type_url.rsplit('/').next() {
-                // Stack traces and the like: for those who run the service, never for its clients.
+                // Has stack traces, which are for operators, not for clients.
                 Some("google.rpc.DebugInfo") => continue,
                 Some("google.rpc.RetryInfo") => self.retry_after(&detail),
                 _ => {}
@@ -339,7 +339,7 @@ impl RestError {
         }
     }
 
-    /// `Retry-After` in whole seconds, rounded up, at least 1: coming back too early is worse than too late.
+    /// Sets `Retry-After` to whole seconds, rounded up so that the client does not retry too early, and at least 1.
     fn retry_after(&mut self, retry_info: &Any) {
         if let Ok(RetryInfo { retry_delay: Some(delay) }) = RetryInfo::decode(retry_info.value.as_slice()) {
             let seconds = delay.seconds.saturating_add(i64::from(delay.nanos > 0)).max(1);
@@ -361,16 +361,16 @@ impl RestError {
     }
 }
 
-/// The types that details may have: `google.rpc`'s, which every service has, and the service's own.
+/// The types of details: those of `google.rpc`, and those of the service.
 pub(crate) struct DetailSchemas<'s> {
     pub google_rpc: &'s Schema,
     pub service: &'s Schema,
-    /// The `WWW-Authenticate` of a 401, where the service sends none.
+    /// The `WWW-Authenticate` header of a 401, unless the service sends one.
     pub challenge: &'s HeaderValue,
 }
 
 impl DetailSchemas<'_> {
-    /// `None` for a type that neither schema has.
+    /// Prints a detail. `None` if neither schema has its type.
     fn render(&self, detail: &Any) -> Option<Vec<u8>> {
         [self.google_rpc, self.service].into_iter().find_map(|schema| {
             let mut json = Vec::new();
@@ -380,7 +380,7 @@ impl DetailSchemas<'_> {
     }
 }
 
-/// `google.rpc.Status`, as far as the details go; code and message are the trailers' to say.
+/// The details of `google.rpc.Status`. Code and message are in the trailers.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RpcStatus {
     #[prost(message, repeated, tag = "3")]
@@ -401,7 +401,7 @@ mod tests {
 
     use super::*;
 
-    /// The published reference of what each code becomes (google/rpc/code.proto).
+    /// The published table of HTTP statuses (google/rpc/code.proto).
     #[test]
     fn every_code_has_its_http_status() {
         let table: Vec<u16> = (0..17).map(|number| Code::from_number(number).http_status().as_u16()).collect();
@@ -410,9 +410,9 @@ mod tests {
         assert_eq!(Code::from_number(-1), Code::Unknown);
     }
 
-    /// The published reference of what the layer itself answers.
+    /// The published table of the layer's errors.
     #[test]
-    fn every_refusal_has_its_row() {
+    fn every_refusal_has_its_code_status_and_reason() {
         let refusals = Refusal::one_of_each();
         let table: Vec<String> = refusals
             .iter()

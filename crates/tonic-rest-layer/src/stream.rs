@@ -1,4 +1,4 @@
-//! Server streams: a line, an event or a chunk per message, written as soon as the message is there.
+//! Server streams: writes a line, an event or a chunk for each message, as soon as it arrives.
 
 use std::fmt;
 use std::future::Future;
@@ -26,20 +26,20 @@ use crate::status::Refusal;
 use crate::status::RestError;
 use crate::transcoder::Transcoder;
 
-/// The rest of a stream whose first message is known. Dropping it drops the call.
+/// The body of a stream. Dropping it cancels the call.
 pub(crate) struct ReplyStream<B> {
     transcoder: Arc<Transcoder>,
     binding: usize,
     format: Format,
-    /// The first message, written already: the status line waited for it.
+    /// The rendered first message, which was read before the status line was sent.
     first: Option<Bytes>,
     deframer: Deframer,
-    /// Gone when the call has ended.
+    /// `None` after the call has ended.
     body: Option<Pin<Box<B>>>,
     heartbeat: Option<Heartbeat>,
 }
 
-/// Says that a silent stream is alive.
+/// A timer for comments on an idle stream.
 struct Heartbeat {
     period: Duration,
     next: Pin<Box<Sleep>>,
@@ -50,12 +50,12 @@ impl Heartbeat {
         Heartbeat { period, next: Box::pin(tokio::time::sleep(period)) }
     }
 
-    /// Begins the silence again.
+    /// Restarts the period.
     fn reset(&mut self) {
         self.next.as_mut().reset(Instant::now() + self.period);
     }
 
-    /// Ready after a period of silence.
+    /// Ready after each period without a message.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.next.as_mut().poll(cx));
         self.reset();
@@ -69,7 +69,7 @@ impl<B> fmt::Debug for ReplyStream<B> {
     }
 }
 
-/// A stream that cannot say how it failed but by breaking off.
+/// Aborts the connection, because the data of an `HttpBody` stream cannot contain an error.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream failed")]
 struct StreamAborted;
@@ -98,8 +98,8 @@ impl<B> ReplyStream<B> {
         }))
     }
 
-    fn refuse(&mut self, what: &'static str) -> Poll<Option<Result<Bytes, BoxError>>> {
-        let failure = self.transcoder.refuse(&Refusal::BadReply(what));
+    fn refuse(&mut self, reason: &'static str) -> Poll<Option<Result<Bytes, BoxError>>> {
+        let failure = self.transcoder.refuse(&Refusal::BadReply(reason));
         self.end_with_error(&failure)
     }
 }
@@ -122,7 +122,7 @@ where
                             self.heartbeat.iter_mut().for_each(Heartbeat::reset);
                             Poll::Ready(Some(Ok(bytes)))
                         }
-                        Err(what) => self.refuse(what),
+                        Err(reason) => self.refuse(reason),
                     };
                 }
                 Ok(None) => {}
@@ -141,13 +141,13 @@ where
                     }
                     Err(frame) => frame.into_trailers().unwrap_or_default(),
                 },
-                Some(Err(_)) => return self.refuse("the reply broke off"),
+                Some(Err(_)) => return self.refuse("the reply was aborted"),
                 None => HeaderMap::new(),
             };
             self.body = None;
             return match RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &end) {
                 Some(failure) => self.end_with_error(&failure),
-                None if self.deframer.end().is_err() => self.refuse("the reply is cut off"),
+                None if self.deframer.end().is_err() => self.refuse("the reply is incomplete"),
                 None => Poll::Ready(None),
             };
         }

@@ -1,13 +1,13 @@
-//! Path templates, flattened: a list of segments to match and a list of stretches to capture.
+//! Path templates: the segments to match, and the ranges of segments to capture.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// A path with more segments than this has no route.
+/// The maximum number of segments of a path.
 pub(crate) const SEGMENTS_MAX: usize = 64;
 
-/// A template as the router needs it.
+/// A parsed path template.
 #[derive(Debug)]
 pub(crate) struct Template {
     pub segments: Vec<Segment>,
@@ -15,7 +15,7 @@ pub(crate) struct Template {
     pub variables: Vec<Variable>,
 }
 
-/// What one segment of a path must be.
+/// A segment of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Segment {
     Literal(Box<str>),
@@ -25,31 +25,32 @@ pub(crate) enum Segment {
     Rest,
 }
 
-/// `{field.path=…}`: which part of the path is the value of which field.
+/// `{field.path=…}`: a field, and the segments that are its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Variable {
     pub field_path: Box<str>,
-    /// The first segment of the template that belongs to it, and the first that no longer does.
+    /// The first segment.
     pub start: usize,
+    /// The segment after the last one.
     pub end: usize,
-    /// Whether it spans several segments, so that `%2F` stays apart from `/`.
+    /// Whether it can match several segments. `%2F` is then not decoded, to differ from `/`.
     pub multi: bool,
 }
 
-/// A captured part is not UTF-8.
+/// A captured value has invalid escapes, or is not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected percent-encoded UTF-8")]
 pub(crate) struct InvalidUtf8;
 
-/// `.` or `..`, escaped or not.
+/// Whether the segment is `.` or `..`, escaped or not.
 pub(crate) fn is_dot_segment(segment: &str) -> bool {
-    // Most segments are longer than `%2e%2e`, or start otherwise.
+    // Excludes most segments without allocating.
     segment.len() <= 6
         && segment.starts_with(['.', '%'])
         && matches!(segment.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..")
 }
 
-/// Why a template breaks the grammar of http.proto.
+/// A syntax error of a template (http.proto, "Path template syntax").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
     #[error("template must begin with '/'")]
@@ -77,11 +78,11 @@ pub(crate) enum TemplateError {
 }
 
 impl Template {
-    /// Reads the grammar of http.proto, "Path template syntax".
+    /// Parses a template (http.proto, "Path template syntax").
     ///
     /// # Errors
     ///
-    /// With the first fault.
+    /// Fails with the first syntax error.
     pub(crate) fn parse(text: &str) -> Result<Template, TemplateError> {
         if !text.starts_with('/') {
             return Err(TemplateError::MissingSlash);
@@ -98,19 +99,19 @@ impl Template {
         Ok(template)
     }
 
-    /// Why no path can match below a base path of `base` segments. `None` if one can.
+    /// The reason why no path can match under a base path of `base` segments. `None` if a path can match.
     pub(crate) fn unreachable(&self, base: usize) -> Option<&'static str> {
         let dots = |segment: &Segment| matches!(segment, Segment::Literal(text) if is_dot_segment(text));
         if self.segments.iter().any(dots) {
-            Some("a path with a dot segment has no route")
+            Some("paths with dot segments have no route")
         } else if base + self.segments.len() > SEGMENTS_MAX {
-            Some("a path of more than 64 segments has no route")
+            Some("paths of more than 64 segments have no route")
         } else {
             None
         }
     }
 
-    /// Takes apart the segments between slashes outside of braces.
+    /// Parses segments, separated by slashes outside of braces.
     fn push_all(&mut self, path: &str) -> Result<(), TemplateError> {
         let (mut depth, mut start) = (0_i32, 0);
         for (position, byte) in path.bytes().enumerate() {
@@ -137,7 +138,7 @@ impl Template {
         }
     }
 
-    /// Takes a variable apart: `field.path`, which is `field.path=*`, or `field.path=segments`.
+    /// Parses a variable: `field.path=segments`, or `field.path`, which means `field.path=*`.
     fn push_variable(&mut self, inner: &str) -> Result<(), TemplateError> {
         let (field_path, segments) = inner.split_once('=').unwrap_or((inner, "*"));
         if field_path.is_empty() {
@@ -182,7 +183,7 @@ fn split_verb(text: &str) -> Result<(&str, Option<&str>), TemplateError> {
     }
 }
 
-/// A segment without a variable.
+/// Parses a segment without a variable.
 fn plain_segment(text: &str) -> Result<Segment, TemplateError> {
     match text {
         "" => Err(TemplateError::EmptySegment),
@@ -198,7 +199,7 @@ fn is_identifier(name: &str) -> bool {
     name.bytes().next().is_some_and(is_letter) && name.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
 }
 
-/// Whether the text is a path segment (RFC 3986 §3.3, `pchar`) without `*`, which stands for wildcards.
+/// Whether the text is a path segment (RFC 3986 §3.3, `pchar`) without `*`, the wildcard.
 fn is_literal(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -216,8 +217,8 @@ fn is_literal(text: &str) -> bool {
 }
 
 impl Variable {
-    /// Decodes what the variable captured. Escapes are decoded once; across several segments `%2F` and `%2f` stay as
-    /// they are (http.proto, "Path template syntax").
+    /// Decodes a captured value, once. If the variable can match several segments, `%2F` and `%2f` are not decoded (http.proto, "Path
+    /// template syntax").
     pub(crate) fn decode<'p>(&self, raw: &'p str) -> Result<Cow<'p, str>, InvalidUtf8> {
         if !raw.contains('%') {
             return Ok(Cow::Borrowed(raw));
@@ -227,7 +228,7 @@ impl Variable {
         while let Some(position) = rest.find('%') {
             let (before, escape) = rest.split_at(position);
             text.push_str(before);
-            // Decoded together, since a character may take several escapes.
+            // Consecutive escapes are decoded together, because one character may have several.
             let run = escape_run(escape)?;
             let (escapes, after) = escape.split_at(run);
             if self.multi {
@@ -248,7 +249,7 @@ impl Variable {
     }
 }
 
-/// How many bytes of escapes the text starts with.
+/// The length of the escapes at the start of the text, in bytes.
 fn escape_run(text: &str) -> Result<usize, InvalidUtf8> {
     let bytes = text.as_bytes();
     let mut length = 0;
@@ -261,7 +262,7 @@ fn escape_run(text: &str) -> Result<usize, InvalidUtf8> {
     Ok(length)
 }
 
-/// Finds `%2F` in a run of escapes, which all have three bytes.
+/// Finds `%2F` in consecutive escapes of three bytes each.
 fn find_escaped_slash(escapes: &str) -> Option<usize> {
     (0..escapes.len()).step_by(3).find(|&position| escapes[position..position + 3].eq_ignore_ascii_case("%2f"))
 }
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_are_flattened() {
+    fn templates_are_parsed() {
         let template = Template::parse("/v1/{parent=shelves/*}/books/{book.name=**}:read").unwrap();
         assert_eq!(template.segments.len(), 5);
         assert_eq!(template.verb.as_deref(), Some("read"));
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_grammar_is_told() {
+    fn syntax_errors_are_reported() {
         for (text, error) in [
             ("", TemplateError::MissingSlash),
             ("v1/{a}", TemplateError::MissingSlash),
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_path_matches_is_told() {
+    fn templates_that_never_match_are_reported() {
         for text in ["/a/../b", "/.", "/a/%2e", "/a/%2E."] {
             assert!(Template::parse(text).unwrap().unreachable(0).is_some(), "{text}");
         }
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn invalid_escapes_and_invalid_utf8_are_rejected() {
         for raw in ["%", "%2", "%zz", "a%C3", "%FF", "%C3%2F%A9"] {
             assert_eq!(decode(true, raw), None, "{raw}");
         }

@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state that all requests share.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::status::DetailSchemas;
 use crate::status::Refusal;
 use crate::status::RestError;
 
-/// The descriptors of `google.rpc`: the types of error details that every service may use.
+/// The descriptors of `google.rpc`, with the standard types of error details.
 pub(crate) const GOOGLE_RPC: &[u8] = include_bytes!("google_rpc.bin");
 
-/// The rules, the schema and the options of a layer. Built once, and only read afterwards.
+/// The rules, the schema and the options of a layer. Immutable.
 #[derive(Debug)]
 pub(crate) struct Transcoder {
     pub schema: Schema,
@@ -24,9 +24,9 @@ pub(crate) struct Transcoder {
     pub body_timeout: Duration,
     pub error_domain: String,
     pub event_id_field: Option<String>,
-    /// How long a stream of events is silent before it gets a comment.
+    /// The period after which an idle stream of events gets a comment.
     pub event_heartbeat: Option<Duration>,
-    /// Whether the inner service gets what no rule has a path for.
+    /// Whether requests without a matching rule go to the inner service.
     pub falls_through: bool,
     pub hooks: Hooks,
 }
@@ -36,7 +36,7 @@ impl Transcoder {
         DetailSchemas { google_rpc: &self.google_rpc, service: &self.schema, challenge: &self.hooks.challenge }
     }
 
-    /// The answer to what the layer refuses.
+    /// The response for a refusal.
     pub(crate) fn refuse(&self, refusal: &Refusal) -> RestError {
         refusal.answer(&self.error_domain, self.schema.style)
     }

@@ -1,16 +1,16 @@
-//! What is wrong with a request, and where.
+//! Violations: the invalid fields of a request.
 
 use std::fmt::Write;
 
-/// A name that a client made up is repeated back to it, but not at any length.
+/// The maximum length of a client's name in an error message, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
-/// One fault of a request: which field, and why. Becomes a `google.rpc.BadRequest.FieldViolation`.
+/// One invalid field, and why it is invalid. Becomes a `google.rpc.BadRequest.FieldViolation`.
 ///
-/// The description says what was expected and never repeats a value, which may be a secret.
+/// The description has what was expected and never the value, which may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
-    /// A path in proto field names, such as `session.labels["a"]` or `tags[2]`. Empty for the message as a whole.
+    /// A path in proto field names, such as `session.labels["a"]` or `tags[2]`. Empty for the whole message.
     pub field: String,
     pub description: String,
 }
@@ -26,11 +26,11 @@ impl Violation {
 pub(crate) enum Step<'s> {
     Field(&'s str),
     Index(usize),
-    /// A map's key, or a name that no field has.
+    /// The key of a map entry, or the name of an unknown field.
     Key(String),
 }
 
-/// Writes a path the way people write it.
+/// Formats a path, as in `session.labels["a"]`.
 pub(crate) fn path_text(steps: &[Step<'_>]) -> String {
     let mut text = String::new();
     for step in steps {
@@ -45,7 +45,7 @@ pub(crate) fn path_text(steps: &[Step<'_>]) -> String {
     text
 }
 
-/// Cuts a name at 128 bytes, on a character's boundary.
+/// Truncates a name to 128 bytes, at a character boundary.
 pub(crate) fn clip(name: &str) -> &str {
     // `str::floor_char_boundary` needs Rust 1.91.
     let mut end = name.len().min(NAME_BYTES_MAX);

@@ -1,4 +1,4 @@
-//! The message types that ProtoJSON writes as a string: Timestamp, Duration, FieldMask.
+//! The messages whose JSON is a string: Timestamp, Duration, FieldMask.
 
 use prost_reflect::prost::Message;
 use prost_reflect::prost_types::Duration;
@@ -9,13 +9,13 @@ use crate::scalar::Mismatch;
 use crate::schema::Shape;
 use crate::wire::Malformed;
 
-/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the range that `timestamp.proto` allows.
+/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the range of `timestamp.proto`.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// Ten thousand years either way, the range that `duration.proto` allows.
+/// ±10,000 years, the range of `duration.proto`.
 const DURATION_SECONDS: std::ops::RangeInclusive<i64> = -315_576_000_000..=315_576_000_000;
 
-/// Reads the string form of a Timestamp or a Duration into the message's bytes. Any other shape is a mismatch.
+/// Reads the string form of a Timestamp or a Duration, and returns the message's bytes. Fails for other shapes.
 pub(crate) fn read(shape: Shape, text: &str) -> Result<Vec<u8>, Mismatch> {
     match shape {
         Shape::Timestamp => read_timestamp(text)
@@ -23,7 +23,7 @@ pub(crate) fn read(shape: Shape, text: &str) -> Result<Vec<u8>, Mismatch> {
             .ok_or(Mismatch("an RFC 3339 time between the years 1 and 9999")),
         Shape::Duration => read_duration(text)
             .map(|duration| duration.encode_to_vec())
-            .ok_or(Mismatch("seconds with an `s` behind them, within 315576000000")),
+            .ok_or(Mismatch("seconds followed by `s`, between -315576000000 and 315576000000")),
         _ => Err(Mismatch("another form")),
     }
 }
@@ -32,7 +32,7 @@ pub(crate) fn read(shape: Shape, text: &str) -> Result<Vec<u8>, Mismatch> {
 ///
 /// # Errors
 ///
-/// When the bytes are not such a message, or hold a value that has no string form.
+/// Fails if the bytes are not such a message, or if the value has no string form.
 pub(crate) fn print(shape: Shape, message: &[u8]) -> Result<String, Malformed> {
     match shape {
         Shape::Timestamp => {
@@ -50,7 +50,7 @@ pub(crate) fn print(shape: Shape, message: &[u8]) -> Result<String, Malformed> {
 }
 
 fn read_timestamp(text: &str) -> Option<Timestamp> {
-    // prost's own parser is more lenient than ProtoJSON: it takes a bare date, a space, lower case, and makes a :59 of a :60.
+    // prost's parser is more lenient than ProtoJSON: it accepts a date without a time, a space, lower case, and reads :60 as :59.
     if !is_rfc3339(text.as_bytes()) {
         return None;
     }
@@ -58,8 +58,8 @@ fn read_timestamp(text: &str) -> Option<Timestamp> {
     TIMESTAMP_SECONDS.contains(&timestamp.seconds).then_some(timestamp)
 }
 
-/// `YYYY-MM-DDTHH:MM:SS[.f{1,9}](Z|±HH:MM)`, upper case, with a time of day that there is. Seconds end at 59: a Timestamp
-/// has no place for a leap second. Whether the month has the day is for the parser to say.
+/// Whether the text has the form `YYYY-MM-DDTHH:MM:SS[.f{1,9}](Z|±HH:MM)`, in upper case, with a valid time of day. Seconds are 0 to
+/// 59, because a Timestamp cannot represent a leap second. The parser checks the date.
 fn is_rfc3339(text: &[u8]) -> bool {
     let Some((head, mut tail)) = text.split_first_chunk::<19>() else { return false };
     let head_fits = head.iter().zip(b"0000-00-00T00:00:00").all(|(byte, pattern)| match pattern {
@@ -86,7 +86,7 @@ fn read_duration(text: &str) -> Option<Duration> {
     let number = text.strip_suffix('s')?;
     let (whole, fraction) = number.strip_prefix('-').unwrap_or(number).split_once('.').unwrap_or((number, "0"));
     let whole = whole.strip_prefix('-').unwrap_or(whole);
-    let digits = |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    let digits = |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits(whole, 12) || !digits(fraction, 9) {
         return None;
     }
@@ -99,9 +99,8 @@ fn is_valid_duration(duration: &Duration) -> bool {
     DURATION_SECONDS.contains(&duration.seconds) && duration.nanos.unsigned_abs() < 1_000_000_000 && one_sign
 }
 
-/// Reads paths in lowerCamelCase, as ProtoJSON writes them; with `snake_case`, in the names of the proto too, where a client
-/// copies a name from a reply into `update_mask` and means that field. What is read is printed: a path that has no
-/// lowerCamelCase is a mismatch.
+/// Reads paths in lowerCamelCase, as in ProtoJSON. With `snake_case`, also reads proto names, because clients copy names from replies
+/// into `update_mask`. Fails for paths without a lowerCamelCase form, because they could not be printed.
 pub(crate) fn read_field_mask(text: &str, snake_case: bool) -> Result<Vec<u8>, Mismatch> {
     const EXPECTED: Mismatch = Mismatch("field paths in lowerCamelCase, separated by commas");
     let mut paths = Vec::new();
@@ -135,8 +134,8 @@ fn print_field_mask(mask: &FieldMask) -> Result<String, Malformed> {
     Ok(text)
 }
 
-/// Appends a path of the proto in lowerCamelCase. One that would read back as another path is malformed (ProtoJSON,
-/// FieldMask): `fooBar`, `foo__bar`, `foo_3`, `foo_`.
+/// Appends a path in lowerCamelCase. Fails if it would not be read back as the same path (ProtoJSON, FieldMask): `fooBar`,
+/// `foo__bar`, `foo_3`, `foo_`.
 fn camel_case(path: &str, text: &mut String) -> Result<(), Malformed> {
     let mut characters = path.chars();
     while let Some(character) = characters.next() {
@@ -226,10 +225,9 @@ mod tests {
         }
     }
 
-    /// ProtoJSON's own rules, as protobuf's conformance suite tries them; the names of the proto only where they are asked
-    /// for.
+    /// As in protobuf's conformance suite. Proto names need the option.
     #[test]
-    fn a_mask_is_in_lower_camel_case_and_reads_back() {
+    fn a_mask_is_in_lower_camel_case_and_round_trips() {
         assert_eq!(round_trip(Shape::FieldMask, "deviceName,labels").as_deref(), Some("deviceName,labels"));
         assert_eq!(round_trip(Shape::FieldMask, "a.bC.d,*").as_deref(), Some("a.bC.d,*"));
         assert_eq!(round_trip(Shape::FieldMask, "").as_deref(), Some(""));

@@ -1,8 +1,8 @@
-//! The protobuf wire format: the few primitives that the reader and the printer share.
+//! The primitives of the protobuf wire format.
 //!
 //! Source: <https://protobuf.dev/programming-guides/encoding/>.
 
-/// How many bytes follow a tag, and how they are counted.
+/// The wire type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WireType {
     Varint,
@@ -13,7 +13,7 @@ pub(crate) enum WireType {
     Fixed32,
 }
 
-/// One field as it stands on the wire, its value not yet interpreted.
+/// The value of a field on the wire, not yet interpreted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Raw<'a> {
     Varint(u64),
@@ -27,7 +27,7 @@ pub(crate) enum Raw<'a> {
 #[error("not a protobuf message")]
 pub(crate) struct Malformed;
 
-/// Groups nest; a reply that nests them deeper than this is malformed for our purposes.
+/// The maximum depth of groups. Deeper ones are malformed.
 const GROUP_DEPTH_MAX: u32 = 100;
 
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -56,7 +56,7 @@ pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Writes a length-delimited field whose length is known only afterwards: a nested message, a packed list.
+/// Writes a length-delimited field whose length is not known in advance: a nested message, a packed list.
 pub(crate) fn put_delimited<E>(
     out: &mut Vec<u8>,
     number: u32,
@@ -67,12 +67,12 @@ pub(crate) fn put_delimited<E>(
     body(out)?;
     let length = out.len() - start;
     put_varint(out, length as u64);
-    // The length was written behind what it counts; turn the two around.
+    // Moves the length in front of the content.
     out[start..].rotate_left(length);
     Ok(())
 }
 
-/// zigzag, so that small negative numbers stay short.
+/// Encodes a signed integer so that small negative numbers have short varints.
 pub(crate) fn zigzag(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)) as u64
 }
@@ -84,7 +84,7 @@ pub(crate) fn unzigzag(value: u64) -> i64 {
 pub(crate) fn take_varint(input: &mut &[u8]) -> Result<u64, Malformed> {
     let mut value = 0_u64;
     for (position, &byte) in input.iter().enumerate().take(10) {
-        // The tenth byte holds the one bit that is left.
+        // The tenth byte has only the last bit of 64.
         if position == 9 && byte > 1 {
             return Err(Malformed);
         }
@@ -109,7 +109,7 @@ pub(crate) fn take_fixed64(input: &mut &[u8]) -> Result<u64, Malformed> {
     Ok(u64::from_le_bytes(*head))
 }
 
-/// Takes the next field of a message, or `None` at its end. Groups are skipped: no schema we accept has them.
+/// Reads the next field of a message. `None` at the end. Skips groups, because schemas with groups are rejected.
 pub(crate) fn take_field<'a>(input: &mut &'a [u8]) -> Result<Option<(u32, Raw<'a>)>, Malformed> {
     loop {
         if input.is_empty() {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_written_before_what_it_counts() {
+    fn a_length_precedes_its_content() {
         let mut out = vec![9];
         put_delimited::<()>(&mut out, 1, |out| {
             out.extend_from_slice(&[7; 300]);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_groups_are_skipped_and_cut_off_ones_refused() {
+    fn groups_are_skipped_and_incomplete_ones_are_rejected() {
         let mut group = [0x0b, 0x10, 0x01, 0x0c, 0x18, 0x05].as_slice();
         assert_eq!(take_field(&mut group), Ok(Some((3, Raw::Varint(5)))));
         assert_eq!(take_field(&mut [0x0b, 0x10, 0x01].as_slice()), Err(Malformed));

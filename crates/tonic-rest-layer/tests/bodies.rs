@@ -1,4 +1,4 @@
-//! Request bodies as they arrive: in pieces, slowly, never; and what the service behind the layer has of them.
+//! Request bodies: in chunks, slow, aborted or endless, and what the inner service gets.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -35,7 +35,7 @@ use super::harness::descriptor_set;
 
 type Sent = UnsyncBoxBody<Bytes, Infallible>;
 
-/// A service that may only be called by a handle that is ready, as tower has it, and that says how many handles are.
+/// A service that panics if it is called before it is ready, and that counts its ready clones.
 #[derive(Default)]
 struct Careful {
     ready: bool,
@@ -77,7 +77,7 @@ impl Service<Request<RequestBody<Sent>>> for Careful {
             let (parts, body) = request.into_parts();
             let message = body.collect().await.unwrap().to_bytes().slice(5..);
             calls.lock().unwrap().push((parts.headers, message));
-            // Over at once, in a way that needs no frame.
+            // A trailers-only response.
             Ok(Response::builder().header("grpc-status", "5").body(Full::default()).unwrap())
         })
     }
@@ -88,13 +88,13 @@ fn in_pieces(pieces: &[&'static str]) -> Sent {
     StreamBody::new(stream::iter(frames.collect::<Vec<_>>())).boxed_unsync()
 }
 
-/// One byte, and then nothing.
+/// One byte, and then no end.
 fn never_ending() -> Sent {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"{")))]);
     StreamBody::new(first.chain(stream::pending())).boxed_unsync()
 }
 
-/// All of it, after a while.
+/// The complete body, after a delay.
 fn late(after: Duration, json: &'static str) -> Sent {
     let frame = stream::once(async move {
         tokio::time::sleep(after).await;
@@ -125,15 +125,15 @@ fn reason(answer: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn a_body_may_come_in_pieces() {
+async fn a_body_can_arrive_in_chunks() {
     let (layer, service) = (layer(|layer| layer), Careful::default());
     let (status, _) = send(&layer, &service, create(in_pieces(&["{\"user", "", "_id\":", "\"u\"}"]))).await;
-    assert_eq!(status, 404, "the service's own answer");
+    assert_eq!(status, 404, "the response of the service");
     assert_eq!(service.calls.lock().unwrap()[0].1, b"\x0a\x01u".as_slice());
 }
 
 #[tokio::test]
-async fn a_body_without_a_length_is_measured_as_it_comes() {
+async fn the_size_of_a_body_without_a_length_is_bounded() {
     let (layer, service) = (layer(|layer| layer.max_body_bytes(8)), Careful::default());
     let (status, answer) = send(&layer, &service, create(in_pieces(&["        ", " "]))).await;
     assert_eq!((status, reason(&answer)), (413, "BODY_TOO_LARGE"));
@@ -143,7 +143,7 @@ async fn a_body_without_a_length_is_measured_as_it_comes() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_arrive_is_a_408() {
+async fn a_body_that_does_not_arrive_in_time_is_a_408() {
     let service = Careful::default();
     let own = layer(|layer| layer.body_timeout(Duration::from_millis(30)));
     let (status, answer) = send(&own, &service, create(never_ending())).await;
@@ -157,7 +157,7 @@ async fn a_body_that_does_not_arrive_is_a_408() {
 }
 
 #[tokio::test]
-async fn the_time_that_a_body_took_is_gone_for_the_call() {
+async fn the_time_that_a_body_took_is_subtracted_from_the_deadline() {
     let (layer, service) = (layer(|layer| layer), Careful::default());
     let mut request = create(late(Duration::from_millis(20), "{}"));
     request.headers_mut().insert("grpc-timeout", "5S".parse().unwrap());
@@ -168,22 +168,22 @@ async fn the_time_that_a_body_took_is_gone_for_the_call() {
 }
 
 #[tokio::test]
-async fn a_service_is_not_held_ready_for_a_slow_body() {
+async fn a_slow_body_does_not_hold_a_ready_service() {
     let (layer, service) = (layer(|layer| layer), Careful::default());
     let mut rest = layer.layer(service.clone());
     let call = rest.ready().await.unwrap().call(create(never_ending()));
     let waiting = tokio::time::timeout(Duration::from_millis(20), call).await;
-    assert!(waiting.is_err(), "the body has not come");
+    assert!(waiting.is_err(), "the body has not arrived");
     let call = tokio::spawn(layer.layer(service.clone()).oneshot(create(never_ending())));
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(service.readied.load(Ordering::SeqCst), 0);
     call.abort();
-    assert!(service.calls.lock().unwrap().is_empty(), "a client that goes away takes its request with it");
+    assert!(service.calls.lock().unwrap().is_empty(), "a disconnected client cancels its request");
 }
 
-/// Nobody reads it, so it can be neither too long nor too late: a sign-out must not fail over it.
+/// The rule does not read it, so it can be neither too large nor too slow.
 #[tokio::test]
-async fn a_body_without_a_place_holds_nothing_up() {
+async fn a_body_without_a_place_does_not_delay_the_call() {
     let (layer, service) = (layer(|layer| layer.max_body_bytes(8)), Careful::default());
     let large = Full::from(vec![b' '; 1_000]).boxed_unsync();
     for body in [never_ending(), in_pieces(&["more than", "it would read"]), large] {
@@ -194,13 +194,13 @@ async fn a_body_without_a_place_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn the_wrong_type_is_refused_before_the_body_is_read() {
+async fn the_content_type_is_checked_before_the_body_is_read() {
     let (layer, service) = (layer(|layer| layer), Careful::default());
     let mut request = create(never_ending());
     request.headers_mut().insert("content-type", "text/plain".parse().unwrap());
     let (status, answer) = send(&layer, &service, request).await;
     assert_eq!((status, reason(&answer)), (415, "UNSUPPORTED_MEDIA_TYPE"));
-    // A body that says nothing about itself is refused if it is one.
+    // Without a content type, only an empty body is accepted.
     for (pieces, expected) in [(&["{}"][..], 415), (&[""], 404)] {
         let request = Request::post("/auth/sessions").body(in_pieces(pieces)).unwrap();
         assert_eq!(send(&layer, &service, request).await.0, expected);
@@ -208,7 +208,7 @@ async fn the_wrong_type_is_refused_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_the_clients_fault() {
+async fn an_aborted_body_is_a_400() {
     let layer = layer(|layer| layer);
     let service = tower::service_fn(|_: Request<RequestBody<StreamBody<_>>>| {
         ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))

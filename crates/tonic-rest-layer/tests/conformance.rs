@@ -1,5 +1,5 @@
-//! `conformance.json` as a table test: every request case over HTTP/1.1 and HTTP/2, every build case against the
-//! constructor, every behaviour by the function that bears its name.
+//! The cases of `conformance.json`: requests over HTTP/1.1 and HTTP/2, builds that fail, and behaviours, each with a function of
+//! its name.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +37,7 @@ enum Kind {
     Behaviour,
 }
 
-/// What the layer is told.
+/// The options of the layer.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Settings {
@@ -72,7 +72,7 @@ struct Asked {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     status: Option<u16>,
-    /// The request message as the service got it, in canonical JSON.
+    /// The request message that the service received, in canonical JSON.
     bound: Option<Value>,
     rpc: Option<String>,
     rpc_called: Option<bool>,
@@ -101,10 +101,10 @@ struct Expect {
     lines: Option<usize>,
     events: Option<usize>,
     build_error: Option<String>,
-    /// The methods that a fault is reported for, in order.
+    /// The methods with errors, in order.
     #[serde(default)]
     build_errors: Vec<String>,
-    // What behaviours promise, for the reader; the functions below check it.
+    // For readers of the file. The functions below check these.
     map: Option<BTreeMap<String, u16>>,
     first_byte_within_ms: Option<u64>,
     #[serde(rename = "handlerFutureDropped")]
@@ -116,7 +116,7 @@ struct Expect {
 }
 
 #[tokio::test]
-async fn every_case_holds() {
+async fn every_case_passes() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("conformance.json")).unwrap();
     let mut fixtures = HashMap::new();
     let mut failures = Vec::new();
@@ -125,7 +125,7 @@ async fn every_case_holds() {
         let case = case.clone();
         let descriptors = descriptors.clone();
         let id = case.id.clone();
-        // On a task of its own, so that the table goes on where one case panics.
+        // On a separate task, so that the other cases run if one panics.
         let outcome = tokio::spawn(async move {
             match case.kind {
                 Kind::Build => check_build(&case, &descriptors),
@@ -237,7 +237,7 @@ fn check_headers(expect: &Expect, answer: &Answer, shown: &str) {
     for name in &expect.absent_headers {
         assert!(!answer.headers.contains_key(name), "{shown}");
     }
-    // Nothing of gRPC is ever to be seen.
+    // No gRPC headers or trailers reach a REST client.
     assert!(!answer.headers.keys().any(|name| name.as_str().starts_with("grpc-")), "{shown}");
     assert!(answer.trailers.is_none(), "{shown}");
 }
@@ -299,7 +299,7 @@ fn check_call(expect: &Expect, fixture: &Fixture, status: u16, shown: &str) {
         let input = method(&fixture.pool, &seen.path).input();
         let got = DynamicMessage::decode(input.clone(), seen.message.clone()).unwrap();
         let expected = DynamicMessage::deserialize(input, bound.clone()).unwrap();
-        // As text: the `Debug` of a recursive message type does not end.
+        // As JSON: the `Debug` output of a recursive message type does not terminate.
         let text = |message: &DynamicMessage| serde_json::to_value(message).unwrap();
         assert_eq!(text(&got), text(&expected), "{shown}");
     }
@@ -313,13 +313,13 @@ fn check_call(expect: &Expect, fixture: &Fixture, status: u16, shown: &str) {
         match what.as_str() {
             "principal" => assert!(seen.principal, "{shown}"),
             "remote_addr" => assert!(seen.remote_addr, "{shown}"),
-            other => panic!("{other}: no such thing to see"),
+            other => panic!("{other}: unknown value of handlerSees"),
         }
     }
     assert_eq!(seen.matched.map(|matched| matched.grpc_path.to_string()), Some(seen.path), "{shown}");
 }
 
-/// Whether `whole` has all of `part`: members by name, elements in any place.
+/// Whether `whole` contains `part`: members by name, elements at any index.
 fn contains(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {
@@ -338,7 +338,7 @@ async fn check_behaviour(case: &Case, descriptors: &[u8]) {
             "err-code-map" => err_code_map(case, descriptors, wire).await,
             "cancel-on-disconnect" => cancel_on_disconnect(case, descriptors, wire).await,
             "stream-flush-per-message" => stream_flush_per_message(case, descriptors, wire).await,
-            // gRPC is HTTP/2, and the case about grpc-web is about HTTP/1.1.
+            // gRPC needs HTTP/2, and the grpc-web case is about HTTP/1.1.
             "mux-grpc-untouched" => mux_grpc_untouched(case, descriptors).await,
             "mux-grpc-web-http1" => mux_grpc_web_http1(case, descriptors).await,
             other => panic!("{other}: no function for this behaviour"),
@@ -368,7 +368,7 @@ async fn err_code_map(case: &Case, descriptors: &[u8], wire: Wire) {
     }
 }
 
-/// A client that goes away takes the call with it, be it unary or a stream.
+/// A disconnected client cancels the call, unary or stream.
 async fn cancel_on_disconnect(case: &Case, descriptors: &[u8], wire: Wire) {
     let sleeping: Script = serde_json::from_str(r#"{"sleepMs": 60000}"#).unwrap();
     let hanging: Script = serde_json::from_str(r#"{"stream": [{"id": "a"}], "hang": true}"#).unwrap();
@@ -376,10 +376,10 @@ async fn cancel_on_disconnect(case: &Case, descriptors: &[u8], wire: Wire) {
         let fixture = start(&Case { service, ..case.clone() }, descriptors).await;
         let request = Request::get(path).body(Bytes::new()).unwrap();
         let call = tokio::time::timeout(Duration::from_millis(200), send(fixture.address, wire, request)).await;
-        assert!(call.is_err(), "{path}: it should still be waiting");
+        assert!(call.is_err(), "{path}: the call must not have ended yet");
         let since = Instant::now();
         while !fixture.dropped() {
-            assert!(since.elapsed() < Duration::from_secs(5), "{path}: the call goes on without its client");
+            assert!(since.elapsed() < Duration::from_secs(5), "{path}: the call was not cancelled");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -394,7 +394,7 @@ async fn stream_flush_per_message(case: &Case, descriptors: &[u8], wire: Wire) {
         let mut response = open(fixture.address, wire, request(asked)).await;
         response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap()
     });
-    assert_eq!(first.await.expect("the first message is not held back"), "{\"id\":\"a\",\"seq\":\"0\"}\n");
+    assert_eq!(first.await.expect("the first message is sent immediately"), "{\"id\":\"a\",\"seq\":\"0\"}\n");
 }
 
 fn grpc_request(content_type: &str) -> Request<Bytes> {

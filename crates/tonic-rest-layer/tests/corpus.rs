@@ -1,4 +1,4 @@
-//! The fuzzer's corpus, again: what it found once stays found. `fuzz/run` looks for more.
+//! Replays the corpus of the fuzzer, as a regression test. `fuzz/run` searches for new inputs.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 mod target;
 
 #[test]
-fn everything_in_the_corpus_holds() {
+fn the_corpus_passes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = target::Target::new(root);
     let mut count = 0;

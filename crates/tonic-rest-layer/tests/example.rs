@@ -1,4 +1,4 @@
-//! `examples/library`, as its users see it.
+//! `examples/library`, over a socket.
 
 use http::Request;
 use serde_json::json;
@@ -8,7 +8,7 @@ use super::harness::WIRES;
 use super::harness::send;
 
 #[tokio::test]
-async fn the_example_does_what_its_header_says() {
+async fn the_example_works_as_documented() {
     for wire in WIRES {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

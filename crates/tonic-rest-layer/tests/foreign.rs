@@ -1,4 +1,4 @@
-//! Descriptor sets that other people's builds make: editions, aliases, services of imported files, a rule for `/`.
+//! Unusual and invalid descriptor sets: editions, aliases, services of imported files, a rule for `/`.
 
 use prost_reflect::prost::Message;
 use prost_reflect::prost_types::FileDescriptorSet;
@@ -8,7 +8,7 @@ use tonic_rest_layer::RuleError;
 
 use super::harness::descriptor_set;
 
-/// As protoc writes a file of `edition = "2023"`, first in the set because the other imports it.
+/// A file of `edition = "2023"`, as written by protoc. It is the first of the set, because another file imports it.
 fn with_an_edition() -> Vec<u8> {
     let mut set = FileDescriptorSet::decode(descriptor_set("foreign").as_slice()).unwrap();
     set.file[0].syntax = Some("editions".to_owned());
@@ -30,9 +30,9 @@ fn with_an_edition() -> Vec<u8> {
     bytes
 }
 
-/// The library that reads descriptors panics on them.
+/// prost-reflect panics on such sets.
 #[test]
-fn a_set_with_an_edition_is_refused_in_words() {
+fn an_edition_is_an_error() {
     let set = with_an_edition();
     let layer = RestLayer::new(&set).unwrap_err();
     let lenient = RestLayer::builder().skip_faulty_rules().build(&set).unwrap_err();
@@ -43,9 +43,9 @@ fn a_set_with_an_edition_is_refused_in_words() {
     }
 }
 
-/// Nothing that a build can write takes the builders down.
+/// prost-reflect panics on some of these.
 #[test]
-fn a_broken_set_is_refused_without_a_panic() {
+fn an_invalid_set_is_an_error() {
     let whole = FileDescriptorSet::decode(descriptor_set("foreign").as_slice()).unwrap();
     let mut twice = whole.clone();
     twice.file.push(FileDescriptorSet::decode(descriptor_set("lists").as_slice()).unwrap().file.pop().unwrap());
@@ -62,7 +62,7 @@ fn a_broken_set_is_refused_without_a_panic() {
 }
 
 #[test]
-fn what_is_skipped_is_reported() {
+fn skipped_rules_are_reported() {
     let layer = RestLayer::builder().skip_faulty_rules().build(&descriptor_set("foreign")).unwrap();
     let mut skipped: Vec<_> = layer.skipped_rules().iter().map(|error| error.method.as_str()).collect();
     skipped.sort_unstable();
@@ -71,9 +71,9 @@ fn what_is_skipped_is_reported() {
     assert!(layer.skipped_rules().is_empty());
 }
 
-/// A rule that is left out leaves no route behind, under any of the base paths.
+/// A skipped rule has no route, under any base path.
 #[test]
-fn what_is_skipped_has_no_route_under_any_base_path() {
+fn skipped_rules_have_no_route() {
     let layer = RestLayer::builder().base_path("/").base_path("/rest").skip_faulty_rules();
     let layer = layer.build(&descriptor_set("foreign")).unwrap();
     let clashing = |error: &&tonic_rest_layer::BuildError| matches!(error.reason, RuleError::Ambiguous { .. });
@@ -81,7 +81,7 @@ fn what_is_skipped_has_no_route_under_any_base_path() {
 }
 
 #[test]
-fn openapi_takes_services_by_name_and_has_a_path_for_the_root() {
+fn openapi_has_named_services_only_and_a_path_for_the_root() {
     let set = descriptor_set("foreign");
     OpenApi::new("x", "1").build(&set).unwrap_err();
     let named = OpenApi::new("x", "1").service("foreign.v1.ForeignService").build(&set).unwrap();
@@ -90,7 +90,7 @@ fn openapi_takes_services_by_name_and_has_a_path_for_the_root() {
     assert!(!paths.contains_key("/neighbour"));
     let lenient = OpenApi::new("x", "1").skip_faulty_rules().build(&set).unwrap();
     assert!(lenient["paths"].as_object().unwrap().contains_key("/neighbour"));
-    // Several names of one number stand in the order of their declaration.
+    // Aliases are in the order of their declaration.
     let states = &named["components"]["schemas"]["State"]["enum"];
     assert_eq!(*states, serde_json::json!(["A_ZERO", "A_RUNNING", "A_STARTED", "A_DONE", "A_FINISHED"]));
 }

@@ -1,11 +1,11 @@
-//! What is checked in, compared with what it is made of.
+//! Generated files in the repository, compared with their sources.
 
 use std::fs;
 use std::path::Path;
 
-/// Checked in so that users of the crate compile no protos. Run with `ACCEPT=1` to write it.
+/// In the repository so that users of the crate do not compile protos. Run with `ACCEPT=1` to update it.
 #[test]
-fn the_descriptors_of_google_rpc_are_those_of_the_protos() {
+fn the_descriptors_of_google_rpc_are_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut compiler = protox::Compiler::new([root.join("proto")]).unwrap();
     compiler.include_imports(true);
@@ -15,5 +15,5 @@ fn the_descriptors_of_google_rpc_are_those_of_the_protos() {
     if std::env::var_os("ACCEPT").is_some() {
         fs::write(&path, &compiled).unwrap();
     }
-    assert!(fs::read(path).unwrap() == compiled, "not as in src/google_rpc.bin");
+    assert!(fs::read(path).unwrap() == compiled, "src/google_rpc.bin is out of date; run with ACCEPT=1");
 }

@@ -1,4 +1,4 @@
-//! Protos compiled at test time, a gRPC service that does as a case says, and a plain HTTP client.
+//! Protos compiled at test time, a scripted gRPC service, and an HTTP client.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ use tonic_rest_layer::{MatchedRoute, RestLayer};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 
-/// Compiles `tests/proto/<name>.proto`, as a build script would.
+/// Compiles `tests/proto/<name>.proto`, as a build script does.
 pub(super) fn descriptor_set(name: &str) -> Vec<u8> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut compiler = protox::Compiler::new([root.join("tests/proto"), root.join("proto")]).unwrap();
@@ -41,7 +41,7 @@ pub(super) fn descriptor_set(name: &str) -> Vec<u8> {
     compiler.encode_file_descriptor_set()
 }
 
-/// What the service behind the layer is to do.
+/// The behaviour of the inner service.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Script {
@@ -52,18 +52,18 @@ pub(super) struct Script {
     #[serde(default)]
     metadata: std::collections::BTreeMap<String, String>,
     status: Option<Status>,
-    /// Sends the status in trailers, after headers of its own and what there is of a stream.
+    /// Sends the status in trailers, after headers and messages.
     #[serde(default)]
     late: bool,
-    /// Answers with this HTTP status, as a proxy would, and with no gRPC at all.
+    /// Responds with this HTTP status and without gRPC, as a proxy does.
     http_status: Option<u16>,
-    /// Asks for an `authorization`, in a layer of its own.
+    /// Requires an `authorization` header, in an interceptor.
     #[serde(default)]
     auth: bool,
     sleep_ms: Option<u64>,
-    /// The deadline for callers that name none.
+    /// The deadline of calls without `grpc-timeout`.
     deadline_ms: Option<u64>,
-    /// Sends one message of a stream and then nothing for a long time.
+    /// Sends the messages of a stream, and does not end it.
     #[serde(default)]
     pub hang: bool,
 }
@@ -75,7 +75,7 @@ pub(super) struct Status {
     pub message: String,
     #[serde(default)]
     pub details: Vec<Value>,
-    /// Adds a detail of a type that nobody knows.
+    /// Adds a detail of an unknown type.
     #[serde(default)]
     pub unknown_detail: bool,
 }
@@ -87,7 +87,7 @@ impl Script {
     }
 }
 
-/// One call as the service saw it.
+/// A call that the service received.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub path: String,
@@ -98,7 +98,7 @@ pub(super) struct Seen {
     pub matched: Option<MatchedRoute>,
 }
 
-/// Who called: put there by the auth layer.
+/// The caller, set by the auth layer.
 #[derive(Debug, Clone)]
 struct Principal;
 
@@ -135,18 +135,18 @@ impl Fixture {
         Fixture { address, pool, seen, dropped }
     }
 
-    /// The one call that came through, if any did.
+    /// The last call that the service received.
     pub(super) fn seen(&self) -> Option<Seen> {
         self.seen.lock().unwrap().last().cloned()
     }
 
-    /// Whether a call was dropped before it had answered.
+    /// Whether a call was cancelled before its response.
     pub(super) fn dropped(&self) -> bool {
         self.dropped.load(Ordering::SeqCst)
     }
 }
 
-/// The service behind the layer.
+/// The inner service.
 #[derive(Clone)]
 struct Behind {
     pool: DescriptorPool,
@@ -156,7 +156,7 @@ struct Behind {
 }
 
 impl Behind {
-    /// An interceptor, as tonic has them: it sees gRPC alone.
+    /// An interceptor, as in tonic.
     async fn auth(self, mut request: Request<Body>) -> Result<Response<Body>, Infallible> {
         if self.script.auth {
             if !request.headers().contains_key("authorization") {
@@ -167,7 +167,7 @@ impl Behind {
         self.deadline(request).await
     }
 
-    /// `grpc-timeout`, as a layer inside of ours enforces it.
+    /// Enforces `grpc-timeout`, as a layer inside the RestLayer does.
     async fn deadline(self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let asked = request.headers().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned());
         let asked = asked.map(|value| value.strip_suffix('m').unwrap().parse().unwrap());
@@ -292,7 +292,7 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// The wires that every case runs over.
+/// The protocols that every case is run over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
     Http1,
@@ -301,14 +301,14 @@ pub(super) enum Wire {
 
 pub(super) const WIRES: [Wire; 2] = [Wire::Http1, Wire::Http2];
 
-/// An answer, read to its end.
+/// A response, read to its end.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
     pub trailers: Option<HeaderMap>,
-    /// Whether the body broke off.
+    /// Whether the body was aborted.
     pub broken: bool,
 }
 
@@ -318,7 +318,7 @@ impl Answer {
     }
 }
 
-/// Sends one request on a connection of its own, the path exactly as given, and gives the answer's head.
+/// Sends one request on a new connection, with the path unchanged, and returns the response without reading its body.
 pub(super) async fn open(address: SocketAddr, wire: Wire, request: Request<Bytes>) -> Response<Incoming> {
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut parts, body) = request.into_parts();
@@ -342,7 +342,7 @@ pub(super) async fn open(address: SocketAddr, wire: Wire, request: Request<Bytes
     }
 }
 
-/// Sends one request and reads the whole answer.
+/// Sends one request and reads the complete response.
 pub(super) async fn send(address: SocketAddr, wire: Wire, request: Request<Bytes>) -> Answer {
     let response = open(address, wire, request).await;
     let (parts, mut incoming) = response.into_parts();

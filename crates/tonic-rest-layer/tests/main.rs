@@ -1,47 +1,46 @@
-//! One binary for all integration tests: the layer over real sockets, in front of several services. This file is their table of
-//! contents.
+//! All integration tests, in one binary.
 
-#![allow(missing_docs, unreachable_pub, reason = "a test's name and body say what it is")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![allow(missing_docs, unreachable_pub, reason = "test names document the tests")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-/// Every case of `conformance.json`.
+/// The cases of `conformance.json`.
 mod conformance;
 
-/// Request bodies as they arrive.
+/// Request bodies in chunks, slow and aborted ones.
 mod bodies;
 
-/// Replies that no well-behaved service sends.
+/// Malformed and unusual replies.
 mod replies;
 
-/// What the builder's options change.
+/// The options of the builder.
 mod options;
 
-/// Descriptor sets that other people's builds make.
+/// Unusual and invalid descriptor sets.
 mod foreign;
 
-/// What is printed is read back the same, field kind by field kind.
+/// Random messages, printed and read back.
 mod round_trip;
 
-/// What one stranger's tonic service looks like behind the layer.
+/// An unmodified tonic service inside the layer.
 mod stranger;
 
-/// The example, over a socket.
+/// `examples/library`, over a socket.
 mod example;
 
-/// The README, compared with the example.
+/// The code in the README, compared with `examples/hello`.
 mod readme;
 
-/// The modules, without circles.
+/// The dependencies between modules, without cycles.
 mod tree;
 
-/// The rules as an OpenAPI document.
+/// The OpenAPI document.
 mod openapi;
 
-/// What is checked in, compared with what it is made of.
+/// Generated files, compared with their sources.
 mod generated;
 
-/// Protos compiled at test time, a gRPC service that does as a case says, and a plain HTTP client.
+/// Protos compiled at test time, a scripted gRPC service, and an HTTP client.
 mod harness;
 
-/// The fuzzer's corpus, again.
+/// The corpus of the fuzzer.
 mod corpus;

@@ -1,4 +1,4 @@
-//! The description of a service that has a bit of everything.
+//! The OpenAPI document of a service that uses all features.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
     operations.collect()
 }
 
-/// A descriptor set that was compiled from `tests/proto/described.proto`.
+/// The descriptor set of `tests/proto/described.proto`.
 fn shelves() -> Vec<u8> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut compiler = protox::Compiler::new([root.join("tests/proto"), root.join("proto")]).expect("opens");
@@ -39,9 +39,9 @@ fn reasons() -> [ErrorReason; 3] {
     ]
 }
 
-/// The whole of it is in `described.json`; run with `ACCEPT=1` to accept a change, and read what changed.
+/// Compares the document with `described.json`. Run with `ACCEPT=1` to update it, and review the change.
 #[test]
-fn a_bit_of_everything_is_described() {
+fn the_document_is_as_in_described_json() {
     let document = OpenApi::new("Shelves", "1.2.3")
         .description("Keeps shelves.")
         .server("/")
@@ -60,7 +60,7 @@ fn a_bit_of_everything_is_described() {
 }
 
 #[test]
-fn without_a_table_of_reasons_any_error_may_come() {
+fn without_a_table_of_reasons_any_error_may_occur() {
     let document = OpenApi::new("Shelves", "1").build(&shelves()).expect("builds");
     for (_, path, operation) in operations(&document).iter().filter(|(_, path, _)| path != "/pictures") {
         assert_eq!(operation["responses"]["default"]["description"], "Any other error.", "{path}");
@@ -68,9 +68,9 @@ fn without_a_table_of_reasons_any_error_may_come() {
     }
 }
 
-/// All at once, each with its method.
+/// All errors at once, each with its method.
 #[test]
-fn what_nobody_has_explained_is_a_fault() {
+fn unknown_reasons_and_credentials_are_errors() {
     let errors = OpenApi::new("Shelves", "1")
         .reasons("described.v1.why", [])
         .security("described.v1.shows", [("card", None)])

@@ -1,4 +1,4 @@
-//! What the builder's options change, each beside what holds without it.
+//! The options of the builder, each compared with its default.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -26,13 +26,14 @@ use tonic_rest_layer::OpenApi;
 use tonic_rest_layer::RequestBody;
 use tonic_rest_layer::RestLayer;
 use tonic_rest_layer::RestLayerBuilder;
+use tonic_rest_layer::RuleError;
 use tower::Layer;
 use tower::ServiceExt;
 use tower::service_fn;
 
 use super::harness::descriptor_set;
 
-/// What the service answers with: messages, and how the call ends. A call without an end hangs.
+/// The reply of the service: messages and the final status. A call without a status never ends.
 #[derive(Clone, Default)]
 struct Reply {
     messages: Vec<Vec<u8>>,
@@ -103,11 +104,11 @@ fn watch(accept: &'static str) -> Request<Full<Bytes>> {
     request
 }
 
-/// `thing_id: "1"`, and inside of `inner_thing` a `part_number: 0`.
+/// `thing_id: "1"`, and `part_number: 0` inside `inner_thing`.
 const THING: &[u8] = b"\x0a\x011\x42\x02\x20\x00";
 
 #[tokio::test]
-async fn json_names_are_printed_if_asked_for() {
+async fn json_names_are_an_option() {
     let builder = || RestLayer::builder().json_names();
     let answer = ask(builder(), get_thing(), Reply::of(THING)).await.json();
     let names: Vec<&str> = answer.as_object().unwrap().keys().map(String::as_str).collect();
@@ -125,12 +126,12 @@ async fn json_names_are_printed_if_asked_for() {
 }
 
 #[tokio::test]
-async fn default_values_are_omitted_if_asked_for() {
+async fn default_values_can_be_omitted() {
     let builder = || RestLayer::builder().omit_default_values();
     let answer = ask(builder(), get_thing(), Reply::of(THING)).await.json();
-    // What tells absence from zero is still there.
+    // Fields with presence are still printed.
     assert_eq!(answer, json!({"thing_id": "1", "inner_thing": {"part_number": 0}}));
-    // Zeros that a service writes out are no different: `shelf_number`, an empty packed list, an enum, empty bytes.
+    // The same if the default values are on the wire: `shelf_number`, an empty packed list, an enum, empty bytes.
     let zeros = b"\x10\x00\x1a\x00\x28\x00\x3a\x00";
     assert_eq!(ask(builder(), get_thing(), Reply::of(zeros)).await.json(), json!({}));
     let mixed = b"\x10\x07\x1a\x01\x00\x32\x00";
@@ -141,21 +142,21 @@ async fn default_values_are_omitted_if_asked_for() {
 }
 
 #[test]
-fn openapi_describes_the_members_as_they_are_printed() {
+fn openapi_has_the_same_json_options_as_the_layer() {
     let set = descriptor_set("options");
     let plain = OpenApi::new("Things", "1").build(&set).unwrap();
     let thing = &plain["components"]["schemas"]["Thing"];
     assert!(thing["properties"]["shelf_number"].is_object());
     assert!(thing["required"].as_array().unwrap().contains(&json!("shelf_number")));
-    let told = OpenApi::new("Things", "1").json_names().omit_default_values().build(&set).unwrap();
-    let thing = &told["components"]["schemas"]["Thing"];
+    let changed = OpenApi::new("Things", "1").json_names().omit_default_values().build(&set).unwrap();
+    let thing = &changed["components"]["schemas"]["Thing"];
     assert!(thing["properties"]["shelfNumber"].is_object());
     assert!(thing["properties"]["shelf_number"].is_null() && thing["required"].is_null(), "{thing:#}");
 }
 
-/// Of the service's own failures, of the layer's refusals, and at the end of streams.
+/// For errors of the service, errors of the layer, and at the end of streams.
 #[tokio::test]
-async fn the_service_makes_its_own_error_bodies() {
+async fn error_bodies_are_customizable() {
     let builder = || {
         RestLayer::builder()
             .error_body(|error| {
@@ -185,7 +186,7 @@ async fn the_service_makes_its_own_error_bodies() {
 }
 
 #[tokio::test]
-async fn the_challenge_is_the_services() {
+async fn the_challenge_is_configurable() {
     let challenge = HeaderValue::from_static("Bearer realm=\"things\"");
     let answer = ask(RestLayer::builder().challenge(challenge.clone()), get_thing(), Reply::failing("16", "")).await;
     assert_eq!((answer.status, &answer.headers["www-authenticate"]), (401, &challenge));
@@ -194,7 +195,7 @@ async fn the_challenge_is_the_services() {
 }
 
 #[tokio::test]
-async fn success_has_the_status_and_the_headers_that_the_service_wants() {
+async fn on_success_changes_status_and_headers() {
     let builder = || {
         RestLayer::builder().on_success(|route, parts| match route.grpc_path.path() {
             "/options.v1.ThingService/CreateThing" => {
@@ -217,7 +218,7 @@ async fn success_has_the_status_and_the_headers_that_the_service_wants() {
     assert_eq!((deleted.status, &deleted.body[..], deleted.headers.get("content-type")), (204, &b""[..], None));
     let stream = ask(builder(), watch("*/*"), Reply::of(THING)).await;
     assert_eq!(stream.headers["x-template"], "/things:watch");
-    // Nothing of it where the call fails.
+    // Not for failed calls.
     let failed = ask(builder(), request(Method::DELETE, "/things/1"), Reply::failing("5", "")).await;
     assert_eq!(failed.status, 404);
     assert_eq!(ask(RestLayer::builder(), get_thing(), Reply::of(b"")).await.status, 200);
@@ -228,9 +229,9 @@ async fn status(router: &Router, request: Request<Full<Bytes>>) -> u16 {
     router.clone().oneshot(request).await.unwrap().status().as_u16()
 }
 
-/// A router with a page of its own and tonic's services, behind the layer.
+/// A router with a page and tonic services, inside the layer.
 #[tokio::test]
-async fn a_path_without_a_rule_falls_through_to_a_router_if_asked_to() {
+async fn paths_without_a_rule_can_fall_through_to_a_router() {
     let inner = || {
         let grpc = tonic::service::Routes::default().into_axum_router();
         Router::new().route("/healthz", get(|| async { "fine" })).merge(grpc)
@@ -239,16 +240,16 @@ async fn a_path_without_a_rule_falls_through_to_a_router_if_asked_to() {
     let rest = RestLayer::builder().fall_through().build(&set).unwrap();
     let router = Router::new().fallback_service(rest.layer(inner()));
     assert_eq!(status(&router, request(Method::GET, "/healthz")).await, 200);
-    assert_eq!(status(&router, get_thing()).await, 501, "routed, and the service is not there");
+    assert_eq!(status(&router, get_thing()).await, 501, "a rule has this path, but no service is registered");
     assert_eq!(status(&router, request(Method::PUT, "/things/1")).await, 405, "a rule has the path");
     let rest = RestLayer::new(&set).unwrap();
     let router = Router::new().fallback_service(rest.layer(inner()));
     assert_eq!(status(&router, request(Method::GET, "/healthz")).await, 404);
 }
 
-/// The body arrives as it was sent.
+/// The inner service gets the request unchanged, including its body.
 #[tokio::test]
-async fn what_falls_through_is_not_touched() {
+async fn requests_that_fall_through_are_unchanged() {
     let service = service_fn(|request: Request<RequestBody<Full<Bytes>>>| async move {
         let (parts, body) = request.into_parts();
         assert_eq!((parts.method, parts.uri.path()), (Method::PUT, "/elsewhere"));
@@ -262,10 +263,10 @@ async fn what_falls_through_is_not_touched() {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "as it is");
 }
 
-/// It would stand around single routes there, and no REST path leads to them.
+/// `Router::layer` wraps single routes, which no REST path reaches.
 #[test]
-#[should_panic(expected = "Put it around the router")]
-fn router_layer_is_refused_when_it_is_built() {
+#[should_panic(expected = "Wrap the router instead")]
+fn router_layer_panics() {
     let rest = RestLayer::new(&descriptor_set("options")).unwrap();
     let grpc = tonic::service::Routes::default().into_axum_router();
     drop(grpc.route("/page", get(|| async { "" })).route_service("/s", service_fn(nothing)).layer(rest));
@@ -291,21 +292,101 @@ async fn frames(builder: RestLayerBuilder, accept: &'static str, reply: Reply, c
 }
 
 #[tokio::test]
-async fn a_silent_stream_of_events_has_heartbeats_if_asked_for() {
+async fn idle_event_streams_can_have_heartbeats() {
     let builder = || RestLayer::builder().event_heartbeat(Duration::from_millis(20));
     let silent = || Reply { messages: vec![THING.to_vec()], end: None };
     let events = frames(builder(), "text/event-stream", silent(), 3).await;
     assert!(events[0].starts_with(b"data: {"));
     assert_eq!(events[1..], [":\n\n", ":\n\n"]);
-    // Before the first message too.
+    // Also before the first message.
     let events = frames(builder(), "text/event-stream", Reply::default(), 2).await;
     assert_eq!(events, [":\n\n", ":\n\n"]);
-    // An end before the first heartbeat is told by the status.
+    // A failure before the first heartbeat changes the status.
     let failed = ask(builder(), watch("text/event-stream"), Reply::failing("5", "")).await;
     assert_eq!(failed.status, 404);
-    // Lines have no comments, and without the option events have none.
+    // NDJSON has no comments, and neither have events without the option.
     for (builder, accept) in [(builder(), "*/*"), (RestLayer::builder(), "text/event-stream")] {
         let two = frames(builder, accept, silent(), 2);
-        tokio::time::timeout(Duration::from_millis(200), two).await.expect_err("one message, and silence");
+        tokio::time::timeout(Duration::from_millis(200), two).await.expect_err("one message only");
     }
+}
+
+/// A comment has already fixed the status, so a later failure is an event.
+#[tokio::test]
+async fn a_failure_after_a_heartbeat_is_an_event() {
+    let service = service_fn(|_: Request<RequestBody<Full<Bytes>>>| async {
+        let late = stream::once(async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let end = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("14"))]);
+            Ok::<_, Infallible>(Frame::trailers(end))
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(late))))
+    });
+    let rest =
+        RestLayer::builder().event_heartbeat(Duration::from_millis(20)).build(&descriptor_set("options")).unwrap();
+    let response = rest.layer(service).oneshot(watch("text/event-stream")).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["content-type"].as_bytes()),
+        (200, &b"text/event-stream"[..])
+    );
+    let body = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(body.starts_with(":\n\n"), "{body}");
+    let (_, end) = body.split_once("event: error\ndata: ").expect("an error event");
+    assert_eq!(serde_json::from_str::<Value>(end).unwrap()["code"], Code::Unavailable as i32);
+}
+
+/// Instead of a timer that is always ready.
+#[tokio::test]
+async fn a_heartbeat_of_zero_is_one_millisecond() {
+    let started = std::time::Instant::now();
+    let events = frames(RestLayer::builder().event_heartbeat(Duration::ZERO), "text/event-stream", Reply::default(), 5);
+    assert_eq!(events.await, [":\n\n"; 5]);
+    assert!(started.elapsed() >= Duration::from_millis(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn only_the_named_services_are_served() {
+    let set = descriptor_set("foreign");
+    let named = RestLayer::builder().service("foreign.v1.ForeignService").build(&set).unwrap();
+    assert!(!named.has_route(&Method::GET, "/neighbour"));
+    let all = RestLayer::builder().skip_faulty_rules().build(&set).unwrap();
+    assert!(all.has_route(&Method::GET, "/neighbour"));
+    let errors = RestLayer::builder().service("foreign.v1.Missing").service("a.B").build(&set).unwrap_err();
+    let reasons: Vec<String> = errors.iter().map(|error| error.reason.to_string()).collect();
+    assert_eq!(reasons, ["the set has no service foreign.v1.Missing", "the set has no service a.B"]);
+}
+
+#[test]
+fn skipping_needs_at_least_one_valid_rule() {
+    let set = descriptor_set("broken/client_streaming");
+    let errors = RestLayer::builder().skip_faulty_rules().build(&set).unwrap_err();
+    assert!(errors.iter().any(|error| matches!(error.reason, RuleError::ClientStreaming)), "{errors}");
+    // A wrong option is not a rule, so it is not skipped.
+    let builder = RestLayer::builder().skip_faulty_rules().base_path("/{a}");
+    let errors = builder.build(&descriptor_set("foreign")).unwrap_err();
+    assert!(errors.iter().any(|error| matches!(error.reason, RuleError::BasePath(_))), "{errors}");
+}
+
+#[test]
+fn openapi_describes_custom_error_bodies() {
+    let schema = json!({"type": "object", "required": ["title"], "properties": {"title": {"type": "string"}}});
+    let document = OpenApi::new("Things", "1")
+        .error_body(schema.clone())
+        .error_content_type("application/problem+json")
+        .build(&descriptor_set("options"))
+        .unwrap();
+    let body = json!({"$ref": "#/components/schemas/error-body"});
+    assert_eq!(document["components"]["schemas"]["error-body"], schema);
+    assert!(document["components"]["schemas"]["google.rpc.Status"].is_null());
+    let responses = document["components"]["responses"].as_object().unwrap();
+    assert!(!responses.is_empty());
+    for (name, response) in responses {
+        assert_eq!(response["content"], json!({"application/problem+json": {"schema": &body}}), "{name}");
+        assert!(response["x-reasons"].is_array(), "{name}");
+    }
+    let watch = &document["paths"]["/things:watch"]["get"]["responses"];
+    assert_eq!(watch["default"]["content"], json!({"application/problem+json": {"schema": &body}}));
+    let lines = &watch["200"]["content"]["application/x-ndjson"]["schema"]["anyOf"];
+    assert_eq!(lines[1]["properties"]["error"], body);
+    assert!(!document.to_string().contains("google.rpc.Status"));
 }

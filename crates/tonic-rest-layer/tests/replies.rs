@@ -1,4 +1,4 @@
-//! Replies that no well-behaved service sends, and corners of those that it does.
+//! Malformed replies, and special cases of valid ones.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -26,13 +26,13 @@ use tower::service_fn;
 
 use super::harness::descriptor_set;
 
-/// What the service answers with: headers, pieces of a body, and how it ends.
+/// The reply of the service.
 #[derive(Clone, Default)]
 struct Reply {
     headers: Vec<(&'static str, &'static str)>,
     pieces: Vec<&'static [u8]>,
     trailers: Vec<(&'static str, &'static str)>,
-    /// Says no more after the pieces, and does not end either.
+    /// Does not end the body.
     hangs: bool,
 }
 
@@ -51,7 +51,7 @@ impl Answer {
         self.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
     }
 
-    /// Whether the layer says that the service's reply is none.
+    /// Whether the layer reports a malformed reply.
     fn is_bad_reply(&self) -> bool {
         self.status == 500 && self.json()["details"][0]["reason"] == "BAD_REPLY"
     }
@@ -88,7 +88,7 @@ async fn ask(fixture: &str, method: &str, path: &str, reply: Reply) -> Answer {
 const OK: &[(&str, &str)] = &[("grpc-status", "0")];
 
 #[tokio::test]
-async fn what_is_no_reply_to_a_unary_call_is_a_500() {
+async fn malformed_replies_are_a_500() {
     let cases: [(&str, Reply); 7] = [
         ("compressed", Reply { pieces: vec![b"\x01\0\0\0\0"], trailers: OK.into(), ..Reply::default() }),
         ("twice", Reply { pieces: vec![b"\0\0\0\0\0", b"\0\0\0\0\0"], trailers: OK.into(), ..Reply::default() }),
@@ -102,13 +102,13 @@ async fn what_is_no_reply_to_a_unary_call_is_a_500() {
         let answer = ask("sessions", "GET", "/slow", reply).await;
         assert!(answer.is_bad_reply(), "{what}: {} {:?}", answer.status, answer.body);
     }
-    // Without its status a call did not end, it broke off.
+    // A call without a status was aborted.
     let answer = ask("sessions", "GET", "/slow", Reply { pieces: vec![b"\0\0\0\0\0"], ..Reply::default() }).await;
     assert_eq!((answer.status, &answer.json()["message"]), (500, &json!("the service gave no status")));
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cut_off_is_no_success() {
+async fn an_incomplete_stream_is_an_error() {
     let first = Reply { pieces: vec![b"\0\0\0\0\x0a\x01"], trailers: OK.into(), ..Reply::default() };
     let answer = ask("sessions", "GET", "/auth/sessions:watch", first).await;
     assert!(answer.is_bad_reply(), "{:?}", answer.body);
@@ -120,14 +120,14 @@ async fn a_stream_that_is_cut_off_is_no_success() {
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_before_it_begins_is_empty() {
+async fn a_stream_without_messages_is_empty() {
     let answer = ask("sessions", "GET", "/auth/sessions:watch", Reply { headers: OK.into(), ..Reply::default() }).await;
     assert_eq!((answer.status, answer.body.as_ref()), (200, b"".as_slice()));
     assert_eq!(answer.all("vary"), ["accept"]);
 }
 
 #[tokio::test]
-async fn initial_and_trailing_metadata_stand_side_by_side() {
+async fn initial_and_trailing_metadata_become_headers() {
     let reply = Reply {
         headers: vec![
             ("set-cookie", "a=1"),
@@ -153,7 +153,7 @@ async fn initial_and_trailing_metadata_stand_side_by_side() {
 }
 
 #[tokio::test]
-async fn a_challenge_of_the_service_replaces_the_layers_own() {
+async fn a_challenge_of_the_service_replaces_the_default() {
     let challenge = ("www-authenticate", "Bearer error=\"invalid_token\"");
     let early = Reply { headers: vec![("grpc-status", "16"), challenge], ..Reply::default() };
     let late = Reply { headers: vec![challenge], trailers: vec![("grpc-status", "16")], ..Reply::default() };
@@ -165,18 +165,18 @@ async fn a_challenge_of_the_service_replaces_the_layers_own() {
 }
 
 #[tokio::test]
-async fn a_head_does_not_wait_for_a_stream_to_speak() {
-    let reply = Reply { headers: vec![("x-said", "1")], hangs: true, ..Reply::default() };
+async fn head_does_not_wait_for_a_stream() {
+    let reply = Reply { headers: vec![("x-early", "1")], hangs: true, ..Reply::default() };
     let answer = ask("sessions", "HEAD", "/auth/sessions:watch", reply.clone()).await;
     assert_eq!((answer.status, answer.body.len()), (200, 0));
     assert_eq!(answer.all("content-type"), ["application/x-ndjson"]);
-    assert_eq!(answer.all("x-said"), ["1"]);
+    assert_eq!(answer.all("x-early"), ["1"]);
     let answer = ask("library", "HEAD", "/download", reply).await;
-    assert_eq!((answer.status, answer.all("content-type")), (200, vec![]), "only the first message could tell");
+    assert_eq!((answer.status, answer.all("content-type")), (200, vec![]), "only the first message has the type");
 }
 
 #[tokio::test]
-async fn a_head_on_a_raw_reply_has_its_type_and_length() {
+async fn head_on_a_raw_reply_has_its_type_and_length() {
     let reply =
         Reply { pieces: vec![b"\0\0\0\0\x0f\x0a\x09text/html\x12\x02hi"], trailers: OK.into(), ..Reply::default() };
     let answer = ask("library", "HEAD", "/index", reply.clone()).await;

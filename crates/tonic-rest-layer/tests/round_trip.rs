@@ -1,5 +1,5 @@
-//! What is printed is read back the same: random messages with a field of every kind, through the layer and back, and
-//! held against `prost-reflect`, which passes protobuf's own conformance suite.
+//! Sends random messages with fields of every kind through the layer and back, and compares them with `prost-reflect`, which
+//! passes protobuf's conformance suite.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use super::harness::descriptor_set;
 
 const MESSAGES: usize = 2_000;
 
-/// Always the same numbers, so that a failure can be had again.
+/// A random number generator with a fixed seed, so that failures are reproducible.
 struct Dice(u64);
 
 impl Dice {
@@ -37,7 +37,7 @@ impl Dice {
         self.roll() % end
     }
 
-    /// Numbers of every size, and the ends.
+    /// Numbers of every size, including the extremes.
     fn number(&mut self) -> u64 {
         match self.below(6) {
             0 => 0,
@@ -141,7 +141,7 @@ impl Dice {
     }
 }
 
-/// Sends JSON through the layer to a service that gives back what it got. Returns that, and the JSON that came of it.
+/// Sends JSON through the layer to a service that echoes its request. Returns the message and the JSON of the response.
 async fn echo(layer: &RestLayer, json: String) -> (Bytes, Bytes) {
     let (status, got, body) = try_echo(layer, json.clone()).await;
     assert_eq!(status, 200, "{json}: {body:?}");
@@ -171,9 +171,9 @@ async fn try_echo(layer: &RestLayer, json: String) -> (u16, Bytes, Bytes) {
     (status, got, body)
 }
 
-/// How deep a body may be is counted as the decoder behind the layer counts: what is let in, it takes.
+/// The layer counts the depth of a body as decoders do, so that the service can decode what the layer accepts.
 #[tokio::test]
-async fn what_is_not_too_deep_for_the_layer_is_not_too_deep_for_a_decoder() {
+async fn accepted_depths_are_decodable() {
     let descriptors = descriptor_set("values");
     let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
     let layer = RestLayer::new(&descriptors).unwrap();
@@ -204,7 +204,7 @@ async fn what_is_not_too_deep_for_the_layer_is_not_too_deep_for_a_decoder() {
 }
 
 #[tokio::test]
-async fn what_is_printed_is_read_back_the_same() {
+async fn messages_round_trip() {
     let descriptors = descriptor_set("values");
     let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
     let layer = RestLayer::new(&descriptors).unwrap();
@@ -212,7 +212,7 @@ async fn what_is_printed_is_read_back_the_same() {
     let mut dice = Dice(1);
     for _ in 0..MESSAGES {
         let message = dice.message(&everything, 0);
-        // As text: the `Debug` of a recursive message type does not end.
+        // As JSON: the `Debug` output of a recursive message type does not terminate.
         let text = serde_json::to_string(&message).unwrap();
         let (bound, printed) = echo(&layer, text.clone()).await;
         let decoded = DynamicMessage::decode(everything.clone(), bound).unwrap();
@@ -229,9 +229,9 @@ async fn what_is_printed_is_read_back_the_same() {
     }
 }
 
-/// Whatever bytes a service sends, the layer answers: with the JSON of a message, or with a 500.
+/// The response to arbitrary bytes of a service is valid JSON: a message or an error with status 500.
 #[tokio::test]
-async fn no_reply_takes_the_printer_down() {
+async fn arbitrary_replies_do_not_panic() {
     let descriptors = descriptor_set("values");
     let pool = DescriptorPool::decode(descriptors.as_slice()).unwrap();
     let layer = RestLayer::new(&descriptors).unwrap();
@@ -260,9 +260,9 @@ async fn no_reply_takes_the_printer_down() {
     }
 }
 
-/// Whatever a client sends, it is the client's fault: never a panic, never a 5xx.
+/// Arbitrary requests never cause a panic or a 5xx.
 #[tokio::test]
-async fn no_request_takes_the_layer_down() {
+async fn arbitrary_requests_do_not_panic() {
     const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "OPTIONS", "BREW"];
     const PIECES: [&str; 24] = [
         "/",
@@ -314,7 +314,7 @@ async fn no_request_takes_the_layer_down() {
             json[position] = dice.roll() as u8;
         }
         let request = Request::builder().method(METHODS[dice.below(6) as usize]).uri(&target);
-        // A URI that http does not take never gets here.
+        // `http` rejects invalid URIs before the layer.
         let Ok(request) = request.header("content-type", "application/json").body(Full::from(json)) else { continue };
         let response = service.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();

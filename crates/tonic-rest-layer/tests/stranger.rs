@@ -1,4 +1,4 @@
-//! What one stranger's tonic service looks like behind the layer: real `Routes`, an interceptor, nothing of ours.
+//! An unmodified tonic service inside the layer: `Routes`, an interceptor, and the usual tower layers.
 
 use std::{
     convert::Infallible,
@@ -31,7 +31,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 
 use super::harness::{WIRES, descriptor_set, send};
 
-/// `grpc.health.v1`, annotated by hand: a service whose code is not generated here, behind rules that are.
+/// tonic-health's service, with rules in a proto of the tests.
 async fn start() -> SocketAddr {
     let layer = RestLayer::new(&descriptor_set("health")).unwrap();
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -66,7 +66,7 @@ fn get(path: &str, authorization: Option<&str>) -> Request<Bytes> {
 }
 
 #[tokio::test]
-async fn a_tonic_service_answers_json_without_a_line_written_for_it() {
+async fn an_unmodified_tonic_service_responds_with_json() {
     let address = start().await;
     for wire in WIRES {
         let answer = send(address, wire, get("/health/books", Some("Bearer t"))).await;
@@ -77,7 +77,7 @@ async fn a_tonic_service_answers_json_without_a_line_written_for_it() {
 }
 
 #[tokio::test]
-async fn an_interceptor_acts_on_rest_too() {
+async fn interceptors_apply_to_rest() {
     let address = start().await;
     for wire in WIRES {
         let answer = send(address, wire, get("/health/books", None)).await;
@@ -87,7 +87,7 @@ async fn an_interceptor_acts_on_rest_too() {
     }
 }
 
-/// Puts a layer of the gRPC side in front of the health service, and the REST layer in front of that.
+/// Sends a request through the REST layer to `service`, a layer around the health service.
 async fn ask_behind<S>(
     service: S,
     headers: &[(&'static str, &'static str)],
@@ -114,7 +114,7 @@ async fn health() -> Routes {
 }
 
 #[tokio::test]
-async fn a_rate_limit_acts_on_rest_too() {
+async fn rate_limits_apply_to_rest() {
     let (left, routes) = (Arc::new(AtomicUsize::new(2)), health().await);
     let limited = service_fn(move |request: Request<Body>| {
         let allowed = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
@@ -134,7 +134,7 @@ async fn a_rate_limit_acts_on_rest_too() {
 }
 
 #[tokio::test]
-async fn a_deadline_acts_on_rest_too() {
+async fn deadlines_apply_to_rest() {
     let routes = health().await;
     let slow = service_fn(move |request: Request<Body>| {
         let routes = routes.clone();
@@ -153,9 +153,9 @@ async fn a_deadline_acts_on_rest_too() {
     assert!(!headers.contains_key("grpc-status"));
 }
 
-/// What a layer of the gRPC side finds out about the caller reaches the handler, or here an interceptor.
+/// Extensions that an inner layer sets reach an interceptor.
 #[tokio::test]
-async fn extensions_act_on_rest_too() {
+async fn extensions_reach_interceptors() {
     #[derive(Clone)]
     struct Caller(String);
     let interceptor = InterceptorLayer::new(|request: tonic::Request<()>| match request.extensions().get::<Caller>() {
@@ -172,9 +172,9 @@ async fn extensions_act_on_rest_too() {
     assert_eq!(ask_behind(identified, &[("x-name", "eve")]).await.0, 403);
 }
 
-/// A method that the rules name and the service does not have.
+/// A method with a rule that the service does not have.
 #[tokio::test]
-async fn what_the_service_does_not_implement_is_501() {
+async fn unimplemented_methods_are_501() {
     let address = start().await;
     for wire in WIRES {
         let answer = send(address, wire, get("/health", Some("Bearer t"))).await;
@@ -182,9 +182,9 @@ async fn what_the_service_does_not_implement_is_501() {
     }
 }
 
-/// A tool that decodes and re-encodes a descriptor set drops every rule without a word. The layer notices.
+/// Tools that decode and re-encode a descriptor set drop the rules silently.
 #[test]
-fn a_set_that_lost_its_rules_is_refused() {
+fn a_set_without_rules_is_an_error() {
     use prost_reflect::prost::Message;
 
     let set = FileDescriptorSet::decode(descriptor_set("health").as_slice()).unwrap();

@@ -1,11 +1,11 @@
-//! The modules of the crate, as a tree without circles.
+//! The dependencies between the modules have no cycles.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The modules that a file names as `crate::module`, outside of comments and unit tests.
+/// The modules that a file uses as `crate::module`, outside of comments and unit tests.
 fn used(text: &str) -> BTreeSet<String> {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code: String = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
@@ -14,7 +14,7 @@ fn used(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_module_uses_itself_by_way_of_others() {
+fn modules_have_no_dependency_cycles() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for dir in [src.clone(), src.join("openapi")] {
@@ -30,7 +30,7 @@ fn no_module_uses_itself_by_way_of_others() {
         }
     }
     assert!(uses.len() > 25, "the modules were found");
-    // Those that use no other go, then those that used only them; what is left is a circle.
+    // Repeatedly removes modules without dependencies. What remains has a cycle.
     while let Some(module) = uses.iter().find(|(_, names)| names.is_empty()).map(|(module, _)| module.clone()) {
         uses.remove(&module);
         uses.values_mut().for_each(|names| names.retain(|name| *name != module));

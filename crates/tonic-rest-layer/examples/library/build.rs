@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let mut protos = protox::Compiler::new(["proto"])?;
     protos.include_imports(true).open_file("library.proto")?;
-    // As the compiler wrote it: decoded and encoded again, it would lose the rules.
+    // Written by protox, not re-encoded: prost would drop the rules.
     fs::write(PathBuf::from(env::var("OUT_DIR")?).join("library.bin"), protos.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .build_client(false)

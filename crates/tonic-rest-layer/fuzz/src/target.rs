@@ -1,6 +1,6 @@
-//! Properties of every request. The fuzzer generates requests; a test replays its corpus.
+//! Properties that hold for every request. The fuzzer generates requests; a test replays its corpus.
 //!
-//! An input has the form of HTTP: a line with method and target, header lines, an empty line, the body.
+//! An input has the format of HTTP: a line with method and target, header lines, an empty line, the body.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -27,8 +27,8 @@ use tower::Layer;
 use tower::ServiceExt;
 use tower::service_fn;
 
-/// A field of every kind; `HttpBody` both ways; queries; variables over several segments; verbs, streams and oneofs;
-/// features of other people's protos.
+/// Fields of every kind; `HttpBody` in both directions; queries; variables with several segments; verbs, streams and oneofs; unusual
+/// protos.
 const PROTOS: [&str; 6] =
     ["values.proto", "library.proto", "lists.proto", "names.proto", "sessions.proto", "foreign.proto"];
 
@@ -38,7 +38,7 @@ pub(crate) struct Target {
     pool: DescriptorPool,
 }
 
-/// A call as the service saw it: the method, and its request.
+/// A call that the service received: its method and its request.
 type Call = (MethodDescriptor, DynamicMessage);
 
 impl Target {
@@ -104,7 +104,7 @@ impl Target {
             let status = response.status().as_u16();
             (status, response.into_body().collect().await.expect("an answer to its end").to_bytes())
         };
-        // Nothing in it waits, so the future must be ready.
+        // Nothing waits, so the future is ready immediately.
         let (status, body) = answer.now_or_never().expect("an answer at once");
         let call = call.lock().expect("no panic before").take();
         (status, body, call)
@@ -125,7 +125,7 @@ async fn serve<B: Body<Data = Bytes>>(
     let frame = frame.to_bytes();
     assert_eq!(frame[0], 0);
     assert_eq!(u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize, frame.len() - 5);
-    let message = DynamicMessage::decode(method.input(), frame.slice(5..)).expect("what is let in, a decoder takes");
+    let message = DynamicMessage::decode(method.input(), frame.slice(5..)).expect("accepted requests are decodable");
     let reply = if method.input() == method.output() { frame } else { Bytes::from_static(&[0; 5]) };
     let mut end = HeaderMap::new();
     end.insert("grpc-status", HeaderValue::from_static("0"));
@@ -147,7 +147,7 @@ fn parse(input: &[u8]) -> Option<Request<Full<Bytes>>> {
         request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
     }
     let request = request.body(Full::from(Bytes::copy_from_slice(rest))).ok()?;
-    // gRPC requests are passed on.
+    // gRPC requests are passed on unchanged.
     let grpc = request.headers().get("content-type").is_some_and(|value| {
         value.as_bytes().get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
     });

@@ -1,11 +1,11 @@
-//! The protos' comments: what is written there once is the API's documentation everywhere.
+//! Comments of the protos, as descriptions in the document.
 
 use std::collections::HashMap;
 
 use prost_reflect::DescriptorPool;
 use prost_reflect::FileDescriptor;
 
-/// Every comment of a descriptor set that was compiled with source information; of any other, none.
+/// All comments of a descriptor set. Empty if the set was compiled without source information.
 #[derive(Debug)]
 pub(super) struct Comments(HashMap<(String, Vec<i32>), String>);
 
@@ -24,23 +24,23 @@ impl Comments {
         Comments(comments)
     }
 
-    /// The comment on what stands at this path of a file (descriptor.proto, `SourceCodeInfo.Location.path`).
+    /// The comment on the element at this path of a file (descriptor.proto, `SourceCodeInfo.Location.path`).
     pub(super) fn of(&self, file: &FileDescriptor, path: &[i32]) -> Option<&str> {
         self.0.get(&(file.name().to_owned(), path.to_vec())).map(String::as_str)
     }
 }
 
-/// Takes off what the comment signs left in front of each line. Deeper indentation stays: it is Markdown.
+/// Removes the space after the comment sign of each line. Keeps deeper indentation, which is Markdown.
 fn tidy(text: &str) -> String {
     let lines = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end());
     lines.collect::<Vec<_>>().join("\n").trim_matches('\n').to_owned()
 }
 
-/// The first sentence, on one line, and all that follows it.
+/// Splits off the first sentence, on one line.
 pub(super) fn split(text: &str) -> (String, Option<String>) {
     let (first, others) = text.split_once("\n\n").unwrap_or((text, ""));
     let first = first.replace('\n', " ");
-    // A full stop within a sentence (`e.g. this`) is not followed by a capital.
+    // A full stop inside a sentence (`e.g. this`) is followed by a lowercase letter.
     let ends = |at: usize| first[at + 2..].starts_with(|next: char| !next.is_lowercase());
     let end = first.match_indices(". ").map(|(at, _)| at).find(|at| ends(*at)).map_or(first.len(), |at| at + 1);
     let (sentence, rest) = first.split_at(end);

@@ -1,4 +1,4 @@
-//! What an operation answers when it does not do what was asked: by HTTP status, with every reason that leads there.
+//! The error responses of an operation, by HTTP status, with the reasons of each.
 
 use std::collections::BTreeMap;
 
@@ -24,29 +24,29 @@ const STATUS: &str = "google.rpc.Status";
 /// The component for the body of errors that the service defines. No message has this name: identifiers have no hyphens.
 const CUSTOM_BODY: &str = "error-body";
 
-/// The details that are spelled out. There may be others, and each says what it is.
+/// The details that the document describes, with their descriptions. Errors may have others.
 const DETAILS: [(&str, &str); 3] = [
-    (ERROR_INFO, "Says why, in words for a program: `reason` is unique within `domain`, and `metadata` tells more."),
-    ("google.rpc.BadRequest", "Says which fields of the request are wrong, and what is expected of each."),
-    ("google.rpc.RetryInfo", "Says how long to wait before a repeat has a chance."),
+    (ERROR_INFO, "The machine-readable reason: `reason` is unique within `domain`, and `metadata` has further data."),
+    ("google.rpc.BadRequest", "The invalid fields of the request, and what each must be."),
+    ("google.rpc.RetryInfo", "How long to wait before a retry."),
 ];
 
-/// The detail that has the reason.
+/// The detail with the reason.
 const ERROR_INFO: &str = "google.rpc.ErrorInfo";
 
-/// A reason that a service gives in `google.rpc.ErrorInfo`.
+/// A reason that a service sends in `google.rpc.ErrorInfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorReason {
     /// `ErrorInfo.reason`.
     pub name: String,
-    /// The code of a status with this reason.
+    /// The gRPC code of an error with this reason.
     pub code: Code,
-    /// What it means: a sentence.
+    /// What it means, as one sentence.
     pub description: String,
 }
 
 impl ErrorReason {
-    /// Puts the three together.
+    /// Creates a reason.
     pub fn new(name: impl Into<String>, code: Code, description: impl Into<String>) -> ErrorReason {
         ErrorReason { name: name.into(), code, description: description.into() }
     }
@@ -74,7 +74,7 @@ impl ErrorBody {
 
     /// What an error event contains, for descriptions.
     pub(super) fn noun(&self) -> &'static str {
-        if self.custom.is_some() { "an error as in responses" } else { "a `google.rpc.Status`" }
+        if self.custom.is_some() { "with the same JSON as an error response" } else { "a `google.rpc.Status`" }
     }
 
     /// The schemas of the body and, of a `google.rpc.Status`, of its details.
@@ -96,27 +96,27 @@ pub(super) struct Errors(BTreeMap<u16, StatusReasons>);
 
 #[derive(Debug, Default)]
 struct StatusReasons {
-    /// With what each means.
+    /// The reasons, with their descriptions.
     by_name: BTreeMap<String, String>,
-    /// Whether the operation's own are among them, and not only those that all operations have.
+    /// Whether there are reasons of this operation only.
     own: bool,
 }
 
-/// The errors that operations share: OpenAPI responses, by name.
+/// OpenAPI responses that operations share, by name.
 pub(super) type SharedResponses = BTreeMap<String, Value>;
 
 impl Errors {
-    /// Adds one of the operation's own.
+    /// Adds a reason of this operation only.
     pub(super) fn add(&mut self, reason: &ErrorReason) {
         self.insert(reason.code.http_status(), &reason.name, &reason.description).own = true;
     }
 
-    /// Adds one that all operations have.
+    /// Adds a reason of all operations.
     pub(super) fn add_common(&mut self, reason: &ErrorReason) {
         self.insert(reason.code.http_status(), &reason.name, &reason.description);
     }
 
-    /// Adds one of the layer's.
+    /// Adds an error of the layer itself.
     pub(super) fn add_refusal(&mut self, refusal: &Refusal) {
         let (_, status, reason) = refusal.row();
         let description = refusal.description();
@@ -125,12 +125,12 @@ impl Errors {
 
     fn insert(&mut self, status: StatusCode, reason: &str, description: &str) -> &mut StatusReasons {
         let reasons = self.0.entry(status.as_u16()).or_default();
-        // The service's own words come first, and stay.
+        // The service's own description has precedence.
         reasons.by_name.entry(reason.to_owned()).or_insert_with(|| description.to_owned());
         reasons
     }
 
-    /// The OpenAPI responses, by status. `exhaustive` says that the reasons are all there are.
+    /// The OpenAPI responses, by status. `exhaustive`: whether no other reasons occur.
     pub(super) fn responses(
         &self,
         headers: &Map<String, Value>,
@@ -142,8 +142,8 @@ impl Errors {
         for (&status, reasons) in &self.0 {
             let whole = response(status, &reasons.by_name, headers, exhaustive, body);
             let name = title(status).replace([' ', '-'], "");
-            let same = !reasons.own && *shared.entry(name.clone()).or_insert_with(|| whole.clone()) == whole;
-            let response = if same { json!({"$ref": format!("#/components/responses/{name}")}) } else { whole };
+            let is_shared = !reasons.own && *shared.entry(name.clone()).or_insert_with(|| whole.clone()) == whole;
+            let response = if is_shared { json!({"$ref": format!("#/components/responses/{name}")}) } else { whole };
             responses.insert(status.to_string(), response);
         }
         if !exhaustive {
@@ -190,13 +190,13 @@ fn response(
     })
 }
 
-/// The headers that belong to a status.
+/// The headers of a status.
 fn status_headers(status: u16) -> Map<String, Value> {
     let (name, header) = match status {
         401 => (
             "WWW-Authenticate",
             json!({
-                "description": "Says how to authenticate (RFC 9110 §11.6.1).",
+                "description": "How to authenticate (RFC 9110 §11.6.1).",
                 "required": true,
                 "schema": {"type": "string"},
             }),
@@ -204,7 +204,7 @@ fn status_headers(status: u16) -> Map<String, Value> {
         405 => (
             "Allow",
             json!({
-                "description": "Lists the methods that the path has (RFC 9110 §10.2.1).",
+                "description": "The methods of the path (RFC 9110 §10.2.1).",
                 "required": true,
                 "schema": {"type": "string"},
             }),
@@ -212,7 +212,7 @@ fn status_headers(status: u16) -> Map<String, Value> {
         429 | 503 => (
             "Retry-After",
             json!({
-                "description": "Tells after how many seconds a repeat has a chance; `google.rpc.RetryInfo` says the same.",
+                "description": "Seconds to wait before a retry, as in `google.rpc.RetryInfo`.",
                 "schema": {"type": "integer", "minimum": 1},
             }),
         ),
@@ -246,14 +246,14 @@ fn status() -> Value {
     let known: Vec<String> = DETAILS.iter().map(|(name, _)| type_url(name)).collect();
     let mut details: Vec<Value> = DETAILS.iter().map(|(name, _)| reference(name)).collect();
     details.push(json!({
-        "description": "Any other detail. `@type` says what it is.",
+        "description": "Any other detail, of the type `@type`.",
         "type": "object",
         "required": ["@type"],
         "properties": {"@type": {"type": "string", "not": {"enum": known}}},
     }));
     let codes: Vec<String> = (1..17).map(|number| format!("{number} {:?}", Code::from_number(number))).collect();
     json!({
-        "description": "What went wrong (AIP-193): a code, a message for developers, and typed details.",
+        "description": "An error (AIP-193): a code, a message for developers, and typed details.",
         "type": "object",
         "required": ["code", "message", "details"],
         "properties": {
@@ -263,7 +263,7 @@ fn status() -> Value {
                 "minimum": 1,
                 "maximum": 16,
             },
-            "message": {"description": "Says it to a developer, in English.", "type": "string"},
+            "message": {"description": "The message for developers, in English.", "type": "string"},
             "details": {"type": "array", "items": {"anyOf": details}},
         },
     })

@@ -1,4 +1,4 @@
-//! The rules as an OpenAPI 3.1 document: what the layer answers, options from the descriptors that it answers by.
+//! An OpenAPI 3.1 document of the rules, from the same descriptors as the layer.
 
 mod comments;
 mod errors;
@@ -63,10 +63,12 @@ use crate::template::Template;
 ///
 /// # Limitations
 ///
-/// - The schemas show the canonical form of ProtoJSON; the layer reads more than that.
-/// - OpenAPI has no methods but the eight that it names; rules with other kinds are under `x-additional-operations`. A
-///   rule for every method is shown under those that no other rule has.
-/// - Paths that differ only in the names of their variables are one path, with the names that come first.
+/// - The schemas have the canonical form of ProtoJSON; the layer also accepts the other forms.
+/// - OpenAPI 3.1 has eight methods. Rules with other methods are under `x-additional-operations`. A rule for every method is
+///   listed under the methods that have no other rule.
+/// - Paths that differ only in the names of their variables are one path, with the names of the first.
+/// - The document cannot derive what [`RestLayerBuilder::error_body`](crate::RestLayerBuilder::error_body) or
+///   [`on_success`](crate::RestLayerBuilder::on_success) return. Describe error bodies with [`error_body`](OpenApi::error_body).
 #[derive(Debug, Clone)]
 pub struct OpenApi {
     title: String,
@@ -84,14 +86,14 @@ pub struct OpenApi {
     style: PrintStyle,
 }
 
-/// Where methods list their reasons, and what each means.
+/// The method option that lists reasons, and the meaning of each.
 #[derive(Debug, Clone)]
 struct ReasonTable {
     option: String,
     table: HashMap<String, ErrorReason>,
 }
 
-/// Where methods list what a caller may show, and which scheme each stands for.
+/// The method option that lists credentials, and the security scheme of each.
 #[derive(Debug, Clone)]
 struct Security {
     option: String,
@@ -99,7 +101,7 @@ struct Security {
 }
 
 impl OpenApi {
-    /// Starts a document. Without any more, it has no servers, no security, and of errors those of the layer.
+    /// Creates a document without servers and security, and with the layer's own errors only.
     pub fn new(title: impl Into<String>, version: impl Into<String>) -> OpenApi {
         OpenApi {
             title: title.into(),
@@ -118,31 +120,30 @@ impl OpenApi {
         }
     }
 
-    /// Describes this service's rules, by its full name, and no others. May be given several times. Without it, all
-    /// services of the set are described. See [`RestLayerBuilder::service`](crate::RestLayerBuilder::service).
+    /// Describes the rules of the service with this full name only. Call it several times to add services. Default: all services of
+    /// the set. See [`RestLayerBuilder::service`](crate::RestLayerBuilder::service).
     #[must_use]
     pub fn service(mut self, full_name: impl Into<String>) -> OpenApi {
         self.selection.services.push(full_name.into());
         self
     }
 
-    /// Leaves out rules that cannot work, as
-    /// [`RestLayerBuilder::skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules) does.
+    /// Skips invalid rules, as [`RestLayerBuilder::skip_faulty_rules`](crate::RestLayerBuilder::skip_faulty_rules) does.
     #[must_use]
     pub fn skip_faulty_rules(mut self) -> OpenApi {
         self.selection.skips_faulty = true;
         self
     }
 
-    /// Names members as [`RestLayerBuilder::json_names`](crate::RestLayerBuilder::json_names) does.
+    /// Uses JSON names, as [`RestLayerBuilder::json_names`](crate::RestLayerBuilder::json_names) does.
     #[must_use]
     pub fn json_names(mut self) -> OpenApi {
         self.style.json_names = true;
         self
     }
 
-    /// Requires no members of replies that
-    /// [`RestLayerBuilder::omit_default_values`](crate::RestLayerBuilder::omit_default_values) leaves out.
+    /// Makes those members of replies optional that
+    /// [`RestLayerBuilder::omit_default_values`](crate::RestLayerBuilder::omit_default_values) omits.
     #[must_use]
     pub fn omit_default_values(mut self) -> OpenApi {
         self.style.omits_defaults = true;
@@ -190,18 +191,18 @@ impl OpenApi {
         self
     }
 
-    /// Adds a base path or URL under which the paths are answered. May be given several times.
+    /// Adds a base path or URL of the API. Call it several times to add more.
     #[must_use]
     pub fn server(mut self, url: impl Into<String>) -> OpenApi {
         self.servers.push(url.into());
         self
     }
 
-    /// Reads each method's reasons from a method option: a `repeated string` extension of this full name. Each must be
-    /// in the table.
+    /// Reads each method's reasons from a method option: a `repeated string` extension with this full name. Each reason must be in
+    /// `table`.
     ///
-    /// With this, the document promises that there are no other errors, and that each carries an `ErrorInfo` with one of
-    /// the reasons that are listed under its status. Without it, any error may come.
+    /// The document then states that no other errors occur, and that each error has an `ErrorInfo` with one of the reasons of its
+    /// status. Default: any error may occur.
     #[must_use]
     pub fn reasons(mut self, option: impl Into<String>, table: impl IntoIterator<Item = ErrorReason>) -> OpenApi {
         let table = table.into_iter().map(|reason| (reason.name.clone(), reason)).collect();
@@ -209,23 +210,23 @@ impl OpenApi {
         self
     }
 
-    /// Adds reasons, out of the table, that every method has.
+    /// Adds reasons of the table to every method.
     #[must_use]
     pub fn common_reasons<'n>(mut self, names: impl IntoIterator<Item = &'n str>) -> OpenApi {
         self.common_reasons.extend(names.into_iter().map(str::to_owned));
         self
     }
 
-    /// Adds a security scheme: an OpenAPI Security Scheme Object under a name of its own.
+    /// Adds an OpenAPI Security Scheme Object with this name.
     #[must_use]
     pub fn security_scheme(mut self, name: impl Into<String>, scheme: Value) -> OpenApi {
         self.security_schemes.insert(name.into(), scheme);
         self
     }
 
-    /// Reads from a method option, a repeated string or enum, what a caller may show; any one of them is enough. Each is
-    /// given with the security scheme that it stands for, or with none where it is not sent as a header. A method without
-    /// the option asks for nothing.
+    /// Reads the credentials that a method accepts from a method option, a repeated string or enum with this full name. Any one of
+    /// them is enough. `schemes` maps each credential to its security scheme, or to `None` if it needs none. A method without the
+    /// option requires no credentials.
     #[must_use]
     pub fn security<'n>(
         mut self,
@@ -237,25 +238,25 @@ impl OpenApi {
         self
     }
 
-    /// Adds a header that every answer has: an OpenAPI Header Object.
+    /// Adds an OpenAPI Header Object to every response.
     #[must_use]
     pub fn response_header(mut self, name: impl Into<String>, header: Value) -> OpenApi {
         self.headers.insert(name.into(), header);
         self
     }
 
-    /// Adds an answer that something in front of the layer can give to any request, with a body of its own.
+    /// Adds a response to every operation, for example of a proxy in front of the layer.
     #[must_use]
     pub fn response(mut self, status: u16, description: impl Into<String>) -> OpenApi {
         self.responses.insert(status, description.into());
         self
     }
 
-    /// Builds the document from an encoded `google.protobuf.FileDescriptorSet`, the one that the layer is built from.
+    /// Builds the document from the encoded `google.protobuf.FileDescriptorSet` that the layer is built from.
     ///
     /// # Errors
     ///
-    /// With every rule that cannot work, and every reason or credential that is not in the tables.
+    /// Fails with all invalid rules, and with all reasons and credentials that are not in the tables.
     pub fn build(self, descriptor_set: &[u8]) -> Result<Value, BuildErrors> {
         let pool = descriptors::decode(descriptor_set)?;
         let schema = Schema::new(&pool, self.style);
@@ -278,7 +279,7 @@ impl OpenApi {
     }
 }
 
-/// A document that is being written.
+/// A document under construction.
 struct Document<'d> {
     options: &'d OpenApi,
     pool: &'d DescriptorPool,
@@ -307,7 +308,7 @@ impl Document<'_> {
             })
             .collect();
         described.iter().for_each(|described| described.mark_direction(&mut self.schemas));
-        // A rule for every method takes what the others leave.
+        // A rule for every method gets the methods that have no other rule.
         described.sort_by_key(|described| described.binding.method == MethodPattern::Any);
         let mut paths = Paths::default();
         for described in &described {
@@ -315,9 +316,9 @@ impl Document<'_> {
         }
     }
 
-    /// Enters a binding: as one operation, or for `*` under every method that is left.
+    /// Adds a binding: one operation, or for `*` one for every method without another rule.
     fn operations(&mut self, described: &DescribedBinding<'_>, paths: &mut Paths) {
-        // The rule was read before, so its template has parsed.
+        // `rule::read` has parsed it.
         let Ok(template) = Template::parse(&described.binding.matched.template) else { return };
         let path = paths.add(&template);
         let tag = self.tag(described.method.parent_service());
@@ -408,7 +409,7 @@ impl Document<'_> {
         Some(alternatives.into())
     }
 
-    /// A service's name, with its package where two have the same one.
+    /// The service's name; its full name if another service has the same name.
     fn tag(&self, service: &ServiceDescriptor) -> String {
         let same = self.pool.services().filter(|other| other.name() == service.name()).count();
         if same > 1 { service.full_name().to_owned() } else { service.name().to_owned() }
@@ -463,14 +464,14 @@ impl Document<'_> {
     }
 }
 
-/// The tags of a path's operations.
+/// The tags of the operations of a path.
 fn tags_of(item: &Value) -> impl Iterator<Item = &str> {
     let custom = item["x-additional-operations"].as_object();
     let operations = item.as_object().into_iter().chain(custom).flat_map(Map::values);
     operations.filter_map(|operation| operation["tags"][0].as_str())
 }
 
-/// HEAD is answered with the same headers, and nothing behind them.
+/// A response to HEAD has no content.
 fn without_content(operation: &mut Map<String, Value>) {
     let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
     for response in responses.into_iter().flat_map(Map::values_mut).filter_map(Value::as_object_mut) {
@@ -478,7 +479,7 @@ fn without_content(operation: &mut Map<String, Value>) {
     }
 }
 
-/// `Service_Method`, and a number behind it for each further binding.
+/// `Service_Method`, with a number for each additional binding.
 fn id(ids: &mut HashSet<String>, tag: &str, method: &str) -> String {
     let first = format!("{tag}_{method}");
     let id = std::iter::once(first.clone())
@@ -494,7 +495,7 @@ fn method_error(method: &MethodDescriptor, reason: RuleError) -> BuildError {
     BuildError { service, method: method.name().to_owned(), reason }
 }
 
-/// What a method lists in an option, as words: strings, or the names of enum values. `None` if the method does not have the option.
+/// The values of a method option: strings, or the names of enum values. `None` if the method does not have the option.
 fn option_values(pool: &DescriptorPool, method: &MethodDescriptor, option: &str) -> Option<Vec<String>> {
     let extension = pool.get_extension_by_name(option)?;
     let options = method.options();

@@ -1,4 +1,4 @@
-//! Rules as operations: each binding with its parameters, its body and what it answers.
+//! Rules as operations: the parameters, the body and the responses of each binding.
 
 use prost_reflect::FieldDescriptor;
 use prost_reflect::Kind;
@@ -23,7 +23,7 @@ use crate::schema::Field;
 use crate::schema::Schema;
 use crate::schema::Shape;
 
-/// One binding, with all that it is described from.
+/// One binding, with the sources of its description.
 pub(super) struct DescribedBinding<'d> {
     pub schema: &'d Schema,
     pub comments: &'d Comments,
@@ -32,7 +32,7 @@ pub(super) struct DescribedBinding<'d> {
 }
 
 impl DescribedBinding<'_> {
-    /// The operation, without its responses and what the service's own options say.
+    /// The operation, without responses and security.
     pub(super) fn operation(&self, schemas: &mut Schemas<'_>, path: &PathItem, tag: &str) -> Map<String, Value> {
         let mut operation = Map::new();
         operation.insert("tags".to_owned(), json!([tag]));
@@ -61,7 +61,7 @@ impl DescribedBinding<'_> {
         operation
     }
 
-    /// Says which messages travel which direction, before any is described.
+    /// Marks the direction of each message. Must be called for all bindings before the first schema.
     pub(super) fn mark_direction(&self, schemas: &mut Schemas<'_>) {
         match self.binding.body {
             Body::None => {}
@@ -102,7 +102,7 @@ impl DescribedBinding<'_> {
         parameters
     }
 
-    /// The query parameters: every field that neither path nor body has, of nested messages too.
+    /// Adds the query parameters: all fields that neither path nor body binds, including those of nested messages.
     fn query(
         &self,
         schemas: &mut Schemas<'_>,
@@ -122,7 +122,7 @@ impl DescribedBinding<'_> {
             let below = nested.below(schemas.member(&field), schemas.is_required(&field));
             match (inner, shape) {
                 (Some(inner), Some(Shape::Object | Shape::HttpBody)) if !field.is_list() && !field.is_map() => {
-                    // What contains itself has no last level; the first one of each type is described.
+                    // A recursive message has no last level, so only the first level of each type is described.
                     let known = inner == *message || nested.types.contains(&inner.full_name().to_owned());
                     if !known {
                         self.query(schemas, &inner, inside, &below.inside(message), parameters);
@@ -134,7 +134,7 @@ impl DescribedBinding<'_> {
                 {
                     parameters.push(parameter(schemas, &field, &below));
                 }
-                // The query has no form for it, and the layer refuses it there.
+                // The layer rejects it as a query parameter.
                 _ => {}
             }
         }
@@ -198,22 +198,22 @@ impl DescribedBinding<'_> {
                 (value, found.and_then(|field| schemas.comment(&field)))
             }
         };
-        // Of the types that everyone has, everyone knows what they are.
+        // The comments of Google's own types do not describe this response.
         let comment = comment.filter(|_| !output.package_name().starts_with("google."));
-        let comment = if self.binding.raw_reply { Some("The content, as it is.") } else { comment };
-        let comment = comment.unwrap_or("Done.");
+        let comment = if self.binding.raw_reply { Some("The content.") } else { comment };
+        let comment = comment.unwrap_or("Success.");
         let content = match (self.binding.raw_reply, self.binding.server_streaming) {
             (true, _) => json!({"*/*": {}}),
             (false, false) => json!({"application/json": {"schema": value}}),
             (false, true) => json!({
                 (Format::Lines.content_type()): {"schema": {
-                    "description": "One of these on each line. A stream that fails ends with a line that has `error`.",
+                    "description": "One of these on each line. If the stream fails, the last line has `error`.",
                     "anyOf": [value, {"type": "object", "required": ["error"], "properties": {"error": error_body.schema()}}],
                 }},
                 (Format::Events.content_type()): {"schema": {
                     "description": format!(
                         "Server-sent events, where `Accept` names them. The data of each is one line as in \
-                        `application/x-ndjson`. A stream that fails ends with an event `error`, {}.",
+                        `application/x-ndjson`. If the stream fails, the last event is an `error`, {}.",
                         error_body.noun(),
                     ),
                     "type": "string",
@@ -224,14 +224,14 @@ impl DescribedBinding<'_> {
     }
 }
 
-/// Where a query parameter's field is.
+/// The path to the field of a query parameter.
 #[derive(Debug, Default)]
 struct ParameterPath {
-    /// The names that lead there, joined by dots.
+    /// The names of the fields, joined by dots.
     name: String,
-    /// Whether a part of the direction may be absent.
+    /// Whether a field on the path is optional.
     optional: bool,
-    /// The messages that it is in.
+    /// The messages on the path.
     types: Vec<String>,
 }
 
@@ -248,7 +248,7 @@ impl ParameterPath {
 }
 
 fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &ParameterPath) -> Value {
-    // A query is text, so a number has one form in it: that of a reply.
+    // A query is text, so numbers have only one form, the one in replies.
     let value = schemas.kind(&field.kind(), Direction::Output);
     let mut parameter = json!({"name": place.name, "in": "query", "required": !place.optional, "schema": value});
     if field.is_list() {
@@ -268,7 +268,7 @@ fn parameter(schemas: &mut Schemas<'_>, field: &FieldDescriptor, place: &Paramet
     parameter
 }
 
-/// The field at the end of dotted names.
+/// The field at the end of a path of names.
 fn resolve_field(message: &MessageDescriptor, names: &str) -> Option<FieldDescriptor> {
     let (name, rest) = match names.split_once('.') {
         Some((name, rest)) => (name, Some(rest)),

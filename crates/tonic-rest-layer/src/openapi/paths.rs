@@ -1,7 +1,7 @@
-//! Path templates of http.proto as those of OpenAPI, which knows no more than a name between slashes.
+//! Path templates of http.proto as OpenAPI paths, in which a parameter is one segment.
 //!
-//! `{name=shelves/*}` keeps its literals in the path and leaves the wildcard to a parameter: the URL is the same, and a
-//! client that escapes what it fills in would turn the slashes of a whole `name` into something else.
+//! `{name=shelves/*}` becomes `shelves/{name}`. The URL is the same, and a client that escapes parameter values does not escape the
+//! slash of a `name`.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::template::Segment;
 use crate::template::Template;
 use crate::template::Variable;
 
-/// A path and what stands in it.
+/// A path and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PathItem {
     pub text: String,
@@ -20,16 +20,16 @@ pub(super) struct PathItem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wildcard {
     pub name: String,
-    /// The field that it fills, or a part of.
+    /// The field whose value, or part of whose value, it is.
     pub field: Option<String>,
-    /// Whether it is the whole value of its field.
+    /// Whether it is the complete value of the field.
     pub whole: bool,
-    /// Whether it takes all that follows, slashes included.
+    /// Whether it is the rest of the path, including slashes.
     pub rest: bool,
     pub note: Option<String>,
 }
 
-/// The paths so far, by their shape: two that differ in names only are one path to OpenAPI, under the first one's names.
+/// The paths by their shape. Paths that differ only in parameter names are one path in OpenAPI, with the names of the first.
 #[derive(Debug, Default)]
 pub(super) struct Paths(HashMap<String, PathItem>);
 
@@ -74,7 +74,7 @@ impl PathItem {
         self.text.clone_from(&first.text);
         for (wildcard, first) in self.wildcards.iter_mut().zip(&first.wildcards) {
             if wildcard.name != first.name {
-                let note = format!("This is the field `{}` of the request.", wildcard.name);
+                let note = format!("The field `{}` of the request.", wildcard.name);
                 wildcard.note =
                     Some([Some(note), wildcard.note.take()].into_iter().flatten().collect::<Vec<_>>().join("\n\n"));
                 wildcard.name.clone_from(&first.name);
@@ -85,10 +85,10 @@ impl PathItem {
 
 fn wildcard(template: &Template, position: usize, count: usize) -> Wildcard {
     let rest = template.segments[position] == Segment::Rest;
-    let slashes = rest.then(|| "Takes the rest of the path. Its slashes are sent as they are.".to_owned());
+    let slashes = rest.then(|| "The rest of the path. Slashes are not escaped.".to_owned());
     let Some(variable) = template.variables.iter().find(|variable| (variable.start..variable.end).contains(&position))
     else {
-        // Fills no field. A name that no field can have.
+        // Binds no field. No field can have this name.
         return Wildcard { name: format!("*{}", count + 1), field: None, whole: false, rest, note: slashes };
     };
     let field = Some(variable.field_path.to_string());
@@ -113,7 +113,7 @@ fn part_note(variable: &Variable, segments: &[Segment], slashes: Option<String>)
             Segment::Rest => "**",
         })
         .collect();
-    let part = format!("Is a part of `{}`, which is `{}`.", variable.field_path, pattern.join("/"));
+    let part = format!("A part of `{}`, which has the form `{}`.", variable.field_path, pattern.join("/"));
     [Some(part), slashes].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 

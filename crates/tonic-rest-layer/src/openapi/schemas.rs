@@ -1,11 +1,11 @@
-//! Messages as JSON Schema (2020-12, which OpenAPI 3.1 is made of), as the layer reads and prints them.
+//! Messages as JSON Schema 2020-12, the dialect of OpenAPI 3.1.
 //!
-//! A message has two schemas, because they say different things. What is sent must have no member that is unknown, and
-//! may leave out all that is not `REQUIRED`. What is received always has the members whose absence means nothing, and may
-//! have further ones some day. A message that mark_direction both ways gets two components, `Foo` and `FooInput`.
+//! Requests and replies need different schemas. A request must not have unknown members, and may omit those that are not `REQUIRED`.
+//! A reply always has the members without presence, and later versions may add members. A message in both directions gets two
+//! components, `Foo` and `FooInput`.
 //!
-//! The schemas show the canonical form of ProtoJSON. The reader is more lenient: both spellings of a name, `null` for
-//! absence, numbers as strings, enum values by number.
+//! The schemas have the canonical form of ProtoJSON. The layer also accepts both names of a field, `null` for absence, numbers as
+//! strings and enum values by number.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -29,32 +29,32 @@ use crate::schema::MessageId;
 use crate::schema::Schema;
 use crate::schema::Shape;
 
-/// `google.api.FieldBehavior`, the values that a schema can say (google/api/field_behavior.proto).
+/// The values of `google.api.FieldBehavior` that a schema can express (google/api/field_behavior.proto).
 const REQUIRED: i32 = 2;
 const OUTPUT_ONLY: i32 = 3;
 const INPUT_ONLY: i32 = 4;
 
-/// Which direction a message mark_direction.
+/// Whether a message is sent in requests or in replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Direction {
     Input,
     Output,
 }
 
-/// Makes schemas, and keeps those that others refer to.
+/// Creates schemas, and collects those that become components.
 pub(super) struct Schemas<'d> {
     schema: &'d Schema,
     comments: &'d Comments,
     field_behavior: Option<ExtensionDescriptor>,
-    /// The name of each type in the document.
+    /// The component name of each type.
     names: HashMap<String, String>,
-    /// Which messages travel which direction.
+    /// The directions of each message.
     mark_direction: HashSet<(String, Direction)>,
     components: BTreeMap<String, Value>,
 }
 
 impl<'d> Schemas<'d> {
-    /// Names every type of the pool, by its name without the package; with it, where that would be taken twice.
+    /// Names every type of the pool: by its name without the package, or by its full name if two types would have the same name.
     pub(super) fn new(pool: &DescriptorPool, schema: &'d Schema, comments: &'d Comments) -> Schemas<'d> {
         let mut types: Vec<(String, String)> = pool
             .all_messages()
@@ -64,12 +64,12 @@ impl<'d> Schemas<'d> {
         types.sort_unstable();
         let short = |(full, package): &(String, String)| {
             let short = full.strip_prefix(package.as_str()).unwrap_or(full);
-            // google.rpc's names are too general to stand alone: there may be other statuses.
+            // `Status` alone is ambiguous; services may have their own.
             if package == "google.rpc" { full.clone() } else { short.trim_start_matches('.').to_owned() }
         };
         let mut count: HashMap<String, usize> = HashMap::new();
         for item in &types {
-            // `FooInput` is spoken for by `Foo`.
+            // `Foo` reserves `FooInput`.
             *count.entry(short(item)).or_default() += 1;
             *count.entry(format!("{}Input", short(item))).or_default() += 1;
         }
@@ -87,7 +87,7 @@ impl<'d> Schemas<'d> {
         }
     }
 
-    /// Says that a message mark_direction this direction, with all that it holds. To be texts of every message before the first schema.
+    /// Marks the direction of a message and of all messages inside it. Must be called for all messages before the first schema.
     pub(super) fn mark_direction(&mut self, message: &MessageDescriptor, direction: Direction) {
         if !self.mark_direction.insert((message.full_name().to_owned(), direction)) {
             return;
@@ -103,7 +103,7 @@ impl<'d> Schemas<'d> {
         self.components
     }
 
-    /// The value of a message: a reference where it is an object of its fields.
+    /// The schema of a message. A reference if its JSON is an object of its fields.
     pub(super) fn message(&mut self, message: &MessageDescriptor, direction: Direction) -> Value {
         match Shape::of(message.full_name(), message.fields().len()) {
             Shape::Object | Shape::HttpBody => {
@@ -114,7 +114,7 @@ impl<'d> Schemas<'d> {
                     name.push_str("Input");
                 }
                 if !self.components.contains_key(&name) {
-                    // Before its own fields are looked at: they may lead back to it.
+                    // Before its fields, because the message may contain itself.
                     self.components.insert(name.clone(), Value::Null);
                     let object = self.object(message, direction, None);
                     self.components.insert(name.clone(), object);
@@ -135,12 +135,12 @@ impl<'d> Schemas<'d> {
             Shape::Any => json!({
                 "type": "object",
                 "required": ["@type"],
-                "properties": {"@type": {"type": "string", "description": "Names the type of the other members."}},
+                "properties": {"@type": {"type": "string",         "description": "The type of the other members."}},
             }),
         }
     }
 
-    /// An object of a message's fields, except for those that `bound` has: the path says what they are.
+    /// An object of the message's fields, without those that are `bound` by the path.
     pub(super) fn object(
         &mut self,
         message: &MessageDescriptor,
@@ -195,12 +195,12 @@ impl<'d> Schemas<'d> {
         object.into()
     }
 
-    /// The name of a field's member.
+    /// The name of the field in JSON.
     pub(super) fn member<'f>(&self, field: &'f FieldDescriptor) -> &'f str {
         if self.schema.style.json_names { field.json_name() } else { field.name() }
     }
 
-    /// The field's index, and what of its inside is spoken for; `None` when the field itself is.
+    /// The field's index, and the bound fields inside it. `None` if the field itself is bound.
     pub(super) fn unbound_field<'g>(
         &self,
         message: MessageId,
@@ -212,7 +212,7 @@ impl<'d> Schemas<'d> {
         free.then(|| (index, bound.and_then(|bound| bound.nested(index))))
     }
 
-    /// The value of a field, with what its comment and its options say of it.
+    /// The schema of a field, with its comment and its options.
     pub(super) fn field(&mut self, field: &FieldDescriptor, direction: Direction) -> Value {
         let value = match field.kind() {
             Kind::Message(entry) if field.is_map() => {
@@ -263,7 +263,7 @@ impl<'d> Schemas<'d> {
         values.as_list().unwrap_or_default().iter().filter_map(prost_reflect::Value::as_enum_number).collect()
     }
 
-    /// One value.
+    /// The schema of one value.
     pub(super) fn kind(&mut self, kind: &Kind, direction: Direction) -> Value {
         match kind {
             Kind::Bool => json!({"type": "boolean"}),
@@ -311,11 +311,11 @@ impl<'d> Schemas<'d> {
     }
 }
 
-/// What an integer looks like as a string.
+/// Patterns of integers as strings.
 const INTEGER: &str = "^-?(0|[1-9][0-9]*)$";
 const UNSIGNED: &str = "^(0|[1-9][0-9]*)$";
 
-/// Numbers beyond what a double holds are printed as strings, and read as either.
+/// 64-bit integers are printed as strings, and accepted as strings or numbers.
 fn int64_schema(format: &str, pattern: &str, direction: Direction) -> Value {
     let kind = if direction == Direction::Input { json!(["string", "integer"]) } else { json!("string") };
     json!({"type": kind, "format": format, "pattern": pattern})
@@ -333,7 +333,7 @@ pub(super) fn nullable(value: Value) -> Value {
     json!({"anyOf": [value, {"type": "null"}]})
 }
 
-/// Of a oneof's members one is there, or none.
+/// At most one member of a oneof may be present.
 fn at_most_one(names: &[String]) -> Value {
     let one = |name: &String| json!({"required": [name]});
     let mut ways: Vec<Value> = names.iter().map(one).collect();

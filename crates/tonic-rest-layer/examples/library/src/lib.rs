@@ -1,15 +1,15 @@
-//! A tonic service of your own over HTTP and JSON: `cargo run -p library`, and then
+//! A tonic service over REST and JSON. Run `cargo run -p library`, then:
 //!
 //! ```sh
 //! curl -d '{"title": "Emma", "authors": ["Austen"]}' -H 'content-type: application/json' localhost:8081/shelves/1/books
 //! curl localhost:8081/shelves/1/books/1
-//! curl localhost:8081/shelves/1:read                                  # a line per book, as they come
-//! curl -H 'accept: text/event-stream' localhost:8081/shelves/1:read   # the same as server-sent events
+//! curl localhost:8081/shelves/1:read                                  # a line per book
+//! curl -H 'accept: text/event-stream' localhost:8081/shelves/1:read   # server-sent events
 //! curl -i localhost:8081/shelves/1/books/1:download
 //! curl -i localhost:8081/shelves/1/books/9                            # 404, as google.rpc.Status
 //! ```
 //!
-//! gRPC and grpc-web are served on the same port. The layer is one line of [`serve`].
+//! The same port serves gRPC and grpc-web. The layer is one line of [`serve`].
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -34,7 +34,7 @@ use tonic_rest_layer::RestLayer;
 use tonic_web::GrpcWebLayer;
 use tower::Layer;
 
-/// What `build.rs` wrote: the messages and the service, and the descriptor set for the layer.
+/// The output of `build.rs`: messages, service, and the descriptor set for the layer.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
 mod library {
     pub mod v1 {
@@ -53,7 +53,7 @@ mod google {
 ///
 /// # Errors
 ///
-/// Fails if a rule of the proto cannot work, or the listener fails.
+/// Fails if a rule of the proto is invalid, or if the listener fails.
 pub async fn serve(listener: TcpListener) -> Result<(), BoxError> {
     let routes = Routes::new(LibraryServiceServer::new(Library::default()));
     let service = RestLayer::new(library::v1::DESCRIPTOR_SET)?.layer(GrpcWebLayer::new().layer(routes));
@@ -62,7 +62,7 @@ pub async fn serve(listener: TcpListener) -> Result<(), BoxError> {
     Ok(axum::serve(listener, Router::new().fallback_service(service)).await?)
 }
 
-/// The service. Nothing in it knows of HTTP or JSON.
+/// A plain tonic service, without HTTP or JSON.
 #[derive(Default)]
 struct Library {
     books: Mutex<Vec<Book>>,
@@ -70,7 +70,7 @@ struct Library {
 
 impl Library {
     fn find(&self, name: &str) -> Result<Book, Status> {
-        let books = self.books.lock().map_err(|_| Status::internal("a panic before"))?;
+        let books = self.books.lock().map_err(|_| Status::internal("poisoned lock"))?;
         books.iter().find(|book| book.name == name).cloned().ok_or_else(|| Status::not_found("no such book"))
     }
 }
@@ -80,7 +80,7 @@ impl LibraryService for Library {
     async fn create_book(&self, request: Request<CreateBookRequest>) -> Result<Response<Book>, Status> {
         let CreateBookRequest { parent, book } = request.into_inner();
         let mut book = book.ok_or_else(|| Status::invalid_argument("no book"))?;
-        let mut books = self.books.lock().map_err(|_| Status::internal("a panic before"))?;
+        let mut books = self.books.lock().map_err(|_| Status::internal("poisoned lock"))?;
         book.name = format!("{parent}/books/{}", books.len() + 1);
         books.push(book.clone());
         Ok(Response::new(book))
@@ -94,7 +94,7 @@ impl LibraryService for Library {
 
     async fn read_shelf(&self, request: Request<ReadShelfRequest>) -> Result<Response<Self::ReadShelfStream>, Status> {
         let shelf = format!("{}/", request.into_inner().name);
-        let books = self.books.lock().map_err(|_| Status::internal("a panic before"))?;
+        let books = self.books.lock().map_err(|_| Status::internal("poisoned lock"))?;
         let books: Vec<_> = books.iter().filter(|book| book.name.starts_with(&shelf)).cloned().map(Ok).collect();
         Ok(Response::new(Box::pin(stream::iter(books))))
     }
