@@ -26,7 +26,7 @@ use crate::transcoder::Transcoder;
 /// The default of [`RestLayerBuilder::max_body_bytes`]: 1 MiB.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// The maximum of [`RestLayerBuilder::max_body_bytes`]: 1 GiB. A gRPC frame has a length of 4 bytes, and a message can be larger
+/// The maximum of [`RestLayerBuilder::max_body_bytes`]: 1 GiB. The length field of a gRPC frame has 4 bytes, and a message can be larger
 /// than its JSON.
 const BODY_BYTES_CEILING: usize = 1024 * 1024 * 1024;
 

@@ -26,10 +26,10 @@ use crate::content::Discard;
 use crate::content::collect;
 use crate::deadline;
 use crate::error::BoxError;
-use crate::reply::Answer;
 use crate::reply::OpeningStream;
 use crate::reply::Reply;
 use crate::reply::ReplyContext;
+use crate::reply::RestResponse;
 use crate::reply::UnaryReply;
 use crate::route::Path;
 use crate::status::Refusal;
@@ -37,7 +37,7 @@ use crate::status::Refusal;
 /// What follows after the body has been read.
 pub(crate) enum Next<F, RB> {
     Call { call: F, context: ReplyContext },
-    Answer(Box<Answer<RB>>),
+    Response(Box<RestResponse<RB>>),
 }
 
 /// Reads the body and starts the call.
@@ -57,7 +57,7 @@ pin_project! {
         // A gRPC or grpc-web call, or one that falls through.
         Passthrough { #[pin] call: F },
         // A response of the layer itself.
-        Ready { answer: Option<Answer<RB>> },
+        Ready { answer: Option<RestResponse<RB>> },
         // Waiting for the rest of the body.
         ReadingBody { reading: Reading<F, RB, E> },
         // Waiting for the service.
@@ -76,7 +76,7 @@ impl<F, B, RB, E> ResponseFuture<F, B, RB, E> {
     }
 
     /// A response of the layer itself.
-    pub(crate) fn ready(answer: Answer<RB>) -> ResponseFuture<F, B, RB, E> {
+    pub(crate) fn ready(answer: RestResponse<RB>) -> ResponseFuture<F, B, RB, E> {
         ResponseFuture { state: State::Ready { answer: Some(answer) } }
     }
 
@@ -113,7 +113,7 @@ where
                 StateProjection::Ready { answer } => return Poll::Ready(Ok(answer.take().expect(COMPLETED))),
                 StateProjection::ReadingBody { reading } => match ready!(reading.as_mut().poll(cx))? {
                     Next::Call { call, context } => State::Calling { call, context: Some(context), discard: None },
-                    Next::Answer(answer) => return Poll::Ready(Ok(*answer)),
+                    Next::Response(answer) => return Poll::Ready(Ok(*answer)),
                 },
                 StateProjection::Calling { call, context, discard } => {
                     if discard.as_mut().is_some_and(|discard| discard.poll(cx).is_ready()) {
@@ -121,7 +121,7 @@ where
                     }
                     let response = ready!(call.poll(cx))?;
                     match context.take().expect(COMPLETED).reply(response) {
-                        Reply::Answer(answer) => return Poll::Ready(Ok(answer)),
+                        Reply::Response(answer) => return Poll::Ready(Ok(answer)),
                         Reply::Unary(reply) => State::CollectingReply { reply },
                         Reply::Stream(reply) => State::OpeningStream { reply },
                     }
@@ -185,6 +185,6 @@ where
         Ok((parts, frame)) => {
             Next::Call { call: inner.call(Request::from_parts(parts, RequestBody::frame(frame))), context }
         }
-        Err(refusal) => Next::Answer(Box::new(context.refuse(&refusal))),
+        Err(refusal) => Next::Response(Box::new(context.refuse(&refusal))),
     })
 }

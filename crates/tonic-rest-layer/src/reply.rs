@@ -53,14 +53,14 @@ pub(crate) struct ReplyContext {
 }
 
 /// An HTTP response of the layer.
-pub(crate) type Answer<B> = Response<ResponseBody<B>>;
+pub(crate) type RestResponse<B> = Response<ResponseBody<B>>;
 
 /// Resolves when the first message of a stream is available, or the call has ended.
-pub(crate) type OpeningStream<B> = Pin<Box<dyn Future<Output = Answer<B>> + Send>>;
+pub(crate) type OpeningStream<B> = Pin<Box<dyn Future<Output = RestResponse<B>> + Send>>;
 
 /// A response, or a future of it.
 pub(crate) enum Reply<B> {
-    Answer(Answer<B>),
+    Response(RestResponse<B>),
     Unary(UnaryReply<B>),
     Stream(OpeningStream<B>),
 }
@@ -102,12 +102,12 @@ impl ReplyContext {
     }
 
     /// A refusal of the layer.
-    pub(crate) fn refuse<B>(&self, refusal: &Refusal) -> Answer<B> {
+    pub(crate) fn refuse<B>(&self, refusal: &Refusal) -> RestResponse<B> {
         self.refuse_after(refusal, ReplyMetadata::default())
     }
 
     /// The response to OPTIONS: the methods of the path (RFC 9110 §9.3.7).
-    pub(crate) fn options<B>(&self, mut methods: Vec<Method>) -> Answer<B> {
+    pub(crate) fn options<B>(&self, mut methods: Vec<Method>) -> RestResponse<B> {
         methods.push(Method::OPTIONS);
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -115,16 +115,16 @@ impl ReplyContext {
         response
     }
 
-    fn bad_reply<B>(&self, reason: &'static str, metadata: ReplyMetadata) -> Answer<B> {
+    fn bad_reply<B>(&self, reason: &'static str, metadata: ReplyMetadata) -> RestResponse<B> {
         self.refuse_after(&Refusal::BadReply(reason), metadata.without_headers())
     }
 
-    fn refuse_after<B>(&self, refusal: &Refusal, metadata: ReplyMetadata) -> Answer<B> {
+    fn refuse_after<B>(&self, refusal: &Refusal, metadata: ReplyMetadata) -> RestResponse<B> {
         self.fail(self.transcoder.refuse(refusal), metadata)
     }
 
     /// The response of a failed call.
-    fn fail<B>(&self, failure: RestError, metadata: ReplyMetadata) -> Answer<B> {
+    fn fail<B>(&self, failure: RestError, metadata: ReplyMetadata) -> RestResponse<B> {
         let hooks = &self.transcoder.hooks;
         let mut answer =
             self.full_response(hooks.error_content_type.clone(), hooks.error_body(&failure).into(), metadata);
@@ -136,7 +136,7 @@ impl ReplyContext {
         answer
     }
 
-    fn full_response<B>(&self, content_type: HeaderValue, body: Bytes, metadata: ReplyMetadata) -> Answer<B> {
+    fn full_response<B>(&self, content_type: HeaderValue, body: Bytes, metadata: ReplyMetadata) -> RestResponse<B> {
         let ReplyMetadata { mut headers, trailers, extensions } = metadata;
         headers::from_metadata(&mut headers, &trailers);
         headers.insert(header::CONTENT_TYPE, content_type);
@@ -151,7 +151,7 @@ impl ReplyContext {
     }
 
     /// Applies the `on_success` hook to a successful response.
-    fn apply_success_hook<B>(&self, answer: Answer<B>) -> Answer<B> {
+    fn apply_success_hook<B>(&self, answer: RestResponse<B>) -> RestResponse<B> {
         let Some(Hook(hook)) = &self.transcoder.hooks.success else { return answer };
         let (mut parts, mut body) = answer.into_parts();
         hook(&self.binding().matched, &mut parts);
@@ -164,7 +164,7 @@ impl ReplyContext {
         Response::from_parts(parts, body)
     }
 
-    fn response<B>(&self, body: ResponseBody<B>, headers: HeaderMap, mut extensions: Extensions) -> Answer<B> {
+    fn response<B>(&self, body: ResponseBody<B>, headers: HeaderMap, mut extensions: Extensions) -> RestResponse<B> {
         if self.binding.is_some() {
             extensions.insert(self.binding().matched.clone());
         }
@@ -187,14 +187,14 @@ impl ReplyContext {
         let streams = self.binding().server_streaming;
         if ended && let Some(failure) = RestError::from_call_end(&self.transcoder.details(), status, &metadata.headers)
         {
-            return Reply::Answer(self.fail(failure, metadata));
+            return Reply::Response(self.fail(failure, metadata));
         }
         match (streams, ended) {
             (true, _) if self.is_head || ended => {
-                Reply::Answer(self.stream_response(None, None, Deframer::default(), None, metadata))
+                Reply::Response(self.stream_response(None, None, Deframer::default(), None, metadata))
             }
             (true, _) => Reply::Stream(Box::pin(self.open_stream(metadata, body))),
-            (false, true) => Reply::Answer(self.bad_reply("no reply to a unary call", metadata)),
+            (false, true) => Reply::Response(self.bad_reply("no reply to a unary call", metadata)),
             (false, false) => {
                 Reply::Unary(UnaryReply { context: self, body, metadata, deframer: Deframer::default(), message: None })
             }
@@ -202,7 +202,7 @@ impl ReplyContext {
     }
 
     /// The response of a unary call that has ended.
-    fn unary_response<B>(&self, message: Option<Bytes>, whole: bool, mut metadata: ReplyMetadata) -> Answer<B> {
+    fn unary_response<B>(&self, message: Option<Bytes>, whole: bool, mut metadata: ReplyMetadata) -> RestResponse<B> {
         if let Some(failure) = RestError::from_call_end(&self.transcoder.details(), StatusCode::OK, &metadata.trailers)
         {
             return self.fail(failure, metadata);
@@ -225,7 +225,7 @@ impl ReplyContext {
     }
 
     /// Waits for the first message or the end of the call, because until then the HTTP status can still be that of an error.
-    async fn open_stream<B>(self, mut metadata: ReplyMetadata, body: B) -> Answer<B>
+    async fn open_stream<B>(self, mut metadata: ReplyMetadata, body: B) -> RestResponse<B>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
@@ -303,7 +303,7 @@ impl ReplyContext {
         deframer: Deframer,
         body: Option<Pin<Box<B>>>,
         metadata: ReplyMetadata,
-    ) -> Answer<B> {
+    ) -> RestResponse<B> {
         let format = self.format();
         let ReplyMetadata { mut headers, extensions, .. } = metadata;
         headers::from_metadata(&mut headers, &HeaderMap::new());
@@ -346,9 +346,9 @@ impl<B> Future for UnaryReply<B>
 where
     B: Body<Data = Bytes>,
 {
-    type Output = Answer<B>;
+    type Output = RestResponse<B>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<B>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RestResponse<B>> {
         let mut this = self.project();
         loop {
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {

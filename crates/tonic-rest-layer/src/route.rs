@@ -1,4 +1,4 @@
-//! Finds the route for a method and a path, in a trie, so that the time does not depend on the number of routes.
+//! Finds the route for a method and a path, in a trie, so that a lookup among 1,000 routes costs about as much as among 10.
 //!
 //! The rules, most of them from http.proto:
 //! - Literals have precedence over `*`, and `*` over `**`, in any order of declaration, with backtracking.

@@ -213,7 +213,7 @@ impl Refusal {
     }
 
     /// The response. `domain` is the `ErrorInfo.domain`.
-    pub(crate) fn answer(&self, domain: &str, style: PrintStyle) -> RestError {
+    pub(crate) fn to_error(&self, domain: &str, style: PrintStyle) -> RestError {
         let (code, status, reason) = self.row();
         let mut info = json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",

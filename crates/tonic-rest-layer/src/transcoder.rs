@@ -38,6 +38,6 @@ impl Transcoder {
 
     /// The response for a refusal.
     pub(crate) fn refuse(&self, refusal: &Refusal) -> RestError {
-        refusal.answer(&self.error_domain, self.schema.style)
+        refusal.to_error(&self.error_domain, self.schema.style)
     }
 }

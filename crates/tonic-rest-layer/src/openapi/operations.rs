@@ -165,8 +165,8 @@ impl DescribedBinding<'_> {
                     schemas.message(&input, Direction::Input)
                 };
                 let required = input.fields().any(|field| {
-                    let open = schemas.unbound_field(self.binding.input, &field, Some(bound));
-                    open.is_some() && schemas.is_required(&field)
+                    let unbound = schemas.unbound_field(self.binding.input, &field, Some(bound));
+                    unbound.is_some() && schemas.is_required(&field)
                 });
                 (value, required, self.comments.of(&input.parent_file(), input.path()).map(str::to_owned))
             }

@@ -114,7 +114,7 @@ impl<'d> Schemas<'d> {
                     name.push_str("Input");
                 }
                 if !self.components.contains_key(&name) {
-                    // Before its fields, because the message may contain itself.
+                    // Reserved before its fields are described, because the message may contain itself.
                     self.components.insert(name.clone(), Value::Null);
                     let object = self.object(message, direction, None);
                     self.components.insert(name.clone(), object);
