@@ -160,6 +160,19 @@ async fn a_forged_token_is_a_401_on_every_wire_and_changes_nothing() {
     assert!(phone.is_signed_in().await);
 }
 
+/// The rules for user ids may become stricter than they were when the token was issued.
+#[tokio::test]
+async fn a_genuine_token_whose_user_id_is_no_longer_valid_signs_out() {
+    let service = Service::start().await;
+    for wire in Wire::ALL {
+        let phone = service.sign_in("ada", "phone").await;
+        let (key, claims) = signing_key(&service, &phone.access_token);
+        let token = key.sign(&Claims { sub: "me".into(), ..claims }).expect("signs");
+        service.revoke_current(wire, bearer(token.expose_secret())).await.expect("signs out");
+        assert!(!phone.is_signed_in().await, "{wire:?}");
+    }
+}
+
 /// Lookups of unknown keys are shared, and one project's broken key does not affect others.
 #[tokio::test]
 async fn unknown_keys_are_401s_and_share_one_query() {

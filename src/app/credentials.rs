@@ -12,6 +12,7 @@ use crate::store::Store;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
@@ -282,16 +283,19 @@ impl App {
         Ok(project)
     }
 
-    /// Verifies an access token that may have expired, as a sign-out accepts it.
+    /// The session of an access token that may have expired: all that a sign-out needs.
     ///
     /// # Errors
     ///
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`]; or if the keys had to be reloaded and the database
     /// operation fails.
-    pub(super) async fn verified(&self, AccessToken(text): &AccessToken) -> Result<VerifiedToken, Error> {
+    pub(super) async fn session_of_access(
+        &self,
+        AccessToken(text): &AccessToken,
+    ) -> Result<(ProjectId, SessionId), Error> {
         let candidate = self.verifier.read(text)?;
         let key = self.key_of(candidate.key()).await?;
-        Ok(self.verifier.verify(candidate, key.verifying())?)
+        Ok(self.verifier.verify_session(candidate, key.verifying())?)
     }
 
     /// The key that a token names. Reloads the keys if it is unknown.

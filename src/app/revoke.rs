@@ -74,8 +74,8 @@ impl App {
             Err(error) => errors.push(error),
         };
         for token in &holder.access {
-            let verified = self.verified(token).await;
-            sort(verified.map(|token| Target { project: token.project().clone(), session: token.session() }));
+            let found = self.session_of_access(token).await;
+            sort(found.map(|(project, session)| Target { project, session }));
         }
         for token in &holder.refresh {
             sort(self.session_of(token.as_ref()).await);

@@ -210,6 +210,30 @@ impl AccessVerifier {
         }
     }
 
+    /// Verifies a token by the key that it names, and returns the session that it belongs to: everything that a sign-out
+    /// needs. A user id that is no longer valid does not matter here.
+    ///
+    /// # Errors
+    ///
+    /// As [`AccessVerifier::verify`].
+    pub fn verify_session(
+        &self,
+        candidate: Candidate<'_>,
+        key: &VerifyingKey,
+    ) -> Result<(ProjectId, SessionId), VerifyError> {
+        let (presented, digest) = match candidate {
+            Candidate::Verified(token) => return Ok((token.project().clone(), token.session())),
+            Candidate::Unverified(presented, digest) => (presented, digest),
+        };
+        let claims = presented.verify(key, &self.issuer)?;
+        let project = ProjectId::parse(&claims.project_id).ok_or(VerifyError::Unparsable)?;
+        let session = SessionId::parse(&claims.sid).ok_or(VerifyError::Unparsable)?;
+        if let Ok(token) = VerifiedToken::new(claims, presented.key()) {
+            self.verified.insert(digest, token);
+        }
+        Ok((project, session))
+    }
+
     /// Parses a token without checking its signature: for a token that its issuer has confirmed, or to say what is wrong
     /// with one whose key is unknown. The result is not remembered.
     ///
@@ -258,6 +282,28 @@ mod tests {
             assert_eq!(verify(&forged), Err(VerifyError::Unparsable), "and it stays so");
             assert_eq!(find(&forged), None);
         }
+    }
+
+    #[test]
+    fn for_a_sign_out_the_session_is_enough() {
+        let (key, verifier) = (key(), AccessVerifier::new(issuer()));
+        let expected = Ok((key.project().clone(), SessionId::parse(&claims().sid).expect("an id")));
+        for sub in ["ada", "", "me", "a\nb"] {
+            let text = key.sign(&Claims { sub: sub.into(), ..claims() }).expect("signs");
+            let text = text.expose_secret();
+            let session = || verifier.verify_session(verifier.read(text)?, key.verifying());
+            assert_eq!((session(), session()), (expected.clone(), expected.clone()), "{sub:?}");
+            let token = verifier.read(text).and_then(|candidate| verifier.verify(candidate, key.verifying()));
+            assert_eq!(token.is_ok(), sub == "ada", "{sub:?}: for anything else, the user counts");
+            let (body, _) = text.rsplit_once('.').expect("a signature");
+            let forged = format!("{body}.{}", "A".repeat(86));
+            let session =
+                verifier.read(&forged).and_then(|candidate| verifier.verify_session(candidate, key.verifying()));
+            assert_eq!(session, Err(VerifyError::Unparsable));
+        }
+        let text = key.sign(&Claims { sid: "none".into(), ..claims() }).expect("signs");
+        let candidate = verifier.read(text.expose_secret()).expect("a token");
+        assert_eq!(verifier.verify_session(candidate, key.verifying()), Err(VerifyError::Unparsable));
     }
 
     #[test]
