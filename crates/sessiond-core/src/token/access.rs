@@ -332,6 +332,18 @@ pub(super) mod tests {
         }
     }
 
+    /// In whichever crate the token is verified: serde_json needs a feature for it, which a server's other crates may turn on.
+    #[test]
+    fn numbers_in_the_applications_claims_are_read_as_they_were_written() {
+        let (key, mut written) = (key(), claims());
+        for number in [51.248_178_375_505_404, 97.453_653_200_346_85, 2.003_039_774_426_776_2e-253] {
+            written.own.insert("number".into(), number.into());
+            let token = key.sign(&written).expect("signs");
+            let read = verify(token.expose_secret(), &key).expect("its own key");
+            assert_eq!(read.own["number"].as_f64().map(f64::to_bits), Some(f64::to_bits(number)));
+        }
+    }
+
     /// Anyone can write down `(r, n − s)` for `(r, s)`: a token has one text all the same.
     #[test]
     fn a_token_has_one_spelling() {
