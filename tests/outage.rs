@@ -53,6 +53,8 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(response.headers()["x-user-id"], "", "and no identity");
+        let page = service.metrics_page().await;
+        assert!(page.contains(r#"{operation="outlines_find",outcome="error"}"#), "the rows were asked: {page}");
         let response = service.wires.http(Method::GET, path, bearer("rubbish"), "").await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let asked = check_request(Route::Envoy, Some("demo"), &bearer(&phone.access_token));

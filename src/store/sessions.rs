@@ -147,7 +147,8 @@ impl Store {
         ids: Vec<SessionId>,
     ) -> Result<Vec<(SessionSummary, Epoch)>, Error> {
         let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
-        self.idempotent("summaries_find", move |mut tx| {
+        // The operation's name in the metrics, which dashboards know.
+        self.idempotent("outlines_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
                 let query = with_epochs!()
