@@ -3,7 +3,7 @@
 //!
 //! A guard keeps the project's public keys and follows `WatchRevocations`. A token is accepted when its signature holds, its
 //! time is not up, its session is not among those that have ended, and the news of what has ended is young enough. When it
-//! is not, [`FailMode`](crate::FailMode) decides: a guard that is cut off knows that it is.
+//! is not, [`FailMode`] decides: a guard that is cut off knows that it is.
 //!
 //! ```no_run
 //! # async fn example(key: String) -> Result<(), sessiond_guard::ConnectError> {
@@ -14,7 +14,7 @@
 //! # drop(routes); Ok(()) }
 //! ```
 //!
-//! Behind the layer, a request has a [`Principal`](crate::Principal) among its extensions. `docs/guard.md` has what is
+//! Behind the layer, a request has a [`Principal`] among its extensions. `docs/guard.md` has what is
 //! promised, and measured.
 
 mod ask;
