@@ -1,4 +1,4 @@
-//! What one connection is doing: whether it has asked for anything yet, how many requests are open, and since when none is.
+//! The activity of one connection: whether it has sent a request yet, how many requests are open, and since when it is idle.
 
 use std::io;
 use std::pin::Pin;
@@ -19,50 +19,50 @@ use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long a connection may take to close once it was asked to and has nothing open.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a connection may take to close after the shutdown request, once no request is open.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a connection may be kept, and idle.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
     /// From a request's first byte to the end of its head; on a new connection, from the beginning.
     pub(super) head: Duration,
-    /// Without a request.
+    /// Without an open request.
     pub(super) idle: Duration,
-    /// At all; busy ones end after what is open.
+    /// In total; a busy connection closes after its open requests.
     pub(super) age: Duration,
 }
 
-/// What is to become of a connection.
+/// What to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionFate {
-    /// It goes on; look again at this moment.
-    GoesOn(Instant),
-    /// It is asked to end, for this reason.
-    Ends(&'static str),
-    /// It is cut off, for this reason.
-    CutOff(&'static str),
+    /// Keep it; check again at this time.
+    Keep(Instant),
+    /// Shut it down gracefully, for this reason.
+    Close(&'static str),
+    /// Abort it, for this reason.
+    Abort(&'static str),
 }
 
-/// See the module. Cheap to clone; clones share state.
+/// The activity of one connection. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct Activity(Arc<ActivityRecord>);
 
 struct ActivityRecord {
     born: Instant,
     state: Mutex<ActivityState>,
-    /// Rings when the connection has to make room.
-    gives_way: Notify,
+    /// Notified when the connection must make room for another.
+    evicted: Notify,
 }
 
 struct ActivityState {
     open: usize,
-    /// Since when none is open.
+    /// Since when no request is open.
     idle_since: Instant,
     version: Option<Version>,
-    /// When the first byte since then came.
+    /// When the first byte since then was received.
     first_byte: Option<Instant>,
-    /// Since when it is on its way out.
+    /// Since when it is shutting down.
     leaving: Option<Instant>,
 }
 
@@ -70,27 +70,27 @@ impl Activity {
     pub(super) fn new() -> Self {
         let born = Instant::now();
         let state = ActivityState { open: 0, idle_since: born, version: None, first_byte: None, leaving: None };
-        Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), gives_way: Notify::new() }))
+        Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), evicted: Notify::new() }))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, ActivityState> {
         self.0.state.lock().expect("no one panics while holding it")
     }
 
-    /// Notes a request, which is open until what is returned is dropped.
-    pub(super) fn begin(&self, version: Version) -> Open {
+    /// Records a request, which is open until the returned guard is dropped.
+    pub(super) fn begin(&self, version: Version) -> OpenRequest {
         let mut state = self.state();
         state.open += 1;
         state.version = Some(version);
         state.first_byte = None;
         drop(state);
-        Open(self.clone())
+        OpenRequest(self.clone())
     }
 
-    /// How long nothing has been open; `None` while something is, or it is on its way out.
+    /// How long no request has been open; `None` while one is open, or while the connection is shutting down.
     pub(super) fn idle_for(&self, now: Instant) -> Option<Duration> {
         let state = self.state();
-        // A head that is under way is a request that has begun.
+        // A head that is partly received is a request that has begun.
         let is_idle = state.open == 0 && state.leaving.is_none() && !state.is_in_head();
         is_idle.then(|| now.saturating_duration_since(state.idle_since))
     }
@@ -99,52 +99,52 @@ impl Activity {
         self.state().leaving.is_some()
     }
 
-    /// Notes that it is asked to end.
+    /// Marks it as shutting down.
     pub(super) fn leave(&self) {
         self.state().leaving.get_or_insert_with(Instant::now);
     }
 
     /// Asks it to make room for another.
-    pub(super) fn give_way(&self) {
+    pub(super) fn evict(&self) {
         self.leave();
-        self.0.gives_way.notify_one();
+        self.0.evicted.notify_one();
     }
 
-    /// Resolves when it has to make room for another.
-    pub(super) async fn gives_way(&self) {
-        self.0.gives_way.notified().await;
+    /// Resolves when it must make room for another.
+    pub(super) async fn evicted(&self) {
+        self.0.evicted.notified().await;
     }
 
-    /// What is to become of it at this moment.
-    pub(super) fn judge(&self, now: Instant, lifetimes: Lifetimes) -> ConnectionFate {
+    /// Decides what to do with the connection now.
+    pub(super) fn evaluate(&self, now: Instant, lifetimes: Lifetimes) -> ConnectionFate {
         let state = self.state();
         if let Some(leaving) = state.leaving {
             return match state.open {
-                // A stream of HTTP/2 may outlive what the connection was asked to do, and does no harm.
-                0 if now >= leaving.max(state.idle_since) + FAREWELL => ConnectionFate::CutOff("farewell"),
-                _ => ConnectionFate::GoesOn(now + FAREWELL),
+                // An HTTP/2 stream may outlive the shutdown request, which does no harm.
+                0 if now >= leaving.max(state.idle_since) + CLOSE_TIMEOUT => ConnectionFate::Abort("farewell"),
+                _ => ConnectionFate::Keep(now + CLOSE_TIMEOUT),
             };
         }
         if state.version.is_none() {
             let until = self.0.born + lifetimes.head;
-            return if now >= until { ConnectionFate::CutOff("silent") } else { ConnectionFate::GoesOn(until) };
+            return if now >= until { ConnectionFate::Abort("silent") } else { ConnectionFate::Keep(until) };
         }
         let old = self.0.born + lifetimes.age;
         if now >= old {
-            return ConnectionFate::Ends("age");
+            return ConnectionFate::Close("age");
         }
         if state.open > 0 {
-            return ConnectionFate::GoesOn(old.min(now + lifetimes.head));
+            return ConnectionFate::Keep(old.min(now + lifetimes.head));
         }
         if let Some(first_byte) = state.first_byte.filter(|_| state.is_in_head()) {
             let until = first_byte + lifetimes.head;
-            return if now >= until { ConnectionFate::CutOff("head") } else { ConnectionFate::GoesOn(until.min(old)) };
+            return if now >= until { ConnectionFate::Abort("head") } else { ConnectionFate::Keep(until.min(old)) };
         }
         let until = state.idle_since + lifetimes.idle;
         if now >= until {
-            ConnectionFate::Ends("idle")
+            ConnectionFate::Close("idle")
         } else {
-            ConnectionFate::GoesOn(until.min(old).min(now + lifetimes.head))
+            ConnectionFate::Keep(until.min(old).min(now + lifetimes.head))
         }
     }
 
@@ -157,19 +157,19 @@ impl Activity {
 }
 
 impl ActivityState {
-    /// Whether part of a request's head has come. Of HTTP/2 that is not known: pings are bytes too.
+    /// Whether part of a request's head was received. Unknown for HTTP/2, where pings are bytes too.
     fn is_in_head(&self) -> bool {
         self.open == 0 && self.first_byte.is_some() && self.version.is_some_and(|version| version < Version::HTTP_2)
     }
 }
 
-/// A request that is open.
+/// An open request.
 ///
-/// Over HTTP/2 it counts until its answer's head, and only a stream of revocations to its end. Otherwise a client that opens a
-/// public stream, or reads nothing of an answer, could keep the connection busy without end.
-pub(super) struct Open(Activity);
+/// Over HTTP/2 it counts until the response's head, and only a stream of revocations counts to its end. Otherwise a client that
+/// opens a public stream, or does not read a response, could keep the connection busy without end.
+pub(super) struct OpenRequest(Activity);
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.open -= 1;
@@ -180,10 +180,10 @@ impl Drop for Open {
     }
 }
 
-/// An answer's body, which keeps its request open to the end.
+/// A response's body, which keeps its request open until it ends.
 pub(super) struct OpenBody {
     pub(super) body: axum::body::Body,
-    pub(super) open: Option<Open>,
+    pub(super) open: Option<OpenRequest>,
 }
 
 impl http_body::Body for OpenBody {
@@ -210,13 +210,13 @@ impl http_body::Body for OpenBody {
     }
 }
 
-/// A connection that notes when something is read from it.
-pub(super) struct Noted<S> {
+/// A stream that records when bytes are read from it.
+pub(super) struct TrackedStream<S> {
     pub(super) stream: S,
     pub(super) activity: Activity,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
@@ -227,7 +227,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -265,29 +265,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_connection_outlives_its_clients_minute_and_a_slow_head_does_not() {
+    async fn an_idle_connection_is_kept_for_75_s_and_a_slow_head_for_10_s() {
         let activity = Activity::new();
-        assert_eq!(activity.judge(after(10), LIFETIMES), ConnectionFate::CutOff("silent"));
+        assert_eq!(activity.evaluate(after(10), LIFETIMES), ConnectionFate::Abort("silent"));
         drop(activity.begin(Version::HTTP_11));
         assert!(
-            matches!(activity.judge(after(74), LIFETIMES), ConnectionFate::GoesOn(_)),
+            matches!(activity.evaluate(after(74), LIFETIMES), ConnectionFate::Keep(_)),
             "idle for longer than a head may take"
         );
-        assert_eq!(activity.judge(after(75), LIFETIMES), ConnectionFate::Ends("idle"));
+        assert_eq!(activity.evaluate(after(75), LIFETIMES), ConnectionFate::Close("idle"));
         activity.read();
-        assert!(matches!(activity.judge(after(9), LIFETIMES), ConnectionFate::GoesOn(_)));
-        assert_eq!(activity.judge(after(10), LIFETIMES), ConnectionFate::CutOff("head"));
-        assert_eq!(activity.idle_for(after(70)), None, "a request that has begun makes room for nobody");
+        assert!(matches!(activity.evaluate(after(9), LIFETIMES), ConnectionFate::Keep(_)));
+        assert_eq!(activity.evaluate(after(10), LIFETIMES), ConnectionFate::Abort("head"));
+        assert_eq!(activity.idle_for(after(70)), None, "a request that has begun is not evicted");
     }
 
     #[tokio::test]
-    async fn pings_keep_no_connection_and_an_open_stream_does() {
+    async fn an_open_stream_keeps_a_connection_and_pings_do_not() {
         let activity = Activity::new();
         let open = activity.begin(Version::HTTP_2);
-        assert!(matches!(activity.judge(after(1_000), LIFETIMES), ConnectionFate::GoesOn(_)));
-        assert_eq!(activity.judge(after(3_600), LIFETIMES), ConnectionFate::Ends("age"));
+        assert!(matches!(activity.evaluate(after(1_000), LIFETIMES), ConnectionFate::Keep(_)));
+        assert_eq!(activity.evaluate(after(3_600), LIFETIMES), ConnectionFate::Close("age"));
         drop(open);
         activity.read();
-        assert_eq!(activity.judge(after(75), LIFETIMES), ConnectionFate::Ends("idle"));
+        assert_eq!(activity.evaluate(after(75), LIFETIMES), ConnectionFate::Close("idle"));
     }
 }

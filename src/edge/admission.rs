@@ -1,9 +1,9 @@
-//! What a request passes before anything is done for it, cheapest first: its address's bucket, its address's share of the
-//! requests under way, and the arrival of its message, with a deadline and within a budget of bytes. Only a request that is
-//! there whole goes on to take a slot, parse JSON, check a signature or ask the database.
+//! Admission control, cheapest check first: the address's bucket, the address's share of the requests in progress, and the
+//! arrival of the message, with a deadline and within a budget of bytes. Only a request that was received completely takes a
+//! slot, parses JSON, checks a signature or queries the database.
 //!
-//! A refusal is not rendered here. The request goes on without its body and with an [`EarlyRefusal`] in its extensions, and is
-//! answered where every call is counted, as a gRPC status, which every wire renders in its own way.
+//! A refusal is not rendered here. The request continues without its body and with an [`EarlyRefusal`] in its extensions, and
+//! is answered where every call is counted, with a gRPC status, which every wire renders in its own way.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -39,22 +39,22 @@ use sessiond_core::session::Origin;
 use tonic_rest_layer::RestLayer;
 use tonic_rest_layer::grpc_timeout;
 
-/// Which of an address's tokens a request has used: the one that a service with a genuine key gets back.
+/// The address that was charged for a request, and is refunded if the request has a genuine server key.
 #[derive(Clone, Copy)]
 pub(super) struct PaidBy(pub(super) IpAddr);
 
-/// The request was refused on its way in; the answer.
+/// The status of a request that was refused by admission control.
 #[derive(Clone)]
 pub(super) struct EarlyRefusal(Status);
 
 impl EarlyRefusal {
-    /// The refusal of a request, if it was refused.
+    /// The status, if the request was refused.
     pub(super) fn of(extensions: &Extensions) -> Option<Status> {
         extensions.get::<Self>().map(|Self(status)| status.clone())
     }
 }
 
-/// See the module.
+/// Admission control. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct AdmissionControl(Arc<AdmissionLimits>);
 
@@ -64,12 +64,12 @@ struct AdmissionLimits {
     arrival_timeout: Duration,
     body_bytes_max: usize,
     budget: Budget,
-    under_way: UnderWay,
+    in_progress: InProgress,
     rest: RestLayer,
 }
 
 impl AdmissionControl {
-    /// As configured.
+    /// Limits as configured.
     pub(super) fn new(rates: Limiter, limits: &config::Limits, metrics: Metrics, rest: RestLayer) -> Self {
         Self(Arc::new(AdmissionLimits {
             rest,
@@ -78,24 +78,24 @@ impl AdmissionControl {
             arrival_timeout: limits.request_timeout,
             body_bytes_max: limits.body_bytes_max,
             budget: Budget::new(limits.arriving_bytes_max),
-            under_way: UnderWay::new(limits.address_requests_max()),
+            in_progress: InProgress::new(limits.address_requests_max()),
         }))
     }
 }
 
 impl AdmissionLimits {
-    /// Whether a request has a message that somebody will read. What is refused for its path is refused before its body.
+    /// Whether a request has a message that will be read. A request for an unknown path is refused before its body is read.
     fn has_message(&self, request: &Request, class: RequestClass, is_grpc: bool) -> bool {
         let path = request.uri().path();
         let is_read = || is_grpc || class::is_form(path) || self.rest.has_route(request.method(), path);
         class::has_message(request.method(), class) && is_read()
     }
 
-    /// Takes a token of the address that a request comes from.
+    /// Charges the address that a request comes from.
     fn charge(&self, class: RequestClass, ip: IpAddr, extensions: &mut Extensions) -> Result<(), Status> {
         let refused = |empty: crate::rates::Empty| status::refused(empty.into());
         match class {
-            // Costs nothing, and a prober that is refused takes the replica out.
+            // Probes cost nothing, and a refused probe would take the replica out of service.
             RequestClass::Probe => Ok(()),
             RequestClass::SignOut => self.rates.charge(Bucket::SignOut(ip)).map_err(refused),
             RequestClass::Verify | RequestClass::Public => self.rates.charge(Bucket::Verify(ip)).map_err(refused),
@@ -113,7 +113,7 @@ impl AdmissionLimits {
     }
 }
 
-/// Lets a request in, or has it refused.
+/// Admits a request, or marks it as refused.
 pub(super) async fn admit(
     State(AdmissionControl(shared)): State<AdmissionControl>,
     mut request: Request,
@@ -121,19 +121,19 @@ pub(super) async fn admit(
 ) -> Response {
     let class = class::of(request.method(), request.uri().path());
     let trusted = request.extensions().get::<TrustedPeer>().is_some();
-    // All of a proxy's clients ask from the proxy's address, and one of them must not use it up for the others. But their
-    // messages have to arrive as any: it may hand on a call whose message never comes.
+    // All clients of a proxy come from the proxy's address, and one of them must not use up its limits for the others. But their
+    // messages must arrive like any other: a proxy may forward a call whose message never arrives.
     let is_for_many = trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
-    // Requests of unknown origin share a bucket: no way around it.
-    let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(nowhere);
+    // Requests of unknown origin share one bucket.
+    let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
     let _share = if is_for_many {
         None
     } else {
         if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
             return refuse(status, request, next).await;
         }
-        let share = shared.under_way.enter(ip, class);
+        let share = shared.in_progress.enter(ip, class);
         if share.is_none() {
             let status = shared.overloaded(class, "address");
             return refuse(status, request, next).await;
@@ -145,14 +145,14 @@ pub(super) async fn admit(
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
-    // A message takes more bytes in protobuf than in JSON at times, and has a head of its own.
+    // A message may take more bytes in protobuf than in JSON, and has a frame header.
     let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
     let asked = grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
     let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };
     let mut arriving = arrival::Arriving::new(body);
     let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
     match outcome {
-        // tonic waits for all that was announced before it says so, and holds a place meanwhile.
+        // Refused here, because tonic would wait for the whole announced length first, and hold a slot meanwhile.
         Ok(Arrived::TooLarge) if is_grpc => {
             refuse(status::undecodable(), Request::from_parts(parts, Body::empty()), next).await
         }
@@ -167,7 +167,7 @@ pub(super) async fn admit(
             shared.metrics.request_refused(class, "arrival");
             refuse(status::late(), Request::from_parts(parts, Body::empty()), next).await
         }
-        // Read on by the layer that answers, which waits no longer and says 408 in its own words.
+        // The layer that answers reads the rest, waits no longer, and returns its own 408.
         Err(_) => {
             shared.metrics.request_refused(class, "arrival");
             next.run(Request::from_parts(parts, arriving.into_body())).await
@@ -175,14 +175,14 @@ pub(super) async fn admit(
     }
 }
 
-/// Passes on a request that is refused, without its body.
+/// Passes on a refused request without its body.
 async fn refuse(status: Status, mut request: Request, next: Next) -> Response {
     *request.body_mut() = Body::empty();
     request.extensions_mut().insert(EarlyRefusal(status));
     next.run(request).await
 }
 
-/// Answers a refused request for a document, which is no call.
+/// Answers a refused request for a document, which is not a call of the API.
 pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
     let is_document = class::of(request.method(), request.uri().path()) == RequestClass::Public;
     let Some(status) = EarlyRefusal::of(request.extensions()).filter(|_| is_document) else {
@@ -191,14 +191,14 @@ pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
     answer(&status)
 }
 
-/// How many requests each address has under way, from the head to the answer's head: HTTP/2 bounds the streams of one
-/// connection only. Sign-outs are counted by themselves.
-struct UnderWay {
+/// How many requests each address has in progress, until the response's head: HTTP/2 limits only the streams of one
+/// connection. Sign-outs are counted separately.
+struct InProgress {
     max: usize,
     counts: Arc<Mutex<HashMap<(IpAddr, bool), usize>>>,
 }
 
-impl UnderWay {
+impl InProgress {
     fn new(max: usize) -> Self {
         Self { max, counts: Arc::default() }
     }
@@ -215,7 +215,7 @@ impl UnderWay {
     }
 }
 
-/// One request of an address. Given back when dropped.
+/// One request of an address. Released when dropped.
 struct Share {
     key: (IpAddr, bool),
     counts: Arc<Mutex<HashMap<(IpAddr, bool), usize>>>,

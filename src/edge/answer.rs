@@ -1,4 +1,4 @@
-//! A status as an HTTP answer, for requests that are no calls of the API: as the transcoding layer renders one.
+//! Renders a status as an HTTP response, for requests that are not calls of the API. Same format as the transcoding layer's.
 
 use axum::Json;
 use axum::response::IntoResponse as _;
@@ -11,7 +11,7 @@ use tonic_types::StatusExt as _;
 use super::retry_after::retry_after;
 use sessiond_core::reason;
 
-/// The status as JSON, with the HTTP status of its code, and `Retry-After` if it says when to repeat.
+/// The status as JSON, with the HTTP status of its code, and `Retry-After` if it has a retry delay.
 pub(super) fn answer(status: &Status) -> Response {
     let code = Code::from_number(status.code() as i32).http_status();
     let mut response = (code, Json(reason::json(status))).into_response();

@@ -1,4 +1,4 @@
-//! The arrival of a request's message: read whole, within a budget of bytes, before the request costs anything else.
+//! Receives a request's message completely, within a budget of bytes, before the request costs anything else.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use http_body_util::BodyExt as _;
 
 use crate::rates::network;
 
-/// One address may hold this part of the budget.
+/// One address may hold one part in this many of the budget.
 const SHARE_OF_ADDRESS: usize = 4;
 
 /// The bytes of messages that may be in memory at once.
@@ -38,32 +38,32 @@ struct HeldBytes {
 }
 
 impl Budget {
-    /// At most `max` bytes, and of one address a quarter of them.
+    /// At most `max` bytes in total, and a quarter of them for one address.
     pub(super) fn new(max: usize) -> Self {
         Self(Arc::new(ByteBudget { max, held: Mutex::default() }))
     }
 
-    /// A lease of no bytes yet for a request from this address.
+    /// An empty lease for a request from this address.
     pub(super) fn lease(&self, ip: IpAddr) -> ByteLease {
         ByteLease { budget: self.clone(), ip: Some(network(ip)), bytes: 0 }
     }
 
-    /// The same for a request of a proxy, which asks for many: no address's share bounds it.
+    /// An empty lease for a request of a proxy, which has many clients and so no address share.
     pub(super) fn lease_for_many(&self) -> ByteLease {
         ByteLease { budget: self.clone(), ip: None, bytes: 0 }
     }
 }
 
-/// The bytes that one request holds. Given back when dropped.
+/// The bytes that one request holds. Released when dropped.
 pub(super) struct ByteLease {
     budget: Budget,
-    /// Whose share it takes of.
+    /// The address whose share it uses.
     ip: Option<IpAddr>,
     bytes: usize,
 }
 
 impl ByteLease {
-    /// Takes more bytes; `false` if there are not as many left.
+    /// Takes more bytes; `false` if too few are left.
     fn extend(&mut self, bytes: usize) -> bool {
         let Budget(ledger) = &self.budget;
         let mut held = ledger.held.lock().expect("no one panics while holding it");
@@ -100,20 +100,20 @@ impl Drop for ByteLease {
     }
 }
 
-/// What came of the wait for a message.
+/// The result of waiting for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrived {
-    /// All of it is there.
+    /// It was received completely.
     Whole,
-    /// It is larger than it may be; what reads it finds out.
+    /// It is too large; the reader of the body reports that.
     TooLarge,
-    /// It ended early; what reads it finds out.
+    /// It ended early; the reader of the body reports that.
     CutOff,
-    /// There is no room for it.
+    /// The budget has no room for it.
     OverBudget,
 }
 
-/// A body on its way.
+/// A body that is being received.
 pub(super) struct Arriving {
     first: Bytes,
     more: BytesMut,
@@ -127,11 +127,11 @@ impl Arriving {
         Self { first: Bytes::new(), more: BytesMut::new(), trailers: None, error: None, rest: Some(body) }
     }
 
-    /// Reads until the body's end, or more than `bytes_max` are there. May be dropped midway: what was read stays.
+    /// Reads until the body ends or exceeds `bytes_max`. Cancel-safe: what was read is kept.
     pub(super) async fn gather(&mut self, bytes_max: usize, lease: &mut ByteLease) -> Arrived {
         let Some(body) = &mut self.rest else { return Arrived::Whole };
         let announced = body.size_hint();
-        // What says that it is too large is refused before any of it is read, so that nobody sends it.
+        // A body that announces too large a length is refused before any of it is read, so that it need not be sent.
         if announced.lower() > bytes_max as u64 {
             return Arrived::TooLarge;
         }
@@ -170,7 +170,7 @@ impl Arriving {
             }
         };
         self.rest = None;
-        // A connection that is gone ends a body without an error at times: what was announced says whether it is whole.
+        // A lost connection sometimes ends a body without an error: the announced length shows whether it is complete.
         match announced.exact() {
             Some(length) if outcome == Arrived::Whole && length != gathered as u64 => {
                 self.error = Some(axum::Error::new(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
@@ -180,7 +180,7 @@ impl Arriving {
         }
     }
 
-    /// What was read, and behind it what was not.
+    /// The whole body: what was read, followed by the rest.
     pub(super) fn into_body(self) -> Body {
         let Self { first, more, trailers, error, rest } = self;
         let data = match more.is_empty() {
@@ -253,7 +253,7 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
-    fn an_address_holds_a_quarter_and_gives_it_back() {
+    fn an_address_holds_at_most_a_quarter_and_releases_it() {
         let budget = Budget::new(100);
         let mut first = budget.lease(ONE);
         assert!(first.extend(20));
@@ -268,11 +268,11 @@ mod tests {
         assert!(proxy.extend(50), "a proxy has no share, but the budget bounds it too");
         assert!(!proxy.extend(1));
         drop((second, other, proxy));
-        assert_eq!(budget.0.held.lock().expect("no panic").addresses.len(), 0, "nothing stays");
+        assert_eq!(budget.0.held.lock().expect("no panic").addresses.len(), 0, "nothing is left");
     }
 
     #[tokio::test]
-    async fn what_was_announced_and_not_sent_is_cut_off() {
+    async fn a_body_is_whole_too_large_or_over_budget() {
         let budget = Budget::new(1_000);
         let mut lease = budget.lease(ONE);
         let mut whole = Arriving::new(Body::from("abc"));

@@ -1,4 +1,4 @@
-//! Bodies that are read whole by whatever stands beside the transcoder.
+//! Reads whole bodies, for the adapters beside the transcoder.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ pub(super) const FORM: &str = "application/x-www-form-urlencoded";
 /// The media type of JSON (RFC 8259 §11).
 pub(super) const JSON: &str = "application/json";
 
-/// How long to wait for a body that has had its time to arrive.
+/// How long to wait for a body that should already have arrived.
 pub(super) const ARRIVED: Duration = Duration::from_millis(50);
 
-/// What a body may take.
+/// The limits of a body.
 #[derive(Clone, Copy)]
 pub(super) struct BodyLimits {
     bytes_max: usize,
@@ -30,7 +30,7 @@ pub(super) struct BodyLimits {
 }
 
 impl BodyLimits {
-    /// As configured: as large as any message. It has arrived by now, or was given up (see [`super::admission`]).
+    /// Limits as configured. The body has already arrived, or was abandoned (see [`super::admission`]).
     pub(super) const fn new(limits: &config::Limits) -> Self {
         Self { bytes_max: limits.body_bytes_max, timeout: ARRIVED }
     }
@@ -38,9 +38,9 @@ impl BodyLimits {
 
 /// Why a body could not be read.
 pub(super) enum BodyError {
-    /// It did not come to its end in time.
+    /// It did not end in time.
     TooSlow,
-    /// It is larger than it may be.
+    /// It is too large.
     TooLarge,
     /// It ended early.
     CutOff,
@@ -58,8 +58,7 @@ pub(super) async fn read(body: Body, limits: BodyLimits) -> Result<Bytes, BodyEr
     })
 }
 
-/// Whether a body says that it is of this media type, and of no other. Parameters of the type change nothing: there is one
-/// encoding, UTF-8.
+/// Whether a body is declared with exactly this media type. Its parameters are ignored: the encoding is always UTF-8.
 pub(super) fn is_a(headers: &HeaderMap, media_type: &str) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };

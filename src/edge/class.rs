@@ -1,13 +1,13 @@
-//! What kind of request one is, told from its method and path alone: before anything of it is read.
+//! Classifies a request by its method and path, before anything of it is read.
 //!
-//! The class decides which bucket pays and which places it takes, so that a flood of one kind never stands in the way of
-//! another. A sign-out shares neither with anything else.
+//! The class decides which bucket is charged and which slots it uses, so that a flood of one class never blocks another.
+//! Sign-outs share neither with other classes.
 
 use http::Method;
 
 use crate::telemetry::RequestClass;
 
-/// Paths of gRPC, which grpc-web shares.
+/// Paths of gRPC and grpc-web.
 const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -28,10 +28,10 @@ const READS: [&str; 9] = [
 
 /// The class of a request.
 ///
-/// A path that only looks like one of another class, such as one under a base path that is not served, is answered with
-/// "not found" at that class's expense.
+/// A path that only looks like one of a class, such as one under a base path that is not served, is charged to that class and
+/// answered with "not found".
 pub(super) fn of(method: &Method, path: &str) -> RequestClass {
-    // A preflight is asked for once a day, by a browser, and answered without looking at anything.
+    // A browser sends a preflight once a day, and it is answered without any lookup.
     let is_public = || method == Method::OPTIONS || path.contains("/.well-known/") || path.ends_with("/openapi.json");
     if path == SIGN_OUT
         || (method == Method::DELETE && path.ends_with("/auth/sessions/current"))
@@ -51,7 +51,7 @@ pub(super) fn of(method: &Method, path: &str) -> RequestClass {
     }
 }
 
-/// Whether a request that was received whole is carried out although its client hangs up: all but what only reads.
+/// Whether a request is carried out even if its client disconnects: every request that is not read-only.
 pub(super) fn is_carried_out(method: &Method, path: &str) -> bool {
     let changes_nothing = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
         || [CHECK, HEALTH, REFLECTION].iter().any(|service| path.starts_with(service))
@@ -59,14 +59,14 @@ pub(super) fn is_carried_out(method: &Method, path: &str) -> bool {
     !changes_nothing
 }
 
-/// Whether a request is for a stream of revocations, on whichever wire.
+/// Whether a request is for a stream of revocations, on any wire.
 pub(super) fn is_watch(path: &str) -> bool {
     path.ends_with("/WatchRevocations") || path.ends_with("/revocations:watch")
 }
 
-/// Whether a request's body is read before the request is let in. A DELETE's never is.
+/// Whether a request's body is read before the request is admitted. A DELETE's never is.
 pub(super) fn has_message(method: &Method, class: RequestClass) -> bool {
-    // Reflection is a conversation: its messages have no end to wait for.
+    // Reflection is a bidirectional stream: its request body has no end to wait for.
     matches!(*method, Method::POST | Method::PUT | Method::PATCH) && class != RequestClass::Reflection
 }
 
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sign_out_is_one_on_every_wire() {
+    fn requests_are_classified_on_every_wire() {
         for (method, path) in [
             (Method::POST, "/sessiond.v1.SessionService/RevokeCurrent"),
             (Method::DELETE, "/auth/sessions/current"),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_reads_ends_with_its_client() {
+    fn only_read_only_requests_end_when_their_client_disconnects() {
         for (method, path) in [
             (Method::GET, "/auth/sessions"),
             (Method::POST, "/sessiond.v1.SessionService/ListSessions"),

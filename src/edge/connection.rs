@@ -1,5 +1,5 @@
-//! `Connection` names headers that are for the next hop alone, and they are removed further in (RFC 9110 §7.6.1). `Origin` is
-//! never one of them: it says that a browser asks, and a server key that comes out of a browser is refused.
+//! `Connection` names headers for the next hop only, and inner layers remove them (RFC 9110 §7.6.1). `Origin` must stay: it
+//! shows that the request comes from a browser, and a server key from a browser is refused.
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -8,7 +8,7 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
-/// Keeps `Origin` whatever `Connection` says.
+/// Keeps `Origin`, even if `Connection` names it.
 pub(super) async fn keep_origin(mut request: Request, next: Next) -> Response {
     unname_origin(request.headers_mut());
     next.run(request).await
@@ -25,7 +25,7 @@ fn unname_origin(headers: &mut HeaderMap) {
         .flat_map(|line| line.split(',').map(|option| option.trim().to_owned()).collect::<Vec<_>>())
         .filter(|option| !option.eq_ignore_ascii_case(header::ORIGIN.as_str()))
         .collect();
-    let line = HeaderValue::try_from(options.join(", ")).expect("parts of header values are one");
+    let line = HeaderValue::try_from(options.join(", ")).expect("parts of header values form one");
     headers.insert(header::CONNECTION, line);
 }
 
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origin_is_no_option_of_a_connection() {
+    fn origin_is_removed_from_connection() {
         for (lines, expected) in [
             (&["close, Origin"][..], "close"),
             (&["ORIGIN"], ""),

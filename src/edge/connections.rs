@@ -1,7 +1,7 @@
-//! The open connections: how many there may be, in all and from one address, and which of them make room for new ones.
+//! Limits the open connections, in total and per address, and closes idle ones to make room for new ones.
 //!
-//! An idle connection is a convenience, so it gives way to a client that has something to ask: first one of the same
-//! address, at the address's share; where all slots are taken, the one that has been idle for longest.
+//! An idle connection is a convenience, so it is closed for a client with a request. If the address has its share, one of its
+//! own connections is closed; if all slots are taken, the connection that has been idle longest.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,13 +18,13 @@ use super::activity::Activity;
 use crate::rates::network;
 use crate::telemetry::Metrics;
 
-/// A connection is idle in earnest after this long: a client that has just connected is about to ask.
+/// A connection that has been idle for less is not closed: a client that has just connected is about to send a request.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 
 /// How long to wait for a slot before another connection is asked to make room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 
-/// See the module. Cheap to clone; clones share state.
+/// The open connections. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub(super) struct Connections(Arc<ConnectionTable>);
 
@@ -47,8 +47,8 @@ impl Connections {
         Self(Arc::new(ConnectionTable { slots, address_max, metrics, open: Mutex::default() }))
     }
 
-    /// A slot for a connection from this address; `None` where the address has its share of connections already, all of
-    /// them busy. Waits while there is no slot at all. A trusted proxy has no share: its clients are many.
+    /// Acquires a slot for a connection from this address; `None` if the address has its share of connections and all of them
+    /// are busy. Waits while no slot is free. A trusted proxy has no share, because it has many clients.
     pub(super) async fn slot(&self, ip: IpAddr, is_trusted: bool) -> Option<ConnectionSlot> {
         let ip = network(ip);
         let entered = self.enter(ip, is_trusted);
@@ -75,7 +75,7 @@ impl Connections {
         let staying = own.values().filter(|activity| !activity.is_leaving()).count();
         if !is_trusted && staying >= self.0.address_max {
             let idlest = idlest(own.values(), now)?;
-            idlest.give_way();
+            idlest.evict();
             self.0.metrics.connection_closed("share");
         }
         let activity = Activity::new();
@@ -86,12 +86,12 @@ impl Connections {
         Some((id, activity))
     }
 
-    /// Asks the connection that has been idle for longest to end.
+    /// Asks the connection that has been idle longest to close.
     fn make_room(&self, but: u64) {
         let state = self.0.open.lock().expect("no one panics while holding it");
         let all = state.addresses.values().flatten().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
         if let Some(idlest) = idlest(all, Instant::now()) {
-            idlest.give_way();
+            idlest.evict();
             self.0.metrics.connection_closed("room");
         }
     }
@@ -102,7 +102,7 @@ fn idlest<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&
     idle.filter(|(idle, _)| *idle >= IDLE_MIN).max_by_key(|(idle, _)| *idle).map(|(_, activity)| activity)
 }
 
-/// A connection's slot. Given back when dropped.
+/// A connection's slot. Released when dropped.
 pub(super) struct ConnectionSlot {
     connections: Connections,
     ip: IpAddr,

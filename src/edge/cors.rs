@@ -1,5 +1,5 @@
-//! Which pages may call (Fetch Standard, CORS protocol). No cookie is ever read, so an origin that is let in gets nothing
-//! that it has no token for.
+//! Which pages may call the API (Fetch Standard, CORS protocol). No cookie is ever read, so an allowed origin gets only what it
+//! has a token for.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use super::setting::read;
 use super::stack_auth;
 use crate::config;
 
-/// How long a browser may remember a preflight: a day, which is as long as any of them does.
+/// How long a browser may cache a preflight: a day, the longest that any browser does.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What the API reads, and what tracing (W3C Trace Context) and common libraries add to every request of a page.
+/// The headers that the API reads, and those that tracing (W3C Trace Context) and common libraries add to a page's requests.
 const REQUEST_HEADERS: [&str; 10] = [
     "authorization",
     "content-type",
@@ -42,7 +42,7 @@ const RESPONSE_HEADERS: [&str; 7] = [
     "x-request-id",
 ];
 
-/// The layer; `None` when no origin is let in.
+/// The layer; `None` if no origin is allowed.
 pub(super) fn layer(origins: &[String], headers: &[String]) -> Result<Option<CorsLayer>, SettingError> {
     if origins.is_empty() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Statuses that tonic makes by itself have no details. This adds them, so that every answer has a reason.
+//! Adds details to the statuses that tonic creates, so that every response has a reason.
 
 use http::HeaderMap;
 use http::HeaderValue;
@@ -8,14 +8,14 @@ use tonic::Status;
 use super::grpc::GrpcResponse;
 use crate::rpc::status;
 
-/// Puts our status in the place of one without details.
+/// Replaces a status without details by one of ours.
 pub(super) fn explain(response: GrpcResponse) -> GrpcResponse {
     let headers = response.headers();
     if headers.contains_key(Status::GRPC_STATUS_DETAILS) {
         return response;
     }
     match code(headers) {
-        // It says so when it does not know an encoding, and says which ones would do.
+        // With this header, tonic does not support the encoding, and names those that it does.
         Some(Code::Unimplemented) => match headers.get(ACCEPT_ENCODING).cloned() {
             Some(encodings) => {
                 let mut response = status::unknown_encoding().into_http();
@@ -24,8 +24,8 @@ pub(super) fn explain(response: GrpcResponse) -> GrpcResponse {
             }
             None => status::unknown_method().into_http(),
         },
-        // What came could not be read: not the encoding that was named, too large, or no message. tonic calls that an internal
-        // error, out of range, or (decompressed) an exhausted resource.
+        // The request could not be decoded: wrong encoding, too large, or malformed. tonic reports an internal error, out of
+        // range, or (for a decompressed message) an exhausted resource.
         Some(Code::Internal | Code::OutOfRange | Code::ResourceExhausted) => status::undecodable().into_http(),
         _ => response,
     }

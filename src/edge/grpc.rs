@@ -1,4 +1,4 @@
-//! What travels between the layers inside the transcoder.
+//! The types of the layers inside the transcoder.
 
 use tonic::body::Body;
 
@@ -7,5 +7,5 @@ use super::shared::SharedService;
 pub(super) type GrpcRequest = http::Request<Body>;
 pub(super) type GrpcResponse = http::Response<Body>;
 
-/// The gRPC services and what every call passes on its way to them, whichever wire it came over.
+/// The gRPC services with the layers that every call passes, on any wire.
 pub(super) type GrpcService = SharedService<GrpcRequest, GrpcResponse>;

@@ -1,5 +1,5 @@
-//! What keeps one request from harming others: a bound on those under way, a deadline, and a net for panics. Each answers
-//! with a gRPC status, which every wire renders in its own way.
+//! Keeps one request from harming others: limits the requests in progress, applies a deadline, and catches panics. Each
+//! answers with a gRPC status, which every wire renders in its own way.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -29,7 +29,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::RequestClass;
 use tonic_rest_layer::grpc_timeout;
 
-/// See the module.
+/// Applies [`Guardrail`].
 #[derive(Clone)]
 pub(super) struct GuardrailLayer {
     slots: Arc<RequestSlots>,
@@ -37,7 +37,7 @@ pub(super) struct GuardrailLayer {
     metrics: Metrics,
 }
 
-/// Places for requests under way. What a proxy waits for, what signs out and what the rest asks never take each other's.
+/// Slots for requests in progress. Verifications, sign-outs and other requests never use each other's slots.
 struct RequestSlots {
     sign_outs: Arc<Semaphore>,
     verifications: Arc<Semaphore>,
@@ -47,15 +47,15 @@ struct RequestSlots {
     load: Load,
 }
 
-/// The most conversations about the API's description. Each may go on for as long as a request.
+/// The most reflection streams at once. Each may last as long as a request.
 const REFLECTION_MAX: usize = 32;
 
 /// The most probes at once.
 const PROBES_MAX: usize = 256;
 
 impl GuardrailLayer {
-    /// Lets `requests_max` in at a time, and as many sign-outs and as many verifications beside them; each for `deadline`
-    /// at most.
+    /// Admits `requests_max` requests at a time, and in addition as many sign-outs and as many verifications; each for at most
+    /// `deadline`.
     pub(super) fn new(requests_max: usize, deadline: Duration, load: Load, metrics: Metrics) -> Self {
         let slots = |max| Arc::new(Semaphore::new(max));
         let slots = RequestSlots {
@@ -87,7 +87,7 @@ impl GuardrailLayer {
     }
 }
 
-/// A request's place. Given back when dropped.
+/// A request's slot. Released when dropped.
 struct RequestSlot {
     _permit: OwnedSemaphorePermit,
     class: RequestClass,
@@ -108,7 +108,7 @@ impl<S> Layer<S> for GuardrailLayer {
     }
 }
 
-/// See the module.
+/// Limits, times out and isolates calls.
 #[derive(Clone)]
 pub(super) struct Guardrail<S> {
     inner: S,
@@ -149,14 +149,14 @@ where
     }
 }
 
-/// Whether tonic could not read the request. It calls that an internal error or out of range, without details; ours have them.
+/// Whether tonic could not decode the request. It reports an internal error or out of range without details; ours have details.
 fn is_undecodable(headers: &HeaderMap) -> bool {
     let code = headers.get("grpc-status").map(HeaderValue::as_bytes);
     matches!(code, Some(b"13" | b"11")) && !headers.contains_key("grpc-status-details-bin")
 }
 
 fn panicked() -> GrpcResponse {
-    // What it said is on standard error, by the panic hook.
+    // The panic hook has written its message to standard error.
     tracing::error!(request_id = %telemetry::request_id(), "a handler panicked");
     status::internal().into_http()
 }

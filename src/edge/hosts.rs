@@ -1,6 +1,6 @@
-//! Which host a request is for. One that does not say so, or says two things, is refused (RFC 9112 §3.2): the server and a
-//! proxy in front of it could understand it differently. And a page that gets a browser to resolve its own name to this
-//! address (DNS rebinding) must not reach what is meant for others.
+//! Checks which host a request is for. A request that names no host or several is refused (RFC 9112 §3.2), because the server
+//! and a proxy in front of it could read it differently. And a page whose own name a browser resolves to this address (DNS
+//! rebinding) must not reach the API.
 
 use std::sync::Arc;
 
@@ -17,15 +17,15 @@ use http::header;
 
 use crate::config::Authority;
 
-/// What probes ask for. They know a server's address and not its name.
+/// The paths of probes, which know a server's address but not its name.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/grpc.health.v1.Health/"];
 
-/// The names that are answered to.
+/// The accepted host names.
 #[derive(Clone)]
 pub(super) enum Allowed {
-    /// Those on the list; every name if the list is empty.
+    /// The names on the list; every name if it is empty.
     Named(Arc<[String]>),
-    /// This machine's own, and addresses: a listener on loopback has no other name.
+    /// This machine's own names, and addresses: a listener on loopback has no other name.
     Loopback,
 }
 
@@ -41,8 +41,8 @@ impl Allowed {
             Self::Named(names) if names.is_empty() => true,
             Self::Named(names) => {
                 let is_named = host.is_some_and(|host| names.contains(&host.host));
-                // An address is not resolved, so no page can make it mean this server. HTTP/1.0 may say nothing at all, and no
-                // browser speaks that.
+                // An address is not resolved, so a page cannot redirect it to this server. HTTP/1.0 may omit the host, but browsers do
+                // not use it.
                 let is_probe =
                     PROBES.iter().any(|probe| path == *probe || probe.ends_with('/') && path.starts_with(probe));
                 is_named || is_probe && host.is_none_or(is_local)
@@ -52,8 +52,8 @@ impl Allowed {
     }
 }
 
-/// Lets a request for one of the names pass. Answers one for another name with 421 (RFC 9110 §15.5.20), and one that names
-/// no host as it must with 400.
+/// Passes a request for an accepted name. Answers a request for another name with 421 (RFC 9110 §15.5.20), and one without a
+/// valid host with 400.
 pub(super) async fn check(State(allowed): State<Allowed>, request: Request, next: Next) -> Response {
     let host = match addressed(request.version(), request.uri(), request.headers()) {
         Ok(host) => host,
@@ -65,7 +65,7 @@ pub(super) async fn check(State(allowed): State<Allowed>, request: Request, next
     (StatusCode::MISDIRECTED_REQUEST, "this server does not answer to that name\n").into_response()
 }
 
-/// The host that a request is for; `None` where its version of HTTP lets it name none.
+/// The host that a request is for; `None` if its version of HTTP permits that.
 fn addressed(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, &'static str> {
     const MALFORMED: &str = "the host is malformed (RFC 9112, section 3.2)\n";
     // HTTP/2 puts the host into the URI, and so does HTTP/1.1 for a proxy; otherwise it is in a header.
@@ -90,7 +90,7 @@ fn addressed(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<
     }
 }
 
-/// Whether both are one: a port that the scheme has anyway may be left out.
+/// Whether both are the same host: the scheme's default port may be omitted.
 fn is_same(scheme: Option<&str>, one: &Authority, other: &Authority) -> bool {
     let usual = match scheme {
         Some("http") => Some(80),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_know_an_address_and_no_name() {
+    fn probes_may_name_an_address() {
         let allowed = Allowed::new(&["sessions.example.org".to_owned()]);
         for path in ["/healthz", "/readyz", "/grpc.health.v1.Health/Check"] {
             for good in ["10.1.2.3:8080", "[fd00::1]:8080", "localhost:8080", "sessions.example.org"] {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_on_loopback_has_no_name_but_its_own() {
+    fn a_listener_on_loopback_accepts_only_local_names() {
         for (name, answered) in [("localhost:9464", true), ("127.0.0.1:1", true), ("[::1]", true), ("10.0.0.1", true)] {
             assert_eq!(Allowed::Loopback.has("/metrics", host(name).as_ref()), answered, "{name}");
         }

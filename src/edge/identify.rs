@@ -1,5 +1,5 @@
-//! Gives every request an id: in the log, in an answer's `x-request-id`, in the details of an internal error. And notes
-//! over which wire it came, before the layers further in make all three look alike.
+//! Gives every request an id, which appears in the log, in the response's `x-request-id` and in the details of an internal
+//! error. Also records the request's wire, before inner layers make all three look alike.
 
 use std::sync::Arc;
 
@@ -20,11 +20,11 @@ use sessiond_core::clock;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id that is taken over, in bytes.
+/// The longest id that is accepted from a proxy, in bytes.
 const LENGTH_MAX: usize = 128;
 
-/// Runs the request under an id: the one that a trusted proxy gave it, so that both logs tell of one request, or one of its
-/// own. What anyone else has sent is not taken over: it would be the client's to forge.
+/// Runs the request with an id: the one that a trusted proxy sent, so that both logs use the same id, or a new one. An id from
+/// anyone else is ignored, because a client could forge it.
 pub(super) async fn identify(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
     let wire = media::wire(request.headers());
     request.extensions_mut().insert(wire);
@@ -35,14 +35,14 @@ pub(super) async fn identify(State(trust): State<Trust>, mut request: Request, n
     let value = HeaderValue::from_str(&id).expect("plain characters are a header value");
     let headers = response.headers_mut();
     headers.insert(HEADER, value);
-    // Tokens travel in answers (RFC 6749 §5.1); what may be kept says so itself.
+    // Responses may hold tokens (RFC 6749 §5.1); cacheable ones say so themselves.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     // JSON holds what users wrote; a browser must not take it for a page.
     headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
     response
 }
 
-/// The id that the request came with, if there is exactly one and it may stand in a log and a header.
+/// The id in the request, if there is exactly one and it is safe for a log and a header.
 fn given(headers: &HeaderMap) -> Option<Arc<str>> {
     let mut values = headers.get_all(HEADER).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_is_taken_over_is_short_and_plain() {
+    fn an_accepted_id_is_short_and_plain() {
         let given = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {

@@ -32,8 +32,8 @@ use sessiond_core::token;
 use sessiond_core::token::jwks;
 use sessiond_core::token::jwks::JwkSet;
 
-/// The routes, under every base path. The document of all projects only where it is asked for: it grows with them, and
-/// tells anyone how many there are.
+/// The routes, under every base path. The document of all projects is opt-in: it grows with them, and reveals how many there
+/// are.
 pub(super) fn routes(app: App, web: &Web) -> Router {
     let keys = |router: Router<JwksState>, base: &String| {
         let base = base.trim_end_matches('/');
@@ -52,17 +52,17 @@ struct JwksState {
     documents: Arc<RwLock<Option<Arc<Documents>>>>,
 }
 
-/// Every document there is, as put together from one snapshot of the keys.
+/// All documents, built from one snapshot of the keys.
 struct Documents {
     snapshot: Arc<Snapshot>,
-    /// From when until when they say what they should: a retired key leaves by itself.
+    /// The period in which they are correct: a retired key expires by itself.
     from: Timestamp,
     until: Option<Timestamp>,
     all: JwksDocument,
     projects: HashMap<ProjectId, JwksDocument>,
 }
 
-/// A JWK set as it is sent, and the tag that it is known by (RFC 9110 §8.8.3).
+/// A JWK set as it is sent, and its entity tag (RFC 9110 §8.8.3).
 #[derive(Clone)]
 struct JwksDocument {
     text: Bytes,
@@ -77,7 +77,7 @@ async fn project_keys(State(keys): State<JwksState>, Path(project): Path<String>
     let Some(project) = ProjectId::parse(&project) else { return no_project() };
     let snapshot = match keys.app.keys().find(&project, |snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) => snapshot,
-        // What is known stays good; that a project is unknown is not known while the database is away.
+        // Cached projects are still answered; whether another project exists is unknown while the database is unavailable.
         Err(_) => return unavailable(),
     };
     match keys.documents(snapshot).projects.get(&project) {
@@ -87,7 +87,7 @@ async fn project_keys(State(keys): State<JwksState>, Path(project): Path<String>
 }
 
 impl JwksState {
-    /// The documents of this snapshot at this moment. Two that ask for new ones at once both make them: no harm.
+    /// The documents of this snapshot now. Concurrent callers may build them twice, which does no harm.
     fn documents(&self, snapshot: Arc<Snapshot>) -> Arc<Documents> {
         let now = self.app.clock().now();
         let last = self.documents.read().expect("no one panics while holding it").clone();
@@ -133,7 +133,7 @@ impl JwksDocument {
         (headers, [(header::CONTENT_TYPE, "application/json")], self.text.clone()).into_response()
     }
 
-    /// Whether the caller has this very document: `If-None-Match`, compared weakly (RFC 9110 §13.1.2).
+    /// Whether the caller has this document: `If-None-Match`, compared weakly (RFC 9110 §13.1.2).
     fn is_known_to(&self, asked: &HeaderMap) -> bool {
         let values = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         let mut tags = values.flat_map(|value| value.split(',')).map(str::trim);

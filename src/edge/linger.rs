@@ -1,4 +1,4 @@
-//! Request bodies that were not read to their end.
+//! Drains request bodies that the handler did not read to their end.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -15,16 +15,16 @@ use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-/// The most that is read of a body that nobody wants, in bytes.
+/// The most that is drained of a body, in bytes.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// How long is waited for it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to drain it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A request's body that is read on, within bounds, after its handler has dropped it.
+/// A request's body that is drained, within bounds, after its handler has dropped it.
 ///
-/// A refusal often needs no body, and comes before it. Once the body is dropped, HTTP/2 resets the stream right after the answer
-/// (RFC 9113 §8.1). A client must not throw the answer away for that; curl does, before version 8, and says "stream error".
+/// A refusal is often sent before the body is read. Once the body is dropped, HTTP/2 resets the stream right after the response
+/// (RFC 9113 §8.1). A client must not discard the response for that; curl before version 8 does, and reports a stream error.
 pub(super) struct Lingering(Option<Incoming>);
 
 impl Lingering {
@@ -63,7 +63,7 @@ impl Drop for Lingering {
         let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else { return };
         // Without a runtime there is no connection left either.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(timeout(PATIENCE, discard(body)));
+            runtime.spawn(timeout(DRAIN_TIMEOUT, discard(body)));
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Media types, as RFC 9110 §8.3.1 has them: upper and lower case are the same, and parameters may follow. The layers further
-//! in compare gRPC's by the letter, so its types are brought into one spelling here, and those that they would misunderstand
-//! are refused.
+//! Normalizes media types (RFC 9110 §8.3.1), which are case-insensitive and may have parameters. Inner layers compare gRPC's
+//! types byte by byte, so they are normalized here, and types that inner layers would misread are refused.
 
 use std::collections::HashMap;
 
@@ -24,18 +23,18 @@ use crate::telemetry::Wire;
 use sessiond_core::reason;
 use sessiond_core::reason::DOMAIN;
 
-/// What a request's type says of how it is to be read.
+/// The framing that a request's content type declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Grpc,
     GrpcWeb,
     GrpcWebText,
-    /// A type of gRPC's that is none of these, or more than one type.
+    /// Another type that begins like gRPC's, or more than one type.
     Unknown,
 }
 
 impl Framing {
-    /// Reads the essence of a media type; `None` for one that is not gRPC's.
+    /// Parses the essence of a media type; `None` if it is not gRPC's.
     fn of(essence: &str) -> Option<Self> {
         let essence = essence.trim().to_ascii_lowercase();
         let rest = essence.strip_prefix("application/grpc")?;
@@ -44,7 +43,7 @@ impl Framing {
             "-web" | "-web+proto" => Some(Self::GrpcWeb),
             "-web-text" | "-web-text+proto" => Some(Self::GrpcWebText),
             _ if rest.starts_with(['+', '-']) => Some(Self::Unknown),
-            // Another word that begins alike.
+            // A different word with the same beginning.
             _ => None,
         }
     }
@@ -53,7 +52,7 @@ impl Framing {
     fn of_content(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(header::CONTENT_TYPE).iter().map(|value| Self::of(essence(value)));
         let first = values.next()?;
-        // One header, one value. Two that name gRPC at all could be read in two ways.
+        // Two values of which one names gRPC could be read in two ways.
         values.fold(first, |seen, next| if seen.or(next).is_some() { Some(Self::Unknown) } else { None })
     }
 
@@ -71,12 +70,12 @@ fn essence(value: &HeaderValue) -> &str {
     value.to_str().unwrap_or_default().split(';').next().unwrap_or_default()
 }
 
-/// Whether a request's message is framed as gRPC's or grpc-web's, as [`spell`] will have it.
+/// Whether a request's message is framed as gRPC or grpc-web, according to [`normalize`].
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     Framing::of_content(headers).is_some()
 }
 
-/// Over which wire a request came.
+/// The wire of a request.
 pub(super) fn wire(headers: &HeaderMap) -> Wire {
     match Framing::of_content(headers) {
         Some(Framing::Grpc | Framing::Unknown) => Wire::Grpc,
@@ -85,16 +84,16 @@ pub(super) fn wire(headers: &HeaderMap) -> Wire {
     }
 }
 
-/// Brings gRPC's types into the spelling that the layers further in know.
-pub(super) async fn spell(mut request: Request, next: Next) -> Response {
+/// Replaces gRPC's types by the spelling that inner layers know.
+pub(super) async fn normalize(mut request: Request, next: Next) -> Response {
     let Some(framing) = Framing::of_content(request.headers()) else { return next.run(request).await };
     if framing == Framing::Unknown {
         let what =
             "expected application/grpc, application/grpc-web or application/grpc-web-text, with or without +proto";
         return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what);
     }
-    // gRPC over HTTP/2, "Requests". The layers further in do not look, and what is let in by its method (a body is waited for,
-    // or not) must not be carried out as another.
+    // gRPC over HTTP/2, "Requests". Inner layers do not check the method, and a request must not be carried out as another than
+    // the one it was admitted as: the method decides whether to wait for a body.
     if request.method() != Method::POST {
         let what = "gRPC and grpc-web are always POST";
         let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "METHOD_NOT_ALLOWED", what);
@@ -114,7 +113,7 @@ pub(super) async fn spell(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The framing of grpc-web that the client asks to be answered in. Without a word on it, it is answered as it asks.
+/// The grpc-web framing that the client accepts. `None` if it names none; the response then has the request's framing.
 fn accepted(headers: &HeaderMap) -> Option<Framing> {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges = values.flat_map(|value| value.split(',')).filter_map(|range| Framing::of(range.split(';').next()?));
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_framed_as_it_is_asked_for() {
+    fn a_response_has_the_accepted_framing() {
         for (values, expected) in [
             (&["application/grpc-web-text"][..], Some(Framing::GrpcWebText)),
             (&["*/*, Application/grpc-web-text+proto;q=0.9"], Some(Framing::GrpcWebText)),

@@ -73,10 +73,10 @@ use sessiond_core::reason;
 use sessiond_core::session::violation::LABELS_MAX;
 use tonic_rest_layer::RestLayer;
 
-/// How many members and elements a JSON body may have: several times what any message of ours may.
+/// The most members and elements of a JSON body: several times what any of our messages may have.
 const BODY_ELEMENTS_MAX: usize = 8_192;
 
-/// Puts the stack together, outermost first. What stands beside the API is told where the API is, to ask it.
+/// Builds the stack, outermost layer first. `beside` gets the API's router and returns what to serve beside it.
 ///
 /// # Errors
 ///
@@ -98,11 +98,11 @@ fn stack(
         // Bodies have arrived by then.
         .body_timeout(body::ARRIVED)
         .max_body_elements(BODY_ELEMENTS_MAX)
-        // What the rules refuse anyway is refused at the first that is too many, and not read to its end.
+        // The rules refuse more labels anyway: refuse at the first one too many, without reading the rest.
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(reason::DOMAIN)
         .event_id_field("cursor")
-        // Replies spell fields so, and clients copy the names.
+        // Responses use these names, and clients copy them.
         .snake_case_field_masks();
     let rest = web.base_paths.iter().fold(rest, |rest, path| rest.base_path(path));
     let rest = rest.build(pb::DESCRIPTOR_SET)?;
@@ -120,7 +120,7 @@ fn stack(
     let api = ServiceBuilder::new()
         // Turns the requests of Stack Auth clients into calls, and answers in their terms. Passes on all others.
         .layer(from_fn_with_state(stack_auth, stack_auth::adapt))
-        // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses HTTP/1.1 that is not its own.
+        // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses other HTTP/1.1 requests.
         .layer(rest)
         // The browser's framing in, gRPC's out; and back.
         .layer(GrpcWebLayer::new())
@@ -132,14 +132,14 @@ fn stack(
 
     let plain = well_known::routes(app.clone(), ready.clone(), web).merge(openapi::routes(&web.base_paths));
     let router = plain.merge(oauth);
-    // Documents are no calls: what is refused of them is answered here, where CORS still sees it.
+    // Documents are not calls: their refusals are answered here, inside CORS.
     let router = router
         .layer(from_fn(admission::refuse_document))
         .fallback_service(api)
-        // The id of the last event becomes the cursor, before anyone looks at either.
+        // The id of the last event becomes the cursor, before either is read.
         .layer(from_fn(resume::resume))
-        // The layers further in know gRPC's media types in one spelling.
-        .layer(from_fn(media::spell));
+        // Inner layers know gRPC's media types in one spelling.
+        .layer(from_fn(media::normalize));
     // Beside CORS too: an origin that may call the API may not call what is not the API.
     let beside = beside(router.clone());
     let router = match cors::layer(&web.cors_origins, &web.cors_headers)? {
@@ -147,13 +147,13 @@ fn stack(
         Some(cors) => router.layer(cors),
         None => router,
     };
-    // Beside CORS, which would answer a preflight that a proxy asks about with a 200: the proxy would let it pass.
+    // Beside CORS, which would answer a preflight in a verify request with a 200: the proxy would let it pass.
     let router = router.merge(verify).merge(beside);
-    // What a request costs first of all: its address's bucket, its address's share, and its message's arrival.
+    // Admission control: the address's bucket, the address's share, and the message's arrival.
     let admission = admission::AdmissionControl::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
     let router = router.layer(share()).layer(from_fn_with_state(admission, admission::admit)).layer(share());
 
-    // For proxies alone, on a listener of their own: nobody else reaches it, so nobody is counted there.
+    // For proxies only, on a listener of their own: nobody else reaches it, so no address is limited there.
     let checks = calls(proxies(app, limits.body_bytes_max, health), &guardrail, metrics);
     let verify = verify::routes(checks.clone(), &web.base_paths);
     let checks = checks.map_request(|request: http::Request<axum::body::Body>| request.map(Body::new));
@@ -164,13 +164,13 @@ fn stack(
     let allowed = hosts::Allowed::new(&web.allowed_hosts);
     let around = |router: Router| {
         router
-            // What is removed as the connection's own must not be what says that a browser asks.
+            // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
             .layer(from_fn(connection::keep_origin))
             // Where the request comes from, for the layers further in that limit or record it.
             .layer(from_fn_with_state(trust.clone(), origin::note))
-            // Before anything is looked at: a request for another host is not for us.
+            // First of all: a request for another host is not for this server.
             .layer(from_fn_with_state(allowed.clone(), hosts::check))
-            // Every request gets an id, and every answer tells it.
+            // Every request gets an id, which every response returns.
             .layer(from_fn_with_state(trust.clone(), identify::identify))
     };
     Ok(Stack { router: around(router), proxy_router: around(proxy_router) })
@@ -180,7 +180,7 @@ fn stack(
 struct Stack {
     /// Everything.
     router: Router,
-    /// What proxies ask: verify, Check and health.
+    /// What proxies call: verify, Check and health.
     proxy_router: Router,
 }
 
@@ -189,18 +189,18 @@ fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> Grp
     let calls = ServiceBuilder::new()
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))
-        // Answers what was refused on its way in. Counted above like any call.
+        // Answers requests that admission control refused. Counted above like any call.
         .layer(rate::RateLayer)
-        // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too much under way, the deadline,
-        // and a panic, which must cost one request and not the connection.
+        // Innermost, and as gRPC statuses, so that each wire renders them in its own way: too many requests, the deadline, and a
+        // panic, which must cost one request and not the connection.
         .layer(guardrail.clone())
-        // What tonic says by itself, in our words.
+        // Adds our details to tonic's own statuses.
         .map_response(explain::explain)
         .service(services);
     SharedService::new(calls)
 }
 
-/// What proxies ask over gRPC.
+/// The gRPC services for proxies.
 fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
     let proxies = authorization(app, bytes_max);
     let health = tonic_health::pb::health_server::HealthServer::new(
@@ -211,9 +211,9 @@ fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
 
 /// The gRPC services.
 fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
-    // A map of short texts is larger in protobuf than in JSON; what the transcoder has let in must not fail here.
-    // Compressed messages are taken, within the same limit once they are whole again. Answers are not compressed: they are
-    // small, and a secret beside what a caller has chosen must not show in a length.
+    // A map of short strings is larger in protobuf than in JSON; a message that the transcoder accepted must not fail here.
+    // Compressed messages are accepted, with the same limit after decompression. Responses are not compressed: they are small,
+    // and the compressed length of a secret beside text that the caller has chosen could reveal the secret.
     let sessions = SessionServiceServer::new(SessionService::new(app.clone()))
         .max_decoding_message_size(2 * bytes_max)
         .accept_compressed(CompressionEncoding::Gzip);
@@ -224,7 +224,7 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let mirror = reflection().build_v1().expect("the descriptors were compiled in");
-    // The same by its former name: gRPC's own client in Python still asks for nothing else.
+    // The same under its former name: gRPC's own Python client still uses only that.
     let mirror_alpha = reflection().build_v1alpha().expect("the descriptors were compiled in");
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
@@ -237,7 +237,7 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
         .prepare()
 }
 
-/// What Envoy asks.
+/// The service that Envoy calls.
 fn authorization(app: &App, bytes_max: usize) -> AuthorizationServer<Authorization> {
     AuthorizationServer::new(Authorization::new(app.clone()))
         .max_decoding_message_size(2 * bytes_max)

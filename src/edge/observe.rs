@@ -1,5 +1,4 @@
-//! Counts every call under its RPC, its wire and its code. A unary call's code is in its trailers, so the body is watched
-//! to its end.
+//! Counts every call by RPC, wire and code. A unary call's code is in its trailers, so the body is watched to its end.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -33,11 +32,11 @@ use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
 use sessiond_core::session::Origin;
 
-/// See the module.
+/// Applies [`Observe`].
 #[derive(Clone)]
 pub(super) struct ObserveLayer {
     metrics: Metrics,
-    /// The paths that there are: any other is counted as one, or a client could make labels without end.
+    /// The known paths. All others are counted as one, or a client could create an unbounded number of labels.
     known: Arc<HashSet<String>>,
 }
 
@@ -55,7 +54,7 @@ impl ObserveLayer {
             });
             paths.collect::<Vec<_>>()
         });
-        // Described in part only, so not in any set that is shown.
+        // Only partly described, so not in a published descriptor set.
         let check = format!("/{}/Check", authorization_server::SERVICE_NAME);
         Self { metrics, known: Arc::new(methods.chain([check]).collect()) }
     }
@@ -69,7 +68,7 @@ impl<S> Layer<S> for ObserveLayer {
     }
 }
 
-/// See the module.
+/// Counts calls.
 #[derive(Clone)]
 pub(super) struct Observe<S> {
     inner: S,
@@ -108,7 +107,7 @@ where
     }
 }
 
-/// A call under way. Counted once, when its code is known or its body is dropped.
+/// A call in progress. Counted once, when it is dropped with its body.
 struct ObservedCall {
     rpc: String,
     wire: Wire,
@@ -137,7 +136,7 @@ impl ObservedCall {
 
 impl Drop for ObservedCall {
     fn drop(&mut self) {
-        // No code means that nobody waited for the end.
+        // Without a code, the client did not wait for the end.
         let code = self.code.unwrap_or(Code::Cancelled);
         let took = self.started.elapsed();
         self.metrics.request(&self.rpc, self.wire, name(code), took);
@@ -146,7 +145,7 @@ impl Drop for ObservedCall {
     }
 }
 
-/// A body that knows whose it is.
+/// A body with the call it belongs to.
 struct Watched {
     body: Body,
     call: ObservedCall,

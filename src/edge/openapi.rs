@@ -1,4 +1,4 @@
-//! The API's description: OpenAPI 3.1, out of the same descriptors as the API itself.
+//! The API's OpenAPI 3.1 description, generated from the same descriptors as the API itself.
 
 use axum::Router;
 use axum::routing::get;
@@ -14,7 +14,7 @@ use tonic_rest_layer::Code;
 use tonic_rest_layer::ErrorReason;
 use tonic_rest_layer::OpenApi;
 
-/// How long the document may be kept, in seconds: an hour. It changes with a release alone.
+/// How long the document may be cached: an hour. It changes only with a release.
 const MAX_AGE: &str = "public, max-age=3600";
 
 const DESCRIPTION: &str = "\

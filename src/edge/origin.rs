@@ -1,12 +1,12 @@
 //! Where a request comes from: the client's address and its `User-Agent`.
 //!
-//! The address is the connection's peer, unless that is a trusted proxy. Each proxy adds the address
-//! that it was called from to the end of a header, so the header is read from its end, for as long as a trusted proxy has
-//! written it: the first address that is none of theirs is the client's, and what stands before it is the client's own
-//! invention. Where the header is missing, malformed or hides the address, the last good one stands.
+//! The address is the connection's peer, unless that is a trusted proxy. Each proxy appends the address that it was called
+//! from to a header, so the header is read from its end, as long as the entries are from trusted proxies: the first address that
+//! is not a proxy's is the client's, and whatever precedes it may be forged. If the header is missing, malformed or hides the
+//! address, the last good one is used.
 //!
-//! Only the configured header is read. A proxy that keeps one of the two lets the other through as the client sent it, so
-//! reading both would mean believing the client.
+//! Only the configured header is read. A proxy that sets one of the two passes the other on as the client sent it, so reading
+//! both would mean trusting the client.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
@@ -33,7 +33,7 @@ use sessiond_core::session::origin;
 /// The most proxies that are followed.
 const PROXIES_MAX: usize = 32;
 
-/// Whose word is taken, and where it is read.
+/// The trusted proxies, and the header to read.
 #[derive(Clone)]
 pub(super) struct Trust {
     proxies: Arc<[IpNet]>,
@@ -60,7 +60,7 @@ impl Trust {
         let mut client = peer.to_canonical();
         // Several lines are one list, in their order (RFC 9110 §5.3).
         let lines = headers.get_all(name).iter().rev();
-        // Empty elements are none (RFC 9110 §5.6.1), and count towards the bound all the same.
+        // Empty elements are ignored (RFC 9110 §5.6.1), but count towards the bound.
         let elements = lines.flat_map(|line| pieces_from_the_end(line.to_str().unwrap_or("?"), b','));
         for element in elements.take(PROXIES_MAX).filter(|element| !element.is_empty()) {
             if !self.has(client) {
@@ -73,7 +73,7 @@ impl Trust {
     }
 }
 
-/// The peer is a proxy that is trusted: what it asks, it asks for many.
+/// The peer is a trusted proxy, whose requests come from many clients.
 #[derive(Clone, Copy)]
 pub(super) struct TrustedPeer;
 
@@ -82,20 +82,20 @@ pub(super) fn peer(request: &Request) -> Option<IpAddr> {
     request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip())
 }
 
-/// Whether a client's address came from a peer whose word is not taken. Most often a load balancer that nobody named, and
-/// then all clients are one.
-fn is_unheard(trust: &Trust, peer: IpAddr, headers: &HeaderMap) -> bool {
+/// Whether an untrusted peer sent a client's address. Most often it is a load balancer that was not configured, and then all
+/// clients share its address.
+fn is_ignored(trust: &Trust, peer: IpAddr, headers: &HeaderMap) -> bool {
     let names_a_client = headers.contains_key("x-forwarded-for") || headers.contains_key(header::FORWARDED);
     names_a_client && !trust.has(peer.to_canonical())
 }
 
-/// Notes the origin, for the layers further in.
+/// Records the origin for inner layers.
 pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
-    static UNHEARD: Once = Once::new();
+    static IGNORED: Once = Once::new();
     let peer = peer(&request);
     let headers = request.headers();
-    if peer.is_some_and(|peer| is_unheard(&trust, peer, headers)) {
-        UNHEARD.call_once(|| {
+    if peer.is_some_and(|peer| is_ignored(&trust, peer, headers)) {
+        IGNORED.call_once(|| {
             tracing::warn!(
                 "ignored X-Forwarded-For or Forwarded from a peer that is not a --trusted-proxy: if it is a load balancer, \
                  name it, or all clients share one address and its limits (logged once)"
@@ -113,13 +113,13 @@ pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next:
     next.run(request).await
 }
 
-/// What a session may keep of a `User-Agent`; nothing of one that is not text.
+/// The part of a `User-Agent` that a session may keep; `None` if it is not text.
 fn user_agent(value: &HeaderValue) -> Option<String> {
     origin::user_agent(std::str::from_utf8(value.as_bytes()).ok()?)
 }
 
-/// The pieces between the separators, the last one first, without the blanks around them. A separator in a quoted string
-/// is none (RFC 9110 §5.6.4); what a client has left open at the beginning does not reach the end.
+/// The trimmed pieces between the separators, last one first. Separators in a quoted string do not count (RFC 9110 §5.6.4); an
+/// unterminated quote from the client, at the beginning, does not affect the end.
 fn pieces_from_the_end(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -152,9 +152,9 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     found
 }
 
-/// The address of a node (RFC 7239 §6), with or without a port, an IPv6 address in its brackets or, as in
-/// `X-Forwarded-For`, without. The zone of an IPv6 address (RFC 4007 §11) means something on the proxy alone, and is left
-/// out. `None` for `unknown`, for a name that stands for an address, and for whatever else.
+/// The address of a node (RFC 7239 §6), with or without a port; an IPv6 address with or, as in `X-Forwarded-For`, without
+/// brackets. The zone of an IPv6 address (RFC 4007 §11) is meaningful only on the proxy, and is dropped. `None` for `unknown`,
+/// for an obfuscated identifier, and for anything else.
 fn node(text: &str) -> Option<IpAddr> {
     let port = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if let Some((ip, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
@@ -168,7 +168,7 @@ fn node(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// An IPv6 address, with or without a zone behind it: `fe80::1%eth0`.
+/// Parses an IPv6 address, with or without a zone: `fe80::1%eth0`.
 fn without_zone(text: &str) -> Option<Ipv6Addr> {
     let (ip, zone) = text.split_once('%').map_or((text, None), |(ip, zone)| (ip, Some(zone)));
     let plain = |zone: &str| {
@@ -185,7 +185,7 @@ mod tests {
     const XFF: ForwardedHeader = ForwardedHeader::XForwardedFor;
     const RFC: ForwardedHeader = ForwardedHeader::Forwarded;
 
-    /// Who the client is, with the proxies in 10.0.0.0/8 and fd00::/8 trusted.
+    /// The client's address, with trusted proxies in 10.0.0.0/8 and fd00::/8.
     fn client(header: ForwardedHeader, peer: &str, lines: &[(&'static str, &str)]) -> String {
         let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| network(text).expect("a network"));
         let trust = Trust { proxies: proxies.into(), header };
@@ -198,12 +198,12 @@ mod tests {
 
     #[test]
     fn only_a_trusted_proxy_is_believed() {
-        let said = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
-        assert_eq!(client(XFF, "10.0.0.1", &said), "192.0.2.1");
-        assert_eq!(client(RFC, "10.0.0.1", &said), "192.0.2.1");
-        assert_eq!(client(XFF, "198.51.100.1", &said), "198.51.100.1");
-        assert_eq!(client(XFF, "::ffff:198.51.100.1", &said), "198.51.100.1", "a mapped address is the IPv4 one");
-        assert_eq!(client(XFF, "::ffff:10.0.0.1", &said), "192.0.2.1", "for trust, too");
+        let headers = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
+        assert_eq!(client(XFF, "10.0.0.1", &headers), "192.0.2.1");
+        assert_eq!(client(RFC, "10.0.0.1", &headers), "192.0.2.1");
+        assert_eq!(client(XFF, "198.51.100.1", &headers), "198.51.100.1");
+        assert_eq!(client(XFF, "::ffff:198.51.100.1", &headers), "198.51.100.1", "a mapped address is the IPv4 one");
+        assert_eq!(client(XFF, "::ffff:10.0.0.1", &headers), "192.0.2.1", "for trust, too");
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
             ("[2001:db8::1]:4711", "2001:db8::1"),
             ("192.0.2.1:4711", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),
-            // A zone means something on the proxy alone.
+            // A zone is meaningful only on the proxy.
             ("6.6.6.6, fe80::1%eth0", "fe80::1"),
             ("[fe80::1%25eth0]:4711", "fe80::1"),
             ("192.0.2.1, fd00::1%2", "192.0.2.1"),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_read_as_rfc_7239_has_it() {
+    fn forwarded_is_parsed_as_rfc_7239_specifies() {
         for (list, expected) in [
             ("for=192.0.2.1", "192.0.2.1"),
             ("For=\"192.0.2.1:4711\";proto=https;by=10.0.0.1", "192.0.2.1"),
@@ -271,19 +271,19 @@ mod tests {
         }
     }
 
-    /// A load balancer that nobody has named makes one client of all.
+    /// Behind a load balancer that is not configured, all clients share one address.
     #[test]
     fn an_address_from_an_untrusted_peer_is_noticed() {
         let trust = Trust { proxies: [network("10.0.0.0/8").expect("a network")].into(), header: XFF };
         for name in ["x-forwarded-for", "forwarded"] {
             let headers = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static("x"))]);
-            assert!(is_unheard(&trust, "192.0.2.1".parse().expect("an address"), &headers), "{name}");
-            assert!(!is_unheard(&trust, "::ffff:10.0.0.1".parse().expect("an address"), &headers), "{name}");
+            assert!(is_ignored(&trust, "192.0.2.1".parse().expect("an address"), &headers), "{name}");
+            assert!(!is_ignored(&trust, "::ffff:10.0.0.1".parse().expect("an address"), &headers), "{name}");
         }
-        assert!(!is_unheard(&trust, "192.0.2.1".parse().expect("an address"), &HeaderMap::new()));
+        assert!(!is_ignored(&trust, "192.0.2.1".parse().expect("an address"), &HeaderMap::new()));
     }
 
-    /// A proxy that keeps one of the headers lets the other through.
+    /// A proxy that sets one of the headers passes the other on.
     #[test]
     fn the_other_header_is_not_read() {
         let smuggled = [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "192.0.2.1")];

@@ -1,6 +1,6 @@
-//! The end of a connection, passed on a moment late. A client may send a request and be gone at once, and hyper and h2 throw
-//! away a request that they have read and not handed on yet when they meet the end behind it, or cannot write. What was
-//! received is carried out, so they get the time to hand it on.
+//! Delays the end of a connection. A client may send a request and disconnect at once, and hyper and h2 discard a request that
+//! they have read but not dispatched when they read the end of the stream, or cannot write. A received request is carried out,
+//! so the delay gives them the time to dispatch it.
 
 use std::io;
 use std::pin::Pin;
@@ -19,23 +19,23 @@ use tokio::time::sleep;
 /// How long the end of the stream is withheld from the reader.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// See the module.
-pub(super) struct Parting<S> {
+/// A stream whose end is delayed.
+pub(super) struct DelayedEnd<S> {
     stream: S,
-    /// The end that was met, and when it is passed on. On the heap, because a connection meets one.
+    /// The end that was read, and when it is passed on. On the heap, because a connection has only one.
     end: Option<(Pin<Box<Sleep>>, Option<io::Error>)>,
-    /// Since when nothing can be written, because the client is gone.
+    /// Since when writes fail, because the client has disconnected.
     gone_since: Option<Instant>,
 }
 
-impl<S> Parting<S> {
+impl<S> DelayedEnd<S> {
     pub(super) const fn new(stream: S) -> Self {
         Self { stream, end: None, gone_since: None }
     }
 
-    /// What came of a write of this many bytes. For a moment a client that is gone takes everything: what it sent may still
-    /// have to be read.
-    fn told(&mut self, wrote: io::Result<usize>, length: usize) -> io::Result<usize> {
+    /// The result of a write of `length` bytes. For [`DELAY`] after the client has disconnected, writes appear to succeed: its
+    /// request may still have to be read.
+    fn delayed(&mut self, wrote: io::Result<usize>, length: usize) -> io::Result<usize> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         match wrote {
             Err(error)
@@ -49,7 +49,7 @@ impl<S> Parting<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Parting<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for DelayedEnd<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.end.is_none() {
             let before = buffer.filled().len();
@@ -66,10 +66,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Parting<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Parting<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for DelayedEnd<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
-        Poll::Ready(self.told(wrote, bytes.len()))
+        Poll::Ready(self.delayed(wrote, bytes.len()))
     }
 
     fn poll_write_vectored(
@@ -78,7 +78,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Parting<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces));
-        Poll::Ready(self.told(wrote, pieces.iter().map(|piece| piece.len()).sum()))
+        Poll::Ready(self.delayed(wrote, pieces.iter().map(|piece| piece.len()).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -103,11 +103,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_end_comes_late_and_what_was_sent_before_it_at_once() {
+    async fn the_end_is_delayed_and_data_before_it_is_not() {
         let (near, mut far) = duplex(64);
         far.write_all(b"request").await.expect("fits");
         drop(far);
-        let mut near = Parting::new(near);
+        let mut near = DelayedEnd::new(near);
         let (begun, mut read) = (Instant::now(), [0; 16]);
         assert_eq!(near.read(&mut read).await.expect("is there"), 7);
         assert!(begun.elapsed() < DELAY);

@@ -1,5 +1,5 @@
-//! Answers what was refused on its way in (see [`super::admission`]), where every call is counted. And where a service turns
-//! out to be genuine, which has a bucket of its own, lets its address have the token back.
+//! Answers requests that admission control refused (see [`super::admission`]), where every call is counted. And makes the
+//! charged address known to the call, so that it is refunded if the caller is a genuine service with a bucket of its own.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -19,7 +19,7 @@ use super::grpc::GrpcRequest;
 use super::grpc::GrpcResponse;
 use crate::rates;
 
-/// See the module.
+/// Applies [`Rated`].
 #[derive(Clone)]
 pub(super) struct RateLayer;
 
@@ -31,7 +31,7 @@ impl<S> Layer<S> for RateLayer {
     }
 }
 
-/// See the module.
+/// Answers refused requests.
 #[derive(Clone)]
 pub(super) struct Rated<S> {
     inner: S,

@@ -1,4 +1,4 @@
-//! Watches whether the server is ready, and shows it in `grpc.health.v1`, `/readyz` and the metrics.
+//! Checks whether the server is ready, and publishes the result in `grpc.health.v1`, `/readyz` and the metrics.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::telemetry;
 use crate::telemetry::Metrics;
 use sessiond_core::clock::Skew;
 
-/// How often the database's health is looked at for `grpc.health.v1`.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often readiness is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How far this machine's clock may be from the database's before it is warned of.
+/// How far this machine's clock may differ from the database's before a warning is logged.
 const SKEW_WARNED: Duration = Duration::from_secs(1);
 
-/// How often it is warned of again.
+/// How often the warning is repeated.
 const SKEW_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Watches one server.
@@ -46,15 +46,15 @@ impl ReadinessWatch {
     /// Watches, and logs each change. Does not return.
     pub(super) async fn run(self) {
         let Self { app, metrics, health, ready } = self;
-        let mut ticks = ticks(HEALTH_INTERVAL);
-        let mut skew_told = None;
+        let mut ticks = ticks(CHECK_INTERVAL);
+        let mut skew_logged = None;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = app.load().changed() => {}
             }
             let found = app.readiness().await;
-            tell_skew(app.clock().skew(), &mut skew_told, &metrics);
+            report_skew(app.clock().skew(), &mut skew_logged, &metrics);
             for condition in NotReady::CONDITIONS {
                 metrics.not_ready(condition, found.iter().any(|reason| reason.condition() == condition));
             }
@@ -76,21 +76,18 @@ impl ReadinessWatch {
     }
 }
 
-/// Shows how this machine's clock stands to the database's, and warns of it every so often for as long as it is wrong.
-fn tell_skew(skew: Option<Skew>, told: &mut Option<Instant>, metrics: &Metrics) {
+/// Records the difference between this machine's clock and the database's, and warns repeatedly while it is too large.
+fn report_skew(skew: Option<Skew>, logged: &mut Option<Instant>, metrics: &Metrics) {
     metrics.clock(skew);
     let Some(skew) = skew else { return };
     let apart = Duration::from_micros(skew.micros.unsigned_abs());
     if apart <= SKEW_WARNED {
-        if told.take().is_some() {
+        if logged.take().is_some() {
             tracing::info!("this machine's clock agrees with the database's again");
         }
-    } else if told.is_none_or(|told| told.elapsed() >= SKEW_INTERVAL) {
-        *told = Some(Instant::now());
+    } else if logged.is_none_or(|logged| logged.elapsed() >= SKEW_INTERVAL) {
+        *logged = Some(Instant::now());
         let ahead_ms = skew.micros / 1_000;
-        tracing::warn!(
-            ahead_ms,
-            "this machine's clock differs from the database's; sessions are judged by the database's"
-        );
+        tracing::warn!(ahead_ms, "this machine's clock differs from the database's; sessions follow the database's");
     }
 }

@@ -1,5 +1,5 @@
-//! `Last-Event-ID`: a browser's `EventSource` sends the id of the last event that it saw when it connects again (HTML §9.2.4).
-//! Ours are cursors, so it becomes the cursor of the call.
+//! `Last-Event-ID`: a browser's `EventSource` sends the id of the last event that it received when it reconnects (HTML §9.2.4).
+//! Our event ids are cursors, so it becomes the cursor of the call.
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -14,11 +14,11 @@ use percent_encoding::utf8_percent_encode;
 
 const HEADER: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Where the stream of revocations is, below every base path.
+/// The path of the stream of revocations, below every base path.
 const STREAM: &str = "/auth/revocations:watch";
 
-/// Puts the id into the request's `cursor`. It is newer than one in the URL, which stays the same however often the browser
-/// connects again. Whether it is a cursor at all is the method's to say.
+/// Sets the request's `cursor` to the id. It is newer than the one in the URL, which stays the same when the browser
+/// reconnects. The method checks whether it is a valid cursor.
 pub(super) async fn resume(mut request: Request, next: Next) -> Response {
     if request.method() == Method::GET
         && request.uri().path().ends_with(STREAM)
@@ -29,9 +29,9 @@ pub(super) async fn resume(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The id; `None` for an empty one, which says that there was none.
+/// The id; `None` if it is missing or empty.
 fn last_event_id(headers: &HeaderMap) -> Option<&str> {
-    // One that is not text is passed on as one that is no cursor.
+    // An id that is not text becomes an invalid cursor.
     let id = headers.get(HEADER)?.to_str().unwrap_or("?").trim();
     (!id.is_empty()).then_some(id)
 }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_id_takes_the_place_of_the_cursor_in_the_url() {
+    fn the_id_replaces_the_cursor_in_the_url() {
         for (uri, expected) in [
             ("/auth/revocations:watch", "/auth/revocations:watch?cursor=a%2Db"),
             ("/auth/revocations:watch?", "/auth/revocations:watch?cursor=a%2Db"),

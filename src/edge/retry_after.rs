@@ -1,4 +1,4 @@
-//! When to try again.
+//! The `Retry-After` header.
 
 use std::time::Duration;
 

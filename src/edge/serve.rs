@@ -1,4 +1,4 @@
-//! The listeners: accepts, bounds and drains connections.
+//! Runs the listeners: accepts, limits and drains connections.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -36,20 +36,20 @@ use tower::ServiceExt as _;
 use super::Stack;
 use super::activity::ConnectionFate;
 use super::activity::Lifetimes;
-use super::activity::Noted;
 use super::activity::OpenBody;
+use super::activity::TrackedStream;
 use super::class;
 use super::connections::ConnectionSlot;
 use super::connections::Connections;
 use super::linger::Lingering;
 use super::metrics::MetricsPage;
 use super::origin::Trust;
-use super::parting::Parting;
+use super::parting::DelayedEnd;
 use super::readiness::ReadinessWatch;
 use super::setting::SettingError;
 use super::stack;
 use super::stalled;
-use super::stalled::Impatient;
+use super::stalled::WriteTimeout;
 use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::Supervisor;
@@ -66,26 +66,26 @@ use tonic_rest_layer::BuildErrors;
 /// The most calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 
-/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
+/// How often an HTTP/2 connection is pinged, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// What a client may send of one HTTP/2 stream, and of all on a connection, before it is read: small, for it is memory of
-/// ours and messages are small.
+/// How many bytes a client may send on one HTTP/2 stream, and on all streams of a connection, before they are read. Small,
+/// because they take memory and messages are small.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 
-/// How often it is logged at most that no connection can be accepted.
+/// The shortest interval between log lines about connections that cannot be accepted.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The address is taken, or not ours.
+    /// The address is in use, or not local.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -109,7 +109,7 @@ impl Ports {
     ///
     /// # Errors
     ///
-    /// When one is not to be had.
+    /// Fails if one cannot be bound.
     pub async fn take(listen: &Listen) -> Result<Self, BindError> {
         let (listener, metrics_listener) = (take(listen.listen).await?, take(listen.metrics_listen).await?);
         let proxy_listener = match listen.proxy_listen {
@@ -119,17 +119,17 @@ impl Ports {
         Ok(Self { listener, metrics_listener, proxy_listener })
     }
 
-    /// Where gRPC, grpc-web and REST will be answered.
+    /// The address for gRPC, grpc-web and REST.
     ///
     /// # Errors
     ///
-    /// When the system does not know.
+    /// Fails if the system cannot determine the address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 }
 
-/// A server that has its ports, and does not serve yet.
+/// A server that is bound to its ports, but does not serve yet.
 pub struct Server {
     ports: Ports,
     stack: Stack,
@@ -144,12 +144,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the ports and puts the stack together. `beside` makes what is served beside the API, within what every request
-    /// passes; it gets the API, which it may hand requests on to.
+    /// Binds the ports and builds the stack. `beside` returns what to serve beside the API, inside the layers that every request
+    /// passes; it gets the API's router, to which it may forward requests.
     ///
     /// # Errors
     ///
-    /// When a port is not to be had, or a setting cannot work.
+    /// Fails if a port cannot be bound, or a setting is invalid.
     pub async fn bind(
         app: App,
         listen: &Listen,
@@ -161,11 +161,11 @@ impl Server {
         Self::on(Ports::take(listen).await?, app, web, limits, metrics, beside)
     }
 
-    /// The same, on ports that were taken before: for callers that have to know them in advance.
+    /// As [`Server::bind`], on ports that are already bound: for callers that must know them in advance.
     ///
     /// # Errors
     ///
-    /// When a setting cannot work.
+    /// Fails if a setting is invalid.
     pub fn on(
         ports: Ports,
         app: App,
@@ -195,38 +195,38 @@ impl Server {
         Self { deliverer: Some(deliverer), ..self }
     }
 
-    /// Where gRPC, grpc-web and REST are answered.
+    /// The address for gRPC, grpc-web and REST.
     ///
     /// # Errors
     ///
-    /// When the system does not know.
+    /// Fails if the system cannot determine the address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.ports.local_addr()
     }
 
-    /// Where proxies are answered, when they have a listener of their own.
+    /// The address for proxies, if they have a listener of their own.
     ///
     /// # Errors
     ///
-    /// When the system does not know.
+    /// Fails if the system cannot determine the address.
     pub fn proxy_addr(&self) -> io::Result<Option<SocketAddr>> {
         self.ports.proxy_listener.as_ref().map(TcpListener::local_addr).transpose()
     }
 
-    /// Where the metrics are answered.
+    /// The address for metrics.
     ///
     /// # Errors
     ///
-    /// When the system does not know.
+    /// Fails if the system cannot determine the address.
     pub fn metrics_addr(&self) -> io::Result<SocketAddr> {
         self.ports.metrics_listener.local_addr()
     }
 
-    /// Serves until told to stop. Then readiness is red, and requests are still answered for the drain delay; after it no
-    /// more connections are accepted, and what is under way gets the time that the limits allow.
+    /// Serves until `stop` resolves. Then readiness fails, but requests are still answered for the drain delay; after it no
+    /// more connections are accepted, and requests in progress get the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { ports, stack, trust, limits, app, metrics, mut health, ready, sweeper, deliverer } = self;
-        // On a thread of its own, or the first refresh would wait for it and stop a worker.
+        // On a thread of its own: otherwise the first refresh would wait for it and block a worker.
         tokio::task::spawn_blocking(device::prepare);
         let supervisor = Supervisor::new(&metrics);
         let page = MetricsPage::new(ports.metrics_listener, app.clone(), metrics.clone());
@@ -245,17 +245,17 @@ impl Server {
         }
         tokio::select! {
             () = stop => {}
-            _ = accepting.join_next() => tracing::error!("no more connections are accepted, by a bug: stopping"),
+            _ = accepting.join_next() => tracing::error!("stopping: an accept loop ended, which is a bug"),
         }
         app.load().drain();
         phase.send_replace(ServerPhase::Draining);
         if !limits.drain_delay.is_zero() {
-            tracing::info!(delay = ?limits.drain_delay, "draining: readiness is red, requests are still answered");
+            tracing::info!(delay = ?limits.drain_delay, "draining: readiness fails, requests are still answered");
             tokio::time::sleep(limits.drain_delay).await;
         }
-        // With the listeners goes the last of what could open a connection.
+        // Closes the listeners, so no more connections are accepted.
         accepting.shutdown().await;
-        // First, or the next look would revert the notice. Then the watches of `grpc.health.v1` are notified, and end.
+        // First, or the next check would revert the status. Then the watches of `grpc.health.v1` are notified, and end.
         readiness.abort();
         for service in ["", SERVICE_NAME] {
             health.set_service_status(service, ServingStatus::NotServing).await;
@@ -266,11 +266,11 @@ impl Server {
         phase.send_replace(ServerPhase::Closing);
         drop(front);
         if timeout(limits.shutdown_timeout, phase.closed()).await.is_err() {
-            tracing::warn!("some requests did not end in time");
+            tracing::warn!("some requests did not finish before the shutdown timeout");
         }
         jobs.stop();
         page.abort();
-        // What the last seconds brought; nobody waits for it.
+        // The uses of the last seconds. If this fails, they are lost.
         let _ = app.flush_usage().await;
     }
 }
@@ -279,17 +279,17 @@ async fn take(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError::Listen { address, source })
 }
 
-/// Where the server is in its life.
+/// The phases of the server's lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerPhase {
     Serving,
-    /// It was told to stop, and still answers; over HTTP/1.1, each answer closes its connection.
+    /// Stopping, but still answering; over HTTP/1.1, each response closes its connection.
     Draining,
-    /// Connections end after what is open.
+    /// Connections close after their open requests.
     Closing,
 }
 
-/// What every connection needs. Its `phases` are also what the server waits for: it has stopped when all of them are gone.
+/// What every connection needs. The server has stopped when all receivers of `phases` are dropped.
 #[derive(Clone)]
 struct Front {
     connections: Connections,
@@ -302,15 +302,15 @@ struct Front {
 }
 
 async fn accept(listener: TcpListener, router: Router, front: Front) {
-    let mut said = None;
+    let mut logged_at = None;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 front.metrics.connection_refused("accept");
-                // Out of file descriptors, most likely: it passes, and trying at once would only spin.
-                if said.is_none_or(|last: Instant| last.elapsed() >= ACCEPT_LOG_INTERVAL) {
-                    said = Some(Instant::now());
+                // Most likely out of file descriptors, which passes; retrying at once would only spin.
+                if logged_at.is_none_or(|last: Instant| last.elapsed() >= ACCEPT_LOG_INTERVAL) {
+                    logged_at = Some(Instant::now());
                     tracing::warn!(
                         %error,
                         "cannot accept connections (logged every 10 s at most); raise the limit on open files, or lower --connections-max"
@@ -322,15 +322,15 @@ async fn accept(listener: TcpListener, router: Router, front: Front) {
         };
         let is_trusted = front.is_for_proxies || front.trust.has(peer.ip().to_canonical());
         if let Some(slot) = front.connections.slot(peer.ip(), is_trusted).await {
-            tokio::spawn(connect(stream, peer, router.clone(), front.clone(), slot));
+            tokio::spawn(serve_connection(stream, peer, router.clone(), front.clone(), slot));
         }
     }
 }
 
-/// Serves one connection, HTTP/1.1 or HTTP/2 as it speaks.
-async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, slot: ConnectionSlot) {
+/// Serves one connection, over HTTP/1.1 or HTTP/2.
+async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, slot: ConnectionSlot) {
     let Front { limits, metrics, phases, .. } = front;
-    // Answers are small and latency is what counts; where this fails they are late, not wrong.
+    // Responses are small and latency matters; if this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
     let activity = slot.activity.clone();
     let (asks, of_requests) = (activity.clone(), phases.clone());
@@ -346,14 +346,14 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
             if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            // A refusal over gRPC has status 200 too, and its own in the head.
+            // A gRPC refusal also has HTTP status 200, and its own status in the headers.
             let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
             let open = (is_http1 || is_watch && !is_refused).then_some(open);
             Ok::<_, Infallible>(answer.map(|body| OpenBody { body, open }))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    // The wait for a head is ours to bound: hyper's counts the time between two requests, too.
+    // The time for a head is limited by `Activity`: hyper's timeout would include the time between two requests.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes_max);
     builder
         .http2()
@@ -369,8 +369,8 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
         idle: limits.idle_timeout,
         age: limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
     };
-    let stream = Parting::new(Impatient::new(stream, stalled::PATIENCE));
-    let stream = Noted { stream, activity: activity.clone() };
+    let stream = DelayedEnd::new(WriteTimeout::new(stream, stalled::WRITE_TIMEOUT));
+    let stream = TrackedStream { stream, activity: activity.clone() };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut closing = phases.clone();
     drop(phases);
@@ -378,29 +378,29 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
     let mut is_leaving = false;
     loop {
         tokio::select! {
-            // First what has come: a request that has begun is not closed under.
+            // The connection first, so that a request that has begun is not closed.
             biased;
-            // How a connection ends is the client's business.
+            // How a connection ends is up to the client.
             outcome = connection.as_mut() => {
                 if let Err(error) = outcome {
-                    tracing::debug!(error, "a connection ended early");
+                    tracing::debug!(error, "connection ended early");
                 }
                 return;
             }
             _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
-            () = activity.gives_way() => {}
-            () = sleep_until(wake) => match activity.judge(Instant::now(), lifetimes) {
-                ConnectionFate::GoesOn(until) => {
+            () = activity.evicted() => {}
+            () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
+                ConnectionFate::Keep(until) => {
                     wake = until;
                     continue;
                 }
-                ConnectionFate::Ends(reason) => {
+                ConnectionFate::Close(reason) => {
                     metrics.connection_closed(reason);
                     activity.leave();
                 }
-                ConnectionFate::CutOff(reason) => {
+                ConnectionFate::Abort(reason) => {
                     metrics.connection_closed(reason);
-                    tracing::debug!(reason, "a connection was cut off");
+                    tracing::debug!(reason, "connection aborted");
                     return;
                 }
             },
@@ -413,8 +413,8 @@ async fn connect(stream: TcpStream, peer: SocketAddr, router: Router, front: Fro
     }
 }
 
-/// Answers a request. One that changes something is carried out as soon as its message is whole, although its client hangs
-/// up: it has a task of its own. One that only reads ends with its client. `alive` keeps the server from stopping under it.
+/// Answers a request. One that changes something runs on a task of its own, so it is carried out even if its client
+/// disconnects; a read-only one is dropped with its client. `alive` keeps the server from stopping before it has finished.
 async fn answer(router: Router, request: Request<Body>, alive: watch::Receiver<ServerPhase>) -> Response<Body> {
     let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
     let work = async move {

@@ -1,6 +1,6 @@
-//! Settings that are read again, for callers that did not read them from flags.
+//! Validates settings again, for callers that did not parse them from flags.
 
-/// A setting that cannot work.
+/// An invalid setting.
 #[derive(Debug, thiserror::Error)]
 #[error("`{text}` {expected}")]
 pub struct SettingError {
@@ -8,7 +8,7 @@ pub struct SettingError {
     expected: String,
 }
 
-/// Reads a list of settings, each at most once.
+/// Validates a list of settings, without duplicates.
 pub(super) fn read(texts: &[String], one: fn(&str) -> Result<String, String>) -> Result<Vec<String>, SettingError> {
     let mut read = vec![];
     for text in texts {

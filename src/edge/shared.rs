@@ -1,7 +1,7 @@
 //! A service that is cheap to clone.
 //!
-//! axum clones what is below a layer for each request, and a clone of a layer clones all layers below it: with ten layers,
-//! that is fifty copies on the heap. A [`SharedService`] between them ends the descent.
+//! axum clones the service inside a layer for each request, and cloning a layer clones all layers inside it: with ten layers,
+//! that is fifty allocations. A [`SharedService`] between them stops that.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl<R, A> SharedService<R, A> {
     }
 }
 
-/// Makes what is below it cheap to clone.
+/// Makes the inner service cheap to clone.
 pub(super) fn share<S, R>() -> impl Layer<S, Service = SharedService<R, S::Response>> + Clone
 where
     S: Service<R, Error = Infallible> + Clone + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! A connection whose client takes nothing off it is given up: what HTTP/2 sees to with its pings, and HTTP/1.1 does not.
+//! Times out writes to a client that reads nothing. HTTP/2 detects that with its pings, but HTTP/1.1 does not.
 
 use std::io;
 use std::pin::Pin;
@@ -13,42 +13,42 @@ use tokio::io::ReadBuf;
 use tokio::time::Sleep;
 use tokio::time::sleep;
 
-/// How long nothing at all of what is to be sent may leave. Longer than a follower of the feed may leave its news unread, so
-/// that the stream ends before the connection does.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a write may make no progress. Longer than a subscriber may leave revocations unread, so that the stream ends before
+/// the connection does.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection whose writes fail once one has waited for so long. One that has nothing to send waits for nothing.
-pub(super) struct Impatient<S> {
+/// A stream whose writes fail once one has made no progress for `timeout_after`. A stream with nothing to write does not time out.
+pub(super) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
+    timeout_after: Duration,
     /// Runs while a write waits. On the heap, because most never do.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Impatient<S> {
-    pub(super) const fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+impl<S> WriteTimeout<S> {
+    pub(super) const fn new(stream: S, timeout_after: Duration) -> Self {
+        Self { stream, timeout_after, waiting: None }
     }
 
-    /// What came of a write, or of waiting for it.
+    /// The result of a write, or a timeout.
     fn bounded(&mut self, cx: &mut Context<'_>, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if wrote.is_ready() {
             self.waiting = None;
             return wrote;
         }
-        let patience = self.patience;
-        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx));
+        let timeout_after = self.timeout_after;
+        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(timeout_after))).as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.bounded(cx, wrote)
@@ -90,20 +90,20 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn whoever_takes_nothing_is_given_up() {
+    async fn a_client_that_reads_nothing_is_disconnected() {
         let (near, _far) = duplex(4);
         let begun = Instant::now();
-        let mut near = Impatient::new(near, SHORT);
+        let mut near = WriteTimeout::new(near, SHORT);
         let end = timeout(LONG, near.write_all(b"more than fits")).await.expect("ends").expect_err("nobody reads");
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
         assert!(begun.elapsed() >= SHORT);
     }
 
-    /// What counts is that something goes, not how long all of it takes.
+    /// Any progress restarts the timeout, however long the whole write takes.
     #[tokio::test]
-    async fn whoever_takes_little_is_waited_for_anew() {
+    async fn a_client_that_reads_slowly_is_kept() {
         let (near, mut far) = duplex(1);
-        let mut near = Impatient::new(near, SHORT);
+        let mut near = WriteTimeout::new(near, SHORT);
         let writing = tokio::spawn(async move { near.write_all(b"pieces").await });
         for _ in 0..b"pieces".len() {
             sleep(SHORT / 5).await;
@@ -113,9 +113,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_told_nothing_has_nothing_to_take() {
+    async fn an_idle_connection_does_not_time_out() {
         let (near, mut far) = duplex(4);
-        let mut near = Impatient::new(near, SHORT);
+        let mut near = WriteTimeout::new(near, SHORT);
         for _ in 0..2 {
             near.write_all(b"beat").await.expect("fits");
             sleep(2 * SHORT).await;

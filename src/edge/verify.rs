@@ -1,5 +1,5 @@
-//! What nginx, Traefik and Caddy ask about every request: an adapter to what Envoy asks. The project is in the path, which is
-//! the proxy's own to write; the answer is a status and headers.
+//! Verifies requests for nginx, Traefik and Caddy: an adapter to Envoy's call. The project is in the path, which the proxy's
+//! configuration sets; the result is a status and headers.
 
 use axum::Router;
 use axum::body::Body;
@@ -27,13 +27,13 @@ use crate::pb::envoy::check_response::HttpResponse;
 use crate::rpc::IDENTITY;
 use tonic_rest_layer::Code;
 
-/// How the proxies name the method of the request that they ask about, and its path. Traefik and Caddy say it of
-/// themselves, nginx where its configuration does.
+/// The headers with the method and the path of the original request. Traefik and Caddy send them by default, nginx if it is
+/// configured to.
 const METHOD: [&str; 2] = ["x-forwarded-method", "x-original-method"];
 const PATH: [&str; 2] = ["x-forwarded-uri", "x-original-uri"];
 
-/// The routes, under every base path. With any method: nginx, Traefik and Caddy ask with GET unless told otherwise, and
-/// nothing is changed by asking.
+/// The routes, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call changes
+/// nothing.
 pub(super) fn routes(grpc: GrpcService, base_paths: &[String]) -> Router {
     let under = |router: Router<AuthorizationClient<GrpcService>>, base: &String| {
         let base = base.trim_end_matches('/');
@@ -50,10 +50,10 @@ async fn verify(
     let (Parts { headers, extensions, .. }, _) = request.into_parts();
     // A path that is not text names no project.
     let project = project.map(|Path(project)| project).unwrap_or_default();
-    let call = tonic::Request::from_parts(MetadataMap::new(), extensions, asked(project, &headers));
+    let call = tonic::Request::from_parts(MetadataMap::new(), extensions, check_request(project, &headers));
     let mut response = match proxies.check(call).await {
-        Ok(answer) => told(answer.into_inner()),
-        // Undecided. Any status but 2xx, 401 and 403 is a failure to nginx, and only 2xx lets a request pass anywhere.
+        Ok(answer) => render(answer.into_inner()),
+        // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
         Err(status) => answer(&status),
     };
     for name in IDENTITY {
@@ -63,20 +63,20 @@ async fn verify(
     response
 }
 
-/// The request that the proxy holds back.
-fn asked(project: String, headers: &HeaderMap) -> CheckRequest {
+/// Envoy's call for the original request.
+fn check_request(project: String, headers: &HeaderMap) -> CheckRequest {
     let credentials = headers.get_all(header::AUTHORIZATION).iter().map(|value| envoy::HeaderValue {
         key: header::AUTHORIZATION.as_str().to_owned(),
         raw_value: value.as_bytes().to_vec(),
         ..Default::default()
     });
-    let said = |names: [&str; 2]| {
+    let first = |names: [&str; 2]| {
         let value = names.iter().find_map(|name| headers.get(*name));
         value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
     };
     let http = HttpRequest {
-        method: said(METHOD),
-        path: said(PATH),
+        method: first(METHOD),
+        path: first(PATH),
         header_map: Some(envoy::HeaderMap { headers: credentials.collect() }),
         ..Default::default()
     };
@@ -87,8 +87,8 @@ fn asked(project: String, headers: &HeaderMap) -> CheckRequest {
     CheckRequest { attributes: Some(attributes) }
 }
 
-/// The answer, as HTTP has it.
-fn told(answer: CheckResponse) -> Response {
+/// Renders Envoy's response as an HTTP response.
+fn render(answer: CheckResponse) -> Response {
     let code = answer.status.unwrap_or_default().code;
     let (headers, body) = match answer.http_response {
         Some(HttpResponse::OkResponse(ok)) => (ok.headers, Body::empty()),

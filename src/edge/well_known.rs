@@ -1,4 +1,4 @@
-//! What is no RPC: the public keys, and whether the server is alive and ready.
+//! Endpoints that are not RPCs: the public keys, liveness and readiness.
 
 use axum::Router;
 use axum::response::Response;
@@ -10,7 +10,7 @@ use super::plain::text;
 use crate::app::App;
 use crate::config::Web;
 
-/// What the last look at the server's conditions found: `None` when it is ready, otherwise a line for each reason.
+/// The result of the last readiness check: `None` if the server is ready, otherwise a line for each reason.
 pub(super) type Readiness = tokio::sync::watch::Receiver<Option<String>>;
 
 /// The routes, the keys under every base path.
@@ -18,7 +18,7 @@ pub(super) fn routes(app: App, ready: Readiness, web: &Web) -> Router {
     health(ready).merge(jwks::routes(app, web))
 }
 
-/// Whether the server is alive and ready.
+/// The routes for liveness and readiness.
 pub(super) fn health(ready: Readiness) -> Router {
     let ready = move || {
         let reasons = ready.borrow().clone();
@@ -27,12 +27,12 @@ pub(super) fn health(ready: Readiness) -> Router {
     Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
 }
 
-/// The process runs. Says nothing of the database: a restart would not mend it.
+/// The process runs. Independent of the database, which a restart would not repair.
 async fn alive() -> Response {
     text(StatusCode::OK, "alive")
 }
 
-/// Whether the server can do its work, as of the last look: asking costs the database nothing.
+/// Whether the server is ready, as of the last check: a request causes no database query.
 fn readiness(reasons: Option<String>) -> Response {
     match reasons {
         None => text(StatusCode::OK, "ready"),

@@ -1,5 +1,5 @@
-//! Which client asks (RFC 6749 §2.3.1): by HTTP Basic, or in the form; about a token, also by its key as a bearer (RFC 7662
-//! §2.1). Reads what it says, and believes none of it.
+//! Reads the client's credentials (RFC 6749 §2.3.1): from HTTP Basic, or the form; for introspection, also a server key as a
+//! bearer token (RFC 7662 §2.1). Parses them, but verifies none.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,18 +16,18 @@ use crate::store::Role;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::server_key::ServerKey;
 
-/// How a client shows who it is in `Authorization`.
+/// The scheme of a client's credential in `Authorization`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// HTTP Basic (RFC 7617).
     Basic,
     /// RFC 6750.
     Bearer,
-    /// One that is not taken here.
+    /// An unsupported one.
     Other,
 }
 
-/// The scheme of a request; `None` for one that has no `Authorization`.
+/// The scheme of a request; `None` without `Authorization`.
 pub(super) fn scheme(headers: &HeaderMap) -> Option<Scheme> {
     let credential = headers.get(header::AUTHORIZATION)?.to_str().unwrap_or_default();
     let scheme = credential.split(' ').next().unwrap_or_default();
@@ -44,11 +44,11 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAut
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(credential) = credentials.next() {
         let (user, password) = basic(credential)?;
-        // The id may be said again; a secret would be a second way, and so would be a second header.
+        // The id may be repeated in the form; a secret or a second header would be a second way to authenticate.
         if credentials.next().is_some() || secret.is_some() || id.is_some_and(|id| id != user) {
             return Err(OAuthError::TWO_CLIENTS);
         }
-        // §2.3.1: an empty secret is none.
+        // §2.3.1: an empty secret counts as none.
         (id, secret) = (Some(user), Some(password).filter(|password| !password.is_empty()));
     }
     let id = id.ok_or(OAuthError::NO_CLIENT)?;
@@ -59,11 +59,11 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAut
     Ok(Client { project, auth: ClientAuth::Confidential(key), role: Role::Service })
 }
 
-/// A client with a secret, by any of its ways: its key, and the project if it names one. The key knows its own.
+/// A client with a secret, in any of the ways: its key, and the client if it is named. The key itself determines the project.
 pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Option<Client>, ServerKey), OAuthError> {
     if scheme(headers) != Some(Scheme::Bearer) {
         let client = named(headers, form)?;
-        // RFC 7662 §2.1: not for everyone, or it could be asked about tokens until one is good.
+        // RFC 7662 §2.1: the endpoint needs authentication, or anyone could try tokens until one is valid.
         let ClientAuth::Confidential(key) = client.auth.clone() else { return Err(OAuthError::NO_CLIENT) };
         return Ok((Some(client), key));
     }
@@ -82,7 +82,7 @@ pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Opti
     Ok((client, key))
 }
 
-/// A browser sends its origin, and a server key that is in a browser is everyone's.
+/// A browser sends its origin, and a server key in a browser is public.
 fn not_in_a_browser(headers: &HeaderMap) -> Result<(), OAuthError> {
     if headers.contains_key(header::ORIGIN) { Err(OAuthError::IN_A_BROWSER) } else { Ok(()) }
 }

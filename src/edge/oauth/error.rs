@@ -1,4 +1,4 @@
-//! Every answer that is no, in the words of RFC 6749 §5.2 and RFC 7009 §2.2.1: one table, and which of ours becomes which.
+//! Error responses as in RFC 6749 §5.2 and RFC 7009 §2.2.1: one table, and the translation of our own reasons.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ pub(super) const UNCACHED: [(HeaderName, HeaderValue); 2] = [
     (header::PRAGMA, HeaderValue::from_static("no-cache")),
 ];
 
-/// After how long to try again, by default.
+/// How long to wait before a retry, by default.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An answer that is no.
+/// An error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OAuthError {
     status: StatusCode,
@@ -36,7 +36,7 @@ pub(super) struct OAuthError {
     retry_after: Option<Duration>,
 }
 
-/// Makes the table.
+/// Defines the table.
 macro_rules! errors {
     ($($name:ident $status:ident $error:literal $description:literal,)*) => {
         impl OAuthError {
@@ -69,7 +69,7 @@ errors! {
     INVALID_SCOPE BAD_REQUEST "invalid_scope" "No scope was granted, so none can be asked for.",
     UNSUPPORTED_GRANT_TYPE BAD_REQUEST "unsupported_grant_type" "The one grant type here is refresh_token.",
     UNSUPPORTED_TOKEN_TYPE BAD_REQUEST "unsupported_token_type" "Access tokens and refresh tokens can be revoked here, and server keys cannot.",
-    // The RFCs have a name for these two at the authorization endpoint alone (RFC 6749 §4.1.2.1).
+    // The RFCs name these two only for the authorization endpoint (RFC 6749 §4.1.2.1).
     TOO_MANY TOO_MANY_REQUESTS "temporarily_unavailable" "Too many requests; try again later.",
     UNAVAILABLE SERVICE_UNAVAILABLE "temporarily_unavailable" "Whether the token is still good is not known; try again.",
     SERVER_ERROR INTERNAL_SERVER_ERROR "server_error" "Something went wrong on our side.",
@@ -82,7 +82,7 @@ impl From<Status> for OAuthError {
             Some(Reason::ClientAuthenticationRequired) => Self::NO_CLIENT,
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::INVALID_GRANT,
             Some(Reason::WrongProject) => Self::NOT_YOURS,
-            // Only a sign-out can be handed the wrong kind of credential.
+            // Only a sign-out can get the wrong kind of credential.
             Some(Reason::InsufficientAccessType) => Self::UNSUPPORTED_TOKEN_TYPE,
             Some(Reason::Schema) => Self::MALFORMED,
             Some(Reason::RateLimited) => Self::TOO_MANY,
@@ -134,7 +134,7 @@ mod tests {
     use sessiond_core::session::Refusal;
 
     #[test]
-    fn a_description_has_only_the_characters_that_one_may_have() {
+    fn a_description_has_only_allowed_characters() {
         for error in OAuthError::ALL {
             let fits = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
             assert!(error.description.bytes().all(fits), "{error:?}");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_says_when_to_come_back() {
+    fn temporary_errors_have_retry_after() {
         let refused = |millis| status::refused(Refusal::RateLimited { retry_after: Duration::from_millis(millis) });
         for (status, http, seconds) in [
             (refused(0), 429, "1"),

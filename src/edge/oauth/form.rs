@@ -9,7 +9,7 @@ use super::error::OAuthError;
 use crate::edge::body;
 use crate::edge::body::BodyError;
 
-/// The parameters that mean something here; any other is ignored (RFC 6749 §3.2).
+/// The known parameters; others are ignored (RFC 6749 §3.2).
 const KNOWN: [&str; 6] = ["client_id", "client_secret", "grant_type", "refresh_token", "scope", "token"];
 
 /// A form's parameters. Has no `Debug`: tokens and secrets are among them.
@@ -37,7 +37,7 @@ impl Form {
                 return Err(OAuthError::REPEATED);
             }
         }
-        // A parameter without a value is one that is not there (RFC 6749 §3.2); that it is said once holds for it too.
+        // A parameter without a value counts as missing (RFC 6749 §3.2), but must not be repeated either.
         parameters.retain(|_, value| !value.is_empty());
         Ok(Self(parameters))
     }
@@ -47,7 +47,7 @@ impl Form {
         self.0.remove(name)
     }
 
-    /// Takes a parameter out that must be there.
+    /// Takes out a required parameter.
     pub(super) fn required(&mut self, name: &'static str) -> Result<String, OAuthError> {
         self.take(name).ok_or(OAuthError::MISSING)
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameter_is_there_once_or_not_at_all() {
+    fn a_parameter_is_present_at_most_once() {
         let cases: [(&str, Result<Option<&str>, OAuthError>); 8] = [
             ("token=a", Ok(Some("a"))),
             ("token=a%2Bb+c%C3%A4", Ok(Some("a+b c\u{e4}"))),

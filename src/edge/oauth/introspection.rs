@@ -1,4 +1,4 @@
-//! What a token is worth, as RFC 7662 §2.2 says it: the claims' own names, and times in seconds.
+//! Renders an introspection response (RFC 7662 §2.2), with the claims' own names and times in seconds.
 
 use prost_types::Timestamp;
 use prost_types::value::Kind;
@@ -10,10 +10,10 @@ use super::error::OAuthError;
 use crate::pb::IntrospectTokenResponse;
 use crate::rpc::claims;
 
-/// The response's body. What is absent in the answer is absent here; an inactive token has nothing but that (§2.2).
+/// The response's body. Absent fields are omitted; for an inactive token it holds only `active` (§2.2).
 pub(super) fn render(answer: IntrospectTokenResponse) -> Result<Value, OAuthError> {
     let own = answer.claims.map(claims).transpose().map_err(|_| OAuthError::SERVER_ERROR)?;
-    // The host application's claims first: where one has a name of ours, ours overwrites it.
+    // The host application's claims first, so that ours overwrite those of the same name.
     let mut body: Map<String, Value> = own.unwrap_or_default();
     body.insert("active".to_owned(), answer.active.into());
     let act = answer.impersonator_id.map(|sub| json!({"sub": sub}));
@@ -42,7 +42,8 @@ pub(super) fn render(answer: IntrospectTokenResponse) -> Result<Value, OAuthErro
     Ok(body.into())
 }
 
-/// The type of RFC 6749 §7.1. A refresh token has none there; it is told apart, so that nobody takes it for the other.
+/// The type of RFC 6749 §7.1. A refresh token has none there; it keeps its own name, so that it is not mistaken for an access
+/// token.
 fn token_type(kind: &str) -> &str {
     if kind == "access_token" { "Bearer" } else { kind }
 }
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_of_the_hosts_never_overwrites_one_of_ours() {
+    fn a_host_applications_claim_never_overwrites_ours() {
         let field = |kind| prost_types::Value { kind: Some(kind) };
         let own = [
             ("active", field(Kind::BoolValue(false))),

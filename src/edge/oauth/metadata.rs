@@ -1,5 +1,5 @@
-//! Where the endpoints are, and what they take (RFC 8414). Every project is an issuer of its own, so there is a document
-//! for each; nothing in it depends on the request.
+//! Authorization server metadata (RFC 8414). Every project is an issuer of its own, so each has a document; nothing in it
+//! depends on the request.
 
 use axum::Json;
 use axum::Router;
@@ -18,14 +18,14 @@ use crate::edge::jwks::no_project;
 use crate::edge::plain::unavailable;
 use sessiond_core::id::ProjectId;
 
-/// §3.1: the name stands between the issuer's host and its path, so it is under no base path. Many clients put it behind the
-/// path, as OpenID Connect does: below every base path, and below the issuer's own.
+/// §3.1: the well-known name is between the issuer's host and its path, so it is not under a base path. Many clients append it
+/// to the path, as OpenID Connect does, so it is also below every base path and the issuer's own.
 pub(super) fn routes(app: App, base_paths: &[String]) -> Router {
     let own = Some(path_of(app.issuer.base()));
     let mut below: Vec<String> = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
     below.extend(own.filter(|own| !below.contains(own)));
     let relative = |router: Router<App>, base: String| {
-        // As it is: braces would be a parameter's.
+        // Literally: braces would be a path parameter.
         let path = format!("{}/projects/{{project_id}}/.well-known/oauth-authorization-server", base);
         router.route(&path, get(relative_document))
     };
@@ -54,7 +54,7 @@ async fn of_project(app: &App, project: Option<ProjectId>) -> Response {
     match app.keys().find(&project, |snapshot| snapshot.policy(&project).is_some()).await {
         Ok(snapshot) if snapshot.policy(&project).is_none() => return no_project(),
         Ok(_) => {}
-        // What is known stays good; that a project is unknown is not known while the database is away.
+        // Cached projects are still answered; whether another project exists is unknown while the database is unavailable.
         Err(_) => return unavailable(),
     }
     let issuer = app.issuer.of(project.as_str());

@@ -1,6 +1,6 @@
-//! OAuth 2.0 for clients that speak nothing else: trading a refresh token (RFC 6749 §6), signing out (RFC 7009), asking
-//! about a token (RFC 7662), and the document that tells of them (RFC 8414). An adapter: forms in, the API's own calls
-//! through the same layers as every other wire's, the RFCs' bodies out.
+//! OAuth 2.0 endpoints: refresh (RFC 6749 §6), revocation (RFC 7009), introspection (RFC 7662), and the metadata that describes
+//! them (RFC 8414). An adapter: forms in, the API's own calls through the same layers as on every other wire, the RFCs' bodies
+//! out.
 //!
 //! A client's id is a project, its secret a server key of that project. A client without a secret is public: it may refresh
 //! and sign out, with a token that it holds.
@@ -47,7 +47,7 @@ use sessiond_core::reason::Reason;
 use sessiond_core::token::refresh;
 use sessiond_core::token::server_key::ServerKey;
 
-/// The routes, under every base path; the document's place follows from the issuer.
+/// The routes, under every base path; the path of the metadata follows from the issuer.
 pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Router {
     let endpoint = OAuthApi { sessions: SessionServiceClient::new(grpc), limits: body::BodyLimits::new(limits) };
     let under = |router: Router<OAuthApi>, base: &String| {
@@ -61,9 +61,9 @@ pub(super) fn routes(app: App, grpc: GrpcService, limits: &Limits, base_paths: &
     endpoints.merge(metadata::routes(app, base_paths))
 }
 
-/// How a client that failed to show who it is is told so (RFC 6749 §5.2): with a challenge for the scheme that it used. One
-/// that did not use `Authorization` is not told of Basic, for that has a browser ask its user for a password; and a 401 needs
-/// some challenge (RFC 9110 §15.5.2).
+/// Adds a challenge to a 401 (RFC 6749 §5.2), for the scheme that the client used. A client without `Authorization` gets no
+/// Basic challenge, because that makes a browser ask its user for a password; but a 401 needs some challenge (RFC 9110
+/// §15.5.2).
 async fn challenge(request: Request, next: Next) -> Response {
     const BASIC: HeaderValue = HeaderValue::from_static(r#"Basic realm="sessiond", charset="UTF-8""#);
     const BEARER: HeaderValue = HeaderValue::from_static(r#"Bearer realm="sessiond""#);
@@ -89,7 +89,7 @@ struct OAuthApi {
     limits: body::BodyLimits,
 }
 
-/// A request that was read: the form, who asks, and what a call takes along. Has no `Debug`: there are secrets in it.
+/// A parsed request: the form, the client, and the extensions for the call. Has no `Debug`, because it holds secrets.
 struct OAuthRequest {
     form: Form,
     client: Option<Client>,
@@ -97,7 +97,7 @@ struct OAuthRequest {
 }
 
 impl OAuthApi {
-    /// Reads a request of any client.
+    /// Parses a request of any client.
     async fn read(&self, request: Request) -> Result<OAuthRequest, OAuthError> {
         if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Err(status.into());
@@ -108,7 +108,7 @@ impl OAuthApi {
         Ok(OAuthRequest { form, client, extensions: parts.extensions })
     }
 
-    /// Reads a request of a client that has a secret.
+    /// Parses a request of a client that has a secret.
     async fn read_confidential(&self, request: Request) -> Result<(OAuthRequest, ServerKey), OAuthError> {
         if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Err(status.into());
@@ -121,8 +121,8 @@ impl OAuthApi {
 }
 
 impl OAuthRequest {
-    /// A call on behalf of the client. What the layers outside have found out travels on, and so does the client: no header
-    /// could say either.
+    /// A call on behalf of the client. The client and what the outer layers recorded are in the extensions, where no header can
+    /// forge them.
     fn call<M>(mut self, message: M) -> tonic::Request<M> {
         self.extensions.insert(Wire::OAuth);
         if let Some(client) = self.client {
@@ -139,7 +139,7 @@ async fn token(State(mut endpoint): State<OAuthApi>, request: Request) -> Result
         return Err(OAuthError::UNSUPPORTED_GRANT_TYPE);
     }
     let presented = asked.form.required("refresh_token")?;
-    // No token of ours has a scope, and none may be asked for that was not granted.
+    // Our tokens have no scope, and a scope that was not granted cannot be requested.
     if asked.form.take("scope").is_some() {
         return Err(OAuthError::INVALID_SCOPE);
     }
@@ -154,7 +154,7 @@ async fn token(State(mut endpoint): State<OAuthApi>, request: Request) -> Result
     Ok((UNCACHED, Json(body)).into_response())
 }
 
-/// RFC 7009. The hint is not looked at (§2.1 leaves that to us): a token's kind can be seen.
+/// RFC 7009. Ignores the hint, as §2.1 permits: the kind of a token is visible in the token.
 async fn revoke(State(mut endpoint): State<OAuthApi>, request: Request) -> Result<Response, OAuthError> {
     let mut asked = endpoint.read(request).await?;
     let presented = asked.form.required("token")?;
@@ -163,12 +163,12 @@ async fn revoke(State(mut endpoint): State<OAuthApi>, request: Request) -> Resul
         false => ("authorization", format!("Bearer {presented}")),
     };
     let mut call = asked.call(pb::RevokeCurrentRequest {});
-    // What no header can hold is no token of ours, and neither is this; but whether the client is one is to be looked at.
+    // Text that no header can hold is not one of our tokens, and neither is this; but the client must still be authenticated.
     let value = MetadataValue::try_from(text).unwrap_or(MetadataValue::from_static("?"));
     call.metadata_mut().insert(name, value);
     match endpoint.sessions.revoke_current(call).await {
         Err(status) if !is_of_no_session(&status) => Err(status.into()),
-        // §2.2: a token that is not valid is as good as revoked, and that is all that the client wanted.
+        // §2.2: an invalid token counts as revoked, which is what the client wanted.
         Ok(_) | Err(_) => Ok(UNCACHED.into_response()),
     }
 }
@@ -177,7 +177,7 @@ fn is_of_no_session(status: &tonic::Status) -> bool {
     matches!(status::reason_of(status), Some(Reason::UnparsableAccessToken | Reason::RefreshTokenNotFoundOrExpired))
 }
 
-/// RFC 7662. The hint is not looked at here either.
+/// RFC 7662. Ignores the hint too.
 async fn introspect(State(mut endpoint): State<OAuthApi>, request: Request) -> Result<Response, OAuthError> {
     let (mut asked, key) = endpoint.read_confidential(request).await?;
     let token = asked.form.required("token")?;

@@ -9,12 +9,12 @@ pub(super) enum AccessType {
     Client,
     /// A service.
     Server,
-    /// A service with a key for more.
+    /// A service with an admin key.
     Admin,
 }
 
 impl AccessType {
-    /// Reads a name.
+    /// Parses a name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         [Self::Client, Self::Server, Self::Admin].into_iter().find(|one| one.name() == name)
     }
@@ -28,8 +28,8 @@ impl AccessType {
         }
     }
 
-    /// The least role that the key of such a caller must have. An impersonation says in its token as what it was asked for,
-    /// so no smaller key may pass for an admin's.
+    /// The least role that the key of such a caller must have. The token of an impersonation names the access type, so a lesser key
+    /// must not pass for an admin's.
     pub(super) const fn role(self) -> Role {
         match self {
             Self::Client | Self::Server => Role::Service,

@@ -1,5 +1,5 @@
-//! The one grant that there is: a refresh token for an access token (RFC 6749 §6), from a form or from JSON. The SDKs send it
-//! by a library for OAuth, without any of their headers, and expect Stack Auth's refusals.
+//! The refresh-token grant (RFC 6749 §6), from a form or from JSON. The SDKs send it through an OAuth library, without any of
+//! their own headers, and expect Stack Auth's errors.
 
 use axum::body::Body;
 use http::HeaderMap;
@@ -14,14 +14,14 @@ use crate::edge::body::BodyLimits;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::server_key;
 
-/// A grant, as it was sent. Has no `Debug`: there are secrets in it.
+/// A grant request. Has no `Debug`, because it holds secrets.
 pub(super) struct TokenRequest {
     refresh_token: String,
     client_id: String,
     client_secret: String,
 }
 
-/// The parameters that mean something here; any other is ignored (RFC 6749 §3.2).
+/// The known parameters; others are ignored (RFC 6749 §3.2).
 #[derive(Default, Deserialize)]
 struct Parameters {
     grant_type: Option<String>,
@@ -56,8 +56,8 @@ impl TokenRequest {
         })
     }
 
-    /// Who sends it: a client, whose secret is a publishable key or stands for none, and is not looked at. What must not be
-    /// published is another matter.
+    /// The caller: a client, whose secret is a publishable key or a placeholder and is not checked. But a server key must not come
+    /// from a browser.
     pub(super) fn caller(&self, headers: &HeaderMap) -> Result<StackCaller<'_>, KnownError> {
         if headers.contains_key(header::ORIGIN) && self.client_secret.starts_with(server_key::PREFIX) {
             return Err(KnownError::key_in_browser());
@@ -90,6 +90,6 @@ fn form(body: &[u8]) -> Result<Parameters, KnownError> {
 }
 
 fn json(body: &[u8]) -> Result<Parameters, KnownError> {
-    // What is wrong is not told: it might quote what is there.
+    // The parser's error is not returned: it might quote secrets.
     serde_json::from_slice(body).map_err(|_| KnownError::schema("the body must be an object of texts"))
 }

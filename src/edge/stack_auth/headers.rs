@@ -1,5 +1,5 @@
-//! Stack Auth's headers. Each has two spellings, for the project was renamed: older SDKs send the first and newer ones the
-//! second, and an answer has the one that it was asked in.
+//! Stack Auth's headers. Each has two spellings, because the project was renamed: older SDKs send the first and newer ones the
+//! second, and a response uses the spelling of its request.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use http::HeaderValue;
 
 use super::known_error::KnownError;
 
-/// What every header begins with.
+/// The prefixes of the headers.
 const SPELLINGS: [&str; 2] = ["x-stack-", "x-hexclave-"];
 
-/// What pages may send. Not the keys: a secret has no business in a browser.
+/// The headers that pages may send. Not the secret keys, which must not be in a browser.
 const FROM_PAGES: [&str; 11] = [
     "access-token",
     "access-type",
@@ -27,10 +27,10 @@ const FROM_PAGES: [&str; 11] = [
     REFRESH_TOKEN,
 ];
 
-/// What else the SDKs send from pages, for tunnels and tracing on the way.
+/// Other headers that the SDKs send from pages, for tunnels and tracing.
 const BESIDE: [&str; 3] = ["baggage", "ngrok-skip-browser-warning", "sentry-trace"];
 
-/// What pages may read.
+/// The headers that pages may read.
 const TO_PAGES: [&str; 3] = [ACTUAL_STATUS, KNOWN_ERROR, REQUEST_ID];
 
 const REFRESH_TOKEN: &str = "refresh-token";
@@ -38,7 +38,7 @@ const ACTUAL_STATUS: &str = "actual-status";
 const KNOWN_ERROR: &str = "known-error";
 const REQUEST_ID: &str = "request-id";
 
-/// The name by which everyone else sends a refresh token.
+/// The refresh token's header for all other clients.
 const CANONICAL_REFRESH_TOKEN: HeaderName = HeaderName::from_static("x-refresh-token");
 
 /// The headers that a page may send, for CORS.
@@ -59,18 +59,18 @@ fn spell(spelling: &str, name: &str) -> HeaderName {
     HeaderName::try_from(format!("{spelling}{name}")).expect("lower-case letters and dashes are a header's name")
 }
 
-/// A header's spelling, and its name behind that; `None` for one that is not Stack Auth's.
-fn apart(name: &HeaderName) -> Option<(&'static str, &str)> {
+/// A header's prefix and the rest of its name; `None` if it is not Stack Auth's.
+fn split(name: &HeaderName) -> Option<(&'static str, &str)> {
     SPELLINGS.iter().find_map(|spelling| Some((*spelling, name.as_str().strip_prefix(spelling)?)))
 }
 
-/// Whether a Stack Auth client sent the request: it has one of the headers. A refresh token alone is no sign, because Stack
-/// Auth's own pages show it with nothing else.
+/// Whether a Stack Auth client sent the request: it has one of the headers. A refresh token alone does not count, because Stack
+/// Auth's own pages show it without the others.
 pub(super) fn is_stack_auth(headers: &HeaderMap) -> bool {
-    headers.keys().filter_map(apart).any(|(_, name)| name != REFRESH_TOKEN)
+    headers.keys().filter_map(split).any(|(_, name)| name != REFRESH_TOKEN)
 }
 
-/// Gives the refresh token of any other request the name that it has everywhere else.
+/// Renames the refresh token's header in all other requests to the one that other clients use.
 pub(super) fn rename_refresh_token(headers: &mut HeaderMap) {
     for name in spelled(REFRESH_TOKEN) {
         let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
@@ -81,29 +81,29 @@ pub(super) fn rename_refresh_token(headers: &mut HeaderMap) {
     }
 }
 
-/// What a request's headers say, by their names without the spelling. Has no `Debug`: tokens and keys are among them.
+/// The values of a request's headers, by their names without the prefix. Has no `Debug`, because it holds tokens and keys.
 pub(super) struct StackHeaders<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> StackHeaders<'a> {
-    /// Reads them. An empty one is one that is not there: the SDK sends an empty key when it has none.
+    /// Reads them. An empty one counts as missing: the SDK sends an empty key if it has none.
     ///
     /// # Errors
     ///
-    /// Where a header says two things, in one spelling or in two, or something that is no text.
+    /// Fails if a header has two different values, in one spelling or in both, or is not text.
     pub(super) fn read(headers: &'a HeaderMap) -> Result<Self, KnownError> {
-        let mut said = BTreeMap::new();
+        let mut values = BTreeMap::new();
         for (name, value) in headers {
-            let Some((_, name)) = apart(name) else { continue };
+            let Some((_, name)) = split(name) else { continue };
             let text = value.to_str().map_err(|_| KnownError::schema(format!("header {name} must be ASCII")))?;
-            if said.insert(name, text).is_some_and(|before| before != text) {
+            if values.insert(name, text).is_some_and(|before| before != text) {
                 return Err(KnownError::schema(format!("header {name} must not be sent with different values")));
             }
         }
-        said.retain(|_, text| !text.is_empty());
-        Ok(Self(said))
+        values.retain(|_, text| !text.is_empty());
+        Ok(Self(values))
     }
 
-    /// What a header says.
+    /// The value of a header.
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         self.0.get(name).copied()
     }
@@ -114,18 +114,18 @@ impl<'a> StackHeaders<'a> {
     }
 }
 
-/// How a request wants to be answered.
+/// How to render the response to a request.
 #[derive(Clone)]
-pub(super) struct Manner {
+pub(super) struct ResponseStyle {
     spellings: Vec<&'static str>,
-    /// Whether a refusal's status is put aside: some browsers' consoles shout at any but 200.
+    /// Whether an error is sent with status 200 and its own status in a header: browser consoles log other statuses as errors.
     pub(super) overrides_status: bool,
 }
 
-impl Manner {
-    /// As its headers say; in the older spelling where none of them says.
+impl ResponseStyle {
+    /// Reads it from the request's headers. Defaults to the older spelling.
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let found: Vec<(&str, &str)> = headers.keys().filter_map(apart).collect();
+        let found: Vec<(&str, &str)> = headers.keys().filter_map(split).collect();
         let mut spellings = SPELLINGS.to_vec();
         spellings.retain(|spelling| found.iter().any(|(used, _)| used == spelling));
         if spellings.is_empty() {
@@ -134,17 +134,17 @@ impl Manner {
         Self { spellings, overrides_status: found.iter().any(|(_, name)| *name == "override-error-status") }
     }
 
-    /// Tells the request's id.
+    /// Sets the request's id.
     pub(super) fn set_request_id(&self, headers: &mut HeaderMap, id: &str) {
         self.set(headers, REQUEST_ID, HeaderValue::from_str(id).expect("hexadecimal digits"));
     }
 
-    /// Tells the code of a refusal.
+    /// Sets the code of an error.
     pub(super) fn set_known_error(&self, headers: &mut HeaderMap, code: &'static str) {
         self.set(headers, KNOWN_ERROR, HeaderValue::from_static(code));
     }
 
-    /// Tells the status that was put aside.
+    /// Sets the status that was replaced by 200.
     pub(super) fn set_actual_status(&self, headers: &mut HeaderMap, status: http::StatusCode) {
         self.set(headers, ACTUAL_STATUS, status.as_u16().into());
     }
@@ -180,10 +180,10 @@ mod tests {
     }
 
     #[test]
-    fn a_header_says_one_thing_in_both_spellings() {
+    fn a_header_has_the_same_value_in_both_spellings() {
         let same = headers(&[("x-stack-project-id", "a"), ("x-hexclave-project-id", "a"), ("x-stack-nothing", "")]);
-        let said = StackHeaders::read(&same).expect("the same in both");
-        assert_eq!((said.get("project-id"), said.get("nothing")), (Some("a"), None));
+        let values = StackHeaders::read(&same).expect("the same in both");
+        assert_eq!((values.get("project-id"), values.get("nothing")), (Some("a"), None));
         for other in ["x-hexclave-project-id", "x-stack-project-id"] {
             assert!(StackHeaders::read(&headers(&[("x-stack-project-id", "a"), (other, "b")])).is_err(), "{other}");
         }

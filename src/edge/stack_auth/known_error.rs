@@ -1,5 +1,5 @@
-//! Every refusal in Stack Auth's words: one table, and which of our reasons becomes which code. The SDKs build an error from
-//! the code and from its details, so each code has the details that its constructor reads.
+//! Stack Auth's errors: one table, and the translation of our own reasons. The SDKs build an error from the code and its
+//! details, so each code has the details that its constructor reads.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use crate::edge::body::BodyError;
 use crate::rpc::status;
 use sessiond_core::reason::Reason;
 
-/// An answer that is no.
+/// An error response.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KnownError {
     kind: ErrorCode,
     error: Cow<'static, str>,
     details: Option<Value>,
-    /// After how long a repeat has a chance.
+    /// How long to wait before a retry.
     pub(super) retry_after: Option<Duration>,
 }
 
-/// What kind of answer.
+/// An error code, and its HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ErrorCode {
     code: &'static str,
     status: StatusCode,
 }
 
-/// Makes the table.
+/// Defines the table.
 macro_rules! kinds {
     ($($kind:ident $status:ident,)*) => {
         impl ErrorCode {
@@ -79,7 +79,7 @@ impl KnownError {
         Self { details: Some(details), ..self }
     }
 
-    /// The request does not fit; the message says how, and reads on from nothing.
+    /// The request is invalid; the message says why.
     pub(super) fn schema(message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
         let details = json!({"message": message});
@@ -98,14 +98,14 @@ impl KnownError {
         error
     }
 
-    /// Another method on a path that has one.
+    /// The path has only one method, and this is another.
     pub(super) fn only_post() -> Self {
         let mut error = Self::schema("this endpoint takes POST");
         error.kind.status = StatusCode::METHOD_NOT_ALLOWED;
         error
     }
 
-    /// Nothing says as what the request is sent.
+    /// The access type is missing.
     pub(super) fn access_type_required() -> Self {
         Self::new(
             ErrorCode::ACCESS_TYPE_REQUIRED,
@@ -113,7 +113,7 @@ impl KnownError {
         )
     }
 
-    /// There is a key, and nothing says as what the request is sent.
+    /// A key is present, but the access type is missing.
     pub(super) fn key_without_access_type() -> Self {
         let error = "There is a key, and no header x-stack-access-type: it must be 'client', 'server' or 'admin'.";
         Self::new(ErrorCode::PROJECT_KEY_WITHOUT_ACCESS_TYPE, error)
@@ -131,13 +131,13 @@ impl KnownError {
         Self::new(ErrorCode::ACCESS_TYPE_WITHOUT_PROJECT_ID, error).with(json!({"request_type": access_type.name()}))
     }
 
-    /// There is no such project, nor can there be.
+    /// The project is unknown, or its name is malformed.
     pub(super) fn no_such_project(named: &str) -> Self {
         let error = "There is no such project as x-stack-project-id says.";
         Self::new(ErrorCode::CURRENT_PROJECT_NOT_FOUND, error).with(json!({"project_id": named}))
     }
 
-    /// A service shows no key.
+    /// The service's key is missing.
     pub(super) fn key_required(access_type: AccessType) -> Self {
         match access_type {
             AccessType::Client | AccessType::Server => {
@@ -149,7 +149,7 @@ impl KnownError {
         }
     }
 
-    /// A service shows a key that is none of the project's.
+    /// The key is not one of the project's.
     pub(super) fn invalid_key(access_type: AccessType, project: &str) -> Self {
         let kind = match access_type {
             AccessType::Client | AccessType::Server => ErrorCode::INVALID_SECRET_SERVER_KEY,
@@ -158,7 +158,7 @@ impl KnownError {
         Self::new(kind, "The key is not valid for this project.").with(json!({"project_id": project}))
     }
 
-    /// A key came out of a browser, where it is everyone's. The one use of the code that is not a 401.
+    /// A key came from a browser, where it is public. The only use of this code that is not a 401.
     pub(super) fn key_in_browser() -> Self {
         let mut error = Self::insufficient(AccessType::Server, &[AccessType::Client]);
         error.kind.status = StatusCode::FORBIDDEN;
@@ -166,14 +166,14 @@ impl KnownError {
         error
     }
 
-    /// This is for others.
+    /// The operation is for other kinds of callers.
     pub(super) fn insufficient(actual: AccessType, allowed: &[AccessType]) -> Self {
         let allowed: Vec<&str> = allowed.iter().copied().map(AccessType::name).collect();
         let details = json!({"actual_access_type": actual.name(), "allowed_access_types": allowed});
         Self::new(ErrorCode::INSUFFICIENT_ACCESS_TYPE, "Another kind of caller may do this.").with(details)
     }
 
-    /// `me`, and nobody is signed in.
+    /// The user is `me`, but no user is signed in.
     pub(super) fn nobody_is_me() -> Self {
         Self::new(ErrorCode::CANNOT_GET_OWN_USER_WITHOUT_USER, "The user is 'me', and there is no access token of one.")
     }
@@ -181,32 +181,34 @@ impl KnownError {
     /// Translates one of our own refusals, for a caller of this access type and project.
     pub(super) fn of(status: &Status, access_type: AccessType, project: &str) -> Self {
         let details = status.get_error_details();
-        let said = |kind| Self::new(kind, status.message().to_owned());
+        let with_message = |kind| Self::new(kind, status.message().to_owned());
         let error = match status::reason_of(status) {
-            // The SDK asks for a new token and tries again. Of a session that is over it gets none, and signs out.
+            // The SDK refreshes and retries. For an ended session the refresh fails, and the SDK signs out.
             Some(Reason::CredentialsMissing | Reason::AccessTokenExpired | Reason::SessionRevoked) => {
-                said(ErrorCode::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
+                with_message(ErrorCode::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
             }
-            Some(Reason::UnparsableAccessToken) => said(ErrorCode::UNPARSABLE_ACCESS_TOKEN),
-            Some(Reason::WrongProject) => said(ErrorCode::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details)),
+            Some(Reason::UnparsableAccessToken) => with_message(ErrorCode::UNPARSABLE_ACCESS_TOKEN),
+            Some(Reason::WrongProject) => {
+                with_message(ErrorCode::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details))
+            }
             Some(Reason::InvalidServerKey) => Self::invalid_key(access_type, project),
             Some(Reason::RefreshTokenNotFoundOrExpired) => Self::no_refresh_token(),
             Some(Reason::ClientAuthenticationRequired) => Self::key_required(AccessType::Server),
-            Some(Reason::InsufficientUserAuthentication) => said(ErrorCode::INSUFFICIENT_USER_AUTHENTICATION),
+            Some(Reason::InsufficientUserAuthentication) => with_message(ErrorCode::INSUFFICIENT_USER_AUTHENTICATION),
             Some(Reason::InsufficientAccessType) => {
                 Self::insufficient(access_type, &[AccessType::Server, AccessType::Admin])
             }
-            Some(Reason::NotYourUser) => said(ErrorCode::NOT_YOUR_USER),
-            Some(Reason::SessionNotFound) => said(ErrorCode::SESSION_NOT_FOUND),
-            Some(Reason::CannotDeleteCurrentSession) => said(ErrorCode::CANNOT_DELETE_CURRENT_SESSION),
-            Some(Reason::SessionLimitReached) => said(ErrorCode::SESSION_LIMIT_REACHED),
+            Some(Reason::NotYourUser) => with_message(ErrorCode::NOT_YOUR_USER),
+            Some(Reason::SessionNotFound) => with_message(ErrorCode::SESSION_NOT_FOUND),
+            Some(Reason::CannotDeleteCurrentSession) => with_message(ErrorCode::CANNOT_DELETE_CURRENT_SESSION),
+            Some(Reason::SessionLimitReached) => with_message(ErrorCode::SESSION_LIMIT_REACHED),
             Some(Reason::ProjectNotFound) => Self::no_such_project(project),
             Some(Reason::Schema) => Self::schema(violations(&details)),
-            Some(Reason::RateLimited) => said(ErrorCode::RATE_LIMITED),
+            Some(Reason::RateLimited) => with_message(ErrorCode::RATE_LIMITED),
             Some(Reason::StoreUnavailable | Reason::FeedInterrupted | Reason::VerificationUnavailable) => {
-                said(ErrorCode::STORE_UNAVAILABLE)
+                with_message(ErrorCode::STORE_UNAVAILABLE)
             }
-            Some(Reason::DeadlineExceeded) => said(ErrorCode::DEADLINE_EXCEEDED),
+            Some(Reason::DeadlineExceeded) => with_message(ErrorCode::DEADLINE_EXCEEDED),
             Some(
                 Reason::SubscriberTooSlow | Reason::MethodNotFound | Reason::UnsupportedEncoding | Reason::Internal,
             )
@@ -216,22 +218,22 @@ impl KnownError {
         Self { retry_after, ..error }
     }
 
-    /// No such refresh token in the project, whatever the cause. The SDK takes it that the user is signed out.
+    /// The refresh token does not work, for any reason. The SDK then treats the user as signed out.
     pub(super) fn no_refresh_token() -> Self {
         let reason = Reason::RefreshTokenNotFoundOrExpired;
         Self::new(ErrorCode::REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED, reason.message())
     }
 
-    /// Its status, as long as that is not put aside.
+    /// Its HTTP status.
     pub(super) const fn status(&self) -> StatusCode {
         self.kind.status
     }
 
-    /// The code for the header, which must be the body's. Not of what the SDKs tell by its status: they repeat after a 429,
-    /// unless a header says that the error is a known one.
+    /// The code for the header, equal to the body's. `None` for errors that the SDKs recognize by their status: they retry after a
+    /// 429 unless a header says that the error is a known one.
     pub(super) fn code(&self) -> Option<&'static str> {
-        let told_by_status = self.kind == ErrorCode::RATE_LIMITED || self.kind.status.is_server_error();
-        (!told_by_status).then_some(self.kind.code)
+        let is_known_by_status = self.kind == ErrorCode::RATE_LIMITED || self.kind.status.is_server_error();
+        (!is_known_by_status).then_some(self.kind.code)
     }
 
     /// The body.
@@ -244,27 +246,27 @@ impl KnownError {
     }
 }
 
-/// When an access token expired, and whose it was; nulls where there is none.
+/// When an access token expired, and whose it was; nulls if unknown.
 fn expiry(details: &ErrorDetails) -> Value {
-    let said = |name| details.error_info().and_then(|info| info.metadata.get(name));
-    let millis: Option<i64> = said("expired_at_millis").and_then(|millis| millis.parse().ok());
+    let metadata = |name| details.error_info().and_then(|info| info.metadata.get(name));
+    let millis: Option<i64> = metadata("expired_at_millis").and_then(|millis| millis.parse().ok());
     json!({
         "expired_at_millis": millis,
-        "project_id": said("project_id"),
-        "user_id": said("user_id"),
-        "refresh_token_id": said("refresh_token_id"),
+        "project_id": metadata("project_id"),
+        "user_id": metadata("user_id"),
+        "refresh_token_id": metadata("refresh_token_id"),
     })
 }
 
 fn projects(details: &ErrorDetails) -> Value {
-    let said = |name| details.error_info().and_then(|info| info.metadata.get(name));
-    json!({"expected_project_id": said("expected_project_id"), "actual_project_id": said("actual_project_id")})
+    let metadata = |name| details.error_info().and_then(|info| info.metadata.get(name));
+    json!({"expected_project_id": metadata("expected_project_id"), "actual_project_id": metadata("actual_project_id")})
 }
 
-/// What is wrong with each field, in one line.
+/// The violations of all fields, in one line.
 fn violations(details: &ErrorDetails) -> String {
     let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
-    let told: Vec<String> =
+    let violations: Vec<String> =
         violations.iter().map(|violation| format!("{} {}", violation.field, violation.description)).collect();
-    if told.is_empty() { Reason::Schema.message().to_owned() } else { told.join("; ") }
+    if violations.is_empty() { Reason::Schema.message().to_owned() } else { violations.join("; ") }
 }

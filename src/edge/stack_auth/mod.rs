@@ -1,8 +1,8 @@
-//! Stack Auth's API, for its SDKs. An adapter: its headers in, the API's own calls through
-//! the same layers as every other wire's, its bodies out. Nothing behind it knows of it, and it acts on no other routes.
+//! Stack Auth's API, for its SDKs. An adapter: its headers in, the API's own calls through the same layers as on every other
+//! wire, its bodies out. Inner layers do not know it, and it handles no other routes.
 //!
-//! Credentials are in headers of their own, and `authorization` is not read. What is not said is not guessed: an access type
-//! names the kind of caller, and the credentials of another kind do not count.
+//! Credentials are in headers of their own, and `authorization` is not read. The access type names the kind of caller, and
+//! credentials of another kind are ignored.
 
 mod access_type;
 mod caller;
@@ -42,7 +42,7 @@ pub(super) use self::headers::to_pages;
 use self::access_type::AccessType;
 use self::caller::StackCaller;
 use self::grant::TokenRequest;
-use self::headers::Manner;
+use self::headers::ResponseStyle;
 use self::headers::StackHeaders;
 use self::known_error::KnownError;
 use super::admission::EarlyRefusal;
@@ -60,37 +60,37 @@ use sessiond_core::reason::Reason;
 use sessiond_core::session::listing::PAGE_SIZE_MAX;
 use sessiond_core::token::server_key::ServerKey;
 
-/// Where the SDKs look for the API. Only there is a grant taken; the rest is under every base path.
+/// The path where the SDKs expect the API. The grant is only there; the other routes are under every base path.
 const PREFIX: &str = "/api/v1";
 const GRANT: &str = "/auth/oauth/token";
 
-/// What is wrong with a session to open that cannot be read.
+/// The error for a malformed body of a session to create.
 const CREATE_BODY: &str =
     "the body must have user_id, a text, and may have expires_in_millis, a whole number, and is_impersonation";
 
-/// Where a request leads.
+/// The route of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
-    /// To a refresh in OAuth's form.
+    /// A refresh in OAuth's form.
     Grant,
-    /// There too, with another method.
+    /// The path of the grant with another method.
     NoGrant,
-    /// To what is asked of sessions.
+    /// An operation on sessions.
     Sessions(Operation),
 }
 
-/// What is asked of sessions.
+/// An operation on sessions.
 #[derive(Debug, PartialEq, Eq)]
 enum Operation {
     SignOut,
     Refresh,
     List,
-    /// To end the one of this id.
+    /// Ends the session with this id.
     Revoke(String),
     Create,
 }
 
-/// See the module.
+/// Translates Stack Auth's requests into calls.
 #[derive(Clone)]
 pub(super) struct Adapter {
     sessions: SessionServiceClient<GrpcService>,
@@ -98,27 +98,27 @@ pub(super) struct Adapter {
     base_paths: Arc<[String]>,
 }
 
-/// Answers the requests of Stack Auth clients, and passes on all others.
+/// Answers requests of Stack Auth clients, and passes on all others.
 pub(super) async fn adapt(State(adapter): State<Adapter>, mut request: Request, next: Next) -> Response {
     let Some(route) = adapter.route(&request) else {
         headers::rename_refresh_token(request.headers_mut());
         return next.run(request).await;
     };
-    let manner = Manner::of(request.headers());
+    let style = ResponseStyle::of(request.headers());
     match adapter.answer(route, request).await {
-        Ok(body) => render(&manner, body),
-        Err(error) => refuse(&manner, error),
+        Ok(body) => render(&style, body),
+        Err(error) => refuse(&style, error),
     }
 }
 
 impl Adapter {
-    /// Answers by calls to this service.
+    /// Calls this service.
     pub(super) fn new(grpc: GrpcService, limits: &Limits, base_paths: &[String]) -> Self {
         let base_paths = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
         Self { sessions: SessionServiceClient::new(grpc), limits: body::BodyLimits::new(limits), base_paths }
     }
 
-    /// Where a request leads; `None` for one of another client.
+    /// The route of a request; `None` if it is another client's.
     fn route(&self, request: &Request) -> Option<Route> {
         let (method, path) = (request.method(), request.uri().path());
         match self.base_paths.iter().find_map(|base| route(base, method, path.strip_prefix(base.as_str())?))? {
@@ -138,8 +138,9 @@ impl Adapter {
             Route::NoGrant => return Err(KnownError::only_post()),
             Route::Sessions(asked) => asked,
         };
-        let said = StackHeaders::read(&parts.headers)?;
-        let call = StackCall { caller: StackCaller::read(&parts.headers, &said)?, extensions: parts.extensions };
+        let stack_headers = StackHeaders::read(&parts.headers)?;
+        let call =
+            StackCall { caller: StackCaller::read(&parts.headers, &stack_headers)?, extensions: parts.extensions };
         match asked {
             Operation::SignOut => self.sign_out(&call).await,
             Operation::Refresh => self.refresh(&call).await,
@@ -149,7 +150,7 @@ impl Adapter {
         }
     }
 
-    /// Ends the session of every genuine token there is. Nothing is read of a body: the SDKs send an empty object.
+    /// Ends the session of every genuine token in the request. Does not read the body: the SDKs send an empty object.
     async fn sign_out(&mut self, call: &StackCall<'_>) -> Result<Value, KnownError> {
         let StackCaller { access_token, refresh_token, .. } = call.caller;
         let mut request = call.request(call.caller.client(), pb::RevokeCurrentRequest {});
@@ -161,7 +162,7 @@ impl Adapter {
         }
         match self.sessions.revoke_current(request).await {
             Ok(_) => Ok(json!({"success": true})),
-            // Of a refresh token, that it is another project's is not told.
+            // Does not reveal that a refresh token belongs to another project.
             Err(status) if access_token.is_none() && status::reason_of(&status) == Some(Reason::WrongProject) => {
                 Err(KnownError::no_refresh_token())
             }
@@ -186,7 +187,7 @@ impl Adapter {
         }))
     }
 
-    /// The first page, the longest there is: Stack Auth does not paginate.
+    /// Lists the first page, of the largest size: Stack Auth does not paginate.
     async fn list(&mut self, call: &StackCall<'_>, user: Option<String>) -> Result<Value, KnownError> {
         let user = user.ok_or_else(|| KnownError::schema("query parameter user_id must be there"))?;
         let message = pb::ListSessionsRequest {
@@ -215,14 +216,14 @@ impl Adapter {
             return Err(KnownError::schema("the body must be JSON, and say so"));
         }
         let read = body::read(body, self.limits).await.map_err(|unread| KnownError::unread(&unread))?;
-        // What exactly does not fit is not told: it might quote what is there.
-        let draft: CreateBody = serde_json::from_slice(&read).map_err(|_| KnownError::schema(CREATE_BODY))?;
+        // The parser's error is not returned: it might quote the body.
+        let create: CreateBody = serde_json::from_slice(&read).map_err(|_| KnownError::schema(CREATE_BODY))?;
         let message = pb::CreateSessionRequest {
-            user_id: draft.user_id,
-            expires_in_millis: draft.expires_in_millis,
-            is_impersonation: draft.is_impersonation,
-            // Stack Auth does not name the impersonator; the access type is all that is known.
-            impersonator_id: draft.is_impersonation.then(|| call.caller.access_type.name().to_owned()),
+            user_id: create.user_id,
+            expires_in_millis: create.expires_in_millis,
+            is_impersonation: create.is_impersonation,
+            // Stack Auth does not name the impersonator; only the access type is known.
+            impersonator_id: create.is_impersonation.then(|| call.caller.access_type.name().to_owned()),
             ..pb::CreateSessionRequest::default()
         };
         let request = call.as_service(key, message);
@@ -231,7 +232,7 @@ impl Adapter {
         Ok(json!({"refresh_token": refresh_token, "access_token": access_token}))
     }
 
-    /// RFC 6749 §6, but for its refusals.
+    /// RFC 6749 §6, but with Stack Auth's errors.
     async fn grant(&mut self, headers: &HeaderMap, body: Body, extensions: Extensions) -> Result<Value, KnownError> {
         let grant = TokenRequest::read(headers, body, self.limits).await?;
         let call = StackCall { caller: grant.caller(headers)?, extensions };
@@ -239,7 +240,7 @@ impl Adapter {
     }
 }
 
-/// A session to open.
+/// A session to create.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CreateBody {
@@ -249,15 +250,15 @@ struct CreateBody {
     is_impersonation: bool,
 }
 
-/// A call to make. Has no `Debug`: there are secrets in it.
+/// A call to make. Has no `Debug`, because it holds secrets.
 struct StackCall<'a> {
     caller: StackCaller<'a>,
-    /// What the layers outside have found out, which travels on.
+    /// What the outer layers recorded about the request.
     extensions: Extensions,
 }
 
 impl StackCall<'_> {
-    /// Without a credential yet. Who it is for travels beside it: no header could say that.
+    /// A call without a credential. The client is in the extensions, where no header can forge it.
     fn request<M>(&self, client: Client, message: M) -> tonic::Request<M> {
         let mut extensions = self.extensions.clone();
         extensions.insert(Wire::StackAuth);
@@ -271,7 +272,7 @@ impl StackCall<'_> {
         request
     }
 
-    /// With the credential that counts where a user is named, or nobody is: a service's key, but the user's own for `me`.
+    /// A call with the credential for the named user: the service's key if there is one, but the user's own token for `me`.
     fn about<M>(&self, user: Option<&str>, message: M) -> Result<tonic::Request<M>, KnownError> {
         let StackCaller { access_token, key, .. } = &self.caller;
         let is_me = user == Some("me");
@@ -292,7 +293,7 @@ impl StackCall<'_> {
     }
 }
 
-/// Where a path below a base path leads.
+/// The route of a path below a base path.
 fn route(base: &str, method: &Method, path: &str) -> Option<Route> {
     let asked = match (method, path) {
         (&Method::POST, GRANT) if base.ends_with(PREFIX) => return Some(Route::Grant),
@@ -346,32 +347,32 @@ fn bearer(token: &str) -> MetadataValue<Ascii> {
 }
 
 fn ascii(text: &str) -> MetadataValue<Ascii> {
-    MetadataValue::try_from(text).expect("it came in a header, and was text there")
+    MetadataValue::try_from(text).expect("it was text in a header")
 }
 
-/// An answer, with what every one of them says.
-fn render(manner: &Manner, body: Value) -> Response {
+/// A response, with the headers of every response.
+fn render(style: &ResponseStyle, body: Value) -> Response {
     let mut response = Json(body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, max-age=0"));
-    manner.set_request_id(headers, &telemetry::request_id());
+    style.set_request_id(headers, &telemetry::request_id());
     response
 }
 
-/// An answer that is no. A failure of ours keeps its status, whatever was asked for.
-fn refuse(manner: &Manner, error: KnownError) -> Response {
+/// An error response. A server error keeps its status, even if the request asked for 200.
+fn refuse(style: &ResponseStyle, error: KnownError) -> Response {
     let (status, code, delay) = (error.status(), error.code(), error.retry_after);
-    let mut response = render(manner, error.body());
+    let mut response = render(style, error.body());
     let headers = response.headers_mut();
     if let Some(code) = code {
-        manner.set_known_error(headers, code);
+        style.set_known_error(headers, code);
     }
     if let Some(delay) = delay {
         headers.insert(header::RETRY_AFTER, retry_after(delay));
     }
-    if manner.overrides_status && status.is_client_error() {
-        manner.set_actual_status(headers, status);
+    if style.overrides_status && status.is_client_error() {
+        style.set_actual_status(headers, status);
         return response;
     }
     // Each of these has a header that must come with it (RFC 9110 §15.5.2, §15.5.6).
@@ -389,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_stack_auths_own_routes_are_taken() {
+    fn only_stack_auths_own_routes_are_handled() {
         let sessions = |asked| Some(Route::Sessions(asked));
         let cases = [
             ("", "DELETE", "/auth/sessions/current", sessions(Operation::SignOut)),
