@@ -81,7 +81,7 @@ async function installed() {
 // Page helpers
 
 /** The browser's own messages about expected failures: none, until something is signed out. */
-let expected = /^(?!)/;
+let expectedMessages = /^(?!)/;
 const complaints = [];
 const shifts = [];
 
@@ -99,7 +99,7 @@ class Visit {
         page.on("pageerror", (error) => complaints.push(String(error)));
         page.on("console", (message) => {
             const text = message.text();
-            if (["error", "warning"].includes(message.type()) && !expected.test(text)) complaints.push(text);
+            if (["error", "warning"].includes(message.type()) && !expectedMessages.test(text)) complaints.push(text);
         });
         await page.addInitScript(() => {
             window.shifts = [];
@@ -384,7 +384,7 @@ async function saysWhatWentWrong(browser) {
     const visit = await Visit.begin(browser);
     const { page } = visit;
     // Without the feed, the page does not know yet.
-    expected = /status of 40[01]|ERR_FAILED/;
+    expectedMessages = /status of 40[01]|ERR_FAILED/;
     await page.route("**/demo/feed*", (route) => route.abort());
     await page.goto(PAGE);
     await visit.signIn("phone");
@@ -398,7 +398,7 @@ async function saysWhatWentWrong(browser) {
     await visit.card("phone").locator(".act").click();
     await eventually("the message", async () => /it had ended before/.test(await visit.message()));
     ok("errors are shown as the API reports them, over both protocols; a session that had ended is not an error");
-    expected = /the server responded with a status of 401/;
+    expectedMessages = /the server responded with a status of 401/;
     await visit.end();
 }
 
@@ -502,7 +502,7 @@ async function keepsOthersOut(browser) {
     const other = http.createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>"));
     await new Promise((listening) => other.listen(0, "127.0.0.1", listening));
     const visit = await Visit.begin(browser);
-    expected = /./;
+    expectedMessages = /./;
     const statuses = [];
     visit.page.on("response", (response) => {
         if (response.url().startsWith(SESSIOND_URL)) statuses.push(response.status());
@@ -525,7 +525,7 @@ async function keepsOthersOut(browser) {
     await visit.end();
     await new Promise((closed) => other.close(closed));
     assert.equal(await countOf("ada"), before);
-    expected = /the server responded with a status of 401/;
+    expectedMessages = /the server responded with a status of 401/;
     ok("another site's page: may not sign anyone in, read the feed, or frame the page; no session was created");
 }
 
@@ -541,7 +541,7 @@ async function startAgain(...args) {
 async function comesBack(browser) {
     const visit = await (await Visit.begin(browser)).open();
     const { page, context } = visit;
-    expected = /./;
+    expectedMessages = /./;
     await page.click("#sign-in-all");
     for (const device of ["phone", "laptop", "terminal"]) await visit.isIn(device);
     const snapshots = async () => (await visit.feed()).match(/snapshot begins/g).length;
@@ -585,7 +585,7 @@ async function comesBack(browser) {
     await eventually("renewed", async () => (await issued()) !== first);
     await visit.isIn("phone");
     ok("an access token is renewed before it expires");
-    expected = /the server responded with a status of 401/;
+    expectedMessages = /the server responded with a status of 401/;
     await visit.end();
 }
 
@@ -681,14 +681,14 @@ const browser = await chromium.launch({
 });
 try {
     if (process.argv.includes("--screenshots")) {
-        expected = /the server responded with a status of 401/;
+        expectedMessages = /the server responded with a status of 401/;
         await screenshots(browser);
         // The first session of `dev` has been revoked; this is another.
         await promisify(execFile)(env.SESSIOND, ["demo-session", "--data-dir", env.SESSIOND_DATA_DIR]);
-        expected = /^(?!)/;
+        expectedMessages = /^(?!)/;
     }
     await loads(browser);
-    expected = /the server responded with a status of 401/;
+    expectedMessages = /the server responded with a status of 401/;
     // While the session in `dev.env` is live.
     await copiesCommands(browser);
     await fitsAHand(browser);
