@@ -53,8 +53,8 @@ impl App {
     ///
     /// [`Refusal::RefreshTokenNotFoundOrExpired`] for any token that does not work, whatever the cause;
     /// [`Refusal::ClientAuthenticationRequired`] for a genuine token without a client's key, if the policy requires one;
-    /// [`Refusal::RateLimited`]; as [`App::paying_client_project`]; or if the database operation fails or the project has no
-    /// usable key.
+    /// [`Refusal::RateLimited`]; [`Refusal::InvalidServerKey`] for a client that does not authenticate; or if the database
+    /// operation fails or the project has no usable key.
     pub async fn refresh_session(
         &self,
         presented: Option<RefreshToken>,

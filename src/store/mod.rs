@@ -1,5 +1,5 @@
 //! Persistence in Postgres: the only module that uses diesel, with one file per table. Absence is an `Option`; an
-//! outage is [`Error::Unavailable`] and is never reported as absence.
+//! outage is [`Error::Unavailable`](crate::store::Error::Unavailable) and is never reported as absence.
 //!
 //! Locks are taken in a fixed order, session before user, so that transactions cannot deadlock. A transaction that
 //! changes a project's keys or policy locks the project's row first.
