@@ -94,7 +94,7 @@ impl App {
         };
         let sessions: Vec<(ProjectId, SessionId)> =
             targets.iter().map(|target| (target.project.clone(), target.session)).collect();
-        let keys: Vec<_> = targets.iter().map(|target| Key::Session(target.project.clone(), target.session)).collect();
+        let keys = sessions.iter().map(|(project, session)| Key::Session(project.clone(), *session));
         let permit = self.bulkhead.acquire("sessions_revoke", keys).await?;
         let ended = self.urgent.sessions_revoke(targets.into_iter().map(revocation).collect(), permit).await?;
         // The feed may not have delivered yet what another replica has revoked.
