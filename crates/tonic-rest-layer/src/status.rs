@@ -174,7 +174,7 @@ impl Refusal {
             Refusal::BodyTooSlow => "The body took too long to arrive.",
             Refusal::BodyTooLarge(_) => "The body is too large.",
             Refusal::BodyUnreadable => "The body could not be read.",
-            Refusal::Schema(_) => "The request does not match its schema; `google.rpc.BadRequest` has the fields.",
+            Refusal::Schema(_) => "The request does not fit its schema; `google.rpc.BadRequest` has the fields.",
             Refusal::BadReply(_) => "The service's reply is malformed, or has no JSON form.",
         }
     }
@@ -206,7 +206,7 @@ impl Refusal {
             Refusal::Schema(violations) => match violations.first() {
                 Some(Violation { field, description }) if field.is_empty() => description.clone(),
                 Some(Violation { field, description }) => format!("{field}: {description}"),
-                None => "the request does not match its schema".to_owned(),
+                None => "the request does not fit its schema".to_owned(),
             },
             Refusal::BadReply(what) => (*what).to_owned(),
         }
