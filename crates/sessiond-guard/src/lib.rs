@@ -1,9 +1,9 @@
-//! Verifies access tokens where they are used, without a call for each, and refuses those of sessions that have ended
-//! within milliseconds of their end.
+//! Verifies sessiond's access tokens where they are used, without a call per request, and rejects the tokens of a revoked
+//! session within milliseconds of the revocation.
 //!
-//! A guard keeps the project's public keys and follows `WatchRevocations`. A token is accepted when its signature holds, its
-//! time is not up, its session is not among those that have ended, and the news of what has ended is young enough. When it
-//! is not, [`FailMode`] decides: a guard that is cut off knows that it is.
+//! A guard caches the project's public keys and follows its feed of revocations. It accepts a token if the signature is
+//! valid, the token has not expired, its session is not revoked, and the feed is recent enough. If it is not, [`FailMode`]
+//! decides: a guard that is cut off from sessiond knows it.
 //!
 //! ```no_run
 //! # async fn example(key: String) -> Result<(), sessiond_guard::ConnectError> {

@@ -62,7 +62,7 @@ impl Filter {
         found.into_result((filter, usize::try_from(page_size).unwrap_or(0)))
     }
 
-    /// Whether a session is in the listing, with `device` as whoever asks is shown it.
+    /// Whether a session matches. `device` is the session's device as the caller may see it.
     pub fn selects(&self, session: &Session, device: &Device, now: Timestamp, present: Epoch) -> bool {
         let in_state = match self.state {
             State::Live => session.is_live(now, present),
