@@ -232,7 +232,8 @@ async fn a_million(service: &Service) {
 async fn begin(url: &str, key: &str) {
     let (before, worked) = (resident_bytes(), cpu_seconds());
     let started = Instant::now();
-    let options = GuardOptions { patience: Duration::from_secs(60), ..GuardOptions::new(url, PROJECT, ISSUER, key) };
+    let options =
+        GuardOptions { startup_timeout: Duration::from_secs(60), ..GuardOptions::new(url, PROJECT, ISSUER, key) };
     let guard = Guard::connect(options).await.expect("connects");
     let took = started.elapsed();
     let stats = guard.stats();

@@ -22,7 +22,7 @@ use sessiond::{
 use sessiond_core::{
     id::ProjectId,
     session::{
-        EndedBy, RevokeReason, backchannel::Fate, backchannel::Kind, backchannel::TRIED_FOR,
+        EndedBy, RevokeReason, backchannel::DELIVERY_TTL, backchannel::EndpointKind, backchannel::RetryDecision,
         retention::RetentionPeriods,
     },
 };
@@ -71,8 +71,8 @@ fn issuer() -> String {
 async fn each_revocation_is_delivered_in_each_endpoints_format() {
     for wire in Wire::ALL {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
-        receiver.register(&service.app, Kind::Logout, "/logout?from=sessiond").await;
-        receiver.register(&service.app, Kind::Caep, "/events").await;
+        receiver.register(&service.app, EndpointKind::Logout, "/logout?from=sessiond").await;
+        receiver.register(&service.app, EndpointKind::Caep, "/events").await;
         let worker = Worker::start(&service.app, receiver.outbound());
         let phone = service.sign_in("ada", "phone").await;
         service.revoke_current(wire, phone.bearer()).await.expect("signs out");
@@ -128,7 +128,7 @@ async fn each_revocation_is_delivered_in_each_endpoints_format() {
 
 #[tokio::test]
 async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
-    for kind in Kind::ALL {
+    for kind in EndpointKind::ALL {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
         receiver.register(&service.app, kind, "/").await;
         receiver.reply_with([Reply::Status(500, "", ""), Reply::Status(503, "retry-after: 30\r\n", "no")]);
@@ -155,7 +155,7 @@ async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
         let issued: Vec<_> =
             deliveries.iter().map(|deliveries| deliveries.claims()["iat"].as_i64().expect("a time")).collect();
         assert_eq!((issued[1] - issued[0], issued[2] - issued[1]), (1, 30), "each attempt has a token of its own");
-        let typ = if kind == Kind::Logout { "logout+jwt" } else { "secevent+jwt" };
+        let typ = if kind == EndpointKind::Logout { "logout+jwt" } else { "secevent+jwt" };
         for deliveries in &deliveries {
             service.verified(deliveries, typ).await;
         }
@@ -171,13 +171,13 @@ async fn a_receiver_that_fails_twice_gets_a_retry_with_the_same_id() {
 #[tokio::test]
 async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
     let (service, slow, quick) = (Service::start().await, Receiver::start().await, Receiver::start().await);
-    slow.register(&service.app, Kind::Logout, "/").await;
+    slow.register(&service.app, EndpointKind::Logout, "/").await;
     slow.reply_with(std::iter::repeat_n(Reply::Hang, 1_000));
     // More than may be in progress in all.
     for at in 0..70 {
         service.sign_in(&format!("user-{at}"), "phone").await.sign_out().await.expect("signs out");
     }
-    quick.register(&service.app, Kind::Logout, "/").await;
+    quick.register(&service.app, EndpointKind::Logout, "/").await;
     let phone = service.sign_in("ada", "phone").await;
     let worker = Worker::start(&service.app, slow.outbound());
     eventually("the limit per endpoint", async || slow.deliveries().len() == 8).await;
@@ -196,7 +196,7 @@ async fn an_endpoint_that_hangs_times_out_and_blocks_no_other() {
 #[tokio::test]
 async fn redirects_are_not_followed_and_endless_responses_are_cut_off() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/here").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/here").await;
     receiver.reply_with([Reply::Status(307, "location: /there\r\n", ""), Reply::Endless]);
     let _worker = Worker::start(&service.app, receiver.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -223,7 +223,7 @@ async fn a_name_that_resolves_to_a_private_address_is_not_called() {
         [&["127.0.0.1"], &["8.8.8.8", "127.0.0.1"], &["::ffff:127.0.0.1"], &["169.254.169.254"], &["64:ff9b::7f00:1"]];
     for answer in answers {
         let (service, receiver) = (Service::start().await, Receiver::start().await);
-        receiver.register(&service.app, Kind::Logout, "/").await;
+        receiver.register(&service.app, EndpointKind::Logout, "/").await;
         let addresses: Vec<IpAddr> = answer.iter().map(|one| one.parse().expect("an address")).collect();
         let _worker = Worker::start(&service.app, receiver.outbound_to(&[], move |_| addresses.clone()));
         service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -233,7 +233,7 @@ async fn a_name_that_resolves_to_a_private_address_is_not_called() {
 
     // A resolver that answers with a public address first and a private one afterwards.
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     let rebinding = move |_: &str| {
@@ -252,7 +252,7 @@ async fn a_name_that_resolves_to_a_private_address_is_not_called() {
 async fn only_the_right_certificate_is_trusted() {
     let (service, receiver, stranger) =
         (Service::start().await, Receiver::start().await, Receiver::start_untrusted().await);
-    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.register(&service.app, EndpointKind::Caep, "/").await;
     let _worker = Worker::start(&service.app, stranger.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     until_states(&service, &["waiting no trusted certificate, or no TLS"]).await;
@@ -262,7 +262,7 @@ async fn only_the_right_certificate_is_trusted() {
 #[tokio::test]
 async fn a_removed_endpoint_gets_nothing_more() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    let endpoint = receiver.register(&service.app, Kind::Logout, "/").await;
+    let endpoint = receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     assert_eq!(states(&service).await, ["waiting"]);
@@ -283,8 +283,8 @@ async fn a_removed_endpoint_gets_nothing_more() {
 async fn two_replicas_deliver_a_hundred_revocations_once_each() {
     const ENDS: usize = 100;
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
-    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Caep, "/").await;
     let replica = service.operator();
     let workers = [Worker::start(&service.app, receiver.outbound()), Worker::start(&replica, receiver.outbound())];
     let mut devices = vec![];
@@ -316,7 +316,7 @@ async fn two_replicas_deliver_a_hundred_revocations_once_each() {
 #[tokio::test]
 async fn a_server_delivers_in_the_background_and_at_once() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let any = "127.0.0.1:0".parse().expect("an address");
     let (listen, metrics) = (Listen { listen: any, metrics_listen: any, proxy_listen: None }, Metrics::default());
     let server = Server::bind(service.app.clone(), &listen, &web(), limits(), metrics.clone(), |_| axum::Router::new())
@@ -350,7 +350,7 @@ async fn take(store: &Store, service: &Service) -> Vec<DueDelivery> {
 #[tokio::test]
 async fn deliveries_of_a_dead_replica_are_taken_over() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     let dead = take(&service.store, &service).await;
     assert_eq!((dead.len(), dead[0].attempt), (1, 1));
@@ -362,7 +362,7 @@ async fn deliveries_of_a_dead_replica_are_taken_over() {
     let late = take(&service.store, &service).await;
     assert_eq!((late.len(), late[0].attempt, late[0].id), (1, 2, dead[0].id));
     // The first replica wakes up and reports a failure, which no longer counts.
-    let fate = Fate::Dead;
+    let fate = RetryDecision::Dead;
     service.store.delivery_failed(&dead[0], fate, "late".to_owned(), service.clock.now()).await.expect("writes");
     assert_eq!(states(&service).await, ["waiting"]);
     service.clock.advance(LOST_AFTER);
@@ -378,7 +378,7 @@ async fn deliveries_of_a_dead_replica_are_taken_over() {
 #[tokio::test]
 async fn an_interrupted_attempt_is_repeated() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.register(&service.app, EndpointKind::Caep, "/").await;
     receiver.reply_with([Reply::Hang]);
     let worker = Worker::start(&service.app, receiver.outbound());
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -394,7 +394,7 @@ async fn an_interrupted_attempt_is_repeated() {
 #[tokio::test]
 async fn a_rolled_back_revocation_is_not_delivered() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let _worker = Worker::start(&service.app, receiver.outbound());
     let phone = service.sign_in("ada", "phone").await;
     let end = Revocation {
@@ -423,7 +423,7 @@ async fn a_rolled_back_revocation_is_not_delivered() {
 #[tokio::test]
 async fn only_revocations_of_the_own_project_are_delivered_and_only_once() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let other = service.create_project("other").await;
     let request = sessiond::pb::CreateSessionRequest { user_id: "eve".to_owned(), ..Default::default() };
     let elsewhere = service.create_as(Wire::Grpc, &other, request).await.expect("signs in");
@@ -438,8 +438,8 @@ async fn only_revocations_of_the_own_project_are_delivered_and_only_once() {
 #[tokio::test]
 async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/logout").await;
-    receiver.register(&service.app, Kind::Caep, "/events").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/logout").await;
+    receiver.register(&service.app, EndpointKind::Caep, "/events").await;
     let _worker = Worker::start(&service.app, receiver.outbound());
     let (phone, laptop, tablet) = (
         service.sign_in("ada", "phone").await,
@@ -478,7 +478,7 @@ async fn a_cut_off_is_one_message_unless_it_keeps_a_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_delivery_is_listed_and_retried_by_hand() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Caep, "/").await;
+    receiver.register(&service.app, EndpointKind::Caep, "/").await;
     receiver.reply_with([Reply::Status(400, "", r#"{"err": "invalid_audience", "description": "<script>"}"#)]);
     let _worker = Worker::start(&service.app, receiver.outbound());
     let phone = service.sign_in("ada", "phone").await;
@@ -510,9 +510,9 @@ async fn a_dead_delivery_is_listed_and_retried_by_hand() {
 #[tokio::test]
 async fn nothing_is_retried_for_longer_than_a_day() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
-    service.clock.advance(TRIED_FOR);
+    service.clock.advance(DELIVERY_TTL);
     let worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["dead not delivered in time"]).await;
     assert!(receiver.deliveries().is_empty());
@@ -523,7 +523,7 @@ async fn nothing_is_retried_for_longer_than_a_day() {
 #[tokio::test]
 async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let names =
         async || service.database.lines("SELECT coalesce(user_id, '-') FROM backchannel_deliveries ORDER BY 1").await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
@@ -541,7 +541,7 @@ async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
     let _worker = Worker::start(&service.app, receiver.outbound());
     until_states(&service, &["dead", "waiting answered 500", "waiting answered 500"]).await;
     assert_eq!(names().await, ["-", "ada", "bob"], "it is not over yet");
-    service.clock.advance(TRIED_FOR);
+    service.clock.advance(DELIVERY_TTL);
     let dead = "dead not delivered in time";
     until_states(&service, &["dead", dead, dead]).await;
     assert_eq!(names().await, ["-", "-", "bob"]);
@@ -562,10 +562,10 @@ async fn an_erased_user_is_named_in_the_delivery_and_then_removed() {
 #[tokio::test]
 async fn finished_deliveries_are_swept() {
     let (service, receiver) = (Service::start().await, Receiver::start().await);
-    let removed = receiver.register(&service.app, Kind::Logout, "/").await;
+    let removed = receiver.register(&service.app, EndpointKind::Logout, "/").await;
     let project = ProjectId::parse(PROJECT).expect("a name");
     service.app.endpoint_remove(project, removed).await.expect("removes");
-    receiver.register(&service.app, Kind::Logout, "/").await;
+    receiver.register(&service.app, EndpointKind::Logout, "/").await;
     for user in ["ada", "bob", "cy"] {
         service.sign_in(user, "phone").await.sign_out().await.expect("signs out");
     }

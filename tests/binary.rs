@@ -17,7 +17,7 @@ use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use http::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sessiond_guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Refusal};
+use sessiond_guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Rejection};
 use tokio::net::TcpStream;
 
 use crate::harness::{
@@ -172,9 +172,9 @@ async fn a_guard_survives_the_process_that_it_follows() {
     let mut dev = Dev::start(&dir).await;
     link.connect_to(dev.addr());
     eventually("accepted again", async || guard.verify(&unknown).await.is_ok()).await;
-    assert_eq!(guard.verify_now(&known), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&known), Err(Rejection::SessionRevoked));
     assert_eq!(dev.call(Method::DELETE, CURRENT, bearer(&unknown)).await.0, StatusCode::OK);
-    eventually("refused", async || guard.verify_now(&unknown) == Err(Refusal::SessionRevoked)).await;
+    eventually("refused", async || guard.verify_now(&unknown) == Err(Rejection::SessionRevoked)).await;
     dev.kill();
 }
 

@@ -29,7 +29,7 @@ use sessiond_core::{
         sealing::Purpose,
     },
 };
-use sessiond_guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Refusal, Uncertainty};
+use sessiond_guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Rejection, UnavailableReason};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -59,8 +59,8 @@ const SLACK: Duration = Duration::from_secs(2);
 
 fn options(url: &str, service: &Service) -> GuardOptions {
     let key = service.server_key.expose_secret();
-    let patience = Duration::from_secs(20);
-    GuardOptions { max_staleness: MAX_STALENESS, patience, ..GuardOptions::new(url, PROJECT, ISSUER, key) }
+    let startup_timeout = Duration::from_secs(20);
+    GuardOptions { max_staleness: MAX_STALENESS, startup_timeout, ..GuardOptions::new(url, PROJECT, ISSUER, key) }
 }
 
 fn options_for(service: &Service) -> GuardOptions {
@@ -72,7 +72,7 @@ async fn guard(service: &Service) -> Guard {
 }
 
 /// Waits until a token is rejected. Returns how long that took, and why.
-async fn refused_after(guard: &Guard, token: &str) -> (Duration, Refusal) {
+async fn refused_after(guard: &Guard, token: &str) -> (Duration, Rejection) {
     let started = Instant::now();
     loop {
         if let Err(refusal) = guard.verify_now(token) {
@@ -88,7 +88,7 @@ async fn signs_out_everywhere(device: &Device<'_>, guard: &Guard) {
     assert!(guard.verify(&device.access_token).await.is_ok(), "signed in");
     device.sign_out().await.expect("signs out");
     let (after, refusal) = refused_after(guard, &device.access_token).await;
-    assert_eq!(refusal, Refusal::SessionRevoked);
+    assert_eq!(refusal, Rejection::SessionRevoked);
     assert!(after < SLACK, "{after:?}");
 }
 
@@ -212,23 +212,23 @@ fn the_reasons_are_those_of_sessiond() {
     let (user, session) =
         (sessiond_core::id::UserId::parse("ada").expect("an id"), sessiond_core::clock::new_session_id(now));
     let of_sessiond = [
-        Refusal::CredentialsMissing,
-        Refusal::UnparsableAccessToken,
-        Refusal::AccessTokenExpired {
+        Rejection::CredentialsMissing,
+        Rejection::UnparsableAccessToken,
+        Rejection::AccessTokenExpired {
             expired_at: now,
             project: ProjectId::parse(PROJECT).expect("a name"),
             user,
             session,
         },
-        Refusal::WrongProject { expected: "a".into(), actual: "b".into() },
-        Refusal::SessionRevoked,
+        Rejection::WrongProject { expected: "a".into(), actual: "b".into() },
+        Rejection::SessionRevoked,
     ];
     for refusal in of_sessiond {
         let (reason, status) = (refusal.reason(), Status::from(refusal));
         assert_eq!(reason_of(&status), Some(reason), "is one of sessiond's");
         assert_eq!((status.code(), status.message()), (reason.code(), reason.message()));
     }
-    let status = Status::from(Refusal::Unavailable(Uncertainty::StaleFeed));
+    let status = Status::from(Rejection::Unavailable(UnavailableReason::StaleFeed));
     assert_eq!(status.code(), Code::Unavailable);
 }
 
@@ -261,7 +261,7 @@ async fn a_signed_out_token_is_rejected_at_once_and_others_are_not() {
     assert!(guard.verify_now(&laptop.access_token).is_ok());
     // A session revoked before the guard started.
     let late = self::guard(&service).await;
-    assert_eq!(late.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    assert_eq!(late.verify_now(&phone.access_token), Err(Rejection::SessionRevoked));
     assert!(late.verify_now(&laptop.access_token).is_ok());
 }
 
@@ -273,7 +273,7 @@ async fn a_cut_off_keeps_one_session_and_later_ones() {
     let bob = service.sign_in("bob", "phone").await;
     phone.revoke_others().await.expect("ends the others");
     let (after, refusal) = refused_after(&guard, &laptop.access_token).await;
-    assert!(after < SLACK && refusal == Refusal::SessionRevoked, "{after:?} {refusal:?}");
+    assert!(after < SLACK && refusal == Rejection::SessionRevoked, "{after:?} {refusal:?}");
     let tablet = service.sign_in("ada", "tablet").await;
     for device in [&phone, &bob, &tablet] {
         assert!(guard.verify_now(&device.access_token).is_ok());
@@ -307,7 +307,7 @@ async fn no_token_under_a_revoked_signing_key_is_accepted() {
     let keys = service.app.list_keys(Purpose::Signing, project.clone()).await.expect("lists");
     service.app.revoke_key(Purpose::Signing, project, keys[0].id).await.expect("revokes");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
-    assert!(after < SLACK && refusal == Refusal::SessionRevoked, "{after:?} {refusal:?}");
+    assert!(after < SLACK && refusal == Rejection::SessionRevoked, "{after:?} {refusal:?}");
     service.app.keys().reload().await.expect("reads the keys");
     let next = service.sign_in("ada", "phone").await;
     eventually_accepts(&guard, &next.access_token).await;
@@ -321,7 +321,7 @@ async fn a_token_of_another_project_is_rejected() {
     let request = CreateSessionRequest { user_id: "ada".into(), ..CreateSessionRequest::default() };
     let theirs = service.create_as(Wire::Grpc, &key, request).await.expect("signs in");
     let before = guard.stats().jwks_age;
-    let refused = Refusal::WrongProject { expected: PROJECT.into(), actual: "other".into() };
+    let refused = Rejection::WrongProject { expected: PROJECT.into(), actual: "other".into() };
     assert_eq!(guard.verify(&theirs.access_token).await, Err(refused));
     assert!(guard.stats().jwks_age >= before, "the keys need not be read again for that");
 }
@@ -332,25 +332,25 @@ async fn a_token_of_another_project_is_rejected() {
 async fn configuration_errors_are_reported_at_the_start() {
     let service = Service::start().await;
     let good = options_for(&service);
-    let connect = async |options: GuardOptions| Guard::connect(options).await.err().expect("is refused");
+    let connect = async |options: GuardOptions| Guard::connect(options).await.expect_err("is refused");
     let endpoint = good.endpoints[0].clone();
 
     let theirs = service.create_project("other").await;
     let refused = connect(GuardOptions { server_key: theirs, ..good.clone() }).await;
-    assert_eq!(refused, ConnectError::ServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
+    assert_eq!(refused, ConnectError::InvalidServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
     let (revoked, key) = {
         let project = ProjectId::parse(PROJECT).expect("a name");
         service.app.server_key_create(project, Role::Service).await.expect("makes a key")
     };
     service.app.server_key_revoke(revoked).await.expect("revokes");
     let refused = connect(GuardOptions { server_key: key, ..good.clone() }).await;
-    assert_eq!(refused, ConnectError::ServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
+    assert_eq!(refused, ConnectError::InvalidServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
 
     for (project, issuer) in [("nobody", ISSUER), (PROJECT, "https://elsewhere.example.org"), (PROJECT, "http://x/y")] {
         let (project, base) = (project.to_owned(), issuer.to_owned());
         let refused = connect(GuardOptions { project: project.clone(), issuer: base, ..good.clone() }).await;
         let issuer = format!("{issuer}/projects/{project}");
-        assert_eq!(refused, ConnectError::AnotherIssuer { endpoint: endpoint.clone(), issuer });
+        assert_eq!(refused, ConnectError::WrongIssuer { endpoint: endpoint.clone(), issuer });
     }
 
     let malformed = [
@@ -372,8 +372,8 @@ async fn configuration_errors_are_reported_at_the_start() {
 async fn another_issuer_is_not_trusted() {
     let (key, fake) = fake_server().await;
     fake.issue_as("https://staging.example.org/projects/demo");
-    let refused = Guard::connect(fake_options(&fake)).await.err().expect("is refused");
-    assert!(matches!(refused, ConnectError::AnotherIssuer { .. }), "{refused}");
+    let refused = Guard::connect(fake_options(&fake)).await.expect_err("is refused");
+    assert!(matches!(refused, ConnectError::WrongIssuer { .. }), "{refused}");
     drop(key);
 }
 
@@ -385,7 +385,7 @@ async fn malformed_metadata_is_not_trusted() {
         fake.set_metadata(metadata);
         let guard = Guard::connect(fake_options(&fake)).await.expect("an outage, until it can be read");
         let (token, _) = token(&key);
-        assert!(matches!(guard.verify(&token).await, Err(Refusal::Unavailable(_))), "{metadata}");
+        assert!(matches!(guard.verify(&token).await, Err(Rejection::Unavailable(_))), "{metadata}");
         assert_eq!(fake.jwks_fetches(), 0, "nothing more is asked there: {metadata}");
         fake.issue_as(&format!("{ISSUER}/projects/{PROJECT}"));
         let stream = fake.stream().await;
@@ -402,7 +402,7 @@ async fn one_wrong_date_does_not_move_the_clock() {
     let (key, fake) = fake_server().await;
     let now = Clock::system().now();
     fake.date_next(now + YEAR);
-    let options = GuardOptions { patience: Duration::from_secs(20), ..fake_options(&fake) };
+    let options = GuardOptions { startup_timeout: Duration::from_secs(20), ..fake_options(&fake) };
     let first_stream = async {
         let stream = fake.stream().await;
         stream.snapshot(&[], "a");
@@ -452,7 +452,7 @@ async fn a_guard_survives_the_death_of_its_replica() {
     laptop.sign_out().await.expect("signs out at the other");
     let (after, _) = refused_after(&guard, &laptop.access_token).await;
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
-    eventually("and it knows why", async || guard.verify_now(&laptop.access_token) == Err(Refusal::SessionRevoked))
+    eventually("and it knows why", async || guard.verify_now(&laptop.access_token) == Err(Rejection::SessionRevoked))
         .await;
     let stats = guard.stats();
     assert!(stats.connections >= 2 && stats.snapshots == 1, "resumed from where it stood: {stats:?}");
@@ -479,7 +479,7 @@ async fn a_guard_leaves_a_replica_whose_feed_is_old() {
     silence.begin();
     phone.sign_out().await.expect("signs out at the other replica");
     let began = std::time::Instant::now();
-    while guard.verify_now(&phone.access_token) != Err(Refusal::SessionRevoked) {
+    while guard.verify_now(&phone.access_token) != Err(Rejection::SessionRevoked) {
         assert!(guard.verify_now(&laptop.access_token).is_ok(), "other tokens are still accepted");
         assert!(began.elapsed() < Duration::from_secs(20), "it stays with the replica that hangs");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -498,12 +498,12 @@ async fn a_guard_notices_a_silent_network() {
     link.silence();
     phone.sign_out().await.expect("signs out");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
 
     link.restore();
     eventually_accepts(&guard, &laptop.access_token).await;
-    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "nothing was missed");
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Rejection::SessionRevoked), "nothing was missed");
 }
 
 /// Heartbeats arrive, and report that the reader behind them hangs.
@@ -520,11 +520,11 @@ async fn the_age_in_heartbeats_is_respected() {
     silence.begin();
     phone.sign_out().await.expect("signs out at the other replica");
     let (after, refusal) = refused_after(&guard, &phone.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     silence.end();
     eventually_accepts(&guard, &laptop.access_token).await;
-    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Rejection::SessionRevoked));
 }
 
 /// Postgres is down, and sessiond reports how old its feed is.
@@ -541,13 +541,13 @@ async fn a_stopped_database_is_an_outage_and_accepts_nothing() {
 
     cluster.stop_server(Mode::Immediate).await.expect("stops");
     let (after, refusal) = refused_after(&guard, &laptop.access_token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
-    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked), "what is known stays known");
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Rejection::SessionRevoked), "what is known stays known");
 
     cluster.start_server().await.expect("starts again");
     eventually_accepts(&guard, &laptop.access_token).await;
-    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Rejection::SessionRevoked));
     drop(service);
     cluster.stop().await.expect("stops");
 }
@@ -614,7 +614,7 @@ async fn restarting_everything_under_load_revives_no_session() {
     let laptop = service.sign_in("ada", "laptop").await;
     eventually_accepts(&guard, &laptop.access_token).await;
     for token in signed_out.lock().expect("no one panics while holding it").iter() {
-        assert_eq!(guard.verify_now(token), Err(Refusal::SessionRevoked), "none is missed");
+        assert_eq!(guard.verify_now(token), Err(Rejection::SessionRevoked), "none is missed");
     }
     drop(service);
     cluster.stop().await.expect("stops");
@@ -627,11 +627,11 @@ async fn a_guard_restarted_in_an_outage_accepts_nothing_locally() {
     let phone = service.sign_in("ada", "phone").await;
     link.cut();
     for fail_mode in [FailMode::Reject, FailMode::Introspect, FailMode::AcceptUntilExpiry] {
-        let patience = Duration::from_millis(300);
-        let options = GuardOptions { fail_mode, patience, ..options(&link.url, &service) };
+        let startup_timeout = Duration::from_millis(300);
+        let options = GuardOptions { fail_mode, startup_timeout, ..options(&link.url, &service) };
         let guard = Guard::connect(options).await.expect("an outage is no error");
-        assert!(matches!(guard.verify(&phone.access_token).await, Err(Refusal::Unavailable(_))), "{fail_mode:?}");
-        assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::Unavailable(_))), "{fail_mode:?}");
+        assert!(matches!(guard.verify(&phone.access_token).await, Err(Rejection::Unavailable(_))), "{fail_mode:?}");
+        assert!(matches!(guard.verify_now(&phone.access_token), Err(Rejection::Unavailable(_))), "{fail_mode:?}");
         assert_eq!(guard.stats().staleness, None);
 
         // Over HTTP that is not a 401: the token may be good, and a client must not discard it.
@@ -666,9 +666,9 @@ async fn the_fail_mode_decides_when_the_feed_is_old() {
     phone.sign_out().await.expect("signs out");
     eventually("stale", async || lenient.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
     assert!(lenient.verify(&phone.access_token).await.is_ok(), "that is what was asked for");
-    assert_eq!(lenient.verify(&known.access_token).await, Err(Refusal::SessionRevoked), "what is known stays known");
+    assert_eq!(lenient.verify(&known.access_token).await, Err(Rejection::SessionRevoked), "what is known stays known");
     link.restore();
-    eventually("refused", async || lenient.verify(&phone.access_token).await == Err(Refusal::SessionRevoked)).await;
+    eventually("refused", async || lenient.verify(&phone.access_token).await == Err(Rejection::SessionRevoked)).await;
     assert!(lenient.verify(&laptop.access_token).await.is_ok());
 }
 
@@ -688,7 +688,7 @@ async fn a_guard_introspects_when_it_cannot_decide() {
     silence.begin();
     eventually("stale", async || guard.stats().staleness.is_some_and(|age| age > MAX_STALENESS)).await;
     phone.sign_out().await.expect("signs out at the other replica");
-    assert_eq!(guard.verify(&phone.access_token).await, Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify(&phone.access_token).await, Err(Rejection::SessionRevoked));
     assert_eq!(guard.verify(&laptop.access_token).await.expect("live").user_id().as_str(), "ada");
     assert_eq!(guard.stats().introspections, 2);
     // Through the layer too, where the answer is asynchronous.
@@ -711,10 +711,10 @@ async fn a_guard_that_was_away_too_long_gets_a_new_snapshot() {
     service.clock.advance(ACCESS_TOKEN_TTL_MAX + Duration::from_secs(2 * 60 * 60));
     let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
     phone.sign_out().await.expect("signs out");
-    assert_eq!(guard.verify_now(&laptop.access_token), Err(Refusal::Unavailable(Uncertainty::StaleFeed)));
+    assert_eq!(guard.verify_now(&laptop.access_token), Err(Rejection::Unavailable(UnavailableReason::StaleFeed)));
     link.restore();
     eventually_accepts(&guard, &laptop.access_token).await;
-    assert_eq!(guard.verify_now(&phone.access_token), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&phone.access_token), Err(Rejection::SessionRevoked));
     let stats = guard.stats();
     assert_eq!((stats.snapshots, stats.entries), (2, 1), "{stats:?}");
 }
@@ -735,15 +735,15 @@ async fn a_clock_that_jumps_by_an_hour_accepts_nothing_wrong() {
     // Ahead: the feed seems an hour old, and tokens expired. Back at the right time, all is as before.
     let right = clock.now();
     clock.set(right + HOUR);
-    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Rejection::AccessTokenExpired { .. })));
     clock.set(right);
     eventually_accepts(&guard, &phone.access_token).await;
 
     // Time passes, the token expires, and then the clock is set back.
     clock.advance(Policy::default().access_token_ttl);
-    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Rejection::AccessTokenExpired { .. })));
     clock.set(right - HOUR);
-    assert!(matches!(guard.verify_now(&phone.access_token), Err(Refusal::AccessTokenExpired { .. })));
+    assert!(matches!(guard.verify_now(&phone.access_token), Err(Rejection::AccessTokenExpired { .. })));
     assert!(guard.verify_now(&signed_out.access_token).is_err());
 }
 
@@ -772,9 +772,9 @@ async fn fake_server() -> (SigningKey, FakeServer) {
 
 fn fake_options(fake: &FakeServer) -> GuardOptions {
     let key = sessiond_core::token::server_key::ServerKey::generate().expose();
-    let patience = Duration::from_millis(500);
+    let startup_timeout = Duration::from_millis(500);
     let options = GuardOptions::new(fake.url(), PROJECT, ISSUER, key.expose_secret());
-    GuardOptions { max_staleness: MAX_STALENESS, patience, ..options }
+    GuardOptions { max_staleness: MAX_STALENESS, startup_timeout, ..options }
 }
 
 fn jwks(keys: &[&SigningKey]) -> String {
@@ -829,12 +829,16 @@ async fn an_incomplete_snapshot_changes_nothing() {
     drop(stream);
     let stream = fake.stream().await;
     assert_eq!(stream.cursor, "", "half a snapshot leads nowhere");
-    assert_eq!(guard.verify(&other).await, Err(Refusal::Unavailable(Uncertainty::NoFeed)), "nor can anything go by it");
+    assert_eq!(
+        guard.verify(&other).await,
+        Err(Rejection::Unavailable(UnavailableReason::NoFeed)),
+        "nor can anything go by it"
+    );
 
     stream.snapshot(&[&first], "one");
     stream.heartbeat(0);
     eventually_accepts(&guard, &other).await;
-    assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&one), Err(Rejection::SessionRevoked));
     drop(stream);
 
     // A new snapshot, broken off: the old one still applies, and its cursor is still used.
@@ -847,12 +851,12 @@ async fn an_incomplete_snapshot_changes_nothing() {
     assert_eq!(stream.cursor, "one");
     stream.heartbeat(0);
     eventually_accepts(&guard, &other).await;
-    assert_eq!(guard.verify_now(&one), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&one), Err(Rejection::SessionRevoked));
 
     // A complete one replaces everything known.
     stream.snapshot(&[&second], "two");
     eventually("forgotten", async || guard.verify_now(&one).is_ok()).await;
-    assert_eq!(guard.verify_now(&other), Err(Refusal::SessionRevoked));
+    assert_eq!(guard.verify_now(&other), Err(Rejection::SessionRevoked));
 }
 
 /// The stream is open and silent: it is treated as dead, whatever the connection says.
@@ -866,14 +870,14 @@ async fn a_stream_without_heartbeats_is_dropped() {
     silent.heartbeat(0);
     eventually_accepts(&guard, &token).await;
     let (after, refusal) = refused_after(&guard, &token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed));
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
     assert!(after < MAX_STALENESS + SLACK, "{after:?}");
     // The silent stream is still open, and no longer read.
     let next = fake.stream().await;
     assert_eq!(next.cursor, "one");
     next.ended(&[&session]);
     next.heartbeat(0);
-    eventually("known", async || guard.verify_now(&token) == Err(Refusal::SessionRevoked)).await;
+    eventually("known", async || guard.verify_now(&token) == Err(Rejection::SessionRevoked)).await;
 }
 
 /// A revocation of an unknown kind: the guard cannot ignore it.
@@ -889,7 +893,7 @@ async fn an_unknown_revocation_makes_the_feed_old() {
     stream.ended(&["no session's id"]);
     let beats = tokio::spawn(async move { stream.beat(0).await });
     let (_, refusal) = refused_after(&guard, &token).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::StaleFeed), "heartbeats or not");
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed), "heartbeats or not");
     beats.await.expect("the guard hung up");
 }
 
@@ -906,7 +910,7 @@ async fn a_foreign_jwks_verifies_nothing() {
         let stream = fake.stream().await;
         stream.snapshot(&[], "one");
         stream.heartbeat(0);
-        assert_eq!(guard.verify(&ours).await, Err(Refusal::UnparsableAccessToken));
+        assert_eq!(guard.verify(&ours).await, Err(Rejection::UnparsableAccessToken));
     }
 }
 
@@ -921,16 +925,16 @@ async fn unavailable_keys_are_an_outage() {
     let stream = fake.stream().await;
     stream.snapshot(&[], "one");
     let _beats = tokio::spawn(async move { stream.beat(0).await });
-    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
+    assert_eq!(guard.verify(&good).await, Err(Rejection::Unavailable(UnavailableReason::NoKeys)));
     fake.publish(Some("<html>".to_owned()), 1);
-    assert_eq!(guard.verify(&good).await, Err(Refusal::Unavailable(Uncertainty::NoKeys)));
+    assert_eq!(guard.verify(&good).await, Err(Rejection::Unavailable(UnavailableReason::NoKeys)));
 
     // Up, with keys valid for a second: used for twice that in an outage, and no longer.
     fake.publish(Some(published.clone()), 1);
     eventually_accepts(&guard, &good).await;
     fake.publish(None, 1);
     let (after, refusal) = refused_after(&guard, &good).await;
-    assert_eq!(refusal, Refusal::Unavailable(Uncertainty::NoKeys));
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::NoKeys));
     assert!(after < Duration::from_secs(2) + SLACK, "{after:?}");
     fake.publish(Some(published), 3_600);
     eventually_accepts(&guard, &good).await;
@@ -956,7 +960,7 @@ async fn unknown_key_ids_do_not_cause_a_fetch_each_time() {
         }
     });
     for refused in futures_util::future::join_all(made_up).await {
-        assert_eq!(refused, Err(Refusal::UnparsableAccessToken));
+        assert_eq!(refused, Err(Rejection::UnparsableAccessToken));
     }
     let asked = fake.jwks_fetches() - before;
     assert!(asked <= 1 + usize::try_from(started.elapsed().as_secs()).expect("short"), "{asked}");

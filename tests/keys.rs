@@ -27,12 +27,13 @@ use sessiond_core::{
     id::{KeyId, ProjectId},
     session::{Origin, Policy, create::CreateRequest, policy::ACCESS_TOKEN_TTL_MAX},
     token::{
-        access::{Claims, Issuer, Presented},
+        access::{Claims, Issuer},
         jwks,
         refresh::RefreshToken,
         schedule::{MARGIN, Stage, Urgency},
         sealing::{Purpose, Sealer, SealingKey},
         server_key::ServerKey,
+        unverified::UnverifiedToken,
     },
 };
 
@@ -54,7 +55,7 @@ fn demo() -> ProjectId {
 }
 
 pub fn kid(token: &str) -> KeyId {
-    Presented::parse(token).expect("genuine").key()
+    UnverifiedToken::parse(token).expect("genuine").key()
 }
 
 fn refresh_kid(token: &str) -> KeyId {
@@ -98,13 +99,13 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
     assert_eq!(published(&service).await, [old].into());
 
     let began = service.clock.now();
-    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Signing, Urgency::Planned).await;
+    let Rotated { successor, from, retired } = rotate(&service.operator(), Purpose::Signing, Urgency::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(began) >= jwks::MAX_AGE + RELOAD_INTERVAL, "{:?}", from.since(began));
     service.app.keys().reload().await.expect("reads");
-    assert_eq!(published(&service).await, [old, heir].into(), "at once");
+    assert_eq!(published(&service).await, [old, successor].into(), "at once");
 
-    for (moment, signs) in [(from - INSTANT, old), (from, heir), (from + INSTANT, heir)] {
+    for (moment, signs) in [(from - INSTANT, old), (from, successor), (from + INSTANT, successor)] {
         advance_to(&service, moment);
         assert_eq!(kid(&service.sign_in("ada", "laptop").await.access_token), signs, "{moment}");
     }
@@ -113,10 +114,10 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
     let end = from + ACCESS_TOKEN_TTL_MAX + MARGIN;
     let verifies = |now| service.app.keys().snapshot().keyring.verifies(old, now, ACCESS_TOKEN_TTL_MAX).is_some();
     advance_to(&service, end - INSTANT);
-    assert_eq!(published(&service).await, [old, heir].into());
+    assert_eq!(published(&service).await, [old, successor].into());
     assert!(verifies(service.clock.now()));
     advance_to(&service, end);
-    assert_eq!(published(&service).await, [heir].into());
+    assert_eq!(published(&service).await, [successor].into());
     assert!(!verifies(service.clock.now()));
 
     // A leaked retired key makes no valid tokens; a client that is merely slow is told to refresh.
@@ -140,7 +141,7 @@ async fn a_new_signing_key_is_published_an_hour_before_it_signs() {
 
 /// The claims of a genuine token with another expiry, signed with the same key.
 fn forged(service: &Service, genuine: &str, until: Timestamp) -> SecretString {
-    let presented = Presented::parse(genuine).expect("genuine");
+    let presented = UnverifiedToken::parse(genuine).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
     let claims = presented.verify(key.verifying(), &Issuer::new(ISSUER)).expect("genuine");
     key.sign(&Claims { exp: until.as_seconds(), ..claims }).expect("signs")
@@ -186,7 +187,7 @@ async fn refresh_tokens_survive_the_rotation_of_their_key() {
     let service = Service::start().await;
     let mut phone = service.sign_in("ada", "phone").await;
     let old = refresh_kid(&phone.refresh_token);
-    let Rotated { heir, from, retired } = rotate(&service.operator(), Purpose::Refresh, Urgency::Planned).await;
+    let Rotated { successor, from, retired } = rotate(&service.operator(), Purpose::Refresh, Urgency::Planned).await;
     assert_eq!(retired, [old]);
     assert!(from.since(service.clock.now()) >= 3 * RELOAD_INTERVAL);
     service.app.keys().reload().await.expect("reads");
@@ -197,10 +198,10 @@ async fn refresh_tokens_survive_the_rotation_of_their_key() {
     advance_to(&service, from);
     // The same place in the chain, under the new key: both are good.
     let repeated = phone.refresh_without_keeping().await.expect("within the grace");
-    assert_eq!(refresh_kid(&repeated.refresh_token), heir);
+    assert_eq!(refresh_kid(&repeated.refresh_token), successor);
     phone.refresh_token = before.refresh_token;
     phone.refresh().await.expect("made by the old key");
-    assert_eq!(refresh_kid(&phone.refresh_token), heir);
+    assert_eq!(refresh_kid(&phone.refresh_token), successor);
     service.clock.advance(2 * REFRESH_GRACE);
     phone.refresh().await.expect("made by the new key");
 
@@ -218,7 +219,7 @@ async fn a_replica_loads_a_key_that_it_does_not_know() {
     let service = Service::start().await;
     let old = kid(&service.sign_in("ada", "phone").await.access_token);
     let elsewhere = service.operator();
-    let Rotated { heir, from, .. } = rotate(&elsewhere, Purpose::Signing, Urgency::Emergency).await;
+    let Rotated { successor, from, .. } = rotate(&elsewhere, Purpose::Signing, Urgency::Emergency).await;
     let refresh = rotate(&elsewhere, Purpose::Refresh, Urgency::Emergency).await;
     assert_eq!((from, refresh.from), (service.clock.now(), service.clock.now()));
 
@@ -227,11 +228,11 @@ async fn a_replica_loads_a_key_that_it_does_not_know() {
     let request = CreateRequest { user_id: "ada".to_owned(), ..CreateRequest::default() };
     let grant =
         elsewhere.create_session(Caller::Service(key), None, request, None, Origin::default()).await.expect("signs in");
-    assert_eq!(kid(grant.access_token.expose_secret()), heir);
+    assert_eq!(kid(grant.access_token.expose_secret()), successor);
     service.refresh(Wire::Grpc, refresh_token(grant.refresh_token.expose_secret())).await.expect("refreshes");
     let ended = service.revoke_current(Wire::Grpc, bearer(grant.access_token.expose_secret())).await;
     assert_eq!(ended.expect("signs out").already_revoked, None);
-    assert_eq!(published(&service).await, [old, heir].into());
+    assert_eq!(published(&service).await, [old, successor].into());
 }
 
 /// An external verifier with another JWT library, which fetches the keys once an hour.
@@ -356,11 +357,11 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     }
     let operator = service.operator();
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
-    let KeyRevoked::Replaced(heir) = revoked else { panic!("{revoked:?}") };
+    let KeyRevoked::Replaced(successor) = revoked else { panic!("{revoked:?}") };
 
     // The server finds out by itself.
-    eventually("the server knows", async || kids(&jwks(&service).await) == [heir].into()).await;
-    assert_eq!(published(&service).await, [heir].into());
+    eventually("the server knows", async || kids(&jwks(&service).await) == [successor].into()).await;
+    assert_eq!(published(&service).await, [successor].into());
     for route in Route::ALL {
         let outcome = service.verify(route, PROJECT, devices[0].bearer()).await;
         assert_eq!(outcome.reason.as_deref(), Some(UNKNOWN_KEY), "{route:?}");
@@ -369,7 +370,7 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);
         assert!(device.is_signed_in().await, "the leaked key revokes nothing");
         device.refresh().await.expect("the refresh token is another matter");
-        assert_eq!(kid(&device.access_token), heir);
+        assert_eq!(kid(&device.access_token), successor);
         service.revoke_current(wire, bearer(&device.access_token)).await.expect("signs out");
     }
     assert!(service.app.keys().snapshot().keyring.signing(old).is_none());
@@ -389,9 +390,9 @@ async fn a_replica_whose_clock_is_behind_signs_with_the_new_key() {
     service.app.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
     service.app.keys().reload().await.expect("reads");
     let snapshot = service.app.keys().snapshot();
-    let heir = snapshot.signs_for(&demo(), now).expect("a key").id();
+    let successor = snapshot.signs_for(&demo(), now).expect("a key").id();
     for behind in [MARGIN, MARGIN + INSTANT, MARGIN * 60] {
-        assert_eq!(snapshot.signs_for(&demo(), now - behind).expect("a key").id(), heir, "{behind:?}");
+        assert_eq!(snapshot.signs_for(&demo(), now - behind).expect("a key").id(), successor, "{behind:?}");
     }
 }
 
@@ -425,28 +426,32 @@ async fn a_waiting_key_can_be_revoked_or_activated_early() {
     let planned = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
     let refused = operator.rotate_key(Purpose::Signing, demo(), Urgency::Planned).await.expect_err("one at a time");
     assert!(
-        matches!(refused, ProjectError::UnderWay { heir, from, .. } if (heir, from) == (planned.heir, planned.from))
+        matches!(refused, ProjectError::UnderWay { successor, from, .. } if (successor, from) == (planned.successor, planned.from))
     );
-    let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.heir).await.expect("revokes");
+    let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.successor).await.expect("revokes");
     assert_eq!(revoked, KeyRevoked::CalledOff(first));
     advance_to(&service, planned.from);
     assert_eq!(signs().await, first, "no gap where the rotation would have been");
 
     let planned = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
     let forward = rotate(&operator, Purpose::Signing, Urgency::Emergency).await;
-    assert_eq!((forward.heir, forward.from), (planned.heir, service.clock.now()), "verifiers may know it already");
-    assert_eq!(signs().await, planned.heir);
+    assert_eq!(
+        (forward.successor, forward.from),
+        (planned.successor, service.clock.now()),
+        "verifiers may know it already"
+    );
+    assert_eq!(signs().await, planned.successor);
 
     // The signing key is revoked while another waits: that one takes over.
     let waiting = rotate(&operator, Purpose::Signing, Urgency::Planned).await;
-    let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.heir).await.expect("revokes");
-    assert_eq!(revoked, KeyRevoked::Replaced(waiting.heir));
-    assert_eq!(signs().await, waiting.heir);
+    let revoked = operator.revoke_key(Purpose::Signing, demo(), planned.successor).await.expect("revokes");
+    assert_eq!(revoked, KeyRevoked::Replaced(waiting.successor));
+    assert_eq!(signs().await, waiting.successor);
     // Revoking a retired key changes nothing else.
     let revoked = operator.revoke_key(Purpose::Signing, demo(), first).await.expect("revokes");
     assert_eq!(revoked, KeyRevoked::Alone);
-    assert_eq!(signs().await, waiting.heir);
-    assert_eq!(published(&service).await, [waiting.heir].into());
+    assert_eq!(signs().await, waiting.successor);
+    assert_eq!(published(&service).await, [waiting.successor].into());
 }
 
 #[tokio::test]
@@ -629,7 +634,7 @@ async fn a_key_that_cannot_be_opened_is_reported_and_the_others_are_resealed() {
     let before = installation(&store, &old, None);
     let shop = ProjectId::parse("shop").expect("a name");
     before.project_create(shop.clone(), Policy::default()).await.expect("creates");
-    let lost = before.rotate_key(Purpose::Signing, shop.clone(), Urgency::Planned).await.expect("rotates").heir;
+    let lost = before.rotate_key(Purpose::Signing, shop.clone(), Urgency::Planned).await.expect("rotates").successor;
     database.run(&format!("UPDATE signing_keys SET sealed_private = 'lost' WHERE id = '{lost}'")).await;
 
     let during = installation(&store, &new, Some(&old));

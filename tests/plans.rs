@@ -25,7 +25,7 @@ use sessiond::{
 };
 use sessiond_core::{
     id::{ProjectId, UserId},
-    session::{backchannel::Fate, retention::RetentionPeriods},
+    session::{backchannel::RetryDecision, retention::RetentionPeriods},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -387,7 +387,7 @@ async fn deliver(service: &Service, project: &ProjectId) {
     let taken = store.deliveries_claim(claim).await.expect("takes some");
     assert_eq!(taken.len(), 50);
     store.delivery_done(taken[0].project.clone(), taken[0].id, now).await.expect("writes");
-    store.delivery_failed(&taken[1], Fate::Dead, "no".to_owned(), now).await.expect("writes");
+    store.delivery_failed(&taken[1], RetryDecision::Dead, "no".to_owned(), now).await.expect("writes");
     let revived = store.delivery_revive(taken[1].project.clone(), taken[1].id, now).await.expect("writes");
     assert_eq!(revived, Revived::Done);
     assert_eq!(store.deliveries_open(project.clone(), 10).await.expect("reads").len(), 10);

@@ -11,7 +11,7 @@ use sessiond::{
     pb::SnapshotReason,
     store::{Extent, Unseen},
 };
-use sessiond_core::{clock, session::revoked::Ended};
+use sessiond_core::{clock, session::revoked::RevocationTarget};
 
 use crate::harness::{
     Service, Wire,
@@ -171,7 +171,7 @@ async fn a_long_backlog_is_read_to_the_end() {
     loop {
         let reading = store.feed_next(&Unseen { from, under_way: vec![] }, 3).await.expect("reads");
         read.extend(reading.revocations.iter().filter_map(|revocation| match revocation.ended {
-            Ended::Session { id, .. } => Some(id.as_uuid()),
+            RevocationTarget::Session { id, .. } => Some(id.as_uuid()),
             _ => None,
         }));
         pages += 1;

@@ -9,10 +9,7 @@ use secrecy::ExposeSecret as _;
 use sessiond::pb::{RevokeAllSessionsRequest, Session, UpdateSessionRequest};
 use sessiond_core::{
     id::{ProjectId, SessionId},
-    token::{
-        access::{Claims, Presented},
-        keys::SigningKey,
-    },
+    token::{access::Claims, keys::SigningKey, unverified::UnverifiedToken},
 };
 use tonic::Code;
 
@@ -230,7 +227,7 @@ async fn a_server_key_is_the_wrong_kind_of_credential() {
 
 /// The project's own key, and the claims of one of its tokens.
 fn signing_key(service: &Service, token: &str) -> (std::sync::Arc<SigningKey>, Claims) {
-    let presented = Presented::parse(token).expect("genuine");
+    let presented = UnverifiedToken::parse(token).expect("genuine");
     let key = service.app.keys().snapshot().keyring.signing(presented.key()).expect("known").clone();
     let claims = presented
         .verify(key.verifying(), &sessiond_core::token::access::Issuer::new(crate::harness::ISSUER))

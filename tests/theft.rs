@@ -437,7 +437,7 @@ async fn every_key_change_is_in_the_audit_log() {
     for (purpose, kind) in [(Purpose::Signing, KeyKind::Signing), (Purpose::Refresh, KeyKind::Refresh)] {
         service.clock.advance(Duration::from_secs(1));
         let rotated = service.app.rotate_key(purpose, project.clone(), Urgency::Emergency).await.expect("rotates");
-        assert_eq!(keys().await.last(), Some(&("KEY_ROTATED", (kind, rotated.heir))));
+        assert_eq!(keys().await.last(), Some(&("KEY_ROTATED", (kind, rotated.successor))));
         service.clock.advance(Duration::from_secs(1));
         service.app.revoke_key(purpose, project.clone(), rotated.retired[0]).await.expect("revokes");
         match purpose {
@@ -549,7 +549,7 @@ async fn a_token_with_the_other_signature_form_is_refused() {
 async fn a_token_of_an_earlier_release_signs_out_in_either_signature_form() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    let mark = "UPDATE signing_keys SET either_s_until = now() + interval '100 years'";
+    let mark = "UPDATE signing_keys SET high_s_until = now() + interval '100 years'";
     service.database.run(mark).await;
     let replica = service.replica().await;
     replica.current(Wire::Grpc, bearer(&respelled(&phone.access_token))).await.expect("either");

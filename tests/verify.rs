@@ -24,8 +24,9 @@ use sessiond_core::{
     clock::Timestamp,
     id::KeyId,
     token::{
-        access::{Claims, Issuer, Presented},
+        access::{Claims, Issuer},
         keys::SigningKey,
+        unverified::UnverifiedToken,
     },
 };
 use tonic::{Code, Status, body::Body};
@@ -319,7 +320,7 @@ fn under_an_unknown_key(service: &Service, genuine: &str) -> String {
 }
 
 fn genuine_claims(service: &Service, token: &str) -> Claims {
-    let presented = Presented::parse(token).expect("genuine");
+    let presented = UnverifiedToken::parse(token).expect("genuine");
     let kid: KeyId = presented.key();
     let key = service.app.keys().snapshot().keyring.signing(kid).expect("known").clone();
     presented.verify(key.verifying(), &Issuer::new(ISSUER)).expect("genuine")

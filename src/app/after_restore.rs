@@ -8,7 +8,7 @@ use sessiond_core::clock::Clock;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// Ends every session of every project and starts a new history of the feed, so that every subscriber starts over. Returns
 /// the number of projects.
@@ -24,7 +24,7 @@ pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error>
         let raised = tx.project_epochs_raise(now.as_seconds(), now).await?;
         let count = raised.len();
         for (project, epoch) in raised {
-            let (ended, reason, by) = (Ended::Project { epoch }, RevokeReason::Restored, EndedBy::Operator);
+            let (ended, reason, by) = (RevocationTarget::Project { epoch }, RevokeReason::Restored, EndedBy::Operator);
             let access_expires_at = now + ACCESS_TOKEN_TTL_MAX;
             tx.bulk_revocation_insert(BulkRevocation {
                 project,

@@ -21,7 +21,7 @@ use sessiond_core::clock;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::backchannel::AUDIENCE_LENGTH_MAX;
 use sessiond_core::session::backchannel::ENDPOINTS_MAX;
-use sessiond_core::session::backchannel::Kind;
+use sessiond_core::session::backchannel::EndpointKind;
 
 /// Why an operation on endpoints or deliveries failed.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub struct NewEndpoint {
     /// The project whose revocations it receives.
     pub project: ProjectId,
     /// What it receives: logout tokens or CAEP events.
-    pub kind: Kind,
+    pub kind: EndpointKind,
     /// The URL to send them to.
     pub url: String,
     /// The `aud` claim of the tokens.

@@ -18,9 +18,9 @@ use sessiond_core::session::Session;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
 use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::server_key::ServerKey;
+use sessiond_core::token::verified::VerifiedToken;
+use sessiond_core::token::verified::VerifyError;
 use sessiond_core::token::verifier::Candidate;
-use sessiond_core::token::verifier::VerifiedToken;
-use sessiond_core::token::verifier::VerifyError;
 
 /// An access token as it was presented. Has no `Debug`, so that it cannot reach a log.
 pub struct AccessToken(pub String);
@@ -78,7 +78,7 @@ pub struct Service {
 }
 
 /// An authenticated caller.
-pub(super) enum Principal {
+pub(super) enum VerifiedCaller {
     /// A user with an access token that has not expired. Whether the session is live is not checked yet.
     User(VerifiedToken),
     Service(Service),
@@ -124,10 +124,10 @@ impl App {
     /// # Errors
     ///
     /// As [`App::service`] and [`App::signed_in`].
-    pub(super) async fn principal(&self, caller: Caller) -> Result<Principal, Error> {
+    pub(super) async fn principal(&self, caller: Caller) -> Result<VerifiedCaller, Error> {
         match caller {
-            Caller::User(token) => Ok(Principal::User(self.signed_in(&token).await?)),
-            service => Ok(Principal::Service(self.service(service).await?)),
+            Caller::User(token) => Ok(VerifiedCaller::User(self.signed_in(&token).await?)),
+            service => Ok(VerifiedCaller::Service(self.service(service).await?)),
         }
     }
 
@@ -151,14 +151,18 @@ impl App {
     ///
     /// As [`App::principal`] and [`App::client_project`]; [`Refusal::WrongProject`] for a user of another project,
     /// [`Refusal::InvalidServerKey`] for a service of one.
-    pub(super) async fn principal_within(&self, caller: Caller, client: Option<Client>) -> Result<Principal, Error> {
+    pub(super) async fn principal_within(
+        &self,
+        caller: Caller,
+        client: Option<Client>,
+    ) -> Result<VerifiedCaller, Error> {
         self.client_project(client.clone()).await?;
         let principal = self.principal(caller).await?;
         let Some(client) = client else { return Ok(principal) };
         match &principal {
-            Principal::User(token) => token.check_project(&client.project)?,
-            Principal::Service(service) if client.admits(service) => {}
-            Principal::Service(_) => return Err(Refusal::InvalidServerKey.into()),
+            VerifiedCaller::User(token) => token.check_project(&client.project)?,
+            VerifiedCaller::Service(service) if client.admits(service) => {}
+            VerifiedCaller::Service(_) => return Err(Refusal::InvalidServerKey.into()),
         }
         Ok(principal)
     }

@@ -36,9 +36,9 @@ use crate::telemetry::chain;
 use sessiond_core::clock;
 use sessiond_core::clock::Clock;
 use sessiond_core::session::backchannel;
-use sessiond_core::session::backchannel::Fate;
-use sessiond_core::session::backchannel::Kind;
-use sessiond_core::session::backchannel::Outcome;
+use sessiond_core::session::backchannel::DeliveryOutcome;
+use sessiond_core::session::backchannel::EndpointKind;
+use sessiond_core::session::backchannel::RetryDecision;
 use sessiond_core::token::access::Issuer;
 use sessiond_core::token::event::RevocationNotice;
 use sessiond_core::token::event::Subject;
@@ -126,10 +126,10 @@ impl Deliverer {
 
     /// Makes one attempt, and records its outcome.
     async fn attempt(&self, due: DueDelivery) {
-        let refused = |why: &str| (Outcome::Refused(why.to_owned()), None);
+        let refused = |why: &str| (DeliveryOutcome::Refused(why.to_owned()), None);
         let outcome = match subject(&due) {
             _ if due.is_removed => refused("the endpoint was removed"),
-            _ if backchannel::is_too_late(due.queued_at, self.clock.now()) => refused("not delivered in time"),
+            _ if backchannel::is_expired(due.queued_at, self.clock.now()) => refused("not delivered in time"),
             Some(subject) => self.send(&due, subject).await,
             None => refused("its user was erased"),
         };
@@ -139,26 +139,30 @@ impl Deliverer {
         }
     }
 
-    async fn record(&self, due: &DueDelivery, outcome: (Outcome, Option<Duration>)) -> Result<(), store::Error> {
+    async fn record(
+        &self,
+        due: &DueDelivery,
+        outcome: (DeliveryOutcome, Option<Duration>),
+    ) -> Result<(), store::Error> {
         let (now, kind) = (self.clock.now(), due.kind.as_str());
         let (fate, error) = match outcome {
-            (Outcome::Taken, _) => {
+            (DeliveryOutcome::Taken, _) => {
                 self.metrics.delivery(kind, "delivered");
                 return self.store.delivery_done(due.project.clone(), due.id, now).await;
             }
-            (Outcome::Failed(error), asked) => {
-                let dice = clock::dice();
-                (backchannel::after_failure(due.attempt, due.queued_at, now, asked, dice), error)
+            (DeliveryOutcome::Failed(error), asked) => {
+                let random = clock::random_u32();
+                (backchannel::after_failure(due.attempt, due.queued_at, now, asked, random), error)
             }
-            (Outcome::Refused(error), _) => (Fate::Dead, error),
+            (DeliveryOutcome::Refused(error), _) => (RetryDecision::Dead, error),
         };
         let (project, endpoint, delivery) = (due.project.as_str(), due.endpoint, due.id);
         match fate {
-            Fate::Retried(_) => {
+            RetryDecision::RetryAt(_) => {
                 self.metrics.delivery(kind, "retried");
                 tracing::debug!(project, %endpoint, %delivery, error, attempt = due.attempt, "back-channel delivery postponed");
             }
-            Fate::Dead => {
+            RetryDecision::Dead => {
                 self.metrics.delivery(kind, "dead");
                 tracing::warn!(project, %endpoint, %delivery, error, attempt = due.attempt, "back-channel delivery failed for good");
             }
@@ -167,17 +171,17 @@ impl Deliverer {
     }
 
     /// Sends a delivery. Returns the outcome, and how long the receiver asks to wait.
-    async fn send(&self, due: &DueDelivery, subject: Subject<'_>) -> (Outcome, Option<Duration>) {
+    async fn send(&self, due: &DueDelivery, subject: Subject<'_>) -> (DeliveryOutcome, Option<Duration>) {
         let url = match OutboundUrl::parse(&due.url, self.outbound.permitted()) {
             Ok(url) => url,
             // It was checked when it was added, but this server permits fewer networks.
-            Err(error) => return (Outcome::Failed(error.to_string()), None),
+            Err(error) => return (DeliveryOutcome::Failed(error.to_string()), None),
         };
         let message = match self.message(due, subject).await {
             Ok(message) => message,
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot sign a back-channel delivery");
-                return (Outcome::Failed("cannot sign the token".to_owned()), None);
+                return (DeliveryOutcome::Failed("cannot sign the token".to_owned()), None);
             }
         };
         let started = Instant::now();
@@ -186,9 +190,9 @@ impl Deliverer {
         match answer {
             Ok(OutboundAnswer { status, retry_after, body }) => {
                 let asked = retry_after.and_then(|text| backchannel::retry_after(&text, self.clock.now()));
-                (backchannel::judge(due.kind, status, &body), asked)
+                (backchannel::classify_answer(due.kind, status, &body), asked)
             }
-            Err(failure) => (Outcome::Failed(failure.to_string()), None),
+            Err(failure) => (DeliveryOutcome::Failed(failure.to_string()), None),
         }
     }
 
@@ -201,12 +205,12 @@ impl Deliverer {
         let accept = "application/json";
         Ok(match due.kind {
             // A JWT has no character that a form would have to escape.
-            Kind::Logout => OutboundMessage {
+            EndpointKind::Logout => OutboundMessage {
                 content_type: "application/x-www-form-urlencoded",
                 accept,
                 body: Bytes::from(format!("logout_token={token}")),
             },
-            Kind::Caep => OutboundMessage {
+            EndpointKind::Caep => OutboundMessage {
                 content_type: "application/secevent+jwt",
                 accept,
                 body: Bytes::from(token.to_owned()),
@@ -228,11 +232,11 @@ impl Deliverer {
             subject,
             ended_at: due.at,
             initiator: backchannel::initiator(due.by),
-            reason: backchannel::told_reason(due.reason),
+            reason: backchannel::reason_text(due.reason),
         };
         let signed = match due.kind {
-            Kind::Logout => key.sign_logout(&notice, now),
-            Kind::Caep => key.sign_revoked(&notice, now),
+            EndpointKind::Logout => key.sign_logout(&notice, now),
+            EndpointKind::Caep => key.sign_revoked(&notice, now),
         };
         Ok(signed.map_err(KeyError::from)?)
     }
@@ -244,7 +248,7 @@ impl Deliverer {
     async fn count(&self) {
         match self.store.deliveries_count(COUNT_EACH_MAX).await {
             Ok(counts) => {
-                for kind in Kind::ALL {
+                for kind in EndpointKind::ALL {
                     let count = counts.iter().find(|(other, _)| *other == kind).map_or(0, |(_, count)| *count);
                     self.metrics.deliveries_pending(kind.as_str(), count);
                 }

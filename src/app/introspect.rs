@@ -16,12 +16,12 @@ use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
 use sessiond_core::session::rotation;
+use sessiond_core::session::rotation::OriginMatch;
 use sessiond_core::session::rotation::Rotation;
-use sessiond_core::session::rotation::Whence;
 use sessiond_core::token::refresh;
 use sessiond_core::token::refresh::RefreshToken;
-use sessiond_core::token::verifier::VerifiedToken;
-use sessiond_core::token::verifier::VerifyError;
+use sessiond_core::token::verified::VerifiedToken;
+use sessiond_core::token::verified::VerifyError;
 
 /// The most tokens that one request may ask about.
 pub const TOKENS_MAX: usize = 1_000;
@@ -159,13 +159,13 @@ impl App {
         now: Timestamp,
     ) -> Option<Introspection> {
         let SessionWithEpochs { stored, present, .. } = seen;
-        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.has_made(token, &stored.secret))?;
+        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.verify_token(token, &stored.secret))?;
         if !stored.session.is_live(now, *present) {
             self.feed.note_ended(key.project(), stored.session.id);
             return None;
         }
         // Where its holder is now is unknown, so it counts as unchanged.
-        match rotation::decide(&stored.chain, token.link(), Whence::Same, now, snapshot.policy(key.project())?) {
+        match rotation::decide(&stored.chain, token.link(), OriginMatch::Same, now, snapshot.policy(key.project())?) {
             Rotation::Repeated(..) | Rotation::Advanced(..) | Rotation::Throttled(_) => {
                 let issuer = self.issuer.of(key.project().as_str());
                 Some(Introspection::Refresh { session: Box::new(stored.session.clone()), issuer })
@@ -194,7 +194,7 @@ impl TokenKind {
 fn classify_refresh(snapshot: &Snapshot, project: &ProjectId, token: RefreshToken) -> TokenKind {
     match snapshot.keyring.refresh(token.key()) {
         None => TokenKind::UnknownKey,
-        Some(key) if key.project() == project && key.may_have_made(&token) => TokenKind::Refresh(Box::new(token)),
+        Some(key) if key.project() == project && key.verify_tag(&token) => TokenKind::Refresh(Box::new(token)),
         Some(_) => TokenKind::Invalid,
     }
 }

@@ -26,14 +26,14 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
-use sessiond_core::token::access::CannotSign;
+use sessiond_core::token::access::SignError;
 use sessiond_core::token::keys::Keyring;
 use sessiond_core::token::keys::RefreshKey;
 use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::schedule::Schedule;
-use sessiond_core::token::sealing::CannotOpen;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::sealing::Sealer;
+use sessiond_core::token::sealing::UnsealError;
 
 /// How often the keys are reloaded.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ const UNKNOWN_MAX: usize = 16_384;
 pub enum KeyError {
     /// The key is sealed with another sealing key, or was tampered with.
     #[error(transparent)]
-    Sealed(#[from] CannotOpen),
+    Sealed(#[from] UnsealError),
     /// The key opened, but is malformed.
     #[error("key {0} of project {1} opens, but is malformed")]
     Malformed(KeyId, ProjectId),
@@ -65,7 +65,7 @@ pub enum KeyError {
     NoKey(ProjectId),
     /// Signing failed.
     #[error(transparent)]
-    Signing(#[from] CannotSign),
+    Signing(#[from] SignError),
 }
 
 /// The keys and policies as of one moment.
@@ -295,11 +295,11 @@ impl Snapshot {
 /// Opens the new keys, and takes the others from the last snapshot: a key never changes, only its schedule. Keys that are
 /// missing from the inventory, because they were revoked, are dropped.
 fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
-    let Inventory { projects, signing, refresh, either_s_until } = inventory;
+    let Inventory { projects, signing, refresh, high_s_until } = inventory;
     let mut next = Snapshot::default();
     for (project, SealedKey { id, sealed, schedule }) in signing {
         let known = last.keyring.signing(id).filter(|key| *key.project() == project).cloned();
-        match known.map_or_else(|| open_signing(sealer, &project, id, &sealed, either_s_until.get(&id)), Ok) {
+        match known.map_or_else(|| open_signing(sealer, &project, id, &sealed, high_s_until.get(&id)), Ok) {
             Ok(key) => next.keyring.add_signing(key, schedule),
             Err(error) => next.skip(&error),
         }
@@ -328,13 +328,13 @@ fn open_signing(
     project: &ProjectId,
     id: KeyId,
     sealed: &[u8],
-    either_s_until: Option<&Timestamp>,
+    high_s_until: Option<&Timestamp>,
 ) -> Result<Arc<SigningKey>, KeyError> {
     let private = sealer.open(Purpose::Signing, project, id, sealed)?;
     let key = SigningKey::from_private(id, project.clone(), &private);
     let key = key.map_err(|_| KeyError::Malformed(id, project.clone()))?;
-    Ok(Arc::new(match either_s_until {
-        Some(until) => key.with_either_s_until(*until),
+    Ok(Arc::new(match high_s_until {
+        Some(until) => key.with_high_s_until(*until),
         None => key,
     }))
 }

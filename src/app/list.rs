@@ -4,7 +4,7 @@ use super::App;
 use super::Caller;
 use super::Client;
 use super::Error;
-use super::credentials::Principal;
+use super::credentials::VerifiedCaller;
 use super::keys::Snapshot;
 use crate::store::PageQuery;
 use crate::store::SessionWithEpochs;
@@ -72,10 +72,10 @@ impl App {
         request: ListRequest,
     ) -> Result<Page, Error> {
         let principal = self.principal_within(caller, client).await?;
-        let is_user = matches!(principal, Principal::User(_));
+        let is_user = matches!(principal, VerifiedCaller::User(_));
         let scope = self.scope(principal, request.user_id).await?;
         let now = self.clock.now();
-        let query = page::Query { project: &scope.project, user: scope.user.as_ref(), said: &request.query };
+        let query = page::Query { project: &scope.project, user: scope.user.as_ref(), parameters: &request.query };
         let token = match request.page_token.as_str() {
             "" => None,
             text => Some(PageToken::parse(text).ok_or_else(not_of_this_query)?),
@@ -103,7 +103,7 @@ impl App {
         };
         let listed = |session: Session| Listed {
             is_current: scope.current == Some(session.id),
-            session: if is_user { session.as_shown(now) } else { session },
+            session: if is_user { session.as_shown_to_user(now) } else { session },
         };
         Ok(Page { items: items.into_iter().map(listed).collect(), next })
     }
@@ -115,18 +115,18 @@ impl App {
     /// Fails if the caller is refused, or if the database operation fails.
     pub async fn current_session(&self, caller: Caller) -> Result<Listed, Error> {
         let token = self.user(caller).await?;
-        Ok(Listed { session: self.own_session(&token).await?.as_shown(self.clock.now()), is_current: true })
+        Ok(Listed { session: self.own_session(&token).await?.as_shown_to_user(self.clock.now()), is_current: true })
     }
 
-    async fn scope(&self, principal: Principal, user_id: Option<String>) -> Result<Scope, Error> {
+    async fn scope(&self, principal: VerifiedCaller, user_id: Option<String>) -> Result<Scope, Error> {
         match principal {
-            Principal::User(token) => {
+            VerifiedCaller::User(token) => {
                 self.own_session(&token).await?;
                 check_own_user(user_id.as_deref(), token.user())?;
                 let (project, user) = (token.project().clone(), token.user().clone());
                 Ok(Scope { project, user: Some(user), current: Some(token.session()) })
             }
-            Principal::Service(service) => {
+            VerifiedCaller::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
                 Ok(Scope { project: service.project, user, current: None })
             }
@@ -158,9 +158,9 @@ impl App {
                 }
                 asked.before = Some(stored.session.id);
                 // A filter must not reveal what is not shown.
-                let device = if is_user { stored.session.device_shown(now) } else { &stored.session.device };
+                let device = if is_user { stored.session.device_shown_to_user(now) } else { &stored.session.device };
                 if filter.selects(&stored.session, device, now, present) {
-                    items.push(stored.session.as_seen(present, raised));
+                    items.push(stored.session.with_epoch_revocation(present, raised));
                 }
             }
             match asked.before {

@@ -10,7 +10,7 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::revoked::Bearer;
-use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verified::VerifiedToken;
 
 impl App {
     /// Returns whether the session of each token is live, in the tokens' order. Marks the live ones as used.

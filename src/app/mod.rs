@@ -90,8 +90,8 @@ use crate::telemetry::Metrics;
 use sessiond_core::clock::Clock;
 use sessiond_core::session::Refusal;
 use sessiond_core::token::access::Issuer;
+use sessiond_core::token::verified::VerifyError;
 use sessiond_core::token::verifier::AccessVerifier;
-use sessiond_core::token::verifier::VerifyError;
 
 /// Database connections besides the request pool: the feed's, and the one for readiness checks.
 pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;

@@ -48,7 +48,7 @@ pub enum ProjectError {
     MissingServerKey(KeyId),
     /// A rotation is already in progress.
     #[error(
-        "a rotation is in progress: {purpose} {heir} of project {project} takes over at {from}. Rotate again after that, or \
+        "a rotation is in progress: {purpose} {successor} of project {project} takes over at {from}. Rotate again after that, or \
          use --now to make it take over at once"
     )]
     UnderWay {
@@ -57,7 +57,7 @@ pub enum ProjectError {
         /// What the key is for.
         purpose: Purpose,
         /// The key that takes over.
-        heir: KeyId,
+        successor: KeyId,
         /// When it takes over.
         from: Timestamp,
     },

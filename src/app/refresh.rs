@@ -36,7 +36,7 @@ use sessiond_core::session::Session;
 use sessiond_core::session::origin;
 use sessiond_core::session::policy::Refreshing;
 use sessiond_core::session::rotation;
-use sessiond_core::session::rotation::Notice;
+use sessiond_core::session::rotation::RepeatNotice;
 use sessiond_core::session::rotation::Rotation;
 use sessiond_core::token::keys::RefreshKey;
 use sessiond_core::token::refresh::Link;
@@ -74,7 +74,7 @@ impl App {
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         self.rates.check(Bucket::Project(key.project()))?;
         // A made-up token is refused here, before any database query; so is one that was issued to another client.
-        if !key.may_have_made(&presented) || within.is_some_and(|project| project != *key.project()) {
+        if !key.verify_tag(&presented) || within.is_some_and(|project| project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
         // The user is known only once the row is read; until then the session's own bucket is charged.
@@ -100,7 +100,7 @@ impl App {
         };
         match self.store.transact("refresh_session", work).await? {
             RefreshOutcome::Granted(granted, notice) => {
-                if notice != Notice::Nothing {
+                if notice != RepeatNotice::Nothing {
                     self.metrics.refresh_repeated_elsewhere("allowed");
                     self.log_repeat_elsewhere(&project, session, network);
                 }
@@ -138,7 +138,7 @@ impl App {
 
 /// What was committed. A refusal is a value: an error would roll back, and the detected theft would not be recorded.
 enum RefreshOutcome {
-    Granted(Box<Granted>, Notice),
+    Granted(Box<Granted>, RepeatNotice),
     Throttled(Duration),
     Reused,
     ReusedElsewhere,
@@ -163,7 +163,7 @@ async fn rotate(
     };
     let present = tx.epoch_share(project, &stored.session.user).await?;
     let live = present.is_some_and(|present| stored.session.is_live(now, present));
-    if !key.has_made(presented, &stored.secret) {
+    if !key.verify_token(presented, &stored.secret) {
         return Ok(RefreshOutcome::Refused);
     }
     if !live {
@@ -175,11 +175,11 @@ async fn rotate(
     if let Err(Empty { retry_after }) = paid {
         return Ok(RefreshOutcome::Throttled(retry_after));
     }
-    let whence = stored.session.device.whence(origin);
-    match rotation::decide(&stored.chain, presented.link(), whence, now, policy) {
+    let origin_match = stored.session.device.origin_match(origin);
+    match rotation::decide(&stored.chain, presented.link(), origin_match, now, policy) {
         Rotation::Repeated(link, chain, notice) => {
             stored.chain = chain;
-            if notice == Notice::FirstElsewhere {
+            if notice == RepeatNotice::FirstElsewhere {
                 tx.event_insert(&repeated_elsewhere(&stored.session, origin.ip, now)).await?;
             }
             // The device is not updated: it stays as the first use of the token has shown it. Otherwise a thief could read the
@@ -188,8 +188,8 @@ async fn rotate(
         }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
-            stored.session.seen_from(origin, device::name, now);
-            record_refresh(tx, stored, link, Notice::Nothing, now, policy).await
+            stored.session.update_from(origin, device::name, now);
+            record_refresh(tx, stored, link, RepeatNotice::Nothing, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
@@ -209,7 +209,7 @@ async fn record_refresh(
     tx: &mut Tx,
     stored: StoredSession,
     link: Link,
-    notice: Notice,
+    notice: RepeatNotice,
     now: Timestamp,
     policy: &Policy,
 ) -> Result<RefreshOutcome, store::Error> {

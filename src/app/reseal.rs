@@ -8,9 +8,9 @@ use crate::store::RESEAL_PAGE;
 use crate::store::Tx;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
-use sessiond_core::token::sealing::CannotOpen;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::sealing::Sealer;
+use sessiond_core::token::sealing::UnsealError;
 
 /// The result of resealing. Revoked keys are skipped, because nothing opens them any more.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Resealed {
     /// How many keys the current one already opened.
     pub present: usize,
     /// The keys that open with neither. Left unchanged.
-    pub unopened: Vec<CannotOpen>,
+    pub unopened: Vec<UnsealError>,
 }
 
 impl App {

@@ -111,12 +111,12 @@ impl App {
         const REFUSED: Refusal = Refusal::RefreshTokenNotFoundOrExpired;
         let token = token.ok_or(REFUSED)?;
         let snapshot = self.keys.find(token.key(), |snapshot| snapshot.keyring.refresh(token.key()).is_some()).await?;
-        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.may_have_made(token)).ok_or(REFUSED)?;
+        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.verify_tag(token)).ok_or(REFUSED)?;
         let target = Target { project: key.project().clone(), session: token.session() };
         // A session that was swept has no secret to check; the tag has already shown that the token is ours, and the session has
         // ended.
         let stored = self.urgent.session_find(target.project.clone(), target.session).await?;
-        if stored.is_some_and(|seen| !key.has_made(token, &seen.stored.secret)) {
+        if stored.is_some_and(|seen| !key.verify_token(token, &seen.stored.secret)) {
             return Err(REFUSED.into());
         }
         Ok(target)

@@ -7,7 +7,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
-use super::credentials::Principal;
+use super::credentials::VerifiedCaller;
 use super::idempotency::IdempotencyKey;
 use super::list::check_own_user;
 use super::list::named_user;
@@ -26,9 +26,9 @@ use sessiond_core::session::Epoch;
 use sessiond_core::session::Origin;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::session::backchannel::ONE_BY_ONE_MAX;
+use sessiond_core::session::backchannel::SESSION_NOTICES_MAX;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// Whose sessions to end.
 pub struct RevokeAllRequest {
@@ -85,19 +85,19 @@ impl App {
         let now = self.clock.now();
         let (project, user, own, by) = match self.principal(caller).await? {
             // An impersonator can end only the impersonated session.
-            Principal::User(token) if token.impersonator().is_some() => {
+            VerifiedCaller::User(token) if token.impersonator().is_some() => {
                 return Err(Refusal::InsufficientAccessType.into());
             }
-            Principal::User(token) => {
+            VerifiedCaller::User(token) => {
                 check_own_user(request.user_id.as_deref(), token.user())?;
                 self.may_revoke_others(&token, now).await?;
                 let session = token.session();
                 (token.project().clone(), token.user().clone(), Some(session), EndedBy::User(session))
             }
-            Principal::Service(_) if request.except_current => {
+            VerifiedCaller::Service(_) if request.except_current => {
                 return Err(Refusal::invalid("except_current", "must be false for a service: it has no session").into());
             }
-            Principal::Service(service) => {
+            VerifiedCaller::Service(service) => {
                 let user = named_user(request.user_id.as_deref().unwrap_or_default())?;
                 (service.project, user, None, EndedBy::Service(service.key))
             }
@@ -175,7 +175,7 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
     let count = ends.iter().filter(|one| own.is_none() || !one.is_impersonation).count();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
     let one_by_one = spared.is_some().then(|| ends.iter().map(|one| one.id).collect());
-    let one_by_one = one_by_one.filter(|ids: &Vec<_>| ids.len() <= ONE_BY_ONE_MAX && !may_be_more);
+    let one_by_one = one_by_one.filter(|ids: &Vec<_>| ids.len() <= SESSION_NOTICES_MAX && !may_be_more);
     if let Some(spared) = spared {
         tx.session_spare(&project, spared, epoch).await?;
     }
@@ -183,7 +183,7 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
         tx.request_answer(&project, key.id, RequestOutcome::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
-    let (ended, reason) = (Ended::User { user, epoch, spared }, RevokeReason::RevokedAll);
+    let (ended, reason) = (RevocationTarget::User { user, epoch, spared }, RevokeReason::RevokedAll);
     let revocation = BulkRevocation { project, ended, reason, at: now, access_expires_at, by, ip };
     // Sessions that an earlier cut-off ended were published then: repeated requests add no records.
     if is_effective {

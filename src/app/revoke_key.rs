@@ -11,9 +11,9 @@ use crate::store::EventKind;
 use crate::store::Tx;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 use sessiond_core::token::schedule;
-use sessiond_core::token::schedule::Aftermath;
+use sessiond_core::token::schedule::AfterRevocation;
 use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 
@@ -57,8 +57,12 @@ impl App {
                     tx.key_revoke(purpose, &name, id, now).await?;
                     match purpose {
                         Purpose::Signing => {
-                            tx.bulk_revocation_insert(BulkRevocation::of_key(name.clone(), Ended::SigningKey(id), now))
-                                .await?;
+                            tx.bulk_revocation_insert(BulkRevocation::of_key(
+                                name.clone(),
+                                RevocationTarget::SigningKey(id),
+                                now,
+                            ))
+                            .await?;
                         }
                         // Only the replicas use the key, so it is recorded in the audit but not published.
                         Purpose::Refresh => {
@@ -68,18 +72,18 @@ impl App {
                     }
                     let mut others = unrevoked(&all);
                     others.retain(|(other, _)| *other != id);
-                    Some(match schedule::bereave(&others, now) {
-                        Aftermath::Nothing => KeyRevoked::Alone,
-                        Aftermath::CalledOff(last) => {
+                    Some(match schedule::after_revocation(&others, now) {
+                        AfterRevocation::Unchanged => KeyRevoked::Alone,
+                        AfterRevocation::Unretire(last) => {
                             for (_, schedule) in others.iter().filter(|(other, _)| *other == last) {
                                 let schedule = Schedule { retired_at: None, ..*schedule };
                                 tx.key_schedule(purpose, &name, last, schedule).await?;
                             }
                             KeyRevoked::CalledOff(last)
                         }
-                        Aftermath::Succeed(plan) => {
-                            let heir = succeed(&mut tx, &app.keys, purpose, &name, &others, &plan, now).await?;
-                            KeyRevoked::Replaced(heir)
+                        AfterRevocation::Succeed(plan) => {
+                            let successor = succeed(&mut tx, &app.keys, purpose, &name, &others, &plan, now).await?;
+                            KeyRevoked::Replaced(successor)
                         }
                     })
                 }

@@ -6,7 +6,7 @@ use super::Client;
 use super::Error;
 use super::RevokeOutcome;
 use super::bulkhead::Key;
-use super::credentials::Principal;
+use super::credentials::VerifiedCaller;
 use super::list::named_user;
 use crate::store;
 use crate::store::Revocation;
@@ -19,7 +19,7 @@ use sessiond_core::session::EndedBy;
 use sessiond_core::session::Origin;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verified::VerifiedToken;
 
 /// A refusal is a value: it is returned after the transaction has committed.
 type RevokeResult = Result<RevokeOutcome, Refusal>;
@@ -44,7 +44,7 @@ impl App {
         let principal = self.principal_within(caller, client).await?;
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("id", "must be a session's id"))?;
         let outcome = match principal {
-            Principal::User(token) => {
+            VerifiedCaller::User(token) => {
                 if token.impersonator().is_some() {
                     return Err(Refusal::InsufficientAccessType.into());
                 }
@@ -69,7 +69,7 @@ impl App {
                 self.note_ended_before(&project, id, own, &outcome);
                 outcome
             }
-            Principal::Service(service) => {
+            VerifiedCaller::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
                 let (by, project) = (EndedBy::Service(service.key), service.project.clone());
                 let permit =

@@ -39,7 +39,7 @@ const fn lead(purpose: Purpose) -> Duration {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
     /// The new key.
-    pub heir: KeyId,
+    pub successor: KeyId,
     /// When it becomes active.
     pub from: Timestamp,
     /// The keys that retire then.
@@ -66,17 +66,17 @@ impl App {
             let now = app.clock.now();
             let keys = unrevoked(&tx.keys_of(purpose, &name).await?);
             let outcome = match schedule::rotate(&keys, now, urgency, lead(purpose)) {
-                KeyRotation::UnderWay { heir, from } => Err((heir, from)),
+                KeyRotation::UnderWay { successor, from } => Err((successor, from)),
                 KeyRotation::Succeed(plan) => {
-                    let heir = succeed(&mut tx, &app.keys, purpose, &name, &keys, &plan, now).await?;
-                    Ok(Rotated { heir, from: plan.from, retired: plan.retire })
+                    let successor = succeed(&mut tx, &app.keys, purpose, &name, &keys, &plan, now).await?;
+                    Ok(Rotated { successor, from: plan.from, retired: plan.retire })
                 }
             };
             tx.commit(Some(outcome)).await
         };
         match self.store.transact("rotate_key", work).await.map_err(Error::from)? {
             None => Err(ProjectError::Missing(project)),
-            Some(Err((heir, from))) => Err(ProjectError::UnderWay { project, purpose, heir, from }),
+            Some(Err((successor, from))) => Err(ProjectError::UnderWay { project, purpose, successor, from }),
             Some(Ok(rotated)) => Ok(rotated),
         }
     }
@@ -110,18 +110,19 @@ pub(super) async fn succeed(
         tx.key_schedule(purpose, project, *id, Schedule { retired_at: Some(plan.from), ..*schedule }).await?;
     }
     let schedule = Schedule::from(plan.from);
-    let heir = match plan.heir {
-        Some(heir) => {
-            tx.key_schedule(purpose, project, heir, schedule).await?;
-            heir
+    let successor = match plan.successor {
+        Some(successor) => {
+            tx.key_schedule(purpose, project, successor, schedule).await?;
+            successor
         }
         None => {
             let key = cache.new_key(purpose, project, schedule);
-            let heir = key.id;
+            let successor = key.id;
             tx.key_insert(purpose, project, key, now).await?;
-            heir
+            successor
         }
     };
-    tx.event_insert(&AuditEvent::of_key(project.clone(), EventKind::KeyRotated(purpose.into(), heir), now)).await?;
-    Ok(heir)
+    tx.event_insert(&AuditEvent::of_key(project.clone(), EventKind::KeyRotated(purpose.into(), successor), now))
+        .await?;
+    Ok(successor)
 }

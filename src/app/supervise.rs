@@ -46,7 +46,7 @@ impl Supervisor {
                 if started.elapsed() > RECOVERED {
                     retry.reset();
                 }
-                let wait = retry.next(clock::dice());
+                let wait = retry.next(clock::random_u32());
                 let how = if ended.is_err() { "panicked" } else { "ended" };
                 tracing::error!(task, "background task {how}: restarting it in {wait:?}");
                 sleep(wait).await;

@@ -34,7 +34,7 @@ use sessiond_core::clock::Clock;
 use sessiond_core::clock::Disagreement;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::retention;
-use sessiond_core::session::retention::AuditFate;
+use sessiond_core::session::retention::AuditRetention;
 use sessiond_core::session::retention::RetentionPeriods;
 
 /// How long to wait after a complete pass through a table before the next one.
@@ -392,9 +392,9 @@ impl Batch<'_> {
         let (mut gone, mut anonymous) = (vec![], vec![]);
         for row in rows {
             match evaluate(&row, self.retention, self.now) {
-                AuditFate::Gone => gone.push(row),
-                AuditFate::Anonymous if row.has_address => anonymous.push(row),
-                AuditFate::Anonymous | AuditFate::Kept => {}
+                AuditRetention::Delete => gone.push(row),
+                AuditRetention::Anonymize if row.has_address => anonymous.push(row),
+                AuditRetention::Anonymize | AuditRetention::Keep => {}
             }
         }
         let gone = delete(tx, &gone).await?;
@@ -428,18 +428,18 @@ trait SweepRule: Swept {
 
 impl SweepRule for SweptSession {
     fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        retention.is_session_gone(self.end_times.ends_at(self.present, self.raised), now)
+        retention.should_delete_session(self.end_times.ends_at(self.present, self.raised), now)
     }
 
     /// Later rows were created later, and a session cannot end before it is created.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        retention.is_session_gone(self.created_at, now)
+        retention.should_delete_session(self.created_at, now)
     }
 }
 
 impl SweepRule for SweptRequest {
     fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
-        retention::is_request_gone(self.created_at, now)
+        retention::should_delete_request(self.created_at, now)
     }
 
     /// Ordered by age, oldest first: after a row that is not due, none is.
@@ -450,33 +450,33 @@ impl SweepRule for SweptRequest {
 
 impl<T: AuditTable> SweepRule for SweptLine<T> {
     fn is_due(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        evaluate(self, retention, now) == AuditFate::Gone
+        evaluate(self, retention, now) == AuditRetention::Delete
     }
 
     /// Ordered by time: later lines are younger.
     fn has_due_behind(&self, retention: &RetentionPeriods, now: Timestamp) -> bool {
-        evaluate(self, retention, now) != AuditFate::Kept
+        evaluate(self, retention, now) != AuditRetention::Keep
     }
 }
 
-fn evaluate<T>(line: &SweptLine<T>, retention: &RetentionPeriods, now: Timestamp) -> AuditFate {
-    retention.line(line.at, line.access_expires_at, now)
+fn evaluate<T>(line: &SweptLine<T>, retention: &RetentionPeriods, now: Timestamp) -> AuditRetention {
+    retention.audit_line(line.at, line.access_expires_at, now)
 }
 
 impl SweepRule for SweptDelivery {
     fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
-        retention::is_delivery_gone(self.delivered_at, self.dead_at, now)
+        retention::should_delete_delivery(self.delivered_at, self.dead_at, now)
     }
 
     /// Ordered by the time of the revocation: a later one cannot have been delivered earlier.
     fn has_due_behind(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
-        retention::is_delivery_gone(Some(self.at), None, now)
+        retention::should_delete_delivery(Some(self.at), None, now)
     }
 }
 
 impl SweepRule for SweptUser {
     fn is_due(&self, _: &RetentionPeriods, now: Timestamp) -> bool {
-        !self.has_session && retention::is_user_gone(self.raised_at, now)
+        !self.has_session && retention::should_delete_user(self.raised_at, now)
     }
 
     /// Ordered by name, which implies nothing about age.
@@ -494,8 +494,8 @@ async fn remove_keys(tx: &mut Tx, retention: &RetentionPeriods, now: Timestamp) 
     ] {
         let mut gone = tx.keys_unused(table).await?;
         gone.retain(|key| match table {
-            KeyTable::Signing | KeyTable::Refresh => retention::is_key_gone(key.since, now),
-            KeyTable::Server => retention.is_server_key_gone(key.since, now),
+            KeyTable::Signing | KeyTable::Refresh => retention::should_delete_key(key.since, now),
+            KeyTable::Server => retention.should_delete_server_key(key.since, now),
         });
         let rows = if gone.is_empty() { 0 } else { tx.keys_sweep(table, &gone).await? };
         removed.push((kind, rows));

@@ -13,8 +13,8 @@ use super::Error;
 use super::keys::Snapshot;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Refusal;
-use sessiond_core::token::verifier::VerifiedToken;
-use sessiond_core::token::verifier::VerifyError;
+use sessiond_core::token::verified::VerifiedToken;
+use sessiond_core::token::verified::VerifyError;
 
 impl App {
     /// Verifies the access token of a request to one project. The project must be configured at the proxy; it must not come from

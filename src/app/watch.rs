@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::App;
 use super::Caller;
 use super::Error;
-use super::credentials::Principal;
+use super::credentials::VerifiedCaller;
 use crate::feed::SubscribeError;
 use crate::feed::Subscription;
 use crate::feed::SubscriptionFilter;
@@ -24,8 +24,10 @@ impl App {
     /// [`Error::FeedInterrupted`] while the feed has not been read yet; or if the database operation fails.
     pub async fn watch_revocations(&self, caller: Caller, cursor: &str) -> Result<Subscription, Error> {
         let filter = match self.principal(caller).await? {
-            Principal::Service(service) => SubscriptionFilter::Project { project: service.project, key: service.key },
-            Principal::User(token) => {
+            VerifiedCaller::Service(service) => {
+                SubscriptionFilter::Project { project: service.project, key: service.key }
+            }
+            VerifiedCaller::User(token) => {
                 let session = self.own_session(&token).await?;
                 SubscriptionFilter::User {
                     project: token.project().clone(),

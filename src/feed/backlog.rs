@@ -14,7 +14,7 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// Seconds on the monotonic clock.
 pub(super) type Second = u32;
@@ -28,7 +28,7 @@ pub(super) struct Backlog {
     /// The key of a chunk is at most its first place, and not before the last place of the previous chunk.
     chunks: BTreeMap<FeedPlace, Chunk>,
     /// The contents of the few entries that revoke something other than one session.
-    others: BTreeMap<FeedPlace, Ended>,
+    others: BTreeMap<FeedPlace, RevocationTarget>,
     projects: Vec<ProjectId>,
     numbers: HashMap<ProjectId, u32>,
     len: usize,
@@ -83,8 +83,11 @@ impl PackedEntry {
 /// event's.
 pub(super) const fn place_of(revocation: &PublishedRevocation) -> FeedPlace {
     match &revocation.ended {
-        Ended::Session { id, .. } => FeedPlace { xid: revocation.place.xid, id: id.as_uuid() },
-        Ended::User { .. } | Ended::Project { .. } | Ended::SigningKey(_) | Ended::ServerKey(_) => revocation.place,
+        RevocationTarget::Session { id, .. } => FeedPlace { xid: revocation.place.xid, id: id.as_uuid() },
+        RevocationTarget::User { .. }
+        | RevocationTarget::Project { .. }
+        | RevocationTarget::SigningKey(_)
+        | RevocationTarget::ServerKey(_) => revocation.place,
     }
 }
 
@@ -121,8 +124,8 @@ impl Backlog {
         };
         self.len += 1;
         let kind = match &revocation.ended {
-            Ended::Session { is_impersonation: false, .. } => EntryKind::Session,
-            Ended::Session { is_impersonation: true, .. } => EntryKind::Impersonation,
+            RevocationTarget::Session { is_impersonation: false, .. } => EntryKind::Session,
+            RevocationTarget::Session { is_impersonation: true, .. } => EntryKind::Impersonation,
             other => {
                 self.others.insert(place, other.clone());
                 EntryKind::Other
@@ -186,7 +189,8 @@ impl Backlog {
 
     fn unpack(&self, chunk: &Chunk, entry: &PackedEntry) -> Option<PublishedRevocation> {
         let place = entry.place();
-        let session = |is_impersonation| Ended::Session { id: SessionId::from_uuid(entry.id), is_impersonation };
+        let session =
+            |is_impersonation| RevocationTarget::Session { id: SessionId::from_uuid(entry.id), is_impersonation };
         let ended = match entry.kind {
             EntryKind::Session => session(false),
             EntryKind::Impersonation => session(true),
@@ -345,9 +349,9 @@ mod tests {
         let users = ["ada", "3f2504e0-4f89-11d3-9a0c-0305e82c3301", "3F2504E0-4F89-11D3-9A0C-0305E82C3301"];
         let user = users.get(usize::from(at % 4)).and_then(|text| UserId::parse(text));
         let ended = match at % 16 {
-            0 => Ended::Project { epoch: 7 },
-            1 => Ended::SigningKey(KeyId::from_uuid(id)),
-            _ => Ended::Session { id: SessionId::from_uuid(id), is_impersonation: at.is_multiple_of(3) },
+            0 => RevocationTarget::Project { epoch: 7 },
+            1 => RevocationTarget::SigningKey(KeyId::from_uuid(id)),
+            _ => RevocationTarget::Session { id: SessionId::from_uuid(id), is_impersonation: at.is_multiple_of(3) },
         };
         let reason = RevokeReason::SignedOut;
         PublishedRevocation {

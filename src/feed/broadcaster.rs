@@ -37,9 +37,9 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 use sessiond_core::session::revoked::RevokedSet;
-use sessiond_core::session::revoked::seconds_up;
+use sessiond_core::session::revoked::ceil_seconds;
 
 /// The most broadcasts that wait for a subscriber; one that is further behind is disconnected. Each holds a batch, so this is
 /// some seconds' worth at any rate of sign-outs.
@@ -206,7 +206,7 @@ impl Broadcaster {
     pub(super) fn note_ended(&self, project: &ProjectId, id: SessionId) {
         let until = self.clock.elapsed() + ACCESS_TOKEN_TTL_MAX + LEEWAY;
         // Not published from here: its place in the feed is unknown, and the next reading publishes it.
-        self.revoked.insert(project, &Ended::Session { id, is_impersonation: false }, until);
+        self.revoked.insert(project, &RevocationTarget::Session { id, is_impersonation: false }, until);
     }
 
     /// See [`super::Feed::catch_up`].
@@ -318,7 +318,7 @@ impl Broadcaster {
                 continue;
             }
             self.revoked.insert(&revocation.project, &revocation.ended, until);
-            state.backlog.insert(&revocation, seconds_up(until));
+            state.backlog.insert(&revocation, ceil_seconds(until));
             // Without a position there are no subscriptions.
             if state.position.is_some() {
                 let revocation = Arc::new(PublishedRevocation { place, ..revocation });
@@ -523,7 +523,7 @@ mod tests {
         let revocation = |at: u64| PublishedRevocation {
             place: FeedPlace { xid: at, id: clock::new_uuid() },
             project: project.clone(),
-            ended: Ended::Session { id: clock::new_session_id(now), is_impersonation: false },
+            ended: RevocationTarget::Session { id: clock::new_session_id(now), is_impersonation: false },
             user: UserId::parse(&match users {
                 "uuid" => clock::new_uuid().to_string(),
                 _ => format!("somebody-{at}@example.org"),

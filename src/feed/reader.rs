@@ -83,7 +83,7 @@ async fn read(broadcaster: &Broadcaster, store: &Store) {
             }
             Err(error) => tracing::warn!(error = %telemetry::chain(&error), "cannot read the revocation feed"),
         }
-        sleep(retry.next(clock::dice())).await;
+        sleep(retry.next(clock::random_u32())).await;
     }
 }
 
@@ -248,7 +248,7 @@ async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
             // The poll continues meanwhile.
             Err(error) => tracing::debug!(error = %telemetry::chain(&error), "cannot listen for revocations"),
         }
-        sleep(retry.next(clock::dice())).await;
+        sleep(retry.next(clock::random_u32())).await;
     }
 }
 

@@ -27,7 +27,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Epoch;
 use sessiond_core::session::revoked::Bearer;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// Which revocations a subscriber receives.
 #[derive(Clone, Debug)]
@@ -302,15 +302,17 @@ fn concerns(revocation: &PublishedRevocation, filter: &SubscriptionFilter) -> bo
     let PublishedRevocation { project, ended, user, .. } = revocation;
     match (filter, ended) {
         // It concerns only the holder of the key, whose subscription ends.
-        (SubscriptionFilter::Project { .. }, Ended::ServerKey(_)) => false,
+        (SubscriptionFilter::Project { .. }, RevocationTarget::ServerKey(_)) => false,
         (SubscriptionFilter::Project { project: own, .. }, _) => project == own,
         (SubscriptionFilter::User { project: own, user: me, .. }, ended) => {
             project == own
                 && match ended {
-                    Ended::Session { is_impersonation, .. } => user.as_ref() == Some(me) && !is_impersonation,
-                    Ended::User { user, .. } => user == me,
-                    Ended::Project { .. } | Ended::SigningKey(_) => true,
-                    Ended::ServerKey(_) => false,
+                    RevocationTarget::Session { is_impersonation, .. } => {
+                        user.as_ref() == Some(me) && !is_impersonation
+                    }
+                    RevocationTarget::User { user, .. } => user == me,
+                    RevocationTarget::Project { .. } | RevocationTarget::SigningKey(_) => true,
+                    RevocationTarget::ServerKey(_) => false,
                 }
         }
     }
@@ -360,7 +362,7 @@ mod tests {
         PublishedRevocation {
             place: FeedPlace { xid, id: id.as_uuid() },
             project: project(),
-            ended: Ended::Session { id, is_impersonation: false },
+            ended: RevocationTarget::Session { id, is_impersonation: false },
             user: UserId::parse("ada"),
             at: now,
             reason: RevokeReason::SignedOut,

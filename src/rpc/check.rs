@@ -33,7 +33,7 @@ use crate::telemetry;
 use sessiond_core::id::ProjectId;
 use sessiond_core::reason;
 use sessiond_core::session::Refusal;
-use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verified::VerifiedToken;
 
 /// The headers that tell the application who a request is from. All of them are always set, if need be to an empty value, so
 /// that a client's own values do not get through.

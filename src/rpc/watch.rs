@@ -17,7 +17,7 @@ use crate::pb;
 use crate::pb::watch_revocations_response::Event;
 use crate::store::PublishedRevocation;
 use sessiond_core::id::SessionId;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// The messages of a subscription. The last item is the status that says why it ended.
 pub(super) type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<pb::WatchRevocationsResponse, Status>> + Send>>;
@@ -80,15 +80,15 @@ const fn snapshot_reason(reason: SnapshotReason) -> pb::SnapshotReason {
 fn revocation(published: &PublishedRevocation, retain: Duration) -> Option<pb::Revocation> {
     use pb::revocation::Ended as WireEnded;
     let ended = match &published.ended {
-        Ended::Session { id, .. } => WireEnded::SessionId(id.to_string()),
-        Ended::User { user, epoch, spared } => WireEnded::UserCutOff(pb::UserCutOff {
+        RevocationTarget::Session { id, .. } => WireEnded::SessionId(id.to_string()),
+        RevocationTarget::User { user, epoch, spared } => WireEnded::UserCutOff(pb::UserCutOff {
             user_id: user.as_str().to_owned(),
             epoch: *epoch,
             spared_session_id: spared.map(|id: SessionId| id.to_string()),
         }),
-        Ended::Project { epoch } => WireEnded::ProjectCutOff(pb::ProjectCutOff { epoch: *epoch }),
-        Ended::SigningKey(key) => WireEnded::SigningKeyId(key.to_string()),
-        Ended::ServerKey(_) => return None,
+        RevocationTarget::Project { epoch } => WireEnded::ProjectCutOff(pb::ProjectCutOff { epoch: *epoch }),
+        RevocationTarget::SigningKey(key) => WireEnded::SigningKeyId(key.to_string()),
+        RevocationTarget::ServerKey(_) => return None,
     };
     Some(pb::Revocation {
         ended: Some(ended),

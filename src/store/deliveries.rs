@@ -28,8 +28,8 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::session::backchannel::Fate;
-use sessiond_core::session::backchannel::Kind;
+use sessiond_core::session::backchannel::EndpointKind;
+use sessiond_core::session::backchannel::RetryDecision;
 
 /// A position in the order of all endpoints, across projects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +88,7 @@ pub struct DueDelivery {
     /// The number of this attempt, starting at 1.
     pub attempt: u32,
     /// The protocol of the endpoint.
-    pub kind: Kind,
+    pub kind: EndpointKind,
     /// The endpoint's URL.
     pub url: String,
     /// The `aud` of the token.
@@ -196,13 +196,13 @@ impl Store {
     pub async fn delivery_failed(
         &self,
         due: &DueDelivery,
-        fate: Fate,
+        fate: RetryDecision,
         error: String,
         now: Timestamp,
     ) -> Result<(), Error> {
         let (due_at, dead_at) = match fate {
-            Fate::Retried(at) => (Some(to_pg(at)), None),
-            Fate::Dead => (None, Some(to_pg(now))),
+            RetryDecision::RetryAt(at) => (Some(to_pg(at)), None),
+            RetryDecision::Dead => (None, Some(to_pg(now))),
         };
         let (project, id, attempt) = (due.project.clone(), due.id, i32::try_from(due.attempt).unwrap_or(i32::MAX));
         self.idempotent("delivery_failed", move |mut tx| {
@@ -221,7 +221,7 @@ impl Store {
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn deliveries_count(&self, each_max: i64) -> Result<Vec<(Kind, i64)>, Error> {
+    pub async fn deliveries_count(&self, each_max: i64) -> Result<Vec<(EndpointKind, i64)>, Error> {
         self.idempotent("deliveries_count", move |mut tx| async move {
             let rows = tx.rows(DeliveriesCount { each_max }).await?;
             let counts = rows.into_iter().map(|row| Ok((kind_of(row.kind, "-")?, row.waiting)));

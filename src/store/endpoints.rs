@@ -17,7 +17,7 @@ use super::error::Error;
 use super::schema::backchannel_endpoints as endpoints;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
-use sessiond_core::session::backchannel::Kind;
+use sessiond_core::session::backchannel::EndpointKind;
 
 /// A back-channel endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Endpoint {
     /// The endpoint's id.
     pub id: Uuid,
     /// The protocol.
-    pub kind: Kind,
+    pub kind: EndpointKind,
     /// The URL.
     pub url: String,
     /// The `aud` of the tokens sent to it.
@@ -173,10 +173,10 @@ impl EndpointRow {
 }
 
 /// The stored number. A number never changes its meaning.
-const fn kind_number(kind: Kind) -> i16 {
+const fn kind_number(kind: EndpointKind) -> i16 {
     match kind {
-        Kind::Logout => 1,
-        Kind::Caep => 2,
+        EndpointKind::Logout => 1,
+        EndpointKind::Caep => 2,
     }
 }
 
@@ -185,7 +185,7 @@ const fn kind_number(kind: Kind) -> i16 {
 /// # Errors
 ///
 /// Fails if the number is unknown.
-pub(super) fn kind_of(number: i16, row: impl ToString) -> Result<Kind, Error> {
+pub(super) fn kind_of(number: i16, row: impl ToString) -> Result<EndpointKind, Error> {
     let bad = || Error::Inconsistent { table: "backchannel_endpoints", column: "kind", row: row.to_string() };
-    Kind::ALL.into_iter().find(|kind| kind_number(*kind) == number).ok_or_else(bad)
+    EndpointKind::ALL.into_iter().find(|kind| kind_number(*kind) == number).ok_or_else(bad)
 }

@@ -30,7 +30,7 @@ use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -472,15 +472,15 @@ impl FeedRow {
         let spared = self.spared_session_id.map(SessionId::from_uuid);
         let keys = (self.signing_key_id, self.server_key_id);
         let ended = match (self.session_id, self.user_epoch, self.project_epoch, keys) {
-            (Some(session), ..) => Ended::Session {
+            (Some(session), ..) => RevocationTarget::Session {
                 id: SessionId::from_uuid(session),
                 is_impersonation: self.is_impersonation.unwrap_or_default(),
             },
             // An erased user's sessions were revoked one by one.
-            (_, Some(epoch), ..) => Ended::User { user: user.clone()?, epoch, spared },
-            (_, _, Some(epoch), _) => Ended::Project { epoch },
-            (_, _, _, (Some(key), _)) => Ended::SigningKey(KeyId::from_uuid(key)),
-            (_, _, _, (_, Some(key))) => Ended::ServerKey(KeyId::from_uuid(key)),
+            (_, Some(epoch), ..) => RevocationTarget::User { user: user.clone()?, epoch, spared },
+            (_, _, Some(epoch), _) => RevocationTarget::Project { epoch },
+            (_, _, _, (Some(key), _)) => RevocationTarget::SigningKey(KeyId::from_uuid(key)),
+            (_, _, _, (_, Some(key))) => RevocationTarget::ServerKey(KeyId::from_uuid(key)),
             (None, None, None, (None, None)) => return None,
         };
         let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };

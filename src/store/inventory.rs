@@ -20,7 +20,7 @@ pub struct Inventory {
     /// The refresh-token keys.
     pub refresh: Vec<(ProjectId, SealedKey)>,
     /// Until when a signing key accepts both encodings of a signature (high and low S); other keys never do.
-    pub either_s_until: HashMap<KeyId, Timestamp>,
+    pub high_s_until: HashMap<KeyId, Timestamp>,
 }
 
 impl Store {
@@ -36,8 +36,8 @@ impl Store {
             let projects = tx.projects().await?;
             let signing = tx.keys_sealed(Purpose::Signing).await?;
             let refresh = tx.keys_sealed(Purpose::Refresh).await?;
-            let either_s_until = tx.keys_either_s_until().await?;
-            tx.end_reading(Inventory { projects, signing, refresh, either_s_until }).await
+            let high_s_until = tx.keys_either_s_until().await?;
+            tx.end_reading(Inventory { projects, signing, refresh, high_s_until }).await
         })
         .await
     }

@@ -10,7 +10,7 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// A revocation, as published in the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct PublishedRevocation {
     /// The project.
     pub project: ProjectId,
     /// What was revoked.
-    pub ended: Ended,
+    pub ended: RevocationTarget,
     /// The session's user; `None` if it concerns no single user, or once the user is erased.
     pub user: Option<UserId>,
     /// When it was revoked.

@@ -37,7 +37,7 @@ use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// The revocation of many sessions at once, or of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct BulkRevocation {
     /// The project.
     pub project: ProjectId,
     /// What is revoked.
-    pub ended: Ended,
+    pub ended: RevocationTarget,
     /// Why.
     pub reason: RevokeReason,
     /// When.
@@ -60,7 +60,7 @@ pub struct BulkRevocation {
 
 impl BulkRevocation {
     /// The revocation of a key by the operator.
-    pub fn of_key(project: ProjectId, key: Ended, at: Timestamp) -> Self {
+    pub fn of_key(project: ProjectId, key: RevocationTarget, at: Timestamp) -> Self {
         // The longest that an access token signed with it may be valid.
         let access_expires_at = at + ACCESS_TOKEN_TTL_MAX;
         let (reason, by) = (RevokeReason::KeyRevoked, EndedBy::Operator);
@@ -283,20 +283,20 @@ struct EndedColumns<'a> {
 }
 
 impl<'a> EndedColumns<'a> {
-    fn of(ended: &'a Ended) -> Self {
+    fn of(ended: &'a RevocationTarget) -> Self {
         match ended {
-            Ended::Session { id, is_impersonation } => {
+            RevocationTarget::Session { id, is_impersonation } => {
                 Self { session: Some(id.as_uuid()), is_impersonation: *is_impersonation, ..Self::default() }
             }
-            Ended::User { user, epoch, spared } => Self {
+            RevocationTarget::User { user, epoch, spared } => Self {
                 user: Some(user),
                 user_epoch: Some(*epoch),
                 spared: spared.map(SessionId::as_uuid),
                 ..Self::default()
             },
-            Ended::Project { epoch } => Self { project_epoch: Some(*epoch), ..Self::default() },
-            Ended::SigningKey(key) => Self { signing_key: Some(key.as_uuid()), ..Self::default() },
-            Ended::ServerKey(key) => Self { server_key: Some(key.as_uuid()), ..Self::default() },
+            RevocationTarget::Project { epoch } => Self { project_epoch: Some(*epoch), ..Self::default() },
+            RevocationTarget::SigningKey(key) => Self { signing_key: Some(key.as_uuid()), ..Self::default() },
+            RevocationTarget::ServerKey(key) => Self { server_key: Some(key.as_uuid()), ..Self::default() },
         }
     }
 }

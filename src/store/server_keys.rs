@@ -20,7 +20,7 @@ use super::schema::server_keys;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 use sessiond_core::token::server_key::Digest;
 
 /// What a server key may do, in ascending order: each role includes the previous ones.
@@ -146,7 +146,8 @@ impl Store {
                 let bad = || Error::Inconsistent { table: "server_keys", column: "project_id", row: id.to_string() };
                 let project = ProjectId::parse(&project).ok_or_else(bad)?;
                 // Ends streams that were opened with the key.
-                tx.bulk_revocation_insert(BulkRevocation::of_key(project, Ended::ServerKey(id), now)).await?;
+                tx.bulk_revocation_insert(BulkRevocation::of_key(project, RevocationTarget::ServerKey(id), now))
+                    .await?;
             }
             let known: Vec<Uuid> = tx.load(server_keys::table.find(id.as_uuid()).select(server_keys::id)).await?;
             tx.commit((!known.is_empty()).then_some(was_revoked)).await

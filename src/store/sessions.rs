@@ -32,8 +32,8 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Epoch;
 use sessiond_core::session::Session;
+use sessiond_core::session::lifecycle::EpochRaisedAt;
 use sessiond_core::session::lifecycle::Lifetime;
-use sessiond_core::session::lifecycle::Raised;
 use sessiond_core::session::rotation::Chain;
 
 pub use revoke::Revocation;
@@ -52,7 +52,7 @@ pub struct SessionWithEpochs {
     /// The present epoch of its project and its user.
     pub present: Epoch,
     /// When each epoch was last raised.
-    pub raised: Raised,
+    pub raised: EpochRaisedAt,
 }
 
 /// The fields of a session that matter to other sign-ins of its user.
@@ -470,8 +470,8 @@ impl EpochsRow {
         Epoch { project: self.project, user: self.user }
     }
 
-    fn raised(&self) -> Raised {
-        Raised { project: self.project_raised_at.map(from_pg), user: self.user_raised_at.map(from_pg) }
+    fn raised(&self) -> EpochRaisedAt {
+        EpochRaisedAt { project: self.project_raised_at.map(from_pg), user: self.user_raised_at.map(from_pg) }
     }
 }
 

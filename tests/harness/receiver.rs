@@ -29,7 +29,7 @@ use sessiond::{
     outbound::{Outbound, Resolve},
     telemetry::Metrics,
 };
-use sessiond_core::{id::ProjectId, session::backchannel::Kind};
+use sessiond_core::{id::ProjectId, session::backchannel::EndpointKind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -163,7 +163,7 @@ impl Receiver {
     }
 
     /// Adds itself as an endpoint of the usual project.
-    pub async fn register(&self, app: &App, kind: Kind, path: &str) -> Uuid {
+    pub async fn register(&self, app: &App, kind: EndpointKind, path: &str) -> Uuid {
         let project = ProjectId::parse(PROJECT).expect("a name");
         let new = NewEndpoint { project, kind, url: self.url(path), audience: "the-shop".to_owned() };
         app.endpoint_add(new, &[]).await.expect("adds it")

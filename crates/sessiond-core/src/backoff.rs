@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt. The rule only: the caller supplies the randomness (`clock::dice`).
+//! How long to wait before the next attempt. The rule only: the caller supplies the randomness (`clock::random_u32`).
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// How long to wait after one more failure. `dice` is a random number.
-    pub fn next(&mut self, dice: u32) -> Duration {
-        let wait = wait(self.min, self.max, self.failures, dice);
+    /// How long to wait after one more failure. `random` is a random number.
+    pub fn next(&mut self, random: u32) -> Duration {
+        let wait = wait(self.min, self.max, self.failures, random);
         self.failures = self.failures.saturating_add(1);
         wait
     }
@@ -31,9 +31,9 @@ impl Backoff {
 
 /// The wait after a failure that `failures` others precede: `min` doubled as many times, at most `max`, less a random part of at
 /// most a half. Without that part, all that failed together would try again together.
-pub fn wait(min: Duration, max: Duration, failures: u32, dice: u32) -> Duration {
+pub fn wait(min: Duration, max: Duration, failures: u32, random: u32) -> Duration {
     let whole = min.saturating_mul(2_u32.saturating_pow(failures)).min(max);
-    whole / 2 + (whole / 2).mul_f64(f64::from(dice) / f64::from(u32::MAX))
+    whole / 2 + (whole / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn dice_take_off_a_half_at_most() {
         for failures in [0, 3, 40] {
-            let [least, some, most] = [0, u32::MAX / 2, u32::MAX].map(|dice| wait(MIN, MAX, failures, dice));
+            let [least, some, most] = [0, u32::MAX / 2, u32::MAX].map(|random| wait(MIN, MAX, failures, random));
             assert_eq!(least, most / 2);
             assert!(least < some && some < most, "{some:?}");
         }

@@ -107,13 +107,13 @@ pub struct Clock {
 
 #[derive(Clone, Debug)]
 enum Source {
-    System(Arc<Corrected>),
-    Frozen(Arc<Hand>),
+    System(Arc<SystemClock>),
+    Frozen(Arc<ManualClock>),
 }
 
 /// Of a clock that stands still, in microseconds.
 #[derive(Debug)]
-struct Hand {
+struct ManualClock {
     /// What has passed.
     elapsed: AtomicI64,
     /// What the time of day is ahead of that.
@@ -122,15 +122,15 @@ struct Hand {
 
 /// The system's clock, and what the database's readings have made of it.
 #[derive(Debug, Default)]
-struct Corrected {
+struct SystemClock {
     /// How far the machine's clock is set wrong, in microseconds; where there is one, by a test.
     wrong_by: Option<AtomicI64>,
-    course: RwLock<Option<Course>>,
+    course: RwLock<Option<DatabaseTime>>,
 }
 
 /// The database's clock, as far as it is known. All in microseconds.
 #[derive(Clone, Copy, Debug)]
-struct Course {
+struct DatabaseTime {
     /// The database's time less what has elapsed here lies between these two, as of `at`.
     low: i64,
     high: i64,
@@ -170,7 +170,7 @@ pub struct Disagreement {
     pub ahead_micros: i64,
 }
 
-impl Course {
+impl DatabaseTime {
     /// The interval, widened by what the clocks may have drifted apart since.
     fn bounds(&self, elapsed: i64) -> (i64, i64) {
         let drift = (elapsed - self.at).saturating_mul(DRIFT_PPM) / 1_000_000;
@@ -195,12 +195,12 @@ impl Clock {
     /// corrected as the system's is.
     pub fn wrong_by(micros: i64) -> Self {
         let wrong_by = Some(AtomicI64::new(micros));
-        Self { source: Source::System(Arc::new(Corrected { wrong_by, ..Corrected::default() })) }
+        Self { source: Source::System(Arc::new(SystemClock { wrong_by, ..SystemClock::default() })) }
     }
 
     /// A clock that starts at the present moment and then stands still; its clones move together. No database corrects it.
     pub fn frozen() -> Self {
-        let hand = Hand { elapsed: AtomicI64::new(system_micros()), ahead: AtomicI64::new(0) };
+        let hand = ManualClock { elapsed: AtomicI64::new(system_micros()), ahead: AtomicI64::new(0) };
         Self { source: Source::Frozen(Arc::new(hand)) }
     }
 
@@ -244,7 +244,7 @@ impl Clock {
         let (low, high) = (database.0.saturating_sub(elapsed), database.0.saturating_sub(asked));
         let Some(before) = *course else {
             let shown = low / 2 + high / 2 + elapsed;
-            *course = Some(Course { low, high, at: elapsed, shown });
+            *course = Some(DatabaseTime { low, high, at: elapsed, shown });
             return None;
         };
         let (low_before, high_before) = before.bounds(elapsed);
@@ -255,7 +255,7 @@ impl Clock {
         let set_by = (low / 2 + high / 2).saturating_add(elapsed).saturating_sub(shown);
         let was_set = set_by.saturating_abs() > SLEWED_MAX;
         let shown = if was_set { shown.saturating_add(set_by) } else { shown };
-        *course = Some(Course { low, high, at: elapsed, shown });
+        *course = Some(DatabaseTime { low, high, at: elapsed, shown });
         was_set.then_some(set_by)
     }
 
@@ -322,13 +322,13 @@ impl Clock {
     }
 }
 
-impl Hand {
+impl ManualClock {
     fn time_of_day(&self) -> i64 {
         self.elapsed.load(Ordering::SeqCst).saturating_add(self.ahead.load(Ordering::SeqCst))
     }
 }
 
-impl Corrected {
+impl SystemClock {
     /// What the machine's clock shows.
     fn time_of_day(&self) -> i64 {
         let wrong_by = self.wrong_by.as_ref().map_or(0, |wrong_by| wrong_by.load(Ordering::SeqCst));
@@ -361,7 +361,7 @@ pub fn random<const N: usize>() -> [u8; N] {
 /// # Panics
 ///
 /// As [`random`].
-pub fn dice() -> u32 {
+pub fn random_u32() -> u32 {
     u32::from_ne_bytes(random())
 }
 

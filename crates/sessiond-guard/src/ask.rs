@@ -1,46 +1,43 @@
-//! What takes an answer from sessiond.
+//! Verification that may ask sessiond.
 
-use super::FailMode;
-use super::Principal;
-use super::Refusal;
-use super::Uncertainty;
-use super::inner::Decision;
-use super::inner::Inner;
-use super::stats::count;
+use super::options::FailMode;
+use super::principal::Principal;
+use super::rejection::Rejection;
+use super::rejection::UnavailableReason;
+use super::state::Decision;
+use super::state::GuardState;
+use super::stats::increment;
 
-/// The most questions at once. In an outage every request is one; what is more is refused rather than kept waiting.
-pub(super) const ASKING_MAX: usize = 256;
-
-impl Inner {
-    /// Whom a token speaks for, after whatever it takes.
-    pub(super) async fn look(&self, token: &str) -> Result<Principal, Refusal> {
+impl GuardState {
+    /// Verifies a token, asking sessiond if necessary.
+    pub(super) async fn verify(&self, token: &str) -> Result<Principal, Rejection> {
         let decision = match self.decide(token) {
-            Decision::UnknownKey if self.keys.read_again().await => self.decide(token),
-            Decision::UnknownKey => Decision::Uncertain(Uncertainty::NoKeys, None),
-            settled => settled,
+            Decision::UnknownKey if self.keys.read_now().await => self.decide(token),
+            Decision::UnknownKey => Decision::Uncertain(UnavailableReason::NoKeys, None),
+            decided => decided,
         };
         match decision {
             Decision::Accepted(principal) => Ok(principal),
-            Decision::Refused(refusal) => Err(refusal),
-            // It is none of those that were just read, and these are all.
-            Decision::UnknownKey => Err(Refusal::UnparsableAccessToken),
-            Decision::Uncertain(uncertainty, principal) => match self.fail_mode {
-                FailMode::Introspect => self.ask(token, principal).await,
-                FailMode::Reject | FailMode::AcceptUntilExpiry => self.decide_by_fail_mode(uncertainty, principal),
+            Decision::Rejected(rejection) => Err(rejection),
+            // The keys were just read, and this is none of them.
+            Decision::UnknownKey => Err(Rejection::UnparsableAccessToken),
+            Decision::Uncertain(reason, principal) => match self.fail_mode {
+                FailMode::Introspect => self.introspect(token, principal).await,
+                FailMode::Reject | FailMode::AcceptUntilExpiry => self.decide_by_fail_mode(reason, principal),
             },
         }
     }
 
-    /// Asks sessiond about one token, every time anew.
-    async fn ask(&self, token: &str, principal: Option<Principal>) -> Result<Principal, Refusal> {
-        let unavailable = || Refusal::Unavailable(Uncertainty::NoAnswer);
-        let _turn = self.asking.try_acquire().map_err(|_| unavailable())?;
-        count(&self.counters.introspections);
-        let answer = self.upstream.introspect(token).await.map_err(|_| unavailable())?;
-        match (answer.active, principal) {
-            // Genuine and not expired, as far as can be seen here: so it is its session that is over.
-            (false, Some(_)) => Err(Refusal::SessionRevoked),
-            (false, None) => Err(Refusal::UnparsableAccessToken),
+    /// Asks sessiond about one token. The response is not cached.
+    async fn introspect(&self, token: &str, principal: Option<Principal>) -> Result<Principal, Rejection> {
+        let unavailable = || Rejection::Unavailable(UnavailableReason::NoAnswer);
+        let _permit = self.introspection_permits.try_acquire().map_err(|_| unavailable())?;
+        increment(&self.counters.introspections);
+        let response = self.upstream.introspect(token).await.map_err(|_| unavailable())?;
+        match (response.active, principal) {
+            // The signature and the expiry were checked here, so it is the session that has ended.
+            (false, Some(_)) => Err(Rejection::SessionRevoked),
+            (false, None) => Err(Rejection::UnparsableAccessToken),
             (true, Some(principal)) => Ok(principal),
             (true, None) => {
                 // The signature could not be checked here; sessiond has checked it.

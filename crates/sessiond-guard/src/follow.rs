@@ -1,4 +1,4 @@
-//! Follows the feed, for as long as the guard is there.
+//! Follows the feed of revocations.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::Status;
 
-use super::inner::Inner;
-use super::stats::count;
+use super::state::GuardState;
+use super::stats::increment;
 use super::upstream::Replica;
 use super::upstream::UpstreamError;
-use super::upstream::said;
+use super::upstream::describe;
 use sessiond_core::backoff::Backoff;
 use sessiond_core::clock;
 use sessiond_core::id::KeyId;
@@ -23,43 +23,43 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::pb::Revocation;
 use sessiond_core::pb::WatchRevocationsRequest;
-use sessiond_core::pb::revocation::Ended as Told;
+use sessiond_core::pb::revocation::Ended as PbTarget;
 use sessiond_core::pb::watch_revocations_response::Event;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 use sessiond_core::session::revoked::RevokedSet;
 
-/// Heartbeats come this often.
+/// How often sessiond sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A stream that is silent for so long is dead, whatever the connection says.
+/// A stream without a message for this long is considered dead.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How long to wait before the next attempt.
+/// How long to wait before reconnecting.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
-/// A replica whose news is older than this part of what the guard puts up with is left for the next one.
-const STALE_PART: u32 = 2;
+/// The guard leaves a replica whose feed is older than `max_staleness` divided by this.
+const STALE_DIVISOR: u32 = 2;
 
-/// Where the news of every replica is old, each is listened to for so long before the next one is tried.
+/// If every replica is stale, how long the guard stays with one before it tries the next.
 const STALE_STAY: Duration = Duration::from_secs(5);
 
-/// How often what no token outlives is forgotten.
-const FORGET_INTERVAL: Duration = Duration::from_secs(10);
+/// How often entries that every token has outlived are removed.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why a stream came to its end.
+/// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
     #[error(transparent)]
     Failed(#[from] UpstreamError),
-    #[error("{}", said(.0))]
+    #[error("{}", describe(.0))]
     Status(Box<Status>),
-    #[error("the stream ended")]
+    #[error("sessiond closed the stream")]
     Closed,
-    #[error("nothing was heard for {SILENCE_MAX:?}")]
+    #[error("no message for {SILENCE_MAX:?}")]
     Silence,
-    #[error("something has ended that this version does not know of")]
-    Unreadable,
-    #[error("its news is {0:?} old")]
+    #[error("received a revocation of a kind that this version does not know")]
+    UnknownRevocation,
+    #[error("the replica is stale: its feed is {0:?} old")]
     Stale(Duration),
 }
 
@@ -69,54 +69,54 @@ impl From<Status> for StreamEnd {
     }
 }
 
-/// Follows one replica after the other.
-pub(super) async fn run(inner: &Inner) {
+/// Follows one replica at a time, and switches to the next when its stream ends.
+pub(super) async fn run(guard: &GuardState) {
     let mut cursor = String::new();
     let mut retry = RETRY;
-    let mut stale = Stale::new(inner.upstream.len(), inner.max_staleness);
+    let mut stale = StalePolicy::new(guard.upstream.len(), guard.max_staleness);
     for attempt in 0.. {
-        let replica = inner.upstream.replica(attempt);
-        let end = follow(inner, replica, &mut cursor, &mut retry, &mut stale).await;
-        // A connection that was lost may be one to nowhere, and who answers next another one.
+        let replica = guard.upstream.replica(attempt);
+        let end = follow(guard, replica, &mut cursor, &mut retry, &mut stale).await;
+        // The connection may be dead, and another server may answer at this address next.
         replica.reconnect();
-        let wait = retry.next(clock::dice());
-        tracing::warn!(replica = replica.name(), error = %end, "the feed is followed no longer; trying again in {wait:?}");
-        if let StreamEnd::Failed(failure) = end {
-            inner.reject(failure);
+        let wait = retry.next(clock::random_u32());
+        tracing::warn!(replica = replica.name(), error = %end, "the stream of revocations ended; reconnecting in {wait:?}");
+        if let StreamEnd::Failed(error) = end {
+            guard.record_misconfiguration(error);
         }
         sleep(wait).await;
     }
 }
 
-/// When to leave a replica whose news is old: at once while there is one that was not tried yet, and then every few seconds.
-/// Where there is only one address, others may stand behind it.
-struct Stale {
+/// Decides when to leave a stale replica: at once while another one has not been tried, and then every [`STALE_STAY`]. A
+/// single address may have several replicas behind it.
+struct StalePolicy {
     replicas: usize,
-    bound: Duration,
-    /// How many were left since the news was young.
+    age_max: Duration,
+    /// How many replicas were left since the feed was last fresh.
     left: usize,
-    /// Since when the present one is known to be stale.
-    since: Option<Instant>,
+    /// Since when the present replica is known to be stale.
+    stale_since: Option<Instant>,
 }
 
-impl Stale {
+impl StalePolicy {
     fn new(replicas: usize, max_staleness: Duration) -> Self {
-        Self { replicas, bound: max_staleness / STALE_PART, left: 0, since: None }
+        Self { replicas, age_max: max_staleness / STALE_DIVISOR, left: 0, stale_since: None }
     }
 
-    /// Another stream begins.
+    /// Begins another stream.
     const fn begin(&mut self) {
-        self.since = None;
+        self.stale_since = None;
     }
 
-    /// Whether to leave the replica that says that its news is of this age.
-    fn leaves(&mut self, age: Duration, now: Instant) -> bool {
-        if age <= self.bound {
-            (self.left, self.since) = (0, None);
+    /// Whether to leave the present replica, whose feed has this age.
+    fn should_leave(&mut self, age: Duration, now: Instant) -> bool {
+        if age <= self.age_max {
+            (self.left, self.stale_since) = (0, None);
             return false;
         }
-        let since = *self.since.get_or_insert(now);
-        // Round to the first one again.
+        let since = *self.stale_since.get_or_insert(now);
+        // Until each has been tried.
         if self.replicas > 1 && self.left < self.replicas {
             self.left += 1;
             return true;
@@ -126,17 +126,17 @@ impl Stale {
 }
 
 async fn follow(
-    inner: &Inner,
+    guard: &GuardState,
     replica: &Replica,
     cursor: &mut String,
     retry: &mut Backoff,
-    stale: &mut Stale,
+    stale: &mut StalePolicy,
 ) -> StreamEnd {
     stale.begin();
-    match stream(inner, replica, cursor, retry, stale).await {
+    match stream(guard, replica, cursor, retry, stale).await {
         Ok(()) => StreamEnd::Closed,
         Err(StreamEnd::Status(status)) if status.code() == Code::InvalidArgument => {
-            // It makes nothing of the cursor: from the beginning, then.
+            // The replica does not accept the cursor, so start with a snapshot.
             cursor.clear();
             StreamEnd::Status(status)
         }
@@ -145,108 +145,109 @@ async fn follow(
 }
 
 async fn stream(
-    inner: &Inner,
+    guard: &GuardState,
     replica: &Replica,
     cursor: &mut String,
     retry: &mut Backoff,
-    stale: &mut Stale,
+    stale: &mut StalePolicy,
 ) -> Result<(), StreamEnd> {
-    inner.upstream.check(replica).await?;
-    // From the question on: the first answer may have waited too.
+    guard.upstream.check(replica).await?;
+    // From the request on, because the first message may have been delayed too.
     let mut delay = Delay::new(Instant::now());
-    let request = inner.upstream.signed(WatchRevocationsRequest { cursor: cursor.clone() });
+    let request = guard.upstream.authorized(WatchRevocationsRequest { cursor: cursor.clone() });
     let mut client = replica.client();
     let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| StreamEnd::Silence)?;
     let mut messages = answer?.into_inner();
-    count(&inner.counters.connections);
+    increment(&guard.counters.connections);
 
-    let mut coming: Option<RevokedSet> = None;
-    let mut is_continued = true;
-    let mut heard_at = Instant::now();
+    let mut snapshot: Option<RevokedSet> = None;
+    let mut has_new_snapshot = false;
+    let mut received_at = Instant::now();
     loop {
         let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| StreamEnd::Silence)?;
         let Some(message) = message? else { return Ok(()) };
-        // This process may have been held up itself: what it finds now has waited, nobody knows for how long.
-        if heard_at.elapsed() > SILENCE_MAX {
+        // This process may have been suspended: the message has waited for an unknown time.
+        if received_at.elapsed() > SILENCE_MAX {
             return Err(StreamEnd::Silence);
         }
-        heard_at = Instant::now();
+        received_at = Instant::now();
         match message.event {
-            Some(Event::SnapshotBegin(_)) => coming = Some(RevokedSet::default()),
+            Some(Event::SnapshotBegin(_)) => snapshot = Some(RevokedSet::default()),
             Some(Event::Revocations(batch)) => {
-                let present;
-                let set = match &coming {
-                    Some(coming) => coming,
+                let current;
+                let set = match &snapshot {
+                    Some(snapshot) => snapshot,
                     None => {
-                        present = inner.revocations.revoked();
-                        &present
+                        current = guard.revocations.current();
+                        &current
                     }
                 };
                 for revocation in &batch.revocations {
-                    take_in(set, &inner.project, revocation, inner.time.elapsed()).ok_or(StreamEnd::Unreadable)?;
+                    insert(set, &guard.project, revocation, guard.time.elapsed())
+                        .ok_or(StreamEnd::UnknownRevocation)?;
                 }
             }
             Some(Event::SnapshotComplete(_)) => {
-                if let Some(coming) = coming.take() {
-                    let last = inner.revocations.replace(coming);
-                    is_continued = false;
-                    // A million entries take their time to go.
-                    drop(tokio::task::spawn_blocking(move || drop(last)));
-                    count(&inner.counters.snapshots);
+                if let Some(snapshot) = snapshot.take() {
+                    let previous = guard.revocations.replace(snapshot);
+                    has_new_snapshot = true;
+                    // Dropping a million entries takes long enough to block the runtime.
+                    drop(tokio::task::spawn_blocking(move || drop(previous)));
+                    increment(&guard.counters.snapshots);
                 }
             }
-            Some(Event::Heartbeat(heartbeat)) if inner.revocations.is_complete() && coming.is_none() => {
+            Some(Event::Heartbeat(heartbeat)) if guard.revocations.is_complete() && snapshot.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
-                let age = age + delay.of_heartbeat(heard_at);
-                let leaves = stale.leaves(age, heard_at);
-                // What was known before a replica that is further behind stays known, unless its snapshot took the place.
-                if !leaves || !is_continued {
-                    inner.revocations.is_of(&inner.time, age);
+                let age = age + delay.of_heartbeat(received_at);
+                let leaves = stale.should_leave(age, received_at);
+                // The set is at least as recent as it was before this stream, unless the stream has replaced it.
+                if !leaves || has_new_snapshot {
+                    guard.revocations.set_age(&guard.time, age);
                 }
                 if leaves {
                     return Err(StreamEnd::Stale(age));
                 }
-                inner.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.has_news, true));
+                guard.startup.send_if_modified(|startup| !std::mem::replace(&mut startup.has_snapshot, true));
                 retry.reset();
             }
-            // A snapshot is not told to its end; or something new that is no news of an end.
+            // A heartbeat within a snapshot, or an event that this version does not know and need not act on.
             Some(Event::Heartbeat(_)) | None => {}
         }
-        // Half a snapshot leads nowhere.
-        if let Some(moved) = message.cursor.filter(|_| coming.is_none()) {
-            *cursor = moved;
+        // A stream cannot be resumed within a snapshot.
+        if let Some(next) = message.cursor.filter(|_| snapshot.is_none()) {
+            *cursor = next;
         }
     }
 }
 
-/// How long heartbeats wait on their way: they are sent a second apart, so what comes sooner after the last has waited less
-/// than that one, and what comes later has waited longer.
+/// Estimates how long heartbeats are delayed on the way. They are sent one second apart, so one that arrives earlier than that
+/// after the previous one was delayed less, and one that arrives later was delayed more.
 struct Delay {
-    last: Instant,
+    previous: Instant,
     delay: Duration,
 }
 
-/// What a sender may be late by.
+/// How late the sender may be.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
 impl Delay {
-    const fn new(begun: Instant) -> Self {
-        Self { last: begun, delay: Duration::ZERO }
+    const fn new(begun_at: Instant) -> Self {
+        Self { previous: begun_at, delay: Duration::ZERO }
     }
 
     fn of_heartbeat(&mut self, at: Instant) -> Duration {
-        let apart = at.duration_since(self.last);
-        self.last = at;
+        let apart = at.duration_since(self.previous);
+        self.previous = at;
         self.delay = SILENCE_MAX.min((self.delay + apart).saturating_sub(HEARTBEAT_INTERVAL + TOLERANCE));
         self.delay
     }
 }
 
-/// `None` for what this version does not understand: to go on as if nothing had ended would be wrong.
-fn take_in(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: Duration) -> Option<()> {
-    let ended = match revocation.ended.as_ref()? {
-        Told::SessionId(id) => Ended::Session { id: SessionId::parse(id)?, is_impersonation: false },
-        Told::UserCutOff(cut) => Ended::User {
+/// Inserts a revocation. Returns `None` if this version does not know its kind: ignoring it would accept revoked tokens.
+fn insert(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: Duration) -> Option<()> {
+    let target = match revocation.ended.as_ref()? {
+        PbTarget::SessionId(id) => RevocationTarget::Session { id: SessionId::parse(id)?, is_impersonation: false },
+        PbTarget::UserCutOff(cut) => RevocationTarget::User {
             user: UserId::parse(&cut.user_id)?,
             epoch: cut.epoch,
             spared: match &cut.spared_session_id {
@@ -254,21 +255,21 @@ fn take_in(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: 
                 None => None,
             },
         },
-        Told::ProjectCutOff(cut) => Ended::Project { epoch: cut.epoch },
-        Told::SigningKeyId(key) => Ended::SigningKey(KeyId::parse(key)?),
+        PbTarget::ProjectCutOff(cut) => RevocationTarget::Project { epoch: cut.epoch },
+        PbTarget::SigningKeyId(key) => RevocationTarget::SigningKey(KeyId::parse(key)?),
     };
     let retain = Duration::from_secs(revocation.retain_seconds.try_into().unwrap_or(0));
-    set.insert(project, &ended, now + retain);
+    set.insert(project, &target, now + retain);
     Some(())
 }
 
-/// Forgets what no token outlives.
-pub(super) async fn forget(inner: &Inner) {
-    let mut ticks = interval(FORGET_INTERVAL);
+/// Removes entries that every token has outlived, for as long as the guard runs.
+pub(super) async fn expire_entries(guard: &GuardState) {
+    let mut ticks = interval(EXPIRE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        inner.revocations.revoked().forget(inner.time.elapsed());
+        guard.revocations.current().forget(guard.time.elapsed());
     }
 }
 
@@ -277,32 +278,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_whose_news_is_old_is_left_for_the_next_one() {
+    fn a_stale_replica_is_left_for_the_next_one() {
         let (start, young, old) = (Instant::now(), Duration::from_millis(900), Duration::from_secs(6));
-        let mut stale = Stale::new(3, Duration::from_secs(10));
-        assert!(!stale.leaves(young, start));
-        // Once round, and then each for a while.
+        let mut stale = StalePolicy::new(3, Duration::from_secs(10));
+        assert!(!stale.should_leave(young, start));
+        // Each once, and then each for a while.
         for _ in 0..3 {
             stale.begin();
-            assert!(stale.leaves(old, start));
+            assert!(stale.should_leave(old, start));
         }
         stale.begin();
-        assert!(!stale.leaves(old, start) && !stale.leaves(old, start + STALE_STAY / 2));
-        assert!(stale.leaves(old, start + STALE_STAY));
+        assert!(!stale.should_leave(old, start) && !stale.should_leave(old, start + STALE_STAY / 2));
+        assert!(stale.should_leave(old, start + STALE_STAY));
         stale.begin();
-        assert!(!stale.leaves(young, start));
-        assert!(stale.leaves(old, start), "anew");
-        // Behind one address there may be others.
-        let mut only = Stale::new(1, Duration::from_secs(10));
-        assert!(!only.leaves(old, start) && only.leaves(old, start + STALE_STAY));
+        assert!(!stale.should_leave(young, start));
+        assert!(stale.should_leave(old, start), "the count starts again");
+        // Others may be behind the same address.
+        let mut only = StalePolicy::new(1, Duration::from_secs(10));
+        assert!(!only.should_leave(old, start) && only.should_leave(old, start + STALE_STAY));
     }
 
     #[test]
-    fn a_heartbeat_that_waited_says_so() {
+    fn the_delay_follows_the_intervals_between_heartbeats() {
         let start = Instant::now();
         let mut delay = Delay::new(start);
         let mut at = |millis: u64| delay.of_heartbeat(start + Duration::from_millis(millis));
-        // In time, or nearly.
+        // In time, or within the tolerance.
         assert_eq!([at(1_000), at(2_050), at(3_000)], [Duration::ZERO; 3]);
         // Held up for 2.9 s: the first has waited for 1.9 s, the second for 0.9 s, less the tolerance.
         assert_eq!(at(5_900), Duration::from_millis(1_800));

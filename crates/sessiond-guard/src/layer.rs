@@ -1,5 +1,6 @@
-//! The guard in front of a service: any of axum's or tonic's, or whatever else speaks `http`.
+//! The tower layer: works in front of axum, tonic and any other service of `http` requests.
 
+use std::fmt;
 use std::mem;
 use std::pin::Pin;
 use std::task::Context;
@@ -17,15 +18,15 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Guard;
-use super::Principal;
-use super::Refusal;
+use super::guard::Guard;
+use super::principal::Principal;
+use super::rejection::Rejection;
 
-/// Lets in who shows a good token, `authorization: Bearer <access token>`, and puts a [`Principal`] into the request's
-/// extensions. Everyone else is answered here.
+/// Passes on requests with a valid `authorization: Bearer <access token>`, with a [`Principal`] in their extensions. Rejects
+/// all others; see [`Rejection`].
 ///
-/// A preflight of CORS carries no credential: a CORS layer belongs outside of this one.
-#[derive(Clone)]
+/// A CORS preflight carries no credential, so a CORS layer belongs outside this one.
+#[derive(Clone, Debug)]
 pub struct GuardLayer {
     guard: Guard,
     is_optional: bool,
@@ -36,180 +37,195 @@ impl GuardLayer {
         Self { guard, is_optional: false }
     }
 
-    /// Lets in who shows no token too, without a [`Principal`]. A token that is no good is refused all the same.
+    /// Also passes on requests without a token; they have no [`Principal`]. Still rejects requests with an invalid token.
     #[must_use]
     pub fn optional(self) -> Self {
         Self { is_optional: true, ..self }
     }
 }
 
-impl<S> Layer<S> for GuardLayer {
-    type Service = Guarded<S>;
+impl Guard {
+    /// Creates a layer that puts the guard in front of a service.
+    pub fn layer(&self) -> GuardLayer {
+        GuardLayer::new(self.clone())
+    }
+}
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, layer: self.clone() }
+impl<S> Layer<S> for GuardLayer {
+    type Service = GuardService<S>;
+
+    fn layer(&self, inner: S) -> GuardService<S> {
+        GuardService { inner, layer: self.clone() }
     }
 }
 
 /// A service with a guard in front of it. See [`GuardLayer`].
-#[derive(Clone)]
-pub struct Guarded<S> {
+#[derive(Clone, Debug)]
+pub struct GuardService<S> {
     inner: S,
     layer: GuardLayer,
 }
 
-impl<S: tonic::server::NamedService> tonic::server::NamedService for Guarded<S> {
+impl<S: tonic::server::NamedService> tonic::server::NamedService for GuardService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S, A, B> Service<http::Request<A>> for Guarded<S>
+impl<S, A, B> Service<http::Request<A>> for GuardService<S>
 where
     S: Service<http::Request<A>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     A: Send + 'static,
 {
-    type Response = http::Response<GuardedBody<B>>;
+    type Response = http::Response<GuardBody<B>>;
     type Error = S::Error;
-    type Future = GuardedFuture<S::Future, B, S::Error>;
+    type Future = GuardFuture<S::Future, B, S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: http::Request<A>) -> Self::Future {
-        // Nobody but this layer says who it is.
+        // Only this layer may set it.
         request.extensions_mut().remove::<Principal>();
         let token = match bearer(request.headers()) {
             Ok(Some(token)) => token,
-            Ok(None) if self.layer.is_optional => return GuardedFuture::inner(self.inner.call(request)),
-            Ok(None) => return GuardedFuture::refused(&self.layer.guard.count(Refusal::CredentialsMissing), &request),
-            Err(refusal) => return GuardedFuture::refused(&self.layer.guard.count(refusal), &request),
+            Ok(None) if self.layer.is_optional => return GuardFuture::inner(self.inner.call(request)),
+            Ok(None) => return GuardFuture::rejected(&self.layer.guard.count(Rejection::CredentialsMissing), &request),
+            Err(rejection) => return GuardFuture::rejected(&self.layer.guard.count(rejection), &request),
         };
-        match self.layer.guard.glance(token) {
+        match self.layer.guard.verify_locally(token) {
             Some(Ok(principal)) => {
                 request.extensions_mut().insert(principal);
-                GuardedFuture::inner(self.inner.call(request))
+                GuardFuture::inner(self.inner.call(request))
             }
-            Some(Err(refusal)) => GuardedFuture::refused(&refusal, &request),
+            Some(Err(rejection)) => GuardFuture::rejected(&rejection, &request),
             None => {
                 let (guard, token) = (self.layer.guard.clone(), token.to_owned());
-                // The one that is ready; the one that stays is asked anew whether it is.
+                // Calls the service that is ready; its clone has to be polled for readiness first.
                 let next = self.inner.clone();
                 let mut inner = mem::replace(&mut self.inner, next);
-                let answer = async move {
+                let response = async move {
                     match guard.verify(&token).await {
                         Ok(principal) => {
                             request.extensions_mut().insert(principal);
-                            Ok(inner.call(request).await?.map(GuardedBody::inner))
+                            Ok(inner.call(request).await?.map(GuardBody::inner))
                         }
-                        Err(refusal) => Ok(refusal.answer(request.headers()).map(GuardedBody::own)),
+                        Err(rejection) => Ok(rejection.response(request.headers()).map(GuardBody::rejection)),
                     }
                 };
-                GuardedFuture { step: Step::Asking { answer: Box::pin(answer) } }
+                GuardFuture { state: FutureState::Verifying { response: Box::pin(response) } }
             }
         }
     }
 }
 
-/// The token of a bearer credential (RFC 6750 §2.1); `None` when there is none. Other schemes are other people's business.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+/// The token of a bearer credential (RFC 6750 §2.1); `None` if there is none. Other schemes are ignored.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => {
-            let text = value.to_str().map_err(|_| Refusal::UnparsableAccessToken)?;
+            let text = value.to_str().map_err(|_| Rejection::UnparsableAccessToken)?;
             let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
             Ok(scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' ')))
         }
-        // Which of them counts is not for us to guess.
-        (Some(_), Some(_)) => Err(Refusal::UnparsableAccessToken),
+        // Ambiguous.
+        (Some(_), Some(_)) => Err(Rejection::UnparsableAccessToken),
     }
 }
 
-type Answer<B, E> = Pin<Box<dyn Future<Output = Result<http::Response<GuardedBody<B>>, E>> + Send>>;
+type BoxedResponse<B, E> = Pin<Box<dyn Future<Output = Result<http::Response<GuardBody<B>>, E>> + Send>>;
 
 pin_project! {
-    /// The service's answer, or the guard's.
-    pub struct GuardedFuture<F, B, E> {
+    /// The response of the service, or the guard's rejection.
+    pub struct GuardFuture<F, B, E> {
         #[pin]
-        step: Step<F, B, E>,
+        state: FutureState<F, B, E>,
     }
 }
 
 pin_project! {
-    #[project = StepProjection]
-    enum Step<F, B, E> {
+    #[project = FutureStateProjection]
+    enum FutureState<F, B, E> {
         Inner { #[pin] future: F },
-        Refused { answer: Option<http::Response<Full<Bytes>>> },
-        Asking { answer: Answer<B, E> },
+        Rejected { response: Option<http::Response<Full<Bytes>>> },
+        Verifying { response: BoxedResponse<B, E> },
     }
 }
 
-impl<F, B, E> GuardedFuture<F, B, E> {
+impl<F, B, E> GuardFuture<F, B, E> {
     const fn inner(future: F) -> Self {
-        Self { step: Step::Inner { future } }
+        Self { state: FutureState::Inner { future } }
     }
 
-    fn refused<A>(refusal: &Refusal, request: &http::Request<A>) -> Self {
-        Self { step: Step::Refused { answer: Some(refusal.answer(request.headers())) } }
+    fn rejected<A>(rejection: &Rejection, request: &http::Request<A>) -> Self {
+        Self { state: FutureState::Rejected { response: Some(rejection.response(request.headers())) } }
     }
 }
 
-impl<F, B, E> Future for GuardedFuture<F, B, E>
+impl<F, B, E> fmt::Debug for GuardFuture<F, B, E> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("GuardFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, B, E> Future for GuardFuture<F, B, E>
 where
     F: Future<Output = Result<http::Response<B>, E>>,
 {
-    type Output = Result<http::Response<GuardedBody<B>>, E>;
+    type Output = Result<http::Response<GuardBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().step.project() {
-            StepProjection::Inner { future } => {
-                let answer = ready!(future.poll(context));
-                Poll::Ready(answer.map(|answer| answer.map(GuardedBody::inner)))
+        match self.project().state.project() {
+            FutureStateProjection::Inner { future } => {
+                let response = ready!(future.poll(context));
+                Poll::Ready(response.map(|response| response.map(GuardBody::inner)))
             }
-            StepProjection::Refused { answer } => {
-                let answer = answer.take().expect("a future is not polled again after it is ready");
-                Poll::Ready(Ok(answer.map(GuardedBody::own)))
+            FutureStateProjection::Rejected { response } => {
+                let response = response.take().expect("a future is not polled again after it is ready");
+                Poll::Ready(Ok(response.map(GuardBody::rejection)))
             }
-            StepProjection::Asking { answer } => answer.as_mut().poll(context),
+            FutureStateProjection::Verifying { response } => response.as_mut().poll(context),
         }
     }
 }
 
 pin_project! {
-    /// The service's body as it is, or the guard's own.
-    pub struct GuardedBody<B> {
+    /// The service's body, or that of the guard's rejection.
+    #[derive(Debug)]
+    pub struct GuardBody<B> {
         #[pin]
         body: Either<B>,
     }
 }
 
 pin_project! {
+    #[derive(Debug)]
     #[project = EitherProjection]
     enum Either<B> {
         Inner { #[pin] body: B },
-        Own { #[pin] body: Full<Bytes> },
+        Rejection { #[pin] body: Full<Bytes> },
     }
 }
 
-impl<B> GuardedBody<B> {
+impl<B> GuardBody<B> {
     const fn inner(body: B) -> Self {
         Self { body: Either::Inner { body } }
     }
 
-    const fn own(body: Full<Bytes>) -> Self {
-        Self { body: Either::Own { body } }
+    const fn rejection(body: Full<Bytes>) -> Self {
+        Self { body: Either::Rejection { body } }
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
+impl<B: Body<Data = Bytes>> Body for GuardBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.project().body.project() {
             EitherProjection::Inner { body } => body.poll_frame(context),
-            EitherProjection::Own { body } => {
+            EitherProjection::Rejection { body } => {
                 body.poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
             }
         }
@@ -218,14 +234,14 @@ impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.body {
             Either::Inner { body } => body.is_end_stream(),
-            Either::Own { body } => body.is_end_stream(),
+            Either::Rejection { body } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
             Either::Inner { body } => body.size_hint(),
-            Either::Own { body } => body.size_hint(),
+            Either::Rejection { body } => body.size_hint(),
         }
     }
 }
@@ -239,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_read_as_rfc_6750_has_it() {
+    fn bearer_credentials_follow_rfc_6750() {
         assert_eq!(bearer(&headers(&[])), Ok(None));
         assert_eq!(bearer(&headers(&["Bearer abc"])), Ok(Some("abc")));
         assert_eq!(bearer(&headers(&["bEARER  abc "])), Ok(Some("abc")));
         assert_eq!(bearer(&headers(&["Bearer"])), Ok(Some("")));
         assert_eq!(bearer(&headers(&["Basic abc"])), Ok(None));
-        assert_eq!(bearer(&headers(&["Bearer a", "Bearer a"])), Err(Refusal::UnparsableAccessToken));
+        assert_eq!(bearer(&headers(&["Bearer a", "Bearer a"])), Err(Rejection::UnparsableAccessToken));
         let bytes = [(header::AUTHORIZATION, http::HeaderValue::from_bytes(b"Bearer \xff").expect("a value"))];
-        assert_eq!(bearer(&bytes.into_iter().collect()), Err(Refusal::UnparsableAccessToken));
+        assert_eq!(bearer(&bytes.into_iter().collect()), Err(Rejection::UnparsableAccessToken));
     }
 }

@@ -1,4 +1,4 @@
-//! What a guard has to be told.
+//! The configuration of a guard.
 
 use std::time::Duration;
 
@@ -6,36 +6,38 @@ use secrecy::SecretString;
 
 use sessiond_core::clock::Clock;
 
-/// How old the news may be at the least that a guard must put up with: it comes every second.
+/// The smallest [`GuardOptions::max_staleness`]: the feed sends a heartbeat every second.
 pub const MAX_STALENESS_MIN: Duration = Duration::from_secs(2);
 
-/// Where a guard gets its news from, and what it does without. [`GuardOptions::new`] has the defaults.
-#[derive(Clone)]
+/// The configuration of a guard. [`GuardOptions::new`] fills in the defaults.
+#[derive(Clone, Debug)]
 pub struct GuardOptions {
-    /// sessiond's address: `http://` or `https://`, a host, and a port where it is not the usual one. Of several replicas,
-    /// each: when one is gone, or its news is older than half of `max_staleness`, the guard goes on with the next. At most 64.
+    /// The base URLs of sessiond's replicas, 1 to 64: `http://` or `https://`, a host, and optionally a port.
+    ///
+    /// The guard switches to the next one when a replica is unavailable, or its feed is older than half of
+    /// `max_staleness`.
     pub endpoints: Vec<String>,
-    /// A server key of the project. Whoever holds it can open sessions: see to it that nobody reads it.
+    /// A server key of the project. It can create sessions, so protect it like a signing key.
     pub server_key: SecretString,
     /// The project whose tokens are accepted.
     pub project: String,
-    /// The base URL in its tokens' `iss`, as sessiond has it in `--issuer`.
+    /// The base URL in the tokens' `iss`, equal to sessiond's `--issuer`.
     pub issuer: String,
-    /// How old the news of what has ended may be for a token to be accepted by it: 2 s at least. Default: 10 s.
+    /// How old the feed of revocations may be for a token to be accepted. At least [`MAX_STALENESS_MIN`]. Default: 10 s.
     ///
-    /// Longer and a service that is cut off goes on for longer, with signed-out tokens too; shorter and every hiccup of the
-    /// network is felt.
+    /// Too long, and a service that is cut off accepts revoked tokens for longer; too short, and every brief network failure
+    /// rejects requests.
     pub max_staleness: Duration,
-    /// What to do with a token when it cannot be known whether its session has ended. Default: [`FailMode::Reject`].
+    /// What happens to a token when the guard cannot know whether its session is revoked. Default: [`FailMode::Reject`].
     pub fail_mode: FailMode,
-    /// How long [`super::Guard::connect`] waits for the first news. Default: 5 s.
-    pub patience: Duration,
-    /// What time it is: the system's, unless a test holds it in hand.
+    /// How long [`Guard::connect`](super::Guard::connect) waits for the keys and the first snapshot. Default: 5 s.
+    pub startup_timeout: Duration,
+    /// The clock. Default: the system's.
     pub clock: Clock,
 }
 
 impl GuardOptions {
-    /// With the defaults.
+    /// Options with the defaults.
     pub fn new(
         endpoint: impl Into<String>,
         project: impl Into<String>,
@@ -49,75 +51,75 @@ impl GuardOptions {
             issuer: issuer.into(),
             max_staleness: Duration::from_secs(10),
             fail_mode: FailMode::Reject,
-            patience: Duration::from_secs(5),
+            startup_timeout: Duration::from_secs(5),
             clock: Clock::system(),
         }
     }
 }
 
-/// What becomes of a token when it cannot be known here whether its session has ended: the news is too old, none has come
-/// yet, or the keys are unknown or too old.
+/// What happens to a token when the guard cannot know whether its session is revoked: the feed is too old or has not sent a
+/// complete snapshot yet, or the keys are missing or too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailMode {
-    /// It is refused, with an answer that says to try again.
+    /// Rejects it, and tells the client to try again.
     Reject,
-    /// sessiond is asked about it, every time. Where that cannot be asked either, it is refused.
+    /// Asks sessiond about it on every request. Rejects it if sessiond does not answer.
     Introspect,
-    /// It is accepted until it expires, unless it is known to be over. Before the first complete news it is refused: a guard
-    /// that was just started knows nothing.
+    /// Accepts it until it expires, unless it is known to be revoked. Rejects it before the first complete snapshot: a guard
+    /// that has just started knows no revocation.
     AcceptUntilExpiry,
 }
 
-/// Why a guard cannot begin.
+/// Why a guard cannot start: an error that only an operator can correct.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// There must be at least one endpoint, and at most 64.
-    #[error("a guard needs the addresses of 1 to 64 replicas of sessiond")]
-    Endpoints,
-    /// An endpoint is no base URL.
-    #[error("`{endpoint}` is no address of sessiond: it must be http:// or https://, a host, and perhaps a port")]
-    Endpoint {
-        /// What was given.
+    /// No endpoint, or more than 64.
+    #[error("a guard needs 1 to 64 endpoints")]
+    EndpointCount,
+    /// An endpoint is not a base URL.
+    #[error("invalid endpoint `{endpoint}`: expected http:// or https://, a host, and optionally a port")]
+    InvalidEndpoint {
+        /// The endpoint.
         endpoint: String,
     },
-    /// There is nothing to tell by who answers there.
-    #[error("there are no certificates on this system to verify {endpoint} by")]
-    Certificates {
-        /// Who would be asked.
+    /// The system has no root certificates.
+    #[error("cannot verify {endpoint}: this system has no root certificates")]
+    NoRootCertificates {
+        /// The endpoint.
         endpoint: String,
     },
-    /// The project's name is none.
-    #[error("`{project}` is no project's name")]
-    Project {
-        /// What was given.
+    /// The project's name is malformed.
+    #[error("invalid project `{project}`: expected 1 to 64 of `A-Z a-z 0-9 - _`")]
+    InvalidProject {
+        /// The name.
         project: String,
     },
-    /// The issuer is no URL.
-    #[error("`{issuer}` is no issuer: it must be sessiond's base URL, as in its tokens' `iss`")]
-    Issuer {
-        /// What was given.
+    /// The issuer is not a URL.
+    #[error("invalid issuer `{issuer}`: expected sessiond's base URL, as in its tokens' `iss`")]
+    InvalidIssuer {
+        /// The issuer.
         issuer: String,
     },
-    /// The server key has not the form of one.
-    #[error("the server key has not the form of one")]
+    /// The server key is malformed.
+    #[error("malformed server key: expected `sdsk_` followed by 64 characters")]
     MalformedServerKey,
-    /// The news would always be too old.
+    /// [`GuardOptions::max_staleness`] is below [`MAX_STALENESS_MIN`].
     #[error("max_staleness must be at least {MAX_STALENESS_MIN:?}")]
-    MaxStaleness,
-    /// Somebody else answers, or the project is not there.
+    MaxStalenessTooShort,
+    /// The endpoint has another issuer, or does not know the project.
     #[error(
-        "{endpoint} does not issue tokens as `{issuer}`: is it another sessiond, is the issuer or the project misspelt?"
+        "{endpoint} does not issue tokens as `{issuer}`: is it another sessiond, or is the issuer or the project misspelt?"
     )]
-    AnotherIssuer {
-        /// Who was asked.
+    WrongIssuer {
+        /// The endpoint.
         endpoint: String,
-        /// Whom it should be.
+        /// The expected `iss`.
         issuer: String,
     },
     /// The server key is unknown, revoked, or another project's.
-    #[error("{endpoint} does not know the server key as one of project `{project}`")]
-    ServerKey {
-        /// Who was asked.
+    #[error("{endpoint} rejects the server key: it is unknown, revoked, or not one of project `{project}`")]
+    InvalidServerKey {
+        /// The endpoint.
         endpoint: String,
         /// The project.
         project: String,

@@ -1,4 +1,4 @@
-//! Whom a token speaks for.
+//! The user that an accepted token belongs to.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::token::access::Claims;
-use sessiond_core::token::verifier::VerifiedToken;
+use sessiond_core::token::verified::VerifiedToken;
 
-/// A signed-in user, by an access token that was accepted. Cheap to clone; clones share state.
+/// The signed-in user of an accepted access token. Cheap to clone; clones share state.
 #[derive(Clone, PartialEq)]
 pub struct Principal(VerifiedToken);
 
@@ -18,38 +18,38 @@ impl Principal {
         Self(token)
     }
 
-    /// The user, in the host application's own words.
+    /// The user's id, as the host application chose it.
     pub fn user_id(&self) -> &UserId {
         self.0.user()
     }
 
-    /// The session that the token is of.
+    /// The token's session.
     pub fn session_id(&self) -> SessionId {
         self.0.session()
     }
 
-    /// The project.
+    /// The token's project.
     pub fn project_id(&self) -> &ProjectId {
         self.0.project()
     }
 
-    /// Who acts as the user, when someone does.
+    /// Who acts as the user, in an impersonation.
     pub fn impersonator_id(&self) -> Option<&str> {
         self.0.impersonator()
     }
 
-    /// From when on the token is over.
+    /// When the token expires. Half-open: at this moment exactly, it has expired.
     pub fn expires_at(&self) -> Timestamp {
         self.0.expires_at()
     }
 
-    /// All that the token says; what the host application has put there is in [`Claims::own`].
+    /// All claims; those of the host application are in [`Claims::own`].
     pub fn claims(&self) -> &Claims {
         self.0.claims()
     }
 }
 
-/// Without the user: this may reach a log.
+/// Omits the user: the output may reach a log.
 impl fmt::Debug for Principal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter

@@ -1,4 +1,4 @@
-//! What has ended, and how long ago that was all of it.
+//! The revocations received so far, and how recent they are.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,51 +14,51 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::session::revoked::Bearer;
 use sessiond_core::session::revoked::RevokedSet;
 
-/// What the feed has told. Whoever asks takes no lock.
+/// The revocations. Reads take no lock.
 #[derive(Default)]
 pub(super) struct Revocations {
     revoked: ArcSwap<RevokedSet>,
-    /// A snapshot was told to its end: what is not in the set has not ended, as far as the news goes.
+    /// A snapshot was received completely, so the set has every revocation up to `current_until`.
     is_complete: AtomicBool,
-    /// Up to which moment the news goes, in microseconds by the clock that only goes forward, and by the time of day. The
-    /// first stands still while the machine sleeps, and the second may be set: the older of the two counts.
-    told_until: [AtomicI64; 2],
+    /// The moment up to which the set is current, in microseconds: on the monotonic clock, and as the time of day. The first
+    /// stops while the machine sleeps, and the second may be set: the older of the two counts.
+    current_until: [AtomicI64; 2],
 }
 
 impl Revocations {
-    /// Whether a token is known to be over.
-    pub(super) fn has(&self, bearer: &Bearer<'_>) -> bool {
+    /// Whether a token is revoked.
+    pub(super) fn contains(&self, bearer: &Bearer<'_>) -> bool {
         self.revoked.load().has(bearer)
     }
 
-    /// How old the news may be; `None` before the first snapshot was told to its end.
+    /// The age of the set; `None` before the first complete snapshot.
     pub(super) fn age(&self, time: &Time) -> Option<Duration> {
-        if !self.is_complete.load(Ordering::Acquire) {
+        if !self.is_complete() {
             return None;
         }
-        let [steady, by_day] = &self.told_until;
-        let steady = micros(time.elapsed()).saturating_sub(steady.load(Ordering::Relaxed));
-        let by_day = time.now().as_micros().saturating_sub(by_day.load(Ordering::Relaxed));
-        Some(Duration::from_micros(steady.max(by_day).try_into().unwrap_or(0)))
+        let [monotonic, time_of_day] = &self.current_until;
+        let monotonic = micros(time.elapsed()).saturating_sub(monotonic.load(Ordering::Relaxed));
+        let time_of_day = time.now().as_micros().saturating_sub(time_of_day.load(Ordering::Relaxed));
+        Some(Duration::from_micros(monotonic.max(time_of_day).try_into().unwrap_or(0)))
     }
 
-    /// The news is at most so old.
-    pub(super) fn is_of(&self, time: &Time, age: Duration) {
-        let [steady, by_day] = &self.told_until;
-        let told_until: Timestamp = time.now() - age;
-        by_day.store(told_until.as_micros(), Ordering::Relaxed);
-        steady.store(micros(time.elapsed()).saturating_sub(micros(age)), Ordering::Relaxed);
+    /// Records that the set is at most this old.
+    pub(super) fn set_age(&self, time: &Time, age: Duration) {
+        let [monotonic, time_of_day] = &self.current_until;
+        let current_until: Timestamp = time.now() - age;
+        time_of_day.store(current_until.as_micros(), Ordering::Relaxed);
+        monotonic.store(micros(time.elapsed()).saturating_sub(micros(age)), Ordering::Relaxed);
     }
 
-    /// Puts what a snapshot has told in place of all that was known; hands out the latter.
+    /// Replaces the set by a complete snapshot, and returns the previous set.
     pub(super) fn replace(&self, revoked: RevokedSet) -> Arc<RevokedSet> {
-        let last = self.revoked.swap(Arc::new(revoked));
+        let previous = self.revoked.swap(Arc::new(revoked));
         self.is_complete.store(true, Ordering::Release);
-        last
+        previous
     }
 
-    /// What is known, to be added to.
-    pub(super) fn revoked(&self) -> Arc<RevokedSet> {
+    /// The current set, for additions.
+    pub(super) fn current(&self) -> Arc<RevokedSet> {
         self.revoked.load_full()
     }
 

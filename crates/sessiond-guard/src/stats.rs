@@ -1,4 +1,4 @@
-//! What a guard has done, and how it stands.
+//! A guard's counters.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -7,37 +7,37 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::refusal::Refusal;
+use super::rejection::Rejection;
 
-/// How a guard stands, at one moment: to be read, or rendered for Prometheus.
+/// A guard's counters and the age of its keys and revocations, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// How old the news of what has ended may be; `None` before the first complete news.
+    /// The age of the feed of revocations; `None` before the first complete snapshot.
     pub staleness: Option<Duration>,
-    /// How many revocations are remembered.
+    /// Revocations in memory.
     pub entries: usize,
-    /// How long ago the keys were last read; `None` when they never were.
+    /// The time since the keys were last read; `None` if they never were.
     pub jwks_age: Option<Duration>,
-    /// Tokens that were accepted.
+    /// Accepted tokens.
     pub accepted: u64,
-    /// Tokens that were none of ours, or none at all.
+    /// Requests with no token, a malformed one, or another project's.
     pub refused: u64,
-    /// Tokens that had expired.
+    /// Expired tokens.
     pub expired: u64,
-    /// Tokens whose session had ended.
+    /// Tokens of revoked sessions.
     pub revoked: u64,
-    /// Tokens of which could not be known whether they were good.
+    /// Tokens that the guard could not decide on.
     pub unavailable: u64,
-    /// How often sessiond was asked about a token.
+    /// Introspection requests to sessiond.
     pub introspections: u64,
-    /// How often a stream was begun.
+    /// Streams of revocations that were opened.
     pub connections: u64,
-    /// How many snapshots were told to their end.
+    /// Complete snapshots received.
     pub snapshots: u64,
 }
 
 impl Stats {
-    /// As text in Prometheus' exposition format. A staleness or an age that there is none of is `+Inf`.
+    /// Renders Prometheus' text exposition format. A staleness or an age of `None` is `+Inf`.
     pub fn render(&self) -> String {
         let seconds =
             |age: Option<Duration>| age.map_or_else(|| "+Inf".to_owned(), |age| age.as_secs_f64().to_string());
@@ -45,13 +45,13 @@ impl Stats {
         let mut gauge = |name: &str, help: &str, value: String| {
             let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
         };
-        let help = "How old the news of what has ended may be";
+        let help = "Age of the feed of revocations";
         gauge("sessiond_guard_staleness_seconds", help, seconds(self.staleness));
-        gauge("sessiond_guard_entries", "Revocations that are remembered", self.entries.to_string());
+        gauge("sessiond_guard_entries", "Revocations in memory", self.entries.to_string());
         gauge("sessiond_guard_jwks_age_seconds", "Time since the keys were last read", seconds(self.jwks_age));
 
         let verifications = "sessiond_guard_verifications_total";
-        let _ = write!(page, "# HELP {verifications} Tokens, by what became of them\n# TYPE {verifications} counter\n");
+        let _ = write!(page, "# HELP {verifications} Verified tokens, by outcome\n# TYPE {verifications} counter\n");
         for (outcome, count) in [
             ("accepted", self.accepted),
             ("refused", self.refused),
@@ -62,9 +62,9 @@ impl Stats {
             let _ = writeln!(page, "{verifications}{{outcome=\"{outcome}\"}} {count}");
         }
         for (name, help, count) in [
-            ("introspections", "Tokens that sessiond was asked about", self.introspections),
-            ("connections", "Streams of news that were begun", self.connections),
-            ("snapshots", "Snapshots that were told to their end", self.snapshots),
+            ("introspections", "Introspection requests to sessiond", self.introspections),
+            ("connections", "Streams of revocations that were opened", self.connections),
+            ("snapshots", "Complete snapshots received", self.snapshots),
         ] {
             let name = format!("sessiond_guard_{name}_total");
             let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {count}\n");
@@ -73,7 +73,6 @@ impl Stats {
     }
 }
 
-/// What is counted.
 #[derive(Default)]
 pub(super) struct Counters {
     outcomes: [Stripe; STRIPES],
@@ -82,27 +81,27 @@ pub(super) struct Counters {
     pub(super) snapshots: AtomicU64,
 }
 
-/// Each thread counts in a place of its own, as far as there are enough: or all cores would fight for one line of memory.
+/// Threads count in separate stripes, so that cores do not contend for one cache line.
 const STRIPES: usize = 16;
 
-/// As long as two lines, because they are fetched in pairs.
+/// Two cache lines long, because processors fetch them in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 struct Stripe([AtomicU64; 5]);
 
 impl Counters {
-    pub(super) fn verified<T>(&self, outcome: &Result<T, Refusal>) {
+    pub(super) fn count<T>(&self, outcome: &Result<T, Rejection>) {
         let at = match outcome {
             Ok(_) => 0,
-            Err(Refusal::CredentialsMissing | Refusal::UnparsableAccessToken | Refusal::WrongProject { .. }) => 1,
-            Err(Refusal::AccessTokenExpired { .. }) => 2,
-            Err(Refusal::SessionRevoked) => 3,
-            Err(Refusal::Unavailable(_)) => 4,
+            Err(Rejection::CredentialsMissing | Rejection::UnparsableAccessToken | Rejection::WrongProject { .. }) => 1,
+            Err(Rejection::AccessTokenExpired { .. }) => 2,
+            Err(Rejection::SessionRevoked) => 3,
+            Err(Rejection::Unavailable(_)) => 4,
         };
         self.outcomes[stripe()].0[at].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Accepted, refused, expired, revoked, unavailable.
+    /// Accepted, refused, expired, revoked, unavailable, in this order.
     pub(super) fn outcomes(&self) -> [u64; 5] {
         std::array::from_fn(|at| self.outcomes.iter().map(|stripe| stripe.0[at].load(Ordering::Relaxed)).sum())
     }
@@ -116,6 +115,6 @@ fn stripe() -> usize {
     OWN.with(Cell::get)
 }
 
-pub(super) fn count(counter: &AtomicU64) {
+pub(super) fn increment(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

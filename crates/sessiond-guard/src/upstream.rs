@@ -1,4 +1,4 @@
-//! The replicas of sessiond, and what is asked of them.
+//! Requests to the replicas of sessiond.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -40,64 +40,62 @@ use sessiond_core::pb::session_service_client::SessionServiceClient;
 use sessiond_core::token::access::Issuer;
 use sessiond_core::token::server_key::ServerKey;
 
-/// How long a replica may take to answer anything.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a replica may take to response a request.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a replica may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a connection is asked whether it is still there, and how long that may take.
+/// The interval and the timeout of HTTP/2 keep-alive pings.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How much may be on its way to us: a snapshot of a million entries must not wait for word that its last page has come.
+/// The HTTP/2 stream window: large, so that a snapshot of a million entries does not wait for window updates.
 const WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// The largest answer that is read.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// The largest response body that is read.
+const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The most replicas.
 const REPLICAS_MAX: usize = 64;
 
-/// Every replica there is.
 pub(super) struct Upstream {
     replicas: Vec<Replica>,
-    /// The one that answered last.
-    best: AtomicUsize,
+    /// The index of the replica that answered last.
+    preferred: AtomicUsize,
     project: ProjectId,
     issuer: Issuer,
-    /// The server key, as gRPC and as OAuth's endpoints want it.
+    /// The server key, as bearer credential for gRPC and as basic credential for OAuth endpoints.
     bearer: MetadataValue<Ascii>,
     basic: HeaderValue,
 }
 
-/// One of them.
 pub(super) struct Replica {
     name: String,
     endpoint: Endpoint,
     channel: ArcSwap<Channel>,
-    /// It was asked whom it issues tokens for.
-    was_checked: AtomicBool,
+    /// Its issuer and our server key were checked.
+    is_checked: AtomicBool,
 }
 
-/// Why there is no answer.
+/// Why a request to a replica failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UpstreamError {
-    /// None came, or none that we understand: another replica may do better, or the same one later.
+    /// No response, or an invalid one. Another replica may response, or the same one later.
     #[error("{0}")]
-    NoAnswer(String),
-    /// It is not for us.
+    Unavailable(String),
+    /// An error that only an operator can correct.
     #[error(transparent)]
-    Refused(ConnectError),
+    Misconfigured(ConnectError),
 }
 
 impl Upstream {
     pub(super) fn new(options: &GuardOptions, project: &ProjectId, issuer: &Issuer) -> Result<Self, ConnectError> {
         if options.endpoints.is_empty() || options.endpoints.len() > REPLICAS_MAX {
-            return Err(ConnectError::Endpoints);
+            return Err(ConnectError::EndpointCount);
         }
         let replicas = options.endpoints.iter().map(|endpoint| Replica::new(endpoint)).collect::<Result<_, _>>()?;
         let key = options.server_key.expose_secret();
-        // Checked before it goes anywhere: someone may have given us another secret by mistake.
+        // Checked before it is sent: the operator may have configured another secret by mistake.
         ServerKey::parse(key).ok_or(ConnectError::MalformedServerKey)?;
         let basic = STANDARD.encode(format!("{project}:{key}"));
         let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}").parse().expect("a server key is ASCII");
@@ -105,128 +103,130 @@ impl Upstream {
         bearer.set_sensitive(true);
         basic.set_sensitive(true);
         let (project, issuer) = (project.clone(), issuer.clone());
-        Ok(Self { replicas, best: AtomicUsize::new(0), project, issuer, bearer, basic })
+        Ok(Self { replicas, preferred: AtomicUsize::new(0), project, issuer, bearer, basic })
     }
 
-    /// How many replicas there are.
+    /// The number of replicas.
     pub(super) const fn len(&self) -> usize {
         self.replicas.len()
     }
 
-    /// The replica to try at this attempt: each in turn.
+    /// The replica for this attempt: each in turn.
     pub(super) fn replica(&self, attempt: usize) -> &Replica {
         &self.replicas[attempt % self.replicas.len()]
     }
 
-    /// A message with the server key on it.
-    pub(super) fn signed<T>(&self, message: T) -> Request<T> {
+    /// A gRPC request with the server key.
+    pub(super) fn authorized<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", self.bearer.clone());
         request
     }
 
-    /// Asks whom a replica issues tokens for, and whether it knows our key as one of the project: once for each replica.
+    /// Checks that a replica has the expected issuer, and accepts our server key for the project. Asks each replica once per
+    /// connection.
     pub(super) async fn check(&self, replica: &Replica) -> Result<(), UpstreamError> {
-        if replica.was_checked.load(Ordering::Relaxed) {
+        if replica.is_checked.load(Ordering::Relaxed) {
             return Ok(());
         }
         let issuer = self.issuer.of(self.project.as_str());
         let path = issuer.parse::<Uri>().map(|uri| uri.path().to_owned()).unwrap_or_default();
         let path = format!("/.well-known/oauth-authorization-server{path}");
-        let refused = Err(UpstreamError::Refused(ConnectError::AnotherIssuer {
+        let wrong_issuer = Err(UpstreamError::Misconfigured(ConnectError::WrongIssuer {
             endpoint: replica.name.clone(),
             issuer: issuer.clone(),
         }));
-        let answer = replica.http(Method::GET, &path, None, Bytes::new()).await?;
-        match answer.status() {
+        let response = replica.http(Method::GET, &path, None, Bytes::new()).await?;
+        match response.status() {
             StatusCode::OK => {
-                // What cannot be read names no issuer: it is no answer, and not the right one either.
-                let metadata: Metadata = serde_json::from_slice(answer.body()).map_err(|error| {
-                    UpstreamError::NoAnswer(format!("{path} is not the issuer's metadata: {error}"))
+                // Malformed metadata may be a proxy's error page, so it is not evidence of another issuer.
+                let metadata: Metadata = serde_json::from_slice(response.body()).map_err(|error| {
+                    UpstreamError::Unavailable(format!("{path} is not authorization server metadata: {error}"))
                 })?;
                 if metadata.issuer != issuer {
-                    return refused;
+                    return wrong_issuer;
                 }
             }
-            StatusCode::NOT_FOUND => return refused,
+            StatusCode::NOT_FOUND => return wrong_issuer,
             other => return Err(unexpected(&path, other)),
         }
 
-        // RFC 7662 over Basic: the one question that names the project together with the key.
+        // RFC 7662 with Basic: the one request that names the project together with the key.
         let path = "/oauth2/introspect";
-        let answer = replica.http(Method::POST, path, Some(&self.basic), Bytes::from_static(b"token=none")).await?;
-        match answer.status() {
+        let response = replica.http(Method::POST, path, Some(&self.basic), Bytes::from_static(b"token=none")).await?;
+        match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => {
                 let (endpoint, project) = (replica.name.clone(), self.project.to_string());
-                return Err(UpstreamError::Refused(ConnectError::ServerKey { endpoint, project }));
+                return Err(UpstreamError::Misconfigured(ConnectError::InvalidServerKey { endpoint, project }));
             }
             other => return Err(unexpected(path, other)),
         }
-        replica.was_checked.store(true, Ordering::Relaxed);
+        replica.is_checked.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The project's JWK Set, from whichever replica answers, and the answer's head.
+    /// Fetches the project's JWK Set, with the response's headers, from the first replica that answers.
     pub(super) async fn jwks(&self) -> Result<http::Response<Bytes>, UpstreamError> {
-        self.any(|replica| self.jwks_of(replica)).await
+        self.first_response(|replica| self.jwks_of(replica)).await
     }
 
     async fn jwks_of(&self, replica: &Replica) -> Result<http::Response<Bytes>, UpstreamError> {
         self.check(replica).await?;
         let path = format!("/projects/{}/.well-known/jwks.json", self.project);
-        let answer = replica.http(Method::GET, &path, None, Bytes::new()).await?;
-        match answer.status() {
-            StatusCode::OK => Ok(answer),
+        let response = replica.http(Method::GET, &path, None, Bytes::new()).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
             other => Err(unexpected(&path, other)),
         }
     }
 
-    /// What a token is worth, by whichever replica answers.
+    /// Introspects a token at the first replica that answers.
     pub(super) async fn introspect(&self, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
-        self.any(|replica| self.introspect_at(replica, token)).await
+        self.first_response(|replica| self.introspect_at(replica, token)).await
     }
 
     async fn introspect_at(&self, replica: &Replica, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
         self.check(replica).await?;
-        let request = self.signed(IntrospectTokenRequest { token: token.to_owned() });
-        let answer = timeout(ANSWER_TIMEOUT, replica.client().introspect_token(request)).await.map_err(|_| late())?;
-        answer.map(tonic::Response::into_inner).map_err(|status| UpstreamError::NoAnswer(said(&status)))
+        let request = self.authorized(IntrospectTokenRequest { token: token.to_owned() });
+        let response =
+            timeout(RESPONSE_TIMEOUT, replica.client().introspect_token(request)).await.map_err(|_| timed_out())?;
+        response.map(tonic::Response::into_inner).map_err(|status| UpstreamError::Unavailable(describe(&status)))
     }
 
-    /// The first answer of any replica, beginning with the one that answered last.
-    async fn any<'a, T, F>(&'a self, ask: impl Fn(&'a Replica) -> F) -> Result<T, UpstreamError>
+    /// Sends a request to one replica after the other until one answers, beginning with the one that answered last.
+    async fn first_response<'a, T, F>(&'a self, send: impl Fn(&'a Replica) -> F) -> Result<T, UpstreamError>
     where
         F: Future<Output = Result<T, UpstreamError>>,
     {
-        let best = self.best.load(Ordering::Relaxed);
-        let mut failure = None;
-        for at in best..best + self.replicas.len() {
-            match ask(self.replica(at)).await {
-                Ok(answer) => {
-                    if at != best {
-                        self.best.store(at % self.replicas.len(), Ordering::Relaxed);
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut last_error = None;
+        for at in preferred..preferred + self.replicas.len() {
+            match send(self.replica(at)).await {
+                Ok(response) => {
+                    if at != preferred {
+                        self.preferred.store(at % self.replicas.len(), Ordering::Relaxed);
                     }
-                    return Ok(answer);
+                    return Ok(response);
                 }
-                Err(other) => failure = Some(other),
+                Err(error) => last_error = Some(error),
             }
         }
-        Err(failure.expect("there is at least one replica"))
+        Err(last_error.expect("there is at least one replica"))
     }
 }
 
 impl Replica {
     fn new(address: &str) -> Result<Self, ConnectError> {
-        let refused = || ConnectError::Endpoint { endpoint: address.to_owned() };
-        let uri: Uri = address.parse().map_err(|_| refused())?;
+        let invalid = || ConnectError::InvalidEndpoint { endpoint: address.to_owned() };
+        let uri: Uri = address.parse().map_err(|_| invalid())?;
         let is_secure = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            Some(_) | None => return Err(refused()),
+            Some(_) | None => return Err(invalid()),
         };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(refused());
+            return Err(invalid());
         }
         let endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT_TIMEOUT)
@@ -236,15 +236,15 @@ impl Replica {
             .initial_connection_window_size(2 * WINDOW_BYTES);
         let endpoint = if is_secure {
             let tls = ClientTlsConfig::new().with_native_roots();
-            endpoint.tls_config(tls).map_err(|_| ConnectError::Certificates { endpoint: address.to_owned() })?
+            endpoint.tls_config(tls).map_err(|_| ConnectError::NoRootCertificates { endpoint: address.to_owned() })?
         } else {
             endpoint
         };
         let channel = ArcSwap::from_pointee(endpoint.connect_lazy());
-        Ok(Self { name: address.to_owned(), endpoint, channel, was_checked: AtomicBool::new(false) })
+        Ok(Self { name: address.to_owned(), endpoint, channel, is_checked: AtomicBool::new(false) })
     }
 
-    /// Its address.
+    /// The replica's base URL.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -253,14 +253,14 @@ impl Replica {
         SessionServiceClient::new(Channel::clone(&self.channel.load()))
     }
 
-    /// Forgets the connection, which may be one to nowhere.
+    /// Replaces the connection, which may be dead.
     pub(super) fn reconnect(&self) {
         self.channel.store(Arc::new(self.endpoint.connect_lazy()));
-        // Who answers at this address may be another one now.
-        self.was_checked.store(false, Ordering::Relaxed);
+        // Another server may response at this address now.
+        self.is_checked.store(false, Ordering::Relaxed);
     }
 
-    /// A plain request, over the same connection.
+    /// Sends a plain HTTP request over the same connection.
     async fn http(
         &self,
         method: Method,
@@ -270,43 +270,44 @@ impl Replica {
     ) -> Result<http::Response<Bytes>, UpstreamError> {
         let mut request = http::Request::new(Body::new(Full::new(form)));
         if method == Method::POST {
-            let typed = HeaderValue::from_static("application/x-www-form-urlencoded");
-            request.headers_mut().insert(header::CONTENT_TYPE, typed);
+            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request.headers_mut().insert(header::CONTENT_TYPE, form_type);
         }
         if let Some(authorization) = authorization {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| UpstreamError::NoAnswer(format!("{path} is no path")))?;
-        let answer = async {
+        *request.uri_mut() =
+            path.parse().map_err(|_| UpstreamError::Unavailable(format!("{path} is not a valid path")))?;
+        let response = async {
             let (head, body) =
                 Channel::clone(&self.channel.load()).oneshot(request).await.map_err(failed)?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| failed(&*error))?;
+            let body = Limited::new(body, RESPONSE_BYTES_MAX).collect().await.map_err(|error| failed(&*error))?;
             Ok(http::Response::from_parts(head, body.to_bytes()))
         };
-        timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(late()))
+        timeout(RESPONSE_TIMEOUT, response).await.unwrap_or_else(|_| Err(timed_out()))
     }
 }
 
-/// Of the document of RFC 8414, what matters here.
+/// The part of RFC 8414 metadata that is checked.
 #[derive(Deserialize)]
 struct Metadata {
     issuer: String,
 }
 
 fn unexpected(path: &str, status: StatusCode) -> UpstreamError {
-    UpstreamError::NoAnswer(format!("{path} was answered with {status}"))
+    UpstreamError::Unavailable(format!("{path} returned {status}"))
 }
 
-fn late() -> UpstreamError {
-    UpstreamError::NoAnswer("there was no answer in time".to_owned())
+fn timed_out() -> UpstreamError {
+    UpstreamError::Unavailable(format!("no response within {RESPONSE_TIMEOUT:?}"))
 }
 
 fn failed(error: impl std::fmt::Display) -> UpstreamError {
-    UpstreamError::NoAnswer(error.to_string())
+    UpstreamError::Unavailable(error.to_string())
 }
 
-/// A status, for the log: what it carries is left out.
-pub(super) fn said(status: &Status) -> String {
+/// A status for the log, without its details.
+pub(super) fn describe(status: &Status) -> String {
     format!("{}: {}", status.code(), status.message())
 }

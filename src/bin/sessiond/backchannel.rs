@@ -9,7 +9,7 @@ use sessiond::store::Endpoint;
 use sessiond::store::OpenDelivery;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
-use sessiond_core::session::backchannel::Kind;
+use sessiond_core::session::backchannel::EndpointKind;
 use uuid::Uuid;
 
 use crate::print;
@@ -42,7 +42,7 @@ pub(crate) struct BackchannelAddArgs {
     /// The protocol: `logout` posts a logout token (OpenID Connect Back-Channel Logout 1.0), `caep` pushes a
     /// session-revoked event (OpenID CAEP 1.0, RFC 8935).
     #[arg(long, value_parser = kind, value_name = "KIND")]
-    kind: Kind,
+    kind: EndpointKind,
     /// The https URL, without a user name and a fragment.
     #[arg(long, value_name = "URL")]
     url: String,
@@ -108,8 +108,8 @@ pub(crate) struct BackchannelRetryArgs {
     database: Database,
 }
 
-fn kind(text: &str) -> Result<Kind, &'static str> {
-    Kind::parse(text).ok_or("must be `logout` or `caep`")
+fn kind(text: &str) -> Result<EndpointKind, &'static str> {
+    EndpointKind::parse(text).ok_or("must be `logout` or `caep`")
 }
 
 pub(crate) async fn run(command: BackchannelCommand) -> CommandResult {

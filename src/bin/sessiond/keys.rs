@@ -64,9 +64,9 @@ pub(crate) async fn rotate(
     database: Database,
 ) -> CommandResult {
     let app = setup::operator(database, setup::sealer(&sealing)?).await?;
-    let Rotated { heir, from, retired } = app.rotate_key(purpose, project.clone(), urgency).await?;
+    let Rotated { successor, from, retired } = app.rotate_key(purpose, project.clone(), urgency).await?;
     let retires = retired.iter().map(|key| format!("\n{purpose} {key} retires then")).collect::<String>();
-    Ok(print::done(format!("{purpose} {heir} of project {project} takes over at {from}{retires}"))?)
+    Ok(print::done(format!("{purpose} {successor} of project {project} takes over at {from}{retires}"))?)
 }
 
 pub(crate) async fn list(purpose: Purpose, args: KeyListArgs) -> CommandResult {
@@ -106,8 +106,8 @@ pub(crate) async fn revoke(purpose: Purpose, args: KeyRevokeArgs) -> Result<KeyR
             "revoked {purpose} {key}, which was waiting to take over; {known}\n\
              {purpose} {last} stays in use; the rotation is cancelled, and `rotate` starts another"
         ),
-        KeyRevoked::Replaced(heir) => {
-            format!("revoked {purpose} {key}; {known}\n{purpose} {heir} takes over at once")
+        KeyRevoked::Replaced(successor) => {
+            format!("revoked {purpose} {key}; {known}\n{purpose} {successor} takes over at once")
         }
     })?;
     Ok(revoked)

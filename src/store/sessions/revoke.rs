@@ -26,7 +26,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
-use sessiond_core::session::revoked::Ended;
+use sessiond_core::session::revoked::RevocationTarget;
 
 /// A session to revoke, with the fields of its audit record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -204,7 +204,10 @@ impl EndedRow {
         Ok(PublishedRevocation {
             place: FeedPlace { xid: self.xid.try_into().map_err(|_| bad("xid"))?, id: self.record },
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
-            ended: Ended::Session { id: SessionId::from_uuid(self.id), is_impersonation: self.is_impersonation },
+            ended: RevocationTarget::Session {
+                id: SessionId::from_uuid(self.id),
+                is_impersonation: self.is_impersonation,
+            },
             user: UserId::parse(&self.user_id),
             at: from_pg(self.at),
             reason: reason_of(self.reason).ok_or_else(|| bad("revoke_reason"))?,

@@ -14,7 +14,7 @@ use crate::store::error::Error;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::Epoch;
-use sessiond_core::session::lifecycle::Raised;
+use sessiond_core::session::lifecycle::EpochRaisedAt;
 use sessiond_core::session::retention::EndTimes;
 
 /// A session, as far as a sweep needs it.
@@ -29,7 +29,7 @@ pub struct SweptSession {
     /// The present epochs of its project and its user.
     pub present: Epoch,
     /// When each epoch was last raised.
-    pub raised: Raised,
+    pub raised: EpochRaisedAt,
 }
 
 impl Swept for SweptSession {
@@ -135,7 +135,10 @@ impl WalkedSession {
                 epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
             },
             present: Epoch { project: self.present_project_epoch, user: self.present_user_epoch },
-            raised: Raised { project: self.project_raised_at.map(from_pg), user: self.user_raised_at.map(from_pg) },
+            raised: EpochRaisedAt {
+                project: self.project_raised_at.map(from_pg),
+                user: self.user_raised_at.map(from_pg),
+            },
         }
     }
 }

@@ -20,11 +20,11 @@ pub const AUDIENCE_LENGTH_MAX: usize = 255;
 
 /// The most sessions that are told of one by one where a cut-off spares one. Beyond that its user is told of as a whole,
 /// and the spared session with it: on the safe side.
-pub const ONE_BY_ONE_MAX: usize = 1_000;
+pub const SESSION_NOTICES_MAX: usize = 1_000;
 
 /// How long a delivery is tried. Half-open: from exactly then on it is dead, tried or not, so that what waits for an endpoint
 /// is never older than this.
-pub const TRIED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+pub const DELIVERY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The pause after the first attempt; each later one is twice as long as the one before it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -34,14 +34,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// How an endpoint is told. The numbers that are stored for it are never given a second meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum EndpointKind {
     /// OpenID Connect Back-Channel Logout 1.0: a form with a logout token.
     Logout,
     /// OpenID CAEP 1.0: a security event token, pushed by RFC 8935.
     Caep,
 }
 
-impl Kind {
+impl EndpointKind {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Logout, Self::Caep];
 
@@ -61,7 +61,7 @@ impl Kind {
 
 /// What came of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// The receiver has it.
     Taken,
     /// It failed in a way that may pass; what is said of it is ours, never the receiver's words.
@@ -72,9 +72,9 @@ pub enum Outcome {
 
 /// What becomes of a delivery that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum RetryDecision {
     /// It is tried again at this moment.
-    Retried(Timestamp),
+    RetryAt(Timestamp),
     /// It is not tried again, unless the operator says so.
     Dead,
 }
@@ -86,16 +86,16 @@ pub enum Fate {
 /// final: what is wrong with the token will be wrong with the next one, and §2 has no SET sent again but for what may
 /// pass. `invalid_key` may: the receiver's copy of our keys can be older than the key. So may a 400 for a logout token, which
 /// also means that the receiver's own logout failed (§2.8).
-pub fn judge(kind: Kind, status: u16, body: &[u8]) -> Outcome {
+pub fn classify_answer(kind: EndpointKind, status: u16, body: &[u8]) -> DeliveryOutcome {
     const FINAL: [&str; 5] =
         ["invalid_request", "invalid_issuer", "invalid_audience", "authentication_failed", "access_denied"];
     match (kind, status) {
-        (Kind::Logout | Kind::Caep, 200..=299) => Outcome::Taken,
-        (Kind::Caep, 400) => match FINAL.into_iter().find(|code| error_code(body).as_deref() == Some(code)) {
-            Some(code) => Outcome::Refused(format!("answered 400 {code}")),
-            None => Outcome::Failed("answered 400".to_owned()),
+        (EndpointKind::Logout | EndpointKind::Caep, 200..=299) => DeliveryOutcome::Taken,
+        (EndpointKind::Caep, 400) => match FINAL.into_iter().find(|code| error_code(body).as_deref() == Some(code)) {
+            Some(code) => DeliveryOutcome::Refused(format!("answered 400 {code}")),
+            None => DeliveryOutcome::Failed("answered 400".to_owned()),
         },
-        (Kind::Logout | Kind::Caep, _) => Outcome::Failed(format!("answered {status}")),
+        (EndpointKind::Logout | EndpointKind::Caep, _) => DeliveryOutcome::Failed(format!("answered {status}")),
     }
 }
 
@@ -117,17 +117,23 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 
 /// What becomes of a delivery whose attempt, of this number from 1 on, has failed just now.
 ///
-/// The pause is drawn between half of its length and the whole by `dice`, so that many that failed together do not come
+/// The pause is drawn between half of its length and the whole by `random`, so that many that failed together do not come
 /// back together. It is longer when the receiver asks for that, up to an hour.
-pub fn after_failure(attempt: u32, queued_at: Timestamp, now: Timestamp, asked: Option<Duration>, dice: u32) -> Fate {
-    let pause = backoff::wait(PAUSE_MIN, PAUSE_MAX, attempt.saturating_sub(1), dice);
+pub fn after_failure(
+    attempt: u32,
+    queued_at: Timestamp,
+    now: Timestamp,
+    asked: Option<Duration>,
+    random: u32,
+) -> RetryDecision {
+    let pause = backoff::wait(PAUSE_MIN, PAUSE_MAX, attempt.saturating_sub(1), random);
     let at = now + pause.max(asked.unwrap_or_default().min(PAUSE_MAX));
-    if is_too_late(queued_at, at) { Fate::Dead } else { Fate::Retried(at) }
+    if is_expired(queued_at, at) { RetryDecision::Dead } else { RetryDecision::RetryAt(at) }
 }
 
 /// Whether a delivery that has waited since `queued_at` is not tried any more.
-pub fn is_too_late(queued_at: Timestamp, now: Timestamp) -> bool {
-    queued_at + TRIED_FOR <= now
+pub fn is_expired(queued_at: Timestamp, now: Timestamp) -> bool {
+    queued_at + DELIVERY_TTL <= now
 }
 
 /// Who ended a session, in the words of CAEP 1.0 §2.
@@ -141,7 +147,7 @@ pub const fn initiator(by: EndedBy) -> Initiator {
 }
 
 /// Why a session ended, for a receiver's log.
-pub const fn told_reason(reason: RevokeReason) -> &'static str {
+pub const fn reason_text(reason: RevokeReason) -> &'static str {
     match reason {
         RevokeReason::SignedOut => "signed out",
         RevokeReason::RefreshTokenReused => "a refresh token was used twice",
@@ -162,10 +168,10 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000_000);
     const TICK: Duration = Duration::from_micros(1);
 
-    fn pause(attempt: u32, asked: Option<Duration>, dice: u32) -> Duration {
-        match after_failure(attempt, NOW, NOW, asked, dice) {
-            Fate::Retried(at) => at.since(NOW),
-            Fate::Dead => panic!("attempt {attempt} is young"),
+    fn pause(attempt: u32, asked: Option<Duration>, random: u32) -> Duration {
+        match after_failure(attempt, NOW, NOW, asked, random) {
+            RetryDecision::RetryAt(at) => at.since(NOW),
+            RetryDecision::Dead => panic!("attempt {attempt} is young"),
         }
     }
 
@@ -195,30 +201,39 @@ mod tests {
 
     #[test]
     fn a_delivery_is_tried_for_a_day() {
-        assert!(!is_too_late(NOW, NOW + TRIED_FOR - TICK));
-        assert!(is_too_late(NOW, NOW + TRIED_FOR));
+        assert!(!is_expired(NOW, NOW + DELIVERY_TTL - TICK));
+        assert!(is_expired(NOW, NOW + DELIVERY_TTL));
         let second = Duration::from_secs(1);
-        let last = NOW + TRIED_FOR - second;
-        assert_eq!(after_failure(1, NOW, last - TICK, None, u32::MAX), Fate::Retried(last + second - TICK));
-        assert_eq!(after_failure(1, NOW, last, None, u32::MAX), Fate::Dead);
+        let last = NOW + DELIVERY_TTL - second;
+        assert_eq!(after_failure(1, NOW, last - TICK, None, u32::MAX), RetryDecision::RetryAt(last + second - TICK));
+        assert_eq!(after_failure(1, NOW, last, None, u32::MAX), RetryDecision::Dead);
     }
 
     #[test]
     fn an_answer_is_taken_for_what_it_means() {
-        for kind in Kind::ALL {
+        for kind in EndpointKind::ALL {
             for status in [200, 202, 204, 299] {
-                assert_eq!(judge(kind, status, b"whatever"), Outcome::Taken);
+                assert_eq!(classify_answer(kind, status, b"whatever"), DeliveryOutcome::Taken);
             }
             for status in [100, 199, 300, 301, 302, 307, 401, 403, 404, 410, 429, 500, 503] {
-                assert_eq!(judge(kind, status, b"{}"), Outcome::Failed(format!("answered {status}")));
+                assert_eq!(classify_answer(kind, status, b"{}"), DeliveryOutcome::Failed(format!("answered {status}")));
             }
         }
         let invalid = br#"{"err": "invalid_audience", "description": "secret-looking"}"#;
-        assert_eq!(judge(Kind::Caep, 400, invalid), Outcome::Refused("answered 400 invalid_audience".to_owned()));
+        assert_eq!(
+            classify_answer(EndpointKind::Caep, 400, invalid),
+            DeliveryOutcome::Refused("answered 400 invalid_audience".to_owned())
+        );
         for passing in [&br#"{"err": "invalid_key"}"#[..], br#"{"err": "x"}"#, br#"{"err": 1}"#, b"[]", b"", b"<html>"]
         {
-            assert_eq!(judge(Kind::Caep, 400, passing), Outcome::Failed("answered 400".to_owned()));
+            assert_eq!(
+                classify_answer(EndpointKind::Caep, 400, passing),
+                DeliveryOutcome::Failed("answered 400".to_owned())
+            );
         }
-        assert_eq!(judge(Kind::Logout, 400, invalid), Outcome::Failed("answered 400".to_owned()));
+        assert_eq!(
+            classify_answer(EndpointKind::Logout, 400, invalid),
+            DeliveryOutcome::Failed("answered 400".to_owned())
+        );
     }
 }

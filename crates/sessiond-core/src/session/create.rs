@@ -105,7 +105,7 @@ impl CreateRequest {
     /// All violations at once, so that a caller need not find them one at a time.
     pub fn check(self, now: Timestamp, policy: &Policy) -> Result<NewSession, Vec<Violation>> {
         let mut found = Violations::default();
-        let user = found.need(
+        let user = found.require(
             UserId::parse(&self.user_id),
             "user_id",
             "must be 1 to 255 bytes without control characters, and not `me`",
@@ -118,7 +118,7 @@ impl CreateRequest {
         found.authentication(&self.authentication, now);
         let replaces = self
             .replaces_session_id
-            .and_then(|id| found.need(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
+            .and_then(|id| found.require(SessionId::parse(&id), "replaces_session_id", "must be a session's id"));
         let device = Device::described(self.device_name.as_deref(), self.user_agent.as_deref(), self.ip.as_deref());
         found.labels(&self.labels);
         found.claims(&self.claims, CLAIMS_BYTES_MAX);

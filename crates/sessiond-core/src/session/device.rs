@@ -8,7 +8,7 @@ use super::origin::address;
 use super::origin::device_name;
 use super::origin::is_library;
 use super::origin::network;
-use super::rotation::Whence;
+use super::rotation::OriginMatch;
 
 /// What is known of the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,16 +23,16 @@ pub struct Device {
 
 /// Finds the name of a device in its `User-Agent`; `None` if that says nothing of one. The same text must always give the
 /// same name.
-pub type NameOf = fn(&str) -> Option<String>;
+pub type DeviceNamer = fn(&str) -> Option<String>;
 
 impl Device {
     /// Where a request comes from, as against where the device was last seen: elsewhere is another network, or another
     /// `User-Agent` than that of a gRPC library. What is not known of one of them is no difference.
-    pub fn whence(&self, origin: &Origin) -> Whence {
+    pub fn origin_match(&self, origin: &Origin) -> OriginMatch {
         let moved = self.ip.zip(origin.ip).is_some_and(|(one, other)| network(one) != network(other));
         let said = origin.user_agent.as_deref().filter(|text| !is_library(text));
         let other = self.user_agent.as_deref().zip(said).is_some_and(|(one, other)| one != other);
-        if moved || other { Whence::Elsewhere } else { Whence::Same }
+        if moved || other { OriginMatch::Elsewhere } else { OriginMatch::Same }
     }
 
     /// The device as its session's creator describes it.
@@ -46,7 +46,7 @@ impl Device {
 
     /// The device with a name: the given one, or else the one that its `User-Agent` leads to.
     #[must_use]
-    pub fn named(mut self, name_of: NameOf) -> Self {
+    pub fn named(mut self, name_of: DeviceNamer) -> Self {
         if self.name.is_none() {
             self.name = self.user_agent.as_deref().and_then(name_of);
         }
@@ -55,7 +55,7 @@ impl Device {
 
     /// Takes over what a request of the device shows, and keeps the rest. A given name stays; a name that an earlier
     /// `User-Agent` led to follows the new one.
-    pub fn seen_from(&mut self, origin: &Origin, name_of: NameOf) {
+    pub fn update_from(&mut self, origin: &Origin, name_of: DeviceNamer) {
         self.ip = origin.ip.or(self.ip);
         let Some(user_agent) = origin.user_agent.as_deref().filter(|text| !is_library(text)) else { return };
         if self.name.is_some() && self.user_agent.as_deref() == Some(user_agent) {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     fn seen(mut device: Device, user_agent: Option<&str>) -> (Option<String>, Option<String>) {
-        device.seen_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) }, name_of);
+        device.update_from(&Origin { ip: None, user_agent: user_agent.map(str::to_owned) }, name_of);
         (device.name, device.user_agent)
     }
 
@@ -96,17 +96,17 @@ mod tests {
     fn elsewhere_is_another_network_or_user_agent() {
         let device = Device { ip: address("192.0.2.1"), ..device(None, Some(CHROME)) };
         for (ip, user_agent, expected) in [
-            (Some("192.0.2.255"), Some(CHROME), Whence::Same),
-            (Some("::ffff:192.0.2.9"), None, Whence::Same),
-            (None, Some("tonic/0.14.2"), Whence::Same),
-            (None, None, Whence::Same),
-            (Some("192.0.3.1"), Some(CHROME), Whence::Elsewhere),
-            (Some("2001:db8::1"), Some(CHROME), Whence::Elsewhere),
-            (Some("192.0.2.1"), Some(FIREFOX), Whence::Elsewhere),
+            (Some("192.0.2.255"), Some(CHROME), OriginMatch::Same),
+            (Some("::ffff:192.0.2.9"), None, OriginMatch::Same),
+            (None, Some("tonic/0.14.2"), OriginMatch::Same),
+            (None, None, OriginMatch::Same),
+            (Some("192.0.3.1"), Some(CHROME), OriginMatch::Elsewhere),
+            (Some("2001:db8::1"), Some(CHROME), OriginMatch::Elsewhere),
+            (Some("192.0.2.1"), Some(FIREFOX), OriginMatch::Elsewhere),
         ] {
             let ip = ip.map(|ip| ip.parse().expect("an address"));
             let origin = Origin { ip, user_agent: user_agent.map(str::to_owned) };
-            assert_eq!(device.whence(&origin), expected, "{origin:?}");
+            assert_eq!(device.origin_match(&origin), expected, "{origin:?}");
         }
         for (ip, expected) in [("192.0.2.7", "192.0.2.0/24"), ("2001:db8:1:2::3", "2001:db8:1::/48")] {
             assert_eq!(network(ip.parse().expect("an address")).to_string(), expected);
@@ -142,9 +142,9 @@ mod tests {
             );
         }
         let mut at_home = Device { ip: Some(IpAddr::V4(1.into())), ..Device::default() };
-        at_home.seen_from(&Origin::default(), name_of);
+        at_home.update_from(&Origin::default(), name_of);
         assert_eq!(at_home.ip, Some(IpAddr::V4(1.into())));
-        at_home.seen_from(&Origin { ip: Some(IpAddr::V4(2.into())), user_agent: None }, name_of);
+        at_home.update_from(&Origin { ip: Some(IpAddr::V4(2.into())), user_agent: None }, name_of);
         assert_eq!(at_home.ip, Some(IpAddr::V4(2.into())));
     }
 }

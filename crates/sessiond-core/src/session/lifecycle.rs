@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::device::Device;
-use super::device::NameOf;
+use super::device::DeviceNamer;
 use super::epoch::Epoch;
 use super::origin::Origin;
 use super::policy::Policy;
@@ -154,7 +154,7 @@ impl Lifetime {
 
 /// When the epochs of a project and a user were last raised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Raised {
+pub struct EpochRaisedAt {
     /// The project's.
     pub project: Option<Timestamp>,
     /// The user's.
@@ -181,7 +181,7 @@ impl Session {
     /// Only the last raise has a time. Where it was the only one since the session was opened, and came when the session
     /// had run out, it ended nothing.
     #[must_use]
-    pub fn as_seen(mut self, present: Epoch, raised: Raised) -> Self {
+    pub fn with_epoch_revocation(mut self, present: Epoch, raised: EpochRaisedAt) -> Self {
         let end = self.expires_at.min(self.idle_expires_at);
         let fell_at = |own: i64, present: i64, at: Option<Timestamp>| {
             at.filter(|at| own + 1 < present || (own < present && *at < end))
@@ -200,7 +200,7 @@ impl Session {
     /// day would still show at once. So what is shown is how it was at the last midnight (UTC), and changes at no other time;
     /// the end of a session that is over is the one thing that hides nothing any more.
     #[must_use]
-    pub fn as_shown(mut self, now: Timestamp) -> Self {
+    pub fn as_shown_to_user(mut self, now: Timestamp) -> Self {
         let used_at = match self.last_used_at.day_begin() < now.day_begin() {
             true => self.last_used_at,
             false => self.used_before_at.unwrap_or(self.created_at),
@@ -210,14 +210,14 @@ impl Session {
             // Not over: not before the next midnight, by what may be told.
             false => (used_at + self.idle_ttl).max(now + Duration::from_micros(1)).day_end(),
         };
-        self.device = self.device_shown(now).clone();
+        self.device = self.device_shown_to_user(now).clone();
         self.last_used_at = used_at.day_begin();
         self.idle_expires_at = idle_expires_at.min(self.expires_at);
         self
     }
 
     /// The device as its user is shown it at this moment: as it was at the last midnight (UTC), or when the session was opened.
-    pub fn device_shown(&self, now: Timestamp) -> &Device {
+    pub fn device_shown_to_user(&self, now: Timestamp) -> &Device {
         match &self.device_before {
             Some(before) if before.changed_at.day_begin() >= now.day_begin() => &before.device,
             _ => &self.device,
@@ -225,9 +225,9 @@ impl Session {
     }
 
     /// Takes over what a refresh shows of the device.
-    pub fn seen_from(&mut self, origin: &Origin, name_of: NameOf, now: Timestamp) {
+    pub fn update_from(&mut self, origin: &Origin, name_of: DeviceNamer, now: Timestamp) {
         let mut device = self.device.clone();
-        device.seen_from(origin, name_of);
+        device.update_from(origin, name_of);
         if device == self.device {
             return;
         }
@@ -293,18 +293,22 @@ mod tests {
     #[test]
     fn a_session_that_fell_shows_when_it_did() {
         let (ttl, raised_at) = (Duration::from_secs(10), START + Duration::from_secs(5));
-        let raised = Raised { project: None, user: Some(raised_at) };
-        assert_eq!(session(ttl, ttl).as_seen(NOW, raised).revoked, None, "opened after");
-        let fallen = session(ttl, ttl).as_seen(Epoch { project: 1, user: 2 }, raised);
+        let raised = EpochRaisedAt { project: None, user: Some(raised_at) };
+        assert_eq!(session(ttl, ttl).with_epoch_revocation(NOW, raised).revoked, None, "opened after");
+        let fallen = session(ttl, ttl).with_epoch_revocation(Epoch { project: 1, user: 2 }, raised);
         assert_eq!(fallen.revoked, Some((raised_at, RevokeReason::RevokedAll)));
         let before = (raised_at - TICK, RevokeReason::SignedOut);
         let signed_out = Session { revoked: Some(before), ..session(ttl, ttl) };
-        assert_eq!(signed_out.as_seen(Epoch { project: 1, user: 2 }, raised).revoked, Some(before), "what came first");
+        assert_eq!(
+            signed_out.with_epoch_revocation(Epoch { project: 1, user: 2 }, raised).revoked,
+            Some(before),
+            "what came first"
+        );
 
         let short = Duration::from_secs(5);
-        let lapsed = session(ttl, short).as_seen(Epoch { project: 1, user: 2 }, raised);
+        let lapsed = session(ttl, short).with_epoch_revocation(Epoch { project: 1, user: 2 }, raised);
         assert_eq!(lapsed.revoked, None, "it ran out at that very moment");
-        let earlier = session(ttl, short).as_seen(Epoch { project: 1, user: 3 }, raised);
+        let earlier = session(ttl, short).with_epoch_revocation(Epoch { project: 1, user: 3 }, raised);
         assert!(earlier.revoked.is_some(), "it fell to a raise before that one");
     }
 
@@ -331,13 +335,13 @@ mod tests {
                 let (midnight, mut seen) = (start + DAY * day, vec![]);
                 for hour in 0..24 {
                     let now = midnight + HOUR * hour + TICK;
-                    seen.push(session.clone().as_shown(now));
+                    seen.push(session.clone().as_shown_to_user(now));
                     // Used on some days, some hours, and on some days not at all.
                     if (day * 7 + hour) % (1 + day % 11) == 3 {
                         session.touch(now);
                         let ip = Some(std::net::Ipv4Addr::from(day * 24 + hour).into());
-                        session.seen_from(&Origin { ip, user_agent: None }, |_| None, now);
-                        seen.push(session.clone().as_shown(now));
+                        session.update_from(&Origin { ip, user_agent: None }, |_| None, now);
+                        seen.push(session.clone().as_shown_to_user(now));
                     }
                 }
                 let told = |session: &Session| (session.last_used_at, session.idle_expires_at, session.device.clone());
@@ -353,7 +357,7 @@ mod tests {
             }
         }
         let session = session(DAY, DAY * 90);
-        assert_eq!(session.clone().as_shown(START).idle_expires_at, session.expires_at, "never after that");
+        assert_eq!(session.clone().as_shown_to_user(START).idle_expires_at, session.expires_at, "never after that");
     }
 
     /// The device of the last refresh before midnight is the one that is shown after it, whatever came before that.
@@ -363,19 +367,19 @@ mod tests {
         let mut session = session(DAY * 365, DAY * 90);
         let start = START.day_begin();
         let ip = |last: u8| Some([192, 0, 2, last].into());
-        let shown = |session: &Session, at: Duration| session.clone().as_shown(start + at).device.ip;
+        let shown = |session: &Session, at: Duration| session.clone().as_shown_to_user(start + at).device.ip;
         let from = |last: u8| Origin { ip: ip(last), user_agent: None };
-        session.seen_from(&from(1), |_| None, start + DAY - TICK);
+        session.update_from(&from(1), |_| None, start + DAY - TICK);
         assert_eq!(shown(&session, DAY - TICK), None, "as it was opened");
         assert_eq!(shown(&session, DAY), ip(1));
-        session.seen_from(&from(1), |_| None, start + DAY);
-        session.seen_from(&from(2), |_| None, start + DAY);
-        session.seen_from(&from(3), |_| None, start + DAY + TICK);
+        session.update_from(&from(1), |_| None, start + DAY);
+        session.update_from(&from(2), |_| None, start + DAY);
+        session.update_from(&from(3), |_| None, start + DAY + TICK);
         assert_eq!((shown(&session, DAY * 2 - TICK), shown(&session, DAY * 2)), (ip(1), ip(3)));
-        session.seen_from(&from(3), |_| None, start + DAY * 5);
+        session.update_from(&from(3), |_| None, start + DAY * 5);
         session.touch(start + DAY * 5);
         assert_eq!(shown(&session, DAY * 5), ip(3), "no change has come since");
-        session.seen_from(&from(4), |_| None, start + DAY * 2);
+        session.update_from(&from(4), |_| None, start + DAY * 2);
         assert_eq!((shown(&session, DAY * 2), shown(&session, DAY * 3)), (ip(3), ip(4)), "a clock that is behind");
     }
 

@@ -52,7 +52,7 @@ impl Filter {
         let mut found = Violations::default();
         let pairs: Option<Vec<_>> = labels.iter().map(|label| label.split_once('=')).collect();
         let pairs = pairs.filter(|pairs| pairs.len() <= LABELS_MAX);
-        let pairs = found.need(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();
+        let pairs = found.require(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();
         let labels = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         // As it was kept with the session: see `origin`.
         let device_name = device_name.map(|name| origin::device_name(&name).unwrap_or_default());

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::token::verifier::VerifyError;
+use crate::token::verified::VerifyError;
 
 /// A refusal: the request was understood, and the answer is no. Nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]

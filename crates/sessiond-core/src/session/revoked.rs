@@ -12,11 +12,11 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
-use crate::token::verifier::VerifiedToken;
+use crate::token::verified::VerifiedToken;
 
 /// What was ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Ended {
+pub enum RevocationTarget {
     /// A session.
     Session {
         /// Which.
@@ -77,21 +77,21 @@ pub type Elapsed = Duration;
 pub struct RevokedSet {
     /// Each with the second until which it is remembered. Their ids are random, and ours: nobody chooses where they fall.
     sessions: HashMap<SessionId, u32, FxBuildHasher>,
-    users: HashMap<(ProjectId, UserId), UserCut>,
-    projects: HashMap<ProjectId, Cut>,
+    users: HashMap<(ProjectId, UserId), UserCutoff>,
+    projects: HashMap<ProjectId, ProjectCutoff>,
     keys: HashMap<KeyId, u32>,
 }
 
 /// A smaller epoch than this is over.
 #[derive(Clone, Copy, Debug)]
-struct Cut {
+struct ProjectCutoff {
     epoch: i64,
     until: u32,
 }
 
 /// All cut-offs of a user in one: only the one with the greatest epoch can spare anyone that the others do not end.
 #[derive(Clone, Copy, Debug)]
-struct UserCut {
+struct UserCutoff {
     /// The greatest epoch, and whom it spares.
     epoch: i64,
     spared: Option<SessionId>,
@@ -116,22 +116,22 @@ impl Default for RevokedSet {
 
 impl RevokedSet {
     /// Takes in what has ended, to be remembered until that second.
-    pub fn insert(&self, project: &ProjectId, ended: &Ended, until: Elapsed) {
-        let until = seconds_up(until);
+    pub fn insert(&self, project: &ProjectId, ended: &RevocationTarget, until: Elapsed) {
+        let until = ceil_seconds(until);
         match ended {
-            Ended::Session { id, .. } => {
+            RevocationTarget::Session { id, .. } => {
                 self.sessions.pin().update_or_insert(*id, |known| until.max(*known), until);
             }
-            Ended::User { user, epoch, spared } => {
-                let cut = UserCut { epoch: *epoch, spared: *spared, epoch_of_spared: i64::MIN, until };
+            RevocationTarget::User { user, epoch, spared } => {
+                let cut = UserCutoff { epoch: *epoch, spared: *spared, epoch_of_spared: i64::MIN, until };
                 let key = (project.clone(), user.clone());
                 self.users.pin().update_or_insert(key, |known| known.joined(cut), cut);
             }
-            Ended::Project { epoch } => {
-                let cut = Cut { epoch: *epoch, until };
+            RevocationTarget::Project { epoch } => {
+                let cut = ProjectCutoff { epoch: *epoch, until };
                 self.projects.pin().update_or_insert(project.clone(), |known| known.joined(cut), cut);
             }
-            Ended::SigningKey(key) | Ended::ServerKey(key) => {
+            RevocationTarget::SigningKey(key) | RevocationTarget::ServerKey(key) => {
                 self.keys.pin().update_or_insert(*key, |known| until.max(*known), until);
             }
         }
@@ -181,13 +181,13 @@ impl RevokedSet {
     }
 }
 
-impl Cut {
+impl ProjectCutoff {
     fn joined(self, other: Self) -> Self {
         Self { epoch: self.epoch.max(other.epoch), until: self.until.max(other.until) }
     }
 }
 
-impl UserCut {
+impl UserCutoff {
     fn ends(&self, session: SessionId, epoch: i64) -> bool {
         let least = if self.spared == Some(session) { self.epoch_of_spared } else { self.epoch };
         epoch < least
@@ -206,7 +206,7 @@ impl UserCut {
 }
 
 /// Whole seconds, rounded up: rather remembered a second too long.
-pub fn seconds_up(moment: Elapsed) -> u32 {
+pub fn ceil_seconds(moment: Elapsed) -> u32 {
     let up = moment.as_secs() + u64::from(moment.subsec_nanos() > 0);
     u32::try_from(up).unwrap_or(u32::MAX)
 }
@@ -229,8 +229,8 @@ mod tests {
         clock::new_session_id(Timestamp::from_seconds(at))
     }
 
-    fn ended(id: SessionId) -> Ended {
-        Ended::Session { id, is_impersonation: false }
+    fn ended(id: SessionId) -> RevocationTarget {
+        RevocationTarget::Session { id, is_impersonation: false }
     }
 
     fn key() -> KeyId {
@@ -260,13 +260,13 @@ mod tests {
     #[test]
     fn cut_offs_end_smaller_epochs_and_keys_their_tokens() {
         let (set, one, ours) = (RevokedSet::default(), session(1), key());
-        set.insert(&project(), &Ended::User { user: user("ada"), epoch: 3, spared: None }, UNTIL);
+        set.insert(&project(), &RevocationTarget::User { user: user("ada"), epoch: 3, spared: None }, UNTIL);
         assert!(has(&set, "ada", one, [0, 2], ours) && !has(&set, "ada", one, [0, 3], ours));
         assert!(!has(&set, "bob", one, [0, 0], ours));
-        set.insert(&project(), &Ended::Project { epoch: 1 }, UNTIL);
-        set.insert(&project(), &Ended::Project { epoch: 0 }, UNTIL);
+        set.insert(&project(), &RevocationTarget::Project { epoch: 1 }, UNTIL);
+        set.insert(&project(), &RevocationTarget::Project { epoch: 0 }, UNTIL);
         assert!(has(&set, "bob", one, [0, 0], ours) && !has(&set, "bob", one, [1, 0], ours));
-        set.insert(&project(), &Ended::SigningKey(ours), UNTIL);
+        set.insert(&project(), &RevocationTarget::SigningKey(ours), UNTIL);
         assert!(has(&set, "bob", one, [1, 0], ours) && !has(&set, "bob", one, [1, 0], key()));
         set.forget(UNTIL);
         assert!(set.is_empty());
@@ -287,7 +287,7 @@ mod tests {
             for order in orders {
                 let set = RevokedSet::default();
                 for (epoch, spared) in order {
-                    set.insert(&project(), &Ended::User { user: user("ada"), epoch, spared }, UNTIL);
+                    set.insert(&project(), &RevocationTarget::User { user: user("ada"), epoch, spared }, UNTIL);
                 }
                 for token in [early, late, session(3)] {
                     for epoch in 0..5 {

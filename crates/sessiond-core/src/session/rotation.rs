@@ -25,7 +25,7 @@ pub const REPEATS_MAX: u32 = 32;
 
 /// Where a token is presented, as against where the last refresh came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whence {
+pub enum OriginMatch {
     /// The same network and user agent, as far as is known.
     Same,
     /// Another network, or another user agent.
@@ -65,7 +65,7 @@ pub struct Issue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
     /// Answer with the successor that was issued before; the chain remembers the repeat.
-    Repeated(Link, Chain, Notice),
+    Repeated(Link, Chain, RepeatNotice),
     /// Answer with a new successor; the chain is now this one.
     Advanced(Link, Chain),
     /// Two parties hold the chain: the session ends.
@@ -80,7 +80,7 @@ pub enum Rotation {
 
 /// What there is to say of a repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum RepeatNotice {
     /// Nothing: it came from where the refresh did.
     Nothing,
     /// It came from elsewhere, as the first since the refresh.
@@ -147,15 +147,15 @@ impl Chain {
     }
 
     /// The chain with one more repeat.
-    fn with_repeat(&self, whence: Whence) -> Self {
+    fn with_repeat(&self, origin_match: OriginMatch) -> Self {
         let Repeats { count, elsewhere } = self.repeats;
-        let repeats = Repeats { count: count + 1, elsewhere: elsewhere || whence == Whence::Elsewhere };
+        let repeats = Repeats { count: count + 1, elsewhere: elsewhere || origin_match == OriginMatch::Elsewhere };
         Self { repeats, ..self.clone() }
     }
 }
 
 /// Judges a genuine token of a live session, by where it is presented too.
-pub fn decide(chain: &Chain, presented: Link, whence: Whence, now: Timestamp, policy: &Policy) -> Rotation {
+pub fn decide(chain: &Chain, presented: Link, origin_match: OriginMatch, now: Timestamp, policy: &Policy) -> Rotation {
     let head = chain.head();
     if presented == head {
         return advance(chain, now, policy);
@@ -170,19 +170,19 @@ pub fn decide(chain: &Chain, presented: Link, whence: Whence, now: Timestamp, po
     let Some(successor) = chain.issue(presented.generation + 1) else { return Rotation::Reused };
 
     if now < successor.issued_at + policy.refresh_grace {
-        if (whence, policy.repeat_elsewhere) == (Whence::Elsewhere, RepeatElsewhere::Theft) {
+        if (origin_match, policy.repeat_elsewhere) == (OriginMatch::Elsewhere, RepeatElsewhere::Theft) {
             return Rotation::ReusedElsewhere;
         }
         if chain.repeats.count >= REPEATS_MAX {
             return Rotation::Throttled((successor.issued_at + policy.refresh_grace).since(now));
         }
         let link = Link { generation: presented.generation + 1, attempt: successor.attempt };
-        let notice = match (whence, chain.repeats.elsewhere) {
-            (Whence::Same, _) => Notice::Nothing,
-            (Whence::Elsewhere, false) => Notice::FirstElsewhere,
-            (Whence::Elsewhere, true) => Notice::AnotherElsewhere,
+        let notice = match (origin_match, chain.repeats.elsewhere) {
+            (OriginMatch::Same, _) => RepeatNotice::Nothing,
+            (OriginMatch::Elsewhere, false) => RepeatNotice::FirstElsewhere,
+            (OriginMatch::Elsewhere, true) => RepeatNotice::AnotherElsewhere,
         };
-        return Rotation::Repeated(link, chain.with_repeat(whence), notice);
+        return Rotation::Repeated(link, chain.with_repeat(origin_match), notice);
     }
     // The head was never used: using it would have made the next generation.
     match policy.late_repeat {
@@ -235,7 +235,7 @@ mod tests {
         }
 
         fn present(&mut self, generation: u32, attempt: u32) -> Option<Link> {
-            match self.decide(generation, attempt, Whence::Same) {
+            match self.decide(generation, attempt, OriginMatch::Same) {
                 Rotation::Repeated(link, next, _) | Rotation::Advanced(link, next) => {
                     self.chain = next;
                     Some(link)
@@ -244,8 +244,8 @@ mod tests {
             }
         }
 
-        fn decide(&self, generation: u32, attempt: u32, whence: Whence) -> Rotation {
-            decide(&self.chain, link(generation, attempt), whence, self.now, &self.policy)
+        fn decide(&self, generation: u32, attempt: u32, origin_match: OriginMatch) -> Rotation {
+            decide(&self.chain, link(generation, attempt), origin_match, self.now, &self.policy)
         }
 
         fn wait(&mut self, time: Duration) {
@@ -292,7 +292,7 @@ mod tests {
         keeper.present(0, 0);
         keeper.present(1, 0);
         keeper.wait(GRACE);
-        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Reused);
+        assert_eq!(keeper.decide(0, 0, OriginMatch::Same), Rotation::Reused);
     }
 
     #[test]
@@ -301,12 +301,12 @@ mod tests {
         keeper.present(0, 0);
         keeper.wait(GRACE);
         keeper.present(0, 0);
-        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused);
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused);
         keeper.present(1, 1);
-        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused, "a generation on");
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "a generation on");
         keeper.wait(GRACE);
         keeper.present(2, 0);
-        assert_eq!(keeper.decide(1, 0, Whence::Same), Rotation::Reused, "off the record");
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "off the record");
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
         keeper.wait(GRACE - TICK);
         assert_eq!(keeper.present(0, 0), Some(link(1, 0)));
         keeper.wait(TICK);
-        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Reused);
+        assert_eq!(keeper.decide(0, 0, OriginMatch::Same), Rotation::Reused);
     }
 
     /// Two holders of one token take turns, each as long after the other as the bits say, and adopt what they are given.
@@ -354,7 +354,9 @@ mod tests {
             assert!(generation < 100, "nothing stopped it");
         }
         assert!(keeper.chain.issues().len() <= ROTATIONS_MAX);
-        let Rotation::Throttled(wait) = keeper.decide(generation, 0, Whence::Same) else { panic!("asked to wait") };
+        let Rotation::Throttled(wait) = keeper.decide(generation, 0, OriginMatch::Same) else {
+            panic!("asked to wait")
+        };
         assert!(wait > Duration::ZERO && wait <= GRACE);
         assert_eq!(keeper.present(0, 0), Some(link(1, 0)), "repeats are not rotations");
         keeper.wait(wait);
@@ -375,7 +377,7 @@ mod tests {
     fn a_token_from_the_future_changes_nothing() {
         let keeper = Keeper::new();
         for ahead in [link(1, 0), link(0, 1), link(u32::MAX, u32::MAX)] {
-            assert_eq!(decide(&keeper.chain, ahead, Whence::Same, START, &keeper.policy), Rotation::Unknown);
+            assert_eq!(decide(&keeper.chain, ahead, OriginMatch::Same, START, &keeper.policy), Rotation::Unknown);
         }
     }
 
@@ -392,22 +394,22 @@ mod tests {
     fn a_repeat_from_elsewhere_is_told_once_and_by_policy_is_theft() {
         let mut keeper = Keeper::new();
         keeper.present(0, 0);
-        for (whence, expected) in [
-            (Whence::Same, Notice::Nothing),
-            (Whence::Elsewhere, Notice::FirstElsewhere),
-            (Whence::Same, Notice::Nothing),
-            (Whence::Elsewhere, Notice::AnotherElsewhere),
+        for (origin_match, expected) in [
+            (OriginMatch::Same, RepeatNotice::Nothing),
+            (OriginMatch::Elsewhere, RepeatNotice::FirstElsewhere),
+            (OriginMatch::Same, RepeatNotice::Nothing),
+            (OriginMatch::Elsewhere, RepeatNotice::AnotherElsewhere),
         ] {
-            let Rotation::Repeated(_, next, notice) = keeper.decide(0, 0, whence) else { panic!("repeated") };
+            let Rotation::Repeated(_, next, notice) = keeper.decide(0, 0, origin_match) else { panic!("repeated") };
             assert_eq!(notice, expected);
             keeper.chain = next;
         }
         keeper.present(1, 0);
         assert_eq!(keeper.chain.repeats(), Repeats::default(), "of the refresh before");
         keeper.policy.repeat_elsewhere = RepeatElsewhere::Theft;
-        assert_eq!(keeper.decide(1, 0, Whence::Elsewhere), Rotation::ReusedElsewhere);
-        assert!(matches!(keeper.decide(1, 0, Whence::Same), Rotation::Repeated(..)));
-        assert!(matches!(keeper.decide(2, 0, Whence::Elsewhere), Rotation::Advanced(..)), "no repeat");
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Elsewhere), Rotation::ReusedElsewhere);
+        assert!(matches!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Repeated(..)));
+        assert!(matches!(keeper.decide(2, 0, OriginMatch::Elsewhere), Rotation::Advanced(..)), "no repeat");
     }
 
     #[test]
@@ -418,8 +420,11 @@ mod tests {
         for _ in 0..REPEATS_MAX {
             assert_eq!(keeper.present(0, 0), Some(link(1, 0)));
         }
-        assert_eq!(keeper.decide(0, 0, Whence::Same), Rotation::Throttled(GRACE - Duration::from_secs(1)));
-        assert!(matches!(keeper.decide(1, 0, Whence::Same), Rotation::Advanced(..)), "who has the successor goes on");
+        assert_eq!(keeper.decide(0, 0, OriginMatch::Same), Rotation::Throttled(GRACE - Duration::from_secs(1)));
+        assert!(
+            matches!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Advanced(..)),
+            "who has the successor goes on"
+        );
         keeper.wait(GRACE);
         assert_eq!(keeper.present(0, 0), Some(link(1, 1)));
     }

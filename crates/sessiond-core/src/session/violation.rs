@@ -56,7 +56,7 @@ impl Violations {
     }
 
     /// Adds a violation if there is no value.
-    pub(super) fn need<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
+    pub(super) fn require<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
         self.check(value.is_some(), field, expected);
         value
     }
@@ -72,7 +72,7 @@ impl Violations {
 
     /// Checks claims: no reserved name, no NUL, the depth above, and at most `bytes_max` bytes as JSON.
     pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
-        let reserved = claims.keys().any(|name| access::RESERVED.contains(&name.as_str()));
+        let reserved = claims.keys().any(|name| access::RESERVED_CLAIMS.contains(&name.as_str()));
         self.check(!reserved, "claims", "must not use a reserved claim name");
         let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
         self.check(!deep, "claims", "must not be nested deeper than 8");

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
-use super::access::CannotSign;
+use super::access::SignError;
 use super::keys::SigningKey;
 use crate::clock::Timestamp;
 use crate::id::SessionId;
@@ -123,7 +123,7 @@ impl SigningKey {
     /// # Errors
     ///
     /// When the library cannot.
-    pub fn sign_logout(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
+    pub fn sign_logout(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let (sub, sid) = match notice.subject {
             Subject::Session { session, user } => (user, Some(session.to_string())),
             Subject::User(user) => (Some(user), None),
@@ -146,7 +146,7 @@ impl SigningKey {
     /// # Errors
     ///
     /// When the library cannot.
-    pub fn sign_revoked(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, CannotSign> {
+    pub fn sign_revoked(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let event = json!({
             "event_timestamp": notice.ended_at.as_seconds(),
             "initiating_entity": notice.initiator.as_str(),
@@ -164,7 +164,7 @@ impl SigningKey {
         self.sign_as(EVENT_TYPE, &claims)
     }
 
-    fn sign_as(&self, typ: &str, claims: &impl Serialize) -> Result<SecretString, CannotSign> {
+    fn sign_as(&self, typ: &str, claims: &impl Serialize) -> Result<SecretString, SignError> {
         let header =
             Header { typ: Some(typ.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
         self.sign_jwt(&header, claims)
@@ -190,11 +190,11 @@ mod tests {
     use jsonwebtoken::Validation;
     use secrecy::ExposeSecret as _;
 
-    use super::super::access::Presented;
     use super::super::access::tests::issuer;
     use super::super::access::tests::key;
     use super::super::encode;
-    use super::super::verifier::VerifyError;
+    use super::super::unverified::UnverifiedToken;
+    use super::super::verified::VerifyError;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_seconds(2_000);
@@ -280,7 +280,7 @@ mod tests {
         let notice = notice(&iss, session(Some("ada")));
         for token in [key.sign_logout(&notice, NOW), key.sign_revoked(&notice, NOW)] {
             let token = token.expect("signs");
-            let refused = Presented::parse(token.expose_secret()).map(|_| ()).expect_err("another kind");
+            let refused = UnverifiedToken::parse(token.expose_secret()).map(|_| ()).expect_err("another kind");
             assert_eq!(refused, VerifyError::Unparsable);
         }
     }

@@ -75,8 +75,8 @@ impl SigningKey {
     /// The key, of which a token that was issued before this moment may have either spelling of its signature: an earlier
     /// release signed with it.
     #[must_use]
-    pub fn with_either_s_until(mut self, until: Timestamp) -> Self {
-        self.verifying.either_s_until = Some(until);
+    pub fn with_high_s_until(mut self, until: Timestamp) -> Self {
+        self.verifying.high_s_until = Some(until);
         self
     }
 }
@@ -89,13 +89,13 @@ pub struct VerifyingKey {
     /// Read once: to find out whether a point lies on the curve takes longer than all else but the signature.
     parsed: ParsedPublicKey,
     /// Until when tokens were issued under it whose signature may have either spelling; as a rule never.
-    either_s_until: Option<Timestamp>,
+    high_s_until: Option<Timestamp>,
 }
 
 impl VerifyingKey {
     fn from_point(id: KeyId, project: ProjectId, point: [u8; 65]) -> Option<Self> {
         let parsed = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).ok()?;
-        Some(Self { id, project, point, parsed, either_s_until: None })
+        Some(Self { id, project, point, parsed, high_s_until: None })
     }
 
     /// A key from the two coordinates of its point (RFC 7518 §6.2.1); `None` when that lies nowhere on P-256.
@@ -120,12 +120,12 @@ impl VerifyingKey {
     }
 
     /// Whether a signature of this moment may have either of its two spellings.
-    pub(super) fn may_have_either_s(&self, issued_at: Timestamp) -> bool {
-        self.either_s_until.is_some_and(|until| issued_at < until)
+    pub(super) fn accepts_high_s(&self, issued_at: Timestamp) -> bool {
+        self.high_s_until.is_some_and(|until| issued_at < until)
     }
 
     /// Whether the private half has signed this: ES256, both numbers in 32 bytes (RFC 7518 §3.4).
-    pub(super) fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+    pub(super) fn verify_signature(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.parsed.verify_sig(message, signature).is_ok()
     }
 }

@@ -14,6 +14,12 @@ pub mod access;
 /// Logout tokens and security events: what back-channel endpoints receive when a session ends.
 pub mod event;
 
+/// Access tokens before their signature is checked.
+pub mod unverified;
+
+/// Access tokens whose signature is good.
+pub mod verified;
+
 /// Verifies access tokens, and remembers those that verified.
 pub mod verifier;
 

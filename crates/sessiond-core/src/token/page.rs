@@ -26,7 +26,7 @@ pub struct Query<'a> {
     /// The user whose sessions are listed; none for the whole project's.
     pub user: Option<&'a UserId>,
     /// All else that the query says, in bytes that are the same for the same query.
-    pub said: &'a [u8],
+    pub parameters: &'a [u8],
 }
 
 /// A page token as it was presented.
@@ -73,7 +73,8 @@ impl RefreshKey {
         let user = query.user.map_or("", UserId::as_str);
         // The length in front keeps one user's name from running over into the rest of the query.
         let length = u16::try_from(user.len()).unwrap_or(u16::MAX).to_be_bytes();
-        let mac = self.sign(&[b"sessiond page token", last.as_uuid().as_bytes(), &length, user.as_bytes(), query.said]);
+        let mac =
+            self.sign(&[b"sessiond page token", last.as_uuid().as_bytes(), &length, user.as_bytes(), query.parameters]);
         *mac.as_ref().first_chunk().expect("SHA-256 gives 32 bytes")
     }
 }
@@ -90,7 +91,7 @@ mod tests {
         let (ada, bob) = (UserId::parse("ada").expect("an id"), UserId::parse("bob").expect("an id"));
         let (key, other) = (RefreshKey::generate(project.clone()), RefreshKey::generate(project.clone()));
         let last = clock::new_session_id(Timestamp::from_seconds(1));
-        let query = Query { project: &project, user: Some(&ada), said: b"q" };
+        let query = Query { project: &project, user: Some(&ada), parameters: b"q" };
         let text = key.page_token(last, &query);
         let token = PageToken::parse(&text).expect("its own text");
         assert_eq!((token.key(), key.page_start(&token, &query)), (key.id(), Some(last)));
@@ -99,8 +100,8 @@ mod tests {
         for foreign in [
             Query { user: Some(&bob), ..query },
             Query { user: None, ..query },
-            Query { said: b"p", ..query },
-            Query { user: Some(&UserId::parse("adaq").expect("an id")), said: b"", ..query },
+            Query { parameters: b"p", ..query },
+            Query { user: Some(&UserId::parse("adaq").expect("an id")), parameters: b"", ..query },
         ] {
             assert_eq!(key.page_start(&token, &foreign), None, "{foreign:?}");
         }

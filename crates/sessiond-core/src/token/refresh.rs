@@ -113,15 +113,15 @@ impl RefreshKey {
     }
 
     /// Whether this key made the token, as far as can be told without the session's row. Constant time.
-    pub fn may_have_made(&self, token: &RefreshToken) -> bool {
+    pub fn verify_tag(&self, token: &RefreshToken) -> bool {
         let tag = self.tag(&token.fields);
         constant_time::verify_slices_are_equal(&tag.as_ref()[..TAG], &token.tag).is_ok()
     }
 
     /// Whether the token is genuine: made with this key for the session whose row holds the secret. Constant time.
-    pub fn has_made(&self, token: &RefreshToken, secret: &RowSecret) -> bool {
+    pub fn verify_token(&self, token: &RefreshToken, secret: &RowSecret) -> bool {
         let mac = self.mac(&token.fields, secret);
-        self.may_have_made(token) && constant_time::verify_slices_are_equal(mac.as_ref(), &token.mac).is_ok()
+        self.verify_tag(token) && constant_time::verify_slices_are_equal(mac.as_ref(), &token.mac).is_ok()
     }
 
     fn tag(&self, fields: &[u8]) -> hmac::Tag {
@@ -158,7 +158,7 @@ mod tests {
 
         let token = RefreshToken::parse(text.expose_secret()).expect("its own text");
         assert!(token.key() == key.id() && token.session() == session && token.link() == link);
-        assert!(key.has_made(&token, &secret));
+        assert!(key.verify_token(&token, &secret));
     }
 
     #[test]
@@ -167,11 +167,11 @@ mod tests {
         let link = Link { generation: 0, attempt: 0 };
         let by_key_alone = ours.mint(session, link, &RowSecret::generate());
         let token = RefreshToken::parse(by_key_alone.expose_secret()).expect("well formed");
-        assert!(!ours.has_made(&token, &secret));
+        assert!(!ours.verify_token(&token, &secret));
 
         let by_row_alone = key().mint(session, link, &secret);
         let token = RefreshToken::parse(by_row_alone.expose_secret()).expect("well formed");
-        assert!(!ours.may_have_made(&token) && !ours.has_made(&token, &secret));
+        assert!(!ours.verify_tag(&token) && !ours.verify_token(&token, &secret));
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         for at in 0..text.len() {
             let other = if text.as_bytes()[at] == b'A' { "B" } else { "A" };
             let changed = format!("{}{other}{}", &text[..at], &text[at + 1..]);
-            assert!(RefreshToken::parse(&changed).is_none_or(|token| !key.has_made(&token, &secret)), "at {at}");
+            assert!(RefreshToken::parse(&changed).is_none_or(|token| !key.verify_token(&token, &secret)), "at {at}");
         }
         assert!(RefreshToken::parse(&text[..text.len() - 1]).is_none());
         assert!(RefreshToken::parse(&"é".repeat(61)).is_none());

@@ -2,7 +2,7 @@
 //! holds the lock carries it out.
 //!
 //! A key *waits* (published, so that verifiers get to know it), *signs*, and is *retired* (no longer signs, and verifies
-//! until its last token expired). At each moment one key signs: the heir begins in the instant in which the others retire.
+//! until its last token expired). At each moment one key signs: the successor begins in the instant in which the others retire.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub struct Succession {
     /// The moment.
     pub from: Timestamp,
     /// Who signs from then on: a key that waits already, or a new one.
-    pub heir: Option<KeyId>,
+    pub successor: Option<KeyId>,
     /// Who signs until then.
     pub retire: Vec<KeyId>,
 }
@@ -103,7 +103,7 @@ pub enum KeyRotation {
     /// A key is waiting already.
     UnderWay {
         /// Which.
-        heir: KeyId,
+        successor: KeyId,
         /// When it begins to sign.
         from: Timestamp,
     },
@@ -111,12 +111,12 @@ pub enum KeyRotation {
 
 /// What the end of one key means for the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Aftermath {
+pub enum AfterRevocation {
     /// Nothing: another key signs, and goes on to.
-    Nothing,
-    /// It was the heir of a key that would have retired, and now signs on.
-    CalledOff(KeyId),
-    /// Nobody would sign: so an heir does, at once.
+    Unchanged,
+    /// It was the successor of a key that would have retired, and now signs on.
+    Unretire(KeyId),
+    /// Nobody would sign: so an successor does, at once.
     Succeed(Succession),
 }
 
@@ -127,33 +127,39 @@ pub fn rotate(keys: &ScheduledKeys, now: Timestamp, urgency: Urgency, lead: Dura
     let retire: Vec<KeyId> = keys.iter().filter(|(_, schedule)| schedule.signs_at(now)).map(|(id, _)| *id).collect();
     match (urgency, waiting(keys, now)) {
         // Nobody signs: waiting would only prolong it.
-        (Urgency::Planned | Urgency::Emergency, heir) if retire.is_empty() => KeyRotation::Succeed(at_once(heir, now)),
-        (Urgency::Planned, Some((heir, schedule))) => KeyRotation::UnderWay { heir, from: schedule.signs_from },
-        (Urgency::Planned, None) => KeyRotation::Succeed(Succession { from: now + lead, heir: None, retire }),
-        (Urgency::Emergency, heir) => {
-            KeyRotation::Succeed(Succession { from: now, heir: heir.map(|(id, _)| id), retire })
+        (Urgency::Planned | Urgency::Emergency, successor) if retire.is_empty() => {
+            KeyRotation::Succeed(at_once(successor, now))
+        }
+        (Urgency::Planned, Some((successor, schedule))) => {
+            KeyRotation::UnderWay { successor, from: schedule.signs_from }
+        }
+        (Urgency::Planned, None) => KeyRotation::Succeed(Succession { from: now + lead, successor: None, retire }),
+        (Urgency::Emergency, successor) => {
+            KeyRotation::Succeed(Succession { from: now, successor: successor.map(|(id, _)| id), retire })
         }
     }
 }
 
 /// Plans what follows when a key is taken away; `keys` are the others.
-pub fn bereave(keys: &ScheduledKeys, now: Timestamp) -> Aftermath {
-    let heir = waiting(keys, now);
+pub fn after_revocation(keys: &ScheduledKeys, now: Timestamp) -> AfterRevocation {
+    let successor = waiting(keys, now);
     let last = keys
         .iter()
         .filter(|(_, schedule)| schedule.signs_at(now))
         .max_by_key(|(id, schedule)| (schedule.retired_at.is_none(), schedule.retired_at, *id));
     match last {
-        None => Aftermath::Succeed(at_once(heir, now)),
-        Some((id, Schedule { retired_at: Some(end), .. })) if heir.is_none_or(|(_, next)| next.signs_from > *end) => {
-            Aftermath::CalledOff(*id)
+        None => AfterRevocation::Succeed(at_once(successor, now)),
+        Some((id, Schedule { retired_at: Some(end), .. }))
+            if successor.is_none_or(|(_, next)| next.signs_from > *end) =>
+        {
+            AfterRevocation::Unretire(*id)
         }
-        Some(_) => Aftermath::Nothing,
+        Some(_) => AfterRevocation::Unchanged,
     }
 }
 
-fn at_once(heir: Option<(KeyId, Schedule)>, now: Timestamp) -> Succession {
-    Succession { from: Schedule::at_once(now).signs_from, heir: heir.map(|(id, _)| id), retire: vec![] }
+fn at_once(successor: Option<(KeyId, Schedule)>, now: Timestamp) -> Succession {
+    Succession { from: Schedule::at_once(now).signs_from, successor: successor.map(|(id, _)| id), retire: vec![] }
 }
 
 /// The key that is the next to sign.
@@ -200,14 +206,14 @@ mod tests {
         assert!(Schedule::from(at(0)).verifies_at(at(1_000_000_000), HOUR), "never retired");
     }
 
-    /// Whatever the moment, one key signs: the heir begins in the instant in which the other retires.
+    /// Whatever the moment, one key signs: the successor begins in the instant in which the other retires.
     #[test]
     fn a_rotation_leaves_no_gap_and_no_overlap() {
         let now = at(100);
         let KeyRotation::Succeed(plan) = rotate(&[key(1, 0, None)], now, Urgency::Planned, HOUR) else {
             panic!("refused")
         };
-        assert_eq!(plan, Succession { from: now + HOUR, heir: None, retire: vec![id(1)] });
+        assert_eq!(plan, Succession { from: now + HOUR, successor: None, retire: vec![id(1)] });
         let old = Schedule { retired_at: Some(plan.from), ..Schedule::from(at(0)) };
         let new = Schedule::from(plan.from);
         for moment in [now, plan.from - INSTANT, plan.from, plan.from + INSTANT] {
@@ -218,15 +224,15 @@ mod tests {
     #[test]
     fn a_second_rotation_waits_for_the_first_unless_it_is_urgent() {
         let keys = [key(1, 0, Some(500)), key(2, 500, None)];
-        let under_way = KeyRotation::UnderWay { heir: id(2), from: at(500) };
+        let under_way = KeyRotation::UnderWay { successor: id(2), from: at(500) };
         assert_eq!(rotate(&keys, at(500) - INSTANT, Urgency::Planned, HOUR), under_way);
         // At this moment it is over, and the next may begin.
-        let next = Succession { from: at(500) + HOUR, heir: None, retire: vec![id(2)] };
+        let next = Succession { from: at(500) + HOUR, successor: None, retire: vec![id(2)] };
         assert_eq!(rotate(&keys, at(500), Urgency::Planned, HOUR), KeyRotation::Succeed(next));
 
-        let brought_forward = Succession { from: at(100), heir: Some(id(2)), retire: vec![id(1)] };
+        let brought_forward = Succession { from: at(100), successor: Some(id(2)), retire: vec![id(1)] };
         assert_eq!(rotate(&keys, at(100), Urgency::Emergency, HOUR), KeyRotation::Succeed(brought_forward));
-        let at_once = Succession { from: at(100), heir: None, retire: vec![id(1)] };
+        let at_once = Succession { from: at(100), successor: None, retire: vec![id(1)] };
         assert_eq!(rotate(&keys[..1], at(100), Urgency::Emergency, HOUR), KeyRotation::Succeed(at_once));
     }
 
@@ -234,9 +240,9 @@ mod tests {
     fn where_nobody_signs_somebody_does_at_once() {
         let from = at(100) - MARGIN;
         for urgency in [Urgency::Planned, Urgency::Emergency] {
-            let new = Succession { from, heir: None, retire: vec![] };
+            let new = Succession { from, successor: None, retire: vec![] };
             assert_eq!(rotate(&[], at(100), urgency, HOUR), KeyRotation::Succeed(new));
-            let waiting = Succession { from, heir: Some(id(2)), retire: vec![] };
+            let waiting = Succession { from, successor: Some(id(2)), retire: vec![] };
             assert_eq!(rotate(&[key(2, 500, None)], at(100), urgency, HOUR), KeyRotation::Succeed(waiting));
         }
         assert!(Schedule::at_once(at(100)).signs_at(from), "on a replica whose clock is behind, too");
@@ -245,16 +251,21 @@ mod tests {
     #[test]
     fn a_key_that_is_taken_away_leaves_one_that_signs() {
         let now = at(100);
-        let heir = |heir| Aftermath::Succeed(Succession { from: now - MARGIN, heir, retire: vec![] });
+        let successor =
+            |successor| AfterRevocation::Succeed(Succession { from: now - MARGIN, successor, retire: vec![] });
         // The one that signed: a new key, or the one that waits.
-        assert_eq!(bereave(&[], now), heir(None));
-        assert_eq!(bereave(&[key(1, 0, Some(50))], now), heir(None));
-        assert_eq!(bereave(&[key(2, 500, None)], now), heir(Some(id(2))));
+        assert_eq!(after_revocation(&[], now), successor(None));
+        assert_eq!(after_revocation(&[key(1, 0, Some(50))], now), successor(None));
+        assert_eq!(after_revocation(&[key(2, 500, None)], now), successor(Some(id(2))));
         // The one that waited: whoever was to retire signs on.
-        assert_eq!(bereave(&[key(1, 0, Some(500))], now), Aftermath::CalledOff(id(1)));
+        assert_eq!(after_revocation(&[key(1, 0, Some(500))], now), AfterRevocation::Unretire(id(1)));
         // One that was retired: the others go on as planned.
-        assert_eq!(bereave(&[key(1, 0, None)], now), Aftermath::Nothing);
-        assert_eq!(bereave(&[key(1, 0, Some(500)), key(2, 500, None)], now), Aftermath::Nothing);
-        assert_eq!(bereave(&[key(1, 0, Some(500)), key(2, 501, None)], now), Aftermath::CalledOff(id(1)), "a gap");
+        assert_eq!(after_revocation(&[key(1, 0, None)], now), AfterRevocation::Unchanged);
+        assert_eq!(after_revocation(&[key(1, 0, Some(500)), key(2, 500, None)], now), AfterRevocation::Unchanged);
+        assert_eq!(
+            after_revocation(&[key(1, 0, Some(500)), key(2, 501, None)], now),
+            AfterRevocation::Unretire(id(1)),
+            "a gap"
+        );
     }
 }

@@ -37,7 +37,7 @@ impl fmt::Display for Purpose {
 /// Why a sealed key does not open.
 #[derive(Debug, thiserror::Error)]
 #[error("the key {id} of project {project} does not open with the configured sealing key")]
-pub struct CannotOpen {
+pub struct UnsealError {
     /// The project whose key it is.
     pub project: ProjectId,
     /// The key.
@@ -78,11 +78,11 @@ impl Sealer {
         project: &ProjectId,
         id: KeyId,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, CannotOpen> {
+    ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
         std::iter::once(&self.present)
             .chain(&self.previous)
             .find_map(|key| open_with(key, &associated_data(purpose, project, id), sealed))
-            .ok_or_else(|| CannotOpen { project: project.clone(), id })
+            .ok_or_else(|| UnsealError { project: project.clone(), id })
     }
 
     /// Seals anew, under the present key, what only the previous one opens; `None` for what the present one opens.
@@ -96,7 +96,7 @@ impl Sealer {
         project: &ProjectId,
         id: KeyId,
         sealed: &[u8],
-    ) -> Result<Option<Vec<u8>>, CannotOpen> {
+    ) -> Result<Option<Vec<u8>>, UnsealError> {
         if open_with(&self.present, &associated_data(purpose, project, id), sealed).is_some() {
             return Ok(None);
         }

@@ -1,4 +1,4 @@
-//! Why a request is refused, and the answer: over HTTP as sessiond answers, and over gRPC.
+//! Why a request is rejected, and the response: the same as sessiond's own, over HTTP and gRPC.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,14 +20,14 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::reason;
 use sessiond_core::reason::Reason;
-use sessiond_core::token::verifier::VerifyError;
+use sessiond_core::token::verified::VerifyError;
 
-/// When a client may repeat a request that could not be decided.
+/// The `Retry-After` of a request that could not be decided.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a token is not accepted.
+/// Why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// The request has no token.
     CredentialsMissing,
     /// The token is malformed, of another issuer, under an unknown key, or has a bad signature.
@@ -45,32 +45,32 @@ pub enum Refusal {
     },
     /// The token belongs to another project.
     WrongProject {
-        /// The project that is expected.
+        /// The guard's project.
         expected: String,
-        /// The project that the token names.
+        /// The token's project.
         actual: String,
     },
-    /// The token has not expired, and its session has ended.
+    /// The token has not expired, but its session is revoked.
     SessionRevoked,
-    /// The guard cannot decide at the moment. The client should try again, and keep the token.
-    Unavailable(Uncertainty),
+    /// The guard cannot decide at the moment. The client should keep the token and try again.
+    Unavailable(UnavailableReason),
 }
 
-/// Why it is not known whether a token is good.
+/// Why a guard cannot decide on a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Uncertainty {
-    /// No complete snapshot of the revocations has come yet.
+pub enum UnavailableReason {
+    /// No complete snapshot of the revocations has arrived yet.
     NoFeed,
-    /// The last word of the feed is too old.
+    /// The feed is older than the maximum staleness.
     StaleFeed,
-    /// The keys were never read, or not for too long.
+    /// The keys were never read, or are too old.
     NoKeys,
-    /// sessiond was asked and did not answer.
+    /// sessiond did not answer.
     NoAnswer,
 }
 
-impl Refusal {
-    /// The reason on the wire, which sessiond gives too.
+impl Rejection {
+    /// The reason on the wire, the same as sessiond's.
     pub const fn reason(&self) -> Reason {
         match self {
             Self::CredentialsMissing => Reason::CredentialsMissing,
@@ -82,38 +82,38 @@ impl Refusal {
         }
     }
 
-    /// The answer to a request with these headers: a status without a body for a gRPC client, and `google.rpc.Status` as JSON
-    /// for any other.
-    pub(super) fn answer(&self, asked: &HeaderMap) -> http::Response<Full<Bytes>> {
-        // Media types are read without regard to case (RFC 9110 §8.3.1).
+    /// The response to a request with these headers: a gRPC status for a gRPC client, and `google.rpc.Status` as JSON for any
+    /// other.
+    pub(super) fn response(&self, request_headers: &HeaderMap) -> http::Response<Full<Bytes>> {
+        // Media types are case-insensitive (RFC 9110 §8.3.1).
         let is_grpc = |value: &&HeaderValue| {
             value.as_bytes().get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
         };
-        let content_type = asked.get(header::CONTENT_TYPE).filter(is_grpc);
+        let content_type = request_headers.get(header::CONTENT_TYPE).filter(is_grpc);
         match content_type {
             Some(content_type) => {
                 let mut response: http::Response<Full<Bytes>> = Status::from(self.clone()).into_http();
-                // grpc-web too: as one asks, so one is answered.
+                // The request's content type, so that a grpc-web client gets grpc-web.
                 response.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
                 response
             }
-            None => self.in_json(),
+            None => self.json_response(),
         }
     }
 
-    fn in_json(&self) -> http::Response<Full<Bytes>> {
+    fn json_response(&self) -> http::Response<Full<Bytes>> {
         let (status, name, value) = self.head();
         let mut response = http::Response::new(Full::from(reason::json(&Status::from(self.clone())).to_string()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // The answer is about one request and one moment.
+        // The response depends on the moment.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(name, value);
         response
     }
 
-    /// The HTTP status, and the header that belongs to it.
+    /// The HTTP status, and its header.
     fn head(&self) -> (StatusCode, HeaderName, HeaderValue) {
         let challenge = |text| (StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, HeaderValue::from_static(text));
         match self {
@@ -130,18 +130,18 @@ impl Refusal {
     }
 }
 
-/// The reason and the message.
-impl fmt::Display for Refusal {
+/// The reason's name and message.
+impl fmt::Display for Rejection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.reason().name(), self.reason().message())
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for Rejection {}
 
 const GRPC: &[u8] = b"application/grpc";
 
-impl From<VerifyError> for Refusal {
+impl From<VerifyError> for Rejection {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::Unparsable | VerifyError::UnknownKey(_) => Self::UnparsableAccessToken,
@@ -156,21 +156,21 @@ impl From<VerifyError> for Refusal {
     }
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        let reason = refusal.reason();
-        let metadata = match &refusal {
-            Refusal::AccessTokenExpired { expired_at, project, user, session } => {
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Self {
+        let reason = rejection.reason();
+        let metadata = match &rejection {
+            Rejection::AccessTokenExpired { expired_at, project, user, session } => {
                 reason::expired_token(*expired_at, project, user, *session)
             }
-            Refusal::WrongProject { expected, actual } => reason::projects(expected, actual),
-            Refusal::CredentialsMissing
-            | Refusal::UnparsableAccessToken
-            | Refusal::SessionRevoked
-            | Refusal::Unavailable(_) => HashMap::new(),
+            Rejection::WrongProject { expected, actual } => reason::projects(expected, actual),
+            Rejection::CredentialsMissing
+            | Rejection::UnparsableAccessToken
+            | Rejection::SessionRevoked
+            | Rejection::Unavailable(_) => HashMap::new(),
         };
         let mut details = reason.details(metadata);
-        if let Refusal::Unavailable(_) = refusal {
+        if let Rejection::Unavailable(_) = rejection {
             details.set_retry_info(Some(RETRY_AFTER));
         }
         Self::with_error_details(reason.code(), reason.message(), details)
