@@ -146,7 +146,7 @@ impl Deliverer {
     ) -> Result<(), store::Error> {
         let (now, kind) = (self.clock.now(), due.kind.as_str());
         let (fate, error) = match outcome {
-            (DeliveryOutcome::Taken, _) => {
+            (DeliveryOutcome::Accepted, _) => {
                 self.metrics.delivery(kind, "delivered");
                 return self.store.delivery_done(due.project.clone(), due.id, now).await;
             }

@@ -100,7 +100,7 @@ impl App {
         };
         match self.store.transact("refresh_session", work).await? {
             RefreshOutcome::Granted(granted, notice) => {
-                if notice != RepeatNotice::Nothing {
+                if notice != RepeatNotice::None {
                     self.metrics.refresh_repeated_elsewhere("allowed");
                     self.log_repeat_elsewhere(&project, session, network);
                 }
@@ -189,7 +189,7 @@ async fn rotate(
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
             stored.session.update_from(origin, device::name, now);
-            record_refresh(tx, stored, link, RepeatNotice::Nothing, now, policy).await
+            record_refresh(tx, stored, link, RepeatNotice::None, now, policy).await
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;

@@ -1,4 +1,4 @@
-//! The names of things: project, user, session, key. Each is checked once, at the door, and passed on as a type.
+//! Identifiers of projects, users, sessions and keys. Each is validated once, when parsed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// A tenant. Sessions, keys and tokens of one project mean nothing in another.
 ///
-/// 1 to 64 characters of `A-Z a-z 0-9 - _`, so that it is safe in a URL, a JWT and a metric label as it stands.
+/// 1 to 64 characters of `A-Z a-z 0-9 - _`, so it needs no escaping in a URL, a JWT or a metric label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProjectId(Arc<str>);
 
@@ -15,7 +15,7 @@ impl ProjectId {
     /// The longest name, in bytes.
     pub const LENGTH_MAX: usize = 64;
 
-    /// Reads a project's name; `None` when it is empty, too long or has another character.
+    /// Parses a project's name; `None` if it is empty, too long, or has any other character.
     pub fn parse(text: &str) -> Option<Self> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         let fits = (1..=Self::LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed);
@@ -34,9 +34,9 @@ impl fmt::Display for ProjectId {
     }
 }
 
-/// The host application's own id of a signed-in user, opaque to us: the `sub` of its tokens.
+/// A user's id, as the host application chose it: the `sub` of the user's tokens. Opaque to sessiond.
 ///
-/// 1 to 255 bytes of UTF-8 without control characters, and not `me`, which in a request means the caller.
+/// 1 to 255 bytes of UTF-8 without control characters, and not `me`, which means the caller in a request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(Arc<str>);
 
@@ -44,7 +44,7 @@ impl UserId {
     /// The longest id, in bytes.
     pub const LENGTH_MAX: usize = 255;
 
-    /// Reads a user's id; `None` outside the bounds above.
+    /// Parses a user's id; `None` outside these bounds.
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=Self::LENGTH_MAX).contains(&text.len()) && !text.chars().any(char::is_control) && text != "me";
         fits.then(|| Self(text.into()))
@@ -63,19 +63,19 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// Takes a UUID that was made or read elsewhere.
+            /// The id with this UUID.
             pub const fn from_uuid(uuid: Uuid) -> Self {
                 Self(uuid)
             }
 
-            /// Reads the canonical, hyphenated text form; `None` for anything else.
+            /// Parses the canonical form: hyphenated, in lower case. `None` for anything else.
             pub fn parse(text: &str) -> Option<Self> {
-                // Other spellings of the same UUID are refused: one session, one name.
+                // Other spellings of the same UUID are refused, so that ids can be compared as text.
                 let canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
                 canonical.then(|| Uuid::try_parse(text).ok()).flatten().map(Self)
             }
 
-            /// The UUID itself.
+            /// The UUID.
             pub const fn as_uuid(self) -> Uuid {
                 self.0
             }
@@ -90,12 +90,12 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
-    /// One sign-in on one device: a UUIDv7, so that rows and listings come in the order of time (RFC 9562 §5.7).
+    /// One sign-in on one device: a UUIDv7, so that ids sort by time of creation (RFC 9562 §5.7).
     SessionId
 }
 
 uuid_id! {
-    /// A signing key (its `kid`), a refresh-token key or a server key.
+    /// The id of a signing key (its `kid`), a refresh-token key or a server key.
     KeyId
 }
 
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_id_is_bounded_and_never_me() {
+    fn user_ids_are_bounded_and_not_me() {
         assert!(UserId::parse("ada").is_some());
         assert!(UserId::parse("ada@example.org/Ä").is_some());
         assert!(UserId::parse(&"x".repeat(255)).is_some());
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_id_is_safe_wherever_it_is_printed() {
+    fn project_ids_need_no_escaping() {
         assert!(ProjectId::parse("demo").is_some());
         assert!(ProjectId::parse(&"x".repeat(64)).is_some());
         for refused in ["", "a/b", "a b", "ä", "a.b", &"x".repeat(65)] {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_has_one_spelling() {
+    fn session_ids_have_one_spelling() {
         let canonical = "01890a5d-ac96-774b-bcce-b302099a8057";
         assert_eq!(SessionId::parse(canonical).expect("canonical").to_string(), canonical);
         for refused in ["01890A5D-AC96-774B-BCCE-B302099A8057", "01890a5dac96774bbcceb302099a8057", "current", ""] {

@@ -1,34 +1,29 @@
-//! What `sessiond` and its guard share: the names of things, the rules of sessions, and the tokens.
+//! The code that the sessiond server and its guard share: identifiers, tokens, and the rules of sessions.
 //!
-//! Most readers want [`sessiond-guard`](https://docs.rs/sessiond-guard), which protects a service, or the server itself. This
-//! crate is what both are built on, lowest module first; a module uses only those above it:
+//! To protect a service, use [`sessiond-guard`](https://docs.rs/sessiond-guard) instead. This crate is published because the
+//! guard depends on it; its API changes with the server and the guard.
 //!
-//! | module | what it is | what it must never know |
+//! Start with:
+//!
+//! - [`token::verifier::AccessVerifier`] verifies access tokens offline.
+//! - [`pb::session_service_client::SessionServiceClient`] is the gRPC client of `sessiond.v1`.
+//! - [`reason::Reason`] lists the reasons that an error response may have.
+//!
+//! The modules, lowest first; a module uses only those above it:
+//!
+//! | module | contents | must not depend on |
 //! |---|---|---|
-//! | [`id`] | names: project, user, session, key | |
-//! | [`backoff`], [`clock`] | waits; time and randomness | |
+//! | [`id`] | identifiers of projects, users, sessions and keys | |
+//! | [`backoff`], [`clock`] | retry delays; time and randomness | |
 //! | [`pb`] | the messages and the client of `sessiond.v1` | |
-//! | [`token`] | tokens and their keys; the only home of cryptography | the rules of sessions |
-//! | [`session`] | the rules: values in, a decision out | I/O, async, the clock |
-//! | [`reason`] | why a request is refused, in the words of the wire | |
+//! | [`token`] | tokens, their keys, and all cryptography | the rules of sessions |
+//! | [`session`] | the rules of sessions, as pure functions | I/O, async, the clock |
+//! | [`reason`] | the error reasons on the wire | |
 
-/// The names of things: project, user, session, key.
-pub mod id;
-
-/// How long to wait before the next attempt.
 pub mod backoff;
-
-/// Time and randomness.
 pub mod clock;
-
-/// The messages and the client of `sessiond.v1`.
+pub mod id;
 pub mod pb;
-
-/// Tokens, and the keys that make them.
-pub mod token;
-
-/// The rules of sessions.
-pub mod session;
-
-/// Why a request is refused, in the words of the wire: the table that server and guard share.
 pub mod reason;
+pub mod session;
+pub mod token;

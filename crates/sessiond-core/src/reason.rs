@@ -1,5 +1,4 @@
-//! Why a request is refused, or fails, in the words of the wire: one table for the server and the guard. It also prints a
-//! status as JSON.
+//! The reasons of error responses on the wire: one table for the server and the guard. Also renders a status as JSON.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,21 +16,21 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::Refusal;
 
-/// The `ErrorInfo.domain` of the reasons.
+/// The `ErrorInfo.domain` of every reason.
 pub const DOMAIN: &str = "sessiond";
 
-/// Makes the table of reasons: each with its name on the wire, its code, and what it says.
+/// Defines the reasons: each with its name on the wire, its gRPC code, and its message.
 macro_rules! reasons {
     ($($reason:ident $name:literal $code:ident $message:literal,)*) => {
-        /// Why a request is refused, or fails.
+        /// Why a request is refused or has failed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[expect(missing_docs, reason = "the table says what each means")]
+        #[expect(missing_docs, reason = "the table has the message of each")]
         pub enum Reason {
             $($reason,)*
         }
 
         impl Reason {
-            /// Every reason there is.
+            /// Every reason.
             pub const ALL: &[Self] = &[$(Self::$reason,)*];
 
             /// `ErrorInfo.reason`.
@@ -41,14 +40,14 @@ macro_rules! reasons {
                 }
             }
 
-            /// The code of the status.
+            /// The gRPC code.
             pub const fn code(self) -> Code {
                 match self {
                     $(Self::$reason => Code::$code,)*
                 }
             }
 
-            /// The message of the status, where there is nothing better to say.
+            /// The default message of the status.
             pub const fn message(self) -> &'static str {
                 match self {
                     $(Self::$reason => $message,)*
@@ -58,7 +57,7 @@ macro_rules! reasons {
     };
 }
 
-// The table. The API's description prints it too.
+// The OpenAPI document publishes this table.
 reasons! {
     CredentialsMissing "CREDENTIALS_MISSING" Unauthenticated "No credential was presented.",
     UnparsableAccessToken "UNPARSABLE_ACCESS_TOKEN" Unauthenticated "The access token is not one of ours.",
@@ -93,7 +92,7 @@ reasons! {
 }
 
 impl Reason {
-    /// The details of a status: `ErrorInfo` with this metadata.
+    /// The status details: an `ErrorInfo` with this metadata.
     pub fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
         ErrorDetails::with_error_info(self.name(), DOMAIN, metadata)
     }
@@ -122,7 +121,7 @@ pub fn projects(expected: &str, actual: &str) -> HashMap<String, String> {
     ])
 }
 
-/// `google.rpc.Status` in ProtoJSON, as REST prints it, with `ErrorInfo` and `RetryInfo` as its only details.
+/// Renders a status as `google.rpc.Status` in ProtoJSON, with at most `ErrorInfo` and `RetryInfo` as details.
 pub fn json(status: &Status) -> Value {
     let details = status.get_error_details();
     let info = details.error_info().map(|info| {
@@ -165,7 +164,7 @@ impl Refusal {
         }
     }
 
-    /// The message of the status: that of its reason, unless there is something more exact to say.
+    /// The message of the status: the reason's, unless a more specific one exists.
     pub const fn message(&self) -> &'static str {
         match matches!(self, Self::ServerKeyInBrowser) {
             true => "A server key has no business in a browser.",
@@ -174,7 +173,7 @@ impl Refusal {
     }
 }
 
-/// The reason's name, and the message.
+/// The reason's name and the message.
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.reason().name(), self.message())

@@ -1,5 +1,4 @@
-//! How others are told that a session has ended: over which protocol, what an answer means, when to try again, and when to
-//! give up.
+//! Back-channel delivery of revocations to endpoints: the protocols, what a response means, and when to retry or give up.
 
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
@@ -12,37 +11,37 @@ use crate::backoff;
 use crate::clock::Timestamp;
 use crate::token::event::Initiator;
 
-/// The most endpoints of a project: each sign-out writes a row for every one.
+/// The most endpoints of a project: each sign-out writes a row per endpoint.
 pub const ENDPOINTS_MAX: usize = 16;
 
 /// The longest audience of an endpoint, in bytes.
 pub const AUDIENCE_LENGTH_MAX: usize = 255;
 
-/// The most sessions that are told of one by one where a cut-off spares one. Beyond that its user is told of as a whole,
-/// and the spared session with it: on the safe side.
+/// The most sessions that are delivered one by one when a bulk revocation spares one. With more, the delivery names the user
+/// instead, which includes the spared session: the safe side.
 pub const SESSION_NOTICES_MAX: usize = 1_000;
 
-/// How long a delivery is tried. Half-open: from exactly then on it is dead, tried or not, so that what waits for an endpoint
-/// is never older than this.
+/// How long a delivery is retried. Half-open: at exactly this age it is dead, attempted or not, so the queue of an endpoint
+/// holds nothing older.
 pub const DELIVERY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The pause after the first attempt; each later one is twice as long as the one before it.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The delay after the first attempt; it doubles with each attempt.
+const DELAY_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause, also of those that a receiver asks for.
-const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+/// The longest delay, also if a receiver asks for more.
+const DELAY_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// How an endpoint is told. The numbers that are stored for it are never given a second meaning.
+/// The protocol of an endpoint. The numbers stored for it are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndpointKind {
-    /// OpenID Connect Back-Channel Logout 1.0: a form with a logout token.
+    /// OpenID Connect Back-Channel Logout 1.0: a logout token in a form.
     Logout,
-    /// OpenID CAEP 1.0: a security event token, pushed by RFC 8935.
+    /// OpenID CAEP 1.0: a security event token, pushed as in RFC 8935.
     Caep,
 }
 
 impl EndpointKind {
-    /// Both.
+    /// Every kind.
     pub const ALL: [Self; 2] = [Self::Logout, Self::Caep];
 
     /// The name, on the command line and in metrics.
@@ -53,44 +52,44 @@ impl EndpointKind {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryOutcome {
-    /// The receiver has it.
-    Taken,
-    /// It failed in a way that may pass; what is said of it is ours, never the receiver's words.
+    /// The receiver has accepted it.
+    Accepted,
+    /// A failure that may be temporary. The text is ours, never the receiver's.
     Failed(String),
-    /// The receiver will never take it.
+    /// The receiver will never accept it. The text is ours.
     Refused(String),
 }
 
-/// What becomes of a delivery that failed.
+/// What happens to a delivery after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryDecision {
-    /// It is tried again at this moment.
+    /// Retried at this moment.
     RetryAt(Timestamp),
-    /// It is not tried again, unless the operator says so.
+    /// Abandoned, unless the operator requeues it.
     Dead,
 }
 
-/// Judges a receiver's answer.
+/// Classifies a receiver's response.
 ///
-/// 200 is what a logout token is answered with (OpenID Connect Back-Channel Logout 1.0 §2.8) and 202 an event (RFC 8935
-/// §2.2); frameworks put another 2xx for it, and have it all the same. A 400 with an error code of RFC 8935 §2.4 is
-/// final: what is wrong with the token will be wrong with the next one, and §2 has no SET sent again but for what may
-/// pass. `invalid_key` may: the receiver's copy of our keys can be older than the key. So may a 400 for a logout token, which
-/// also means that the receiver's own logout failed (§2.8).
+/// A logout token is acknowledged with 200 (OpenID Connect Back-Channel Logout 1.0 §2.8) and an event with 202 (RFC 8935
+/// §2.2); any 2xx counts, as frameworks send others. A 400 with an error code of RFC 8935 §2.4 is final: the next token would
+/// have the same fault, and §2 forbids retries unless the fault may be temporary. `invalid_key` may be: the receiver's copy of
+/// our keys can be older than the key. So may a 400 for a logout token, which can mean that the receiver's own logout failed
+/// (§2.8).
 pub fn classify_answer(kind: EndpointKind, status: u16, body: &[u8]) -> DeliveryOutcome {
     const FINAL: [&str; 5] =
         ["invalid_request", "invalid_issuer", "invalid_audience", "authentication_failed", "access_denied"];
     match (kind, status) {
-        (EndpointKind::Logout | EndpointKind::Caep, 200..=299) => DeliveryOutcome::Taken,
+        (EndpointKind::Logout | EndpointKind::Caep, 200..=299) => DeliveryOutcome::Accepted,
         (EndpointKind::Caep, 400) => match FINAL.into_iter().find(|code| error_code(body).as_deref() == Some(code)) {
             Some(code) => DeliveryOutcome::Refused(format!("answered 400 {code}")),
             None => DeliveryOutcome::Failed("answered 400".to_owned()),
@@ -101,11 +100,11 @@ pub fn classify_answer(kind: EndpointKind, status: u16, body: &[u8]) -> Delivery
 
 /// The `err` of an error response (RFC 8935 §2.3).
 fn error_code(body: &[u8]) -> Option<String> {
-    let said: Value = serde_json::from_slice(body).ok()?;
-    Some(said.get("err")?.as_str()?.to_owned())
+    let error: Value = serde_json::from_slice(body).ok()?;
+    Some(error.get("err")?.as_str()?.to_owned())
 }
 
-/// How long a receiver asks to be left alone: seconds, or a date (RFC 9110 §10.2.3). What is neither counts for nothing.
+/// Parses `Retry-After`: seconds, or a date (RFC 9110 §10.2.3). `None` if it is neither.
 pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let seconds = text.trim().parse().map(Duration::from_secs);
     seconds.ok().or_else(|| {
@@ -115,10 +114,10 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     })
 }
 
-/// What becomes of a delivery whose attempt, of this number from 1 on, has failed just now.
+/// Decides on a delivery whose attempt has just failed. Attempts are counted from 1.
 ///
-/// The pause is drawn between half of its length and the whole by `random`, so that many that failed together do not come
-/// back together. It is longer when the receiver asks for that, up to an hour.
+/// `random` shortens the delay by up to half, so that deliveries that failed together are not retried together. A receiver may
+/// ask for a longer delay, up to an hour.
 pub fn after_failure(
     attempt: u32,
     queued_at: Timestamp,
@@ -126,17 +125,17 @@ pub fn after_failure(
     asked: Option<Duration>,
     random: u32,
 ) -> RetryDecision {
-    let pause = backoff::wait(PAUSE_MIN, PAUSE_MAX, attempt.saturating_sub(1), random);
-    let at = now + pause.max(asked.unwrap_or_default().min(PAUSE_MAX));
+    let delay = backoff::wait(DELAY_MIN, DELAY_MAX, attempt.saturating_sub(1), random);
+    let at = now + delay.max(asked.unwrap_or_default().min(DELAY_MAX));
     if is_expired(queued_at, at) { RetryDecision::Dead } else { RetryDecision::RetryAt(at) }
 }
 
-/// Whether a delivery that has waited since `queued_at` is not tried any more.
+/// Whether a delivery queued at `queued_at` is no longer retried.
 pub fn is_expired(queued_at: Timestamp, now: Timestamp) -> bool {
     queued_at + DELIVERY_TTL <= now
 }
 
-/// Who ended a session, in the words of CAEP 1.0 §2.
+/// Who ended a session, as CAEP 1.0 §2 names it.
 pub const fn initiator(by: EndedBy) -> Initiator {
     match by {
         EndedBy::Holder | EndedBy::User(_) => Initiator::User,
@@ -146,7 +145,7 @@ pub const fn initiator(by: EndedBy) -> Initiator {
     }
 }
 
-/// Why a session ended, for a receiver's log.
+/// Why a session ended, in English, for a receiver's log.
 pub const fn reason_text(reason: RevokeReason) -> &'static str {
     match reason {
         RevokeReason::SignedOut => "signed out",
@@ -168,28 +167,28 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000_000);
     const TICK: Duration = Duration::from_micros(1);
 
-    fn pause(attempt: u32, asked: Option<Duration>, random: u32) -> Duration {
+    fn delay(attempt: u32, asked: Option<Duration>, random: u32) -> Duration {
         match after_failure(attempt, NOW, NOW, asked, random) {
             RetryDecision::RetryAt(at) => at.since(NOW),
-            RetryDecision::Dead => panic!("attempt {attempt} is young"),
+            RetryDecision::Dead => panic!("attempt {attempt} is within the first day"),
         }
     }
 
     #[test]
-    fn pauses_double_and_are_drawn_and_bounded() {
-        let (least, most) = (|attempt| pause(attempt, None, 0), |attempt| pause(attempt, None, u32::MAX));
+    fn delays_double_with_jitter_up_to_the_maximum() {
+        let (least, most) = (|attempt| delay(attempt, None, 0), |attempt| delay(attempt, None, u32::MAX));
         let seconds = Duration::from_secs;
         assert_eq!([1, 2, 3, 12].map(most), [seconds(1), seconds(2), seconds(4), seconds(2_048)]);
         assert_eq!([1, 2, 3].map(least), [seconds(1) / 2, seconds(1), seconds(2)]);
-        assert_eq!([13, 40, u32::MAX].map(most), [PAUSE_MAX; 3]);
+        assert_eq!([13, 40, u32::MAX].map(most), [DELAY_MAX; 3]);
     }
 
     #[test]
-    fn a_receiver_may_ask_for_more_within_bounds() {
+    fn a_receiver_may_ask_for_a_longer_delay_within_bounds() {
         let minute = Duration::from_secs(60);
-        assert_eq!(pause(1, Some(minute), 0), minute);
-        assert_eq!(pause(12, Some(minute), 0), Duration::from_secs(1_024), "never for less");
-        assert_eq!(pause(1, Some(PAUSE_MAX * 9), 0), PAUSE_MAX);
+        assert_eq!(delay(1, Some(minute), 0), minute);
+        assert_eq!(delay(12, Some(minute), 0), Duration::from_secs(1_024), "never for less");
+        assert_eq!(delay(1, Some(DELAY_MAX * 9), 0), DELAY_MAX);
 
         assert_eq!(retry_after("120", NOW), Some(minute * 2));
         assert_eq!(retry_after("Sun, 09 Sep 2001 01:47:40 GMT", NOW), Some(minute));
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_is_tried_for_a_day() {
+    fn a_delivery_is_retried_for_a_day() {
         assert!(!is_expired(NOW, NOW + DELIVERY_TTL - TICK));
         assert!(is_expired(NOW, NOW + DELIVERY_TTL));
         let second = Duration::from_secs(1);
@@ -210,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_taken_for_what_it_means() {
+    fn responses_are_classified() {
         for kind in EndpointKind::ALL {
             for status in [200, 202, 204, 299] {
-                assert_eq!(classify_answer(kind, status, b"whatever"), DeliveryOutcome::Taken);
+                assert_eq!(classify_answer(kind, status, b"whatever"), DeliveryOutcome::Accepted);
             }
             for status in [100, 199, 300, 301, 302, 307, 401, 403, 404, 410, 429, 500, 503] {
                 assert_eq!(classify_answer(kind, status, b"{}"), DeliveryOutcome::Failed(format!("answered {status}")));

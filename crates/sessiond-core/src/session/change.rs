@@ -1,4 +1,4 @@
-//! What may be changed of a session: what the host application keeps with it.
+//! Changes to a session: the values that the host application stores with it.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +8,23 @@ use super::violation::CLAIMS_BYTES_MAX;
 use super::violation::Violation;
 use super::violation::Violations;
 
-/// New values; `None` leaves a field as it is.
+/// New values. `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
-    /// The claims, as a whole.
+    /// Replaces all claims.
     pub claims: Option<serde_json::Map<String, serde_json::Value>>,
-    /// The labels, as a whole.
+    /// Replaces all labels.
     pub labels: Option<BTreeMap<String, String>>,
-    /// The device's name; `Some(None)` takes it away.
+    /// The device's name; `Some(None)` removes it.
     pub device_name: Option<Option<String>>,
 }
 
 impl Change {
-    /// Checks the new values against the bounds of a new session.
+    /// Validates the new values against the bounds of a new session.
     ///
     /// # Errors
     ///
-    /// All that is wrong with them.
+    /// Returns all violations.
     pub fn check(self) -> Result<Self, Vec<Violation>> {
         let mut found = Violations::default();
         if let Some(claims) = &self.claims {
@@ -37,7 +37,7 @@ impl Change {
         found.into_result(Self { device_name, ..self })
     }
 
-    /// Makes the change.
+    /// Applies the change.
     pub fn apply(self, session: &mut Session) {
         if let Some(claims) = self.claims {
             session.claims = claims;
@@ -46,7 +46,7 @@ impl Change {
             session.labels = labels;
         }
         if let Some(name) = self.device_name {
-            // Not a refresh, and so nothing to hide from the user: it shows at once.
+            // Visible at once: unlike a refresh, it reveals nothing that `as_shown_to_user` hides.
             if let Some(before) = &mut session.device_before {
                 before.device.name.clone_from(&name);
             }

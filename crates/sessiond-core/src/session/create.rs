@@ -1,5 +1,5 @@
-//! What may be asked of a new session, and the session that comes of it. The bounds that only a new session has are stated
-//! here, the others in `violation`; the proto's comments repeat them.
+//! Creates sessions. The bounds that only a new session has are defined here, all others in `violation`; the comments in the
+//! proto repeat them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,23 +22,23 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 
-/// The most authentication methods.
+/// The most authentication methods of a session.
 pub const AMR_MAX: usize = 16;
 /// The longest name of an authentication method, in bytes.
 pub const AMR_BYTES_MAX: usize = 64;
 
-/// A session to open, as the creating service describes it; see [`CreateRequest::check`].
+/// A request for a session, not yet validated; see [`CreateRequest::check`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CreateRequest {
     /// The user.
     pub user_id: String,
-    /// How long the session lasts at most, in milliseconds.
+    /// The session's lifetime, in milliseconds.
     pub expires_in_millis: Option<i64>,
-    /// How long it may stay unused, in milliseconds.
+    /// How long the session may stay unused, in milliseconds.
     pub idle_timeout_millis: Option<i64>,
     /// Whether someone else acts as the user.
     pub is_impersonation: bool,
-    /// Who does.
+    /// The impersonator.
     pub impersonator_id: Option<String>,
     /// When and how the user proved who they are.
     pub authentication: Authentication,
@@ -56,16 +56,16 @@ pub struct CreateRequest {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A session to open, checked.
+/// A validated request for a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewSession {
     /// The user.
     pub user: UserId,
-    /// How long the session lasts at most.
+    /// The session's lifetime.
     pub ttl: Duration,
     /// How long it may stay unused.
     pub idle_ttl: Duration,
-    /// Who acts as the user, when someone does.
+    /// Who acts as the user, in an impersonation.
     pub impersonator: Option<Impersonator>,
     /// When and how the user proved who they are.
     pub authentication: Authentication,
@@ -80,7 +80,7 @@ pub struct NewSession {
 }
 
 impl NewSession {
-    /// The plainest session of a user.
+    /// A session of a user with the policy's defaults.
     pub fn of(user: UserId, policy: &Policy) -> Self {
         Self {
             user,
@@ -97,12 +97,12 @@ impl NewSession {
 }
 
 impl CreateRequest {
-    /// Checks the request against every bound, the project's among them. The device has a name only if the request gives
+    /// Validates the request against all bounds, including the project's. The device has a name only if the request gives
     /// one; see [`Device::named`].
     ///
     /// # Errors
     ///
-    /// All violations at once, so that a caller need not find them one at a time.
+    /// Returns all violations.
     pub fn check(self, now: Timestamp, policy: &Policy) -> Result<NewSession, Vec<Violation>> {
         let mut found = Violations::default();
         let user = found.require(
@@ -110,7 +110,7 @@ impl CreateRequest {
             "user_id",
             "must be 1 to 255 bytes without control characters, and not `me`",
         );
-        // Libraries send their usual lifetime with an impersonation too: that one is cut, and not refused.
+        // Clients send their usual lifetime with an impersonation too, so it is capped instead of refused.
         let ttl_max = if self.is_impersonation { SESSION_TTL_MAX } else { policy.session_ttl_max };
         let ttl = found.ttl(self.expires_in_millis, ttl_max, "expires_in_millis");
         let idle_ttl = found.ttl(self.idle_timeout_millis, policy.idle_ttl_max, "idle_timeout_millis");
@@ -147,7 +147,7 @@ impl CreateRequest {
 }
 
 impl Session {
-    /// The session that is opened under this epoch, at this moment.
+    /// Opens a session under this epoch, at this moment.
     pub fn open(id: SessionId, project: ProjectId, epoch: Epoch, new: NewSession, now: Timestamp) -> Self {
         let (expires_at, idle_ttl) = (now + new.ttl, new.idle_ttl);
         Self {
@@ -172,7 +172,7 @@ impl Session {
     }
 }
 
-// The bounds of a new session alone.
+// The bounds that only a new session has.
 impl Violations {
     fn ttl(&mut self, millis: Option<i64>, max: Duration, field: &'static str) -> Option<Duration> {
         let ttl = Duration::from_millis(millis?.try_into().unwrap_or(0));
@@ -195,7 +195,7 @@ impl Violations {
     }
 
     fn authentication(&mut self, authentication: &Authentication, now: Timestamp) {
-        // A minute of leeway: the caller's clock is not ours.
+        // A minute of leeway, because the caller's clock may be ahead.
         let leeway = Duration::from_secs(60);
         let past = |time| Timestamp::from_seconds(0) <= time && time <= now + leeway;
         self.check(authentication.time.is_none_or(past), "auth_time", "must be a past moment since 1970");
@@ -231,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn the_plainest_draft_opens_the_plainest_session() {
+    fn a_minimal_request_has_the_defaults() {
         assert_eq!(check(request(), NOW), Ok(NewSession::of(UserId::parse("ada").expect("an id"), &Policy::default())));
     }
 
     #[test]
-    fn lifetimes_are_bounded_on_both_sides() {
+    fn lifetimes_have_a_minimum_and_a_maximum() {
         for (millis, fits) in
             [(999, false), (1_000, true), (31_708_800_000, true), (31_708_800_001, false), (-1, false)]
         {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_s_own_limits_are_bounds_and_defaults() {
+    fn a_projects_limits_are_bounds_and_defaults() {
         let mut policy = Policy::default();
         policy.preset(crate::session::policy::Preset::Aal2);
         let new = request().check(NOW, &policy).expect("the defaults fit");

@@ -1,4 +1,4 @@
-//! What is known of a session's device, and what it learns from a request.
+//! The device of a session, and its update by a request.
 
 use std::net::IpAddr;
 
@@ -10,32 +10,31 @@ use super::origin::is_library;
 use super::origin::network;
 use super::rotation::OriginMatch;
 
-/// What is known of the device.
+/// A device, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// A name that a person would recognise.
     pub name: Option<String>,
-    /// Its `User-Agent`.
+    /// The `User-Agent` header.
     pub user_agent: Option<String>,
-    /// Its address.
+    /// The IP address.
     pub ip: Option<IpAddr>,
 }
 
-/// Finds the name of a device in its `User-Agent`; `None` if that says nothing of one. The same text must always give the
-/// same name.
+/// Derives a device's name from its `User-Agent`; `None` if that names no device. Must be deterministic.
 pub type DeviceNamer = fn(&str) -> Option<String>;
 
 impl Device {
-    /// Where a request comes from, as against where the device was last seen: elsewhere is another network, or another
-    /// `User-Agent` than that of a gRPC library. What is not known of one of them is no difference.
+    /// Compares a request's origin with the device. Another network, or another `User-Agent`, is elsewhere; the `User-Agent` of a
+    /// gRPC library and unknown values are ignored.
     pub fn origin_match(&self, origin: &Origin) -> OriginMatch {
         let moved = self.ip.zip(origin.ip).is_some_and(|(one, other)| network(one) != network(other));
-        let said = origin.user_agent.as_deref().filter(|text| !is_library(text));
-        let other = self.user_agent.as_deref().zip(said).is_some_and(|(one, other)| one != other);
+        let user_agent = origin.user_agent.as_deref().filter(|text| !is_library(text));
+        let other = self.user_agent.as_deref().zip(user_agent).is_some_and(|(one, other)| one != other);
         if moved || other { OriginMatch::Elsewhere } else { OriginMatch::Same }
     }
 
-    /// The device as its session's creator describes it.
+    /// The device as the creator of its session describes it.
     pub fn described(name: Option<&str>, user_agent: Option<&str>, ip: Option<&str>) -> Self {
         Self {
             name: name.and_then(device_name),
@@ -44,7 +43,7 @@ impl Device {
         }
     }
 
-    /// The device with a name: the given one, or else the one that its `User-Agent` leads to.
+    /// Fills in the name from the `User-Agent` if none was given.
     #[must_use]
     pub fn named(mut self, name_of: DeviceNamer) -> Self {
         if self.name.is_none() {
@@ -53,15 +52,15 @@ impl Device {
         self
     }
 
-    /// Takes over what a request of the device shows, and keeps the rest. A given name stays; a name that an earlier
-    /// `User-Agent` led to follows the new one.
+    /// Updates the device from a request; keeps what the request does not show. A given name is kept, and a derived one follows
+    /// the `User-Agent`.
     pub fn update_from(&mut self, origin: &Origin, name_of: DeviceNamer) {
         self.ip = origin.ip.or(self.ip);
         let Some(user_agent) = origin.user_agent.as_deref().filter(|text| !is_library(text)) else { return };
         if self.name.is_some() && self.user_agent.as_deref() == Some(user_agent) {
             return;
         }
-        // Whether a name was given is not stored: it was not if it is the one that the `User-Agent` leads to.
+        // Whether a name was given is not stored: it was not if it equals the derived one.
         let given = self.name.is_some() && self.name != self.user_agent.as_deref().and_then(name_of);
         if !given {
             self.name = name_of(user_agent);
@@ -77,7 +76,6 @@ mod tests {
     const CHROME: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
     const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0";
 
-    /// Knows these two browsers.
     fn name_of(user_agent: &str) -> Option<String> {
         let known = [(CHROME, "Chrome on Windows"), (FIREFOX, "Firefox on Linux")];
         known.into_iter().find(|(text, _)| *text == user_agent).map(|(_, name)| name.to_owned())
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_given_stays() {
+    fn a_given_name_is_kept() {
         assert_eq!(device(Some("phone"), Some(CHROME)).named(name_of).name.as_deref(), Some("phone"));
         let (name, user_agent) = seen(device(Some("phone"), Some(CHROME)), Some(FIREFOX));
         assert_eq!((name.as_deref(), user_agent.as_deref()), (Some("phone"), Some(FIREFOX)));
@@ -122,17 +120,21 @@ mod tests {
     }
 
     #[test]
-    fn any_other_name_follows_the_user_agent() {
+    fn a_derived_name_follows_the_user_agent() {
         assert_eq!(device(None, Some(CHROME)).named(name_of).name.as_deref(), Some("Chrome on Windows"));
         assert_eq!(device(None, None).named(name_of).name, None);
         for before in [device(None, None), device(None, Some("rubbish")), device(None, Some(CHROME)).named(name_of)] {
             assert_eq!(seen(before, Some(FIREFOX)).0.as_deref(), Some("Firefox on Linux"));
         }
-        assert_eq!(seen(device(None, Some(CHROME)).named(name_of), Some("rubbish")).0, None, "nothing untrue stays");
+        assert_eq!(
+            seen(device(None, Some(CHROME)).named(name_of), Some("rubbish")).0,
+            None,
+            "an outdated name is removed"
+        );
     }
 
     #[test]
-    fn what_says_nothing_changes_nothing() {
+    fn libraries_and_missing_values_change_nothing() {
         for nothing in [None, Some("grpc-node-js/1.14.1"), Some("tonic/0.14.2"), Some(CHROME)] {
             let (name, user_agent) = seen(device(None, Some(CHROME)).named(name_of), nothing);
             assert_eq!(

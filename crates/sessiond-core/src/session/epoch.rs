@@ -1,17 +1,17 @@
-//! What ends many sessions at once.
+//! Epochs, which end many sessions at once.
 
-/// A counter per project and one per user. Raising either ends every session that was opened under a smaller one.
-/// No clocks are compared.
+/// The epochs of a project and a user: counters. Raising either ends all sessions opened under a smaller value. No clocks are
+/// involved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch {
-    /// The project's.
+    /// The project's epoch.
     pub project: i64,
-    /// The user's.
+    /// The user's epoch.
     pub user: i64,
 }
 
 impl Epoch {
-    /// Whether a session opened under this epoch is ended by the present one.
+    /// Whether the present epoch ends a session opened under this one.
     pub const fn is_before(self, present: Self) -> bool {
         self.project < present.project || self.user < present.user
     }

@@ -1,4 +1,4 @@
-//! What a session is, and when it is over.
+//! A session and its lifetime.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,31 +14,31 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
 
-/// Why a session ended before its time. The numbers are stored: they are never given a second meaning.
+/// Why a session was revoked. The numbers stored for it are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RevokeReason {
-    /// The user signed out of it.
+    /// The user signed out.
     SignedOut,
-    /// An old refresh token came back: two parties held the chain.
+    /// A refresh token was reused: two parties held it.
     RefreshTokenReused,
-    /// A new session took its place.
+    /// Replaced by a new session.
     Replaced,
-    /// It was ended by its id.
+    /// Revoked by id.
     Revoked,
-    /// All sessions of its user, or of its project, were ended at once.
+    /// All sessions of the user or the project were revoked.
     RevokedAll,
-    /// It made room for a new one.
+    /// Evicted by the session limit.
     Evicted,
-    /// Its user was erased.
+    /// The user was erased.
     Erased,
-    /// The key that its tokens were signed with was revoked.
+    /// The signing key of its tokens was revoked.
     KeyRevoked,
-    /// The database was restored from a backup, which may not know of sessions that had ended.
+    /// The database was restored from a backup, which may lack revocations.
     Restored,
 }
 
 impl RevokeReason {
-    /// The name, in the audit and the metrics.
+    /// The name in the audit log and the metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SignedOut => "SIGNED_OUT",
@@ -54,53 +54,53 @@ impl RevokeReason {
     }
 }
 
-/// Who ended a session. Written down with it, for the audit.
+/// Who ended a session, for the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndedBy {
-    /// Somebody with a token of the session itself.
+    /// The holder of a token of the session.
     Holder,
-    /// Its user, from another session.
+    /// The user, from another session.
     User(SessionId),
-    /// A service, by its server key.
+    /// A service, with its server key.
     Service(KeyId),
-    /// We ourselves, by a rule.
+    /// sessiond, by a rule.
     Sessiond,
-    /// The operator, from the command line.
+    /// The operator, on the command line.
     Operator,
 }
 
-/// Someone who acts as the user.
+/// The id of someone who acts as the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impersonator(pub String);
 
-/// How and when the user proved who they are, as far as the creating service said.
+/// How and when the user authenticated, as far as the creating service stated it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Authentication {
-    /// When.
+    /// The time of authentication.
     pub time: Option<Timestamp>,
-    /// The authentication context class.
+    /// The authentication context class reference.
     pub acr: Option<String>,
-    /// The methods (RFC 8176).
+    /// The authentication methods (RFC 8176).
     pub amr: Vec<String>,
 }
 
 /// The device before a refresh changed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceBefore {
-    /// When it changed: the first time of a day (UTC).
+    /// When it first changed on that day (UTC).
     pub changed_at: Timestamp,
-    /// The device until then.
+    /// The device before that.
     pub device: Device,
 }
 
 /// One sign-in of one user on one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
-    /// Its id within the project.
+    /// The id.
     pub id: SessionId,
-    /// Its project.
+    /// The project.
     pub project: ProjectId,
-    /// Its user.
+    /// The user.
     pub user: UserId,
     /// The epoch it was opened under.
     pub epoch: Epoch,
@@ -108,45 +108,45 @@ pub struct Session {
     pub created_at: Timestamp,
     /// When it was last used.
     pub last_used_at: Timestamp,
-    /// When it was last used before the day (UTC) of that; none when it was opened on that day.
+    /// When it was last used before the day (UTC) of `last_used_at`; `None` if it was opened on that day.
     pub used_before_at: Option<Timestamp>,
-    /// When it ends at the latest. Half-open: at exactly this moment it is over.
+    /// When it expires at the latest. Half-open: at exactly this moment it has ended.
     pub expires_at: Timestamp,
     /// How long it may stay unused.
     pub idle_ttl: Duration,
-    /// When it ends if it is not refreshed before. Half-open, and never after `expires_at`.
+    /// When it expires if it is not refreshed. Half-open, and never after `expires_at`.
     pub idle_expires_at: Timestamp,
-    /// When and why it was ended before its time.
+    /// When and why it was revoked.
     pub revoked: Option<(Timestamp, RevokeReason)>,
-    /// Who acts as the user, when someone does.
+    /// Who acts as the user, in an impersonation.
     pub impersonator: Option<Impersonator>,
-    /// How the user proved who they are.
+    /// How the user authenticated.
     pub authentication: Authentication,
     /// The device.
     pub device: Device,
-    /// The device before the day (UTC) on which it last changed; none if no refresh has changed it.
+    /// The device before the day (UTC) on which it last changed; `None` if no refresh has changed it.
     pub device_before: Option<DeviceBefore>,
-    /// The host application's own labels.
+    /// The host application's labels.
     pub labels: BTreeMap<String, String>,
-    /// The host application's own claims, merged into every access token.
+    /// The host application's claims, merged into every access token.
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
-/// What decides whether a session is live.
+/// The part of a session that decides whether it is live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     /// The epoch it was opened under.
     pub epoch: Epoch,
-    /// When it ends at the latest.
+    /// When it expires at the latest.
     pub expires_at: Timestamp,
-    /// When it ends if it is not refreshed before.
+    /// When it expires if it is not refreshed.
     pub idle_expires_at: Timestamp,
-    /// Whether it was ended before its time.
+    /// Whether it was revoked.
     pub is_revoked: bool,
 }
 
 impl Lifetime {
-    /// Whether the session is live at this moment, under the present epoch of its user and project.
+    /// Whether the session is live at this moment, under the present epochs.
     pub fn is_live(self, now: Timestamp, present: Epoch) -> bool {
         !self.is_revoked && now < self.expires_at && now < self.idle_expires_at && !self.epoch.is_before(present)
     }
@@ -162,7 +162,7 @@ pub struct EpochRaisedAt {
 }
 
 impl Session {
-    /// Whether the session is live at this moment, under the present epoch of its user and project.
+    /// Whether the session is live at this moment, under the present epochs.
     pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
         self.lifetime().is_live(now, present)
     }
@@ -176,29 +176,29 @@ impl Session {
         }
     }
 
-    /// The session as it is shown: one that fell to a raised epoch was ended then, though nobody has touched its row.
+    /// Marks the session as revoked if a raised epoch has ended it. Its row does not say so: raising an epoch does not update
+    /// the rows of the sessions.
     ///
-    /// Only the last raise has a time. Where it was the only one since the session was opened, and came when the session
-    /// had run out, it ended nothing.
+    /// Only the last raise has a time. If it was the only one since the session was opened, and the session had expired by
+    /// then, it did not end the session.
     #[must_use]
     pub fn with_epoch_revocation(mut self, present: Epoch, raised: EpochRaisedAt) -> Self {
         let end = self.expires_at.min(self.idle_expires_at);
-        let fell_at = |own: i64, present: i64, at: Option<Timestamp>| {
+        let revoked_at = |own: i64, present: i64, at: Option<Timestamp>| {
             at.filter(|at| own + 1 < present || (own < present && *at < end))
         };
-        let by_project = fell_at(self.epoch.project, present.project, raised.project);
-        let by_user = fell_at(self.epoch.user, present.user, raised.user);
-        let fell = by_project.into_iter().chain(by_user).min().map(|at| (at, RevokeReason::RevokedAll));
-        self.revoked = self.revoked.into_iter().chain(fell).min_by_key(|(at, _)| *at);
+        let by_project = revoked_at(self.epoch.project, present.project, raised.project);
+        let by_user = revoked_at(self.epoch.user, present.user, raised.user);
+        let by_epoch = by_project.into_iter().chain(by_user).min().map(|at| (at, RevokeReason::RevokedAll));
+        self.revoked = self.revoked.into_iter().chain(by_epoch).min_by_key(|(at, _)| *at);
         self
     }
 
-    /// The session as its user is shown it at this moment.
+    /// The session as its user may see it at this moment: as it was at the last midnight (UTC).
     ///
-    /// A thief with a copy of the tokens sees what the user sees, and within the grace of a refresh the copy is as good as the
-    /// original: so nothing here may tell when a refresh happened. Rounding to a day is not enough, for the first refresh of a
-    /// day would still show at once. So what is shown is how it was at the last midnight (UTC), and changes at no other time;
-    /// the end of a session that is over is the one thing that hides nothing any more.
+    /// A thief with a copy of the tokens sees what the user sees, and the copy works within the grace of a refresh. So nothing
+    /// here may reveal when a refresh happened. Rounding to a day is not enough, because the first refresh of a day would be
+    /// visible at once. Only the end of an ended session is exact: it reveals nothing useful.
     #[must_use]
     pub fn as_shown_to_user(mut self, now: Timestamp) -> Self {
         let used_at = match self.last_used_at.day_begin() < now.day_begin() {
@@ -207,7 +207,7 @@ impl Session {
         };
         let idle_expires_at = match self.idle_expires_at <= now {
             true => self.idle_expires_at.day_end(),
-            // Not over: not before the next midnight, by what may be told.
+            // Still live: the next midnight at the earliest, so that the value does not contradict that.
             false => (used_at + self.idle_ttl).max(now + Duration::from_micros(1)).day_end(),
         };
         self.device = self.device_shown_to_user(now).clone();
@@ -216,7 +216,7 @@ impl Session {
         self
     }
 
-    /// The device as its user is shown it at this moment: as it was at the last midnight (UTC), or when the session was opened.
+    /// The device as its user may see it: as it was at the last midnight (UTC), or when the session was opened.
     pub fn device_shown_to_user(&self, now: Timestamp) -> &Device {
         match &self.device_before {
             Some(before) if before.changed_at.day_begin() >= now.day_begin() => &before.device,
@@ -224,7 +224,7 @@ impl Session {
         }
     }
 
-    /// Takes over what a refresh shows of the device.
+    /// Updates the device from a refresh.
     pub fn update_from(&mut self, origin: &Origin, name_of: DeviceNamer, now: Timestamp) {
         let mut device = self.device.clone();
         device.update_from(origin, name_of);
@@ -232,23 +232,23 @@ impl Session {
             return;
         }
         let before = std::mem::replace(&mut self.device, device);
-        // On a day on which it has changed already, what it was at midnight stays.
+        // If it has already changed on this day, keeps the device of midnight.
         if self.device_before.as_ref().is_none_or(|before| before.changed_at.day_begin() < now.day_begin()) {
             self.device_before = Some(DeviceBefore { changed_at: now, device: before });
         }
     }
 
-    /// Notes that the session was used: its idle time begins again.
+    /// Records that the session was used, and restarts its idle time.
     pub fn touch(&mut self, now: Timestamp) {
         if self.last_used_at.day_begin() < now.day_begin() {
             self.used_before_at = Some(self.last_used_at);
         }
-        // A replica whose clock is behind must not turn back what another has written.
+        // A replica whose clock is behind must not undo a later update.
         self.last_used_at = self.last_used_at.max(now);
         self.idle_expires_at = self.idle_expires_at.max(self.expires_at.min(now + self.idle_ttl));
     }
 
-    /// When an access token issued at this moment expires: it never outlives its session.
+    /// When an access token issued at this moment expires: never after its session.
     pub fn access_expires_at(&self, now: Timestamp, policy: &Policy) -> Timestamp {
         (now + policy.access_token_ttl).min(self.expires_at).min(self.idle_expires_at)
     }
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_epoch_of_either_kind_ends_it() {
+    fn raising_either_epoch_ends_the_session() {
         let session = session(Duration::from_secs(10), Duration::from_secs(10));
         assert!(session.is_live(START, NOW));
         assert!(!session.is_live(START, Epoch { project: 2, user: 1 }));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_fell_shows_when_it_did() {
+    fn a_session_ended_by_an_epoch_has_the_time_of_the_raise() {
         let (ttl, raised_at) = (Duration::from_secs(10), START + Duration::from_secs(5));
         let raised = EpochRaisedAt { project: None, user: Some(raised_at) };
         assert_eq!(session(ttl, ttl).with_epoch_revocation(NOW, raised).revoked, None, "opened after");
@@ -302,18 +302,18 @@ mod tests {
         assert_eq!(
             signed_out.with_epoch_revocation(Epoch { project: 1, user: 2 }, raised).revoked,
             Some(before),
-            "what came first"
+            "the earlier one counts"
         );
 
         let short = Duration::from_secs(5);
         let lapsed = session(ttl, short).with_epoch_revocation(Epoch { project: 1, user: 2 }, raised);
-        assert_eq!(lapsed.revoked, None, "it ran out at that very moment");
+        assert_eq!(lapsed.revoked, None, "it expired at that moment");
         let earlier = session(ttl, short).with_epoch_revocation(Epoch { project: 1, user: 3 }, raised);
-        assert!(earlier.revoked.is_some(), "it fell to a raise before that one");
+        assert!(earlier.revoked.is_some(), "an earlier raise ended it");
     }
 
     #[test]
-    fn use_moves_the_idle_limit_up_to_the_absolute_one_and_never_back() {
+    fn use_extends_the_idle_limit_up_to_the_absolute_one() {
         let mut session = session(Duration::from_secs(25), Duration::from_secs(10));
         session.touch(START + Duration::from_secs(8));
         assert_eq!(session.idle_expires_at, START + Duration::from_secs(18));
@@ -323,9 +323,9 @@ mod tests {
         assert_eq!(session.idle_expires_at, session.expires_at);
     }
 
-    /// Whatever refreshes there are in a day, what the user is shown stays as it was at midnight.
+    /// Refreshes within a day do not change what the user sees.
     #[test]
-    fn what_is_shown_changes_at_midnight_alone() {
+    fn the_user_sees_changes_only_after_midnight() {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         const HOUR: Duration = Duration::from_secs(60 * 60);
         for idle_ttl in [HOUR / 4, DAY, DAY * 90] {
@@ -344,13 +344,14 @@ mod tests {
                         seen.push(session.clone().as_shown_to_user(now));
                     }
                 }
-                let told = |session: &Session| (session.last_used_at, session.idle_expires_at, session.device.clone());
-                let while_live = seen.iter().filter(|session| session.idle_expires_at > midnight).map(told);
+                let visible =
+                    |session: &Session| (session.last_used_at, session.idle_expires_at, session.device.clone());
+                let while_live = seen.iter().filter(|session| session.idle_expires_at > midnight).map(visible);
                 assert!(
                     while_live.clone().all(|one| Some(one) == while_live.clone().next()),
                     "day {day}, {idle_ttl:?}"
                 );
-                for (used, idle, _) in seen.iter().map(told) {
+                for (used, idle, _) in seen.iter().map(visible) {
                     assert_eq!((used, idle), (used.day_begin(), idle.day_begin()), "whole days");
                     assert!(used <= midnight);
                 }
@@ -360,9 +361,8 @@ mod tests {
         assert_eq!(session.clone().as_shown_to_user(START).idle_expires_at, session.expires_at, "never after that");
     }
 
-    /// The device of the last refresh before midnight is the one that is shown after it, whatever came before that.
     #[test]
-    fn the_device_that_is_shown_is_that_of_midnight() {
+    fn the_user_sees_the_device_of_midnight() {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         let mut session = session(DAY * 365, DAY * 90);
         let start = START.day_begin();

@@ -1,30 +1,30 @@
-//! How many sessions a user may have.
+//! The limit on the live sessions of a user.
 
 use super::policy::Overflow;
 use super::policy::SessionLimit;
 use crate::clock::Timestamp;
 use crate::id::SessionId;
 
-/// A live session that counts.
+/// A live session that counts toward the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveSession {
-    /// Which. Its order is that of opening.
+    /// The id; ids sort by time of creation.
     pub session: SessionId,
     /// When it was last used.
     pub last_used_at: Timestamp,
 }
 
-/// What becomes of one more sign-in.
+/// The decision on another sign-in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is let in, and these make room: none, as a rule, and several where the limit was lowered.
+    /// Admitted. These sessions are evicted: usually none or one, and several after the limit was lowered.
     Admitted(Vec<SessionId>),
-    /// It is not.
+    /// Refused.
     Refused,
 }
 
 impl Admission {
-    /// Those that make room.
+    /// The sessions to evict.
     pub fn evicted(&self) -> &[SessionId] {
         match self {
             Self::Admitted(evicted) => evicted,
@@ -33,7 +33,7 @@ impl Admission {
     }
 }
 
-/// Judges one more sign-in of a user with these live sessions, in any order.
+/// Decides on another sign-in of a user with these live sessions, in any order.
 pub fn admit(mut live: Vec<LiveSession>, limit: SessionLimit) -> Admission {
     let excess = (live.len() + 1).saturating_sub(usize::try_from(limit.max).unwrap_or(usize::MAX));
     match limit.overflow {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    /// Opened in this order; the middle one unused for longest.
+    /// In order of creation; the middle one was used least recently.
     fn live() -> Vec<LiveSession> {
         [(1, 30), (2, 10), (3, 20)]
             .map(|(opened, used)| LiveSession {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_limit_nobody_has_to_go() {
+    fn below_the_limit_no_session_is_evicted() {
         for overflow in [Overflow::Reject, Overflow::EvictOldest, Overflow::EvictIdle] {
             assert_eq!(admit(&live(), 4, overflow), Admission::Admitted(vec![]), "{overflow:?}");
         }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_limit_makes_room_for_all_at_once() {
+    fn a_lowered_limit_evicts_several_sessions() {
         let live = live();
         let all_but_newest = vec![live[0].session, live[1].session];
         assert_eq!(admit(&live, 2, Overflow::EvictOldest), Admission::Admitted(all_but_newest));

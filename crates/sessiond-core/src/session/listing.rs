@@ -1,4 +1,4 @@
-//! What may be asked of a listing, and what is in it.
+//! The filter of a listing, and its page size.
 
 use super::device::Device;
 use super::epoch::Epoch;
@@ -8,41 +8,42 @@ use super::violation::Violation;
 use super::violation::Violations;
 use crate::clock::Timestamp;
 
-/// The most sessions that a page holds; a larger size is cut to it (AIP-158).
+/// The largest page size. Larger values are reduced to it (AIP-158).
 pub const PAGE_SIZE_MAX: i32 = 1_000;
-/// How many sessions a page holds when the size is unset or 0 (AIP-158).
+/// The page size if it is unset or 0 (AIP-158).
 pub const PAGE_SIZE_DEFAULT: i32 = 50;
-/// The most labels that one listing selects by.
+/// The most labels in a filter.
 pub const LABELS_MAX: usize = 8;
 
-/// Which sessions, by whether they are live.
+/// Whether a listing includes live or ended sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Those that are.
+    /// Live sessions.
     Live,
-    /// Those that are not.
+    /// Ended sessions.
     Ended,
-    /// All.
+    /// All sessions.
     Any,
 }
 
-/// What a listing selects by. All must hold.
+/// The filter of a listing. A session must match all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Live or not.
     pub state: State,
-    /// Labels, each with its value.
+    /// Labels with their values.
     pub labels: Vec<(String, String)>,
     /// The device's name.
     pub device_name: Option<String>,
 }
 
 impl Filter {
-    /// Reads what was asked for: labels as `key=value`, and the number of sessions on a page, by the rules of AIP-158.
+    /// Validates a request: labels as `key=value`, and the page size by the rules of AIP-158. Returns the filter and the page
+    /// size.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// Returns all violations.
     pub fn check(
         state: State,
         labels: &[String],
@@ -54,7 +55,7 @@ impl Filter {
         let pairs = pairs.filter(|pairs| pairs.len() <= LABELS_MAX);
         let pairs = found.require(pairs, "labels", "must be at most 8, each written `key=value`").unwrap_or_default();
         let labels = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        // As it was kept with the session: see `origin`.
+        // Cleaned as the stored name was; see `origin`.
         let device_name = device_name.map(|name| origin::device_name(&name).unwrap_or_default());
         let page_size = page_size.filter(|size| *size != 0).unwrap_or(PAGE_SIZE_DEFAULT).min(PAGE_SIZE_MAX);
         found.check(page_size > 0, "page_size", "must not be negative");
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn page_size_0_is_the_default_and_too_large_is_the_most() {
+    fn page_size_0_is_the_default_and_larger_sizes_are_reduced() {
         for (size, expected) in [
             (None, 50),
             (Some(0), 50),

@@ -1,4 +1,4 @@
-//! Where a request comes from, and what is kept of its description of the device.
+//! The origin of a request: address and `User-Agent`.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -7,33 +7,34 @@ use ipnet::IpNet;
 
 use super::violation::TEXT_BYTES_MAX;
 
-/// The longest `User-Agent` that is kept, in bytes.
+/// The longest stored `User-Agent`, in bytes.
 pub const USER_AGENT_BYTES_MAX: usize = 1_024;
 
-/// Where a request comes from, as far as the edge can tell.
+/// The origin of a request, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// The client's address: never a mapped one (RFC 4291 §2.5.5.2).
+    /// The client's address, never IPv4-mapped (RFC 4291 §2.5.5.2).
     pub ip: Option<IpAddr>,
-    /// Its `User-Agent`: at most 1,024 bytes without control characters.
+    /// The `User-Agent`: at most 1,024 bytes, without control characters.
     pub user_agent: Option<String>,
 }
 
-// What describes a device never refuses a request: a sign-in must not fail for a header that a client made up. It is cut to
-// its bound, cleaned, or left out, by these three, wherever it comes from.
+// A malformed description of a device never refuses a request: a sign-in must not fail because of a header. These three
+// functions truncate it, clean it, or leave it out.
 
-/// What is kept of a `User-Agent`: at most [`USER_AGENT_BYTES_MAX`] bytes, control characters as spaces; `None` if nothing
-/// is left.
+/// Cleans a `User-Agent`: truncates it to [`USER_AGENT_BYTES_MAX`] bytes, and replaces control characters by spaces. `None` if
+/// nothing is left.
 pub fn user_agent(text: &str) -> Option<String> {
-    legible(text, USER_AGENT_BYTES_MAX)
+    clean(text, USER_AGENT_BYTES_MAX)
 }
 
-/// What is kept of a device's name: as [`user_agent`], at most [`TEXT_BYTES_MAX`] bytes.
+/// Cleans a device's name as [`user_agent`] does, with at most [`TEXT_BYTES_MAX`] bytes.
 pub fn device_name(text: &str) -> Option<String> {
-    legible(text, TEXT_BYTES_MAX)
+    clean(text, TEXT_BYTES_MAX)
 }
 
-/// What is kept of an address: without a port, brackets or a zone (RFC 4007 §11), never a mapped one; `None` if it is none.
+/// Parses an address; drops a port, brackets and a zone (RFC 4007 §11), and unmaps an IPv4-mapped one. `None` if it is not an
+/// address.
 pub fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let inner = text.strip_prefix('[').and_then(|text| text.split_once(']')).map_or(text, |(inner, _)| inner);
@@ -42,17 +43,17 @@ pub fn address(text: &str) -> Option<IpAddr> {
     bare.parse().ok().or_else(with_port).map(|ip: IpAddr| ip.to_canonical())
 }
 
-fn legible(text: &str, bytes_max: usize) -> Option<String> {
-    // Cut first: the work is bounded by what is kept.
+fn clean(text: &str, bytes_max: usize) -> Option<String> {
+    // Truncated first, which bounds the work.
     let cut = &text[..text.floor_char_boundary(bytes_max)];
-    let clean: String = cut.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
-    // A control character above U+007F takes two bytes and its space one, so the text never grows.
-    let clean = clean.trim();
-    (!clean.is_empty()).then(|| clean.to_owned())
+    let text: String = cut.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    // A space is never longer than the control character that it replaces.
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// The network that an address is in: the first 24 bits of an IPv4 address, the first 48 of an IPv6 one. A household or an
-/// office is in one, and all that a log may show of an address.
+/// The network of an address: its first 24 bits for IPv4, 48 for IPv6. A household or an office usually shares one. Logs show
+/// the network instead of the address.
 pub fn network(ip: IpAddr) -> IpNet {
     let (ip, bits) = match ip.to_canonical() {
         ip @ IpAddr::V4(_) => (ip, 24),
@@ -61,10 +62,10 @@ pub fn network(ip: IpAddr) -> IpNet {
     IpNet::new(ip, bits).map_or_else(|_| IpNet::from(ip), |network| network.trunc())
 }
 
-/// The `User-Agent`s of gRPC libraries, by their beginnings. They say nothing of a device.
+/// The prefixes of the `User-Agent`s of gRPC libraries, which do not identify a device.
 const LIBRARIES: [&str; 4] = ["grpc-", "tonic/", "connect-", "grpc/"];
 
-/// Whether the `User-Agent` is only the name of a gRPC library, which the application has added nothing to.
+/// Whether the `User-Agent` is a gRPC library's default, without an addition by the application.
 pub fn is_library(user_agent: &str) -> bool {
     LIBRARIES.iter().any(|library| user_agent.starts_with(library))
 }
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_describes_a_device_is_cut_cleaned_or_left_out() {
+    fn descriptions_of_a_device_are_truncated_cleaned_or_left_out() {
         let long = "é".repeat(1_000);
         for (text, kept) in [
             ("curl/8", Some("curl/8".to_owned())),
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_is_one_only_where_the_application_says_nothing() {
+    fn an_application_prefix_is_not_a_library() {
         for library in
             ["grpc-go/1.76.0", "grpc-java-netty/1.76.0", "grpc-node-js/1.14.1", "tonic/0.14.2", "connect-go/1.19"]
         {

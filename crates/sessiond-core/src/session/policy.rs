@@ -1,4 +1,4 @@
-//! What a project has set.
+//! The settings of a project.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,101 +7,102 @@ use super::violation::TEXT_BYTES_MAX;
 use super::violation::Violations;
 use crate::clock::Timestamp;
 
-/// The longest that an access token may last, whatever a project sets. A retired key stays published this long.
+/// The longest lifetime of an access token that a project may set. A retired key stays published this long.
 pub const ACCESS_TOKEN_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The longest that a session may last, and so the longest that an expired token can still name a live one: 367 days.
+/// The longest lifetime of a session: 367 days.
 pub const SESSION_TTL_MAX: Duration = Duration::from_secs(367 * 24 * 60 * 60);
 
-/// The shortest that a session or an idle limit may be: one second.
+/// The shortest lifetime or idle limit of a session: one second.
 pub const SESSION_TTL_MIN: Duration = Duration::from_secs(1);
 
-/// The most sessions that a limit may allow a user: to count them is part of each sign-in.
+/// The largest session limit: each sign-in counts the sessions.
 pub const SESSIONS_MAX: u32 = 1_000;
 
-/// The most bytes that a project's own claims may take as JSON.
+/// The most bytes of a project's default claims as JSON.
 pub const DEFAULT_CLAIMS_BYTES_MAX: usize = 2_048;
 
 /// One project's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// How long an access token lasts at most; a session that ends earlier makes it shorter. Default 10 minutes.
+    /// The lifetime of an access token; shorter if its session ends earlier. Default: 10 minutes.
     ///
-    /// A verifier that does not follow the revocations goes on accepting a signed-out token for this long.
+    /// A verifier that does not follow the revocations accepts a revoked token for this long.
     pub access_token_ttl: Duration,
 
-    /// How long after the issue of a successor its predecessor still gets that same one. Default 10 seconds.
+    /// How long a used refresh token may be repeated: it gets the same successor again. Counted from the issue of that
+    /// successor. Default: 10 seconds.
     ///
-    /// Half-open: at exactly this age it is over. Too short and a lost answer looks like theft; too long and a thief's
-    /// copy goes unnoticed for as long.
+    /// Half-open: at exactly this age the grace has ended. Too short, and a lost response looks like theft; too long, and a
+    /// thief's copy stays unnoticed for that long.
     pub refresh_grace: Duration,
 
-    /// How long a session lasts, unless its creator says otherwise. Default 365 days.
+    /// The default lifetime of a session. Default: 365 days.
     pub session_ttl: Duration,
 
-    /// The longest that a creator may ask for. Default 367 days.
+    /// The longest lifetime that a creator may request. Default: 367 days.
     pub session_ttl_max: Duration,
 
-    /// How long a session may stay unused, unless its creator says otherwise. Default 90 days. Counted from the last
-    /// refresh: the check of an access token is something that we never see.
+    /// The default idle limit of a session: how long it may stay unused. Default: 90 days. Counted from the last refresh, as
+    /// sessiond does not see the offline verification of access tokens.
     pub idle_ttl: Duration,
 
-    /// The longest that a creator may ask for. Default 367 days.
+    /// The longest idle limit that a creator may request. Default: 367 days.
     pub idle_ttl_max: Duration,
 
-    /// What a late repeat means while the successor lies unused.
+    /// The treatment of a repeat after the grace while the successor is unused.
     pub late_repeat: LateRepeat,
 
-    /// What a repeat within the grace means that comes from another network or user agent.
+    /// The treatment of a repeat within the grace from another network or user agent.
     pub repeat_elsewhere: RepeatElsewhere,
 
     /// Who may refresh.
     pub refreshing: Refreshing,
 
-    /// How a user must have authenticated who ends other sessions than the own one.
+    /// The authentication that a user needs to revoke sessions other than the current one.
     pub revoking: StepUp,
 
-    /// How long an impersonation lasts, unless its creator says otherwise. Default 1 hour. Never longer than a session may.
+    /// The default lifetime of an impersonation. Default: 1 hour. Capped by `session_ttl_max`.
     pub impersonation_ttl: Duration,
 
-    /// The longest that an impersonation lasts: a creator who asks for more gets this. Default 24 hours. No refresh moves it.
+    /// The longest lifetime of an impersonation; longer requests are capped. Default: 24 hours. A refresh does not extend it.
     pub impersonation_ttl_max: Duration,
 
-    /// How many live sessions a user may have; impersonations do not count. Default: any number.
+    /// The limit on a user's live sessions, not counting impersonations. Default: none.
     pub sessions: Option<SessionLimit>,
 
-    /// Claims for every access token of the project. A session's own claim of the same name wins.
+    /// Claims for every access token of the project. A session's claim of the same name takes precedence.
     pub default_claims: Arc<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// How many live sessions a user may have, and what happens to one too many.
+/// The limit on a user's live sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimit {
-    /// The most: 1 to [`SESSIONS_MAX`].
+    /// The most sessions: 1 to [`SESSIONS_MAX`].
     pub max: u32,
-    /// What happens then.
+    /// What happens at a sign-in beyond the limit.
     pub overflow: Overflow,
 }
 
-/// What happens when a user with as many sessions as allowed signs in once more.
+/// What happens at a sign-in beyond the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
-    /// The sign-in is refused.
+    /// Refuses the sign-in.
     Reject,
-    /// The session that was opened first ends.
+    /// Ends the oldest session.
     EvictOldest,
-    /// The session that was used last before all others ends.
+    /// Ends the session that was used least recently.
     EvictIdle,
 }
 
 /// The reauthentication limits of NIST SP 800-63B-4, by authentication assurance level (§2.1.3, §2.2.3, §2.3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
-    /// At most 30 days; no limit on inactivity within them.
+    /// At most 30 days, without an idle limit.
     Aal1,
-    /// At most 24 hours, and 1 hour unused.
+    /// At most 24 hours, or 1 hour idle.
     Aal2,
-    /// At most 12 hours, and 15 minutes unused.
+    /// At most 12 hours, or 15 minutes idle.
     Aal3,
 }
 
@@ -109,7 +110,7 @@ impl Preset {
     /// Every level.
     pub const ALL: [Self; 3] = [Self::Aal1, Self::Aal2, Self::Aal3];
 
-    /// The name, on the command line.
+    /// The name on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Aal1 => "aal1",
@@ -118,7 +119,7 @@ impl Preset {
         }
     }
 
-    /// How long a session may last, and how long it may stay unused.
+    /// The longest lifetime and idle limit.
     pub const fn limits(self) -> (Duration, Duration) {
         const HOUR: u64 = 60 * 60;
         match self {
@@ -130,8 +131,8 @@ impl Preset {
 }
 
 impl Policy {
-    /// Sets the limits of a preset, as defaults and as bounds. An access token that would outlast the idle limit is cut to
-    /// it: a session that is never refreshed is over by then, and so is its token.
+    /// Sets the limits of a preset, both as defaults and as bounds. Caps the lifetime of access tokens at the idle limit, when a
+    /// session that is never refreshed ends.
     pub fn preset(&mut self, preset: Preset) {
         let (ttl, idle_ttl) = preset.limits();
         (self.session_ttl, self.session_ttl_max) = (ttl, ttl);
@@ -139,11 +140,11 @@ impl Policy {
         self.access_token_ttl = self.access_token_ttl.min(idle_ttl);
     }
 
-    /// Checks the settings against each other and against the outer bounds.
+    /// Validates the settings against each other and against the bounds.
     ///
     /// # Errors
     ///
-    /// What is wrong, in words for the operator.
+    /// Returns the first violation, with a message for the operator.
     pub fn check(&self) -> Result<(), PolicyError> {
         let bounds = SESSION_TTL_MIN..=SESSION_TTL_MAX;
         if !bounds.contains(&self.session_ttl) || !bounds.contains(&self.idle_ttl) {
@@ -183,25 +184,25 @@ impl Policy {
         }
     }
 
-    /// The preset whose bounds these are, if they are one's: which preset was given is not stored.
+    /// The preset that has these bounds, if any: the preset itself is not stored.
     fn preset_of_bounds(&self) -> Option<Preset> {
         Preset::ALL.into_iter().find(|preset| preset.limits() == (self.session_ttl_max, self.idle_ttl_max))
     }
 }
 
-/// Why a policy does not hold together.
+/// Why a policy is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// A default is longer than its bound.
+    /// A default exceeds its bound.
     #[error("{}", longer(flag, *ttl, *max, *preset))]
     Longer {
-        /// The default's flag, without its hyphens; the bound's has `-max` after it.
+        /// The default's flag, without hyphens in front; the bound's has the suffix `-max`.
         flag: &'static str,
         /// The default.
         ttl: Duration,
         /// The bound.
         max: Duration,
-        /// The preset that the bounds are from.
+        /// The preset that set the bounds.
         preset: Option<Preset>,
     },
     /// A setting is out of bounds.
@@ -209,7 +210,7 @@ pub enum PolicyError {
     Rule(&'static str),
 }
 
-/// Names both flags with both values: either may be the one that was not given this time.
+/// Names both flags and values, because either may have been set earlier.
 fn longer(flag: &str, ttl: Duration, max: Duration, preset: Option<Preset>) -> String {
     let (ttl, max) = (duration_text(ttl), duration_text(max));
     let from = preset.map(|preset| format!(", the limit of preset {}", preset.as_str())).unwrap_or_default();
@@ -220,7 +221,7 @@ fn longer(flag: &str, ttl: Duration, max: Duration, preset: Option<Preset>) -> S
     )
 }
 
-/// A duration as a flag takes it: in the largest unit that divides it.
+/// Formats a duration as a flag value, in the largest unit that divides it.
 pub fn duration_text(duration: Duration) -> String {
     let millis = duration.as_millis();
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
@@ -228,48 +229,48 @@ pub fn duration_text(duration: Duration) -> String {
     units.iter().find(divides).map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", millis / unit))
 }
 
-/// What it means when a predecessor comes back after the grace and its successor was never used.
+/// The treatment of a refresh token that is repeated after the grace while its successor is unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LateRepeat {
-    /// A client that lost the answer: it gets a new successor.
+    /// A lost response: the client gets a new successor.
     Forgiven,
-    /// Theft: the session ends. For those who would rather sign in again than wonder.
+    /// Theft: the session ends.
     Theft,
 }
 
-/// What it means when a refresh is repeated within the grace from another network or with another user agent than it was made
-/// with. Either way it is written into the audit, counted and logged.
+/// The treatment of a refresh that is repeated within the grace from another network or user agent. Either way it is logged,
+/// counted, and recorded in the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepeatElsewhere {
-    /// A client that changed networks, as far as anyone can tell: it gets the same successor.
+    /// A client that changed networks: it gets the same successor.
     Allowed,
-    /// Theft: the session ends. A client that loses an answer while it changes networks signs in again.
+    /// Theft: the session ends. A client that loses a response while it changes networks has to sign in again.
     Theft,
 }
 
 /// Who may refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refreshing {
-    /// Whoever has a refresh token.
+    /// Anyone with a refresh token.
     ByAnyone,
-    /// Only a client that shows a server key of the project too (RFC 6749 §2.3): a refresh token alone is worth nothing.
+    /// Only clients that authenticate with a server key of the project (RFC 6749 §2.3).
     ByClientsAlone,
 }
 
-/// What the authentication behind an access token must have been (RFC 9470).
+/// The authentication that an access token must be based on (RFC 9470).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepUp {
-    /// How long ago at most: by the session's `auth_time`. Half-open: at exactly this age it is too old.
+    /// The largest age, by the session's `auth_time`. Half-open: exactly this age is too old.
     pub auth_age: Option<Duration>,
-    /// Which `acr` will do; empty: any, and none.
+    /// The accepted values of `acr`. Empty: any value, or none.
     pub acr: Arc<[String]>,
 }
 
-/// The most values of `acr` that a policy names.
+/// The most `acr` values in a policy.
 pub const ACR_VALUES_MAX: usize = 8;
 
 impl StepUp {
-    /// Whether an authentication is enough. Where something is asked for, what is not known of it is not enough.
+    /// Whether an authentication is sufficient. An unknown value does not meet a requirement.
     pub fn admits(&self, auth_time: Option<Timestamp>, acr: Option<&str>, now: Timestamp) -> bool {
         let is_recent = self.auth_age.is_none_or(|age| auth_time.is_some_and(|at| now < at + age));
         let is_strong = self.acr.is_empty() || acr.is_some_and(|acr| self.acr.iter().any(|known| known == acr));
@@ -278,7 +279,7 @@ impl StepUp {
 
     fn fits(&self) -> bool {
         let age = self.auth_age.is_none_or(|age| (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&age));
-        // They stand in a header, between quotes and with spaces between them (RFC 9470 §3).
+        // They are sent in a quoted, space-separated header parameter (RFC 9470 §3).
         let value = |acr: &String| {
             let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\' && byte != b',';
             (1..=TEXT_BYTES_MAX).contains(&acr.len()) && acr.bytes().all(fits)
@@ -313,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_and_every_preset_hold_together() {
+    fn the_defaults_and_presets_are_valid() {
         assert_eq!(Policy::default().check(), Ok(()));
         for preset in [Preset::Aal1, Preset::Aal2, Preset::Aal3] {
             let mut policy = Policy::default();
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_reads_back_as_it_was_set() {
+    fn durations_round_trip() {
         for (millis, text) in
             [(0, "0s"), (1, "1ms"), (1_500, "1500ms"), (60_000, "1m"), (90 * 86_400_000, "90d"), (90_000, "90s")]
         {
@@ -334,14 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_beyond_its_bound_is_refused_by_flag_and_preset() {
+    fn a_default_beyond_its_bound_names_flag_and_preset() {
         let mut policy = Policy::default();
         policy.preset(Preset::Aal2);
         policy.idle_ttl = Duration::from_secs(30 * 24 * 60 * 60);
-        let said = policy.check().expect_err("the preset's bound").to_string();
+        let error = policy.check().expect_err("the preset's bound").to_string();
         let expected = "--idle-ttl 30d is longer than --idle-ttl-max 1h, the limit of preset aal2: give --idle-ttl 1h or \
                         less, or --idle-ttl-max 30d or more as well, which departs from the preset";
-        assert_eq!(said, expected);
+        assert_eq!(error, expected);
         let long = Policy { session_ttl_max: Duration::from_secs(60), ..Policy::default() };
         let expected = "--session-ttl 365d is longer than --session-ttl-max 1m: give --session-ttl 1m or less, or \
                         --session-ttl-max 365d or more as well";
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_up_is_half_open_and_what_is_not_known_is_not_enough() {
+    fn a_step_up_is_half_open_and_unknown_values_do_not_meet_it() {
         let (now, age) = (Timestamp::from_seconds(1_000_000), Duration::from_secs(300));
         let tick = Duration::from_micros(1);
         assert!(StepUp::default().admits(None, None, now));
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_hold_together_is_refused() {
+    fn invalid_policies_are_refused() {
         let second = Duration::from_secs(1);
         let bad = |change: fn(&mut Policy)| {
             let mut policy = Policy::default();

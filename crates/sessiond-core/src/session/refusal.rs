@@ -1,4 +1,4 @@
-//! Why we say no. The wire's name, message and code for each are in one table: `reason.rs`.
+//! Refusals. Their names, messages and codes on the wire are in `reason.rs`.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::token::verified::VerifyError;
 
-/// A refusal: the request was understood, and the answer is no. Nothing has failed.
+/// Why a request is refused. A refusal is a decision; nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No credential was presented where one is needed.
+    /// The request needs a credential, and has none.
     CredentialsMissing,
-    /// The access token is not one of ours. One answer for all the ways in which that can be.
+    /// The access token is malformed, or was not issued here. Does not say which.
     UnparsableAccessToken,
-    /// The access token is genuine, and over.
+    /// The access token is genuine, but expired.
     AccessTokenExpired {
         /// When it expired.
         expired_at: Timestamp,
@@ -28,43 +28,42 @@ pub enum Refusal {
         /// Its session.
         session: SessionId,
     },
-    /// The access token is of one project where another's is expected: that of its own key, or of whoever asks.
+    /// The access token belongs to one project where another is expected: that of its key, or of the caller.
     WrongProject {
-        /// The project that is expected.
+        /// The expected project.
         expected: String,
-        /// The project that the token names.
+        /// The token's project.
         actual: String,
     },
-    /// The token is genuine, and its session has ended.
+    /// The token is genuine, but its session has ended.
     SessionRevoked,
     /// The server key is unknown or revoked.
     InvalidServerKey,
-    /// Unknown, malformed, expired, revoked: one answer, so that there is nothing to probe.
+    /// The refresh token is unknown, malformed, expired or revoked. Does not say which, so that tokens cannot be probed.
     RefreshTokenNotFoundOrExpired,
-    /// The refresh token is genuine, and the project takes it only from a client that shows a server key.
+    /// The refresh token is genuine, but the project accepts it only from clients that authenticate.
     ClientAuthenticationRequired,
-    /// The token is genuine, and its user has not authenticated recently or strongly enough for this (RFC 9470): what would
-    /// be enough.
+    /// The token is genuine, but the user's authentication is not recent or strong enough (RFC 9470). Has the requirement.
     InsufficientUserAuthentication(StepUp),
-    /// The right credentials, from the wrong kind of caller.
+    /// The credentials are valid, but this kind of caller may not do this.
     InsufficientAccessType,
-    /// A server key in a browser: it has no business there.
+    /// A server key was sent by a browser.
     ServerKeyInBrowser,
-    /// No such session, or none that the caller may know of.
+    /// The session does not exist, or the caller may not see it.
     SessionNotFound,
-    /// A user asks about another user.
+    /// A user's request concerns another user.
     NotYourUser,
-    /// A user's own current session ends by signing out, not by its id.
+    /// The current session cannot be revoked by id; it ends by signing out.
     CannotDeleteCurrentSession,
-    /// The user has as many sessions as the project allows.
+    /// The user has reached the project's session limit.
     SessionLimitReached,
-    /// No such project, or none was named.
+    /// The project does not exist, or none was named.
     ProjectNotFound,
     /// The request does not fit its schema.
     Schema(Vec<Violation>),
-    /// Too many in too short a time.
+    /// Too many requests.
     RateLimited {
-        /// After how long a repeat has a chance.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
 }

@@ -1,5 +1,4 @@
-//! Which tokens are over before their time: what whoever verifies them by themselves has to remember. It forgets by itself,
-//! because every token runs out.
+//! The set of revocations, for verifiers that do not call sessiond per request. Bounded in time, because every token expires.
 
 use std::time::Duration;
 
@@ -14,44 +13,44 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::token::verified::VerifiedToken;
 
-/// What was ended.
+/// What a revocation revokes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {
     /// A session.
     Session {
-        /// Which.
+        /// The session.
         id: SessionId,
-        /// Someone else acted as the user in it.
+        /// Whether it is an impersonation.
         is_impersonation: bool,
     },
-    /// Every session of a user that was opened under an epoch smaller than this one.
+    /// All sessions of a user that were opened under a smaller epoch.
     User {
         /// The user.
         user: UserId,
         /// The epoch.
         epoch: i64,
-        /// The one session that goes on.
+        /// A session that is not revoked.
         spared: Option<SessionId>,
     },
-    /// Every session of the project that was opened under an epoch smaller than this one.
+    /// All sessions of the project that were opened under a smaller epoch.
     Project {
         /// The epoch.
         epoch: i64,
     },
-    /// Every token that was signed with this key.
+    /// All tokens signed with this key.
     SigningKey(KeyId),
-    /// Whatever a service with this key is listening to.
+    /// A server key: closes the streams of its services.
     ServerKey(KeyId),
 }
 
-/// A genuine token, as far as this question goes.
+/// The part of a verified token that decides whether it is revoked.
 #[derive(Clone, Copy, Debug)]
 pub struct Bearer<'a> {
-    /// Its project.
+    /// The project.
     pub project: &'a ProjectId,
-    /// Its user.
+    /// The user.
     pub user: &'a UserId,
-    /// Its session.
+    /// The session.
     pub session: SessionId,
     /// The epoch that its session was opened under.
     pub epoch: Epoch,
@@ -67,43 +66,44 @@ impl<'a> From<&'a VerifiedToken> for Bearer<'a> {
     }
 }
 
-/// A moment on a clock that only goes forward: the time since some beginning, by the caller's reckoning.
+/// A moment on the caller's monotonic clock.
 pub type Elapsed = Duration;
 
-/// What has ended, and is to be remembered. Entries may come in any order, and more than once.
+/// A set of revocations. Entries may be inserted in any order, and repeatedly.
 ///
-/// Whoever asks takes no lock and waits for nobody, whatever is taken in meanwhile. A session takes some 60 bytes.
+/// Reads are wait-free, also during inserts. A session takes about 60 bytes.
 #[derive(Debug)]
 pub struct RevokedSet {
-    /// Each with the second until which it is remembered. Their ids are random, and ours: nobody chooses where they fall.
+    /// Each with the second at which it is removed. A fast hash is safe, because no one else chooses the ids.
     sessions: HashMap<SessionId, u32, FxBuildHasher>,
     users: HashMap<(ProjectId, UserId), UserCutoff>,
     projects: HashMap<ProjectId, ProjectCutoff>,
     keys: HashMap<KeyId, u32>,
 }
 
-/// A smaller epoch than this is over.
+/// Revokes smaller epochs.
 #[derive(Clone, Copy, Debug)]
 struct ProjectCutoff {
     epoch: i64,
     until: u32,
 }
 
-/// All cut-offs of a user in one: only the one with the greatest epoch can spare anyone that the others do not end.
+/// All revocations of a user's sessions, merged: only the one with the greatest epoch can spare a session that the others do not
+/// revoke.
 #[derive(Clone, Copy, Debug)]
 struct UserCutoff {
-    /// The greatest epoch, and whom it spares.
+    /// The greatest epoch, and the session that it spares.
     epoch: i64,
     spared: Option<SessionId>,
     /// The greatest epoch among those that do not spare that session.
-    epoch_of_spared: i64,
+    epoch_for_spared: i64,
     until: u32,
 }
 
 impl Default for RevokedSet {
     fn default() -> Self {
-        // Grown bit by bit, a map of many entries would be in two halves most of the time, and each question be asked of both:
-        // with a million, that takes thirty times as long. Whoever adds to it waits a moment now and then; nobody else does.
+        // A map that is resized incrementally has two tables most of the time, and a lookup searches both: with a million
+        // entries that is thirty times slower. Blocking inserts now and then does not affect reads.
         const MODE: ResizeMode = ResizeMode::Blocking;
         Self {
             sessions: HashMap::builder().resize_mode(MODE).hasher(FxBuildHasher).build(),
@@ -115,21 +115,21 @@ impl Default for RevokedSet {
 }
 
 impl RevokedSet {
-    /// Takes in what has ended, to be remembered until that second.
-    pub fn insert(&self, project: &ProjectId, ended: &RevocationTarget, until: Elapsed) {
+    /// Inserts a revocation, to be kept until `until`, rounded up to a second.
+    pub fn insert(&self, project: &ProjectId, target: &RevocationTarget, until: Elapsed) {
         let until = ceil_seconds(until);
-        match ended {
+        match target {
             RevocationTarget::Session { id, .. } => {
                 self.sessions.pin().update_or_insert(*id, |known| until.max(*known), until);
             }
             RevocationTarget::User { user, epoch, spared } => {
-                let cut = UserCutoff { epoch: *epoch, spared: *spared, epoch_of_spared: i64::MIN, until };
+                let cut = UserCutoff { epoch: *epoch, spared: *spared, epoch_for_spared: i64::MIN, until };
                 let key = (project.clone(), user.clone());
-                self.users.pin().update_or_insert(key, |known| known.joined(cut), cut);
+                self.users.pin().update_or_insert(key, |known| known.merged(cut), cut);
             }
             RevocationTarget::Project { epoch } => {
                 let cut = ProjectCutoff { epoch: *epoch, until };
-                self.projects.pin().update_or_insert(project.clone(), |known| known.joined(cut), cut);
+                self.projects.pin().update_or_insert(project.clone(), |known| known.merged(cut), cut);
             }
             RevocationTarget::SigningKey(key) | RevocationTarget::ServerKey(key) => {
                 self.keys.pin().update_or_insert(*key, |known| until.max(*known), until);
@@ -137,15 +137,15 @@ impl RevokedSet {
         }
     }
 
-    /// Whether a token is over.
+    /// Whether a token is revoked.
     pub fn has(&self, bearer: &Bearer<'_>) -> bool {
         let Bearer { project, user, session, epoch, key } = bearer;
         self.sessions.pin().contains_key(session)
             || self.has_key(*key)
             || self.projects.pin().get(*project).is_some_and(|cut| epoch.project < cut.epoch)
-            // Most of the time nobody has ended everything at once, and then the key need not be put together.
+            // Usually empty, and then the key need not be built.
             || (!self.users.is_empty()
-                && self.users.pin().get(&((*project).clone(), (*user).clone())).is_some_and(|cut| cut.ends(*session, epoch.user)))
+                && self.users.pin().get(&((*project).clone(), (*user).clone())).is_some_and(|cut| cut.revokes(*session, epoch.user)))
     }
 
     /// Whether a key was revoked.
@@ -153,7 +153,7 @@ impl RevokedSet {
         self.keys.pin().contains_key(&key)
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) {
         self.sessions.pin().clear();
         self.users.pin().clear();
@@ -161,7 +161,7 @@ impl RevokedSet {
         self.keys.pin().clear();
     }
 
-    /// Forgets what no token outlives.
+    /// Removes entries that every token has outlived.
     pub fn forget(&self, now: Elapsed) {
         let now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
         self.sessions.pin().retain(|_, until| now < *until);
@@ -170,42 +170,42 @@ impl RevokedSet {
         self.keys.pin().retain(|_, until| now < *until);
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.sessions.len() + self.users.len() + self.projects.len() + self.keys.len()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl ProjectCutoff {
-    fn joined(self, other: Self) -> Self {
+    fn merged(self, other: Self) -> Self {
         Self { epoch: self.epoch.max(other.epoch), until: self.until.max(other.until) }
     }
 }
 
 impl UserCutoff {
-    fn ends(&self, session: SessionId, epoch: i64) -> bool {
-        let least = if self.spared == Some(session) { self.epoch_of_spared } else { self.epoch };
+    fn revokes(&self, session: SessionId, epoch: i64) -> bool {
+        let least = if self.spared == Some(session) { self.epoch_for_spared } else { self.epoch };
         epoch < least
     }
 
-    fn joined(self, other: Self) -> Self {
+    fn merged(self, other: Self) -> Self {
         let (greater, smaller) = if self.epoch >= other.epoch { (self, other) } else { (other, self) };
-        // What the smaller one says of the session that the greater one spares.
-        let of_spared = if smaller.spared == greater.spared { smaller.epoch_of_spared } else { smaller.epoch };
+        // The epoch of the smaller one for the session that the greater one spares.
+        let of_spared = if smaller.spared == greater.spared { smaller.epoch_for_spared } else { smaller.epoch };
         Self {
-            epoch_of_spared: greater.epoch_of_spared.max(of_spared),
+            epoch_for_spared: greater.epoch_for_spared.max(of_spared),
             until: greater.until.max(smaller.until),
             ..greater
         }
     }
 }
 
-/// Whole seconds, rounded up: rather remembered a second too long.
+/// Whole seconds, rounded up: better kept a second too long.
 pub fn ceil_seconds(moment: Elapsed) -> u32 {
     let up = moment.as_secs() + u64::from(moment.subsec_nanos() > 0);
     u32::try_from(up).unwrap_or(u32::MAX)
@@ -229,7 +229,7 @@ mod tests {
         clock::new_session_id(Timestamp::from_seconds(at))
     }
 
-    fn ended(id: SessionId) -> RevocationTarget {
+    fn revoked_session(id: SessionId) -> RevocationTarget {
         RevocationTarget::Session { id, is_impersonation: false }
     }
 
@@ -245,20 +245,20 @@ mod tests {
     const UNTIL: Elapsed = Duration::from_secs(10);
 
     #[test]
-    fn a_session_is_remembered_until_no_token_of_it_lives() {
+    fn a_session_is_kept_until_its_tokens_have_expired() {
         let (set, one, key) = (RevokedSet::default(), session(1), key());
-        set.insert(&project(), &ended(one), UNTIL);
-        set.insert(&project(), &ended(one), UNTIL + Duration::from_millis(1));
-        set.insert(&project(), &ended(one), UNTIL);
+        set.insert(&project(), &revoked_session(one), UNTIL);
+        set.insert(&project(), &revoked_session(one), UNTIL + Duration::from_millis(1));
+        set.insert(&project(), &revoked_session(one), UNTIL);
         assert!(has(&set, "ada", one, [0, 0], key) && !has(&set, "ada", session(1), [0, 0], key));
         set.forget(UNTIL);
-        assert!(has(&set, "ada", one, [0, 0], key), "the longest term counts");
+        assert!(has(&set, "ada", one, [0, 0], key), "the latest time counts");
         set.forget(UNTIL + Duration::from_secs(1));
         assert!(!has(&set, "ada", one, [0, 0], key) && set.is_empty());
     }
 
     #[test]
-    fn cut_offs_end_smaller_epochs_and_keys_their_tokens() {
+    fn epochs_revoke_smaller_ones_and_keys_their_tokens() {
         let (set, one, ours) = (RevokedSet::default(), session(1), key());
         set.insert(&project(), &RevocationTarget::User { user: user("ada"), epoch: 3, spared: None }, UNTIL);
         assert!(has(&set, "ada", one, [0, 2], ours) && !has(&set, "ada", one, [0, 3], ours));
@@ -272,14 +272,14 @@ mod tests {
         assert!(set.is_empty());
     }
 
-    /// Against the plain reading: a token is over when any cut-off has a greater epoch and does not spare it.
+    /// Compared with the definition: a token is revoked if any revocation has a greater epoch and does not spare its session.
     #[test]
-    fn cut_offs_of_one_user_join_in_any_order() {
+    fn revocations_of_one_user_merge_in_any_order() {
         let (early, late) = (session(1), session(2));
         let all = [(1, None), (1, Some(early)), (2, Some(early)), (3, Some(early)), (3, Some(late)), (4, None)];
         for bits in 0_u32..1 << all.len() {
             let chosen: Vec<_> = (0..all.len()).filter(|at| bits >> at & 1 == 1).map(|at| all[at]).collect();
-            // An epoch is raised once, and so has one session spared.
+            // An epoch is raised once, with at most one spared session.
             if chosen.windows(2).any(|pair| pair[0].0 == pair[1].0) {
                 continue;
             }
@@ -291,9 +291,9 @@ mod tests {
                 }
                 for token in [early, late, session(3)] {
                     for epoch in 0..5 {
-                        let over = chosen.iter().any(|(least, spared)| epoch < *least && *spared != Some(token));
-                        let says = has(&set, "ada", token, [0, epoch], key());
-                        assert_eq!(says, over, "{chosen:?} {epoch}");
+                        let expected = chosen.iter().any(|(least, spared)| epoch < *least && *spared != Some(token));
+                        let revoked = has(&set, "ada", token, [0, epoch], key());
+                        assert_eq!(revoked, expected, "{chosen:?} {epoch}");
                     }
                 }
             }

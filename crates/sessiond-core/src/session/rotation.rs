@@ -1,12 +1,12 @@
-//! What becomes of a presented refresh token.
+//! Rotation of refresh tokens, and detection of reuse.
 //!
-//! A session's refresh tokens form a chain. The *head* is the present one; presenting it makes the next generation.
-//! Presenting an older one R is judged by the age of R's present successor:
+//! A session's refresh tokens form a chain. The *head* is the current one; presenting it creates the next generation. If an older
+//! token R is presented, the decision depends on the age of R's current successor:
 //!
-//! 1. within the grace: that same successor, even if it is in use already. Lost answers, retries and tabs land here. From
-//!    another network or user agent it is told, and by policy it is theft;
+//! 1. within the grace: the same successor again, even if it was used already. Causes are lost responses, retries and browser
+//!    tabs. From another network or user agent it is reported, and by policy it is theft;
 //! 2. later, and the successor was never used: a new successor, the next *attempt*; the old one is superseded;
-//! 3. later, and the successor was used, or R is itself superseded: two parties hold the chain.
+//! 3. later, and the successor was used, or R itself is superseded: reuse. Two parties hold the chain.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use super::policy::RepeatElsewhere;
 use crate::clock::Timestamp;
 use crate::token::refresh::Link;
 
-/// The most rotations within one grace. A client that refreshes so often is out of control; it is asked to wait, and
-/// the record of issues stays bounded.
+/// The most rotations within one grace, which bounds the record of issues. No correct client refreshes that often; it has to
+/// wait.
 pub const ROTATIONS_MAX: usize = 32;
 
-/// The most repeats of one refresh within its grace: retries and tabs make a few.
+/// The most repeats of one refresh within its grace.
 pub const REPEATS_MAX: u32 = 32;
 
-/// Where a token is presented, as against where the last refresh came from.
+/// Where a token is presented, compared with the last refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginMatch {
-    /// The same network and user agent, as far as is known.
+    /// The same network and user agent, as far as known.
     Same,
     /// Another network, or another user agent.
     Elsewhere,
@@ -35,67 +35,67 @@ pub enum OriginMatch {
 /// The repeats of the last refresh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repeats {
-    /// How many.
+    /// Their number.
     pub count: u32,
     /// Whether one came from elsewhere.
     pub elsewhere: bool,
 }
 
-/// A session's chain, as far as it still matters: the last links with the moment each was issued.
+/// The relevant part of a session's chain: the last tokens, and when each was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// The head's generation.
     generation: u32,
-    /// The last generations' adopted attempts and times of issue, the head's last. Never empty.
+    /// The current attempts of the last generations, ending with the head's. Never empty.
     issues: Vec<Issue>,
     /// The repeats since the head was issued.
     repeats: Repeats,
 }
 
-/// One generation's adopted attempt, and when it was issued.
+/// The current attempt of one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Issue {
-    /// The attempt: how many before it were superseded unused.
+    /// How many attempts before it were superseded unused.
     pub attempt: u32,
-    /// The moment of issue.
+    /// When it was issued.
     pub issued_at: Timestamp,
 }
 
 /// The decision on a presented token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// Answer with the successor that was issued before; the chain remembers the repeat.
+    /// Return the same successor again; the chain counts the repeat.
     Repeated(Link, Chain, RepeatNotice),
-    /// Answer with a new successor; the chain is now this one.
+    /// Return a new successor; the chain is now this one.
     Advanced(Link, Chain),
     /// Two parties hold the chain: the session ends.
     Reused,
-    /// A repeat within the grace from another network or user agent, which the policy takes for theft: the session ends.
+    /// A repeat within the grace from another network or user agent, which is theft by policy: the session ends.
     ReusedElsewhere,
-    /// More rotations or repeats within the grace than any honest client makes: wait.
+    /// Too many rotations or repeats within the grace: the client has to wait this long.
     Throttled(Duration),
-    /// A token of the future, which only a database restored from a backup can meet. Nothing changes.
+    /// A token that is newer than the head: the database was restored from a backup. Nothing changes.
     Unknown,
 }
 
-/// What there is to say of a repeat.
+/// What to report about a repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepeatNotice {
-    /// Nothing: it came from where the refresh did.
-    Nothing,
-    /// It came from elsewhere, as the first since the refresh.
+    /// Nothing: it came from the same place as the refresh.
+    None,
+    /// It is the first from elsewhere since the refresh.
     FirstElsewhere,
-    /// It came from elsewhere, as another one did before.
+    /// It is from elsewhere, and not the first.
     AnotherElsewhere,
 }
 
 impl Chain {
-    /// The chain of a new session: its first token is the head.
+    /// The chain of a new session.
     pub fn start(now: Timestamp) -> Self {
         Self { generation: 0, issues: vec![Issue { attempt: 0, issued_at: now }], repeats: Repeats::default() }
     }
 
-    /// Takes a chain from the database; `None` when it cannot be one.
+    /// The chain with these parts, from the database; `None` if they are inconsistent.
     pub fn from_parts(generation: u32, issues: Vec<Issue>, repeats: Repeats) -> Option<Self> {
         let fits = !issues.is_empty() && u32::try_from(issues.len()).is_ok_and(|count| count - 1 <= generation);
         fits.then_some(Self { generation, issues, repeats })
@@ -116,20 +116,20 @@ impl Chain {
         self.repeats
     }
 
-    /// The present token's place.
+    /// The position of the current token.
     pub fn head(&self) -> Link {
         Link { generation: self.generation, attempt: self.issues[self.issues.len() - 1].attempt }
     }
 
-    /// The issue of a generation, while it is on record.
+    /// The issue of a generation, if it is still recorded.
     fn issue(&self, generation: u32) -> Option<Issue> {
         let age = usize::try_from(self.generation.checked_sub(generation)?).ok()?;
         let at = self.issues.len().checked_sub(age + 1)?;
         Some(self.issues[at])
     }
 
-    /// The chain with a next generation, forgetting what no longer matters: what is kept are the issues within the
-    /// grace, and one before them, whose attempt tells a predecessor from one that was superseded.
+    /// The chain with the next generation. Keeps the issues within the grace and the one before them, whose attempt tells a
+    /// predecessor from a superseded token.
     fn with_next_generation(&self, now: Timestamp, grace: Duration) -> Self {
         let mut issues = self.issues.clone();
         issues.push(Issue { attempt: 0, issued_at: now });
@@ -154,7 +154,7 @@ impl Chain {
     }
 }
 
-/// Judges a genuine token of a live session, by where it is presented too.
+/// Decides on a genuine token of a live session.
 pub fn decide(chain: &Chain, presented: Link, origin_match: OriginMatch, now: Timestamp, policy: &Policy) -> Rotation {
     let head = chain.head();
     if presented == head {
@@ -164,7 +164,7 @@ pub fn decide(chain: &Chain, presented: Link, origin_match: OriginMatch, now: Ti
     if ahead || head.generation == u32::MAX || head.attempt == u32::MAX {
         return Rotation::Unknown;
     }
-    // Within the head's generation an earlier attempt is a superseded one. Off the record is long past the grace.
+    // In the head's generation, an earlier attempt is superseded. A generation that is not recorded is long past the grace.
     let adopted = chain.issue(presented.generation).filter(|issue| issue.attempt == presented.attempt);
     let (true, Some(_)) = (presented.generation < head.generation, adopted) else { return Rotation::Reused };
     let Some(successor) = chain.issue(presented.generation + 1) else { return Rotation::Reused };
@@ -178,13 +178,13 @@ pub fn decide(chain: &Chain, presented: Link, origin_match: OriginMatch, now: Ti
         }
         let link = Link { generation: presented.generation + 1, attempt: successor.attempt };
         let notice = match (origin_match, chain.repeats.elsewhere) {
-            (OriginMatch::Same, _) => RepeatNotice::Nothing,
+            (OriginMatch::Same, _) => RepeatNotice::None,
             (OriginMatch::Elsewhere, false) => RepeatNotice::FirstElsewhere,
             (OriginMatch::Elsewhere, true) => RepeatNotice::AnotherElsewhere,
         };
         return Rotation::Repeated(link, chain.with_repeat(origin_match), notice);
     }
-    // The head was never used: using it would have made the next generation.
+    // The head was never used; using it would have created the next generation.
     match policy.late_repeat {
         LateRepeat::Forgiven if presented.generation + 1 == head.generation => {
             let next = chain.with_next_attempt(now);
@@ -200,7 +200,7 @@ fn advance(chain: &Chain, now: Timestamp, policy: &Policy) -> Rotation {
     }
     let next = chain.with_next_generation(now, policy.refresh_grace);
     if next.issues.len() > ROTATIONS_MAX {
-        // The second one is the oldest that is kept for the grace's sake; once it is over there is room again.
+        // The second issue is the oldest within the grace. It is removed once the grace has passed.
         return Rotation::Throttled((next.issues[1].issued_at + policy.refresh_grace).since(now));
     }
     Rotation::Advanced(next.head(), next)
@@ -222,7 +222,7 @@ mod tests {
         Link { generation, attempt }
     }
 
-    /// A chain under the rule, as the store would keep it.
+    /// Applies decisions to a chain, as the store does.
     struct Keeper {
         chain: Chain,
         now: Timestamp,
@@ -296,21 +296,21 @@ mod tests {
     }
 
     #[test]
-    fn a_superseded_token_is_theft_at_once_and_for_ever() {
+    fn a_superseded_token_is_always_theft() {
         let mut keeper = Keeper::new();
         keeper.present(0, 0);
         keeper.wait(GRACE);
         keeper.present(0, 0);
         assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused);
         keeper.present(1, 1);
-        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "a generation on");
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "in the next generation");
         keeper.wait(GRACE);
         keeper.present(2, 0);
-        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "off the record");
+        assert_eq!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Reused, "no longer recorded");
     }
 
     #[test]
-    fn strict_projects_forgive_nothing_late() {
+    fn strict_projects_forgive_no_late_repeat() {
         let mut keeper = Keeper::new();
         keeper.policy.late_repeat = LateRepeat::Theft;
         keeper.present(0, 0);
@@ -320,9 +320,9 @@ mod tests {
         assert_eq!(keeper.decide(0, 0, OriginMatch::Same), Rotation::Reused);
     }
 
-    /// Two holders of one token take turns, each as long after the other as the bits say, and adopt what they are given.
+    /// Two holders of one token take turns in the order of the bits, and adopt what they are given.
     #[test]
-    fn an_owner_and_a_thief_cannot_both_go_on_outside_the_grace() {
+    fn an_owner_and_a_thief_cannot_both_continue_outside_the_grace() {
         for turns in 0_u32..1 << 12 {
             let mut keeper = Keeper::new();
             let mut holds = [link(0, 0); 2];
@@ -337,7 +337,7 @@ mod tests {
                 holds[who] = given;
                 keeper.wait(GRACE);
             }
-            // Each has had a turn after the other's at most once: the second change of turn is the last.
+            // At most one change of turns succeeds; the second is refused.
             let both = turns & 0xfff != 0 && turns & 0xfff != 0xfff;
             let changes = (1..12).filter(|turn| turns >> turn & 1 != turns >> (turn - 1) & 1).count();
             assert!(!both || changes < 2 || last.is_some(), "{turns:012b}");
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_stays_bounded_and_the_wait_is_told() {
+    fn the_record_is_bounded_and_the_wait_is_returned() {
         let mut keeper = Keeper::new();
         let mut generation = 0;
         while let Some(given) = keeper.present(generation, 0) {
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_client_leaves_two_issues_on_record() {
+    fn a_slow_client_leaves_two_issues() {
         let mut keeper = Keeper::new();
         for generation in 0..10 {
             keeper.present(generation, 0);
@@ -391,13 +391,13 @@ mod tests {
     }
 
     #[test]
-    fn a_repeat_from_elsewhere_is_told_once_and_by_policy_is_theft() {
+    fn a_repeat_from_elsewhere_is_reported_once_and_by_policy_is_theft() {
         let mut keeper = Keeper::new();
         keeper.present(0, 0);
         for (origin_match, expected) in [
-            (OriginMatch::Same, RepeatNotice::Nothing),
+            (OriginMatch::Same, RepeatNotice::None),
             (OriginMatch::Elsewhere, RepeatNotice::FirstElsewhere),
-            (OriginMatch::Same, RepeatNotice::Nothing),
+            (OriginMatch::Same, RepeatNotice::None),
             (OriginMatch::Elsewhere, RepeatNotice::AnotherElsewhere),
         ] {
             let Rotation::Repeated(_, next, notice) = keeper.decide(0, 0, origin_match) else { panic!("repeated") };
@@ -405,7 +405,7 @@ mod tests {
             keeper.chain = next;
         }
         keeper.present(1, 0);
-        assert_eq!(keeper.chain.repeats(), Repeats::default(), "of the refresh before");
+        assert_eq!(keeper.chain.repeats(), Repeats::default(), "they belonged to the previous refresh");
         keeper.policy.repeat_elsewhere = RepeatElsewhere::Theft;
         assert_eq!(keeper.decide(1, 0, OriginMatch::Elsewhere), Rotation::ReusedElsewhere);
         assert!(matches!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Repeated(..)));
@@ -423,7 +423,7 @@ mod tests {
         assert_eq!(keeper.decide(0, 0, OriginMatch::Same), Rotation::Throttled(GRACE - Duration::from_secs(1)));
         assert!(
             matches!(keeper.decide(1, 0, OriginMatch::Same), Rotation::Advanced(..)),
-            "who has the successor goes on"
+            "the holder of the successor continues"
         );
         keeper.wait(GRACE);
         assert_eq!(keeper.present(0, 0), Some(link(1, 1)));

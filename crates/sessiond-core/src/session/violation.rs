@@ -1,44 +1,44 @@
-//! The faults of a request. Each bound on a text is stated once, here; the proto's comments repeat it.
+//! Violations of the bounds of a request. Each bound on a text is defined here; the comments in the proto repeat it.
 
 use std::collections::BTreeMap;
 
 use crate::token::access;
 
-/// The most bytes that the host application's claims may take as JSON: they are in every access token.
+/// The most bytes of the host application's claims as JSON; they are in every access token.
 pub const CLAIMS_BYTES_MAX: usize = 4_096;
-/// How deep the claims may be nested.
+/// How deeply claims may be nested.
 pub const CLAIMS_DEPTH_MAX: usize = 8;
 /// The most labels.
 pub const LABELS_MAX: usize = 32;
 /// The longest key of a label, in bytes.
 pub const LABEL_KEY_BYTES_MAX: usize = 63;
-/// The longest of the short texts (a label's value, an `acr`, an impersonator), in bytes; a device's name is cut to it.
+/// The longest label value, `acr` or impersonator, in bytes. A device's name is truncated to it.
 pub const TEXT_BYTES_MAX: usize = 255;
 
-/// What is wrong with one field of a request.
+/// A field of a request that is out of bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The field's name as the proto spells it, with dots for nested ones.
+    /// The field's name in the proto, with dots for nested fields.
     pub field: &'static str,
-    /// What is expected instead: a phrase that follows the field's name.
+    /// What is expected, as a phrase that follows the field's name.
     pub expected: &'static str,
 }
 
-/// Collects the violations of one request, so that a caller learns of all of them at once.
+/// Collects all violations of a request.
 #[derive(Default)]
 pub(super) struct Violations(Vec<Violation>);
 
 impl Violations {
-    /// Whether there is none so far.
+    /// Whether there are no violations so far.
     pub(super) const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns the value if there is no violation.
+    /// Returns the value if there are no violations.
     ///
     /// # Errors
     ///
-    /// All violations.
+    /// Returns all violations.
     pub(super) fn into_result<T>(self, value: T) -> Result<T, Vec<Violation>> {
         if self.is_empty() { Ok(value) } else { Err(self.0) }
     }
@@ -55,13 +55,13 @@ impl Violations {
         }
     }
 
-    /// Adds a violation if there is no value.
+    /// Adds a violation if the value is missing.
     pub(super) fn require<T>(&mut self, value: Option<T>, field: &'static str, expected: &'static str) -> Option<T> {
         self.check(value.is_some(), field, expected);
         value
     }
 
-    /// Checks labels against the bounds above.
+    /// Checks labels against the bounds.
     pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
         let fits = |(key, value): (&String, &String)| {
             !key.is_empty() && is_text(key, LABEL_KEY_BYTES_MAX) && is_text(value, TEXT_BYTES_MAX)
@@ -78,7 +78,7 @@ impl Violations {
         self.check(!deep, "claims", "must not be nested deeper than 8");
         let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
         self.check(bytes <= bytes_max, "claims", "must be at most 4096 bytes as JSON");
-        // Postgres keeps no NUL in text, and no token should carry one.
+        // Postgres cannot store NUL in text.
         self.check(
             !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
             "claims",
@@ -87,7 +87,7 @@ impl Violations {
     }
 }
 
-/// Whether a text is short enough and without control characters.
+/// Whether a text is at most `bytes_max` long, without control characters.
 pub(super) fn is_text(text: &str, bytes_max: usize) -> bool {
     text.len() <= bytes_max && !text.chars().any(char::is_control)
 }

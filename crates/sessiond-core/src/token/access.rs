@@ -1,4 +1,4 @@
-//! Access tokens: JWTs in the profile of RFC 9068, signed with ES256, that other services verify by themselves.
+//! Access tokens: JWTs in the profile of RFC 9068, signed with ES256, that other services verify offline.
 
 use jsonwebtoken::Algorithm;
 use jsonwebtoken::Header;
@@ -12,10 +12,10 @@ use super::keys::SigningKey;
 use super::low_s;
 use crate::clock::Timestamp;
 
-/// The `typ` of RFC 9068 §2.1, which keeps an ID token or a logout token from passing for an access token.
+/// The `typ` of RFC 9068 §2.1. It prevents an ID token or a logout token from being accepted as an access token.
 pub(super) const TYPE: &str = "at+jwt";
 
-/// Names that the host application's own claims may not use.
+/// Claim names that the host application may not use.
 pub const RESERVED_CLAIMS: [&str; 21] = [
     "iss",
     "sub",
@@ -40,22 +40,22 @@ pub const RESERVED_CLAIMS: [&str; 21] = [
     "events",
 ];
 
-/// What an access token says.
+/// The claims of an access token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claims {
-    /// Who issued it: the installation's base URL, and the project.
+    /// The issuer: the installation's base URL, with the project's path.
     pub iss: String,
     /// The user.
     pub sub: String,
-    /// Whom it is for: the project.
+    /// The audience: the project.
     pub aud: String,
     /// The OAuth client (RFC 9068 §2.2): the project.
     pub client_id: String,
-    /// When it was issued, in seconds.
+    /// When it was issued, in seconds since the Unix epoch.
     pub iat: i64,
-    /// From when on it is not to be accepted, in seconds. Half-open (RFC 7519 §4.1.4).
+    /// When it expires, in seconds since the Unix epoch. Half-open (RFC 7519 §4.1.4).
     pub exp: i64,
-    /// This token's own id.
+    /// The token's id.
     pub jti: String,
     /// The session.
     pub sid: String,
@@ -63,21 +63,21 @@ pub struct Claims {
     pub epoch: [i64; 2],
     /// The project.
     pub project_id: String,
-    /// The session again, under the name that Stack Auth clients look for.
+    /// The session again, by the name that Stack Auth clients expect.
     pub refresh_token_id: String,
-    /// When the user proved who they are, in seconds (OpenID Connect Core §2).
+    /// When the user authenticated, in seconds since the Unix epoch (OpenID Connect Core §2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_time: Option<i64>,
-    /// The authentication context class (OpenID Connect Core §2).
+    /// The authentication context class reference (OpenID Connect Core §2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acr: Option<String>,
     /// The authentication methods (RFC 8176).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub amr: Vec<String>,
-    /// Who acts as the user, when someone does (RFC 8693 §4.1).
+    /// Who acts as the user, in an impersonation (RFC 8693 §4.1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act: Option<Actor>,
-    /// The host application's own claims. Nothing here decides by them.
+    /// The host application's claims. They have no effect in sessiond.
     #[serde(flatten)]
     pub own: serde_json::Map<String, serde_json::Value>,
 }
@@ -85,33 +85,33 @@ pub struct Claims {
 /// Who acts as the user (RFC 8693 §4.1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// The impersonator, in the host application's own words.
+    /// The impersonator's id, as the host application chose it.
     pub sub: String,
 }
 
 impl Claims {
-    /// Whether the token is over at this moment: at `exp` exactly, it is (RFC 7519 §4.1.4).
+    /// Whether the token has expired at this moment. Half-open: at `exp` exactly, it has (RFC 7519 §4.1.4).
     pub fn expired_at(&self, now: Timestamp) -> bool {
         Timestamp::from_seconds(self.exp) <= now
     }
 }
 
-/// The installation's base URL; with a project's path behind it, the `iss` of its tokens.
+/// The installation's base URL. With a project's path appended, it is the `iss` of the project's tokens.
 #[derive(Clone, Debug)]
 pub struct Issuer(String);
 
 impl Issuer {
-    /// Takes the base URL; a slash at its end makes no difference.
+    /// The issuer with this base URL. A trailing slash is ignored.
     pub fn new(base: &str) -> Self {
         Self(base.trim_end_matches('/').to_owned())
     }
 
-    /// The base URL, without a slash at its end.
+    /// The base URL, without a trailing slash.
     pub fn base(&self) -> &str {
         &self.0
     }
 
-    /// The `iss` of one project's tokens; its JWKS is below it, at `/.well-known/jwks.json`.
+    /// The `iss` of a project's tokens. The JWK Set is below it, at `/.well-known/jwks.json`.
     pub fn of(&self, project: &str) -> String {
         format!("{}/projects/{project}", self.0)
     }
@@ -122,7 +122,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// When the library cannot: out of randomness, or claims that are not JSON. Neither is the caller's fault.
+    /// Fails if the library does: no randomness, or claims that are not JSON.
     pub fn sign(&self, claims: &Claims) -> Result<SecretString, SignError> {
         let header =
             Header { typ: Some(TYPE.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
@@ -131,21 +131,21 @@ impl SigningKey {
 }
 
 impl SigningKey {
-    /// Signs claims of any kind under this header, in the one spelling of the signature.
+    /// Signs claims of any kind under this header, with a low-S signature.
     pub(super) fn sign_jwt(&self, header: &Header, claims: &impl Serialize) -> Result<SecretString, SignError> {
         let token = jsonwebtoken::encode(header, claims, self.private())?;
         let lowered = |token: &str| {
             let (message, signature) = token.rsplit_once('.')?;
             Some(format!("{message}.{}", encode(&low_s::lowered(decode(signature)?))))
         };
-        // What the library writes is always of this form.
+        // The library's output always has this form.
         Ok(lowered(&token).unwrap_or(token).into())
     }
 }
 
 /// Signing failed inside the library.
 #[derive(Debug, thiserror::Error)]
-#[error("the token could not be signed")]
+#[error("cannot sign the token")]
 pub struct SignError(#[from] jsonwebtoken::errors::Error);
 
 #[cfg(test)]

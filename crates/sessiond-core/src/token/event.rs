@@ -1,6 +1,6 @@
-//! What other services are told when a session ends: logout tokens (OpenID Connect Back-Channel Logout 1.0 §2.4) and
-//! security event tokens (RFC 8417) in the profile of OpenID CAEP 1.0. Signed with the project's signing key like access
-//! tokens, and by their `typ` never taken for one.
+//! Tokens for back-channel endpoints: logout tokens (OpenID Connect Back-Channel Logout 1.0 §2.4) and security event tokens
+//! (RFC 8417) in the profile of OpenID CAEP 1.0. Signed with the project's signing key, as access tokens are; the `typ` prevents
+//! confusion.
 
 use std::time::Duration;
 
@@ -28,25 +28,25 @@ const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 /// The event of CAEP 1.0 §3.1.
 const REVOKED_EVENT: &str = "https://schemas.openid.net/secevent/caep/event-type/session-revoked";
 
-/// How long a logout token lasts: at most the two minutes of OpenID Connect Back-Channel Logout 1.0 §2.4. Each attempt
-/// has one of its own.
+/// The lifetime of a logout token: two minutes, the most that OpenID Connect Back-Channel Logout 1.0 §2.4 recommends. Each attempt
+/// sends a new token.
 pub const LOGOUT_TOKEN_TTL: Duration = Duration::from_secs(2 * 60);
 
-/// What has ended. That neither a session nor a user is named cannot be said: no receiver could act on it.
+/// The revoked subject. Always names a session or a user; otherwise no receiver could act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// One session; its user is not named any more once erased.
+    /// One session. The user is absent once erased.
     Session {
         /// The session.
         session: SessionId,
-        /// Its user.
+        /// The user.
         user: Option<&'a str>,
     },
-    /// Every session of a user.
+    /// All sessions of a user.
     User(&'a str),
 }
 
-/// Who brought a session to its end, in the words of CAEP 1.0 §2.
+/// Who ended a session, as CAEP 1.0 §2 names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initiator {
     /// The user.
@@ -70,24 +70,24 @@ impl Initiator {
     }
 }
 
-/// The end of a session, or of all of a user's, as one receiver is told of it.
+/// A revocation, as delivered to one receiver.
 #[derive(Clone, Copy, Debug)]
 pub struct RevocationNotice<'a> {
-    /// Who tells: the `iss` of the project's access tokens.
+    /// The `iss` of the project's access tokens.
     pub issuer: &'a str,
-    /// Who is told.
+    /// The receiver.
     pub audience: &'a str,
-    /// The same in every attempt, so that a receiver can tell a repeat (RFC 7519 §4.1.7).
+    /// The same in every attempt, so that the receiver can detect a repeat (RFC 7519 §4.1.7).
     pub id: &'a str,
-    /// The same for every receiver that is told of this end (RFC 8417 §2.2).
+    /// The same for every receiver of this revocation (RFC 8417 §2.2).
     pub transaction: &'a str,
-    /// What has ended.
+    /// The revoked subject.
     pub subject: Subject<'a>,
     /// When it ended.
     pub ended_at: Timestamp,
     /// Who ended it.
     pub initiator: Initiator,
-    /// Why, in English, for the receiver's log.
+    /// The reason in English, for the receiver's log.
     pub reason: &'a str,
 }
 
@@ -105,7 +105,7 @@ struct LogoutClaims<'a> {
     events: Value,
 }
 
-/// No `exp` and no `sub`: the Shared Signals Framework 1.0 forbids both, so that no event passes for another kind of token.
+/// Without `exp` and `sub`: the Shared Signals Framework 1.0 forbids both, to prevent confusion with other tokens.
 #[derive(Serialize)]
 struct EventClaims<'a> {
     iss: &'a str,
@@ -118,11 +118,11 @@ struct EventClaims<'a> {
 }
 
 impl SigningKey {
-    /// Signs a logout token. Never with a `nonce`: it is no ID token.
+    /// Signs a logout token. It must not have a `nonce`, which would make it an ID token.
     ///
     /// # Errors
     ///
-    /// When the library cannot.
+    /// Fails if the library does.
     pub fn sign_logout(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let (sub, sid) = match notice.subject {
             Subject::Session { session, user } => (user, Some(session.to_string())),
@@ -145,7 +145,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// When the library cannot.
+    /// Fails if the library does.
     pub fn sign_revoked(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let event = json!({
             "event_timestamp": notice.ended_at.as_seconds(),
@@ -171,7 +171,7 @@ impl SigningKey {
     }
 }
 
-/// A complex subject even for a user alone: CAEP 1.0 §3.1 has it mean every session that matches.
+/// A complex subject even for a user alone, which means every matching session by CAEP 1.0 §3.1.
 fn subject_identifier(notice: &RevocationNotice<'_>) -> Value {
     let user = |user: &str| json!({ "format": "iss_sub", "iss": notice.issuer, "sub": user });
     let session = |session: SessionId| json!({ "format": "opaque", "id": session.to_string() });
@@ -231,9 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn a_logout_token_is_as_the_specification_has_it() {
+    fn logout_tokens_follow_the_specification() {
         let (key, iss) = (key(), issuer().of("demo"));
-        let said = |subject| {
+        let claims = |subject| {
             let token = key.sign_logout(&notice(&iss, subject), NOW).expect("signs");
             read(&key, &token, "logout+jwt")
         };
@@ -244,15 +244,15 @@ mod tests {
             all.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
             all
         };
-        assert_eq!(said(session(Some("ada"))), with(json!({ "sub": "ada", "sid": SESSION })));
-        assert_eq!(said(session(None)), with(json!({ "sid": SESSION })));
-        assert_eq!(said(Subject::User("ada")), with(json!({ "sub": "ada" })));
+        assert_eq!(claims(session(Some("ada"))), with(json!({ "sub": "ada", "sid": SESSION })));
+        assert_eq!(claims(session(None)), with(json!({ "sid": SESSION })));
+        assert_eq!(claims(Subject::User("ada")), with(json!({ "sub": "ada" })));
     }
 
     #[test]
-    fn an_event_is_as_the_specification_has_it() {
+    fn events_follow_the_specification() {
         let (key, iss) = (key(), issuer().of("demo"));
-        let said = |subject| {
+        let claims = |subject| {
             let token = key.sign_revoked(&notice(&iss, subject), NOW).expect("signs");
             read(&key, &token, "secevent+jwt")
         };
@@ -268,14 +268,14 @@ mod tests {
             })
         };
         let both = json!({ "format": "complex", "session": opaque, "user": user });
-        assert_eq!(said(session(Some("ada"))), with(both));
-        assert_eq!(said(session(None)), with(json!({ "format": "complex", "session": opaque })));
-        assert_eq!(said(Subject::User("ada")), with(json!({ "format": "complex", "user": user })));
+        assert_eq!(claims(session(Some("ada"))), with(both));
+        assert_eq!(claims(session(None)), with(json!({ "format": "complex", "session": opaque })));
+        assert_eq!(claims(Subject::User("ada")), with(json!({ "format": "complex", "user": user })));
     }
 
-    /// The same key signs them; only the `typ` keeps them apart.
+    /// The same key signs them; only the `typ` differs.
     #[test]
-    fn neither_passes_for_an_access_token() {
+    fn neither_is_accepted_as_an_access_token() {
         let (key, iss) = (key(), issuer().of("demo"));
         let notice = notice(&iss, session(Some("ada")));
         for token in [key.sign_logout(&notice, NOW), key.sign_revoked(&notice, NOW)] {

@@ -1,4 +1,4 @@
-//! A cache of fixed size, keyed by the SHA-256 of a text. Reads take no lock, and cores do not wait for each other.
+//! A cache of fixed size, keyed by the SHA-256 of a text. Reads take no lock and do not contend.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -7,20 +7,20 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwapOption;
 
-/// How many places a digest may take. With more, fewer entries are evicted early, and a miss takes longer.
+/// The associativity: how many slots a digest may use. More slots evict fewer entries early, but make misses slower.
 const WAYS: usize = 4;
 
 /// The SHA-256 of a text.
 pub type Fingerprint = [u8; 32];
 
-/// See the module. New entries evict those that were not read lately.
+/// A cache of fixed size, keyed by the SHA-256 of a text. New entries evict those that were not read recently.
 pub struct FingerprintCache<V> {
     sets: Box<[Set<V>]>,
 }
 
-/// The places of all digests with the same first bits.
+/// The slots of all digests with the same first bits.
 struct Set<V> {
-    /// A part of each digest: most reads of another digest's entry are saved. 0 for an empty place.
+    /// A part of each entry's digest, which avoids most reads of other entries. 0 for an empty slot.
     tags: [AtomicU64; WAYS],
     entries: [ArcSwapOption<Entry<V>>; WAYS],
 }
@@ -28,7 +28,7 @@ struct Set<V> {
 struct Entry<V> {
     digest: Fingerprint,
     value: V,
-    /// Read since an insertion last looked for a place here.
+    /// Whether it was read since the last eviction in this set.
     was_used: AtomicBool,
 }
 
@@ -42,12 +42,12 @@ impl<V: Clone> FingerprintCache<V> {
 
     /// The value of this digest.
     pub fn find(&self, digest: &Fingerprint) -> Option<V> {
-        let (set, tag) = self.place(digest);
+        let (set, tag) = self.slot(digest);
         let ways = (0..WAYS).filter(|way| set.tags[*way].load(Ordering::Relaxed) == tag);
         ways.into_iter().find_map(|way| {
             let entry = set.entries[way].load();
             let entry = entry.as_ref().filter(|entry| entry.digest == *digest)?;
-            // Written once, not with every read: all cores would contend for this cache line.
+            // Written once, not on every read, so that cores do not contend for this cache line.
             if !entry.was_used.load(Ordering::Relaxed) {
                 entry.was_used.store(true, Ordering::Relaxed);
             }
@@ -57,14 +57,14 @@ impl<V: Clone> FingerprintCache<V> {
 
     /// Inserts or replaces the value of this digest.
     pub fn insert(&self, digest: Fingerprint, value: V) {
-        let (set, tag) = self.place(&digest);
+        let (set, tag) = self.slot(&digest);
         let way = set.way_for(tag, usize::from(digest[DIGEST_END]));
-        // A read between these two finds nothing: no worse than a miss.
+        // A read between these two stores is a miss.
         set.entries[way].store(Some(Arc::new(Entry { digest, value, was_used: AtomicBool::new(false) })));
         set.tags[way].store(tag, Ordering::Relaxed);
     }
 
-    fn place(&self, digest: &Fingerprint) -> (&Set<V>, u64) {
+    fn slot(&self, digest: &Fingerprint) -> (&Set<V>, u64) {
         let part = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at + byte]));
         // The number of sets is a power of two.
         let set = usize::try_from(part(0) & (self.sets.len() as u64 - 1)).expect("below the number of sets");
@@ -75,7 +75,7 @@ impl<V: Clone> FingerprintCache<V> {
 const DIGEST_END: usize = 31;
 
 impl<V> Set<V> {
-    /// Where to insert: in the digest's own place, in an empty one, or in place of an entry that was not read lately.
+    /// The slot to insert at: the digest's present one, an empty one, or that of an entry that was not read recently.
     fn way_for(&self, tag: u64, chance: usize) -> usize {
         let with = |wanted: u64| (0..WAYS).find(|way| self.tags[*way].load(Ordering::Relaxed) == wanted);
         let unused = || {
@@ -84,7 +84,7 @@ impl<V> Set<V> {
             })
         };
         with(tag).or_else(|| with(0)).or_else(unused).unwrap_or_else(|| {
-            // All were read: evict one by chance, and forget that the others were read.
+            // All were read recently: evict a random one, and clear the marks of all.
             for entry in &self.entries {
                 if let Some(entry) = entry.load().as_ref() {
                     entry.was_used.store(false, Ordering::Relaxed);
@@ -105,54 +105,54 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_what_was_put_there() {
-        let slots = FingerprintCache::new(64);
+    fn a_find_returns_what_was_inserted() {
+        let cache = FingerprintCache::new(64);
         for number in 0..1_000 {
-            slots.insert(digest(number), number);
-            assert_eq!(slots.find(&digest(number)), Some(number), "the newest is always there");
+            cache.insert(digest(number), number);
+            assert_eq!(cache.find(&digest(number)), Some(number), "the newest is always there");
         }
-        let found: Vec<usize> = (0..1_000).filter(|number| slots.find(&digest(*number)).is_some()).collect();
-        assert!(found.iter().all(|number| slots.find(&digest(*number)) == Some(*number)));
+        let found: Vec<usize> = (0..1_000).filter(|number| cache.find(&digest(*number)).is_some()).collect();
+        assert!(found.iter().all(|number| cache.find(&digest(*number)) == Some(*number)));
         assert!((1..=64).contains(&found.len()), "{} of 64", found.len());
-        assert_eq!(slots.find(&digest(1_000)), None);
+        assert_eq!(cache.find(&digest(1_000)), None);
     }
 
     #[test]
-    fn one_place_is_enough_for_the_same_text() {
-        let slots = FingerprintCache::new(WAYS);
+    fn the_same_text_uses_one_slot() {
+        let cache = FingerprintCache::new(WAYS);
         for number in 0..100 {
-            slots.insert(digest(7), number);
+            cache.insert(digest(7), number);
         }
         for other in 0..WAYS - 1 {
-            slots.insert(digest(other), other);
+            cache.insert(digest(other), other);
         }
-        assert_eq!(slots.find(&digest(7)), Some(99));
-        assert!((0..WAYS - 1).all(|other| slots.find(&digest(other)) == Some(other)));
+        assert_eq!(cache.find(&digest(7)), Some(99));
+        assert!((0..WAYS - 1).all(|other| cache.find(&digest(other)) == Some(other)));
     }
 
     #[test]
-    fn what_is_asked_for_outlives_what_is_not() {
-        let slots = FingerprintCache::new(WAYS);
-        slots.insert(digest(0), 0);
+    fn entries_that_are_read_outlive_others() {
+        let cache = FingerprintCache::new(WAYS);
+        cache.insert(digest(0), 0);
         for newcomer in 1..1_000 {
-            assert_eq!(slots.find(&digest(0)), Some(0), "after {newcomer}");
-            slots.insert(digest(newcomer), newcomer);
+            assert_eq!(cache.find(&digest(0)), Some(0), "after {newcomer}");
+            cache.insert(digest(newcomer), newcomer);
         }
     }
 
-    /// Writers and readers at once: nobody is ever given what belongs to another text.
+    /// Concurrent reads and writes never return the value of another text.
     #[test]
-    fn nobody_is_given_anothers() {
-        let slots = FingerprintCache::new(8);
+    fn concurrent_reads_return_the_right_value() {
+        let cache = FingerprintCache::new(8);
         std::thread::scope(|scope| {
             for start in 0..4 {
-                let slots = &slots;
+                let cache = &cache;
                 scope.spawn(move || {
                     for step in 0..50_000 {
                         let number = (start * 7 + step * 13) % 61;
-                        match slots.find(&digest(number)) {
+                        match cache.find(&digest(number)) {
                             Some(found) => assert_eq!(found, number),
-                            None => slots.insert(digest(number), number),
+                            None => cache.insert(digest(number), number),
                         }
                     }
                 });

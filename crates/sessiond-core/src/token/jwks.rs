@@ -1,4 +1,4 @@
-//! The public halves of the signing keys, for everyone (RFC 7517, RFC 7518 §6.2).
+//! JWK Sets: the public halves of the signing keys (RFC 7517, RFC 7518 §6.2).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 
-/// How long a verifier may keep a set before it asks again. A new key is published at least this long before it signs.
+/// How long verifiers may cache a JWK Set. A new key is published at least this long before it signs.
 ///
-/// Longer and a rotation takes longer, and a revoked key is believed for longer; shorter and verifiers ask more often.
+/// Too long, and rotations take longer and a revoked key stays trusted for longer; too short, and verifiers send more requests.
 pub const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// A JWK Set (RFC 7517 §5).
@@ -39,26 +39,26 @@ struct Jwk {
     y: String,
 }
 
-/// The keys of one project that a verifier may meet now: those that sign, those about to, and those retired whose
-/// tokens may still live. `None` when there is no such project.
+/// The keys of one project that verifiers need now: those that sign, those that will, and retired ones whose tokens may not have
+/// expired. `None` for an unknown project.
 pub fn of_project(keyring: &Keyring, project: &ProjectId, now: Timestamp, token_ttl_max: Duration) -> Option<JwkSet> {
     let keys = keyring.signing_of(project)?;
     Some(ordered(keys.filter_map(|(schedule, key)| published(schedule, key, now, token_ttl_max)).collect()))
 }
 
-/// The same of every project: what a verifier of a single-project installation asks for.
+/// The same for all projects, for verifiers of a single-project installation.
 pub fn of_all(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> JwkSet {
     let sets = keyring.projects().filter_map(|project| of_project(keyring, project, now, token_ttl_max));
     ordered(sets.flat_map(|set| set.keys).collect())
 }
 
-/// The next moment at which a key leaves a set by itself, because its last token has expired; `None` when none will.
+/// The next moment at which a key leaves a set because its last token has expired; `None` if no key will.
 pub fn next_change(keyring: &Keyring, now: Timestamp, token_ttl_max: Duration) -> Option<Timestamp> {
     let keys = keyring.projects().filter_map(|project| keyring.signing_of(project)).flatten();
     keys.filter_map(|(schedule, _)| schedule.verifies_until(token_ttl_max)).filter(|end| now < *end).min()
 }
 
-/// The ring has no order; the document has, so that caches see no change where there is none.
+/// Sorts the keys, so that equal sets have equal documents.
 fn ordered(mut keys: Vec<Jwk>) -> JwkSet {
     keys.sort_by(|one, other| one.kid.cmp(&other.kid));
     JwkSet { keys }
@@ -73,13 +73,13 @@ fn published(schedule: &Schedule, key: &SigningKey, now: Timestamp, token_ttl_ma
     Some(Jwk { kty: "EC", crv: "P-256", alg: "ES256", usage: "sig", kid, x: encode(x), y: encode(y) })
 }
 
-/// The keys of one project, as whoever verifies its tokens has read them from its JWK Set.
-#[derive(Default)]
+/// The keys of one project, parsed from its JWK Set.
+#[derive(Debug, Default)]
 pub struct VerifyingKeys(HashMap<KeyId, VerifyingKey>);
 
-/// What came is no JWK Set.
+/// The document is not a JWK Set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what came is no JWK Set")]
+#[error("the document is not a JWK Set")]
 pub struct MalformedJwks;
 
 #[derive(Deserialize)]
@@ -100,24 +100,23 @@ struct AnyKey {
 }
 
 impl VerifyingKeys {
-    /// Reads a JWK Set. Keys of another kind than ours are passed over, as RFC 7517 §5 has it: those that are not ES256 keys
-    /// for signatures, and those whose `kid` has not the form of ours.
+    /// Parses a JWK Set. Skips keys that are not ES256 signature keys with a well-formed `kid`, as RFC 7517 §5 recommends.
     ///
     /// # Errors
     ///
-    /// When it is no JWK Set at all.
+    /// Fails if the document is not a JWK Set.
     pub fn read(text: &[u8], project: &ProjectId) -> Result<Self, MalformedJwks> {
         let set: AnySet = serde_json::from_slice(text).map_err(|_| MalformedJwks)?;
         let keys = set.keys.into_iter().filter_map(|key| verifying(serde_json::from_value(key).ok()?, project));
         Ok(Self(keys.map(|key| (key.id(), key)).collect()))
     }
 
-    /// The key of this `kid`.
+    /// The key with this `kid`.
     pub fn find(&self, id: KeyId) -> Option<&VerifyingKey> {
         self.0.get(&id)
     }
 
-    /// Whether there is none.
+    /// Whether the set has no keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -140,7 +139,7 @@ mod tests {
     use crate::token::access::tests::key;
 
     #[test]
-    fn a_set_is_read_as_it_was_written_and_other_keys_are_passed_over() {
+    fn a_set_round_trips_and_other_keys_are_skipped() {
         let (one, other) = (key(), key());
         let project = one.project().clone();
         let ours = |key: &SigningKey| {

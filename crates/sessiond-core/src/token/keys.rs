@@ -1,6 +1,7 @@
-//! Signing keys, refresh-token keys, and the ring that holds them.
+//! Signing keys, refresh-token keys, and the keyring.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,9 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 
-/// A private key that has not the form of one: the database holds something that we never wrote.
+/// A malformed private key in the database.
 #[derive(Debug, thiserror::Error)]
-#[error("the private key is not a P-256 key in PKCS#8")]
+#[error("malformed private key: expected a P-256 key in PKCS#8")]
 pub struct MalformedKey;
 
 /// An ES256 key pair of one project.
@@ -32,7 +33,7 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// A new key pair for a project, and its private half in PKCS#8 to be sealed and stored.
+    /// Generates a key pair for a project. Also returns the private half in PKCS#8, to be sealed and stored.
     pub fn generate(project: ProjectId) -> (Self, Zeroizing<Vec<u8>>) {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("the library has randomness");
         let pkcs8 = pair.to_pkcs8v1().expect("a generated key can be written down");
@@ -41,11 +42,11 @@ impl SigningKey {
         (key.expect("a generated key can be read back"), private)
     }
 
-    /// Reads a private half that was opened. The public half is derived from it: what is stored beside it is not believed.
+    /// Parses an unsealed private half. Derives the public half from it, and does not trust a stored one.
     ///
     /// # Errors
     ///
-    /// When it is not a P-256 key in PKCS#8.
+    /// Fails if it is not a P-256 key in PKCS#8.
     pub fn from_private(id: KeyId, project: ProjectId, pkcs8: &[u8]) -> Result<Self, MalformedKey> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| MalformedKey)?;
         let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| MalformedKey)?;
@@ -58,7 +59,7 @@ impl SigningKey {
         self.verifying.id
     }
 
-    /// Whose tokens it signs.
+    /// The project whose tokens it signs.
     pub const fn project(&self) -> &ProjectId {
         &self.verifying.project
     }
@@ -72,8 +73,7 @@ impl SigningKey {
         &self.private
     }
 
-    /// The key, of which a token that was issued before this moment may have either spelling of its signature: an earlier
-    /// release signed with it.
+    /// Accepts high-S signatures for tokens issued before this moment, because an earlier release signed with this key.
     #[must_use]
     pub fn with_high_s_until(mut self, until: Timestamp) -> Self {
         self.verifying.high_s_until = Some(until);
@@ -81,14 +81,14 @@ impl SigningKey {
     }
 }
 
-/// The public half, and whose tokens it vouches for: an uncompressed point on P-256, 65 bytes.
+/// The public half of a signing key: an uncompressed point on P-256, 65 bytes.
 pub struct VerifyingKey {
     id: KeyId,
     project: ProjectId,
     point: [u8; 65],
-    /// Read once: to find out whether a point lies on the curve takes longer than all else but the signature.
+    /// Parsed once, because checking that a point is on the curve is expensive.
     parsed: ParsedPublicKey,
-    /// Until when tokens were issued under it whose signature may have either spelling; as a rule never.
+    /// Tokens issued before this moment may have a high-S signature. Usually `None`.
     high_s_until: Option<Timestamp>,
 }
 
@@ -98,7 +98,7 @@ impl VerifyingKey {
         Some(Self { id, project, point, parsed, high_s_until: None })
     }
 
-    /// A key from the two coordinates of its point (RFC 7518 §6.2.1); `None` when that lies nowhere on P-256.
+    /// The key with these coordinates (RFC 7518 §6.2.1); `None` if the point is not on P-256.
     pub fn from_coordinates(id: KeyId, project: ProjectId, x: &[u8; 32], y: &[u8; 32]) -> Option<Self> {
         let point = [[4].as_slice(), x, y].concat().try_into().expect("one byte and twice 32");
         Self::from_point(id, project, point)
@@ -109,24 +109,34 @@ impl VerifyingKey {
         self.id
     }
 
-    /// Whose tokens it vouches for.
+    /// The project whose tokens it verifies.
     pub const fn project(&self) -> &ProjectId {
         &self.project
     }
 
-    /// The point's two coordinates, 32 bytes each, as RFC 7518 §6.2.1 names them.
+    /// The coordinates x and y of the point, 32 bytes each (RFC 7518 §6.2.1).
     pub fn coordinates(&self) -> (&[u8], &[u8]) {
         self.point[1..].split_at(32)
     }
 
-    /// Whether a signature of this moment may have either of its two spellings.
+    /// Whether a token issued at this moment may have a high-S signature.
     pub(super) fn accepts_high_s(&self, issued_at: Timestamp) -> bool {
         self.high_s_until.is_some_and(|until| issued_at < until)
     }
 
-    /// Whether the private half has signed this: ES256, both numbers in 32 bytes (RFC 7518 §3.4).
+    /// Verifies an ES256 signature: r and s, 32 bytes each (RFC 7518 §3.4).
     pub(super) fn verify_signature(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.parsed.verify_sig(message, signature).is_ok()
+    }
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("VerifyingKey")
+            .field("id", &self.id)
+            .field("project", &self.project)
+            .finish_non_exhaustive()
     }
 }
 
@@ -139,12 +149,12 @@ pub struct RefreshKey {
 }
 
 impl RefreshKey {
-    /// A new key for a project.
+    /// Generates a key for a project.
     pub fn generate(project: ProjectId) -> Self {
         Self::new(KeyId::from_uuid(clock::new_uuid()), project, clock::random())
     }
 
-    /// Reads a key that was opened; `None` when it is not 32 bytes.
+    /// Parses an unsealed key; `None` if it is not 32 bytes.
     pub fn from_secret(id: KeyId, project: ProjectId, secret: &[u8]) -> Option<Self> {
         Some(Self::new(id, project, secret.try_into().ok()?))
     }
@@ -154,12 +164,12 @@ impl RefreshKey {
         Self { id, project, secret: Zeroizing::new(secret), mac }
     }
 
-    /// Which key this is.
+    /// The key's id.
     pub const fn id(&self) -> KeyId {
         self.id
     }
 
-    /// Whose tokens it makes.
+    /// The project whose tokens it authenticates.
     pub const fn project(&self) -> &ProjectId {
         &self.project
     }
@@ -169,7 +179,8 @@ impl RefreshKey {
         self.secret.as_slice()
     }
 
-    /// Signs the parts in a row. Each caller starts with a text of its own, and only the last part varies in length.
+    /// Computes a MAC over the concatenated parts. Each caller starts with its own constant, and only the last part may vary in
+    /// length.
     pub(super) fn sign(&self, parts: &[&[u8]]) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.mac);
         parts.iter().for_each(|part| context.update(part));
@@ -177,7 +188,7 @@ impl RefreshKey {
     }
 }
 
-/// Every project's keys, opened, without the revoked ones. Immutable: a change in the database makes a new ring.
+/// All projects' keys, unsealed, without revoked ones. Immutable: after a change in the database, a new keyring is built.
 #[derive(Default)]
 pub struct Keyring {
     signing: HashMap<KeyId, Arc<SigningKey>>,
@@ -185,7 +196,7 @@ pub struct Keyring {
     projects: HashMap<ProjectId, ProjectKeys>,
 }
 
-/// One project's keys, each with its schedule, in the order in which they were added.
+/// One project's keys with their schedules, in insertion order.
 #[derive(Default)]
 struct ProjectKeys {
     signing: Vec<(Schedule, Arc<SigningKey>)>,
@@ -193,25 +204,25 @@ struct ProjectKeys {
 }
 
 impl Keyring {
-    /// Takes in a signing key.
+    /// Adds a signing key.
     pub fn add_signing(&mut self, key: Arc<SigningKey>, schedule: Schedule) {
         self.signing.insert(key.id(), Arc::clone(&key));
         self.projects.entry(key.project().clone()).or_default().signing.push((schedule, key));
     }
 
-    /// Takes in a refresh-token key.
+    /// Adds a refresh-token key.
     pub fn add_refresh(&mut self, key: Arc<RefreshKey>, schedule: Schedule) {
         self.refresh.insert(key.id(), Arc::clone(&key));
         self.projects.entry(key.project().clone()).or_default().refresh.push((schedule, key));
     }
 
-    /// The signing key of this `kid`, whatever its project and schedule: it may still have tokens to verify.
+    /// The signing key with this `kid`, of any project and stage.
     pub fn signing(&self, id: KeyId) -> Option<&Arc<SigningKey>> {
         self.signing.get(&id)
     }
 
-    /// The signing key of this `kid`, as long as a token that it signed may still be good: what it signed is refused from
-    /// then on, but for a sign-out, so that a retired key that leaks makes no tokens.
+    /// The signing key with this `kid`, if a token that it signed may still be valid. Later its tokens are good only for signing
+    /// out, so that a retired key is useless if it leaks.
     pub fn verifies(&self, id: KeyId, now: Timestamp, token_ttl_max: Duration) -> Option<&Arc<SigningKey>> {
         let key = self.signing.get(&id)?;
         let keys = &self.projects.get(key.project())?.signing;
@@ -219,28 +230,28 @@ impl Keyring {
         schedule.verifies_at(now, token_ttl_max).then_some(key)
     }
 
-    /// The refresh-token key of this id, whatever its project and schedule.
+    /// The refresh-token key with this id, of any project and stage.
     pub fn refresh(&self, id: KeyId) -> Option<&Arc<RefreshKey>> {
         self.refresh.get(&id)
     }
 
-    /// The key that signs for the project now: of several, the one that began last. Where none has begun yet, the one that
-    /// begins first: a clock may be behind the one by which it was made, and a user must not wait for that.
+    /// The key that signs for the project now; of several, the one that started last. If none has started yet, the one that starts
+    /// first: this clock may be behind, and sign-ins must not wait for it.
     pub fn signs_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<SigningKey>> {
         newest(&self.projects.get(project)?.signing, now, |key| key.id())
     }
 
-    /// The key that makes the project's refresh tokens now: of several, the one that began last.
+    /// The key that authenticates the project's new refresh tokens now; of several, the one that started last.
     pub fn refreshes_for(&self, project: &ProjectId, now: Timestamp) -> Option<&Arc<RefreshKey>> {
         newest(&self.projects.get(project)?.refresh, now, |key| key.id())
     }
 
-    /// The project's signing keys with their schedules; `None` when it has none at all.
+    /// The project's signing keys with their schedules; `None` if it has none.
     pub fn signing_of(&self, project: &ProjectId) -> Option<impl Iterator<Item = (&Schedule, &SigningKey)>> {
         Some(self.projects.get(project)?.signing.iter().map(|(schedule, key)| (schedule, &**key)))
     }
 
-    /// Every project that has keys, in no order.
+    /// The projects that have keys, in no particular order.
     pub fn projects(&self) -> impl Iterator<Item = &ProjectId> {
         self.projects.keys()
     }
@@ -249,7 +260,7 @@ impl Keyring {
 fn newest<K>(keys: &[(Schedule, Arc<K>)], now: Timestamp, id: impl Fn(&K) -> KeyId) -> Option<&Arc<K>> {
     keys.iter()
         .filter(|(schedule, _)| schedule.signs_at(now))
-        // Of two that began together, every replica takes the same.
+        // A tie is broken by id, so that all replicas choose the same.
         .max_by_key(|(schedule, key)| (schedule.signs_from, id(key)))
         .or_else(|| {
             let waiting = keys.iter().filter(|(schedule, _)| schedule.stage(now) == Stage::Waiting);

@@ -1,6 +1,6 @@
-//! One spelling per signature. Of every ES256 signature `(r, s)` there is a second one, `(r, n − s)`, that anyone can write
-//! down without the key. Only the one with the smaller `s` is made here, and only that is taken, so a token has one text: what
-//! is known by a token's text or digest is known of the token.
+//! Low-S signatures. For every ES256 signature `(r, s)`, `(r, n − s)` is valid too, and anyone can compute it without the key.
+//! sessiond creates and accepts only the one with the smaller `s`. So a token has exactly one text, and its text or digest
+//! identifies it.
 
 /// The order of P-256, big-endian (FIPS 186-4, D.1.2.3).
 const ORDER: [u8; 32] = [
@@ -8,13 +8,13 @@ const ORDER: [u8; 32] = [
     0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
 ];
 
-/// Half of that, rounded down: the largest low `s`.
+/// Half of the order, rounded down: the largest low `s`.
 const HALF: [u8; 32] = [
     0x7f, 0xff, 0xff, 0xff, 0x80, 0x00, 0x00, 0x00, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xde, 0x73, 0x7d,
     0x56, 0xd3, 0x8b, 0xcf, 0x42, 0x79, 0xdc, 0xe5, 0x61, 0x7e, 0x31, 0x92, 0xa8,
 ];
 
-/// Whether a signature's `s` is the low one of the two.
+/// Whether a signature has the low `s`.
 pub(super) fn is_low(signature: &[u8; 64]) -> bool {
     signature[32..] <= HALF[..]
 }
@@ -24,7 +24,7 @@ pub(super) fn lowered(signature: [u8; 64]) -> [u8; 64] {
     if is_low(&signature) { signature } else { other(signature) }
 }
 
-/// The signature's other spelling: `n − s` for `s`.
+/// The same signature with `n − s` for `s`.
 fn other(mut signature: [u8; 64]) -> [u8; 64] {
     let mut borrow = false;
     for (digit, order) in signature[32..].iter_mut().zip(ORDER).rev() {
@@ -41,14 +41,14 @@ pub(super) mod tests {
     use crate::token::decode;
     use crate::token::encode;
 
-    /// A token with its signature spelled the other way.
+    /// The token with the other signature.
     pub(in crate::token) fn respelled(token: &str) -> String {
         let (message, signature) = token.rsplit_once('.').expect("a signature");
         format!("{message}.{}", encode(&other(decode(signature).expect("64 bytes"))))
     }
 
     #[test]
-    fn half_and_half_are_the_whole() {
+    fn the_two_values_of_s_add_up_to_the_order() {
         let with = |s: [u8; 32]| {
             let mut signature = [7; 64];
             signature[32..].copy_from_slice(&s);

@@ -1,5 +1,5 @@
-//! Page tokens (AIP-158): where a listing goes on. Opaque to clients, and good for the very query that they came from: a
-//! MAC under the project's refresh-token key binds them to it.
+//! Page tokens (AIP-158): where a listing continues. Opaque to clients. A MAC by the project's refresh-token key binds them to the
+//! query that returned them.
 //!
 //! ```text
 //! key id (16) | session id (16) | tag (16)
@@ -18,18 +18,18 @@ use crate::id::UserId;
 
 const TAG: usize = 16;
 
-/// What a page token is good for.
+/// The query that a page token is bound to.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
     /// The project.
     pub project: &'a ProjectId,
-    /// The user whose sessions are listed; none for the whole project's.
+    /// The user whose sessions are listed; `None` for the whole project.
     pub user: Option<&'a UserId>,
-    /// All else that the query says, in bytes that are the same for the same query.
+    /// All other parameters, encoded so that equal queries have equal bytes.
     pub parameters: &'a [u8],
 }
 
-/// A page token as it was presented.
+/// A parsed page token, not yet verified.
 #[derive(Clone, Debug)]
 pub struct PageToken {
     key: KeyId,
@@ -38,7 +38,7 @@ pub struct PageToken {
 }
 
 impl PageToken {
-    /// Reads a presented token; `None` when it has not the form of one.
+    /// Parses a token; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; 48] = decode(text)?;
         let (key, rest) = bytes.split_first_chunk::<16>()?;
@@ -50,20 +50,20 @@ impl PageToken {
         })
     }
 
-    /// Which key it claims to be made with.
+    /// The key that it names.
     pub const fn key(&self) -> KeyId {
         self.key
     }
 }
 
 impl RefreshKey {
-    /// The token that leads on after a session.
+    /// The token of the page that starts after a session.
     pub fn page_token(&self, last: SessionId, query: &Query<'_>) -> String {
         let tag = self.page_tag(last, query);
         encode(&[self.id().as_uuid().as_bytes(), last.as_uuid().as_bytes(), tag.as_slice()].concat())
     }
 
-    /// After which session a token leads on; `None` when it is not of this key and this query.
+    /// The session after which the page starts; `None` if the token does not belong to this key and query.
     pub fn page_start(&self, token: &PageToken, query: &Query<'_>) -> Option<SessionId> {
         let genuine = constant_time::verify_slices_are_equal(&self.page_tag(token.last, query), &token.tag);
         genuine.ok().map(|()| token.last)
@@ -71,7 +71,7 @@ impl RefreshKey {
 
     fn page_tag(&self, last: SessionId, query: &Query<'_>) -> [u8; TAG] {
         let user = query.user.map_or("", UserId::as_str);
-        // The length in front keeps one user's name from running over into the rest of the query.
+        // The length in front separates the user from the other parameters.
         let length = u16::try_from(user.len()).unwrap_or(u16::MAX).to_be_bytes();
         let mac =
             self.sign(&[b"sessiond page token", last.as_uuid().as_bytes(), &length, user.as_bytes(), query.parameters]);
@@ -86,7 +86,7 @@ mod tests {
     use crate::clock::Timestamp;
 
     #[test]
-    fn a_token_is_good_for_its_own_key_user_and_query() {
+    fn a_token_is_bound_to_its_key_user_and_query() {
         let project = ProjectId::parse("demo").expect("a name");
         let (ada, bob) = (UserId::parse("ada").expect("an id"), UserId::parse("bob").expect("an id"));
         let (key, other) = (RefreshKey::generate(project.clone()), RefreshKey::generate(project.clone()));

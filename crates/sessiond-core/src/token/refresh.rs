@@ -4,9 +4,9 @@
 //! key id (16) | session id (16) | generation (4) | attempt (4) | tag (16) | mac (32)
 //! ```
 //!
-//! The *tag* is a MAC over the first four under the refresh key: a made-up token is refused before the database hears
-//! of it, and a genuine one is known even when its session is long swept. The *mac* is one over the first four and a
-//! random secret in the session's row: so neither the database nor the key alone makes a token.
+//! The *tag* is a MAC by the refresh key over the first four fields: forged tokens are refused without a query, and genuine ones
+//! are recognized even after their session was deleted. The *mac* covers the first four fields and a random secret in the
+//! session's row, so neither the database nor the key alone suffices to forge a token.
 
 use aws_lc_rs::constant_time;
 use aws_lc_rs::hmac;
@@ -20,7 +20,7 @@ use crate::clock;
 use crate::id::KeyId;
 use crate::id::SessionId;
 
-/// What every refresh token starts with, so that a scanner of repositories can find a leaked one.
+/// The prefix of every refresh token, by which secret scanners find leaked ones.
 pub const PREFIX: &str = "sdrt_";
 
 const FIELDS: usize = 40;
@@ -28,28 +28,28 @@ const TAG: usize = 16;
 const MAC: usize = 32;
 const LENGTH: usize = FIELDS + TAG + MAC;
 
-/// A place in a session's chain of refresh tokens.
+/// A position in a session's chain of refresh tokens.
 ///
-/// `generation` counts the rotations, `attempt` the successors handed out for one and the same predecessor.
+/// `generation` counts the rotations, `attempt` the successors issued for the same predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// How many rotations came before; 0 is the token that the session was opened with.
+    /// The number of rotations before it; 0 for the first token of the session.
     pub generation: u32,
-    /// How many successors of the same predecessor were superseded unused.
+    /// The number of successors of the same predecessor that were superseded unused.
     pub attempt: u32,
 }
 
-/// The random half of a session's refresh tokens, kept in its row. Has no `Debug`.
+/// The random secret of a session's refresh tokens, stored in its row. Has no `Debug`.
 #[derive(Clone)]
 pub struct RowSecret([u8; 32]);
 
 impl RowSecret {
-    /// A new one, for a new session.
+    /// Generates a secret for a new session.
     pub fn generate() -> Self {
         Self(clock::random())
     }
 
-    /// Takes the bytes from the database; `None` when they are not 32.
+    /// The secret with these bytes, from the database; `None` if they are not 32.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -60,7 +60,7 @@ impl RowSecret {
     }
 }
 
-/// A refresh token as a caller presents it: read, but not yet believed. Has no `Debug`: it must not reach a log.
+/// A parsed refresh token, not yet verified. Has no `Debug`: it must not reach a log.
 #[derive(Clone)]
 pub struct RefreshToken {
     fields: [u8; FIELDS],
@@ -69,7 +69,7 @@ pub struct RefreshToken {
 }
 
 impl RefreshToken {
-    /// Reads a presented token; `None` when it has not the form of one.
+    /// Parses a token; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; LENGTH] = decode(text.strip_prefix(PREFIX)?)?;
         let (fields, rest) = bytes.split_first_chunk::<FIELDS>()?;
@@ -77,17 +77,17 @@ impl RefreshToken {
         Some(Self { fields: *fields, tag: *tag, mac: mac.try_into().ok()? })
     }
 
-    /// Which refresh key it claims to be made with; keys are per project, so this names the project.
+    /// The refresh key that it names. Keys belong to one project, so this identifies the project.
     pub fn key(&self) -> KeyId {
         KeyId::from_uuid(Uuid::from_bytes(self.part(0)))
     }
 
-    /// Which session it claims to belong to.
+    /// The session that it names.
     pub fn session(&self) -> SessionId {
         SessionId::from_uuid(Uuid::from_bytes(self.part(16)))
     }
 
-    /// Which place in the chain it claims to have.
+    /// The position in the chain that it names.
     pub fn link(&self) -> Link {
         Link { generation: u32::from_be_bytes(self.part(32)), attempt: u32::from_be_bytes(self.part(36)) }
     }
@@ -98,7 +98,7 @@ impl RefreshToken {
 }
 
 impl RefreshKey {
-    /// The token of this session at this place: the same arguments always give the same token.
+    /// Creates the token of a session at a position. Deterministic.
     pub fn mint(&self, session: SessionId, link: Link, secret: &RowSecret) -> SecretString {
         let mut bytes = Vec::with_capacity(LENGTH);
         bytes.extend_from_slice(self.id().as_uuid().as_bytes());
@@ -112,13 +112,13 @@ impl RefreshKey {
         format!("{PREFIX}{}", encode(&bytes)).into()
     }
 
-    /// Whether this key made the token, as far as can be told without the session's row. Constant time.
+    /// Verifies the tag, which needs no access to the session's row. Constant time.
     pub fn verify_tag(&self, token: &RefreshToken) -> bool {
         let tag = self.tag(&token.fields);
         constant_time::verify_slices_are_equal(&tag.as_ref()[..TAG], &token.tag).is_ok()
     }
 
-    /// Whether the token is genuine: made with this key for the session whose row holds the secret. Constant time.
+    /// Verifies the token with the secret in the session's row. Constant time.
     pub fn verify_token(&self, token: &RefreshToken, secret: &RowSecret) -> bool {
         let mac = self.mac(&token.fields, secret);
         self.verify_tag(token) && constant_time::verify_slices_are_equal(mac.as_ref(), &token.mac).is_ok()
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_the_same_every_time_and_reads_back() {
+    fn tokens_are_deterministic_and_round_trip() {
         let (key, session, secret) = (key(), session(), RowSecret::generate());
         let link = Link { generation: 7, attempt: 2 };
         let text = key.mint(session, link, &secret);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_the_key_nor_the_row_alone_makes_a_token() {
+    fn neither_the_key_nor_the_row_alone_suffices() {
         let (ours, session, secret) = (key(), session(), RowSecret::generate());
         let link = Link { generation: 0, attempt: 0 };
         let by_key_alone = ours.mint(session, link, &RowSecret::generate());

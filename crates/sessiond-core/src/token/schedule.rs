@@ -1,50 +1,48 @@
-//! When a key does what, and what becomes of a project's keys when one is rotated or revoked. Values in, a plan out: who
-//! holds the lock carries it out.
+//! The schedule of keys, and plans for their rotation and revocation. Pure: the caller carries the plan out while it holds the lock.
 //!
-//! A key *waits* (published, so that verifiers get to know it), *signs*, and is *retired* (no longer signs, and verifies
-//! until its last token expired). At each moment one key signs: the successor begins in the instant in which the others retire.
+//! A key is *waiting* (published, so that verifiers can fetch it), then *signing*, then *retired* (verifies until its last token has
+//! expired). At each moment one key signs: the successor starts at the instant at which the others retire.
 
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::id::KeyId;
 
-/// How far the clocks of replicas and operators may be apart, and how long a change in the database may take beyond its
-/// due time to be known to all.
+/// The allowance for clock skew between replicas and operators, and for the time until all replicas know a change in the database.
 pub const MARGIN: Duration = Duration::from_secs(60);
 
-/// When a key does what. A key is published before it signs, and verifies for as long as its tokens last.
+/// When a key signs. It is published before that, and verifies until its last token has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// From when on it signs (or makes refresh tokens).
+    /// When it starts to sign, or to authenticate new refresh tokens.
     pub signs_from: Timestamp,
-    /// From when on it no longer does. Half-open: at this moment exactly, another one signs.
+    /// When it stops. Half-open: at this moment exactly, another key signs.
     pub retired_at: Option<Timestamp>,
 }
 
-/// Where a key is in its life.
+/// The stage of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It is published, and does not sign yet.
+    /// Published, but does not sign yet.
     Waiting,
-    /// It signs.
+    /// Signs.
     Signing,
-    /// It signs no longer.
+    /// No longer signs.
     Retired,
 }
 
 impl Schedule {
-    /// Of a key that signs from this moment on.
+    /// The schedule of a key that signs from this moment on.
     pub const fn from(signs_from: Timestamp) -> Self {
         Self { signs_from, retired_at: None }
     }
 
-    /// Of a key that has to sign at once, because no other does: on a replica whose clock is behind, too.
+    /// The schedule of a key that must sign at once, because no other does. Starts early enough for replicas whose clock is behind.
     pub fn at_once(now: Timestamp) -> Self {
         Self::from(now - MARGIN)
     }
 
-    /// Where the key is at this moment.
+    /// The key's stage at this moment.
     pub fn stage(&self, now: Timestamp) -> Stage {
         if now < self.signs_from {
             Stage::Waiting
@@ -60,73 +58,73 @@ impl Schedule {
         self.stage(now) == Stage::Signing
     }
 
-    /// Whether a token that the key signed may still be good at this moment: see [`Schedule::verifies_until`].
+    /// Whether a token that the key signed may still be valid at this moment; see [`Schedule::verifies_until`].
     pub fn verifies_at(&self, now: Timestamp, token_ttl_max: Duration) -> bool {
         self.verifies_until(token_ttl_max).is_none_or(|end| now < end)
     }
 
-    /// When the longest-lived token has expired that a replica may have signed before it knew that the key was retired;
-    /// `None` as long as nobody has retired it. Half-open: at this moment exactly, it verifies no longer.
+    /// When the last token has expired that a replica may have signed before it learned that the key was retired; `None` if the key
+    /// is not retired. Half-open: at this moment exactly, it no longer verifies.
     pub fn verifies_until(&self, token_ttl_max: Duration) -> Option<Timestamp> {
         self.retired_at.map(|retired| retired + token_ttl_max + MARGIN)
     }
 }
 
-/// The keys of one project and purpose that are not revoked.
+/// The keys of one project and purpose, without revoked ones.
 pub type ScheduledKeys = [(KeyId, Schedule)];
 
-/// From one moment on, one key signs alone.
+/// A plan: from one moment on, a single key signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Succession {
     /// The moment.
     pub from: Timestamp,
-    /// Who signs from then on: a key that waits already, or a new one.
+    /// The key that signs from then on: a waiting one, or `None` for a new one.
     pub successor: Option<KeyId>,
-    /// Who signs until then.
+    /// The keys that sign until then.
     pub retire: Vec<KeyId>,
 }
 
 /// How soon a new key signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// Once every verifier knows it, so that nobody notices.
+    /// Once every verifier has fetched it, without an interruption.
     Planned,
-    /// At once. Verifiers with an older JWKS refuse its tokens until they fetch it again.
+    /// At once. Verifiers with an older JWK Set refuse its tokens until they fetch the set again.
     Emergency,
 }
 
-/// What a wish to rotate comes to.
+/// The decision on a request to rotate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyRotation {
-    /// The keys change.
+    /// Carry out this plan.
     Succeed(Succession),
-    /// A key is waiting already.
+    /// A rotation is in progress: a key is waiting already.
     UnderWay {
-        /// Which.
+        /// The waiting key.
         successor: KeyId,
-        /// When it begins to sign.
+        /// When it starts to sign.
         from: Timestamp,
     },
 }
 
-/// What the end of one key means for the others.
+/// What to do with the other keys after one was revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AfterRevocation {
-    /// Nothing: another key signs, and goes on to.
+    /// Nothing: another key signs and continues to.
     Unchanged,
-    /// It was the successor of a key that would have retired, and now signs on.
+    /// Cancel the retirement of this key, because its successor was revoked.
     Unretire(KeyId),
-    /// Nobody would sign: so an successor does, at once.
+    /// No key would sign, so a successor signs at once.
     Succeed(Succession),
 }
 
-/// Plans the change to a new key. A planned one signs after the `lead`, the time that verifiers take to learn of it.
+/// Plans a rotation. A planned one takes effect after `lead`, the time until all verifiers have fetched the new key.
 ///
-/// With a key waiting, [`Urgency::Emergency`] makes that one sign instead: some verifiers know it already.
+/// If a key is waiting, [`Urgency::Emergency`] makes that one sign at once, because some verifiers have fetched it already.
 pub fn rotate(keys: &ScheduledKeys, now: Timestamp, urgency: Urgency, lead: Duration) -> KeyRotation {
     let retire: Vec<KeyId> = keys.iter().filter(|(_, schedule)| schedule.signs_at(now)).map(|(id, _)| *id).collect();
     match (urgency, waiting(keys, now)) {
-        // Nobody signs: waiting would only prolong it.
+        // No key signs, so waiting would only prolong that.
         (Urgency::Planned | Urgency::Emergency, successor) if retire.is_empty() => {
             KeyRotation::Succeed(at_once(successor, now))
         }
@@ -140,7 +138,7 @@ pub fn rotate(keys: &ScheduledKeys, now: Timestamp, urgency: Urgency, lead: Dura
     }
 }
 
-/// Plans what follows when a key is taken away; `keys` are the others.
+/// Plans what follows the revocation of a key; `keys` are the others.
 pub fn after_revocation(keys: &ScheduledKeys, now: Timestamp) -> AfterRevocation {
     let successor = waiting(keys, now);
     let last = keys
@@ -162,7 +160,7 @@ fn at_once(successor: Option<(KeyId, Schedule)>, now: Timestamp) -> Succession {
     Succession { from: Schedule::at_once(now).signs_from, successor: successor.map(|(id, _)| id), retire: vec![] }
 }
 
-/// The key that is the next to sign.
+/// The waiting key that signs next.
 fn waiting(keys: &ScheduledKeys, now: Timestamp) -> Option<(KeyId, Schedule)> {
     let waiting = keys.iter().filter(|(_, schedule)| schedule.stage(now) == Stage::Waiting);
     waiting.min_by_key(|(id, schedule)| (schedule.signs_from, *id)).copied()
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_begins_and_ends_to_the_instant() {
+    fn stages_are_half_open() {
         let (_, schedule) = key(1, 10, Some(20));
         let stages = [
             (at(10) - INSTANT, Stage::Waiting),
@@ -206,7 +204,7 @@ mod tests {
         assert!(Schedule::from(at(0)).verifies_at(at(1_000_000_000), HOUR), "never retired");
     }
 
-    /// Whatever the moment, one key signs: the successor begins in the instant in which the other retires.
+    /// At every moment exactly one key signs.
     #[test]
     fn a_rotation_leaves_no_gap_and_no_overlap() {
         let now = at(100);
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_signs_somebody_does_at_once() {
+    fn if_no_key_signs_one_does_at_once() {
         let from = at(100) - MARGIN;
         for urgency in [Urgency::Planned, Urgency::Emergency] {
             let new = Succession { from, successor: None, retire: vec![] };
@@ -249,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_taken_away_leaves_one_that_signs() {
+    fn after_a_revocation_one_key_signs() {
         let now = at(100);
         let successor =
             |successor| AfterRevocation::Succeed(Succession { from: now - MARGIN, successor, retire: vec![] });
@@ -257,7 +255,7 @@ mod tests {
         assert_eq!(after_revocation(&[], now), successor(None));
         assert_eq!(after_revocation(&[key(1, 0, Some(50))], now), successor(None));
         assert_eq!(after_revocation(&[key(2, 500, None)], now), successor(Some(id(2))));
-        // The one that waited: whoever was to retire signs on.
+        // The one that waited: its predecessor is not retired.
         assert_eq!(after_revocation(&[key(1, 0, Some(500))], now), AfterRevocation::Unretire(id(1)));
         // One that was retired: the others go on as planned.
         assert_eq!(after_revocation(&[key(1, 0, None)], now), AfterRevocation::Unchanged);

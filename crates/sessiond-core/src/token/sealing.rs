@@ -1,6 +1,6 @@
-//! Private keys at rest: AES-256-GCM under a sealing key from the configuration, so that a stolen database alone
-//! signs nothing. What a blob is for, its project and its id are bound to it as associated data: a sealed key moved
-//! to another row does not open.
+//! Encryption of private keys at rest: AES-256-GCM with a sealing key from the configuration, so that a stolen database is not
+//! enough to sign. The purpose, the project and the key's id are associated data, so a sealed key that is moved to another row
+//! cannot be unsealed.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 
-/// What a sealed key is for. Part of what is bound to it.
+/// The purpose of a sealed key; part of its associated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Signs access tokens.
@@ -34,7 +34,7 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Why a sealed key does not open.
+/// A sealed key cannot be unsealed with the configured sealing key.
 #[derive(Debug, thiserror::Error)]
 #[error("the key {id} of project {project} does not open with the configured sealing key")]
 pub struct UnsealError {
@@ -44,19 +44,20 @@ pub struct UnsealError {
     pub id: KeyId,
 }
 
-/// Seals with the present key, and opens with the present or the previous one, so that a change of keys needs no pause.
+/// Seals with the current sealing key, and unseals with the current or the previous one, so that the sealing key can be changed
+/// without downtime.
 pub struct Sealer {
     present: RandomizedNonceKey,
     previous: Option<RandomizedNonceKey>,
 }
 
 impl Sealer {
-    /// Takes the present sealing key, and the one before it during a change: 32 bytes each.
+    /// A sealer with the current sealing key, and the previous one during a change.
     pub fn new(present: &SealingKey, previous: Option<&SealingKey>) -> Self {
         Self { present: present.cipher(), previous: previous.map(SealingKey::cipher) }
     }
 
-    /// Seals a private key for the row it will be stored in: nonce, ciphertext and tag in one.
+    /// Seals a private key for its row. Returns nonce, ciphertext and tag.
     pub fn seal(&self, purpose: Purpose, project: &ProjectId, id: KeyId, secret: &[u8]) -> Vec<u8> {
         let mut text = Zeroizing::new(secret.to_vec());
         let bound = Aad::from(associated_data(purpose, project, id));
@@ -67,11 +68,11 @@ impl Sealer {
         [nonce.as_ref().as_slice(), &text].concat()
     }
 
-    /// Opens what [`Sealer::seal`] made for this very row.
+    /// Unseals the output of [`Sealer::seal`] for the same row.
     ///
     /// # Errors
     ///
-    /// When neither sealing key fits, or the blob is another row's.
+    /// Fails if neither sealing key fits, or the data belongs to another row.
     pub fn open(
         &self,
         purpose: Purpose,
@@ -85,11 +86,12 @@ impl Sealer {
             .ok_or_else(|| UnsealError { project: project.clone(), id })
     }
 
-    /// Seals anew, under the present key, what only the previous one opens; `None` for what the present one opens.
+    /// Seals again, with the current sealing key, what was sealed with the previous one. Returns `None` if it was sealed with the
+    /// current one.
     ///
     /// # Errors
     ///
-    /// As [`Sealer::open`].
+    /// Fails as [`Sealer::open`] does.
     pub fn reseal(
         &self,
         purpose: Purpose,
@@ -105,16 +107,16 @@ impl Sealer {
     }
 }
 
-/// 32 random bytes that seal the private keys of every project. Lost, they take the keys along; so keep a copy.
+/// 32 random bytes that seal the private keys of every project. Without them the keys are lost, so keep a copy.
 pub struct SealingKey(Zeroizing<[u8; 32]>);
 
 impl SealingKey {
-    /// A new one.
+    /// Generates a sealing key.
     pub fn generate() -> Self {
         Self(Zeroizing::new(clock::random()))
     }
 
-    /// Reads 32 bytes as standard base64, as `base64` prints them; `None` for anything else.
+    /// Parses 32 bytes in standard base64; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(STANDARD.decode(text.trim()).ok()?);
         Some(Self(Zeroizing::new(bytes.as_slice().try_into().ok()?)))
@@ -146,7 +148,7 @@ fn associated_data(purpose: Purpose, project: &ProjectId, id: KeyId) -> Vec<u8> 
         Purpose::Signing => "sessiond signing key v1",
         Purpose::Refresh => "sessiond refresh key v1",
     };
-    // The project's name comes last and the rest has a fixed length, so no two rows give the same bytes.
+    // Unambiguous: only the project's name, at the end, varies in length.
     [purpose.as_bytes(), id.as_uuid().as_bytes(), project.as_str().as_bytes()].concat()
 }
 
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_previous_key_still_opens_during_a_change() {
+    fn the_previous_key_unseals_during_a_change() {
         let (old, new) = (SealingKey::generate(), SealingKey::generate());
         let id = KeyId::from_uuid(clock::new_uuid());
         let sealed = Sealer::new(&old, None).seal(Purpose::Refresh, &demo(), id, b"mac");

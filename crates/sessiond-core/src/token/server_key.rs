@@ -1,5 +1,5 @@
-//! Server keys: `sdsk_` and 64 characters, an id and 256 random bits. Only the SHA-256 digest is stored: the secret has
-//! too many bits to be guessed, so a slow hash would protect nothing and cost every call.
+//! Server keys: `sdsk_` followed by 64 characters, which encode an id and 256 random bits. Only the SHA-256 digest is stored: the
+//! secret cannot be guessed, so a slow hash would add cost to every call and no protection.
 
 use aws_lc_rs::constant_time;
 use secrecy::SecretString;
@@ -11,10 +11,10 @@ use super::fingerprint;
 use crate::clock;
 use crate::id::KeyId;
 
-/// What every server key starts with, so that a scanner of repositories can find a leaked one.
+/// The prefix of every server key, by which secret scanners find leaked ones.
 pub const PREFIX: &str = "sdsk_";
 
-/// A server key as a caller presents it. Has no `Debug`: it must not reach a log.
+/// A server key. Has no `Debug`: it must not reach a log.
 #[derive(Clone)]
 pub struct ServerKey {
     id: KeyId,
@@ -22,29 +22,29 @@ pub struct ServerKey {
 }
 
 impl ServerKey {
-    /// A new key.
+    /// Generates a key.
     pub fn generate() -> Self {
         Self { id: KeyId::from_uuid(clock::new_uuid()), secret: clock::random() }
     }
 
-    /// Reads a presented key; `None` when it has not the form of one.
+    /// Parses a key; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; 48] = decode(text.strip_prefix(PREFIX)?)?;
         let (id, secret) = bytes.split_first_chunk::<16>()?;
         Some(Self { id: KeyId::from_uuid(Uuid::from_bytes(*id)), secret: secret.try_into().ok()? })
     }
 
-    /// Which key it claims to be.
+    /// The key's id.
     pub const fn id(&self) -> KeyId {
         self.id
     }
 
-    /// What is stored of it.
+    /// The digest to store.
     pub fn digest(&self) -> Digest {
         Digest(fingerprint(&self.secret))
     }
 
-    /// The text to hand to the operator, once.
+    /// The text of the key, to be shown once.
     pub fn expose(&self) -> SecretString {
         let bytes = [self.id.as_uuid().as_bytes().as_slice(), &self.secret].concat();
         format!("{PREFIX}{}", encode(&bytes)).into()
@@ -55,7 +55,7 @@ impl ServerKey {
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Takes the bytes from the database; `None` when they are not 32.
+    /// The digest with these bytes, from the database; `None` if they are not 32.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -65,7 +65,7 @@ impl Digest {
         &self.0
     }
 
-    /// Compares in constant time, so that the answer's delay tells nothing.
+    /// Compares in constant time, to prevent timing attacks.
     pub fn matches(&self, other: &Self) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_the_round_trip_and_no_other_matches() {
+    fn keys_round_trip_and_match_no_other() {
         let key = ServerKey::generate();
         let read = ServerKey::parse(key.expose().expose_secret()).expect("its own text");
         assert_eq!(read.id(), key.id());
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_not_read() {
+    fn malformed_keys_are_refused() {
         let key = ServerKey::generate();
         let text = key.expose().expose_secret().to_owned();
         for refused in ["", PREFIX, &text[1..], &text[..text.len() - 1], &format!("{text}A"), &format!("{text}=")] {

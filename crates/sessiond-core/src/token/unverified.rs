@@ -1,5 +1,7 @@
 //! An access token before its signature is checked.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
@@ -15,32 +17,39 @@ use crate::clock::Timestamp;
 use crate::id::KeyId;
 use crate::id::ProjectId;
 
-/// The longest token that is read, in bytes. Ours stay below it: what the host application
-/// adds is bounded.
+/// The longest access token that is parsed, in bytes. Genuine ones are shorter, because the host application's claims are
+/// bounded.
 pub const LENGTH_MAX: usize = 16 * 1024;
 
-/// A token whose header was read, and nothing else: it says which key to look for.
+/// An access token of which only the header was parsed, to find its key.
 pub struct UnverifiedToken<'a> {
     text: &'a str,
     key: KeyId,
 }
 
+/// Omits the token's text: the output may reach a log.
+impl fmt::Debug for UnverifiedToken<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("UnverifiedToken").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
 impl<'a> UnverifiedToken<'a> {
-    /// Reads the header: ES256, `typ: at+jwt`, a `kid` of ours in form, no `crit`.
+    /// Parses the header: requires ES256, `typ: at+jwt`, a well-formed `kid`, and no `crit`.
     ///
     /// # Errors
     ///
-    /// [`VerifyError::Unparsable`] for anything else, without a word on what exactly: that would help only a forger.
+    /// Returns [`VerifyError::Unparsable`] for anything else.
     pub fn parse(text: &'a str) -> Result<Self, VerifyError> {
         if text.len() > LENGTH_MAX {
             return Err(VerifyError::Unparsable);
         }
         let header = jsonwebtoken::decode_header(text).map_err(|_| VerifyError::Unparsable)?;
         let typed = header.typ.as_deref().is_some_and(|typ| {
-            // RFC 7515 §4.1.9: the `application/` may be left out, and media types ignore case.
+            // RFC 7515 §4.1.9: `application/` may be omitted, and media types are case-insensitive.
             typ.eq_ignore_ascii_case(TYPE) || typ.eq_ignore_ascii_case("application/at+jwt")
         });
-        // RFC 7515 §4.1.11: what `crit` names must be understood, and we understand none.
+        // RFC 7515 §4.1.11: extensions in `crit` must be supported, and none is.
         let key = header.kid.as_deref().and_then(KeyId::parse);
         match key {
             Some(key) if typed && header.alg == Algorithm::ES256 && header.crit.is_none() => Ok(Self { text, key }),
@@ -48,45 +57,45 @@ impl<'a> UnverifiedToken<'a> {
         }
     }
 
-    /// The key that the token says it was signed with.
+    /// The key that the token names.
     pub const fn key(&self) -> KeyId {
         self.key
     }
 
-    /// Checks everything but the time: the signature, the issuer, the audience, and that they agree on the project.
+    /// Verifies the signature, the issuer, the audience and the project. Does not check the expiry.
     ///
     /// # Errors
     ///
-    /// As [`VerifyError`] says.
+    /// Returns [`VerifyError::Unparsable`] or [`VerifyError::WrongProject`].
     pub fn verify(&self, key: &VerifyingKey, issuer: &Issuer) -> Result<Claims, VerifyError> {
         let claims = self.signed_by(key).ok_or(VerifyError::Unparsable)?;
         check(claims, key.project(), issuer)
     }
 
-    /// The claims, without a check of the signature.
+    /// Parses the claims without verifying the signature.
     ///
     /// # Errors
     ///
-    /// As [`VerifyError`] says.
+    /// Returns [`VerifyError::Unparsable`] or [`VerifyError::WrongProject`].
     pub(super) fn unverified(&self, project: &ProjectId, issuer: &Issuer) -> Result<Claims, VerifyError> {
         let (message, _) = self.text.rsplit_once('.').ok_or(VerifyError::Unparsable)?;
         check(claims(message).ok_or(VerifyError::Unparsable)?, project, issuer)
     }
 
     fn signed_by(&self, key: &VerifyingKey) -> Option<Claims> {
-        // RFC 7515 §5.2: signed is what stands before the last dot, as it stands there.
+        // RFC 7515 §5.2: the signature covers the text before the last dot.
         let (message, signature) = self.text.rsplit_once('.')?;
         let signature = decode(signature)?;
         if !key.verify_signature(message.as_bytes(), &signature) {
             return None;
         }
         let claims = claims(message)?;
-        let has_one_spelling = low_s::is_low(&signature) || key.accepts_high_s(Timestamp::from_seconds(claims.iat));
-        has_one_spelling.then_some(claims)
+        let has_valid_s = low_s::is_low(&signature) || key.accepts_high_s(Timestamp::from_seconds(claims.iat));
+        has_valid_s.then_some(claims)
     }
 }
 
-/// What is between the dots.
+/// Decodes the payload.
 fn claims(message: &str) -> Option<Claims> {
     let (_, payload) = message.split_once('.')?;
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
@@ -120,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_ours_is_believed() {
+    fn a_genuine_token_verifies() {
         let key = key();
-        let mut said = claims();
-        said.own.insert("role".into(), "authenticated".into());
-        let token = key.sign(&said).expect("signs");
+        let mut signed = claims();
+        signed.own.insert("role".into(), "authenticated".into());
+        let token = key.sign(&signed).expect("signs");
         let read = verify(token.expose_secret(), &key).expect("its own key");
-        assert_eq!(read, said);
+        assert_eq!(read, signed);
         assert!(!read.expired_at(Timestamp::from_micros(1_599_999_999)));
         assert!(read.expired_at(Timestamp::from_seconds(1_600)), "half-open");
     }
@@ -169,17 +178,17 @@ mod tests {
         }
     }
 
-    /// Anyone can write down `(r, n − s)` for `(r, s)`: a token has one text all the same.
+    /// Anyone can compute the signature `(r, n − s)` from `(r, s)`. Only one of the two verifies.
     #[test]
     fn a_token_has_one_spelling() {
         let key = key();
         for second in 0..32 {
-            let said = Claims { iat: second, ..claims() };
-            let token = key.sign(&said).expect("signs");
+            let signed = Claims { iat: second, ..claims() };
+            let token = key.sign(&signed).expect("signs");
             assert!(verify(token.expose_secret(), &key).is_ok());
             assert_eq!(verify(&respelled(token.expose_secret()), &key), Err(VerifyError::Unparsable), "{second}");
         }
-        // But for keys that signed before this was so, up to a moment.
+        // Except for keys of earlier releases, up to a given time.
         let key = key.with_high_s_until(Timestamp::from_seconds(1_000));
         for (iat, is_taken) in [(999, true), (1_000, false)] {
             let token = key.sign(&Claims { iat, ..claims() }).expect("signs");
@@ -188,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_token_is_refused_wherever_it_is_cut() {
+    fn a_truncated_token_is_refused() {
         let key = key();
         let token = key.sign(&claims()).expect("signs");
         let text = token.expose_secret();

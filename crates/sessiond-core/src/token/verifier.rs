@@ -3,6 +3,7 @@
 //! A client sends the same token with every request until it expires. The signature is checked the first time; after that
 //! the token is found by its digest.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::access::Issuer;
@@ -17,10 +18,10 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 
-/// How many verified tokens to keep: some 30 MB. The least recently used make way.
+/// How many verified tokens are cached: about 30 MB. The least recently used are evicted.
 const TOKENS_MAX: usize = 16_384;
 
-/// Verifies the signature, the issuer and the audience of access tokens, and remembers those that verified. Cheap to
+/// Verifies the signature, the issuer and the audience of access tokens, and caches those that verified. Cheap to
 /// clone; clones share state.
 #[derive(Clone)]
 pub struct AccessVerifier {
@@ -28,12 +29,19 @@ pub struct AccessVerifier {
     verified: Arc<FingerprintCache<VerifiedToken>>,
 }
 
-/// A token that was read and names its key; see [`AccessVerifier::read`].
+/// A parsed token that names its key; see [`AccessVerifier::read`].
 pub enum Candidate<'a> {
     /// It verified before.
     Verified(VerifiedToken),
-    /// Only its header was read.
+    /// Only its header was parsed.
     Unverified(UnverifiedToken<'a>, Fingerprint),
+}
+
+/// Omits the token's text: the output may reach a log.
+impl fmt::Debug for Candidate<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Candidate").field("key", &self.key()).finish_non_exhaustive()
+    }
 }
 
 impl Candidate<'_> {
@@ -43,6 +51,12 @@ impl Candidate<'_> {
             Self::Verified(token) => token.key(),
             Self::Unverified(presented, _) => presented.key(),
         }
+    }
+}
+
+impl fmt::Debug for AccessVerifier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("AccessVerifier").field("issuer", &self.issuer).finish_non_exhaustive()
     }
 }
 
@@ -106,7 +120,7 @@ impl AccessVerifier {
     }
 
     /// Parses a token without checking its signature: for a token that its issuer has confirmed, or to say what is wrong
-    /// with one whose key is unknown. The result is not remembered.
+    /// with one whose key is unknown. The result is not cached.
     ///
     /// # Errors
     ///
@@ -128,7 +142,7 @@ mod tests {
     use crate::token::access::tests::key;
 
     #[test]
-    fn only_whole_tokens_that_verified_are_remembered() {
+    fn only_tokens_that_verified_are_cached() {
         let (key, claims) = (key(), claims());
         let token = key.sign(&claims).expect("signs");
         let verifier = AccessVerifier::new(issuer());
@@ -141,7 +155,7 @@ mod tests {
         let first = verify(token.expose_secret()).expect("genuine");
         let again = verify(token.expose_secret()).expect("again");
         assert!(Arc::ptr_eq(&first.0, &again.0), "no second check");
-        let found = find(token.expose_secret()).expect("known by now");
+        let found = find(token.expose_secret()).expect("cached");
         assert!(found.key() == key.id() && Arc::ptr_eq(&found.0, &first.0));
 
         // The same claims under another signature, and another's claims under this one.
@@ -151,7 +165,7 @@ mod tests {
         let (eve, _) = other.expose_secret().rsplit_once('.').expect("a signature");
         for forged in [cut, format!("{body}.{}", "A".repeat(86)), format!("{eve}.{signature}")] {
             assert_eq!(verify(&forged), Err(VerifyError::Unparsable));
-            assert_eq!(verify(&forged), Err(VerifyError::Unparsable), "and it stays so");
+            assert_eq!(verify(&forged), Err(VerifyError::Unparsable), "again");
             assert_eq!(find(&forged), None);
         }
     }
@@ -179,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verified_token_still_has_its_time_and_its_project_checked() {
+    fn expiry_and_project_are_checked_separately() {
         let key = key();
         let text = key.sign(&claims()).expect("signs");
         let verifier = AccessVerifier::new(issuer());
