@@ -549,7 +549,7 @@ async fn a_token_with_the_other_signature_form_is_refused() {
 async fn a_token_of_an_earlier_release_signs_out_in_either_signature_form() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    let mark = "UPDATE signing_keys SET high_s_until = now() + interval '100 years'";
+    let mark = "UPDATE signing_keys SET either_s_until = now() + interval '100 years'";
     service.database.run(mark).await;
     let replica = service.replica().await;
     replica.current(Wire::Grpc, bearer(&respelled(&phone.access_token))).await.expect("either");

@@ -95,8 +95,8 @@ impl Tx {
     }
 
     pub(super) async fn keys_either_s_until(&mut self) -> Result<HashMap<KeyId, Timestamp>, Error> {
-        let query = signing_keys::table.filter(signing_keys::high_s_until.is_not_null());
-        let query = query.select((signing_keys::id, signing_keys::high_s_until));
+        let query = signing_keys::table.filter(signing_keys::either_s_until.is_not_null());
+        let query = query.select((signing_keys::id, signing_keys::either_s_until));
         let rows: Vec<(Uuid, Option<PgTimestamp>)> = self.load(query).await?;
         Ok(rows.into_iter().filter_map(|(id, until)| Some((KeyId::from_uuid(id), from_pg(until?)))).collect())
     }

@@ -35,7 +35,7 @@ diesel::table! {
         signs_from -> Timestamptz,
         retired_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
-        high_s_until -> Nullable<Timestamptz>,
+        either_s_until -> Nullable<Timestamptz>,
     }
 }
 

@@ -40,7 +40,7 @@ use sessiond_core::pb::session_service_client::SessionServiceClient;
 use sessiond_core::token::access::Issuer;
 use sessiond_core::token::server_key::ServerKey;
 
-/// How long a replica may take to response a request.
+/// How long a replica may take to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a replica may take to accept a connection.
@@ -80,7 +80,7 @@ pub(super) struct Replica {
 /// Why a request to a replica failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UpstreamError {
-    /// No response, or an invalid one. Another replica may response, or the same one later.
+    /// No response, or an invalid one. Another replica may respond, or the same one later.
     #[error("{0}")]
     Unavailable(String),
     /// An error that only an operator can correct.
@@ -256,7 +256,7 @@ impl Replica {
     /// Replaces the connection, which may be dead.
     pub(super) fn reconnect(&self) {
         self.channel.store(Arc::new(self.endpoint.connect_lazy()));
-        // Another server may response at this address now.
+        // Another server may respond at this address now.
         self.is_checked.store(false, Ordering::Relaxed);
     }
 
