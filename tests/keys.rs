@@ -544,7 +544,7 @@ async fn concurrent_operators_take_turns() {
 }
 
 #[tokio::test]
-async fn a_revoked_server_key_is_refused_at_once() {
+async fn a_revoked_server_key_is_refused() {
     let service = Service::start().await;
     let other = service.app.server_key_create(demo(), sessiond::store::Role::Admin).await.expect("makes a key");
     let request = || CreateSessionRequest { user_id: "ada".into(), ..Default::default() };
@@ -556,6 +556,7 @@ async fn a_revoked_server_key_is_refused_at_once() {
         sign_in(wire, &service.server_key).await.expect("a good key");
     }
     assert_eq!(operator.server_key_revoke(id).await.expect("revokes"), ServerKeyRevoked::Now);
+    eventually("the server has read it", async || service.app.feed().has_revoked(id)).await;
     for wire in Wire::ALL {
         assert_refused!(sign_in(wire, &service.server_key), "INVALID_SERVER_KEY");
         sign_in(wire, &other.1).await.expect("the other one is as good as ever");
@@ -780,7 +781,7 @@ async fn an_operator_lists_and_revokes_server_keys() {
     assert_eq!(keys[0]["id"], id);
     assert!(!String::from_utf8_lossy(&sessiond(&list, env).stdout).contains("sdsk_"));
 
-    assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "every server refuses it from now on");
+    assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "every server refuses it within milliseconds");
     assert_says(&sessiond(&["server-key", "revoke", &id], env), true, "was already revoked");
     assert_says(&sessiond(&["server-key", "revoke", &secrets[1]], env), false, "must be a key's id");
     let unknown = sessiond(&["server-key", "revoke", NO_KEY], env);

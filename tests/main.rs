@@ -16,6 +16,7 @@ mod origin;
 mod policy;
 mod refresh;
 mod revoke;
+mod server_keys;
 mod sweep;
 mod theft;
 mod verify;

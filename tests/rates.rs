@@ -19,6 +19,7 @@ use crate::{
     assert_refused,
     harness::{PROJECT, REFUSED_REFRESH, Refused, Service, Wire, bearer, both, header, rates, refresh_token},
     revoke::flip,
+    server_keys::lookups,
     verify::Route,
 };
 
@@ -181,8 +182,8 @@ async fn one_project_does_not_use_up_anothers() {
     let service = Service::start_rated(per_project()).await;
     let other = service.create_project("other").await;
     let project = ProjectId::parse(PROJECT).expect("a name");
-    let second = service.app.server_key_create(project, Role::Service).await.expect("makes a key").1;
     for wire in Wire::ALL {
+        let second = service.app.server_key_create(project.clone(), Role::Service).await.expect("makes a key").1;
         for _ in 0..BURST {
             create(&service, wire, &service.server_key).await.expect("up to the burst");
         }
@@ -203,8 +204,8 @@ async fn one_project_does_not_use_up_anothers() {
 async fn one_server_key_does_not_use_up_anothers() {
     let service = Service::start_rated(per_server_key()).await;
     let project = ProjectId::parse(PROJECT).expect("a name");
-    let second = service.app.server_key_create(project, Role::Service).await.expect("makes a key").1;
     for wire in Wire::ALL {
+        let second = service.app.server_key_create(project.clone(), Role::Service).await.expect("makes a key").1;
         for _ in 0..BURST {
             create(&service, wire, &service.server_key).await.expect("up to the burst");
         }
@@ -217,12 +218,6 @@ async fn one_server_key_does_not_use_up_anothers() {
         service.clock.advance(INTERVAL * BURST);
     }
     assert_eq!(service.metric(r#"sessiond_rate_limited_total{bucket="server_key"}"#).await, 3);
-}
-
-/// How often a server key was looked up.
-async fn lookups(service: &Service) -> u64 {
-    let operation = r#"{operation="server_key_find",outcome="ok"}"#;
-    service.metric(&format!("sessiond_store_operation_duration_seconds_count{operation}")).await
 }
 
 /// A service's calls come from few addresses, so they count against its server key. Invalid keys count against the

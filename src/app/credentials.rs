@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
@@ -110,13 +112,26 @@ impl App {
         Ok(service)
     }
 
-    /// Looks up the service of a server key, and compares the key's digest. Charges no bucket.
+    /// Finds the service of a server key. Charges no bucket.
+    ///
+    /// A key that was looked up lately is not looked up again, as long as the feed is fresh and knows of no revocation: a
+    /// revocation by another replica is noticed as soon as that of a session.
     async fn find_service(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
+        let now = Instant::now();
+        // In this order: a feed that starts again ceases to be fresh, and then forgets what was revoked.
+        if let Some(service) = self.server_keys.find(key, now)
+            && !self.feed.has_revoked(key.id())
+            && self.feed.is_fresh()
+        {
+            return Ok(service);
+        }
         let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         if !row.digest.matches(&key.digest()) {
             return Err(Refusal::InvalidServerKey.into());
         }
-        Ok(Service { project: row.project, role: row.role, key: row.id })
+        let service = row.service();
+        self.server_keys.insert(row, now);
+        Ok(service)
     }
 
     /// Authenticates the user or the service behind a credential.

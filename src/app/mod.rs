@@ -25,6 +25,7 @@ mod revoke_all;
 mod revoke_key;
 mod revoke_session;
 mod rotate_key;
+mod server_keys;
 mod supervise;
 mod sweep;
 mod update;
@@ -76,6 +77,7 @@ pub use sweep::Sweeper;
 use std::sync::Arc;
 
 use bulkhead::Bulkhead;
+use server_keys::KnownServerKeys;
 use usage::Usage;
 
 use crate::config;
@@ -147,6 +149,7 @@ pub struct App {
     pub(crate) rates: Limiter,
     feed: Feed,
     verifier: AccessVerifier,
+    server_keys: KnownServerKeys,
     usage: Usage,
     /// The database over a connection of its own, for readiness checks.
     probe: Store,
@@ -171,6 +174,7 @@ impl App {
             store,
             keys,
             verifier: AccessVerifier::new(issuer.clone()),
+            server_keys: KnownServerKeys::default(),
             issuer,
             clock,
             rates: Limiter::off(),

@@ -177,7 +177,8 @@ impl App {
         keys.ok_or(ProjectError::Missing(project))
     }
 
-    /// Revokes a server key. Every replica refuses it from now on, because each looks it up in the database on every call.
+    /// Revokes a server key. This replica refuses it from now on, and every other one as soon as its feed has read the
+    /// revocation.
     ///
     /// # Errors
     ///

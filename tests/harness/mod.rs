@@ -168,7 +168,8 @@ impl Service {
         self.replica_with(hasty(url)).await
     }
 
-    async fn replica_with(&self, options: Options) -> Self {
+    /// The same with these options.
+    pub async fn replica_with(&self, options: Options) -> Self {
         self.replica_as(options, Clock::frozen()).await
     }
 

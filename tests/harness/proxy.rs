@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixStream},
@@ -64,7 +65,14 @@ impl Proxy {
         (Self::to(database, relay).await, silence)
     }
 
-    /// The same, to the given cluster.
+    /// A proxy on which the answers of selected connections can be held: those that ever contained certain words. Their
+    /// requests pass.
+    pub async fn that_holds_answers(database: &Database, marker: &'static str) -> (Self, Silence) {
+        let silence = Silence::default();
+        (Self::to(database, relaying(marker, Silence::default(), silence.clone())).await, silence)
+    }
+
+    /// The same as [`Proxy::that_swallows`], to the given cluster.
     pub async fn that_swallows_at(socket: PathBuf, name: &str, marker: &'static str) -> (Self, Silence) {
         let (relay, silence) = swallowing(marker);
         (Self::to_socket(socket, name, relay).await, silence)
@@ -73,20 +81,28 @@ impl Proxy {
 
 fn swallowing(
     marker: &'static str,
-) -> (impl Fn(TcpStream, UnixStream) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync + 'static, Silence) {
-    let silence = Silence(Arc::new(watch::Sender::new(false)));
-    let silenced = silence.clone();
-    let relay = move |client: TcpStream, server: UnixStream| {
-        let (silenced, marked) = (silenced.clone(), Arc::new(AtomicBool::new(false)));
+) -> (impl Fn(TcpStream, UnixStream) -> BoxFuture<'static, ()> + Send + Sync + 'static, Silence) {
+    let silence = Silence::default();
+    (relaying(marker, silence.clone(), silence.clone()), silence)
+}
+
+/// Relays connections, except during the silence of requests and that of answers.
+fn relaying(
+    marker: &'static str,
+    of_requests: Silence,
+    of_answers: Silence,
+) -> impl Fn(TcpStream, UnixStream) -> BoxFuture<'static, ()> + Send + Sync + 'static {
+    move |client: TcpStream, server: UnixStream| {
+        let (of_requests, of_answers) = (of_requests.clone(), of_answers.clone());
+        let marked = Arc::new(AtomicBool::new(false));
         Box::pin(async move {
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
             tokio::join!(
-                pass(from_client, to_server, Some(marker), Arc::clone(&marked), silenced.clone()),
-                pass(from_server, to_client, None, marked, silenced)
+                pass(from_client, to_server, Some(marker), Arc::clone(&marked), of_requests),
+                pass(from_server, to_client, None, marked, of_answers)
             );
-        }) as futures_util::future::BoxFuture<'static, ()>
-    };
-    (relay, silence)
+        })
+    }
 }
 
 impl Drop for Proxy {
@@ -96,7 +112,7 @@ impl Drop for Proxy {
 }
 
 /// Whether the connections are silent now.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Silence(Arc<watch::Sender<bool>>);
 
 impl Silence {

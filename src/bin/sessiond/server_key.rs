@@ -24,7 +24,7 @@ pub(crate) enum ServerKeyCommand {
     Create(ServerKeyCreateArgs),
     /// List a project's server keys, including revoked ones. Their secrets are not stored.
     List(KeyListArgs),
-    /// Revoke a server key: every server refuses it at once. Idempotent.
+    /// Revoke a server key: every server refuses it within milliseconds, by the feed. Idempotent.
     Revoke(ServerKeyRevokeArgs),
 }
 
@@ -103,7 +103,9 @@ async fn list(args: KeyListArgs) -> CommandResult {
 async fn revoke(args: ServerKeyRevokeArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     Ok(print::done(match app.server_key_revoke(args.key).await? {
-        ServerKeyRevoked::Now => format!("revoked server key {}; every server refuses it from now on", args.key),
+        ServerKeyRevoked::Now => {
+            format!("revoked server key {}; every server refuses it within milliseconds", args.key)
+        }
         ServerKeyRevoked::Before => format!("server key {} was already revoked", args.key),
     })?)
 }
