@@ -25,7 +25,7 @@ use super::Error;
 use super::Store;
 use super::connect::Opened;
 use super::refused::CannotConnect;
-use super::settings;
+use super::wire::BEGIN;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -233,7 +233,7 @@ impl Store {
     async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
-        let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", settings::BEGIN);
+        let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", BEGIN);
         lock.0.batch_execute(&begin).await.map_err(failed)?;
         let (began, mut logged_at) = (Instant::now(), None::<Instant>);
         loop {

@@ -7,10 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::RequiredDurability;
-
-/// Begins a transaction. Each statement sees what was committed before it, whatever the database's default isolation
-/// level.
-pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+use super::wire::BEGIN;
 
 /// The value of [`SETTINGS`] if the start-up options have arrived.
 pub(super) const SETTINGS_MARK: &str = "1";

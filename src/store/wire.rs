@@ -31,7 +31,9 @@ use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::settings::BEGIN;
+/// Begins a transaction. Each statement sees what was committed before it, whatever the database's default isolation
+/// level.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// How many bytes of a message are kept: its SQLSTATE is within the first hundred.
 const KEPT_BYTES: usize = 512;
