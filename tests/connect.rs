@@ -33,6 +33,7 @@ use sessiond_core::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -529,15 +530,24 @@ async fn commands_that_wait_for_the_database_stop_on_signals() {
     // It accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("postgres://u@{}/d", silent.local_addr().expect("bound"));
+    let (connected, count) = watch::channel(0);
+    tokio::spawn(async move {
+        let mut kept = vec![];
+        while let Ok(connection) = silent.accept().await {
+            kept.push(connection);
+            connected.send_replace(kept.len());
+        }
+    });
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
     let dir = fresh_dir("told");
     let dev = ["dev", "--listen", "127.0.0.1:0", "--data-dir", dir.to_str().expect("a path of text")];
     let dev = [&dev[..], &["--database-url", &url]].concat();
     for command in [&serve[..], &dev, &["migrate"], &["sweep"], &["project", "create", "shop"], &["reseal"]] {
         for signal in [Signal::TERM, Signal::INT] {
+            let before = *count.borrow();
             let child = spawn(command, &url);
             eventually("signals are caught", async || catches(&child, signal)).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            eventually("it waits for the database", async || *count.borrow() > before).await;
             let signalled_at = Instant::now();
             send(&child, signal);
             let output = end(child).await;
