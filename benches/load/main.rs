@@ -1,0 +1,176 @@
+//! The server under load, beside what its database can do: `cargo bench --bench load`.
+//!
+//! The bench starts a Postgres with full durability, the real `sessiond serve` as a process of its own, and clients. Each
+//! client has its own connection and one request in progress; each sign-out, refresh and create has its own token, used
+//! once. REST and grpc-web use HTTP/1.1, as curl does and as proxies send it; gRPC uses HTTP/2. Clients share two
+//! threads, as pgbench's do.
+//!
+//! Beside each kind of work runs a baseline, in turns within each round, in reverse order every other round, so that
+//! disturbances affect both. Compare the ratios:
+//!
+//! | work | baseline |
+//! |---|---|
+//! | `sign-out` | pgbench: UPDATE of one row, as wide as a session, by its key |
+//! | `refresh` | pgbench: a transaction of SELECT FOR UPDATE and UPDATE of such a row |
+//! | `create` | pgbench: INSERT of such a row, with as many indexes |
+//! | `list` | none |
+//! | `introspect` | an empty tonic unary method that gets the same request |
+//! | `verify` | an axum handler that returns 200, and gets the same request |
+//! | `overload` | the same work with 64 requests in progress: see `overload.rs` |
+//!
+//! Every answer is checked. At the end, the ended, refreshed and created sessions in the database are compared with the
+//! acknowledged ones; any difference fails the bench.
+//!
+//! Options come after `--`: `cargo bench --bench load -- --rounds 3 --work sign-out --wire rest --clients 16,64`.
+
+mod baseline;
+mod client;
+mod cpu;
+mod null;
+mod overload;
+mod plot;
+mod report;
+mod run;
+mod sessions;
+mod stage;
+mod work;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::baseline::Baseline;
+use crate::client::Wire;
+use crate::overload::Pause;
+use crate::report::Contender;
+use crate::report::Group;
+use crate::stage::Stage;
+use crate::work::Work;
+
+/// The result of what can fail.
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Measures the server under load, beside baselines.
+#[derive(Parser)]
+struct Options {
+    /// The number of rounds; results are their medians.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// The duration of each measurement, in seconds.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// The kinds of work. Default: all but `overload`.
+    #[arg(long, value_delimiter = ',')]
+    work: Vec<Work>,
+    /// The protocols. Default: all three for sign-outs, REST for what users do, REST and gRPC for introspection.
+    #[arg(long, value_delimiter = ',')]
+    wire: Vec<Wire>,
+    /// The numbers of clients. Default: 1, 16, 64 and 256 for sign-outs, 16 for the rest.
+    #[arg(long, value_delimiter = ',')]
+    clients: Vec<usize>,
+    /// Where to write the results as JSON. Default: `load.json` in cargo's target directory.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// A directory for plots (SVG): rate and p99 by number of clients.
+    #[arg(long)]
+    plots: Option<PathBuf>,
+    /// Where Postgres keeps its data during the run: a disk, because the bench waits for its flushes. Default: in
+    /// cargo's target directory.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// In an overload, how long a refused client waits: `told`, as long as the server says, or milliseconds.
+    #[arg(long, default_value = "told")]
+    pause: Pause,
+    /// Serve the baselines `introspect` and `verify` are compared with; started by the bench itself.
+    #[arg(long, hide = true)]
+    null_service: bool,
+    /// Passed by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Options {
+    fn includes(&self, work: Work) -> bool {
+        if self.work.is_empty() { work != Work::Overload } else { self.work.contains(&work) }
+    }
+
+    fn wires(&self, work: Work) -> Vec<Wire> {
+        let default: &[Wire] = match work {
+            Work::SignOut => &[Wire::Rest, Wire::Grpc, Wire::GrpcWeb],
+            Work::Refresh | Work::Create | Work::List | Work::Verify => &[Wire::Rest],
+            Work::Introspect => &[Wire::Grpc, Wire::Rest],
+            Work::Overload => &[Wire::Grpc],
+        };
+        // Only on HTTP.
+        if self.wire.is_empty() || work == Work::Verify { default.to_vec() } else { self.wire.clone() }
+    }
+
+    fn clients(&self, work: Work) -> Vec<usize> {
+        match (self.clients.as_slice(), work) {
+            ([], Work::SignOut) => vec![1, 16, 64, 256],
+            ([], _) => vec![16],
+            (given, _) => given.to_vec(),
+        }
+    }
+}
+
+fn main() -> Outcome<()> {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Runtime::new()?;
+    if options.null_service {
+        return runtime.block_on(null::serve());
+    }
+    stage::raise_open_files();
+    runtime.block_on(async {
+        let mut stage = Stage::start(options.dir.clone()).await?;
+        let measured = measure(&options, &mut stage).await;
+        let stopped = stage.stop().await;
+        measured.and(stopped)
+    })
+}
+
+async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
+    println!("{} rounds of {} s; medians; times in µs\n", options.rounds, options.seconds);
+    let mut rows = vec![];
+    for group in groups(options) {
+        let results = group.measure(stage, options.rounds, options.seconds).await?;
+        if rows.is_empty() {
+            report::print_head();
+        }
+        results.iter().for_each(report::print_row);
+        rows.extend(results);
+    }
+    let mut overloads = vec![];
+    if options.includes(Work::Overload) {
+        for wire in options.wires(Work::Overload) {
+            overloads.extend(overload::measure(stage, wire, options.pause).await?);
+        }
+    }
+    stage.sessions.compare_with_database().await?;
+    let json = options.json.clone().unwrap_or_else(|| stage::target_dir().join("load.json"));
+    report::write(&json, &stage.facts, options.seconds, &rows, &overloads)?;
+    println!("results: {}", json.display());
+    if let Some(dir) = &options.plots {
+        for file in plot::write(dir, &rows)? {
+            println!("plot: {}", file.display());
+        }
+    }
+    Ok(())
+}
+
+/// What runs in turns.
+fn groups(options: &Options) -> Vec<Group> {
+    let mut groups = vec![];
+    for work in [Work::SignOut, Work::Refresh, Work::Create, Work::List, Work::Introspect, Work::Verify] {
+        if !options.includes(work) {
+            continue;
+        }
+        for clients in options.clients(work) {
+            let own = options.wires(work).into_iter().map(|wire| Contender::Server { work, wire, clients });
+            let baseline = Baseline::of(work).map(|baseline| Contender::Baseline { baseline, clients });
+            groups.push(Group { contenders: own.chain(baseline).collect() });
+        }
+    }
+    groups
+}
