@@ -35,6 +35,7 @@ mod connect;
 mod durable;
 mod errors;
 mod faults;
+mod group;
 mod grpc;
 mod http_rules;
 mod oauth;

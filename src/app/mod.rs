@@ -9,6 +9,7 @@ mod credentials;
 mod deliver;
 mod erase;
 mod grant;
+mod group;
 mod idempotency;
 mod introspect;
 mod jobs;
@@ -77,6 +78,7 @@ pub use sweep::Sweeper;
 use std::sync::Arc;
 
 use bulkhead::Bulkhead;
+use revoke::SignOuts;
 use server_keys::KnownServerKeys;
 use usage::Usage;
 
@@ -156,6 +158,7 @@ pub struct App {
     /// The database over connections reserved for signing out, which must not wait behind other requests.
     urgent: Store,
     bulkhead: Bulkhead,
+    sign_outs: SignOuts,
     load: Load,
     pub(crate) metrics: Metrics,
     /// Limits the log lines about refreshes that were repeated from elsewhere.
@@ -170,6 +173,7 @@ impl App {
             probe: store.with_own_pool(1),
             urgent: store.urgent(),
             bulkhead: Bulkhead::new(store.operation_timeout(), store.metrics().clone()),
+            sign_outs: SignOuts::default(),
             load: Load::default(),
             store,
             keys,

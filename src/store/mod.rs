@@ -99,6 +99,7 @@ pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;
 pub use sessions::PageQuery;
 pub use sessions::Revocation;
+pub use sessions::Revoked;
 pub use sessions::SUMMARIES_MAX;
 pub use sessions::SessionSummary;
 pub use sessions::SessionUse;
@@ -259,19 +260,25 @@ impl Store {
         T: Send + 'static,
     {
         let store = self.clone();
-        self.detached(operation, async move {
-            loop {
-                let lease = store.checkout(operation).await?;
-                let doubtful = lease.is_reused().then(|| lease.backend().clone());
-                let attempt = async { work(Tx::single(lease, operation, store.publisher.clone()).await?).await };
-                match attempt.await {
-                    // All pooled connections may have died with their server; a new connection is not suspect.
-                    Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
-                    outcome => return outcome,
-                }
+        self.detached(operation, async move { store.retry_lost(operation, work).await }).await
+    }
+
+    /// Runs idempotent work on a connection, and retries it on a new one if a pooled one was dead.
+    async fn retry_lost<T, F, W>(&self, operation: &'static str, work: F) -> Result<Done<T>, Error>
+    where
+        F: Fn(Tx) -> W,
+        W: Future<Output = Result<Done<T>, Error>>,
+    {
+        loop {
+            let lease = self.checkout(operation).await?;
+            let doubtful = lease.is_reused().then(|| lease.backend().clone());
+            let attempt = async { work(Tx::single(lease, operation, self.publisher.clone()).await?).await };
+            match attempt.await {
+                // All pooled connections may have died with their server; a new connection is not suspect.
+                Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
+                outcome => return outcome,
             }
-        })
-        .await
+        }
     }
 
     /// Runs `work` on its own task, so that it finishes even if the caller is dropped.
@@ -282,13 +289,7 @@ impl Store {
     {
         let started = Instant::now();
         // On the caller's task: if the caller is gone, nothing starts.
-        let permit = match self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await {
-            Ok(permit) => permit,
-            Err(reason) => {
-                self.metrics.store_refused(reason);
-                return Err(self.late(operation));
-            }
-        };
+        let permit = self.enter(operation).await?;
         let work = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work);
         let task = tokio::spawn(async move {
             let _permit = permit;
@@ -305,6 +306,28 @@ impl Store {
         };
         self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
         outcome
+    }
+
+    /// Runs `work` on the caller's task, which no request can drop.
+    async fn attached<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
+    where
+        W: Future<Output = Result<Done<T>, Error>>,
+    {
+        let started = Instant::now();
+        let _permit = self.enter(operation).await?;
+        let outcome = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(self.late(operation))).map(|done| done.0);
+        self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
+        outcome
+    }
+
+    /// Waits for a connection to be free.
+    async fn enter(&self, operation: &'static str) -> Result<gate::Permit, Error> {
+        let entered = self.gate.enter(self.operation_timeout * (WAIT_SHARE - 1) / WAIT_SHARE).await;
+        entered.map_err(|reason| {
+            self.metrics.store_refused(reason);
+            self.late(operation)
+        })
     }
 
     async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {

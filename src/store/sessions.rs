@@ -37,6 +37,7 @@ use sessiond_core::session::lifecycle::Lifetime;
 use sessiond_core::session::rotation::Chain;
 
 pub use revoke::Revocation;
+pub use revoke::Revoked;
 pub use row::StoredSession;
 
 use row::SessionRow;

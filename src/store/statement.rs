@@ -15,7 +15,7 @@ macro_rules! statement {
     (
         $(#[$doc:meta])*
         $name:ident -> $row:ty as $columns:ty =
-        $first:literal $([$field:ident: $rust:ty as $sql:ty] $text:literal)*
+        $($first:literal)+ $([$field:ident: $rust:ty as $sql:ty] $($text:literal)+)*
     ) => {
         $(#[$doc])*
         struct $name {
@@ -27,10 +27,10 @@ macro_rules! statement {
                 &'b self,
                 mut out: diesel::query_builder::AstPass<'_, 'b, diesel::pg::Pg>,
             ) -> diesel::result::QueryResult<()> {
-                out.push_sql($first);
+                out.push_sql(concat!($($first),+));
                 $(
                     out.push_bind_param::<$sql, $rust>(&self.$field)?;
-                    out.push_sql($text);
+                    out.push_sql(concat!($($text),+));
                 )*
                 Ok(())
             }

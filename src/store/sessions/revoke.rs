@@ -8,6 +8,7 @@ use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
 
+use crate::store::Done;
 use crate::store::Store;
 use crate::store::Tx;
 use crate::store::columns::actor_columns;
@@ -45,6 +46,112 @@ pub struct Revocation {
     pub ip: Option<IpAddr>,
 }
 
+/// Declares the statement that revokes, with the clause that locks the rows.
+macro_rules! declare_revoke {
+    ($(#[$doc:meta])* $name:ident, $lock:literal) => {
+        statement! {
+            $(#[$doc])*
+            $name -> RevokedRow =
+            "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
+                 SELECT * FROM unnest("
+            [projects: Vec<String> as sql::Array<sql::Text>]
+            ", "
+            [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+            ", "
+            [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
+            ", "
+            [reasons: Vec<i16> as sql::Array<sql::SmallInt>]
+            ", "
+            [records: Vec<Uuid> as sql::Array<sql::Uuid>]
+            ", "
+            [actors: Vec<i16> as sql::Array<sql::SmallInt>]
+            ", "
+            [actor_ids: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
+            ", "
+            [ips: Vec<Option<String>> as sql::Array<sql::Nullable<sql::Text>>]
+            ")
+             ), locked AS MATERIALIZED (
+                 SELECT a.* FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+                 WHERE s.revoked_at IS NULL ORDER BY s.project_id, s.id " $lock "
+             ), ended AS (
+                 UPDATE sessions AS s SET revoked_at = a.at, revoke_reason = a.reason FROM locked AS a
+                 WHERE s.project_id = a.project_id AND s.id = a.id AND s.revoked_at IS NULL
+                 RETURNING s.project_id, s.id, s.user_id, s.impersonator_id IS NOT NULL AS is_impersonation,
+                   s.access_expires_at, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip,
+                   s.expires_at > a.at AND s.idle_expires_at > a.at
+                     AND NOT EXISTS (SELECT FROM users AS u
+                         WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
+                     AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
+                     AS was_live
+             ), recorded AS (
+                 INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation,
+                   access_expires_at, actor, actor_id, ip)
+                 SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id, ip
+                 FROM ended
+             ), queued AS (
+                 INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at,
+                   reason, actor, actor_id, queued_at, due_at)
+                 SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid,
+                   e.id, ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id,
+                   ended.at, ended.at
+                 FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
+                     WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
+                 RETURNING id
+             )
+             SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
+               pg_current_xact_id()::text::bigint AS xid, was_live, EXISTS (SELECT FROM queued) AS is_queued,
+               false AS is_locked
+             FROM ended
+             UNION ALL
+             SELECT a.project_id, a.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, true
+             FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
+             WHERE s.revoked_at IS NULL AND NOT EXISTS (SELECT FROM ended WHERE ended.record = a.record)"
+        }
+    };
+}
+
+declare_revoke! {
+    /// Revokes those sessions that are not revoked yet, writes audit records, and queues deliveries. Returns for each
+    /// session whether it was live until now, and whether anything was queued. Sign-outs of many callers share one
+    /// statement.
+    ///
+    /// A session that has expired, or that a raised epoch ended, is revoked nevertheless: a concurrent refresh may have
+    /// read an earlier time, and must not revive it. Rows are locked in a fixed order, whatever the plan, so that two
+    /// such statements cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
+    /// project, however many there are in total.
+    SessionsRevoke, "FOR UPDATE OF s"
+}
+
+declare_revoke! {
+    /// As [`SessionsRevoke`], but does not wait: sessions that another transaction has locked are returned as such.
+    SessionsRevokeUnlocked, "FOR UPDATE OF s SKIP LOCKED"
+}
+
+/// Binds the revocations to the columns of a statement.
+macro_rules! revoke_statement {
+    ($name:ident, $asked:expr) => {
+        $name {
+            projects: $asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
+            ids: $asked.iter().map(|one| one.session.as_uuid()).collect(),
+            at: $asked.iter().map(|one| to_pg(one.at)).collect(),
+            reasons: $asked.iter().map(|one| reason_number(one.reason)).collect(),
+            records: $asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
+            actors: $asked.iter().map(|one| actor_columns(one.by).0).collect(),
+            actor_ids: $asked.iter().map(|one| actor_columns(one.by).1).collect(),
+            ips: $asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
+        }
+    };
+}
+
+/// What became of the sessions that one statement was to revoke. The others had expired, were revoked before, or are unknown.
+#[derive(Debug, Default)]
+pub struct Revoked {
+    /// The sessions that were live until now.
+    pub live: HashSet<(ProjectId, SessionId)>,
+    /// The sessions that another transaction has locked. Nothing was done about them.
+    pub locked: HashSet<(ProjectId, SessionId)>,
+}
+
 impl Store {
     /// Revokes sessions in one statement, and so in one transaction. Returns those that were live until now; the others
     /// had expired, were revoked before, or are unknown. `held` is dropped once the database is done with the
@@ -59,159 +166,134 @@ impl Store {
         asked: Vec<Revocation>,
         held: impl Send + Sync + 'static,
     ) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        self.check_durable("sessions_revoke")?;
-        self.idempotent("sessions_revoke", move |mut tx| {
+        self.check_durable(OPERATION)?;
+        self.idempotent(OPERATION, move |mut tx| {
             let _ = &held;
             let asked = asked.clone();
             async move {
-                let ended = tx.sessions_revoke(&asked).await?;
-                if !tx.has_written() {
-                    // All were revoked before, by others: the answer must not be lost with the primary.
-                    tx.mark().await?;
-                }
-                tx.commit(ended).await
+                let live = tx.sessions_revoke(&asked).await?;
+                tx.commit_revoked(live).await
             }
         })
         .await
     }
+
+    /// As [`Store::sessions_revoke`], but does not wait for sessions that another transaction has locked. Each session
+    /// may be named once. Runs on the caller's task: if that is dropped, it is unknown whether anything was revoked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sessions_revoke`].
+    pub async fn sessions_revoke_unlocked(&self, asked: &[Revocation]) -> Result<Revoked, Error> {
+        self.check_durable(OPERATION)?;
+        let work = |mut tx: Tx| async move {
+            let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, asked)).await?;
+            let revoked = tx.note_revoked(rows)?;
+            tx.commit_revoked(revoked).await
+        };
+        self.attached(OPERATION, self.retry_lost(OPERATION, work)).await
+    }
 }
+
+/// The name of the operation in metrics and errors.
+const OPERATION: &str = "sessions_revoke";
 
 impl Tx {
     /// As [`Store::sessions_revoke`], within a transaction.
     pub async fn sessions_revoke(&mut self, asked: &[Revocation]) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        let statement = SessionsRevoke {
-            projects: asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
-            ids: asked.iter().map(|one| one.session.as_uuid()).collect(),
-            at: asked.iter().map(|one| to_pg(one.at)).collect(),
-            reasons: asked.iter().map(|one| reason_number(one.reason)).collect(),
-            records: asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
-            actors: asked.iter().map(|one| actor_columns(one.by).0).collect(),
-            actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
-            ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
-        };
-        let ended = self.rows(statement).await?;
-        if ended.iter().any(|row| row.is_queued) {
-            self.ring_on_commit();
+        let rows = self.rows(revoke_statement!(SessionsRevoke, asked)).await?;
+        Ok(self.note_revoked(rows)?.live)
+    }
+
+    /// Commits a statement that revokes.
+    async fn commit_revoked<T>(mut self, value: T) -> Result<Done<T>, Error> {
+        if !self.has_written() {
+            // All were revoked before, by others: the answer must not be lost with the primary.
+            self.mark().await?;
         }
-        if !ended.is_empty() {
-            self.note_written();
-        }
-        let mut was_live = HashSet::new();
-        let mut revocations = vec![];
-        for row in ended {
-            let (is_live, id) = (row.was_live, SessionId::from_uuid(row.id));
-            let one = row.into_published()?;
-            if is_live {
-                was_live.insert((one.project.clone(), id));
+        self.commit(value).await
+    }
+
+    /// Notes what to publish and whom to wake after the commit.
+    fn note_revoked(&mut self, rows: Vec<RevokedRow>) -> Result<Revoked, Error> {
+        let mut revoked = Revoked::default();
+        let mut published = vec![];
+        for row in rows {
+            let session = (row.project()?, SessionId::from_uuid(row.id));
+            if row.is_locked {
+                revoked.locked.insert(session);
+                continue;
             }
-            revocations.push(one);
+            if row.is_queued {
+                self.ring_on_commit();
+            }
+            self.note_written();
+            if row.was_live == Some(true) {
+                revoked.live.insert(session);
+            }
+            published.push(row.into_published()?);
         }
-        self.will_publish(revocations);
-        Ok(was_live)
+        self.will_publish(published);
+        Ok(revoked)
     }
 }
 
-statement! {
-    /// Revokes those sessions that are not revoked yet, writes audit records, and queues deliveries. Returns for each
-    /// session whether it was live until now, and whether anything was queued. Sign-outs of many callers share one
-    /// statement.
-    ///
-    /// A session that has expired, or that a raised epoch ended, is revoked nevertheless: a concurrent refresh may have
-    /// read an earlier time, and must not revive it. Rows are locked in a fixed order, whatever the plan, so that two
-    /// such statements cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
-    /// project, however many there are in total.
-    SessionsRevoke -> EndedRow =
-    "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
-         SELECT s.project_id, s.id, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip FROM unnest("
-    [projects: Vec<String> as sql::Array<sql::Text>]
-    ", "
-    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ", "
-    [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
-    ", "
-    [reasons: Vec<i16> as sql::Array<sql::SmallInt>]
-    ", "
-    [records: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ", "
-    [actors: Vec<i16> as sql::Array<sql::SmallInt>]
-    ", "
-    [actor_ids: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
-    ", "
-    [ips: Vec<Option<String>> as sql::Array<sql::Nullable<sql::Text>>]
-    ") AS a (project_id, id, at, reason, record, actor, actor_id, ip)
-         JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-         WHERE s.revoked_at IS NULL ORDER BY s.project_id, s.id FOR UPDATE OF s
-     ), ended AS (
-         UPDATE sessions AS s SET revoked_at = asked.at, revoke_reason = asked.reason FROM asked
-         WHERE s.project_id = asked.project_id AND s.id = asked.id AND s.revoked_at IS NULL
-         RETURNING s.project_id, s.id, s.user_id, s.impersonator_id IS NOT NULL AS is_impersonation, s.access_expires_at,
-           asked.at, asked.reason, asked.record, asked.actor,
-           asked.actor_id, asked.ip, s.expires_at > asked.at AND s.idle_expires_at > asked.at
-             AND NOT EXISTS (SELECT FROM users AS u
-                 WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
-             AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch) AS was_live
-     ), recorded AS (
-         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation, access_expires_at,
-           actor, actor_id, ip)
-         SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id, ip
-         FROM ended
-     ), queued AS (
-         INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
-           actor, actor_id, queued_at, due_at)
-         SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid, e.id,
-           ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id, ended.at, ended.at
-         FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
-             WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
-         RETURNING id
-     )
-     SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
-       pg_current_xact_id()::text::bigint AS xid, was_live, EXISTS (SELECT FROM queued) AS is_queued FROM ended"
-}
-
-/// A session that was just revoked.
+/// A session that was just revoked, or that another transaction has locked. The latter has only an id.
 #[derive(QueryableByName)]
-struct EndedRow {
+struct RevokedRow {
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Uuid)]
     id: Uuid,
-    #[diesel(sql_type = sql::Text)]
-    user_id: String,
-    #[diesel(sql_type = sql::Bool)]
-    is_impersonation: bool,
-    #[diesel(sql_type = sql::Timestamptz)]
-    at: PgTimestamp,
-    #[diesel(sql_type = sql::SmallInt)]
-    reason: i16,
+    #[diesel(sql_type = sql::Nullable<sql::Text>)]
+    user_id: Option<String>,
+    #[diesel(sql_type = sql::Nullable<sql::Bool>)]
+    is_impersonation: Option<bool>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Nullable<sql::SmallInt>)]
+    reason: Option<i16>,
     /// The id of the audit record.
-    #[diesel(sql_type = sql::Uuid)]
-    record: Uuid,
-    #[diesel(sql_type = sql::Timestamptz)]
-    access_expires_at: PgTimestamp,
-    #[diesel(sql_type = sql::BigInt)]
-    xid: i64,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    record: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
+    access_expires_at: Option<PgTimestamp>,
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    xid: Option<i64>,
     /// Whether it was live until now.
-    #[diesel(sql_type = sql::Bool)]
-    was_live: bool,
+    #[diesel(sql_type = sql::Nullable<sql::Bool>)]
+    was_live: Option<bool>,
     /// Whether the statement queued a delivery, for any session.
     #[diesel(sql_type = sql::Bool)]
     is_queued: bool,
+    /// Whether it was not revoked, because another transaction has locked it.
+    #[diesel(sql_type = sql::Bool)]
+    is_locked: bool,
 }
 
-impl EndedRow {
+impl RevokedRow {
+    fn bad(&self, column: &'static str) -> Error {
+        Error::Inconsistent { table: "sessions", column, row: self.id.to_string() }
+    }
+
+    fn project(&self) -> Result<ProjectId, Error> {
+        ProjectId::parse(&self.project_id).ok_or_else(|| self.bad("project_id"))
+    }
+
     fn into_published(self) -> Result<PublishedRevocation, Error> {
-        let bad = |column| Error::Inconsistent { table: "sessions", column, row: self.id.to_string() };
+        let is_impersonation = self.is_impersonation.ok_or_else(|| self.bad("impersonator_id"))?;
+        let xid = self.xid.and_then(|xid| xid.try_into().ok());
         Ok(PublishedRevocation {
-            place: FeedPlace { xid: self.xid.try_into().map_err(|_| bad("xid"))?, id: self.record },
-            project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
-            ended: RevocationTarget::Session {
-                id: SessionId::from_uuid(self.id),
-                is_impersonation: self.is_impersonation,
+            place: FeedPlace {
+                xid: xid.ok_or_else(|| self.bad("xid"))?,
+                id: self.record.ok_or_else(|| self.bad("record"))?,
             },
-            user: UserId::parse(&self.user_id),
-            at: from_pg(self.at),
-            reason: reason_of(self.reason).ok_or_else(|| bad("revoke_reason"))?,
-            access_expires_at: from_pg(self.access_expires_at),
+            project: self.project()?,
+            ended: RevocationTarget::Session { id: SessionId::from_uuid(self.id), is_impersonation },
+            user: self.user_id.as_deref().and_then(UserId::parse),
+            at: from_pg(self.at.ok_or_else(|| self.bad("revoked_at"))?),
+            reason: self.reason.and_then(reason_of).ok_or_else(|| self.bad("revoke_reason"))?,
+            access_expires_at: from_pg(self.access_expires_at.ok_or_else(|| self.bad("access_expires_at"))?),
         })
     }
 }

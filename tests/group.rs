@@ -1,0 +1,163 @@
+//! Requests that share a transaction: each has an outcome of its own, and one caller's lock, fault or disconnection
+//! affects no other.
+
+use std::time::Duration;
+
+use diesel_async::SimpleAsyncConnection as _;
+use futures_util::future::join_all;
+
+use crate::harness::{Device, Service, Wire, bearer, database::Database, eventually};
+
+/// The number of sign-out statements that succeeded, and that failed.
+async fn statements(service: &Service) -> (u64, u64) {
+    let count = async |outcome: &str| {
+        let labels = format!("{{operation=\"sessions_revoke\",outcome=\"{outcome}\"}}");
+        service.metric(&format!("sessiond_store_operation_duration_seconds_count{labels}")).await
+    };
+    (count("ok").await, count("error").await)
+}
+
+async fn sign_in(service: &Service, count: usize) -> Vec<Device<'_>> {
+    let mut devices = vec![];
+    for n in 0..count {
+        devices.push(service.sign_in(&format!("user-{n}"), "phone").await);
+    }
+    devices
+}
+
+#[tokio::test]
+async fn concurrent_sign_outs_share_transactions_and_each_has_its_own_outcome() {
+    let service = Service::start_on(Database::create().await).await;
+    let devices = sign_in(&service, 60).await;
+    // Each session twice, at the same time.
+    let twice = devices.iter().chain(&devices);
+    let ended = join_all(twice.map(|device| device.sign_out())).await;
+    let first = ended.iter().filter(|one| one.as_ref().expect("signs out").already_revoked.is_none()).count();
+    assert_eq!(first, 60, "of two sign-outs of a session, one ends it and the other finds it ended");
+    assert_eq!(service.database.lines("SELECT count(*) FROM revocations").await, ["60"], "one audit record each");
+    let (ok, failed) = statements(&service).await;
+    assert!(ok < 60 && failed == 0, "{ok} statements for 120 requests");
+    for device in &devices {
+        assert!(!device.is_signed_in().await);
+    }
+}
+
+#[tokio::test]
+async fn a_locked_session_delays_only_its_own_sign_outs() {
+    let service = Service::start_on(Database::create().await).await;
+    let (held, devices) = (service.sign_in("ada", "held").await, sign_in(&service, 60).await);
+    let mut holder = service.database.connect().await;
+    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
+    holder.batch_execute(&lock).await.expect("holds the row");
+    // With 60 others, so that some share its group.
+    let mut held_out = Box::pin(held.sign_out());
+    let others = join_all(devices.iter().map(Device::sign_out));
+    tokio::select! {
+        biased;
+        ended = &mut held_out => panic!("its row is locked: {ended:?}"),
+        ended = others => assert!(ended.iter().all(|one| one.as_ref().is_ok_and(|one| one.already_revoked.is_none()))),
+    }
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    assert_eq!(held_out.await.expect("signs out").already_revoked, None);
+    assert!(!held.is_signed_in().await);
+}
+
+/// A request with several tokens ends what it can, and waits for the rest alone.
+#[tokio::test]
+async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
+    let service = Service::start_on(Database::create().await).await;
+    let (held, free) = (service.sign_in("ada", "held").await, service.sign_in("bob", "free").await);
+    let mut holder = service.database.connect().await;
+    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
+    holder.batch_execute(&lock).await.expect("holds the row");
+    let both = crate::harness::both(bearer(&held.access_token), crate::harness::refresh_token(&free.refresh_token));
+    let signing_out = service.revoke_current(Wire::Grpc, both);
+    let release = async {
+        eventually("the other session ends", async || !free.is_signed_in().await).await;
+        assert!(held.is_signed_in().await);
+        // Ends it, too: what is left to do has been done by another.
+        holder
+            .batch_execute(&format!(
+                "UPDATE sessions SET revoked_at = now(), revoke_reason = 0 WHERE id = '{}'; COMMIT",
+                held.session
+            ))
+            .await
+            .expect("ends it");
+    };
+    let (ended, ()) = tokio::join!(signing_out, release);
+    assert_eq!(ended.expect("signs out").already_revoked, None, "one of the two was live until now");
+}
+
+/// The database refuses to end one session: its caller gets an error, and the others of its group are retried alone.
+#[tokio::test]
+async fn a_fault_affects_only_its_own_request() {
+    let service = Service::start_on(Database::create().await).await;
+    let (faulty, devices) = (service.sign_in("ada", "faulty").await, sign_in(&service, 60).await);
+    let trigger = format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW WHEN (old.id = '{}') EXECUTE FUNCTION refuse()",
+        faulty.session
+    );
+    service.database.run(&trigger).await;
+    let (refused, ended) = tokio::join!(faulty.sign_out(), join_all(devices.iter().map(Device::sign_out)));
+    refused.expect_err("its update fails");
+    for (device, ended) in devices.iter().zip(ended) {
+        assert_eq!(ended.expect("signs out").already_revoked, None);
+        assert!(!device.is_signed_in().await);
+    }
+    let (_, failed) = statements(&service).await;
+    assert!(failed >= 2, "its group failed, and then it failed alone");
+}
+
+/// Connections are terminated while groups wait for their answers: the requests of a group are retried alone. A request that
+/// was alone at first is told that the database failed, and can retry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_connection_loses_no_sign_out() {
+    const ROUNDS: usize = 3;
+    let service = Service::start_on(Database::create().await).await;
+    let devices = sign_in(&service, 60).await;
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
+    let waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+         AND pid <> pg_backend_pid()";
+    let signing_out = join_all(devices.iter().map(Device::sign_out));
+    let terminate = async {
+        for _ in 0..ROUNDS {
+            let pids = format!("SELECT pid {waiting}");
+            eventually("groups wait", async || service.database.lines(&pids).await.len() >= 2).await;
+            let terminate = format!("SELECT pg_terminate_backend(pid, 10000) {waiting}");
+            assert!(service.database.lines(&terminate).await.iter().all(|done| done == "true"));
+        }
+        holder.batch_execute("COMMIT").await.expect("lets go");
+    };
+    let (ended, ()) = tokio::join!(signing_out, terminate);
+    let mut failed = 0;
+    for (device, ended) in devices.iter().zip(ended) {
+        if let Err(refused) = ended {
+            assert_eq!(refused.reason, "STORE_UNAVAILABLE");
+            failed += 1;
+            device.sign_out().await.expect("signs out at the second try");
+        }
+        assert!(!device.is_signed_in().await);
+    }
+    assert!(failed < 30, "{failed} failed");
+    assert_eq!(service.database.lines("SELECT count(*) FROM revocations").await, ["60"]);
+}
+
+/// A client that hangs up does not take others with it, and what it has asked for is done if it had begun.
+#[tokio::test]
+async fn a_caller_that_hangs_up_affects_no_other() {
+    let service = Service::start_on(Database::create().await).await;
+    let devices = sign_in(&service, 60).await;
+    let (gone, stay) = devices.split_at(30);
+    let mut leaving: Vec<_> = gone.iter().map(|device| Box::pin(device.sign_out())).collect();
+    let staying = join_all(stay.iter().map(Device::sign_out));
+    let leave = async {
+        let _ = tokio::time::timeout(Duration::from_millis(3), join_all(leaving.iter_mut())).await;
+        drop(leaving);
+    };
+    let (ended, ()) = tokio::join!(staying, leave);
+    for ended in ended {
+        assert_eq!(ended.expect("signs out").already_revoked, None);
+    }
+}
