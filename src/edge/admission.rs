@@ -14,8 +14,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::extract::State;
-use axum::middleware::Next;
 use axum::response::Response;
 use http::Extensions;
 use tokio::time::timeout;
@@ -25,6 +23,7 @@ use super::answer::answer;
 use super::arrival;
 use super::arrival::Arrived;
 use super::arrival::Budget;
+use super::arrival::ByteLease;
 use super::class;
 use super::media;
 use super::origin::TrustedPeer;
@@ -113,82 +112,83 @@ impl AdmissionLimits {
     }
 }
 
-/// Admits a request, or marks it as refused.
-pub(super) async fn admit(
-    State(AdmissionControl(shared)): State<AdmissionControl>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let class = class::of(request.method(), request.uri().path());
-    let trusted = request.extensions().get::<TrustedPeer>().is_some();
-    // All clients of a proxy come from the proxy's address, and one of them must not use up its limits for the others. But their
-    // messages must arrive like any other: a proxy may forward a call whose message never arrives.
-    let is_for_many = trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
-    // Requests of unknown origin share one bucket.
-    let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
-    let _share = if is_for_many {
-        None
-    } else {
-        if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
-            return refuse(status, request, next).await;
+/// A request that may pass on, admitted or marked as refused.
+pub(super) struct Admitted {
+    pub(super) request: Request,
+    /// Released when dropped: after the response's head.
+    pub(super) held: (Option<Share>, Option<ByteLease>),
+}
+
+impl AdmissionControl {
+    /// Admits a request, or marks it as refused.
+    pub(super) async fn admit(&self, mut request: Request) -> Admitted {
+        let Self(shared) = self;
+        let class = class::of(request.method(), request.uri().path());
+        let trusted = request.extensions().get::<TrustedPeer>().is_some();
+        // All clients of a proxy come from the proxy's address, and one of them must not use up its limits for the others. But
+        // their messages must arrive like any other: a proxy may forward a call whose message never arrives.
+        let is_for_many = trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
+        // Requests of unknown origin share one bucket.
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
+        let share = if is_for_many {
+            None
+        } else {
+            if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
+                return refused(status, request, None);
+            }
+            let share = shared.in_progress.enter(ip, class);
+            if share.is_none() {
+                return refused(shared.overloaded(class, "address"), request, None);
+            }
+            share
+        };
+        let is_grpc = media::is_grpc(request.headers());
+        if !shared.has_message(&request, class, is_grpc) {
+            return Admitted { request, held: (share, None) };
         }
-        let share = shared.in_progress.enter(ip, class);
-        if share.is_none() {
-            let status = shared.overloaded(class, "address");
-            return refuse(status, request, next).await;
-        }
-        share
-    };
-    let is_grpc = media::is_grpc(request.headers());
-    if !shared.has_message(&request, class, is_grpc) {
-        return next.run(request).await;
-    }
-    let (parts, body) = request.into_parts();
-    // A message may take more bytes in protobuf than in JSON, and has a frame header.
-    let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
-    let asked = grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
-    let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };
-    let mut arriving = arrival::Arriving::new(body);
-    let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
-    match outcome {
-        // Refused here, because tonic would wait for the whole announced length first, and hold a slot meanwhile.
-        Ok(Arrived::TooLarge) if is_grpc => {
-            refuse(status::undecodable(), Request::from_parts(parts, Body::empty()), next).await
-        }
-        Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
-            next.run(Request::from_parts(parts, arriving.into_body())).await
-        }
-        Ok(Arrived::OverBudget) => {
-            let status = shared.overloaded(class, "bytes");
-            refuse(status, Request::from_parts(parts, Body::empty()), next).await
-        }
-        Err(_) if is_grpc => {
-            shared.metrics.request_refused(class, "arrival");
-            refuse(status::late(), Request::from_parts(parts, Body::empty()), next).await
-        }
-        // The layer that answers reads the rest, waits no longer, and returns its own 408.
-        Err(_) => {
-            shared.metrics.request_refused(class, "arrival");
-            next.run(Request::from_parts(parts, arriving.into_body())).await
+        let (parts, body) = request.into_parts();
+        // A message may take more bytes in protobuf than in JSON, and has a frame header.
+        let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
+        let asked =
+            grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
+        let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };
+        let mut arriving = arrival::Arriving::new(body);
+        let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
+        let without_body = |parts| Request::from_parts(parts, Body::empty());
+        match outcome {
+            // Refused here, because tonic would wait for the whole announced length first, and hold a slot meanwhile.
+            Ok(Arrived::TooLarge) if is_grpc => refused(status::undecodable(), without_body(parts), share),
+            Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
+                Admitted { request: Request::from_parts(parts, arriving.into_body()), held: (share, Some(lease)) }
+            }
+            Ok(Arrived::OverBudget) => refused(shared.overloaded(class, "bytes"), without_body(parts), share),
+            Err(_) => {
+                shared.metrics.request_refused(class, "arrival");
+                match is_grpc {
+                    true => refused(status::late(), without_body(parts), share),
+                    // The layer that answers reads the rest, waits no longer, and returns its own 408.
+                    false => {
+                        let request = Request::from_parts(parts, arriving.into_body());
+                        Admitted { request, held: (share, Some(lease)) }
+                    }
+                }
+            }
         }
     }
 }
 
-/// Passes on a refused request without its body.
-async fn refuse(status: Status, mut request: Request, next: Next) -> Response {
+/// A refused request, which passes on without its body.
+fn refused(status: Status, mut request: Request, share: Option<Share>) -> Admitted {
     *request.body_mut() = Body::empty();
     request.extensions_mut().insert(EarlyRefusal(status));
-    next.run(request).await
+    Admitted { request, held: (share, None) }
 }
 
-/// Answers a refused request for a document, which is not a call of the API.
-pub(super) async fn refuse_document(request: Request, next: Next) -> Response {
-    let is_document = class::of(request.method(), request.uri().path()) == RequestClass::Public;
-    let Some(status) = EarlyRefusal::of(request.extensions()).filter(|_| is_document) else {
-        return next.run(request).await;
-    };
-    answer(&status)
+/// The answer to a refused request for a document, which is not a call of the API; `None` for any other request.
+pub(super) fn document_refusal(request: &Request) -> Option<Response> {
+    let status = EarlyRefusal::of(request.extensions())?;
+    (class::of(request.method(), request.uri().path()) == RequestClass::Public).then(|| answer(&status))
 }
 
 /// How many requests each address has in progress, until the response's head: HTTP/2 limits only the streams of one
@@ -216,7 +216,7 @@ impl InProgress {
 }
 
 /// One request of an address. Released when dropped.
-struct Share {
+pub(super) struct Share {
     key: (IpAddr, bool),
     counts: Arc<Mutex<HashMap<(IpAddr, bool), usize>>>,
 }

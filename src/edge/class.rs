@@ -13,6 +13,9 @@ const CHECK: &str = "/envoy.service.auth.v3.Authorization/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
 
+/// Our own services.
+const OURS: [&str; 2] = ["/sessiond.v1.SessionService/", CHECK];
+
 /// Methods that change nothing, by the end of their paths on every wire.
 const READS: [&str; 9] = [
     "/ListSessions",
@@ -49,6 +52,11 @@ pub(super) fn of(method: &Method, path: &str) -> RequestClass {
     } else {
         RequestClass::Other
     }
+}
+
+/// Whether a path is one of our own services' on gRPC and grpc-web.
+pub(super) fn is_of_our_services(path: &str) -> bool {
+    OURS.iter().any(|service| path.starts_with(service))
 }
 
 /// Whether a request is carried out even if its client disconnects: every request that is not read-only.

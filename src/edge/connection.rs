@@ -1,20 +1,12 @@
 //! `Connection` names headers for the next hop only, and inner layers remove them (RFC 9110 §7.6.1). `Origin` must stay: it
 //! shows that the request comes from a browser, and a server key from a browser is refused.
 
-use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::Response;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
 /// Keeps `Origin`, even if `Connection` names it.
-pub(super) async fn keep_origin(mut request: Request, next: Next) -> Response {
-    unname_origin(request.headers_mut());
-    next.run(request).await
-}
-
-fn unname_origin(headers: &mut HeaderMap) {
+pub(super) fn keep_origin(headers: &mut HeaderMap) {
     if !headers.contains_key(header::ORIGIN) {
         return;
     }
@@ -46,7 +38,7 @@ mod tests {
             for line in lines {
                 headers.append(header::CONNECTION, HeaderValue::from_static(line));
             }
-            unname_origin(&mut headers);
+            keep_origin(&mut headers);
             assert_eq!(headers.get_all(header::CONNECTION).iter().collect::<Vec<_>>(), [expected]);
         }
     }

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::HeaderMap;
+use http::Method;
 use http::StatusCode;
 use http::Uri;
 use http::Version;
@@ -52,17 +53,25 @@ impl Allowed {
     }
 }
 
-/// Passes a request for an accepted name. Answers a request for another name with 421 (RFC 9110 §15.5.20), and one without a
-/// valid host with 400.
+/// Passes a request for an accepted name.
 pub(super) async fn check(State(allowed): State<Allowed>, request: Request, next: Next) -> Response {
-    let host = match addressed(request.version(), request.uri(), request.headers()) {
-        Ok(host) => host,
-        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
-    };
-    if allowed.has(request.uri().path(), host.as_ref()) {
-        return next.run(request).await;
+    match refusal(&allowed, &request) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
     }
-    (StatusCode::MISDIRECTED_REQUEST, "this server does not answer to that name\n").into_response()
+}
+
+/// `None` for a request for an accepted name. The answer to a request for another name is 421 (RFC 9110 §15.5.20), and to one
+/// without a valid host 400.
+pub(super) fn refusal(allowed: &Allowed, request: &Request) -> Option<Response> {
+    let (status, wrong) = match addressed(request.version(), request.uri(), request.headers()) {
+        Ok(host) if allowed.has(request.uri().path(), host.as_ref()) => return None,
+        Ok(_) => (StatusCode::MISDIRECTED_REQUEST, "this server does not answer to that name\n"),
+        Err(wrong) => (StatusCode::BAD_REQUEST, wrong),
+    };
+    // An answer to HEAD has no body (RFC 9110 §9.3.2), which HTTP/2 does not see to by itself.
+    let body = if request.method() == Method::HEAD { "" } else { wrong };
+    Some((status, body).into_response())
 }
 
 /// The host that a request is for; `None` if its version of HTTP permits that.

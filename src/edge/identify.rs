@@ -4,9 +4,6 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use axum::extract::State;
-use axum::middleware::Next;
-use axum::response::Response;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -15,7 +12,6 @@ use http::header;
 use super::media;
 use super::origin;
 use super::origin::Trust;
-use crate::telemetry::REQUEST_ID;
 use sessiond_core::clock;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,23 +19,24 @@ const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is accepted from a proxy, in bytes.
 const LENGTH_MAX: usize = 128;
 
-/// Runs the request with an id: the one that a trusted proxy sent, so that both logs use the same id, or a new one. An id from
-/// anyone else is ignored, because a client could forge it.
-pub(super) async fn identify(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
+/// Records the request's wire, and returns its id: the one that a trusted proxy sent, so that both logs use the same id, or a
+/// new one. An id from anyone else is ignored, because a client could forge it.
+pub(super) fn identify(trust: &Trust, request: &mut Request) -> Arc<str> {
     let wire = media::wire(request.headers());
     request.extensions_mut().insert(wire);
-    let trusted = origin::peer(&request).is_some_and(|peer| trust.has(peer.to_canonical()));
+    let trusted = origin::peer(request).is_some_and(|peer| trust.has(peer.to_canonical()));
     let given = if trusted { given(request.headers()) } else { None };
-    let id: Arc<str> = given.unwrap_or_else(|| clock::new_uuid().simple().to_string().into());
-    let mut response = REQUEST_ID.scope(Arc::clone(&id), next.run(request)).await;
-    let value = HeaderValue::from_str(&id).expect("plain characters are a header value");
-    let headers = response.headers_mut();
+    given.unwrap_or_else(|| Arc::from(&*clock::new_uuid().simple().encode_lower(&mut [0; 32])))
+}
+
+/// Adds the id to a response, and what every response says about itself.
+pub(super) fn complete(headers: &mut HeaderMap, id: &str) {
+    let value = HeaderValue::from_str(id).expect("plain characters are a header value");
     headers.insert(HEADER, value);
     // Responses may hold tokens (RFC 6749 §5.1); cacheable ones say so themselves.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     // JSON holds what users wrote; a browser must not take it for a page.
     headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
-    response
 }
 
 /// The id in the request, if there is exactly one and it is safe for a log and a header.

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::HeaderMap;
@@ -84,13 +83,25 @@ pub(super) fn wire(headers: &HeaderMap) -> Wire {
     }
 }
 
+/// Whether a request has gRPC's media type in the spelling that [`normalize`] gives it, and its method.
+pub(super) fn is_plain_grpc(request: &Request) -> bool {
+    let mut values = request.headers().get_all(header::CONTENT_TYPE).iter();
+    let is_spelled = values.next().is_some_and(|value| *value == Framing::Grpc.spelling());
+    is_spelled && values.next().is_none() && request.method() == Method::POST
+}
+
 /// Replaces gRPC's types by the spelling that inner layers know.
-pub(super) async fn normalize(mut request: Request, next: Next) -> Response {
-    let Some(framing) = Framing::of_content(request.headers()) else { return next.run(request).await };
+///
+/// # Errors
+///
+/// The response to a request whose type inner layers would misread.
+#[expect(clippy::result_large_err, reason = "it is returned at once")]
+pub(super) fn normalize(request: &mut Request) -> Result<(), Response> {
+    let Some(framing) = Framing::of_content(request.headers()) else { return Ok(()) };
     if framing == Framing::Unknown {
         let what =
             "expected application/grpc, application/grpc-web or application/grpc-web-text, with or without +proto";
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what);
+        return Err(unsupported(what));
     }
     // gRPC over HTTP/2, "Requests". Inner layers do not check the method, and a request must not be carried out as another than
     // the one it was admitted as: the method decides whether to wait for a body.
@@ -98,11 +109,11 @@ pub(super) async fn normalize(mut request: Request, next: Next) -> Response {
         let what = "gRPC and grpc-web are always POST";
         let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "METHOD_NOT_ALLOWED", what);
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
-        return response;
+        return Err(response);
     }
     if framing == Framing::Grpc && request.version() < Version::HTTP_2 {
         let what = "gRPC needs HTTP/2; grpc-web does not";
-        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what);
+        return Err(unsupported(what));
     }
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, framing.spelling());
@@ -110,7 +121,7 @@ pub(super) async fn normalize(mut request: Request, next: Next) -> Response {
         let answer = accepted(headers).unwrap_or(framing);
         headers.insert(header::ACCEPT, answer.spelling());
     }
-    next.run(request).await
+    Ok(())
 }
 
 /// The grpc-web framing that the client accepts. `None` if it names none; the response then has the request's framing.
@@ -118,6 +129,10 @@ fn accepted(headers: &HeaderMap) -> Option<Framing> {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges = values.flat_map(|value| value.split(',')).filter_map(|range| Framing::of(range.split(';').next()?));
     ranges.into_iter().find(|framing| matches!(framing, Framing::GrpcWeb | Framing::GrpcWebText))
+}
+
+fn unsupported(what: &str) -> Response {
+    refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", what)
 }
 
 fn refused(http: StatusCode, code: Code, reason: &'static str, message: &str) -> Response {

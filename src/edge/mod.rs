@@ -16,6 +16,7 @@ mod hosts;
 mod identify;
 mod jwks;
 mod linger;
+mod listener;
 mod media;
 mod metrics;
 mod oauth;
@@ -36,19 +37,30 @@ mod stalled;
 mod verify;
 mod well_known;
 
+use std::convert::Infallible;
+use std::sync::Arc;
+
 use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::Next;
 use axum::middleware::from_fn;
-use axum::middleware::from_fn_with_state;
-use tonic::body::Body;
+use axum::response::Response;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
+use tower::Service;
 use tower::ServiceBuilder;
 use tower::ServiceExt;
+use tower::service_fn;
 
+use grpc::GrpcRequest;
+use grpc::GrpcResponse;
 use grpc::GrpcService;
 use guardrail::GuardrailLayer;
+use listener::ListenerParts;
+use listener::ListenerService;
 pub use openapi::document;
 pub use serve::BindError;
 pub use serve::Ports;
@@ -56,7 +68,6 @@ pub use serve::Server;
 pub use setting::SettingError;
 use setting::read;
 use shared::SharedService;
-use shared::share;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -110,82 +121,96 @@ fn stack(
     let rest_layer = rest.clone();
     let guardrail =
         GuardrailLayer::new(limits.requests_max, limits.request_timeout, app.load().clone(), metrics.clone());
-    let grpc = calls(routes(app, limits.body_bytes_max, health.clone()), &guardrail, metrics);
+    let authorization = Authorization::new(app.clone());
+    let services = routes(app, &authorization, limits.body_bytes_max, health.clone());
+    let grpc = calls(services, &guardrail, metrics);
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
-    let verify = verify::routes(grpc.clone(), &web.base_paths);
-    let stack_auth = stack_auth::Adapter::new(grpc.clone(), limits, &web.base_paths);
+    let checks = calls(verify::VerifyService(authorization.clone()), &guardrail, metrics);
+    let verify = verify::routes(checks, &web.base_paths);
+    let stack_auth = Arc::new(stack_auth::Adapter::new(grpc.clone(), limits, &web.base_paths));
 
     let api = ServiceBuilder::new()
-        // Turns the requests of Stack Auth clients into calls, and answers in their terms. Passes on all others.
-        .layer(from_fn_with_state(stack_auth, stack_auth::adapt))
         // JSON in, a gRPC frame out; and back. Outside grpc-web, which refuses other HTTP/1.1 requests.
         .layer(rest)
         // The browser's framing in, gRPC's out; and back.
         .layer(GrpcWebLayer::new())
-        .service(grpc);
+        .service(grpc.clone());
     // One type in place of a page of them: the compiler is faster, and its messages are shorter.
-    let api =
-        ServiceExt::<http::Request<axum::body::Body>>::map_response(api, |answer| answer.map(axum::body::Body::new));
+    let api = ServiceExt::<Request>::map_response(api, |answer| answer.map(Body::new));
     let api = SharedService::new(api);
+    // Turns the requests of Stack Auth clients into calls, and answers in their terms. Passes on all others.
+    let api = service_fn(move |request: Request| {
+        let (adapter, api) = (Arc::clone(&stack_auth), api.clone());
+        async move { Ok::<_, Infallible>(stack_auth::adapt(&adapter, request, api).await) }
+    });
 
     let plain = well_known::routes(app.clone(), ready.clone(), web).merge(openapi::routes(&web.base_paths));
-    let router = plain.merge(oauth);
-    // Documents are not calls: their refusals are answered here, inside CORS.
-    let router = router
-        .layer(from_fn(admission::refuse_document))
-        .fallback_service(api)
-        // The id of the last event becomes the cursor, before either is read.
-        .layer(from_fn(resume::resume))
-        // Inner layers know gRPC's media types in one spelling.
-        .layer(from_fn(media::normalize));
+    let router = plain.merge(oauth).fallback_service(api).layer(from_fn(prepare));
     // Beside CORS too: an origin that may call the API may not call what is not the API.
     let beside = beside(router.clone());
-    let router = match cors::layer(&web.cors_origins, &web.cors_headers)? {
+    let cors = cors::layer(&web.cors_origins, &web.cors_headers)?;
+    // CORS adds headers to every response, also over gRPC.
+    let direct = cors.is_none().then_some(grpc);
+    let router = match cors {
         // Outside everything: a preflight has no credentials, and every answer, even a refusal, must be readable.
         Some(cors) => router.layer(cors),
         None => router,
     };
     // Beside CORS, which would answer a preflight in a verify request with a 200: the proxy would let it pass.
-    let router = router.merge(verify).merge(beside);
-    // Admission control: the address's bucket, the address's share, and the message's arrival.
+    let router = router.merge(verify.clone()).merge(beside);
     let admission = admission::AdmissionControl::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
-    let router = router.layer(share()).layer(from_fn_with_state(admission, admission::admit)).layer(share());
 
     // For proxies only, on a listener of their own: nobody else reaches it, so no address is limited there.
-    let checks = calls(proxies(app, limits.body_bytes_max, health), &guardrail, metrics);
-    let verify = verify::routes(checks.clone(), &web.base_paths);
-    let checks = checks.map_request(|request: http::Request<axum::body::Body>| request.map(Body::new));
-    let checks =
-        ServiceExt::<http::Request<axum::body::Body>>::map_response(checks, |answer| answer.map(axum::body::Body::new));
+    let checks = calls(proxies(&authorization, limits.body_bytes_max, health), &guardrail, metrics);
+    let checks = checks.map_request(|request: Request| request.map(tonic::body::Body::new));
+    let checks = ServiceExt::<Request>::map_response(checks, |answer| answer.map(Body::new));
     let proxy_router = well_known::health(ready).merge(verify).fallback_service(checks);
     let trust = origin::Trust::new(web);
     let allowed = hosts::Allowed::new(&web.allowed_hosts);
-    let around = |router: Router| {
-        router
-            // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
-            .layer(from_fn(connection::keep_origin))
-            // Where the request comes from, for the layers further in that limit or record it.
-            .layer(from_fn_with_state(trust.clone(), origin::note))
-            // First of all: a request for another host is not for this server.
-            .layer(from_fn_with_state(allowed.clone(), hosts::check))
-            // Every request gets an id, which every response returns.
-            .layer(from_fn_with_state(trust.clone(), identify::identify))
+    let parts = |admission, grpc, router| ListenerParts {
+        trust: trust.clone(),
+        allowed: allowed.clone(),
+        admission,
+        grpc,
+        router,
     };
-    Ok(Stack { router: around(router), proxy_router: around(proxy_router) })
+    Ok(Stack {
+        public: ListenerService::new(parts(Some(admission), direct, router)),
+        proxies: ListenerService::new(parts(None, None, proxy_router)),
+    })
 }
 
 /// What the listeners serve.
 struct Stack {
     /// Everything.
-    router: Router,
+    public: ListenerService,
     /// What proxies call: verify, Check and health.
-    proxy_router: Router,
+    proxies: ListenerService,
+}
+
+/// Prepares a request for the API or a document, inside CORS.
+async fn prepare(mut request: Request, next: Next) -> Response {
+    // Inner layers know gRPC's media types in one spelling.
+    if let Err(refusal) = media::normalize(&mut request) {
+        return refusal;
+    }
+    // The id of the last event becomes the cursor, before either is read.
+    resume::resume(&mut request);
+    // Documents are not calls: their refusals are answered here.
+    match admission::document_refusal(&request) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    }
 }
 
 /// The gRPC services, and what every call passes on its way to them, outermost first.
-fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> GrpcService {
+fn calls<S>(services: S, guardrail: &GuardrailLayer, metrics: &Metrics) -> GrpcService
+where
+    S: Service<GrpcRequest, Response = GrpcResponse, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
     let calls = ServiceBuilder::new()
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))
@@ -201,8 +226,8 @@ fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> Grp
 }
 
 /// The gRPC services for proxies.
-fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
-    let proxies = authorization(app, bytes_max);
+fn proxies(authorization: &Authorization, bytes_max: usize, health: HealthReporter) -> Routes {
+    let proxies = envoy(authorization, bytes_max);
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
     );
@@ -210,14 +235,14 @@ fn proxies(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
 }
 
 /// The gRPC services.
-fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
+fn routes(app: &App, authorization: &Authorization, bytes_max: usize, health: HealthReporter) -> Routes {
     // A map of short strings is larger in protobuf than in JSON; a message that the transcoder accepted must not fail here.
     // Compressed messages are accepted, with the same limit after decompression. Responses are not compressed: they are small,
     // and the compressed length of a secret beside text that the caller has chosen could reveal the secret.
     let sessions = SessionServiceServer::new(SessionService::new(app.clone()))
         .max_decoding_message_size(2 * bytes_max)
         .accept_compressed(CompressionEncoding::Gzip);
-    let proxies = authorization(app, bytes_max);
+    let proxies = envoy(authorization, bytes_max);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
@@ -238,8 +263,8 @@ fn routes(app: &App, bytes_max: usize, health: HealthReporter) -> Routes {
 }
 
 /// The service that Envoy calls.
-fn authorization(app: &App, bytes_max: usize) -> AuthorizationServer<Authorization> {
-    AuthorizationServer::new(Authorization::new(app.clone()))
+fn envoy(authorization: &Authorization, bytes_max: usize) -> AuthorizationServer<Authorization> {
+    AuthorizationServer::new(authorization.clone())
         .max_decoding_message_size(2 * bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
 }

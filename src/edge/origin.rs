@@ -16,9 +16,6 @@ use std::sync::Once;
 
 use axum::extract::ConnectInfo;
 use axum::extract::Request;
-use axum::extract::State;
-use axum::middleware::Next;
-use axum::response::Response;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -90,11 +87,11 @@ fn is_ignored(trust: &Trust, peer: IpAddr, headers: &HeaderMap) -> bool {
 }
 
 /// Records the origin for inner layers.
-pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next: Next) -> Response {
+pub(super) fn note(trust: &Trust, request: &mut Request) {
     static IGNORED: Once = Once::new();
-    let peer = peer(&request);
+    let peer = peer(request);
     let headers = request.headers();
-    if peer.is_some_and(|peer| is_ignored(&trust, peer, headers)) {
+    if peer.is_some_and(|peer| is_ignored(trust, peer, headers)) {
         IGNORED.call_once(|| {
             tracing::warn!(
                 "ignored X-Forwarded-For or Forwarded from a peer that is not a --trusted-proxy: if it is a load balancer, \
@@ -110,7 +107,6 @@ pub(super) async fn note(State(trust): State<Trust>, mut request: Request, next:
     if peer.is_some_and(|peer| trust.has(peer.to_canonical())) {
         request.extensions_mut().insert(TrustedPeer);
     }
-    next.run(request).await
 }
 
 /// The part of a `User-Agent` that a session may keep; `None` if it is not text.

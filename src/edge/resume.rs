@@ -2,8 +2,6 @@
 //! Our event ids are cursors, so it becomes the cursor of the call.
 
 use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::Response;
 use http::HeaderMap;
 use http::HeaderName;
 use http::Method;
@@ -19,14 +17,13 @@ const STREAM: &str = "/auth/revocations:watch";
 
 /// Sets the request's `cursor` to the id. It is newer than the one in the URL, which stays the same when the browser
 /// reconnects. The method checks whether it is a valid cursor.
-pub(super) async fn resume(mut request: Request, next: Next) -> Response {
+pub(super) fn resume(request: &mut Request) {
     if request.method() == Method::GET
         && request.uri().path().ends_with(STREAM)
         && let Some(uri) = last_event_id(request.headers()).and_then(|id| with_cursor(request.uri(), id))
     {
         *request.uri_mut() = uri;
     }
-    next.run(request).await
 }
 
 /// The id; `None` if it is missing or empty.

@@ -31,7 +31,6 @@ use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tower::ServiceExt as _;
 
 use super::Stack;
 use super::activity::ConnectionFate;
@@ -42,6 +41,7 @@ use super::class;
 use super::connections::ConnectionSlot;
 use super::connections::Connections;
 use super::linger::Lingering;
+use super::listener::ListenerService;
 use super::metrics::MetricsPage;
 use super::origin::Trust;
 use super::parting::DelayedEnd;
@@ -239,9 +239,9 @@ impl Server {
         let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
         let front = Front { connections, trust, metrics, limits: limits.clone(), phases, is_for_proxies: false };
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(ports.listener, stack.router, front.clone()));
+        accepting.spawn(accept(ports.listener, stack.public, front.clone()));
         if let Some(listener) = ports.proxy_listener {
-            accepting.spawn(accept(listener, stack.proxy_router, Front { is_for_proxies: true, ..front.clone() }));
+            accepting.spawn(accept(listener, stack.proxies, Front { is_for_proxies: true, ..front.clone() }));
         }
         tokio::select! {
             () = stop => {}
@@ -301,7 +301,7 @@ struct Front {
     is_for_proxies: bool,
 }
 
-async fn accept(listener: TcpListener, router: Router, front: Front) {
+async fn accept(listener: TcpListener, service: ListenerService, front: Front) {
     let mut logged_at = None;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -322,27 +322,33 @@ async fn accept(listener: TcpListener, router: Router, front: Front) {
         };
         let is_trusted = front.is_for_proxies || front.trust.has(peer.ip().to_canonical());
         if let Some(slot) = front.connections.slot(peer.ip(), is_trusted).await {
-            tokio::spawn(serve_connection(stream, peer, router.clone(), front.clone(), slot));
+            tokio::spawn(serve_connection(stream, peer, service.clone(), front.clone(), slot));
         }
     }
 }
 
 /// Serves one connection, over HTTP/1.1 or HTTP/2.
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router, front: Front, slot: ConnectionSlot) {
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    served: ListenerService,
+    front: Front,
+    slot: ConnectionSlot,
+) {
     let Front { limits, metrics, phases, .. } = front;
     // Responses are small and latency matters; if this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
     let activity = slot.activity.clone();
     let (asks, of_requests) = (activity.clone(), phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, phases) = (router.clone(), of_requests.clone());
+        let (served, phases) = (served.clone(), of_requests.clone());
         let open = asks.begin(request.version());
         async move {
             let is_http1 = request.version() < Version::HTTP_2;
             let is_watch = class::is_watch(request.uri().path());
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
             request.extensions_mut().insert(ConnectInfo(peer));
-            let mut answer = answer(router, request, phases.clone()).await;
+            let mut answer = answer(served, request, phases.clone()).await;
             if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -415,12 +421,15 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, router: Router, f
 
 /// Answers a request. One that changes something runs on a task of its own, so it is carried out even if its client
 /// disconnects; a read-only one is dropped with its client. `alive` keeps the server from stopping before it has finished.
-async fn answer(router: Router, request: Request<Body>, alive: watch::Receiver<ServerPhase>) -> Response<Body> {
+async fn answer(
+    served: ListenerService,
+    request: Request<Body>,
+    alive: watch::Receiver<ServerPhase>,
+) -> Response<Body> {
     let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
     let work = async move {
         let _alive = alive;
-        let Ok(answer) = router.oneshot(request).await;
-        answer
+        served.answer(request).await
     };
     if !is_carried_out {
         return work.await;

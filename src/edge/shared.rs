@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 
-use tower::Layer;
 use tower::Service;
 use tower::ServiceExt as _;
-use tower::layer::layer_fn;
 use tower::util::BoxCloneSyncService;
 use tower::util::Oneshot;
 
@@ -26,15 +24,6 @@ impl<R, A> SharedService<R, A> {
     {
         Self(Arc::new(BoxCloneSyncService::new(service)))
     }
-}
-
-/// Makes the inner service cheap to clone.
-pub(super) fn share<S, R>() -> impl Layer<S, Service = SharedService<R, S::Response>> + Clone
-where
-    S: Service<R, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
-    layer_fn(SharedService::new)
 }
 
 impl<R, A> Clone for SharedService<R, A> {

@@ -1,6 +1,11 @@
 //! Verifies requests for nginx, Traefik and Caddy: an adapter to Envoy's call. The project is in the path, which the proxy's
 //! configuration sets; the result is a status and headers.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Path;
@@ -9,23 +14,36 @@ use axum::extract::State;
 use axum::extract::rejection::PathRejection;
 use axum::response::Response;
 use axum::routing::any;
+use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
+use http::Method;
+use http::Uri;
 use http::header;
 use http::request::Parts;
-use tonic::metadata::MetadataMap;
+use tonic::Status;
+use tower::Service;
 
 use super::answer::answer;
+use super::grpc::GrpcRequest;
+use super::grpc::GrpcResponse;
 use super::grpc::GrpcService;
 use crate::pb::envoy;
-use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;
-use crate::pb::envoy::attribute_context::HttpRequest;
-use crate::pb::envoy::authorization_client::AuthorizationClient;
 use crate::pb::envoy::check_response::HttpResponse;
-use crate::rpc::IDENTITY;
+use crate::rpc::Authorization;
+use crate::rpc::check;
+use crate::rpc::check::Decision;
+use crate::rpc::check::IDENTITY;
+use crate::rpc::check::ProxiedRequest;
+use crate::rpc::status;
+use sessiond_core::session::Origin;
+use sessiond_core::token::verified::VerifiedToken;
 use tonic_rest_layer::Code;
+
+/// Envoy's call, under which a verification is counted.
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// The headers with the method and the path of the original request. Traefik and Caddy send them by default, nginx if it is
 /// configured to.
@@ -34,27 +52,33 @@ const PATH: [&str; 2] = ["x-forwarded-uri", "x-original-uri"];
 
 /// The routes, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call changes
 /// nothing.
-pub(super) fn routes(grpc: GrpcService, base_paths: &[String]) -> Router {
-    let under = |router: Router<AuthorizationClient<GrpcService>>, base: &String| {
+pub(super) fn routes(checks: GrpcService, base_paths: &[String]) -> Router {
+    let under = |router: Router<GrpcService>, base: &String| {
         let base = base.trim_end_matches('/');
         router.route(&format!("{base}/projects/{{project_id}}/auth/verify"), any(verify))
     };
-    base_paths.iter().fold(Router::new(), under).with_state(AuthorizationClient::new(grpc))
+    base_paths.iter().fold(Router::new(), under).with_state(checks)
 }
 
 async fn verify(
-    State(mut proxies): State<AuthorizationClient<GrpcService>>,
+    State(mut checks): State<GrpcService>,
     project: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response {
-    let (Parts { headers, extensions, .. }, _) = request.into_parts();
+    let (Parts { headers, mut extensions, .. }, _) = request.into_parts();
     // A path that is not text names no project.
     let project = project.map(|Path(project)| project).unwrap_or_default();
-    let call = tonic::Request::from_parts(MetadataMap::new(), extensions, check_request(project, &headers));
-    let mut response = match proxies.check(call).await {
-        Ok(answer) => render(answer.into_inner()),
+    extensions.insert(Arc::new(proxied_request(project, &headers)));
+    let mut call = http::Request::new(tonic::body::Body::empty());
+    *call.method_mut() = Method::POST;
+    *call.uri_mut() = Uri::from_static(CHECK);
+    *call.extensions_mut() = extensions;
+    let Ok(mut answered) = checks.call(call).await;
+    let mut response = match answered.extensions_mut().remove::<Decision>() {
+        Some(Ok(token)) => pass(&token),
+        Some(Err(refusal)) => render(check::denied(refusal)),
         // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
-        Err(status) => answer(&status),
+        None => answer(&Status::from_header_map(answered.headers()).unwrap_or_else(status::internal)),
     };
     for name in IDENTITY {
         let name = HeaderName::from_static(name);
@@ -63,37 +87,70 @@ async fn verify(
     response
 }
 
-/// Envoy's call for the original request.
-fn check_request(project: String, headers: &HeaderMap) -> CheckRequest {
-    let credentials = headers.get_all(header::AUTHORIZATION).iter().map(|value| envoy::HeaderValue {
-        key: header::AUTHORIZATION.as_str().to_owned(),
-        raw_value: value.as_bytes().to_vec(),
-        ..Default::default()
-    });
+/// What is asked about the original request.
+fn proxied_request(project: String, headers: &HeaderMap) -> ProxiedRequest {
+    let credentials = headers.get_all(header::AUTHORIZATION).iter();
+    let credentials = credentials.map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or_default());
     let first = |names: [&str; 2]| {
         let value = names.iter().find_map(|name| headers.get(*name));
         value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
     };
-    let http = HttpRequest {
+    ProxiedRequest {
+        project: Some(project),
+        token: check::credential(credentials),
         method: first(METHOD),
         path: first(PATH),
-        header_map: Some(envoy::HeaderMap { headers: credentials.collect() }),
-        ..Default::default()
-    };
-    let attributes = envoy::AttributeContext {
-        request: Some(envoy::attribute_context::Request { http: Some(http) }),
-        context_extensions: [("project_id".to_owned(), project)].into(),
-    };
-    CheckRequest { attributes: Some(attributes) }
+    }
 }
 
-/// Renders Envoy's response as an HTTP response.
+/// Lets the request pass, and tells the application whose it is.
+fn pass(token: &VerifiedToken) -> Response {
+    let mut response = Response::new(Body::empty());
+    for (name, value) in check::identity(token) {
+        let value = HeaderValue::try_from(value).expect("encoded");
+        response.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+    response
+}
+
+/// Answers verify requests as Envoy's call does, behind the same layers. Request and decision are in the extensions: between
+/// two functions of one process, a message would be encoded only to be decoded again.
+#[derive(Clone)]
+pub(super) struct VerifyService(pub(super) Authorization);
+
+impl Service<GrpcRequest> for VerifyService {
+    type Response = GrpcResponse;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<GrpcResponse, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: GrpcRequest) -> Self::Future {
+        let authorization = self.0.clone();
+        let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip);
+        let asked = request.extensions_mut().remove::<Arc<ProxiedRequest>>();
+        Box::pin(async move {
+            let Some(asked) = asked else { return Ok(status::internal().into_http()) };
+            let decision = match authorization.decide(&asked, ip).await {
+                Ok(decision) => decision,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let mut response = GrpcResponse::new(tonic::body::Body::empty());
+            response.headers_mut().insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+            response.extensions_mut().insert(decision);
+            Ok(response)
+        })
+    }
+}
+
+/// Renders Envoy's refusal as an HTTP response.
 fn render(answer: CheckResponse) -> Response {
     let code = answer.status.unwrap_or_default().code;
     let (headers, body) = match answer.http_response {
-        Some(HttpResponse::OkResponse(ok)) => (ok.headers, Body::empty()),
         Some(HttpResponse::DeniedResponse(denied)) => (denied.headers, Body::from(denied.body)),
-        None => (vec![], Body::empty()),
+        Some(HttpResponse::OkResponse(_)) | None => (vec![], Body::empty()),
     };
     let mut response = Response::new(body);
     *response.status_mut() = Code::from_number(code).http_status();

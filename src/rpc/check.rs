@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::Once;
 
 use percent_encoding::AsciiSet;
@@ -10,6 +12,7 @@ use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::utf8_percent_encode;
 use tonic::Request;
 use tonic::Response;
+use tonic::Status;
 
 use super::Reply;
 use super::caller;
@@ -46,6 +49,21 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// How much of a proxied request's path is logged, in bytes.
 const LOGGED_BYTES_MAX: usize = 256;
 
+/// A request that a proxy asks about.
+pub struct ProxiedRequest {
+    /// The project that the proxy's configuration names.
+    pub project: Option<String>,
+    /// The request's credential.
+    pub token: Option<AccessToken>,
+    /// Its method, for the log.
+    pub method: String,
+    /// Its path, for the log.
+    pub path: String,
+}
+
+/// Whose request it is, or why it must not pass.
+pub type Decision = Result<VerifiedToken, Refusal>;
+
 /// Answers Envoy's authorization requests.
 #[derive(Clone)]
 pub struct Authorization {
@@ -58,6 +76,26 @@ impl Authorization {
     /// Answers with an app.
     pub fn new(app: App) -> Self {
         Self { app, logged: Arc::new([Once::new(), Once::new()]) }
+    }
+
+    /// Decides about a request. A refusal is final: a retry, here or on another replica, would be refused too.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it cannot be decided now.
+    pub async fn decide(&self, asked: &ProxiedRequest, ip: Option<IpAddr>) -> Result<Decision, Status> {
+        let verified = self.verify(asked.project.as_deref(), asked.token.as_ref()).await;
+        let (method, path) = (Loggable(&asked.method), Loggable(&asked.path));
+        tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "verified a request for a proxy");
+        match verified {
+            Ok(token) => Ok(Ok(token)),
+            Err(Error::Refused(refusal)) if is_final(&refusal) => {
+                // Not an error of the call, so the outer layers do not count it.
+                status::note(&self.app.metrics, refusal.reason(), ip);
+                Ok(Err(refusal))
+            }
+            Err(failure) => Err(status::of(failure)),
+        }
     }
 
     /// Verifies the token for the project that the proxy's configuration names.
@@ -89,26 +127,24 @@ impl Authorization {
 impl authorization_server::Authorization for Authorization {
     async fn check(&self, request: Request<CheckRequest>) -> Reply<CheckResponse> {
         let ip = caller::origin(&request).ip;
-        let AttributeContext { request, context_extensions } = request.into_inner().attributes.unwrap_or_default();
+        let AttributeContext { request, mut context_extensions } = request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
-        let verified =
-            self.verify(context_extensions.get("project_id").map(String::as_str), token(&http).as_ref()).await;
-        let (method, path) = (Loggable(&http.method), Loggable(&http.path));
-        tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "verified a request for a proxy");
-        match verified {
-            Ok(token) => Ok(Response::new(allowed(&token))),
-            Err(Error::Refused(refusal)) if is_final(&refusal) => {
-                // Not an error of the call, so the outer layers do not count it.
-                status::note(&self.app.metrics, refusal.reason(), ip);
-                Ok(Response::new(denied(refusal)))
-            }
-            // Undecided: the proxy's configuration says what it does on failure.
-            Err(failure) => Err(status::of(failure)),
-        }
+        let (project, token) = (context_extensions.remove("project_id"), token(&http));
+        let asked = ProxiedRequest { project, token, method: http.method, path: http.path };
+        // Undecided: the proxy's configuration says what it does on failure.
+        let decision = self.decide(&asked, ip).await?;
+        Ok(Response::new(decision.map_or_else(denied, |token| allowed(&token))))
     }
 }
 
-/// The credential in `authorization` (RFC 6750 §2.1). More than one value counts as unreadable.
+/// The credential in a request's `authorization` headers (RFC 6750 §2.1). More than one value counts as unreadable.
+pub fn credential<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<AccessToken> {
+    let mut values = values.into_iter();
+    let value = values.next()?;
+    let token = values.next().map_or_else(|| caller::bearer_token(value), |_| "");
+    Some(AccessToken(token.to_owned()))
+}
+
 fn token(http: &HttpRequest) -> Option<AccessToken> {
     const NAME: &str = "authorization";
     let raw =
@@ -117,20 +153,26 @@ fn token(http: &HttpRequest) -> Option<AccessToken> {
         true => header.value.as_str(),
         false => std::str::from_utf8(&header.raw_value).unwrap_or_default(),
     });
-    let mut values = http.headers.get(NAME).map(String::as_str).into_iter().chain(raw);
-    let value = values.next()?;
-    let token = values.next().map_or_else(|| caller::bearer_token(value), |_| "");
-    Some(AccessToken(token.to_owned()))
+    credential(http.headers.get(NAME).map(String::as_str).into_iter().chain(raw))
+}
+
+/// The headers that tell the application who a request with this token is from.
+pub fn identity(token: &VerifiedToken) -> [(&'static str, String); 4] {
+    let session = token.session().to_string();
+    let values = [&session, token.user().as_str(), token.project().as_str(), token.impersonator().unwrap_or_default()];
+    let mut values = values.into_iter();
+    IDENTITY.map(|name| {
+        let value = values.next().expect("as many as there are names");
+        (name, utf8_percent_encode(value, ENCODED).to_string())
+    })
 }
 
 /// Allows the request, and identifies the session's user.
 fn allowed(token: &VerifiedToken) -> CheckResponse {
-    let session = token.session().to_string();
-    let values = [&session, token.user().as_str(), token.project().as_str(), token.impersonator().unwrap_or_default()];
-    let encoded = values.map(|value| utf8_percent_encode(value, ENCODED).to_string());
+    static LOOKALIKES: LazyLock<Vec<String>> = LazyLock::new(|| lookalikes().collect());
     let ok = OkHttpResponse {
-        headers: IDENTITY.into_iter().zip(encoded).map(|(name, value)| set(name, value)).collect(),
-        headers_to_remove: lookalikes().collect(),
+        headers: identity(token).into_iter().map(|(name, value)| set(name, value)).collect(),
+        headers_to_remove: LOOKALIKES.clone(),
     };
     CheckResponse { status: Some(tonic_types::Status::default()), http_response: Some(HttpResponse::OkResponse(ok)) }
 }
@@ -161,7 +203,7 @@ const fn is_final(refusal: &Refusal) -> bool {
 }
 
 /// Denies the request: 401 if the client is at fault, 500 if the proxy's configuration is.
-fn denied(refusal: Refusal) -> CheckResponse {
+pub fn denied(refusal: Refusal) -> CheckResponse {
     let (code, challenge) = match matches!(refusal, Refusal::ProjectNotFound) {
         true => (500, None),
         false => (401, status::challenge(refusal.reason())),

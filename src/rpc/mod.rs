@@ -1,16 +1,17 @@
 //! The API's handlers, shared by all three transports: decode, one call, encode. A handler decides nothing.
 
 mod caller;
-mod check;
 mod decode;
 mod encode;
 mod watch;
+
+/// Authorizes requests for proxies.
+pub mod check;
 
 /// The status of every refusal and failure: the one table of gRPC codes and reasons.
 pub mod status;
 
 pub use check::Authorization;
-pub use check::IDENTITY;
 pub(crate) use decode::claims;
 use tonic::Request;
 use tonic::Response;

@@ -2,6 +2,7 @@
 //! second, and a response uses the spelling of its request.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use http::HeaderMap;
 use http::HeaderName;
@@ -71,10 +72,14 @@ pub(super) fn is_stack_auth(headers: &HeaderMap) -> bool {
 }
 
 /// Renames the refresh token's header in all other requests to the one that other clients use.
-pub(super) fn rename_refresh_token(headers: &mut HeaderMap) {
-    for name in spelled(REFRESH_TOKEN) {
-        let values: Vec<HeaderValue> = headers.get_all(&name).iter().cloned().collect();
-        headers.remove(&name);
+pub(in crate::edge) fn rename_refresh_token(headers: &mut HeaderMap) {
+    static NAMES: LazyLock<Vec<HeaderName>> = LazyLock::new(|| spelled(REFRESH_TOKEN).collect());
+    for name in &*NAMES {
+        if !headers.contains_key(name) {
+            continue;
+        }
+        let values: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
+        headers.remove(name);
         for value in values {
             headers.append(CANONICAL_REFRESH_TOKEN, value);
         }

@@ -15,8 +15,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::extract::State;
-use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 use http::Extensions;
@@ -35,8 +33,10 @@ use tonic::Status;
 use tonic::metadata::Ascii;
 use tonic::metadata::MetadataMap;
 use tonic::metadata::MetadataValue;
+use tower::Service as _;
 
 pub(super) use self::headers::from_pages;
+pub(super) use self::headers::rename_refresh_token;
 pub(super) use self::headers::to_pages;
 
 use self::access_type::AccessType;
@@ -49,6 +49,7 @@ use super::admission::EarlyRefusal;
 use super::body;
 use super::grpc::GrpcService;
 use super::retry_after::retry_after;
+use super::shared::SharedService;
 use crate::app::Client;
 use crate::config::Limits;
 use crate::pb;
@@ -98,14 +99,19 @@ pub(super) struct Adapter {
     base_paths: Arc<[String]>,
 }
 
-/// Answers requests of Stack Auth clients, and passes on all others.
-pub(super) async fn adapt(State(adapter): State<Adapter>, mut request: Request, next: Next) -> Response {
+/// Answers requests of Stack Auth clients, and passes on all others to the API.
+pub(super) async fn adapt(
+    adapter: &Adapter,
+    mut request: Request,
+    mut api: SharedService<Request, Response>,
+) -> Response {
     let Some(route) = adapter.route(&request) else {
-        headers::rename_refresh_token(request.headers_mut());
-        return next.run(request).await;
+        rename_refresh_token(request.headers_mut());
+        let Ok(response) = api.call(request).await;
+        return response;
     };
     let style = ResponseStyle::of(request.headers());
-    match adapter.answer(route, request).await {
+    match adapter.clone().answer(route, request).await {
         Ok(body) => render(&style, body),
         Err(error) => refuse(&style, error),
     }

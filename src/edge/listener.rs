@@ -1,0 +1,102 @@
+//! What a listener serves: a router, behind what every request passes first, outermost first.
+//!
+//! Plain functions, called one after the other. As layers of axum, each would copy the request several times and box what is
+//! inside it, and together they would cost more than all the rest of a cheap request.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use http::Version;
+use tower::Service as _;
+
+use super::admission::AdmissionControl;
+use super::admission::Admitted;
+use super::class;
+use super::connection;
+use super::grpc::GrpcService;
+use super::hosts;
+use super::identify;
+use super::media;
+use super::origin;
+use super::stack_auth;
+use crate::telemetry::REQUEST_ID;
+
+/// What a listener serves. Cheap to clone; clones share state.
+#[derive(Clone)]
+pub(super) struct ListenerService(Arc<ListenerParts>);
+
+/// The parts of a [`ListenerService`].
+pub(super) struct ListenerParts {
+    /// Which proxies are trusted.
+    pub(super) trust: origin::Trust,
+    /// The accepted host names.
+    pub(super) allowed: hosts::Allowed,
+    /// Admission control: the address's bucket, the address's share, and the message's arrival. `None` on a listener that only
+    /// proxies reach, where no address is limited.
+    pub(super) admission: Option<AdmissionControl>,
+    /// Answers calls over gRPC without the layers that translate for the other wires; `None` if a layer of the router must see
+    /// them too.
+    pub(super) grpc: Option<GrpcService>,
+    /// Answers all other requests.
+    pub(super) router: Router,
+}
+
+impl ListenerService {
+    pub(super) fn new(parts: ListenerParts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(&self, mut request: Request) -> Response {
+        // Every request gets an id, which every response returns.
+        let id = identify::identify(&self.0.trust, &mut request);
+        let mut response = REQUEST_ID.scope(Arc::clone(&id), self.answer_identified(request)).await;
+        identify::complete(response.headers_mut(), &id);
+        response
+    }
+
+    async fn answer_identified(&self, mut request: Request) -> Response {
+        let parts = &*self.0;
+        // First of all: a request for another host is not for this server.
+        if let Some(refusal) = hosts::refusal(&parts.allowed, &request) {
+            return refusal;
+        }
+        // Where the request comes from, for what limits or records it.
+        origin::note(&parts.trust, &mut request);
+        // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
+        connection::keep_origin(request.headers_mut());
+        let Some(admission) = &parts.admission else { return parts.dispatch(request).await };
+        // What it holds is released after the answer.
+        let Admitted { request, held: _held } = admission.admit(request).await;
+        parts.dispatch(request).await
+    }
+}
+
+impl ListenerParts {
+    async fn dispatch(&self, mut request: Request) -> Response {
+        match self.grpc.as_ref().filter(|_| is_grpc_call(&request)) {
+            Some(grpc) => {
+                stack_auth::rename_refresh_token(request.headers_mut());
+                let Ok(response) = grpc.clone().call(request.map(tonic::body::Body::new)).await;
+                response.map(Body::new)
+            }
+            None => {
+                let answer: Result<Response, Infallible> = self.router.clone().call(request).await;
+                let Ok(response) = answer;
+                response
+            }
+        }
+    }
+}
+
+/// Whether a request is a call of our services over gRPC itself, with the media type in the one spelling that inner layers
+/// know.
+fn is_grpc_call(request: &Request) -> bool {
+    request.version() == Version::HTTP_2
+        && media::is_plain_grpc(request)
+        && class::is_of_our_services(request.uri().path())
+}
