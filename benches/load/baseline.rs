@@ -191,9 +191,9 @@ impl Null {
     pub(crate) fn start() -> Outcome<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let child = command.arg("--null-service").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut process = Process(child);
+        let mut process = Process::killed(child);
         let mut line = String::new();
-        BufReader::new(process.0.stdout.take().ok_or("a pipe")?).read_line(&mut line)?;
+        BufReader::new(process.child.stdout.take().ok_or("a pipe")?).read_line(&mut line)?;
         Ok(Self { addr: line.trim().parse()?, _process: process })
     }
 }

@@ -28,6 +28,7 @@ mod client;
 mod cpu;
 mod null;
 mod overload;
+mod peers;
 mod plot;
 mod report;
 mod run;
@@ -37,12 +38,15 @@ mod work;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::baseline::Baseline;
 use crate::client::Wire;
 use crate::overload::Pause;
+use crate::peers::PeerCommand;
+use crate::peers::RunningPeer;
 use crate::report::Contender;
 use crate::report::Group;
 use crate::stage::Stage;
@@ -79,9 +83,16 @@ struct Options {
     /// cargo's target directory.
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// The server to measure, to compare builds. Default: the one built with the bench.
+    #[arg(long, default_value = stage::SERVER)]
+    server: PathBuf,
     /// In an overload, how long a refused client waits: `told`, as long as the server says, or milliseconds.
     #[arg(long, default_value = "told")]
     pause: Pause,
+    /// Measure another product beside ours, as `NAME=COMMAND`; may be repeated. `benches/peers/run` passes it. Then other
+    /// work is measured only if `--work` says so.
+    #[arg(long)]
+    peer: Vec<PeerCommand>,
     /// Serve the baselines `introspect` and `verify` are compared with; started by the bench itself.
     #[arg(long, hide = true)]
     null_service: bool,
@@ -92,7 +103,7 @@ struct Options {
 
 impl Options {
     fn includes(&self, work: Work) -> bool {
-        if self.work.is_empty() { work != Work::Overload } else { self.work.contains(&work) }
+        if self.work.is_empty() { work != Work::Overload && self.peer.is_empty() } else { self.work.contains(&work) }
     }
 
     fn wires(&self, work: Work) -> Vec<Wire> {
@@ -115,31 +126,52 @@ impl Options {
     }
 }
 
-fn main() -> Outcome<()> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match run_all(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_all(options: &Options) -> Outcome<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     if options.null_service {
         return runtime.block_on(null::serve());
     }
     stage::raise_open_files();
     runtime.block_on(async {
-        let mut stage = Stage::start(options.dir.clone()).await?;
-        let measured = measure(&options, &mut stage).await;
+        let mut stage = Stage::start(options.dir.clone(), &options.server).await?;
+        let measured = measure(options, &mut stage).await;
         let stopped = stage.stop().await;
         measured.and(stopped)
     })
 }
 
 async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
-    println!("{} rounds of {} s; medians; times in µs\n", options.rounds, options.seconds);
     let mut rows = vec![];
-    for group in groups(options) {
+    let groups = groups(options);
+    if !groups.is_empty() || !options.peer.is_empty() {
+        println!("{} rounds of {} s; medians; times in µs\n", options.rounds, options.seconds);
+        report::print_head();
+    }
+    for group in groups {
         let results = group.measure(stage, options.rounds, options.seconds).await?;
-        if rows.is_empty() {
-            report::print_head();
-        }
         results.iter().for_each(report::print_row);
         rows.extend(results);
+    }
+    for command in &options.peer {
+        stage.peer = Some(RunningPeer::start(stage, command).await?);
+        for group in peer_groups(options, command) {
+            let results = group.measure(stage, options.rounds, options.seconds).await?;
+            results.iter().for_each(report::print_row);
+            rows.extend(results);
+        }
+        if let Some(peer) = stage.peer.take() {
+            peer.compare_with_database().await?;
+        }
     }
     let mut overloads = vec![];
     if options.includes(Work::Overload) {
@@ -173,4 +205,16 @@ fn groups(options: &Options) -> Vec<Group> {
         }
     }
     groups
+}
+
+/// A peer in turns with ours, over REST.
+fn peer_groups(options: &Options, command: &PeerCommand) -> Vec<Group> {
+    let peer = command.peer;
+    let clients = if options.clients.is_empty() { vec![16] } else { options.clients.clone() };
+    let pairs = peer.works().iter().flat_map(|work| clients.iter().map(|clients| (*work, *clients)));
+    let group = |(work, clients)| {
+        let own = Contender::Server { work, wire: Wire::Rest, clients };
+        Group { contenders: vec![own, Contender::Peer { peer, work, clients }] }
+    };
+    pairs.map(group).collect()
 }

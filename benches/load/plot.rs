@@ -30,7 +30,8 @@ struct Line {
 
 /// Writes the plots, if sign-outs were measured with several numbers of clients. Returns the files.
 pub(crate) fn write(dir: &Path, rows: &[Row]) -> Outcome<Vec<PathBuf>> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.work == Work::SignOut).collect();
+    let beside_pgbench = |row: &&Row| row.baseline.as_ref().is_some_and(|it| it.name.starts_with("pgbench"));
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.work == Work::SignOut).filter(beside_pgbench).collect();
     if rows.iter().all(|row| row.clients == rows[0].clients) {
         return Ok(vec![]);
     }

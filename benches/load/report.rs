@@ -13,6 +13,7 @@ use crate::baseline::Latencies;
 use crate::client::Wire;
 use crate::cpu;
 use crate::overload::OverloadRow;
+use crate::peers::Peer;
 use crate::run::Measured;
 use crate::run::Reuse;
 use crate::run::Supply;
@@ -32,6 +33,9 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// More sign-outs a second than expected of any machine of two cores.
 const FIRST_RATE: f64 = 10_000.0;
 
+/// The same of a peer.
+const FIRST_RATE_OF_PEER: f64 = 4_000.0;
+
 /// One of those that take turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Contender {
@@ -39,6 +43,8 @@ pub(crate) enum Contender {
     Server { work: Work, wire: Wire, clients: usize },
     /// What it is compared with.
     Baseline { baseline: Baseline, clients: usize },
+    /// The running peer.
+    Peer { peer: Peer, work: Work, clients: usize },
 }
 
 /// What runs in turns: one kind of work with one number of clients, and its baseline.
@@ -146,7 +152,7 @@ async fn measure(
     let duration = span.duration();
     match contender {
         Contender::Server { work, wire, clients } => {
-            let wanted = (expected_rate * duration.as_secs_f64()) as usize + clients;
+            let wanted = wanted(expected_rate, duration, clients);
             let caller = Caller { addr: stage.addr, wire, server_key: stage.server_key.clone() };
             if work.uses_up() {
                 let missing = wanted.saturating_sub(materials.unused.len());
@@ -175,6 +181,32 @@ async fn measure(
             }
             Ok(measured)
         }
+        Contender::Peer { peer: Peer::Envoy, work, clients } => {
+            // It has no sessions of its own: it calls our server.
+            let addr = stage.peer.as_ref().ok_or("Envoy runs")?.addr;
+            let missing = wanted(expected_rate, duration, clients).saturating_sub(materials.unused.len());
+            materials.unused.extend(stage.sessions.take(missing).await?);
+            let caller = Caller { addr, wire: Wire::Rest, server_key: stage.server_key.clone() };
+            let calls: Vec<Call> = materials.unused.iter().map(|tokens| caller.call(work, tokens)).collect();
+            let supply = Supply::new(&calls, Reuse::Once);
+            let (measured, (), ()) = run(addr, Wire::Rest, clients, &supply, duration, || ())?;
+            stage.sessions.acknowledged.sign_outs += measured.done;
+            materials.unused.drain(..supply.used());
+            Ok(measured)
+        }
+        Contender::Peer { work, clients, .. } => {
+            let peer = stage.peer.as_mut().ok_or("the peer runs")?;
+            // Peers are slower, and create their sessions slowly.
+            let expected_rate = if matches!(span, Span::WarmUp) { FIRST_RATE_OF_PEER } else { expected_rate };
+            let calls = peer.calls(work, wanted(expected_rate, duration, clients))?;
+            let supply = Supply::new(&calls, if work.uses_up() { Reuse::Once } else { Reuse::Always });
+            let (measured, (), ()) = run(peer.addr, Wire::Rest, clients, &supply, duration, || ())?;
+            if work.uses_up() {
+                peer.acknowledged += measured.done;
+                peer.use_up(supply.used());
+            }
+            Ok(measured)
+        }
         Contender::Baseline { baseline, clients } => match baseline {
             Baseline::Update | Baseline::LockAndUpdate | Baseline::Insert => match span {
                 // Its tables are already in memory.
@@ -193,6 +225,11 @@ async fn measure(
             }
         },
     }
+}
+
+/// The number of requests that will not be used up in this time.
+fn wanted(expected_rate: f64, duration: Duration, clients: usize) -> usize {
+    (expected_rate * duration.as_secs_f64()) as usize + clients
 }
 
 impl Measured {
@@ -224,6 +261,7 @@ fn row(series: &Series, all: &[Series]) -> Option<Row> {
     };
     let baseline = all.iter().find_map(|other| match other.contender {
         Contender::Baseline { baseline, .. } => Some(compared(other, baseline.as_str())),
+        Contender::Peer { peer, work, .. } => Some(compared(other, peer.as_str(work))),
         Contender::Server { .. } => None,
     });
     let own_grpc = Contender::Server { work, wire: Wire::Grpc, clients };

@@ -9,14 +9,18 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
 use dev_postgres::Cluster;
 use dev_postgres::Durability;
+use rustix::process::Pid;
 use rustix::process::Resource;
 use rustix::process::Rlimit;
+use rustix::process::Signal;
 use rustix::process::getrlimit;
+use rustix::process::kill_process;
 use rustix::process::setrlimit;
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
@@ -38,14 +42,19 @@ use tokio_postgres::NoTls;
 use crate::Outcome;
 use crate::baseline::Null;
 use crate::baseline::Pgbench;
+use crate::peers::RunningPeer;
 use crate::sessions::Sessions;
 
 pub(crate) const PROJECT: &str = "demo";
 pub(crate) const ISSUER: &str = "https://sessions.example.org";
-const SERVER: &str = env!("CARGO_BIN_EXE_sessiond");
+/// The server that was built with the bench.
+pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_sessiond");
 
 /// How long a process may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
+
+/// How long a process may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// More open files than the usual limit of 1,024: 4,096 connections and some.
 const OPEN_FILES: u64 = 16_384;
@@ -59,26 +68,51 @@ pub(crate) struct Stage {
     pub(crate) null: Null,
     /// What to know about the run, in words.
     pub(crate) facts: Vec<(&'static str, String)>,
+    /// The peer that is being measured.
+    pub(crate) peer: Option<RunningPeer>,
     server: Process,
-    cluster: Cluster,
+    pub(crate) cluster: Cluster,
 }
 
-/// A child that is killed when it is dropped.
-pub(crate) struct Process(pub(crate) Child);
+/// A child that is stopped when it is dropped.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    stop: Signal,
+}
+
+impl Process {
+    /// A child that is killed.
+    pub(crate) const fn killed(child: Child) -> Self {
+        Self { child, stop: Signal::KILL }
+    }
+
+    /// A child that stops its own children when it is told to stop.
+    pub(crate) const fn terminated(child: Child) -> Self {
+        Self { child, stop: Signal::TERM }
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It fails only if the process has exited.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // These fail only if the process has exited.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, self.stop);
+        }
+        let told = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if told.elapsed() > STOP_MAX {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
 impl Stage {
     /// Starts Postgres and the server.
-    pub(crate) async fn start(dir: Option<PathBuf>) -> Outcome<Self> {
+    pub(crate) async fn start(dir: Option<PathBuf>, server: &Path) -> Outcome<Self> {
         let dir = dir.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("load");
-        println!("starting Postgres in {} and sessiond", dir.display());
+        println!("starting Postgres in {} and {}", dir.display(), server.display());
         let cluster = start_postgres(&dir).await?;
         let url = cluster.database_url("postgres");
         let (database, connection) = tokio_postgres::connect(&url, NoTls).await?;
@@ -88,7 +122,7 @@ impl Stage {
         let (app, server_key) = prepare(&url, &sealing).await?;
         let sessions = Sessions::write(database, app.keys().snapshot(), Clock::system()).await?;
         let log = target_dir().join("load.log");
-        let (server, addr) = start_server(&url, &sealing, &log)?;
+        let (server, addr) = start_server(server, &url, &sealing, &log)?;
         ready(addr).await?;
         let pgbench = Pgbench::prepare(&cluster, &sessions).await?;
         let facts = facts(&sessions, &dir).await?;
@@ -96,11 +130,11 @@ impl Stage {
             println!("  {name:<12} {fact}");
         }
         let server_key = server_key.expose_secret().to_owned();
-        Ok(Self { addr, server_key, sessions, pgbench, null: Null::start()?, facts, server, cluster })
+        Ok(Self { addr, server_key, sessions, pgbench, null: Null::start()?, facts, peer: None, server, cluster })
     }
 
     pub(crate) fn server_pid(&self) -> u32 {
-        self.server.0.id()
+        self.server.child.id()
     }
 
     pub(crate) fn postgres_pid(&self) -> u32 {
@@ -109,6 +143,7 @@ impl Stage {
 
     /// Stops everything, and deletes the data.
     pub(crate) async fn stop(self) -> Outcome<()> {
+        drop(self.peer);
         drop(self.server);
         delete(self.cluster).await
     }
@@ -163,17 +198,17 @@ async fn prepare(url: &str, sealing: &SealingKey) -> Outcome<(App, SecretString)
 }
 
 /// Starts the server in production's settings, without rate limits: all clients have one address and one project.
-fn start_server(url: &str, sealing: &SealingKey, log: &Path) -> Outcome<(Process, SocketAddr)> {
+fn start_server(program: &Path, url: &str, sealing: &SealingKey, log: &Path) -> Outcome<(Process, SocketAddr)> {
     // Free a moment ago.
     let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let mut command = Command::new(SERVER);
+    let mut command = Command::new(program);
     command.args(["serve", "--listen", &addr.to_string(), "--metrics-listen", "127.0.0.1:0", "--issuer", ISSUER]);
     for rate in ["--address-rate", "--verify-rate", "--user-rate", "--project-rate", "--server-key-rate"] {
         command.args([rate, "0"]);
     }
     command.env("DATABASE_URL", url).env("SESSIOND_SEALING_KEY", sealing.expose().as_str());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log)?);
-    Ok((Process(command.spawn()?), addr))
+    Ok((Process::killed(command.spawn()?), addr))
 }
 
 async fn ready(addr: SocketAddr) -> Outcome<()> {

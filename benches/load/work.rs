@@ -65,10 +65,19 @@ impl Work {
 pub(crate) enum Expected {
     SignedOut,
     Tokens,
-    Page { session: String },
-    Active { user: String },
-    User { user: String },
+    Page {
+        session: String,
+    },
+    Active {
+        user: String,
+    },
+    User {
+        user: String,
+    },
+    /// An empty body.
     Nothing,
+    /// A body that contains this.
+    Text(&'static str),
 }
 
 /// A request, and what its answer must say.
@@ -261,6 +270,7 @@ impl Expected {
             }
             (Self::User { user }, _) => headers.get("x-user-id").is_some_and(|value| value == user.as_str()),
             (Self::Nothing, _) => body.is_empty(),
+            (Self::Text(text), _) => contains(body, text.as_bytes()),
         };
         if is_right { Ok(()) } else { Err(format!("wrong answer, where {self:?} was expected: {body:?}").into()) }
     }
