@@ -160,7 +160,7 @@ impl Service {
     /// The same on a machine whose clock is wrong by this many microseconds. The clock runs, and the database's
     /// corrects it.
     pub async fn replica_wrong_by(&self, micros: i64) -> Self {
-        self.replica_as(options(&self.database.url), Clock::wrong_by(micros)).await
+        self.replica_as(options(&self.database.url), Clock::skewed(micros)).await
     }
 
     /// The same through another connection to the database, with the timeouts of production.

@@ -124,7 +124,7 @@ struct ManualClock {
 #[derive(Debug, Default)]
 struct SystemClock {
     /// The error of the machine's clock that a test simulates, in microseconds.
-    wrong_by: Option<AtomicI64>,
+    simulated_error: Option<AtomicI64>,
     estimate: RwLock<Option<DatabaseTime>>,
 }
 
@@ -191,10 +191,11 @@ impl Clock {
         Self { source: Source::System(Arc::default()) }
     }
 
-    /// A system clock that is wrong by this many microseconds, for tests. Runs, and is corrected, like the system's.
-    pub fn wrong_by(micros: i64) -> Self {
-        let wrong_by = Some(AtomicI64::new(micros));
-        Self { source: Source::System(Arc::new(SystemClock { wrong_by, ..SystemClock::default() })) }
+    /// A system clock that is ahead by this many microseconds, or behind if negative, for tests. Runs, and is corrected, like
+    /// the system's.
+    pub fn skewed(micros: i64) -> Self {
+        let simulated_error = Some(AtomicI64::new(micros));
+        Self { source: Source::System(Arc::new(SystemClock { simulated_error, ..SystemClock::default() })) }
     }
 
     /// A clock that starts at the present moment and stands still, for tests. Readings of the database do not correct it.
@@ -310,8 +311,8 @@ impl Clock {
     pub fn set(&self, now: Timestamp) {
         match &self.source {
             Source::System(clock) => {
-                if let Some(wrong_by) = &clock.wrong_by {
-                    wrong_by.store(now.0.saturating_sub(system_micros()), Ordering::SeqCst);
+                if let Some(error) = &clock.simulated_error {
+                    error.store(now.0.saturating_sub(system_micros()), Ordering::SeqCst);
                 }
             }
             Source::Frozen(manual) => {
@@ -330,8 +331,8 @@ impl ManualClock {
 impl SystemClock {
     /// The machine's time of day.
     fn time_of_day(&self) -> i64 {
-        let wrong_by = self.wrong_by.as_ref().map_or(0, |wrong_by| wrong_by.load(Ordering::SeqCst));
-        system_micros().saturating_add(wrong_by)
+        let error = self.simulated_error.as_ref().map_or(0, |error| error.load(Ordering::SeqCst));
+        system_micros().saturating_add(error)
     }
 }
 
@@ -422,7 +423,7 @@ mod tests {
     fn a_wrong_machine_clock_has_no_effect_after_a_reading() {
         for wrong_by in [-90, 90, 3_600, -3_600, 130 * 86_400] {
             let wrong_by = wrong_by * 1_000_000;
-            let clock = Clock::wrong_by(wrong_by);
+            let clock = Clock::skewed(wrong_by);
             assert!(
                 (clock.now().as_micros() - system_micros() - wrong_by).abs() < 1_000_000,
                 "before the first reading"
@@ -440,7 +441,7 @@ mod tests {
 
     #[test]
     fn time_slews_for_small_differences_and_jumps_for_large_ones() {
-        let clock = Clock::wrong_by(0);
+        let clock = Clock::skewed(0);
         read(&clock, 0);
         let before = clock.now();
         // Half a second back: the readings contradict each other, and the clock waits.
@@ -459,7 +460,7 @@ mod tests {
     /// A slow reading is imprecise, and does not widen the bounds of a precise one.
     #[test]
     fn the_best_of_the_readings_counts() {
-        let clock = Clock::wrong_by(0);
+        let clock = Clock::skewed(0);
         // The monotonic clock starts at its first use.
         clock.elapsed();
         std::thread::sleep(Duration::from_millis(30));
@@ -480,7 +481,7 @@ mod tests {
 
     #[test]
     fn irreversible_operations_require_agreement() {
-        let (minute, here) = (micros(AGREEMENT), Clock::wrong_by(0));
+        let (minute, here) = (micros(AGREEMENT), Clock::skewed(0));
         let now = system_micros();
         assert_eq!(here.agreed(Timestamp(now - minute / 2)), Ok(Timestamp(now - minute / 2)));
         for apart in [2 * minute, -2 * minute] {
