@@ -104,14 +104,14 @@ struct RefusalLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    rpc: String,
+    rpc: &'static str,
     wire: &'static str,
     code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LatencyLabels {
-    rpc: String,
+    rpc: &'static str,
     wire: &'static str,
 }
 
@@ -333,9 +333,9 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Counts an answered request.
-    pub fn request(&self, rpc: &str, wire: Wire, code: &'static str, took: Duration) {
-        let (rpc, wire) = (rpc.to_owned(), wire.as_str());
-        self.0.requests.get_or_create(&RequestLabels { rpc: rpc.clone(), wire, code }).inc();
+    pub fn request(&self, rpc: &'static str, wire: Wire, code: &'static str, took: Duration) {
+        let wire = wire.as_str();
+        self.0.requests.get_or_create(&RequestLabels { rpc, wire, code }).inc();
         self.0.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
     }
 

@@ -1,18 +1,23 @@
 //! Gives every request an id, which appears in the log, in the response's `x-request-id` and in the details of an internal
 //! error. Also records the request's wire, before inner layers make all three look alike.
 
+use std::hash::BuildHasher as _;
+use std::hash::RandomState;
 use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use axum::extract::Request;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::header;
+use uuid::Uuid;
 
 use super::media;
 use super::origin;
 use super::origin::Trust;
-use sessiond_core::clock;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -26,7 +31,18 @@ pub(super) fn identify(trust: &Trust, request: &mut Request) -> Arc<str> {
     request.extensions_mut().insert(wire);
     let trusted = origin::peer(request).is_some_and(|peer| trust.has(peer.to_canonical()));
     let given = if trusted { given(request.headers()) } else { None };
-    given.unwrap_or_else(|| Arc::from(&*clock::new_uuid().simple().encode_lower(&mut [0; 32])))
+    given.unwrap_or_else(new_id)
+}
+
+/// A new id: 32 hexadecimal digits. A keyed hash of a number is as unlikely to repeat as random bits are, which would take a
+/// system call for every request. An id is no secret.
+fn new_id() -> Arc<str> {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let half = |which: u8| KEY.hash_one((which, number));
+    let id = Uuid::from_u64_pair(half(0), half(1));
+    Arc::from(&*id.simple().encode_lower(&mut [0; 32]))
 }
 
 /// Adds the id to a response, and what every response says about itself.

@@ -23,6 +23,7 @@ use super::identify;
 use super::media;
 use super::origin;
 use super::stack_auth;
+use super::verify::Verify;
 use crate::telemetry::REQUEST_ID;
 
 /// What a listener serves. Cheap to clone; clones share state.
@@ -38,6 +39,9 @@ pub(super) struct ListenerParts {
     /// Admission control: the address's bucket, the address's share, and the message's arrival. `None` on a listener that only
     /// proxies reach, where no address is limited.
     pub(super) admission: Option<AdmissionControl>,
+    /// Verifies requests for proxies. Beside CORS, which would answer a preflight in a verify request with a 200: the proxy would
+    /// let it pass.
+    pub(super) verify: Verify,
     /// Answers calls over gRPC without the layers that translate for the other wires; `None` if a layer of the router must see
     /// them too.
     pub(super) grpc: Option<GrpcService>,
@@ -78,6 +82,9 @@ impl ListenerService {
 
 impl ListenerParts {
     async fn dispatch(&self, mut request: Request) -> Response {
+        if let Some(project) = self.verify.project(request.uri().path()) {
+            return self.verify.answer(project, request).await;
+        }
         match self.grpc.as_ref().filter(|_| is_grpc_call(&request)) {
             Some(grpc) => {
                 stack_auth::rename_refresh_token(request.headers_mut());

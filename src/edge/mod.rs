@@ -68,6 +68,8 @@ pub use serve::Server;
 pub use setting::SettingError;
 use setting::read;
 use shared::SharedService;
+use verify::Verify;
+use verify::VerifyService;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -127,8 +129,8 @@ fn stack(
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
-    let checks = calls(verify::VerifyService(authorization.clone()), &guardrail, metrics);
-    let verify = verify::routes(checks, &web.base_paths);
+    let checks = calls(VerifyService(authorization.clone()), &guardrail, metrics);
+    let verify = Verify::new(checks, &web.base_paths);
     let stack_auth = Arc::new(stack_auth::Adapter::new(grpc.clone(), limits, &web.base_paths));
 
     let api = ServiceBuilder::new()
@@ -158,21 +160,21 @@ fn stack(
         Some(cors) => router.layer(cors),
         None => router,
     };
-    // Beside CORS, which would answer a preflight in a verify request with a 200: the proxy would let it pass.
-    let router = router.merge(verify.clone()).merge(beside);
+    let router = router.merge(beside);
     let admission = admission::AdmissionControl::new(app.rates().clone(), limits, metrics.clone(), rest_layer);
 
     // For proxies only, on a listener of their own: nobody else reaches it, so no address is limited there.
     let checks = calls(proxies(&authorization, limits.body_bytes_max, health), &guardrail, metrics);
     let checks = checks.map_request(|request: Request| request.map(tonic::body::Body::new));
     let checks = ServiceExt::<Request>::map_response(checks, |answer| answer.map(Body::new));
-    let proxy_router = well_known::health(ready).merge(verify).fallback_service(checks);
+    let proxy_router = well_known::health(ready).fallback_service(checks);
     let trust = origin::Trust::new(web);
     let allowed = hosts::Allowed::new(&web.allowed_hosts);
     let parts = |admission, grpc, router| ListenerParts {
         trust: trust.clone(),
         allowed: allowed.clone(),
         admission,
+        verify: verify.clone(),
         grpc,
         router,
     };

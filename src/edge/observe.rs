@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::LazyLock;
 use std::task::Context;
 use std::task::Poll;
 
@@ -32,31 +32,33 @@ use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
 use sessiond_core::session::Origin;
 
+/// The known paths. All others are counted as one, or a client could create an unbounded number of labels.
+static KNOWN: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let sets = [pb::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let methods = sets.iter().flat_map(|set| {
+        let pool = DescriptorPool::decode(*set).expect("the descriptors were compiled in");
+        let paths = pool.services().flat_map(|service| {
+            service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name())).collect::<Vec<_>>()
+        });
+        paths.collect::<Vec<_>>()
+    });
+    // Only partly described, so not in a published descriptor set.
+    let check = format!("/{}/Check", authorization_server::SERVICE_NAME);
+    methods.chain([check]).collect()
+});
+
 /// Applies [`Observe`].
 #[derive(Clone)]
 pub(super) struct ObserveLayer {
     metrics: Metrics,
-    /// The known paths. All others are counted as one, or a client could create an unbounded number of labels.
-    known: Arc<HashSet<String>>,
 }
 
 impl ObserveLayer {
     /// Counts into these metrics.
     pub(super) fn new(metrics: Metrics) -> Self {
-        let sets = [pb::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
-        let methods = sets.iter().flat_map(|set| {
-            let pool = DescriptorPool::decode(*set).expect("the descriptors were compiled in");
-            let paths = pool.services().flat_map(|service| {
-                service
-                    .methods()
-                    .map(|method| format!("/{}/{}", service.full_name(), method.name()))
-                    .collect::<Vec<_>>()
-            });
-            paths.collect::<Vec<_>>()
-        });
-        // Only partly described, so not in a published descriptor set.
-        let check = format!("/{}/Check", authorization_server::SERVICE_NAME);
-        Self { metrics, known: Arc::new(methods.chain([check]).collect()) }
+        // Now, not with the first request.
+        LazyLock::force(&KNOWN);
+        Self { metrics }
     }
 }
 
@@ -90,7 +92,7 @@ where
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
         let path = request.uri().path();
-        let rpc = self.layer.known.get(path).map_or("unknown", String::as_str).trim_start_matches('/').to_owned();
+        let rpc = KNOWN.get(path).map_or("unknown", String::as_str).trim_start_matches('/');
         let call = ObservedCall {
             rpc,
             wire: *request.extensions().get().unwrap_or(&Wire::Grpc),
@@ -109,7 +111,7 @@ where
 
 /// A call in progress. Counted once, when it is dropped with its body.
 struct ObservedCall {
-    rpc: String,
+    rpc: &'static str,
     wire: Wire,
     started: Instant,
     metrics: Metrics,
@@ -139,8 +141,8 @@ impl Drop for ObservedCall {
         // Without a code, the client did not wait for the end.
         let code = self.code.unwrap_or(Code::Cancelled);
         let took = self.started.elapsed();
-        self.metrics.request(&self.rpc, self.wire, name(code), took);
-        let (rpc, wire, code, took_ms) = (&self.rpc, self.wire.as_str(), name(code), took.as_secs_f64() * 1e3);
+        self.metrics.request(self.rpc, self.wire, name(code), took);
+        let (rpc, wire, code, took_ms) = (self.rpc, self.wire.as_str(), name(code), took.as_secs_f64() * 1e3);
         tracing::debug!(rpc, wire, code, took_ms, request_id = %telemetry::request_id(), "answered");
     }
 }

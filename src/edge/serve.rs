@@ -343,7 +343,8 @@ async fn serve_connection(
     let service = service_fn(move |request: Request<Incoming>| {
         let (served, phases) = (served.clone(), of_requests.clone());
         let open = asks.begin(request.version());
-        async move {
+        // On the heap, because hyper moves it several times.
+        Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
             let is_watch = class::is_watch(request.uri().path());
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
@@ -356,7 +357,7 @@ async fn serve_connection(
             let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
             let open = (is_http1 || is_watch && !is_refused).then_some(open);
             Ok::<_, Infallible>(answer.map(|body| OpenBody { body, open }))
-        }
+        })
     });
     let mut builder = Builder::new(TokioExecutor::new());
     // The time for a head is limited by `Activity`: hyper's timeout would include the time between two requests.

@@ -6,14 +6,9 @@ use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::Path;
 use axum::extract::Request;
-use axum::extract::State;
-use axum::extract::rejection::PathRejection;
 use axum::response::Response;
-use axum::routing::any;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http::HeaderName;
@@ -22,6 +17,7 @@ use http::Method;
 use http::Uri;
 use http::header;
 use http::request::Parts;
+use percent_encoding::percent_decode_str;
 use tonic::Status;
 use tower::Service;
 
@@ -50,24 +46,44 @@ const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const METHOD: [&str; 2] = ["x-forwarded-method", "x-original-method"];
 const PATH: [&str; 2] = ["x-forwarded-uri", "x-original-uri"];
 
-/// The routes, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call changes
-/// nothing.
-pub(super) fn routes(checks: GrpcService, base_paths: &[String]) -> Router {
-    let under = |router: Router<GrpcService>, base: &String| {
-        let base = base.trim_end_matches('/');
-        router.route(&format!("{base}/projects/{{project_id}}/auth/verify"), any(verify))
-    };
-    base_paths.iter().fold(Router::new(), under).with_state(checks)
+/// Verifies requests, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call
+/// changes nothing.
+#[derive(Clone)]
+pub(super) struct Verify {
+    checks: GrpcService,
+    base_paths: Arc<[String]>,
 }
 
-async fn verify(
-    State(mut checks): State<GrpcService>,
-    project: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Response {
+impl Verify {
+    /// Asks this service, behind the layers that every call passes; see [`VerifyService`].
+    pub(super) fn new(checks: GrpcService, base_paths: &[String]) -> Self {
+        let base_paths = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
+        Self { checks, base_paths }
+    }
+
+    /// The project in the path of a verify request; `None` if it is another request. A project that is not text is empty, which
+    /// names none.
+    pub(super) fn project(&self, path: &str) -> Option<String> {
+        let segment = self.base_paths.iter().find_map(|base| {
+            path.strip_prefix(base.as_str())?.strip_prefix("/projects/")?.strip_suffix("/auth/verify")
+        })?;
+        let is_one = !segment.is_empty() && !segment.contains('/');
+        is_one.then(|| percent_decode_str(segment).decode_utf8().unwrap_or_default().into_owned())
+    }
+
+    /// Answers a verify request.
+    pub(super) async fn answer(&self, project: String, request: Request) -> Response {
+        let is_head = request.method() == Method::HEAD;
+        let mut response = verify(self.checks.clone(), project, request).await;
+        if is_head {
+            *response.body_mut() = Body::empty();
+        }
+        response
+    }
+}
+
+async fn verify(mut checks: GrpcService, project: String, request: Request) -> Response {
     let (Parts { headers, mut extensions, .. }, _) = request.into_parts();
-    // A path that is not text names no project.
-    let project = project.map(|Path(project)| project).unwrap_or_default();
     extensions.insert(Arc::new(proxied_request(project, &headers)));
     let mut call = http::Request::new(tonic::body::Body::empty());
     *call.method_mut() = Method::POST;
@@ -159,4 +175,30 @@ fn render(answer: CheckResponse) -> Response {
         response.headers_mut().insert(name, HeaderValue::try_from(value).expect("encoded, or our own words"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::shared::SharedService;
+
+    #[test]
+    fn a_path_names_one_project() {
+        let nobody = tower::service_fn(|_: GrpcRequest| async { Ok(GrpcResponse::new(tonic::body::Body::empty())) });
+        let verify = Verify::new(SharedService::new(nobody), &["/".to_owned(), "/api/v1".to_owned()]);
+        for (path, project) in [
+            ("/projects/demo/auth/verify", Some("demo")),
+            ("/api/v1/projects/demo/auth/verify", Some("demo")),
+            ("/projects/a%2Fb%20/auth/verify", Some("a/b ")),
+            ("/projects/%ff/auth/verify", Some("")),
+            ("/projects//auth/verify", None),
+            ("/projects/a/b/auth/verify", None),
+            ("/projects/demo/auth/verify/", None),
+            ("/projects/auth/verify", None),
+            ("/api/v2/projects/demo/auth/verify", None),
+            ("/auth/verify", None),
+        ] {
+            assert_eq!(verify.project(path).as_deref(), project, "{path}");
+        }
+    }
 }
