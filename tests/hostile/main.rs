@@ -24,7 +24,12 @@ use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
-use tokio::{net::TcpSocket, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpSocket,
+    runtime::{self, Handle},
+    task::JoinSet,
+    time::timeout,
+};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 type Body = BoxBody<Bytes, Infallible>;
@@ -163,8 +168,19 @@ impl Target {
         }
     }
 
-    /// Signs out about fifty times a second during an attack, alternately on one connection and on a new one.
-    async fn sign_outs(&self, name: &str, attack: Option<Attack>) -> Outcome<Measured> {
+    /// Signs out during an attack, on a thread with its own runtime: otherwise the times would include the wait for the
+    /// attacker's own tasks.
+    async fn sign_outs(&self, name: &'static str, attack: Option<Attack>) -> Outcome<Measured> {
+        let (target, attacker) = (self.clone(), Handle::current());
+        let work = move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(target.sign_outs_during(name, attack, &attacker))
+        };
+        tokio::task::spawn_blocking(work).await?
+    }
+
+    /// Signs out about fifty times a second, alternately on one connection and on a new one.
+    async fn sign_outs_during(&self, name: &str, attack: Option<Attack>, attacker: &Handle) -> Outcome<Measured> {
         let mut kept = self.connect(OTHERS).await?;
         let mut tokens = vec![];
         for n in 0..self.seconds * 25 {
@@ -172,7 +188,7 @@ impl Target {
             tokens.push(created["access_token"].as_str().unwrap_or_default().to_owned());
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let attacking = attack.map(|attack| tokio::spawn(self.clone().attack(attack, Arc::clone(&stop))));
+        let attacking = attack.map(|attack| attacker.spawn(self.clone().attack(attack, Arc::clone(&stop))));
         if attack.is_some() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
