@@ -99,7 +99,8 @@ async fn a_fault_affects_only_its_own_request() {
         faulty.session
     );
     service.database.run(&trigger).await;
-    let (refused, ended) = tokio::join!(faulty.sign_out(), join_all(devices.iter().map(Device::sign_out)));
+    // The faulty one comes last, when groups are in progress.
+    let (ended, refused) = tokio::join!(join_all(devices.iter().map(Device::sign_out)), faulty.sign_out());
     refused.expect_err("its update fails");
     for (device, ended) in devices.iter().zip(ended) {
         assert_eq!(ended.expect("signs out").already_revoked, None);
@@ -160,4 +161,110 @@ async fn a_caller_that_hangs_up_affects_no_other() {
     for ended in ended {
         assert_eq!(ended.expect("signs out").already_revoked, None);
     }
+}
+
+/// Refreshes each device once, and returns the new tokens.
+async fn refresh_at_once(devices: &[Device<'_>]) -> Vec<String> {
+    let refreshed = join_all(devices.iter().map(Device::refresh_without_keeping)).await;
+    refreshed.into_iter().map(|one| one.expect("refreshes").refresh_token).collect()
+}
+
+#[tokio::test]
+async fn concurrent_refreshes_share_transactions_and_each_gets_its_own_successor() {
+    let service = Service::start_on(Database::create().await).await;
+    let devices = sign_in(&service, 60).await;
+    let successors = refresh_at_once(&devices).await;
+    let again = refresh_at_once(&devices).await;
+    assert_eq!(successors, again, "a repeat gets the same successor");
+    let distinct: std::collections::HashSet<&String> = successors.iter().collect();
+    assert_eq!(distinct.len(), 60);
+    for (mut device, successor) in devices.into_iter().zip(successors) {
+        device.refresh_token = successor;
+        device.refresh().await.expect("the successor works");
+    }
+    let ok = "sessiond_store_operation_duration_seconds_count{operation=\"refresh_session\",outcome=\"ok\"}";
+    let transactions = service.metric(ok).await;
+    assert!((60..150).contains(&transactions), "{transactions} transactions for 180 refreshes, 60 of them one by one");
+}
+
+/// Of several refreshes of one session at once, each gets the same successor, though only one can be in the first group.
+#[tokio::test]
+async fn concurrent_refreshes_of_one_session_get_the_same_successor() {
+    let service = Service::start_on(Database::create().await).await;
+    let phone = service.sign_in("ada", "phone").await;
+    let refreshed = join_all((0..20).map(|_| phone.refresh_without_keeping())).await;
+    let successors: std::collections::HashSet<String> =
+        refreshed.into_iter().map(|one| one.expect("refreshes").refresh_token).collect();
+    assert_eq!(successors.len(), 1);
+}
+
+/// Theft is detected within a group: the thief's token ends its own session, and the others refresh.
+#[tokio::test]
+async fn a_reused_token_ends_only_its_own_session() {
+    let service = Service::start_on(Database::create().await).await;
+    let mut stolen = service.sign_in("eve", "stolen").await;
+    let thief = stolen.stolen_copy();
+    stolen.refresh().await.expect("refreshes");
+    stolen.refresh().await.expect("refreshes");
+    service.clock.advance(Duration::from_secs(60));
+    let devices = sign_in(&service, 60).await;
+    let (refreshed, reused) =
+        tokio::join!(join_all(devices.iter().map(Device::refresh_without_keeping)), thief.refresh_without_keeping());
+    assert!(reused.is_err(), "it was used before");
+    assert!(refreshed.iter().all(Result::is_ok) && !stolen.is_signed_in().await);
+    for device in &devices {
+        assert!(device.is_signed_in().await);
+    }
+}
+
+#[tokio::test]
+async fn a_locked_session_or_user_delays_only_its_own_refreshes_and_sign_ins() {
+    let service = Service::start_on(Database::create().await).await;
+    let (session, user) = (service.sign_in("ada", "held").await, service.sign_in("bob", "held").await);
+    let devices = sign_in(&service, 60).await;
+    let mut holder = service.database.connect().await;
+    let lock = format!(
+        "BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE; SELECT FROM users WHERE user_id = 'bob' FOR UPDATE",
+        session.session
+    );
+    holder.batch_execute(&lock).await.expect("holds the rows");
+    let mut held = Box::pin(async {
+        tokio::join!(
+            session.refresh_without_keeping(),
+            user.refresh_without_keeping(),
+            service.sign_in_as("bob".to_owned())
+        )
+    });
+    let others = async {
+        let refreshed = join_all(devices.iter().map(Device::refresh_without_keeping)).await;
+        let created = join_all((0..60).map(|n| service.sign_in_as(format!("user-{n}")))).await;
+        assert!(refreshed.iter().all(Result::is_ok) && created.iter().all(Result::is_ok));
+    };
+    tokio::select! {
+        biased;
+        _ = &mut held => panic!("their rows are locked"),
+        () = others => {}
+    }
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    let (one, other, created) = held.await;
+    one.expect("refreshes");
+    other.expect("refreshes");
+    created.expect("signs in");
+}
+
+/// New and known users, some of them several times: each sign-in opens a session of its own, under the user's epoch.
+#[tokio::test]
+async fn concurrent_sign_ins_share_transactions_and_each_opens_a_session() {
+    let service = Service::start_on(Database::create().await).await;
+    service.sign_in("user-0", "known").await.revoke_all().await.expect("raises the epoch");
+    let users = (0..60).map(|n| format!("user-{}", n % 20));
+    let created = join_all(users.map(|user| service.sign_in_as(user))).await;
+    for created in created {
+        assert!(service.device(created.expect("signs in")).is_signed_in().await);
+    }
+    assert_eq!(service.database.lines("SELECT count(*) FROM users").await, ["20"]);
+    assert_eq!(service.database.lines("SELECT count(*) FROM sessions WHERE revoked_at IS NULL").await, ["61"]);
+    let ok = "sessiond_store_operation_duration_seconds_count{operation=\"create_session\",outcome=\"ok\"}";
+    let transactions = service.metric(ok).await;
+    assert!(transactions < 61, "{transactions} transactions for 61 sign-ins");
 }

@@ -297,6 +297,10 @@ async fn call_everything(service: &Service) {
         call!("CreateSession", key.clone(), another => CreateSessionResponse);
     }
     call!("CreateSession", key.clone(), create.clone() => CreateSessionResponse);
+    // Without a limit and a request id, sign-ins are carried out in groups.
+    let unlimited = bearer(service.create_project("unlimited").await.expose_secret());
+    let plain = CreateSessionRequest { user_id: "ada".to_owned(), ..Default::default() };
+    call!("CreateSession", unlimited, plain => CreateSessionResponse);
     let first = call!("CreateSession", key.clone(), create.clone() => CreateSessionResponse);
     let old = first.session.expect("a session").id;
     let replacing = CreateSessionRequest {

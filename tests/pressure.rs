@@ -8,6 +8,7 @@ use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::BoxBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use sessiond::pb::CreateSessionRequest;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -641,7 +642,13 @@ async fn excess_requests_are_refused_without_a_connection() {
     let before = service.database.lines(count).await;
     holder.batch_execute("SELECT 1").await.expect("answers");
     let begun = Instant::now();
-    let calls = (0..1_000).map(|user| service.sign_in_as(format!("user-{user}")));
+    // With a request id each has a transaction of its own.
+    let create = |user| CreateSessionRequest {
+        user_id: format!("user-{user}"),
+        request_id: Some(sessiond_core::clock::new_uuid().to_string()),
+        ..CreateSessionRequest::default()
+    };
+    let calls = (0..1_000).map(|user| service.create(Wire::Grpc, create(user)));
     let done = futures_util::future::join_all(calls).await;
     let took = begun.elapsed();
     let signed_in = done.iter().filter(|one| one.is_ok()).count();
@@ -649,8 +656,23 @@ async fn excess_requests_are_refused_without_a_connection() {
     for refused in done.into_iter().filter_map(Result::err) {
         assert!(["STORE_UNAVAILABLE", "RATE_LIMITED"].contains(&refused.reason.as_str()), "{refused:?}");
     }
-    assert_eq!(service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status(), StatusCode::OK);
+    eventually("the replica is ready", async || {
+        service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
+    })
+    .await;
     assert!(service.metric("sessiond_store_connections").await <= 8, "{before:?}");
+}
+
+/// As many requests that share transactions: all succeed, on a few connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_sign_ins_at_once_share_transactions() {
+    let service = Service::start_on(crate::harness::database::Database::create().await).await;
+    let calls = (0..1_000).map(|user| service.sign_in_as(format!("user-{user}")));
+    for created in futures_util::future::join_all(calls).await {
+        created.expect("signs in");
+    }
+    assert_eq!(service.database.lines("SELECT count(*) FROM sessions").await, ["1000"]);
+    assert!(service.metric("sessiond_store_connections").await <= 8);
 }
 
 /// A user's requests use up only the user's bucket, over all addresses; others in the project are not affected.

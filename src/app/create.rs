@@ -1,5 +1,8 @@
 //! Creates sessions.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use super::App;
 use super::Caller;
 use super::Client;
@@ -8,14 +11,17 @@ use super::Grant;
 use super::Service;
 use super::bulkhead::Key;
 use super::grant::Granted;
+use super::group::Group;
 use super::idempotency::IdempotencyKey;
 use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
+use crate::store::Done;
 use crate::store::EventKind;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Revocation;
+use crate::store::SessionRotation;
 use crate::store::StoredSession;
 use crate::store::Tx;
 use sessiond_core::clock;
@@ -73,20 +79,8 @@ impl App {
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
         new.device = new.device.named(device::name);
 
-        let sign_in = SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy };
-        let permit =
-            self.bulkhead.acquire("create_session", [Key::User(sign_in.project.clone(), sign_in.new.user.clone())]);
-        let permit = permit.await?;
-        let work = move |mut tx: Tx| async move {
-            let done = match open(&mut tx, sign_in).await? {
-                Ok(opened) => tx.commit(Ok(opened)).await,
-                // Nothing was created, so nothing is kept: the request id can be used again.
-                Err(refusal) => tx.rollback(Err(refusal)).await,
-            };
-            drop(permit);
-            done
-        };
-        let (granted, origination) = self.store.transact("create_session", work).await??;
+        let sign_in = Arc::new(SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy });
+        let (granted, origination) = self.open(sign_in).await??;
         if granted.session.impersonator.is_some() && origination == Origination::New {
             self.metrics.impersonation();
         }
@@ -94,8 +88,42 @@ impl App {
     }
 }
 
+impl App {
+    /// Opens the session; if nothing has to be decided in the database, together with those of other requests (see [`Group`]).
+    async fn open(&self, sign_in: Arc<SignIn>) -> Result<CreateResult, Error> {
+        if sign_in.is_plain() {
+            let store = self.store.clone();
+            let carry_out = move |requests| {
+                let store = store.clone();
+                async move { store.transact_attached(OPERATION, |tx| open_all(tx, requests)).await }
+            };
+            if let Some(granted) = self.creations.join(&sign_in.project, Arc::clone(&sign_in), carry_out).await? {
+                return Ok(Ok((granted, Origination::New)));
+            }
+        }
+        let user = Key::User(sign_in.project.clone(), sign_in.new.user.clone());
+        let permit = self.bulkhead.acquire(OPERATION, [user]).await?;
+        let work = move |mut tx: Tx| async move {
+            let done = match open_alone(&mut tx, &sign_in).await? {
+                Ok(opened) => tx.commit(Ok(opened)).await,
+                // Nothing was created, so nothing is kept: the request id can be used again.
+                Err(refusal) => tx.rollback(Err(refusal)).await,
+            };
+            drop(permit);
+            done
+        };
+        Ok(self.store.transact(OPERATION, work).await?)
+    }
+}
+
+/// Sign-ins, carried out in groups.
+pub(super) type Creations = Group<Arc<SignIn>, Granted>;
+
+/// The operation's name in metrics and errors.
+pub(super) const OPERATION: &str = "create_session";
+
 /// A checked sign-in, and what the decision depends on.
-struct SignIn {
+pub(super) struct SignIn {
     project: ProjectId,
     new: NewSession,
     idempotency: Option<IdempotencyKey>,
@@ -106,19 +134,57 @@ struct SignIn {
     policy: Policy,
 }
 
+impl SignIn {
+    /// Whether nothing but the user's epoch has to be read: no limit, no request id, no session that is replaced, and nothing
+    /// to record.
+    fn is_plain(&self) -> bool {
+        let Self { new, idempotency, policy, .. } = self;
+        policy.sessions.is_none() && idempotency.is_none() && new.replaces.is_none() && new.impersonator.is_none()
+    }
+
+    /// The session, as it is granted and as it is stored.
+    fn open_under(&self, id: SessionId, epoch: Epoch) -> (Granted, StoredSession) {
+        let session = Session::open(id, self.project.clone(), epoch, self.new.clone(), self.now);
+        let (chain, secret) = (Chain::start(self.now), RowSecret::generate());
+        let access_expires_at = session.access_expires_at(self.now, &self.policy);
+        let granted =
+            Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
+        (granted, StoredSession { session, chain, secret, access_expires_at })
+    }
+}
+
+/// Opens the sessions of those users whose row no other transaction has locked.
+async fn open_all(mut tx: Tx, requests: Vec<Arc<SignIn>>) -> Result<Done<Vec<Option<Granted>>>, store::Error> {
+    let users: HashSet<(&ProjectId, &UserId)> =
+        requests.iter().map(|sign_in| (&sign_in.project, &sign_in.new.user)).collect();
+    let epochs = tx.epochs_share_unlocked(users).await?;
+    let (mut outcomes, mut sessions) = (vec![], vec![]);
+    for sign_in in &requests {
+        let epoch = epochs.get(&(sign_in.project.clone(), sign_in.new.user.clone()));
+        outcomes.push(epoch.map(|epoch| {
+            let (granted, stored) = sign_in.open_under(clock::new_session_id(sign_in.now), *epoch);
+            sessions.push(stored);
+            granted
+        }));
+    }
+    tx.sessions_insert(sessions).await?;
+    tx.commit(outcomes).await
+}
+
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
-async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<CreateResult, store::Error> {
+async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store::Error> {
     let SignIn { project, new, idempotency, by, origin, now, policy } = sign_in;
+    let (by, now) = (*by, *now);
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
-        tx.user_queue(&project, &new.user).await?;
+        tx.user_queue(project, &new.user).await?;
     }
     let id = clock::new_session_id(now);
     if let Some(key) = idempotency {
-        match tx.request_claim(&project, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
+        match tx.request_claim(project, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
             RequestIdStatus::New => {}
             RequestIdStatus::Repeated(RequestOutcome::Opened(session)) => {
-                return repeat(tx, &project, session, now, &policy).await;
+                return repeat(tx, project, session, now, policy).await;
             }
             RequestIdStatus::Repeated(RequestOutcome::RevokedAll(_)) | RequestIdStatus::Conflict => {
                 return Ok(Err(Refusal::invalid("request_id", "was used for another request")));
@@ -130,14 +196,14 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<CreateResult, store::Error
     let admission = match limit {
         Some(limit) => {
             let enough = usize::try_from(limit.max).unwrap_or(usize::MAX);
-            limit::admit(live_sessions(tx, &project, &new.user, replaced, enough, now).await?, limit)
+            limit::admit(live_sessions(tx, project, &new.user, replaced, enough, now).await?, limit)
         }
         None => Admission::Admitted(vec![]),
     };
     if let Some(replaced) = replaced {
         // Locked together with the evicted sessions, in one order: waiting for one while holding another could deadlock.
         let ids = [admission.evicted(), &[replaced]].concat();
-        let locked = tx.sessions_lock(&project, &ids).await?;
+        let locked = tx.sessions_lock(project, &ids).await?;
         if !locked.iter().any(|stored| stored.session.id == replaced && stored.session.user == new.user) {
             return Ok(Err(Refusal::SessionNotFound));
         }
@@ -149,19 +215,17 @@ async fn open(tx: &mut Tx, sign_in: SignIn) -> Result<CreateResult, store::Error
     if !ends.is_empty() {
         tx.sessions_revoke(&ends).await?;
     }
-    let epoch = epoch(tx, &project, &new.user).await?;
-    let session = Session::open(id, project, epoch, new, now);
-    let (chain, secret) = (Chain::start(now), RowSecret::generate());
-    let access_expires_at = session.access_expires_at(now, &policy);
-    if let Some(Impersonator(impersonator)) = session.impersonator.clone() {
+    let epoch = epoch(tx, project, &new.user).await?;
+    let (granted, stored) = sign_in.open_under(id, epoch);
+    if let Some(Impersonator(impersonator)) = granted.session.impersonator.clone() {
+        let session = &granted.session;
         let user = Some(session.user.as_str().to_owned());
         let kind = EventKind::ImpersonationOpened { session: id, user, impersonator };
         // The address of the impersonator's device if the service states it; otherwise the service's own.
         let ip = session.device.ip.or(origin.ip);
-        tx.event_insert(&AuditEvent { project: session.project.clone(), kind, at: now, by, ip }).await?;
+        tx.event_insert(&AuditEvent { project: project.clone(), kind, at: now, by, ip }).await?;
     }
-    let granted = Granted { session: session.clone(), secret: secret.clone(), link: chain.head(), access_expires_at };
-    tx.session_insert(StoredSession { session, chain, secret, access_expires_at }).await?;
+    tx.sessions_insert(vec![stored]).await?;
     Ok(Ok((granted, Origination::New)))
 }
 
@@ -234,6 +298,6 @@ async fn repeat(
         return Ok(Err(ended()));
     }
     let access_expires_at = session.access_expires_at(now, policy);
-    tx.session_rotate(&session, &chain, access_expires_at).await?;
+    tx.sessions_rotate(vec![SessionRotation::new(&session, &chain, access_expires_at)]).await?;
     Ok(Ok((Granted { session, secret, link: chain.head(), access_expires_at }, Origination::Repeated)))
 }

@@ -3,7 +3,9 @@
 //! No request waits for a group to fill. A request that finds no transaction in progress starts one at once, alone. While it
 //! commits, others queue, and all that have queued go together next. So groups grow with the load.
 //!
-//! Projects take turns, request by request: a flood of one project delays the requests of another by one group at most.
+//! A group waits for no lock: requests that need a row which another transaction has locked are to be carried out alone, and
+//! so are the requests of a group that failed. So each waits and fails for itself. Projects take turns, request by request: a
+//! flood of one project delays the requests of another by one group at most.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -11,13 +13,18 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio::time::timeout;
 
+use crate::store;
+use crate::telemetry::Metrics;
 use sessiond_core::id::ProjectId;
 
-/// How many groups are in progress at a time: one is prepared while another waits for the disk.
+/// How many groups of one kind are in progress at a time: one is prepared while another waits for the disk.
 const LEADERS_MAX: usize = 2;
 
 /// The most requests in a group. Bounds the work of a statement, and how many requests one failure affects.
@@ -26,75 +33,95 @@ const GROUP_MAX: usize = 128;
 /// The most requests that wait. Further ones are refused.
 const WAITING_MAX: usize = 4_096;
 
-/// Why a request has no outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoOutcome {
-    /// The queue is full. Nothing was done.
-    Full,
-    /// A bug, or the end of the runtime, stopped the group. The request may have been carried out.
-    Lost,
+/// Carries out requests of one kind in groups. Cheap to clone; clones share state.
+pub(super) struct Group<Q, T>(Arc<GroupState<Q, T>>);
+
+struct GroupState<Q, T> {
+    operation: &'static str,
+    wait_max: Duration,
+    metrics: Metrics,
+    queue: Mutex<Queue<Q, T>>,
 }
 
-/// Carries out requests of one kind in groups. Cheap to clone; clones share state.
-pub(super) struct Group<Q, A>(Arc<Mutex<Queue<Q, A>>>);
-
-struct Queue<Q, A> {
+struct Queue<Q, T> {
     /// The waiting requests of each project, in order of arrival. No list is empty.
-    waiting: HashMap<ProjectId, VecDeque<Waiting<Q, A>>>,
+    waiting: HashMap<ProjectId, VecDeque<Waiting<Q, T>>>,
     /// The projects with waiting requests, in turn.
     turns: VecDeque<ProjectId>,
     count: usize,
     leaders: usize,
 }
 
-struct Waiting<Q, A> {
+struct Waiting<Q, T> {
     request: Q,
-    caller: oneshot::Sender<A>,
+    caller: oneshot::Sender<Outcome<T>>,
 }
 
-impl<Q, A> Clone for Group<Q, A> {
+/// The outcome of a request in a group; `None` if the request must be carried out alone.
+type Outcome<T> = Result<Option<T>, store::Error>;
+
+impl<Q, T> Clone for Group<Q, T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<Q, A> Default for Group<Q, A> {
-    fn default() -> Self {
+impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
+    /// Creates an empty queue in which a request waits at most `wait_max`.
+    pub(super) fn new(operation: &'static str, wait_max: Duration, metrics: Metrics) -> Self {
         let queue = Queue { waiting: HashMap::new(), turns: VecDeque::new(), count: 0, leaders: 0 };
-        Self(Arc::new(Mutex::new(queue)))
+        Self(Arc::new(GroupState { operation, wait_max, metrics, queue: Mutex::new(queue) }))
     }
-}
 
-impl<Q: Send + 'static, A: Send + 'static> Group<Q, A> {
-    /// Queues a request, and waits for its outcome. `carry_out` returns an outcome for each request, in order. It runs on a
-    /// task of its own: once it has begun, it goes on if the caller is dropped.
+    /// Queues a request, and waits for its outcome. `None` if the request must be carried out alone.
+    ///
+    /// `carry_out` returns an outcome for each request, in order. It runs on a task of its own: once it has begun, it goes on if
+    /// the caller is dropped.
     ///
     /// # Errors
     ///
-    /// See [`NoOutcome`].
-    pub(super) async fn join<F, W>(&self, project: ProjectId, request: Q, carry_out: F) -> Result<A, NoOutcome>
+    /// Fails if the queue is full, if the wait takes too long, or if the database failed and the group had no other request.
+    pub(super) async fn join<F, W>(&self, project: &ProjectId, request: Q, carry_out: F) -> Outcome<T>
     where
         F: Fn(Vec<Q>) -> W + Send + 'static,
-        W: Future<Output = Vec<A>> + Send + 'static,
+        W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
     {
         let (caller, outcome) = oneshot::channel();
-        if self.queue().push(project, Waiting { request, caller })? {
+        let Ok(needs_leader) = self.queue().push(project, Waiting { request, caller }) else {
+            self.0.metrics.store_refused("line");
+            return Err(store::Error::late(self.0.operation));
+        };
+        if needs_leader {
             tokio::spawn(self.clone().lead(carry_out));
         }
-        outcome.await.map_err(|_| NoOutcome::Lost)
+        match timeout(self.0.wait_max, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            // A bug, or the end of the runtime, stopped the group. The request may have been carried out.
+            Ok(Err(_)) => Ok(None),
+            Err(_) => Err(store::Error::late(self.0.operation)),
+        }
     }
 
     /// Carries out group after group, until no request waits.
     async fn lead<F, W>(self, carry_out: F)
     where
         F: Fn(Vec<Q>) -> W,
-        W: Future<Output = Vec<A>>,
+        W: Future<Output = Result<Vec<Option<T>>, store::Error>>,
     {
         while let Some(group) = self.next() {
-            let (requests, callers): (Vec<Q>, Vec<oneshot::Sender<A>>) =
+            let (requests, callers): (Vec<Q>, Vec<oneshot::Sender<Outcome<T>>>) =
                 group.into_iter().map(|one| (one.request, one.caller)).unzip();
+            let started = Instant::now();
             // A panic must not leave the queue without a leader. The callers of the group find their senders dropped.
-            let outcomes = AssertUnwindSafe(carry_out(requests)).catch_unwind().await.unwrap_or_default();
+            let Ok(done) = AssertUnwindSafe(carry_out(requests)).catch_unwind().await else { continue };
+            let has_time = started.elapsed() < self.0.wait_max / 2;
+            let outcomes: Vec<Outcome<T>> = match done {
+                Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+                Err(error) if callers.len() == 1 => vec![Err(error)],
+                // It is unknown which request is the cause: each is retried, if there is time for it.
+                Err(_) if has_time => callers.iter().map(|_| Ok(None)).collect(),
+                Err(_) => callers.iter().map(|_| Err(store::Error::late(self.0.operation))).collect(),
+            };
             for (caller, outcome) in callers.into_iter().zip(outcomes) {
                 // A caller that is gone needs no outcome.
                 let _ = caller.send(outcome);
@@ -103,7 +130,7 @@ impl<Q: Send + 'static, A: Send + 'static> Group<Q, A> {
     }
 
     /// The next group for a leader. Without one, it stops leading.
-    fn next(&self) -> Option<Vec<Waiting<Q, A>>> {
+    fn next(&self) -> Option<Vec<Waiting<Q, T>>> {
         let mut queue = self.queue();
         let group = queue.take();
         if group.is_empty() {
@@ -113,21 +140,24 @@ impl<Q: Send + 'static, A: Send + 'static> Group<Q, A> {
         Some(group)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue<Q, A>> {
-        self.0.lock().expect("no one panics while holding it")
+    fn queue(&self) -> MutexGuard<'_, Queue<Q, T>> {
+        self.0.queue.lock().expect("no one panics while holding it")
     }
 }
 
-impl<Q, A> Queue<Q, A> {
+/// The queue is full.
+struct Full;
+
+impl<Q, T> Queue<Q, T> {
     /// Queues a request. Returns whether it needs another leader.
-    fn push(&mut self, project: ProjectId, one: Waiting<Q, A>) -> Result<bool, NoOutcome> {
+    fn push(&mut self, project: &ProjectId, one: Waiting<Q, T>) -> Result<bool, Full> {
         if self.count >= WAITING_MAX {
-            return Err(NoOutcome::Full);
+            return Err(Full);
         }
         self.count += 1;
         let waiting = self.waiting.entry(project.clone()).or_default();
         if waiting.is_empty() {
-            self.turns.push_back(project);
+            self.turns.push_back(project.clone());
         }
         waiting.push_back(one);
         let needs_leader = self.leaders < LEADERS_MAX;
@@ -136,7 +166,7 @@ impl<Q, A> Queue<Q, A> {
     }
 
     /// Takes the next group: a request of each project in turn. Drops requests whose callers are gone.
-    fn take(&mut self) -> Vec<Waiting<Q, A>> {
+    fn take(&mut self) -> Vec<Waiting<Q, T>> {
         let mut group = vec![];
         while group.len() < GROUP_MAX {
             let Some(project) = self.turns.pop_front() else { break };
@@ -173,16 +203,15 @@ mod tests {
         seen: Arc<Mutex<Vec<Vec<&'static str>>>>,
     }
 
+    type Answer = Outcome<(usize, usize)>;
+
     impl Setup {
         fn new() -> Self {
-            Self { group: Group::default(), gate: Arc::new(Semaphore::new(0)), seen: Arc::default() }
+            let group = Group::new("test", Duration::from_secs(10), Metrics::default());
+            Self { group, gate: Arc::new(Semaphore::new(0)), seen: Arc::default() }
         }
 
-        fn join(
-            &self,
-            of: &str,
-            request: &'static str,
-        ) -> impl Future<Output = Result<(usize, usize), NoOutcome>> + Send + use<> {
+        fn join(&self, of: &str, request: &'static str) -> impl Future<Output = Answer> + Send + use<> {
             let (group, gate, seen) = (self.group.clone(), Arc::clone(&self.gate), Arc::clone(&self.seen));
             let project = project(of);
             async move {
@@ -191,20 +220,20 @@ mod tests {
                     async move {
                         gate.acquire().await.expect("open").forget();
                         assert!(!requests.contains(&"bug"), "the bug under test");
+                        if requests.contains(&"fault") {
+                            return Err(store::Error::late("test"));
+                        }
                         let size = requests.len();
                         seen.lock().expect("no panic").push(requests);
-                        (0..size).map(|place| (size, place)).collect()
+                        Ok((0..size).map(|place| Some((size, place))).collect())
                     }
                 };
-                group.join(project, request, carry_out).await
+                group.join(&project, request, carry_out).await
             }
         }
 
         /// Occupies every leader with one request.
-        async fn occupy(
-            &self,
-            request: &'static str,
-        ) -> Vec<tokio::task::JoinHandle<Result<(usize, usize), NoOutcome>>> {
+        async fn occupy(&self, request: &'static str) -> Vec<tokio::task::JoinHandle<Answer>> {
             let mut asked = vec![];
             for leaders in 1..=LEADERS_MAX {
                 asked.push(tokio::spawn(self.join("shop", request)));
@@ -224,6 +253,11 @@ mod tests {
         }
     }
 
+    /// The answer of a request that is expected to succeed in its group.
+    async fn answered(one: tokio::task::JoinHandle<Answer>) -> (usize, usize) {
+        one.await.expect("no panic").expect("no failure").expect("not alone")
+    }
+
     #[tokio::test]
     async fn requests_that_queue_go_together() {
         let setup = Setup::new();
@@ -232,11 +266,11 @@ mod tests {
         setup.queued(GROUP_MAX + 1).await;
         setup.gate.add_permits(10);
         for one in first {
-            assert_eq!(one.await.expect("no panic"), Ok((1, 0)), "no request waits for a group to fill");
+            assert_eq!(answered(one).await, (1, 0), "no request waits for a group to fill");
         }
         let mut sizes = HashMap::new();
         for one in rest {
-            *sizes.entry(one.await.expect("no panic").expect("an answer").0).or_insert(0) += 1;
+            *sizes.entry(answered(one).await.0).or_insert(0) += 1;
         }
         assert_eq!(sizes, HashMap::from([(GROUP_MAX, GROUP_MAX), (1, 1)]), "a group has a bound");
         assert_eq!(setup.group.queue().leaders, 0, "a leader stops when no request waits");
@@ -252,7 +286,7 @@ mod tests {
         setup.queued(3 * GROUP_MAX + 1).await;
         setup.gate.add_permits(10);
         for one in all {
-            one.await.expect("no panic").expect("an answer");
+            answered(one).await;
         }
         let seen = setup.seen.lock().expect("no panic");
         let place = seen.iter().position(|group| group.contains(&"shop")).expect("answered");
@@ -271,9 +305,24 @@ mod tests {
         setup.queued(2).await;
         setup.gate.add_permits(10);
         for bug in bugs {
-            assert_eq!(bug.await.expect("no panic of the caller"), Err(NoOutcome::Lost));
+            assert!(matches!(bug.await.expect("no panic of the caller"), Ok(None)));
         }
-        assert_eq!(stays.await.expect("no panic"), Ok((1, 0)));
+        assert_eq!(answered(stays).await, (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_the_callers_own_or_leads_to_a_retry_alone() {
+        let setup = Setup::new();
+        let alone = setup.occupy("fault").await;
+        let group = ["fault", "innocent"].map(|request| tokio::spawn(setup.join("shop", request)));
+        setup.queued(2).await;
+        setup.gate.add_permits(10);
+        for one in alone {
+            assert!(one.await.expect("no panic").is_err());
+        }
+        for one in group {
+            assert!(matches!(one.await.expect("no panic"), Ok(None)));
+        }
     }
 
     #[tokio::test]
@@ -282,10 +331,10 @@ mod tests {
         let first = setup.occupy("first").await;
         let waiting: Vec<_> = (0..WAITING_MAX).map(|_| tokio::spawn(setup.join("shop", "waits"))).collect();
         setup.queued(WAITING_MAX).await;
-        assert_eq!(setup.join("shop", "late").await, Err(NoOutcome::Full));
+        assert!(setup.join("shop", "late").await.is_err());
         setup.gate.add_permits(1_000);
         for one in first.into_iter().chain(waiting) {
-            one.await.expect("no panic").expect("an answer");
+            answered(one).await;
         }
     }
 }

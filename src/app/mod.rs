@@ -78,6 +78,9 @@ pub use sweep::Sweeper;
 use std::sync::Arc;
 
 use bulkhead::Bulkhead;
+use create::Creations;
+use group::Group;
+use refresh::Refreshes;
 use revoke::SignOuts;
 use server_keys::KnownServerKeys;
 use usage::Usage;
@@ -159,6 +162,8 @@ pub struct App {
     urgent: Store,
     bulkhead: Bulkhead,
     sign_outs: SignOuts,
+    refreshes: Refreshes,
+    creations: Creations,
     load: Load,
     pub(crate) metrics: Metrics,
     /// Limits the log lines about refreshes that were repeated from elsewhere.
@@ -173,7 +178,9 @@ impl App {
             probe: store.with_own_pool(1),
             urgent: store.urgent(),
             bulkhead: Bulkhead::new(store.operation_timeout(), store.metrics().clone()),
-            sign_outs: SignOuts::default(),
+            sign_outs: Group::new(revoke::OPERATION, store.operation_timeout(), store.metrics().clone()),
+            refreshes: Group::new(refresh::OPERATION, store.operation_timeout(), store.metrics().clone()),
+            creations: Group::new(create::OPERATION, store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),
             store,
             keys,

@@ -1,6 +1,7 @@
 //! Refreshes sessions: exchanges a refresh token for the next one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,6 +13,7 @@ use super::Error;
 use super::Grant;
 use super::bulkhead::Key;
 use super::grant::Granted;
+use super::group::Group;
 use super::keys::Snapshot;
 use crate::device;
 use crate::rates::Bucket;
@@ -19,8 +21,10 @@ use crate::rates::Empty;
 use crate::rates::Limiter;
 use crate::store;
 use crate::store::AuditEvent;
+use crate::store::Done;
 use crate::store::EventKind;
 use crate::store::Revocation;
+use crate::store::SessionRotation;
 use crate::store::StoredSession;
 use crate::store::Tx;
 use crate::telemetry::request_id;
@@ -28,6 +32,7 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::EndedBy;
+use sessiond_core::session::Epoch;
 use sessiond_core::session::Origin;
 use sessiond_core::session::Policy;
 use sessiond_core::session::Refusal;
@@ -82,23 +87,12 @@ impl App {
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
-        let permit = self
-            .bulkhead
-            .acquire("refresh_session", [Key::Session(key.project().clone(), presented.session())])
-            .await?;
-
         // Loaded now, not while the session is locked and the operation's time limit runs.
         device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let network = origin.ip.map(origin::network);
-        let rates = self.rates.clone();
-        let work = move |mut tx: Tx| async move {
-            let outcome = rotate(&mut tx, &key, &presented, &origin, now, &policy, &rates).await?;
-            let done = tx.commit(outcome).await;
-            drop(permit);
-            done
-        };
-        match self.store.transact("refresh_session", work).await? {
+        let request = RefreshRequest { key, presented, origin, now, policy };
+        match self.rotate(Arc::new(request)).await? {
             RefreshOutcome::Granted(granted, notice) => {
                 if notice != RepeatNotice::None {
                     self.metrics.refresh_repeated_elsewhere("allowed");
@@ -124,6 +118,28 @@ impl App {
         }
     }
 
+    /// Rotates the chain together with those of other requests; see [`Group`].
+    async fn rotate(&self, request: Arc<RefreshRequest>) -> Result<RefreshOutcome, Error> {
+        let (store, rates) = (self.store.clone(), self.rates.clone());
+        let carry_out = move |requests| {
+            let (store, rates) = (store.clone(), rates.clone());
+            async move { store.transact_attached(OPERATION, |tx| rotate_all(tx, requests, rates)).await }
+        };
+        let project = request.key.project();
+        if let Some(outcome) = self.refreshes.join(project, Arc::clone(&request), carry_out).await? {
+            return Ok(outcome);
+        }
+        let key = Key::Session(project.clone(), request.presented.session());
+        let permit = self.bulkhead.acquire(OPERATION, [key]).await?;
+        let rates = self.rates.clone();
+        let work = move |tx: Tx| async move {
+            let done = rotate_alone(tx, &request, &rates).await;
+            drop(permit);
+            done
+        };
+        Ok(self.store.transact(OPERATION, work).await?)
+    }
+
     /// Logs that a refresh was repeated from elsewhere, at a limited rate. The audit records every one.
     fn log_repeat_elsewhere(&self, project: &ProjectId, session: SessionId, network: Option<IpNet>) {
         if let Some(suppressed) = self.repeat_log.admit() {
@@ -136,8 +152,29 @@ impl App {
     }
 }
 
+/// Refreshes, carried out in groups.
+pub(super) type Refreshes = Group<Arc<RefreshRequest>, RefreshOutcome>;
+
+/// The operation's name in metrics and errors.
+pub(super) const OPERATION: &str = "refresh_session";
+
+/// A genuine-looking token, and what the decision depends on.
+pub(super) struct RefreshRequest {
+    key: Arc<RefreshKey>,
+    presented: RefreshToken,
+    origin: Origin,
+    now: Timestamp,
+    policy: Policy,
+}
+
+impl RefreshRequest {
+    fn session(&self) -> (&ProjectId, SessionId) {
+        (self.key.project(), self.presented.session())
+    }
+}
+
 /// What was committed. A refusal is a value: an error would roll back, and the detected theft would not be recorded.
-enum RefreshOutcome {
+pub(super) enum RefreshOutcome {
     Granted(Box<Granted>, RepeatNotice),
     Throttled(Duration),
     Reused,
@@ -147,26 +184,64 @@ enum RefreshOutcome {
     Refused,
 }
 
-/// Locks the session, decides, and records the decision.
+/// Rotates the chains of those sessions that no other transaction has locked. Of several requests for one session, the
+/// others are carried out alone, after the first.
+async fn rotate_all(
+    mut tx: Tx,
+    requests: Vec<Arc<RefreshRequest>>,
+    rates: Limiter,
+) -> Result<Done<Vec<Option<RefreshOutcome>>>, store::Error> {
+    let sessions: Vec<(&ProjectId, SessionId)> = requests.iter().map(|request| request.session()).collect();
+    let mut unlocked = tx.sessions_lock_unlocked(&sessions).await?;
+    let (mut outcomes, mut rotations) = (vec![], vec![]);
+    for request in &requests {
+        let (project, session) = request.session();
+        outcomes.push(match unlocked.remove(&(project.clone(), session)) {
+            Some((stored, present)) => {
+                Some(rotate(&mut tx, request, stored, Some(present), &rates, &mut rotations).await?)
+            }
+            None => None,
+        });
+    }
+    tx.sessions_rotate(rotations).await?;
+    tx.commit(outcomes).await
+}
+
+/// Waits for the session, and rotates its chain.
+async fn rotate_alone(
+    mut tx: Tx,
+    request: &RefreshRequest,
+    rates: &Limiter,
+) -> Result<Done<RefreshOutcome>, store::Error> {
+    let (project, session) = request.session();
+    let outcome = match tx.session_lock(project, session).await? {
+        Some(stored) => {
+            let present = tx.epoch_share(project, &stored.session.user).await?;
+            let mut rotations = vec![];
+            let outcome = rotate(&mut tx, request, stored, present, rates, &mut rotations).await?;
+            tx.sessions_rotate(rotations).await?;
+            outcome
+        }
+        None => RefreshOutcome::Refused,
+    };
+    tx.commit(outcome).await
+}
+
+/// Decides on a request for a locked session, and adds what is to be stored to `rotations`.
 async fn rotate(
     tx: &mut Tx,
-    key: &RefreshKey,
-    presented: &RefreshToken,
-    origin: &Origin,
-    now: Timestamp,
-    policy: &Policy,
+    request: &RefreshRequest,
+    mut stored: StoredSession,
+    present: Option<Epoch>,
     rates: &Limiter,
+    rotations: &mut Vec<SessionRotation>,
 ) -> Result<RefreshOutcome, store::Error> {
-    let project = key.project();
-    let Some(mut stored) = tx.session_lock(project, presented.session()).await? else {
-        return Ok(RefreshOutcome::Refused);
-    };
-    let present = tx.epoch_share(project, &stored.session.user).await?;
-    let live = present.is_some_and(|present| stored.session.is_live(now, present));
+    let RefreshRequest { key, presented, origin, now, policy } = request;
+    let (project, now) = (key.project(), *now);
     if !key.verify_token(presented, &stored.secret) {
         return Ok(RefreshOutcome::Refused);
     }
-    if !live {
+    if !present.is_some_and(|present| stored.session.is_live(now, present)) {
         return Ok(RefreshOutcome::Ended);
     }
     // The user before the project, so that no user can drain the project's bucket.
@@ -184,12 +259,12 @@ async fn rotate(
             }
             // The device is not updated: it stays as the first use of the token has shown it. Otherwise a thief could read the
             // user's address in the session, or overwrite it.
-            record_refresh(tx, stored, link, notice, now, policy).await
+            Ok(record(rotations, stored, link, notice, now, policy))
         }
         Rotation::Advanced(link, chain) => {
             stored.chain = chain;
             stored.session.update_from(origin, device::name, now);
-            record_refresh(tx, stored, link, RepeatNotice::None, now, policy).await
+            Ok(record(rotations, stored, link, RepeatNotice::None, now, policy))
         }
         Rotation::Reused => {
             tx.sessions_revoke(&[reused(project, presented, origin.ip, now)]).await?;
@@ -205,19 +280,20 @@ async fn rotate(
     }
 }
 
-async fn record_refresh(
-    tx: &mut Tx,
+/// Extends the session's life by the refresh.
+fn record(
+    rotations: &mut Vec<SessionRotation>,
     stored: StoredSession,
     link: Link,
     notice: RepeatNotice,
     now: Timestamp,
     policy: &Policy,
-) -> Result<RefreshOutcome, store::Error> {
+) -> RefreshOutcome {
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
     let access_expires_at = session.access_expires_at(now, policy);
-    tx.session_rotate(&session, &chain, access_expires_at).await?;
-    Ok(RefreshOutcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice))
+    rotations.push(SessionRotation::new(&session, &chain, access_expires_at));
+    RefreshOutcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice)
 }
 
 fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> AuditEvent {

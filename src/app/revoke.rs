@@ -4,16 +4,12 @@
 
 use std::collections::HashSet;
 
-use tokio::time::Instant;
-use tokio::time::timeout;
-
 use super::AccessToken;
 use super::App;
 use super::Client;
 use super::Error;
 use super::bulkhead::Key;
 use super::group::Group;
-use super::group::NoOutcome;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Revoked;
@@ -38,23 +34,21 @@ pub struct TokenHolder {
 }
 
 /// Sign-outs, carried out in groups.
-pub(super) type SignOuts = Group<SignOut, SignOutOutcome>;
+pub(super) type SignOuts = Group<SignOut, SignedOut>;
 
 /// The sessions that one request ends.
 type SignOut = Vec<Revocation>;
 
-/// The outcome of a request in a group.
-pub(super) enum SignOutOutcome {
-    /// These of its sessions were live until now; the others had ended before.
-    Ended(HashSet<(ProjectId, SessionId)>),
-    /// These were live until now, but not all is done: the request must be carried out alone.
-    Incomplete(HashSet<(ProjectId, SessionId)>),
-    /// It failed: it was the only one in its group, or there is no time to retry it.
-    Failed(store::Error),
+/// What a group has done for a request.
+pub(super) struct SignedOut {
+    /// The sessions that were live until now. The others had ended before, or are locked.
+    ended: HashSet<(ProjectId, SessionId)>,
+    /// Whether another transaction has locked a session, so that the request must be carried out alone.
+    has_locked: bool,
 }
 
-/// The name of the operation in metrics and errors.
-const OPERATION: &str = "sessions_revoke";
+/// The operation's name in metrics and errors.
+pub(super) const OPERATION: &str = "sessions_revoke";
 
 /// The session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,27 +128,17 @@ impl App {
     }
 
     /// Ends sessions together with those of other requests; see [`Group`]. Returns those that were live until now.
-    ///
-    /// A request that names a session which another transaction has locked, or whose group failed, is carried out alone: so
-    /// a locked session delays only its own requests, and a failure has to be its own.
     async fn sign_out(&self, asked: SignOut) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         let Some(first) = asked.first() else { return Ok(HashSet::new()) };
-        let (project, store) = (first.project.clone(), self.urgent.clone());
+        let store = self.urgent.clone();
         let carry_out = move |requests| {
             let store = store.clone();
             async move { sign_out_all(&store, requests).await }
         };
-        let joined = self.sign_outs.join(project, asked.clone(), carry_out);
-        let mut ended = match timeout(self.urgent.operation_timeout(), joined).await {
-            Ok(Ok(SignOutOutcome::Ended(ended))) => return Ok(ended),
-            Ok(Ok(SignOutOutcome::Incomplete(ended))) => ended,
-            Ok(Ok(SignOutOutcome::Failed(error))) => return Err(error.into()),
-            Ok(Err(NoOutcome::Lost)) => HashSet::new(),
-            Ok(Err(NoOutcome::Full)) => {
-                self.metrics.store_refused("line");
-                return Err(store::Error::late(OPERATION).into());
-            }
-            Err(_) => return Err(store::Error::late(OPERATION).into()),
+        let mut ended = match self.sign_outs.join(&first.project, asked.clone(), carry_out).await? {
+            Some(SignedOut { ended, has_locked: false }) => return Ok(ended),
+            Some(SignedOut { ended, has_locked: true }) => ended,
+            None => HashSet::new(),
         };
         let keys = asked.iter().map(|one| Key::Session(one.project.clone(), one.session));
         let permit = self.bulkhead.acquire(OPERATION, keys).await?;
@@ -179,30 +163,20 @@ impl App {
     }
 }
 
-/// Ends the sessions of a group of requests in one statement. Returns the outcome of each request, in order.
-async fn sign_out_all(store: &Store, requests: Vec<SignOut>) -> Vec<SignOutOutcome> {
-    let started = Instant::now();
+/// Ends the sessions of a group of requests in one statement.
+async fn sign_out_all(store: &Store, requests: Vec<SignOut>) -> Result<Vec<Option<SignedOut>>, store::Error> {
     let mut seen = HashSet::new();
     // Each session once: the first request to name it ends it, and the others find it ended.
     let first = requests.iter().flatten().filter(|one| seen.insert((&one.project, one.session)));
     let asked: Vec<Revocation> = first.cloned().collect();
-    match store.sessions_revoke_unlocked(&asked).await {
-        Ok(Revoked { mut live, locked }) => {
-            let outcome = |request: SignOut| {
-                let sessions: Vec<_> = request.into_iter().map(|one| (one.project, one.session)).collect();
-                let is_incomplete = sessions.iter().any(|session| locked.contains(session));
-                let ended = sessions.into_iter().filter_map(|session| live.take(&session)).collect();
-                if is_incomplete { SignOutOutcome::Incomplete(ended) } else { SignOutOutcome::Ended(ended) }
-            };
-            requests.into_iter().map(outcome).collect()
-        }
-        Err(error) if requests.len() == 1 => vec![SignOutOutcome::Failed(error)],
-        // It is unknown which request is the cause: each is retried, if there is time for it.
-        Err(_) if started.elapsed() < store.operation_timeout() / 2 => {
-            requests.iter().map(|_| SignOutOutcome::Incomplete(HashSet::new())).collect()
-        }
-        Err(_) => requests.iter().map(|_| SignOutOutcome::Failed(store::Error::late(OPERATION))).collect(),
-    }
+    let Revoked { mut live, locked } = store.sessions_revoke_unlocked(&asked).await?;
+    let signed_out = |request: SignOut| {
+        let sessions: Vec<_> = request.into_iter().map(|one| (one.project, one.session)).collect();
+        let has_locked = sessions.iter().any(|session| locked.contains(session));
+        let ended = sessions.into_iter().filter_map(|session| live.take(&session)).collect();
+        Some(SignedOut { ended, has_locked })
+    };
+    Ok(requests.into_iter().map(signed_out).collect())
 }
 
 /// The first failure, or else the first refusal: if one token could not be checked, it is unknown whether any is genuine.

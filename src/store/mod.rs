@@ -101,6 +101,7 @@ pub use sessions::PageQuery;
 pub use sessions::Revocation;
 pub use sessions::Revoked;
 pub use sessions::SUMMARIES_MAX;
+pub use sessions::SessionRotation;
 pub use sessions::SessionSummary;
 pub use sessions::SessionUse;
 pub use sessions::SessionWithEpochs;
@@ -245,6 +246,20 @@ impl Store {
         self.check_durable(operation)?;
         let store = self.clone();
         self.detached(operation, async move { work(store.begin(operation).await?).await }).await
+    }
+
+    /// As [`Store::transact`], on the caller's task, which no request can drop.
+    ///
+    /// # Errors
+    ///
+    /// See [`Store::transact`].
+    pub async fn transact_attached<T, F, W>(&self, operation: &'static str, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(Tx) -> W,
+        W: Future<Output = Result<Done<T>, Error>>,
+    {
+        self.check_durable(operation)?;
+        self.attached(operation, async { work(self.begin(operation).await?).await }).await
     }
 
     /// Runs a single statement, and retries it on a new connection if a pooled one was dead. The statement must be

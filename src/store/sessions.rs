@@ -1,5 +1,6 @@
 //! `sessions`: one row per sign-in.
 
+mod group;
 mod revoke;
 mod row;
 
@@ -34,17 +35,15 @@ use sessiond_core::session::Epoch;
 use sessiond_core::session::Session;
 use sessiond_core::session::lifecycle::EpochRaisedAt;
 use sessiond_core::session::lifecycle::Lifetime;
-use sessiond_core::session::rotation::Chain;
 
+pub use group::SessionRotation;
 pub use revoke::Revocation;
 pub use revoke::Revoked;
 pub use row::StoredSession;
 
 use row::SessionRow;
-use row::chain_columns;
 use row::device_before_columns;
 use row::labels_column;
-use row::repeats_columns;
 
 /// A session with the present epochs of its project and user.
 pub struct SessionWithEpochs {
@@ -297,91 +296,12 @@ impl Tx {
         Ok(ids.into_iter().map(SessionId::from_uuid).collect())
     }
 
-    /// Inserts a new session.
-    pub async fn session_insert(&mut self, stored: StoredSession) -> Result<(), Error> {
-        self.execute(diesel::insert_into(sessions::table).values(SessionRow::new(stored))).await?;
-        self.note_written();
-        Ok(())
-    }
-
     /// Deletes sessions that this transaction has revoked, and so has locked. Returns how many.
     pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
         let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
         self.execute(diesel::delete(these)).await
     }
-
-    /// Records a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
-    pub async fn session_rotate(
-        &mut self,
-        session: &Session,
-        chain: &Chain,
-        access_expires_at: Timestamp,
-    ) -> Result<(), Error> {
-        let (generation, attempts, issued_at) = chain_columns(chain);
-        let (repeats, repeated_elsewhere) = repeats_columns(chain);
-        let (device_changed_at, device_before) = device_before_columns(session.device_before.as_ref());
-        let statement = SessionRotate {
-            last_used_at: to_pg(session.last_used_at),
-            used_before_at: session.used_before_at.map(to_pg),
-            repeats,
-            repeated_elsewhere,
-            idle_expires_at: to_pg(session.idle_expires_at),
-            access_expires_at: to_pg(access_expires_at),
-            generation,
-            attempts,
-            issued_at,
-            device_name: session.device.name.clone(),
-            user_agent: session.device.user_agent.clone(),
-            ip: session.device.ip.map(|ip| ip.to_string()),
-            device_changed_at,
-            device_before,
-            project: session.project.as_str().to_owned(),
-            id: session.id.as_uuid(),
-        };
-        if self.execute(statement).await? > 0 {
-            self.note_written();
-        }
-        Ok(())
-    }
-}
-
-statement! {
-    /// Records a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
-    SessionRotate -> () =
-    "UPDATE sessions SET last_used_at = "
-    [last_used_at: PgTimestamp as sql::Timestamptz]
-    ", used_before_at = "
-    [used_before_at: Option<PgTimestamp> as sql::Nullable<sql::Timestamptz>]
-    ", refresh_repeats = "
-    [repeats: i16 as sql::SmallInt]
-    ", refresh_repeated_elsewhere = "
-    [repeated_elsewhere: bool as sql::Bool]
-    ", idle_expires_at = "
-    [idle_expires_at: PgTimestamp as sql::Timestamptz]
-    ", access_expires_at = greatest(access_expires_at, "
-    [access_expires_at: PgTimestamp as sql::Timestamptz]
-    "), refresh_generation = "
-    [generation: i64 as sql::BigInt]
-    ", refresh_attempts = "
-    [attempts: Vec<i64> as sql::Array<sql::BigInt>]
-    ", refresh_issued_at = "
-    [issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
-    ", device_name = "
-    [device_name: Option<String> as sql::Nullable<sql::Text>]
-    ", user_agent = "
-    [user_agent: Option<String> as sql::Nullable<sql::Text>]
-    ", ip = "
-    [ip: Option<String> as sql::Nullable<sql::Text>]
-    ", device_changed_at = "
-    [device_changed_at: Option<PgTimestamp> as sql::Nullable<sql::Timestamptz>]
-    ", device_before = "
-    [device_before: Option<Value> as sql::Nullable<sql::Jsonb>]
-    " WHERE project_id = "
-    [project: String as sql::Text]
-    " AND id = "
-    [id: Uuid as sql::Uuid]
-    ""
 }
 
 impl Tx {

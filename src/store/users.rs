@@ -1,5 +1,8 @@
 //! `users`: the epoch of each user, read together with the project's.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
+
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
@@ -22,6 +25,39 @@ impl Tx {
         }
         // The insert may have waited for the deletion of the same user, and have read the base epoch before that.
         self.execute(UserBegin { project, user }).await.map(drop)
+    }
+
+    /// Creates the epochs of new users, and returns the present epochs of those users whose row no other transaction has locked.
+    /// They do not change until the end of the transaction. Waits for no lock but that of another new user's first sign-in.
+    pub async fn epochs_share_unlocked(
+        &mut self,
+        users: HashSet<(&ProjectId, &UserId)>,
+    ) -> Result<HashMap<(ProjectId, UserId), Epoch>, Error> {
+        let names = |users: &[(&ProjectId, &UserId)]| -> (Vec<String>, Vec<String>) {
+            users.iter().map(|(project, user)| (project.as_str().to_owned(), user.as_str().to_owned())).unzip()
+        };
+        let mut asked: Vec<_> = users.into_iter().collect();
+        let mut epochs = HashMap::new();
+        // Most users are known.
+        for is_last in [false, true] {
+            let (projects, users) = names(&asked);
+            let rows = self.rows(EpochsShareUnlocked { projects, users }).await?;
+            let found = rows.into_iter().filter_map(UserEpochRow::parse);
+            epochs.extend(found);
+            asked.retain(|(project, user)| !epochs.contains_key(&((*project).clone(), (*user).clone())));
+            if is_last || asked.is_empty() {
+                break;
+            }
+            let (projects, users) = names(&asked);
+            let new = self.rows(UsersEnsure { projects, users }).await?;
+            if new.is_empty() {
+                break;
+            }
+            let (projects, users) = new.into_iter().map(|new| (new.project_id, new.user_id)).unzip();
+            // As in `user_ensure`.
+            self.execute(UsersBegin { projects, users }).await?;
+        }
+        Ok(epochs)
     }
 
     /// Returns the present epochs, and keeps the user's from changing until the end of the transaction. `None` for an
@@ -79,6 +115,43 @@ statement! {
     " AND u.user_id = "
     [user: String as sql::Text]
     " AND p.id = u.project_id AND u.epoch < p.users_epoch_base"
+}
+
+statement! {
+    /// Creates the epochs of those users that have none, in a fixed order, so that two such statements cannot deadlock.
+    /// Returns the new ones. Does not wait for a user whose row is locked.
+    UsersEnsure -> NewUserRow =
+    "INSERT INTO users (project_id, user_id, epoch)
+     SELECT p.id, a.user_id, p.users_epoch_base FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [users: Vec<String> as sql::Array<sql::Text>]
+    ") AS a (project_id, user_id) JOIN projects AS p ON p.id = a.project_id
+     WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.project_id = a.project_id AND u.user_id = a.user_id)
+     ORDER BY p.id, a.user_id
+     ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING RETURNING project_id, user_id"
+}
+
+statement! {
+    /// As [`UserBegin`], for several new users.
+    UsersBegin -> () =
+    "UPDATE users AS u SET epoch = p.users_epoch_base FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [users: Vec<String> as sql::Array<sql::Text>]
+    ") AS a (project_id, user_id) JOIN projects AS p ON p.id = a.project_id
+     WHERE u.project_id = a.project_id AND u.user_id = a.user_id AND u.epoch < p.users_epoch_base"
+}
+
+statement! {
+    /// As [`EpochShare`], for the users whose row no other transaction has locked.
+    EpochsShareUnlocked -> UserEpochRow =
+    "SELECT u.project_id, u.user_id, p.epoch AS project_epoch, u.epoch AS user_epoch FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [users: Vec<String> as sql::Array<sql::Text>]
+    ") AS a (project_id, user_id) JOIN users AS u ON u.project_id = a.project_id AND u.user_id = a.user_id
+     JOIN projects AS p ON p.id = u.project_id FOR SHARE OF u SKIP LOCKED"
 }
 
 statement! {
@@ -141,6 +214,33 @@ statement! {
     " RETURNING project_id, epoch
      )
      UPDATE projects SET users_epoch_base = greatest(users_epoch_base, gone.epoch + 1) FROM gone WHERE id = gone.project_id"
+}
+
+/// A user, and the present epochs.
+#[derive(QueryableByName)]
+struct UserEpochRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Text)]
+    user_id: String,
+    #[diesel(embed)]
+    epoch: EpochRow,
+}
+
+/// A user who was just created.
+#[derive(QueryableByName)]
+struct NewUserRow {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Text)]
+    user_id: String,
+}
+
+impl UserEpochRow {
+    fn parse(self) -> Option<((ProjectId, UserId), Epoch)> {
+        let user = (ProjectId::parse(&self.project_id)?, UserId::parse(&self.user_id)?);
+        Some((user, self.epoch.present()))
+    }
 }
 
 /// The present epochs of a project and a user.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use diesel::Insertable;
 use diesel::Queryable;
+use diesel::QueryableByName;
 use diesel::Selectable;
 use diesel::pg::data_types::PgTimestamp;
 use serde_json::Value;
@@ -46,40 +46,40 @@ pub struct StoredSession {
 }
 
 /// A row of `sessions`.
-#[derive(Queryable, Selectable, Insertable)]
+#[derive(Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = sessions)]
 pub(in crate::store) struct SessionRow {
-    project_id: String,
-    id: Uuid,
-    user_id: String,
-    project_epoch: i64,
-    user_epoch: i64,
-    created_at: PgTimestamp,
-    last_used_at: PgTimestamp,
-    expires_at: PgTimestamp,
-    idle_ttl_ms: i64,
-    idle_expires_at: PgTimestamp,
-    access_expires_at: PgTimestamp,
-    revoked_at: Option<PgTimestamp>,
-    revoke_reason: Option<i16>,
-    refresh_secret: Vec<u8>,
-    refresh_generation: i64,
-    refresh_attempts: Vec<i64>,
-    refresh_issued_at: Vec<PgTimestamp>,
-    impersonator_id: Option<String>,
-    auth_time: Option<PgTimestamp>,
-    acr: Option<String>,
-    amr: Vec<String>,
-    device_name: Option<String>,
-    user_agent: Option<String>,
-    ip: Option<String>,
-    labels: Value,
-    claims: Value,
-    used_before_at: Option<PgTimestamp>,
-    refresh_repeats: i16,
-    refresh_repeated_elsewhere: bool,
-    device_changed_at: Option<PgTimestamp>,
-    device_before: Option<Value>,
+    pub(super) project_id: String,
+    pub(super) id: Uuid,
+    pub(super) user_id: String,
+    pub(super) project_epoch: i64,
+    pub(super) user_epoch: i64,
+    pub(super) created_at: PgTimestamp,
+    pub(super) last_used_at: PgTimestamp,
+    pub(super) expires_at: PgTimestamp,
+    pub(super) idle_ttl_ms: i64,
+    pub(super) idle_expires_at: PgTimestamp,
+    pub(super) access_expires_at: PgTimestamp,
+    pub(super) revoked_at: Option<PgTimestamp>,
+    pub(super) revoke_reason: Option<i16>,
+    pub(super) refresh_secret: Vec<u8>,
+    pub(super) refresh_generation: i64,
+    pub(super) refresh_attempts: Vec<i64>,
+    pub(super) refresh_issued_at: Vec<PgTimestamp>,
+    pub(super) impersonator_id: Option<String>,
+    pub(super) auth_time: Option<PgTimestamp>,
+    pub(super) acr: Option<String>,
+    pub(super) amr: Vec<String>,
+    pub(super) device_name: Option<String>,
+    pub(super) user_agent: Option<String>,
+    pub(super) ip: Option<String>,
+    pub(super) labels: Value,
+    pub(super) claims: Value,
+    pub(super) used_before_at: Option<PgTimestamp>,
+    pub(super) refresh_repeats: i16,
+    pub(super) refresh_repeated_elsewhere: bool,
+    pub(super) device_changed_at: Option<PgTimestamp>,
+    pub(super) device_before: Option<Value>,
 }
 
 impl SessionRow {
