@@ -45,7 +45,7 @@ impl Baseline {
             Work::Create => Some(Self::Insert),
             Work::Introspect => Some(Self::NullGrpc),
             Work::Verify => Some(Self::NullHttp),
-            Work::List | Work::Overload => None,
+            Work::List | Work::Overload | Work::Memory => None,
         }
     }
 

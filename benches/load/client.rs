@@ -116,6 +116,14 @@ impl Connection {
         }
     }
 
+    /// Whether neither side has closed the connection.
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Self::Http1(sender, _) => !sender.is_closed(),
+            Self::Http2(sender) => !sender.is_closed(),
+        }
+    }
+
     /// Sends a request, and reads the whole answer.
     ///
     /// # Errors

@@ -17,6 +17,7 @@
 //! | `introspect` | an empty tonic unary method that gets the same request |
 //! | `verify` | an axum handler that returns 200, and gets the same request |
 //! | `overload` | the same work with 64 requests in progress: see `overload.rs` |
+//! | `memory` | none: the server with ten thousand idle connections |
 //!
 //! Every answer is checked. At the end, the ended, refreshed and created sessions in the database are compared with the
 //! acknowledged ones; any difference fails the bench.
@@ -26,6 +27,7 @@
 mod baseline;
 mod client;
 mod cpu;
+mod memory;
 mod null;
 mod overload;
 mod peers;
@@ -41,6 +43,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::Value;
 
 use crate::baseline::Baseline;
 use crate::client::Wire;
@@ -64,7 +67,7 @@ struct Options {
     /// The duration of each measurement, in seconds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// The kinds of work. Default: all but `overload`.
+    /// The kinds of work. Default: all but `overload` and `memory`.
     #[arg(long, value_delimiter = ',')]
     work: Vec<Work>,
     /// The protocols. Default: all three for sign-outs, REST for what users do, REST and gRPC for introspection.
@@ -103,7 +106,11 @@ struct Options {
 
 impl Options {
     fn includes(&self, work: Work) -> bool {
-        if self.work.is_empty() { work != Work::Overload && self.peer.is_empty() } else { self.work.contains(&work) }
+        if self.work.is_empty() {
+            !matches!(work, Work::Overload | Work::Memory) && self.peer.is_empty()
+        } else {
+            self.work.contains(&work)
+        }
     }
 
     fn wires(&self, work: Work) -> Vec<Wire> {
@@ -111,7 +118,7 @@ impl Options {
             Work::SignOut => &[Wire::Rest, Wire::Grpc, Wire::GrpcWeb],
             Work::Refresh | Work::Create | Work::List | Work::Verify => &[Wire::Rest],
             Work::Introspect => &[Wire::Grpc, Wire::Rest],
-            Work::Overload => &[Wire::Grpc],
+            Work::Overload | Work::Memory => &[Wire::Grpc],
         };
         // Only on HTTP.
         if self.wire.is_empty() || work == Work::Verify { default.to_vec() } else { self.wire.clone() }
@@ -151,6 +158,8 @@ fn run_all(options: &Options) -> Outcome<()> {
 }
 
 async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
+    // First, while the server is as it started.
+    let memory = if options.includes(Work::Memory) { memory::measure(stage).await? } else { Value::Null };
     let mut rows = vec![];
     let groups = groups(options);
     if !groups.is_empty() || !options.peer.is_empty() {
@@ -180,8 +189,12 @@ async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
         }
     }
     stage.sessions.compare_with_database().await?;
+    if let Some(size) = stage.sessions.size("revocations").await? {
+        println!("a revocation takes {size}");
+        stage.facts.push(("a revocation", size));
+    }
     let json = options.json.clone().unwrap_or_else(|| stage::target_dir().join("load.json"));
-    report::write(&json, &stage.facts, options.seconds, &rows, &overloads)?;
+    report::write(&json, &stage.facts, options.seconds, &rows, &overloads, &memory)?;
     println!("results: {}", json.display());
     if let Some(dir) = &options.plots {
         for file in plot::write(dir, &rows)? {

@@ -162,7 +162,9 @@ async fn measure(
             let (tokens, reuse) = match work {
                 Work::SignOut | Work::Refresh => (&materials.unused, Reuse::Once),
                 Work::Create => (&created, Reuse::Once),
-                Work::List | Work::Introspect | Work::Verify | Work::Overload => (&materials.known, Reuse::Always),
+                Work::List | Work::Introspect | Work::Verify | Work::Overload | Work::Memory => {
+                    (&materials.known, Reuse::Always)
+                }
             };
             let calls: Vec<Call> = tokens.iter().map(|tokens| caller.call(work, tokens)).collect();
             let supply = Supply::new(&calls, reuse);
@@ -174,7 +176,7 @@ async fn measure(
                 Work::SignOut => acknowledged.sign_outs += measured.done,
                 Work::Refresh => acknowledged.refreshes += measured.done,
                 Work::Create => acknowledged.creations += measured.done,
-                Work::List | Work::Introspect | Work::Verify | Work::Overload => {}
+                Work::List | Work::Introspect | Work::Verify | Work::Overload | Work::Memory => {}
             }
             if work.uses_up() {
                 materials.unused.drain(..supply.used());
@@ -342,6 +344,7 @@ pub(crate) fn write(
     seconds: u32,
     rows: &[Row],
     overloads: &[OverloadRow],
+    memory: &Value,
 ) -> Outcome<()> {
     let facts: serde_json::Map<String, Value> =
         facts.iter().map(|(name, fact)| ((*name).to_owned(), fact.as_str().into())).collect();
@@ -375,6 +378,7 @@ pub(crate) fn write(
         "facts": facts,
         "seconds": seconds,
         "rows": rows.iter().map(row).collect::<Vec<_>>(),
+        "memory": memory,
         "overload": overloads.iter().map(OverloadRow::json).collect::<Vec<_>>(),
     });
     if let Some(dir) = path.parent() {

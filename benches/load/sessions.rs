@@ -173,6 +173,16 @@ impl Sessions {
         if differences.is_empty() { Ok(()) } else { Err(format!("they differ: {}", differences.join(", ")).into()) }
     }
 
+    /// What a row of a table takes on disk, in words; `None` if the table is empty.
+    pub(crate) async fn size(&self, table: &str) -> Outcome<Option<String>> {
+        let query = format!(
+            "SELECT CASE WHEN count(*) > 0 THEN pg_table_size('{table}') / count(*) || ' bytes and '
+                 || pg_indexes_size('{table}') / count(*) || ' of indexes' END
+             FROM {table}"
+        );
+        Ok(self.database.query_one(&query, &[]).await?.get(0))
+    }
+
     /// Runs SQL.
     pub(crate) async fn run(&self, sql: &str) -> Outcome<()> {
         Ok(self.database.batch_execute(sql).await?)

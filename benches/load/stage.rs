@@ -256,6 +256,8 @@ async fn facts(sessions: &Sessions, dir: &Path) -> Outcome<Vec<(&'static str, St
         ("machine", format!("{cores} cores, shared by clients, server and Postgres")),
         ("build", build.to_owned()),
         ("Postgres", format!("{version} on {filesystem}: {settings}")),
+        // They were written at once, and have not changed.
+        ("a session", sessions.size("sessions").await?.unwrap_or_default()),
         ("sessiond", "serve, with its defaults, but without rate limits".to_owned()),
     ])
 }

@@ -36,6 +36,8 @@ pub(crate) enum Work {
     Verify,
     /// More requests in progress than the server can do.
     Overload,
+    /// None: the server's memory, idle and with ten thousand idle connections.
+    Memory,
 }
 
 impl Work {
@@ -48,6 +50,7 @@ impl Work {
             Self::Introspect => "introspect",
             Self::Verify => "verify",
             Self::Overload => "overload",
+            Self::Memory => "memory",
         }
     }
 
@@ -55,7 +58,7 @@ impl Work {
     pub(crate) const fn uses_up(self) -> bool {
         match self {
             Self::SignOut | Self::Refresh => true,
-            Self::Create | Self::List | Self::Introspect | Self::Verify | Self::Overload => false,
+            Self::Create | Self::List | Self::Introspect | Self::Verify | Self::Overload | Self::Memory => false,
         }
     }
 }
@@ -100,7 +103,7 @@ impl Caller {
     pub(crate) fn call(&self, work: Work, tokens: &Tokens) -> Call {
         let user = tokens.user.clone();
         match work {
-            Work::SignOut | Work::Overload => Call {
+            Work::SignOut | Work::Overload | Work::Memory => Call {
                 request: self.request(&RPC_REVOKE_CURRENT, bearer(&tokens.access), &pb::RevokeCurrentRequest {}, None),
                 expected: Expected::SignedOut,
             },
