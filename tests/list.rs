@@ -227,6 +227,35 @@ async fn pages_read(service: &Service) -> u64 {
     page.lines().find_map(|found| found.strip_prefix(line)).map_or(0, |count| count.parse().expect("a number"))
 }
 
+/// The caller's own session is checked by its row, which is most often among those of the first page.
+#[tokio::test]
+async fn a_first_page_is_one_query_and_refused_at_once_after_the_sign_out() {
+    let service = Service::start().await;
+    let other = service.replica().await;
+    let mine = sign_ins(&service, "ada", 3).await;
+    let looked_up = async || {
+        let operation = r#"{operation="sessions_find",outcome="ok"}"#;
+        service.metric(&format!("sessiond_store_operation_duration_seconds_count{operation}")).await
+    };
+    for wire in Wire::ALL {
+        let (pages, before) = (pages_read(&service).await, looked_up().await);
+        service.list(wire, mine[0].bearer(), of("me")).await.expect("lists");
+        assert_eq!((pages_read(&service).await, looked_up().await), (pages + 1, before), "{wire:?}");
+        let short = || ListSessionsRequest { page_size: Some(1), ..of("me") };
+        service.list(wire, mine[0].bearer(), short()).await.expect("lists");
+        assert_eq!(looked_up().await, before + 1, "{wire:?}: it is older than what was read");
+    }
+    // At another replica, so that only the rows know.
+    other.revoke_current(Wire::Grpc, mine[0].bearer()).await.expect("signs out");
+    for wire in Wire::ALL {
+        for page_size in [None, Some(1)] {
+            let request = ListSessionsRequest { page_size, ..of("me") };
+            assert_refused!(service.list(wire, mine[0].bearer(), request), "SESSION_REVOKED");
+        }
+        assert_refused!(service.list(wire, mine[0].bearer(), of("bob")), "SESSION_REVOKED");
+    }
+}
+
 #[tokio::test]
 async fn impersonations_are_shown_only_to_services() {
     let service = Service::start().await;

@@ -17,6 +17,7 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
+use sessiond_core::session::epoch::Epoch;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
 use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::server_key::ServerKey;
@@ -84,6 +85,19 @@ pub(super) enum VerifiedCaller {
     /// A user with an access token that has not expired. Whether the session is live is not checked yet.
     User(VerifiedToken),
     Service(Service),
+}
+
+/// What the row of a caller's own session says.
+pub(super) struct OwnRow {
+    is_live: bool,
+    last_used_at: Timestamp,
+}
+
+impl OwnRow {
+    /// Reads it from a row, with the epochs at present.
+    pub(super) fn new(session: &Session, present: Epoch, now: Timestamp) -> Self {
+        Self { is_live: session.is_live(now, present), last_used_at: session.last_used_at }
+    }
 }
 
 impl App {
@@ -259,12 +273,22 @@ impl App {
         let found = self.store.session_find(token.project().clone(), token.session()).await?;
         self.check_trusted()?;
         let Some(SessionWithEpochs { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
-        if !stored.session.is_live(now, present) {
-            self.feed.note_ended(token.project(), token.session());
-            return Err(Refusal::SessionRevoked.into());
-        }
-        self.usage.note(&stored.session.project, stored.session.id, stored.session.last_used_at, now);
+        self.check_own(token, &OwnRow::new(&stored.session, present, now), now)?;
         Ok(stored.session)
+    }
+
+    /// Checks that the session of a signed-in user has not ended, and records that it is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionRevoked`].
+    pub(super) fn check_own(&self, token: &VerifiedToken, row: &OwnRow, now: Timestamp) -> Result<(), Refusal> {
+        if !row.is_live {
+            self.feed.note_ended(token.project(), token.session());
+            return Err(Refusal::SessionRevoked);
+        }
+        self.usage.note(token.project(), token.session(), row.last_used_at, now);
+        Ok(())
     }
 
     /// Authenticates a client and returns its project, to which the request is confined; `None` without a client. Charges no

@@ -4,6 +4,7 @@ use super::App;
 use super::Caller;
 use super::Client;
 use super::Error;
+use super::credentials::OwnRow;
 use super::credentials::VerifiedCaller;
 use super::keys::Snapshot;
 use crate::store::PageQuery;
@@ -17,6 +18,7 @@ use sessiond_core::session::Session;
 use sessiond_core::session::listing::Filter;
 use sessiond_core::token::page;
 use sessiond_core::token::page::PageToken;
+use sessiond_core::token::verified::VerifiedToken;
 
 /// The most rows that are read for one page. If the filter selects few of them, the page is short rather than slow (AIP-158).
 const ROWS_MAX: usize = 2_000;
@@ -56,6 +58,18 @@ struct Scope {
     project: ProjectId,
     user: Option<UserId>,
     current: Option<SessionId>,
+    /// The caller's token if its session is not checked yet: its row is most often on the first page.
+    unchecked: Option<VerifiedToken>,
+}
+
+/// The sessions of a page.
+#[derive(Default)]
+struct PageRead {
+    items: Vec<Session>,
+    /// Where the next page begins; `None` if there is none.
+    next: Option<SessionId>,
+    /// The caller's own row, if it was among those read.
+    own: Option<OwnRow>,
 }
 
 impl App {
@@ -73,7 +87,7 @@ impl App {
     ) -> Result<Page, Error> {
         let principal = self.principal_within(caller, client).await?;
         let is_user = matches!(principal, VerifiedCaller::User(_));
-        let scope = self.scope(principal, request.user_id).await?;
+        let scope = self.scope(principal, request.user_id, request.page_token.is_empty()).await?;
         let now = self.clock.now();
         let query = page::Query { project: &scope.project, user: scope.user.as_ref(), parameters: &request.query };
         let token = match request.page_token.as_str() {
@@ -95,9 +109,15 @@ impl App {
             before,
             rows_max: 0,
         };
-        let (items, last) = self.read_page(asked, &request.filter, request.page_size, now).await?;
+        let read = self.read_page(asked, &request.filter, request.page_size, scope.current, now).await?;
         self.check_trusted()?;
-        let next = match last {
+        match (&scope.unchecked, read.own) {
+            (Some(token), Some(row)) => self.check_own(token, &row, now)?,
+            // Older than the rows that were read, or an impersonation.
+            (Some(token), None) => drop(self.own_session(token).await?),
+            (None, _) => {}
+        }
+        let next = match read.next {
             Some(last) => snapshot.refreshes_for(&scope.project, now)?.page_token(last, &query),
             None => String::new(),
         };
@@ -105,7 +125,7 @@ impl App {
             is_current: scope.current == Some(session.id),
             session: if is_user { session.as_shown_to_user(now) } else { session },
         };
-        Ok(Page { items: items.into_iter().map(listed).collect(), next })
+        Ok(Page { items: read.items.into_iter().map(listed).collect(), next })
     }
 
     /// The session that the caller's access token belongs to.
@@ -118,33 +138,43 @@ impl App {
         Ok(Listed { session: self.own_session(&token).await?.as_shown_to_user(self.clock.now()), is_current: true })
     }
 
-    async fn scope(&self, principal: VerifiedCaller, user_id: Option<String>) -> Result<Scope, Error> {
+    async fn scope(
+        &self,
+        principal: VerifiedCaller,
+        user_id: Option<String>,
+        is_first_page: bool,
+    ) -> Result<Scope, Error> {
         match principal {
             VerifiedCaller::User(token) => {
-                self.own_session(&token).await?;
-                check_own_user(user_id.as_deref(), token.user())?;
-                let (project, user) = (token.project().clone(), token.user().clone());
-                Ok(Scope { project, user: Some(user), current: Some(token.session()) })
+                let is_own = check_own_user(user_id.as_deref(), token.user());
+                // A caller whose session has ended is told that before anything else.
+                if !is_first_page || is_own.is_err() {
+                    self.own_session(&token).await?;
+                    is_own?;
+                }
+                let (project, user, current) = (token.project().clone(), token.user().clone(), token.session());
+                let unchecked = is_first_page.then_some(token);
+                Ok(Scope { project, user: Some(user), current: Some(current), unchecked })
             }
             VerifiedCaller::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
-                Ok(Scope { project: service.project, user, current: None })
+                Ok(Scope { project: service.project, user, current: None, unchecked: None })
             }
         }
     }
 
-    /// Reads the sessions that the filter selects, up to a full page. Returns them, and where the next page begins if there is
-    /// one.
+    /// Reads the sessions that the filter selects, up to a full page.
     async fn read_page(
         &self,
         mut asked: PageQuery,
         filter: &Filter,
         page_size: usize,
+        current: Option<SessionId>,
         now: Timestamp,
-    ) -> Result<(Vec<Session>, Option<SessionId>), Error> {
+    ) -> Result<PageRead, Error> {
         // One more than fits, to learn whether there is a next page.
         let is_user = !asked.impersonations;
-        let (mut items, mut looked_at, mut rows_max) = (vec![], 0, page_size + 1);
+        let (mut read, mut looked_at, mut rows_max) = (PageRead::default(), 0, page_size + 1);
         loop {
             asked.rows_max = rows_max.min(ROWS_MAX - looked_at);
             // If the filter selects few rows, a small page must not cost a query for every few rows.
@@ -153,21 +183,24 @@ impl App {
             let is_last = rows.len() < asked.rows_max;
             looked_at += rows.len();
             for SessionWithEpochs { stored, present, raised } in rows {
-                if items.len() == page_size {
-                    return Ok((items, asked.before));
+                if current == Some(stored.session.id) {
+                    read.own = Some(OwnRow::new(&stored.session, present, now));
+                }
+                if read.items.len() == page_size {
+                    return Ok(PageRead { next: asked.before, ..read });
                 }
                 asked.before = Some(stored.session.id);
                 // A filter must not reveal what is not shown.
                 let device = if is_user { stored.session.device_shown_to_user(now) } else { &stored.session.device };
                 if filter.selects(&stored.session, device, now, present) {
-                    items.push(stored.session.with_epoch_revocation(present, raised));
+                    read.items.push(stored.session.with_epoch_revocation(present, raised));
                 }
             }
             match asked.before {
-                Some(_) if is_last => return Ok((items, None)),
-                Some(last) if looked_at >= ROWS_MAX => return Ok((items, Some(last))),
+                Some(_) if is_last => return Ok(read),
+                Some(last) if looked_at >= ROWS_MAX => return Ok(PageRead { next: Some(last), ..read }),
                 Some(_) => {}
-                None => return Ok((items, None)),
+                None => return Ok(read),
             }
         }
     }
