@@ -16,6 +16,7 @@ use http::Method;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tonic::Status;
 use tower::Layer;
 use tower::Service;
 
@@ -69,6 +70,23 @@ impl GuardrailLayer {
         Self { slots: Arc::new(slots), deadline, metrics }
     }
 
+    /// Begins a call within a slot, the deadline that the caller has asked for, and ours.
+    ///
+    /// # Errors
+    ///
+    /// The status to answer with, if there is no slot, or if the call panics before there is a future.
+    pub(super) fn begin<F: Future>(
+        &self,
+        class: RequestClass,
+        asked: Option<Duration>,
+        call: impl FnOnce() -> F,
+    ) -> Result<GuardedCall<F>, Status> {
+        let slot = self.enter(class).ok_or_else(status::overloaded)?;
+        let deadline = asked.map_or(self.deadline, |asked| asked.min(self.deadline));
+        let call = std::panic::catch_unwind(AssertUnwindSafe(call)).map_err(|_| panicked())?;
+        Ok(GuardedCall { slot, deadline, call })
+    }
+
     fn enter(&self, class: RequestClass) -> Option<RequestSlot> {
         let slots = match class {
             RequestClass::SignOut => &self.slots.sign_outs,
@@ -84,6 +102,29 @@ impl GuardrailLayer {
         };
         self.metrics.requests_under_way(class, 1);
         Some(RequestSlot { _permit: permit, class, metrics: self.metrics.clone() })
+    }
+}
+
+/// A call in progress.
+pub(super) struct GuardedCall<F> {
+    slot: RequestSlot,
+    deadline: Duration,
+    call: F,
+}
+
+impl<F: Future> GuardedCall<F> {
+    /// Waits for the result.
+    ///
+    /// # Errors
+    ///
+    /// The status to answer with, if the deadline passes or the call panics.
+    pub(super) async fn finish(self) -> Result<F::Output, Status> {
+        let Self { slot: _slot, deadline, call } = self;
+        match timeout(deadline, AssertUnwindSafe(call).catch_unwind()).await {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(_)) => Err(panicked()),
+            Err(_) => Err(status::late()),
+        }
     }
 }
 
@@ -129,21 +170,18 @@ where
     }
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
-        let Some(slot) = self.limits.enter(class::of(&Method::POST, request.uri().path())) else {
-            return Box::pin(async { Ok(status::overloaded().into_http()) });
-        };
-        let deadline =
-            grpc_timeout(request.headers()).map_or(self.limits.deadline, |asked| asked.min(self.limits.deadline));
-        // The call itself may panic too, before there is a future.
-        let call = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        let class = class::of(&Method::POST, request.uri().path());
+        let asked = grpc_timeout(request.headers());
+        let begun = self.limits.begin(class, asked, || self.inner.call(request));
         Box::pin(async move {
-            let _slot = slot;
-            let Ok(call) = call else { return Ok(panicked()) };
-            match timeout(deadline, AssertUnwindSafe(call).catch_unwind()).await {
-                Ok(Ok(Ok(response))) if is_undecodable(response.headers()) => Ok(status::undecodable().into_http()),
-                Ok(Ok(response)) => response,
-                Ok(Err(_)) => Ok(panicked()),
-                Err(_) => Ok(status::late().into_http()),
+            let finished = match begun {
+                Ok(call) => call.finish().await,
+                Err(status) => Err(status),
+            };
+            match finished {
+                Ok(Ok(response)) if is_undecodable(response.headers()) => Ok(status::undecodable().into_http()),
+                Ok(response) => response,
+                Err(status) => Ok(status.into_http()),
             }
         })
     }
@@ -155,8 +193,8 @@ fn is_undecodable(headers: &HeaderMap) -> bool {
     matches!(code, Some(b"13" | b"11")) && !headers.contains_key("grpc-status-details-bin")
 }
 
-fn panicked() -> GrpcResponse {
+fn panicked() -> Status {
     // The panic hook has written its message to standard error.
     tracing::error!(request_id = %telemetry::request_id(), "a handler panicked");
-    status::internal().into_http()
+    status::internal()
 }

@@ -41,7 +41,7 @@ pub(super) struct ListenerParts {
     pub(super) admission: Option<AdmissionControl>,
     /// Verifies requests for proxies. Beside CORS, which would answer a preflight in a verify request with a 200: the proxy would
     /// let it pass.
-    pub(super) verify: Verify,
+    pub(super) verify: Arc<Verify>,
     /// Answers calls over gRPC without the layers that translate for the other wires; `None` if a layer of the router must see
     /// them too.
     pub(super) grpc: Option<GrpcService>,

@@ -50,13 +50,10 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
-use tower::Service;
 use tower::ServiceBuilder;
 use tower::ServiceExt;
 use tower::service_fn;
 
-use grpc::GrpcRequest;
-use grpc::GrpcResponse;
 use grpc::GrpcService;
 use guardrail::GuardrailLayer;
 use listener::ListenerParts;
@@ -69,7 +66,6 @@ pub use setting::SettingError;
 use setting::read;
 use shared::SharedService;
 use verify::Verify;
-use verify::VerifyService;
 use well_known::Readiness;
 
 use crate::app::App;
@@ -129,8 +125,8 @@ fn stack(
     // Forms in, calls out; and the RFCs' own answers back.
     let oauth = oauth::routes(app.clone(), grpc.clone(), limits, &web.base_paths);
     // Proxies' requests in, Envoy's call out; and back.
-    let checks = calls(VerifyService(authorization.clone()), &guardrail, metrics);
-    let verify = Verify::new(checks, &web.base_paths);
+    let observe = observe::ObserveLayer::new(metrics.clone());
+    let verify = Arc::new(Verify::new(authorization.clone(), observe, guardrail.clone(), &web.base_paths));
     let stack_auth = Arc::new(stack_auth::Adapter::new(grpc.clone(), limits, &web.base_paths));
 
     let api = ServiceBuilder::new()
@@ -174,7 +170,7 @@ fn stack(
         trust: trust.clone(),
         allowed: allowed.clone(),
         admission,
-        verify: verify.clone(),
+        verify: Arc::clone(&verify),
         grpc,
         router,
     };
@@ -208,11 +204,7 @@ async fn prepare(mut request: Request, next: Next) -> Response {
 }
 
 /// The gRPC services, and what every call passes on its way to them, outermost first.
-fn calls<S>(services: S, guardrail: &GuardrailLayer, metrics: &Metrics) -> GrpcService
-where
-    S: Service<GrpcRequest, Response = GrpcResponse, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
+fn calls(services: Routes, guardrail: &GuardrailLayer, metrics: &Metrics) -> GrpcService {
     let calls = ServiceBuilder::new()
         // Counts every call under its RPC, its wire and its code.
         .layer(observe::ObserveLayer::new(metrics.clone()))

@@ -10,6 +10,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::Extensions;
 use http::HeaderMap;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -60,6 +61,18 @@ impl ObserveLayer {
         LazyLock::force(&KNOWN);
         Self { metrics }
     }
+
+    /// Begins to observe the call of a path.
+    pub(super) fn begin(&self, path: &str, extensions: &Extensions) -> ObservedCall {
+        ObservedCall {
+            rpc: KNOWN.get(path).map_or("unknown", String::as_str).trim_start_matches('/'),
+            wire: *extensions.get().unwrap_or(&Wire::Grpc),
+            started: Instant::now(),
+            metrics: self.metrics.clone(),
+            code: None,
+            ip: extensions.get::<Origin>().and_then(|origin| origin.ip),
+        }
+    }
 }
 
 impl<S> Layer<S> for ObserveLayer {
@@ -91,16 +104,7 @@ where
     }
 
     fn call(&mut self, request: GrpcRequest) -> Self::Future {
-        let path = request.uri().path();
-        let rpc = KNOWN.get(path).map_or("unknown", String::as_str).trim_start_matches('/');
-        let call = ObservedCall {
-            rpc,
-            wire: *request.extensions().get().unwrap_or(&Wire::Grpc),
-            started: Instant::now(),
-            metrics: self.layer.metrics.clone(),
-            code: None,
-            ip: request.extensions().get::<Origin>().and_then(|origin| origin.ip),
-        };
+        let call = self.layer.begin(request.uri().path(), request.extensions());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
@@ -110,7 +114,7 @@ where
 }
 
 /// A call in progress. Counted once, when it is dropped with its body.
-struct ObservedCall {
+pub(super) struct ObservedCall {
     rpc: &'static str,
     wire: Wire,
     started: Instant,
@@ -126,12 +130,24 @@ impl ObservedCall {
         response.map(|body| Body::new(Watched { body, call: self }))
     }
 
+    /// Ends the call with a status; `None` for success.
+    pub(super) fn end(mut self, failure: Option<&Status>) {
+        match failure {
+            Some(status) => self.note_status(status),
+            None => self.code = Some(Code::Ok),
+        }
+    }
+
     fn note(&mut self, headers: &HeaderMap) {
         if let Some(status) = Status::from_header_map(headers) {
-            self.code = Some(status.code());
-            if let Some(reason) = reason_of(&status) {
-                status::note(&self.metrics, reason, self.ip);
-            }
+            self.note_status(&status);
+        }
+    }
+
+    fn note_status(&mut self, status: &Status) {
+        self.code = Some(status.code());
+        if let Some(reason) = reason_of(status) {
+            status::note(&self.metrics, reason, self.ip);
         }
     }
 }

@@ -1,30 +1,25 @@
 //! Verifies requests for nginx, Traefik and Caddy: an adapter to Envoy's call. The project is in the path, which the proxy's
 //! configuration sets; the result is a status and headers.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use futures_util::future::BoxFuture;
+use http::Extensions;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
-use http::Uri;
 use http::header;
 use http::request::Parts;
 use percent_encoding::percent_decode_str;
 use tonic::Status;
-use tower::Service;
 
+use super::admission::EarlyRefusal;
 use super::answer::answer;
-use super::grpc::GrpcRequest;
-use super::grpc::GrpcResponse;
-use super::grpc::GrpcService;
+use super::guardrail::GuardrailLayer;
+use super::observe::ObserveLayer;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
 use crate::pb::envoy::check_response::HttpResponse;
@@ -33,7 +28,7 @@ use crate::rpc::check;
 use crate::rpc::check::Decision;
 use crate::rpc::check::IDENTITY;
 use crate::rpc::check::ProxiedRequest;
-use crate::rpc::status;
+use crate::telemetry::RequestClass;
 use sessiond_core::session::Origin;
 use sessiond_core::token::verified::VerifiedToken;
 use tonic_rest_layer::Code;
@@ -48,59 +43,72 @@ const PATH: [&str; 2] = ["x-forwarded-uri", "x-original-uri"];
 
 /// Verifies requests, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call
 /// changes nothing.
-#[derive(Clone)]
+///
+/// Passes what a call of Envoy's passes, as plain functions: between two functions of one process, a message would be encoded
+/// only to be decoded again.
 pub(super) struct Verify {
-    checks: GrpcService,
+    authorization: Authorization,
+    observe: ObserveLayer,
+    guardrail: GuardrailLayer,
     base_paths: Arc<[String]>,
 }
 
 impl Verify {
-    /// Asks this service, behind the layers that every call passes; see [`VerifyService`].
-    pub(super) fn new(checks: GrpcService, base_paths: &[String]) -> Self {
+    pub(super) fn new(
+        authorization: Authorization,
+        observe: ObserveLayer,
+        guardrail: GuardrailLayer,
+        base_paths: &[String],
+    ) -> Self {
         let base_paths = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
-        Self { checks, base_paths }
+        Self { authorization, observe, guardrail, base_paths }
     }
 
     /// The project in the path of a verify request; `None` if it is another request. A project that is not text is empty, which
     /// names none.
     pub(super) fn project(&self, path: &str) -> Option<String> {
-        let segment = self.base_paths.iter().find_map(|base| {
-            path.strip_prefix(base.as_str())?.strip_prefix("/projects/")?.strip_suffix("/auth/verify")
-        })?;
-        let is_one = !segment.is_empty() && !segment.contains('/');
-        is_one.then(|| percent_decode_str(segment).decode_utf8().unwrap_or_default().into_owned())
+        project_in(&self.base_paths, path)
     }
 
     /// Answers a verify request.
     pub(super) async fn answer(&self, project: String, request: Request) -> Response {
-        let is_head = request.method() == Method::HEAD;
-        let mut response = verify(self.checks.clone(), project, request).await;
-        if is_head {
+        let (Parts { method, headers, extensions, .. }, _) = request.into_parts();
+        let call = self.observe.begin(CHECK, &extensions);
+        let decision = self.decide(proxied_request(project, &headers), &extensions).await;
+        call.end(decision.as_ref().err());
+        let mut response = match decision {
+            Ok(Ok(token)) => pass(&token),
+            Ok(Err(refusal)) => render(check::denied(refusal)),
+            // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
+            Err(status) => answer(&status),
+        };
+        for name in IDENTITY {
+            let name = HeaderName::from_static(name);
+            response.headers_mut().entry(name).or_insert(HeaderValue::from_static(""));
+        }
+        if method == Method::HEAD {
             *response.body_mut() = Body::empty();
         }
         response
     }
+
+    async fn decide(&self, asked: ProxiedRequest, extensions: &Extensions) -> Result<Decision, Status> {
+        if let Some(status) = EarlyRefusal::of(extensions) {
+            return Err(status);
+        }
+        let ip = extensions.get::<Origin>().and_then(|origin| origin.ip);
+        let decided = || self.authorization.decide(&asked, ip);
+        self.guardrail.begin(RequestClass::Verify, None, decided)?.finish().await?
+    }
 }
 
-async fn verify(mut checks: GrpcService, project: String, request: Request) -> Response {
-    let (Parts { headers, mut extensions, .. }, _) = request.into_parts();
-    extensions.insert(Arc::new(proxied_request(project, &headers)));
-    let mut call = http::Request::new(tonic::body::Body::empty());
-    *call.method_mut() = Method::POST;
-    *call.uri_mut() = Uri::from_static(CHECK);
-    *call.extensions_mut() = extensions;
-    let Ok(mut answered) = checks.call(call).await;
-    let mut response = match answered.extensions_mut().remove::<Decision>() {
-        Some(Ok(token)) => pass(&token),
-        Some(Err(refusal)) => render(check::denied(refusal)),
-        // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
-        None => answer(&Status::from_header_map(answered.headers()).unwrap_or_else(status::internal)),
-    };
-    for name in IDENTITY {
-        let name = HeaderName::from_static(name);
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(""));
-    }
-    response
+/// See [`Verify::project`]. A base path does not end with a slash.
+fn project_in(base_paths: &[String], path: &str) -> Option<String> {
+    let segment = base_paths
+        .iter()
+        .find_map(|base| path.strip_prefix(base.as_str())?.strip_prefix("/projects/")?.strip_suffix("/auth/verify"))?;
+    let is_one = !segment.is_empty() && !segment.contains('/');
+    is_one.then(|| percent_decode_str(segment).decode_utf8().unwrap_or_default().into_owned())
 }
 
 /// What is asked about the original request.
@@ -122,43 +130,13 @@ fn proxied_request(project: String, headers: &HeaderMap) -> ProxiedRequest {
 /// Lets the request pass, and tells the application whose it is.
 fn pass(token: &VerifiedToken) -> Response {
     let mut response = Response::new(Body::empty());
+    // Room for these and for those that every response has.
+    *response.headers_mut() = HeaderMap::with_capacity(12);
     for (name, value) in check::identity(token) {
         let value = HeaderValue::try_from(value).expect("encoded");
         response.headers_mut().insert(HeaderName::from_static(name), value);
     }
     response
-}
-
-/// Answers verify requests as Envoy's call does, behind the same layers. Request and decision are in the extensions: between
-/// two functions of one process, a message would be encoded only to be decoded again.
-#[derive(Clone)]
-pub(super) struct VerifyService(pub(super) Authorization);
-
-impl Service<GrpcRequest> for VerifyService {
-    type Response = GrpcResponse;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<GrpcResponse, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: GrpcRequest) -> Self::Future {
-        let authorization = self.0.clone();
-        let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip);
-        let asked = request.extensions_mut().remove::<Arc<ProxiedRequest>>();
-        Box::pin(async move {
-            let Some(asked) = asked else { return Ok(status::internal().into_http()) };
-            let decision = match authorization.decide(&asked, ip).await {
-                Ok(decision) => decision,
-                Err(status) => return Ok(status.into_http()),
-            };
-            let mut response = GrpcResponse::new(tonic::body::Body::empty());
-            response.headers_mut().insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-            response.extensions_mut().insert(decision);
-            Ok(response)
-        })
-    }
 }
 
 /// Renders Envoy's refusal as an HTTP response.
@@ -180,12 +158,10 @@ fn render(answer: CheckResponse) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::edge::shared::SharedService;
 
     #[test]
     fn a_path_names_one_project() {
-        let nobody = tower::service_fn(|_: GrpcRequest| async { Ok(GrpcResponse::new(tonic::body::Body::empty())) });
-        let verify = Verify::new(SharedService::new(nobody), &["/".to_owned(), "/api/v1".to_owned()]);
+        let base_paths = ["".to_owned(), "/api/v1".to_owned()];
         for (path, project) in [
             ("/projects/demo/auth/verify", Some("demo")),
             ("/api/v1/projects/demo/auth/verify", Some("demo")),
@@ -198,7 +174,7 @@ mod tests {
             ("/api/v2/projects/demo/auth/verify", None),
             ("/auth/verify", None),
         ] {
-            assert_eq!(verify.project(path).as_deref(), project, "{path}");
+            assert_eq!(project_in(&base_paths, path).as_deref(), project, "{path}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Authorizes requests for proxies: Envoy's external authorization, which service meshes also use.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -163,7 +164,7 @@ pub fn identity(token: &VerifiedToken) -> [(&'static str, String); 4] {
     let mut values = values.into_iter();
     IDENTITY.map(|name| {
         let value = values.next().expect("as many as there are names");
-        (name, utf8_percent_encode(value, ENCODED).to_string())
+        (name, Cow::from(utf8_percent_encode(value, ENCODED)).into_owned())
     })
 }
 
