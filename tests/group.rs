@@ -127,7 +127,7 @@ async fn a_terminated_connection_loses_no_sign_out() {
             let pids = format!("SELECT pid {waiting}");
             eventually("groups wait", async || service.database.lines(&pids).await.len() >= 2).await;
             let terminate = format!("SELECT pg_terminate_backend(pid, 10000) {waiting}");
-            assert!(service.database.lines(&terminate).await.iter().all(|done| done == "true"));
+            service.database.lines(&terminate).await;
         }
         holder.batch_execute("COMMIT").await.expect("lets go");
     };

@@ -1,7 +1,8 @@
 //! Group commit: requests that arrive while a transaction is in progress share the next one.
 //!
 //! No request waits for a group to fill. A request that finds no transaction in progress starts one at once, alone. While it
-//! commits, others queue, and all that have queued go together next. So groups grow with the load.
+//! commits, others queue, and all that have queued go together next. So groups grow with the load. A second group runs beside
+//! the first only if many requests wait, or one waits long: two small groups cost more than one large one.
 //!
 //! A group waits for no lock: requests that need a row which another transaction has locked are to be carried out alone, and
 //! so are the requests of a group that failed. So each waits and fails for itself. Projects take turns, request by request: a
@@ -19,6 +20,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use crate::store;
 use crate::telemetry::Metrics;
@@ -26,6 +28,14 @@ use sessiond_core::id::ProjectId;
 
 /// How many groups of one kind are in progress at a time: one is prepared while another waits for the disk.
 const LEADERS_MAX: usize = 2;
+
+/// A second group starts when this many requests wait. Measured with 16 and with 64 clients: with fewer, the statements of 16
+/// clients cost Postgres a third more.
+const MANY: usize = 16;
+
+/// A second group starts when a request has waited this long, since the first may be stuck. Several times the duration of a
+/// large group.
+const LONG: Duration = Duration::from_millis(25);
 
 /// The most requests in a group. Bounds the work of a statement, and how many requests one failure affects.
 const GROUP_MAX: usize = 128;
@@ -83,18 +93,26 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     /// Fails if the queue is full, if the wait takes too long, or if the database failed and the group had no other request.
     pub(super) async fn join<F, W>(&self, project: &ProjectId, request: Q, carry_out: F) -> Outcome<T>
     where
-        F: Fn(Vec<Q>) -> W + Send + 'static,
+        F: Fn(Vec<Q>) -> W + Clone + Send + 'static,
         W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
     {
-        let (caller, outcome) = oneshot::channel();
+        let (caller, mut outcome) = oneshot::channel();
         let Ok(needs_leader) = self.queue().push(project, Waiting { request, caller }) else {
             self.0.metrics.store_refused("line");
             return Err(store::Error::late(self.0.operation));
         };
         if needs_leader {
-            tokio::spawn(self.clone().lead(carry_out));
+            tokio::spawn(self.clone().lead(carry_out.clone()));
         }
-        match timeout(self.0.wait_max, outcome).await {
+        let until = Instant::now() + self.0.wait_max;
+        let mut received = timeout(LONG, &mut outcome).await;
+        if received.is_err() {
+            if self.queue().add_leader() {
+                tokio::spawn(self.clone().lead(carry_out));
+            }
+            received = timeout_at(until, &mut outcome).await;
+        }
+        match received {
             Ok(Ok(outcome)) => outcome,
             // A bug, or the end of the runtime, stopped the group. The request may have been carried out.
             Ok(Err(_)) => Ok(None),
@@ -160,9 +178,14 @@ impl<Q, T> Queue<Q, T> {
             self.turns.push_back(project.clone());
         }
         waiting.push_back(one);
-        let needs_leader = self.leaders < LEADERS_MAX;
-        self.leaders += usize::from(needs_leader);
-        Ok(needs_leader)
+        Ok((self.leaders == 0 || self.count >= MANY) && self.add_leader())
+    }
+
+    /// Adds a leader, if requests wait and there may be another.
+    fn add_leader(&mut self) -> bool {
+        let adds = self.count > 0 && self.leaders < LEADERS_MAX;
+        self.leaders += usize::from(adds);
+        adds
     }
 
     /// Takes the next group: a request of each project in turn. Drops requests whose callers are gone.
@@ -237,9 +260,9 @@ mod tests {
             let mut asked = vec![];
             for leaders in 1..=LEADERS_MAX {
                 asked.push(tokio::spawn(self.join("shop", request)));
-                // Until a leader has taken it: otherwise the next request would join it.
+                // Until a leader has taken it: otherwise the next request would join it. The second leader comes after a while.
                 while self.group.queue().leaders < leaders || self.group.queue().count > 0 {
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
             asked
@@ -274,6 +297,22 @@ mod tests {
         }
         assert_eq!(sizes, HashMap::from([(GROUP_MAX, GROUP_MAX), (1, 1)]), "a group has a bound");
         assert_eq!(setup.group.queue().leaders, 0, "a leader stops when no request waits");
+    }
+
+    /// The first group is stuck, and few requests wait: after a while they go without it.
+    #[tokio::test]
+    async fn a_stuck_group_holds_up_no_other() {
+        let setup = Setup::new();
+        let stuck = tokio::spawn(setup.join("shop", "stuck"));
+        while setup.group.queue().leaders == 0 || setup.group.queue().count > 0 {
+            tokio::task::yield_now().await;
+        }
+        let second = tokio::spawn(setup.join("shop", "second"));
+        while setup.group.queue().leaders < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        setup.gate.add_permits(2);
+        assert_eq!((answered(stuck).await, answered(second).await), ((1, 0), (1, 0)));
     }
 
     #[tokio::test]
