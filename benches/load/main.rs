@@ -27,6 +27,7 @@
 mod baseline;
 mod client;
 mod cpu;
+mod markdown;
 mod memory;
 mod null;
 mod overload;
@@ -79,6 +80,9 @@ struct Options {
     /// Where to write the results as JSON. Default: `load.json` in cargo's target directory.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Where to write the results as Markdown tables, if anywhere.
+    #[arg(long)]
+    markdown: Option<PathBuf>,
     /// A directory for plots (SVG): rate and p99 by number of clients.
     #[arg(long)]
     plots: Option<PathBuf>,
@@ -196,6 +200,10 @@ async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
     let json = options.json.clone().unwrap_or_else(|| stage::target_dir().join("load.json"));
     report::write(&json, &stage.facts, options.seconds, &rows, &overloads, &memory)?;
     println!("results: {}", json.display());
+    if let Some(file) = &options.markdown {
+        markdown::write(file, &stage.facts, &rows, &overloads)?;
+        println!("tables: {}", file.display());
+    }
     if let Some(dir) = &options.plots {
         for file in plot::write(dir, &rows)? {
             println!("plot: {}", file.display());

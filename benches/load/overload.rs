@@ -1,5 +1,5 @@
 //! More requests than the server can do: sign-outs, creations and introspections by 64, 192 and 4,096 callers at once, and
-//! by 64 new ones in the second after the 4,096 have stopped.
+//! by 64 new ones in the two seconds after the 4,096 have stopped: in the first, the server finishes what it has accepted.
 //!
 //! A caller has one request in progress. If it is refused, it waits as the server says (`--pause` sets another time), and
 //! repeats it. Callers share connections: on HTTP/2, eight use one. Connections come from many loopback addresses, because
@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// The counted part of a phase.
 const COUNTED: Duration = Duration::from_secs(4);
 
-/// The second after the overload.
+/// Each of the two phases after the overload.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// Longer than the server's own time limit.
@@ -83,6 +83,21 @@ pub(crate) struct OverloadRow {
 }
 
 impl OverloadRow {
+    /// The work, the protocol and the phase.
+    pub(crate) fn names(&self) -> [&str; 3] {
+        [self.work.as_str(), self.wire.as_str(), self.phase.trim_end_matches(" callers")]
+    }
+
+    /// Goodput, as a number and as a share of the peak's, and refusals, a second.
+    pub(crate) const fn rates(&self) -> [f64; 3] {
+        [self.goodput, self.of_peak, self.refused]
+    }
+
+    /// The median and the 99th percentile of what was done, in microseconds.
+    pub(crate) fn micros(&self) -> [u32; 2] {
+        [self.tally.micros_at(50), self.tally.micros_at(99)]
+    }
+
     pub(crate) fn json(&self) -> Value {
         json!({
             "work": self.work.as_str(),
@@ -174,7 +189,7 @@ pub(crate) async fn measure(stage: &mut Stage, wire: Wire, pause: Pause) -> Outc
         let known = stage.sessions.take(1_000).await?;
         let mut peak = 0.0;
         for callers in [PEAK_CALLERS, 3 * PEAK_CALLERS, 4_096] {
-            let seconds = (SETTLE + COUNTED + RECOVERY).as_secs_f64();
+            let seconds = (SETTLE + COUNTED + 2 * RECOVERY).as_secs_f64();
             // At the peak nothing is known yet.
             let expected = if peak == 0.0 { 10_000.0 } else { peak * 1.5 };
             let tokens = materials(stage, work, (expected * seconds) as usize + callers, &known).await?;
@@ -183,11 +198,12 @@ pub(crate) async fn measure(stage: &mut Stage, wire: Wire, pause: Pause) -> Outc
             let supply = Supply::new(&calls, if work == Work::SignOut { Reuse::Once } else { Reuse::Always });
             let crowd = Crowd { addr: stage.addr, wire, supply: &supply, pause };
             let (during, after) = crowd.run_and_recover(callers)?;
+            let [first, second] = after;
             if work == Work::SignOut && supply.used() == calls.len() {
                 return Err("the tokens ran out".into());
             }
             let acknowledged = &mut stage.sessions.acknowledged;
-            for tally in [&during, &after] {
+            for tally in [&during, &first, &second] {
                 match work {
                     Work::SignOut => acknowledged.sign_outs += tally.done,
                     Work::Create => acknowledged.creations += tally.done,
@@ -205,7 +221,8 @@ pub(crate) async fn measure(stage: &mut Stage, wire: Wire, pause: Pause) -> Outc
             };
             let mut results = vec![row(format!("{callers} callers"), during, COUNTED)];
             if callers > 3 * PEAK_CALLERS {
-                results.push(row("the second afterwards".to_owned(), after, RECOVERY));
+                results.push(row("the second afterwards".to_owned(), first, RECOVERY));
+                results.push(row("the one after that".to_owned(), second, RECOVERY));
             }
             results.iter().for_each(OverloadRow::print);
             rows.extend(results);
@@ -231,14 +248,16 @@ struct Crowd<'a> {
 }
 
 impl Crowd<'_> {
-    /// Runs this many callers, and then a new 64 for a second.
-    fn run_and_recover(&self, callers: usize) -> Outcome<(Tally, Tally)> {
+    /// Runs this many callers, and then a new 64 for a second, twice.
+    fn run_and_recover(&self, callers: usize) -> Outcome<(Tally, [Tally; 2])> {
         thread::scope(|scope| {
             let begin = Instant::now();
             let end = begin + SETTLE + COUNTED;
             let during = scope.spawn(move || self.run(callers, begin + SETTLE, end));
             thread::sleep(end.saturating_duration_since(Instant::now()));
-            let after = self.run(PEAK_CALLERS, end, end + RECOVERY)?;
+            let first = self.run(PEAK_CALLERS, end, end + RECOVERY)?;
+            let second = self.run(PEAK_CALLERS, end + RECOVERY, end + 2 * RECOVERY)?;
+            let after = [first, second];
             Ok((during.join().map_err(|_| "a caller panicked")??, after))
         })
     }

@@ -140,7 +140,7 @@ fn step(most: f64) -> f64 {
 }
 
 /// A number without needless digits, and with a thousands separator.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value < 10.0 && value.fract() > 0.0 {
         return format!("{value:.1}");
     }
