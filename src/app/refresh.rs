@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -31,6 +33,7 @@ use crate::telemetry::request_id;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::Epoch;
 use sessiond_core::session::Origin;
@@ -91,7 +94,7 @@ impl App {
         device::prepare();
         let (project, session) = (key.project().clone(), presented.session());
         let network = origin.ip.map(origin::network);
-        let request = RefreshRequest { key, presented, origin, now, policy };
+        let request = RefreshRequest { key, presented, origin, now, policy, is_charged: AtomicBool::new(false) };
         match self.rotate(Arc::new(request)).await? {
             RefreshOutcome::Granted(granted, notice) => {
                 if notice != RepeatNotice::None {
@@ -165,9 +168,22 @@ pub(super) struct RefreshRequest {
     origin: Origin,
     now: Timestamp,
     policy: Policy,
+    /// Whether the user and the project were charged. After the failure of its group, a request is carried out again.
+    is_charged: AtomicBool,
 }
 
 impl RefreshRequest {
+    /// Charges the user and the project, once.
+    fn charge(&self, user: &UserId, rates: &Limiter) -> Result<(), Empty> {
+        if !self.is_charged.load(Ordering::Relaxed) {
+            // The user before the project, so that no user can drain the project's bucket.
+            rates.charge(Bucket::User(self.key.project(), user))?;
+            rates.charge(Bucket::Project(self.key.project()))?;
+            self.is_charged.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn session(&self) -> (&ProjectId, SessionId) {
         (self.key.project(), self.presented.session())
     }
@@ -236,7 +252,7 @@ async fn rotate(
     rates: &Limiter,
     rotations: &mut Vec<SessionRotation>,
 ) -> Result<RefreshOutcome, store::Error> {
-    let RefreshRequest { key, presented, origin, now, policy } = request;
+    let RefreshRequest { key, presented, origin, now, policy, .. } = request;
     let (project, now) = (key.project(), *now);
     if !key.verify_token(presented, &stored.secret) {
         return Ok(RefreshOutcome::Refused);
@@ -244,10 +260,7 @@ async fn rotate(
     if !present.is_some_and(|present| stored.session.is_live(now, present)) {
         return Ok(RefreshOutcome::Ended);
     }
-    // The user before the project, so that no user can drain the project's bucket.
-    let paid =
-        rates.charge(Bucket::User(project, &stored.session.user)).and_then(|()| rates.charge(Bucket::Project(project)));
-    if let Err(Empty { retry_after }) = paid {
+    if let Err(Empty { retry_after }) = request.charge(&stored.session.user, rates) {
         return Ok(RefreshOutcome::Throttled(retry_after));
     }
     let origin_match = stored.session.device.origin_match(origin);
