@@ -6,7 +6,7 @@
 //!
 //! A group waits for no lock: requests that need a row which another transaction has locked are to be carried out alone, and
 //! so are the requests of a group that failed. So each waits and fails for itself. Projects take turns, request by request: a
-//! flood of one project delays the requests of another by one group at most.
+//! flood of one project delays the requests of another by one group at most, and does not keep them out of a full queue.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -40,7 +40,7 @@ const LONG: Duration = Duration::from_millis(25);
 /// The most requests in a group. Bounds the work of a statement, and how many requests one failure affects.
 const GROUP_MAX: usize = 128;
 
-/// The most requests that wait. Further ones are refused.
+/// The most requests that wait. Then requests of the project with the most waiting are refused.
 const WAITING_MAX: usize = 4_096;
 
 /// Carries out requests of one kind in groups. Cheap to clone; clones share state.
@@ -97,10 +97,12 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
     {
         let (caller, mut outcome) = oneshot::channel();
-        let Ok(needs_leader) = self.queue().push(project, Waiting { request, caller }) else {
+        let Pushed { needs_leader, refused } = self.queue().push(project, Waiting { request, caller });
+        if let Some(Waiting { caller, .. }) = refused {
             self.0.metrics.store_refused("line");
-            return Err(store::Error::late(self.0.operation));
-        };
+            // Perhaps this very caller; one that is gone needs no outcome.
+            let _ = caller.send(Err(store::Error::late(self.0.operation)));
+        }
         if needs_leader {
             tokio::spawn(self.clone().lead(carry_out.clone()));
         }
@@ -163,14 +165,27 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     }
 }
 
-/// The queue is full.
-struct Full;
+/// The result of queueing a request.
+struct Pushed<Q, T> {
+    /// Whether the queue needs another leader.
+    needs_leader: bool,
+    /// The request that is refused because the queue is full.
+    refused: Option<Waiting<Q, T>>,
+}
 
 impl<Q, T> Queue<Q, T> {
-    /// Queues a request. Returns whether it needs another leader.
-    fn push(&mut self, project: &ProjectId, one: Waiting<Q, T>) -> Result<bool, Full> {
+    /// Queues a request. If the queue is full, refuses the newest request of the project with the most waiting, or else this
+    /// one.
+    fn push(&mut self, project: &ProjectId, one: Waiting<Q, T>) -> Pushed<Q, T> {
+        let mut refused = None;
         if self.count >= WAITING_MAX {
-            return Err(Full);
+            let own = self.waiting.get(project).map_or(0, VecDeque::len);
+            match self.waiting.values_mut().max_by_key(|waiting| waiting.len()) {
+                // So that another one of its requests still waits, and it keeps its turn.
+                Some(largest) if largest.len() > own + 1 => refused = largest.pop_back(),
+                Some(_) | None => return Pushed { needs_leader: false, refused: Some(one) },
+            }
+            self.count -= 1;
         }
         self.count += 1;
         let waiting = self.waiting.entry(project.clone()).or_default();
@@ -178,7 +193,8 @@ impl<Q, T> Queue<Q, T> {
             self.turns.push_back(project.clone());
         }
         waiting.push_back(one);
-        Ok((self.leaders == 0 || self.count >= MANY) && self.add_leader())
+        let needs_leader = (self.leaders == 0 || self.count >= MANY) && self.add_leader();
+        Pushed { needs_leader, refused }
     }
 
     /// Adds a leader, if requests wait and there may be another.
@@ -364,6 +380,29 @@ mod tests {
         }
     }
 
+    /// Leaders start and stop all the time: no request is left behind, and each gets its own outcome.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_request_that_arrives_when_a_leader_stops_is_carried_out() {
+        let group = Group::<usize, usize>::new("test", Duration::from_secs(10), Metrics::default());
+        let one_by_one = |caller: usize| {
+            let group = group.clone();
+            let project = project(&format!("project-{}", caller % 3));
+            tokio::spawn(async move {
+                for number in (0..2_000).map(|round| caller * 10_000 + round) {
+                    let echo = |requests: Vec<usize>| async { Ok(requests.into_iter().map(Some).collect()) };
+                    let outcome = group.join(&project, number, echo).await.expect("in time");
+                    assert_eq!(outcome, Some(number));
+                }
+            })
+        };
+        for caller in (0..8).map(one_by_one).collect::<Vec<_>>() {
+            caller.await.expect("no panic");
+        }
+        while group.queue().leaders > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn the_queue_has_a_bound() {
         let setup = Setup::new();
@@ -371,8 +410,13 @@ mod tests {
         let waiting: Vec<_> = (0..WAITING_MAX).map(|_| tokio::spawn(setup.join("shop", "waits"))).collect();
         setup.queued(WAITING_MAX).await;
         assert!(setup.join("shop", "late").await.is_err());
+        // Another project's requests are admitted until it has as many waiting.
+        let other = tokio::spawn(setup.join("other", "other"));
+        let (displaced, _, waiting) = futures_util::future::select_all(waiting).await;
+        assert!(displaced.expect("no panic").is_err(), "one of the project with the most");
+        assert_eq!(setup.group.queue().count, WAITING_MAX);
         setup.gate.add_permits(1_000);
-        for one in first.into_iter().chain(waiting) {
+        for one in first.into_iter().chain(waiting).chain([other]) {
             answered(one).await;
         }
     }
