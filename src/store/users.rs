@@ -28,7 +28,8 @@ impl Tx {
     }
 
     /// Creates the epochs of new users, and returns the present epochs of those users whose row no other transaction has locked.
-    /// They do not change until the end of the transaction. Waits for no lock but that of another new user's first sign-in.
+    /// They do not change until the end of the transaction. Waits for no lock but that of another new user's first sign-in, and
+    /// for that at most 200 ms: then it fails.
     pub async fn epochs_share_unlocked(
         &mut self,
         users: HashSet<(&ProjectId, &UserId)>,
@@ -120,9 +121,13 @@ statement! {
 statement! {
     /// Creates the epochs of those users that have none, in a fixed order, so that two such statements cannot deadlock.
     /// Returns the new ones. Does not wait for a user whose row is locked.
+    ///
+    /// It must wait for a transaction that is about to create one of the users. If that takes longer than a few commits, it
+    /// fails, so that the other users' sign-ins need not wait. The setting ends with the transaction.
     UsersEnsure -> NewUserRow =
     "INSERT INTO users (project_id, user_id, epoch)
-     SELECT p.id, a.user_id, p.users_epoch_base FROM unnest("
+     SELECT p.id, a.user_id, p.users_epoch_base
+     FROM (SELECT pg_catalog.set_config('lock_timeout', '200ms', true)) AS wait CROSS JOIN unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [users: Vec<String> as sql::Array<sql::Text>]
