@@ -1,12 +1,35 @@
 //! Requests that share a transaction: each has an outcome of its own, and one caller's lock, fault or disconnection
 //! affects no other.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use diesel_async::SimpleAsyncConnection as _;
 use futures_util::future::join_all;
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    app::{AccessToken, Sweeper, TokenHolder},
+    config::Rates,
+    pb::{CreateSessionRequest, RevokeAllSessionsRequest},
+    telemetry::Metrics,
+};
+use sessiond_core::{
+    id::ProjectId,
+    session::{Origin, retention::RetentionPeriods},
+    token::{schedule::Urgency, sealing::Purpose},
+};
 
-use crate::harness::{Device, Service, Wire, bearer, database::Database, eventually};
+use crate::{
+    assert_refused,
+    harness::{
+        Device, PROJECT, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, rates, refresh_token,
+    },
+};
 
 /// The number of sign-out statements that succeeded, and that failed.
 async fn statements(service: &Service) -> (u64, u64) {
@@ -70,7 +93,7 @@ async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
     let mut holder = service.database.connect().await;
     let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
     holder.batch_execute(&lock).await.expect("holds the row");
-    let both = crate::harness::both(bearer(&held.access_token), crate::harness::refresh_token(&free.refresh_token));
+    let both = crate::harness::both(bearer(&held.access_token), refresh_token(&free.refresh_token));
     let signing_out = service.revoke_current(Wire::Grpc, both);
     let release = async {
         eventually("the other session ends", async || !free.is_signed_in().await).await;
@@ -88,17 +111,20 @@ async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
     assert_eq!(ended.expect("signs out").already_revoked, None, "one of the two was live until now");
 }
 
+/// Makes the database refuse updates of a session.
+fn refusing_updates(session: &str) -> String {
+    format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW WHEN (old.id = '{session}') EXECUTE FUNCTION refuse()"
+    )
+}
+
 /// The database refuses to end one session: its caller gets an error, and the others of its group are retried alone.
 #[tokio::test]
 async fn a_fault_affects_only_its_own_request() {
     let service = Service::start_on(Database::create().await).await;
     let (faulty, devices) = (service.sign_in("ada", "faulty").await, sign_in(&service, 60).await);
-    let trigger = format!(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
-         CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW WHEN (old.id = '{}') EXECUTE FUNCTION refuse()",
-        faulty.session
-    );
-    service.database.run(&trigger).await;
+    service.database.run(&refusing_updates(&faulty.session)).await;
     // The faulty one comes last, when groups are in progress.
     let (ended, refused) = tokio::join!(join_all(devices.iter().map(Device::sign_out)), faulty.sign_out());
     refused.expect_err("its update fails");
@@ -267,4 +293,213 @@ async fn concurrent_sign_ins_share_transactions_and_each_opens_a_session() {
     let ok = "sessiond_store_operation_duration_seconds_count{operation=\"create_session\",outcome=\"ok\"}";
     let transactions = service.metric(ok).await;
     assert!(transactions < 61, "{transactions} transactions for 61 sign-ins");
+}
+
+/// Waits until this many groups wait for a lock that the test holds. There are two at most: then requests queue.
+async fn groups_wait(service: &Service, count: usize) {
+    let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually("groups wait", async || service.database.lines(waiting).await.len() >= count).await;
+}
+
+/// Waits until all that was asked so far is queued: nothing else can happen.
+async fn queued() {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
+/// Thousands of sign-outs of one project are queued: one of another project is among the next groups.
+#[tokio::test]
+async fn a_flood_of_one_project_does_not_starve_another() {
+    const FLOOD: usize = 3_000;
+    const GROUP_MAX: usize = 128;
+    let service = Service::start().await;
+    let devices = sign_in(&service, 50).await;
+    let other_key = service.create_project("other").await;
+    let request = CreateSessionRequest { user_id: "ada".to_owned(), ..CreateSessionRequest::default() };
+    let other = service.create_as(Wire::Grpc, &other_key, request).await.expect("signs in");
+
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
+    let answered = Arc::new(AtomicUsize::new(0));
+    // Without the edge, whose limits are another matter.
+    let flood = |number: usize| {
+        let (app, answered) = (service.app.clone(), Arc::clone(&answered));
+        let access = vec![AccessToken(devices[number % devices.len()].access_token.clone())];
+        tokio::spawn(async move {
+            let holder = TokenHolder { access, ..TokenHolder::default() };
+            let ended = app.revoke_current(holder, None, Origin::default()).await;
+            answered.fetch_add(1, Ordering::Relaxed);
+            ended.is_ok()
+        })
+    };
+    let mut flooding = vec![];
+    for number in 0..2 {
+        flooding.push(flood(number));
+        groups_wait(&service, number + 1).await;
+    }
+    flooding.extend((2..FLOOD).map(flood));
+    queued().await;
+    let mut signing_out = Box::pin(service.revoke_current(Wire::Rest, bearer(&other.access_token)));
+    tokio::select! {
+        _ = &mut signing_out => panic!("the table is locked"),
+        () = queued() => {}
+    }
+    assert_eq!(answered.load(Ordering::Relaxed), 0, "all of the flood is ahead of it");
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    let ended = signing_out.await.expect("signs out");
+    let ahead = answered.load(Ordering::Relaxed);
+    assert_eq!(ended.already_revoked, None);
+    assert!(ahead <= 6 * GROUP_MAX, "{ahead} of the flood were answered before it");
+    for flooding in flooding {
+        assert!(flooding.await.expect("no panic"), "the flood signs out, too");
+    }
+}
+
+/// A project, and a user of another, are deleted while their sign-outs are queued among those of others.
+#[tokio::test]
+async fn what_is_deleted_while_it_waits_affects_no_other() {
+    let service = Service::start().await;
+    let (erased, devices) = (service.sign_in("eve", "erased").await, sign_in(&service, 60).await);
+    let gone_key = service.create_project("gone").await;
+    let request = CreateSessionRequest { user_id: "ada".to_owned(), ..CreateSessionRequest::default() };
+    let gone = service.create_as(Wire::Grpc, &gone_key, request).await.expect("signs in");
+
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
+    let gone = [bearer(&gone.access_token), refresh_token(&gone.refresh_token)];
+    let all = async {
+        tokio::join!(
+            join_all(devices.iter().map(Device::sign_out)),
+            join_all(gone.map(|headers| service.revoke_current(Wire::Grpc, headers))),
+            erased.sign_out()
+        )
+    };
+    let delete = async {
+        groups_wait(&service, 2).await;
+        queued().await;
+        let deletions = ["sessions", "users", "server_keys", "signing_keys", "refresh_keys"]
+            .map(|table| format!("DELETE FROM {table} WHERE project_id = 'gone'"));
+        let sql = format!(
+            "{}; DELETE FROM projects WHERE id = 'gone';
+             DELETE FROM sessions WHERE user_id = 'eve'; DELETE FROM users WHERE user_id = 'eve'",
+            deletions.join("; ")
+        );
+        holder.batch_execute(&sql).await.expect("deletes");
+        holder.batch_execute("COMMIT").await.expect("lets go");
+    };
+    let ((ended, gone, erased), ()) = tokio::join!(all, delete);
+    for ended in ended {
+        assert_eq!(ended.expect("signs out").already_revoked, None);
+    }
+    // Sessions that do not exist have ended.
+    for ended in gone.into_iter().chain([erased]) {
+        assert_eq!(ended.expect("signs out").already_revoked, Some(true));
+    }
+    assert_eq!(service.database.lines("SELECT count(*) FROM revocations").await, ["60"]);
+}
+
+/// The database refuses one refresh of a group, so that the others are carried out again: they are charged once.
+#[tokio::test]
+async fn a_refresh_that_is_retried_alone_is_charged_once() {
+    let once = Rates { user_rate: 1, user_burst: 1, ..rates() };
+    let service = Service::start_limited(once, |_, _| {}).await;
+    let (faulty, devices) = (service.sign_in("ada", "faulty").await, sign_in(&service, 60).await);
+    service.database.run(&refusing_updates(&faulty.session)).await;
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE users IN EXCLUSIVE MODE").await.expect("locks");
+    let refresh = async |at_least: usize, device: &Device<'_>| {
+        groups_wait(&service, at_least).await;
+        device.refresh_without_keeping().await
+    };
+    let mut refreshing = Box::pin(async {
+        let (first, second) = (refresh(0, &devices[0]), refresh(1, &devices[1]));
+        // One group, with the faulty one.
+        let rest = join_all(devices[2..].iter().map(|device| refresh(2, device)));
+        tokio::join!(first, second, rest, refresh(2, &faulty))
+    });
+    let queue = async {
+        groups_wait(&service, 2).await;
+        queued().await;
+    };
+    tokio::select! {
+        _ = &mut refreshing => panic!("the table is locked"),
+        () = queue => {}
+    }
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    let (first, second, rest, refused) = refreshing.await;
+    assert_ne!(refused.err().expect("its update fails").reason, "RATE_LIMITED");
+    for refreshed in [first, second].into_iter().chain(rest) {
+        refreshed.map(drop).expect("refreshes");
+    }
+    assert_refused!(devices[5].refresh_without_keeping(), "RATE_LIMITED");
+}
+
+/// Another transaction is about to create a user: only that user's sign-in waits for it.
+#[tokio::test]
+async fn a_user_that_is_being_created_delays_only_its_own_sign_in() {
+    let service = Service::start().await;
+    let mut holder = service.database.connect().await;
+    let create = "BEGIN; INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'user-30', 0)";
+    holder.batch_execute(create).await.expect("creates");
+    let mut held = Box::pin(service.sign_in_as("user-30".to_owned()));
+    let others = join_all((0..60).filter(|n| *n != 30).map(|n| service.sign_in_as(format!("user-{n}"))));
+    tokio::select! {
+        biased;
+        _ = &mut held => panic!("its user is not committed"),
+        created = others => assert!(created.iter().all(Result::is_ok)),
+    }
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    held.await.expect("signs in");
+}
+
+/// Everything that locks sessions, users and projects, at once, on few rows: no deadlock, and every answer is one of those that
+/// some order explains.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_and_all_other_transactions_do_not_deadlock() {
+    const ROUNDS: usize = 6;
+    let service = Service::start().await;
+    let admin = service.admin_key().await;
+    let retention = RetentionPeriods { ended_sessions: Duration::ZERO, audit: Duration::MAX, addresses: Duration::MAX };
+    let sweeper = Sweeper::new(service.store.clone(), service.clock.clone(), retention, Metrics::default());
+    for _ in 0..ROUNDS {
+        let devices = join_all((0..40).map(|n| service.sign_in_as(format!("user-{}", n % 8)))).await;
+        let devices: Vec<Device<'_>> =
+            devices.into_iter().map(|created| service.device(created.expect("signs in"))).collect();
+        let refreshing = join_all(devices.iter().chain(&devices).map(Device::refresh_without_keeping));
+        let signing_out = join_all(devices.iter().skip(20).chain(devices.iter().skip(20)).map(Device::sign_out));
+        let creating = join_all((0..40).map(|n| service.sign_in_as(format!("user-{}", n % 16))));
+        let revoking_all = join_all((0..4).map(|n| {
+            let request =
+                RevokeAllSessionsRequest { user_id: Some(format!("user-{n}")), ..RevokeAllSessionsRequest::default() };
+            service.revoke_all(Wire::Grpc, service.key(), request)
+        }));
+        let erasing = join_all(
+            (4..8).map(async |n| service.erase(Wire::Grpc, bearer(admin.expose_secret()), &format!("user-{n}")).await),
+        );
+        let sweeping = async {
+            for _ in 0..3 {
+                sweeper.run_once().await.expect("sweeps");
+            }
+        };
+        let rotating = async {
+            let project = ProjectId::parse(PROJECT).expect("a name");
+            service.app.rotate_key(Purpose::Signing, project, Urgency::Planned).await
+        };
+        // One rotation at a time is allowed: the others are refused.
+        let (refreshed, ended, created, revoked, erased, (), _) =
+            tokio::join!(refreshing, signing_out, creating, revoking_all, erasing, sweeping, rotating);
+        for refused in refreshed.into_iter().filter_map(Result::err) {
+            assert_eq!(refused.reason, REFUSED_REFRESH);
+        }
+        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+        for created in created {
+            created.map(drop).expect("signs in");
+        }
+        assert!(revoked.iter().all(Result::is_ok), "{revoked:?}");
+        assert!(erased.iter().all(Result::is_ok), "{erased:?}");
+        service.clock.advance(Duration::from_secs(1));
+    }
+    // Statistics are reported within a second.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(service.database.lines(deadlocks).await, ["0"]);
 }

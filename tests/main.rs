@@ -38,6 +38,7 @@ mod faults;
 mod group;
 mod grpc;
 mod http_rules;
+mod ledger;
 mod oauth;
 mod openapi;
 mod outage;

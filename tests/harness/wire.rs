@@ -1,6 +1,6 @@
 //! The three protocols, behind one interface: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{error::Error, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -50,6 +50,14 @@ pub struct Refused {
     pub http: Option<StatusCode>,
     /// `Retry-After`, in seconds. Only over REST.
     pub retry_after_seconds: Option<u64>,
+}
+
+impl Refused {
+    /// The connection ended before the answer arrived.
+    fn without_answer(error: &(dyn Error + Send + Sync)) -> Self {
+        let (reason, code) = (format!("no answer: {error:?}"), Code::Unavailable);
+        Self { reason, code, fields: vec![], retry_after: None, http: None, retry_after_seconds: None }
+    }
 }
 
 pub(super) type GrpcClient = Client<HttpConnector, Body>;
@@ -141,7 +149,20 @@ impl Wires {
         headers: HeaderMap,
         body: impl Into<Bytes>,
     ) -> Response<Bytes> {
-        collect(self.rest.request(self.request(method, path, headers, body.into())).await.expect("answers")).await
+        self.try_http(method, path, headers, body).await.expect("answers")
+    }
+
+    /// The same, if the server may be killed before it has answered.
+    pub async fn try_http(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
+        let response = self.rest.request(self.request(method, path, headers, body.into())).await?;
+        let (head, body) = response.into_parts();
+        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
     }
 
     /// The same over HTTP/2.
@@ -187,7 +208,8 @@ impl Wires {
             }
             path = query(path, &fields);
         }
-        let response = self.http(verb, &path, headers, body).await;
+        let response =
+            self.try_http(verb, &path, headers, body).await.map_err(|error| Refused::without_answer(&*error))?;
         let json: Value = serde_json::from_slice(response.body()).expect("a JSON body");
         if response.status() != StatusCode::OK {
             let header = response.headers().get(http::header::RETRY_AFTER);
