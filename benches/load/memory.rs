@@ -14,6 +14,8 @@ use crate::Outcome;
 use crate::client::Connection;
 use crate::client::Wire;
 use crate::stage::Stage;
+use crate::work::Caller;
+use crate::work::Work;
 
 /// As many as the server accepts by default.
 const CONNECTIONS: usize = 10_000;
@@ -21,17 +23,23 @@ const CONNECTIONS: usize = 10_000;
 /// Opened at the same time.
 const OPENING: usize = 64;
 
-/// Until the server has done what follows a handshake.
+/// Until the server has done what follows a request.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Opens idle connections, and reports the server's resident memory before and with them.
-pub(crate) async fn measure(stage: &Stage) -> Outcome<Value> {
+/// Opens connections with one request each, and reports the server's resident memory before and with them.
+pub(crate) async fn measure(stage: &mut Stage) -> Outcome<Value> {
+    let known = stage.sessions.take(1).await?;
+    let caller = Caller { addr: stage.addr, wire: Wire::Grpc, server_key: stage.server_key.clone() };
+    let call = caller.call(Work::Introspect, known.first().ok_or("a session")?);
     let before = resident_kib(stage.server_pid())?;
-    let open = |at: usize| {
+    let open = async |at: usize| {
         // An address may have a quarter of all connections.
         let octet = |number: usize| u8::try_from(number).unwrap_or(1);
         let source = Ipv4Addr::new(127, 0, octet(at % 100 + 1), octet(at / 250 % 100 + 1));
-        Connection::open(Wire::Grpc, stage.addr, source)
+        let mut connection = Connection::open(Wire::Grpc, caller.addr, source).await?;
+        // The server closes a connection that has never sent a request.
+        connection.call(call.request.clone()).await?.map_err(|refused| refused.text)?;
+        Outcome::Ok(connection)
     };
     let held: Vec<Connection> = stream::iter(0..CONNECTIONS).map(open).buffer_unordered(OPENING).try_collect().await?;
     tokio::time::sleep(SETTLE).await;

@@ -110,7 +110,7 @@ impl OverloadRow {
             "failed": self.tally.failed,
             "p50_us": self.tally.micros_at(50),
             "p99_us": self.tally.micros_at(99),
-            "first_refusal": self.tally.refusal,
+            "first_trouble": self.tally.trouble,
         })
     }
 
@@ -127,7 +127,7 @@ impl OverloadRow {
             self.tally.failed,
             self.tally.micros_at(50),
             self.tally.micros_at(99),
-            self.tally.refusal.as_deref().unwrap_or("")
+            self.tally.trouble.as_deref().unwrap_or("")
         );
     }
 }
@@ -149,8 +149,8 @@ struct Tally {
     uncertain: u64,
     /// The durations of what was done in the counted time, in microseconds.
     micros: Vec<u32>,
-    /// What the first refusal said.
-    refusal: Option<String>,
+    /// What the first refusal or failure said.
+    trouble: Option<String>,
 }
 
 impl Tally {
@@ -162,7 +162,15 @@ impl Tally {
         self.failed += other.failed;
         self.uncertain += other.uncertain;
         self.micros.extend(other.micros);
-        self.refusal = self.refusal.take().or(other.refusal);
+        self.trouble = self.trouble.take().or(other.trouble);
+    }
+
+    /// Counts a request that may have been done.
+    fn failed_by(mut self, text: String) -> Self {
+        self.failed += 1;
+        self.uncertain += 1;
+        self.trouble.get_or_insert(text);
+        self
     }
 
     fn micros_at(&self, percent: usize) -> u32 {
@@ -319,10 +327,10 @@ impl Crowd<'_> {
                 let begun = Instant::now();
                 let answer = timeout(PATIENCE, connection.call(call.request.clone())).await;
                 let is_counted = (from..end).contains(&Instant::now());
-                let Ok(Ok(answer)) = answer else {
-                    tally.failed += 1;
-                    tally.uncertain += 1;
-                    return tally;
+                let answer = match answer {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(error)) => return tally.failed_by(format!("the connection failed: {error}")),
+                    Err(late) => return tally.failed_by(format!("no answer: {late}")),
                 };
                 match answer {
                     Ok((headers, body)) => {
@@ -341,7 +349,7 @@ impl Crowd<'_> {
                         may_be_done |= refused.may_be_done;
                         tally.refused += u64::from(is_counted);
                         tally.untold += u64::from(refused.retry_after.is_none());
-                        tally.refusal.get_or_insert(refused.text);
+                        tally.trouble.get_or_insert(refused.text);
                         let told = refused.retry_after.unwrap_or(PAUSE_UNTOLD);
                         pause(if let Pause::Fixed(fixed) = self.pause { fixed } else { told }, end).await;
                     }
