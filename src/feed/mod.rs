@@ -79,7 +79,8 @@ impl Feed {
 
     /// Follows the database. Does not return.
     pub async fn run(&self) {
-        reader::run(&self.broadcaster, &self.reading, &self.store).await;
+        // On the heap: its loops take some 30 kB, which whoever runs it would move.
+        Box::pin(reader::run(&self.broadcaster, &self.reading, &self.store)).await;
     }
 
     /// How long ago the feed was complete; `None` before the first complete reading.

@@ -51,6 +51,7 @@ use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::sql_types::Integer;
+use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio::time::timeout;
@@ -245,7 +246,9 @@ impl Store {
     {
         self.check_durable(operation)?;
         let store = self.clone();
-        self.detached(operation, async move { work(store.begin(operation).await?).await }).await
+        // On the heap, or every caller's future would contain it several times.
+        let work: BoxFuture<'static, _> = Box::pin(async move { work(store.begin(operation).await?).await });
+        self.detached(operation, work).await
     }
 
     /// As [`Store::transact`], on the caller's task, which no request can drop.
@@ -275,7 +278,9 @@ impl Store {
         T: Send + 'static,
     {
         let store = self.clone();
-        self.detached(operation, async move { store.retry_lost(operation, work).await }).await
+        // On the heap, as above.
+        let work: BoxFuture<'static, _> = Box::pin(async move { store.retry_lost(operation, work).await });
+        self.detached(operation, work).await
     }
 
     /// Runs idempotent work on a connection, and retries it on a new one if a pooled one was dead.

@@ -155,9 +155,9 @@ fn run(command: Command, log: &Log) -> CommandResult {
 
 async fn execute(command: Command) -> CommandResult {
     match command {
-        Command::Dev(args) => dev::run(*args).await,
+        Command::Dev(args) => Box::pin(dev::run(*args)).await,
         Command::DemoSession(args) => dev::session::run(args).await,
-        Command::Serve(args) => serve::run(*args).await,
+        Command::Serve(args) => Box::pin(serve::run(*args)).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Openapi(args) => openapi::run(&args),
         Command::Project(command) => project::run(command).await,
