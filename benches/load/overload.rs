@@ -199,7 +199,7 @@ pub(crate) async fn measure(stage: &mut Stage, wire: Wire, pause: Pause) -> Outc
         for callers in [PEAK_CALLERS, 3 * PEAK_CALLERS, 4_096] {
             let seconds = (SETTLE + COUNTED + 2 * RECOVERY).as_secs_f64();
             // At the peak nothing is known yet.
-            let expected = if peak == 0.0 { 10_000.0 } else { peak * 1.5 };
+            let expected = if peak == 0.0 { 25_000.0 } else { peak * 2.0 };
             let tokens = materials(stage, work, (expected * seconds) as usize + callers, &known).await?;
             let caller = Caller { addr: stage.addr, wire, server_key: stage.server_key.clone() };
             let calls: Vec<Call> = tokens.iter().map(|tokens| caller.call(work, tokens)).collect();
