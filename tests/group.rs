@@ -137,7 +137,7 @@ async fn a_fault_affects_only_its_own_request() {
 }
 
 /// Connections are terminated while groups wait for their answers: the requests of a group are retried alone. A request that
-/// was alone at first is told that the database failed, and can retry.
+/// had a transaction of its own fails, and its caller can retry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminated_connection_loses_no_sign_out() {
     let service = Service::start_on(Database::create().await).await;

@@ -16,12 +16,12 @@ use super::idempotency::IdempotencyKey;
 use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
-use crate::store::Done;
 use crate::store::EventKind;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Revocation;
-use crate::store::SessionRotation;
+use crate::store::SessionRotations;
+use crate::store::Store;
 use crate::store::StoredSession;
 use crate::store::Tx;
 use sessiond_core::clock;
@@ -86,18 +86,12 @@ impl App {
         }
         self.grant(&snapshot, granted, now)
     }
-}
 
-impl App {
     /// Opens the session; if nothing has to be decided in the database, together with those of other requests (see [`Group`]).
     async fn open(&self, sign_in: Arc<SignIn>) -> Result<CreateResult, Error> {
         if sign_in.is_plain() {
-            let store = self.store.clone();
-            let carry_out = move |requests| {
-                let store = store.clone();
-                async move { store.transact_attached(OPERATION, |tx| open_all(tx, requests)).await }
-            };
-            if let Some(granted) = self.creations.join(&sign_in.project, Arc::clone(&sign_in), carry_out).await? {
+            let joined = self.creations.join(&sign_in.project, Arc::clone(&sign_in), &self.store, open_all);
+            if let Some(granted) = joined.await? {
                 return Ok(Ok((granted, Origination::New)));
             }
         }
@@ -154,21 +148,24 @@ impl SignIn {
 }
 
 /// Opens the sessions of those users whose row no other transaction has locked.
-async fn open_all(mut tx: Tx, requests: Vec<Arc<SignIn>>) -> Result<Done<Vec<Option<Granted>>>, store::Error> {
-    let users: HashSet<(&ProjectId, &UserId)> =
-        requests.iter().map(|sign_in| (&sign_in.project, &sign_in.new.user)).collect();
-    let epochs = tx.epochs_share_unlocked(users).await?;
-    let (mut outcomes, mut sessions) = (vec![], vec![]);
-    for sign_in in &requests {
-        let epoch = epochs.get(&(sign_in.project.clone(), sign_in.new.user.clone()));
-        outcomes.push(epoch.map(|epoch| {
-            let (granted, stored) = sign_in.open_under(clock::new_session_id(sign_in.now), *epoch);
-            sessions.push(stored);
-            granted
-        }));
-    }
-    tx.sessions_insert(sessions).await?;
-    tx.commit(outcomes).await
+async fn open_all(store: Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option<Granted>>, store::Error> {
+    let work = |mut tx: Tx| async move {
+        let users: HashSet<(&ProjectId, &UserId)> =
+            requests.iter().map(|sign_in| (&sign_in.project, &sign_in.new.user)).collect();
+        let epochs = tx.epochs_share_unlocked(users).await?;
+        let (mut outcomes, mut sessions) = (vec![], vec![]);
+        for sign_in in &requests {
+            let epoch = epochs.get(&(sign_in.project.clone(), sign_in.new.user.clone()));
+            outcomes.push(epoch.map(|epoch| {
+                let (granted, stored) = sign_in.open_under(clock::new_session_id(sign_in.now), *epoch);
+                sessions.push(stored);
+                granted
+            }));
+        }
+        tx.sessions_insert(sessions).await?;
+        tx.commit(outcomes).await
+    };
+    store.transact_attached(OPERATION, work).await
 }
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
@@ -298,6 +295,8 @@ async fn repeat(
         return Ok(Err(ended()));
     }
     let access_expires_at = session.access_expires_at(now, policy);
-    tx.sessions_rotate(vec![SessionRotation::new(&session, &chain, access_expires_at)]).await?;
+    let mut rotations = SessionRotations::default();
+    rotations.push(&session, &chain, access_expires_at);
+    tx.sessions_rotate(rotations).await?;
     Ok(Ok((Granted { session, secret, link: chain.head(), access_expires_at }, Origination::Repeated)))
 }

@@ -85,15 +85,16 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
 
     /// Queues a request, and waits for its outcome. `None` if the request must be carried out alone.
     ///
-    /// `carry_out` returns an outcome for each request, in order. It runs on a task of its own: once it has begun, it goes on if
-    /// the caller is dropped.
+    /// `carry_out` gets the context, and returns an outcome for each request, in order. It runs on a task of its own: once it
+    /// has begun, it goes on if the caller is dropped.
     ///
     /// # Errors
     ///
     /// Fails if the queue is full, if the wait takes too long, or if the database failed and the group had no other request.
-    pub(super) async fn join<F, W>(&self, project: &ProjectId, request: Q, carry_out: F) -> Outcome<T>
+    pub(super) async fn join<C, F, W>(&self, project: &ProjectId, request: Q, context: &C, carry_out: F) -> Outcome<T>
     where
-        F: Fn(Vec<Q>) -> W + Clone + Send + 'static,
+        C: Clone + Send + Sync + 'static,
+        F: Fn(C, Vec<Q>) -> W + Copy + Send + 'static,
         W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
     {
         let (caller, mut outcome) = oneshot::channel();
@@ -104,13 +105,13 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
             let _ = caller.send(Err(store::Error::late(self.0.operation)));
         }
         if needs_leader {
-            tokio::spawn(self.clone().lead(carry_out.clone()));
+            tokio::spawn(self.clone().lead(context.clone(), carry_out));
         }
         let until = Instant::now() + self.0.wait_max;
         let mut received = timeout(LONG, &mut outcome).await;
         if received.is_err() {
             if self.queue().add_leader() {
-                tokio::spawn(self.clone().lead(carry_out));
+                tokio::spawn(self.clone().lead(context.clone(), carry_out));
             }
             received = timeout_at(until, &mut outcome).await;
         }
@@ -123,9 +124,10 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     }
 
     /// Carries out group after group, until no request waits.
-    async fn lead<F, W>(self, carry_out: F)
+    async fn lead<C, F, W>(self, context: C, carry_out: F)
     where
-        F: Fn(Vec<Q>) -> W,
+        C: Clone,
+        F: Fn(C, Vec<Q>) -> W,
         W: Future<Output = Result<Vec<Option<T>>, store::Error>>,
     {
         while let Some(group) = self.next() {
@@ -133,7 +135,9 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
                 group.into_iter().map(|one| (one.request, one.caller)).unzip();
             let started = Instant::now();
             // A panic must not leave the queue without a leader. The callers of the group find their senders dropped.
-            let Ok(done) = AssertUnwindSafe(carry_out(requests)).catch_unwind().await else { continue };
+            let Ok(done) = AssertUnwindSafe(carry_out(context.clone(), requests)).catch_unwind().await else {
+                continue;
+            };
             let has_time = started.elapsed() < self.0.wait_max / 2;
             let outcomes: Vec<Outcome<T>> = match done {
                 Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
@@ -244,6 +248,22 @@ mod tests {
 
     type Answer = Outcome<(usize, usize)>;
 
+    type Context = (Arc<Semaphore>, Arc<Mutex<Vec<Vec<&'static str>>>>);
+
+    async fn carry_out(
+        (gate, seen): Context,
+        requests: Vec<&'static str>,
+    ) -> Result<Vec<Option<(usize, usize)>>, store::Error> {
+        gate.acquire().await.expect("open").forget();
+        assert!(!requests.contains(&"bug"), "the bug under test");
+        if requests.contains(&"fault") {
+            return Err(store::Error::late("test"));
+        }
+        let size = requests.len();
+        seen.lock().expect("no panic").push(requests);
+        Ok((0..size).map(|place| Some((size, place))).collect())
+    }
+
     impl Setup {
         fn new() -> Self {
             let group = Group::new("test", Duration::from_secs(10), Metrics::default());
@@ -253,22 +273,7 @@ mod tests {
         fn join(&self, of: &str, request: &'static str) -> impl Future<Output = Answer> + Send + use<> {
             let (group, gate, seen) = (self.group.clone(), Arc::clone(&self.gate), Arc::clone(&self.seen));
             let project = project(of);
-            async move {
-                let carry_out = move |requests: Vec<&'static str>| {
-                    let (gate, seen) = (Arc::clone(&gate), Arc::clone(&seen));
-                    async move {
-                        gate.acquire().await.expect("open").forget();
-                        assert!(!requests.contains(&"bug"), "the bug under test");
-                        if requests.contains(&"fault") {
-                            return Err(store::Error::late("test"));
-                        }
-                        let size = requests.len();
-                        seen.lock().expect("no panic").push(requests);
-                        Ok((0..size).map(|place| Some((size, place))).collect())
-                    }
-                };
-                group.join(&project, request, carry_out).await
-            }
+            async move { group.join(&project, request, &(gate, seen), carry_out).await }
         }
 
         /// Occupies every leader with one request.
@@ -389,8 +394,8 @@ mod tests {
             let project = project(&format!("project-{}", caller % 3));
             tokio::spawn(async move {
                 for number in (0..2_000).map(|round| caller * 10_000 + round) {
-                    let echo = |requests: Vec<usize>| async { Ok(requests.into_iter().map(Some).collect()) };
-                    let outcome = group.join(&project, number, echo).await.expect("in time");
+                    let echo = |(), requests: Vec<usize>| async { Ok(requests.into_iter().map(Some).collect()) };
+                    let outcome = group.join(&project, number, &(), echo).await.expect("in time");
                     assert_eq!(outcome, Some(number));
                 }
             })

@@ -147,7 +147,7 @@ impl App {
         match principal {
             VerifiedCaller::User(token) => {
                 let is_own = check_own_user(user_id.as_deref(), token.user());
-                // A caller whose session has ended is told that before anything else.
+                // If the caller's session has ended, that is the answer, whatever else is wrong.
                 if !is_first_page || is_own.is_err() {
                     self.own_session(&token).await?;
                     is_own?;

@@ -178,7 +178,7 @@ impl App {
             probe: store.with_own_pool(1),
             urgent: store.urgent(),
             bulkhead: Bulkhead::new(store.operation_timeout(), store.metrics().clone()),
-            sign_outs: Group::new(revoke::OPERATION, store.operation_timeout(), store.metrics().clone()),
+            sign_outs: Group::new(store::SESSIONS_REVOKE, store.operation_timeout(), store.metrics().clone()),
             refreshes: Group::new(refresh::OPERATION, store.operation_timeout(), store.metrics().clone()),
             creations: Group::new(create::OPERATION, store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),

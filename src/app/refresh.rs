@@ -26,7 +26,8 @@ use crate::store::AuditEvent;
 use crate::store::Done;
 use crate::store::EventKind;
 use crate::store::Revocation;
-use crate::store::SessionRotation;
+use crate::store::SessionRotations;
+use crate::store::Store;
 use crate::store::StoredSession;
 use crate::store::Tx;
 use crate::telemetry::request_id;
@@ -123,13 +124,8 @@ impl App {
 
     /// Rotates the chain together with those of other requests; see [`Group`].
     async fn rotate(&self, request: Arc<RefreshRequest>) -> Result<RefreshOutcome, Error> {
-        let (store, rates) = (self.store.clone(), self.rates.clone());
-        let carry_out = move |requests| {
-            let (store, rates) = (store.clone(), rates.clone());
-            async move { store.transact_attached(OPERATION, |tx| rotate_all(tx, requests, rates)).await }
-        };
-        let project = request.key.project();
-        if let Some(outcome) = self.refreshes.join(project, Arc::clone(&request), carry_out).await? {
+        let (project, context) = (request.key.project(), (self.store.clone(), self.rates.clone()));
+        if let Some(outcome) = self.refreshes.join(project, Arc::clone(&request), &context, rotate_all).await? {
             return Ok(outcome);
         }
         let key = Key::Session(project.clone(), request.presented.session());
@@ -203,24 +199,26 @@ pub(super) enum RefreshOutcome {
 /// Rotates the chains of those sessions that no other transaction has locked. Of several requests for one session, the
 /// others are carried out alone, after the first.
 async fn rotate_all(
-    mut tx: Tx,
+    (store, rates): (Store, Limiter),
     requests: Vec<Arc<RefreshRequest>>,
-    rates: Limiter,
-) -> Result<Done<Vec<Option<RefreshOutcome>>>, store::Error> {
-    let sessions: Vec<(&ProjectId, SessionId)> = requests.iter().map(|request| request.session()).collect();
-    let mut unlocked = tx.sessions_lock_unlocked(&sessions).await?;
-    let (mut outcomes, mut rotations) = (vec![], vec![]);
-    for request in &requests {
-        let (project, session) = request.session();
-        outcomes.push(match unlocked.remove(&(project.clone(), session)) {
-            Some((stored, present)) => {
-                Some(rotate(&mut tx, request, stored, Some(present), &rates, &mut rotations).await?)
-            }
-            None => None,
-        });
-    }
-    tx.sessions_rotate(rotations).await?;
-    tx.commit(outcomes).await
+) -> Result<Vec<Option<RefreshOutcome>>, store::Error> {
+    let work = |mut tx: Tx| async move {
+        let sessions: Vec<(&ProjectId, SessionId)> = requests.iter().map(|request| request.session()).collect();
+        let mut unlocked = tx.sessions_lock_unlocked(&sessions).await?;
+        let (mut outcomes, mut rotations) = (vec![], SessionRotations::default());
+        for request in &requests {
+            let (project, session) = request.session();
+            outcomes.push(match unlocked.remove(&(project.clone(), session)) {
+                Some((stored, present)) => {
+                    Some(rotate(&mut tx, request, stored, Some(present), &rates, &mut rotations).await?)
+                }
+                None => None,
+            });
+        }
+        tx.sessions_rotate(rotations).await?;
+        tx.commit(outcomes).await
+    };
+    store.transact_attached(OPERATION, work).await
 }
 
 /// Waits for the session, and rotates its chain.
@@ -233,7 +231,7 @@ async fn rotate_alone(
     let outcome = match tx.session_lock(project, session).await? {
         Some(stored) => {
             let present = tx.epoch_share(project, &stored.session.user).await?;
-            let mut rotations = vec![];
+            let mut rotations = SessionRotations::default();
             let outcome = rotate(&mut tx, request, stored, present, rates, &mut rotations).await?;
             tx.sessions_rotate(rotations).await?;
             outcome
@@ -250,7 +248,7 @@ async fn rotate(
     mut stored: StoredSession,
     present: Option<Epoch>,
     rates: &Limiter,
-    rotations: &mut Vec<SessionRotation>,
+    rotations: &mut SessionRotations,
 ) -> Result<RefreshOutcome, store::Error> {
     let RefreshRequest { key, presented, origin, now, policy, .. } = request;
     let (project, now) = (key.project(), *now);
@@ -295,7 +293,7 @@ async fn rotate(
 
 /// Extends the session's life by the refresh.
 fn record(
-    rotations: &mut Vec<SessionRotation>,
+    rotations: &mut SessionRotations,
     stored: StoredSession,
     link: Link,
     notice: RepeatNotice,
@@ -305,7 +303,7 @@ fn record(
     let StoredSession { mut session, chain, secret, .. } = stored;
     session.touch(now);
     let access_expires_at = session.access_expires_at(now, policy);
-    rotations.push(SessionRotation::new(&session, &chain, access_expires_at));
+    rotations.push(&session, &chain, access_expires_at);
     RefreshOutcome::Granted(Box::new(Granted { session, secret, link, access_expires_at }), notice)
 }
 

@@ -13,6 +13,7 @@ use super::group::Group;
 use crate::store;
 use crate::store::Revocation;
 use crate::store::Revoked;
+use crate::store::SESSIONS_REVOKE;
 use crate::store::Store;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -46,9 +47,6 @@ pub(super) struct SignedOut {
     /// Whether another transaction has locked a session, so that the request must be carried out alone.
     has_locked: bool,
 }
-
-/// The operation's name in metrics and errors.
-pub(super) const OPERATION: &str = "sessions_revoke";
 
 /// The session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,18 +128,14 @@ impl App {
     /// Ends sessions together with those of other requests; see [`Group`]. Returns those that were live until now.
     async fn sign_out(&self, asked: SignOut) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         let Some(first) = asked.first() else { return Ok(HashSet::new()) };
-        let store = self.urgent.clone();
-        let carry_out = move |requests| {
-            let store = store.clone();
-            async move { sign_out_all(&store, requests).await }
-        };
-        let mut ended = match self.sign_outs.join(&first.project, asked.clone(), carry_out).await? {
+        let joined = self.sign_outs.join(&first.project, asked.clone(), &self.urgent, sign_out_all);
+        let mut ended = match joined.await? {
             Some(SignedOut { ended, has_locked: false }) => return Ok(ended),
             Some(SignedOut { ended, has_locked: true }) => ended,
             None => HashSet::new(),
         };
         let keys = asked.iter().map(|one| Key::Session(one.project.clone(), one.session));
-        let permit = self.bulkhead.acquire(OPERATION, keys).await?;
+        let permit = self.bulkhead.acquire(SESSIONS_REVOKE, keys).await?;
         ended.extend(self.urgent.sessions_revoke(asked, permit).await?);
         Ok(ended)
     }
@@ -164,7 +158,7 @@ impl App {
 }
 
 /// Ends the sessions of a group of requests in one statement.
-async fn sign_out_all(store: &Store, requests: Vec<SignOut>) -> Result<Vec<Option<SignedOut>>, store::Error> {
+async fn sign_out_all(store: Store, requests: Vec<SignOut>) -> Result<Vec<Option<SignedOut>>, store::Error> {
     let mut seen = HashSet::new();
     // Each session once: the first request to name it ends it, and the others find it ended.
     let first = requests.iter().flatten().filter(|one| seen.insert((&one.project, one.session)));

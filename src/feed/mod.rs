@@ -79,7 +79,7 @@ impl Feed {
 
     /// Follows the database. Does not return.
     pub async fn run(&self) {
-        // On the heap: its loops take some 30 kB, which whoever runs it would move.
+        // On the heap: its loops take some 30 kB, which the caller's future would contain.
         Box::pin(reader::run(&self.broadcaster, &self.reading, &self.store)).await;
     }
 

@@ -101,8 +101,9 @@ pub use server_keys::ServerKeyRow;
 pub use sessions::PageQuery;
 pub use sessions::Revocation;
 pub use sessions::Revoked;
+pub use sessions::SESSIONS_REVOKE;
 pub use sessions::SUMMARIES_MAX;
-pub use sessions::SessionRotation;
+pub use sessions::SessionRotations;
 pub use sessions::SessionSummary;
 pub use sessions::SessionUse;
 pub use sessions::SessionWithEpochs;
@@ -279,21 +280,36 @@ impl Store {
     {
         let store = self.clone();
         // On the heap, as above.
-        let work: BoxFuture<'static, _> = Box::pin(async move { store.retry_lost(operation, work).await });
+        let work: BoxFuture<'static, _> = Box::pin(async move { store.single(operation, work).await });
         self.detached(operation, work).await
     }
 
-    /// Runs idempotent work on a connection, and retries it on a new one if a pooled one was dead.
-    async fn retry_lost<T, F, W>(&self, operation: &'static str, work: F) -> Result<Done<T>, Error>
+    /// Runs a single idempotent statement.
+    async fn single<T, F, W>(&self, operation: &'static str, work: F) -> Result<Done<T>, Error>
     where
         F: Fn(Tx) -> W,
         W: Future<Output = Result<Done<T>, Error>>,
     {
+        let work = &work;
+        let attempt = |lease| async move { work(Tx::single(lease, operation, self.publisher.clone()).await?).await };
+        self.on_connection(operation, attempt).await
+    }
+
+    /// Begins a transaction. A dead connection is detected by this first statement, before anything is done.
+    async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
+        self.on_connection(operation, |lease| Tx::begin(lease, operation, self.publisher.clone())).await
+    }
+
+    /// Tries something idempotent on a connection, and again on another one if a pooled one was dead.
+    async fn on_connection<T, F, W>(&self, operation: &'static str, attempt: F) -> Result<T, Error>
+    where
+        F: Fn(LeasedConnection) -> W,
+        W: Future<Output = Result<T, Error>>,
+    {
         loop {
             let lease = self.checkout(operation).await?;
             let doubtful = lease.is_reused().then(|| lease.backend().clone());
-            let attempt = async { work(Tx::single(lease, operation, self.publisher.clone()).await?).await };
-            match attempt.await {
+            match attempt(lease).await {
                 // All pooled connections may have died with their server; a new connection is not suspect.
                 Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
                 outcome => return outcome,
@@ -348,18 +364,6 @@ impl Store {
             self.metrics.store_refused(reason);
             self.late(operation)
         })
-    }
-
-    async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
-        loop {
-            let lease = self.checkout(operation).await?;
-            let doubtful = lease.is_reused().then(|| lease.backend().clone());
-            match Tx::begin(lease, operation, self.publisher.clone()).await {
-                // As in `idempotent`: a dead connection is detected by its first statement, before anything is done.
-                Err(Error::Unavailable { .. }) if was_lost(doubtful).await => {}
-                outcome => return outcome,
-            }
-        }
     }
 
     async fn checkout(&self, operation: &'static str) -> Result<LeasedConnection, Error> {

@@ -36,9 +36,10 @@ use sessiond_core::session::Session;
 use sessiond_core::session::lifecycle::EpochRaisedAt;
 use sessiond_core::session::lifecycle::Lifetime;
 
-pub use group::SessionRotation;
+pub use group::SessionRotations;
 pub use revoke::Revocation;
 pub use revoke::Revoked;
+pub use revoke::SESSIONS_REVOKE;
 pub use row::StoredSession;
 
 use row::SessionRow;

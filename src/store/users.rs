@@ -24,7 +24,7 @@ impl Tx {
             return Ok(());
         }
         // The insert may have waited for the deletion of the same user, and have read the base epoch before that.
-        self.execute(UserBegin { project, user }).await.map(drop)
+        self.execute(UsersBegin { projects: vec![project], users: vec![user] }).await.map(drop)
     }
 
     /// Creates the epochs of new users, and returns the present epochs of those users whose row no other transaction has locked.
@@ -109,22 +109,12 @@ statement! {
 }
 
 statement! {
-    /// Raises a new user's epoch to the project's base epoch for new users.
-    UserBegin -> () =
-    "UPDATE users AS u SET epoch = p.users_epoch_base FROM projects AS p WHERE u.project_id = "
-    [project: String as sql::Text]
-    " AND u.user_id = "
-    [user: String as sql::Text]
-    " AND p.id = u.project_id AND u.epoch < p.users_epoch_base"
-}
-
-statement! {
     /// Creates the epochs of those users that have none, in a fixed order, so that two such statements cannot deadlock.
     /// Returns the new ones. Does not wait for a user whose row is locked.
     ///
     /// It must wait for a transaction that is about to create one of the users. If that takes longer than a few commits, it
     /// fails, so that the other users' sign-ins need not wait. The setting ends with the transaction.
-    UsersEnsure -> NewUserRow =
+    UsersEnsure -> UserRow =
     "INSERT INTO users (project_id, user_id, epoch)
      SELECT p.id, a.user_id, p.users_epoch_base
      FROM (SELECT pg_catalog.set_config('lock_timeout', '200ms', true)) AS wait CROSS JOIN unnest("
@@ -138,7 +128,7 @@ statement! {
 }
 
 statement! {
-    /// As [`UserBegin`], for several new users.
+    /// Raises the epochs of new users to their projects' base epochs for new users.
     UsersBegin -> () =
     "UPDATE users AS u SET epoch = p.users_epoch_base FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -221,29 +211,27 @@ statement! {
      UPDATE projects SET users_epoch_base = greatest(users_epoch_base, gone.epoch + 1) FROM gone WHERE id = gone.project_id"
 }
 
+/// A user's key.
+#[derive(QueryableByName)]
+pub(super) struct UserRow {
+    #[diesel(sql_type = sql::Text)]
+    pub(super) project_id: String,
+    #[diesel(sql_type = sql::Text)]
+    pub(super) user_id: String,
+}
+
 /// A user, and the present epochs.
 #[derive(QueryableByName)]
 struct UserEpochRow {
-    #[diesel(sql_type = sql::Text)]
-    project_id: String,
-    #[diesel(sql_type = sql::Text)]
-    user_id: String,
+    #[diesel(embed)]
+    user: UserRow,
     #[diesel(embed)]
     epoch: EpochRow,
 }
 
-/// A user who was just created.
-#[derive(QueryableByName)]
-struct NewUserRow {
-    #[diesel(sql_type = sql::Text)]
-    project_id: String,
-    #[diesel(sql_type = sql::Text)]
-    user_id: String,
-}
-
 impl UserEpochRow {
     fn parse(self) -> Option<((ProjectId, UserId), Epoch)> {
-        let user = (ProjectId::parse(&self.project_id)?, UserId::parse(&self.user_id)?);
+        let user = (ProjectId::parse(&self.user.project_id)?, UserId::parse(&self.user.user_id)?);
         Some((user, self.epoch.present()))
     }
 }

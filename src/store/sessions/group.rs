@@ -24,50 +24,35 @@ use sessiond_core::session::Epoch;
 use sessiond_core::session::Session;
 use sessiond_core::session::rotation::Chain;
 
-/// What a refresh changes in a session's row.
-pub struct SessionRotation {
-    project_id: String,
-    id: Uuid,
-    last_used_at: PgTimestamp,
-    used_before_at: Option<PgTimestamp>,
-    refresh_repeats: i16,
-    refresh_repeated_elsewhere: bool,
-    idle_expires_at: PgTimestamp,
-    access_expires_at: PgTimestamp,
-    refresh_generation: i64,
-    refresh_attempts: Vec<i64>,
-    refresh_issued_at: Vec<PgTimestamp>,
-    device_name: Option<String>,
-    user_agent: Option<String>,
-    ip: Option<String>,
-    device_changed_at: Option<PgTimestamp>,
-    device_before: Option<Value>,
-}
+/// Refreshes to record: the columns that they change.
+#[derive(Default)]
+pub struct SessionRotations(SessionsRotate);
 
-impl SessionRotation {
-    /// The session's last use, its device, its chain, and the expiry of its newest access token.
-    pub fn new(session: &Session, chain: &Chain, access_expires_at: Timestamp) -> Self {
+impl SessionRotations {
+    /// Adds a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
+    pub fn push(&mut self, session: &Session, chain: &Chain, access_expires_at: Timestamp) {
+        let Self(columns) = self;
         let (generation, attempts, issued_at) = chain_columns(chain);
         let (repeats, repeated_elsewhere) = repeats_columns(chain);
         let (device_changed_at, device_before) = device_before_columns(session.device_before.as_ref());
-        Self {
-            project_id: session.project.as_str().to_owned(),
-            id: session.id.as_uuid(),
-            last_used_at: to_pg(session.last_used_at),
-            used_before_at: session.used_before_at.map(to_pg),
-            refresh_repeats: repeats,
-            refresh_repeated_elsewhere: repeated_elsewhere,
-            idle_expires_at: to_pg(session.idle_expires_at),
-            access_expires_at: to_pg(access_expires_at),
-            refresh_generation: generation,
-            refresh_attempts: attempts,
-            refresh_issued_at: issued_at,
-            device_name: session.device.name.clone(),
-            user_agent: session.device.user_agent.clone(),
-            ip: session.device.ip.map(|ip| ip.to_string()),
-            device_changed_at,
-            device_before,
-        }
+        let (first, last) = extend(&mut columns.refresh_attempts, attempts);
+        columns.refresh_issued_at.extend(issued_at);
+        columns.chain_first.push(first);
+        columns.chain_last.push(last);
+        columns.project_id.push(session.project.as_str().to_owned());
+        columns.id.push(session.id.as_uuid());
+        columns.last_used_at.push(to_pg(session.last_used_at));
+        columns.used_before_at.push(session.used_before_at.map(to_pg));
+        columns.refresh_repeats.push(repeats);
+        columns.refresh_repeated_elsewhere.push(repeated_elsewhere);
+        columns.idle_expires_at.push(to_pg(session.idle_expires_at));
+        columns.access_expires_at.push(to_pg(access_expires_at));
+        columns.refresh_generation.push(generation);
+        columns.device_name.push(session.device.name.clone());
+        columns.user_agent.push(session.device.user_agent.clone());
+        columns.ip.push(session.device.ip.map(|ip| ip.to_string()));
+        columns.device_changed_at.push(device_changed_at);
+        columns.device_before.push(device_before);
     }
 }
 
@@ -92,15 +77,8 @@ impl Tx {
     }
 
     /// Records refreshes.
-    pub async fn sessions_rotate(&mut self, rotations: Vec<SessionRotation>) -> Result<(), Error> {
-        if rotations.is_empty() {
-            return Ok(());
-        }
-        let mut columns = SessionsRotate::default();
-        for one in rotations {
-            columns.push(one);
-        }
-        if self.execute(columns).await? > 0 {
+    pub async fn sessions_rotate(&mut self, SessionRotations(columns): SessionRotations) -> Result<(), Error> {
+        if !columns.id.is_empty() && self.execute(columns).await? > 0 {
             self.note_written();
         }
         Ok(())
@@ -174,29 +152,6 @@ statement! {
        access_expires_at, refresh_generation, device_name, user_agent, ip, device_changed_at, device_before,
        chain_first, chain_last
      ) WHERE s.project_id = a.project_id AND s.id = a.id"
-}
-
-impl SessionsRotate {
-    fn push(&mut self, one: SessionRotation) {
-        let (first, last) = extend(&mut self.refresh_attempts, one.refresh_attempts);
-        self.refresh_issued_at.extend(one.refresh_issued_at);
-        self.chain_first.push(first);
-        self.chain_last.push(last);
-        self.project_id.push(one.project_id);
-        self.id.push(one.id);
-        self.last_used_at.push(one.last_used_at);
-        self.used_before_at.push(one.used_before_at);
-        self.refresh_repeats.push(one.refresh_repeats);
-        self.refresh_repeated_elsewhere.push(one.refresh_repeated_elsewhere);
-        self.idle_expires_at.push(one.idle_expires_at);
-        self.access_expires_at.push(one.access_expires_at);
-        self.refresh_generation.push(one.refresh_generation);
-        self.device_name.push(one.device_name);
-        self.user_agent.push(one.user_agent);
-        self.ip.push(one.ip);
-        self.device_changed_at.push(one.device_changed_at);
-        self.device_before.push(one.device_before);
-    }
 }
 
 statement! {

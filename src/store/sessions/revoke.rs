@@ -46,6 +46,9 @@ pub struct Revocation {
     pub ip: Option<IpAddr>,
 }
 
+/// The operation's name in metrics and errors.
+pub const SESSIONS_REVOKE: &str = "sessions_revoke";
+
 /// Declares the statement that revokes, with the clause that locks the rows.
 macro_rules! declare_revoke {
     ($(#[$doc:meta])* $name:ident, $lock:literal) => {
@@ -166,8 +169,8 @@ impl Store {
         asked: Vec<Revocation>,
         held: impl Send + Sync + 'static,
     ) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        self.check_durable(OPERATION)?;
-        self.idempotent(OPERATION, move |mut tx| {
+        self.check_durable(SESSIONS_REVOKE)?;
+        self.idempotent(SESSIONS_REVOKE, move |mut tx| {
             let _ = &held;
             let asked = asked.clone();
             async move {
@@ -185,18 +188,15 @@ impl Store {
     ///
     /// As [`Store::sessions_revoke`].
     pub async fn sessions_revoke_unlocked(&self, asked: &[Revocation]) -> Result<Revoked, Error> {
-        self.check_durable(OPERATION)?;
+        self.check_durable(SESSIONS_REVOKE)?;
         let work = |mut tx: Tx| async move {
             let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, asked)).await?;
             let revoked = tx.note_revoked(rows)?;
             tx.commit_revoked(revoked).await
         };
-        self.attached(OPERATION, self.retry_lost(OPERATION, work)).await
+        self.attached(SESSIONS_REVOKE, self.single(SESSIONS_REVOKE, work)).await
     }
 }
-
-/// The name of the operation in metrics and errors.
-const OPERATION: &str = "sessions_revoke";
 
 impl Tx {
     /// As [`Store::sessions_revoke`], within a transaction.

@@ -10,6 +10,7 @@ use crate::store::Tx;
 use crate::store::columns::from_pg;
 use crate::store::error::Error;
 use crate::store::statement::statement;
+use crate::store::users::UserRow;
 use sessiond_core::clock::Timestamp;
 
 /// A user.
@@ -72,7 +73,7 @@ statement! {
 
 statement! {
     /// Locks users; users whose row is locked already are left to the next sweep.
-    UsersHold -> HeldRow =
+    UsersHold -> UserRow =
     "SELECT u.project_id, u.user_id FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
@@ -112,12 +113,4 @@ struct WalkedUser {
     epoch_raised_at: Option<PgTimestamp>,
     #[diesel(sql_type = sql::Bool)]
     has_session: bool,
-}
-
-#[derive(QueryableByName)]
-struct HeldRow {
-    #[diesel(sql_type = sql::Text)]
-    project_id: String,
-    #[diesel(sql_type = sql::Text)]
-    user_id: String,
 }
