@@ -29,6 +29,7 @@ use jsonwebtoken::Validation;
 use secrecy::ExposeSecret as _;
 use sessiond_core::clock;
 use sessiond_core::clock::Clock;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::access::Claims;
 use sessiond_core::token::access::Issuer;
@@ -80,7 +81,7 @@ fn options(service: &Service) -> GuardOptions {
 /// As large as sessiond's own tokens.
 fn token(key: &SigningKey) -> String {
     let now = Clock::system().now();
-    let session = clock::new_session_id(now).to_string();
+    let session = clock::new_session_id(now, Bucket::from_number(1)).to_string();
     let claims = Claims {
         iss: Issuer::new(ISSUER).of(PROJECT),
         sub: "ada".into(),

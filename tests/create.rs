@@ -1,6 +1,9 @@
 //! Creating sessions.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::HeaderMap;
@@ -11,7 +14,11 @@ use sessiond::{
     pb::{CreateSessionRequest, CreateSessionResponse},
     store::Role,
 };
-use sessiond_core::{id::ProjectId, session::Policy};
+use sessiond_core::{
+    clock,
+    id::{Bucket, ProjectId, SessionId},
+    session::Policy,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -74,6 +81,28 @@ async fn a_session_has_the_properties_it_was_created_with() {
             })
         );
     }
+}
+
+/// However they are opened, and whatever becomes of the project's policy.
+#[tokio::test]
+async fn all_session_ids_of_a_user_contain_the_same_bucket() {
+    let service = Service::start().await;
+    let mut buckets: Vec<BTreeSet<Bucket>> = vec![];
+    for number in 0..8 {
+        let user = format!("user-{number}");
+        let mut found = BTreeSet::new();
+        for (wire, request_id) in [(Wire::Grpc, None), (Wire::Rest, Some(clock::new_uuid().to_string()))] {
+            let created = service.create(wire, CreateSessionRequest { request_id, ..request(&user) }).await;
+            let session = created.expect("opens").session.expect("a session").id;
+            found.insert(SessionId::parse(&session).expect("an id").bucket());
+            let id = ProjectId::parse(PROJECT).expect("a name");
+            service.app.project_update(id, |policy| policy.idle_ttl -= Duration::from_secs(1)).await.expect("changes");
+        }
+        buckets.push(found);
+    }
+    assert!(buckets.iter().all(|found| found.len() == 1), "{buckets:?}");
+    // Of eight users, all are in one bucket once in 2^84.
+    assert!(buckets.iter().collect::<BTreeSet<_>>().len() > 1, "{buckets:?}");
 }
 
 #[tokio::test]

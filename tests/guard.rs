@@ -19,7 +19,7 @@ use sessiond::{
 };
 use sessiond_core::{
     clock::{Clock, Timestamp},
-    id::{ProjectId, SessionId},
+    id::{Bucket, ProjectId, SessionId},
     session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
     token::{
         access::{Claims, Issuer},
@@ -209,8 +209,10 @@ async fn every_rejection_has_the_same_reason_as_in_sessiond() {
 #[test]
 fn the_reasons_are_those_of_sessiond() {
     let now = Timestamp::from_seconds(1);
-    let (user, session) =
-        (sessiond_core::id::UserId::parse("ada").expect("an id"), sessiond_core::clock::new_session_id(now));
+    let (user, session) = (
+        sessiond_core::id::UserId::parse("ada").expect("an id"),
+        sessiond_core::clock::new_session_id(now, Bucket::from_number(1)),
+    );
     let of_sessiond = [
         Rejection::CredentialsMissing,
         Rejection::UnparsableAccessToken,
@@ -792,7 +794,7 @@ fn jwks(keys: &[&SigningKey]) -> String {
 /// A token that lasts ten minutes, and its session.
 fn token(key: &SigningKey) -> (String, String) {
     let now = Clock::system().now();
-    let session: SessionId = sessiond_core::clock::new_session_id(now);
+    let session: SessionId = sessiond_core::clock::new_session_id(now, Bucket::from_number(1));
     let claims = Claims {
         iss: Issuer::new(ISSUER).of(PROJECT),
         sub: "ada".into(),

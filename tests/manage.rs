@@ -11,7 +11,7 @@ use sessiond::pb::{
     CreateSessionRequest, RevokeAllSessionsRequest, RevokeReason, Session, UpdateSessionRequest, revocation::Ended,
 };
 use sessiond_core::{
-    id::SessionId,
+    id::{Bucket, SessionId},
     session::{self, EndedBy},
     token::server_key::ServerKey,
 };
@@ -96,7 +96,7 @@ async fn a_session_of_somebody_else_is_not_found_and_not_revoked() {
     let service = Service::start().await;
     let (ada, bob) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "phone").await);
     let support = service.impersonate("ada", "root").await;
-    let nobodys = sessiond_core::clock::new_session_id(service.clock.now()).to_string();
+    let nobodys = sessiond_core::clock::new_session_id(service.clock.now(), Bucket::from_number(1)).to_string();
     let before = service.database.contents().await;
     for wire in Wire::ALL {
         for id in [&bob.session, &support.session, &nobodys] {
@@ -291,7 +291,7 @@ async fn only_a_service_updates_and_only_live_sessions_of_its_project() {
     let phone = service.sign_in("ada", "phone").await;
     let over = service.sign_in("ada", "laptop").await;
     over.sign_out().await.expect("signs out");
-    let nobodys = sessiond_core::clock::new_session_id(service.clock.now()).to_string();
+    let nobodys = sessiond_core::clock::new_session_id(service.clock.now(), Bucket::from_number(1)).to_string();
     let before = service.database.contents().await;
     let name = |session: &mut Session| session.device_name = Some("x".into());
     for wire in Wire::ALL {

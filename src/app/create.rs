@@ -17,6 +17,7 @@ use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
 use crate::store::EventKind;
+use crate::store::Project;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Revocation;
@@ -26,6 +27,7 @@ use crate::store::StoredSession;
 use crate::store::Tx;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
@@ -75,11 +77,13 @@ impl App {
         let now = self.clock.now();
         // The server key was found, so its project exists; it may be newer than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
-        let policy = snapshot.policy(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
+        let Project { policy, bucket_key, .. } =
+            snapshot.project(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
         new.device = new.device.named(device::name);
 
-        let sign_in = Arc::new(SignIn { project, new, idempotency, by: EndedBy::Service(key), origin, now, policy });
+        let (bucket, by) = (bucket_key.bucket(&new.user), EndedBy::Service(key));
+        let sign_in = Arc::new(SignIn { project, new, bucket, idempotency, by, origin, now, policy });
         let (granted, origination) = self.open(sign_in).await??;
         if granted.session.impersonator.is_some() && origination == Origination::New {
             self.metrics.impersonation();
@@ -120,6 +124,8 @@ pub(super) const OPERATION: &str = "create_session";
 pub(super) struct SignIn {
     project: ProjectId,
     new: NewSession,
+    /// The user's.
+    bucket: Bucket,
     idempotency: Option<IdempotencyKey>,
     /// Recorded as the one who ended a replaced session.
     by: EndedBy,
@@ -134,6 +140,10 @@ impl SignIn {
     fn is_plain(&self) -> bool {
         let Self { new, idempotency, policy, .. } = self;
         policy.sessions.is_none() && idempotency.is_none() && new.replaces.is_none() && new.impersonator.is_none()
+    }
+
+    fn new_id(&self) -> SessionId {
+        clock::new_session_id(self.now, self.bucket)
     }
 
     /// The session, as it is granted and as it is stored.
@@ -157,7 +167,7 @@ async fn open_all(store: Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option
         for sign_in in &requests {
             let epoch = epochs.get(&(sign_in.project.clone(), sign_in.new.user.clone()));
             outcomes.push(epoch.map(|epoch| {
-                let (granted, stored) = sign_in.open_under(clock::new_session_id(sign_in.now), *epoch);
+                let (granted, stored) = sign_in.open_under(sign_in.new_id(), *epoch);
                 sessions.push(stored);
                 granted
             }));
@@ -170,13 +180,13 @@ async fn open_all(store: Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
 async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store::Error> {
-    let SignIn { project, new, idempotency, by, origin, now, policy } = sign_in;
+    let SignIn { project, new, idempotency, by, origin, now, policy, .. } = sign_in;
     let (by, now) = (*by, *now);
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
         tx.user_queue(project, &new.user).await?;
     }
-    let id = clock::new_session_id(now);
+    let id = sign_in.new_id();
     if let Some(key) = idempotency {
         match tx.request_claim(project, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
             RequestIdStatus::New => {}

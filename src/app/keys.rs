@@ -20,6 +20,7 @@ use tokio::time::sleep_until;
 
 use crate::store;
 use crate::store::Inventory;
+use crate::store::Project;
 use crate::store::SealedKey;
 use crate::store::Store;
 use sessiond_core::clock::Timestamp;
@@ -73,7 +74,7 @@ pub enum KeyError {
 pub struct Snapshot {
     /// The keys.
     pub keyring: Keyring,
-    policies: HashMap<ProjectId, Policy>,
+    projects: HashMap<ProjectId, Project>,
     /// Keys that did not open. Only their projects are affected.
     unopened: usize,
 }
@@ -81,7 +82,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// A project's policy; `None` if the project is unknown.
     pub fn policy(&self, project: &ProjectId) -> Option<&Policy> {
-        self.policies.get(project)
+        self.project(project).map(|project| &project.policy)
+    }
+
+    /// A project; `None` if it is unknown.
+    pub fn project(&self, project: &ProjectId) -> Option<&Project> {
+        self.projects.get(project)
     }
 
     /// The number of keys that do not open.
@@ -311,7 +317,7 @@ fn open(inventory: Inventory, sealer: &Sealer, last: &Snapshot) -> Snapshot {
             Err(error) => next.skip(&error),
         }
     }
-    next.policies = projects.into_iter().map(|project| (project.id, project.policy)).collect();
+    next.projects = projects.into_iter().map(|project| (project.id.clone(), project)).collect();
     next
 }
 

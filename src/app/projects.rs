@@ -17,6 +17,7 @@ use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
 use sessiond_core::session::policy::PolicyError;
+use sessiond_core::token::bucket::BucketKey;
 use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::server_key::ServerKey;
@@ -93,7 +94,7 @@ impl App {
         let schedule = Schedule::at_once(now - CLOCK_SKEW_MAX);
         let signing = self.keys.new_key(Purpose::Signing, &id, schedule);
         let refresh = self.keys.new_key(Purpose::Refresh, &id, schedule);
-        let project = Project { id: id.clone(), policy };
+        let project = Project { id: id.clone(), policy, bucket_key: BucketKey::generate() };
         match self.store.project_insert(project, signing, refresh, now).await {
             Err(store::Error::Conflict { constraint, .. }) if constraint == "projects_pkey" => {
                 Err(ProjectError::Exists(id))

@@ -484,6 +484,7 @@ mod tests {
 
     use super::*;
     use sessiond_core::clock;
+    use sessiond_core::id::Bucket;
     use sessiond_core::id::UserId;
     use sessiond_core::session::RevokeReason;
 
@@ -523,7 +524,10 @@ mod tests {
         let revocation = |at: u64| PublishedRevocation {
             place: FeedPlace { xid: at, id: clock::new_uuid() },
             project: project.clone(),
-            ended: RevocationTarget::Session { id: clock::new_session_id(now), is_impersonation: false },
+            ended: RevocationTarget::Session {
+                id: clock::new_session_id(now, Bucket::from_number(1)),
+                is_impersonation: false,
+            },
             user: UserId::parse(&match users {
                 "uuid" => clock::new_uuid().to_string(),
                 _ => format!("somebody-{at}@example.org"),

@@ -346,6 +346,7 @@ mod tests {
     use crate::telemetry::Metrics;
     use sessiond_core::clock;
     use sessiond_core::clock::Clock;
+    use sessiond_core::id::Bucket;
     use sessiond_core::session::RevokeReason;
 
     fn project() -> ProjectId {
@@ -358,7 +359,7 @@ mod tests {
 
     fn revocation(xid: u64) -> PublishedRevocation {
         let now = Clock::system().now();
-        let id = clock::new_session_id(now);
+        let id = clock::new_session_id(now, Bucket::from_number(1));
         PublishedRevocation {
             place: FeedPlace { xid, id: id.as_uuid() },
             project: project(),

@@ -33,6 +33,7 @@ use sessiond_core::session::policy::Refreshing;
 use sessiond_core::session::policy::RepeatElsewhere;
 use sessiond_core::session::policy::SessionLimit;
 use sessiond_core::session::policy::StepUp;
+use sessiond_core::token::bucket::BucketKey;
 use sessiond_core::token::sealing::Purpose;
 
 /// A project with its policy.
@@ -42,6 +43,8 @@ pub struct Project {
     pub id: ProjectId,
     /// The project's policy.
     pub policy: Policy,
+    /// Assigns the project's users to buckets.
+    pub bucket_key: BucketKey,
 }
 
 impl Store {
@@ -166,6 +169,7 @@ struct ProjectRow {
     id: String,
     created_at: PgTimestamp,
     epoch: i64,
+    bucket_key: Vec<u8>,
     #[diesel(embed)]
     policy: PolicyColumns,
 }
@@ -268,12 +272,13 @@ fn overflow_of(number: i16) -> Option<Overflow> {
 impl ProjectRow {
     fn new(project: &Project, now: Timestamp) -> Self {
         let (id, policy) = (project.id.as_str().to_owned(), PolicyColumns::new(&project.policy));
-        Self { id, created_at: to_pg(now), epoch: 0, policy }
+        Self { id, created_at: to_pg(now), epoch: 0, bucket_key: project.bucket_key.as_bytes().to_vec(), policy }
     }
 
     fn into_project(self) -> Result<Project, Error> {
-        let bad = || Error::Inconsistent { table: "projects", column: "id", row: self.id.clone() };
-        let id = ProjectId::parse(&self.id).ok_or_else(bad)?;
-        Ok(Project { id, policy: self.policy.into_policy(&self.id)? })
+        let bad = |column| Error::Inconsistent { table: "projects", column, row: self.id.clone() };
+        let id = ProjectId::parse(&self.id).ok_or_else(|| bad("id"))?;
+        let bucket_key = BucketKey::from_bytes(&self.bucket_key).ok_or_else(|| bad("bucket_key"))?;
+        Ok(Project { id, policy: self.policy.into_policy(&self.id)?, bucket_key })
     }
 }

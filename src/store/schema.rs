@@ -23,6 +23,7 @@ diesel::table! {
         refresh_needs_client -> Bool,
         revoke_auth_age_ms -> Nullable<BigInt>,
         revoke_acr -> Array<Text>,
+        bucket_key -> Binary,
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
+use crate::id::Bucket;
 use crate::id::SessionId;
 
 /// A moment, in microseconds since 1970-01-01T00:00:00Z: Postgres' precision, so storing it does not round.
@@ -374,15 +375,21 @@ pub fn jitter(low: f64, high: f64) -> f64 {
     low + (high - low) * (f64::from(u32::from_be_bytes(random())) / (f64::from(u32::MAX) + 1.0))
 }
 
-/// A new session id: a UUIDv7 of this moment, with 74 random bits (RFC 9562 §5.7).
-pub fn new_session_id(now: Timestamp) -> SessionId {
-    SessionId::from_uuid(new_record_id(now))
+/// A new session id: a UUIDv7 of this moment, with the user's bucket and 62 random bits (RFC 9562 §5.7).
+pub fn new_session_id(now: Timestamp, bucket: Bucket) -> SessionId {
+    let mut tail: [u8; 10] = random();
+    tail[..2].copy_from_slice(&bucket.number().to_be_bytes());
+    SessionId::from_uuid(uuid_v7(now, &tail))
 }
 
 /// A UUIDv7 of this moment, for rows that are sorted by time.
 pub fn new_record_id(now: Timestamp) -> Uuid {
-    let millis = now.as_millis().try_into().unwrap_or(0);
-    uuid::Builder::from_unix_timestamp_millis(millis, &random()).into_uuid()
+    uuid_v7(now, &random())
+}
+
+/// The version and the variant replace the highest bits of the first and the third byte.
+fn uuid_v7(now: Timestamp, tail: &[u8; 10]) -> Uuid {
+    uuid::Builder::from_unix_timestamp_millis(now.as_millis().try_into().unwrap_or(0), tail).into_uuid()
 }
 
 /// A UUIDv4, for keys, requests and tokens, which have no order.
@@ -510,9 +517,11 @@ mod tests {
 
     #[test]
     fn session_ids_sort_by_time() {
-        let early = new_session_id(Timestamp::from_seconds(1_000));
-        let late = new_session_id(Timestamp::from_seconds(1_001));
+        let bucket = Bucket::from_number(7);
+        let early = new_session_id(Timestamp::from_seconds(1_000), bucket);
+        let late = new_session_id(Timestamp::from_seconds(1_001), bucket);
         assert!(early < late);
+        assert_eq!((early.bucket(), late.bucket()), (bucket, bucket));
         assert_eq!(late.as_uuid().get_version_num(), 7);
     }
 }

@@ -90,8 +90,37 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
-    /// One sign-in on one device: a UUIDv7, so that ids sort by time of creation (RFC 9562 §5.7).
+    /// One sign-in on one device: a UUIDv7, so that ids sort by time of creation (RFC 9562 §5.7). Its `rand_a` field is the
+    /// user's [`Bucket`], so that a session id alone, from any token, leads to the user's rows.
     SessionId
+}
+
+impl SessionId {
+    /// The user's bucket.
+    pub const fn bucket(self) -> Bucket {
+        let [.., high, low, _, _, _, _, _, _, _, _] = *self.0.as_bytes();
+        Bucket(u16::from_be_bytes([high, low]) % Bucket::COUNT)
+    }
+}
+
+/// A part of a project's users: everything about a user is in one bucket, and the users of a project are spread over all
+/// buckets. A database that is divided among nodes is divided by bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bucket(u16);
+
+impl Bucket {
+    /// How many there are: as many as the `rand_a` field of a UUIDv7 has room for, 12 bits (RFC 9562 §5.7).
+    pub const COUNT: u16 = 1 << 12;
+
+    /// The bucket with this number, modulo [`Bucket::COUNT`].
+    pub const fn from_number(number: u16) -> Self {
+        Self(number % Self::COUNT)
+    }
+
+    /// The number: less than [`Bucket::COUNT`].
+    pub const fn number(self) -> u16 {
+        self.0
+    }
 }
 
 uuid_id! {
@@ -120,6 +149,12 @@ mod tests {
         for refused in ["", "a/b", "a b", "ä", "a.b", &"x".repeat(65)] {
             assert!(ProjectId::parse(refused).is_none(), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_session_id_contains_a_bucket() {
+        let id = SessionId::parse("01890a5d-ac96-774b-bcce-b302099a8057").expect("canonical");
+        assert_eq!((id.bucket().number(), id.bucket()), (0x74b, Bucket::from_number(0x774b)));
     }
 
     #[test]

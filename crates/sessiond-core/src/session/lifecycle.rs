@@ -258,6 +258,7 @@ impl Session {
 mod tests {
     use super::super::create::NewSession;
     use super::*;
+    use crate::id::Bucket;
 
     const START: Timestamp = Timestamp::from_seconds(1_000_000);
     const NOW: Epoch = Epoch { project: 1, user: 1 };
@@ -267,7 +268,7 @@ mod tests {
         let user = UserId::parse("ada").expect("an id");
         let new = NewSession { ttl, idle_ttl, ..NewSession::of(user, &Policy::default()) };
         let project = ProjectId::parse("demo").expect("a name");
-        Session::open(crate::clock::new_session_id(START), project, NOW, new, START)
+        Session::open(crate::clock::new_session_id(START, Bucket::from_number(1)), project, NOW, new, START)
     }
 
     #[test]

@@ -49,12 +49,13 @@ pub fn admit(mut live: Vec<LiveSession>, limit: SessionLimit) -> Admission {
 mod tests {
     use super::*;
     use crate::clock;
+    use crate::id::Bucket;
 
     /// In order of creation; the middle one was used least recently.
     fn live() -> Vec<LiveSession> {
         [(1, 30), (2, 10), (3, 20)]
             .map(|(opened, used)| LiveSession {
-                session: clock::new_session_id(Timestamp::from_seconds(opened)),
+                session: clock::new_session_id(Timestamp::from_seconds(opened), Bucket::from_number(1)),
                 last_used_at: Timestamp::from_seconds(used),
             })
             .into()

@@ -216,6 +216,7 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::clock::Timestamp;
+    use crate::id::Bucket;
 
     fn project() -> ProjectId {
         ProjectId::parse("demo").expect("a name")
@@ -226,7 +227,7 @@ mod tests {
     }
 
     fn session(at: i64) -> SessionId {
-        clock::new_session_id(Timestamp::from_seconds(at))
+        clock::new_session_id(Timestamp::from_seconds(at), Bucket::from_number(1))
     }
 
     fn revoked_session(id: SessionId) -> RevocationTarget {

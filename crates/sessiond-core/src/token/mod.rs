@@ -9,6 +9,7 @@
 //! | [`server_key`] | sessiond | its SHA-256 digest, the only part that is stored |
 
 pub mod access;
+pub mod bucket;
 pub mod event;
 pub mod fingerprint_cache;
 pub mod jwks;

@@ -84,13 +84,14 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::clock::Timestamp;
+    use crate::id::Bucket;
 
     #[test]
     fn a_token_is_bound_to_its_key_user_and_query() {
         let project = ProjectId::parse("demo").expect("a name");
         let (ada, bob) = (UserId::parse("ada").expect("an id"), UserId::parse("bob").expect("an id"));
         let (key, other) = (RefreshKey::generate(project.clone()), RefreshKey::generate(project.clone()));
-        let last = clock::new_session_id(Timestamp::from_seconds(1));
+        let last = clock::new_session_id(Timestamp::from_seconds(1), Bucket::from_number(1));
         let query = Query { project: &project, user: Some(&ada), parameters: b"q" };
         let text = key.page_token(last, &query);
         let token = PageToken::parse(&text).expect("its own text");

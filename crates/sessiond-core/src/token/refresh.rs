@@ -139,6 +139,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
+    use crate::id::Bucket;
     use crate::id::ProjectId;
 
     fn key() -> RefreshKey {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     fn session() -> SessionId {
-        clock::new_session_id(Timestamp::from_seconds(1_000_000_000))
+        clock::new_session_id(Timestamp::from_seconds(1_000_000_000), Bucket::from_number(1))
     }
 
     #[test]
