@@ -33,6 +33,7 @@ mod model;
 mod clocks;
 mod connect;
 mod durable;
+mod engines;
 mod errors;
 mod faults;
 mod group;

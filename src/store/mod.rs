@@ -15,6 +15,7 @@ mod deliveries;
 mod doorbell;
 mod durability;
 mod endpoints;
+mod engine;
 mod error;
 mod events;
 mod feed;

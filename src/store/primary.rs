@@ -4,14 +4,13 @@ use std::sync::Mutex;
 
 use tokio::sync::watch;
 use tokio_postgres::Client;
-use tokio_postgres::SimpleQueryMessage;
 
 use super::Durability;
 use super::RequiredDurability;
 use super::durability;
 use super::durability::ServerFacts;
+use super::engine;
 use super::refused::HostError;
-use super::settings::SETTINGS_MARK;
 
 /// Identifies the server of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +116,7 @@ impl PrimaryWatch {
     ///
     /// Fails if it cannot be used.
     pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
-        let is_direct = is_direct(client).await?;
+        let is_direct = engine::identify(client).await?;
         let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
         match (self.required_durability, found.durability) {
             (RequiredDurability::Any, _) | (RequiredDurability::Durable, Durability::Kept) => {}
@@ -165,31 +164,4 @@ impl PrimaryWatch {
             std::future::pending().await
         }
     }
-}
-
-/// The facts needed about a new connection, in one round trip, without a prepared statement.
-const FACTS: &str = "SELECT current_setting('transaction_read_only'), current_setting('server_encoding'), \
-     current_setting('server_version_num'), current_setting('server_version'), current_setting('sessiond.settings', true)";
-
-/// The first version with `xid8`, by which the feed is ordered.
-const VERSION_MIN: u32 = 130_000;
-
-/// Rejects an unusable server. Returns whether the start-up options arrived; if not, there is a pooler in between.
-async fn is_direct(client: &Client) -> Result<bool, HostError> {
-    let facts = client.simple_query(FACTS).await?;
-    let row = facts.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    let fact = |at| row.and_then(|row| row.get(at)).unwrap_or_default();
-    if fact(0) == "on" {
-        return Err(HostError::ReadOnly);
-    }
-    if fact(1) != "UTF8" {
-        return Err(HostError::Encoding(fact(1).to_owned()));
-    }
-    if fact(2).parse::<u32>().is_ok_and(|version| version < VERSION_MIN) {
-        return Err(HostError::Version(fact(3).to_owned()));
-    }
-    Ok(fact(4) == SETTINGS_MARK)
 }

@@ -7,6 +7,7 @@ use diesel::ConnectionError;
 use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
+use super::engine::UnsupportedEngine;
 use super::wire::InsecureAuth;
 use crate::telemetry::chain;
 
@@ -60,8 +61,8 @@ pub(super) enum HostError {
     ReadOnly,
     #[error("its encoding is {0}, and must be UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")]
     Encoding(String),
-    #[error("it is Postgres {0}, and must be 13 or later")]
-    Version(String),
+    #[error(transparent)]
+    Engine(#[from] UnsupportedEngine),
     #[error("it has {0} off: acknowledged commits may be lost")]
     Unsafe(&'static str),
     #[error("it does not identify itself")]
@@ -83,9 +84,16 @@ pub(super) struct DatabaseRefusal {
 }
 
 impl DatabaseRefusal {
-    /// Poolers that reject start-up options respond with these: pgbouncer with 08P01, others with 0A000.
+    /// Poolers that reject start-up options respond with these: pgbouncer with 08P01, others with 0A000. Engines that do
+    /// not know a setting respond with 42704 or 22023; without the options they can be identified.
     pub(super) fn may_be_for_the_options(&self) -> bool {
-        [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED].contains(&self.code)
+        [
+            SqlState::PROTOCOL_VIOLATION,
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::UNDEFINED_OBJECT,
+            SqlState::INVALID_PARAMETER_VALUE,
+        ]
+        .contains(&self.code)
     }
 
     /// A wrong password, an unknown role or database, or an option that the database does not know.
@@ -103,7 +111,7 @@ impl HostError {
             | Self::InsecureAuth(_)
             | Self::Tls { .. }
             | Self::Encoding(_)
-            | Self::Version(_)
+            | Self::Engine(_)
             | Self::Driver(_) => true,
             Self::Late
             | Self::Closed
