@@ -30,6 +30,7 @@ mod input;
 mod model;
 
 // The edge, and failures.
+mod certificates;
 mod clocks;
 mod connect;
 mod durable;

@@ -153,27 +153,51 @@ impl From<tokio_postgres::Error> for HostError {
     }
 }
 
+/// What is wrong with the server's certificate, and what to do about it.
 fn advice(error: &rustls::Error) -> &'static str {
     match error {
+        rustls::Error::InvalidCertificate(error) => certificate_advice(error),
+        rustls::Error::PeerIncompatible(_) => {
+            "it offers no TLS version and cipher suite that is accepted here. Allow TLS 1.2 or 1.3 with the default ciphers \
+             (ssl_min_protocol_version, ssl_max_protocol_version, ssl_ciphers)"
+        }
+        _ => "the handshake failed",
+    }
+}
+
+fn certificate_advice(error: &CertificateError) -> &'static str {
+    match error {
         // Signed by an untrusted authority; or by one with the name of a trusted authority and another key.
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "its certificate is not signed by a trusted authority. Name the authority's certificate, or a self-signed one \
              itself, with sslrootcert=FILE in the URL or with --database-ca-file; on a trusted network, \
              sslmode=disable switches TLS off"
         }
-        rustls::Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "its certificate is for another name. Use that name in the URL, or sslmode=verify-ca to accept any name of a \
              trusted authority"
         }
-        rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            "its certificate has expired"
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired, or this machine's clock is wrong. Renew the certificate on the database server; \
+             on a trusted network, sslmode=disable switches TLS off meanwhile"
         }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet, or this machine's clock is wrong"
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its certificate is not for servers. Make one with extendedKeyUsage=serverAuth, or without that extension"
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "its certificate is signed by an algorithm that is no longer accepted, such as SHA-1. Make a new one, signed with \
+             SHA-256 or better"
+        }
+        CertificateError::BadEncoding => "its certificate is malformed. Make a new one",
         // rustls has no variants for these.
-        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => match format!("{other:?}") {
+        CertificateError::Other(other) => match format!("{other:?}") {
             other if other.contains("UnsupportedCertVersion") => {
-                "its certificate has a version before X.509v3. Make a new one, for example with `openssl req -x509 \
+                "its certificate has a version before X.509v3, as Citus and old scripts create it, and cannot be verified, \
+                 not even if sslrootcert names it. Make a new one, for example with `openssl req -x509 \
                  -newkey rsa:2048 -nodes -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext \
                  basicConstraints=critical,CA:FALSE -keyout server.key -out server.crt`, and name it with sslrootcert=FILE; \
                  on a trusted network, sslmode=disable switches TLS off"
@@ -182,9 +206,11 @@ fn advice(error: &rustls::Error) -> &'static str {
                 "its certificate is that of an authority. Make one for the server, with basicConstraints=CA:FALSE; on a \
                  trusted network, sslmode=disable switches TLS off"
             }
-            _ => "its certificate is not accepted",
+            _ => UNACCEPTED,
         },
-        rustls::Error::InvalidCertificate(_) => "its certificate is not accepted",
-        _ => "the handshake failed",
+        _ => UNACCEPTED,
     }
 }
+
+const UNACCEPTED: &str = "its certificate is not accepted. Make a new one of X.509 version 3 for the host's name; on a trusted \
+     network, sslmode=disable switches TLS off";
