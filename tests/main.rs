@@ -48,6 +48,7 @@ mod pooler;
 mod pressure;
 mod proxies;
 mod rates;
+mod readiness;
 mod recovery;
 mod rest;
 mod stack_auth;

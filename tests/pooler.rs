@@ -156,7 +156,7 @@ async fn the_connection_that_listens_may_have_a_url_of_its_own() {
     .await;
     let options = Options { listen_url: Some(around.url.clone().into()), ..options(&database.url) };
     let store = Store::new(&options, Metrics::default()).expect("good URLs");
-    store.ping().await.expect("answers");
+    store.writes_refused().await.expect("answers");
     assert_eq!(connections.load(Ordering::Relaxed), 0, "statements go by the first URL");
 
     let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
@@ -167,7 +167,7 @@ async fn the_connection_that_listens_may_have_a_url_of_its_own() {
 
     drop(around);
     assert!(store.doorbell(PATIENCE).await.is_err(), "never by the first URL instead");
-    store.ping().await.expect("answers all the same");
+    store.writes_refused().await.expect("answers all the same");
 }
 
 /// Another application on the same pooler finds its connections unchanged: no setting of ours, no LISTEN.

@@ -6,15 +6,19 @@ use std::time::Duration;
 use super::App;
 use crate::store;
 use crate::store::Durability;
+use crate::store::WritesRefused;
 
 /// A reason why this replica should get no requests.
 ///
 /// `Display` is what `/readyz` prints, so it names no host, user or key. The cause is in `source`, for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// The database does not answer, or is read-only.
+    /// The database does not answer, or no host of it can be used.
     #[error("the database is unavailable")]
     Database(#[source] store::Error),
+    /// The database answers, but takes no writes.
+    #[error("the database refuses writes: {0}")]
+    Writes(WritesRefused),
     /// The server is stopping; it still answers.
     #[error("the server is about to stop")]
     Draining,
@@ -52,13 +56,14 @@ pub struct Lacking(Vec<String>);
 
 impl NotReady {
     /// The names of all conditions, for the metrics.
-    pub const CONDITIONS: [&'static str; 9] =
-        ["database", "draining", "saturated", "clock_skew", "feed", "durability", "schema", "keys", "pooler"];
+    pub const CONDITIONS: [&'static str; 10] =
+        ["database", "writes", "draining", "saturated", "clock_skew", "feed", "durability", "schema", "keys", "pooler"];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
         match self {
             Self::Database(_) => "database",
+            Self::Writes(_) => "writes",
             Self::Draining => "draining",
             Self::Saturated => "saturated",
             Self::ClockSkew => "clock_skew",
@@ -75,7 +80,10 @@ impl App {
     /// Checks every condition. Returns those that fail; empty if the replica is ready.
     pub async fn readiness(&self) -> Vec<NotReady> {
         // Over its own connection: the database is not unavailable because requests fill the pool.
-        let database = self.probe.ping().await.err().map(NotReady::Database);
+        let (database, writes) = match self.probe.writes_refused().await {
+            Ok(refused) => (None, refused.map(NotReady::Writes)),
+            Err(error) => (Some(NotReady::Database(error)), None),
+        };
         let draining = self.load.is_draining().then_some(NotReady::Draining);
         let saturated = self.load.check_saturated().then_some(NotReady::Saturated);
         let clock = (!self.clock.is_known(CLOCK_ERROR_MAX)).then_some(NotReady::ClockSkew);
@@ -90,6 +98,9 @@ impl App {
         let unopened = self.keys.snapshot().unopened();
         let keys = (unopened > 0).then_some(NotReady::Keys(unopened));
         let pooler = self.store.loses_statements().then_some(NotReady::Pooler);
-        [database, draining, saturated, clock, feed, durability, schema, keys, pooler].into_iter().flatten().collect()
+        [database, writes, draining, saturated, clock, feed, durability, schema, keys, pooler]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -33,8 +33,8 @@ use super::tls;
 use super::url::DatabaseUrl;
 use super::url::DatabaseUrlError;
 use super::wire::AlreadyNegotiated;
+use super::wire::Faults;
 use super::wire::ServerStream;
-use super::wire::StatementsLost;
 use super::wire::WireState;
 
 /// The hosts that may run the database.
@@ -50,7 +50,7 @@ pub(super) struct DatabaseHosts {
     /// The host that answered last, which the next connection tries first. [`NO_HOST`] at the start and after that host
     /// has failed: then all are asked.
     preferred: AtomicUsize,
-    statements_lost: Arc<StatementsLost>,
+    faults: Arc<Faults>,
 }
 
 /// No host is preferred.
@@ -102,7 +102,7 @@ impl DatabaseHosts {
             settings: Settings::new(options.operation_timeout, url.search_path.as_deref()),
             primary: PrimaryWatch::new(options.required_durability),
             preferred: AtomicUsize::new(NO_HOST),
-            statements_lost: Arc::default(),
+            faults: Arc::default(),
         })
     }
 
@@ -138,9 +138,9 @@ impl DatabaseHosts {
         self.open(None).await
     }
 
-    /// When a pooler last lost one of our prepared statements.
-    pub(super) fn statements_lost(&self) -> &StatementsLost {
-        &self.statements_lost
+    /// The faults that the errors of statements have shown.
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// Connects as [`DatabaseHosts::connect`], for a connection that only listens: `bell` receives the payloads of
@@ -172,7 +172,7 @@ impl DatabaseHosts {
 
     /// Opens the stream to a host.
     pub(super) async fn reach(&self, host: usize) -> Result<(ServerStream, Arc<WireState>), HostError> {
-        let state = Arc::new(WireState::new(Arc::clone(&self.statements_lost)));
+        let state = Arc::new(WireState::new(Arc::clone(&self.faults)));
         let wire = self.hosts[host].reach(&self.tls, &state).await?;
         Ok((wire, state))
     }

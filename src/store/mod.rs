@@ -45,13 +45,12 @@ mod tx;
 mod url;
 mod users;
 mod wire;
+mod writes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::dsl::sql;
-use diesel::sql_types::Integer;
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::time::Instant;
@@ -126,6 +125,7 @@ pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
 pub use url::DatabaseUrlError;
+pub use writes::WritesRefused;
 
 use backend::Backend;
 use backend::ConnectionEnd;
@@ -402,19 +402,6 @@ impl Store {
                 }
             }
         }
-    }
-
-    /// Checks that the database responds.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the database is unavailable.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.idempotent("ping", |mut tx| async move {
-            let _: Vec<i32> = tx.load(diesel::select(sql::<Integer>("1"))).await?;
-            tx.commit(()).await
-        })
-        .await
     }
 
     /// The number of connections, including abandoned ones that are not closed yet, and how many of them are idle.

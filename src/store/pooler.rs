@@ -68,7 +68,7 @@ impl Store {
 
     /// Whether a pooler has lost a prepared statement recently.
     pub fn loses_statements(&self) -> bool {
-        self.target.statements_lost().within(LOST_FOR)
+        self.target.faults().statements_lost.within(LOST_FOR)
     }
 }
 

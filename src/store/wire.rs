@@ -50,19 +50,28 @@ pub(super) struct WireState {
     error: Mutex<Option<SqlState>>,
     /// How to begin a transaction on a connection that a pooler shares.
     shared: OnceLock<Arc<str>>,
-    statements_lost: Arc<StatementsLost>,
+    faults: Arc<Faults>,
 }
 
-/// When a pooler last lost one of our prepared statements.
+/// Faults of the database that only the errors of statements show.
 #[derive(Default)]
-pub(super) struct StatementsLost(Mutex<Option<Instant>>);
+pub(super) struct Faults {
+    /// A pooler lost one of our prepared statements.
+    pub(super) statements_lost: LastSeen,
+    /// The disk was full, or could not be written.
+    pub(super) disk_full: LastSeen,
+}
 
-impl StatementsLost {
-    pub(super) fn note(&self) {
+/// When something was last seen.
+#[derive(Default)]
+pub(super) struct LastSeen(Mutex<Option<Instant>>);
+
+impl LastSeen {
+    fn note(&self) {
         *self.0.lock().expect("no one panics while holding it") = Some(Instant::now());
     }
 
-    /// Whether one was lost within the last `time`.
+    /// Whether it was seen within the last `time`.
     pub(super) fn within(&self, time: Duration) -> bool {
         self.0.lock().expect("no one panics while holding it").is_some_and(|at| at.elapsed() < time)
     }
@@ -74,15 +83,17 @@ pub(super) fn is_statement_lost(code: &SqlState) -> bool {
 }
 
 impl WireState {
-    pub(super) fn new(statements_lost: Arc<StatementsLost>) -> Self {
-        Self { statements_lost, ..Self::default() }
+    pub(super) fn new(faults: Arc<Faults>) -> Self {
+        Self { faults, ..Self::default() }
     }
 
     /// Returns the SQLSTATE of the last error, and clears it.
     pub(super) fn take_error(&self) -> Option<SqlState> {
         let code = self.error.lock().expect("no one panics while holding it").take();
-        if code.as_ref().is_some_and(is_statement_lost) {
-            self.statements_lost.note();
+        match &code {
+            Some(code) if is_statement_lost(code) => self.faults.statements_lost.note(),
+            Some(code) if [SqlState::DISK_FULL, SqlState::IO_ERROR].contains(code) => self.faults.disk_full.note(),
+            _ => {}
         }
         code
     }

@@ -1,0 +1,98 @@
+//! `/readyz` while the database answers, but takes no writes or does not let the feed be read.
+
+use dev_postgres::Cluster;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::harness::{
+    Service,
+    database::{Database, disposable},
+    eventually,
+};
+
+async fn readyz(service: &Service) -> (StatusCode, String) {
+    let response = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
+    (response.status(), String::from_utf8_lossy(response.body()).into_owned())
+}
+
+async fn becomes_ready(service: &Service) {
+    eventually("it is ready", async || readyz(service).await.0 == StatusCode::OK).await;
+}
+
+async fn says(service: &Service, why: &str) {
+    eventually(why, async || {
+        let (status, reasons) = readyz(service).await;
+        status == StatusCode::SERVICE_UNAVAILABLE && reasons.contains(why)
+    })
+    .await;
+}
+
+/// By a reload, which open connections follow: reads, heartbeats of the feed, and connections all go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_turns_read_only_fails_readiness() {
+    let cluster = Cluster::start(disposable("read-only")).await.expect("Postgres starts");
+    let database = || Database { url: cluster.database_url("postgres") };
+    database().migrate().await;
+    let service = Service::start_on(database()).await;
+    let phone = service.sign_in("ada", "phone").await;
+    becomes_ready(&service).await;
+    let url = format!("{}?options=-c%20default_transaction_read_only%3Doff", cluster.database_url("postgres"));
+    let admin = Database { url };
+    let turn = async |to: &str| {
+        admin.run(&format!("ALTER SYSTEM SET default_transaction_read_only = {to}")).await;
+        admin.run("SELECT pg_reload_conf()").await;
+    };
+    turn("on").await;
+    says(&service, "the database refuses writes: it is read-only").await;
+    assert_eq!(service.metric("sessiond_not_ready{condition=\"writes\"}").await, 1);
+    assert!(phone.sign_out().await.is_err(), "nothing is acknowledged");
+    turn("off").await;
+    becomes_ready(&service).await;
+    phone.sign_out().await.expect("signs out");
+    drop(service);
+    cluster.stop().await.expect("stops");
+}
+
+/// The role may no longer write a table, or no longer read those of the feed.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_privileges_fail_readiness() {
+    let admin = Database::create().await;
+    let name = admin.lines("SELECT current_database()").await.remove(0);
+    let role = format!("serves_{name}");
+    let grant = format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}");
+    admin.run(&format!("CREATE ROLE {role} LOGIN; {grant}")).await;
+    let url = admin.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
+    let service = Service::start_on(Database { url }).await;
+    becomes_ready(&service).await;
+
+    admin.run(&format!("REVOKE UPDATE ON sessions FROM {role}; REVOKE INSERT ON users FROM {role}")).await;
+    says(&service, "the database refuses writes: the role of sessiond lacks privileges on sessions, users").await;
+    admin.run(&grant).await;
+    becomes_ready(&service).await;
+
+    admin.run(&format!("REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {role}")).await;
+    says(&service, "the feed of revocations is too old").await;
+    admin.run(&grant).await;
+    becomes_ready(&service).await;
+}
+
+/// A full disk shows only in the errors of statements that need space.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_readiness_until_writes_find_space_again() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    becomes_ready(&service).await;
+    service
+        .database
+        .run(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON sessions EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    let refused = phone.sign_out().await.expect_err("no space");
+    assert_eq!(refused.reason, "STORE_UNAVAILABLE");
+    says(&service, "the database refuses writes: its disk is full or broken").await;
+    service.database.run("DROP TRIGGER refuse ON sessions").await;
+    phone.sign_out().await.expect("signs out");
+    becomes_ready(&service).await;
+}
