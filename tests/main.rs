@@ -56,6 +56,7 @@ mod stack_auth;
 // The binary as people run it, its scripts and settings.
 mod binary;
 mod log;
+mod process;
 mod readme;
 mod scripts;
 mod settings;

@@ -27,6 +27,9 @@ pub mod calls;
 /// A receiver of back-channel deliveries.
 pub mod receiver;
 
+// A `sessiond serve` in a process of its own.
+pub mod serving;
+
 use std::{
     net::SocketAddr,
     sync::Arc,

@@ -49,14 +49,14 @@ pub(crate) struct ServeArgs {
     allow_unsafe_durability: bool,
 }
 
-pub(crate) async fn run(args: ServeArgs) -> CommandResult {
+pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     let stop = setup::stop_signal(setup::Hangup::Ignored)?;
     listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
     if let Some(address) = args.listen.proxy_listen {
         listen::check(&[("--proxy-listen", address)])?;
     }
     setup::reap_orphans()?;
-    setup::raise_open_files(&args.limits, &args.database.pool);
+    setup::raise_open_files(&mut args.limits, &args.database.pool);
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let outbound = setup::outbound(args.backchannel)?;

@@ -223,17 +223,22 @@ pub(crate) fn reap_orphans() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Open files in addition to client connections: for the database, the log and the runtime.
+/// Open files in addition to the connections of clients and to the database: for the log and the runtime.
 const OTHER_FILES: usize = 128;
 
-/// Raises the limit on open files to what the settings need, as far as the system allows. Logs a warning if that is too
-/// little.
-pub(crate) fn raise_open_files(limits: &Limits, pool: &Pool) {
+/// The least part of the open files that clients get, if they are too few: a half. Clients that took all of them would take
+/// those of the connections to the database.
+const CLIENTS_SHARE: usize = 2;
+
+/// Raises the limit on open files to what the settings need, as far as the system allows. If that is too little, logs a
+/// warning and accepts fewer connections.
+pub(crate) fn raise_open_files(limits: &mut Limits, pool: &Pool) {
     use rustix::process::Resource;
     use rustix::process::Rlimit;
     use rustix::process::getrlimit;
     use rustix::process::setrlimit;
-    let needed = (limits.connections_max + pool.database_connections_max + OTHER_FILES) as u64;
+    let others = pool.database_connections_max + OTHER_FILES;
+    let needed = (limits.connections_max + others) as u64;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // `None` means no limit.
     if current.is_none_or(|current| current >= needed) {
@@ -245,10 +250,13 @@ pub(crate) fn raise_open_files(limits: &Limits, pool: &Pool) {
         Err(_) => current.unwrap_or_default(),
     };
     if raised < needed {
+        let files = usize::try_from(raised).unwrap_or(usize::MAX);
+        limits.connections_max = files.saturating_sub(others).max(files / CLIENTS_SHARE).max(1);
         tracing::warn!(
             open_files_max = raised,
             needed,
-            "the limit on open files is below what --connections-max needs: raise it (ulimit -n, LimitNOFILE), or lower --connections-max"
+            connections_max = limits.connections_max,
+            "the limit on open files is below what --connections-max needs, so fewer connections are accepted: raise it (ulimit -n, LimitNOFILE), or lower --connections-max"
         );
     }
 }

@@ -111,6 +111,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     listen::check(&[("--listen", args.listen), ("--metrics-listen", args.metrics_listen)])?;
     let sealer = files.sealer()?;
     let outbound = setup::outbound(args.backchannel.clone())?;
+    setup::raise_open_files(&mut args.limits, &args.pool);
     files.forget_env()?;
     let (mut cluster, url) = database(&args, &files).await?;
     let sealer = match sealer {

@@ -1,0 +1,124 @@
+//! The process as its supervisor, its shell and its log see it.
+
+use std::fs;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use crate::harness::database::fresh_dir;
+use crate::harness::eventually;
+use crate::harness::serving::{Installed, Serving};
+
+/// A file for standard error, and its path.
+fn log(name: &str) -> (File, PathBuf) {
+    let dir = fresh_dir(name);
+    fs::create_dir_all(&dir).expect("creates");
+    let path = dir.join("log");
+    (File::create(&path).expect("creates"), path)
+}
+
+fn signal(process: u32, signal: Signal) {
+    let id = i32::try_from(process).ok().and_then(Pid::from_raw).expect("an id");
+    kill_process(id, signal).expect("is sent");
+}
+
+async fn signs_out(serving: &Serving, installed: &Installed) {
+    let (token, _) = serving.sign_in(&installed.key, "ada").await.expect("signs in");
+    assert_eq!(serving.sign_out(&token).await, StatusCode::OK);
+}
+
+/// A closed terminal ends nothing; a supervisor does, at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_is_ignored_and_a_termination_is_not() {
+    let installed = Installed::new().await;
+    let (stderr, path) = log("hangup");
+    let mut serving = installed.serve(&[], &[], stderr).await;
+    signal(serving.process.id(), Signal::HUP);
+    eventually("says so", async || fs::read_to_string(&path).expect("reads").contains("SIGHUP ignored")).await;
+    signs_out(&serving, &installed).await;
+    signal(serving.process.id(), Signal::TERM);
+    assert!(serving.ended().await.success());
+}
+
+/// As the first process of a container: nobody else reaps orphans there, and signals without a handler do nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_process_of_a_container_reaps_orphans_and_stops() {
+    let mut unshare = vec!["unshare", "--pid", "--fork", "--kill-child"];
+    if !rustix::process::geteuid().is_root() {
+        unshare.extend(["--user", "--map-root-user"]);
+    }
+    let can = Command::new(unshare[0]).args(&unshare[1..]).arg("true").status();
+    if !can.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: this machine lets this user create no process namespace");
+        return;
+    }
+    let installed = Installed::new().await;
+    let (stderr, _) = log("first");
+    // The shell's child outlives its parent, and ends as a child of what the shell becomes.
+    let orphan = ["sh", "-c", "(sleep 0.1 &) ; exec \"$@\"", "sh"];
+    let mut serving = installed.serve(&[&unshare[..], &orphan].concat(), &[], stderr).await;
+    let first = children(serving.process.id()).first().copied().expect("a child");
+    eventually("no orphan is left", async || children(first).is_empty()).await;
+    signs_out(&serving, &installed).await;
+    signal(first, Signal::TERM);
+    assert!(serving.ended().await.success());
+}
+
+/// The children of a process, zombies included.
+fn children(process: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).expect("Linux");
+    list.split_whitespace().map(|id| id.parse().expect("an id")).collect()
+}
+
+/// The limit is named at the start, and clients that take all connections leave the database its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_open_files_cost_clients_and_not_the_database() {
+    let installed = Installed::new().await;
+    let (stderr, path) = log("files");
+    let serving = installed.serve(&["sh", "-c", "ulimit -n 100 && exec \"$@\"", "sh"], &[], stderr).await;
+    let warnings = || {
+        let log = fs::read_to_string(&path).expect("reads");
+        log.lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    eventually("says so", async || warnings().iter().any(|line| line.contains("open_files_max=100"))).await;
+    let mut connections = vec![];
+    for _ in 0..150 {
+        connections.push(TcpStream::connect(serving.addr).await.expect("waits in the backlog"));
+    }
+    // Readiness is checked every second.
+    sleep(Duration::from_secs(3)).await;
+    let page = serving.metrics.http(Method::GET, "/metrics", HeaderMap::new(), "").await;
+    let page = String::from_utf8(page.body().to_vec()).expect("text");
+    let conditions: Vec<&str> = page.lines().filter(|line| line.starts_with("sessiond_not_ready{")).collect();
+    let holds = |condition: &str| conditions.iter().any(|line| line.contains(condition) && line.ends_with(" 0"));
+    assert!(holds("database") && holds("feed"), "{conditions:?}");
+    assert!(!warnings().iter().any(|line| line.contains("os error 24")), "{:?}", warnings());
+    drop(connections);
+    eventually("serves again", async || serving.is_alive().await).await;
+    signs_out(&serving, &installed).await;
+}
+
+/// The driver logs the parameters of each statement at its most verbose: whatever is asked for, they stay out.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_level_shows_what_is_stored() {
+    let installed = Installed::new().await;
+    for level in ["debug,tokio_postgres::query=trace", "trace", "tokio_postgres=trace,diesel_async=trace"] {
+        let (stderr, path) = log("levels");
+        let serving = installed.serve(&[], &["--log", level], stderr).await;
+        let (token, _) = serving.sign_in(&installed.key, "user-of-this-test").await.expect("signs in");
+        assert_eq!(serving.sign_out(&token).await, StatusCode::OK);
+        drop(serving);
+        let log = fs::read_to_string(&path).expect("reads");
+        assert!(level.starts_with("tokio") || log.lines().count() > 3, "{level}: the level is applied");
+        for secret in ["user-of-this-test", &token, token.rsplit('.').next().expect("a signature"), &installed.key] {
+            assert!(!log.contains(secret), "{level} shows {secret}");
+        }
+        assert!(!log.contains("with parameters"), "{level}");
+    }
+}
