@@ -24,7 +24,7 @@ use tokio::{net::TcpListener, net::TcpStream, runtime::Runtime};
 use crate::harness::{
     PROJECT, Service, Wire, bearer, both,
     database::fresh_dir,
-    eventually,
+    eventually, header,
     wire::{Wires, refused_json},
 };
 
@@ -301,4 +301,70 @@ async fn envoy_lets_only_signed_in_users_through() {
 #[ignore = "needs nginx: run tests/proxies/run"]
 async fn nginx_lets_only_signed_in_users_through() {
     who_is_signed_in_passes_and_nobody_else(&NGINX).await;
+}
+
+/// Two cells, each with a database of its own, behind one nginx that routes by the project.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs nginx: run tests/proxies/run"]
+async fn nginx_sends_each_project_to_its_cell() {
+    let program = std::env::var_os(NGINX.program).unwrap_or_else(|| panic!("{} is not set", NGINX.program));
+    let (eu, us) = (Service::start().await, Service::start().await);
+    let (shop, books) = (eu.create_project("shop").await, us.create_project("books").await);
+    let mut config =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cells/nginx.conf")).expect("is there");
+    let own = free_port().await;
+    let ports = [("8080", eu.addr.port()), ("8081", us.addr.port()), ("10080", own), ("10081", free_port().await)];
+    for (spelled, port) in ports {
+        let spelled = format!("127.0.0.1:{spelled}");
+        assert!(config.contains(&spelled), "{spelled}");
+        config = config.replace(&format!("{spelled};"), &format!("127.0.0.1:{port};"));
+        config = config.replace(&format!("{spelled} "), &format!("127.0.0.1:{port} "));
+    }
+    let dir = fresh_dir("cells");
+    fs::create_dir_all(dir.join("temp")).expect("makes it");
+    let place = dir.join("nginx.conf");
+    fs::write(&place, config).expect("writes");
+    let process =
+        Command::new(program).args((NGINX.arguments)(&dir, &place)).stdin(Stdio::null()).spawn().expect("starts");
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, own));
+    let front = Front { process, wires: Wires::to(addr), dir };
+    eventually("nginx listens", async || TcpStream::connect(addr).await.is_ok()).await;
+
+    let at = |host: &str| header("host", host);
+    let of = |name: &str| at(&format!("{name}.sessions.example.org"));
+    let create = async |name: &str, key: &str| {
+        let headers = both(both(of(name), bearer(key)), header("content-type", "application/json"));
+        front.wires.http(Method::POST, "/auth/sessions", headers, r#"{"user_id": "ada"}"#).await
+    };
+    for (name, key, cell) in [("shop", &shop, &eu), ("books", &books, &us)] {
+        let key = secrecy::ExposeSecret::expose_secret(key);
+        let created = create(name, key).await;
+        assert_eq!(created.status(), 200, "{name}");
+        let body: Value = serde_json::from_slice(created.body()).expect("JSON");
+        let token = body["access_token"].as_str().expect("a token");
+        // The session is in that cell's database, and nowhere else.
+        let query = format!("SELECT count(*) FROM sessions WHERE project_id = '{name}'");
+        for database in [&eu.database, &us.database] {
+            let expected = if std::ptr::eq(database, &cell.database) { "1" } else { "0" };
+            assert_eq!(database.lines(&query).await, [expected], "{name}");
+        }
+        // By the path, at the issuer's own name.
+        let verify = format!("/projects/{name}/auth/verify");
+        let verified = front.ask(Method::GET, &verify, both(at("sessions.example.org"), bearer(token))).await;
+        assert_eq!(verified.status(), 200, "{name}");
+        let keys = format!("/projects/{name}/.well-known/jwks.json");
+        assert_eq!(front.ask(Method::GET, &keys, at("sessions.example.org")).await.status(), 200, "{name}");
+        // Another cell refuses what it does not know: no answer is ever that of the wrong project.
+        let other = if name == "shop" { "books" } else { "shop" };
+        assert_eq!(create(other, key).await.status(), 401);
+        assert_eq!(
+            front.ask(Method::GET, "/auth/sessions/current", both(of(other), bearer(token))).await.status(),
+            401
+        );
+        let signed_out = front.ask(Method::DELETE, "/auth/sessions/current", both(of(name), bearer(token))).await;
+        assert_eq!(signed_out.status(), 200);
+    }
+    for host in ["sessions.example.org", "unknown.sessions.example.org", "shop.sessions.example.org.evil.test"] {
+        assert_eq!(front.ask(Method::GET, "/auth/sessions/current", at(host)).await.status(), 404, "{host}");
+    }
 }
