@@ -81,6 +81,15 @@ packages_of_python() {
     esac
 }
 
+# For root, whose servers run as another user: another Python may be in a home directory that only root can read.
+called_system_python='Python of the system with venv'
+has_system_python() { [ "$(id -u)" != 0 ] || /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null; }
+packages_of_system_python() { packages_of_python; }
+
+called_etcd='etcd'
+has_etcd() { has etcd; }
+packages_of_etcd() { if [ "$(manager)" = apt-get ]; then echo etcd-server; else echo etcd; fi; }
+
 called_npm='npm'
 has_npm() { has npm; }
 packages_of_npm() { if [ "$(manager)" = brew ]; then echo node; else echo nodejs npm; fi; }

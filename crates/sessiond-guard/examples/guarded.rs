@@ -25,12 +25,14 @@ use tokio::net::TcpListener;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // One replica, or several separated by commas.
     let url = env::var("SESSIOND_URL")?;
     let issuer = env::var("SESSIOND_ISSUER").unwrap_or_else(|_| url.clone());
     let (project, server_key) = (env::var("SESSIOND_PROJECT_ID")?, env::var("SESSIOND_SERVER_KEY")?);
-    let listener = TcpListener::bind("127.0.0.1:8082").await?;
+    let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:8082")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    serve(listener, GuardOptions::new(url, project, issuer, server_key)).await
+    let endpoints = url.split(',').map(str::to_owned).collect();
+    serve(listener, GuardOptions { endpoints, ..GuardOptions::new("", project, issuer, server_key) }).await
 }
 
 /// The service. Also called by a test.
