@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     binary::{assert_says, sessiond},
-    harness::{database::Database, hasty},
+    harness::{Service, database::Database, eventually, hasty},
 };
 
 const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -168,7 +168,7 @@ async fn an_error_of_a_real_postgres_is_reported_as_it_is() {
 }
 
 /// Citus' own catalog, on a real Postgres: the extension alone changes nothing, a distributed table of ours is refused,
-/// also by a server that already runs, for its next connection.
+/// and fails the readiness of a server that runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn citus_is_refused_once_it_distributes_our_tables() {
     let database = Database::create().await;
@@ -195,12 +195,20 @@ async fn citus_is_refused_once_it_distributes_our_tables() {
     store.reach().await.expect("nothing of ours is distributed");
     assert_says(&sessiond(&["migrate"], &[("DATABASE_URL", &database.url)]), true, "up to date");
 
+    let service = Service::start_on(Database { url: database.url.clone() }).await;
+    let readyz = async || {
+        let response = service.wires.http(http::Method::GET, "/readyz", http::HeaderMap::new(), "").await;
+        String::from_utf8_lossy(response.body()).into_owned()
+    };
+    eventually("it is ready", async || readyz().await == "ready").await;
     distribute("users").await;
     distribute("sessions").await;
+    let why = "its tables are distributed by Citus: sessions, users";
+    eventually("a server that runs is no longer ready", async || readyz().await.contains(why)).await;
     let message = error(&database.url).await;
     assert!(
         message.contains("it is Citus, and these tables of sessiond are distributed: sessions, users.")
-            && message.contains("SELECT undistribute_table('NAME')"),
+            && message.contains("SELECT undistribute_table('NAME', cascade_via_foreign_keys => true)"),
         "{message}"
     );
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];

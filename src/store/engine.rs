@@ -29,7 +29,8 @@ pub(super) enum UnsupportedEngine {
     TooOld { version: String },
     #[error(
         "it is Citus, and these tables of sessiond are distributed: {tables}. Sign-outs could be lost there without an \
-         error. Make them local again with SELECT undistribute_table('NAME'), or use a database without Citus"
+         error. Make them local again with SELECT undistribute_table('NAME', cascade_via_foreign_keys => true), or use a \
+         database without Citus"
     )]
     Distributed { tables: String },
 }
@@ -98,10 +99,9 @@ fn check_banner(banner: &str) -> Result<(), UnsupportedEngine> {
 }
 
 /// The facts needed about a new connection, in one round trip, without a prepared statement.
-const FACTS: &str = "SELECT version(), current_setting('server_version'), current_setting('server_version_num'), \
+const FACTS: &str = "version(), current_setting('server_version'), current_setting('server_version_num'), \
      current_setting('transaction_read_only'), current_setting('server_encoding'), \
-     current_setting('sessiond.settings', true), \
-     EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')";
+     current_setting('sessiond.settings', true)";
 
 /// Every engine answers this one.
 const BANNER: &str = "SELECT version()";
@@ -131,7 +131,7 @@ const TABLES: [&str; 14] = [
 ///
 /// Fails if the server is not supported, or cannot be used as it is configured.
 pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
-    let row = match first_row(client, FACTS).await {
+    let row = match first_row(client, &format!("SELECT {FACTS}, {HAS_CITUS}")).await {
         Ok(row) => row,
         Err(error) => {
             // Other engines lack some of the functions and settings. Their name explains more than that error.
@@ -150,7 +150,8 @@ pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
     };
     facts.check()?;
     if fact(6) == "t" {
-        facts.distributed = distributed_tables(client).await?;
+        let row = first_row(client, &format!("SELECT {}", distributed())).await?;
+        facts.distributed = row.and_then(|row| row.get(0).map(str::to_owned)).unwrap_or_default();
         facts.check()?;
     }
     if fact(3) == "on" {
@@ -162,16 +163,17 @@ pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
     Ok(fact(5) == SETTINGS_MARK)
 }
 
-/// Which of our tables Citus manages: as distributed, as reference or as local ones, or by their schema. The ones that
-/// the connection would use, by its search path.
-async fn distributed_tables(client: &Client) -> Result<String, tokio_postgres::Error> {
+/// Whether Citus is installed. Only then is there the table that [`distributed`] reads.
+pub(super) const HAS_CITUS: &str = "EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')";
+
+/// An expression for those of our tables that Citus manages, separated by commas: as distributed, as reference or as local
+/// ones, or by their schema. The ones that the connection would use, by its search path.
+pub(super) fn distributed() -> String {
     let ours = TABLES.map(|table| format!("to_regclass('{table}')")).join(", ");
-    let query = format!(
-        "SELECT pg_catalog.string_agg(logicalrelid::text, ', ' ORDER BY logicalrelid::text) \
-         FROM pg_catalog.pg_dist_partition WHERE logicalrelid IN ({ours})"
-    );
-    let row = first_row(client, &query).await?;
-    Ok(row.and_then(|row| row.get(0).map(str::to_owned)).unwrap_or_default())
+    format!(
+        "coalesce((SELECT pg_catalog.string_agg(logicalrelid::text, ', ' ORDER BY logicalrelid::text) \
+         FROM pg_catalog.pg_dist_partition WHERE logicalrelid IN ({ours})), '')"
+    )
 }
 
 async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow>, tokio_postgres::Error> {

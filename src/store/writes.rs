@@ -9,6 +9,7 @@ use diesel::sql_types::Text;
 
 use super::Error;
 use super::Store;
+use super::engine;
 
 /// Why the database takes no writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum WritesRefused {
     /// The role lacks privileges on these tables.
     #[error("the role of sessiond lacks privileges on {0}")]
     Privileges(String),
+    /// Citus distributes these tables, so that some writes fail and others could be lost.
+    #[error("its tables are distributed by Citus: {0}")]
+    Distributed(String),
     /// A statement found no space on the disk, or could not write to it, within the last ten seconds.
     #[error("its disk is full or broken")]
     Disk,
@@ -41,21 +45,38 @@ impl Store {
     ///
     /// Fails if the database is unavailable.
     pub async fn writes_refused(&self) -> Result<Option<WritesRefused>, Error> {
-        let (is_read_only, lacking) = self
+        let (is_read_only, lacking, has_citus) = self
             .idempotent("writes_refused", |mut tx| async move {
                 let read_only = sql::<Bool>("current_setting('transaction_read_only') = 'on' OR pg_is_in_recovery()");
                 let lacking = sql::<Array<Text>>(&format!(
                     "ARRAY(SELECT name FROM ({WRITTEN}) AS needed (name, privileges), unnest(string_to_array(privileges, ', '))
                        AS privilege WHERE NOT has_table_privilege(to_regclass(name), privilege) GROUP BY name ORDER BY name)"
                 ));
-                let mut rows: Vec<(bool, Vec<String>)> = tx.load(diesel::select((read_only, lacking))).await?;
+                let has_citus = sql::<Bool>(engine::HAS_CITUS);
+                let facts = diesel::select((read_only, lacking, has_citus));
+                let mut rows: Vec<(bool, Vec<String>, bool)> = tx.load(facts).await?;
                 tx.commit(rows.pop().unwrap_or_default()).await
             })
             .await?;
-        Ok(match (is_read_only, lacking.as_slice()) {
-            (true, _) => Some(WritesRefused::ReadOnly),
-            (false, [_, ..]) => Some(WritesRefused::Privileges(lacking.join(", "))),
-            (false, []) => self.target.faults().disk_full.within(DISK_FULL_FOR).then_some(WritesRefused::Disk),
+        // Connections that were open before do not notice that tables were distributed.
+        let distributed = if has_citus { self.distributed_tables().await? } else { String::new() };
+        Ok(if is_read_only {
+            Some(WritesRefused::ReadOnly)
+        } else if !lacking.is_empty() {
+            Some(WritesRefused::Privileges(lacking.join(", ")))
+        } else if !distributed.is_empty() {
+            Some(WritesRefused::Distributed(distributed))
+        } else {
+            self.target.faults().disk_full.within(DISK_FULL_FOR).then_some(WritesRefused::Disk)
         })
+    }
+
+    /// Our tables that Citus manages; see [`engine::distributed`].
+    async fn distributed_tables(&self) -> Result<String, Error> {
+        self.idempotent("distributed_tables", |mut tx| async move {
+            let mut rows: Vec<String> = tx.load(diesel::select(sql::<Text>(&engine::distributed()))).await?;
+            tx.commit(rows.pop().unwrap_or_default()).await
+        })
+        .await
     }
 }
