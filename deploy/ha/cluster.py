@@ -43,6 +43,12 @@ def postgres_bin():
     return str(Path(initdb).parent)
 
 
+def libfaketime():
+    """The library that gives a program another time of day; `None` if it is not installed."""
+    found = [path for lib in ("/usr/lib", "/usr/local/lib") for path in Path(lib).glob("**/faketime/libfaketime.so.1")]
+    return str(found[0]) if found else None
+
+
 def unprivileged():
     """The user to run Postgres, Patroni and etcd as: Postgres does not run as root."""
     if os.getuid() != 0:
@@ -138,12 +144,28 @@ class Node:
             "pgpass": str(self.dir / "pgpass"),
             "parameters": {"unix_socket_directories": str(self.dir)},
         }
-        self.config = self.dir / "patroni.yml"
+        self.config, self.settings = self.dir / "patroni.yml", settings
         self.config.write_text(yaml.safe_dump(settings), encoding="utf-8")
 
     def start(self):
         command = [sys.executable, "-m", "patroni", str(self.config)]
         self.patroni = Process(command, self.log, cwd=self.dir, **unprivileged())
+
+    def set_clock(self, ahead):
+        """Sets the clock of Postgres to `ahead` seconds ahead, from its next start on. Needs libfaketime."""
+        programs = self.dir / "programs"
+        shutil.rmtree(programs, ignore_errors=True)
+        programs.mkdir()
+        for program in Path(postgres_bin()).iterdir():
+            (programs / program.name).symlink_to(program)
+        (programs / "postgres").unlink()
+        (programs / "postgres").write_text(
+            f"#!/bin/sh\nexport LD_PRELOAD={libfaketime()} FAKETIME={ahead:+d}s FAKETIME_DONT_FAKE_MONOTONIC=1\n"
+            f'exec {postgres_bin()}/postgres "$@"\n'
+        )
+        (programs / "postgres").chmod(0o755)
+        self.settings["postgresql"]["bin_dir"] = str(programs)
+        self.config.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
 
     def is_started(self):
         return self.patroni is not None and self.patroni.is_running()

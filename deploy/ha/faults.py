@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from cluster import ISSUER, PROJECT, Cluster, Process, discard, free_port, home_directory, stop_on_signals
+from cluster import ISSUER, PROJECT, Cluster, Process, discard, free_port, home_directory, libfaketime, stop_on_signals
 from followers import GuardedService, Ledger, Watcher
 
 # How long writes may be refused, in seconds.
@@ -183,6 +183,22 @@ class Run:
 
         self.inject("primary paused, named first in the URL", pause, KILL_MAX, mend=first.resume)
 
+    def clocks_apart(self):
+        """Switches over to a node whose clock is a minute ahead, and from there to one whose clock is a minute behind it."""
+        if not libfaketime():
+            say("clocks a minute apart: not run, libfaketime is not installed (Debian: libfaketime)")
+            return
+        old = self.cluster.primary()
+        standby = next(node for node in self.cluster.nodes if node is not old)
+        standby.kill()
+        standby.set_clock(60)
+        self.cluster.settle()
+        self.inject("switchover to a node whose clock is a minute ahead", lambda: old.switch_over(to=standby), SWITCHOVER_MAX)
+        self.inject("switchover back to the right time", lambda: standby.switch_over(to=old), SWITCHOVER_MAX)
+        standby.kill()
+        standby.set_clock(0)
+        self.cluster.settle()
+
     def standby_killed(self):
         standby = next(node for node in self.cluster.nodes if not node.is_primary())
         self.inject("standby killed", standby.kill, UNAFFECTED_MAX, after=5)
@@ -297,6 +313,7 @@ FAULTS = {
     "kill": Run.primary_killed,
     "switchover": Run.switchover,
     "postgres": Run.postgres_killed,
+    "clocks": Run.clocks_apart,
     "pause": Run.primary_paused,
     "standby": Run.standby_killed,
     "etcd": Run.etcd_killed,
