@@ -1,12 +1,14 @@
 //! Names a device after its `User-Agent`, such as "Chrome on Windows". The client can send anything, so the name only helps
 //! people recognise their devices; no decision depends on it.
 //!
-//! Uses the patterns of the ua-parser project (`uap-core/`). They are compiled once, on first use, which takes about 60 ms
-//! and 11 MB; the patterns for device models would more than double both and are left out. A name takes about 10 µs, and a
+//! Uses the patterns of the ua-parser project (`uap-core/`). They are compiled once, when the first request has a
+//! `User-Agent` to name, which takes about 60 ms and 11 MB; the patterns for device models would more than double both and are left out. A name takes about 10 µs, and a
 //! few times that for the worst texts: matching takes time linear in the length, which callers bound.
 
 use std::sync::LazyLock;
 
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use ua_parser::Extractor;
 use ua_parser::Regexes;
 
@@ -19,9 +21,16 @@ static PATTERNS: LazyLock<Extractor<'static>> = LazyLock::new(|| {
     Extractor::try_from(patterns).expect("a test compiles it")
 });
 
-/// Compiles the patterns, so that later calls need not. Blocks until it is done.
-pub fn prepare() {
-    LazyLock::force(&PATTERNS);
+/// Compiles the patterns unless that is done, on a thread for blocking work. Call it before [`name`], which would block its
+/// thread, and whatever the caller has locked, for the time of the compilation.
+pub async fn prepare() {
+    /// Awaited by concurrent callers, so that only one thread compiles.
+    static PREPARED: OnceCell<()> = OnceCell::const_new();
+    let compile = async || {
+        // Fails only when the runtime shuts down; then the first name compiles them.
+        let _ = spawn_blocking(|| LazyLock::force(&PATTERNS)).await;
+    };
+    PREPARED.get_or_init(compile).await;
 }
 
 /// Names the device with this `User-Agent`, whose length the caller has bounded; `None` if it names no device.
@@ -107,11 +116,11 @@ mod tests {
     }
 
     /// A client may send any text of up to a kilobyte, and none may take long.
-    #[test]
-    fn the_worst_texts_are_fast() {
+    #[tokio::test]
+    async fn the_worst_texts_are_fast() {
         let pieces = ["(", "a", "1.", " ; Build/", "Mozilla/5.0 (Linux; Android ", "Mozilla ", "Safari/", "é"];
         let worst: Vec<String> = pieces.iter().map(|piece| piece.repeat(1_024 / piece.len())).collect();
-        prepare();
+        prepare().await;
         let started = std::time::Instant::now();
         for text in &worst {
             name(text);

@@ -8,7 +8,7 @@
 //! eight; the hash of a name, under a key of this process, selects the set. A new name takes over the fullest bucket of its
 //! set, *with the tokens that are missing from it*. So a slot never gives out more than one bucket would, whatever names
 //! pass through it. A bucket is full again within `burst / rate` seconds, so the bound is on the names that are active
-//! within a few seconds, not on all names.
+//! within a few seconds, not on all names. A table takes memory only for its parts that are in use.
 
 use std::hash::BuildHasher as _;
 use std::hash::Hash;
@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::task::futures::TaskLocalFuture;
@@ -41,6 +42,9 @@ pub const USERS_MAX: usize = 65_536;
 
 /// How many slots a name can be in.
 const WAYS: usize = 8;
+
+/// How many sets are allocated at a time: about a page of memory.
+const CHUNK_SETS: usize = 32;
 
 /// The bits of an IPv6 address that name the network: a subscriber has at least one /64 (RFC 6177), and any number of
 /// addresses in it.
@@ -198,8 +202,12 @@ struct Buckets {
     interval: u64,
     /// A bucket that is full within this time still holds a token.
     tolerance: u64,
-    sets: Box<[Mutex<[BucketState; WAYS]>]>,
+    /// Allocated on first use: most servers see few addresses and users at a time.
+    chunks: Box<[OnceLock<Box<[Set; CHUNK_SETS]>>]>,
 }
+
+/// The buckets that a name can be in.
+type Set = Mutex<[BucketState; WAYS]>;
 
 /// The state of a bucket, in 16 bytes.
 #[derive(Clone, Copy, Default)]
@@ -216,8 +224,8 @@ impl Buckets {
         // Rounded up, so that the rate is never exceeded.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(rate).max(1));
         let tolerance = interval.saturating_mul(u64::from(burst.saturating_sub(1)));
-        let sets = (0..count / WAYS).map(|_| Mutex::default()).collect();
-        (rate > 0).then_some(Self { interval, tolerance, sets })
+        let chunks = (0..count / WAYS / CHUNK_SETS).map(|_| OnceLock::new()).collect();
+        (rate > 0).then_some(Self { interval, tolerance, chunks })
     }
 
     fn charge(&self, name: u64, now: u64) -> Result<(), Empty> {
@@ -240,9 +248,11 @@ impl Buckets {
         }
     }
 
-    fn set(&self, name: u64) -> &Mutex<[BucketState; WAYS]> {
-        let count = self.sets.len() as u64;
-        &self.sets[usize::try_from(name % count).expect("less than the length of a slice")]
+    fn set(&self, name: u64) -> &Set {
+        let count = (self.chunks.len() * CHUNK_SETS) as u64;
+        let at = usize::try_from(name % count).expect("less than a length");
+        let chunk = self.chunks[at / CHUNK_SETS].get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
+        &chunk[at % CHUNK_SETS]
     }
 
     /// When the bucket is full again after one more charge.
@@ -374,7 +384,9 @@ mod tests {
     fn a_flood_of_addresses_takes_no_more_memory_and_admits_no_more_requests() {
         let (limiter, clock) = limiter();
         drain(&limiter, v4(0));
-        let places = limiter.0.as_ref().and_then(|inner| inner.addresses.as_ref()).expect("limited").sets.len() * WAYS;
+        let places = limiter.0.as_ref().and_then(|inner| inner.addresses.as_ref()).expect("limited").chunks.len()
+            * CHUNK_SETS
+            * WAYS;
         assert_eq!((places, size_of::<BucketState>()), (ADDRESSES_MAX, 16));
 
         // Each sends ten requests at the same moment.

@@ -127,6 +127,11 @@ struct BucketLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GroupLabels {
+    operation: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TaskLabels {
     task: &'static str,
 }
@@ -171,6 +176,7 @@ struct Families {
     refused: Family<RefusalLabels, Counter>,
     turns_refused: Family<ReasonLabels, Counter>,
     store_refused: Family<ReasonLabels, Counter>,
+    group_waiting: Family<GroupLabels, Gauge>,
     http_connections: Gauge,
     connections_refused: Family<ReasonLabels, Counter>,
     connections_closed: Family<ReasonLabels, Counter>,
@@ -220,6 +226,9 @@ impl Default for Metrics {
         let store_refused = Family::default();
         let help = "Database operations refused before they got a connection, by reason";
         registry.register("store_refused", help, store_refused.clone());
+        let group_waiting = Family::default();
+        let help = "Requests that wait for a transaction which they will share, by operation";
+        registry.register("group_waiting", help, group_waiting.clone());
         let http_connections = Gauge::default();
         registry.register("connections", "Open client connections", http_connections.clone());
         let connections_refused = Family::default();
@@ -301,6 +310,7 @@ impl Default for Metrics {
             refused,
             turns_refused,
             store_refused,
+            group_waiting,
             http_connections,
             connections_refused,
             connections_closed,
@@ -363,6 +373,11 @@ impl Metrics {
     /// Counts a database operation that got no connection: too many wait in the `line`, or too little `time` was left.
     pub fn store_refused(&self, reason: &'static str) {
         self.0.store_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Records how many requests wait for a transaction which they will share.
+    pub fn group_waiting(&self, operation: &'static str, count: usize) {
+        self.0.group_waiting.get_or_create(&GroupLabels { operation }).set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// Records that this many more client connections are open.

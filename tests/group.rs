@@ -298,9 +298,10 @@ async fn groups_wait(service: &Service, count: usize) {
     eventually("groups wait", async || service.database.lines(waiting).await.len() >= count).await;
 }
 
-/// Waits until all that was asked so far is queued: nothing else can happen.
-async fn queued() {
-    tokio::time::sleep(Duration::from_millis(300)).await;
+/// Waits until this many requests of an operation are queued.
+async fn queued(service: &Service, operation: &str, count: usize) {
+    let waiting = format!("sessiond_group_waiting{{operation=\"{operation}\"}}");
+    eventually("requests queue", async || service.metric(&waiting).await >= count as u64).await;
 }
 
 /// Thousands of sign-outs of one project are queued: one of another project is among the next groups.
@@ -334,11 +335,12 @@ async fn a_flood_of_one_project_does_not_starve_another() {
         groups_wait(&service, number + 1).await;
     }
     flooding.extend((2..FLOOD).map(flood));
-    queued().await;
+    let queued = async |count: usize| queued(&service, "sessions_revoke", count).await;
+    queued(FLOOD - 2).await;
     let mut signing_out = Box::pin(service.revoke_current(Wire::Rest, bearer(&other.access_token)));
     tokio::select! {
         _ = &mut signing_out => panic!("the table is locked"),
-        () = queued() => {}
+        () = queued(FLOOD - 1) => {}
     }
     assert_eq!(answered.load(Ordering::Relaxed), 0, "all of the flood is ahead of it");
     holder.batch_execute("COMMIT").await.expect("lets go");
@@ -363,16 +365,26 @@ async fn what_is_deleted_while_it_waits_affects_no_other() {
     let mut holder = service.database.connect().await;
     holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
     let gone = [bearer(&gone.access_token), refresh_token(&gone.refresh_token)];
+    let sign_out = async |at_least: usize, device: &Device<'_>| {
+        groups_wait(&service, at_least).await;
+        device.sign_out().await
+    };
     let all = async {
-        tokio::join!(
-            join_all(devices.iter().map(Device::sign_out)),
-            join_all(gone.map(|headers| service.revoke_current(Wire::Grpc, headers))),
-            erased.sign_out()
-        )
+        let (first, second, rest, gone, erased) = tokio::join!(
+            sign_out(0, &devices[0]),
+            sign_out(1, &devices[1]),
+            join_all(devices[2..].iter().map(|device| sign_out(2, device))),
+            join_all(gone.map(async |headers| {
+                groups_wait(&service, 2).await;
+                service.revoke_current(Wire::Grpc, headers).await
+            })),
+            sign_out(2, &erased)
+        );
+        ([first, second].into_iter().chain(rest), gone, erased)
     };
     let delete = async {
-        groups_wait(&service, 2).await;
-        queued().await;
+        // All but the first two.
+        queued(&service, "sessions_revoke", devices.len() + 1).await;
         let deletions = ["sessions", "users", "server_keys", "signing_keys", "refresh_keys"]
             .map(|table| format!("DELETE FROM {table} WHERE project_id = 'gone'"));
         let sql = format!(
@@ -414,8 +426,8 @@ async fn a_refresh_that_is_retried_alone_is_charged_once() {
         tokio::join!(first, second, rest, refresh(2, &faulty))
     });
     let queue = async {
-        groups_wait(&service, 2).await;
-        queued().await;
+        // All but the first two.
+        queued(&service, "refresh_session", devices.len() - 1).await;
     };
     tokio::select! {
         _ = &mut refreshing => panic!("the table is locked"),

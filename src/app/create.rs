@@ -80,6 +80,9 @@ impl App {
         let Project { policy, bucket_key, .. } =
             snapshot.project(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
+        if new.device.user_agent.is_some() && new.device.name.is_none() {
+            device::prepare().await;
+        }
         new.device = new.device.named(device::name);
 
         let (bucket, by) = (bucket_key.bucket(&new.user), EndedBy::Service(key));

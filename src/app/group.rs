@@ -98,7 +98,13 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
     {
         let (caller, mut outcome) = oneshot::channel();
-        let Pushed { needs_leader, refused } = self.queue().push(project, Waiting { request, caller });
+        let Pushed { needs_leader, refused } = {
+            let mut queue = self.queue();
+            let pushed = queue.push(project, Waiting { request, caller });
+            // Within the lock, so that a later count is not overwritten.
+            self.0.metrics.group_waiting(self.0.operation, queue.count);
+            pushed
+        };
         if let Some(Waiting { caller, .. }) = refused {
             self.0.metrics.store_refused("line");
             // Perhaps this very caller; one that is gone needs no outcome.
@@ -157,6 +163,7 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     fn next(&self) -> Option<Vec<Waiting<Q, T>>> {
         let mut queue = self.queue();
         let group = queue.take();
+        self.0.metrics.group_waiting(self.0.operation, queue.count);
         if group.is_empty() {
             queue.leaders -= 1;
             return None;

@@ -91,8 +91,10 @@ impl App {
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
-        // Loaded now, not while the session is locked and the operation's time limit runs.
-        device::prepare();
+        if origin.user_agent.is_some() {
+            // Now, not while the session is locked and the operation's time limit runs.
+            device::prepare().await;
+        }
         let (project, session) = (key.project().clone(), presented.session());
         let network = origin.ip.map(origin::network);
         let request = RefreshRequest { key, presented, origin, now, policy, is_charged: AtomicBool::new(false) };

@@ -57,7 +57,6 @@ use crate::app::Sweeper;
 use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
-use crate::device;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry::Metrics;
 use sessiond_core::clock;
@@ -226,8 +225,6 @@ impl Server {
     /// more connections are accepted, and requests in progress get the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { ports, stack, trust, limits, app, metrics, mut health, ready, sweeper, deliverer } = self;
-        // On a thread of its own: otherwise the first refresh would wait for it and block a worker.
-        tokio::task::spawn_blocking(device::prepare);
         let supervisor = Supervisor::new(&metrics);
         let page = MetricsPage::new(ports.metrics_listener, app.clone(), metrics.clone());
         let page = supervisor.keep("metrics", move || page.clone().serve());
