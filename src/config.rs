@@ -244,7 +244,8 @@ pub struct Database {
     /// a certificate for the host's name; `verify-ca` is TLS with a certificate for any name; `prefer` (the default for
     /// this machine) and `allow` are TLS if the server has it; `disable` is none. Wherever TLS is used, the certificate
     /// is verified, against the file that `sslrootcert` names, if any. Without TLS no password is sent in clear or as
-    /// MD5. The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one.
+    /// MD5. The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one. On the
+    /// command line the URL must not have a password.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: SecretString,
 
@@ -261,6 +262,10 @@ pub struct Pool {
     /// every 50 ms.
     #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
     pub database_listen_url: Option<SecretString>,
+
+    /// A file with the password for the database, if the URLs have none. Read once, at the start.
+    #[arg(long, env = "SESSIOND_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    pub database_password_file: Option<PathBuf>,
 
     /// Certificates to trust for the database, in PEM, instead of the system's. `sslrootcert` in the URL takes
     /// precedence.
@@ -284,14 +289,15 @@ pub struct Pool {
 /// The keys that seal the private keys in the database.
 #[derive(Args, Clone, Debug)]
 pub struct Sealing {
-    /// 32 bytes in base64 that seal every private key in the database (`head -c 32 /dev/urandom | base64`). Keep a
-    /// copy: without it the keys are lost.
-    #[arg(long, env = "SESSIOND_SEALING_KEY", hide_env_values = true, value_name = "BASE64")]
-    pub sealing_key: SecretString,
+    /// A file with the key that seals every private key in the database: 32 bytes in base64
+    /// (`head -c 32 /dev/urandom | base64`). Keep a copy: without it the keys are lost. Instead of the file, the
+    /// variable SESSIOND_SEALING_KEY may have the key itself.
+    #[arg(long, env = "SESSIOND_SEALING_KEY_FILE", value_name = "FILE")]
+    pub sealing_key_file: Option<PathBuf>,
 
-    /// The previous sealing key, during a change.
-    #[arg(long, env = "SESSIOND_PREVIOUS_SEALING_KEY", hide_env_values = true, value_name = "BASE64")]
-    pub previous_sealing_key: Option<SecretString>,
+    /// A file with the previous sealing key, during a change; or the variable SESSIOND_PREVIOUS_SEALING_KEY.
+    #[arg(long, env = "SESSIOND_PREVIOUS_SEALING_KEY_FILE", value_name = "FILE")]
+    pub previous_sealing_key_file: Option<PathBuf>,
 }
 
 /// How long ended sessions and the audit log are kept. Due rows are deleted within hours, not at the second: see

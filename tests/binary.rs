@@ -35,10 +35,10 @@ const CURRENT: &str = "/auth/sessions/current";
 const REFRESH: &str = "/auth/sessions/current/refresh";
 
 /// A data directory, deleted on drop, even if the test panics.
-struct Dir(PathBuf);
+pub struct Dir(PathBuf);
 
 impl Dir {
-    fn fresh(name: &str) -> Self {
+    pub fn fresh(name: &str) -> Self {
         Self(fresh_dir(name))
     }
 }

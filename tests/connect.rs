@@ -446,6 +446,33 @@ async fn the_url_selects_the_schema_of_the_tables() {
     assert!(message.contains("in the schema own"), "{message}");
 }
 
+/// Postgres is shown the password of the file, and of no other place.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_password_is_read_from_a_file() {
+    let cluster = Cluster::start(disposable("password")).await.expect("Postgres starts");
+    let database = Database { url: cluster.database_url("postgres") };
+    let hba = database.lines("SELECT current_setting('hba_file')").await.remove(0);
+    let rules = fs::read_to_string(&hba).expect("reads");
+    fs::write(&hba, format!("local all locked scram-sha-256\n{rules}")).expect("writes");
+    database.run("CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'right'; SELECT pg_reload_conf()").await;
+    let url = database.url.replace("postgres://postgres@", "postgres://locked@");
+    eventually("the rule holds", async || store(&url).reach().await.is_err()).await;
+    let dir = fresh_dir("password-file");
+    fs::create_dir_all(&dir).expect("creates");
+    let path = dir.join("password");
+    for (text, succeeds, words) in [
+        ("wrong\n", false, "password authentication failed"),
+        ("right\n", true, "applied"),
+        ("", false, "must have one secret"),
+    ] {
+        fs::write(&path, text).expect("writes");
+        let args = ["migrate", "--database-password-file", path.to_str().expect("text")];
+        assert_says(&sessiond(&args, &[("DATABASE_URL", &url)]), succeeds, words);
+    }
+    fs::remove_dir_all(&dir).expect("removes");
+    cluster.stop().await.expect("stops");
+}
+
 /// Permanent errors are reported at once, with the database's own message first.
 #[tokio::test(flavor = "multi_thread")]
 async fn permanent_errors_are_reported_at_once_in_the_databases_words() {

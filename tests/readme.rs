@@ -103,6 +103,7 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
     }
 
     let database = Database::create_empty().await;
+    fs::write(dir.join("database-password"), "unused\n").expect("writes");
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let blocks = blocks(&fs::read_to_string(readme).expect("reads"));
@@ -114,10 +115,10 @@ async fn the_readme_works_when_it_is_pasted_from_top_to_bottom() {
             if SKIPPED.iter().any(|(begins, _)| command.starts_with(begins)) {
                 continue;
             }
-            // Replaces the reader's own database and address.
+            // Replaces the reader's own database, secrets and address.
             let command = match command.strip_prefix("export DATABASE_URL=") {
                 Some(_) => format!("export DATABASE_URL='{}'", database.url),
-                None => command.replace("0.0.0.0:8080", &port),
+                None => command.replace("0.0.0.0:8080", &port).replace("/run/secrets", &dir.display().to_string()),
             };
             script += &format!("{command}\n");
         }

@@ -1,9 +1,11 @@
 //! Every setting, as templates and people fill it in: blank, with a newline, with invalid values. Errors are reported
 //! before anything is started, never as a panic.
 
-use std::{collections::BTreeMap, process::Output};
+use std::{collections::BTreeMap, fs, process::Output};
 
-use crate::binary::sessiond;
+use crate::binary::{Dir, sessiond};
+
+const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// The flag of each environment variable of a command, from its help.
 fn variables(command: &[&str]) -> BTreeMap<String, String> {
@@ -80,7 +82,7 @@ fn surrounding_white_space_is_ignored() {
             ("SESSIOND_LOG", "debug, sessiond=trace\n"),
             ("SESSIOND_LOG_FORMAT", "text\n"),
             ("SESSIOND_ALLOW_UNSAFE_DURABILITY", "true\n"),
-            ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            ("SESSIOND_SEALING_KEY", SEALING_KEY),
         ],
     );
     assert_refused(&output, "--database-url", "only the database is missing");
@@ -187,4 +189,57 @@ fn fatal_errors_are_json_if_the_log_is() {
     // Help stays text.
     let help = sessiond(&["serve", "--help"], &[("SESSIOND_LOG_FORMAT", "json")]);
     assert!(help.status.success() && help.stdout.starts_with(b"Run the server"));
+}
+
+/// A secret comes from a file or from a variable, of either from one alone, and never from the command line. No message
+/// repeats it.
+#[test]
+fn secrets_come_from_files_and_not_from_the_command_line() {
+    let dir = Dir::fresh("secrets");
+    fs::create_dir_all(&*dir).expect("creates");
+    let file = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::write(&path, text).expect("writes");
+        path.display().to_string()
+    };
+    let key = file("key", &format!("{SEALING_KEY}\n"));
+    let [password, short] = [file("password", "hunter2\n"), file("short", "hunter2")];
+    let absent = dir.join("absent").display().to_string();
+    // The database does not exist, so nothing is started.
+    let [plain, with] = ["postgres://u@127.0.0.1:1/d", "postgres://u:hunter2@127.0.0.1:1/d"];
+    let (key_file, previous, password_file) =
+        ("--sealing-key-file", "--previous-sealing-key-file", "--database-password-file");
+    /// Flags, variables, and what the error says.
+    type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let rows: &[Row<'_>] = &[
+        (&[], &[("DATABASE_URL", plain)], "a sealing key is required: use --sealing-key-file"),
+        (&["--sealing-key", SEALING_KEY], &[("DATABASE_URL", plain)], "unexpected argument '--sealing-key'"),
+        (&[key_file, &short], &[("DATABASE_URL", plain)], "--sealing-key-file is not 32 bytes in base64"),
+        (&[key_file, &absent], &[("DATABASE_URL", plain)], "absent cannot be read"),
+        (
+            &[key_file, &key, previous, &short],
+            &[("DATABASE_URL", plain)],
+            "--previous-sealing-key-file is not 32 bytes",
+        ),
+        (
+            &[key_file, &key],
+            &[("DATABASE_URL", plain), ("SESSIOND_SEALING_KEY", SEALING_KEY)],
+            "--sealing-key-file and SESSIOND_SEALING_KEY are both set",
+        ),
+        (&["--database-url", with, key_file, &key], &[], "--database-url has a password, which every user"),
+        (
+            &["--database-listen-url", with, key_file, &key],
+            &[("DATABASE_URL", plain)],
+            "--database-listen-url has a password",
+        ),
+        (&[key_file, &key, password_file, &password], &[("DATABASE_URL", with)], "a file has another"),
+        (&[key_file, &key, password_file, &absent], &[("DATABASE_URL", plain)], "absent cannot be read"),
+    ];
+    for (args, env, about) in rows {
+        let output = sessiond(&[&["serve"], *args].concat(), env);
+        assert_refused(&output, about, &format!("{args:?} {env:?}"));
+        let printed = printed(&output);
+        // clap repeats an unknown argument, and not its value.
+        assert!(!printed.contains("hunter2") && !printed.contains(SEALING_KEY), "{args:?}: {printed}");
+    }
 }

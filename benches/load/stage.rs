@@ -178,6 +178,7 @@ async fn delete(cluster: Cluster) -> Outcome<()> {
 async fn prepare(url: &str, sealing: &SealingKey) -> Outcome<(App, SecretString)> {
     let options = Options {
         url: url.to_owned().into(),
+        password: None,
         listen_url: None,
         trusted_certificates: None,
         connections_max: 4,

@@ -87,7 +87,10 @@ impl DatabaseHosts {
     }
 
     fn to(url: &str, options: &Options) -> Result<Self, DatabaseUrlError> {
-        let url = DatabaseUrl::parse(url)?;
+        let mut url = DatabaseUrl::parse(url)?;
+        if let Some(password) = &options.password {
+            url.set_password(password.expose_secret())?;
+        }
         let all = &url.config;
         let hosts = Host::all(&url);
         if hosts.is_empty() {

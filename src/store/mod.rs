@@ -125,6 +125,7 @@ pub use sweep::Task;
 pub use tx::Done;
 pub use tx::Tx;
 pub use url::DatabaseUrlError;
+pub use url::has_password;
 pub use writes::WritesRefused;
 
 use backend::Backend;
@@ -141,6 +142,8 @@ use crate::telemetry::Metrics;
 pub struct Options {
     /// `postgres://user:password@host:port,host:port/database`.
     pub url: SecretString,
+    /// The password, if the URLs have none.
+    pub password: Option<SecretString>,
     /// A separate URL for the listening connection: LISTEN needs a connection to Postgres itself, or through a pooler
     /// in session mode.
     pub listen_url: Option<SecretString>,

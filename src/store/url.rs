@@ -22,6 +22,9 @@ pub enum DatabaseUrlError {
          %23 and % as %25"
     )]
     Host,
+    /// It has a password, and another one is given.
+    #[error("the database URL has a password, and a file has another: use one of them")]
+    TwoPasswords,
     /// `sslmode` has an unknown value.
     #[error("sslmode in the database URL must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
@@ -92,6 +95,26 @@ impl DatabaseUrl {
         let search_path = config.get_options().and_then(search_path);
         Ok(Self { config, mode, roots, search_path })
     }
+}
+
+impl DatabaseUrl {
+    /// Sets the password.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the URL has one.
+    pub(super) fn set_password(&mut self, password: &str) -> Result<(), DatabaseUrlError> {
+        if self.config.get_password().is_some() {
+            return Err(DatabaseUrlError::TwoPasswords);
+        }
+        self.config.password(password);
+        Ok(())
+    }
+}
+
+/// Whether a database URL has a password; `false` if it is malformed.
+pub fn has_password(url: &str) -> bool {
+    DatabaseUrl::parse(url).is_ok_and(|url| url.config.get_password().is_some())
 }
 
 /// Whether it cannot be a host name, but may be the part of a password after an `@`.

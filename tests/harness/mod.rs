@@ -415,6 +415,7 @@ pub fn options(url: &str) -> Options {
 pub fn hasty(url: &str) -> Options {
     Options {
         url: url.to_owned().into(),
+        password: None,
         listen_url: None,
         trusted_certificates: None,
         connections_max: 8,

@@ -17,6 +17,7 @@ mod refresh_key;
 mod reseal;
 mod restored;
 mod result;
+mod secrets;
 mod serve;
 mod server_key;
 mod setup;
@@ -73,10 +74,10 @@ enum Command {
     /// Manage back-channels, which notify other services when a session is revoked.
     #[command(subcommand)]
     Backchannel(backchannel::BackchannelCommand),
-    /// Reseal every private key in the database that only --previous-sealing-key opens, under --sealing-key.
+    /// Reseal every private key in the database that only the previous sealing key opens, under the present one.
     ///
-    /// To change the sealing key, give every server the new one as SESSIOND_SEALING_KEY and the old one as
-    /// SESSIOND_PREVIOUS_SEALING_KEY. Then run this with both. Then remove the old one. It may be interrupted, and run
+    /// To change the sealing key, give every server the new one as --sealing-key-file and the old one as
+    /// --previous-sealing-key-file. Then run this with both. Then remove the old one. It may be interrupted, and run
     /// again, at any time.
     Reseal(reseal::ResealArgs),
     /// Delete ended sessions, old request ids and old audit entries now. Servers do this in the background.
@@ -101,6 +102,11 @@ fn main() -> ExitCode {
         return dev_postgres::watchdog_main(args);
     }
     let asked = config::tidied(Cli::command()).try_get_matches();
+    if let Some(Err(error)) = asked.as_ref().ok().map(secrets::check_command_line) {
+        let format = if telemetry::is_json_requested() { LogFormat::Json } else { LogFormat::Text };
+        fatal(format, &error.to_string());
+        return ExitCode::FAILURE;
+    }
     let Cli { command, log } = match asked.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && telemetry::is_json_requested() => {

@@ -26,8 +26,7 @@ pub(crate) async fn run(args: ResealArgs) -> CommandResult {
         [] => Ok(printed?),
         lost => {
             lost.iter().for_each(|error| print::note(format_args!("{error}, present or previous")));
-            let what =
-                "pass the sealing key that they were sealed with as SESSIOND_PREVIOUS_SEALING_KEY, or revoke them";
+            let what = "pass the sealing key that they were sealed with as --previous-sealing-key-file, or revoke them";
             Err(format!("{} keys open with neither sealing key and were left unchanged; {what}", lost.len()).into())
         }
     }

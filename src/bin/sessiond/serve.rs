@@ -22,6 +22,7 @@ use sessiond::telemetry::Metrics;
 
 use crate::listen;
 use crate::result::CommandResult;
+use crate::secrets;
 use crate::setup;
 
 /// Flags of `sessiond serve`.
@@ -57,6 +58,7 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     }
     setup::reap_orphans()?;
     setup::raise_open_files(&mut args.limits, &args.database.pool);
+    secrets::warn_of_environment();
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let outbound = setup::outbound(args.backchannel)?;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -18,7 +19,6 @@ use sessiond::config::Sealing;
 use sessiond::outbound::CertificatesError;
 use sessiond::outbound::Outbound;
 use sessiond::store;
-use sessiond::store::DatabaseUrlError;
 use sessiond::store::Options;
 use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use tokio::time::sleep;
 
 use crate::result::CommandResult;
+use crate::secrets;
 
 /// How long a command waits for a database that does not answer yet, for example because it is starting.
 const DATABASE_WAIT: Duration = Duration::from_secs(10);
@@ -44,9 +45,10 @@ pub(crate) fn store(
     pool: &Pool,
     required_durability: RequiredDurability,
     metrics: &Metrics,
-) -> Result<Store, DatabaseUrlError> {
+) -> Result<Store, Box<dyn Error>> {
     let options = Options {
         url,
+        password: pool.database_password_file.as_deref().map(secrets::read_file).transpose()?,
         listen_url: pool.database_listen_url.clone(),
         trusted_certificates: pool.database_ca_file.clone(),
         connections_max: pool.database_connections_max.saturating_sub(app::CONNECTIONS).max(1),
@@ -54,7 +56,7 @@ pub(crate) fn store(
         operation_timeout: pool.database_timeout,
         required_durability,
     };
-    Store::new(&options, metrics.clone())
+    Ok(Store::new(&options, metrics.clone())?)
 }
 
 /// Waits until the database answers. Returns at once on errors that only an operator can fix.
@@ -117,15 +119,19 @@ pub(crate) fn no_sealer() -> Sealer {
 }
 
 /// Reads the sealing keys.
-pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, String> {
-    let parse = |name, text: &SecretString| {
-        SealingKey::parse(text.expose_secret()).ok_or_else(|| {
-            format!("{name} is not 32 bytes in base64; create one with `head -c 32 /dev/urandom | base64`")
-        })
+pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, Box<dyn Error>> {
+    let read = |flag, file: &Option<PathBuf>, variable| -> Result<Option<SealingKey>, Box<dyn Error>> {
+        let Some(text) = secrets::read(flag, file.as_deref(), variable)? else { return Ok(None) };
+        let source = if file.is_some() { flag } else { variable };
+        let key = SealingKey::parse(text.expose_secret()).ok_or_else(|| {
+            format!("{source} is not 32 bytes in base64; create one with `head -c 32 /dev/urandom | base64`")
+        })?;
+        Ok(Some(key))
     };
-    let present = parse("SESSIOND_SEALING_KEY", &sealing.sealing_key)?;
-    let previous = sealing.previous_sealing_key.as_ref();
-    let previous = previous.map(|text| parse("SESSIOND_PREVIOUS_SEALING_KEY", text)).transpose()?;
+    let present = read("--sealing-key-file", &sealing.sealing_key_file, secrets::SEALING_KEY)?
+        .ok_or("a sealing key is required: use --sealing-key-file <FILE>, or the variable SESSIOND_SEALING_KEY")?;
+    let previous = &sealing.previous_sealing_key_file;
+    let previous = read("--previous-sealing-key-file", previous, secrets::PREVIOUS_SEALING_KEY)?;
     Ok(Sealer::new(&present, previous.as_ref()))
 }
 
