@@ -564,6 +564,46 @@ async fn an_operator_sets_up_a_database_by_hand() {
     assert_says(&sessiond(&unsafely, &other), false, "does not open with the configured sealing key");
 }
 
+/// `health` reports the first line of each case, and exits with 1 unless the server is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_asks_the_server_on_this_machine() {
+    let service = crate::harness::Service::start().await;
+    let address = service.addr.to_string();
+    let health = |listen: &str| sessiond(&["health"], &[("SESSIOND_LISTEN", listen)]);
+    eventually("ready", async || health(&address).status.success()).await;
+    assert_eq!(health(&address).stdout, b"ready\n");
+    let everywhere = address.replace("127.0.0.1", "0.0.0.0");
+    assert_says(&health(&everywhere), true, "ready");
+    assert_says(&health("127.0.0.1:0"), false, "port 0");
+
+    // No server; one that is silent; one of another kind; one that is not ready.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = free.local_addr().expect("bound").to_string();
+    let slow = sessiond(&["health", "--listen", &silent, "--timeout", "100ms"], &[]);
+    assert_says(&slow, false, "does not answer within 100ms");
+    drop(free);
+    assert_says(&health(&silent), false, "does not answer: ");
+    for (head, body, says) in [
+        ("404 Not Found", "", "is not a sessiond: it answers 404 Not Found"),
+        ("503 Service Unavailable", "the feed is too old\nno keys\n", "not ready: the feed is too old; no keys\n"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let answer = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut buffer = [0; 1024];
+            let read = std::io::Read::read(&mut stream, &mut buffer).expect("a request");
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).expect("answers");
+            String::from_utf8_lossy(&buffer[..read]).into_owned()
+        });
+        let asked = health(&address);
+        assert_says(&asked, false, says);
+        assert_eq!(asked.status.code(), Some(1));
+        assert!(serving.join().expect("served").starts_with("GET /readyz HTTP/1.1\r\n"));
+    }
+}
+
 #[test]
 fn bad_settings_are_refused_by_name() {
     let env = [("DATABASE_URL", "postgres://u@127.0.0.1/d"), ("SESSIOND_SEALING_KEY", "short")];

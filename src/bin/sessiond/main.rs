@@ -6,6 +6,7 @@
 mod audit;
 mod backchannel;
 mod dev;
+mod health;
 mod keys;
 mod listen;
 mod migrate;
@@ -13,6 +14,8 @@ mod openapi;
 mod policy;
 mod print;
 mod project;
+#[cfg(test)]
+mod reference;
 mod refresh_key;
 mod reseal;
 mod restored;
@@ -55,6 +58,8 @@ enum Command {
     DemoSession(dev::session::DemoSessionArgs),
     /// Run the server.
     Serve(Box<serve::ServeArgs>),
+    /// Check that the server on this machine is ready. Exits with 0 if it is, else with 1 and the reason.
+    Health(health::HealthArgs),
     /// Bring the database schema up to date.
     Migrate(migrate::MigrateArgs),
     /// Print the OpenAPI 3.1 document of the REST API, as served at /openapi.json.
@@ -164,6 +169,7 @@ async fn execute(command: Command) -> CommandResult {
         Command::Dev(args) => Box::pin(dev::run(*args)).await,
         Command::DemoSession(args) => dev::session::run(args).await,
         Command::Serve(args) => Box::pin(serve::run(*args)).await,
+        Command::Health(args) => health::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Openapi(args) => openapi::run(&args),
         Command::Project(command) => project::run(command).await,
