@@ -114,6 +114,25 @@ called_pgbouncer='pgbouncer'
 has_pgbouncer() { PATH=$PATH:/usr/sbin:/usr/local/sbin has pgbouncer; }
 packages_of_pgbouncer() { echo pgbouncer; }
 
+# Splits debug symbols from a binary, for release artefacts.
+called_objcopy='objcopy'
+has_objcopy() { has objcopy; }
+packages_of_objcopy() { echo binutils; }
+
+# The same for binaries of the other architecture.
+called_objcopy_aarch64='objcopy for aarch64'
+has_objcopy_aarch64() { has aarch64-linux-gnu-objcopy; }
+packages_of_objcopy_aarch64() { echo binutils-aarch64-linux-gnu; }
+
+called_objcopy_x86_64='objcopy for x86-64'
+has_objcopy_x86_64() { has x86_64-linux-gnu-objcopy; }
+packages_of_objcopy_x86_64() { echo binutils-x86-64-linux-gnu; }
+
+# With promtool, for the tests of the alert rules. Debian packages both together; others may not have it.
+called_prometheus='Prometheus (promtool)'
+has_prometheus() { has promtool; }
+packages_of_prometheus() { echo prometheus; }
+
 called_chromium='Chromium'
 has_chromium() { has chromium || has chromium-browser || has google-chrome; }
 packages_of_chromium() { echo chromium; }

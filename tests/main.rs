@@ -55,6 +55,7 @@ mod stack_auth;
 
 // The binary as people run it, its scripts and settings.
 mod binary;
+mod deploy;
 mod log;
 mod process;
 mod readme;
