@@ -42,6 +42,19 @@ pub struct Listen {
     pub proxy_listen: Option<SocketAddr>,
 }
 
+/// TLS on the listeners.
+#[derive(Args, Clone, Debug)]
+pub struct Tls {
+    /// The certificate chain for TLS, in PEM, the server's own first. With it, all listeners speak TLS 1.2 and 1.3 only.
+    /// The file and the key are read again every second; a replacement that cannot be used is logged and ignored.
+    #[arg(long, env = "SESSIOND_TLS_CERTIFICATE_FILE", requires = "tls_key_file", value_name = "FILE")]
+    pub tls_certificate_file: Option<PathBuf>,
+
+    /// The private key of the certificate, in PEM.
+    #[arg(long, env = "SESSIOND_TLS_KEY_FILE", requires = "tls_certificate_file", value_name = "FILE")]
+    pub tls_key_file: Option<PathBuf>,
+}
+
 /// Limits on connections, requests and streams.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {

@@ -31,6 +31,7 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Skew;
+use sessiond_core::clock::Timestamp;
 
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -195,6 +196,7 @@ struct Families {
     deliveries_pending: Family<KindLabels, Gauge>,
     delivery_attempts: Family<KindLabels, Histogram>,
     not_ready: Family<ConditionLabels, Gauge>,
+    certificate_expiry: Gauge,
     clock_skew: Gauge<f64, AtomicU64>,
     clock_error: Gauge<f64, AtomicU64>,
     task_restarts: Family<TaskLabels, Counter>,
@@ -298,6 +300,14 @@ impl Default for Metrics {
         let impersonations = Counter::default();
         let help = "Impersonation sessions created by this replica";
         registry.register("impersonations", help, impersonations.clone());
+        let certificate_expiry = Gauge::default();
+        let help = "Unix time at which the TLS certificate in use expires; 0 without TLS";
+        registry.register_with_unit(
+            "tls_certificate_expiry_timestamp",
+            help,
+            Unit::Seconds,
+            certificate_expiry.clone(),
+        );
         let repeats_elsewhere = Family::default();
         let help = "Refreshes repeated within the grace from another network or user agent, by outcome";
         registry.register("refresh_repeats_elsewhere", help, repeats_elsewhere.clone());
@@ -336,6 +346,7 @@ impl Default for Metrics {
             refusals,
             refusals_said: Mutex::default(),
             impersonations,
+            certificate_expiry,
             repeats_elsewhere,
         }))
     }
@@ -383,6 +394,11 @@ impl Metrics {
     /// Records that this many more client connections are open.
     pub fn connections_open(&self, more: i64) {
         self.0.http_connections.inc_by(more);
+    }
+
+    /// Records when the TLS certificate expires.
+    pub fn certificate_expiry(&self, at: Timestamp) {
+        self.0.certificate_expiry.set(at.as_seconds());
     }
 
     /// Counts a connection that was closed on arrival.

@@ -52,6 +52,7 @@ mod readiness;
 mod recovery;
 mod rest;
 mod stack_auth;
+mod tls;
 
 // The binary as people run it, its scripts and settings.
 mod binary;

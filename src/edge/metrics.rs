@@ -11,9 +11,12 @@ use axum::serve::Listener;
 use http::header;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_rustls::server::TlsStream;
 
 use super::hosts;
+use super::tls::ServerTls;
 use crate::app::App;
 use crate::telemetry::Metrics;
 
@@ -23,18 +26,19 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 #[derive(Clone)]
 pub(super) struct MetricsPage {
     listener: Arc<TcpListener>,
+    tls: Option<ServerTls>,
     app: App,
     metrics: Metrics,
 }
 
 impl MetricsPage {
-    pub(super) fn new(listener: TcpListener, app: App, metrics: Metrics) -> Self {
-        Self { listener: Arc::new(listener), app, metrics }
+    pub(super) fn new(listener: TcpListener, tls: Option<ServerTls>, app: App, metrics: Metrics) -> Self {
+        Self { listener: Arc::new(listener), tls, app, metrics }
     }
 
     /// Serves the page. Returns only if that fails.
     pub(super) async fn serve(self) {
-        let Self { listener, app, metrics } = self;
+        let Self { listener, tls, app, metrics } = self;
         let page = move || {
             let (connections, idle) = app.pool_size();
             metrics.pool(connections, idle);
@@ -49,7 +53,12 @@ impl MetricsPage {
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let names = if is_loopback { hosts::Allowed::Loopback } else { hosts::Allowed::new(&[]) };
         let router = router.layer(from_fn_with_state(names, hosts::check));
-        if let Err(error) = axum::serve(SharedListener(listener), router).await {
+        let listener = SharedListener(listener);
+        let outcome = match tls {
+            None => axum::serve(listener, router).await,
+            Some(tls) => axum::serve(TlsListener { listener, tls, handshakes: JoinSet::new() }, router).await,
+        };
+        if let Err(error) = outcome {
             tracing::error!(%error, "the metrics are no longer served");
         }
     }
@@ -74,5 +83,42 @@ impl Listener for SharedListener {
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+/// A listener whose connections speak TLS.
+struct TlsListener {
+    listener: SharedListener,
+    tls: ServerTls,
+    /// Handshakes in progress, so that a slow client delays no other.
+    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+}
+
+/// How long a handshake may take, and how many there may be at once; further connections wait.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const HANDSHAKES_MAX: usize = 64;
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            tokio::select! {
+                Some(ended) = self.handshakes.join_next() => {
+                    if let Ok(Some(accepted)) = ended {
+                        return accepted;
+                    }
+                }
+                (stream, peer) = self.listener.accept(), if self.handshakes.len() < HANDSHAKES_MAX => {
+                    let tls = self.tls.clone();
+                    self.handshakes.spawn(async move { Some((tls.accept(stream, HANDSHAKE_TIMEOUT).await.ok()?, peer)) });
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 }

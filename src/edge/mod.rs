@@ -34,6 +34,7 @@ mod setting;
 mod shared;
 mod stack_auth;
 mod stalled;
+mod tls;
 mod verify;
 mod well_known;
 
@@ -65,6 +66,8 @@ pub use serve::Server;
 pub use setting::SettingError;
 use setting::read;
 use shared::SharedService;
+pub use tls::ServerTls;
+pub use tls::TlsError;
 use verify::Verify;
 use well_known::Readiness;
 

@@ -22,6 +22,8 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -50,6 +52,7 @@ use super::setting::SettingError;
 use super::stack;
 use super::stalled;
 use super::stalled::WriteTimeout;
+use super::tls::ServerTls;
 use crate::app::App;
 use crate::app::Deliverer;
 use crate::app::Supervisor;
@@ -140,6 +143,7 @@ pub struct Server {
     ready: watch::Sender<Option<String>>,
     sweeper: Option<Sweeper>,
     deliverer: Option<Deliverer>,
+    tls: Option<ServerTls>,
 }
 
 impl Server {
@@ -179,7 +183,7 @@ impl Server {
         let (ready, readiness) = watch::channel(Some("starting".to_owned()));
         let stack = stack(&app, web, &limits, &metrics, health.clone(), readiness, beside)?;
         let trust = Trust::new(web);
-        Ok(Self { ports, stack, trust, limits, app, metrics, health, ready, sweeper: None, deliverer: None })
+        Ok(Self { ports, stack, trust, limits, app, metrics, health, ready, sweeper: None, deliverer: None, tls: None })
     }
 
     /// Sweeps in the background, as long as the server runs.
@@ -192,6 +196,12 @@ impl Server {
     #[must_use]
     pub fn delivering(self, deliverer: Deliverer) -> Self {
         Self { deliverer: Some(deliverer), ..self }
+    }
+
+    /// Serves TLS on all listeners.
+    #[must_use]
+    pub fn with_tls(self, tls: ServerTls) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// The address for gRPC, grpc-web and REST.
@@ -224,17 +234,21 @@ impl Server {
     /// Serves until `stop` resolves. Then readiness fails, but requests are still answered for the drain delay; after it no
     /// more connections are accepted, and requests in progress get the time that the limits allow.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { ports, stack, trust, limits, app, metrics, mut health, ready, sweeper, deliverer } = self;
+        let Self { ports, stack, trust, limits, app, metrics, mut health, ready, sweeper, deliverer, tls } = self;
         let supervisor = Supervisor::new(&metrics);
-        let page = MetricsPage::new(ports.metrics_listener, app.clone(), metrics.clone());
+        let page = MetricsPage::new(ports.metrics_listener, tls.clone(), app.clone(), metrics.clone());
         let page = supervisor.keep("metrics", move || page.clone().serve());
         let readiness = ReadinessWatch::new(app.clone(), metrics.clone(), health.clone(), ready);
         let readiness = supervisor.keep("health", move || readiness.clone().run());
+        let reloading = tls.clone().map(|tls| {
+            let metrics = metrics.clone();
+            supervisor.keep("tls", move || tls.clone().follow(metrics.clone()))
+        });
         let jobs = app.spawn_jobs(&supervisor, sweeper, deliverer);
 
         let (phase, phases) = watch::channel(ServerPhase::Serving);
         let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
-        let front = Front { connections, trust, metrics, limits: limits.clone(), phases, is_for_proxies: false };
+        let front = Front { connections, trust, tls, metrics, limits: limits.clone(), phases, is_for_proxies: false };
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(ports.listener, stack.public, front.clone()));
         if let Some(listener) = ports.proxy_listener {
@@ -267,6 +281,9 @@ impl Server {
         }
         jobs.stop();
         page.abort();
+        if let Some(reloading) = reloading {
+            reloading.abort();
+        }
         // The uses of the last seconds. If this fails, they are lost.
         let _ = app.flush_usage().await;
     }
@@ -291,6 +308,7 @@ enum ServerPhase {
 struct Front {
     connections: Connections,
     trust: Trust,
+    tls: Option<ServerTls>,
     metrics: Metrics,
     limits: Limits,
     phases: watch::Receiver<ServerPhase>,
@@ -324,7 +342,7 @@ async fn accept(listener: TcpListener, service: ListenerService, front: Front) {
     }
 }
 
-/// Serves one connection, over HTTP/1.1 or HTTP/2.
+/// Serves one connection: with TLS, after its handshake.
 async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
@@ -332,9 +350,29 @@ async fn serve_connection(
     front: Front,
     slot: ConnectionSlot,
 ) {
-    let Front { limits, metrics, phases, .. } = front;
     // Responses are small and latency matters; if this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = &front.tls else { return serve_stream(stream, peer, served, front, slot).await };
+    match tls.accept(stream, front.limits.header_timeout).await {
+        // On the heap: it contains the buffers of TLS.
+        Ok(stream) => Box::pin(serve_stream(stream, peer, served, front, slot)).await,
+        // Scanners, and clients that do not trust the certificate.
+        Err(error) => {
+            front.metrics.connection_refused("tls");
+            tracing::debug!(%error, %peer, "TLS handshake failed");
+        }
+    }
+}
+
+/// Serves a connection's requests, over HTTP/1.1 or HTTP/2.
+async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    served: ListenerService,
+    front: Front,
+    slot: ConnectionSlot,
+) {
+    let Front { limits, metrics, phases, .. } = front;
     let activity = slot.activity.clone();
     let (asks, of_requests) = (activity.clone(), phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {

@@ -24,6 +24,7 @@ pub struct Installed {
 pub struct Serving {
     pub process: Child,
     pub addr: SocketAddr,
+    pub metrics_addr: SocketAddr,
     pub wires: Wires,
     pub metrics: Wires,
 }
@@ -65,7 +66,7 @@ impl Installed {
             .spawn()
             .expect("starts");
         eventually("serves", async || TcpStream::connect(addr).await.is_ok()).await;
-        Serving { process, addr, wires: Wires::to(addr), metrics: Wires::to(metrics) }
+        Serving { process, addr, metrics_addr: metrics, wires: Wires::to(addr), metrics: Wires::to(metrics) }
     }
 }
 

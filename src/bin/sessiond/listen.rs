@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 
+use sessiond::config::Listen;
+
 /// Binds each address and releases it again. If another program takes one in between, the server reports it.
 ///
 /// # Errors
@@ -33,6 +35,26 @@ fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
         _ => error.to_string(),
     };
     format!("cannot listen on {address} ({flag}): {why}")
+}
+
+/// Warns of listeners without TLS that other machines can reach.
+pub(crate) fn warn_of_plaintext(listen: &Listen) {
+    let flags = [
+        ("--listen", Some(listen.listen)),
+        ("--metrics-listen", Some(listen.metrics_listen)),
+        ("--proxy-listen", listen.proxy_listen),
+    ];
+    let exposed = |(flag, address): (&'static str, Option<SocketAddr>)| {
+        address.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| flag)
+    };
+    let exposed: Vec<&str> = flags.into_iter().filter_map(exposed).collect();
+    if !exposed.is_empty() {
+        tracing::warn!(
+            listeners = exposed.join(", "),
+            "listening for other machines without TLS: anyone in between can read tokens. Let a proxy on this machine or a \
+             trusted network terminate TLS, or use --tls-certificate-file"
+        );
+    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ use sessiond::config::Listen;
 use sessiond::config::Rates;
 use sessiond::config::Retention;
 use sessiond::config::Sealing;
+use sessiond::config::Tls;
 use sessiond::config::Web;
 use sessiond::edge::Ports;
 use sessiond::edge::Server;
+use sessiond::edge::ServerTls;
 use sessiond::store::Durability;
 use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
@@ -30,6 +32,8 @@ use crate::setup;
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     listen: Listen,
+    #[command(flatten)]
+    tls: Tls,
     #[command(flatten)]
     database: Database,
     #[command(flatten)]
@@ -58,6 +62,10 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     }
     setup::reap_orphans()?;
     setup::raise_open_files(&mut args.limits, &args.database.pool);
+    let tls = match (&args.tls.tls_certificate_file, &args.tls.tls_key_file) {
+        (Some(certificate), Some(key)) => Some(ServerTls::load(certificate, key)?),
+        (_, _) => None,
+    };
     secrets::warn_of_environment();
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
@@ -86,6 +94,13 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     if let Some(address) = server.proxy_addr()? {
         tracing::info!(%address, "serving proxies");
     }
+    if tls.is_none() {
+        listen::warn_of_plaintext(&args.listen);
+    }
+    let server = match tls {
+        Some(tls) => server.with_tls(tls),
+        None => server,
+    };
     server.sweeping(sweeper).delivering(deliverer).run(stop).await;
     tracing::info!("stopped");
     Ok(())
