@@ -12,6 +12,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use sessiond_guard::{ConnectError, Guard, GuardOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -159,6 +160,29 @@ async fn every_listener_speaks_tls_and_nothing_else() {
     let mut silent = TcpStream::connect(serving.addr).await.expect("connects");
     let _ = timeout(Duration::from_secs(10), silent.read_to_end(&mut answer)).await.expect("is closed");
     assert!(!text(&log).contains("without TLS"), "{}", text(&log));
+}
+
+/// A guard follows over TLS, with the certificates that it was told to trust and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_trusts_a_private_authority() {
+    let (installed, authority) = (Installed::new().await, Authority::new("tls-guard"));
+    authority.issue(Kind::Good);
+    let (serving, _) = authority.serve(&installed, &[]).await;
+    let url = format!("https://localhost:{}", serving.addr.port());
+    let options = |trusted: Option<String>| GuardOptions {
+        trusted_certificates: trusted,
+        startup_timeout: Duration::from_secs(2),
+        ..GuardOptions::new(&url, "shop", "https://sessions.example.org", installed.key.clone())
+    };
+    let guard = Guard::connect(options(Some(authority.issuer.pem()))).await.expect("connects");
+    timeout(Duration::from_secs(10), guard.ready()).await.expect("is ready").expect("is configured");
+    assert!(guard.stats().staleness.is_some());
+
+    let stranger = Authority::new("tls-stranger");
+    let guard = Guard::connect(options(Some(stranger.issuer.pem()))).await.expect("an outage, as far as it knows");
+    assert!(guard.stats().staleness.is_none(), "it trusts nobody who shows another authority's certificate");
+    let refused = Guard::connect(options(Some("rubbish".to_owned()))).await.expect_err("no certificate");
+    assert_eq!(refused, ConnectError::MalformedCertificates);
 }
 
 /// New connections get the new certificate, and none fails meanwhile. What cannot be used is ignored, and logged once.

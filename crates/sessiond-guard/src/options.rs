@@ -17,6 +17,8 @@ pub struct GuardOptions {
     /// The guard switches to the next one when a replica is unavailable, or its feed is older than half of
     /// `max_staleness`.
     pub endpoints: Vec<String>,
+    /// Certificates to trust for `https://` endpoints in place of the system's, in PEM. Default: the system's.
+    pub trusted_certificates: Option<String>,
     /// A server key of the project. It can create sessions, so protect it like a signing key.
     pub server_key: SecretString,
     /// The project whose tokens are accepted.
@@ -46,6 +48,7 @@ impl GuardOptions {
     ) -> Self {
         Self {
             endpoints: vec![endpoint.into()],
+            trusted_certificates: None,
             server_key: server_key.into(),
             project: project.into(),
             issuer: issuer.into(),
@@ -88,6 +91,9 @@ pub enum ConnectError {
         /// The endpoint.
         endpoint: String,
     },
+    /// [`GuardOptions::trusted_certificates`] has no usable certificate.
+    #[error("trusted_certificates has no usable certificate in PEM")]
+    MalformedCertificates,
     /// The project's name is malformed.
     #[error("invalid project `{project}`: expected 1 to 64 of `A-Z a-z 0-9 - _`")]
     InvalidProject {

@@ -26,6 +26,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::Ascii;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Certificate;
 use tonic::transport::Channel;
 use tonic::transport::ClientTlsConfig;
 use tonic::transport::Endpoint;
@@ -93,7 +94,13 @@ impl Upstream {
         if options.endpoints.is_empty() || options.endpoints.len() > REPLICAS_MAX {
             return Err(ConnectError::EndpointCount);
         }
-        let replicas = options.endpoints.iter().map(|endpoint| Replica::new(endpoint)).collect::<Result<_, _>>()?;
+        let trusted = options.trusted_certificates.as_deref();
+        // Text without any certificate would be accepted here, and then no endpoint.
+        if trusted.is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
+            return Err(ConnectError::MalformedCertificates);
+        }
+        let replicas = options.endpoints.iter().map(|endpoint| Replica::new(endpoint, trusted));
+        let replicas = replicas.collect::<Result<_, _>>()?;
         let key = options.server_key.expose_secret();
         // Checked before it is sent: the operator may have configured another secret by mistake.
         ServerKey::parse(key).ok_or(ConnectError::MalformedServerKey)?;
@@ -217,7 +224,7 @@ impl Upstream {
 }
 
 impl Replica {
-    fn new(address: &str) -> Result<Self, ConnectError> {
+    fn new(address: &str, trusted_certificates: Option<&str>) -> Result<Self, ConnectError> {
         let invalid = || ConnectError::InvalidEndpoint { endpoint: address.to_owned() };
         let uri: Uri = address.parse().map_err(|_| invalid())?;
         let is_secure = match uri.scheme_str() {
@@ -235,8 +242,17 @@ impl Replica {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES);
         let endpoint = if is_secure {
-            let tls = ClientTlsConfig::new().with_native_roots();
-            endpoint.tls_config(tls).map_err(|_| ConnectError::NoRootCertificates { endpoint: address.to_owned() })?
+            let (tls, error) = match trusted_certificates {
+                Some(pem) => {
+                    let authority = Certificate::from_pem(pem);
+                    (ClientTlsConfig::new().ca_certificate(authority), ConnectError::MalformedCertificates)
+                }
+                None => {
+                    let error = ConnectError::NoRootCertificates { endpoint: address.to_owned() };
+                    (ClientTlsConfig::new().with_native_roots(), error)
+                }
+            };
+            endpoint.tls_config(tls).map_err(|_| error)?
         } else {
             endpoint
         };
