@@ -214,9 +214,10 @@ fn in_a_while(threads: usize, tokens: &[String], verify: impl Fn(&String) + Sync
 /// A guard starts after a million revocations whose tokens are still unexpired.
 async fn a_million(service: &Service) {
     let insert = format!(
-        "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
-         SELECT '{PROJECT}', gen_random_uuid(), now(), 1, gen_random_uuid(), 'user-' || n, now() + interval '1 hour', 1
-         FROM generate_series(1, {REVOCATIONS}) AS n"
+        "WITH writer AS (INSERT INTO feed_writers (id, opened_at) VALUES (7, now()) RETURNING id)
+         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+         SELECT '{PROJECT}', gen_random_uuid(), now(), 1, gen_random_uuid(), 'user-' || n, now() + interval '1 hour', 1,
+           writer.id, n FROM writer, generate_series(1, {REVOCATIONS}) AS n"
     );
     service.database.run(&insert).await;
     let replica = service.replica().await;

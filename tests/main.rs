@@ -21,6 +21,7 @@ mod sweep;
 mod theft;
 mod verify;
 mod watch;
+mod writers;
 
 // The guard in other services.
 mod guard;

@@ -138,8 +138,10 @@ const ROWS: &str = "
             at + interval '90 days', at + interval '10 minutes', CASE WHEN i % 3 = 0 THEN at + interval '1 hour' END,
             CASE WHEN i % 3 = 0 THEN 1 END, decode(hash || hash, 'hex'), 0, '{0}', ARRAY[at], NULL, NULL, NULL, '{}',
             'phone', 'agent', NULL, '{}', '{}' FROM filled;
-    INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, ip)
-        SELECT project, id, at, 1, id, \"user\", at, 1, '192.0.2.7' FROM filled;
+    INSERT INTO feed_writers SELECT i, now() - interval '9 days' FROM generate_series(1, 200) AS i;
+    INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, ip, writer, seq)
+        SELECT project, id, at, 1, id, \"user\", at, 1, '192.0.2.7', 1 + i % 200, 1 + i / 200 FROM filled;
+    UPDATE feed_writers SET last = 500, closed_at = now() - interval '3 days' WHERE id <= 50;
     INSERT INTO audit_events SELECT project, id, at, 2, id, \"user\", NULL, NULL, NULL, 1, NULL, '192.0.2.1' FROM filled;
     INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
         SELECT project, hash::uuid, id, sha256(''), now() - i * interval '1 second' FROM filled;

@@ -19,6 +19,10 @@ use crate::keys::kid;
 /// A bound on immediate delivery; latency is measured elsewhere.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
+/// The beginning of a statement that writes revocations as a writer of its own.
+const NEW_WRITER: &str = "WITH writer AS (
+    INSERT INTO feed_writers (id, opened_at) SELECT 1 + (random() * 1e12)::bigint, now() RETURNING id)";
+
 #[tokio::test]
 async fn a_stream_starts_with_a_snapshot_and_continues_live() {
     let service = Service::start().await;
@@ -305,14 +309,16 @@ async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
     let insert = format!(
-        "BEGIN; INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
-         VALUES ('{PROJECT}', gen_random_uuid(), now(), 4, '{session}', 'ada', now() + interval '10 minutes', 4)"
+        "BEGIN; {NEW_WRITER}
+         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, '{session}', 'ada', now() + interval '10 minutes', 4, id, 1
+         FROM writer"
     );
     client.batch_execute(&insert).await.expect("writes");
     client
 }
 
-/// Rows from a dump of another server: their transaction numbers mean nothing here.
+/// Rows from a dump of another server: their writers are not those of this one.
 #[tokio::test]
 async fn rows_of_another_server_are_not_published() {
     let service = Service::start().await;
@@ -321,9 +327,9 @@ async fn rows_of_another_server_are_not_published() {
     service
         .database
         .run(&format!(
-            "INSERT INTO revocations (project_id, id, at, reason, session_id, access_expires_at, actor, xid)
+            "INSERT INTO revocations (project_id, id, at, reason, session_id, access_expires_at, actor, writer, seq)
              SELECT '{PROJECT}', gen_random_uuid(), now() - interval '1 day', 4, gen_random_uuid(),
-               now() - interval '1 day', 4, 5000000000 + i FROM generate_series(1, 30000) AS i"
+               now() - interval '1 day', 4, 5000000000, i FROM generate_series(1, 30000) AS i"
         ))
         .await;
     let phone = service.sign_in("ada", "phone").await;
@@ -341,9 +347,10 @@ async fn a_replica_that_is_far_behind_catches_up_in_pages() {
     service
         .database
         .run(&format!(
-            "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
-             SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now() + interval '10 minutes', 4
-             FROM generate_series(1, 25000)"
+            "{NEW_WRITER}
+             INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+             SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now() + interval '10 minutes', 4,
+               writer.id, i FROM writer, generate_series(1, 25000) AS i"
         ))
         .await;
     let mut revocations = std::collections::HashSet::new();
@@ -369,9 +376,10 @@ async fn a_subscriber_that_does_not_read_is_disconnected() {
     eventually("it follows", async || service.app.feed().size().1 == 1).await;
     // More than all buffers on the way hold.
     let insert = format!(
-        "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
-         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), repeat('x', 200), now() + interval '10 minutes', 4
-         FROM generate_series(1, 9000)"
+        "{NEW_WRITER}
+         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), repeat('x', 200), now() + interval '10 minutes', 4,
+           writer.id, i FROM writer, generate_series(1, 9000) AS i"
     );
     for _ in 0..6 {
         service.database.run(&insert).await;

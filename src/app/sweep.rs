@@ -80,6 +80,8 @@ pub enum SweepKind {
     RefreshKeys,
     /// Server keys.
     ServerKeys,
+    /// Closed writers of the feed.
+    Writers,
 }
 
 impl SweepKind {
@@ -97,6 +99,7 @@ impl SweepKind {
             Self::SigningKeys => "signing_keys",
             Self::RefreshKeys => "refresh_keys",
             Self::ServerKeys => "server_keys",
+            Self::Writers => "writers",
         }
     }
 }
@@ -357,6 +360,13 @@ async fn remove(
         }
         Task::Users => step.remove::<SweptUser>(tx, SweepKind::Users).await,
         Task::Keys => Ok((remove_keys(tx, retention, now).await?, None)),
+        Task::Writers => {
+            let closed = tx.feed_writers_close(now - retention::FEED_WRITER_IDLE, now, rows_max).await?;
+            let removed = tx.feed_writers_delete(now - retention::FEED_WRITER_RETENTION, rows_max).await?;
+            // Those that are done are not found again, so the next step begins at the start too.
+            let is_full = i64::try_from(closed.max(removed)).is_ok_and(|rows| rows >= rows_max);
+            Ok((vec![(SweepKind::Writers, removed)], is_full.then(SweepPosition::start)))
+        }
     }
 }
 

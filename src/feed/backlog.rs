@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
+use crate::store::WriterId;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -25,13 +26,62 @@ const CHUNK: usize = 256;
 /// The packed revocations.
 #[derive(Default)]
 pub(super) struct Backlog {
-    /// The key of a chunk is at most its first place, and not before the last place of the previous chunk.
-    chunks: BTreeMap<FeedPlace, Chunk>,
+    /// The key of a chunk is at most its first entry's, and not before the last one's of the previous chunk.
+    chunks: BTreeMap<EntryKey, Chunk>,
     /// The contents of the few entries that revoke something other than one session.
-    others: BTreeMap<FeedPlace, RevocationTarget>,
+    others: BTreeMap<EntryKey, RevocationTarget>,
+    writers: Writers,
     projects: Vec<ProjectId>,
     numbers: HashMap<ProjectId, u32>,
     len: usize,
+}
+
+/// Where an entry is in the backlog: by writer, in the order in which they were first seen, and by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EntryKey {
+    writer: u32,
+    seq: u32,
+    /// The session, or the audit event. Entries from before there were writers share a writer and a number.
+    id: Uuid,
+}
+
+/// The writers that have entries, each with an index that takes less space than its id.
+#[derive(Default)]
+struct Writers {
+    /// Of each index, the writer and how many entries it has. Without entries, the index is free.
+    counted: Vec<(WriterId, usize)>,
+    free: Vec<u32>,
+    indexes: HashMap<WriterId, u32>,
+}
+
+impl Writers {
+    /// Adds an entry of a writer. Returns its index.
+    fn add(&mut self, writer: WriterId) -> u32 {
+        let index = self.indexes.get(&writer).copied().or_else(|| self.free.pop());
+        let index = index.unwrap_or_else(|| {
+            self.counted.push((writer, 0));
+            u32::try_from(self.counted.len() - 1).expect("fewer writers than entries")
+        });
+        self.indexes.insert(writer, index);
+        if let Some(counted) = self.counted.get_mut(index as usize) {
+            *counted = (writer, counted.1 + 1);
+        }
+        index
+    }
+
+    /// Removes an entry of a writer.
+    fn remove(&mut self, index: u32) {
+        let Some((writer, count)) = self.counted.get_mut(index as usize) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.indexes.remove(writer);
+            self.free.push(index);
+        }
+    }
+
+    fn id(&self, index: u32) -> Option<WriterId> {
+        self.counted.get(index as usize).map(|(writer, _)| *writer)
+    }
 }
 
 /// Some entries, in order, and the ids of their users.
@@ -43,7 +93,8 @@ struct Chunk {
 
 #[derive(Clone, Copy)]
 struct PackedEntry {
-    xid: u64,
+    writer: u32,
+    seq: u32,
     at: Timestamp,
     /// The session, or the audit event.
     id: Uuid,
@@ -74,16 +125,15 @@ enum EntryKind {
 }
 
 impl PackedEntry {
-    const fn place(&self) -> FeedPlace {
-        FeedPlace { xid: self.xid, id: self.id }
+    const fn key(&self) -> EntryKey {
+        EntryKey { writer: self.writer, seq: self.seq, id: self.id }
     }
 }
 
-/// The place of a revocation in the backlog. A transaction revokes a session once, so the session's id stands for the audit
-/// event's.
+/// The place of a revocation in the backlog, where the session's id stands for the audit event's.
 pub(super) const fn place_of(revocation: &PublishedRevocation) -> FeedPlace {
     match &revocation.ended {
-        RevocationTarget::Session { id, .. } => FeedPlace { xid: revocation.place.xid, id: id.as_uuid() },
+        RevocationTarget::Session { id, .. } => FeedPlace { id: id.as_uuid(), ..revocation.place },
         RevocationTarget::User { .. }
         | RevocationTarget::Project { .. }
         | RevocationTarget::SigningKey(_)
@@ -92,15 +142,28 @@ pub(super) const fn place_of(revocation: &PublishedRevocation) -> FeedPlace {
 }
 
 impl Backlog {
+    /// The key of an entry at a place; `None` if the writer has none.
+    fn key(&self, place: FeedPlace) -> Option<EntryKey> {
+        let writer = *self.writers.indexes.get(&place.writer)?;
+        Some(EntryKey { writer, seq: place.seq, id: place.id })
+    }
+
     /// Until when a revocation is retained; `None` if it is not known.
     pub(super) fn until(&self, place: FeedPlace) -> Option<Second> {
+        let place = self.key(place)?;
         let (_, chunk) = self.chunks.range(..=place).next_back()?;
         chunk.find(place).ok().map(|at| chunk.entries[at].until)
     }
 
+    /// The writers that have entries, and how many each has.
+    pub(super) fn writers(&self) -> impl Iterator<Item = (WriterId, usize)> {
+        self.writers.counted.iter().copied().filter(|(_, count)| *count > 0)
+    }
+
     /// Inserts a revocation, or sets until when a known one is retained.
     pub(super) fn insert(&mut self, revocation: &PublishedRevocation, until: Second) {
-        let place = place_of(revocation);
+        let public = place_of(revocation);
+        let place = EntryKey { writer: self.writers.add(public.writer), seq: public.seq, id: public.id };
         let key = match self.chunks.range(..=place).next_back() {
             Some((key, _)) => *key,
             // Before all others.
@@ -118,7 +181,8 @@ impl Backlog {
         let at = match chunk.find(place) {
             Ok(at) => {
                 chunk.entries[at].until = until;
-                return;
+                // Already counted.
+                return self.writers.remove(place.writer);
             }
             Err(at) => at,
         };
@@ -132,7 +196,8 @@ impl Backlog {
             }
         };
         let entry = PackedEntry {
-            xid: place.xid,
+            writer: place.writer,
+            seq: place.seq,
             at: revocation.at,
             id: place.id,
             until,
@@ -155,7 +220,7 @@ impl Backlog {
             behind.insert(at - chunk.entries.len(), entry, user);
         }
         chunk.pack();
-        let key = behind.entries.first().map_or(place, PackedEntry::place);
+        let key = behind.entries.first().map_or(place, PackedEntry::key);
         self.chunks.insert(key, behind);
     }
 
@@ -169,35 +234,65 @@ impl Backlog {
         number
     }
 
-    /// At most `entries_max` revocations in order, from a place on, and until when each is retained.
-    pub(super) fn page(&self, start: Bound<FeedPlace>, entries_max: usize) -> Vec<(PublishedRevocation, Second)> {
-        let first = match start {
-            Bound::Included(place) | Bound::Excluded(place) => place,
-            Bound::Unbounded => FeedPlace { xid: 0, id: Uuid::nil() },
+    /// At most `entries_max` revocations in order, after a key, and until when each is retained; and the last one's key, if
+    /// there may be more. Leaves out those up to the number that was sent of each writer.
+    pub(super) fn page(
+        &self,
+        after: Option<EntryKey>,
+        sent: impl Fn(WriterId) -> u32,
+        entries_max: usize,
+    ) -> (Vec<(PublishedRevocation, Second)>, Option<EntryKey>) {
+        let (mut page, mut last) = (vec![], None);
+        let mut start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        'writers: loop {
+            for (chunk, entry) in self.entries(start) {
+                if page.len() == entries_max {
+                    return (page, last);
+                }
+                // Entries from before there were writers have the number zero, and are always sent.
+                let sent = self.writers.id(entry.writer).map_or(0, &sent);
+                if (1..=sent).contains(&entry.seq) {
+                    let Some(seq) = sent.checked_add(1) else { continue };
+                    start = Bound::Included(EntryKey { writer: entry.writer, seq, id: Uuid::nil() });
+                    continue 'writers;
+                }
+                last = Some(entry.key());
+                page.extend(self.unpack(chunk, entry).map(|revocation| (revocation, entry.until)));
+            }
+            return (page, None);
+        }
+    }
+
+    /// The entries from a key on.
+    fn entries(&self, start: Bound<EntryKey>) -> impl Iterator<Item = (&Chunk, &PackedEntry)> {
+        let chunks = match start {
+            Bound::Included(first) | Bound::Excluded(first) => {
+                let key = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+                self.chunks.range(key..)
+            }
+            Bound::Unbounded => self.chunks.range(..),
         };
-        let key = self.chunks.range(..=first).next_back().map_or(first, |(key, _)| *key);
-        let is_behind = |entry: &PackedEntry| match start {
-            Bound::Included(place) => entry.place() >= place,
-            Bound::Excluded(place) => entry.place() > place,
+        let is_behind = move |entry: &PackedEntry| match start {
+            Bound::Included(key) => entry.key() >= key,
+            Bound::Excluded(key) => entry.key() > key,
             Bound::Unbounded => true,
         };
-        let chunks = self.chunks.range(key..).map(|(_, chunk)| chunk);
-        let entries = chunks.flat_map(|chunk| chunk.entries.iter().map(move |entry| (chunk, entry)));
-        let some = entries.filter(|(_, entry)| is_behind(entry)).take(entries_max);
-        some.filter_map(|(chunk, entry)| Some((self.unpack(chunk, entry)?, entry.until))).collect()
+        chunks.flat_map(move |(_, chunk)| {
+            let from = chunk.entries.partition_point(|entry| !is_behind(entry));
+            chunk.entries[from..].iter().map(move |entry| (chunk, entry))
+        })
     }
 
     fn unpack(&self, chunk: &Chunk, entry: &PackedEntry) -> Option<PublishedRevocation> {
-        let place = entry.place();
         let session =
             |is_impersonation| RevocationTarget::Session { id: SessionId::from_uuid(entry.id), is_impersonation };
         let ended = match entry.kind {
             EntryKind::Session => session(false),
             EntryKind::Impersonation => session(true),
-            EntryKind::Other => self.others.get(&place)?.clone(),
+            EntryKind::Other => self.others.get(&entry.key())?.clone(),
         };
         Some(PublishedRevocation {
-            place,
+            place: FeedPlace { writer: self.writers.id(entry.writer)?, seq: entry.seq, id: entry.id },
             project: self.projects.get(usize::try_from(entry.project).ok()?)?.clone(),
             ended,
             user: chunk.user(entry),
@@ -210,20 +305,21 @@ impl Backlog {
 
     /// Forgets expired revocations in a few chunks, and joins chunks that have become small. Returns where to continue; `None`
     /// at the end.
-    pub(super) fn forget_some(&mut self, from: Option<FeedPlace>, now: Second) -> Option<FeedPlace> {
+    pub(super) fn forget_some(&mut self, from: Option<EntryKey>, now: Second) -> Option<EntryKey> {
         const CHUNKS: usize = 4;
         let start = from.map_or(Bound::Unbounded, Bound::Included);
         let mut keys = self.chunks.range((start, Bound::Unbounded)).map(|(key, _)| *key).take(CHUNKS + 1);
-        let keys: Vec<FeedPlace> = keys.by_ref().collect();
-        let mut last: Option<(FeedPlace, usize)> = None;
+        let keys: Vec<EntryKey> = keys.by_ref().collect();
+        let mut last: Option<(EntryKey, usize)> = None;
         for key in keys.iter().take(CHUNKS) {
             let Some(chunk) = self.chunks.get_mut(key) else { continue };
             if chunk.entries.iter().any(|entry| entry.until <= now) {
                 let gone = chunk.entries.iter().filter(|entry| entry.until <= now);
                 for entry in gone {
                     self.len -= 1;
+                    self.writers.remove(entry.writer);
                     if matches!(entry.kind, EntryKind::Other) {
-                        self.others.remove(&entry.place());
+                        self.others.remove(&entry.key());
                     }
                 }
                 *chunk = chunk.copy(|entry| now < entry.until);
@@ -254,8 +350,8 @@ impl Backlog {
 }
 
 impl Chunk {
-    fn find(&self, place: FeedPlace) -> Result<usize, usize> {
-        self.entries.binary_search_by_key(&place, PackedEntry::place)
+    fn find(&self, key: EntryKey) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&key, PackedEntry::key)
     }
 
     fn insert(&mut self, at: usize, entry: PackedEntry, user: Option<&UserId>) {
@@ -308,9 +404,9 @@ impl Chunk {
 
     /// Splits off the second half.
     fn split(&mut self) -> Self {
-        let middle = self.entries[self.entries.len() / 2].place();
-        let behind = self.copy(|entry| entry.place() >= middle);
-        *self = self.copy(|entry| entry.place() < middle);
+        let middle = self.entries[self.entries.len() / 2].key();
+        let behind = self.copy(|entry| entry.key() >= middle);
+        *self = self.copy(|entry| entry.key() < middle);
         behind
     }
 
@@ -342,7 +438,7 @@ mod tests {
     use sessiond_core::clock;
     use sessiond_core::id::KeyId;
 
-    fn revocation(xid: u64, at: u8) -> PublishedRevocation {
+    fn revocation(seq: u32, at: u8) -> PublishedRevocation {
         let now = Timestamp::from_seconds(1_000);
         let id = clock::new_uuid();
         let project = ProjectId::parse(["shop", "demo"][usize::from(at % 2)]).expect("a name");
@@ -355,7 +451,7 @@ mod tests {
         };
         let reason = RevokeReason::SignedOut;
         PublishedRevocation {
-            place: FeedPlace { xid, id },
+            place: FeedPlace { writer: WriterId::from_number(u64::from(at % 3)), seq, id },
             project,
             ended,
             user,
@@ -366,12 +462,18 @@ mod tests {
     }
 
     fn all(backlog: &Backlog) -> Vec<PublishedRevocation> {
-        let (mut all, mut start) = (vec![], Bound::Unbounded);
+        after(backlog, |_| 0)
+    }
+
+    fn after(backlog: &Backlog, sent: impl Fn(WriterId) -> u32) -> Vec<PublishedRevocation> {
+        let (mut all, mut start) = (vec![], None);
         loop {
-            let page = backlog.page(start, 100);
-            let Some((last, _)) = page.last() else { return all };
-            start = Bound::Excluded(last.place);
+            let (page, next) = backlog.page(start, &sent, 100);
             all.extend(page.into_iter().map(|(revocation, _)| revocation));
+            if next.is_none() {
+                return all;
+            }
+            start = next;
         }
     }
 
@@ -379,7 +481,7 @@ mod tests {
     #[test]
     fn revocations_come_out_in_order_and_unchanged() {
         for order in 0..3 {
-            let count = 5_000_u64;
+            let count = 5_000_u32;
             let mut expected: Vec<PublishedRevocation> =
                 (0..count).map(|at| revocation(at / 3, u8::try_from(at * 7 % 251).expect("small"))).collect();
             match order {
@@ -400,11 +502,21 @@ mod tests {
                 .filter(|(_, at)| at % 2 == 1)
                 .map(|(revocation, _)| place_of(revocation))
                 .collect();
-            expected.sort_by_key(place_of);
+            expected.sort_by_key(|revocation| backlog.key(place_of(revocation)));
             assert_eq!((all(&backlog), backlog.len()), (expected.clone(), expected.len()), "{order}");
-            let from = place_of(&expected[1_234]);
-            assert_eq!(backlog.page(Bound::Included(from), 1)[0].0, expected[1_234]);
-            assert_eq!(backlog.page(Bound::Excluded(from), 1)[0].0, expected[1_235]);
+            assert_eq!(backlog.writers().map(|(_, count)| count).sum::<usize>(), expected.len());
+            let from = backlog.key(place_of(&expected[1_234]));
+            assert_eq!(backlog.page(from, |_| 0, 1).0[0].0, expected[1_235]);
+            assert_eq!(backlog.page(from, |_| 0, 1).1, backlog.key(place_of(&expected[1_235])));
+
+            // What a subscriber has of each writer is left out, except from before there were writers.
+            let sent = |writer: WriterId| [0, 700, u32::MAX][usize::try_from(writer.number()).expect("small")];
+            let is_new = |revocation: &&PublishedRevocation| {
+                revocation.place.seq == 0 || revocation.place.seq > sent(revocation.place.writer)
+            };
+            let new: Vec<_> = expected.iter().filter(is_new).cloned().collect();
+            assert_eq!(after(&backlog, sent), new);
+            assert!(new.len() > 2_000 && new.len() < 4_000, "{}", new.len());
 
             // Inserted again, with a longer retention.
             backlog.insert(&expected[7], 12);
@@ -426,6 +538,8 @@ mod tests {
                 from = Some(next);
             }
             assert!(backlog.len() == 0 && backlog.chunks.is_empty() && backlog.others.is_empty());
+            assert!(backlog.writers().next().is_none() && backlog.writers.indexes.is_empty());
+            assert_eq!(backlog.writers.free.len(), backlog.writers.counted.len(), "every index is free");
         }
     }
 

@@ -1,7 +1,8 @@
 //! The revocations that are known, and their broadcast to subscribers.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -15,22 +16,23 @@ use tokio::sync::broadcast;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use super::backlog;
 use super::backlog::Backlog;
+use super::backlog::EntryKey;
 use super::cursor::Cursor;
+use super::cursor::WRITERS_MAX;
 use super::limits::LEEWAY;
 use super::limits::STALENESS_MAX;
 use super::position::Beat;
 use super::position::Discontinuity;
 use super::position::Position;
 use super::subscriber_slots::SubscriberSlots;
-use crate::store::FeedPlace;
+use crate::store::Extent;
 use crate::store::FeedReading;
-use crate::store::Newest;
+use crate::store::FeedWriters;
 use crate::store::PublishedRevocation;
-use crate::store::Unseen;
+use crate::store::WriterId;
 use crate::telemetry::Metrics;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
@@ -79,7 +81,7 @@ impl Retained {
 pub(super) enum Broadcast {
     /// New revocations.
     Revocations(Arc<[Retained]>),
-    /// Every revocation before this cursor was broadcast.
+    /// Every revocation up to this cursor was broadcast.
     Reached(Cursor),
     /// The feed is alive, and complete as of this moment.
     Heartbeat(Instant),
@@ -121,6 +123,22 @@ struct FeedState {
     /// This replica's last committed beats, and when each began.
     beats: VecDeque<(Beat, Instant)>,
     is_closed: bool,
+}
+
+impl FeedState {
+    /// The cursor of a position. It names only writers with retained entries, and if those are too many, the ones with the
+    /// most: the others have nothing, or the least, to send again.
+    fn cursor(&self, position: &Position, at: Timestamp) -> Cursor {
+        let numbers =
+            self.backlog.writers().filter_map(|(writer, count)| Some((count, writer, position.number(writer)?)));
+        let mut numbers: Vec<_> = numbers.collect();
+        if numbers.len() > WRITERS_MAX {
+            numbers.sort_unstable_by_key(|(count, writer, _)| (Reverse(*count), *writer));
+            numbers.truncate(WRITERS_MAX);
+        }
+        let numbers = numbers.into_iter().map(|(_, writer, number)| (writer, number)).collect();
+        Cursor { origin: position.origin(), at, numbers: Arc::new(numbers) }
+    }
 }
 
 /// The moment as of which the feed is complete; unset before the first complete reading. Read for every token, so without a
@@ -226,13 +244,16 @@ impl Broadcaster {
         let _ = timeout(CATCH_UP_MAX, caught_up).await;
     }
 
-    /// Checks whether the database continues what was read, before its backlog is read. If not, forgets everything and ends
-    /// every subscription.
-    pub(super) fn check_continuity(&self, present: &FeedReading) -> Continuity {
+    /// Checks whether the database still has what was read. If so, forgets writers that were swept; if not, forgets everything
+    /// and ends every subscription.
+    pub(super) fn check_continuity(&self, found: &FeedWriters) -> Continuity {
         let mut state = self.state();
-        let Some(known) = &state.position else { return Continuity::Continued };
-        let continuity = match known.after(present) {
-            Ok(_) => return Continuity::Continued,
+        let Some(known) = &mut state.position else { return Continuity::Continued };
+        let continuity = match known.check(found) {
+            Ok(()) => {
+                known.forget_swept(found);
+                return Continuity::Continued;
+            }
             Err(Discontinuity::AnotherHistory) => Continuity::AnotherHistory,
             Err(Discontinuity::WentBack) => Continuity::WentBack,
         };
@@ -250,14 +271,9 @@ impl Broadcaster {
         continuity
     }
 
-    /// What the next reading must include; `None` before the backlog was read.
-    pub(super) fn unseen(&self) -> Option<Unseen> {
-        self.state().position.as_ref().map(Position::unseen)
-    }
-
-    /// The newest row that was read.
-    pub(super) fn newest(&self) -> Option<Newest> {
-        self.state().position.as_ref().and_then(Position::newest)
+    /// The last number that was read of each writer; `None` before the backlog was read.
+    pub(super) fn numbers(&self) -> Option<BTreeMap<WriterId, u32>> {
+        self.state().position.as_ref().map(Position::numbers)
     }
 
     /// Inserts a page of the backlog.
@@ -277,15 +293,18 @@ impl Broadcaster {
     /// If the reading does not continue the previous one: the feed has to start again.
     pub(super) fn advance(&self, reading: FeedReading) -> Result<(), Discontinuity> {
         let mut state = self.state();
-        let position = state.position.as_ref().ok_or(Discontinuity::AnotherHistory)?.after(&reading)?;
-        self.insert_read(&mut state, reading.revocations, reading.at.min(self.clock.now()));
+        state.position.as_mut().ok_or(Discontinuity::AnotherHistory)?.advance(&reading)?;
+        self.insert_read(&mut state, reading.revocations, reading.present.at.min(self.clock.now()));
         // The reading shows everything that was committed before the newest of our beats that it shows.
-        let shown = state.beats.iter().rev().find(|(beat, _)| position.shows(beat));
+        let position = state.position.as_ref();
+        let is_shown = |beat: &Beat| position.is_some_and(|position| position.shows(beat));
+        let shown = state.beats.iter().rev().find(|(beat, _)| is_shown(beat));
         if let Some((_, at)) = shown {
             self.read_at.set(self.read_at.get().max(Some(*at)));
         }
-        state.position = Some(position);
-        self.readings.send_modify(|readings| *readings += 1);
+        if reading.extent == Extent::Whole {
+            self.readings.send_modify(|readings| *readings += 1);
+        }
         Ok(())
     }
 
@@ -348,8 +367,8 @@ impl Broadcaster {
     pub(super) fn heartbeat(&self) {
         let state = self.state();
         let (Some(position), Some(read_at)) = (&state.position, self.read_at.get()) else { return };
-        let cursor = Cursor { origin: position.origin(), xmin: position.settled(), at: self.clock.now() };
-        // What is pending may be before the cursor.
+        let cursor = state.cursor(position, self.clock.now());
+        // What is pending may be up to the cursor.
         if state.pending.is_empty() {
             let _ = self.broadcasts.send(Broadcast::Reached(cursor));
         }
@@ -403,11 +422,11 @@ impl Broadcaster {
         let state = self.state();
         let (position, read_at) = (state.position.as_ref().filter(|_| !state.is_closed)?, self.read_at.get()?);
         let now = self.clock.now();
-        let (snapshot, from) = match cursor {
-            None => (Some(SnapshotReason::NoCursor), 0),
-            Some(cursor) if cursor.origin != position.origin() => (Some(SnapshotReason::CursorOfAnotherDatabase), 0),
-            Some(cursor) if cursor.is_too_old(now) => (Some(SnapshotReason::CursorTooOld), 0),
-            Some(cursor) if position.is_behind(cursor.xmin) => {
+        let snapshot = match &cursor {
+            None => Some(SnapshotReason::NoCursor),
+            Some(cursor) if cursor.origin != position.origin() => Some(SnapshotReason::CursorOfAnotherDatabase),
+            Some(cursor) if cursor.is_too_old(now) => Some(SnapshotReason::CursorTooOld),
+            Some(cursor) if position.is_behind(&cursor.numbers) => {
                 // From another replica that has read a little more, or from commits that the database has lost since.
                 if cursor.at + LEAD_MAX < now {
                     tracing::warn!(
@@ -415,32 +434,35 @@ impl Broadcaster {
                          without `sessiond restored`?"
                     );
                 }
-                (Some(SnapshotReason::CursorOfAnotherDatabase), 0)
+                Some(SnapshotReason::CursorOfAnotherDatabase)
             }
-            Some(cursor) => (None, cursor.xmin),
+            Some(_) => None,
         };
-        let reached = Cursor { origin: position.origin(), xmin: position.settled(), at: now };
+        let resumed = cursor.filter(|_| snapshot.is_none());
+        let reached = state.cursor(position, now);
         let broadcasts = self.broadcasts.subscribe();
-        Some(Receiver { broadcasts, snapshot, from, reached, read_at, history: state.histories })
+        Some(Receiver { broadcasts, snapshot, resumed, reached, read_at, history: state.histories })
     }
 
-    /// The next page of the backlog, in order, from a transaction or after a place; `None` if its history was abandoned
-    /// meanwhile.
-    pub(super) fn page(&self, history: u64, from: u64, after: Option<FeedPlace>) -> Option<Vec<Retained>> {
-        let start = match after {
-            Some(after) => Bound::Excluded(after),
-            None => Bound::Included(FeedPlace { xid: from, id: Uuid::nil() }),
-        };
+    /// The next page of the backlog, in order, after a key, without what the resumed cursor covers; and where to continue, if
+    /// there may be more. `None` if its history was abandoned meanwhile.
+    pub(super) fn page(
+        &self,
+        history: u64,
+        resumed: Option<&Cursor>,
+        after: Option<EntryKey>,
+    ) -> Option<(Vec<Retained>, Option<EntryKey>)> {
         let state = self.state();
         if state.histories != history || state.is_closed {
             return None;
         }
-        let page = state.backlog.page(start, PAGE).into_iter();
+        let sent = |writer| resumed.map_or(0, |cursor| cursor.number(writer));
+        let (page, next) = state.backlog.page(after, sent, PAGE);
         let retained = |(revocation, until): (PublishedRevocation, u32)| Retained {
             revocation: Arc::new(revocation),
             until: Duration::from_secs(until.into()),
         };
-        Some(page.map(retained).collect())
+        Some((page.into_iter().map(retained).collect(), next))
     }
 
     /// Ends every subscription, and admits no more.
@@ -468,9 +490,9 @@ pub(super) struct Receiver {
     pub(super) broadcasts: broadcast::Receiver<Broadcast>,
     /// Why a snapshot comes first; `None` if the cursor is usable.
     pub(super) snapshot: Option<SnapshotReason>,
-    /// The first transaction of the backlog to send.
-    pub(super) from: u64,
-    /// Everything before this cursor is known.
+    /// The cursor, if it is usable.
+    pub(super) resumed: Option<Cursor>,
+    /// Everything up to this cursor is known.
     pub(super) reached: Cursor,
     /// As of when the known revocations are complete.
     pub(super) read_at: Instant,
@@ -483,6 +505,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::store::FeedPlace;
     use sessiond_core::clock;
     use sessiond_core::id::Bucket;
     use sessiond_core::id::UserId;
@@ -522,7 +545,11 @@ mod tests {
         let (broadcaster, now) = (Broadcaster::new(Clock::system(), Metrics::default()), Clock::system().now());
         let project = ProjectId::parse("shop").expect("a name");
         let revocation = |at: u64| PublishedRevocation {
-            place: FeedPlace { xid: at, id: clock::new_uuid() },
+            place: FeedPlace {
+                writer: WriterId::from_number(at % 64 + 1),
+                seq: u32::try_from(at / 64 + 1).expect("few"),
+                id: clock::new_uuid(),
+            },
             project: project.clone(),
             ended: RevocationTarget::Session {
                 id: clock::new_session_id(now, Bucket::from_number(1)),

@@ -12,6 +12,8 @@
 mod backlog;
 mod broadcaster;
 mod cursor;
+#[cfg(test)]
+mod explorer;
 mod limits;
 mod position;
 mod reader;

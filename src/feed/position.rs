@@ -1,25 +1,43 @@
-//! How far the feed was read, and what a reader may rely on. Pure rules: values in, a decision out.
+//! How far the feed was read, and what a reader may rely on. Pure rules: values in, a decision out. `explorer` searches every
+//! interleaving of a small model for one in which they lose a revocation.
 //!
-//! A snapshot says which transactions it shows, by their ids. It does not say which ids are used up: an id that was assigned
-//! but had not reached the disk when Postgres crashed is assigned again after the crash, although the earlier snapshot counted
-//! it as finished. So an id counts as seen only up to the greatest one that is known to be in the log: that of a row that was
-//! read, because a commit is in the log before it becomes visible. Recovery assigns only greater ids.
+//! A position is the last number read of each writer (`store::writers`). What a reader sees of a writer is always its first
+//! numbers, and no number is used twice, in whatever history: so what was read is never skipped or replaced by something else,
+//! and an entry behind the position is new. This needs no order across writers, and holds on any number of nodes.
 //!
-//! That costs nothing. Between that id and the snapshot's end there was no visible row, so none is read twice.
+//! Two things are about one server only:
+//! - The [`FeedOrigin`]: a failover or a restore may lose entries that were read. Nothing is missed by that; but a reader must
+//!   forget the entries that the database no longer has, so it starts again.
+//! - The [`Beat`]: a transaction of our own shows by its id that the server which is read still takes our commits. Sharded, it
+//!   takes a beat on each node.
 
+use std::collections::BTreeMap;
+
+use crate::store::Extent;
 use crate::store::FeedOrigin;
+use crate::store::FeedPresent;
 use crate::store::FeedReading;
-use crate::store::Newest;
+use crate::store::FeedWriters;
 use crate::store::PgSnapshot;
-use crate::store::Unseen;
+use crate::store::WriterId;
+use sessiond_core::clock::Timestamp;
 
 /// Everything that a reading and the previous ones have shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Position {
     origin: FeedOrigin,
-    snapshot: PgSnapshot,
-    /// The row with the greatest transaction id; `None` if there was no row.
-    newest: Option<Newest>,
+    /// What the last reading showed; `None` if there was more than it returned.
+    shown: Option<PgSnapshot>,
+    writers: BTreeMap<WriterId, Newest>,
+    /// A reading left out entries that must have been there.
+    is_torn: bool,
+}
+
+/// The last entry that was read of a writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Newest {
+    seq: u32,
+    access_expires_at: Timestamp,
 }
 
 /// Why a reading does not continue from a position.
@@ -33,64 +51,87 @@ pub(super) enum Discontinuity {
 }
 
 impl Position {
-    /// Begins with a reading. Everything that it shows is, or will be, read completely.
-    pub(super) fn new(reading: &FeedReading) -> Self {
-        Self { origin: reading.origin, snapshot: reading.snapshot.clone(), newest: reading.newest }
+    /// Begins with the present writers, before the backlog is read: what they write meanwhile is read again by the next reading.
+    pub(super) fn new(found: &FeedWriters) -> Self {
+        let read = found.newest.iter().filter(|entry| entry.seq > 0);
+        let newest = read
+            .map(|entry| (entry.writer, Newest { seq: entry.seq, access_expires_at: entry.access_expires_at }))
+            .collect();
+        Self { origin: found.present.origin, shown: None, writers: newest, is_torn: false }
     }
 
-    /// Continues with a reading of what was unseen.
+    /// Continues with a reading of what is behind this position.
     ///
     /// # Errors
     ///
-    /// If the reading does not continue from here.
-    pub(super) fn after(&self, reading: &FeedReading) -> Result<Self, Discontinuity> {
-        if self.origin != reading.origin {
-            return Err(Discontinuity::AnotherHistory);
+    /// If the reading does not continue from here. [`Position::check`] then fails too.
+    pub(super) fn advance(&mut self, reading: &FeedReading) -> Result<(), Discontinuity> {
+        self.check_origin(&reading.present)?;
+        for entry in &reading.entries {
+            let newest = Newest { seq: entry.seq, access_expires_at: entry.access_expires_at };
+            let before = self.writers.insert(entry.writer, newest);
+            // Of a writer of which nothing was read, the first entries may have been swept.
+            if before.is_some_and(|before| before.seq + 1 != entry.seq) {
+                self.is_torn = true;
+                return Err(Discontinuity::WentBack);
+            }
         }
-        // An id that was in the log is not assigned yet; or a row that still matters, and so was not swept, is missing.
-        let lacks = |newest: &Newest| reading.lacks_newest && reading.at < newest.access_expires_at;
-        if reading.snapshot.xmax <= self.logged() || self.newest.as_ref().is_some_and(lacks) {
-            return Err(Discontinuity::WentBack);
-        }
-        let newest = self.newest.max(reading.newest);
-        Ok(Self { origin: self.origin, snapshot: reading.snapshot.clone(), newest })
+        self.shown = match reading.extent {
+            Extent::Whole => Some(reading.present.snapshot.clone()),
+            Extent::Part => None,
+        };
+        Ok(())
     }
 
-    /// The greatest transaction id that is known to be in the log.
-    fn logged(&self) -> u64 {
-        self.newest.map_or(0, |newest| newest.place.xid)
+    /// Checks that the database still has the newest entry of each writer, and so everything before it. An entry that no longer
+    /// matters may have been swept, and its writer as well.
+    ///
+    /// # Errors
+    ///
+    /// If it lacks one.
+    pub(super) fn check(&self, found: &FeedWriters) -> Result<(), Discontinuity> {
+        self.check_origin(&found.present)?;
+        let present: BTreeMap<WriterId, u32> = found.newest.iter().map(|entry| (entry.writer, entry.seq)).collect();
+        let lacks = |(writer, newest): (&WriterId, &Newest)| {
+            let has = present.get(writer).is_some_and(|seq| newest.seq <= *seq);
+            !has && found.present.at < newest.access_expires_at
+        };
+        if self.is_torn || self.writers.iter().any(lacks) { Err(Discontinuity::WentBack) } else { Ok(()) }
     }
 
-    /// The database and timeline that the ids belong to.
+    /// Forgets the writers that were swept. Their entries no longer matter, and there will be no more; see [`Position::check`].
+    pub(super) fn forget_swept(&mut self, found: &FeedWriters) {
+        let present: BTreeMap<WriterId, u32> = found.newest.iter().map(|entry| (entry.writer, entry.seq)).collect();
+        self.writers.retain(|writer, _| present.contains_key(writer));
+    }
+
+    fn check_origin(&self, present: &FeedPresent) -> Result<(), Discontinuity> {
+        if self.origin == present.origin { Ok(()) } else { Err(Discontinuity::AnotherHistory) }
+    }
+
+    /// The database and timeline that were read.
     pub(super) const fn origin(&self) -> FeedOrigin {
         self.origin
     }
 
-    /// The newest row.
-    pub(super) const fn newest(&self) -> Option<Newest> {
-        self.newest
+    /// The last number that was read of each writer: the next reading begins behind it.
+    pub(super) fn numbers(&self) -> BTreeMap<WriterId, u32> {
+        self.writers.iter().map(|(writer, newest)| (*writer, newest.seq)).collect()
     }
 
-    /// What the next reading must include.
-    pub(super) fn unseen(&self) -> Unseen {
-        let logged = self.logged();
-        let under_way = self.snapshot.under_way.iter().copied().filter(|xid| *xid <= logged).collect();
-        Unseen { from: logged + 1, under_way }
+    /// The last number that was read of a writer; `None` before the first.
+    pub(super) fn number(&self, writer: WriterId) -> Option<u32> {
+        self.writers.get(&writer).map(|newest| newest.seq)
     }
 
-    /// The first id that may still commit a revocation: all before it are finished, and are never assigned again.
-    pub(super) fn settled(&self) -> u64 {
-        self.snapshot.xmin.min(self.logged() + 1)
-    }
-
-    /// Whether a cursor is from a position that this reader has not reached, or that never existed.
-    pub(super) const fn is_behind(&self, settled: u64) -> bool {
-        self.snapshot.xmax < settled
+    /// Whether a cursor with these numbers is from a position that this reader has not reached, or that never existed.
+    pub(super) fn is_behind(&self, numbers: &BTreeMap<WriterId, u32>) -> bool {
+        numbers.iter().any(|(writer, seq)| self.number(*writer).unwrap_or(0) < *seq)
     }
 
     /// Whether everything before the beat's transaction was read. It must be finished and on disk, on this server.
     pub(super) fn shows(&self, beat: &Beat) -> bool {
-        self.origin == beat.origin && self.snapshot.shows(beat.xid)
+        self.origin == beat.origin && self.shown.as_ref().is_some_and(|shown| shown.shows(beat.xid))
     }
 }
 
@@ -103,191 +144,102 @@ pub(super) struct Beat {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use uuid::Uuid;
 
     use super::*;
-    use crate::store::Extent;
-    use crate::store::FeedPlace;
-    use sessiond_core::clock;
-    use sessiond_core::clock::Timestamp;
+    use crate::store::WriterEntry;
 
     const ORIGIN: FeedOrigin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
+    const ELSEWHERE: FeedOrigin = FeedOrigin { timeline: 2, ..ORIGIN };
 
-    /// A model of Postgres: ids are assigned, reach the disk at some time, and are committed or rolled back; after a crash, ids
-    /// that no record on disk mentions are assigned again.
-    #[derive(Default)]
-    struct Server {
-        next: u64,
-        /// Every id below it is on disk, in some record.
-        on_disk: u64,
-        under_way: BTreeSet<u64>,
-        rows: BTreeMap<u64, Uuid>,
+    fn present(origin: FeedOrigin, snapshot: &str) -> FeedPresent {
+        let snapshot = snapshot.parse().expect("a snapshot");
+        FeedPresent { origin, snapshot, at: Timestamp::from_seconds(0), connection: 1 }
     }
 
-    impl Server {
-        fn begin(&mut self) -> u64 {
-            self.next += 1;
-            self.under_way.insert(self.next);
-            self.next
-        }
-
-        /// Its record is on disk before it becomes visible.
-        fn commit(&mut self, xid: u64) {
-            assert!(self.under_way.remove(&xid));
-            self.rows.insert(xid, clock::new_uuid());
-            self.on_disk = self.on_disk.max(xid);
-        }
-
-        /// Rolls back; its record need not be on disk.
-        fn give_up(&mut self, xid: u64) {
-            assert!(self.under_way.remove(&xid));
-        }
-
-        fn crash(&mut self) {
-            self.under_way.clear();
-            self.next = self.on_disk;
-        }
-
-        fn snapshot(&self) -> PgSnapshot {
-            let xmax = self.next + 1;
-            let xmin = self.under_way.first().copied().unwrap_or(xmax);
-            PgSnapshot { xmin, xmax, under_way: self.under_way.iter().copied().collect() }
-        }
-
-        fn read(&self, unseen: &Unseen) -> (FeedReading, Vec<Uuid>) {
-            self.read_some(unseen, usize::MAX)
-        }
-
-        /// Reads at most `rows_max` new rows; the last of a full page is left for the next one.
-        fn read_some(&self, unseen: &Unseen, rows_max: usize) -> (FeedReading, Vec<Uuid>) {
-            let ahead: Vec<u64> = self.rows.range(unseen.from..).map(|(xid, _)| *xid).take(rows_max).collect();
-            let end = ahead.last().copied().filter(|_| ahead.len() == rows_max);
-            let is_shown = |xid: u64| end.is_none_or(|end| xid < end);
-            let rows = self
-                .rows
-                .iter()
-                .filter(|(xid, _)| (**xid >= unseen.from && is_shown(**xid)) || unseen.under_way.contains(xid));
-            let rows: Vec<(u64, Uuid)> = rows.map(|(xid, id)| (*xid, *id)).collect();
-            let newest = rows.iter().map(|(xid, id)| newest(*xid, *id)).max();
-            let snapshot = self.snapshot();
-            let snapshot = end.map_or(snapshot.clone(), |end| snapshot.before(end));
-            (reading(snapshot, newest), rows.into_iter().map(|(_, id)| id).collect())
-        }
+    fn entries(of: &[(u64, u32)]) -> Vec<WriterEntry> {
+        let entry = |(writer, seq): &(u64, u32)| WriterEntry {
+            writer: WriterId::from_number(*writer),
+            seq: *seq,
+            access_expires_at: Timestamp::from_seconds(600),
+        };
+        of.iter().map(entry).collect()
     }
 
-    fn newest(xid: u64, id: Uuid) -> Newest {
-        Newest { place: FeedPlace { xid, id }, access_expires_at: Timestamp::from_seconds(600) }
+    fn found(newest: &[(u64, u32)]) -> FeedWriters {
+        FeedWriters { present: present(ORIGIN, "1:1:"), newest: entries(newest) }
     }
 
-    fn reading(snapshot: PgSnapshot, newest: Option<Newest>) -> FeedReading {
-        let at = Timestamp::from_seconds(0);
-        let extent = Extent::Whole;
-        FeedReading {
-            revocations: vec![],
-            origin: ORIGIN,
-            snapshot,
-            at,
-            newest,
-            lacks_newest: false,
-            connection: 1,
-            extent,
-        }
-    }
-
-    fn everything() -> Unseen {
-        Unseen { from: 0, under_way: vec![] }
-    }
-
-    /// Every sequence of a few steps, with crashes at any point: each row is read once, and a cursor from any point leads to
-    /// everything that is committed after it.
-    #[test]
-    fn nothing_is_missed_or_read_twice_when_ids_are_assigned_again() {
-        #[derive(Clone, Copy, Debug)]
-        enum ModelStep {
-            Begin,
-            CommitFirst,
-            CommitLast,
-            GiveUpLast,
-            Crash,
-            Read,
-            /// A page of two rows at most.
-            ReadSome,
-        }
-        use ModelStep::*;
-        const STEPS: [ModelStep; 7] = [Begin, CommitFirst, CommitLast, GiveUpLast, Crash, Read, ReadSome];
-        const LENGTH: u32 = 6;
-        for course in 0..7_usize.pow(LENGTH) {
-            let steps = (0..LENGTH).map(|at| STEPS[course / 7_usize.pow(at) % 7]);
-            let mut server = Server::default();
-            let xid = server.begin();
-            server.commit(xid);
-            let (first, mut seen) = server.read(&everything());
-            let mut position = Position::new(&first);
-            let mut cursors = vec![(position.settled(), seen.len())];
-            for step in steps.clone().chain([Begin, CommitLast, Read]) {
-                match step {
-                    Begin => drop(server.begin()),
-                    CommitFirst => drop(server.under_way.first().copied().map(|xid| server.commit(xid))),
-                    CommitLast => drop(server.under_way.last().copied().map(|xid| server.commit(xid))),
-                    GiveUpLast => drop(server.under_way.last().copied().map(|xid| server.give_up(xid))),
-                    Crash => server.crash(),
-                    Read | ReadSome => {
-                        let rows_max = if matches!(step, Read) { usize::MAX } else { 2 };
-                        let (reading, rows) = server.read_some(&position.unseen(), rows_max);
-                        position = position.after(&reading).unwrap_or_else(|_| panic!("a break in {course}"));
-                        seen.extend(rows);
-                        cursors.push((position.settled(), seen.len()));
-                    }
-                }
-            }
-            let unique: BTreeSet<Uuid> = seen.iter().copied().collect();
-            let all: BTreeSet<Uuid> = server.rows.values().copied().collect();
-            let course = || steps.clone().collect::<Vec<_>>();
-            assert_eq!(unique.len(), seen.len(), "read twice: {:?}", course());
-            assert_eq!(unique, all, "missed: {:?}", course());
-            for (settled, known) in cursors {
-                let known: BTreeSet<Uuid> = seen[..known].iter().copied().collect();
-                let sent: BTreeSet<Uuid> = server.rows.range(settled..).map(|(_, id)| *id).collect();
-                assert!(all.difference(&known).all(|id| sent.contains(id)), "lost by a cursor: {:?}", course());
-            }
-        }
+    fn reading(new: &[(u64, u32)]) -> FeedReading {
+        let (present, entries) = (present(ORIGIN, "8:8:"), entries(new));
+        FeedReading { present, revocations: vec![], entries, extent: Extent::Whole }
     }
 
     #[test]
-    fn a_database_that_went_back_does_not_continue() {
-        let mut server = Server::default();
-        for _ in 0..9 {
-            let xid = server.begin();
-            server.commit(xid);
+    fn a_reading_continues_each_writer_without_a_gap() {
+        let start = Position::new(&found(&[(1, 3), (2, 7), (3, 0)]));
+        let numbers = |position: &Position| -> Vec<_> {
+            position.numbers().into_iter().map(|(writer, seq)| (writer.number(), seq)).collect()
+        };
+        assert_eq!(numbers(&start), [(1, 3), (2, 7)], "of the third there is nothing yet");
+        let mut position = start.clone();
+        assert_eq!(position.advance(&reading(&[(1, 4), (1, 5), (3, 9), (3, 10)])), Ok(()), "its first ones were swept");
+        assert_eq!(numbers(&position), [(1, 5), (2, 7), (3, 10)]);
+        for torn in [&[(1, 5)][..], &[(1, 4), (1, 6)], &[(1, 3)], &[(2, 7)], &[(3, 1), (3, 3)]] {
+            let mut position = start.clone();
+            assert_eq!(position.advance(&reading(torn)), Err(Discontinuity::WentBack), "{torn:?}");
+            assert_eq!(position.check(&found(&[(1, 9), (2, 9), (3, 9)])), Err(Discontinuity::WentBack), "{torn:?}");
         }
-        let (all, _) = server.read(&everything());
-        let position = Position::new(&all);
-        assert_eq!((position.settled(), position.unseen()), (10, Unseen { from: 10, under_way: vec![] }));
-        let at = |xmax| reading(PgSnapshot { xmin: xmax, xmax, under_way: vec![] }, None);
-        assert_eq!(position.after(&at(9)), Err(Discontinuity::WentBack), "its last id is not assigned yet");
-        assert!(position.after(&at(10)).is_ok());
-        // The ids have come as far again, but the row is missing.
-        let lacking = FeedReading { lacks_newest: true, ..at(20) };
-        assert_eq!(position.after(&lacking), Err(Discontinuity::WentBack));
-        // It may have been swept once it no longer matters.
-        let late = FeedReading { at: Timestamp::from_seconds(0) + Duration::from_secs(600), ..lacking };
-        assert!(position.after(&late).is_ok());
-        let elsewhere = FeedReading { origin: FeedOrigin { timeline: 2, ..ORIGIN }, ..at(20) };
-        assert_eq!(position.after(&elsewhere), Err(Discontinuity::AnotherHistory));
-        assert!(!position.is_behind(10) && position.is_behind(11), "a cursor from the future");
+        let elsewhere = FeedReading { present: present(ELSEWHERE, "8:8:"), ..reading(&[(1, 4)]) };
+        assert_eq!(start.clone().advance(&elsewhere), Err(Discontinuity::AnotherHistory));
     }
 
     #[test]
-    fn a_beat_is_shown_by_a_later_snapshot_of_the_same_server() {
-        let position = |text: &str| Position::new(&reading(text.parse().expect("a snapshot"), None));
-        let beat = Beat { origin: ORIGIN, xid: 7 };
-        assert!(position("8:8:").shows(&beat) && position("3:9:3,8").shows(&beat));
-        assert!(!position("7:8:7").shows(&beat) && !position("7:7:").shows(&beat));
-        let elsewhere = FeedOrigin { timeline: 2, ..ORIGIN };
-        assert!(!position("8:8:").shows(&Beat { origin: elsewhere, xid: 7 }));
+    fn a_database_that_lacks_what_it_has_shown_does_not_continue() {
+        let mut position = Position::new(&found(&[(1, 3), (2, 7)]));
+        for has in [&[(1, 3), (2, 7)][..], &[(1, 4), (2, 7), (3, 1)]] {
+            assert_eq!(position.check(&found(has)), Ok(()), "{has:?}");
+        }
+        for lacks in [&[(1, 2), (2, 7)][..], &[(2, 7)], &[(1, 3), (2, 0)], &[]] {
+            assert_eq!(position.check(&found(lacks)), Err(Discontinuity::WentBack), "{lacks:?}");
+            // It may have been swept once it no longer matters.
+            let mut late = found(lacks);
+            late.present.at = Timestamp::from_seconds(599);
+            assert_eq!(position.check(&late), Err(Discontinuity::WentBack), "{lacks:?}");
+            late.present.at = late.present.at + Duration::from_secs(1);
+            assert_eq!(position.check(&late), Ok(()), "{lacks:?}");
+        }
+        position.forget_swept(&found(&[(2, 0), (3, 1)]));
+        assert_eq!(position.numbers().into_iter().collect::<Vec<_>>(), [(WriterId::from_number(2), 7)]);
+        let elsewhere = FeedWriters { present: present(ELSEWHERE, "8:8:"), newest: vec![] };
+        assert_eq!(position.check(&elsewhere), Err(Discontinuity::AnotherHistory));
+    }
+
+    #[test]
+    fn a_cursor_from_the_future_is_recognised() {
+        let position = Position::new(&found(&[(1, 3), (2, 7)]));
+        let is_behind = |numbers: &[(u64, u32)]| {
+            position.is_behind(&numbers.iter().map(|(writer, seq)| (WriterId::from_number(*writer), *seq)).collect())
+        };
+        assert!(!is_behind(&[]) && !is_behind(&[(1, 3)]) && !is_behind(&[(1, 1), (2, 7)]));
+        assert!(is_behind(&[(1, 4)]) && is_behind(&[(1, 3), (2, 8)]) && is_behind(&[(3, 1)]));
+    }
+
+    #[test]
+    fn a_beat_is_shown_by_a_later_whole_reading_of_the_same_server() {
+        let position = |snapshot: &str, extent| {
+            let mut position = Position::new(&found(&[]));
+            let reading = FeedReading { present: present(ORIGIN, snapshot), extent, ..reading(&[]) };
+            position.advance(&reading).expect("continues");
+            position
+        };
+        let (whole, beat) = (|snapshot| position(snapshot, Extent::Whole), Beat { origin: ORIGIN, xid: 7 });
+        assert!(!Position::new(&found(&[])).shows(&beat), "nothing was read yet");
+        assert!(whole("8:8:").shows(&beat) && whole("3:9:3,8").shows(&beat));
+        assert!(!whole("7:8:7").shows(&beat) && !whole("7:7:").shows(&beat));
+        assert!(!position("8:8:", Extent::Part).shows(&beat), "there may be more from before the beat");
+        assert!(!whole("8:8:").shows(&Beat { origin: ELSEWHERE, xid: 7 }));
     }
 }

@@ -19,7 +19,7 @@ use crate::every::every;
 use crate::every::ticks;
 use crate::store::Error;
 use crate::store::Extent;
-use crate::store::FeedReading;
+use crate::store::FeedWriters;
 use crate::store::PageStart;
 use crate::store::Store;
 use crate::telemetry;
@@ -42,6 +42,10 @@ const READING_INTERVAL_MIN: Duration = Duration::from_millis(3);
 
 /// The least time between two broadcasts: under load, one message covers many revocations.
 const PUBLISH_INTERVAL_MIN: Duration = Duration::from_millis(1);
+
+/// How often to check that the database still has what was read. Also done whenever the connection is new; but a pooler may
+/// change the server behind the connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a beat is written to the database's log.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
@@ -77,7 +81,7 @@ async fn read(broadcaster: &Broadcaster, store: &Store) {
     let (mut retry, mut progress) = (RETRY, None);
     loop {
         match follow(broadcaster, store, &mut progress, &mut retry).await {
-            Ok(Stop::Discontinuity | Stop::TooMuch) => {
+            Ok(Discontinuous) => {
                 progress = None;
                 continue;
             }
@@ -87,19 +91,13 @@ async fn read(broadcaster: &Broadcaster, store: &Store) {
     }
 }
 
-/// Why a reading does not continue the previous one.
-enum Stop {
-    /// The database does not continue what was read.
-    Discontinuity,
-    /// There are too many revocations for one reading: they are read in pages.
-    TooMuch,
-}
+/// A reading does not continue the previous one.
+struct Discontinuous;
 
-/// A reader's progress on one connection.
+/// Where and when the database was last seen to have everything that was read.
 struct ReaderProgress {
     connection: u64,
-    /// What is left to read again after the connection was lost.
-    again: Option<Pages>,
+    checked_at: Instant,
 }
 
 /// The backlog at a moment, page by page.
@@ -130,7 +128,7 @@ async fn follow(
     store: &Store,
     progress: &mut Option<ReaderProgress>,
     retry: &mut Backoff,
-) -> Result<Stop, Error> {
+) -> Result<Discontinuous, Error> {
     let progress = match progress {
         Some(progress) => progress,
         None => progress.insert(begin(broadcaster, store).await?),
@@ -146,33 +144,24 @@ async fn follow(
             sleep_until(soonest).await;
         }
         began = Instant::now();
-        let Some(unseen) = broadcaster.unseen() else { return Ok(Stop::Discontinuity) };
+        let Some(numbers) = broadcaster.numbers() else { return Ok(Discontinuous) };
         let asked = broadcaster.clock().elapsed();
-        let reading = store.feed_next(&unseen, PAGE_ROWS).await?;
-        keep_time(broadcaster.clock(), reading.at, asked);
-        if reading.connection != progress.connection {
-            // Postgres may have restarted meanwhile. The position is still valid (`position`), unless a commit was seen that
-            // was not on disk, or the files were restored. So both are checked, while the reading continues.
-            let present = store.feed_position(broadcaster.newest()).await?;
-            if is_discontinuous(broadcaster, store, &present).await {
-                return Ok(Stop::Discontinuity);
+        let reading = store.feed_next(&numbers, PAGE_ROWS).await?;
+        keep_time(broadcaster.clock(), reading.present.at, asked);
+        let connection = reading.present.connection;
+        if connection != progress.connection || progress.checked_at.elapsed() >= CHECK_INTERVAL {
+            // Postgres may have restarted, or its files may have been restored.
+            let found = store.feed_writers().await?;
+            if is_discontinuous(broadcaster, store, &found).await {
+                return Ok(Discontinuous);
             }
-            progress.connection = present.connection;
-            progress.again = Some(Pages::new(broadcaster, present.at));
+            *progress = ReaderProgress { connection: found.present.connection, checked_at: Instant::now() };
         }
         extent = reading.extent;
-        if extent == Extent::TooMuch {
-            return Ok(Stop::TooMuch);
-        }
         if broadcaster.advance(reading).is_err() {
-            return Ok(Stop::Discontinuity);
+            return Ok(Discontinuous);
         }
         retry.reset();
-        if let Some(pages) = &mut progress.again
-            && !pages.read(broadcaster, store).await?
-        {
-            progress.again = None;
-        }
     }
 }
 
@@ -180,19 +169,19 @@ async fn follow(
 async fn begin(broadcaster: &Broadcaster, store: &Store) -> Result<ReaderProgress, Error> {
     // The position is read first: what commits while the backlog is read is found again by the next reading.
     let asked = broadcaster.clock().elapsed();
-    let present = store.feed_position(broadcaster.newest()).await?;
-    keep_time(broadcaster.clock(), present.at, asked);
-    let present =
-        if is_discontinuous(broadcaster, store, &present).await { store.feed_position(None).await? } else { present };
-    let mut pages = Pages::new(broadcaster, present.at);
+    let found = store.feed_writers().await?;
+    keep_time(broadcaster.clock(), found.present.at, asked);
+    let found = if is_discontinuous(broadcaster, store, &found).await { store.feed_writers().await? } else { found };
+    let mut pages = Pages::new(broadcaster, found.present.at);
     while pages.read(broadcaster, store).await? {}
-    broadcaster.start_at(Position::new(&present));
-    Ok(ReaderProgress { connection: present.connection, again: None })
+    let progress = ReaderProgress { connection: found.present.connection, checked_at: Instant::now() };
+    broadcaster.start_at(Position::new(&found));
+    Ok(progress)
 }
 
 /// Returns whether the database does not continue what was read, so that the whole backlog has to be read again.
-async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &FeedReading) -> bool {
-    match broadcaster.check_continuity(present) {
+async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, found: &FeedWriters) -> bool {
+    match broadcaster.check_continuity(found) {
         Continuity::Continued => false,
         Continuity::AnotherHistory => true,
         Continuity::WentBack => {
@@ -201,7 +190,7 @@ async fn is_discontinuous(broadcaster: &Broadcaster, store: &Store, present: &Fe
                  `sessiond restored`, or revoked sessions are active again. The feed begins a new history"
             );
             // So that every replica recognizes the cursors from before.
-            if let Err(error) = store.feed_history_begin(present.origin, broadcaster.clock().now()).await {
+            if let Err(error) = store.feed_history_begin(found.present.origin, broadcaster.clock().now()).await {
                 tracing::warn!(error = %telemetry::chain(&error), "cannot write the feed's new history");
             }
             true

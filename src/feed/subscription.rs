@@ -9,6 +9,7 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 
+use super::backlog::EntryKey;
 use super::broadcaster::Broadcast;
 use super::broadcaster::Broadcaster;
 use super::broadcaster::PAGE;
@@ -19,7 +20,6 @@ use super::cursor::Cursor;
 use super::cursor::MalformedCursor;
 use super::subscriber_slots::Subscriber;
 use super::subscriber_slots::SubscriberSlot;
-use crate::store::FeedPlace;
 use crate::store::PublishedRevocation;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
@@ -132,7 +132,7 @@ pub struct Subscription {
 
 enum Phase {
     SnapshotBegin,
-    Backlog(Option<FeedPlace>),
+    Backlog(Option<EntryKey>),
     SnapshotComplete,
     CaughtUp,
     Live,
@@ -174,13 +174,14 @@ impl Subscription {
                     return Ok(FeedMessage { event: FeedEvent::SnapshotBegin(reason), cursor: None });
                 }
                 Phase::Backlog(after) => {
-                    let page = self.broadcaster.page(self.receiver.history, self.receiver.from, *after);
+                    let (history, resumed) = (self.receiver.history, self.receiver.resumed.as_ref());
+                    let page = self.broadcaster.page(history, resumed, *after);
                     // The rest of an abandoned history does not complete a snapshot.
-                    let page = page.ok_or(SubscriptionEnd::Interrupted)?;
-                    self.phase = match page.last() {
-                        Some(last) if page.len() == PAGE => Phase::Backlog(Some(last.revocation.place)),
-                        _ if self.receiver.snapshot.is_some() => Phase::SnapshotComplete,
-                        _ => Phase::CaughtUp,
+                    let (page, next) = page.ok_or(SubscriptionEnd::Interrupted)?;
+                    self.phase = match next {
+                        Some(last) => Phase::Backlog(Some(last)),
+                        None if self.receiver.snapshot.is_some() => Phase::SnapshotComplete,
+                        None => Phase::CaughtUp,
                     };
                     // A snapshot may be long: other tasks need the thread too.
                     tokio::task::coop::consume_budget().await;
@@ -190,12 +191,12 @@ impl Subscription {
                 }
                 Phase::SnapshotComplete => {
                     self.phase = Phase::CaughtUp;
-                    let cursor = self.changed_cursor(self.receiver.reached);
+                    let cursor = self.changed_cursor();
                     return Ok(FeedMessage { event: FeedEvent::SnapshotComplete, cursor });
                 }
                 Phase::CaughtUp => {
                     self.phase = Phase::Live;
-                    let cursor = self.changed_cursor(self.receiver.reached);
+                    let cursor = self.changed_cursor();
                     return Ok(FeedMessage { event: FeedEvent::Heartbeat(self.receiver.read_at.elapsed()), cursor });
                 }
                 Phase::Live => {
@@ -242,7 +243,7 @@ impl Subscription {
                 Ok(None)
             }
             Broadcast::Heartbeat(read_at) => {
-                let cursor = self.changed_cursor(self.receiver.reached);
+                let cursor = self.changed_cursor();
                 // The broadcast may have waited here.
                 Ok(Some(FeedMessage { event: FeedEvent::Heartbeat(read_at.elapsed()), cursor }))
             }
@@ -274,9 +275,9 @@ impl Subscription {
     }
 
     /// The cursor, if it differs from the last one. Users have none, because they get no backlog.
-    fn changed_cursor(&mut self, cursor: Cursor) -> Option<String> {
+    fn changed_cursor(&mut self) -> Option<String> {
         let SubscriptionFilter::Project { project, .. } = &self.filter else { return None };
-        let cursor = cursor.encode(project);
+        let cursor = self.receiver.reached.encode(project);
         let has_changed = self.cursor.as_ref() != Some(&cursor);
         has_changed.then(|| self.cursor.insert(cursor).clone())
     }
@@ -341,8 +342,12 @@ mod tests {
     use super::*;
     use crate::store::Extent;
     use crate::store::FeedOrigin;
+    use crate::store::FeedPlace;
+    use crate::store::FeedPresent;
     use crate::store::FeedReading;
-    use crate::store::Newest;
+    use crate::store::FeedWriters;
+    use crate::store::WriterEntry;
+    use crate::store::WriterId;
     use crate::telemetry::Metrics;
     use sessiond_core::clock;
     use sessiond_core::clock::Clock;
@@ -357,11 +362,13 @@ mod tests {
         SubscriptionFilter::Project { project: project(), key: KeyId::from_uuid(clock::new_uuid()) }
     }
 
-    fn revocation(xid: u64) -> PublishedRevocation {
+    const WRITER: WriterId = WriterId::from_number(1);
+
+    fn revocation(seq: u32) -> PublishedRevocation {
         let now = Clock::system().now();
         let id = clock::new_session_id(now, Bucket::from_number(1));
         PublishedRevocation {
-            place: FeedPlace { xid, id: id.as_uuid() },
+            place: FeedPlace { writer: WRITER, seq, id: id.as_uuid() },
             project: project(),
             ended: RevocationTarget::Session { id, is_impersonation: false },
             user: UserId::parse("ada"),
@@ -371,33 +378,48 @@ mod tests {
         }
     }
 
-    fn reading(xmin: u64, revocations: Vec<PublishedRevocation>) -> FeedReading {
+    fn present(xmin: u64) -> FeedPresent {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
-        let stands = |revocation: &PublishedRevocation| Newest {
-            place: revocation.place,
-            access_expires_at: revocation.access_expires_at,
-        };
-        let newest = revocations.iter().map(stands).filter(|newest| newest.place.xid < xmin).max();
-        let (at, extent) = (Clock::system().now(), Extent::Whole);
-        FeedReading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection: 1, extent }
+        FeedPresent { origin, snapshot, at: Clock::system().now(), connection: 1 }
+    }
+
+    fn entry(revocation: &PublishedRevocation) -> WriterEntry {
+        let FeedPlace { writer, seq, .. } = revocation.place;
+        WriterEntry { writer, seq, access_expires_at: revocation.access_expires_at }
+    }
+
+    fn reading(xmin: u64, revocations: Vec<PublishedRevocation>) -> FeedReading {
+        let entries = revocations.iter().map(entry).collect();
+        FeedReading { present: present(xmin), revocations, entries, extent: Extent::Whole }
+    }
+
+    fn found(newest: Option<&PublishedRevocation>) -> FeedWriters {
+        FeedWriters { present: present(1), newest: newest.map(entry).into_iter().collect() }
     }
 
     fn beat(xid: u64) -> Beat {
-        Beat { origin: reading(1, vec![]).origin, xid }
+        Beat { origin: present(1).origin, xid }
     }
 
     /// A broadcaster that has read this much, and has seen its own beat.
-    fn broadcaster(xmin: u64, past: Vec<PublishedRevocation>) -> Arc<Broadcaster> {
+    fn broadcaster(past: Vec<PublishedRevocation>) -> Arc<Broadcaster> {
         let broadcaster = Arc::new(Broadcaster::new(Clock::system(), Metrics::default()));
         assert!(broadcaster.receive(None).is_none(), "nothing is known yet");
-        broadcaster.insert_backlog(past.clone(), Clock::system().now());
-        broadcaster.check_continuity(&reading(xmin, past.clone()));
-        broadcaster.start_at(Position::new(&reading(xmin, past)));
+        let found = found(past.last());
+        broadcaster.insert_backlog(past, Clock::system().now());
+        broadcaster.check_continuity(&found);
+        broadcaster.start_at(Position::new(&found));
         assert!(broadcaster.receive(None).is_none(), "and not whether it is current");
         broadcaster.note_beat(beat(1), Instant::now());
-        broadcaster.advance(reading(xmin, vec![])).expect("goes on");
+        broadcaster.advance(reading(2, vec![])).expect("goes on");
         broadcaster
+    }
+
+    /// The broadcaster's present cursor, with another number.
+    fn cursor(broadcaster: &Broadcaster, number: u32) -> Cursor {
+        let reached = broadcaster.receive(None).expect("known").reached;
+        Cursor { numbers: Arc::new([(WRITER, number)].into()), ..reached }
     }
 
     fn follow(broadcaster: &Arc<Broadcaster>, cursor: Option<Cursor>) -> Subscription {
@@ -418,26 +440,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_snapshot_of_many_pages_is_complete() {
-        let past: Vec<PublishedRevocation> = (0..3 * PAGE as u64 + 7).map(|at| revocation(at / 2)).collect();
+        let past: Vec<PublishedRevocation> =
+            (1..=3 * u32::try_from(PAGE).expect("small") + 7).map(revocation).collect();
         let mut expected: Vec<FeedPlace> = past.iter().map(|revocation| revocation.place).collect();
         expected.sort();
-        let broadcaster = broadcaster(9_000, past);
+        let broadcaster = broadcaster(past);
         let mut subscription = follow(&broadcaster, None);
         assert_eq!(all_until_complete(&mut subscription).await, expected);
 
-        // From a cursor on: that transaction and all after it.
-        let cursor = Cursor { xmin: 1_000, ..broadcaster.receive(None).expect("known").reached };
-        let mut resumed = follow(&broadcaster, Some(cursor));
-        let rest: Vec<FeedPlace> = expected.into_iter().filter(|place| place.xid >= 1_000).collect();
+        // From a cursor on: all after it.
+        let mut resumed = follow(&broadcaster, Some(cursor(&broadcaster, 1_000)));
+        let rest: Vec<FeedPlace> = expected.iter().copied().filter(|place| place.seq > 1_000).collect();
         assert_eq!(all_until_complete(&mut resumed).await, rest);
+        // The cursor names another writer only: all of this one's.
+        let other = Cursor { numbers: Arc::default(), ..cursor(&broadcaster, 0) };
+        assert_eq!(all_until_complete(&mut follow(&broadcaster, Some(other))).await, expected);
     }
 
     #[tokio::test]
     async fn a_revocation_that_is_published_and_read_is_sent_once() {
-        let broadcaster = broadcaster(10, vec![]);
+        let broadcaster = broadcaster(vec![]);
         let mut subscription = follow(&broadcaster, None);
         all_until_complete(&mut subscription).await;
-        let one = revocation(11);
+        let one = revocation(1);
         broadcaster.publish(vec![one.clone()]);
         broadcaster.publish_pending();
         broadcaster.advance(reading(12, vec![one.clone()])).expect("goes on");
@@ -451,7 +476,7 @@ mod tests {
                 // The heartbeat right after the snapshot is older.
                 FeedEvent::Heartbeat(_) if sent > 0 => {
                     let cursor = Cursor::parse(&cursor.expect("it has moved"), &project()).expect("a cursor");
-                    assert_eq!(cursor.xmin, 12);
+                    assert_eq!(cursor.number(WRITER), 1);
                     break;
                 }
                 _ => {}
@@ -462,10 +487,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_subscriber_that_falls_behind_is_disconnected_with_a_cursor_and_loses_nothing() {
-        let broadcaster = broadcaster(10, vec![]);
+        let broadcaster = broadcaster(vec![]);
         let mut slow = follow(&broadcaster, None);
         assert!(all_until_complete(&mut slow).await.is_empty());
-        let all: Vec<PublishedRevocation> = (11..2_011).map(revocation).collect();
+        let all: Vec<PublishedRevocation> = (1..2_001).map(revocation).collect();
         for one in &all {
             broadcaster.publish(vec![one.clone()]);
             broadcaster.publish_pending();
@@ -485,13 +510,15 @@ mod tests {
 
     #[tokio::test]
     async fn another_history_interrupts_every_subscription() {
-        let broadcaster = broadcaster(10, vec![revocation(5)]);
+        let broadcaster = broadcaster(vec![revocation(5)]);
         let mut subscription = follow(&broadcaster, None);
         assert_eq!(all_until_complete(&mut subscription).await.len(), 1);
         let other = FeedOrigin { history: Uuid::from_u128(1), timeline: 2 };
-        let another = FeedReading { origin: other, ..reading(8, vec![]) };
-        assert!(broadcaster.advance(another.clone()).is_err(), "no continuation");
-        assert!(broadcaster.advance(reading(5, vec![])).is_err(), "nor is one that goes back");
+        let elsewhere = |xmin| FeedPresent { origin: other, ..present(xmin) };
+        let another = FeedWriters { present: elsewhere(8), newest: vec![] };
+        let continued = FeedReading { present: elsewhere(8), ..reading(8, vec![]) };
+        assert!(broadcaster.advance(continued).is_err(), "no continuation");
+        assert!(broadcaster.advance(reading(5, vec![revocation(5)])).is_err(), "nor is one that goes back");
         assert_eq!(broadcaster.check_continuity(&another), Continuity::AnotherHistory);
         broadcaster.start_at(Position::new(&another));
         let end = loop {
@@ -504,19 +531,19 @@ mod tests {
         assert!(broadcaster.receive(None).is_none(), "until a beat proves that it is current");
         broadcaster.note_beat(Beat { origin: other, xid: 3 }, Instant::now());
         broadcaster.close();
-        broadcaster.advance(FeedReading { origin: other, ..reading(9, vec![]) }).expect("goes on");
+        broadcaster.advance(FeedReading { present: elsewhere(9), ..reading(9, vec![]) }).expect("goes on");
         assert!(broadcaster.age().is_some() && broadcaster.receive(None).is_none(), "closed");
     }
 
     /// The database's history changes while a snapshot is sent: the part that was sent must not count as a complete snapshot.
     #[tokio::test]
     async fn a_snapshot_of_a_history_that_ends_is_not_completed() {
-        let broadcaster = broadcaster(9_000, (0..3 * PAGE as u64).map(revocation).collect());
+        let broadcaster = broadcaster((1..=3 * u32::try_from(PAGE).expect("small")).map(revocation).collect());
         let mut subscription = follow(&broadcaster, None);
         assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::SnapshotBegin(_)));
         assert!(matches!(subscription.next().await.expect("goes on").event, FeedEvent::Revocations(_)));
-        let another =
-            FeedReading { origin: FeedOrigin { history: Uuid::from_u128(2), timeline: 1 }, ..reading(8, vec![]) };
+        let origin = FeedOrigin { history: Uuid::from_u128(2), timeline: 1 };
+        let another = FeedWriters { present: FeedPresent { origin, ..present(8) }, newest: vec![] };
         broadcaster.check_continuity(&another);
         assert!(broadcaster.age().is_none(), "the known revocations no longer count");
         assert_eq!(subscription.next().await.err(), Some(SubscriptionEnd::Interrupted));
@@ -525,11 +552,11 @@ mod tests {
     /// The replica that revoked has a clock that is ahead, so its retention is too short.
     #[tokio::test]
     async fn of_two_retentions_the_longer_counts() {
-        let broadcaster = broadcaster(10, vec![]);
+        let broadcaster = broadcaster(vec![]);
         let mut subscription = follow(&broadcaster, None);
         all_until_complete(&mut subscription).await;
         let now = Clock::system().now();
-        let long = PublishedRevocation { access_expires_at: now + Duration::from_secs(3_600), ..revocation(11) };
+        let long = PublishedRevocation { access_expires_at: now + Duration::from_secs(3_600), ..revocation(1) };
         broadcaster.publish(vec![PublishedRevocation { access_expires_at: now, ..long.clone() }]);
         broadcaster.publish_pending();
         broadcaster.advance(reading(12, vec![long])).expect("goes on");
@@ -546,20 +573,19 @@ mod tests {
     /// A cursor of another replica that is ahead, or of a database whose files were restored since.
     #[tokio::test]
     async fn a_cursor_from_the_future_gets_a_snapshot() {
-        let broadcaster = broadcaster(10, vec![revocation(5)]);
-        let cursor = Cursor { xmin: 11, ..broadcaster.receive(None).expect("known").reached };
-        let mut resumed = follow(&broadcaster, Some(cursor));
+        let broadcaster = broadcaster(vec![revocation(5)]);
+        let mut resumed = follow(&broadcaster, Some(cursor(&broadcaster, 6)));
         let FeedEvent::SnapshotBegin(why) = resumed.next().await.expect("goes on").event else { panic!("no snapshot") };
         assert_eq!(why, SnapshotReason::CursorOfAnotherDatabase);
         assert_eq!(all_until_complete(&mut resumed).await.len(), 1);
-        let mut resumed = follow(&broadcaster, Some(Cursor { xmin: 10, ..cursor }));
+        let mut resumed = follow(&broadcaster, Some(cursor(&broadcaster, 5)));
         assert!(matches!(resumed.next().await.expect("goes on").event, FeedEvent::Heartbeat(_)));
     }
 
     /// A reading is only as good as the beat that it shows.
     #[tokio::test]
     async fn the_feed_grows_old_when_no_beat_is_seen() {
-        let broadcaster = broadcaster(10, vec![]);
+        let broadcaster = broadcaster(vec![]);
         let start = broadcaster.read_at().expect("known");
         let after = |seconds| start + Duration::from_secs(seconds);
         let read = |xmax| {

@@ -6,6 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use super::refused::DatabaseRefusal;
 use super::wire::is_statement_lost;
+use super::writers::CLOSED;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,12 @@ impl Error {
                     | DatabaseErrorKind::CheckViolation,
                     Some(constraint),
                 ) => Self::Conflict { operation, constraint: constraint.to_owned() },
+                // A statement that revokes found its writer closed: nothing was revoked.
+                (DatabaseErrorKind::NotNullViolation, _)
+                    if info.table_name() == Some("revocations") && info.column_name() == Some("writer") =>
+                {
+                    Self::unavailable(operation, CLOSED)
+                }
                 (kind, _) if broken || is_outage(&kind, code.as_ref()) => {
                     let message = info.message().to_owned();
                     let source = match code {

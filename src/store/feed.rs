@@ -1,9 +1,10 @@
 //! Reads the feed from the database: each revocation once, and the position reached.
 //!
-//! Transactions commit out of order, so neither a time nor a sequence identifies the new rows. Snapshots do: new is
-//! what an earlier snapshot does not show and the present one does. A long transaction elsewhere delays no other
-//! revocation.
+//! Each writer numbers its entries in the order of its commits (`writers`), so new is what is behind the last number that was
+//! read of each writer, and no order across writers is needed. A long transaction elsewhere delays no other revocation: it
+//! holds back only the entries of its own connection, which runs nothing else meanwhile.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use diesel::ExpressionMethods as _;
@@ -24,6 +25,7 @@ use super::publish::PublishedRevocation;
 use super::schema::feed_beacons;
 use super::schema::feed_histories;
 use super::statement::statement;
+use super::writers::WriterId;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
@@ -33,7 +35,7 @@ use sessiond_core::id::UserId;
 use sessiond_core::session::revoked::RevocationTarget;
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PgSnapshot {
     /// All transactions before this one had ended.
     pub xmin: u64,
@@ -47,14 +49,6 @@ impl PgSnapshot {
     /// Whether the transaction had ended.
     pub fn shows(&self, xid: u64) -> bool {
         xid < self.xmax && !self.under_way.contains(&xid)
-    }
-
-    /// Limits the snapshot to transactions before `xid`; all others count as not started.
-    #[must_use]
-    pub fn before(self, xid: u64) -> Self {
-        let Self { xmin, xmax, mut under_way } = self;
-        under_way.retain(|other| *other < xid);
-        Self { xmin: xmin.min(xid), xmax: xmax.min(xid), under_way }
     }
 }
 
@@ -73,7 +67,7 @@ impl FromStr for PgSnapshot {
 }
 
 /// Identifies a history and its fork: positions in one have no meaning in another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FeedOrigin {
     /// The history; a restore from backup starts a new one.
     pub history: Uuid,
@@ -81,54 +75,59 @@ pub struct FeedOrigin {
     pub timeline: u32,
 }
 
-/// The row of the feed with the highest transaction number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Newest {
-    /// Its place in the feed.
-    pub place: FeedPlace,
-    /// Until when a verifier may hold a token that it revokes: it is not swept before.
+/// An entry of a writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriterEntry {
+    /// The writer.
+    pub writer: WriterId,
+    /// Its number for the entry; zero if it has none yet.
+    pub seq: u32,
+    /// Until when a verifier may hold a token that the entry revokes: it is not swept before.
     pub access_expires_at: Timestamp,
 }
 
-/// Which transactions to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unseen {
-    /// This one and all later ones.
-    pub from: u64,
-    /// Earlier ones that were in progress.
-    pub under_way: Vec<u64>,
+/// Which database was read, and when.
+#[derive(Clone, Debug)]
+pub struct FeedPresent {
+    /// The history and timeline.
+    pub origin: FeedOrigin,
+    /// The snapshot, to recognise a beat.
+    pub snapshot: PgSnapshot,
+    /// The time, by the database's clock.
+    pub at: Timestamp,
+    /// The number of the database connection, unique within the process.
+    pub connection: u64,
 }
 
 /// The result of reading the feed.
 #[derive(Clone, Debug)]
 pub struct FeedReading {
+    /// What was read, and when.
+    pub present: FeedPresent,
     /// The new revocations.
     pub revocations: Vec<PublishedRevocation>,
-    /// The history and timeline that were read.
-    pub origin: FeedOrigin,
-    /// The snapshot that was read.
-    pub snapshot: PgSnapshot,
-    /// When it was read, by the database's clock.
-    pub at: Timestamp,
-    /// The row with the highest transaction number, among those considered.
-    pub newest: Option<Newest>,
-    /// Whether the row passed as the newest is gone; `false` if none was passed.
-    pub lacks_newest: bool,
-    /// The number of the database connection, unique within the process.
-    pub connection: u64,
-    /// How much of the unseen part was read.
+    /// The new entries, ordered by writer and number: those of `revocations`, and those that concern only erased users.
+    pub entries: Vec<WriterEntry>,
+    /// How much of what is new was read.
     pub extent: Extent,
 }
 
-/// How much of the unseen part was read.
+/// The writers, at one moment.
+#[derive(Clone, Debug)]
+pub struct FeedWriters {
+    /// What was read, and when.
+    pub present: FeedPresent,
+    /// The newest entry of each writer.
+    pub newest: Vec<WriterEntry>,
+}
+
+/// How much of what is new was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// All of it.
     Whole,
-    /// The first part, up to the snapshot: read on at once.
+    /// The first entries: read on at once.
     Part,
-    /// A single transaction wrote more than fits into one reading, so reading cannot continue.
-    TooMuch,
 }
 
 /// The start of a page of past revocations: after this row.
@@ -161,20 +160,18 @@ impl Store {
         self.publisher.register(listener);
     }
 
-    /// Reads the database's present position, its newest row, and whether `known` still exists.
+    /// Returns all writers, and the newest entry of each.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn feed_position(&self, known: Option<Newest>) -> Result<FeedReading, Error> {
-        let known = known.map(|newest| newest.place);
-        let (xid, id) = (known.and_then(|place| i64::try_from(place.xid).ok()), known.map(|place| place.id));
-        self.idempotent("feed_position", move |mut tx| async move {
-            let rows = tx.rows(FeedPosition { xid, id }).await?;
-            let row = rows.into_iter().next().ok_or_else(|| bad("id"))?;
-            let newest = newest(row.xid, row.id, row.access_expires_at);
-            let reading = row.present.reading(vec![], newest, tx.connection())?;
-            tx.commit(FeedReading { lacks_newest: known.is_some() && !row.has_known, ..reading }).await
+    pub async fn feed_writers(&self) -> Result<FeedWriters, Error> {
+        self.idempotent("feed_writers", move |mut tx| async move {
+            let rows = tx.rows(FeedWritersRead {}).await?;
+            let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
+            let present = first.present.read(tx.connection())?;
+            let newest = rows.into_iter().filter_map(|row| row.newest.into_entry()).collect::<Result<_, _>>()?;
+            tx.commit(FeedWriters { present, newest }).await
         })
         .await
     }
@@ -198,35 +195,29 @@ impl Store {
         .await
     }
 
-    /// Reads unseen revocations: each one as soon as its transaction has committed. If there are more than `rows_max`,
-    /// reads the first ones; see [`Extent`].
+    /// Reads the entries behind the last known number of each writer, each as soon as its transaction has committed. If
+    /// there are `rows_max` or more, reads the first ones; see [`Extent`].
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn feed_next(&self, unseen: &Unseen, rows_max: usize) -> Result<FeedReading, Error> {
-        let number = |xid: u64| i64::try_from(xid).unwrap_or(i64::MAX);
-        let from = number(unseen.from);
-        let under_way: Vec<i64> = unseen.under_way.iter().copied().map(number).collect();
+    pub async fn feed_next(&self, known: &BTreeMap<WriterId, u32>, rows_max: usize) -> Result<FeedReading, Error> {
+        let columns = known.iter().map(|(writer, seq)| (writer.to_column(), i32::try_from(*seq).unwrap_or(i32::MAX)));
+        let (writers, seqs): (Vec<i64>, Vec<i32>) = columns.unzip();
         self.idempotent("feed_next", move |mut tx| {
-            let (under_way, rows_limit) = (under_way.clone(), limit(rows_max));
-            let statement = FeedNext { from, rows_max: rows_limit, under_way, under_way_rows_max: rows_limit };
+            let (writers, seqs, rows_limit) = (writers.clone(), seqs.clone(), limit(rows_max));
+            let statement = FeedNext { writers, seqs, each_max: rows_limit, rows_max: rows_limit };
             async move {
-                let mut rows = tx.rows(statement).await?;
-                let present = rows.as_slice().iter().next().ok_or_else(|| bad("id"))?.present.clone();
+                let rows = tx.rows(statement).await?;
+                let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
+                let present = first.present.read(tx.connection())?;
+                let entries = rows.iter().filter_map(|row| row.revocation.entry().into_entry());
+                let entries: Vec<WriterEntry> = entries.collect::<Result<_, _>>()?;
                 // Counted by rows, not by parsed rows: those of erased users are left out.
-                let (extent, end) = extent(rows.iter().filter_map(|row| row.revocation.xid), from, rows_max);
-                if let Some(end) = end {
-                    rows.retain(|row| row.revocation.xid.is_some_and(|xid| xid < end));
-                }
-                let newest = rows.iter().filter_map(|row| row.revocation.newest()).max();
+                let extent = if entries.len() < rows_max { Extent::Whole } else { Extent::Part };
                 let revocations = rows.into_iter().filter_map(|row| row.revocation.into_published());
-                let reading = present.reading(revocations.collect::<Result<_, _>>()?, newest, tx.connection())?;
-                let snapshot = match end {
-                    Some(end) => reading.snapshot.before(end.try_into().map_err(|_| bad("xid"))?),
-                    None => reading.snapshot,
-                };
-                tx.commit(FeedReading { snapshot, extent, ..reading }).await
+                let revocations = revocations.collect::<Result<_, _>>()?;
+                tx.commit(FeedReading { present, revocations, entries, extent }).await
             }
         })
         .await
@@ -253,7 +244,7 @@ impl Store {
     ///
     /// Fails if the database is unavailable.
     pub async fn feed_history_begin(&self, last: FeedOrigin, now: Timestamp) -> Result<(), Error> {
-        if self.feed_position(None).await?.origin != last {
+        if self.feed_writers().await?.present.origin != last {
             return Ok(());
         }
         self.transact("feed_history_begin", move |mut tx| async move {
@@ -294,30 +285,23 @@ impl Tx {
 }
 
 statement! {
-    /// The database's present position; the row with the highest transaction number; and whether the known row exists.
-    ///
-    /// Rows restored from a dump of another server have that server's transaction numbers, which may be higher than any
-    /// here.
-    FeedPosition -> PositionRow =
+    /// The writers, each with its newest entry. Of a closed one the last number is known even when its entries are swept.
+    FeedWritersRead -> WriterRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
            (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
            FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
-     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.xid, r.id, r.access_expires_at,
-         EXISTS (SELECT FROM revocations WHERE xid = "
-    [xid: Option<i64> as sql::Nullable<sql::BigInt>]
-    " AND id = "
-    [id: Option<Uuid> as sql::Nullable<sql::Uuid>]
-    ") AS has_known
-     FROM present LEFT JOIN (SELECT xid, id, access_expires_at FROM revocations
-         WHERE xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid DESC LIMIT 1) AS r ON true"
+     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, w.id AS writer,
+         coalesce(w.last, r.seq, 0) AS seq, r.access_expires_at
+     FROM present LEFT JOIN feed_writers AS w ON true LEFT JOIN LATERAL (SELECT seq, access_expires_at FROM revocations
+         WHERE writer = w.id AND writer <> 0 ORDER BY seq DESC LIMIT 1) AS r ON true"
 }
 
 statement! {
     /// A page of revocations that some access token may outlive, ordered by the expiry of the last such token.
     FeedPage -> FeedRow =
-    "SELECT r.xid, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
+    "SELECT r.writer, r.seq, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
          r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.access_expires_at
      FROM revocations AS r WHERE (r.access_expires_at, r.id) > ("
     [after: PgTimestamp as sql::Timestamptz]
@@ -329,29 +313,29 @@ statement! {
 }
 
 statement! {
-    /// Unseen rows: each as soon as its transaction has committed, in any order. Those from a transaction number on,
-    /// lowest first; and earlier ones that were in progress, which are few, however long a transaction is held open.
-    ///
-    /// Only up to the present snapshot: rows restored from a dump of another server have that server's transaction
-    /// numbers.
+    /// The entries behind the known numbers, in order. Only those of registered writers: rows from a dump of another server
+    /// may name others.
     FeedNext -> FeedNextRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
          (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
            (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
            FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
-     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.xid, r.id, r.project_id, r.user_id, r.at,
-         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
-         r.server_key_id, r.access_expires_at
-     FROM present LEFT JOIN ((SELECT * FROM revocations WHERE xid >= "
-    [from: i64 as sql::BigInt]
-    " AND xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint ORDER BY xid LIMIT "
+     SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.writer, r.seq, r.id, r.project_id,
+         r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch,
+         r.signing_key_id, r.server_key_id, r.access_expires_at
+     FROM present LEFT JOIN (SELECT r.* FROM (SELECT w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
+             LEFT JOIN unnest("
+    [writers: Vec<i64> as sql::Array<sql::BigInt>]
+    ", "
+    [seqs: Vec<i32> as sql::Array<sql::Integer>]
+    ") AS k (writer, seq) ON k.writer = w.id WHERE w.last IS NULL OR w.last > coalesce(k.seq, 0)) AS w
+         CROSS JOIN LATERAL (SELECT * FROM revocations WHERE writer = w.id AND writer <> 0 AND seq > w.seq
+             ORDER BY seq LIMIT "
+    [each_max: i64 as sql::BigInt]
+    ") AS r ORDER BY r.writer, r.seq LIMIT "
     [rows_max: i64 as sql::BigInt]
-    ") UNION ALL (SELECT * FROM revocations WHERE xid = ANY("
-    [under_way: Vec<i64> as sql::Array<sql::BigInt>]
-    ") LIMIT "
-    [under_way_rows_max: i64 as sql::BigInt]
-    ")) AS r ON true"
+    ") AS r ON true"
 }
 
 statement! {
@@ -381,17 +365,22 @@ struct PresentRow {
 }
 
 #[derive(QueryableByName)]
-struct PositionRow {
+struct WriterRow {
     #[diesel(embed)]
     present: PresentRow,
+    #[diesel(embed)]
+    newest: EntryRow,
+}
+
+/// An entry of a writer; all columns are null if there is no writer.
+#[derive(QueryableByName)]
+struct EntryRow {
     #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
-    xid: Option<i64>,
-    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
-    id: Option<Uuid>,
+    writer: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Integer>)]
+    seq: Option<i32>,
     #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
     access_expires_at: Option<PgTimestamp>,
-    #[diesel(sql_type = sql::Bool)]
-    has_known: bool,
 }
 
 #[derive(QueryableByName)]
@@ -416,7 +405,9 @@ struct BeatRow {
 #[derive(QueryableByName)]
 struct FeedRow {
     #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
-    xid: Option<i64>,
+    writer: Option<i64>,
+    #[diesel(sql_type = sql::Nullable<sql::Integer>)]
+    seq: Option<i32>,
     #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
     id: Option<Uuid>,
     #[diesel(sql_type = sql::Nullable<sql::Text>)]
@@ -446,22 +437,33 @@ struct FeedRow {
 }
 
 impl PresentRow {
-    fn reading(
-        &self,
-        revocations: Vec<PublishedRevocation>,
-        newest: Option<Newest>,
-        connection: u64,
-    ) -> Result<FeedReading, Error> {
-        let origin = origin(self.history, &self.timeline)?;
+    fn read(&self, connection: u64) -> Result<FeedPresent, Error> {
         let snapshot = self.snapshot.parse().map_err(|()| bad("snapshot"))?;
-        let (at, extent) = (from_pg(self.read_at), Extent::Whole);
-        Ok(FeedReading { revocations, origin, snapshot, at, newest, lacks_newest: false, connection, extent })
+        let (origin, at) = (origin(self.history, &self.timeline)?, from_pg(self.read_at));
+        Ok(FeedPresent { origin, snapshot, at, connection })
+    }
+}
+
+impl EntryRow {
+    /// Parses the row; `None` if there is no writer. An entry that was swept matters to no verifier.
+    fn into_entry(self) -> Option<Result<WriterEntry, Error>> {
+        let column = self.writer?;
+        let bad = |column| Error::Inconsistent { table: "revocations", column, row: "the feed".to_owned() };
+        let read = || {
+            let access_expires_at = self.access_expires_at.map_or(Timestamp::from_seconds(0), from_pg);
+            Ok(WriterEntry {
+                writer: WriterId::of_column(column).ok_or_else(|| bad("writer"))?,
+                seq: self.seq.and_then(|seq| seq.try_into().ok()).ok_or_else(|| bad("seq"))?,
+                access_expires_at,
+            })
+        };
+        Some(read())
     }
 }
 
 impl FeedRow {
-    fn newest(&self) -> Option<Newest> {
-        newest(self.xid, self.id, self.access_expires_at)
+    const fn entry(&self) -> EntryRow {
+        EntryRow { writer: self.writer, seq: self.seq, access_expires_at: self.access_expires_at }
     }
 
     /// Parses the row; `None` if there is none, or if it concerns only an erased user.
@@ -486,8 +488,11 @@ impl FeedRow {
         let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
         let read = || {
             Ok(PublishedRevocation {
-                // A row without a transaction number predates the numbers.
-                place: FeedPlace { xid: self.xid.unwrap_or(0).try_into().map_err(|_| bad("xid"))?, id },
+                place: FeedPlace {
+                    writer: self.writer.and_then(WriterId::of_column).ok_or_else(|| bad("writer"))?,
+                    seq: self.seq.and_then(|seq| seq.try_into().ok()).ok_or_else(|| bad("seq"))?,
+                    id,
+                },
                 project: ProjectId::parse(&project).ok_or_else(|| bad("project_id"))?,
                 ended,
                 user,
@@ -500,32 +505,9 @@ impl FeedRow {
     }
 }
 
-/// The place of a row; `None` if there is none, or if it predates transaction numbers.
-fn newest(xid: Option<i64>, id: Option<Uuid>, access_expires_at: Option<PgTimestamp>) -> Option<Newest> {
-    let place = FeedPlace { xid: xid?.try_into().ok()?, id: id? };
-    Some(Newest { place, access_expires_at: from_pg(access_expires_at?) })
-}
-
 fn origin(history: Option<Uuid>, timeline: &str) -> Result<FeedOrigin, Error> {
     let timeline = u32::from_str_radix(timeline, 16).map_err(|_| bad("timeline"))?;
     Ok(FeedOrigin { history: history.ok_or_else(|| bad("id"))?, timeline })
-}
-
-/// How much of the unseen part these rows are, judged by their transaction numbers; and, if they are not all, the
-/// transaction at which they stop, of which there may be more rows.
-fn extent(xids: impl Iterator<Item = i64>, from: i64, rows_max: usize) -> (Extent, Option<i64>) {
-    let (ahead, behind): (Vec<i64>, Vec<i64>) = xids.partition(|xid| *xid >= from);
-    match (ahead.iter().min(), ahead.iter().max()) {
-        _ if behind.len() >= rows_max => (Extent::TooMuch, None),
-        (Some(first), Some(last)) if ahead.len() >= rows_max => {
-            if first == last {
-                (Extent::TooMuch, None)
-            } else {
-                (Extent::Part, Some(*last))
-            }
-        }
-        _ => (Extent::Whole, None),
-    }
 }
 
 fn bad(column: &'static str) -> Error {
@@ -545,21 +527,7 @@ mod tests {
             assert_eq!(read(bad), Err(()), "{bad}");
         }
         let snapshot = read("740:745:741,743").expect("a snapshot");
-        assert_eq!(snapshot.clone().before(743), read("740:743:741").expect("a snapshot"));
-        assert_eq!(snapshot.clone().before(739), read("739:739:").expect("a snapshot"));
-        assert_eq!(snapshot.clone().before(800), snapshot);
-    }
-
-    #[test]
-    fn a_reading_that_is_full_goes_up_to_its_last_transaction() {
-        let extent = |xids: &[i64]| extent(xids.iter().copied(), 10, 3);
-        for whole in [&[][..], &[10, 11], &[10, 11, 3, 4]] {
-            assert_eq!(extent(whole), (Extent::Whole, None));
-        }
-        assert_eq!(extent(&[10, 11, 12]), (Extent::Part, Some(12)));
-        assert_eq!(extent(&[12, 10, 12, 4]), (Extent::Part, Some(12)), "of it there may be more");
-        for too_much in [&[10, 10, 10][..], &[4, 4, 4], &[3, 4, 4, 10, 11, 12]] {
-            assert_eq!(extent(too_much), (Extent::TooMuch, None));
-        }
+        let shown: Vec<u64> = (738..747).filter(|xid| snapshot.shows(*xid)).collect();
+        assert_eq!(shown, [738, 739, 740, 742, 744]);
     }
 }

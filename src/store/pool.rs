@@ -22,6 +22,7 @@ use super::backend::Backend;
 use super::connect::DatabaseHosts;
 use super::connect::Opened;
 use super::primary::ServerRef;
+use super::writers::Writer;
 
 /// How long the pool does not grow after the server has refused a connection, if it has other connections.
 const GROWTH_PAUSE: Duration = Duration::from_millis(100);
@@ -56,6 +57,8 @@ struct Pooled {
     connection: AsyncPgConnection,
     backend: Backend,
     server: ServerRef,
+    /// Its writer of the feed, once it has written a revocation.
+    writer: Option<Writer>,
     counted: Counted,
 }
 
@@ -167,7 +170,7 @@ impl PoolState {
         match self.target.connect().await {
             Ok(Opened { client: connection, backend, server }) => {
                 *self.refusal() = None;
-                Ok(Pooled { connection, backend, server, counted: Counted::new(&self.size) })
+                Ok(Pooled { connection, backend, server, writer: None, counted: Counted::new(&self.size) })
             }
             Err(error) => {
                 let message = error.to_string();
@@ -186,6 +189,18 @@ impl LeasedConnection {
 
     pub(super) fn backend(&self) -> &Backend {
         &self.pooled.as_ref().expect("leased until it is given back").backend
+    }
+
+    /// Takes the connection's writer of the feed, which is lost unless it is put back.
+    pub(super) fn take_writer(&mut self) -> Option<Writer> {
+        self.pooled.as_mut().and_then(|pooled| pooled.writer.take())
+    }
+
+    /// Puts back the connection's writer of the feed.
+    pub(super) fn put_writer(&mut self, writer: Writer) {
+        if let Some(pooled) = &mut self.pooled {
+            pooled.writer = Some(writer);
+        }
     }
 
     /// Whether it was idle before: the server may have disconnected since.
@@ -213,7 +228,7 @@ impl LeasedConnection {
 impl Drop for LeasedConnection {
     fn drop(&mut self) {
         let (Some(pooled), Some(permit)) = (self.pooled.take(), self.permit.take()) else { return };
-        let Pooled { connection, backend, server, counted } = pooled;
+        let Pooled { connection, backend, server, writer: _, counted } = pooled;
         let cancel = connection.cancel_token();
         // The backend's task closes the connection once the server has responded to the pending statement.
         drop(connection);

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::writers::WriterId;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
@@ -31,11 +32,13 @@ pub struct PublishedRevocation {
     pub access_expires_at: Timestamp,
 }
 
-/// A place in the feed: the transaction that wrote the row, and the row's id.
+/// A place in the feed: the writer, its number, and the row's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FeedPlace {
-    /// The transaction number.
-    pub xid: u64,
+    /// The writer.
+    pub writer: WriterId,
+    /// The writer's number. Zero, with that of the writer, in a row from before there were writers.
+    pub seq: u32,
     /// The id of the audit record.
     pub id: Uuid,
 }

@@ -125,30 +125,32 @@ impl Tx {
         let BulkRevocation { project, ended, reason, at, access_expires_at, by, ip } = revocation;
         let (actor, actor_id) = actor_columns(by);
         let (id, parts) = (clock::new_record_id(at), EndedColumns::of(&ended));
-        let insert = diesel::insert_into(revocations::table)
-            .values((
-                revocations::project_id.eq(project.as_str()),
-                revocations::id.eq(id),
-                revocations::at.eq(to_pg(at)),
-                revocations::reason.eq(reason_number(reason)),
-                revocations::session_id.eq(parts.session),
-                revocations::is_impersonation.eq(parts.is_impersonation),
-                revocations::user_epoch.eq(parts.user_epoch),
-                revocations::spared_session_id.eq(parts.spared),
-                revocations::user_id.eq(parts.user.map(UserId::as_str)),
-                revocations::project_epoch.eq(parts.project_epoch),
-                revocations::signing_key_id.eq(parts.signing_key),
-                revocations::server_key_id.eq(parts.server_key),
-                revocations::access_expires_at.eq(to_pg(access_expires_at)),
-                revocations::actor.eq(actor),
-                revocations::actor_id.eq(actor_id),
-                revocations::ip.eq(ip.map(|ip| ip.to_string())),
-            ))
-            .returning(revocations::xid);
-        let written: Vec<Option<i64>> = self.load(insert).await?;
-        let xid = written.into_iter().next().flatten().and_then(|xid| u64::try_from(xid).ok());
-        let bad = || Error::Inconsistent { table: "revocations", column: "xid", row: id.to_string() };
-        let (place, user) = (FeedPlace { xid: xid.ok_or_else(bad)?, id }, parts.user.cloned());
+        let writer = self.writer().await?;
+        self.writer_lock(writer).await?;
+        let place = FeedPlace { writer: writer.id(), seq: writer.last() + 1, id };
+        let insert = diesel::insert_into(revocations::table).values((
+            revocations::project_id.eq(project.as_str()),
+            revocations::id.eq(id),
+            revocations::at.eq(to_pg(at)),
+            revocations::reason.eq(reason_number(reason)),
+            revocations::session_id.eq(parts.session),
+            revocations::is_impersonation.eq(parts.is_impersonation),
+            revocations::user_epoch.eq(parts.user_epoch),
+            revocations::spared_session_id.eq(parts.spared),
+            revocations::user_id.eq(parts.user.map(UserId::as_str)),
+            revocations::project_epoch.eq(parts.project_epoch),
+            revocations::signing_key_id.eq(parts.signing_key),
+            revocations::server_key_id.eq(parts.server_key),
+            revocations::access_expires_at.eq(to_pg(access_expires_at)),
+            revocations::actor.eq(actor),
+            revocations::actor_id.eq(actor_id),
+            revocations::ip.eq(ip.map(|ip| ip.to_string())),
+            revocations::writer.eq(place.writer.to_column()),
+            revocations::seq.eq(i32::try_from(place.seq).unwrap_or(i32::MAX)),
+        ));
+        self.execute(insert).await?;
+        self.note_numbers(1);
+        let user = parts.user.cloned();
         self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
         Ok(id)
     }

@@ -134,10 +134,11 @@ diesel::table! {
         actor -> SmallInt,
         actor_id -> Nullable<Uuid>,
         ip -> Nullable<Text>,
-        xid -> Nullable<BigInt>,
         is_impersonation -> Bool,
         signing_key_id -> Nullable<Uuid>,
         server_key_id -> Nullable<Uuid>,
+        writer -> BigInt,
+        seq -> Integer,
     }
 }
 
@@ -163,6 +164,15 @@ diesel::table! {
         replica -> Uuid,
         beat -> BigInt,
         at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    feed_writers (id) {
+        id -> BigInt,
+        opened_at -> Timestamptz,
+        last -> Nullable<Integer>,
+        closed_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -49,12 +49,22 @@ pub enum Task {
     Users,
     /// Keys of all kinds.
     Keys,
+    /// Writers of the feed.
+    Writers,
 }
 
 impl Task {
     /// All tasks. Users come after sessions: deleting sessions leaves users without one.
-    pub const ALL: [Self; 7] =
-        [Self::Sessions, Self::Requests, Self::Revocations, Self::Events, Self::Deliveries, Self::Users, Self::Keys];
+    pub const ALL: [Self; 8] = [
+        Self::Sessions,
+        Self::Requests,
+        Self::Revocations,
+        Self::Events,
+        Self::Deliveries,
+        Self::Users,
+        Self::Keys,
+        Self::Writers,
+    ];
 
     /// The task's name, as stored and in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -66,6 +76,7 @@ impl Task {
             Self::Deliveries => "deliveries",
             Self::Users => "users",
             Self::Keys => "keys",
+            Self::Writers => "writers",
         }
     }
 }

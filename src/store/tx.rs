@@ -24,6 +24,7 @@ use super::pool::LeasedConnection;
 use super::publish::PublishedRevocation;
 use super::publish::Publisher;
 use super::statement::Statement;
+use super::writers::Writer;
 
 /// Writes an empty message to the write-ahead log, so that the commit waits. Changes nothing, locks nothing and leaves
 /// no dead row.
@@ -42,6 +43,8 @@ pub struct Tx {
     has_written: bool,
     /// The revocations to publish after the commit.
     revocations: Vec<PublishedRevocation>,
+    /// The connection's writer of the feed, if it is used. Put back after a confirmed commit only.
+    writer: Option<Writer>,
     /// Whether it has queued a delivery.
     rings: bool,
     publisher: Publisher,
@@ -72,8 +75,16 @@ impl Tx {
     fn new(lease: LeasedConnection, operation: &'static str, publisher: Publisher) -> Self {
         lease.backend().forget_warnings();
         lease.backend().state().take_error();
-        let lease = Some(lease);
-        Self { lease, operation, explicit: false, has_written: false, revocations: vec![], rings: false, publisher }
+        Self {
+            lease: Some(lease),
+            operation,
+            explicit: false,
+            has_written: false,
+            revocations: vec![],
+            writer: None,
+            rings: false,
+            publisher,
+        }
     }
 
     /// Begins a transaction.
@@ -104,6 +115,10 @@ impl Tx {
             self.batch(commit).await?;
         }
         let confirmed = self.confirmed();
+        // Also if the commit is in doubt: it is visible, and only a failover may lose it.
+        if let Some(writer) = self.writer.take() {
+            self.lease().put_writer(writer);
+        }
         self.give_back();
         // Before the caller gets its response, so that it finds the session revoked on this replica. Also if the commit
         // is in doubt: every reader of the feed can see the rows, and publishing too early only causes refusals.
@@ -150,6 +165,29 @@ impl Tx {
         self.revocations.extend(revocations);
     }
 
+    /// The connection's writer of the feed; opens one if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database is unavailable.
+    pub(super) async fn writer(&mut self) -> Result<Writer, Error> {
+        if let Some(writer) = self.writer {
+            return Ok(writer);
+        }
+        let writer = match self.lease().take_writer().filter(Writer::is_usable) {
+            Some(writer) => writer,
+            None => self.writer_open().await?,
+        };
+        Ok(*self.writer.insert(writer))
+    }
+
+    /// Records that the writer's next numbers are used.
+    pub(super) fn note_numbers(&mut self, count: u32) {
+        if let Some(writer) = self.writer.as_mut().filter(|_| count > 0) {
+            writer.advance(count);
+        }
+    }
+
     /// Wakes the delivery worker after the commit: before, it would find nothing.
     pub(super) const fn ring_on_commit(&mut self) {
         self.rings = true;
@@ -166,6 +204,16 @@ impl Tx {
         }
         self.give_back();
         Ok(Done(value))
+    }
+
+    /// Whether its statements are one transaction; otherwise each commits by itself.
+    pub(super) const fn is_explicit(&self) -> bool {
+        self.explicit
+    }
+
+    /// The operation's name.
+    pub(super) const fn operation(&self) -> &'static str {
+        self.operation
     }
 
     /// The connection's number, unique within this process.
@@ -225,6 +273,8 @@ impl Tx {
     /// Adds the operation to a driver's error.
     fn failed(&mut self, error: diesel::result::Error) -> Error {
         let broken = self.lease().pg().is_broken();
+        // A failed transaction may be committed nevertheless, which Postgres turns into a rollback: its numbers are not used.
+        self.writer = None;
         let code = self.lease().backend().state().take_error();
         Error::from_diesel(self.operation, error, code, broken)
     }

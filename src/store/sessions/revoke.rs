@@ -20,6 +20,7 @@ use crate::store::error::Error;
 use crate::store::publish::FeedPlace;
 use crate::store::publish::PublishedRevocation;
 use crate::store::statement::statement;
+use crate::store::writers::WriterId;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -86,11 +87,21 @@ macro_rules! declare_revoke {
                          WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
                      AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
                      AS was_live
+             ), numbered AS MATERIALIZED (
+                 SELECT *, (row_number() OVER ())::integer + "
+            [last: i32 as sql::Integer]
+            " AS seq FROM ended
              ), recorded AS (
                  INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation,
-                   access_expires_at, actor, actor_id, ip)
-                 SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id, ip
-                 FROM ended
+                   access_expires_at, actor, actor_id, ip, seq, writer)
+                 SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id,
+                   ip, seq, (SELECT w.id FROM feed_writers AS w WHERE w.id = "
+            [writer: i64 as sql::BigInt]
+            " AND w.last IS NULL AND ("
+            [previous: i32 as sql::Integer]
+            " IN (0, (SELECT r.seq FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
+                     FOR SHARE)
+                 FROM numbered
              ), queued AS (
                  INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at,
                    reason, actor, actor_id, queued_at, due_at)
@@ -102,9 +113,8 @@ macro_rules! declare_revoke {
                  RETURNING id
              )
              SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
-               pg_current_xact_id()::text::bigint AS xid, was_live, EXISTS (SELECT FROM queued) AS is_queued,
-               false AS is_locked
-             FROM ended
+               seq, was_live, EXISTS (SELECT FROM queued) AS is_queued, false AS is_locked
+             FROM numbered
              UNION ALL
              SELECT a.project_id, a.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, true
              FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
@@ -122,6 +132,8 @@ declare_revoke! {
     /// read an earlier time, and must not revive it. Rows are locked in a fixed order, whatever the plan, so that two
     /// such statements cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
     /// project, however many there are in total.
+    ///
+    /// If the writer cannot go on (see `WriterLock`), its column is null, and the statement fails.
     SessionsRevoke, "FOR UPDATE OF s"
 }
 
@@ -132,7 +144,7 @@ declare_revoke! {
 
 /// Binds the revocations to the columns of a statement.
 macro_rules! revoke_statement {
-    ($name:ident, $asked:expr) => {
+    ($name:ident, $asked:expr, $writer:expr) => {
         $name {
             projects: $asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
             ids: $asked.iter().map(|one| one.session.as_uuid()).collect(),
@@ -142,6 +154,9 @@ macro_rules! revoke_statement {
             actors: $asked.iter().map(|one| actor_columns(one.by).0).collect(),
             actor_ids: $asked.iter().map(|one| actor_columns(one.by).1).collect(),
             ips: $asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
+            last: i32::try_from($writer.last()).unwrap_or(i32::MAX),
+            writer: $writer.id().to_column(),
+            previous: i32::try_from($writer.last()).unwrap_or(i32::MAX),
         }
     };
 }
@@ -190,8 +205,9 @@ impl Store {
     pub async fn sessions_revoke_unlocked(&self, asked: &[Revocation]) -> Result<Revoked, Error> {
         self.check_durable(SESSIONS_REVOKE)?;
         let work = |mut tx: Tx| async move {
-            let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, asked)).await?;
-            let revoked = tx.note_revoked(rows)?;
+            let writer = tx.writer().await?;
+            let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, asked, writer)).await?;
+            let revoked = tx.note_revoked(rows, writer.id())?;
             tx.commit_revoked(revoked).await
         };
         self.attached(SESSIONS_REVOKE, self.single(SESSIONS_REVOKE, work)).await
@@ -201,8 +217,9 @@ impl Store {
 impl Tx {
     /// As [`Store::sessions_revoke`], within a transaction.
     pub async fn sessions_revoke(&mut self, asked: &[Revocation]) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        let rows = self.rows(revoke_statement!(SessionsRevoke, asked)).await?;
-        Ok(self.note_revoked(rows)?.live)
+        let writer = self.writer().await?;
+        let rows = self.rows(revoke_statement!(SessionsRevoke, asked, writer)).await?;
+        Ok(self.note_revoked(rows, writer.id())?.live)
     }
 
     /// Commits a statement that revokes.
@@ -214,8 +231,8 @@ impl Tx {
         self.commit(value).await
     }
 
-    /// Notes what to publish and whom to wake after the commit.
-    fn note_revoked(&mut self, rows: Vec<RevokedRow>) -> Result<Revoked, Error> {
+    /// Notes what to publish and whom to wake after the commit, and the numbers that the writer has used.
+    fn note_revoked(&mut self, rows: Vec<RevokedRow>, writer: WriterId) -> Result<Revoked, Error> {
         let mut revoked = Revoked::default();
         let mut published = vec![];
         for row in rows {
@@ -231,8 +248,9 @@ impl Tx {
             if row.was_live == Some(true) {
                 revoked.live.insert(session);
             }
-            published.push(row.into_published()?);
+            published.push(row.into_published(writer)?);
         }
+        self.note_numbers(u32::try_from(published.len()).unwrap_or(u32::MAX));
         self.will_publish(published);
         Ok(revoked)
     }
@@ -258,8 +276,9 @@ struct RevokedRow {
     record: Option<Uuid>,
     #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
     access_expires_at: Option<PgTimestamp>,
-    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
-    xid: Option<i64>,
+    /// The writer's number.
+    #[diesel(sql_type = sql::Nullable<sql::Integer>)]
+    seq: Option<i32>,
     /// Whether it was live until now.
     #[diesel(sql_type = sql::Nullable<sql::Bool>)]
     was_live: Option<bool>,
@@ -280,12 +299,13 @@ impl RevokedRow {
         ProjectId::parse(&self.project_id).ok_or_else(|| self.bad("project_id"))
     }
 
-    fn into_published(self) -> Result<PublishedRevocation, Error> {
+    fn into_published(self, writer: WriterId) -> Result<PublishedRevocation, Error> {
         let is_impersonation = self.is_impersonation.ok_or_else(|| self.bad("impersonator_id"))?;
-        let xid = self.xid.and_then(|xid| xid.try_into().ok());
+        let seq = self.seq.and_then(|seq| seq.try_into().ok());
         Ok(PublishedRevocation {
             place: FeedPlace {
-                xid: xid.ok_or_else(|| self.bad("xid"))?,
+                writer,
+                seq: seq.ok_or_else(|| self.bad("seq"))?,
                 id: self.record.ok_or_else(|| self.bad("record"))?,
             },
             project: self.project()?,

@@ -31,6 +31,13 @@ pub const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// removal.
 pub const REMOVED_ENDPOINT_RETENTION: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
+/// How long a writer of the feed is idle before it is closed.
+pub const FEED_WRITER_IDLE: Duration = Duration::from_secs(60 * 60);
+
+/// How long a closed writer of the feed is kept: longer than any access token that its last entry revokes, and than any cursor
+/// that names it, whose lifetimes are a day and an hour more.
+pub const FEED_WRITER_RETENTION: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+
 /// The part of a session that decides when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndTimes {
