@@ -1,5 +1,6 @@
 //! More requests than the server can do: sign-outs, creations and introspections by 64, 192 and 4,096 callers at once, and
-//! by 64 new ones in the two seconds after the 4,096 have stopped: in the first, the server finishes what it has accepted.
+//! by 64 new ones in the two seconds after the 4,096 have stopped: in the first, the server finishes what it has accepted, which
+//! counts; the latencies are those of the new callers.
 //!
 //! A caller has one request in progress. If it is refused, it waits as the server says (`--pause` sets another time), and
 //! repeats it. Callers share connections: on HTTP/2, eight use one. Connections come from many loopback addresses, because
@@ -147,6 +148,8 @@ struct Tally {
     failed: u64,
     /// May have been done.
     uncertain: u64,
+    /// Done after the counted time: what the server had accepted before.
+    left_over: u64,
     /// The durations of what was done in the counted time, in microseconds.
     micros: Vec<u32>,
     /// What the first refusal or failure said.
@@ -161,6 +164,7 @@ impl Tally {
         self.untold += other.untold;
         self.failed += other.failed;
         self.uncertain += other.uncertain;
+        self.left_over += other.left_over;
         self.micros.extend(other.micros);
         self.trouble = self.trouble.take().or(other.trouble);
     }
@@ -206,7 +210,9 @@ pub(crate) async fn measure(stage: &mut Stage, wire: Wire, pause: Pause) -> Outc
             let supply = Supply::new(&calls, if work == Work::SignOut { Reuse::Once } else { Reuse::Always });
             let crowd = Crowd { addr: stage.addr, wire, supply: &supply, pause };
             let (during, after) = crowd.run_and_recover(callers)?;
-            let [first, second] = after;
+            let [mut first, second] = after;
+            // Work like any other, which the server does in this second.
+            first.counted += during.left_over;
             if work == Work::SignOut && supply.used() == calls.len() {
                 return Err("the tokens ran out".into());
             }
@@ -329,7 +335,12 @@ impl Crowd<'_> {
                 let is_counted = (from..end).contains(&Instant::now());
                 let answer = match answer {
                     Ok(Ok(answer)) => answer,
-                    Ok(Err(error)) => return tally.failed_by(format!("the connection failed: {error}")),
+                    Ok(Err(error)) => {
+                        let causes =
+                            std::iter::successors(Some(&*error as &dyn std::error::Error), |error| error.source());
+                        let causes: Vec<String> = causes.map(ToString::to_string).collect();
+                        return tally.failed_by(format!("the connection failed: {}", causes.join(": ")));
+                    }
                     Err(late) => return tally.failed_by(format!("no answer: {late}")),
                 };
                 match answer {
@@ -339,6 +350,9 @@ impl Crowd<'_> {
                         }
                         tally.done += 1;
                         may_be_done = false;
+                        if Instant::now() >= end {
+                            tally.left_over += 1;
+                        }
                         if is_counted {
                             tally.counted += 1;
                             tally.micros.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));

@@ -25,6 +25,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -289,8 +290,23 @@ impl Server {
     }
 }
 
+/// How many connections may wait to be accepted. More are dropped: with SYN cookies the client believes that it is connected,
+/// and its first request fails. The system has a limit of its own (Linux: `net.core.somaxconn`, 4,096 by default). The default
+/// of Rust's libraries is 128, fewer than the clients that reconnect at once after a restart.
+const ACCEPT_QUEUE: u32 = 4_096;
+
+/// Async because a listener belongs to a runtime.
 async fn take(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError::Listen { address, source })
+    listen(address).map_err(|source| BindError::Listen { address, source })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted server gets its port back at once. On Windows it would mean that others can take it.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(ACCEPT_QUEUE)
 }
 
 /// The phases of the server's lifetime.
@@ -477,5 +493,26 @@ async fn answer(
             // The runtime is shutting down.
             Err(_) => pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many clients as connect at once after a restart. Nobody accepts them yet.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn hundreds_of_connections_wait_to_be_accepted() {
+        let listener = take(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("listens");
+        let address = listener.local_addr().expect("bound");
+        let mut waiting = vec![];
+        for _ in 0..400 {
+            let connecting = timeout(Duration::from_secs(5), TcpStream::connect(address));
+            waiting.push(connecting.await.expect("is queued at once").expect("connects"));
+        }
+        for _ in waiting {
+            timeout(Duration::from_secs(5), listener.accept()).await.expect("was queued").expect("accepts");
+        }
     }
 }
