@@ -344,7 +344,10 @@ class Cluster:
         return self.wait("the cluster has no primary", lambda: next((node for node in others if node.is_primary()), None))
 
     def settle(self):
-        """Starts what is down, and waits until the primary has both standbys."""
+        """Starts what is down, and waits until either standby may take over: it streams, and etcd says that it votes.
+
+        Patroni promotes only a standby that etcd lists. It writes that list a few seconds after the standby streams.
+        """
 
         def is_healthy():
             for etcd in self.etcds:
@@ -357,8 +360,10 @@ class Cluster:
                 if not replica.process.is_running():
                     replica.start()
             states = [node.status() for node in self.nodes]
-            streaming = sum(state.get("replication_state") == "streaming" for state in states)
-            return streaming == len(NODES) - 1 and any(node.is_primary() for node in self.nodes)
+            ready = sum(
+                state.get("replication_state") == "streaming" and state.get("quorum_standby", False) for state in states
+            )
+            return ready == len(NODES) - 1 and any(node.is_primary() for node in self.nodes)
 
         self.wait("the cluster does not become healthy", is_healthy, pause=0.5)
 
