@@ -1,7 +1,7 @@
 //! `/readyz` while the database answers, but takes no writes or does not let the feed be read.
 
 use dev_postgres::Cluster;
-use http::{HeaderMap, Method, StatusCode};
+use http::StatusCode;
 
 use crate::harness::{
     Service,
@@ -9,18 +9,9 @@ use crate::harness::{
     eventually,
 };
 
-async fn readyz(service: &Service) -> (StatusCode, String) {
-    let response = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
-    (response.status(), String::from_utf8_lossy(response.body()).into_owned())
-}
-
-async fn becomes_ready(service: &Service) {
-    eventually("it is ready", async || readyz(service).await.0 == StatusCode::OK).await;
-}
-
 async fn says(service: &Service, why: &str) {
     eventually(why, async || {
-        let (status, reasons) = readyz(service).await;
+        let (status, reasons) = service.readyz().await;
         status == StatusCode::SERVICE_UNAVAILABLE && reasons.contains(why)
     })
     .await;
@@ -34,7 +25,7 @@ async fn a_database_that_turns_read_only_fails_readiness() {
     database().migrate().await;
     let service = Service::start_on(database()).await;
     let phone = service.sign_in("ada", "phone").await;
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
     let url = format!("{}?options=-c%20default_transaction_read_only%3Doff", cluster.database_url("postgres"));
     let admin = Database { url };
     let turn = async |to: &str| {
@@ -46,7 +37,7 @@ async fn a_database_that_turns_read_only_fails_readiness() {
     assert_eq!(service.metric("sessiond_not_ready{condition=\"writes\"}").await, 1);
     assert!(phone.sign_out().await.is_err(), "nothing is acknowledged");
     turn("off").await;
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
     phone.sign_out().await.expect("signs out");
     drop(service);
     cluster.stop().await.expect("stops");
@@ -62,17 +53,22 @@ async fn missing_privileges_fail_readiness() {
     admin.run(&format!("CREATE ROLE {role} LOGIN; {grant}")).await;
     let url = admin.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
     let service = Service::start_on(Database { url }).await;
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
 
     admin.run(&format!("REVOKE UPDATE ON sessions FROM {role}; REVOKE INSERT ON users FROM {role}")).await;
     says(&service, "the database refuses writes: the role of sessiond lacks privileges on sessions, users").await;
     admin.run(&grant).await;
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
+
+    admin.run(&format!("REVOKE UPDATE ON feed_writers FROM {role}")).await;
+    says(&service, "lacks privileges on feed_writers").await;
+    admin.run(&grant).await;
+    service.becomes_ready().await;
 
     admin.run(&format!("REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {role}")).await;
     says(&service, "the feed of revocations is too old").await;
     admin.run(&grant).await;
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
 }
 
 /// A full disk shows only in the errors of statements that need space.
@@ -80,19 +76,12 @@ async fn missing_privileges_fail_readiness() {
 async fn a_full_disk_fails_readiness_until_writes_find_space_again() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    becomes_ready(&service).await;
-    service
-        .database
-        .run(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
-             CREATE TRIGGER refuse BEFORE UPDATE ON sessions EXECUTE FUNCTION refuse()",
-        )
-        .await;
+    service.becomes_ready().await;
+    service.database.refuse("UPDATE ON sessions", "53100", "could not extend file").await;
     let refused = phone.sign_out().await.expect_err("no space");
     assert_eq!(refused.reason, "STORE_UNAVAILABLE");
     says(&service, "the database refuses writes: its disk is full or broken").await;
     service.database.run("DROP TRIGGER refuse ON sessions").await;
     phone.sign_out().await.expect("signs out");
-    becomes_ready(&service).await;
+    service.becomes_ready().await;
 }

@@ -35,7 +35,7 @@ const DISK_FULL_FOR: Duration = Duration::from_secs(10);
 /// What serving needs: to read everything, and to write these. Tables that do not exist are reported as a lack of
 /// migrations.
 const WRITTEN: &str = "VALUES ('users', 'SELECT, INSERT, UPDATE'), ('sessions', 'SELECT, INSERT, UPDATE'),
-     ('session_requests', 'SELECT, INSERT'), ('revocations', 'SELECT, INSERT'), ('audit_events', 'SELECT, INSERT'),
+     ('session_requests', 'SELECT, INSERT'), ('feed_writers', 'SELECT, INSERT, UPDATE'), ('revocations', 'SELECT, INSERT'), ('audit_events', 'SELECT, INSERT'),
      ('backchannel_deliveries', 'SELECT, INSERT, UPDATE'), ('backchannel_endpoints', 'SELECT'), ('projects', 'SELECT'),
      ('signing_keys', 'SELECT'), ('refresh_keys', 'SELECT'), ('server_keys', 'SELECT')";
 
