@@ -2,6 +2,7 @@
 # and `sessiond`. POSIX sh.
 
 . .ci/install.sh
+. .ci/python.sh
 need cc certificates etcd postgres python system_python
 if [ "$(id -u)" = 0 ]; then
     # Postgres, Patroni and etcd do not run as root: another user must be able to read the interpreter and the packages.
@@ -10,12 +11,7 @@ else
     base=python3 venv=target/ha/venv
 fi
 python=$venv/bin/python
-if ! cmp -s deploy/ha/requirements.txt "$venv/installed"; then
-    rm -rf "$venv"
-    "$base" -m venv "$venv"
-    "$python" -m pip install --quiet --disable-pip-version-check --requirement deploy/ha/requirements.txt
-    cp deploy/ha/requirements.txt "$venv/installed"
-fi
+python_packages "$venv" deploy/ha/requirements.txt "$base"
 target=${CARGO_TARGET_DIR:-target}
 # `SESSIOND` names another binary, for example an optimised one.
 sessiond=${SESSIOND:-$target/debug/sessiond}

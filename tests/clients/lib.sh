@@ -1,6 +1,7 @@
 # Sourced by the scripts that test a running server with external programs: installs their packages and starts a server.
 # Source it from the root of the repository. POSIX sh.
 
+. ./.ci/python.sh
 temporary=${TMPDIR:-/tmp}
 
 # Stops the `sessiond dev` of one of our directories, if it runs. The process id in its lock file may belong to another
@@ -76,12 +77,7 @@ npm_client() {
 python_client() {
     venv=target/${1#tests/}/venv
     python=$venv/bin/python
-    if ! cmp -s "$1/requirements.txt" "$venv/installed"; then
-        rm -rf "$venv"
-        python3 -m venv "$venv"
-        "$python" -m pip install --quiet --disable-pip-version-check --requirement "$1/requirements.txt"
-        cp "$1/requirements.txt" "$venv/installed"
-    fi
+    python_packages "$venv" "$1/requirements.txt"
 }
 
 # Finds a free port, for a server that must know it beforehand. Sets `port`.
