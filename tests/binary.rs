@@ -21,7 +21,7 @@ use sessiond_guard::{Guard, GuardOptions, MAX_STALENESS_MIN, Rejection};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    REFUSED_REFRESH, Wire, bearer, both,
+    REFUSED_REFRESH, SEALING_KEY, Wire, bearer, both,
     database::{Database, fresh_dir},
     eventually, header,
     link::Link,
@@ -443,10 +443,7 @@ async fn dev_reports_errors_before_postgres_starts() {
         assert!(!data.join("postgres").exists(), "found out before Postgres was made");
     }
     // The same for `serve`, before it connects to the missing database.
-    let env = [
-        ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
-        ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
-    ];
+    let env = [("DATABASE_URL", "postgres://u@127.0.0.1:1/d"), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
     let message = sessiond(&["serve", "--listen", &port, "--metrics-listen", "127.0.0.1:0"], &env);
     assert_says(&message, false, &format!("cannot listen on {port} (--listen): the port is in use"));
 
@@ -545,8 +542,7 @@ pub fn assert_says(output: &Output, success: bool, text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sets_up_a_database_by_hand() {
     let database = Database::create_empty().await;
-    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", sealing_key)];
+    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
 
     let serve = ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
     assert_says(&sessiond(&serve, &env), false, "run `sessiond migrate`");
@@ -643,8 +639,7 @@ fn full_disk() -> Stdio {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_panics_on_a_closed_or_full_standard_output() {
     let database = Database::create().await;
-    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", sealing_key)];
+    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
     assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
     let ids = |kind: &str| -> Vec<Value> {
         let listed = sessiond(&[kind, "list", "--project", "shop", "--json"], &env);
@@ -719,8 +714,7 @@ async fn no_command_panics_on_a_closed_or_full_standard_output() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_refuses_an_unknown_project() {
     let database = Database::create().await;
-    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", sealing_key)];
+    let env = [("DATABASE_URL", database.url.as_str()), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
     assert_says(&sessiond(&["project", "create", "shop"], &env), true, "created project shop");
     let id = "01890a5d-ac96-474b-bcce-b302099a8057";
     for args in [

@@ -40,7 +40,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     binary::{assert_says, sessiond},
     harness::{
-        ISSUER, Service, Wire, bearer,
+        ISSUER, SEALING_KEY, Service, Wire, bearer,
         database::{Database, disposable, fresh_dir},
         eventually, hasty, options,
         proxy::Proxy,
@@ -48,7 +48,6 @@ use crate::{
 };
 
 const PASSWORD: &str = "hunter2hunter2";
-const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 fn store(url: &str) -> Store {
     Store::new(&hasty(url), Metrics::default()).expect("a good URL")
@@ -260,20 +259,12 @@ async fn sign_out(service: &Service, token: &str) -> (StatusCode, Option<String>
 async fn temporary_errors_are_a_503_in_every_language() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    service
-        .database
-        .run(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                RAISE EXCEPTION 'konnte nicht schreiben: kein Platz' USING ERRCODE = TG_ARGV[0]; END $$",
-        )
-        .await;
     let codes = "53100 53200 53300 53400 57014 57P01 57P03 58030 40001 40P01 55P03 25006 08006 26000 0A000 42501";
     let unavailable = codes.split(' ').map(|code| (code, StatusCode::SERVICE_UNAVAILABLE));
     for (code, status) in unavailable.chain([("22012", StatusCode::INTERNAL_SERVER_ERROR)]) {
         for (table, event) in [("sessions", "UPDATE"), ("sessions", "INSERT")] {
-            let trigger =
-                format!("CREATE OR REPLACE TRIGGER refuse BEFORE {event} ON {table} EXECUTE FUNCTION refuse('{code}')");
-            service.database.run(&trigger).await;
+            let statements = format!("{event} ON {table}");
+            service.database.refuse(&statements, code, "konnte nicht schreiben: kein Platz").await;
             if event == "UPDATE" {
                 let (found, retry) = sign_out(&service, &phone.access_token).await;
                 assert_eq!(found, status, "{code}");
@@ -636,16 +627,11 @@ async fn an_interrupted_migration_is_rolled_back() {
     eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
 }
 
-async fn readyz(service: &Service) -> (StatusCode, String) {
-    let response = service.wires.http(Method::GET, "/readyz", http::HeaderMap::new(), "").await;
-    (response.status(), String::from_utf8_lossy(response.body()).into_owned())
-}
-
 /// A migration is reverted under a running server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reverted_migration_fails_readiness() {
     let service = Service::start().await;
-    eventually("ready", async || readyz(&service).await.0 == StatusCode::OK).await;
+    eventually("ready", async || service.readyz().await.0 == StatusCode::OK).await;
     service
         .database
         .run(
@@ -654,7 +640,7 @@ async fn a_reverted_migration_fails_readiness() {
         )
         .await;
     eventually("not ready", async || {
-        let (status, message) = readyz(&service).await;
+        let (status, message) = service.readyz().await;
         status == StatusCode::SERVICE_UNAVAILABLE && message.contains("the database lacks migrations")
     })
     .await;
@@ -664,7 +650,7 @@ async fn a_reverted_migration_fails_readiness() {
         .run("DROP TABLE __diesel_schema_migrations; ALTER TABLE kept RENAME TO __diesel_schema_migrations")
         .await;
     service.database.run("INSERT INTO __diesel_schema_migrations VALUES ('20991231000001', now())").await;
-    eventually("ready again", async || readyz(&service).await.0 == StatusCode::OK).await;
+    eventually("ready again", async || service.readyz().await.0 == StatusCode::OK).await;
     // Missing tables are an outage, not a bug.
     let phone = service.sign_in("ada", "phone").await;
     service.database.run("ALTER TABLE sessions RENAME TO gone").await;

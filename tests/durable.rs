@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use dev_postgres::Mode;
 use futures_util::future::{BoxFuture, join_all};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     app::{CONNECTIONS, ServerKeyRevoked},
@@ -278,7 +278,7 @@ async fn a_replica_that_knows_both_hosts_moves_to_the_new_primary() {
     let laptop = mover.sign_in("ada", "laptop").await;
     let asked = format!("SELECT count(*) FROM sessions WHERE id = '{}'", laptop.session);
     assert_eq!(pair.standby_database().lines(&asked).await, ["1"], "written to the new primary");
-    eventually("it is ready", async || ready(&mover).await == StatusCode::OK).await;
+    eventually("it is ready", async || mover.readyz().await.0 == StatusCode::OK).await;
 
     // The new primary is down, and the old one still claims to be primary.
     pair.standby.stop_server(Mode::Fast).await.expect("stops");
@@ -301,7 +301,7 @@ async fn a_replica_that_reaches_only_a_deposed_primary_answers_nothing() {
     let stays = Service::start_on(pair.database()).await;
     let phone = stays.sign_in("ada", "phone").await;
     assert_eq!(verify(&stays, &phone).await, StatusCode::OK);
-    eventually("it is ready", async || ready(&stays).await == StatusCode::OK).await;
+    eventually("it is ready", async || stays.readyz().await.0 == StatusCode::OK).await;
 
     pair.promote().await;
     let promoted = Instant::now();
@@ -340,14 +340,10 @@ async fn verify(service: &Service, device: &Device<'_>) -> StatusCode {
     service.wires.http(Method::GET, &path, device.bearer(), "").await.status()
 }
 
-async fn ready(service: &Service) -> StatusCode {
-    service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status()
-}
-
 /// Whether `/readyz` fails for this reason.
 async fn says(service: &Service, why: &str) -> bool {
-    let response = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
-    response.status() == StatusCode::SERVICE_UNAVAILABLE && String::from_utf8_lossy(response.body()).contains(why)
+    let (status, reasons) = service.readyz().await;
+    status == StatusCode::SERVICE_UNAVAILABLE && reasons.contains(why)
 }
 
 /// The server's configuration is reloaded while connections are open: they keep their settings.
@@ -367,7 +363,7 @@ async fn turning_synchronous_commit_off_changes_none_of_our_connections() {
         pair.start_standby().await;
         phone.sign_out().await.expect("signs out");
     }
-    eventually("it is ready", async || ready(&service).await == StatusCode::OK).await;
+    eventually("it is ready", async || service.readyz().await.0 == StatusCode::OK).await;
     drop(service);
     pair.stop().await;
 }
@@ -390,7 +386,7 @@ async fn while_fsync_is_off_nothing_is_acknowledged_and_the_replica_is_not_ready
     unsafely.revoke_current(Wire::Grpc, laptop.bearer()).await.expect("allowed by the flag");
 
     turn("on").await;
-    eventually("it is ready again", async || ready(&service).await == StatusCode::OK).await;
+    eventually("it is ready again", async || service.readyz().await.0 == StatusCode::OK).await;
     phone.sign_out().await.expect("signs out");
     drop((service, unsafely));
     pair.stop().await;

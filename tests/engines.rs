@@ -14,10 +14,8 @@ use tokio::{
 
 use crate::{
     binary::{assert_says, sessiond},
-    harness::{Service, database::Database, eventually, hasty},
+    harness::{SEALING_KEY, Service, database::Database, eventually, hasty},
 };
-
-const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// Speaks as much of Postgres' protocol as the first queries of a connection need, as another engine.
 #[derive(Clone, Copy)]
@@ -196,15 +194,11 @@ async fn citus_is_refused_once_it_distributes_our_tables() {
     assert_says(&sessiond(&["migrate"], &[("DATABASE_URL", &database.url)]), true, "up to date");
 
     let service = Service::start_on(Database { url: database.url.clone() }).await;
-    let readyz = async || {
-        let response = service.wires.http(http::Method::GET, "/readyz", http::HeaderMap::new(), "").await;
-        String::from_utf8_lossy(response.body()).into_owned()
-    };
-    eventually("it is ready", async || readyz().await == "ready").await;
+    service.becomes_ready().await;
     distribute("users").await;
     distribute("sessions").await;
     let why = "its tables are distributed by Citus: sessions, users";
-    eventually("a server that runs is no longer ready", async || readyz().await.contains(why)).await;
+    eventually("a server that runs is no longer ready", async || service.readyz().await.1.contains(why)).await;
     let message = error(&database.url).await;
     assert!(
         message.contains("it is Citus, and these tables of sessiond are distributed: sessions, users.")

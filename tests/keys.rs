@@ -41,8 +41,8 @@ use crate::{
     assert_refused,
     binary::{assert_says, sessiond},
     harness::{
-        ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, header,
-        options, refresh_token,
+        ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, SEALING_KEY, Service, Wire, bearer, database::Database,
+        eventually, header, options, refresh_token,
     },
     verify::Route,
 };
@@ -680,7 +680,6 @@ const NO_KEY: &str = "01890a5d-ac96-474b-bcce-b302099a8057";
 /// A busy machine must not fail the test.
 const PATIENT: (&str, &str) = ("SESSIOND_DATABASE_TIMEOUT", "20s");
 
-const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const NEXT_SEALING_KEY: &str = "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// The output of a command with `--json`.

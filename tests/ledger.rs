@@ -36,7 +36,7 @@ use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::harness::{
-    REFUSED_REFRESH, Wire, bearer,
+    REFUSED_REFRESH, SEALING_KEY, Wire, bearer,
     database::{Database, disposable},
     eventually, refresh_token,
     wire::{Refused, Wires},
@@ -112,8 +112,7 @@ impl Drop for Server {
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 
 fn environment(database_url: &str) -> Vec<(&'static str, String)> {
-    let sealing_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    vec![("DATABASE_URL", database_url.to_owned()), ("SESSIOND_SEALING_KEY", sealing_key.to_owned())]
+    vec![("DATABASE_URL", database_url.to_owned()), ("SESSIOND_SEALING_KEY", SEALING_KEY.to_owned())]
 }
 
 /// Runs a command, and returns its standard output.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dev_postgres::{Cluster, Mode};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use tonic::Code;
 
 use crate::harness::{
@@ -77,7 +77,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
 /// Readiness is the result of the last database check, and there is one every second.
 async fn becomes_ready(service: &Service, status: StatusCode) {
     let started = Instant::now();
-    while service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() != status {
+    while service.readyz().await.0 != status {
         assert!(started.elapsed() < 2 * BOUND, "not {status} in time");
     }
 }

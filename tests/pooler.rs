@@ -13,7 +13,6 @@ use std::{
 };
 
 use dev_postgres::Cluster;
-use http::{HeaderMap, Method, StatusCode};
 use sessiond::{
     app::NotReady,
     store::{Options, ReachError, RequiredDurability, Store},
@@ -25,7 +24,7 @@ use uuid::Uuid;
 use crate::{
     binary::{assert_says, sessiond},
     harness::{
-        Service,
+        SEALING_KEY, Service,
         database::{Database, fresh_dir},
         eventually, options,
         pair::durable,
@@ -101,8 +100,6 @@ impl Pooler {
     }
 }
 
-const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-
 /// pgbouncer before 1.21, or a later one with max_prepared_statements = 0, in transaction mode.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_that_loses_prepared_statements_is_detected_at_the_start() {
@@ -136,11 +133,7 @@ async fn a_pooler_in_session_mode_works() {
         phone.refresh().await.expect("refreshes");
         phone.sign_out().await.expect("signs out");
     }
-    eventually("ready", async || {
-        let ready = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
-        ready.status() == StatusCode::OK
-    })
-    .await;
+    service.becomes_ready().await;
 }
 
 /// `--database-listen-url`: the way around a pooler.
@@ -240,14 +233,7 @@ async fn a_pooler_that_starts_to_lose_statements_fails_readiness() {
     let service = Service::start().await;
     assert!(!service.store.loses_statements());
     // As such a pooler behaves: the server no longer knows the prepared statements.
-    service
-        .database
-        .run(
-            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                RAISE EXCEPTION 'prepared statement \"s7\" does not exist' USING ERRCODE = '26000'; END $$;
-             CREATE TRIGGER lose BEFORE INSERT ON sessions EXECUTE FUNCTION lose()",
-        )
-        .await;
+    service.database.refuse("INSERT ON sessions", "26000", "prepared statement \"s7\" does not exist").await;
     let request = sessiond::pb::CreateSessionRequest { user_id: "ada".to_owned(), ..Default::default() };
     let refused = service.create(crate::harness::Wire::Grpc, request).await.err().expect("refused");
     assert_eq!(refused.reason, "STORE_UNAVAILABLE");

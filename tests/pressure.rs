@@ -503,10 +503,7 @@ async fn an_untrusted_address_has_a_bucket_for_verification() {
 #[tokio::test]
 async fn a_draining_server_answers_and_closes_each_connection() {
     let mut service = Service::start_with(|_, limits| limits.drain_delay = Duration::from_secs(2)).await;
-    eventually("ready", async || {
-        service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
-    })
-    .await;
+    service.becomes_ready().await;
     let mut busy = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let addr = service.addr;
@@ -533,8 +530,8 @@ async fn a_draining_server_answers_and_closes_each_connection() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     service.stop();
     eventually("readiness is red", async || {
-        let answer = service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
-        answer.status() == StatusCode::SERVICE_UNAVAILABLE && answer.body().starts_with(b"the server is about to stop")
+        let (status, reasons) = service.readyz().await;
+        status == StatusCode::SERVICE_UNAVAILABLE && reasons.starts_with("the server is about to stop")
     })
     .await;
     while let Some(ended) = busy.join_next().await {
@@ -656,10 +653,7 @@ async fn excess_requests_are_refused_without_a_connection() {
     for refused in done.into_iter().filter_map(Result::err) {
         assert!(["STORE_UNAVAILABLE", "RATE_LIMITED"].contains(&refused.reason.as_str()), "{refused:?}");
     }
-    eventually("the replica is ready", async || {
-        service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
-    })
-    .await;
+    service.becomes_ready().await;
     assert!(service.metric("sessiond_store_connections").await <= 8, "{before:?}");
 }
 

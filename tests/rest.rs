@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{PROJECT, Service, bearer, both, eventually, header, wire::refused_json};
+use crate::harness::{PROJECT, Service, bearer, both, header, wire::refused_json};
 use secrecy::ExposeSecret as _;
 
 fn json_type() -> HeaderMap {
@@ -255,9 +255,7 @@ async fn health_readiness_and_metrics_are_served() {
     let service = Service::start().await;
     assert_eq!(service.wires.http(Method::GET, "/healthz", HeaderMap::new(), "").await.status(), StatusCode::OK);
     // The first check of the database may still be in progress.
-    let ready =
-        async || service.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK;
-    eventually("ready", ready).await;
+    service.becomes_ready().await;
     service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
     let page = service.metrics_page().await;
     for line in [

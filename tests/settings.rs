@@ -4,8 +4,7 @@
 use std::{collections::BTreeMap, fs, process::Output};
 
 use crate::binary::{Dir, sessiond};
-
-const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+use crate::harness::SEALING_KEY;
 
 /// The flag of each environment variable of a command, from its help.
 fn variables(command: &[&str]) -> BTreeMap<String, String> {

@@ -266,7 +266,7 @@ fn unusable_files_are_refused_at_the_start() {
     assert_says(&sessiond(&alone, &[]), false, "--tls-key-file <FILE>");
 }
 
-/// Whoever can listen in between could read tokens, so it is said; on loopback nobody can.
+/// Anyone between the client and the server could read tokens; on loopback nobody is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_without_tls_is_warned_of_unless_it_is_on_loopback() {
     let (installed, authority) = (Installed::new().await, Authority::new("tls-plain"));

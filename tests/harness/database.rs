@@ -62,7 +62,18 @@ impl Database {
         self.connect().await.batch_execute(sql).await.expect("runs");
     }
 
-    /// The same, if the database may be down.
+    /// From now on statements of a kind, such as `UPDATE ON sessions`, fail with this SQLSTATE and message.
+    pub async fn refuse(&self, statements: &str, code: &str, message: &str) {
+        let message = message.replace('\'', "''");
+        self.run(&format!(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = TG_ARGV[1]; END $$;
+             CREATE OR REPLACE TRIGGER refuse BEFORE {statements} EXECUTE FUNCTION refuse('{message}', '{code}')"
+        ))
+        .await;
+    }
+
+    /// The same as [`Database::run`], if the database may be down.
     pub async fn run_if_it_can(&self, sql: &str) -> Result<(), Box<dyn std::error::Error>> {
         Ok(AsyncPgConnection::establish(&self.url).await?.batch_execute(sql).await?)
     }

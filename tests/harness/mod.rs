@@ -36,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use sessiond::{
     app::{App, KeyCache},
@@ -311,6 +311,17 @@ impl Service {
         self.store.session_find(project, SessionId::parse(session).expect("an id")).await.expect("answers")
     }
 
+    /// The response of `/readyz`: its status, and the reasons.
+    pub async fn readyz(&self) -> (StatusCode, String) {
+        let response = self.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await;
+        (response.status(), String::from_utf8_lossy(response.body()).into_owned())
+    }
+
+    /// Waits until `/readyz` says that it is ready.
+    pub async fn becomes_ready(&self) {
+        eventually("it is ready", async || self.readyz().await.0 == StatusCode::OK).await;
+    }
+
     /// The value of a metric; 0 if it does not exist yet.
     pub async fn metric(&self, name: &str) -> u64 {
         let page = self.metrics_page().await;
@@ -404,6 +415,9 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// The sealing key of the servers and commands that run as processes of their own.
+pub const SEALING_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// For waits that are not about deadlines: a busy machine must not fail the test.
 pub fn options(url: &str) -> Options {

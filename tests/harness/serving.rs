@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::database::Database;
 use super::wire::Wires;
-use super::{bearer, both, eventually, header};
+use super::{SEALING_KEY, bearer, both, eventually, header};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 
@@ -34,7 +34,7 @@ impl Installed {
         let database = Database::create().await;
         let env = [
             ("DATABASE_URL", database.url.clone()),
-            ("SESSIOND_SEALING_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned()),
+            ("SESSIOND_SEALING_KEY", SEALING_KEY.to_owned()),
             ("SESSIOND_ISSUER", "https://sessions.example.org".to_owned()),
         ];
         let run = |args: &[&str]| {
