@@ -2,8 +2,9 @@
 //! people recognise their devices; no decision depends on it.
 //!
 //! Uses the patterns of the ua-parser project (`uap-core/`). They are compiled once, when the first request has a
-//! `User-Agent` to name, which takes about 60 ms and 11 MB; the patterns for device models would more than double both and are left out. A name takes about 10 µs, and a
-//! few times that for the worst texts: matching takes time linear in the length, which callers bound.
+//! `User-Agent` to name, which takes about 60 ms and 11 MB; the patterns for device models would more than double both and
+//! are left out. A name takes about 10 µs, and a few times that for the worst texts: matching takes time linear in the
+//! length, which callers bound.
 
 use std::sync::LazyLock;
 

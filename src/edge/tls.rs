@@ -34,6 +34,8 @@ use crate::telemetry::Metrics;
 use crate::tls;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::token::fingerprint;
+use sessiond_core::token::fingerprint_cache::Fingerprint;
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,8 +87,8 @@ struct TlsState {
     key_file: PathBuf,
     current: Arc<CurrentCertificate>,
     acceptor: TlsAcceptor,
-    /// The bytes of the files when they were last read, usable or not, so that each change is considered once.
-    last_read: Mutex<[Vec<u8>; 2]>,
+    /// Distinguishes the files as they were last read, usable or not, so that each change is considered once.
+    last_read: Mutex<Option<[Fingerprint; 2]>>,
 }
 
 /// The certificate for new connections, and until when it is valid.
@@ -124,9 +126,10 @@ impl ServerTls {
     /// [`TlsError`].
     pub fn load(certificate_file: &Path, key_file: &Path) -> Result<Self, TlsError> {
         let provider = tls::provider();
-        // What cannot be read has no bytes; parsing says why.
-        let last_read = [certificate_file, key_file].map(|file| std::fs::read(file).unwrap_or_default());
-        let certified = parse(certificate_file, key_file, &provider, Clock::system().now())?;
+        let [certificate, key] = read(certificate_file, key_file)?;
+        let last_read = [&certificate, &key].map(|bytes| fingerprint(bytes));
+        let files = Files { certificate_file, key_file, certificate: &certificate, key: &key };
+        let certified = files.parse(&provider, Clock::system().now())?;
         let current = Arc::new(CurrentCertificate(RwLock::new(certified)));
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let unusable = |error| TlsError::Unusable(certificate_file.to_owned(), error);
@@ -140,7 +143,7 @@ impl ServerTls {
             key_file: key_file.to_owned(),
             current,
             acceptor: TlsAcceptor::from(Arc::new(config)),
-            last_read: Mutex::new(last_read),
+            last_read: Mutex::new(Some(last_read)),
         })))
     }
 
@@ -167,15 +170,21 @@ impl ServerTls {
     /// Replaces the certificate, if the files have changed and can be used.
     fn reload(&self) {
         let state = &*self.0;
-        let read = [&state.certificate_file, &state.key_file].map(|file| std::fs::read(file).unwrap_or_default());
+        let read = read(&state.certificate_file, &state.key_file);
+        let fingerprints = read.as_ref().ok().map(|files| files.each_ref().map(|bytes| fingerprint(bytes)));
         {
             let mut last_read = state.last_read.lock().unwrap_or_else(PoisonError::into_inner);
-            if *last_read == read {
+            if *last_read == fingerprints {
                 return;
             }
-            *last_read = read;
+            *last_read = fingerprints;
         }
-        match parse(&state.certificate_file, &state.key_file, &tls::provider(), Clock::system().now()) {
+        let parsed = read.and_then(|[certificate, key]| {
+            let (certificate_file, key_file) = (&state.certificate_file, &state.key_file);
+            let files = Files { certificate_file, key_file, certificate: &certificate, key: &key };
+            files.parse(&tls::provider(), Clock::system().now())
+        });
+        match parsed {
             Ok(certified) => {
                 tracing::info!(until = %certified.1, "the TLS certificate was replaced");
                 state.current.set(certified);
@@ -188,33 +197,41 @@ impl ServerTls {
     }
 }
 
-/// Reads a certificate chain and its key. Returns also until when the certificate is valid.
-fn parse(
-    certificate_file: &Path,
-    key_file: &Path,
-    provider: &CryptoProvider,
-    now: Timestamp,
-) -> Result<Certified, TlsError> {
-    let unreadable = |file: &Path| {
-        let file = file.to_owned();
-        move |error| TlsError::Unreadable(file, error)
-    };
-    let unusable = |error| TlsError::Unusable(certificate_file.to_owned(), error);
-    let chain = CertificateDer::pem_file_iter(certificate_file).map_err(unreadable(certificate_file))?;
-    let chain: Vec<_> = chain.collect::<Result<_, _>>().map_err(unreadable(certificate_file))?;
-    let own = chain.first().ok_or_else(|| TlsError::NoCertificate(certificate_file.to_owned()))?;
-    let malformed = |_| TlsError::Malformed(certificate_file.to_owned());
-    let validity = X509Certificate::from_der(own).map_err(malformed)?.1.validity().clone();
-    let [from, until] = [validity.not_before, validity.not_after].map(|at| Timestamp::from_seconds(at.timestamp()));
-    if now < from || until < now {
-        return Err(TlsError::NotValid { file: certificate_file.to_owned(), from, until });
-    }
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(unreadable(key_file))?;
-    let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            TlsError::Mismatch { certificate: certificate_file.to_owned(), key: key_file.to_owned() }
+/// Reads both files.
+fn read(certificate_file: &Path, key_file: &Path) -> Result<[Vec<u8>; 2], TlsError> {
+    let read =
+        |file: &Path| std::fs::read(file).map_err(|error| TlsError::Unreadable(file.to_owned(), pem::Error::Io(error)));
+    Ok([read(certificate_file)?, read(key_file)?])
+}
+
+/// The files, as they were read.
+struct Files<'a> {
+    certificate_file: &'a Path,
+    key_file: &'a Path,
+    certificate: &'a [u8],
+    key: &'a [u8],
+}
+
+impl Files<'_> {
+    /// Parses a certificate chain and its key. Returns also until when the certificate is valid.
+    fn parse(&self, provider: &CryptoProvider, now: Timestamp) -> Result<Certified, TlsError> {
+        let (certificate_file, key_file) = (|| self.certificate_file.to_owned(), || self.key_file.to_owned());
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate).collect();
+        let chain = chain.map_err(|error| TlsError::Unreadable(certificate_file(), error))?;
+        let own = chain.first().ok_or_else(|| TlsError::NoCertificate(certificate_file()))?;
+        let parsed = X509Certificate::from_der(own).map_err(|_| TlsError::Malformed(certificate_file()))?;
+        let validity = parsed.1.validity();
+        let [from, until] = [validity.not_before, validity.not_after].map(|at| Timestamp::from_seconds(at.timestamp()));
+        if now < from || until < now {
+            return Err(TlsError::NotValid { file: certificate_file(), from, until });
         }
-        other => unusable(other),
-    })?;
-    Ok((Arc::new(certified), until))
+        let key = PrivateKeyDer::from_pem_slice(self.key).map_err(|error| TlsError::Unreadable(key_file(), error))?;
+        let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::Mismatch { certificate: certificate_file(), key: key_file() }
+            }
+            other => TlsError::Unusable(certificate_file(), other),
+        })?;
+        Ok((Arc::new(certified), until))
+    }
 }

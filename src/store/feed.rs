@@ -206,7 +206,7 @@ impl Store {
         let (writers, seqs): (Vec<i64>, Vec<i32>) = columns.unzip();
         self.idempotent("feed_next", move |mut tx| {
             let (writers, seqs, rows_limit) = (writers.clone(), seqs.clone(), limit(rows_max));
-            let statement = FeedNext { writers, seqs, each_max: rows_limit, rows_max: rows_limit };
+            let statement = FeedNext { writers, seqs, rows_max: rows_limit };
             async move {
                 let rows = tx.rows(statement).await?;
                 let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
@@ -332,10 +332,8 @@ statement! {
     ") AS k (writer, seq) ON k.writer = w.id WHERE w.last IS NULL OR w.last > coalesce(k.seq, 0)) AS w
          CROSS JOIN LATERAL (SELECT * FROM revocations WHERE writer = w.id AND writer <> 0 AND seq > w.seq
              ORDER BY seq LIMIT "
-    [each_max: i64 as sql::BigInt]
-    ") AS r ORDER BY r.writer, r.seq LIMIT "
     [rows_max: i64 as sql::BigInt]
-    ") AS r ON true"
+    ") AS r ORDER BY r.writer, r.seq LIMIT $3) AS r ON true"
 }
 
 statement! {

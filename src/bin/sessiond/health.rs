@@ -1,7 +1,6 @@
 //! `sessiond health`: asks the server on this machine whether it is ready. For health checks in images that have no
 //! shell and no curl.
 
-use std::error::Error;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -10,21 +9,13 @@ use std::time::Duration;
 
 use http::Request;
 use http::StatusCode;
-use http::header;
-use http_body_util::BodyExt as _;
-use http_body_util::Empty;
-use http_body_util::Limited;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use sessiond::config;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::local;
 use crate::print;
 use crate::result::CommandResult;
-
-/// The largest response that is read.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Flags of `sessiond health`.
 #[derive(clap::Args)]
@@ -43,7 +34,8 @@ pub(crate) async fn run(args: HealthArgs) -> CommandResult {
         return Err("--listen has port 0, which picks a free port: name the port that the server printed".into());
     }
     let address = reachable(args.listen);
-    let (status, reasons) = timeout(args.timeout, ask(address))
+    let request = Request::get("/readyz").body(Full::default())?;
+    let (status, reasons) = timeout(args.timeout, local::send(address, request))
         .await
         .map_err(|_| format!("{address} does not answer within {}", humantime::format_duration(args.timeout)))?
         .map_err(|error| format!("{address} does not answer: {error}"))?;
@@ -52,21 +44,6 @@ pub(crate) async fn run(args: HealthArgs) -> CommandResult {
         StatusCode::SERVICE_UNAVAILABLE => Err(format!("not ready: {}", one_line(&reasons)).into()),
         other => Err(format!("{address} is not a sessiond: it answers {other} to GET /readyz").into()),
     }
-}
-
-/// Returns the status and the text of `GET /readyz`.
-async fn ask(address: SocketAddr) -> Result<(StatusCode, String), Box<dyn Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get("/readyz")
-        .header(header::HOST, address.to_string())
-        .header(header::CONNECTION, "close")
-        .body(Empty::<bytes::Bytes>::new())?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 /// The address to connect to for a server that listens on `listen`.

@@ -9,6 +9,7 @@ mod dev;
 mod health;
 mod keys;
 mod listen;
+mod local;
 mod migrate;
 mod openapi;
 mod policy;

@@ -97,9 +97,7 @@ macro_rules! declare_revoke {
                  SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id,
                    ip, seq, (SELECT w.id FROM feed_writers AS w WHERE w.id = "
             [writer: i64 as sql::BigInt]
-            " AND w.last IS NULL AND ("
-            [previous: i32 as sql::Integer]
-            " IN (0, (SELECT r.seq FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
+            " AND w.last IS NULL AND ($9 IN (0, (SELECT r.seq FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
                      FOR SHARE)
                  FROM numbered
              ), queued AS (
@@ -156,7 +154,6 @@ macro_rules! revoke_statement {
             ips: $asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
             last: i32::try_from($writer.last()).unwrap_or(i32::MAX),
             writer: $writer.id().to_column(),
-            previous: i32::try_from($writer.last()).unwrap_or(i32::MAX),
         }
     };
 }

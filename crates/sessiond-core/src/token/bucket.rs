@@ -4,16 +4,17 @@ use std::fmt;
 
 use aws_lc_rs::hmac;
 
-use crate::clock;
 use crate::id::Bucket;
 use crate::id::UserId;
 
-/// The key by which one project's users are assigned to buckets. It never changes: a user's rows are where it says.
-///
-/// A keyed hash, because users often choose their own names: without the key, nobody can choose names that all fall into one
-/// bucket. It protects the balance of the load and no secret, so it is stored as it is.
-#[derive(Clone, PartialEq, Eq)]
-pub struct BucketKey([u8; 32]);
+random_bytes! {
+    /// The key by which one project's users are assigned to buckets. It never changes: a user's rows are where it says.
+    ///
+    /// A keyed hash, because users often choose their own names: without the key, nobody can choose names that all fall into one
+    /// bucket. It protects the balance of the load and no secret, so it is stored as it is.
+    #[derive(Clone, PartialEq, Eq)]
+    BucketKey
+}
 
 /// Omits the key: the output may reach a log.
 impl fmt::Debug for BucketKey {
@@ -23,21 +24,6 @@ impl fmt::Debug for BucketKey {
 }
 
 impl BucketKey {
-    /// Generates a key for a new project.
-    pub fn generate() -> Self {
-        Self(clock::random())
-    }
-
-    /// The key with these bytes, from the database; `None` if they are not 32.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self)
-    }
-
-    /// The bytes to store.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
     /// The user's bucket: the first bits of the HMAC-SHA-256 of the user's id.
     pub fn bucket(&self, user: &UserId) -> Bucket {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), user.as_str().as_bytes());

@@ -8,6 +8,31 @@
 //! | [`refresh`] | sessiond | a MAC by the project's [`keys::RefreshKey`] over its fields and a secret in the session's row |
 //! | [`server_key`] | sessiond | its SHA-256 digest, the only part that is stored |
 
+/// Declares a value of 32 random bytes, which the database keeps as they are.
+macro_rules! random_bytes {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// Generates a new one.
+            pub fn generate() -> Self {
+                Self(crate::clock::random())
+            }
+
+            /// The one with these bytes, from the database; `None` if they are not 32.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+
+            /// The bytes to store.
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+    };
+}
+
 pub mod access;
 pub mod bucket;
 pub mod event;

@@ -16,7 +16,6 @@ use uuid::Uuid;
 use super::decode;
 use super::encode;
 use super::keys::RefreshKey;
-use crate::clock;
 use crate::id::KeyId;
 use crate::id::SessionId;
 
@@ -39,25 +38,10 @@ pub struct Link {
     pub attempt: u32,
 }
 
-/// The random secret of a session's refresh tokens, stored in its row. Has no `Debug`.
-#[derive(Clone)]
-pub struct RowSecret([u8; 32]);
-
-impl RowSecret {
-    /// Generates a secret for a new session.
-    pub fn generate() -> Self {
-        Self(clock::random())
-    }
-
-    /// The secret with these bytes, from the database; `None` if they are not 32.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self)
-    }
-
-    /// The bytes to store.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
+random_bytes! {
+    /// The random secret of a session's refresh tokens, stored in its row. Has no `Debug`.
+    #[derive(Clone)]
+    RowSecret
 }
 
 /// A parsed refresh token, not yet verified. Has no `Debug`: it must not reach a log.
@@ -138,6 +122,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::clock;
     use crate::clock::Timestamp;
     use crate::id::Bucket;
     use crate::id::ProjectId;

@@ -8,11 +8,6 @@ use std::time::Duration;
 use http::Request;
 use http::StatusCode;
 use http::header;
-use http_body_util::BodyExt as _;
-use http_body_util::Limited;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::demo::TERMINAL;
@@ -20,14 +15,12 @@ use super::files::Files;
 use super::files::path_in;
 use super::names::DATA_DIR;
 use super::names::USER;
+use crate::local;
 use crate::print;
 use crate::result::CommandResult;
 
 /// How long the server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The largest response that is read.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Flags of `sessiond demo-session`.
 #[derive(clap::Args)]
@@ -52,23 +45,12 @@ pub(crate) async fn run(args: DemoSessionArgs) -> CommandResult {
 
 /// Signs the terminal in at the `dev` at this address, which writes `dev.env`.
 pub(super) async fn open(address: SocketAddr) -> Result<(), Box<dyn Error>> {
-    timeout(ANSWER_TIMEOUT, async {
-        let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::post("/demo/sign-in")
-            .header(header::HOST, address.to_string())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(format!("{{\"device\": \"{TERMINAL}\"}}"))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
-        if status == StatusCode::OK {
-            return Ok(());
-        }
-        Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()).into())
-    })
-    .await
-    .map_err(|_| "no answer in time")?
+    let request = Request::post("/demo/sign-in")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(format!("{{\"device\": \"{TERMINAL}\"}}").into())?;
+    let answer = timeout(ANSWER_TIMEOUT, local::send(address, request)).await.map_err(|_| "no answer in time")?;
+    match answer.map_err(|error| error.to_string())? {
+        (StatusCode::OK, _) => Ok(()),
+        (status, text) => Err(format!("{status}: {}", text.trim()).into()),
+    }
 }
