@@ -210,9 +210,9 @@ install() {
     esac
 }
 
-# Prints the section of docs/manual.md for a command: the output of `--help`, without a build.
+# Prints the section of docs/reference/cli.md for a command: the output of `--help`, without a build.
 manual() {
-    awk -v heading="## sessiond $1" '$0 == heading { here = 1; next } here && /^```/ { if (begun++) exit; next } begun' docs/manual.md
+    awk -v heading="## sessiond $1" '$0 == heading { here = 1; next } here && /^```/ { if (begun++) exit; next } begun' docs/reference/cli.md
 }
 
 # Run directly instead of being sourced.

@@ -314,7 +314,7 @@ pub struct Sealing {
 }
 
 /// How long ended sessions and the audit log are kept. Due rows are deleted within hours, not at the second: see
-/// `docs/operators.md`.
+/// `docs/operating/retention.md`.
 #[derive(Args, Clone, Debug)]
 pub struct Retention {
     /// How long a session is kept after it ended, for listings of ended sessions; its address and its device are
@@ -343,7 +343,7 @@ impl Retention {
     }
 }
 
-/// Back-channel delivery: see `docs/operators.md`.
+/// Back-channel delivery: see `docs/guides/back-channels.md`.
 #[derive(Args, Clone, Debug)]
 pub struct Backchannel {
     #[command(flatten)]

@@ -105,12 +105,12 @@ async fn alerts_and_the_dashboard_query_only_metrics_that_exist() {
 #[test]
 fn every_alert_has_a_test_and_a_section_of_the_runbook() {
     let (rules, names) = alerts();
-    let (runbook, tests) = (read("docs/runbook.md"), read("deploy/prometheus/alerts_test.yaml"));
+    let (runbook, tests) = (read("docs/operating/runbook.md"), read("deploy/prometheus/alerts_test.yaml"));
     assert!(names.len() > 10, "{names:?}");
     for name in &names {
-        assert!(runbook.contains(&format!("\n## {name}\n\n")), "docs/runbook.md has no section {name}");
+        assert!(runbook.contains(&format!("\n## {name}\n\n")), "docs/operating/runbook.md has no section {name}");
         assert!(tests.contains(&format!("  - name: {name}\n")), "alerts_test.yaml has no test {name}");
-        let link = format!("runbook: docs/runbook.md#{}", name.to_lowercase());
+        let link = format!("runbook: docs/operating/runbook.md#{}", name.to_lowercase());
         assert!(rules.contains(&link), "{name} does not link to its section");
     }
     let sections = runbook.lines().filter_map(|line| line.strip_prefix("## "));

@@ -1,4 +1,4 @@
-//! The table of reasons, pinned by the published text: `docs/errors.md`. Run with `ACCEPT=1` to accept a change, and
+//! The table of reasons, pinned by the published text: `docs/reference/errors.md`. Run with `ACCEPT=1` to accept a change, and
 //! read the diff.
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
@@ -35,7 +35,7 @@ const INTRODUCTION: &str = "\
 Every error carries `google.rpc.ErrorInfo` with the domain `sessiond` and a `reason`: the one thing to branch on. The gRPC
 code is the status of the call; over REST it becomes the HTTP status beside it. Messages are for people, and may change.
 
-`verify` is `/projects/{project_id}/auth/verify`, `Check` is Envoy's external authorization: see `docs/proxies.md`.
+`verify` is `/projects/{project_id}/auth/verify`, `Check` is Envoy's external authorization: see [proxies](../guides/proxies.md).
 
 This file is generated and checked by `tests/errors.rs`.
 
@@ -214,12 +214,12 @@ fn what_to_do_about(name: &str) -> &'static str {
 #[test]
 fn every_reason_is_explained_as_published() {
     let text = published();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/errors.md");
     if std::env::var_os("ACCEPT").is_some() {
         fs::create_dir_all(path.parent().expect("a directory")).expect("makes it");
         fs::write(&path, &text).expect("writes");
     }
-    assert!(fs::read_to_string(&path).unwrap_or_default() == text, "not as in docs/errors.md: {text}");
+    assert!(fs::read_to_string(&path).unwrap_or_default() == text, "not as in docs/reference/errors.md: {text}");
 }
 
 /// The page also covers the layer's reasons: every reason that a client can get.

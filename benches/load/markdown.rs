@@ -1,4 +1,4 @@
-//! The results as Markdown tables, for `docs/performance.md`.
+//! The results as Markdown tables, for `docs/operating/performance.md`.
 
 use std::fmt::Write as _;
 use std::fs;

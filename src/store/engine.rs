@@ -16,13 +16,13 @@ use super::settings::SETTINGS_MARK;
 pub(super) enum UnsupportedEngine {
     #[error(
         "it is {name} ({banner}), which is not supported: sign-outs could be lost there without an error. Use PostgreSQL \
-         {VERSION_MIN} or later (see \"Supported databases\" in docs/operators.md)"
+         {VERSION_MIN} or later (see \"Supported databases\" in docs/operating/database.md)"
     )]
     Other { name: &'static str, banner: String },
     #[error(
         "it is not a PostgreSQL server: its version() is `{banner}`. Aurora DSQL and Spanner, for example, only emulate \
          PostgreSQL, and sign-outs could be lost there without an error. Use PostgreSQL {VERSION_MIN} or later (see \
-         \"Supported databases\" in docs/operators.md)"
+         \"Supported databases\" in docs/operating/database.md)"
     )]
     Emulated { banner: String },
     #[error("it is PostgreSQL {version}, and must be {VERSION_MIN} or later")]

@@ -101,10 +101,10 @@ async function theRecipe(browser) {
     const [tab, stream] = await recipe(browser, wire, mine);
     const { answered } = await rest("DELETE", `/auth/sessions/${mine.session.id}`, other.access_token);
     const { at } = await stream.end();
-    console.log(`docs/clients.md, a browser app: signed itself out ${lag(at, answered)} another device's 200`);
+    console.log(`docs/guides/clients.md, a browser app: signed itself out ${lag(at, answered)} another device's 200`);
     await tab.call("recipe", "signOut", tokens(other));
     assert.equal(await isActive(other.access_token), false);
-    console.log("docs/clients.md, a browser app: signed out");
+    console.log("docs/guides/clients.md, a browser app: signed out");
     await tab.close();
 
     // Its access token expires after two seconds; it follows with a new one.
@@ -114,7 +114,7 @@ async function theRecipe(browser) {
     assert.equal((await followed.now()).end, null);
     await rest("DELETE", `/auth/sessions/${brief.session.id}`, BRIEF_SERVER_KEY);
     assert.deepEqual(Object.keys(await followed.end()), ["at"]);
-    console.log("docs/clients.md, a browser app: refreshed when its token expired, and signed itself out at the end");
+    console.log("docs/guides/clients.md, a browser app: refreshed when its token expired, and signed itself out at the end");
     await page.close();
     wire.close();
 }

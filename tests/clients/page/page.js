@@ -666,11 +666,11 @@ async function screenshots(browser) {
         await eventually("in the feed", async () => (await visit.feed()).includes("Television …"));
         await visit.page.mouse.move(0, 0);
         await visit.page.evaluate(() => scrollTo(0, 0));
-        await visit.page.screenshot({ path: `docs/page-${name}.png` });
+        await visit.page.screenshot({ path: `docs/images/page-${name}.png` });
         await visit.end();
         await endAll();
     }
-    ok("screenshots: docs/page-desktop.png, docs/page-phone.png, docs/page-dark.png");
+    ok("screenshots: docs/images/page-desktop.png, page-phone.png, page-dark.png");
 }
 
 const quiet = ["background-networking", "component-update", "sync", "gpu", "quic"].map((what) => `--disable-${what}`);

@@ -1,4 +1,4 @@
-// The recipes of docs/clients.md, as printed, against a running `sessiond dev`; ./run starts it. Each is a service, and
+// The recipes of docs/guides/clients.md, as printed, against a running `sessiond dev`; ./run starts it. Each is a service, and
 // all must behave the same.
 
 import assert from "node:assert/strict";
@@ -15,8 +15,8 @@ const PATIENCE = 10_000;
 
 /** The code blocks under a heading of the document. */
 function blocks(heading) {
-    const [, rest] = readFileSync("docs/clients.md", "utf8").split(`\n## ${heading}\n`);
-    assert.ok(rest, `docs/clients.md has a section "${heading}"`);
+    const [, rest] = readFileSync("docs/guides/clients.md", "utf8").split(`\n## ${heading}\n`);
+    assert.ok(rest, `docs/guides/clients.md has a section "${heading}"`);
     const found = [...rest.split("\n## ")[0].matchAll(/^```\w+\n(.*?)^```$/gms)].map(([, code]) => code);
     assert.ok(found.length > 0, `the section "${heading}" has code`);
     return found;
@@ -92,16 +92,16 @@ async function exercise(name, command) {
         assert.equal(await (await expect(200, "GET", "/", access_token)).text(), `Hello, ${USER}!\n`);
         const others = [undefined, "rubbish", refresh_token, SESSIOND_SERVER_KEY];
         for (const token of others) await expect(401, "GET", "/", token);
-        console.log(`docs/clients.md, ${name}: greeted the user, and rejected everything but an access token`);
+        console.log(`docs/guides/clients.md, ${name}: greeted the user, and rejected everything but an access token`);
 
         await expect(200, "POST", "/sign-out", access_token);
         await expect(401, "GET", "/", access_token);
         await expect(200, "POST", "/sign-out", access_token);
-        console.log(`docs/clients.md, ${name}: signed out, twice, and rejected the token afterwards`);
+        console.log(`docs/guides/clients.md, ${name}: signed out, twice, and rejected the token afterwards`);
     });
     const nowhere = { SESSIOND_URL: `http://127.0.0.1:${await freePort()}` };
     await running(command, nowhere, async (ask) => assert.equal((await ask("GET", "/", "any")).status, 503));
-    console.log(`docs/clients.md, ${name}: rejected every request while sessiond was down`);
+    console.log(`docs/guides/clients.md, ${name}: rejected every request while sessiond was down`);
 }
 
 mkdirSync(RECIPES, { recursive: true });
@@ -109,7 +109,7 @@ mkdirSync(RECIPES, { recursive: true });
 // The guard's example has its own tests; here the recipe must equal it.
 const example = readFileSync("crates/sessiond-guard/examples/guarded.rs", "utf8");
 for (const code of blocks("Rust")) assert.ok(example.includes(code), `crates/sessiond-guard/examples/guarded.rs has:\n${code}`);
-console.log("docs/clients.md, Rust: equals crates/sessiond-guard/examples/guarded.rs");
+console.log("docs/guides/clients.md, Rust: equals crates/sessiond-guard/examples/guarded.rs");
 
 await exercise("Node", [process.execPath, write("Node", "hello.mjs")]);
 await exercise("Python", [PYTHON, write("Python", "hello.py")]);
