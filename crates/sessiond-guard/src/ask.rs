@@ -7,10 +7,11 @@ use super::rejection::UnavailableReason;
 use super::state::Decision;
 use super::state::GuardState;
 use super::stats::increment;
+use super::trace::TraceHeaders;
 
 impl GuardState {
     /// Verifies a token, asking sessiond if necessary.
-    pub(super) async fn verify(&self, token: &str) -> Result<Principal, Rejection> {
+    pub(super) async fn verify(&self, token: &str, trace: &TraceHeaders) -> Result<Principal, Rejection> {
         let decision = match self.decide(token) {
             Decision::UnknownKey if self.keys.read_now().await => self.decide(token),
             Decision::UnknownKey => Decision::Uncertain(UnavailableReason::NoKeys, None),
@@ -22,18 +23,23 @@ impl GuardState {
             // The keys were just read, and this is none of them.
             Decision::UnknownKey => Err(Rejection::UnparsableAccessToken),
             Decision::Uncertain(reason, principal) => match self.fail_mode {
-                FailMode::Introspect => self.introspect(token, principal).await,
+                FailMode::Introspect => self.introspect(token, principal, trace).await,
                 FailMode::Reject | FailMode::AcceptUntilExpiry => self.decide_by_fail_mode(reason, principal),
             },
         }
     }
 
     /// Asks sessiond about one token. The response is not cached.
-    async fn introspect(&self, token: &str, principal: Option<Principal>) -> Result<Principal, Rejection> {
+    async fn introspect(
+        &self,
+        token: &str,
+        principal: Option<Principal>,
+        trace: &TraceHeaders,
+    ) -> Result<Principal, Rejection> {
         let unavailable = || Rejection::Unavailable(UnavailableReason::NoAnswer);
         let _permit = self.introspection_permits.try_acquire().map_err(|_| unavailable())?;
         increment(&self.counters.introspections);
-        let response = self.upstream.introspect(token).await.map_err(|_| unavailable())?;
+        let response = self.upstream.introspect(token, trace).await.map_err(|_| unavailable())?;
         match (response.active, principal) {
             // The signature and the expiry were checked here, so it is the session that has ended.
             (false, Some(_)) => Err(Rejection::SessionRevoked),

@@ -19,6 +19,7 @@ use super::state::Decision;
 use super::state::GuardState;
 use super::state::Startup;
 use super::stats::Stats;
+use super::trace::TraceHeaders;
 
 /// Verifies the access tokens of one project. Cheap to clone; clones share state.
 ///
@@ -82,12 +83,15 @@ impl Guard {
     pub async fn verify(&self, token: &str) -> Result<Principal, Rejection> {
         match self.verify_locally(token) {
             Some(outcome) => outcome,
-            None => {
-                let outcome = self.state.verify(token).await;
-                self.state.counters.count(&outcome);
-                outcome
-            }
+            None => self.ask(token, &TraceHeaders::default()).await,
         }
+    }
+
+    /// Verifies a token that could not be verified locally, as a part of a trace.
+    pub(super) async fn ask(&self, token: &str, trace: &TraceHeaders) -> Result<Principal, Rejection> {
+        let outcome = self.state.verify(token, trace).await;
+        self.state.counters.count(&outcome);
+        outcome
     }
 
     /// Verifies a token without waiting.

@@ -21,6 +21,7 @@ use tower_service::Service;
 use super::guard::Guard;
 use super::principal::Principal;
 use super::rejection::Rejection;
+use super::trace::TraceHeaders;
 
 /// Passes on requests with a valid `authorization: Bearer <access token>`, with a [`Principal`] in their extensions. Rejects
 /// all others; see [`Rejection`].
@@ -101,11 +102,12 @@ where
             Some(Err(rejection)) => GuardFuture::rejected(&rejection, &request),
             None => {
                 let (guard, token) = (self.layer.guard.clone(), token.to_owned());
+                let trace = TraceHeaders::of(request.headers());
                 // Calls the service that is ready; its clone has to be polled for readiness first.
                 let next = self.inner.clone();
                 let mut inner = mem::replace(&mut self.inner, next);
                 let response = async move {
-                    match guard.verify(&token).await {
+                    match guard.ask(&token, &trace).await {
                         Ok(principal) => {
                             request.extensions_mut().insert(principal);
                             Ok(inner.call(request).await?.map(GuardBody::inner))

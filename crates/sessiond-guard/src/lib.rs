@@ -38,6 +38,7 @@ mod revocations;
 mod state;
 mod stats;
 mod time;
+mod trace;
 mod upstream;
 
 pub use guard::Guard;

@@ -34,6 +34,7 @@ use tower::ServiceExt as _;
 
 use super::options::ConnectError;
 use super::options::GuardOptions;
+use super::trace::TraceHeaders;
 use sessiond_core::id::ProjectId;
 use sessiond_core::pb::IntrospectTokenRequest;
 use sessiond_core::pb::IntrospectTokenResponse;
@@ -189,13 +190,23 @@ impl Upstream {
     }
 
     /// Introspects a token at the first replica that answers.
-    pub(super) async fn introspect(&self, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
-        self.first_response(|replica| self.introspect_at(replica, token)).await
+    pub(super) async fn introspect(
+        &self,
+        token: &str,
+        trace: &TraceHeaders,
+    ) -> Result<IntrospectTokenResponse, UpstreamError> {
+        self.first_response(|replica| self.introspect_at(replica, token, trace)).await
     }
 
-    async fn introspect_at(&self, replica: &Replica, token: &str) -> Result<IntrospectTokenResponse, UpstreamError> {
+    async fn introspect_at(
+        &self,
+        replica: &Replica,
+        token: &str,
+        trace: &TraceHeaders,
+    ) -> Result<IntrospectTokenResponse, UpstreamError> {
         self.check(replica).await?;
-        let request = self.authorized(IntrospectTokenRequest { token: token.to_owned() });
+        let mut request = self.authorized(IntrospectTokenRequest { token: token.to_owned() });
+        trace.add_to(request.metadata_mut());
         let response =
             timeout(RESPONSE_TIMEOUT, replica.client().introspect_token(request)).await.map_err(|_| timed_out())?;
         response.map(tonic::Response::into_inner).map_err(|status| UpstreamError::Unavailable(describe(&status)))
