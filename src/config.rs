@@ -1,5 +1,6 @@
 //! Every setting: a flag and an environment variable, with unit, bound and default. `--help` is the manual.
 
+mod otlp;
 mod web;
 
 use std::net::IpAddr;
@@ -17,6 +18,9 @@ use tracing_subscriber::EnvFilter;
 
 use sessiond_core::session::retention::RetentionPeriods;
 
+pub use otlp::OtlpEndpoint;
+pub use otlp::OtlpProtocol;
+pub use otlp::Tracing;
 pub use web::Authority;
 pub use web::base_path;
 pub use web::header_name;
@@ -370,6 +374,19 @@ const HOUR: u64 = 60 * 60 * 1_000;
 
 /// In milliseconds.
 const DAY: u64 = 24 * HOUR;
+
+/// What is recorded of requests: see `docs/operators.md`.
+#[derive(Args, Clone, Debug)]
+pub struct Observing {
+    /// Log every request, with its RPC, status, reason, duration, project and trace, at the level `info` under the target
+    /// `sessiond::requests`. No token, user or full address is logged.
+    #[arg(long, env = "SESSIOND_LOG_REQUESTS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub log_requests: bool,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened: clap would print the comment as help")]
+    pub tracing: Tracing,
+}
 
 /// The log.
 #[derive(Args, Clone, Debug)]

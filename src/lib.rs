@@ -43,11 +43,11 @@ pub mod outbound;
 /// The log and the metrics.
 pub mod telemetry;
 
+/// Sends traces to a collector.
+pub mod otlp;
+
 /// Rate limits.
 pub mod rates;
-
-/// Tokens in cookies: reads and writes them, and decides which requests may use them.
-pub mod cookies;
 
 /// Reads and writes the tables in Postgres.
 pub mod store;

@@ -1,6 +1,13 @@
-//! Log and metrics (Prometheus format). Neither ever contains a token, a key, a digest, a user's id or a full address.
+//! Log, metrics (Prometheus format) and traces (OpenTelemetry). None ever contains a token, a key, a digest, a user's id or a
+//! full address.
 
 mod log;
+
+/// The request that a task handles.
+pub mod request;
+
+/// Distributed traces.
+pub mod trace;
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -29,6 +36,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Log;
 use crate::config::LogFormat;
+pub use request::request_id;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Skew;
 use sessiond_core::clock::Timestamp;
@@ -201,6 +209,8 @@ struct Families {
     clock_error: Gauge<f64, AtomicU64>,
     task_restarts: Family<TaskLabels, Counter>,
     log_lines_dropped: Counter,
+    spans_exported: Counter,
+    spans_dropped: Family<ReasonLabels, Counter>,
     refusals: Family<ReasonLabels, Counter>,
     refusals_said: Mutex<HashMap<&'static str, LogLimiter>>,
     impersonations: Counter,
@@ -294,6 +304,11 @@ impl Default for Metrics {
         let log_lines_dropped = Counter::default();
         let help = "Log lines dropped because standard error was full, closed or not read";
         registry.register("log_lines_dropped", help, log_lines_dropped.clone());
+        let spans_exported = Counter::default();
+        registry.register("spans_exported", "Spans that the OTLP collector accepted", spans_exported.clone());
+        let spans_dropped = Family::default();
+        let help = "Spans that were not exported, by reason";
+        registry.register("spans_dropped", help, spans_dropped.clone());
         let refusals = Family::default();
         let help = "Refused requests, by reason";
         registry.register("refusals", help, refusals.clone());
@@ -343,6 +358,8 @@ impl Default for Metrics {
             clock_error,
             task_restarts,
             log_lines_dropped,
+            spans_exported,
+            spans_dropped,
             refusals,
             refusals_said: Mutex::default(),
             impersonations,
@@ -486,6 +503,20 @@ impl Metrics {
         self.0.task_restarts.get_or_create(&TaskLabels { task }).inc();
     }
 
+    /// Counts spans that the OTLP collector accepted.
+    pub fn spans_exported(&self, count: usize) {
+        self.0.spans_exported.inc_by(count.try_into().unwrap_or(u64::MAX));
+    }
+
+    /// Counts spans that were not exported: the `queue` was full, or the collector was `unavailable` or
+    /// `rejected` them.
+    pub fn spans_dropped(&self, reason: &'static str, count: usize) {
+        if count > 0 {
+            let count = count.try_into().unwrap_or(u64::MAX);
+            self.0.spans_dropped.get_or_create(&ReasonLabels { reason }).inc_by(count);
+        }
+    }
+
     /// Counts a refused request by reason.
     pub fn refusal(&self, reason: &'static str) {
         self.0.refusals.get_or_create(&ReasonLabels { reason }).inc();
@@ -554,16 +585,6 @@ impl LogLimiter {
 /// From 0.25 ms to 4 s.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
-}
-
-tokio::task_local! {
-    /// The id of the request that this task handles.
-    pub static REQUEST_ID: Arc<str>;
-}
-
-/// The id of the request that this task handles; empty outside of one.
-pub fn request_id() -> Arc<str> {
-    REQUEST_ID.try_with(Arc::clone).unwrap_or_default()
 }
 
 /// Why the log cannot be set up.

@@ -45,6 +45,7 @@ fn full_page() -> String {
     metrics.deliveries_pending(a, 1);
     metrics.not_ready(a, true);
     metrics.task_restart(a);
+    metrics.spans_dropped(a, 1);
     metrics.refusal(a);
     metrics.refresh_repeated_elsewhere(a);
     metrics.render()

@@ -63,6 +63,7 @@ mod process;
 mod readme;
 mod scripts;
 mod settings;
+mod traces;
 
 // The tables and the tree.
 mod floors;

@@ -11,6 +11,7 @@ use crate::rates::Bucket;
 use crate::store::Role;
 use crate::store::SessionWithEpochs;
 use crate::store::Store;
+use crate::telemetry::request;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
@@ -120,6 +121,7 @@ impl App {
         };
         self.rates.check(Bucket::ServerKey(key.id()))?;
         let service = self.find_service(&self.store, &key).await?;
+        request::note_project(&service.project);
         self.rates.refund();
         self.rates.charge(Bucket::ServerKey(key.id()))?;
         self.rates.charge(Bucket::Project(&service.project))?;
@@ -215,6 +217,7 @@ impl App {
         let key = self.key_of(candidate.key()).await?;
         self.rates.check(Bucket::Project(key.project()))?;
         let token = self.verifier.verify(candidate, key.verifying())?;
+        request::note_project(key.project());
         // The user before the project, so that no user can drain the project's bucket.
         self.rates.charge(Bucket::User(key.project(), token.user()))?;
         self.rates.charge(Bucket::Project(key.project()))?;

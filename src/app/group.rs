@@ -24,6 +24,9 @@ use tokio::time::timeout_at;
 
 use crate::store;
 use crate::telemetry::Metrics;
+use crate::telemetry::request;
+use crate::telemetry::trace::Span;
+use crate::telemetry::trace::SpanKind;
 use sessiond_core::id::ProjectId;
 
 /// How many groups of one kind are in progress at a time: one is prepared while another waits for the disk.
@@ -65,6 +68,8 @@ struct Queue<Q, T> {
 struct Waiting<Q, T> {
     request: Q,
     caller: oneshot::Sender<Outcome<T>>,
+    /// The span of its wait, from the queue to the outcome; `None` if it is not sampled.
+    span: Option<Span>,
 }
 
 /// The outcome of a request in a group; `None` if the request must be carried out alone.
@@ -100,7 +105,8 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         let (caller, mut outcome) = oneshot::channel();
         let Pushed { needs_leader, refused } = {
             let mut queue = self.queue();
-            let pushed = queue.push(project, Waiting { request, caller });
+            let span = request::child_span(self.0.operation);
+            let pushed = queue.push(project, Waiting { request, caller, span });
             // Within the lock, so that a later count is not overwritten.
             self.0.metrics.group_waiting(self.0.operation, queue.count);
             pushed
@@ -137,13 +143,22 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         W: Future<Output = Result<Vec<Option<T>>, store::Error>>,
     {
         while let Some(group) = self.next() {
-            let (requests, callers): (Vec<Q>, Vec<oneshot::Sender<Outcome<T>>>) =
-                group.into_iter().map(|one| (one.request, one.caller)).unzip();
+            let (mut requests, mut callers, mut spans) = (vec![], vec![], vec![]);
+            for Waiting { request, caller, span } in group {
+                requests.push(request);
+                callers.push(caller);
+                spans.extend(span);
+            }
+            let span = shared_span(self.0.operation, &mut spans, requests.len());
             let started = Instant::now();
             // A panic must not leave the queue without a leader. The callers of the group find their senders dropped.
-            let Ok(done) = AssertUnwindSafe(carry_out(context.clone(), requests)).catch_unwind().await else {
-                continue;
+            let work = AssertUnwindSafe(carry_out(context.clone(), requests)).catch_unwind();
+            let done = match &span {
+                None => work.await,
+                Some(span) => request::handle_group(span.parent(), work).await,
             };
+            drop((span, spans));
+            let Ok(done) = done else { continue };
             let has_time = started.elapsed() < self.0.wait_max / 2;
             let outcomes: Vec<Outcome<T>> = match done {
                 Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
@@ -174,6 +189,19 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     fn queue(&self) -> MutexGuard<'_, Queue<Q, T>> {
         self.0.queue.lock().expect("no one panics while holding it")
     }
+}
+
+/// The span of a group's work: a part of the first sampled request, and linked with the waits of the others, in both
+/// directions. `None` if no request of the group is sampled.
+fn shared_span(operation: &'static str, waits: &mut [Span], requests: usize) -> Option<Span> {
+    let (first, others) = waits.split_first_mut()?;
+    let mut shared = first.parent().child(operation, SpanKind::Internal);
+    shared.set("sessiond.group.size", i64::try_from(requests).unwrap_or(i64::MAX));
+    for wait in others {
+        shared.link(&wait.parent());
+        wait.link(&shared.parent());
+    }
+    Some(shared)
 }
 
 /// The result of queueing a request.

@@ -30,6 +30,7 @@ use crate::store::SessionRotations;
 use crate::store::Store;
 use crate::store::StoredSession;
 use crate::store::Tx;
+use crate::telemetry::request;
 use crate::telemetry::request_id;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -96,6 +97,7 @@ impl App {
             device::prepare().await;
         }
         let (project, session) = (key.project().clone(), presented.session());
+        request::note_project(&project);
         let network = origin.ip.map(origin::network);
         let request = RefreshRequest { key, presented, origin, now, policy, is_charged: AtomicBool::new(false) };
         match self.rotate(Arc::new(request)).await? {

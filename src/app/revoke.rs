@@ -15,6 +15,7 @@ use crate::store::Revocation;
 use crate::store::Revoked;
 use crate::store::SESSIONS_REVOKE;
 use crate::store::Store;
+use crate::telemetry::request;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::EndedBy;
@@ -128,6 +129,7 @@ impl App {
     /// Ends sessions together with those of other requests; see [`Group`]. Returns those that were live until now.
     async fn sign_out(&self, asked: SignOut) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         let Some(first) = asked.first() else { return Ok(HashSet::new()) };
+        request::note_project(&first.project);
         let joined = self.sign_outs.join(&first.project, asked.clone(), &self.urgent, sign_out_all);
         let mut ended = match joined.await? {
             Some(SignedOut { ended, has_locked: false }) => return Ok(ended),

@@ -11,6 +11,7 @@ use super::AccessToken;
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
+use crate::telemetry::request;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Refusal;
 use sessiond_core::token::verified::VerifiedToken;
@@ -31,6 +32,7 @@ impl App {
         if !exists(&snapshot) {
             return Err(Refusal::ProjectNotFound.into());
         }
+        request::note_project(project);
         let AccessToken(text) = token.ok_or(Refusal::CredentialsMissing)?;
         let now = self.clock.now();
         let token = match self.verify_by(&snapshot, project, text, now) {

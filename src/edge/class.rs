@@ -6,6 +6,7 @@
 use http::Method;
 
 use crate::telemetry::RequestClass;
+use crate::telemetry::request::Route;
 
 /// Paths of gRPC and grpc-web.
 const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
@@ -52,6 +53,26 @@ pub(super) fn of(method: &Method, path: &str) -> RequestClass {
     } else {
         RequestClass::Other
     }
+}
+
+/// The documents, by the end of their paths.
+const DOCUMENTS: [&str; 3] = ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/openapi.json"];
+
+/// The name under which a request is logged and traced until it becomes a call.
+pub(super) fn route(method: &Method, path: &str) -> Route {
+    let document = || DOCUMENTS.into_iter().find(|document| path.ends_with(document) || is_below(path, document));
+    match of(method, path) {
+        RequestClass::Probe if path == "/readyz" => Route { name: "/readyz", is_probe: true },
+        RequestClass::Probe if path == "/healthz" => Route { name: "/healthz", is_probe: true },
+        RequestClass::Probe => Route { name: "grpc.health.v1.Health", is_probe: true },
+        RequestClass::Public if method == Method::OPTIONS => Route { name: "preflight", is_probe: false },
+        _ => Route { name: document().unwrap_or("unknown"), is_probe: false },
+    }
+}
+
+/// Whether a document's path is followed by another segment: RFC 8414 §3.1 appends the issuer's path.
+fn is_below(path: &str, document: &str) -> bool {
+    path.split_once(document).is_some_and(|(_, rest)| rest.starts_with('/'))
 }
 
 /// Whether a path is one of our own services' on gRPC and grpc-web.
@@ -112,6 +133,28 @@ mod tests {
         ] {
             assert_eq!(of(&method, path), class, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_route_has_one_of_few_names() {
+        for (method, path, name) in [
+            (Method::GET, "/projects/demo/.well-known/jwks.json", "/.well-known/jwks.json"),
+            (
+                Method::GET,
+                "/.well-known/oauth-authorization-server/projects/demo",
+                "/.well-known/oauth-authorization-server",
+            ),
+            (Method::GET, "/api/v1/openapi.json", "/openapi.json"),
+            (Method::GET, "/readyz", "/readyz"),
+            (Method::OPTIONS, "/auth/sessions", "preflight"),
+            (Method::GET, "/auth/sessions/0199d4a0", "unknown"),
+            (Method::GET, "/a?token=secret", "unknown"),
+        ] {
+            assert_eq!(route(&method, path).name, name, "{method} {path}");
+        }
+        assert!(
+            route(&Method::GET, "/healthz").is_probe && route(&Method::POST, "/grpc.health.v1.Health/Check").is_probe
+        );
     }
 
     #[test]

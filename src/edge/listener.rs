@@ -4,13 +4,19 @@
 //! inside it, and together they would cost more than all the rest of a cheap request.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use bytes::Bytes;
 use http::Version;
+use http_body::Frame;
+use http_body::SizeHint;
 use tower::Service as _;
 
 use super::admission::AdmissionControl;
@@ -24,11 +30,18 @@ use super::media;
 use super::origin;
 use super::stack_auth;
 use super::verify::Verify;
-use crate::telemetry::REQUEST_ID;
+use crate::telemetry::Wire;
+use crate::telemetry::request;
+use crate::telemetry::request::RequestObserver;
+use crate::telemetry::request::RequestRecord;
+use sessiond_core::session::Origin;
 
 /// What a listener serves. Cheap to clone; clones share state.
 #[derive(Clone)]
-pub(super) struct ListenerService(Arc<ListenerParts>);
+pub(super) struct ListenerService {
+    parts: Arc<ListenerParts>,
+    observer: RequestObserver,
+}
 
 /// The parts of a [`ListenerService`].
 pub(super) struct ListenerParts {
@@ -51,32 +64,91 @@ pub(super) struct ListenerParts {
 
 impl ListenerService {
     pub(super) fn new(parts: ListenerParts) -> Self {
-        Self(Arc::new(parts))
+        Self { parts: Arc::new(parts), observer: RequestObserver::default() }
+    }
+
+    /// Logs and traces requests.
+    pub(super) fn observed_by(self, observer: RequestObserver) -> Self {
+        Self { observer, ..self }
     }
 
     /// Answers a request.
     pub(super) async fn answer(&self, mut request: Request) -> Response {
         // Every request gets an id, which every response returns.
-        let id = identify::identify(&self.0.trust, &mut request);
-        let mut response = REQUEST_ID.scope(Arc::clone(&id), self.answer_identified(request)).await;
+        let id = identify::identify(&self.parts.trust, &mut request);
+        let record = self.record(&id, &request).map(OpenRecord);
+        let current = record.as_ref().map(|OpenRecord(record)| Arc::clone(record));
+        let mut response = request::handle(Arc::clone(&id), current, self.answer_identified(request)).await;
         identify::complete(response.headers_mut(), &id);
-        response
+        match record {
+            None => response,
+            Some(record) => {
+                record.0.note_status(response.status());
+                response.map(|body| Body::new(RecordedBody { body, _record: record }))
+            }
+        }
+    }
+
+    /// The record of a request; `None` if it is neither logged nor traced.
+    fn record(&self, id: &Arc<str>, request: &Request) -> Option<Arc<RequestRecord>> {
+        let wire = request.extensions().get().copied().unwrap_or(Wire::Rest);
+        let route = || class::route(request.method(), request.uri().path());
+        self.observer.begin(id, request.method(), request.headers(), wire, route)
     }
 
     async fn answer_identified(&self, mut request: Request) -> Response {
-        let parts = &*self.0;
+        let parts = &*self.parts;
         // First of all: a request for another host is not for this server.
         if let Some(refusal) = hosts::refusal(&parts.allowed, &request) {
             return refusal;
         }
         // Where the request comes from, for what limits or records it.
         origin::note(&parts.trust, &mut request);
+        if let Some(record) = request::current_record() {
+            record.note_ip(request.extensions().get::<Origin>().and_then(|origin| origin.ip));
+        }
         // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
         connection::keep_origin(request.headers_mut());
         let Some(admission) = &parts.admission else { return parts.dispatch(request).await };
         // What it holds is released after the answer.
         let Admitted { request, held: _held } = admission.admit(request).await;
         parts.dispatch(request).await
+    }
+}
+
+/// The record of a request in progress. Ends when dropped: with the response's body, or when the client disconnects.
+struct OpenRecord(Arc<RequestRecord>);
+
+impl Drop for OpenRecord {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// A response's body, with the record that ends with it.
+struct RecordedBody {
+    // Before the record, so that the call in it ends first.
+    body: Body,
+    _record: OpenRecord,
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::task::Context;
 use std::task::Poll;
@@ -31,6 +32,9 @@ use crate::rpc::status::reason_of;
 use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::telemetry::Wire;
+use crate::telemetry::request;
+use crate::telemetry::request::CallOutcome;
+use crate::telemetry::request::RequestRecord;
 use sessiond_core::session::Origin;
 
 /// The known paths. All others are counted as one, or a client could create an unbounded number of labels.
@@ -71,6 +75,7 @@ impl ObserveLayer {
             metrics: self.metrics.clone(),
             code: None,
             ip: extensions.get::<Origin>().and_then(|origin| origin.ip),
+            record: request::current_record(),
         }
     }
 }
@@ -122,6 +127,8 @@ pub(super) struct ObservedCall {
     code: Option<Code>,
     /// Where it came from.
     ip: Option<IpAddr>,
+    /// `None` if the request is neither logged nor traced.
+    record: Option<Arc<RequestRecord>>,
 }
 
 impl ObservedCall {
@@ -148,6 +155,9 @@ impl ObservedCall {
         self.code = Some(status.code());
         if let Some(reason) = reason_of(status) {
             status::note(&self.metrics, reason, self.ip);
+            if let Some(record) = &self.record {
+                record.note_reason(reason.name());
+            }
         }
     }
 }
@@ -158,6 +168,10 @@ impl Drop for ObservedCall {
         let code = self.code.unwrap_or(Code::Cancelled);
         let took = self.started.elapsed();
         self.metrics.request(self.rpc, self.wire, name(code), took);
+        if let Some(record) = &self.record {
+            let (code, code_number, is_fault) = (name(code), code as i32, is_fault(code));
+            record.note_call(CallOutcome { rpc: self.rpc, wire: self.wire, code, code_number, is_fault });
+        }
         let (rpc, wire, code, took_ms) = (self.rpc, self.wire.as_str(), name(code), took.as_secs_f64() * 1e3);
         tracing::debug!(rpc, wire, code, took_ms, request_id = %telemetry::request_id(), "answered");
     }
@@ -190,6 +204,19 @@ impl http_body::Body for Watched {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// Whether the server, not the client, is at fault (OpenTelemetry's semantic conventions for gRPC servers).
+const fn is_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
 }
 
 /// The code as `google.rpc.Code` spells it.

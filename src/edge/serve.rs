@@ -63,6 +63,7 @@ use crate::config::Listen;
 use crate::config::Web;
 use crate::pb::session_service_server::SERVICE_NAME;
 use crate::telemetry::Metrics;
+use crate::telemetry::request::RequestObserver;
 use sessiond_core::clock;
 use tonic_rest_layer::BuildErrors;
 
@@ -197,6 +198,14 @@ impl Server {
     #[must_use]
     pub fn delivering(self, deliverer: Deliverer) -> Self {
         Self { deliverer: Some(deliverer), ..self }
+    }
+
+    /// Logs and traces requests.
+    #[must_use]
+    pub fn observed_by(self, observer: &RequestObserver) -> Self {
+        let Stack { public, proxies } = self.stack;
+        let (public, proxies) = (public.observed_by(observer.clone()), proxies.observed_by(observer.clone()));
+        Self { stack: Stack { public, proxies }, ..self }
     }
 
     /// Serves TLS on all listeners.

@@ -93,6 +93,7 @@ impl Authorization {
             Err(Error::Refused(refusal)) if is_final(&refusal) => {
                 // Not an error of the call, so the outer layers do not count it.
                 status::note(&self.app.metrics, refusal.reason(), ip);
+                telemetry::request::note_reason(refusal.reason().name());
                 Ok(Err(refusal))
             }
             Err(failure) => Err(status::of(failure)),

@@ -139,6 +139,9 @@ use pool::LeasedConnection;
 use publish::Publisher;
 
 use crate::telemetry::Metrics;
+use crate::telemetry::request;
+use crate::telemetry::trace::Span;
+use crate::telemetry::trace::SpanParent;
 
 /// How to reach the database, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -253,10 +256,11 @@ impl Store {
         T: Send + 'static,
     {
         self.check_durable(operation)?;
-        let store = self.clone();
+        let (store, span) = (self.clone(), request::child_span(operation));
+        let parent = span.as_ref().map(Span::parent);
         // On the heap, or every caller's future would contain it several times.
-        let work: BoxFuture<'static, _> = Box::pin(async move { work(store.begin(operation).await?).await });
-        self.detached(operation, work).await
+        let work: BoxFuture<'static, _> = Box::pin(async move { work(store.begin(operation, parent).await?).await });
+        self.detached(operation, span, work).await
     }
 
     /// As [`Store::transact`], on the caller's task, which no request can drop.
@@ -270,7 +274,9 @@ impl Store {
         W: Future<Output = Result<Done<T>, Error>>,
     {
         self.check_durable(operation)?;
-        self.attached(operation, async { work(self.begin(operation).await?).await }).await
+        let span = request::child_span(operation);
+        let parent = span.as_ref().map(Span::parent);
+        self.attached(operation, span, async { work(self.begin(operation, parent).await?).await }).await
     }
 
     /// Runs a single statement, and retries it on a new connection if a pooled one was dead. The statement must be
@@ -285,26 +291,35 @@ impl Store {
         W: Future<Output = Result<Done<T>, Error>> + Send,
         T: Send + 'static,
     {
-        let store = self.clone();
+        let (store, span) = (self.clone(), request::child_span(operation));
+        let parent = span.as_ref().map(Span::parent);
         // On the heap, as above.
-        let work: BoxFuture<'static, _> = Box::pin(async move { store.single(operation, work).await });
-        self.detached(operation, work).await
+        let work: BoxFuture<'static, _> = Box::pin(async move { store.single(operation, parent, work).await });
+        self.detached(operation, span, work).await
     }
 
-    /// Runs a single idempotent statement.
-    async fn single<T, F, W>(&self, operation: &'static str, work: F) -> Result<Done<T>, Error>
+    /// Runs a single idempotent statement, as a part of `parent`.
+    async fn single<T, F, W>(
+        &self,
+        operation: &'static str,
+        parent: Option<SpanParent>,
+        work: F,
+    ) -> Result<Done<T>, Error>
     where
         F: Fn(Tx) -> W,
         W: Future<Output = Result<Done<T>, Error>>,
     {
-        let work = &work;
-        let attempt = |lease| async move { work(Tx::single(lease, operation, self.publisher.clone()).await?).await };
+        let (work, parent) = (&work, &parent);
+        let attempt = |lease| async move {
+            work(Tx::single(lease, operation, parent.clone(), self.publisher.clone()).await?).await
+        };
         self.on_connection(operation, attempt).await
     }
 
     /// Begins a transaction. A dead connection is detected by this first statement, before anything is done.
-    async fn begin(&self, operation: &'static str) -> Result<Tx, Error> {
-        self.on_connection(operation, |lease| Tx::begin(lease, operation, self.publisher.clone())).await
+    async fn begin(&self, operation: &'static str, parent: Option<SpanParent>) -> Result<Tx, Error> {
+        let begin = |lease| Tx::begin(lease, operation, parent.clone(), self.publisher.clone());
+        self.on_connection(operation, begin).await
     }
 
     /// Tries something idempotent on a connection, and again on another one if a pooled one was dead.
@@ -325,7 +340,7 @@ impl Store {
     }
 
     /// Runs `work` on its own task, so that it finishes even if the caller is dropped.
-    async fn detached<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
+    async fn detached<T, W>(&self, operation: &'static str, span: Option<Span>, work: W) -> Result<T, Error>
     where
         W: Future<Output = Result<Done<T>, Error>> + Send + 'static,
         T: Send + 'static,
@@ -348,11 +363,12 @@ impl Store {
             },
         };
         self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
+        end(span, &outcome);
         outcome
     }
 
     /// Runs `work` on the caller's task, which no request can drop.
-    async fn attached<T, W>(&self, operation: &'static str, work: W) -> Result<T, Error>
+    async fn attached<T, W>(&self, operation: &'static str, span: Option<Span>, work: W) -> Result<T, Error>
     where
         W: Future<Output = Result<Done<T>, Error>>,
     {
@@ -361,6 +377,7 @@ impl Store {
         let outcome = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work).await;
         let outcome = outcome.unwrap_or_else(|_| Err(self.late(operation))).map(|done| done.0);
         self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
+        end(span, &outcome);
         outcome
     }
 
@@ -413,6 +430,13 @@ impl Store {
     /// The number of connections, including abandoned ones that are not closed yet, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
         self.pool.size()
+    }
+}
+
+/// Ends the span of an operation.
+fn end<T>(span: Option<Span>, outcome: &Result<T, Error>) {
+    if let (Some(mut span), Err(_)) = (span, outcome) {
+        span.fail();
     }
 }
 

@@ -3,6 +3,9 @@
 
 /// A statement, and the type of its rows.
 pub(super) trait Statement {
+    /// Its name in traces.
+    const NAME: &'static str;
+
     /// The row type. Columns are matched by name, unless there is only one.
     type Row: Send + 'static;
 }
@@ -46,6 +49,8 @@ macro_rules! statement {
         }
 
         impl crate::store::statement::Statement for $name {
+            const NAME: &'static str = stringify!($name);
+
             type Row = $row;
         }
     };

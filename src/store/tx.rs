@@ -25,6 +25,9 @@ use super::publish::PublishedRevocation;
 use super::publish::Publisher;
 use super::statement::Statement;
 use super::writers::Writer;
+use crate::telemetry::trace::Span;
+use crate::telemetry::trace::SpanKind;
+use crate::telemetry::trace::SpanParent;
 
 /// Writes an empty message to the write-ahead log, so that the commit waits. Changes nothing, locks nothing and leaves
 /// no dead row.
@@ -38,6 +41,8 @@ const MARK_AND_COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, '
 pub struct Tx {
     lease: Option<LeasedConnection>,
     operation: &'static str,
+    /// The span of the operation; `None` if it is not sampled.
+    parent: Option<SpanParent>,
     explicit: bool,
     /// Whether it has certainly written to the write-ahead log, so that its commit waits.
     has_written: bool,
@@ -64,20 +69,22 @@ impl Tx {
     pub(super) async fn single(
         lease: LeasedConnection,
         operation: &'static str,
+        parent: Option<SpanParent>,
         publisher: Publisher,
     ) -> Result<Self, Error> {
         match lease.backend().state().is_shared() {
-            true => Self::begin(lease, operation, publisher).await,
-            false => Ok(Self::new(lease, operation, publisher)),
+            true => Self::begin(lease, operation, parent, publisher).await,
+            false => Ok(Self::new(lease, operation, parent, publisher)),
         }
     }
 
-    fn new(lease: LeasedConnection, operation: &'static str, publisher: Publisher) -> Self {
+    fn new(lease: LeasedConnection, operation: &'static str, parent: Option<SpanParent>, publisher: Publisher) -> Self {
         lease.backend().forget_warnings();
         lease.backend().state().take_error();
         Self {
             lease: Some(lease),
             operation,
+            parent,
             explicit: false,
             has_written: false,
             revocations: vec![],
@@ -95,9 +102,10 @@ impl Tx {
     pub(super) async fn begin(
         lease: LeasedConnection,
         operation: &'static str,
+        parent: Option<SpanParent>,
         publisher: Publisher,
     ) -> Result<Self, Error> {
-        let mut tx = Self { explicit: true, ..Self::new(lease, operation, publisher) };
+        let mut tx = Self { explicit: true, ..Self::new(lease, operation, parent, publisher) };
         let begin = tx.lease().backend().state().begin();
         tx.batch(&begin).await?;
         Ok(tx)
@@ -230,11 +238,10 @@ impl Tx {
     where
         S: Statement + LoadQuery<'static, AsyncPgConnection, S::Row> + Send + 'static,
     {
-        self.load(statement)
+        self.load_as(S::NAME, statement)
     }
 
     /// Runs a query, and returns its rows.
-    #[expect(clippy::manual_async_fn, reason = "of an `async fn` that borrows, rustc cannot tell that it is `Send`")]
     pub(super) fn load<'a, 'query: 'a, Row, Q>(
         &'a mut self,
         query: Q,
@@ -243,8 +250,23 @@ impl Tx {
         Q: LoadQuery<'query, AsyncPgConnection, Row> + Send + 'query,
         Row: Send + 'a,
     {
+        self.load_as("SELECT", query)
+    }
+
+    #[expect(clippy::manual_async_fn, reason = "of an `async fn` that borrows, rustc cannot tell that it is `Send`")]
+    fn load_as<'a, 'query: 'a, Row, Q>(
+        &'a mut self,
+        name: &'static str,
+        query: Q,
+    ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send + 'a
+    where
+        Q: LoadQuery<'query, AsyncPgConnection, Row> + Send + 'query,
+        Row: Send + 'a,
+    {
         async move {
+            let span = self.statement(name);
             let rows = query.load(self.lease().pg()).await;
+            end(span, rows.is_err());
             rows.map_err(|error| self.failed(error))
         }
     }
@@ -259,15 +281,27 @@ impl Tx {
         Q: ExecuteDsl<AsyncPgConnection> + Send + 'query,
     {
         async move {
+            let span = self.statement("WRITE");
             let changed = query.execute(self.lease().pg()).await;
+            end(span, changed.is_err());
             changed.map_err(|error| self.failed(error))
         }
     }
 
     /// Runs statements without parameters, in one round trip.
     pub(super) async fn batch(&mut self, statements: &str) -> Result<(), Error> {
+        let span = self.statement(name_of_batch(statements));
         let done = self.lease().pg().batch_execute(statements).await;
+        end(span, done.is_err());
         done.map_err(|error| self.failed(error))
+    }
+
+    /// Begins the span of a statement; `None` if the operation is not sampled.
+    fn statement(&self, name: &'static str) -> Option<Span> {
+        let mut span = self.parent.as_ref()?.child(self.operation, SpanKind::Client);
+        span.set("db.system.name", "postgresql");
+        span.set("db.query.summary", name);
+        Some(span)
     }
 
     /// Adds the operation to a driver's error.
@@ -304,5 +338,23 @@ impl Tx {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+    }
+}
+
+/// What a batch of statements does, for traces.
+fn name_of_batch(statements: &str) -> &'static str {
+    match statements {
+        MARK => "MARK",
+        MARK_AND_COMMIT | "COMMIT" => "COMMIT",
+        "ROLLBACK" => "ROLLBACK",
+        begin if begin.contains("BEGIN") => "BEGIN",
+        _ => "BATCH",
+    }
+}
+
+/// Ends the span of a statement.
+fn end(span: Option<Span>, has_failed: bool) {
+    if let Some(mut span) = span.filter(|_| has_failed) {
+        span.fail();
     }
 }

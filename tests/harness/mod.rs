@@ -24,6 +24,9 @@ pub mod fake_server;
 /// Calls of a service and its users, other than signing in and out.
 pub mod calls;
 
+/// A collector of traces.
+pub mod collector;
+
 /// A receiver of back-channel deliveries.
 pub mod receiver;
 

@@ -17,6 +17,9 @@ use sessiond::store;
 pub(crate) const SEALING_KEY: &str = "SESSIOND_SEALING_KEY";
 pub(crate) const PREVIOUS_SEALING_KEY: &str = "SESSIOND_PREVIOUS_SEALING_KEY";
 
+/// The variable that may hold the OTLP collector's API key.
+pub(crate) const OTLP_HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+
 /// Arguments that may hold a password, and their variables.
 const URLS: [(&str, &str, &str); 2] = [
     ("database_url", "--database-url", "DATABASE_URL"),
@@ -93,14 +96,15 @@ pub(crate) fn check_command_line(matches: &ArgMatches) -> Result<(), SecretError
 /// see.
 pub(crate) fn warn_of_environment() {
     let has_password = |url: SecretString| store::has_password(url.expose_secret());
-    let keys = [SEALING_KEY, PREVIOUS_SEALING_KEY].into_iter().filter(|name| in_environment(name).is_some());
+    let keys =
+        [SEALING_KEY, PREVIOUS_SEALING_KEY, OTLP_HEADERS].into_iter().filter(|name| in_environment(name).is_some());
     let urls = URLS.into_iter().map(|(_, _, variable)| variable);
     let urls = urls.filter(|variable| in_environment(variable).is_some_and(has_password));
     let found: Vec<&str> = keys.chain(urls).collect();
     if !found.is_empty() {
         tracing::warn!(
             variables = found.join(", "),
-            "secrets in the environment can leak: prefer --sealing-key-file and --database-password-file"
+            "secrets in the environment can leak: prefer --sealing-key-file, --database-password-file and --otlp-headers-file"
         );
     }
 }

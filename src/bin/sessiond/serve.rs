@@ -9,6 +9,7 @@ use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
+use sessiond::config::Observing;
 use sessiond::config::Rates;
 use sessiond::config::Retention;
 use sessiond::config::Sealing;
@@ -48,6 +49,8 @@ pub(crate) struct ServeArgs {
     retention: Retention,
     #[command(flatten)]
     backchannel: Backchannel,
+    #[command(flatten)]
+    observing: Observing,
     /// Serve from a database that may lose acknowledged writes (`fsync` or `synchronous_commit` off). A sign-out could
     /// then be undone by a crash.
     #[arg(long, env = "SESSIOND_ALLOW_UNSAFE_DURABILITY", value_parser = BoolishValueParser::new())]
@@ -70,6 +73,7 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;
     let outbound = setup::outbound(args.backchannel)?;
+    let (observer, traces) = setup::observer(&args.observing, &metrics)?;
     let required_durability =
         if args.allow_unsafe_durability { RequiredDurability::Any } else { RequiredDurability::Durable };
     let pool = &args.database.pool;
@@ -89,7 +93,7 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     app.check_sealing().await?;
     let deliverer = Deliverer::new(&app, outbound, metrics.clone());
 
-    let server = Server::on(ports, app, &args.web, args.limits, metrics, |_| Router::new())?;
+    let server = Server::on(ports, app, &args.web, args.limits, metrics, |_| Router::new())?.observed_by(&observer);
     tracing::info!(address = %server.local_addr()?, issuer, metrics = %server.metrics_addr()?, "serving");
     if let Some(address) = server.proxy_addr()? {
         tracing::info!(%address, "serving proxies");
@@ -102,6 +106,9 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
         None => server,
     };
     server.sweeping(sweeper).delivering(deliverer).run(stop).await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -14,8 +14,10 @@ use sessiond::app::KeyCache;
 use sessiond::config::Backchannel;
 use sessiond::config::Database;
 use sessiond::config::Limits;
+use sessiond::config::Observing;
 use sessiond::config::Pool;
 use sessiond::config::Sealing;
+use sessiond::otlp::Traces;
 use sessiond::outbound::CertificatesError;
 use sessiond::outbound::Outbound;
 use sessiond::store;
@@ -23,6 +25,7 @@ use sessiond::store::Options;
 use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
+use sessiond::telemetry::request::RequestObserver;
 use sessiond_core::clock::Clock;
 use sessiond_core::token::access::Issuer;
 use sessiond_core::token::sealing::Sealer;
@@ -133,6 +136,22 @@ pub(crate) fn sealer(sealing: &Sealing) -> Result<Sealer, Box<dyn Error>> {
     let previous = &sealing.previous_sealing_key_file;
     let previous = read("--previous-sealing-key-file", previous, secrets::PREVIOUS_SEALING_KEY)?;
     Ok(Sealer::new(&present, previous.as_ref()))
+}
+
+/// What observes requests, and the export of their traces, if any.
+///
+/// # Errors
+///
+/// If the settings of the export are unusable.
+pub(crate) fn observer(
+    settings: &Observing,
+    metrics: &Metrics,
+) -> Result<(RequestObserver, Option<Traces>), Box<dyn Error>> {
+    let headers = settings.tracing.otlp_headers_file.as_deref();
+    let headers = secrets::read("--otlp-headers-file", headers, secrets::OTLP_HEADERS)?;
+    let traces = Traces::start(&settings.tracing, headers.as_ref(), metrics)?;
+    let tracer = traces.as_ref().map(|traces| traces.tracer().clone());
+    Ok((RequestObserver { tracer, logs_requests: settings.log_requests }, traces))
 }
 
 /// The effect of SIGHUP, the signal of a closed terminal.

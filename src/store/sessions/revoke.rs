@@ -21,6 +21,8 @@ use crate::store::publish::FeedPlace;
 use crate::store::publish::PublishedRevocation;
 use crate::store::statement::statement;
 use crate::store::writers::WriterId;
+use crate::telemetry::request;
+use crate::telemetry::trace::Span;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -207,7 +209,9 @@ impl Store {
             let revoked = tx.note_revoked(rows, writer.id())?;
             tx.commit_revoked(revoked).await
         };
-        self.attached(SESSIONS_REVOKE, self.single(SESSIONS_REVOKE, work)).await
+        let span = request::child_span(SESSIONS_REVOKE);
+        let parent = span.as_ref().map(Span::parent);
+        self.attached(SESSIONS_REVOKE, span, self.single(SESSIONS_REVOKE, parent, work)).await
     }
 }
 

@@ -25,6 +25,7 @@ use sessiond::config;
 use sessiond::config::Backchannel;
 use sessiond::config::Limits;
 use sessiond::config::Listen;
+use sessiond::config::Observing;
 use sessiond::config::Pool;
 use sessiond::config::Rates;
 use sessiond::config::Retention;
@@ -96,6 +97,8 @@ pub(crate) struct DevArgs {
     retention: Retention,
     #[command(flatten)]
     backchannel: Backchannel,
+    #[command(flatten)]
+    observing: Observing,
 }
 
 pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
@@ -119,6 +122,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         None => files.new_sealer()?,
     };
     let metrics = Metrics::default();
+    let (observer, traces) = setup::observer(&args.observing, &metrics)?;
     let store = setup::store(url.clone(), &args.pool, RequiredDurability::Any, &metrics)?;
     setup::reach(&store).await?;
     migrate(&store, cluster.is_some() || args.migrate).await?;
@@ -140,7 +144,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     let demo = Demo::new(&server_key, base_path, Arc::clone(&files));
     let page = page::routes(base_path, &files.path(Files::ENV));
     let beside = |api| page.merge(demo.routes(api));
-    let server = Server::on(ports, app, &args.web, args.limits, metrics, beside)?;
+    let server = Server::on(ports, app, &args.web, args.limits, metrics, beside)?.observed_by(&observer);
     let metrics_address = server.metrics_addr()?;
     // Readers of `dev.env` may follow the feed at once, so wait until it is up.
     let ready = async {
@@ -164,6 +168,9 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     tokio::select! {
         () = server.sweeping(sweeper).delivering(deliverer).run(stop) => {}
         outcome = ready => outcome?,
+    }
+    if let Some(traces) = traces {
+        traces.stop().await;
     }
     if let Some(cluster) = cluster {
         cluster.stop().await?;
