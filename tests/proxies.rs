@@ -3,9 +3,10 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,6 +26,7 @@ use crate::harness::{
     PROJECT, Service, Wire, bearer, both,
     database::fresh_dir,
     eventually, header,
+    serving::Installed,
     wire::{Wires, refused_json},
 };
 
@@ -80,6 +82,16 @@ struct Front {
 
 impl Front {
     async fn start(kind: &Kind, sessiond: SocketAddr, app: SocketAddr) -> Self {
+        Self::start_with(kind, sessiond, app, |config| config).await
+    }
+
+    /// With a configuration that differs from the example.
+    async fn start_with(
+        kind: &Kind,
+        sessiond: SocketAddr,
+        app: SocketAddr,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
         let program = std::env::var_os(kind.program).unwrap_or_else(|| panic!("{} is not set", kind.program));
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join(kind.example);
         let mut config = fs::read_to_string(&example).expect("an example");
@@ -94,7 +106,7 @@ impl Front {
         let dir = fresh_dir(&format!("behind-{}", file.display()));
         fs::create_dir_all(dir.join("temp")).expect("makes it");
         let place = dir.join(file);
-        fs::write(&place, config).expect("writes");
+        fs::write(&place, change(config)).expect("writes");
         let log = dir.join("log");
         let process = Command::new(program)
             .args((kind.arguments)(&dir, &place))
@@ -366,5 +378,185 @@ async fn nginx_sends_each_project_to_its_cell() {
     }
     for host in ["sessions.example.org", "unknown.sessions.example.org", "shop.sessions.example.org.evil.test"] {
         assert_eq!(front.ask(Method::GET, "/auth/sessions/current", at(host)).await.status(), 404, "{host}");
+    }
+}
+
+/// What OpenTelemetry's own messages say about a span.
+struct Span {
+    service: String,
+    trace: String,
+    id: String,
+    parent: String,
+    name: String,
+    kind: String,
+    attributes: Value,
+}
+
+/// A collector with OpenTelemetry's own messages. Killed on drop.
+struct Collector {
+    process: Child,
+    _stdout: BufReader<ChildStdout>,
+    /// The ports for gRPC and HTTP.
+    ports: [u16; 2],
+    file: PathBuf,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let python = std::env::var_os("SESSIOND_TEST_PYTHON").expect("SESSIOND_TEST_PYTHON is set");
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/proxies/collector.py");
+        let file = fresh_dir("collector.jsonl");
+        let mut process = Command::new(python)
+            .args([&program, &file])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut stdout = BufReader::new(process.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("reads");
+        let ports: Vec<u16> = line.split_whitespace().map(|port| port.parse().expect("a port")).collect();
+        Self { process, _stdout: stdout, ports: ports.try_into().expect("two"), file }
+    }
+
+    fn requests(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.file).unwrap_or_default();
+        // The last line may be incomplete.
+        text.split_inclusive('\n').filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let mut spans = vec![];
+        for resource in self.requests().iter().flat_map(|request| list(&request["spans"]["resourceSpans"])) {
+            let service = attribute(&resource["resource"]["attributes"], "service.name");
+            for span in list(&resource["scopeSpans"]).iter().flat_map(|scope| list(&scope["spans"])) {
+                let text = |field: &str| span[field].as_str().unwrap_or_default().to_owned();
+                spans.push(Span {
+                    service: service.clone(),
+                    trace: text("traceId"),
+                    id: text("spanId"),
+                    parent: text("parentSpanId"),
+                    name: text("name"),
+                    kind: text("kind"),
+                    attributes: span["attributes"].clone(),
+                });
+            }
+        }
+        spans
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// An attribute's text; empty if there is none.
+fn attribute(attributes: &Value, key: &str) -> String {
+    let found = attributes.as_array().and_then(|all| all.iter().find(|attribute| attribute["key"] == key));
+    found.and_then(|attribute| attribute["value"]["stringValue"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// Lets Envoy trace all requests. Without a `traceparent` of its own choice, a client cannot join a trace.
+fn traced(config: &str, collector: u16) -> String {
+    let manager = "                stat_prefix: front\n";
+    let tracing = r#"                tracing:
+                  provider:
+                    name: envoy.tracers.opentelemetry
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig
+                      service_name: envoy
+                      grpc_service: { timeout: 2s, envoy_grpc: { cluster_name: collector } }
+"#;
+    let cluster = r#"
+    - name: collector
+      connect_timeout: 1s
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config: { http2_protocol_options: {} }
+      load_assignment:
+        cluster_name: collector
+        endpoints:
+          - lb_endpoints:
+              - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: PORT } } }
+
+layered_runtime:
+  layers: [{ name: test, static_layer: { tracing.opentelemetry.flush_interval_ms: 100 } }]
+"#;
+    assert_eq!(config.matches(manager).count(), 1);
+    let config = config.replace(manager, &format!("{manager}{tracing}"));
+    config.replace("project_id: demo", "project_id: shop") + &cluster.replace("PORT", &collector.to_string())
+}
+
+/// One trace: from Envoy, through its check and through the sign-out itself, to the statements. As OpenTelemetry's own
+/// messages say, over gRPC and HTTP; and all exported bytes have no token and no user.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy and OpenTelemetry's messages: tests/proxies/run"]
+async fn a_trace_leads_from_envoy_to_the_statement() {
+    const USER: &str = "ada-lovelace-1815";
+    let installed = Installed::new().await;
+    for (at, protocol) in ["grpc", "http/protobuf"].into_iter().enumerate() {
+        let collector = Collector::start();
+        let endpoint = format!("http://127.0.0.1:{}", collector.ports[at]);
+        let args = ["--otlp-endpoint", &endpoint, "--otlp-protocol", protocol, "--trace-ratio", "0"];
+        let serving = installed.serve(&[], &args, Stdio::null()).await;
+        eventually("it is ready", async || {
+            serving.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == 200
+        })
+        .await;
+        let front =
+            Front::start_with(&ENVOY, serving.addr, serving.addr, |config| traced(&config, collector.ports[0])).await;
+        let (token, session) = serving.sign_in(&installed.key, USER).await.expect("signs in");
+        let answer = front.ask(Method::DELETE, "/auth/sessions/current", bearer(&token)).await;
+        assert_eq!(answer.status(), 200);
+        let answer = front.ask(Method::DELETE, "/auth/sessions/current", bearer(&token)).await;
+        assert_eq!(answer.status(), 401, "the check refuses it now");
+        let revoke = "sessiond.v1.SessionService/RevokeCurrent";
+        let mut spans = vec![];
+        eventually("all is exported", async || {
+            spans = collector.spans();
+            let has = |service: &str, name: &str| spans.iter().any(|span| span.service == service && span.name == name);
+            has("sessiond", revoke)
+                && spans.iter().filter(|span| span.service == "envoy" && span.parent.is_empty()).count() > 1
+        })
+        .await;
+        let parent = |span: &Span| spans.iter().find(|one| one.trace == span.trace && one.id == span.parent);
+        let signed_out = spans.iter().find(|span| span.name == revoke).expect("exported");
+        let root = std::iter::successors(Some(signed_out), |span| parent(span)).last().expect("itself at least");
+        assert_eq!((root.service.as_str(), root.parent.as_str()), ("envoy", ""));
+        assert_eq!(attribute(&signed_out.attributes, "sessiond.project"), "shop");
+        let check = "envoy.service.auth.v3.Authorization/Check";
+        let check =
+            spans.iter().find(|span| span.name == check && span.trace == root.trace).expect("the check is a part");
+        assert_eq!(parent(check).expect("exported").service, "envoy");
+        let statements: Vec<_> = spans
+            .iter()
+            .filter(|span| span.trace == root.trace && span.kind == "SPAN_KIND_CLIENT" && span.service == "sessiond")
+            .collect();
+        let names: Vec<_> = statements.iter().map(|span| attribute(&span.attributes, "db.query.summary")).collect();
+        assert!(names.iter().any(|name| name == "SessionsRevokeUnlocked"), "{names:?}");
+        for statement in statements {
+            let mut above = std::iter::successors(Some(statement), |span| parent(span));
+            assert!(above.any(|span| std::ptr::eq(span, root)), "{}", statement.name);
+        }
+
+        let bytes = collector.requests().into_iter().flat_map(|request| {
+            let hex = request["bytes"].as_str().expect("text").to_owned();
+            (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
+                .collect::<Vec<_>>()
+        });
+        let bytes: Vec<u8> = bytes.collect();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains(revoke));
+        for secret in token.split('.').chain([token.as_str(), &session, &installed.key, USER]) {
+            assert!(!text.contains(secret), "{secret} was exported");
+        }
     }
 }
