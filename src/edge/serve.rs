@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -341,6 +341,7 @@ struct Front {
 }
 
 async fn accept(listener: TcpListener, service: ListenerService, front: Front) {
+    let front = Arc::new(front);
     let mut logged_at = None;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -371,15 +372,15 @@ async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
     served: ListenerService,
-    front: Front,
+    front: Arc<Front>,
     slot: ConnectionSlot,
 ) {
     // Responses are small and latency matters; if this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = &front.tls else { return serve_stream(stream, peer, served, front, slot).await };
-    match tls.accept(stream, front.limits.header_timeout).await {
-        // On the heap: it contains the buffers of TLS.
-        Ok(stream) => Box::pin(serve_stream(stream, peer, served, front, slot)).await,
+    let Some(tls) = &front.tls else { return serve_stream(stream, peer, served, &front, slot).await };
+    // On the heap, which is free again after the handshake.
+    match Box::pin(tls.accept(stream, front.limits.header_timeout)).await {
+        Ok(stream) => serve_stream(stream, peer, served, &front, slot).await,
         // Scanners, and clients that do not trust the certificate.
         Err(error) => {
             front.metrics.connection_refused("tls");
@@ -389,16 +390,17 @@ async fn serve_connection(
 }
 
 /// Serves a connection's requests, over HTTP/1.1 or HTTP/2.
-async fn serve_stream(
+///
+/// Not async: whatever an async function gets and makes before its first pause stays part of its future, and thousands of
+/// connections are idle at any time. So the connection is built first, on the heap, and the future only holds a pointer to it.
+fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     served: ListenerService,
-    front: Front,
+    front: &Arc<Front>,
     slot: ConnectionSlot,
-) {
-    let Front { limits, metrics, phases, .. } = front;
-    let activity = slot.activity.clone();
-    let (asks, of_requests) = (activity.clone(), phases.clone());
+) -> impl Future<Output = ()> + Send + 'static {
+    let (asks, of_requests) = (slot.activity.clone(), front.phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (served, phases) = (served.clone(), of_requests.clone());
         let open = asks.begin(request.version());
@@ -420,61 +422,63 @@ async fn serve_stream(
     });
     let mut builder = Builder::new(TokioExecutor::new());
     // The time for a head is limited by `Activity`: hyper's timeout would include the time between two requests.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes_max);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(front.limits.header_bytes_max);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(limits.header_bytes_max.try_into().unwrap_or(u32::MAX))
+        .max_header_list_size(front.limits.header_bytes_max.try_into().unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
-    let lifetimes = Lifetimes {
-        head: limits.header_timeout,
-        idle: limits.idle_timeout,
-        age: limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
-    };
     let stream = DelayedEnd::new(WriteTimeout::new(stream, stalled::WRITE_TIMEOUT));
-    let stream = TrackedStream { stream, activity: activity.clone() };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-    let mut closing = phases.clone();
-    drop(phases);
-    let mut wake = Instant::now();
-    let mut is_leaving = false;
-    loop {
-        tokio::select! {
-            // The connection first, so that a request that has begun is not closed.
-            biased;
-            // How a connection ends is up to the client.
-            outcome = connection.as_mut() => {
-                if let Err(error) = outcome {
-                    tracing::debug!(error, "connection ended early");
-                }
-                return;
-            }
-            _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
-            () = activity.evicted() => {}
-            () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
-                ConnectionFate::Keep(until) => {
-                    wake = until;
-                    continue;
-                }
-                ConnectionFate::Close(reason) => {
-                    metrics.connection_closed(reason);
-                    activity.leave();
-                }
-                ConnectionFate::Abort(reason) => {
-                    metrics.connection_closed(reason);
-                    tracing::debug!(reason, "connection aborted");
+    let stream = TrackedStream { stream, activity: slot.activity.clone() };
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let lifetimes = Lifetimes {
+        head: front.limits.header_timeout,
+        idle: front.limits.idle_timeout,
+        age: front.limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
+    };
+    let (metrics, mut closing) = (front.metrics.clone(), front.phases.clone());
+    async move {
+        let activity = &slot.activity;
+        let mut wake = Instant::now();
+        let mut is_leaving = false;
+        loop {
+            tokio::select! {
+                // The connection first, so that a request that has begun is not closed.
+                biased;
+                // How a connection ends is up to the client.
+                outcome = connection.as_mut() => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(error, "connection ended early");
+                    }
                     return;
                 }
-            },
-        }
-        wake = Instant::now();
-        if !is_leaving {
-            is_leaving = true;
-            connection.as_mut().graceful_shutdown();
+                _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
+                () = activity.evicted() => {}
+                () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
+                    ConnectionFate::Keep(until) => {
+                        wake = until;
+                        continue;
+                    }
+                    ConnectionFate::Close(reason) => {
+                        metrics.connection_closed(reason);
+                        activity.leave();
+                    }
+                    ConnectionFate::Abort(reason) => {
+                        metrics.connection_closed(reason);
+                        tracing::debug!(reason, "connection aborted");
+                        return;
+                    }
+                },
+            }
+            wake = Instant::now();
+            if !is_leaving {
+                is_leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
     }
 }
