@@ -41,6 +41,10 @@ use sessiond::telemetry;
 
 use crate::result::CommandResult;
 
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A session service: creates, refreshes and revokes sessions over gRPC, grpc-web and REST, on Postgres.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
