@@ -16,10 +16,12 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -40,6 +42,7 @@ pub use request::request_id;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Skew;
 use sessiond_core::clock::Timestamp;
+use trace::TraceId;
 
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,6 +127,12 @@ struct LatencyLabels {
     wire: &'static str,
 }
 
+/// The label of an exemplar.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TraceLabels {
+    trace_id: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     operation: &'static str,
@@ -179,7 +188,7 @@ pub struct Metrics(Arc<Families>);
 struct Families {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    latency: Family<LatencyLabels, Histogram>,
+    latency: Family<LatencyLabels, HistogramWithExemplars<TraceLabels>>,
     rate_limited: Family<BucketLabels, Counter>,
     under_way: Family<ClassLabels, Gauge>,
     refused: Family<RefusalLabels, Counter>,
@@ -189,7 +198,7 @@ struct Families {
     http_connections: Gauge,
     connections_refused: Family<ReasonLabels, Counter>,
     connections_closed: Family<ReasonLabels, Counter>,
-    operations: Family<OperationLabels, Histogram>,
+    operations: Family<OperationLabels, HistogramWithExemplars<TraceLabels>>,
     connections: Gauge,
     connections_idle: Gauge,
     sweep_steps: Family<TaskLabels, Histogram>,
@@ -222,7 +231,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("sessiond");
         let requests = Family::default();
         registry.register("requests", "Answered requests by RPC, wire and gRPC code", requests.clone());
-        let latency = Family::new_with_constructor(durations as fn() -> Histogram);
+        let latency = Family::new_with_constructor(traced_durations as fn() -> HistogramWithExemplars<TraceLabels>);
         let help = "Time from the request's head to the answer's";
         registry.register_with_unit("request_duration", help, Unit::Seconds, latency.clone());
         let rate_limited = Family::default();
@@ -249,7 +258,7 @@ impl Default for Metrics {
         let connections_closed = Family::default();
         let help = "Client connections closed by this server, by reason";
         registry.register("connections_closed", help, connections_closed.clone());
-        let operations = Family::new_with_constructor(durations as fn() -> Histogram);
+        let operations = Family::new_with_constructor(traced_durations as fn() -> HistogramWithExemplars<TraceLabels>);
         let help = "Time of a database operation, including the wait for a connection";
         registry.register_with_unit("store_operation_duration", help, Unit::Seconds, operations.clone());
         let connections = Gauge::default();
@@ -370,11 +379,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts an answered request.
-    pub fn request(&self, rpc: &'static str, wire: Wire, code: &'static str, took: Duration) {
+    /// Counts an answered request. Its trace, if it is sampled, becomes the exemplar of its duration.
+    pub fn request(
+        &self,
+        rpc: &'static str,
+        wire: Wire,
+        code: &'static str,
+        took: Duration,
+        exemplar: Option<Exemplar>,
+    ) {
         let wire = wire.as_str();
         self.0.requests.get_or_create(&RequestLabels { rpc, wire, code }).inc();
-        self.0.latency.get_or_create(&LatencyLabels { rpc, wire }).observe(took.as_secs_f64());
+        observe(&self.0.latency.get_or_create(&LatencyLabels { rpc, wire }), took, exemplar);
     }
 
     /// Counts a request refused by an empty bucket of this kind.
@@ -428,10 +444,10 @@ impl Metrics {
         self.0.connections_closed.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Counts a database operation.
-    pub fn store_operation(&self, operation: &'static str, ok: bool, took: Duration) {
+    /// Counts a database operation. Its trace, if it is sampled, becomes the exemplar of its duration.
+    pub fn store_operation(&self, operation: &'static str, ok: bool, took: Duration, exemplar: Option<Exemplar>) {
         let labels = OperationLabels { operation, outcome: if ok { "ok" } else { "error" } };
-        self.0.operations.get_or_create(&labels).observe(took.as_secs_f64());
+        observe(&self.0.operations.get_or_create(&labels), took, exemplar);
     }
 
     /// Records the size of the pool.
@@ -540,8 +556,17 @@ impl Metrics {
         self.0.repeats_elsewhere.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// All metrics, in OpenMetrics text format.
+    /// All metrics, in OpenMetrics text format, without exemplars.
     pub fn render(&self) -> String {
+        let page = self.render_with_exemplars();
+        // Only exemplars have this: no label has a `#`.
+        let lines =
+            page.split_inclusive('\n').map(|line| line.split_once(" # {").map_or((line, ""), |(line, _)| (line, "\n")));
+        lines.flat_map(|(line, end)| [line, end]).collect()
+    }
+
+    /// All metrics, in OpenMetrics text format.
+    pub fn render_with_exemplars(&self) -> String {
         let dropped = log::Log::present().map_or(0, log::Log::dropped);
         self.0.log_lines_dropped.inner().fetch_max(dropped, std::sync::atomic::Ordering::Relaxed);
         let mut page = String::new();
@@ -585,6 +610,25 @@ impl LogLimiter {
 /// From 0.25 ms to 4 s.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
+}
+
+/// The same buckets, each with the trace that was last in it.
+fn traced_durations() -> HistogramWithExemplars<TraceLabels> {
+    HistogramWithExemplars::new(exponential_buckets(0.000_25, 2.0, 15))
+}
+
+/// The trace that a measurement belongs to, and when it began.
+#[derive(Clone, Copy, Debug)]
+pub struct Exemplar {
+    trace_id: TraceId,
+    at: Timestamp,
+}
+
+fn observe(durations: &HistogramWithExemplars<TraceLabels>, took: Duration, exemplar: Option<Exemplar>) {
+    let at = exemplar
+        .map(|exemplar| UNIX_EPOCH + Duration::from_micros(exemplar.at.as_micros().try_into().unwrap_or_default()));
+    let labels = exemplar.map(|exemplar| TraceLabels { trace_id: exemplar.trace_id.to_string() });
+    durations.observe(took.as_secs_f64(), labels, at);
 }
 
 /// Why the log cannot be set up.
@@ -699,6 +743,21 @@ mod tests {
         ] {
             assert_eq!(may_be_logged(target, level), is_logged, "{target} {level}");
         }
+    }
+
+    #[test]
+    fn only_a_page_with_exemplars_has_traces() {
+        let metrics = Metrics::default();
+        let (tracer, _finished) = trace::Tracer::new(1.0, metrics.clone());
+        let span = tracer.begin(None, &"ab".repeat(16), "a").expect("sampled");
+        metrics.request("a", Wire::Grpc, "OK", Duration::from_millis(3), Some(span.exemplar()));
+        metrics.request("a", Wire::Grpc, "OK", Duration::from_millis(3), None);
+        let (plain, traced) = (metrics.render(), metrics.render_with_exemplars());
+        let bucket = "sessiond_request_duration_seconds_bucket{le=\"0.004\",rpc=\"a\",wire=\"grpc\"} 2";
+        let exemplar = format!("{bucket} # {{trace_id=\"{}\"}} 0.003 ", "ab".repeat(16));
+        assert!(traced.contains(&exemplar), "{traced}");
+        assert!(plain.contains(&format!("{bucket}\n")) && !plain.contains("trace_id"), "{plain}");
+        assert_eq!(plain.lines().count(), traced.lines().count());
     }
 
     #[test]

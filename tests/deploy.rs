@@ -26,7 +26,7 @@ fn named(query: &str) -> impl Iterator<Item = &str> {
 /// A page with every metric: a family appears with its first label.
 fn full_page() -> String {
     let (metrics, a, time) = (Metrics::default(), "a", Duration::ZERO);
-    metrics.request(a, Wire::Grpc, a, time);
+    metrics.request(a, Wire::Grpc, a, time, None);
     metrics.rate_limited(a);
     metrics.requests_under_way(RequestClass::Other, 1);
     metrics.request_refused(RequestClass::Other, a);
@@ -35,7 +35,7 @@ fn full_page() -> String {
     metrics.group_waiting(a, 1);
     metrics.connection_refused(a);
     metrics.connection_closed(a);
-    metrics.store_operation(a, true, time);
+    metrics.store_operation(a, true, time, None);
     metrics.sweep_step(a, time);
     metrics.sweep_completed(a, 1);
     metrics.swept(a, 1);

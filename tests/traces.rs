@@ -100,6 +100,14 @@ async fn a_trace_leads_from_the_caller_to_each_statement() {
         assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
         serving.wires.http(Method::GET, "/projects/shop/.well-known/jwks.json", parent(21, true), "").await;
         serving.wires.http(Method::GET, "/auth/sessions/not-a-route?token=secret", parent(22, true), "").await;
+        let accept = header("accept", "application/openmetrics-text;version=1.0.0");
+        let page = serving.metrics.http(Method::GET, "/metrics", accept, "").await;
+        let page = String::from_utf8_lossy(page.body()).into_owned();
+        for metric in ["sessiond_request_duration_seconds_bucket", "sessiond_store_operation_duration_seconds_bucket"] {
+            let is_traced =
+                |line: &str| line.starts_with(metric) && line.contains(&format!("# {{trace_id=\"{}", &TRACE[..30]));
+            assert!(page.lines().any(is_traced), "{metric} has no exemplar: {page}");
+        }
         interrupt(&serving);
         let stopped = Instant::now();
         assert!(serving.ended().await.success());

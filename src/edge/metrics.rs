@@ -8,6 +8,7 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use axum::serve::Listener;
+use http::HeaderMap;
 use http::header;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
@@ -19,6 +20,9 @@ use super::hosts;
 use super::tls::ServerTls;
 use crate::app::App;
 use crate::telemetry::Metrics;
+
+/// The media type of OpenMetrics.
+const MEDIA_TYPE: &str = "application/openmetrics-text";
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -39,12 +43,12 @@ impl MetricsPage {
     /// Serves the page. Returns only if that fails.
     pub(super) async fn serve(self) {
         let Self { listener, tls, app, metrics } = self;
-        let page = move || {
+        let page = move |headers: HeaderMap| {
             let (connections, idle) = app.pool_size();
             metrics.pool(connections, idle);
             let (entries, subscribers) = app.feed().size();
             metrics.feed(app.feed().age(), entries, subscribers);
-            let page = metrics.render();
+            let page = if accepts_exemplars(&headers) { metrics.render_with_exemplars() } else { metrics.render() };
             async move { ([(header::CONTENT_TYPE, OPENMETRICS)], page) }
         };
         let router = Router::new().route("/metrics", get(page));
@@ -62,6 +66,12 @@ impl MetricsPage {
             tracing::error!(%error, "the metrics are no longer served");
         }
     }
+}
+
+/// Whether the client names OpenMetrics, which has exemplars. The older format, which the page is also valid in without them, has
+/// none.
+fn accepts_exemplars(headers: &HeaderMap) -> bool {
+    headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(MEDIA_TYPE)))
 }
 
 /// A listener that outlives the task that accepts from it.

@@ -167,7 +167,8 @@ impl Drop for ObservedCall {
         // Without a code, the client did not wait for the end.
         let code = self.code.unwrap_or(Code::Cancelled);
         let took = self.started.elapsed();
-        self.metrics.request(self.rpc, self.wire, name(code), took);
+        let exemplar = self.record.as_ref().and_then(|record| record.exemplar());
+        self.metrics.request(self.rpc, self.wire, name(code), took, exemplar);
         if let Some(record) = &self.record {
             let (code, code_number, is_fault) = (name(code), code as i32, is_fault(code));
             record.note_call(CallOutcome { rpc: self.rpc, wire: self.wire, code, code_number, is_fault });

@@ -362,8 +362,7 @@ impl Store {
                 Err(_) => Err(Error::late(operation)),
             },
         };
-        self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
-        end(span, &outcome);
+        self.end(operation, started.elapsed(), span, outcome.is_ok());
         outcome
     }
 
@@ -376,9 +375,16 @@ impl Store {
         let _permit = self.enter(operation).await?;
         let outcome = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work).await;
         let outcome = outcome.unwrap_or_else(|_| Err(self.late(operation))).map(|done| done.0);
-        self.metrics.store_operation(operation, outcome.is_ok(), started.elapsed());
-        end(span, &outcome);
+        self.end(operation, started.elapsed(), span, outcome.is_ok());
         outcome
+    }
+
+    /// Counts an operation, and ends its span.
+    fn end(&self, operation: &'static str, took: Duration, span: Option<Span>, ok: bool) {
+        self.metrics.store_operation(operation, ok, took, span.as_ref().map(Span::exemplar));
+        if let Some(mut span) = span.filter(|_| !ok) {
+            span.fail();
+        }
     }
 
     /// Waits for a connection to be free.
@@ -430,13 +436,6 @@ impl Store {
     /// The number of connections, including abandoned ones that are not closed yet, and how many of them are idle.
     pub fn pool_size(&self) -> (usize, usize) {
         self.pool.size()
-    }
-}
-
-/// Ends the span of an operation.
-fn end<T>(span: Option<Span>, outcome: &Result<T, Error>) {
-    if let (Some(mut span), Err(_)) = (span, outcome) {
-        span.fail();
     }
 }
 

@@ -10,6 +10,7 @@ use http::Method;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::Exemplar;
 use super::Wire;
 use super::trace::Span;
 use super::trace::SpanKind;
@@ -118,6 +119,7 @@ impl RequestObserver {
             started: Instant::now(),
             trace_id: span.as_ref().map(Span::trace_id).or(caller.map(|caller| caller.trace_id)),
             parent: span.as_ref().map(Span::parent),
+            exemplar: span.as_ref().map(Span::exemplar),
             is_logged: self.logs_requests,
             facts: Mutex::new(Facts { span, route: route.name, ..Facts::default() }),
         }))
@@ -141,6 +143,7 @@ pub struct RequestRecord {
     started: Instant,
     trace_id: Option<TraceId>,
     parent: Option<SpanParent>,
+    exemplar: Option<Exemplar>,
     is_logged: bool,
     facts: Mutex<Facts>,
 }
@@ -176,14 +179,9 @@ impl RequestRecord {
         self.facts.lock().expect("no one panics while holding it")
     }
 
-    /// The trace that the request belongs to, if it is recorded here or the client named one.
-    pub fn trace_id(&self) -> Option<TraceId> {
-        self.trace_id
-    }
-
-    /// Whether its spans are recorded.
-    pub fn is_sampled(&self) -> bool {
-        self.parent.is_some()
+    /// The exemplar of its duration; `None` if it is not sampled.
+    pub fn exemplar(&self) -> Option<Exemplar> {
+        self.exemplar
     }
 
     /// Records where it comes from. Only the network is logged.

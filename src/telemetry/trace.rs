@@ -21,6 +21,7 @@ use http::HeaderMap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::Exemplar;
 use super::Metrics;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
@@ -303,6 +304,12 @@ impl Span {
     /// The trace that it belongs to.
     pub fn trace_id(&self) -> TraceId {
         self.open().span.trace_id
+    }
+
+    /// The exemplar of a measurement of the same work.
+    pub fn exemplar(&self) -> Exemplar {
+        let FinishedSpan { trace_id, began_at: at, .. } = self.open().span;
+        Exemplar { trace_id, at }
     }
 
     /// Renames it.
