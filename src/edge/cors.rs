@@ -32,8 +32,10 @@ const REQUEST_HEADERS: [&str; 10] = [
     "x-user-agent",
 ];
 
-const RESPONSE_HEADERS: [&str; 7] = [
+/// `date` because a client's clock may be wrong, and it must know when its token expires.
+const RESPONSE_HEADERS: [&str; 8] = [
     "content-type",
+    "date",
     "grpc-message",
     "grpc-status",
     "grpc-status-details-bin",
