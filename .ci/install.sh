@@ -129,8 +129,8 @@ has_objcopy_x86_64() { has x86_64-linux-gnu-objcopy; }
 packages_of_objcopy_x86_64() { echo binutils-x86-64-linux-gnu; }
 
 # With promtool, for the tests of the alert rules. Debian packages both together; others may not have it.
-called_prometheus='Prometheus (promtool)'
-has_prometheus() { has promtool; }
+called_prometheus='Prometheus'
+has_prometheus() { has promtool && has prometheus; }
 packages_of_prometheus() { echo prometheus; }
 
 called_chromium='Chromium'
