@@ -11,6 +11,20 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("reads")
 }
 
+const METRICS: &str = "\
+# Metrics
+
+In Prometheus' format, at `/metrics` of `--metrics-listen` (a port of its own). No label names a user, a token or an address. The
+dashboard is `deploy/grafana/sessiond.json`; the alerts are in `deploy/prometheus/alerts.yaml`, and the
+[runbook](../operating/runbook.md) says what to do about each. The guard has metrics of its own: see
+[the guard](../guides/guard.md#metrics-and-logs).
+
+Generated from the server's own descriptions. A histogram has the suffixes `_bucket`, `_sum` and `_count`.
+
+| metric | kind | labels | |
+|---|---|---|---|
+";
+
 /// The names of the samples on a page of metrics.
 fn samples(page: &str) -> BTreeSet<String> {
     let lines = page.lines().filter(|line| line.starts_with("sessiond_"));
@@ -49,6 +63,37 @@ fn full_page() -> String {
     metrics.refusal(a);
     metrics.refresh_repeated_elsewhere(a);
     metrics.render()
+}
+
+/// Each family: name, kind, labels and help. Labels are those of its first sample; `le` is part of every histogram.
+fn reference(page: &str) -> String {
+    let mut text = METRICS.to_owned();
+    let lines: Vec<&str> = page.lines().collect();
+    for line in &lines {
+        let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) else { continue };
+        let kind = lines.iter().find_map(|line| line.strip_prefix(&format!("# TYPE {name} "))).expect("has a type");
+        let sample = lines.iter().find(|line| line.starts_with(name)).expect("has a sample");
+        let labels = sample.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0)).unwrap_or_default();
+        let labels =
+            labels.split(',').filter_map(|label| Some(label.split_once('=')?.0)).filter(|label| *label != "le");
+        let labels: Vec<String> = labels.map(|label| format!("`{label}`")).collect();
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        text += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
+    }
+    text
+}
+
+#[test]
+fn the_reference_names_every_metric() {
+    let text = reference(&full_page());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/metrics.md");
+    if std::env::var_os("ACCEPT").is_some() {
+        fs::write(&path, &text).expect("writes");
+    }
+    assert!(
+        fs::read_to_string(&path).unwrap_or_default() == text,
+        "docs/reference/metrics.md is out of date: run with ACCEPT=1: {text}"
+    );
 }
 
 fn alerts() -> (String, Vec<String>) {

@@ -70,3 +70,4 @@ mod floors;
 mod generated;
 mod migrations;
 mod plans;
+mod reference;
