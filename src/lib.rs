@@ -49,6 +49,9 @@ pub mod otlp;
 /// Rate limits.
 pub mod rates;
 
+/// Tokens in cookies: reads and writes them, and decides which requests may use them.
+pub mod cookies;
+
 /// Reads and writes the tables in Postgres.
 pub mod store;
 

@@ -805,7 +805,7 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
         "idle_ttl": "90d", "idle_ttl_max": "367d", "strict_refresh": true, "sessions_max": "none",
         "sessions_overflow": "reject", "default_claims": {}, "refresh_repeat_elsewhere": "allow",
         "refresh_requires_client": false, "revoke_auth_age": "none", "revoke_acr": "none", "impersonation_ttl": "1h",
-        "impersonation_ttl_max": "1d",
+        "impersonation_ttl_max": "1d", "cookies": "off", "cookies_same_site": "lax", "cookies_clear_site_data": false,
     });
     assert_eq!(show(), fresh);
     assert_says(&sessiond(&["project", "update", "shop"], env), false, "nothing to change");
@@ -827,7 +827,20 @@ async fn an_operator_changes_a_projects_settings_one_by_one() {
         "default_claims": {"tier": "gold"},
     }));
     assert_eq!(show(), limited);
+    let cookies = ["--cookies", "example.org", "--cookies-same-site", "strict", "--cookies-clear-site-data"];
+    assert_says(&sessiond(&[&["project", "update", "shop"][..], &cookies].concat(), env), true, "example.org");
+    let shown = show();
+    let of = |name: &str| shown[name].clone();
+    let settings = [of("cookies"), of("cookies_same_site"), of("cookies_clear_site_data")];
+    assert_eq!(settings, [json!("example.org"), json!("strict"), json!(true)]);
+    let off = ["--cookies", "off", "--cookies-same-site", "lax", "--cookies-clear-site-data=false"];
+    assert_says(&sessiond(&[&["project", "update", "shop"][..], &off].concat(), env), true, "off");
+    assert_eq!(show(), limited);
     for (flags, why) in [
+        (["--cookies", "com"], "must be `off`, `host`, or a domain"),
+        (["--cookies", "Example.org"], "--cookies must be"),
+        (["--cookies-same-site", "none"], "`none` is not offered"),
+        (["--cookies=host", "--refresh-requires-client"], "exclude each other"),
         (["--idle-ttl", "2h"], "--idle-ttl 2h is longer than --idle-ttl-max 1h, the limit of preset aal2: give"),
         (["--session-ttl-max", "1h"], "--session-ttl 1d is longer than --session-ttl-max 1h: give"),
         (["--sessions-max", "0"], "must be 1 to 1000, or `none`"),

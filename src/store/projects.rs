@@ -27,10 +27,13 @@ use super::schema::projects;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
+use sessiond_core::session::policy::CookiePolicy;
+use sessiond_core::session::policy::CookieScope;
 use sessiond_core::session::policy::LateRepeat;
 use sessiond_core::session::policy::Overflow;
 use sessiond_core::session::policy::Refreshing;
 use sessiond_core::session::policy::RepeatElsewhere;
+use sessiond_core::session::policy::SameSite;
 use sessiond_core::session::policy::SessionLimit;
 use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::bucket::BucketKey;
@@ -193,6 +196,9 @@ struct PolicyColumns {
     refresh_needs_client: bool,
     revoke_auth_age_ms: Option<i64>,
     revoke_acr: Vec<String>,
+    cookies: Option<String>,
+    cookies_strict: bool,
+    cookies_clear_site_data: bool,
 }
 
 impl PolicyColumns {
@@ -214,6 +220,13 @@ impl PolicyColumns {
             refresh_needs_client: policy.refreshing == Refreshing::ByClientsAlone,
             revoke_auth_age_ms: policy.revoking.auth_age.map(millis),
             revoke_acr: policy.revoking.acr.to_vec(),
+            cookies: match &policy.cookies.scope {
+                CookieScope::Off => None,
+                CookieScope::Host => Some(HOST.to_owned()),
+                CookieScope::Domain(domain) => Some(domain.to_string()),
+            },
+            cookies_strict: policy.cookies.same_site == SameSite::Strict,
+            cookies_clear_site_data: policy.cookies.clear_site_data,
         }
     }
 
@@ -251,9 +264,21 @@ impl PolicyColumns {
                 auth_age: self.revoke_auth_age_ms.map(|millis| duration(millis, "revoke_auth_age_ms")).transpose()?,
                 acr: self.revoke_acr.into(),
             },
+            cookies: CookiePolicy {
+                scope: match self.cookies {
+                    None => CookieScope::Off,
+                    Some(scope) if scope == HOST => CookieScope::Host,
+                    Some(domain) => CookieScope::Domain(domain.into()),
+                },
+                same_site: if self.cookies_strict { SameSite::Strict } else { SameSite::Lax },
+                clear_site_data: self.cookies_clear_site_data,
+            },
         })
     }
 }
+
+/// The stored scope of cookies for one host. A domain has a dot.
+const HOST: &str = "host";
 
 /// The stored number. A number never changes its meaning.
 const fn overflow_number(overflow: Overflow) -> i16 {

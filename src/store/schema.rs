@@ -24,6 +24,9 @@ diesel::table! {
         revoke_auth_age_ms -> Nullable<BigInt>,
         revoke_acr -> Array<Text>,
         bucket_key -> Binary,
+        cookies -> Nullable<Text>,
+        cookies_strict -> Bool,
+        cookies_clear_site_data -> Bool,
     }
 }
 

@@ -8,12 +8,14 @@ use serde_json::Map;
 use serde_json::Value;
 use sessiond::config::duration;
 use sessiond_core::session::Policy;
+use sessiond_core::session::policy::CookieScope;
 use sessiond_core::session::policy::LateRepeat;
 use sessiond_core::session::policy::Overflow;
 use sessiond_core::session::policy::Preset;
 use sessiond_core::session::policy::Refreshing;
 use sessiond_core::session::policy::RepeatElsewhere;
 use sessiond_core::session::policy::SESSIONS_MAX;
+use sessiond_core::session::policy::SameSite;
 use sessiond_core::session::policy::SessionLimit;
 use sessiond_core::session::policy::duration_text;
 
@@ -102,6 +104,21 @@ pub(crate) struct PolicyArgs {
     /// the same name takes precedence. Default for a new project: none.
     #[arg(long, value_parser = claims, value_name = "JSON")]
     default_claims: Option<DefaultClaims>,
+
+    /// Let browsers keep tokens in cookies: `host`, sent only to the host that set them; a domain such as `example.org`,
+    /// sent to every subdomain too; or `off`, the default for a new project. See the guide on cookies.
+    #[arg(long, value_parser = cookies, value_name = "SCOPE")]
+    cookies: Option<CookieScope>,
+
+    /// Whether browsers send the cookies when a user follows a link from another site: `lax`, the default for a new
+    /// project, does; `strict` does not. Other requests from other sites never have them.
+    #[arg(long, value_parser = same_site, value_name = "WHEN")]
+    cookies_same_site: Option<SameSite>,
+
+    /// At a sign-out by cookie, also clear what the browser has cached and stored for the origin (`Clear-Site-Data`).
+    /// Default for a new project: no; `--cookies-clear-site-data=false` restores it.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    cookies_clear_site_data: Option<bool>,
 }
 
 /// A limit, or none.
@@ -124,6 +141,24 @@ const PRESETS: [(&str, Preset); 3] = [("aal1", Preset::Aal1), ("aal2", Preset::A
 
 const OVERFLOWS: [(&str, Overflow); 3] =
     [("reject", Overflow::Reject), ("evict-oldest", Overflow::EvictOldest), ("evict-idle", Overflow::EvictIdle)];
+
+const SAME_SITES: [(&str, SameSite); 2] = [("lax", SameSite::Lax), ("strict", SameSite::Strict)];
+
+fn cookies(text: &str) -> Result<CookieScope, &'static str> {
+    match text {
+        "off" => Ok(CookieScope::Off),
+        "host" => Ok(CookieScope::Host),
+        domain if domain.contains('.') => Ok(CookieScope::Domain(domain.into())),
+        _ => Err("must be `off`, `host`, or a domain such as `example.org`"),
+    }
+}
+
+fn same_site(text: &str) -> Result<SameSite, &'static str> {
+    match text {
+        "none" => Err("`none` is not offered: requests from other sites are refused anyway"),
+        text => named(&SAME_SITES, text).ok_or("must be `lax` or `strict`"),
+    }
+}
 
 fn preset(text: &str) -> Result<Preset, &'static str> {
     named(&PRESETS, text).ok_or("must be `aal1`, `aal2` or `aal3`")
@@ -180,6 +215,7 @@ impl PolicyArgs {
         let Self { idle_ttl_max, strict_refresh, sessions_max, sessions_overflow, default_claims, .. } = self;
         let Self { refresh_repeat_elsewhere, refresh_requires_client, revoke_auth_age, revoke_acr, .. } = self;
         let Self { impersonation_ttl, impersonation_ttl_max, .. } = self;
+        let Self { cookies, cookies_same_site, cookies_clear_site_data, .. } = self;
         if let Some(preset) = preset {
             policy.preset(*preset);
         }
@@ -214,6 +250,11 @@ impl PolicyArgs {
         if let Some(claims) = default_claims {
             policy.default_claims = Arc::clone(claims);
         }
+        if let Some(scope) = cookies {
+            policy.cookies.scope = scope.clone();
+        }
+        policy.cookies.same_site = cookies_same_site.unwrap_or(policy.cookies.same_site);
+        policy.cookies.clear_site_data = cookies_clear_site_data.unwrap_or(policy.cookies.clear_site_data);
     }
 
     /// The policy of a new project.
@@ -232,6 +273,12 @@ pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
     let repeat =
         REPEATS.iter().find(|(_, repeat)| *repeat == policy.repeat_elsewhere).map_or("allow", |(name, _)| *name);
     let acr = &policy.revoking.acr;
+    let cookies = match &policy.cookies.scope {
+        CookieScope::Off => "off",
+        CookieScope::Host => "host",
+        CookieScope::Domain(domain) => domain,
+    };
+    let same_site = SAME_SITES.iter().find(|(_, same_site)| *same_site == policy.cookies.same_site);
     vec![
         ("access_token_ttl", duration_text(policy.access_token_ttl).into()),
         ("refresh_grace", duration_text(policy.refresh_grace).into()),
@@ -249,5 +296,8 @@ pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
         ("sessions_max", policy.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
         ("sessions_overflow", policy.sessions.map_or("reject", overflow).into()),
         ("default_claims", Value::Object((*policy.default_claims).clone())),
+        ("cookies", cookies.into()),
+        ("cookies_same_site", same_site.map_or("lax", |(name, _)| *name).into()),
+        ("cookies_clear_site_data", policy.cookies.clear_site_data.into()),
     ]
 }

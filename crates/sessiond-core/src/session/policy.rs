@@ -73,6 +73,67 @@ pub struct Policy {
 
     /// Claims for every access token of the project. A session's claim of the same name takes precedence.
     pub default_claims: Arc<serde_json::Map<String, serde_json::Value>>,
+
+    /// Whether and how browsers may keep tokens in cookies. Default: not at all.
+    pub cookies: CookiePolicy,
+}
+
+/// Whether and how browsers may keep a project's tokens in cookies (RFC 6265bis).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CookiePolicy {
+    /// Where browsers send the cookies.
+    pub scope: CookieScope,
+    /// Whether browsers send the cookies when a user follows a link from another site.
+    pub same_site: SameSite,
+    /// Whether a sign-out also clears what the browser has cached and stored for the origin.
+    pub clear_site_data: bool,
+}
+
+/// Where browsers send the cookies of a project.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CookieScope {
+    /// Cookies are not used.
+    #[default]
+    Off,
+    /// To the host that set them.
+    Host,
+    /// To this domain and all of its subdomains. Lower case, without a leading dot.
+    Domain(Arc<str>),
+}
+
+/// The attribute `SameSite`. `None` is not offered: requests from other sites are refused anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SameSite {
+    /// Sent along when a user follows a link from another site.
+    #[default]
+    Lax,
+    /// Never sent with a request from another site.
+    Strict,
+}
+
+/// The longest domain name, in bytes (RFC 1035 §2.3.4).
+const DOMAIN_BYTES_MAX: usize = 253;
+
+impl CookieScope {
+    /// Whether cookies are used.
+    pub const fn is_on(&self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    /// Whether the domain is a host name of at least two labels (RFC 1123 §2.1), in lower case, and not an address. Browsers refuse a
+    /// public suffix themselves.
+    fn fits(&self) -> bool {
+        let Self::Domain(domain) = self else { return true };
+        let label = |label: &str| {
+            let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            (1..=63).contains(&label.len())
+                && label.bytes().all(is_plain)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let is_name = domain.rsplit('.').next().is_some_and(|last| !last.bytes().all(|byte| byte.is_ascii_digit()));
+        domain.len() <= DOMAIN_BYTES_MAX && domain.contains('.') && domain.split('.').all(label) && is_name
+    }
 }
 
 /// The limit on a user's live sessions.
@@ -172,6 +233,16 @@ impl Policy {
             return Err(PolicyError::Rule(
                 "--revoke-auth-age must be 1s to 367days, and --revoke-acr at most 8 values without spaces, commas and \
                  quotation marks",
+            ));
+        }
+        if !self.cookies.scope.fits() {
+            return Err(PolicyError::Rule(
+                "--cookies must be `off`, `host`, or a domain in lower case such as `example.org`",
+            ));
+        }
+        if self.cookies.scope.is_on() && self.refreshing == Refreshing::ByClientsAlone {
+            return Err(PolicyError::Rule(
+                "--cookies and --refresh-requires-client exclude each other: a browser has no server key",
             ));
         }
         let mut found = Violations::default();
@@ -305,6 +376,7 @@ impl Default for Policy {
             impersonation_ttl_max: Duration::from_secs(24 * 60 * 60),
             sessions: None,
             default_claims: Arc::default(),
+            cookies: CookiePolicy::default(),
         }
     }
 }
@@ -364,6 +436,36 @@ mod tests {
     }
 
     #[test]
+    fn a_cookie_domain_is_a_host_name_in_lower_case() {
+        let check = |domain: &str| {
+            let scope = CookieScope::Domain(domain.into());
+            let cookies = CookiePolicy { scope, ..CookiePolicy::default() };
+            Policy { cookies, ..Policy::default() }.check().is_ok()
+        };
+        for good in ["example.org", "a.b-c.example", "xn--bcher-kva.example", "1.example"] {
+            assert!(check(good), "{good}");
+        }
+        for bad in [
+            "",
+            "org",
+            ".example.org",
+            "example.org.",
+            "Example.org",
+            "a..b",
+            "-a.org",
+            "a-.org",
+            "127.0.0.1",
+            "a b.org",
+            "a.org; Secure",
+            "bücher.example",
+            "example.org:80",
+        ] {
+            assert!(!check(bad), "{bad}");
+        }
+        assert!(!check(&format!("{}.org", "a.".repeat(130))));
+    }
+
+    #[test]
     fn invalid_policies_are_refused() {
         let second = Duration::from_secs(1);
         let bad = |change: fn(&mut Policy)| {
@@ -381,6 +483,10 @@ mod tests {
         bad(|policy| policy.impersonation_ttl_max = SESSION_TTL_MAX + Duration::from_millis(1));
         bad(|policy| policy.revoking.auth_age = Some(Duration::from_millis(999)));
         bad(|policy| policy.revoking.acr = ["two words".to_owned()].into());
+        bad(|policy| {
+            policy.cookies.scope = CookieScope::Host;
+            policy.refreshing = Refreshing::ByClientsAlone;
+        });
         bad(|policy| policy.default_claims = Arc::new([("sub".to_owned(), "eve".into())].into_iter().collect()));
         assert_eq!(Policy { session_ttl: second, idle_ttl: second, ..Policy::default() }.check(), Ok(()));
     }
