@@ -338,14 +338,14 @@ async fn configuration_errors_are_reported_at_the_start() {
     let endpoint = good.endpoints[0].clone();
 
     let theirs = service.create_project("other").await;
-    let refused = connect(GuardOptions { server_key: theirs, ..good.clone() }).await;
+    let refused = connect(GuardOptions { server_key: Some(theirs), ..good.clone() }).await;
     assert_eq!(refused, ConnectError::InvalidServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
     let (revoked, key) = {
         let project = ProjectId::parse(PROJECT).expect("a name");
         service.app.server_key_create(project, Role::Service).await.expect("makes a key")
     };
     service.app.server_key_revoke(revoked).await.expect("revokes");
-    let refused = connect(GuardOptions { server_key: key, ..good.clone() }).await;
+    let refused = connect(GuardOptions { server_key: Some(key), ..good.clone() }).await;
     assert_eq!(refused, ConnectError::InvalidServerKey { endpoint: endpoint.clone(), project: PROJECT.into() });
 
     for (project, issuer) in [("nobody", ISSUER), (PROJECT, "https://elsewhere.example.org"), (PROJECT, "http://x/y")] {
@@ -361,7 +361,7 @@ async fn configuration_errors_are_reported_at_the_start() {
         GuardOptions { endpoints: vec!["http://localhost:8080/api".into()], ..good.clone() },
         GuardOptions { project: "a/b".into(), ..good.clone() },
         GuardOptions { issuer: "sessions".into(), ..good.clone() },
-        GuardOptions { server_key: "secret".to_owned().into(), ..good.clone() },
+        GuardOptions { server_key: Some("secret".to_owned().into()), ..good.clone() },
         GuardOptions { max_staleness: Duration::from_secs(1), ..good },
     ];
     for options in malformed {

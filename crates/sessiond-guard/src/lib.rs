@@ -46,6 +46,7 @@ pub use layer::GuardBody;
 pub use layer::GuardFuture;
 pub use layer::GuardLayer;
 pub use layer::GuardService;
+pub use options::ClientCertificate;
 pub use options::ConnectError;
 pub use options::FailMode;
 pub use options::GuardOptions;

@@ -1,5 +1,6 @@
 //! The configuration of a guard.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -19,8 +20,11 @@ pub struct GuardOptions {
     pub endpoints: Vec<String>,
     /// Certificates to trust for `https://` endpoints in place of the system's, in PEM. Default: the system's.
     pub trusted_certificates: Option<String>,
-    /// A server key of the project. It can create sessions, so protect it like a signing key.
-    pub server_key: SecretString,
+    /// A server key of the project. It can create sessions, so protect it like a signing key. May be omitted with a
+    /// `client_certificate` whose name stands in for one.
+    pub server_key: Option<SecretString>,
+    /// The certificate that connections to `https://` endpoints present (mTLS). Default: none.
+    pub client_certificate: Option<ClientCertificate>,
     /// The project whose tokens are accepted.
     pub project: String,
     /// The base URL in the tokens' `iss`, equal to sessiond's `--issuer`.
@@ -49,7 +53,8 @@ impl GuardOptions {
         Self {
             endpoints: vec![endpoint.into()],
             trusted_certificates: None,
-            server_key: server_key.into(),
+            server_key: Some(server_key.into()),
+            client_certificate: None,
             project: project.into(),
             issuer: issuer.into(),
             max_staleness: Duration::from_secs(10),
@@ -58,6 +63,27 @@ impl GuardOptions {
             clock: Clock::system(),
         }
     }
+
+    /// Options with the defaults, for a guard that authenticates with a client certificate and has no server key.
+    pub fn with_client_certificate(
+        endpoint: impl Into<String>,
+        project: impl Into<String>,
+        issuer: impl Into<String>,
+        client_certificate: ClientCertificate,
+    ) -> Self {
+        let client_certificate = Some(client_certificate);
+        Self { server_key: None, client_certificate, ..Self::new(endpoint, project, issuer, String::new()) }
+    }
+}
+
+/// The files of a client certificate, in PEM. They are read again every minute, and after every interruption, so a renewed
+/// certificate needs no restart. The stream of revocations goes on with the certificate that it began with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, then its chain.
+    pub certificate_file: PathBuf,
+    /// The private key.
+    pub key_file: PathBuf,
 }
 
 /// What happens to a token when the guard cannot know whether its session is revoked: the feed is too old or has not sent a
@@ -94,6 +120,40 @@ pub enum ConnectError {
     /// [`GuardOptions::trusted_certificates`] has no usable certificate.
     #[error("trusted_certificates has no usable certificate in PEM")]
     MalformedCertificates,
+    /// Neither [`GuardOptions::server_key`] nor [`GuardOptions::client_certificate`].
+    #[error("a guard needs a server key or a client certificate")]
+    NoCredential,
+    /// A file of the client certificate cannot be read.
+    #[error("cannot read {}: {reason}", .file.display())]
+    UnreadableCertificate {
+        /// The file.
+        file: PathBuf,
+        /// The system's error.
+        reason: String,
+    },
+    /// The client certificate and its key cannot be used: they are malformed, or do not belong together.
+    #[error("cannot use the client certificate in {}, or its key", .file.display())]
+    UnusableCertificate {
+        /// The file with the certificate.
+        file: PathBuf,
+    },
+    /// A client certificate, but an endpoint without TLS.
+    #[error("{endpoint} gets no client certificate: that needs https://")]
+    CertificateWithoutTls {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// The client certificate stands for no project, or for another one.
+    #[error(
+        "{endpoint} rejects the client certificate: it does not ask for one (`--tls-client-ca-file`), or no name in it stands for \
+         project `{project}` (`sessiond client-certificate add`)"
+    )]
+    RejectedCertificate {
+        /// The endpoint.
+        endpoint: String,
+        /// The project.
+        project: String,
+    },
     /// The project's name is malformed.
     #[error("invalid project `{project}`: expected 1 to 64 of `A-Z a-z 0-9 - _`")]
     InvalidProject {

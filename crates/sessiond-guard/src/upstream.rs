@@ -1,6 +1,9 @@
 //! Requests to the replicas of sessiond.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -19,7 +22,9 @@ use http_body_util::BodyExt as _;
 use http_body_util::Full;
 use http_body_util::Limited;
 use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
 use serde::Deserialize;
+use tokio::time::Instant;
 use tokio::time::timeout;
 use tonic::Request;
 use tonic::Status;
@@ -30,8 +35,10 @@ use tonic::transport::Certificate;
 use tonic::transport::Channel;
 use tonic::transport::ClientTlsConfig;
 use tonic::transport::Endpoint;
+use tonic::transport::Identity;
 use tower::ServiceExt as _;
 
+use super::options::ClientCertificate;
 use super::options::ConnectError;
 use super::options::GuardOptions;
 use super::trace::TraceHeaders;
@@ -66,14 +73,20 @@ pub(super) struct Upstream {
     preferred: AtomicUsize,
     project: ProjectId,
     issuer: Issuer,
-    /// The server key, as bearer credential for gRPC and as basic credential for OAuth endpoints.
+    /// `None` if the certificate of the connections stands in for it.
+    server_key: Option<KeyHeaders>,
+}
+
+/// The server key, as bearer credential for gRPC and as basic credential for OAuth endpoints.
+struct KeyHeaders {
     bearer: MetadataValue<Ascii>,
     basic: HeaderValue,
 }
 
 pub(super) struct Replica {
     name: String,
-    endpoint: Endpoint,
+    endpoint: ArcSwap<Endpoint>,
+    identity: Option<RenewedIdentity>,
     channel: ArcSwap<Channel>,
     /// Its issuer and our server key were checked.
     is_checked: AtomicBool,
@@ -100,18 +113,15 @@ impl Upstream {
         if trusted.is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
             return Err(ConnectError::MalformedCertificates);
         }
-        let replicas = options.endpoints.iter().map(|endpoint| Replica::new(endpoint, trusted));
+        let certificate = options.client_certificate.as_ref();
+        if options.server_key.is_none() && certificate.is_none() {
+            return Err(ConnectError::NoCredential);
+        }
+        let replicas = options.endpoints.iter().map(|endpoint| Replica::new(endpoint, trusted, certificate));
         let replicas = replicas.collect::<Result<_, _>>()?;
-        let key = options.server_key.expose_secret();
-        // Checked before it is sent: the operator may have configured another secret by mistake.
-        ServerKey::parse(key).ok_or(ConnectError::MalformedServerKey)?;
-        let basic = STANDARD.encode(format!("{project}:{key}"));
-        let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}").parse().expect("a server key is ASCII");
-        let mut basic = HeaderValue::try_from(format!("Basic {basic}")).expect("base64 is ASCII");
-        bearer.set_sensitive(true);
-        basic.set_sensitive(true);
+        let server_key = options.server_key.as_ref().map(|key| KeyHeaders::new(project, key)).transpose()?;
         let (project, issuer) = (project.clone(), issuer.clone());
-        Ok(Self { replicas, preferred: AtomicUsize::new(0), project, issuer, bearer, basic })
+        Ok(Self { replicas, preferred: AtomicUsize::new(0), project, issuer, server_key })
     }
 
     /// The number of replicas.
@@ -124,10 +134,12 @@ impl Upstream {
         &self.replicas[attempt % self.replicas.len()]
     }
 
-    /// A gRPC request with the server key.
+    /// A gRPC request with the server key, if there is one.
     pub(super) fn authorized<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.bearer.clone());
+        if let Some(key) = &self.server_key {
+            request.metadata_mut().insert("authorization", key.bearer.clone());
+        }
         request
     }
 
@@ -159,14 +171,22 @@ impl Upstream {
             other => return Err(unexpected(&path, other)),
         }
 
-        // RFC 7662 with Basic: the one request that names the project together with the key.
+        // RFC 7662 with Basic, or with a certificate by RFC 8705: the one request that names the project together with the credential.
         let path = "/oauth2/introspect";
-        let response = replica.http(Method::POST, path, Some(&self.basic), Bytes::from_static(b"token=none")).await?;
+        let (basic, form) = match &self.server_key {
+            Some(key) => (Some(&key.basic), Bytes::from_static(b"token=none")),
+            // A project's name needs no encoding.
+            None => (None, Bytes::from(format!("token=none&client_id={}", self.project))),
+        };
+        let response = replica.http(Method::POST, path, basic, form).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => {
                 let (endpoint, project) = (replica.name.clone(), self.project.to_string());
-                return Err(UpstreamError::Misconfigured(ConnectError::InvalidServerKey { endpoint, project }));
+                return Err(UpstreamError::Misconfigured(match basic {
+                    Some(_) => ConnectError::InvalidServerKey { endpoint, project },
+                    None => ConnectError::RejectedCertificate { endpoint, project },
+                }));
             }
             other => return Err(unexpected(path, other)),
         }
@@ -234,8 +254,71 @@ impl Upstream {
     }
 }
 
+impl KeyHeaders {
+    fn new(project: &ProjectId, key: &SecretString) -> Result<Self, ConnectError> {
+        let key = key.expose_secret();
+        // Checked before it is sent: the operator may have configured another secret by mistake.
+        ServerKey::parse(key).ok_or(ConnectError::MalformedServerKey)?;
+        let basic = STANDARD.encode(format!("{project}:{key}"));
+        let mut bearer: MetadataValue<Ascii> = format!("Bearer {key}").parse().expect("a server key is ASCII");
+        let mut basic = HeaderValue::try_from(format!("Basic {basic}")).expect("base64 is ASCII");
+        bearer.set_sensitive(true);
+        basic.set_sensitive(true);
+        Ok(Self { bearer, basic })
+    }
+}
+
+/// A client certificate whose files may be renewed.
+struct RenewedIdentity {
+    /// The settings without the certificate.
+    endpoint: Endpoint,
+    tls: ClientTlsConfig,
+    files: ClientCertificate,
+    used: Mutex<UsedIdentity>,
+}
+
+struct UsedIdentity {
+    /// The certificate in use.
+    certificate: Option<Vec<u8>>,
+    /// When the files were last read.
+    read_at: Instant,
+}
+
+/// How often the files of a client certificate are read, for the connections that are opened beside the stream.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+
+impl RenewedIdentity {
+    /// Reads the files. Returns the endpoint with another certificate, or `None` if it is the one in use.
+    fn renewed(&self) -> Result<Option<Endpoint>, ConnectError> {
+        let read = |file: &PathBuf| {
+            std::fs::read(file)
+                .map_err(|error| ConnectError::UnreadableCertificate { file: file.clone(), reason: error.to_string() })
+        };
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.read_at = Instant::now();
+        let (certificate, key) = (read(&self.files.certificate_file)?, read(&self.files.key_file)?);
+        if used.certificate.as_ref() == Some(&certificate) {
+            return Ok(None);
+        }
+        let tls = self.tls.clone().identity(Identity::from_pem(&certificate, key));
+        let endpoint = self.endpoint.clone().tls_config(tls);
+        let endpoint =
+            endpoint.map_err(|_| ConnectError::UnusableCertificate { file: self.files.certificate_file.clone() })?;
+        used.certificate = Some(certificate);
+        Ok(Some(endpoint))
+    }
+
+    fn is_due(&self) -> bool {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).read_at.elapsed() >= RENEWAL_INTERVAL
+    }
+}
+
 impl Replica {
-    fn new(address: &str, trusted_certificates: Option<&str>) -> Result<Self, ConnectError> {
+    fn new(
+        address: &str,
+        trusted_certificates: Option<&str>,
+        client_certificate: Option<&ClientCertificate>,
+    ) -> Result<Self, ConnectError> {
         let invalid = || ConnectError::InvalidEndpoint { endpoint: address.to_owned() };
         let uri: Uri = address.parse().map_err(|_| invalid())?;
         let is_secure = match uri.scheme_str() {
@@ -252,7 +335,7 @@ impl Replica {
             .keep_alive_timeout(KEEP_ALIVE)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES);
-        let endpoint = if is_secure {
+        let (endpoint, identity) = if is_secure {
             let (tls, error) = match trusted_certificates {
                 Some(pem) => {
                     let authority = Certificate::from_pem(pem);
@@ -263,12 +346,23 @@ impl Replica {
                     (ClientTlsConfig::new().with_native_roots(), error)
                 }
             };
-            endpoint.tls_config(tls).map_err(|_| error)?
+            let anonymous = endpoint.clone().tls_config(tls.clone()).map_err(|_| error)?;
+            match client_certificate.cloned() {
+                None => (anonymous, None),
+                Some(files) => {
+                    let used = Mutex::new(UsedIdentity { certificate: None, read_at: Instant::now() });
+                    let identity = RenewedIdentity { endpoint, tls, files, used };
+                    (identity.renewed()?.unwrap_or(anonymous), Some(identity))
+                }
+            }
+        } else if client_certificate.is_some() {
+            return Err(ConnectError::CertificateWithoutTls { endpoint: address.to_owned() });
         } else {
-            endpoint
+            (endpoint, None)
         };
         let channel = ArcSwap::from_pointee(endpoint.connect_lazy());
-        Ok(Self { name: address.to_owned(), endpoint, channel, is_checked: AtomicBool::new(false) })
+        let endpoint = ArcSwap::from_pointee(endpoint);
+        Ok(Self { name: address.to_owned(), endpoint, identity, channel, is_checked: AtomicBool::new(false) })
     }
 
     /// The replica's base URL.
@@ -277,14 +371,38 @@ impl Replica {
     }
 
     pub(super) fn client(&self) -> SessionServiceClient<Channel> {
-        SessionServiceClient::new(Channel::clone(&self.channel.load()))
+        SessionServiceClient::new(self.channel())
     }
 
-    /// Replaces the connection, which may be dead.
+    /// The connection. If the client certificate was renewed, another one, which presents that.
+    fn channel(&self) -> Channel {
+        if self.identity.as_ref().is_some_and(RenewedIdentity::is_due) && self.renew() {
+            self.channel.store(Arc::new(self.endpoint.load().connect_lazy()));
+        }
+        Channel::clone(&self.channel.load())
+    }
+
+    /// Replaces the connection, which may be dead. The new one presents the client certificate as it is in its files now.
     pub(super) fn reconnect(&self) {
-        self.channel.store(Arc::new(self.endpoint.connect_lazy()));
+        self.renew();
+        self.channel.store(Arc::new(self.endpoint.load().connect_lazy()));
         // Another server may respond at this address now.
         self.is_checked.store(false, Ordering::Relaxed);
+    }
+
+    /// Reads the files of the client certificate. Returns whether new connections present another one from now on.
+    fn renew(&self) -> bool {
+        match self.identity.as_ref().map(RenewedIdentity::renewed) {
+            None | Some(Ok(None)) => false,
+            Some(Ok(Some(endpoint))) => {
+                self.endpoint.store(Arc::new(endpoint));
+                true
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the client certificate was not renewed: the previous one stays in use");
+                false
+            }
+        }
     }
 
     /// Sends a plain HTTP request over the same connection.
@@ -307,8 +425,7 @@ impl Replica {
         *request.uri_mut() =
             path.parse().map_err(|_| UpstreamError::Unavailable(format!("{path} is not a valid path")))?;
         let response = async {
-            let (head, body) =
-                Channel::clone(&self.channel.load()).oneshot(request).await.map_err(failed)?.into_parts();
+            let (head, body) = self.channel().oneshot(request).await.map_err(failed)?.into_parts();
             let body = Limited::new(body, RESPONSE_BYTES_MAX).collect().await.map_err(|error| failed(&*error))?;
             Ok(http::Response::from_parts(head, body.to_bytes()))
         };
