@@ -57,6 +57,12 @@ pub struct Tls {
     /// The private key of the certificate, in PEM.
     #[arg(long, env = "SESSIOND_TLS_KEY_FILE", requires = "tls_certificate_file", value_name = "FILE")]
     pub tls_key_file: Option<PathBuf>,
+
+    /// The authorities of client certificates, in PEM. With it, clients of --listen may connect with a certificate of theirs;
+    /// one whose name was added by `sessiond client-certificate add` stands in for a server key. Connections without a
+    /// certificate are accepted as before; those with another authority's are refused. Read again every second.
+    #[arg(long, env = "SESSIOND_TLS_CLIENT_CA_FILE", requires = "tls_certificate_file", value_name = "FILE")]
+    pub tls_client_ca_file: Option<PathBuf>,
 }
 
 /// Limits on connections, requests and streams.

@@ -175,6 +175,11 @@ struct ConditionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FileLabels {
+    file: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeliveryLabels {
     kind: &'static str,
     outcome: &'static str,
@@ -214,6 +219,7 @@ struct Families {
     delivery_attempts: Family<KindLabels, Histogram>,
     not_ready: Family<ConditionLabels, Gauge>,
     certificate_expiry: Gauge,
+    tls_files_rejected: Family<FileLabels, Gauge>,
     clock_skew: Gauge<f64, AtomicU64>,
     clock_error: Gauge<f64, AtomicU64>,
     task_restarts: Family<TaskLabels, Counter>,
@@ -332,6 +338,9 @@ impl Default for Metrics {
             Unit::Seconds,
             certificate_expiry.clone(),
         );
+        let tls_files_rejected = Family::default();
+        let help = "Whether the TLS files on disk cannot be used, so that the previous ones stay in use: 1 or 0";
+        registry.register("tls_files_rejected", help, tls_files_rejected.clone());
         let repeats_elsewhere = Family::default();
         let help = "Refreshes repeated within the grace from another network or user agent, by outcome";
         registry.register("refresh_repeats_elsewhere", help, repeats_elsewhere.clone());
@@ -373,6 +382,7 @@ impl Default for Metrics {
             refusals_said: Mutex::default(),
             impersonations,
             certificate_expiry,
+            tls_files_rejected,
             repeats_elsewhere,
         }))
     }
@@ -432,6 +442,11 @@ impl Metrics {
     /// Records when the TLS certificate expires.
     pub fn certificate_expiry(&self, at: Timestamp) {
         self.0.certificate_expiry.set(at.as_seconds());
+    }
+
+    /// Records whether a TLS file on disk cannot be used: the `certificate` with its key, or the `client_ca`.
+    pub fn tls_file_rejected(&self, file: &'static str, is_rejected: bool) {
+        self.0.tls_files_rejected.get_or_create(&FileLabels { file }).set(i64::from(is_rejected));
     }
 
     /// Counts a connection that was closed on arrival.

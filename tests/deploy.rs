@@ -48,6 +48,7 @@ fn full_page() -> String {
     metrics.store_refused(a);
     metrics.group_waiting(a, 1);
     metrics.connection_refused(a);
+    metrics.tls_file_rejected(a, true);
     metrics.connection_closed(a);
     metrics.store_operation(a, true, time, None);
     metrics.sweep_step(a, time);

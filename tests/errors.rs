@@ -70,7 +70,8 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::WrongProject => "Use the token only in its own project. The metadata names both projects.",
         Reason::SessionRevoked => "Sign in again. A retry or a refresh does not help.",
         Reason::InvalidServerKey => {
-            "Check which key the service uses, and whether it was revoked. Create a new one if necessary."
+            "Check which key the service uses, and whether it was revoked. Create a new one if necessary. If the service presents \
+             a client certificate in its place, the message says why that does not count."
         }
         Reason::RefreshTokenNotFoundOrExpired => {
             "Sign in again. If it was reused, the audit log says `REFRESH_TOKEN_REUSED`: someone may hold a copy."

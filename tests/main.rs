@@ -32,6 +32,7 @@ mod model;
 
 // The edge, and failures.
 mod certificates;
+mod client_certificates;
 mod clocks;
 mod connect;
 mod durable;

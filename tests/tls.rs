@@ -2,114 +2,21 @@
 
 use std::fs;
 use std::fs::File;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rcgen::KeyPair;
 use sessiond_guard::{ConnectError, Guard, GuardOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
 
-use crate::binary::{Dir, assert_says, sessiond};
+use crate::binary::{assert_says, sessiond};
+use crate::harness::authority::{Authority, Kind};
 use crate::harness::eventually;
-use crate::harness::serving::{Installed, Serving};
-
-/// An authority, and the files of the server that it certifies.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: Dir,
-}
-
-/// What a server certificate is like.
-#[derive(Clone, Copy)]
-enum Kind {
-    Good,
-    Expired,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(vec![]).expect("no names");
-        // Not the name of the certificates that it signs, or OpenSSL takes them for self-signed.
-        params.distinguished_name.push(DnType::CommonName, "the tests' authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let dir = Dir::fresh(name);
-        fs::create_dir_all(&*dir).expect("creates");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("signs");
-        fs::write(dir.join("ca.pem"), issuer.pem()).expect("writes");
-        Self { issuer, dir }
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.dir.join(file)
-    }
-
-    /// Writes a new certificate with its key. Each file is replaced at once, one after the other, as renewals do.
-    fn issue(&self, kind: Kind) -> CertificateDer<'static> {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-        if matches!(kind, Kind::Expired) {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("signs");
-        self.replace("cert.pem", &certificate.pem());
-        self.replace("key.pem", &key.serialize_pem());
-        certificate.der().clone()
-    }
-
-    fn replace(&self, file: &str, text: &str) {
-        let next = self.path("next");
-        fs::write(&next, text).expect("writes");
-        fs::rename(next, self.path(file)).expect("renames");
-    }
-
-    fn flags(&self) -> [String; 4] {
-        let path = |file| self.path(file).display().to_string();
-        ["--tls-certificate-file".to_owned(), path("cert.pem"), "--tls-key-file".to_owned(), path("key.pem")]
-    }
-
-    async fn serve(&self, installed: &Installed, more: &[&str]) -> (Serving, PathBuf) {
-        let flags = self.flags();
-        let args: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        let log = self.path("log");
-        let serving = installed.serve(&[], &args, File::create(&log).expect("creates")).await;
-        (serving, log)
-    }
-
-    /// Makes a request on a connection of its own. Returns the certificate that the server presented.
-    async fn get(&self, addr: SocketAddr, path: &str) -> Result<CertificateDer<'static>, String> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.issuer.der().clone()).expect("a certificate");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
-        let tcp = TcpStream::connect(addr).await.map_err(|error| format!("connect: {error}"))?;
-        let name = ServerName::try_from("localhost").expect("a name");
-        let mut tls = TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
-            .map_err(|error| format!("handshake: {error}"))?;
-        let presented = tls.get_ref().1.peer_certificates().expect("presented")[0].clone().into_owned();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        tls.write_all(request.as_bytes()).await.map_err(|error| format!("write: {error}"))?;
-        let mut answer = vec![];
-        // The server may close without a close_notify after `connection: close`.
-        let _ = tls.read_to_end(&mut answer).await;
-        match answer.starts_with(b"HTTP/1.1 200") {
-            true => Ok(presented),
-            false => Err(String::from_utf8_lossy(&answer).into_owned()),
-        }
-    }
-}
+use crate::harness::serving::Installed;
 
 fn text(path: &Path) -> String {
     fs::read_to_string(path).expect("reads")
@@ -121,34 +28,23 @@ async fn every_listener_speaks_tls_and_nothing_else() {
     let (installed, authority) = (Installed::new().await, Authority::new("tls"));
     authority.issue(Kind::Good);
     let (serving, log) = authority.serve(&installed, &["--header-timeout", "1s"]).await;
-    let port = serving.addr.port();
     let curl = |args: &[&str]| {
-        let url = format!("https://localhost:{port}/healthz");
-        let ca = authority.path("ca.pem").display().to_string();
-        let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--output", "/dev/null", "--cacert", &ca])
-            .args(["--resolve", &format!("localhost:{port}:127.0.0.1"), "--write-out", "%{http_version} %{http_code}"])
-            .args(args)
-            .arg(url)
-            .output()
-            .expect("runs");
-        String::from_utf8([output.stdout, output.stderr].concat()).expect("text")
+        let version = ["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"];
+        authority.curl(serving.addr, "/healthz", &[&version, args].concat())
     };
     assert_eq!(curl(&["--http2"]), "2 200", "chosen by ALPN");
     assert_eq!(curl(&["--http1.1"]), "1.1 200");
     assert_eq!(curl(&["--tlsv1.2", "--tls-max", "1.2"]), "2 200");
+    // OpenSSL offers it only at the lowest security level.
+    let old = curl(&["--tlsv1.0", "--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"]);
+    assert!(old.starts_with("0 000") && old.contains("alert"), "refused by the server: {old}");
 
     authority.get(serving.metrics_addr, "/metrics").await.expect("the metrics");
     // Sessions, over gRPC and REST, as without TLS.
-    let output = Command::new("curl")
-        .args(["--silent", "--cacert", &authority.path("ca.pem").display().to_string()])
-        .args(["--resolve", &format!("localhost:{port}:127.0.0.1")])
-        .args(["--header", &format!("authorization: Bearer {}", installed.key)])
-        .args(["--header", "content-type: application/json", "--data", r#"{"user_id": "ada"}"#])
-        .arg(format!("https://localhost:{port}/auth/sessions"))
-        .output()
-        .expect("runs");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("access_token"), "{output:?}");
+    let bearer = format!("authorization: Bearer {}", installed.key);
+    let create = ["--header", &bearer, "--header", "content-type: application/json", "--data", r#"{"user_id": "ada"}"#];
+    let created = authority.curl(serving.addr, "/auth/sessions", &create);
+    assert!(created.contains("access_token"), "{created}");
 
     // Without TLS the connection is closed, and says nothing of the API.
     let mut plain = TcpStream::connect(serving.addr).await.expect("connects");
@@ -160,6 +56,32 @@ async fn every_listener_speaks_tls_and_nothing_else() {
     let mut silent = TcpStream::connect(serving.addr).await.expect("connects");
     let _ = timeout(Duration::from_secs(10), silent.read_to_end(&mut answer)).await.expect("is closed");
     assert!(!text(&log).contains("without TLS"), "{}", text(&log));
+}
+
+/// `sessiond health` is configured like `serve`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_check_speaks_tls() {
+    let (installed, authority) = (Installed::new().await, Authority::new("tls-health"));
+    authority.issue(Kind::Good);
+    let (serving, _) = authority.serve(&installed, &[]).await;
+    let (listen, certificate) = (serving.addr.to_string(), authority.path("cert.pem").display().to_string());
+    let health = |certificate: &str| {
+        sessiond(&["health"], &[("SESSIOND_LISTEN", &listen), ("SESSIOND_TLS_CERTIFICATE_FILE", certificate)])
+    };
+    eventually("is ready", async || health(&certificate).status.success()).await;
+    assert_eq!(String::from_utf8(health(&certificate).stdout).expect("text"), "ready\n");
+    assert!(health(&certificate).stderr.is_empty());
+    // A renewal that the server cannot use must not make a platform kill it.
+    let authorities = authority.path("ca.pem").display().to_string();
+    assert_says(&health(&authorities), true, "presents another certificate than --tls-certificate-file");
+    assert_says(&health(&certificate), true, "ready");
+    assert_says(&health("/none.pem"), false, "cannot read a certificate in /none.pem");
+    let plain = sessiond(&["health"], &[("SESSIOND_LISTEN", &listen)]);
+    assert_says(&plain, false, "does not answer");
+    assert_says(&plain, false, "(if it serves TLS: use --tls-certificate-file)");
+    let without_tls = installed.serve(&[], &[], std::process::Stdio::null()).await;
+    let args = ["health", "--listen", &without_tls.addr.to_string(), "--tls-certificate-file", &certificate];
+    assert_says(&sessiond(&args, &[]), false, "does not answer");
 }
 
 /// A guard follows over TLS, with the certificates that it was told to trust and no others.

@@ -8,7 +8,9 @@ use super::App;
 use super::Error;
 use super::keys::Snapshot;
 use crate::rates::Bucket;
+use crate::store::KeyProof;
 use crate::store::Role;
+use crate::store::ServerKeyRow;
 use crate::store::SessionWithEpochs;
 use crate::store::Store;
 use crate::telemetry::request;
@@ -16,10 +18,12 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
+use sessiond_core::session::CertificateProblem;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
 use sessiond_core::session::epoch::Epoch;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::token::certificate_name::CertificateName;
 use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::server_key::ServerKey;
 use sessiond_core::token::verified::VerifiedToken;
@@ -39,6 +43,17 @@ pub enum Caller {
     Service(ServerKey),
     /// A malformed server key.
     MalformedServerKey,
+    /// A service's client certificate.
+    Certificate(ClientCertificate),
+}
+
+/// A client certificate that a trusted authority has signed. Cheap to clone; clones share the names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The SPIFFE ids and DNS names in its subject alternative names.
+    pub names: Arc<[CertificateName]>,
+    /// The last moment of its validity. A connection may last longer.
+    pub valid_until: Timestamp,
 }
 
 /// An OAuth client (RFC 6749 §2), not authenticated yet. Its requests concern its own project only.
@@ -64,6 +79,9 @@ impl Client {
 pub enum ClientAuth {
     /// With its secret: a server key of the project.
     Confidential(ServerKey),
+    /// With its client certificate (RFC 8705 §2.1), if that stands in for a server key of the project; else as a public client.
+    /// Its connection may be that of a gateway which presents its own certificate for everyone.
+    Certificate(ClientCertificate),
     /// Not at all, because it cannot keep a secret (RFC 6749 §2.1). Refused for an unknown project.
     Public,
     /// Not at all: it only names its project. Not checked here, because its tokens are checked against the project.
@@ -77,8 +95,23 @@ pub struct Service {
     pub project: ProjectId,
     /// What it may do.
     pub role: Role,
-    /// The server key that it presented.
+    /// The server key that it proved: by its secret, or by its client certificate.
     pub key: KeyId,
+}
+
+impl Service {
+    /// The service of a server key.
+    fn of(row: &ServerKeyRow) -> Self {
+        Self { project: row.project.clone(), role: row.role, key: row.id }
+    }
+}
+
+/// The client on whose behalf a request is made.
+pub(super) struct AuthenticatedClient {
+    /// Its project.
+    pub(super) project: ProjectId,
+    /// The server key that it proved; `None` for a public client.
+    pub(super) key: Option<KeyId>,
 }
 
 /// An authenticated caller.
@@ -102,7 +135,7 @@ impl OwnRow {
 }
 
 impl App {
-    /// Authenticates the service behind a server key.
+    /// Authenticates the service behind a server key, or behind the client certificate that stands in for one.
     ///
     /// Only a genuine key is charged to its own bucket and its project's: otherwise anyone who knows the key's id could drain
     /// them. Other attempts are charged to the address they come from; a genuine key refunds that charge. If the bucket is
@@ -111,19 +144,27 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a user, [`Refusal::InvalidServerKey`] for
-    /// one that is malformed, unknown or revoked, [`Refusal::RateLimited`]; or if the database operation fails.
+    /// one that is malformed, unknown or revoked, [`Refusal::CertificateRefused`], [`Refusal::RateLimited`]; or if the database
+    /// operation fails.
     pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
-        let key = match caller {
-            Caller::Service(key) => key,
+        let service = match caller {
+            Caller::Service(key) => {
+                self.rates.check(Bucket::ServerKey(key.id()))?;
+                self.find_service(&self.store, &key).await?
+            }
+            Caller::Certificate(certificate) => {
+                // Its key is not known before. Only the authority's certificates get here.
+                let service = self.find_certified(&self.store, &certificate).await?;
+                self.rates.check(Bucket::ServerKey(service.key))?;
+                service
+            }
             Caller::MalformedServerKey => return Err(Refusal::InvalidServerKey.into()),
             Caller::User(_) => return Err(Refusal::InsufficientAccessType.into()),
             Caller::Nobody => return Err(Refusal::CredentialsMissing.into()),
         };
-        self.rates.check(Bucket::ServerKey(key.id()))?;
-        let service = self.find_service(&self.store, &key).await?;
         request::note_project(&service.project);
         self.rates.refund();
-        self.rates.charge(Bucket::ServerKey(key.id()))?;
+        self.rates.charge(Bucket::ServerKey(service.key))?;
         self.rates.charge(Bucket::Project(&service.project))?;
         Ok(service)
     }
@@ -134,20 +175,65 @@ impl App {
     /// revocation by another replica is noticed as soon as that of a session.
     async fn find_service(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
         let now = Instant::now();
-        // In this order: a feed that starts again ceases to be fresh, and then forgets what was revoked.
-        if let Some(service) = self.server_keys.find(key, now)
-            && !self.feed.has_revoked(key.id())
-            && self.feed.is_fresh()
-        {
+        if let Some(service) = self.server_keys.find(key, now).filter(|service| self.is_unrevoked(service)) {
             return Ok(service);
         }
         let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
-        if !row.digest.matches(&key.digest()) {
-            return Err(Refusal::InvalidServerKey.into());
+        let (service, is_use_due) = (Service::of(&row), row.is_use_due(self.clock.now()));
+        match row.proof {
+            KeyProof::Secret(digest) if digest.matches(&key.digest()) => {
+                self.server_keys.insert(digest, service.clone(), now);
+            }
+            KeyProof::Secret(_) | KeyProof::Certificate(_) => return Err(Refusal::InvalidServerKey.into()),
         }
-        let service = row.service();
-        self.server_keys.insert(row, now);
+        if is_use_due {
+            self.note_use(service.key);
+        }
         Ok(service)
+    }
+
+    /// Finds the service of a client certificate. Charges no bucket. The same holds as for [`App::find_service`].
+    ///
+    /// Several names may stand for the same project and role, for example while a service is renamed; then the oldest counts.
+    /// If they stand for different ones, the certificate is refused: the order of names in a certificate means nothing.
+    async fn find_certified(&self, store: &Store, certificate: &ClientCertificate) -> Result<Service, Error> {
+        let refused = |problem| Error::from(Refusal::CertificateRefused(problem));
+        if certificate.valid_until < self.clock.now() {
+            return Err(refused(CertificateProblem::Expired));
+        }
+        let (names, now) = (&certificate.names, Instant::now());
+        let known = self.server_keys.find_certificate(names, now);
+        if let Some(service) = known.filter(|service| self.is_unrevoked(service)) {
+            return Ok(service);
+        }
+        let rows = if names.is_empty() { vec![] } else { store.server_keys_of_certificate(names).await? };
+        let mut services = rows.iter().map(Service::of);
+        let service = services.next().ok_or_else(|| refused(CertificateProblem::Unknown))?;
+        if services.any(|other| (&other.project, other.role) != (&service.project, service.role)) {
+            return Err(refused(CertificateProblem::Ambiguous));
+        }
+        self.server_keys.insert_certificate(Arc::clone(names), service.clone(), now);
+        if rows.first().is_some_and(|row| row.is_use_due(self.clock.now())) {
+            self.note_use(service.key);
+        }
+        Ok(service)
+    }
+
+    /// Whether the key of a remembered service is certainly not revoked.
+    fn is_unrevoked(&self, service: &Service) -> bool {
+        // In this order: a feed that starts again ceases to be fresh, and then forgets what was revoked.
+        !self.feed.has_revoked(service.key) && self.feed.is_fresh()
+    }
+
+    /// Records that a server key is in use, without waiting for it. If another record is being written, or it fails, one of the
+    /// next lookups makes up for it.
+    fn note_use(&self, key: KeyId) {
+        let Some(permit) = self.server_keys.begin_record() else { return };
+        let (store, now) = (self.store.clone(), self.clock.now());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = store.server_key_note_use(key, now).await;
+        });
     }
 
     /// Authenticates the user or the service behind a credential.
@@ -206,7 +292,9 @@ impl App {
     pub(super) async fn user(&self, caller: Caller) -> Result<VerifiedToken, Error> {
         match caller {
             Caller::User(token) => self.signed_in(&token).await,
-            Caller::Service(_) | Caller::MalformedServerKey => Err(Refusal::InsufficientAccessType.into()),
+            Caller::Service(_) | Caller::MalformedServerKey | Caller::Certificate(_) => {
+                Err(Refusal::InsufficientAccessType.into())
+            }
             Caller::Nobody => Err(Refusal::CredentialsMissing.into()),
         }
     }
@@ -299,17 +387,35 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Refusal::InvalidServerKey`] if the key belongs to another project or lacks the role, or if a public client names an
+    /// [`Refusal::InvalidServerKey`] if the client's secret is not a server key, if the key belongs to another project or lacks the role, or if a public client names an
     /// unknown project; or if the database operation fails.
     pub(super) async fn client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
         let Some(client) = client else { return Ok(None) };
+        Ok(Some(self.authenticated_client(client).await?.project))
+    }
+
+    async fn authenticated_client(&self, client: Client) -> Result<AuthenticatedClient, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(&client.project).is_some();
-        let is_admitted = match &client.auth {
-            ClientAuth::Confidential(key) => client.admits(&self.find_service(&self.urgent, key).await?),
-            ClientAuth::Public => exists(&*self.keys.find(&client.project, exists).await?),
-            ClientAuth::Unchecked => true,
+        let service = match &client.auth {
+            ClientAuth::Confidential(key) => {
+                let service = self.find_service(&self.urgent, key).await?;
+                Some(service).filter(|service| client.admits(service)).ok_or(Refusal::InvalidServerKey)?.into()
+            }
+            ClientAuth::Certificate(certificate) => match self.find_certified(&self.urgent, certificate).await {
+                Ok(service) => Some(service).filter(|service| client.admits(service)),
+                Err(Error::Refused(Refusal::CertificateRefused(_))) => None,
+                Err(error) => return Err(error),
+            },
+            ClientAuth::Public | ClientAuth::Unchecked => None,
         };
-        if is_admitted { Ok(Some(client.project)) } else { Err(Refusal::InvalidServerKey.into()) }
+        let is_admitted = match (&service, &client.auth) {
+            (Some(_), _) | (None, ClientAuth::Unchecked) => true,
+            (None, _) => exists(&*self.keys.find(&client.project, exists).await?),
+        };
+        match is_admitted {
+            true => Ok(AuthenticatedClient { project: client.project, key: service.map(|service| service.key) }),
+            false => Err(Refusal::InvalidServerKey.into()),
+        }
     }
 
     /// As [`App::client_project`], and charges the client's server key. The operation itself charges the project.
@@ -317,16 +423,18 @@ impl App {
     /// # Errors
     ///
     /// As [`App::client_project`], and [`Refusal::RateLimited`].
-    pub(super) async fn paying_client_project(&self, client: Option<Client>) -> Result<Option<ProjectId>, Error> {
-        let Some(Client { auth: ClientAuth::Confidential(key), .. }) = &client else {
-            return self.client_project(client).await;
-        };
-        let key = key.id();
-        self.rates.check(Bucket::ServerKey(key))?;
-        let project = self.client_project(client).await?;
-        self.rates.refund();
-        self.rates.charge(Bucket::ServerKey(key))?;
-        Ok(project)
+    pub(super) async fn paying_client(&self, client: Option<Client>) -> Result<Option<AuthenticatedClient>, Error> {
+        let Some(client) = client else { return Ok(None) };
+        if let ClientAuth::Confidential(key) = &client.auth {
+            self.rates.check(Bucket::ServerKey(key.id()))?;
+        }
+        let client = self.authenticated_client(client).await?;
+        if let Some(key) = client.key {
+            self.rates.check(Bucket::ServerKey(key))?;
+            self.rates.refund();
+            self.rates.charge(Bucket::ServerKey(key))?;
+        }
+        Ok(Some(client))
     }
 
     /// The session of an access token that may have expired: all that a sign-out needs.

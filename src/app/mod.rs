@@ -41,6 +41,7 @@ pub use credentials::AccessToken;
 pub use credentials::Caller;
 pub use credentials::Client;
 pub use credentials::ClientAuth;
+pub use credentials::ClientCertificate;
 pub use credentials::Service;
 pub use deliver::Deliverer;
 pub use deliver::LOST_AFTER;

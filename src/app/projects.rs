@@ -7,17 +7,20 @@ use secrecy::SecretString;
 use super::App;
 use super::Error;
 use crate::store;
+use crate::store::KeyProof;
 use crate::store::Project;
 use crate::store::Role;
 use crate::store::ServerKeyFacts;
 use crate::store::ServerKeyRow;
 use crate::store::Tx;
+use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
 use sessiond_core::session::policy::PolicyError;
 use sessiond_core::token::bucket::BucketKey;
+use sessiond_core::token::certificate_name::CertificateName;
 use sessiond_core::token::schedule::Schedule;
 use sessiond_core::token::sealing::Purpose;
 use sessiond_core::token::server_key::ServerKey;
@@ -44,6 +47,9 @@ pub enum ProjectError {
         /// The key.
         id: KeyId,
     },
+    /// The name in client certificates already stands for a project.
+    #[error("{0} already stands for a project; `sessiond client-certificate list` shows the names of each")]
+    NameTaken(CertificateName),
     /// The server key is unknown.
     #[error("unknown server key {0}; `list` shows the server keys of a project")]
     MissingServerKey(KeyId),
@@ -158,13 +164,48 @@ impl App {
         role: Role,
     ) -> Result<(KeyId, SecretString), ProjectError> {
         let key = ServerKey::generate();
-        let row = ServerKeyRow { id: key.id(), project: project.clone(), role, digest: key.digest() };
-        match self.store.server_key_insert(row, self.clock.now()).await {
-            Ok(()) => Ok((key.id(), key.expose())),
-            Err(store::Error::Conflict { constraint, .. }) if constraint == "server_keys_project_fkey" => {
+        self.server_key_insert(key.id(), project, role, KeyProof::Secret(key.digest())).await?;
+        Ok((key.id(), key.expose()))
+    }
+
+    /// Lets client certificates with this name stand in for a server key of the project. Returns the key's id.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the project is unknown, if the name already stands for a project, or if the database operation fails.
+    pub async fn client_certificate_add(
+        &self,
+        project: ProjectId,
+        role: Role,
+        name: CertificateName,
+    ) -> Result<KeyId, ProjectError> {
+        let id = KeyId::from_uuid(clock::new_uuid());
+        self.server_key_insert(id, project, role, KeyProof::Certificate(name)).await?;
+        Ok(id)
+    }
+
+    async fn server_key_insert(
+        &self,
+        id: KeyId,
+        project: ProjectId,
+        role: Role,
+        proof: KeyProof,
+    ) -> Result<(), ProjectError> {
+        let name = match &proof {
+            KeyProof::Certificate(name) => Some(name.clone()),
+            KeyProof::Secret(_) => None,
+        };
+        let row = ServerKeyRow { id, project: project.clone(), role, proof, last_used_at: None };
+        match (self.store.server_key_insert(row, self.clock.now()).await, name) {
+            (Err(store::Error::Conflict { constraint, .. }), _) if constraint == "server_keys_project_fkey" => {
                 Err(ProjectError::Missing(project))
             }
-            Err(error) => Err(ProjectError::Failed(error.into())),
+            (Err(store::Error::Conflict { constraint, .. }), Some(name))
+                if constraint == "server_keys_certificate_name_key" =>
+            {
+                Err(ProjectError::NameTaken(name))
+            }
+            (outcome, _) => outcome.map_err(|error| ProjectError::Failed(error.into())),
         }
     }
 

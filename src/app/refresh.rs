@@ -10,7 +10,6 @@ use ipnet::IpNet;
 
 use super::App;
 use super::Client;
-use super::ClientAuth;
 use super::Error;
 use super::Grant;
 use super::bulkhead::Key;
@@ -72,8 +71,8 @@ impl App {
         origin: Origin,
     ) -> Result<Grant, Error> {
         let now = self.clock.now();
-        let is_confidential = client.as_ref().is_some_and(|client| matches!(client.auth, ClientAuth::Confidential(_)));
-        let within = self.paying_client_project(client).await?;
+        let client = self.paying_client(client).await?;
+        let is_confidential = client.as_ref().is_some_and(|client| client.key.is_some());
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         let known = |snapshot: &Snapshot| {
             let key = snapshot.keyring.refresh(presented.key());
@@ -84,7 +83,7 @@ impl App {
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         self.rates.check(Bucket::Project(key.project()))?;
         // A made-up token is refused here, before any database query; so is one that was issued to another client.
-        if !key.verify_tag(&presented) || within.is_some_and(|project| project != *key.project()) {
+        if !key.verify_tag(&presented) || client.is_some_and(|client| client.project != *key.project()) {
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
         // The user is known only once the row is read; until then the session's own bucket is charged.

@@ -5,11 +5,13 @@ use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use http::HeaderMap;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
@@ -53,8 +55,10 @@ use super::setting::SettingError;
 use super::stack;
 use super::stalled;
 use super::stalled::WriteTimeout;
+use super::tls;
 use super::tls::ServerTls;
 use crate::app::App;
+use crate::app::ClientCertificate;
 use crate::app::Deliverer;
 use crate::app::Supervisor;
 use crate::app::Sweeper;
@@ -62,9 +66,11 @@ use crate::config::Limits;
 use crate::config::Listen;
 use crate::config::Web;
 use crate::pb::session_service_server::SERVICE_NAME;
+use crate::telemetry::LogLimiter;
 use crate::telemetry::Metrics;
 use crate::telemetry::request::RequestObserver;
 use sessiond_core::clock;
+use sessiond_core::session::origin::network;
 use tonic_rest_layer::BuildErrors;
 
 /// The most calls at once on one HTTP/2 connection.
@@ -377,10 +383,26 @@ async fn serve_connection(
 ) {
     // Responses are small and latency matters; if this fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = &front.tls else { return serve_stream(stream, peer, served, &front, slot).await };
+    let Some(tls) = &front.tls else { return serve_stream(stream, peer, None, served, &front, slot).await };
+    let time = front.limits.header_timeout;
     // On the heap, which is free again after the handshake.
-    match Box::pin(tls.accept(stream, front.limits.header_timeout)).await {
-        Ok(stream) => serve_stream(stream, peer, served, &front, slot).await,
+    let handshake = match front.is_for_proxies {
+        true => Box::pin(tls.accept(stream, time)).await,
+        false => Box::pin(tls.accept_client(stream, time)).await,
+    };
+    match handshake {
+        Ok(stream) => {
+            let certificate = tls::client_certificate(&stream);
+            serve_stream(stream, peer, certificate, served, &front, slot).await;
+        }
+        Err(error) if tls::is_about_client_certificate(&error) => {
+            front.metrics.connection_refused("client_certificate");
+            // The client sees no more than an alert.
+            if let Some(suppressed) = CERTIFICATE_LOG.admit() {
+                let network = network(peer.ip());
+                tracing::warn!(%error, %network, suppressed, "client certificate refused (logged every 10 s at most)");
+            }
+        }
         // Scanners, and clients that do not trust the certificate.
         Err(error) => {
             front.metrics.connection_refused("tls");
@@ -396,13 +418,14 @@ async fn serve_connection(
 fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    certificate: Option<ClientCertificate>,
     served: ListenerService,
     front: &Arc<Front>,
     slot: ConnectionSlot,
 ) -> impl Future<Output = ()> + Send + 'static {
     let (asks, of_requests) = (slot.activity.clone(), front.phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (served, phases) = (served.clone(), of_requests.clone());
+        let (served, phases, certificate) = (served.clone(), of_requests.clone(), certificate.clone());
         let open = asks.begin(request.version());
         // On the heap, because hyper moves it several times.
         Box::pin(async move {
@@ -410,6 +433,10 @@ fn serve_stream(
             let is_watch = class::is_watch(request.uri().path());
             let mut request = request.map(|body| Body::new(Lingering::new(body)));
             request.extensions_mut().insert(ConnectInfo(peer));
+            // A browser presents its certificate whichever page makes the request (cross-site request forgery).
+            if let Some(certificate) = certificate.filter(|_| !is_from_browser(request.headers())) {
+                request.extensions_mut().insert(certificate);
+            }
             let mut answer = answer(served, request, phases.clone()).await;
             if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -481,6 +508,14 @@ fn serve_stream(
             }
         }
     }
+}
+
+/// Limits the log lines about refused client certificates.
+static CERTIFICATE_LOG: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
+
+/// Whether a page in a browser makes the request: browsers send one of these, and pages cannot remove it.
+fn is_from_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
 }
 
 /// Answers a request. One that changes something runs on a task of its own, so it is carried out even if its client

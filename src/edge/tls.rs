@@ -1,7 +1,8 @@
-//! TLS for the listeners: the certificate that they present, and its replacement while the server runs.
+//! TLS for the listeners: the certificate that they present, the authorities of client certificates, and the replacement of both
+//! while the server runs.
 //!
 //! Files are replaced by renewals: by a rename, by rewriting, or by a changed symbolic link. So they are read again at an
-//! interval, and a certificate is only replaced by one that can be used. Connections keep the one that they began with.
+//! interval, and are only replaced by ones that can be used. Connections keep the certificates that they began with.
 
 use std::io;
 use std::path::Path;
@@ -12,28 +13,33 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::time::Duration;
 
+use rustls::RootCertStore;
 use rustls::ServerConfig;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::server::ClientHello;
-use rustls::server::ResolvesServerCert;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
+use rustls::sign::SingleCertAndKey;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::prelude::X509Certificate;
 
+use crate::app::ClientCertificate;
+use crate::config;
 use crate::every::every;
 use crate::telemetry::Metrics;
 use crate::tls;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::token::certificate_name::CertificateName;
 use sessiond_core::token::fingerprint;
 use sessiond_core::token::fingerprint_cache::Fingerprint;
 
@@ -42,6 +48,9 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The protocols that clients may choose (ALPN, RFC 7301), the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The most names in a client certificate. None of more counts.
+const NAMES_MAX: usize = 16;
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -83,155 +92,276 @@ pub enum TlsError {
 pub struct ServerTls(Arc<TlsState>);
 
 struct TlsState {
-    certificate_file: PathBuf,
-    key_file: PathBuf,
-    current: Arc<CurrentCertificate>,
-    acceptor: TlsAcceptor,
-    /// Distinguishes the files as they were last read, usable or not, so that each change is considered once.
-    last_read: Mutex<Option<[Fingerprint; 2]>>,
+    certificate: Watched<2>,
+    client_ca: Option<Watched<1>>,
+    /// For new connections.
+    current: RwLock<Arc<CurrentTls>>,
 }
 
-/// The certificate for new connections, and until when it is valid.
-struct CurrentCertificate(RwLock<Certified>);
-
-type Certified = (Arc<CertifiedKey>, Timestamp);
-
-impl CurrentCertificate {
-    fn get(&self) -> Certified {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, certified: Certified) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
-    }
+/// The files in use, and what is made of them.
+struct CurrentTls {
+    certified: Arc<CertifiedKey>,
+    /// Until when the certificate is valid.
+    valid_until: Timestamp,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// Asks for a client certificate, if there is an authority of any.
+    with_clients: TlsAcceptor,
+    /// Asks for none.
+    without_clients: TlsAcceptor,
 }
 
-impl std::fmt::Debug for CurrentCertificate {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("CurrentCertificate").finish_non_exhaustive()
-    }
-}
-
-impl ResolvesServerCert for CurrentCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.get().0)
+impl CurrentTls {
+    fn new(
+        certified: Arc<CertifiedKey>,
+        valid_until: Timestamp,
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<Self, rustls::Error> {
+        // Each has a cache of sessions of its own: a session that is resumed is not verified again, so none may outlive the
+        // authorities that it was verified by.
+        let acceptor = |clients: Option<Arc<dyn ClientCertVerifier>>| {
+            let config = ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
+            let config = match clients {
+                Some(clients) => config.with_client_cert_verifier(clients),
+                None => config.with_no_client_auth(),
+            };
+            let mut config =
+                config.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::clone(&certified))));
+            config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+            Ok::<_, rustls::Error>(TlsAcceptor::from(Arc::new(config)))
+        };
+        let (with_clients, without_clients) = (acceptor(clients.clone())?, acceptor(None)?);
+        Ok(Self { certified, valid_until, clients, with_clients, without_clients })
     }
 }
 
 impl ServerTls {
-    /// Reads the certificate chain and its private key, both in PEM.
+    /// Reads the certificate chain and its private key, and the authorities of client certificates if there are any; `None` without
+    /// a certificate.
     ///
     /// # Errors
     ///
     /// [`TlsError`].
-    pub fn load(certificate_file: &Path, key_file: &Path) -> Result<Self, TlsError> {
-        let provider = tls::provider();
-        let [certificate, key] = read(certificate_file, key_file)?;
-        let last_read = [&certificate, &key].map(|bytes| fingerprint(bytes));
-        let files = Files { certificate_file, key_file, certificate: &certificate, key: &key };
-        let certified = files.parse(&provider, Clock::system().now())?;
-        let current = Arc::new(CurrentCertificate(RwLock::new(certified)));
-        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let unusable = |error| TlsError::Unusable(certificate_file.to_owned(), error);
-        let mut config = config
-            .map_err(unusable)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<CurrentCertificate>::clone(&current));
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        Ok(Self(Arc::new(TlsState {
-            certificate_file: certificate_file.to_owned(),
-            key_file: key_file.to_owned(),
-            current,
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-            last_read: Mutex::new(Some(last_read)),
-        })))
+    pub fn load(files: &config::Tls) -> Result<Option<Self>, TlsError> {
+        let (Some(certificate), Some(key)) = (&files.tls_certificate_file, &files.tls_key_file) else {
+            return Ok(None);
+        };
+        let certificate = Watched::new([certificate.clone(), key.clone()]);
+        let client_ca = files.tls_client_ca_file.clone().map(|file| Watched::new([file]));
+        let (certified, valid_until) =
+            certificate.read().and_then(|[chain, key]| certified(&certificate, &chain, &key))?;
+        let clients = client_ca.as_ref().map(|file| file.read().and_then(|[roots]| clients(file.first(), &roots)));
+        let current = CurrentTls::new(certified, valid_until, clients.transpose()?)
+            .map_err(|error| TlsError::Unusable(certificate.first().to_owned(), error))?;
+        Ok(Some(Self(Arc::new(TlsState { certificate, client_ca, current: RwLock::new(Arc::new(current)) }))))
     }
 
-    /// Completes the handshake of a new connection, within `time`.
+    /// Completes the handshake of a new connection, within `time`. The client may present a certificate.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the client does not speak TLS 1.2 or later, presents a certificate that is not valid, gives up, or takes too long.
+    pub(super) async fn accept_client(&self, stream: TcpStream, time: Duration) -> io::Result<TlsStream<TcpStream>> {
+        accept(&self.current().with_clients, stream, time).await
+    }
+
+    /// Completes the handshake of a new connection, within `time`, on a listener where client certificates mean nothing.
     ///
     /// # Errors
     ///
     /// Fails if the client does not speak TLS 1.2 or later, gives up, or takes too long.
     pub(super) async fn accept(&self, stream: TcpStream, time: Duration) -> io::Result<TlsStream<TcpStream>> {
-        timeout(time, self.0.acceptor.accept(stream)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        accept(&self.current().without_clients, stream, time).await
+    }
+
+    fn current(&self) -> Arc<CurrentTls> {
+        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Follows the files. Does not return.
     pub(super) async fn follow(self, metrics: Metrics) {
         every(RELOAD_INTERVAL, || async {
-            let tls = self.clone();
+            let (tls, gauges) = (self.clone(), metrics.clone());
             // Fails only when the runtime shuts down.
-            let _ = spawn_blocking(move || tls.reload()).await;
-            metrics.certificate_expiry(self.0.current.get().1);
+            let _ = spawn_blocking(move || tls.reload(&gauges)).await;
+            metrics.certificate_expiry(self.current().valid_until);
         })
         .await;
     }
 
-    /// Replaces the certificate, if the files have changed and can be used.
-    fn reload(&self) {
+    /// Replaces the certificate, and the authorities of client certificates, if their files have changed and can be used. One
+    /// does not depend on the other.
+    fn reload(&self, metrics: &Metrics) {
         let state = &*self.0;
-        let read = read(&state.certificate_file, &state.key_file);
-        let fingerprints = read.as_ref().ok().map(|files| files.each_ref().map(|bytes| fingerprint(bytes)));
-        {
-            let mut last_read = state.last_read.lock().unwrap_or_else(PoisonError::into_inner);
-            if *last_read == fingerprints {
-                return;
-            }
-            *last_read = fingerprints;
-        }
-        let parsed = read.and_then(|[certificate, key]| {
-            let (certificate_file, key_file) = (&state.certificate_file, &state.key_file);
-            let files = Files { certificate_file, key_file, certificate: &certificate, key: &key };
-            files.parse(&tls::provider(), Clock::system().now())
+        let certificate = state.certificate.changed().map(|read| {
+            let parsed = read.and_then(|[chain, key]| certified(&state.certificate, &chain, &key));
+            (state.certificate.first(), parsed)
         });
-        match parsed {
-            Ok(certified) => {
-                tracing::info!(until = %certified.1, "the TLS certificate was replaced");
-                state.current.set(certified);
+        if let Some((file, parsed)) = certificate {
+            let replaced = parsed.and_then(|(certified, valid_until)| {
+                self.replace(file, |current| CurrentTls::new(certified, valid_until, current.clients.clone()))
+            });
+            metrics.tls_file_rejected("certificate", replaced.is_err());
+            match replaced {
+                Ok(current) => tracing::info!(until = %current.valid_until, "the TLS certificate was replaced"),
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the TLS certificate was not replaced: the previous one stays in use"
+                ),
             }
-            Err(error) => tracing::warn!(
+        }
+        let Some(watched) = &state.client_ca else { return };
+        let Some(read) = watched.changed() else { return };
+        let replaced = read.and_then(|[roots]| clients(watched.first(), &roots)).and_then(|clients| {
+            self.replace(watched.first(), |current| {
+                CurrentTls::new(Arc::clone(&current.certified), current.valid_until, Some(clients))
+            })
+        });
+        metrics.tls_file_rejected("client_ca", replaced.is_err());
+        match replaced {
+            Ok(_) => tracing::info!("the authorities of client certificates were replaced"),
+            Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "the TLS certificate was not replaced: the previous one stays in use"
+                "the authorities of client certificates were not replaced: the previous ones stay in use"
             ),
         }
     }
-}
 
-/// Reads both files.
-fn read(certificate_file: &Path, key_file: &Path) -> Result<[Vec<u8>; 2], TlsError> {
-    let read =
-        |file: &Path| std::fs::read(file).map_err(|error| TlsError::Unreadable(file.to_owned(), pem::Error::Io(error)));
-    Ok([read(certificate_file)?, read(key_file)?])
-}
-
-/// The files, as they were read.
-struct Files<'a> {
-    certificate_file: &'a Path,
-    key_file: &'a Path,
-    certificate: &'a [u8],
-    key: &'a [u8],
-}
-
-impl Files<'_> {
-    /// Parses a certificate chain and its key. Returns also until when the certificate is valid.
-    fn parse(&self, provider: &CryptoProvider, now: Timestamp) -> Result<Certified, TlsError> {
-        let (certificate_file, key_file) = (|| self.certificate_file.to_owned(), || self.key_file.to_owned());
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate).collect();
-        let chain = chain.map_err(|error| TlsError::Unreadable(certificate_file(), error))?;
-        let own = chain.first().ok_or_else(|| TlsError::NoCertificate(certificate_file()))?;
-        let parsed = X509Certificate::from_der(own).map_err(|_| TlsError::Malformed(certificate_file()))?;
-        let validity = parsed.1.validity();
-        let [from, until] = [validity.not_before, validity.not_after].map(|at| Timestamp::from_seconds(at.timestamp()));
-        if now < from || until < now {
-            return Err(TlsError::NotValid { file: certificate_file(), from, until });
-        }
-        let key = PrivateKeyDer::from_pem_slice(self.key).map_err(|error| TlsError::Unreadable(key_file(), error))?;
-        let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                TlsError::Mismatch { certificate: certificate_file(), key: key_file() }
-            }
-            other => TlsError::Unusable(certificate_file(), other),
-        })?;
-        Ok((Arc::new(certified), until))
+    /// Only the one task that follows the files replaces anything.
+    fn replace(
+        &self,
+        file: &Path,
+        next: impl FnOnce(&CurrentTls) -> Result<CurrentTls, rustls::Error>,
+    ) -> Result<Arc<CurrentTls>, TlsError> {
+        let next = next(&self.current()).map_err(|error| TlsError::Unusable(file.to_owned(), error))?;
+        let next = Arc::new(next);
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        Ok(next)
     }
+}
+
+async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, time: Duration) -> io::Result<TlsStream<TcpStream>> {
+    timeout(time, acceptor.accept(stream)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Whether a handshake failed because of the client's certificate.
+pub(super) fn is_about_client_certificate(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// The certificate that the client has presented; `None` without one.
+pub(super) fn client_certificate(stream: &TlsStream<TcpStream>) -> Option<ClientCertificate> {
+    let chain = stream.get_ref().1.peer_certificates()?;
+    // It was verified, so it can be parsed. If not, it has no name, and stands for nothing.
+    let nothing = || ClientCertificate { names: Arc::from([]), valid_until: Timestamp::from_seconds(0) };
+    let Ok((_, certificate)) = X509Certificate::from_der(chain.first()?) else { return Some(nothing()) };
+    let valid_until = Timestamp::from_seconds(certificate.validity().not_after.timestamp());
+    Some(ClientCertificate { names: names(&certificate), valid_until })
+}
+
+/// The SPIFFE ids and DNS names in the subject alternative names. The subject itself names nobody (RFC 9525 §2).
+fn names(certificate: &X509Certificate<'_>) -> Arc<[CertificateName]> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Arc::from([]) };
+    let names = extension.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(text) => CertificateName::spiffe(text),
+        GeneralName::DNSName(text) => CertificateName::dns(text),
+        _ => None,
+    });
+    let mut names: Vec<_> = names.take(NAMES_MAX + 1).collect();
+    names.sort();
+    names.dedup();
+    if names.len() <= NAMES_MAX { names.into() } else { Arc::from([]) }
+}
+
+/// Files that belong together. Knows what was last read, usable or not, so that each change is considered once.
+struct Watched<const N: usize> {
+    files: [PathBuf; N],
+    last_read: Mutex<Option<[Fingerprint; N]>>,
+}
+
+impl<const N: usize> Watched<N> {
+    const fn new(files: [PathBuf; N]) -> Self {
+        Self { files, last_read: Mutex::new(None) }
+    }
+
+    /// The file that names them in errors.
+    fn first(&self) -> &Path {
+        &self.files[0]
+    }
+
+    /// Reads the files.
+    fn read(&self) -> Result<[Vec<u8>; N], TlsError> {
+        let read = self.read_all();
+        self.note(&read);
+        read
+    }
+
+    /// Reads the files; `None` if they are as they were read last.
+    fn changed(&self) -> Option<Result<[Vec<u8>; N], TlsError>> {
+        let read = self.read_all();
+        self.note(&read).then_some(read)
+    }
+
+    fn read_all(&self) -> Result<[Vec<u8>; N], TlsError> {
+        let mut contents = [const { Vec::new() }; N];
+        for (file, bytes) in self.files.iter().zip(&mut contents) {
+            *bytes = std::fs::read(file).map_err(|error| TlsError::Unreadable(file.clone(), pem::Error::Io(error)))?;
+        }
+        Ok(contents)
+    }
+
+    /// Records what was read, and returns whether it differs from the last.
+    fn note(&self, read: &Result<[Vec<u8>; N], TlsError>) -> bool {
+        let prints = read.as_ref().ok().map(|contents| contents.each_ref().map(|bytes| fingerprint(bytes)));
+        let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_changed = *last_read != prints;
+        *last_read = prints;
+        is_changed
+    }
+}
+
+/// Parses a certificate chain and its key. Returns also until when the certificate is valid.
+fn certified(files: &Watched<2>, chain: &[u8], key: &[u8]) -> Result<(Arc<CertifiedKey>, Timestamp), TlsError> {
+    let [certificate_file, key_file] = &files.files;
+    let chain = certificates(certificate_file, chain)?;
+    let own = chain.first().ok_or_else(|| TlsError::NoCertificate(certificate_file.clone()))?;
+    let parsed = X509Certificate::from_der(own).map_err(|_| TlsError::Malformed(certificate_file.clone()))?;
+    let validity = parsed.1.validity();
+    let [from, until] = [validity.not_before, validity.not_after].map(|at| Timestamp::from_seconds(at.timestamp()));
+    let now = Clock::system().now();
+    if now < from || until < now {
+        return Err(TlsError::NotValid { file: certificate_file.clone(), from, until });
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::Unreadable(key_file.clone(), error))?;
+    let certified = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            TlsError::Mismatch { certificate: certificate_file.clone(), key: key_file.clone() }
+        }
+        other => TlsError::Unusable(certificate_file.clone(), other),
+    })?;
+    Ok((Arc::new(certified), until))
+}
+
+/// Parses the authorities of client certificates. A client without a certificate is accepted too: it has a server key, or serves a
+/// user.
+fn clients(file: &Path, roots: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut store = RootCertStore::empty();
+    for root in certificates(file, roots)? {
+        store.add(root).map_err(|error| TlsError::Unusable(file.to_owned(), error))?;
+    }
+    if store.is_empty() {
+        return Err(TlsError::NoCertificate(file.to_owned()));
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), tls::provider());
+    // Fails without a root, and there is one; and for a malformed revocation list, and there is none.
+    verifier
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Unusable(file.to_owned(), rustls::Error::General(error.to_string())))
+}
+
+fn certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::Unreadable(file.to_owned(), error))
 }

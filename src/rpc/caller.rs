@@ -9,6 +9,7 @@ use tonic::metadata::MetadataValue;
 use crate::app::AccessToken;
 use crate::app::Caller;
 use crate::app::Client;
+use crate::app::ClientCertificate;
 use crate::app::TokenHolder;
 use crate::pb::RefreshSessionRequest;
 use sessiond_core::session::Origin;
@@ -53,9 +54,16 @@ pub(super) fn client(extensions: &Extensions) -> Option<Client> {
 
 /// The caller of a method that accepts a user or a service. Fails here without a credential, before the request is checked,
 /// so that an unauthenticated caller learns nothing else about its request.
-pub(super) fn only(metadata: &MetadataMap) -> Result<Caller, Refusal> {
+///
+/// A client certificate counts only without any other credential: it comes with every request on its connection, while a header is
+/// what this request means to present.
+pub(super) fn only<T>(request: &Request<T>) -> Result<Caller, Refusal> {
+    let metadata = request.metadata();
     match (bearer(metadata)?, refresh_tokens(metadata).is_empty()) {
-        (Caller::Nobody, true) => Err(Refusal::CredentialsMissing),
+        (Caller::Nobody, true) => {
+            let certificate = request.extensions().get::<ClientCertificate>();
+            certificate.cloned().map(Caller::Certificate).ok_or(Refusal::CredentialsMissing)
+        }
         (Caller::Nobody, false) => Err(Refusal::InsufficientAccessType),
         (caller, true) => Ok(caller),
         (_, false) => Err(mixture()),

@@ -46,7 +46,7 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn create_session(&self, request: Request<pb::CreateSessionRequest>) -> Reply<pb::CreateSessionResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
         let (create, key) = decode::create(request.into_inner()).map_err(status::refused)?;
         let grant = self.app.create_session(caller, client, create, key, origin).await.map_err(status::of)?;
@@ -62,7 +62,7 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Reply<pb::ListSessionsResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let client = caller::client(request.extensions());
         let request = decode::list(request.into_inner()).map_err(status::refused)?;
         let page = self.app.list_sessions(caller, client, request).await.map_err(status::of)?;
@@ -73,13 +73,13 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::GetCurrentSessionRequest>,
     ) -> Reply<pb::GetCurrentSessionResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let listed = self.app.current_session(caller).await.map_err(status::of)?;
         Ok(Response::new(encode::current(listed)))
     }
 
     async fn revoke_session(&self, request: Request<pb::RevokeSessionRequest>) -> Reply<pb::RevokeSessionResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
         let pb::RevokeSessionRequest { id, user_id } = request.into_inner();
         let ended = self.app.revoke_session(caller, client, &id, user_id, origin).await.map_err(status::of)?;
@@ -90,7 +90,7 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::RevokeAllSessionsRequest>,
     ) -> Reply<pb::RevokeAllSessionsResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let origin = caller::origin(&request);
         let request = decode::revoke_all(request.into_inner()).map_err(status::refused)?;
         let revoked_count = self.app.revoke_all_sessions(caller, request, origin).await.map_err(status::of)?;
@@ -98,14 +98,14 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn update_session(&self, request: Request<pb::UpdateSessionRequest>) -> Reply<pb::UpdateSessionResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let (id, change) = decode::update(request.into_inner()).map_err(status::refused)?;
         let session = self.app.update_session(caller, &id, change).await.map_err(status::of)?;
         Ok(Response::new(encode::updated(session)))
     }
 
     async fn erase_user(&self, request: Request<pb::EraseUserRequest>) -> Reply<pb::EraseUserResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let origin = caller::origin(&request);
         let user_id = request.into_inner().user_id;
         let erased_session_count = self.app.erase_user(caller, &user_id, origin).await.map_err(status::of)?;
@@ -116,7 +116,7 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::IntrospectTokenRequest>,
     ) -> Reply<pb::IntrospectTokenResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let client = caller::client(request.extensions());
         let tokens = decode::token(request.into_inner()).map_err(status::refused)?;
         let results = self.app.introspect(caller, client, tokens).await.map_err(status::of)?;
@@ -127,7 +127,7 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::BatchIntrospectRequest>,
     ) -> Reply<pb::BatchIntrospectResponse> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let tokens = decode::tokens(request.into_inner()).map_err(status::refused)?;
         let results = self.app.introspect(caller, None, tokens).await.map_err(status::of)?;
         let items = results.into_iter().map(encode::introspection).collect();
@@ -137,7 +137,7 @@ impl session_service_server::SessionService for SessionService {
     type WatchRevocationsStream = watch::Stream;
 
     async fn watch_revocations(&self, request: Request<pb::WatchRevocationsRequest>) -> Reply<watch::Stream> {
-        let caller = caller::only(request.metadata()).map_err(status::refused)?;
+        let caller = caller::only(&request).map_err(status::refused)?;
         let cursor = request.into_inner().cursor;
         let subscription = self.app.watch_revocations(caller, &cursor).await.map_err(status::of)?;
         Ok(Response::new(watch::stream(subscription)))

@@ -68,6 +68,7 @@ fn details(refusal: &Refusal) -> ErrorDetails {
         | Refusal::UnparsableAccessToken
         | Refusal::SessionRevoked
         | Refusal::InvalidServerKey
+        | Refusal::CertificateRefused(_)
         | Refusal::RefreshTokenNotFoundOrExpired
         | Refusal::ClientAuthenticationRequired
         | Refusal::InsufficientAccessType

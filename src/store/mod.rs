@@ -97,6 +97,7 @@ pub use requests::RequestIdStatus;
 pub use requests::RequestOutcome;
 pub use revocations::BulkRevocation;
 pub use revocations::RevocationRecord;
+pub use server_keys::KeyProof;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;

@@ -59,10 +59,12 @@ diesel::table! {
     server_keys (id) {
         id -> Uuid,
         project_id -> Text,
-        digest -> Binary,
+        digest -> Nullable<Binary>,
         role -> Text,
         created_at -> Timestamptz,
         revoked_at -> Nullable<Timestamptz>,
+        certificate_name -> Nullable<Text>,
+        last_used_at -> Nullable<Timestamptz>,
     }
 }
 

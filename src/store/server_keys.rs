@@ -1,5 +1,8 @@
 //! `server_keys`: which service may act for which project.
 
+use std::time::Duration;
+
+use diesel::BoolExpressionMethods as _;
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
 use diesel::Queryable;
@@ -21,7 +24,11 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::revoked::RevocationTarget;
+use sessiond_core::token::certificate_name::CertificateName;
 use sessiond_core::token::server_key::Digest;
+
+/// How exact the time of a key's last use is: requests do not write, except the first one in each such period.
+const USE_PRECISION: Duration = Duration::from_secs(60 * 60);
 
 /// What a server key may do, in ascending order: each role includes the previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +54,14 @@ impl Role {
     }
 }
 
+/// How a service proves that it has a server key.
+pub enum KeyProof {
+    /// By its secret, whose digest this is.
+    Secret(Digest),
+    /// By a client certificate with this name.
+    Certificate(CertificateName),
+}
+
 /// A stored server key.
 pub struct ServerKeyRow {
     /// The key's id.
@@ -55,19 +70,32 @@ pub struct ServerKeyRow {
     pub project: ProjectId,
     /// The key's role.
     pub role: Role,
-    /// The digest of its secret.
-    pub digest: Digest,
+    /// How it is proved.
+    pub proof: KeyProof,
+    /// When it was last used, to the hour.
+    pub last_used_at: Option<Timestamp>,
+}
+
+impl ServerKeyRow {
+    /// Whether a use now is to be recorded.
+    pub fn is_use_due(&self, now: Timestamp) -> bool {
+        self.last_used_at.is_none_or(|last| last < now - USE_PRECISION)
+    }
 }
 
 /// The facts about a server key, without its digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerKeyFacts {
     /// The key's id.
     pub id: KeyId,
     /// The key's role.
     pub role: Role,
+    /// The name in the client certificates that prove it; `None` for a key with a secret.
+    pub certificate_name: Option<CertificateName>,
     /// When it was created.
     pub created_at: Timestamp,
+    /// When it was last used, to the hour.
+    pub last_used_at: Option<Timestamp>,
     /// When it was revoked: from then on it is refused.
     pub revoked_at: Option<Timestamp>,
 }
@@ -83,24 +111,67 @@ impl Store {
             let query = server_keys::table
                 .filter(server_keys::id.eq(id.as_uuid()))
                 .filter(server_keys::revoked_at.is_null())
-                .select(DigestRow::as_select());
+                .select(KeyRow::as_select());
             let found = tx.load(query).await?.pop();
-            tx.commit(found.map(DigestRow::into_key).transpose()?).await
+            tx.commit(found.map(KeyRow::into_key).transpose()?).await
         })
         .await
     }
 
-    /// Stores a new server key's digest.
+    /// Returns the server keys of client certificates with any of these names that are not revoked, oldest first.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Conflict`] if the project does not exist.
+    /// Fails if the database is unavailable.
+    pub async fn server_keys_of_certificate(&self, names: &[CertificateName]) -> Result<Vec<ServerKeyRow>, Error> {
+        let names: Vec<String> = names.iter().map(|name| name.as_str().to_owned()).collect();
+        self.idempotent("server_keys_of_certificate", move |mut tx| {
+            let names = names.clone();
+            async move {
+                let query = server_keys::table
+                    .filter(server_keys::certificate_name.eq_any(names))
+                    .filter(server_keys::revoked_at.is_null())
+                    .order((server_keys::created_at, server_keys::id))
+                    .select(KeyRow::as_select());
+                let found = tx.load(query).await?;
+                tx.commit(found.into_iter().map(KeyRow::into_key).collect::<Result<_, _>>()?).await
+            }
+        })
+        .await
+    }
+
+    /// Records that a server key is in use, unless that was recorded within the last hour.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database is unavailable.
+    pub async fn server_key_note_use(&self, id: KeyId, now: Timestamp) -> Result<(), Error> {
+        self.transact("server_key_note_use", move |mut tx| async move {
+            let last = server_keys::last_used_at;
+            let due =
+                server_keys::table.find(id.as_uuid()).filter(last.is_null().or(last.lt(to_pg(now - USE_PRECISION))));
+            tx.execute(diesel::update(due).set(last.eq(to_pg(now)))).await?;
+            tx.commit(()).await
+        })
+        .await
+    }
+
+    /// Stores a new server key.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Conflict`] if the project does not exist, or if the name of its certificate is that of another key.
     pub async fn server_key_insert(&self, key: ServerKeyRow, now: Timestamp) -> Result<(), Error> {
         self.transact("server_key_insert", move |mut tx| async move {
+            let (digest, name) = match &key.proof {
+                KeyProof::Secret(digest) => (Some(digest.as_bytes().as_slice()), None),
+                KeyProof::Certificate(name) => (None, Some(name.as_str())),
+            };
             let insert = diesel::insert_into(server_keys::table).values((
                 server_keys::id.eq(key.id.as_uuid()),
                 server_keys::project_id.eq(key.project.as_str()),
-                server_keys::digest.eq(key.digest.as_bytes().as_slice()),
+                server_keys::digest.eq(digest),
+                server_keys::certificate_name.eq(name),
                 server_keys::role.eq(key.role.as_str()),
                 server_keys::created_at.eq(to_pg(now)),
             ));
@@ -158,23 +229,34 @@ impl Store {
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = server_keys)]
-struct DigestRow {
+struct KeyRow {
     id: Uuid,
     project_id: String,
-    digest: Vec<u8>,
+    digest: Option<Vec<u8>>,
+    certificate_name: Option<String>,
     role: String,
+    last_used_at: Option<PgTimestamp>,
 }
 
-impl DigestRow {
+impl KeyRow {
     fn into_key(self) -> Result<ServerKeyRow, Error> {
         let bad = |column| Error::Inconsistent { table: "server_keys", column, row: self.id.to_string() };
+        let proof = match (self.digest, self.certificate_name) {
+            (Some(digest), _) => KeyProof::Secret(Digest::from_bytes(&digest).ok_or_else(|| bad("digest"))?),
+            (None, name) => KeyProof::Certificate(certificate_name(name).ok_or_else(|| bad("certificate_name"))?),
+        };
         Ok(ServerKeyRow {
             id: KeyId::from_uuid(self.id),
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
             role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
-            digest: Digest::from_bytes(&self.digest).ok_or_else(|| bad("digest"))?,
+            proof,
+            last_used_at: self.last_used_at.map(from_pg),
         })
     }
+}
+
+fn certificate_name(text: Option<String>) -> Option<CertificateName> {
+    text.and_then(|text| CertificateName::parse(&text))
 }
 
 #[derive(Queryable, Selectable)]
@@ -182,17 +264,26 @@ impl DigestRow {
 struct ServerKeyFactsRow {
     id: Uuid,
     role: String,
+    certificate_name: Option<String>,
     created_at: PgTimestamp,
+    last_used_at: Option<PgTimestamp>,
     revoked_at: Option<PgTimestamp>,
 }
 
 impl ServerKeyFactsRow {
     fn into_facts(self) -> Result<ServerKeyFacts, Error> {
-        let bad = || Error::Inconsistent { table: "server_keys", column: "role", row: self.id.to_string() };
+        let bad = |column| Error::Inconsistent { table: "server_keys", column, row: self.id.to_string() };
+        let is_certified = self.certificate_name.is_some();
+        let certificate_name = certificate_name(self.certificate_name);
+        if is_certified && certificate_name.is_none() {
+            return Err(bad("certificate_name"));
+        }
         Ok(ServerKeyFacts {
             id: KeyId::from_uuid(self.id),
-            role: Role::parse(&self.role).ok_or_else(bad)?,
+            role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+            certificate_name,
             created_at: from_pg(self.created_at),
+            last_used_at: self.last_used_at.map(from_pg),
             revoked_at: self.revoked_at.map(from_pg),
         })
     }

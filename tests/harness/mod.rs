@@ -30,6 +30,9 @@ pub mod collector;
 /// A receiver of back-channel deliveries.
 pub mod receiver;
 
+/// A certificate authority.
+pub mod authority;
+
 // A `sessiond serve` in a process of its own.
 pub mod serving;
 

@@ -37,15 +37,25 @@ impl Installed {
             ("SESSIOND_SEALING_KEY", SEALING_KEY.to_owned()),
             ("SESSIOND_ISSUER", "https://sessions.example.org".to_owned()),
         ];
-        let run = |args: &[&str]| {
-            let output = Command::new(BINARY).args(args).env_clear().envs(env.clone()).output().expect("runs");
-            assert!(output.status.success(), "{args:?}: {output:?}");
-            String::from_utf8(output.stdout).expect("text")
-        };
-        run(&["project", "create", "shop"]);
-        let created = run(&["server-key", "create", "--project", "shop"]);
-        let key = created.lines().map(str::trim).find(|line| line.starts_with("sdsk_")).expect("a key").to_owned();
-        Self { database, key, env }
+        let mut installed = Self { database, key: String::new(), env };
+        installed.run(&["project", "create", "shop"]);
+        let created = installed.run(&["server-key", "create", "--project", "shop"]);
+        installed.key =
+            created.lines().map(str::trim).find(|line| line.starts_with("sdsk_")).expect("a key").to_owned();
+        installed
+    }
+
+    /// Runs a command, which must succeed, and returns what it prints.
+    pub fn run(&self, args: &[&str]) -> String {
+        let output = Command::new(BINARY).args(args).env_clear().envs(self.env.clone()).output().expect("runs");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs a command, and returns all that it prints.
+    pub fn try_run(&self, args: &[&str]) -> String {
+        let output = Command::new(BINARY).args(args).env_clear().envs(self.env.clone()).output().expect("runs");
+        String::from_utf8([output.stdout, output.stderr].concat()).expect("text")
     }
 
     /// Starts it by way of another command, which gets this one as its last arguments; with these arguments more.

@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 use crate::id::UserId;
+use crate::session::CertificateProblem;
 use crate::session::Refusal;
 
 /// The `ErrorInfo.domain` of every reason.
@@ -149,7 +150,7 @@ impl Refusal {
             Self::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
             Self::WrongProject { .. } => Reason::WrongProject,
             Self::SessionRevoked => Reason::SessionRevoked,
-            Self::InvalidServerKey => Reason::InvalidServerKey,
+            Self::InvalidServerKey | Self::CertificateRefused(_) => Reason::InvalidServerKey,
             Self::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
             Self::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
             Self::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
@@ -166,9 +167,16 @@ impl Refusal {
 
     /// The message of the status: the reason's, unless a more specific one exists.
     pub const fn message(&self) -> &'static str {
-        match matches!(self, Self::ServerKeyInBrowser) {
-            true => "A server key has no business in a browser.",
-            false => self.reason().message(),
+        match self {
+            Self::ServerKeyInBrowser => "A server key has no business in a browser.",
+            Self::CertificateRefused(CertificateProblem::Unknown) => {
+                "No name in the client certificate stands for a project; `sessiond client-certificate add` adds one."
+            }
+            Self::CertificateRefused(CertificateProblem::Ambiguous) => {
+                "The names in the client certificate stand for different projects or roles."
+            }
+            Self::CertificateRefused(CertificateProblem::Expired) => "The client certificate has expired.",
+            _ => self.reason().message(),
         }
     }
 }

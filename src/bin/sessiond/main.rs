@@ -5,6 +5,7 @@
 
 mod audit;
 mod backchannel;
+mod client_certificate;
 mod dev;
 mod health;
 mod keys;
@@ -75,6 +76,9 @@ enum Command {
     /// Manage server keys, which authenticate internal services.
     #[command(subcommand)]
     ServerKey(server_key::ServerKeyCommand),
+    /// Manage the names in client certificates that stand in for server keys.
+    #[command(subcommand)]
+    ClientCertificate(client_certificate::ClientCertificateCommand),
     /// Manage signing keys, which sign access tokens.
     #[command(subcommand)]
     SigningKey(signing_key::SigningKeyCommand),
@@ -179,6 +183,7 @@ async fn execute(command: Command) -> CommandResult {
         Command::Openapi(args) => openapi::run(&args),
         Command::Project(command) => project::run(command).await,
         Command::ServerKey(command) => server_key::run(command).await,
+        Command::ClientCertificate(command) => client_certificate::run(command).await,
         Command::SigningKey(command) => signing_key::run(command).await,
         Command::RefreshKey(command) => refresh_key::run(command).await,
         Command::Backchannel(command) => backchannel::run(command).await,

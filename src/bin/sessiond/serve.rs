@@ -65,10 +65,7 @@ pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     }
     setup::reap_orphans()?;
     setup::raise_open_files(&mut args.limits, &args.database.pool);
-    let tls = match (&args.tls.tls_certificate_file, &args.tls.tls_key_file) {
-        (Some(certificate), Some(key)) => Some(ServerTls::load(certificate, key)?),
-        (_, _) => None,
-    };
+    let tls = ServerTls::load(&args.tls)?;
     secrets::warn_of_environment();
     let metrics = Metrics::default();
     let sealer = setup::sealer(&args.sealing)?;

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use secrecy::ExposeSecret as _;
+use serde_json::Value;
 use sessiond::app::ServerKeyRevoked;
 use sessiond::config::Database;
 use sessiond::store::Role;
@@ -22,7 +23,7 @@ use crate::setup;
 pub(crate) enum ServerKeyCommand {
     /// Create a server key and print it. It cannot be shown again: only its digest is stored.
     Create(ServerKeyCreateArgs),
-    /// List a project's server keys, including revoked ones. Their secrets are not stored.
+    /// List a project's server keys, including revoked ones and those of client certificates. Secrets are not stored.
     List(KeyListArgs),
     /// Revoke a server key: every server refuses it within milliseconds, by the feed. Idempotent.
     Revoke(ServerKeyRevokeArgs),
@@ -51,7 +52,7 @@ pub(crate) struct ServerKeyRevokeArgs {
     database: Database,
 }
 
-fn role(text: &str) -> Result<Role, &'static str> {
+pub(crate) fn role(text: &str) -> Result<Role, &'static str> {
     Role::parse(text).ok_or("must be `service` or `admin`")
 }
 
@@ -88,16 +89,19 @@ async fn list(args: KeyListArgs) -> CommandResult {
     let project = args.project.clone();
     let nothing = format!("project {project} has no server key; `sessiond server-key create` creates one");
     let keys = app.server_keys(args.project).await?;
-    let row = |key: ServerKeyFacts| {
-        vec![
-            ("id", key.id.to_string().into()),
-            ("role", key.role.as_str().into()),
-            ("project", project.as_str().into()),
-            ("created_at", print::time(Some(key.created_at))),
-            ("revoked_at", print::time(key.revoked_at)),
-        ]
-    };
-    Ok(print::list(keys.into_iter().map(row).collect(), args.format, &nothing)?)
+    Ok(print::list(keys.iter().map(|key| row(&project, key)).collect(), args.format, &nothing)?)
+}
+
+pub(crate) fn row(project: &ProjectId, key: &ServerKeyFacts) -> print::Row {
+    vec![
+        ("id", key.id.to_string().into()),
+        ("role", key.role.as_str().into()),
+        ("project", project.as_str().into()),
+        ("certificate_name", key.certificate_name.as_ref().map_or(Value::Null, |name| name.as_str().into())),
+        ("created_at", print::time(Some(key.created_at))),
+        ("last_used_at", print::time(key.last_used_at)),
+        ("revoked_at", print::time(key.revoked_at)),
+    ]
 }
 
 async fn revoke(args: ServerKeyRevokeArgs) -> CommandResult {

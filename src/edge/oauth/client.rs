@@ -1,5 +1,6 @@
 //! Reads the client's credentials (RFC 6749 §2.3.1): from HTTP Basic, or the form; for introspection, also a server key as a
-//! bearer token (RFC 7662 §2.1). Parses them, but verifies none.
+//! bearer token (RFC 7662 §2.1). A client that sends no secret authenticates with its client certificate, if it has one (RFC 8705
+//! §2.1). Parses them, but verifies none.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,6 +13,7 @@ use super::error::OAuthError;
 use super::form::Form;
 use crate::app::Client;
 use crate::app::ClientAuth;
+use crate::app::ClientCertificate;
 use crate::store::Role;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::server_key::ServerKey;
@@ -38,8 +40,12 @@ pub(super) fn scheme(headers: &HeaderMap) -> Option<Scheme> {
     })
 }
 
-/// The client that a request names.
-pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAuthError> {
+/// The client that a request names. `certificate` is that of its connection.
+pub(super) fn named(
+    headers: &HeaderMap,
+    certificate: Option<&ClientCertificate>,
+    form: &mut Form,
+) -> Result<Client, OAuthError> {
     let (mut id, mut secret) = (form.take("client_id"), form.take("client_secret"));
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(credential) = credentials.next() {
@@ -53,18 +59,30 @@ pub(super) fn named(headers: &HeaderMap, form: &mut Form) -> Result<Client, OAut
     }
     let id = id.ok_or(OAuthError::NO_CLIENT)?;
     let project = ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)?;
-    let Some(secret) = secret else { return Ok(Client { project, auth: ClientAuth::Public, role: Role::Service }) };
+    let Some(secret) = secret else {
+        let auth = certificate.map_or(ClientAuth::Public, |certificate| ClientAuth::Certificate(certificate.clone()));
+        return Ok(Client { project, auth, role: Role::Service });
+    };
     not_in_a_browser(headers)?;
     let key = ServerKey::parse(&secret).ok_or(OAuthError::INVALID_CLIENT)?;
     Ok(Client { project, auth: ClientAuth::Confidential(key), role: Role::Service })
 }
 
-/// A client with a secret, in any of the ways: its key, and the client if it is named. The key itself determines the project.
-pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Option<Client>, ServerKey), OAuthError> {
+/// A client that authenticates, in any of the ways: its key, or `None` if its certificate stands in for one; and the client if it is
+/// named. The key itself determines the project.
+pub(super) fn confidential(
+    headers: &HeaderMap,
+    certificate: Option<&ClientCertificate>,
+    form: &mut Form,
+) -> Result<(Option<Client>, Option<ServerKey>), OAuthError> {
     if scheme(headers) != Some(Scheme::Bearer) {
-        let client = named(headers, form)?;
-        // RFC 7662 §2.1: the endpoint needs authentication, or anyone could try tokens until one is valid.
-        let ClientAuth::Confidential(key) = client.auth.clone() else { return Err(OAuthError::NO_CLIENT) };
+        let client = named(headers, certificate, form)?;
+        let key = match &client.auth {
+            ClientAuth::Confidential(key) => Some(key.clone()),
+            ClientAuth::Certificate(_) => None,
+            // RFC 7662 §2.1: the endpoint needs authentication, or anyone could try tokens until one is valid.
+            ClientAuth::Public | ClientAuth::Unchecked => return Err(OAuthError::NO_CLIENT),
+        };
         return Ok((Some(client), key));
     }
     let (id, secret) = (form.take("client_id"), form.take("client_secret"));
@@ -79,7 +97,7 @@ pub(super) fn confidential(headers: &HeaderMap, form: &mut Form) -> Result<(Opti
     let project = id.map(|id| ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)).transpose()?;
     let client =
         project.map(|project| Client { project, auth: ClientAuth::Confidential(key.clone()), role: Role::Service });
-    Ok((client, key))
+    Ok((client, Some(key)))
 }
 
 /// A browser sends its origin, and a server key in a browser is public.

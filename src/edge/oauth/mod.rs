@@ -104,18 +104,18 @@ impl OAuthApi {
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
-        let client = Some(client::named(&parts.headers, &mut form)?);
+        let client = Some(client::named(&parts.headers, parts.extensions.get(), &mut form)?);
         Ok(OAuthRequest { form, client, extensions: parts.extensions })
     }
 
-    /// Parses a request of a client that has a secret.
-    async fn read_confidential(&self, request: Request) -> Result<(OAuthRequest, ServerKey), OAuthError> {
+    /// Parses a request of a client that authenticates: with the key, or else with the certificate in the extensions.
+    async fn read_confidential(&self, request: Request) -> Result<(OAuthRequest, Option<ServerKey>), OAuthError> {
         if let Some(status) = EarlyRefusal::of(request.extensions()) {
             return Err(status.into());
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
-        let (client, key) = client::confidential(&parts.headers, &mut form)?;
+        let (client, key) = client::confidential(&parts.headers, parts.extensions.get(), &mut form)?;
         Ok((OAuthRequest { form, client, extensions: parts.extensions }, key))
     }
 }
@@ -182,9 +182,11 @@ async fn introspect(State(mut endpoint): State<OAuthApi>, request: Request) -> R
     let (mut asked, key) = endpoint.read_confidential(request).await?;
     let token = asked.form.required("token")?;
     let mut call = asked.call(pb::IntrospectTokenRequest { token });
-    let credential = format!("Bearer {}", key.expose().expose_secret());
-    let credential = MetadataValue::try_from(credential).expect("a server key is letters, digits, `-` and `_`");
-    call.metadata_mut().insert("authorization", credential);
+    if let Some(key) = key {
+        let credential = format!("Bearer {}", key.expose().expose_secret());
+        let credential = MetadataValue::try_from(credential).expect("a server key is letters, digits, `-` and `_`");
+        call.metadata_mut().insert("authorization", credential);
+    }
     let answer = endpoint.sessions.introspect_token(call).await?.into_inner();
     Ok((UNCACHED, Json(introspection::render(answer)?)).into_response())
 }

@@ -23,4 +23,5 @@ pub use lifecycle::RevokeReason;
 pub use lifecycle::Session;
 pub use origin::Origin;
 pub use policy::Policy;
+pub use refusal::CertificateProblem;
 pub use refusal::Refusal;

@@ -39,6 +39,8 @@ pub enum Refusal {
     SessionRevoked,
     /// The server key is unknown or revoked.
     InvalidServerKey,
+    /// The client certificate, which was to stand in for a server key, does not.
+    CertificateRefused(CertificateProblem),
     /// The refresh token is unknown, malformed, expired or revoked. Does not say which, so that tokens cannot be probed.
     RefreshTokenNotFoundOrExpired,
     /// The refresh token is genuine, but the project accepts it only from clients that authenticate.
@@ -66,6 +68,17 @@ pub enum Refusal {
         /// How long to wait before trying again.
         retry_after: Duration,
     },
+}
+
+/// Why a client certificate of a trusted authority does not stand in for a server key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateProblem {
+    /// It has no name that an operator has added, or that name was removed.
+    Unknown,
+    /// Its names stand for different projects or roles.
+    Ambiguous,
+    /// It has expired since the connection was opened.
+    Expired,
 }
 
 impl Refusal {

@@ -6,7 +6,7 @@
 //! | [`access`] | anyone, offline | a low-S ES256 signature by the project's [`keys::SigningKey`] |
 //! | [`event`] | back-channel endpoints | the same, with a `typ` of its own |
 //! | [`refresh`] | sessiond | a MAC by the project's [`keys::RefreshKey`] over its fields and a secret in the session's row |
-//! | [`server_key`] | sessiond | its SHA-256 digest, the only part that is stored |
+//! | [`server_key`] | sessiond | its SHA-256 digest, the only part that is stored; or a [`certificate_name`] in its place |
 
 /// Declares a value of 32 random bytes, which the database keeps as they are.
 macro_rules! random_bytes {
@@ -35,6 +35,7 @@ macro_rules! random_bytes {
 
 pub mod access;
 pub mod bucket;
+pub mod certificate_name;
 pub mod event;
 pub mod fingerprint_cache;
 pub mod jwks;
