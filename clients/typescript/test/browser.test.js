@@ -14,7 +14,7 @@ const REFRESH = "POST /auth/sessions/current/refresh";
 const WATCH = "GET /auth/revocations:watch";
 let browser, app;
 before(async () => {
-    [browser, app] = [await openBrowser(), await openApp()];
+    [browser, app] = [await openBrowser(), await openApp(process.env.APP_ORIGIN)];
 });
 after(async () => {
     await browser.close();

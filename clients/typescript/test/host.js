@@ -14,7 +14,7 @@ const TTL_MS = 6_000;
 
 /** The project of this run, with access tokens that live for six seconds: one with default rules, or a strict one. */
 export const STRICT = env.PROJECT === "strict";
-const SERVER_KEY = STRICT ? env.STRICT_SERVER_KEY : env.BRIEF_SERVER_KEY;
+export const SERVER_KEY = STRICT ? env.STRICT_SERVER_KEY : env.BRIEF_SERVER_KEY;
 export const PROJECT = STRICT ? "strict" : "brief";
 export const PATIENCE_MS = 10_000;
 

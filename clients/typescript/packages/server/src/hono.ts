@@ -1,0 +1,15 @@
+import type { MiddlewareHandler } from "hono";
+import { type RequestSession, type VerifierOptions, createVerifier } from "./index.js";
+
+/** Middleware for Hono. The handler reads `context.get("sessiond")`: `undefined` only if it is `optional`. */
+export function sessiond(options: VerifierOptions): MiddlewareHandler<{ Variables: { sessiond: RequestSession | undefined } }> {
+    const verify = createVerifier(options);
+    return async (context, next) => {
+        const verdict = await verify({ method: context.req.method, header: (name) => context.req.header(name) });
+        if (verdict.status) return new Response(null, { status: verdict.status, headers: new Headers(verdict.headers.map(([...header]) => header)) });
+        context.set("sessiond", verdict.session);
+        await next();
+        for (const [name, value] of verdict.headers) context.header(name, value, { append: true });
+        return undefined;
+    };
+}

@@ -1,0 +1,210 @@
+// What is around the client: the middlewares, in the examples' servers; React and the element, in Chromium.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import net from "node:net";
+import { after, before, describe, test } from "node:test";
+import { createVerifier } from "@sessiond/server";
+import { sessiond as forNext } from "@sessiond/server/next";
+import { PROJECT, SERVER_KEY, SESSIOND_URL, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
+import { openApp, openBrowser, outs, signIn, tabs } from "./tab.js";
+
+const { AROUND_ORIGIN, SCREENSHOTS } = process.env;
+const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+const freePort = () => new Promise((found) => {
+    const server = net.createServer().listen(0, "127.0.0.1", () => {
+        const { port } = server.address();
+        server.close(() => found(port));
+    });
+});
+
+const bearer = ({ access_token }) => ({ authorization: `Bearer ${access_token}` });
+
+describe("middlewares", { concurrency: true }, () => {
+    for (const name of ["express", "fastify", "hono"]) {
+        test(`${name}: passes a session on, refuses everything else, and is down when sessiond is`, async (t) => {
+            for (const isUp of [true, false]) {
+                const PORT = await freePort();
+                const url = isUp ? SESSIOND_URL : `http://127.0.0.1:${await freePort()}`;
+                const env = { ...process.env, PORT, SESSIOND_URL: url, SESSIOND_PROJECT_ID: PROJECT, SESSIOND_SERVER_KEY: SERVER_KEY };
+                const example = new URL(`../examples/dist/${name}.js`, import.meta.url);
+                const server = spawn(process.execPath, [example.pathname], { env, stdio: "inherit" });
+                t.after(() => server.kill());
+                const ask = (path, options) => fetch(`http://127.0.0.1:${PORT}${path}`, options);
+                await eventually("it listens", () => ask("/nothing").then(() => true, () => false));
+                if (!isUp) {
+                    const refused = await ask("/api/hello", { headers: bearer(await createSession()) });
+                    assert.deepEqual([refused.status, refused.headers.get("retry-after")], [503, "1"]);
+                    continue;
+                }
+                const user = `Ada Lovelace, ${newUser()} é`;
+                const json = { "content-type": "application/json" };
+                const session = await (await ask("/login", { method: "POST", headers: json, body: JSON.stringify({ user }) })).json();
+                assert.deepEqual(await (await ask("/api/hello", { headers: bearer(session) })).json(), { hello: user });
+                for (const headers of [{}, { authorization: "Bearer rubbish" }, { authorization: `Bearer ${session.refresh_token}` }]) {
+                    const refused = await ask("/api/hello", { headers });
+                    assert.equal(refused.status, 401);
+                    assert.match(refused.headers.get("www-authenticate"), /^Bearer/);
+                    assert.equal(refused.headers.get("cache-control"), "no-store");
+                }
+                await revoke(session.session.id);
+                assert.equal((await ask("/api/hello", { headers: bearer(session) })).status, 401);
+                server.kill();
+            }
+        });
+    }
+
+    test("next: wraps route handlers", async () => {
+        const withSession = forNext({ url: SESSIOND_URL, project: PROJECT });
+        const GET = withSession((request, context, session) => Response.json({ hello: session.userId, ...context }));
+        const session = await createSession(undefined, { claims: { role: "admin" } });
+        const answer = await GET(new Request("http://app/", { headers: bearer(session) }), { at: "home" });
+        assert.deepEqual(await answer.json(), { hello: session.session.user_id, at: "home" });
+        assert.equal((await GET(new Request("http://app/"), {})).status, 401);
+    });
+
+    test("the session's claims; optional sessions; an unknown project is not the user's fault", async () => {
+        const session = await createSession(undefined, { claims: { role: "admin" }, is_impersonation: true, impersonator_id: "support" });
+        const ask = (options, headers) =>
+            createVerifier({ url: SESSIOND_URL, project: PROJECT, ...options })({ method: "GET", header: (name) => headers[name] });
+        const { session: found } = await ask({}, bearer(session));
+        assert.equal(found.claims.role, "admin");
+        assert.equal(found.impersonatorId, "support");
+        assert.equal(found.projectId, PROJECT);
+        assert.deepEqual(await ask({ optional: true }, {}), { session: undefined, headers: [] });
+        assert.deepEqual(await ask({ optional: true }, { authorization: "Bearer x" }), { session: undefined, headers: [] });
+        assert.equal((await ask({ project: "nowhere" }, bearer(session))).status, 503);
+    });
+});
+
+describe("in pages", { concurrency: 3 }, () => {
+    let browser, app;
+    before(async () => {
+        [browser, app] = [await openBrowser(), await openApp(AROUND_ORIGIN)];
+    });
+    after(async () => {
+        await browser.close();
+        app.close();
+        app.closeAllConnections();
+    });
+
+    /** A user with three devices, on a page with the element. */
+    async function element(t, look) {
+        const { pages: [page], relay } = await tabs(t, browser, 1, { origin: AROUND_ORIGIN, look });
+        const user = newUser();
+        const others = [];
+        for (const device of ["Phone", "Television"]) others.push(await createSession(user, { device_name: device, ip: "203.0.113.7" }));
+        const own = await createSession(user, { device_name: "Laptop", ip: "198.51.100.24" });
+        await page.evaluate(async () => {
+            await import("/element.js");
+            document.documentElement.lang = "en";
+            const main = document.createElement("main");
+            main.innerHTML = "<h1>Account</h1><sessiond-devices></sessiond-devices>";
+            document.body.append(main);
+            window.devices = document.querySelector("sessiond-devices");
+            devices.client = client;
+        });
+        await signIn(page, own);
+        const rows = page.locator("sessiond-devices li");
+        await eventually("the list", async () => (await rows.count()) === 3);
+        return { page, relay, rows, others, own, user };
+    }
+
+    test("the element lists sessions, ends them, follows, and keeps the focus", async (t) => {
+        const { page, rows, others, own, user } = await element(t);
+        const names = () => page.locator("sessiond-devices .name").allTextContents();
+        assert.deepEqual(await names(), ["LaptopThis device", "Television", "Phone"]);
+        assert.match(await rows.nth(1).textContent(), /Last used today · 203\.0\.113\.7/);
+        // By keyboard alone.
+        await page.getByRole("button", { name: "Sign out: Television" }).focus();
+        await page.keyboard.press("Enter");
+        await eventually("two", async () => (await rows.count()) === 2);
+        assert.equal(await isActive(others[1].access_token), false);
+        assert.equal(await page.locator("sessiond-devices .status").textContent(), "Television is signed out.");
+        assert.equal(await page.evaluate(() => devices.shadowRoot.activeElement?.className), "title");
+        // What happens elsewhere.
+        await revoke(others[0].session.id);
+        await eventually("one", async () => (await rows.count()) === 1);
+        assert.equal(await page.getByRole("button", { name: "Sign out everywhere else" }).isVisible(), false);
+        await createSession(user, { device_name: "Tablet" });
+        await page.evaluate(() => (devices.client = client));
+        await eventually("the new one", async () => (await names()).includes("Tablet"));
+        // The app may ask first.
+        await page.evaluate(() => devices.addEventListener("sessiond-end", (event) => event.preventDefault(), { once: true }));
+        await page.getByRole("button", { name: "Sign out everywhere else" }).click();
+        await sleep(100);
+        assert.equal(await rows.count(), 2);
+        await page.getByRole("button", { name: "Sign out everywhere else" }).click();
+        await eventually("one", async () => (await rows.count()) === 1);
+        await page.getByRole("button", { name: "Sign out here" }).click();
+        await eventually("out", async () => (await outs(page)).length === 1);
+        await eventually("the revocation", async () => !(await isActive(own.access_token)));
+        assert.equal(await rows.count(), 0);
+        assert.equal(await page.locator("sessiond-devices .status").textContent(), "Not signed in.");
+        assert.deepEqual(page.problems, []);
+    });
+
+    test("the element says what went wrong, pages through many, and speaks other languages", async (t) => {
+        const { page, relay, rows, user } = await element(t);
+        relay.rule = (call) => call.startsWith("DELETE") && "cut";
+        await page.evaluate(() => devices.addEventListener("sessiond-error", ({ detail }) => (window.failed = detail.reason)));
+        await page.getByRole("button", { name: "Sign out: Phone" }).click();
+        await eventually("the error", () => page.evaluate(() => window.failed === "UNREACHABLE"));
+        assert.match(await page.locator("sessiond-devices .status").textContent(), /cannot be reached/);
+        assert.equal(await rows.count(), 3);
+        relay.rule = null;
+        await page.evaluate(() => (devices.labels = { title: "Angemeldete Geräte", end: "Abmelden" }));
+        assert.equal(await page.getByRole("heading", { name: "Angemeldete Geräte" }).count(), 1);
+        assert.equal(await page.getByRole("button", { name: "Abmelden: Phone" }).count(), 1);
+        for (let n = 0; n < 55; n += 1) await createSession(user, { device_name: `<b>Device ${n}</b>` });
+        await page.evaluate(() => (devices.client = client));
+        await eventually("a page", async () => (await rows.count()) === 50);
+        await page.getByRole("button", { name: "Show more" }).click();
+        await eventually("all", async () => (await rows.count()) === 58);
+        assert.equal(await page.locator("sessiond-devices li b").count(), 0, "names are text");
+        assert.deepEqual(page.problems, []);
+    });
+
+    for (const [scheme, width] of [["light", 720], ["dark", 360]]) {
+        test(`the element is accessible, ${scheme}, ${width} px wide`, async (t) => {
+            const { page } = await element(t, { colorScheme: scheme, viewport: { width, height: 520 } });
+            await page.addStyleTag({ content: ":root { color-scheme: light dark; background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif; } body { margin: 1.5rem; }" });
+            await page.evaluate(AXE);
+            const { violations } = await page.evaluate(() => axe.run());
+            assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]), []);
+            const [wide, has] = await page.evaluate(() => [document.scrollingElement.scrollWidth, innerWidth]);
+            assert.ok(wide <= has);
+            const small = await page.evaluate(() => [...devices.shadowRoot.querySelectorAll("button")]
+                .filter((button) => button.checkVisibility() && button.getBoundingClientRect().height < 44).length);
+            assert.equal(small, 0);
+            if (SCREENSHOTS) await page.screenshot({ path: `${SCREENSHOTS}/devices-${scheme}.png` });
+        });
+    }
+
+    test("React: sign in, list, end another device, be signed out elsewhere", async (t) => {
+        const { relay, context } = await tabs(t, browser, 0, { origin: AROUND_ORIGIN });
+        const page = await context.newPage();
+        const problems = [];
+        page.on("pageerror", (error) => problems.push(error.message));
+        page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+        await page.addInitScript((url) => (window.sessiondUrl = url), relay.url);
+        await page.goto(`${AROUND_ORIGIN}/react`);
+        await page.evaluate(() => import("/react.js"));
+        const phone = await createSession("ada", { device_name: "Phone" });
+        await page.getByText("Sign in as ada").click();
+        await page.getByText("Hello, ada!").waitFor();
+        const row = page.locator("li", { hasText: "Phone" });
+        await row.waitFor();
+        await row.getByRole("button").click();
+        await eventually("gone", async () => (await row.count()) === 0);
+        assert.equal(await isActive(phone.access_token), false);
+        await stale();
+        const id = await page.evaluate(() => JSON.parse(atob(JSON.parse(localStorage.sessiond).access_token.split(".")[1])).sid);
+        await revoke(id);
+        await page.getByText("Sign in as ada").waitFor();
+        assert.deepEqual(problems, []);
+    });
+});
