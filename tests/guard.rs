@@ -697,6 +697,19 @@ async fn a_guard_introspects_when_it_cannot_decide() {
     let guarded = Wires::to(serve_http(Router::new().route("/", get("in")).layer(guard.layer())).await);
     assert_eq!(guarded.http(Method::GET, "/", laptop.bearer(), "").await.body(), "in");
     assert_eq!(guarded.http(Method::GET, "/", phone.bearer(), "").await.status(), StatusCode::UNAUTHORIZED);
+    // As a part of the request's trace.
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    assert_eq!(hanging.spans(), [], "nobody has asked for a trace");
+    let traced = both(laptop.bearer(), header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01")));
+    assert_eq!(guarded.http(Method::GET, "/", traced, "").await.body(), "in");
+    let mut spans = vec![];
+    let introspected = (trace.to_owned(), "sessiond.v1.SessionService/IntrospectToken");
+    eventually("the call is traced", async || {
+        spans.extend(hanging.spans());
+        spans.contains(&introspected)
+    })
+    .await;
+    assert!(spans.iter().all(|(of, _)| of == trace), "{spans:?}");
 }
 
 /// Away for longer than any cursor is valid: the guard gets a new snapshot.

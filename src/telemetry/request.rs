@@ -246,7 +246,7 @@ impl RequestRecord {
                 project = project.as_ref().map(ProjectId::as_str),
                 network = ip.map(|ip| tracing::field::display(network(ip))),
                 trace_id = self.trace_id.map(tracing::field::display),
-                request_id = &*self.request_id,
+                request_id = %self.request_id,
                 "request"
             );
         }

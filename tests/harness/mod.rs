@@ -38,7 +38,7 @@ pub mod serving;
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -53,7 +53,11 @@ use sessiond::{
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
     store::{Options, Role, SessionWithEpochs, Store},
-    telemetry::Metrics,
+    telemetry::{
+        Metrics,
+        request::RequestObserver,
+        trace::{FinishedSpan, Tracer},
+    },
 };
 use sessiond_core::{
     clock::Clock,
@@ -67,6 +71,7 @@ use sessiond_core::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::mpsc::Receiver,
     task::JoinHandle,
 };
 
@@ -99,6 +104,8 @@ pub struct Service {
     pub server_key: SecretString,
     pub wires: wire::Wires,
     pub database: database::Database,
+    /// The spans of requests whose callers record them.
+    spans: Mutex<Receiver<FinishedSpan>>,
     sealing_key: Arc<SealingKey>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     server: JoinHandle<()>,
@@ -210,6 +217,7 @@ impl Service {
         change: impl FnOnce(&mut Web, &mut Limits),
     ) -> Self {
         let metrics = Metrics::default();
+        let (tracer, spans) = Tracer::new(0.0, metrics.clone());
         let store = Store::new(options, metrics.clone()).expect("a good URL");
         store.correct(&clock).await.expect("the database tells the time");
         let keys = KeyCache::new(store.clone(), Sealer::new(&sealing_key, None));
@@ -221,6 +229,7 @@ impl Service {
         let listen = Listen { listen: any, metrics_listen: any, proxy_listen: Some(any) };
         let server =
             Server::bind(app.clone(), &listen, &web, limits, metrics, |_| axum::Router::new()).await.expect("binds");
+        let server = server.observed_by(&RequestObserver { tracer: Some(tracer), logs_requests: false });
         let (addr, metrics_addr) = (server.local_addr().expect("bound"), server.metrics_addr().expect("bound"));
         let proxy_addr = server.proxy_addr().expect("bound").expect("asked for");
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -243,6 +252,7 @@ impl Service {
             server_key,
             wires,
             database,
+            spans: Mutex::new(spans),
             sealing_key,
             stop,
             server,
@@ -326,6 +336,12 @@ impl Service {
     /// Waits until `/readyz` says that it is ready.
     pub async fn becomes_ready(&self) {
         eventually("it is ready", async || self.readyz().await.0 == StatusCode::OK).await;
+    }
+
+    /// The names of the spans that have ended since the last call, with their traces.
+    pub fn spans(&self) -> Vec<(String, &'static str)> {
+        let mut spans = self.spans.lock().expect("no panic");
+        std::iter::from_fn(|| spans.try_recv().ok()).map(|span| (span.trace_id.to_string(), span.name)).collect()
     }
 
     /// The value of a metric; 0 if it does not exist yet.
