@@ -1,4 +1,4 @@
-//! `./run` and `./test` on a machine without their requirements.
+//! `./run` and `./test` on a machine without their requirements; the steps of a release.
 
 use std::{
     env, fs,
@@ -141,4 +141,77 @@ fn an_old_node_is_replaced_by_one_from_npm() {
     let fits = Programs::of_every_unix("node-fits").with("node", "echo v20.0.0").with("npm", "echo \"npm $*\" >&2");
     let asked = client_suite(&fits, "need_node");
     assert!(asked.status.success() && asked.stderr.is_empty(), "{asked:?}");
+}
+
+/// A directory with the files that name a version, at version 1.2.0, and `deploy/release`.
+fn released(name: &str) -> PathBuf {
+    let root = fresh_dir(name);
+    let files = [
+        (
+            "Cargo.toml",
+            "[workspace.package]\nversion = \"1.2.0\"\n[a]\ncore = { version = \"1.2.0\", path = \"crates/core\" }\n",
+        ),
+        ("deploy/helm/sessiond/Chart.yaml", "version: 1.2.0\nappVersion: 1.2.0\n"),
+        ("deploy/kubernetes/base/kustomization.yaml", "    newTag: 1.2.0\n"),
+        ("deploy/kubernetes/migrate/kustomization.yaml", "    newTag: 1.2.0\n"),
+        ("clients/typescript/packages/client/package.json", "{\n  \"version\": \"1.2.0\",\n}\n"),
+        ("compose.yaml", "  image: sessiond:1.2.0\n"),
+        ("crates/core/CHANGELOG.md", "## [1.2.0] - 2026-01-05\n"),
+        (
+            "CHANGELOG.md",
+            "# Changelog\n\n## [1.2.0] - 2026-01-05\n\nOne line,\nand its end.\n\n### Added\n\n- A thing that\n  wraps.\n\
+             - Another.\n\n```sh\na\n  b\n```\n\n## [1.1.0] - 2025-12-01\n\n- Old.\n",
+        ),
+    ];
+    for (file, text) in files {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("creates");
+        fs::write(path, text).expect("writes");
+    }
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/release"), root.join("deploy/release"))
+        .expect("copies");
+    root
+}
+
+fn release(root: &Path, args: &[&str]) -> Output {
+    Command::new("sh").arg(root.join("deploy/release")).args(args).stdin(Stdio::null()).output().expect("runs")
+}
+
+#[test]
+fn release_notes_are_a_section_of_the_changelog_without_its_line_breaks() {
+    let root = released("notes");
+    let notes = release(&root, &["notes", "v1.2.0"]);
+    let text = String::from_utf8_lossy(&notes.stdout).into_owned();
+    let expected =
+        "One line, and its end.\n\n### Added\n\n- A thing that wraps.\n- Another.\n\n```sh\na\n  b\n```\n\n### Verify";
+    assert!(notes.status.success() && text.starts_with(expected), "{text}");
+    assert!(text.contains("/release.yml@refs/tags/v1.2.0 ") && !text.contains("Old"), "{text}");
+
+    let missing = release(&root, &["notes", "v1.3.0"]);
+    assert!(!missing.status.success() && missing.stdout.is_empty(), "{missing:?}");
+    let _ = fs::remove_dir_all(root);
+}
+
+/// Every place that names another version is reported at once.
+#[test]
+fn a_release_is_of_one_version() {
+    let root = released("versions");
+    for args in [&["check"][..], &["check", "v1.2.0"]] {
+        let agreed = release(&root, args);
+        assert!(agreed.status.success() && agreed.stderr.is_empty(), "{agreed:?}");
+    }
+    let wrong_tag = release(&root, &["check", "v1.2.1"]);
+    let said = String::from_utf8_lossy(&wrong_tag.stderr).into_owned();
+    assert!(!wrong_tag.status.success(), "{said}");
+    assert_eq!(said, "the tag v1.2.1: 1.2.1, and Cargo.toml has 1.2.0\n");
+
+    fs::write(root.join("compose.yaml"), "  image: sessiond:1.1.0\n").expect("writes");
+    fs::write(root.join("crates/core/CHANGELOG.md"), "## [1.2.0] - unreleased\n").expect("writes");
+    let wrong = release(&root, &["check", "v1.2.0"]);
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success(), "{said}");
+    let expected = "compose.yaml: 1.1.0, and Cargo.toml has 1.2.0\n\
+                    crates/core/CHANGELOG.md: no date in \"## [1.2.0] - unreleased\"\n";
+    assert_eq!(said, expected);
+    let _ = fs::remove_dir_all(root);
 }
