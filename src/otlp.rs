@@ -148,7 +148,7 @@ impl Exporter {
             let room = BATCH_MAX - batch.len();
             let is_stopped = *self.stopped.borrow();
             if is_stopped {
-                // Whatever ends from now on is counted as dropped.
+                // Spans that end from now on are counted as dropped.
                 self.finished.close();
             }
             let more = self.finished.recv_many(&mut batch, room);

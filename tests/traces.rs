@@ -13,8 +13,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sessiond::pb::{CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse};
 
+use crate::binary::{assert_says, sessiond};
 use crate::harness::{
-    Wire, bearer, both,
+    SEALING_KEY, Wire,
+    authority::Authority,
+    bearer, both,
     collector::{Answer, CLIENT, Collector, INTERNAL, SERVER, Span},
     database::fresh_dir,
     eventually, header,
@@ -288,6 +291,42 @@ async fn a_collector_that_comes_back_gets_the_spans() {
         eventually("it is sent", async || !collector.requests().is_empty()).await;
         collector.answers(Answer::Accepts);
         eventually("it is sent again", async || !collector.trace(&trace_id(1)).is_empty()).await;
+    }
+}
+
+/// Over https, with a private authority; and not with another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_collectors_certificate_is_verified() {
+    let installed = Installed::new().await;
+    let (authority, other) = (Authority::new("otlp"), Authority::new("otlp-other"));
+    for protocol in ["grpc", "http/protobuf"] {
+        let collector = Collector::start_secure(&authority).await;
+        let trusting = |authority: &Authority| {
+            let file = ["--otlp-ca-file".to_owned(), authority.path("ca.pem").display().to_string()];
+            [to(&collector, protocol), file.to_vec()].concat()
+        };
+        let serving = serve(&installed, &trusting(&other), Stdio::null()).await;
+        create(&serving, &installed.key, Wire::Grpc, parent(1, true)).await;
+        let unavailable = "sessiond_spans_dropped_total{reason=\"unavailable\"}";
+        eventually("its spans are dropped", async || {
+            let page = serving.metrics.http(Method::GET, "/metrics", HeaderMap::new(), "").await;
+            String::from_utf8_lossy(page.body()).contains(unavailable)
+        })
+        .await;
+        drop(serving);
+        assert_eq!(collector.requests().len(), 0);
+        let serving = serve(&installed, &trusting(&authority), Stdio::null()).await;
+        create(&serving, &installed.key, Wire::Grpc, parent(2, true)).await;
+        eventually("it is exported", async || !collector.trace(&trace_id(2)).is_empty()).await;
+    }
+    // A file without certificates is refused at the start.
+    authority.replace("ca.pem", "no certificate");
+    let file = authority.path("ca.pem").display().to_string();
+    let env = [("DATABASE_URL", "postgres://u@127.0.0.1:1/d"), ("SESSIOND_SEALING_KEY", SEALING_KEY)];
+    for protocol in ["grpc", "http/protobuf"] {
+        let args =
+            ["serve", "--otlp-endpoint=https://localhost:1", "--otlp-protocol", protocol, "--otlp-ca-file", &file];
+        assert_says(&sessiond(&args, &env), false, "--otlp-ca-file");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connection to the collector: gRPC over HTTP/2, or protobuf over HTTP/1.1.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,6 +128,15 @@ fn parse_headers(text: &str) -> Result<HeaderMap, OtlpError> {
     parsed.collect()
 }
 
+/// The certificates in a file, of which there must be one at least.
+fn trusted(path: &Path) -> Result<RootCertStore, OtlpError> {
+    let mut roots = RootCertStore::empty();
+    match tls::add_roots(&mut roots, path) {
+        Ok(()) if !roots.is_empty() => Ok(roots),
+        Ok(()) | Err(_) => Err(OtlpError::Certificates(path.to_owned())),
+    }
+}
+
 /// Over gRPC.
 pub(super) struct GrpcCollector {
     client: Grpc<Channel>,
@@ -140,11 +150,10 @@ impl GrpcCollector {
             let tls = match &settings.otlp_ca_file {
                 None => ClientTlsConfig::new().with_native_roots(),
                 Some(path) => {
-                    let unusable = || OtlpError::Certificates(path.clone());
-                    // Reads and checks them first: tonic accepts a file without any.
-                    tls::add_roots(&mut RootCertStore::empty(), path).map_err(|_| unusable())?;
-                    ClientTlsConfig::new()
-                        .ca_certificate(Certificate::from_pem(std::fs::read(path).map_err(|_| unusable())?))
+                    // tonic would accept a file without certificates, and then no collector.
+                    trusted(path)?;
+                    let pem = std::fs::read(path).map_err(|_| OtlpError::Certificates(path.clone()))?;
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
                 }
             };
             channel.tls_config(tls).map_err(|error| OtlpError::Tls(error.into()))?
@@ -215,13 +224,10 @@ struct OpenConnection {
 impl HttpCollector {
     fn new(endpoint: &OtlpEndpoint, settings: &Tracing, headers: HeaderMap) -> Result<Self, OtlpError> {
         let tls = endpoint.is_secure().then(|| {
-            let mut roots = RootCertStore::empty();
-            match &settings.otlp_ca_file {
-                None => roots = tls::system_roots(),
-                Some(path) => {
-                    tls::add_roots(&mut roots, path).map_err(|_| OtlpError::Certificates(path.clone()))?;
-                }
-            }
+            let roots = match &settings.otlp_ca_file {
+                None => tls::system_roots(),
+                Some(path) => trusted(path)?,
+            };
             let tls = tls::client(tls::provider()).map_err(|error| OtlpError::Tls(error.into()))?;
             let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
             tls.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -409,7 +409,7 @@ mod tests {
         assert!((30..300).contains(&sampled(0.1, None)), "about a tenth");
         assert_eq!(sampled(0.0, Some(parent)), 1_000);
         assert_eq!(sampled(1.0, Some(TraceParent { is_sampled: false, ..parent })), 0);
-        // Whoever has the same id and the same ratio decides alike.
+        // Services with the same ratio decide alike about the same trace.
         let (tracer, _finished) = Tracer::new(0.5, Metrics::default());
         assert!(tracer.begin(None, &format!("{}{}", "f".repeat(16), "0".repeat(16)), "a").is_some());
         assert!(tracer.begin(None, &"f".repeat(32), "a").is_none());

@@ -16,7 +16,11 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use prost::Message as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
+
+use super::authority::{Authority, Kind};
 
 /// The fields of `opentelemetry.proto.collector.trace.v1.ExportTraceServiceRequest` that the tests read.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -152,6 +156,7 @@ pub enum Answer {
 /// See the module. Closed on drop.
 pub struct Collector {
     pub addr: SocketAddr,
+    scheme: &'static str,
     received: Arc<Received>,
     task: JoinHandle<()>,
 }
@@ -169,6 +174,27 @@ impl Collector {
     }
 
     pub async fn answering(answer: Answer) -> Self {
+        Self::start_as(answer, None).await
+    }
+
+    /// Over TLS, with a certificate of this authority.
+    pub async fn start_secure(authority: &Authority) -> Self {
+        authority.issue(Kind::Good);
+        let certificate = CertificateDer::from_pem_file(authority.path("cert.pem")).expect("reads");
+        let key = PrivateKeyDer::from_pem_file(authority.path("key.pem")).expect("reads");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .expect("a certificate");
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Self::start_as(Answer::Accepts, Some(TlsAcceptor::from(Arc::new(tls)))).await
+    }
+
+    async fn start_as(answer: Answer, tls: Option<TlsAcceptor>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
         let received = Arc::new(Received {
@@ -180,20 +206,28 @@ impl Collector {
         let shared = Arc::clone(&received);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let received = Arc::clone(&shared);
+                let (received, tls) = (Arc::clone(&shared), tls.clone());
                 let service = service_fn(move |request| {
                     let received = Arc::clone(&received);
                     async move { Ok::<_, Infallible>(received.answer(request).await) }
                 });
                 let builder = Builder::new(TokioExecutor::new());
-                tokio::spawn(async move { drop(builder.serve_connection(TokioIo::new(stream), service).await) });
+                tokio::spawn(async move {
+                    match tls {
+                        None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                    }
+                });
             }
         });
-        Self { addr, received, task }
+        Self { addr, scheme, received, task }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://localhost:{}", self.scheme, self.addr.port())
     }
 
     pub fn answers(&self, answer: Answer) {
