@@ -109,6 +109,10 @@ called_nginx='nginx'
 has_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin has nginx; }
 packages_of_nginx() { echo nginx; }
 
+called_caddy='Caddy'
+has_caddy() { has caddy; }
+packages_of_caddy() { echo caddy; }
+
 # For the tests behind a pooler. Debian installs it in /usr/sbin, which is only on root's PATH.
 called_pgbouncer='pgbouncer'
 has_pgbouncer() { PATH=$PATH:/usr/sbin:/usr/local/sbin has pgbouncer; }

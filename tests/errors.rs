@@ -42,12 +42,14 @@ This file is generated and checked by `tests/errors.rs`.
 ";
 
 /// Reasons for proxies: not returned by methods of the API.
-const TO_PROXIES: [Reason; 6] = [
+const TO_PROXIES: [Reason; 8] = [
     Reason::CredentialsMissing,
     Reason::UnparsableAccessToken,
     Reason::AccessTokenExpired,
     Reason::WrongProject,
     Reason::SessionRevoked,
+    Reason::CrossOriginRequest,
+    Reason::AmbiguousCookie,
     Reason::ProjectNotFound,
 ];
 
@@ -88,6 +90,14 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::InsufficientAccessType => {
             "Send the kind of credential that the method accepts: a user's token, a server key, one with the role `admin`. \
              A server key must not come from a browser. An impersonation can revoke only its own session."
+        }
+        Reason::CrossOriginRequest => {
+            "Call from a page of the API's own origin. A client that sends neither `Sec-Fetch-Site` nor `Origin` must send \
+             `x-sessiond-csrf`. Behind a proxy: does it pass on `Host`? Pages of other origins use tokens."
+        }
+        Reason::AmbiguousCookie => {
+            "Two values of one cookie: another host of the domain has set one. Sign out, which ends both, or clear the site's \
+             cookies. Cookies of two projects: name one in `x-sessiond-project`."
         }
         Reason::NotYourUser => "Omit `user_id`, or send `me`. Only services can ask about other users.",
         Reason::SessionNotFound => {

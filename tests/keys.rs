@@ -226,8 +226,8 @@ async fn a_replica_loads_a_key_that_it_does_not_know() {
     elsewhere.keys().reload().await.expect("reads");
     let key = ServerKey::parse(service.server_key.expose_secret()).expect("a key");
     let request = CreateRequest { user_id: "ada".to_owned(), ..CreateRequest::default() };
-    let grant =
-        elsewhere.create_session(Caller::Service(key), None, request, None, Origin::default()).await.expect("signs in");
+    let grant = elsewhere.create_session(Caller::Service(key), None, request, None, None, Origin::default()).await;
+    let (grant, _) = grant.expect("signs in");
     assert_eq!(kid(grant.access_token.expose_secret()), successor);
     service.refresh(Wire::Grpc, refresh_token(grant.refresh_token.expose_secret())).await.expect("refreshes");
     let ended = service.revoke_current(Wire::Grpc, bearer(grant.access_token.expose_secret())).await;

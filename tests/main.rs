@@ -35,6 +35,7 @@ mod certificates;
 mod client_certificates;
 mod clocks;
 mod connect;
+mod cookies;
 mod durable;
 mod engines;
 mod errors;

@@ -129,7 +129,9 @@ fn every_operation_lists_its_credentials() {
         let found = operations.iter().find(|(_, _, operation)| operation["operationId"] == id);
         found.expect("is there").2["security"].clone()
     };
-    assert_eq!(security("SessionService_RevokeCurrent"), json!([{"bearer": []}, {"refreshToken": []}]));
+    let all = json!([{"bearer": []}, {"refreshToken": []}, {"accessCookie": []}, {"refreshCookie": []}]);
+    assert_eq!(security("SessionService_RevokeCurrent"), all);
+    assert_eq!(security("SessionService_ListSessions"), json!([{"bearer": []}, {"accessCookie": []}]));
     assert_eq!(security("SessionService_CreateSession"), json!([{"bearer": []}]));
-    assert_eq!(security("SessionService_RefreshSession"), json!([{"refreshToken": []}, {}]));
+    assert_eq!(security("SessionService_RefreshSession"), json!([{"refreshToken": []}, {}, {"refreshCookie": []}]));
 }

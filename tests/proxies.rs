@@ -1,4 +1,4 @@
-//! Behind real proxies: Envoy and nginx, with the configurations in `examples/`. `tests/proxies/run` installs the
+//! Behind real proxies: Envoy, nginx and Caddy, with the configurations in `examples/`. `tests/proxies/run` installs the
 //! programs, and passes their paths.
 
 use std::{
@@ -16,10 +16,12 @@ use std::{
 
 use axum::{Json, Router, extract::State};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sessiond::pb::CreateSessionRequest;
+use sessiond::pb::{CookieOptions, CreateSessionRequest};
+use sessiond_core::session::policy::CookieScope;
 use tokio::{net::TcpListener, net::TcpStream, runtime::Runtime};
 
 use crate::harness::{
@@ -32,6 +34,9 @@ use crate::harness::{
 
 /// The bound from the 200 of a sign-out to the first rejection behind the proxy.
 const BOUND: Duration = Duration::from_secs(1);
+
+/// The lifetime of an access token, by default.
+const ACCESS_TTL: Duration = Duration::from_secs(10 * 60);
 
 /// The number of sign-outs to measure.
 const SIGN_OUTS: usize = 100;
@@ -73,6 +78,22 @@ const NGINX: Kind = Kind {
     passes_bodies_on: false,
 };
 
+const ENVOY_COOKIES: Kind = Kind { example: "examples/envoy/cookies.yaml", ..ENVOY };
+
+const NGINX_COOKIES: Kind = Kind { example: "examples/nginx/cookies.conf", ..NGINX };
+
+const CADDY_COOKIES: Kind = Kind {
+    program: "SESSIOND_TEST_CADDY",
+    example: "examples/caddy/Caddyfile",
+    ports: ["127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.1:10090"],
+    arguments: |_, config| {
+        let config = config.display().to_string();
+        ["run", "--adapter", "caddyfile", "--config", &config].map(str::to_owned).into()
+    },
+    down: 502,
+    passes_bodies_on: true,
+};
+
 /// A running proxy. Stopped on drop.
 struct Front {
     process: Child,
@@ -97,7 +118,7 @@ impl Front {
         let mut config = fs::read_to_string(&example).expect("an example");
         let own = free_port().await;
         for (spelled, port) in kind.ports.iter().zip([sessiond.port(), app.port(), own]) {
-            assert_eq!(config.matches(spelled).count(), 1, "{spelled} in {}", example.display());
+            assert!(config.contains(spelled), "{spelled} in {}", example.display());
             let (before, _) = spelled.rsplit_once([' ', ':']).expect("a port");
             let separator = &spelled[before.len()..=before.len()];
             config = config.replace(spelled, &format!("{before}{separator}{port}"));
@@ -110,6 +131,10 @@ impl Front {
         let log = dir.join("log");
         let process = Command::new(program)
             .args((kind.arguments)(&dir, &place))
+            // Where Caddy keeps its state.
+            .env("HOME", &dir)
+            .env("XDG_CONFIG_HOME", &dir)
+            .env("XDG_DATA_HOME", &dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).expect("creates"))
@@ -559,4 +584,190 @@ async fn a_trace_leads_from_envoy_to_the_statement() {
             assert!(!text.contains(secret), "{secret} was exported");
         }
     }
+}
+
+/// The cookies of a browser, with one of the application's own.
+struct Jar {
+    access: String,
+    refresh: String,
+}
+
+impl Jar {
+    /// Keeps what the values of `Set-Cookie` say, and returns their number.
+    fn take<'v>(&mut self, values: impl IntoIterator<Item = &'v str>) -> usize {
+        let mut taken = 0;
+        for value in values {
+            let (name, value) = value.split(';').next().and_then(|pair| pair.split_once('=')).expect("a pair");
+            match name {
+                "__Host-sessiond.demo.access" => value.clone_into(&mut self.access),
+                "__Host-sessiond.demo.refresh" => value.clone_into(&mut self.refresh),
+                other => panic!("{other} is set too"),
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    fn take_from(&mut self, answer: &Response<Bytes>) -> usize {
+        let values = answer.headers().get_all("set-cookie").iter();
+        self.take(values.map(|value| value.to_str().expect("text")))
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let Self { access, refresh } = self;
+        let cookies =
+            format!("theme=dark; __Host-sessiond.demo.access={access}; __Host-sessiond.demo.refresh={refresh}");
+        header("cookie", &cookies)
+    }
+
+    fn own(&self) -> HeaderMap {
+        both(self.headers(), header("sec-fetch-site", "same-origin"))
+    }
+
+    fn page(&self) -> HeaderMap {
+        both(both(self.headers(), header("sec-fetch-site", "none")), header("sec-fetch-mode", "navigate"))
+    }
+}
+
+/// A browser signs in, loads pages past the end of its access token, and signs out, in front of an application that knows nothing
+/// of sessions.
+async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
+    let host = Host::default();
+    let service = host.runtime().spawn(Service::start()).await.expect("starts");
+    service.set_policy(|policy| policy.cookies.scope = CookieScope::Host).await;
+    let (app, asked) = application().await;
+    let front = Front::start(kind, service.addr, app).await;
+    let mut jar = Jar { access: String::new(), refresh: String::new() };
+
+    // Not signed in: pages go to the login page, which is public, and API calls get the 401.
+    let navigation = both(spoofed(), both(header("sec-fetch-mode", "navigate"), header("sec-fetch-site", "none")));
+    let answer = front.ask(Method::GET, "/orders?open=1", navigation.clone()).await;
+    assert_eq!(answer.status().as_u16(), 302, "{}", kind.example);
+    assert_eq!(answer.headers()["location"], "/login?return_to=%2Forders%3Fopen%3D1", "{}", kind.example);
+    let answer = front.ask(Method::GET, "/orders", both(spoofed(), header("sec-fetch-mode", "cors"))).await;
+    assert_eq!(answer.status().as_u16(), 401, "{}", kind.example);
+    assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{}", kind.example);
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    for path in ["//evil.example/", "/%5cevil.example"] {
+        let answer = front.ask(Method::GET, path, navigation.clone()).await;
+        let location = answer.headers().get("location").map(|value| value.to_str().expect("text"));
+        assert!(location.is_none_or(|location| location.starts_with("/login?return_to=%2F")), "{location:?}");
+        assert!(
+            location.is_none_or(|location| !location.contains("%2F%2F") && !location.contains("%5")),
+            "{location:?}"
+        );
+    }
+    let answer = front.ask(Method::GET, "/login", spoofed()).await;
+    assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()), "{}", kind.example);
+
+    // Signed in: the application sees the user and the token, and neither of the cookies.
+    let request =
+        CreateSessionRequest { user_id: "ada l".into(), cookies: Some(CookieOptions::default()), ..Default::default() };
+    let created = service.create(Wire::Rest, request).await.expect("signs in");
+    jar.take(created.set_cookies.iter().map(String::as_str));
+    let session = created.session.expect("a session").id;
+    for headers in [jar.page(), both(jar.headers(), header("sec-fetch-site", "cross-site")), jar.own()] {
+        let answer = front.ask(Method::GET, "/orders", both(spoofed(), headers)).await;
+        assert_eq!(answer.status().as_u16(), 200, "{}: {:?}", kind.example, answer.body());
+        assert_eq!(shown_identity(&answer), [&session, "ada%20l", PROJECT, ""].map(str::to_owned));
+        assert_eq!(shown(&answer, "authorization"), format!("Bearer {}", jar.access));
+        assert_eq!(shown(&answer, "cookie"), "theme=dark", "{}", kind.example);
+        assert!(!answer.headers().contains_key("set-cookie"), "{}", kind.example);
+    }
+    let answer = front.wires.http(Method::POST, "/orders", both(spoofed(), jar.own()), "an order").await;
+    let json: Value = serde_json::from_slice(answer.body()).expect("JSON");
+    assert_eq!((&json["method"], &json["body"]), (&json!("POST"), &json!("an order")), "{}", kind.example);
+
+    // Neither a foreign page nor a sibling's changes anything.
+    let before = asked.load(Ordering::Relaxed);
+    for site in ["cross-site", "same-site"] {
+        let foreign = both(jar.headers(), header("sec-fetch-site", site));
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let answer = front.ask(method.clone(), "/orders", both(spoofed(), foreign.clone())).await;
+            assert_eq!(answer.status().as_u16(), 403, "{method} {site} {}", kind.example);
+        }
+        let handshake = [
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        let handshake = handshake.into_iter().fold(foreign, |all, (name, value)| both(all, header(name, value)));
+        let answer = front.ask(Method::GET, "/socket", handshake).await;
+        // Envoy refuses a handshake by itself where none is configured.
+        assert!(matches!(answer.status().as_u16(), 403), "{site} {}: {}", kind.example, answer.status());
+        let end_all = both(jar.headers(), header("sec-fetch-site", site));
+        let answer = front.ask(Method::DELETE, "/auth/sessions/current", end_all).await;
+        assert_eq!(answer.status().as_u16(), 403, "{site} {}", kind.example);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), before);
+
+    // The access token has run out: a page with ten parts loads all the same, and one refresh is enough.
+    for round in 1..=3 {
+        service.clock.advance(ACCESS_TTL);
+        let parts = (0..10).map(|_| front.ask(Method::GET, "/orders", jar.page()));
+        for answer in join_all(parts).await {
+            assert_eq!(answer.status().as_u16(), 200, "{}", kind.example);
+            assert_eq!(shown_identity(&answer)[1], "ada%20l");
+            assert_eq!(jar.take_from(&answer), 2, "{}", kind.example);
+            let cached: Vec<_> = answer.headers().get_all("cache-control").iter().collect();
+            assert!(cached.iter().any(|value| *value == "private, no-store"), "{}: {cached:?}", kind.example);
+            assert_eq!(shown(&answer, "authorization"), format!("Bearer {}", jar.access));
+            assert_eq!(shown(&answer, "cookie"), "theme=dark", "{}", kind.example);
+            assert_eq!(answer.headers().get_all("x-set-cookie-access").iter().count(), 0, "{}", kind.example);
+        }
+        let seen = service.seen(&session).await.expect("is there");
+        assert_eq!(seen.stored.chain.generation(), round, "{}", kind.example);
+        let answer = front.ask(Method::GET, "/orders", jar.page()).await;
+        assert_eq!((answer.status().as_u16(), jar.take_from(&answer)), (200, 0), "{}", kind.example);
+    }
+
+    // The API on the application's own origin, and signing out.
+    let answer = front.ask(Method::GET, "/auth/sessions", jar.own()).await;
+    assert_eq!(answer.status().as_u16(), 200, "{}: {:?}", kind.example, answer.body());
+    let answer = front
+        .ask(
+            Method::POST,
+            "/auth/sessions/current/refresh",
+            both(jar.own(), header("content-type", "application/json")),
+        )
+        .await;
+    assert_eq!((answer.status().as_u16(), jar.take_from(&answer)), (200, 2), "{}: {:?}", kind.example, answer.body());
+    let other_tab = jar.page();
+    let answer = front.ask(Method::DELETE, "/auth/sessions/current", jar.own()).await;
+    let signed_out = Instant::now();
+    assert_eq!((answer.status().as_u16(), jar.take_from(&answer)), (200, 2), "{}", kind.example);
+    assert_eq!((jar.access.as_str(), jar.refresh.as_str()), ("", ""));
+    loop {
+        let answer = front.ask(Method::GET, "/orders", other_tab.clone()).await;
+        if answer.status().as_u16() == 302 {
+            assert_eq!(answer.headers()["location"], "/login?return_to=%2Forders", "{}", kind.example);
+            break;
+        }
+        assert!(signed_out.elapsed() < BOUND, "still let through: {}", answer.status());
+    }
+    println!("{}: the other tab is at the login page {:?} after the sign-out", kind.example, signed_out.elapsed());
+    // sessiond is down: nothing passes.
+    let before = asked.load(Ordering::Relaxed);
+    drop(host);
+    let status = front.ask(Method::GET, "/orders", other_tab).await.status().as_u16();
+    assert_eq!((status, asked.load(Ordering::Relaxed)), (kind.down, before), "{}", kind.example);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy: run tests/proxies/run"]
+async fn envoy_keeps_a_browser_signed_in() {
+    a_browser_stays_signed_in_and_is_signed_out(&ENVOY_COOKIES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs nginx: run tests/proxies/run"]
+async fn nginx_keeps_a_browser_signed_in() {
+    a_browser_stays_signed_in_and_is_signed_out(&NGINX_COOKIES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Caddy: run tests/proxies/run"]
+async fn caddy_keeps_a_browser_signed_in() {
+    a_browser_stays_signed_in_and_is_signed_out(&CADDY_COOKIES).await;
 }

@@ -10,9 +10,12 @@ use super::Error;
 use super::Grant;
 use super::Service;
 use super::bulkhead::Key;
+use super::cookies::does_not_fit;
 use super::grant::Granted;
 use super::group::Group;
 use super::idempotency::IdempotencyKey;
+use crate::cookies::Lifetime;
+use crate::cookies::SetCookies;
 use crate::device;
 use crate::store;
 use crate::store::AuditEvent;
@@ -64,15 +67,16 @@ impl App {
     /// # Errors
     ///
     /// Fails if the caller, the client or the request is refused, if the database operation fails, or if the project has no
-    /// usable key.
+    /// usable key. Nothing is created if the access token would not fit into a cookie that is asked for.
     pub async fn create_session(
         &self,
         caller: Caller,
         client: Option<Client>,
         request: CreateRequest,
+        cookies: Option<Lifetime>,
         idempotency: Option<IdempotencyKey>,
         origin: Origin,
-    ) -> Result<Grant, Error> {
+    ) -> Result<(Grant, Option<SetCookies>), Error> {
         let Service { project, key, .. } = self.service_within(caller, client).await?;
         let now = self.clock.now();
         // The server key was found, so its project exists; it may be newer than the snapshot.
@@ -86,12 +90,25 @@ impl App {
         new.device = new.device.named(device::name);
 
         let (bucket, by) = (bucket_key.bucket(&new.user), EndedBy::Service(key));
+        let cookie_policy = policy.cookies.clone();
+        if cookies.is_some() {
+            if !cookie_policy.scope.is_on() {
+                return Err(Refusal::invalid("cookies", "must be absent: the project uses no cookies").into());
+            }
+            let id = clock::new_session_id(now, bucket);
+            let trial = Session::open(id, project.clone(), Epoch { project: 0, user: 0 }, new.clone(), now);
+            if !self.fits_cookie(&snapshot, &trial, now)? {
+                return Err(does_not_fit().into());
+            }
+        }
         let sign_in = Arc::new(SignIn { project, new, bucket, idempotency, by, origin, now, policy });
         let (granted, origination) = self.open(sign_in).await??;
         if granted.session.impersonator.is_some() && origination == Origination::New {
             self.metrics.impersonation();
         }
-        self.grant(&snapshot, granted, now)
+        let grant = self.grant(&snapshot, granted, now)?;
+        let set = cookies.map(|lifetime| self.set_cookies(&grant, &cookie_policy, lifetime)).transpose()?;
+        Ok((grant, set))
     }
 
     /// Opens the session; if nothing has to be decided in the database, together with those of other requests (see [`Group`]).

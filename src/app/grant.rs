@@ -1,5 +1,6 @@
 //! Issues the tokens of a session. Nothing is stored per issued token.
 
+use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 
 use super::App;
@@ -45,12 +46,27 @@ impl App {
     /// Fails if the project has no usable key.
     pub(super) fn grant(&self, snapshot: &Snapshot, granted: Granted, now: Timestamp) -> Result<Grant, Error> {
         let Granted { session, secret, link, access_expires_at } = granted;
-        let defaults = snapshot.policy(&session.project).map(|policy| &*policy.default_claims);
-        let claims = self.claims_of(&session, defaults, access_expires_at, now);
+        let claims = self.claims_of(&session, default_claims(snapshot, &session), access_expires_at, now);
         let expires_in = i32::try_from(claims.exp - claims.iat).unwrap_or(i32::MAX);
         let access_token = snapshot.signs_for(&session.project, now)?.sign(&claims).map_err(super::KeyError::from)?;
         let refresh_token = snapshot.refreshes_for(&session.project, now)?.mint(session.id, link, &secret);
         Ok(Grant { access_token, refresh_token, expires_in, session })
+    }
+
+    /// The length of a session's access token.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the project has no usable key.
+    pub(super) fn access_token_bytes(
+        &self,
+        snapshot: &Snapshot,
+        session: &Session,
+        now: Timestamp,
+    ) -> Result<usize, Error> {
+        let claims = self.claims_of(session, default_claims(snapshot, session), now, now);
+        let token = snapshot.signs_for(&session.project, now)?.sign(&claims).map_err(super::KeyError::from)?;
+        Ok(token.expose_secret().len())
     }
 
     fn claims_of(&self, session: &Session, defaults: Option<&Own>, expires_at: Timestamp, now: Timestamp) -> Claims {
@@ -77,4 +93,8 @@ impl App {
             own,
         }
     }
+}
+
+fn default_claims<'s>(snapshot: &'s Snapshot, session: &Session) -> Option<&'s Own> {
+    snapshot.policy(&session.project).map(|policy| &*policy.default_claims)
 }

@@ -4,6 +4,7 @@
 mod after_restore;
 mod backchannel;
 mod bulkhead;
+mod cookies;
 mod create;
 mod credentials;
 mod deliver;
@@ -20,6 +21,7 @@ mod load;
 mod projects;
 mod readiness;
 mod refresh;
+mod renew;
 mod reseal;
 mod revoke;
 mod revoke_all;
@@ -61,6 +63,7 @@ pub use load::Load;
 pub use projects::ProjectError;
 pub use projects::ServerKeyRevoked;
 pub use readiness::NotReady;
+pub use renew::Renewed;
 pub use reseal::Resealed;
 pub use revoke::RevokeOutcome;
 pub use revoke::TokenHolder;
@@ -82,6 +85,7 @@ use bulkhead::Bulkhead;
 use create::Creations;
 use group::Group;
 use refresh::Refreshes;
+use renew::SharedRefreshes;
 use revoke::SignOuts;
 use server_keys::KnownServerKeys;
 use usage::Usage;
@@ -104,13 +108,13 @@ use sessiond_core::token::verifier::AccessVerifier;
 /// Database connections besides the request pool: the feed's, and the one for readiness checks.
 pub const CONNECTIONS: usize = feed::CONNECTIONS + 1;
 
-/// Why an operation failed.
-#[derive(Debug, thiserror::Error)]
+/// Why an operation failed. Its causes are shared, because several callers may have awaited the same operation.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The request was refused.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// The database failed. Shared, because several callers may have awaited the same operation.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] Arc<store::Error>),
     /// The feed cannot be followed here now: it has not been read yet, or the server is about to stop.
@@ -118,7 +122,13 @@ pub enum Error {
     FeedInterrupted,
     /// A key could not be opened or used, or the project has none.
     #[error(transparent)]
-    Key(#[from] KeyError),
+    Key(Arc<KeyError>),
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        Self::Key(Arc::new(error))
+    }
 }
 
 impl From<store::Error> for Error {
@@ -164,6 +174,8 @@ pub struct App {
     bulkhead: Bulkhead,
     sign_outs: SignOuts,
     refreshes: Refreshes,
+    /// Refreshes for proxies, which requests share.
+    renewals: SharedRefreshes,
     creations: Creations,
     load: Load,
     pub(crate) metrics: Metrics,
@@ -183,6 +195,7 @@ impl App {
             refreshes: Group::new(refresh::OPERATION, store.operation_timeout(), store.metrics().clone()),
             creations: Group::new(create::OPERATION, store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),
+            renewals: SharedRefreshes::default(),
             store,
             keys,
             verifier: AccessVerifier::new(issuer.clone()),

@@ -126,6 +126,24 @@ impl App {
         }
     }
 
+    /// Signs a browser out: as [`App::revoke_current`], but succeeds whatever its cookies hold. What is not a genuine token signs
+    /// nobody in, and the user wants to be rid of it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database operation fails: then a session may live on.
+    pub async fn sign_out_browser(
+        &self,
+        holder: TokenHolder,
+        client: Client,
+        origin: Origin,
+    ) -> Result<RevokeOutcome, Error> {
+        match self.revoke_current(holder, Some(client), origin).await {
+            Err(Error::Refused(_)) => Ok(RevokeOutcome { already: true }),
+            ended => ended,
+        }
+    }
+
     /// Ends sessions together with those of other requests; see [`Group`]. Returns those that were live until now.
     async fn sign_out(&self, asked: SignOut) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         let Some(first) = asked.first() else { return Ok(HashSet::new()) };

@@ -4,6 +4,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
+use super::cookies::does_not_fit;
 use crate::store::Tx;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
@@ -16,32 +17,51 @@ impl App {
     /// # Errors
     ///
     /// Fails if the caller or the request is refused, with [`Refusal::SessionNotFound`] also for an ended session; or if the
-    /// database operation fails.
+    /// database operation fails. If the project uses cookies, claims are refused with which an access token would not fit into one.
     pub async fn update_session(&self, caller: Caller, id: &str, change: Change) -> Result<Session, Error> {
         let service = self.service(caller).await?;
         let (now, project) = (self.clock.now(), service.project.clone());
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
         let permit = self.bulkhead.acquire("update_session", [Key::Session(service.project.clone(), id)]).await?;
+        let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
+        let has_cookies = snapshot.policy(&project).is_some_and(|policy| policy.cookies.scope.is_on());
+        let app = self.clone();
         let work = move |mut tx: Tx| async move {
             // Held until the transaction ends, whether it commits or rolls back.
             let _permit = permit;
-            let Some(stored) = tx.session_lock(&service.project, id).await? else { return tx.commit(Err(false)).await };
+            let Some(stored) = tx.session_lock(&service.project, id).await? else {
+                return tx.commit(Err(NotChanged::Unknown)).await;
+            };
             let mut session = stored.session;
             let present = tx.epoch_share(&service.project, &session.user).await?;
             if !present.is_some_and(|present| session.is_live(now, present)) {
-                return tx.commit(Err(true)).await;
+                return tx.commit(Err(NotChanged::Ended)).await;
             }
             change.apply(&mut session);
+            // Without a usable key it cannot be told, and no token is issued either.
+            if has_cookies && !app.fits_cookie(&snapshot, &session, now).unwrap_or(true) {
+                return tx.commit(Err(NotChanged::TooLarge)).await;
+            }
             tx.session_change(&session).await?;
             tx.commit(Ok(session)).await
         };
         let changed = self.store.transact("update_session", work).await?;
-        Ok(changed.map_err(|has_ended: bool| {
-            if has_ended {
+        Ok(changed.map_err(|why| match why {
+            NotChanged::Unknown => Refusal::SessionNotFound,
+            NotChanged::Ended => {
                 self.feed.note_ended(&project, id);
+                Refusal::SessionNotFound
             }
-            Refusal::SessionNotFound
+            NotChanged::TooLarge => does_not_fit(),
         })?)
     }
+}
+
+/// Why a session is not changed. A value, because an error would roll back.
+enum NotChanged {
+    Unknown,
+    Ended,
+    /// Its access token would not fit into a cookie.
+    TooLarge,
 }

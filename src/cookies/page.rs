@@ -30,13 +30,17 @@ pub fn is_page(method: &str, fetch_mode: Option<&str>, accept: Option<&str>) -> 
 }
 
 /// Where to send a user who is not signed in: the login page, with the path to return to. `None` if the login page, which the
-/// proxy's configuration names, cannot be in a header.
+/// proxy's configuration names, cannot be in a header, or if the request is for that page: the redirects would never end.
 pub fn login_location(login: &str, path: &str) -> Option<String> {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'"' | b'<' | b'>');
     if login.is_empty() || login.len() > LOGIN_BYTES_MAX || !login.bytes().all(is_plain) {
         return None;
     }
     let (page, fragment) = login.split_once('#').map_or((login, None), |(page, fragment)| (page, Some(fragment)));
+    let without_query = |url: &str| url.split('?').next().unwrap_or_default().to_owned();
+    if without_query(page) == without_query(path) {
+        return None;
+    }
     let separator = if page.contains('?') { '&' } else { '?' };
     let path = utf8_percent_encode(return_path(path), ENCODED);
     let fragment = fragment.map(|fragment| format!("#{fragment}")).unwrap_or_default();
@@ -107,6 +111,7 @@ mod tests {
             ("/login?from=shop", "/a", Some("/login?from=shop&return_to=%2Fa")),
             ("https://id.example.org/in#top", "/a#b", Some("https://id.example.org/in?return_to=%2Fa%23b#top")),
             ("/login", "//evil.example", Some("/login?return_to=%2F")),
+            ("/login", "/login?return_to=%2Fa", None),
             ("", "/a", None),
             ("/log in", "/a", None),
             ("/login\r\nset-cookie: a=b", "/a", None),

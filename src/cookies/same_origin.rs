@@ -38,7 +38,7 @@ impl FetchHeaders<'_> {
 /// Whether a request to an application needs to come from the same origin: one with a method that may change something, or a
 /// WebSocket handshake, after which the page reads and writes.
 pub fn needs_same_origin(method: &str, is_web_socket: bool) -> bool {
-    is_web_socket || !matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
+    is_web_socket || !matches!(method, "GET" | "HEAD" | "OPTIONS")
 }
 
 /// Whether an origin is that of a host. Only `https`, because the cookies are `Secure`; on this machine also `http`, where browsers
@@ -121,11 +121,11 @@ mod tests {
 
     #[test]
     fn only_safe_methods_may_come_from_elsewhere() {
-        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        for method in ["GET", "HEAD", "OPTIONS"] {
             assert!(!needs_same_origin(method, false), "{method}");
             assert!(needs_same_origin(method, true), "{method}: a handshake");
         }
-        for method in ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "get", "", "PURGE"] {
+        for method in ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE", "get", "", "PURGE"] {
             assert!(needs_same_origin(method, false), "{method}");
         }
     }

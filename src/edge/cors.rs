@@ -1,5 +1,5 @@
-//! Which pages may call the API (Fetch Standard, CORS protocol). No cookie is ever read, so an allowed origin gets only what it
-//! has a token for.
+//! Which pages may call the API (Fetch Standard, CORS protocol). Credentials are never allowed, and a cookie counts only for a page
+//! of the same origin, so an allowed origin gets only what it has a token for.
 
 use std::time::Duration;
 

@@ -16,7 +16,9 @@ use http::Uri;
 use http::Version;
 use http::header;
 
+use super::origin::TrustedPeer;
 use crate::config::Authority;
+use crate::cookies::Host;
 
 /// The paths of probes, which know a server's address but not its name.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/grpc.health.v1.Health/"];
@@ -72,6 +74,22 @@ pub(super) fn refusal(allowed: &Allowed, request: &Request) -> Option<Response> 
     // An answer to HEAD has no body (RFC 9110 §9.3.2), which HTTP/2 does not see to by itself.
     let body = if request.method() == Method::HEAD { "" } else { wrong };
     Some((status, body).into_response())
+}
+
+/// Records the host that a request with a cookie is for: the page that sends it must be of that host. A trusted proxy's
+/// `X-Forwarded-Host` counts before its `Host`, which may be its own name for this server.
+pub(super) fn note(request: &mut Request) {
+    if !request.headers().contains_key(header::COOKIE) {
+        return;
+    }
+    let headers = request.headers();
+    let is_trusted = request.extensions().get::<TrustedPeer>().is_some();
+    let forwarded = headers.get("x-forwarded-host").filter(|_| is_trusted);
+    let named = forwarded.or_else(|| headers.get(header::HOST)).and_then(|value| value.to_str().ok());
+    let host = named.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)).map(str::to_owned);
+    if let Some(host) = host {
+        request.extensions_mut().insert(Host(host));
+    }
 }
 
 /// The host that a request is for; `None` if its version of HTTP permits that.

@@ -104,6 +104,7 @@ impl ListenerService {
         }
         // Where the request comes from, for what limits or records it.
         origin::note(&parts.trust, &mut request);
+        hosts::note(&mut request);
         if let Some(record) = request::current_record() {
             record.note_ip(request.extensions().get::<Origin>().and_then(|origin| origin.ip));
         }

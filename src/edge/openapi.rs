@@ -52,6 +52,8 @@ fn describe(base_paths: &[String]) -> Result<serde_json::Value, BuildErrors> {
                 "description": "A refresh token.",
             }),
         )
+        .security_scheme("accessCookie", cookie("access"))
+        .security_scheme("refreshCookie", cookie("refresh"))
         .security(
             "sessiond.v1.credentials",
             [
@@ -59,6 +61,8 @@ fn describe(base_paths: &[String]) -> Result<serde_json::Value, BuildErrors> {
                 ("CREDENTIAL_SERVER_KEY", Some("bearer")),
                 ("CREDENTIAL_REFRESH_TOKEN", Some("refreshToken")),
                 ("CREDENTIAL_REFRESH_TOKEN_FIELD", None),
+                ("CREDENTIAL_ACCESS_COOKIE", Some("accessCookie")),
+                ("CREDENTIAL_REFRESH_COOKIE", Some("refreshCookie")),
             ],
         )
         .response_header(
@@ -72,6 +76,15 @@ fn describe(base_paths: &[String]) -> Result<serde_json::Value, BuildErrors> {
         .response(421, "The server does not answer to that host name.")
         .response(431, "The headers are too large.");
     base_paths.iter().fold(api, |api, path| api.server(path)).build(pb::DESCRIPTOR_SET)
+}
+
+fn cookie(kind: &str) -> serde_json::Value {
+    json!({
+        "type": "apiKey",
+        "in": "cookie",
+        "name": format!("__Host-sessiond.PROJECT.{kind}"),
+        "description": "From a page of the same origin, if the project uses cookies. PROJECT is the project's id.",
+    })
 }
 
 fn row(reason: Reason) -> ErrorReason {

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
+use http::StatusCode;
 use http::header;
 use http::request::Parts;
 use percent_encoding::percent_decode_str;
@@ -20,17 +21,21 @@ use super::admission::EarlyRefusal;
 use super::answer::answer;
 use super::guardrail::GuardrailLayer;
 use super::observe::ObserveLayer;
+use super::origin::TrustedPeer;
+use crate::cookies::CSRF_HEADER;
+use crate::cookies::FetchHeaders;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::rpc::Authorization;
 use crate::rpc::check;
+use crate::rpc::check::CookiePass;
 use crate::rpc::check::Decision;
 use crate::rpc::check::IDENTITY;
+use crate::rpc::check::Pass;
 use crate::rpc::check::ProxiedRequest;
 use crate::telemetry::RequestClass;
 use sessiond_core::session::Origin;
-use sessiond_core::token::verified::VerifiedToken;
 use tonic_rest_layer::Code;
 
 /// Envoy's call, under which a verification is counted.
@@ -41,8 +46,15 @@ const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const METHOD: [&str; 2] = ["x-forwarded-method", "x-original-method"];
 const PATH: [&str; 2] = ["x-forwarded-uri", "x-original-uri"];
 
+/// The request's cookies without ours.
+const OTHER_COOKIES: HeaderName = HeaderName::from_static("x-forwarded-cookie");
+
+/// The new cookies, one each.
+const SET_ACCESS: HeaderName = HeaderName::from_static("x-set-cookie-access");
+const SET_REFRESH: HeaderName = HeaderName::from_static("x-set-cookie-refresh");
+
 /// Verifies requests, under every base path. With any method: nginx, Traefik and Caddy use GET by default, and the call
-/// changes nothing.
+/// changes nothing but the tokens of a session that is refreshed in place.
 ///
 /// Passes what a call of Envoy's passes, as plain functions: between two functions of one process, a message would be encoded
 /// only to be decoded again.
@@ -72,13 +84,22 @@ impl Verify {
 
     /// Answers a verify request.
     pub(super) async fn answer(&self, project: String, request: Request) -> Response {
-        let (Parts { method, headers, extensions, .. }, _) = request.into_parts();
+        let (Parts { method, uri, headers, extensions, .. }, _) = request.into_parts();
         let call = self.observe.begin(CHECK, &extensions);
-        let decision = self.decide(proxied_request(project, &headers), &extensions).await;
+        let login = Login::read(uri.query());
+        let asked = ProxiedRequest { login: login.page, ..proxied_request(project, &headers, &extensions) };
+        let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());
         let mut response = match decision {
-            Ok(Ok(token)) => pass(&token),
-            Ok(Err(refusal)) => render(check::denied(refusal)),
+            Ok(Ok(passed)) => pass(&passed),
+            Ok(Err(denial)) => {
+                let redirects = denial.location.is_some() && !login.keeps_status;
+                let mut response = render(check::denied(denial));
+                if redirects {
+                    *response.status_mut() = StatusCode::FOUND;
+                }
+                response
+            }
             // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
             Err(status) => answer(&status),
         };
@@ -92,7 +113,7 @@ impl Verify {
         response
     }
 
-    async fn decide(&self, asked: ProxiedRequest, extensions: &Extensions) -> Result<Decision, Status> {
+    async fn decide(&self, asked: ProxiedRequest<'_>, extensions: &Extensions) -> Result<Decision, Status> {
         if let Some(status) = EarlyRefusal::of(extensions) {
             return Err(status);
         }
@@ -111,32 +132,100 @@ fn project_in(base_paths: &[String], path: &str) -> Option<String> {
     is_one.then(|| percent_decode_str(segment).decode_utf8().unwrap_or_default().into_owned())
 }
 
+/// What the proxy's configuration says about pages that are not signed in, in the query.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Login {
+    /// `login`: the login page.
+    page: Option<String>,
+    /// `login_status=401`: for a proxy that passes on no redirect, the answer is a 401 with a `Location`.
+    keeps_status: bool,
+}
+
+impl Login {
+    fn read(query: Option<&str>) -> Self {
+        let mut login = Self::default();
+        let Some(query) = query else { return login };
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "login" => login.page = Some(value.into_owned()),
+                "login_status" => login.keeps_status = value == "401",
+                _ => {}
+            }
+        }
+        login
+    }
+}
+
 /// What is asked about the original request.
-fn proxied_request(project: String, headers: &HeaderMap) -> ProxiedRequest {
+fn proxied_request<'r>(project: String, headers: &'r HeaderMap, extensions: &Extensions) -> ProxiedRequest<'r> {
     let credentials = headers.get_all(header::AUTHORIZATION).iter();
     let credentials = credentials.map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or_default());
     let first = |names: [&str; 2]| {
         let value = names.iter().find_map(|name| headers.get(*name));
-        value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+        value.map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default()
     };
+    let one = |name: &str| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?;
+        Some(values.next().map_or_else(|| value.to_str().unwrap_or_default(), |_| ""))
+    };
+    let mut origin = extensions.get::<Origin>().cloned().unwrap_or_default();
+    if extensions.get::<TrustedPeer>().is_none() {
+        // The proxy's own, which is not where the session is used.
+        origin.ip = None;
+    }
     ProxiedRequest {
         project: Some(project),
         token: check::credential(credentials),
+        cookies: headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect(),
+        fetch: FetchHeaders {
+            site: one("sec-fetch-site"),
+            origin: one("origin"),
+            host: one("x-forwarded-host").or_else(|| one("host")),
+            has_csrf_header: headers.contains_key(CSRF_HEADER),
+        },
+        is_web_socket: check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name)),
+        fetch_mode: one("sec-fetch-mode"),
+        accept: one("accept"),
+        origin,
+        login: None,
         method: first(METHOD),
         path: first(PATH),
     }
 }
 
 /// Lets the request pass, and tells the application whose it is.
-fn pass(token: &VerifiedToken) -> Response {
+fn pass(passed: &Pass) -> Response {
     let mut response = Response::new(Body::empty());
     // Room for these and for those that every response has.
-    *response.headers_mut() = HeaderMap::with_capacity(12);
-    for (name, value) in check::identity(token) {
+    *response.headers_mut() = HeaderMap::with_capacity(16);
+    for (name, value) in check::identity(&passed.token) {
         let value = HeaderValue::try_from(value).expect("encoded");
         response.headers_mut().insert(HeaderName::from_static(name), value);
     }
+    if let Some(cookies) = &passed.cookies {
+        pass_cookies(response.headers_mut(), cookies);
+    }
     response
+}
+
+/// The access token for the application, the request's other cookies, and after a refresh the new ones: twice, because some proxies
+/// copy all headers of one name, and others only the first, or join them.
+fn pass_cookies(headers: &mut HeaderMap, CookiePass { authorization, set, others }: &CookiePass) {
+    let secret = |text: &str| {
+        let mut value = HeaderValue::try_from(text).expect("tokens and attributes are plain characters");
+        value.set_sensitive(true);
+        value
+    };
+    headers.insert(header::AUTHORIZATION, secret(authorization));
+    headers.insert(OTHER_COOKIES, secret(others));
+    if let Some(set) = set {
+        let [access, refresh] = set.values();
+        headers.append(header::SET_COOKIE, secret(access));
+        headers.append(header::SET_COOKIE, secret(refresh));
+        headers.insert(SET_ACCESS, secret(access));
+        headers.insert(SET_REFRESH, secret(refresh));
+    }
 }
 
 /// Renders Envoy's refusal as an HTTP response.
@@ -158,6 +247,22 @@ fn render(answer: CheckResponse) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_query_names_the_login_page() {
+        let login = |page: Option<&str>, keeps_status| Login { page: page.map(str::to_owned), keeps_status };
+        for (query, expected) in [
+            (None, login(None, false)),
+            (Some("login=/in"), login(Some("/in"), false)),
+            (
+                Some("login=https%3A%2F%2Fid.example.org%2Fin%3Fa%3Db&login_status=401"),
+                login(Some("https://id.example.org/in?a=b"), true),
+            ),
+            (Some("login_status=302&x=y"), login(None, false)),
+        ] {
+            assert_eq!(Login::read(query), expected, "{query:?}");
+        }
+    }
 
     #[test]
     fn a_path_names_one_project() {

@@ -26,6 +26,11 @@ const REFRESH_TOKEN: &str = "x-refresh-token";
 /// The most tokens in one sign-out.
 const TOKENS_MAX: usize = 4;
 
+/// Whether a call has a credential other than a cookie, in its metadata.
+pub(super) fn has_credential(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(AUTHORIZATION) || !refresh_tokens(metadata).is_empty()
+}
+
 /// The tokens of a sign-out. Each is checked on its own, so an invalid one does not affect a genuine one.
 pub(super) fn token_holder(metadata: &MetadataMap) -> Result<TokenHolder, Refusal> {
     let refresh = refresh_tokens(metadata);

@@ -11,6 +11,8 @@ use std::sync::Once;
 use percent_encoding::AsciiSet;
 use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::utf8_percent_encode;
+use secrecy::ExposeSecret as _;
+use tonic::Code;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -21,6 +23,12 @@ use super::status;
 use crate::app::AccessToken;
 use crate::app::App;
 use crate::app::Error;
+use crate::app::Renewed;
+use crate::cookies;
+use crate::cookies::FetchHeaders;
+use crate::cookies::Lifetime;
+use crate::cookies::RequestCookies;
+use crate::cookies::SetCookies;
 use crate::pb::envoy::AttributeContext;
 use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;
@@ -36,7 +44,9 @@ use crate::pb::envoy::header_value_option::HeaderAppendAction;
 use crate::telemetry;
 use sessiond_core::id::ProjectId;
 use sessiond_core::reason;
+use sessiond_core::session::Origin;
 use sessiond_core::session::Refusal;
+use sessiond_core::session::origin;
 use sessiond_core::token::verified::VerifiedToken;
 
 /// The headers that tell the application who a request is from. All of them are always set, if need be to an empty value, so
@@ -47,23 +57,70 @@ pub const IDENTITY: [&str; 4] = ["x-session-id", "x-user-id", "x-project-id", "x
 /// and a header split at commas stays whole.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// For a response with new cookies.
+const UNCACHED: &str = "private, no-store";
+
 /// How much of a proxied request's path is logged, in bytes.
 const LOGGED_BYTES_MAX: usize = 256;
 
 /// A request that a proxy asks about.
-pub struct ProxiedRequest {
+#[derive(Default)]
+pub struct ProxiedRequest<'r> {
     /// The project that the proxy's configuration names.
     pub project: Option<String>,
     /// The request's credential.
     pub token: Option<AccessToken>,
-    /// Its method, for the log.
-    pub method: String,
-    /// Its path, for the log.
-    pub path: String,
+    /// Its `Cookie` headers. They count only without a credential, and only if the project uses cookies.
+    pub cookies: Vec<&'r [u8]>,
+    /// By which it is decided whether the cookies may be used.
+    pub fetch: FetchHeaders<'r>,
+    /// Whether it is a WebSocket handshake.
+    pub is_web_socket: bool,
+    /// `Sec-Fetch-Mode`.
+    pub fetch_mode: Option<&'r str>,
+    /// `Accept`.
+    pub accept: Option<&'r str>,
+    /// Where it comes from, for a refresh.
+    pub origin: Origin,
+    /// The login page that the proxy's configuration names.
+    pub login: Option<String>,
+    /// Its method. Empty if the proxy does not say, which counts as one that changes something.
+    pub method: Cow<'r, str>,
+    /// Its path and query.
+    pub path: Cow<'r, str>,
 }
 
-/// Whose request it is, or why it must not pass.
-pub type Decision = Result<VerifiedToken, Refusal>;
+/// Whether a request may pass.
+pub type Decision = Result<Pass, Denial>;
+
+/// A request that passes.
+pub struct Pass {
+    /// Whose it is.
+    pub token: VerifiedToken,
+    /// What concerns cookies; `None` if the project uses none.
+    pub cookies: Option<CookiePass>,
+}
+
+/// What a project that uses cookies passes on.
+pub struct CookiePass {
+    /// The access token as a credential, for the application.
+    pub authorization: String,
+    /// The new cookies, if the session was refreshed.
+    pub set: Option<SetCookies>,
+    /// The request's other cookies.
+    pub others: String,
+}
+
+/// A request that must not pass.
+pub struct Denial {
+    /// Why.
+    pub refusal: Refusal,
+    /// Where to send its user, if it loads a page and the proxy's configuration names a login page.
+    pub location: Option<String>,
+}
+
+/// The headers of a WebSocket handshake that proxies pass on: `Upgrade` is for one connection only.
+pub const WEB_SOCKET: [&str; 2] = ["sec-websocket-version", "sec-websocket-key"];
 
 /// Answers Envoy's authorization requests.
 #[derive(Clone)]
@@ -84,27 +141,29 @@ impl Authorization {
     /// # Errors
     ///
     /// Fails if it cannot be decided now.
-    pub async fn decide(&self, asked: &ProxiedRequest, ip: Option<IpAddr>) -> Result<Decision, Status> {
-        let verified = self.verify(asked.project.as_deref(), asked.token.as_ref()).await;
+    pub async fn decide(&self, asked: &ProxiedRequest<'_>, ip: Option<IpAddr>) -> Result<Decision, Status> {
+        let verified = self.verify(asked).await;
         let (method, path) = (Loggable(&asked.method), Loggable(&asked.path));
         tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "verified a request for a proxy");
         match verified {
-            Ok(token) => Ok(Ok(token)),
+            Ok(pass) => Ok(Ok(pass)),
             Err(Error::Refused(refusal)) if is_final(&refusal) => {
                 // Not an error of the call, so the outer layers do not count it.
                 status::note(&self.app.metrics, refusal.reason(), ip);
                 telemetry::request::note_reason(refusal.reason().name());
-                Ok(Err(refusal))
+                let location = login_location(asked, &refusal);
+                Ok(Err(Denial { refusal, location }))
             }
             Err(failure) => Err(status::of(failure)),
         }
     }
 
-    /// Verifies the token for the project that the proxy's configuration names.
-    async fn verify(&self, named: Option<&str>, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
+    /// Verifies the request for the project that the proxy's configuration names.
+    async fn verify(&self, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
+        let named = asked.project.as_deref();
         let project = named.and_then(ProjectId::parse).ok_or(Refusal::ProjectNotFound);
         let verified = match project {
-            Ok(project) => self.app.verify(&project, token).await,
+            Ok(project) => self.verify_for(&project, asked).await,
             Err(refusal) => Err(refusal.into()),
         };
         if matches!(verified, Err(Error::Refused(Refusal::ProjectNotFound))) {
@@ -123,6 +182,53 @@ impl Authorization {
         }
         verified
     }
+
+    async fn verify_for(&self, project: &ProjectId, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
+        let Some(policy) = self.app.cookie_policy(project).await? else {
+            let token = self.app.verify(project, asked.token.as_ref()).await?;
+            return Ok(Pass { token, cookies: None });
+        };
+        let others = || cookies::without_ours(asked.cookies.iter().copied(), project, &policy.scope);
+        if let Some(AccessToken(text)) = &asked.token {
+            let token = self.app.verify(project, asked.token.as_ref()).await?;
+            let cookies = CookiePass { authorization: format!("Bearer {text}"), set: None, others: others() };
+            return Ok(Pass { token, cookies: Some(cookies) });
+        }
+        let found = RequestCookies::read(asked.cookies.iter().copied(), project, &policy.scope)
+            .map_err(|_| Refusal::invalid("cookie", "must be at most 16384 bytes in all"))?;
+        if !found.is_empty()
+            && cookies::needs_same_origin(&asked.method, asked.is_web_socket)
+            && !asked.fetch.is_same_origin()
+        {
+            return Err(Refusal::CrossOriginRequest.into());
+        }
+        if found.is_ambiguous() {
+            return Err(Refusal::AmbiguousCookie.into());
+        }
+        let access = found.access.first().map(|value| AccessToken(value.clone().into_owned()));
+        let refresh = found.refresh.first().map(|value| Lifetime::of(value));
+        let presented = refresh.map(|(token, _)| token);
+        let Renewed { token, grant } =
+            self.app.verify_or_renew(project, access.as_ref(), presented, &asked.origin).await?;
+        let (text, set) = match (&grant, refresh, access) {
+            (Some(grant), Some((_, lifetime)), _) => {
+                let set = self.app.set_cookies(grant, &policy, lifetime)?;
+                (grant.access_token.expose_secret().to_owned(), Some(set))
+            }
+            (_, _, access) => (access.map(|AccessToken(text)| text).unwrap_or_default(), None),
+        };
+        let cookies = CookiePass { authorization: format!("Bearer {text}"), set, others: others() };
+        Ok(Pass { token, cookies: Some(cookies) })
+    }
+}
+
+/// Where to send the user of a request that is not signed in. A request that was refused for another reason would be refused after
+/// a sign-in too.
+fn login_location(asked: &ProxiedRequest<'_>, refusal: &Refusal) -> Option<String> {
+    let is_signed_out = refusal.reason().code() == Code::Unauthenticated;
+    let login = asked.login.as_deref().filter(|_| is_signed_out)?;
+    let is_page = cookies::is_page(&asked.method, asked.fetch_mode, asked.accept);
+    is_page.then(|| cookies::login_location(login, &asked.path)).flatten()
 }
 
 #[tonic::async_trait]
@@ -131,11 +237,12 @@ impl authorization_server::Authorization for Authorization {
         let ip = caller::origin(&request).ip;
         let AttributeContext { request, mut context_extensions } = request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
-        let (project, token) = (context_extensions.remove("project_id"), token(&http));
-        let asked = ProxiedRequest { project, token, method: http.method, path: http.path };
+        let (project, login) = (context_extensions.remove("project_id"), context_extensions.remove("login"));
+        let keeps_cookies = context_extensions.get("cookies").is_some_and(|cookies| cookies == "keep");
+        let asked = ProxiedRequest { project, login, ..proxied_request(&http) };
         // Undecided: the proxy's configuration says what it does on failure.
         let decision = self.decide(&asked, ip).await?;
-        Ok(Response::new(decision.map_or_else(denied, |token| allowed(&token))))
+        Ok(Response::new(decision.map_or_else(denied, |pass| allowed(&pass, keeps_cookies))))
     }
 }
 
@@ -147,15 +254,43 @@ pub fn credential<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Acces
     Some(AccessToken(token.to_owned()))
 }
 
-fn token(http: &HttpRequest) -> Option<AccessToken> {
-    const NAME: &str = "authorization";
-    let raw =
-        http.header_map.iter().flat_map(|map| &map.headers).filter(|header| header.key.eq_ignore_ascii_case(NAME));
-    let raw = raw.map(|header| match header.raw_value.is_empty() {
-        true => header.value.as_str(),
-        false => std::str::from_utf8(&header.raw_value).unwrap_or_default(),
-    });
-    credential(http.headers.get(NAME).map(String::as_str).into_iter().chain(raw))
+/// What is asked about Envoy's request. Its address is not read: whether Envoy is the first proxy is unknown here, and another
+/// proxy's address would look like a session that has moved.
+fn proxied_request(http: &HttpRequest) -> ProxiedRequest<'_> {
+    let one = |name| {
+        let mut values = values(http, name);
+        let value = values.next()?;
+        Some(if values.next().is_some() { "" } else { std::str::from_utf8(value).unwrap_or_default() })
+    };
+    let host = (!http.host.is_empty()).then_some(http.host.as_str());
+    let user_agent = one("user-agent").and_then(origin::user_agent);
+    ProxiedRequest {
+        project: None,
+        token: credential(values(http, "authorization").map(|value| std::str::from_utf8(value).unwrap_or_default())),
+        cookies: values(http, "cookie").collect(),
+        fetch: FetchHeaders {
+            site: one("sec-fetch-site"),
+            origin: one("origin"),
+            host,
+            has_csrf_header: one(cookies::CSRF_HEADER).is_some(),
+        },
+        is_web_socket: WEB_SOCKET.iter().any(|name| one(name).is_some()),
+        fetch_mode: one("sec-fetch-mode"),
+        accept: one("accept"),
+        origin: Origin { ip: None, user_agent },
+        login: None,
+        method: Cow::from(&http.method),
+        path: Cow::from(&http.path),
+    }
+}
+
+/// The values of a header: text, or bytes where Envoy is configured to send those.
+fn values<'r>(http: &'r HttpRequest, name: &'static str) -> impl Iterator<Item = &'r [u8]> {
+    let text = http.headers.get(name).map(|value| value.as_bytes());
+    let raw = http.header_map.iter().flat_map(|map| &map.headers);
+    let raw = raw.filter(move |header| header.key.eq_ignore_ascii_case(name));
+    let raw = raw.map(|header| if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value });
+    text.into_iter().chain(raw)
 }
 
 /// The headers that tell the application who a request with this token is from.
@@ -170,12 +305,25 @@ pub fn identity(token: &VerifiedToken) -> [(&'static str, String); 4] {
 }
 
 /// Allows the request, and identifies the session's user.
-fn allowed(token: &VerifiedToken) -> CheckResponse {
+fn allowed(pass: &Pass, keeps_cookies: bool) -> CheckResponse {
     static LOOKALIKES: LazyLock<Vec<String>> = LazyLock::new(|| lookalikes().collect());
-    let ok = OkHttpResponse {
-        headers: identity(token).into_iter().map(|(name, value)| set(name, value)).collect(),
-        headers_to_remove: LOOKALIKES.clone(),
-    };
+    let mut headers: Vec<_> = identity(&pass.token).into_iter().map(|(name, value)| set(name, value)).collect();
+    let (mut headers_to_remove, mut response_headers_to_add) = (LOOKALIKES.clone(), vec![]);
+    if let Some(CookiePass { authorization, set: new, others }) = &pass.cookies {
+        headers.push(set("authorization", authorization.clone()));
+        match (keeps_cookies, others.is_empty()) {
+            (true, _) => {}
+            (false, true) => headers_to_remove.push("cookie".to_owned()),
+            (false, false) => headers.push(set("cookie", others.clone())),
+        }
+        let values = new.iter().flat_map(SetCookies::values);
+        response_headers_to_add = values.map(|value| add("set-cookie", value.to_owned())).collect();
+        if new.is_some() {
+            // Whatever the application says about its response: a cache must not give these cookies to others.
+            response_headers_to_add.push(set("cache-control", UNCACHED.to_owned()));
+        }
+    }
+    let ok = OkHttpResponse { headers, headers_to_remove, response_headers_to_add };
     CheckResponse { status: Some(tonic_types::Status::default()), http_response: Some(HttpResponse::OkResponse(ok)) }
 }
 
@@ -201,18 +349,27 @@ const fn is_final(refusal: &Refusal) -> bool {
             | Refusal::AccessTokenExpired { .. }
             | Refusal::WrongProject { .. }
             | Refusal::SessionRevoked
+            | Refusal::CrossOriginRequest
+            | Refusal::AmbiguousCookie
+            | Refusal::Schema(_)
     )
 }
 
-/// Denies the request: 401 if the client is at fault, 500 if the proxy's configuration is.
-pub fn denied(refusal: Refusal) -> CheckResponse {
-    let (code, challenge) = match matches!(refusal, Refusal::ProjectNotFound) {
-        true => (500, None),
-        false => (401, status::challenge(refusal.reason())),
+/// Denies the request: 302 if its user is sent to a login page, 401, 403 or 400 if the client is at fault, 500 if the proxy's
+/// configuration is.
+pub fn denied(Denial { refusal, location }: Denial) -> CheckResponse {
+    let code = match (&refusal, &location) {
+        (_, Some(_)) => 302,
+        (Refusal::ProjectNotFound, None) => 500,
+        (Refusal::CrossOriginRequest | Refusal::AmbiguousCookie, None) => 403,
+        (Refusal::Schema(_), None) => 400,
+        (_, None) => 401,
     };
+    let challenge = status::challenge(refusal.reason());
     let status = status::refused(refusal);
     let headers = [("content-type", "application/json".to_owned()), ("cache-control", "no-store".to_owned())];
     let headers = headers.into_iter().chain(challenge.map(|challenge| ("www-authenticate", challenge)));
+    let headers = headers.chain(location.map(|location| ("location", location)));
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code }),
         headers: headers.map(|(name, value)| set(name, value)).collect(),
@@ -248,6 +405,12 @@ fn set(name: &str, value: String) -> HeaderValueOption {
         header: Some(HeaderValue { key: name.to_owned(), value, raw_value: vec![] }),
         append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
     }
+}
+
+/// A header beside others of its name.
+fn add(name: &str, value: String) -> HeaderValueOption {
+    let append_action = HeaderAppendAction::AppendIfExistsOrAdd.into();
+    HeaderValueOption { append_action, ..set(name, value) }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::app::IdempotencyKey;
 use crate::app::ListRequest;
 use crate::app::RevokeAllRequest;
 use crate::app::TOKENS_MAX;
+use crate::cookies::Lifetime;
 use crate::pb::BatchIntrospectRequest;
 use crate::pb::CreateSessionRequest;
 use crate::pb::IntrospectTokenRequest;
@@ -29,10 +30,15 @@ use sessiond_core::session::violation::CLAIMS_BYTES_MAX;
 /// How deep a `Struct` is read. Deeper than the rules allow, and shallow enough for any stack.
 const DEPTH_MAX: usize = 32;
 
-pub(super) fn create(mut request: CreateSessionRequest) -> Result<(CreateRequest, Option<IdempotencyKey>), Refusal> {
+/// What to create, how long a browser keeps the cookies if any are asked for, and the id under which the request may be repeated.
+pub(super) fn create(
+    mut request: CreateSessionRequest,
+) -> Result<(CreateRequest, Option<Lifetime>, Option<IdempotencyKey>), Refusal> {
     let request_id = request.request_id.take().filter(|id| !id.is_empty()).map(uuid).transpose()?;
     // Fields are encoded by number and maps by key, so equal requests have equal bytes.
     let key = request_id.map(|id| IdempotencyKey::new(id, &request.encode_to_vec()));
+    let lifetime =
+        request.cookies.map(|cookies| if cookies.persistent { Lifetime::Persistent } else { Lifetime::Session });
     let request = CreateRequest {
         user_id: request.user_id,
         expires_in_millis: request.expires_in_millis,
@@ -51,7 +57,7 @@ pub(super) fn create(mut request: CreateSessionRequest) -> Result<(CreateRequest
         ip: request.ip,
         labels: request.labels,
     };
-    Ok((request, key))
+    Ok((request, lifetime, key))
 }
 
 pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refusal> {

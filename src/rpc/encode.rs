@@ -8,6 +8,7 @@ use crate::app::Introspection;
 use crate::app::Listed;
 use crate::app::Page;
 use crate::app::RevokeOutcome;
+use crate::cookies::SetCookies;
 use crate::pb;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::RevokeReason;
@@ -20,13 +21,14 @@ pub(super) fn ended(outcome: RevokeOutcome) -> pb::RevokeCurrentResponse {
     pb::RevokeCurrentResponse { success: true, already_revoked: outcome.already.then_some(true) }
 }
 
-pub(super) fn created(grant: Grant) -> pb::CreateSessionResponse {
+pub(super) fn created(grant: Grant, set: Option<&SetCookies>) -> pb::CreateSessionResponse {
     pb::CreateSessionResponse {
         access_token: grant.access_token.expose_secret().to_owned(),
         refresh_token: grant.refresh_token.expose_secret().to_owned(),
         expires_in: grant.expires_in,
         // The caller is the service that creates the session, so it is not the caller's own.
         session: Some(session(grant.session, false)),
+        set_cookies: set.map(|set| set.values().map(str::to_owned).into()).unwrap_or_default(),
     }
 }
 
@@ -36,6 +38,11 @@ pub(super) fn refreshed(grant: &Grant) -> pb::RefreshSessionResponse {
         refresh_token: grant.refresh_token.expose_secret().to_owned(),
         expires_in: grant.expires_in,
     }
+}
+
+/// Without the tokens, which script must not read.
+pub(super) fn refreshed_by_cookie(grant: &Grant) -> pb::RefreshSessionResponse {
+    pb::RefreshSessionResponse { expires_in: grant.expires_in, ..pb::RefreshSessionResponse::default() }
 }
 
 pub(super) fn revoked(outcome: RevokeOutcome) -> pb::RevokeSessionResponse {

@@ -1,6 +1,7 @@
 //! The API's handlers, shared by all three transports: decode, one call, encode. A handler decides nothing.
 
 mod caller;
+mod cookies;
 mod decode;
 mod encode;
 mod watch;
@@ -18,8 +19,10 @@ use tonic::Response;
 use tonic::Status;
 
 use crate::app::App;
+use crate::app::Caller;
 use crate::pb;
 use crate::pb::session_service_server;
+use cookies::CookieCredentials;
 
 /// The API's handlers.
 #[derive(Clone)]
@@ -36,11 +39,32 @@ impl SessionService {
 
 type Reply<T> = Result<Response<T>, Status>;
 
+impl SessionService {
+    /// The caller of a method that users may call: by cookie, if there is no other credential.
+    async fn caller<M>(&self, request: &Request<M>) -> Result<Caller, Status> {
+        match self.cookies(request).await? {
+            Some(cookies) => cookies.caller(&self.app).await,
+            None => caller::only(request).map_err(status::refused),
+        }
+    }
+
+    async fn cookies<M>(&self, request: &Request<M>) -> Result<Option<CookieCredentials>, Status> {
+        CookieCredentials::read(&self.app, request.metadata(), request.extensions()).await
+    }
+}
+
 #[tonic::async_trait]
 impl session_service_server::SessionService for SessionService {
     async fn revoke_current(&self, request: Request<pb::RevokeCurrentRequest>) -> Reply<pb::RevokeCurrentResponse> {
+        let origin = caller::origin(&request);
+        if let Some(cookies) = self.cookies(&request).await? {
+            let ended = self.app.sign_out_browser(cookies.token_holder(), cookies.client(), origin).await;
+            let mut response = Response::new(encode::ended(ended.map_err(status::of)?));
+            cookies.clear(response.metadata_mut());
+            return Ok(response);
+        }
         let holder = caller::token_holder(request.metadata()).map_err(status::refused)?;
-        let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
+        let client = caller::client(request.extensions());
         let ended = self.app.revoke_current(holder, client, origin).await.map_err(status::of)?;
         Ok(Response::new(encode::ended(ended)))
     }
@@ -48,13 +72,23 @@ impl session_service_server::SessionService for SessionService {
     async fn create_session(&self, request: Request<pb::CreateSessionRequest>) -> Reply<pb::CreateSessionResponse> {
         let caller = caller::only(&request).map_err(status::refused)?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
-        let (create, key) = decode::create(request.into_inner()).map_err(status::refused)?;
-        let grant = self.app.create_session(caller, client, create, key, origin).await.map_err(status::of)?;
-        Ok(Response::new(encode::created(grant)))
+        let (create, cookies, key) = decode::create(request.into_inner()).map_err(status::refused)?;
+        let created = self.app.create_session(caller, client, create, cookies, key, origin).await;
+        let (grant, set) = created.map_err(status::of)?;
+        Ok(Response::new(encode::created(grant, set.as_ref())))
     }
 
     async fn refresh_session(&self, request: Request<pb::RefreshSessionRequest>) -> Reply<pb::RefreshSessionResponse> {
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
+        let has_token = request.get_ref().refresh_token.as_deref().is_some_and(|token| !token.is_empty());
+        if !has_token && let Some(cookies) = self.cookies(&request).await? {
+            let (presented, lifetime) = cookies.refresh_token()?;
+            let refreshed = self.app.refresh_session(presented, Some(cookies.client()), origin).await;
+            let grant = refreshed.map_err(status::of)?;
+            let mut response = Response::new(encode::refreshed_by_cookie(&grant));
+            cookies.set(&self.app, &grant, lifetime, response.metadata_mut())?;
+            return Ok(response);
+        }
         let (metadata, _, message) = request.into_parts();
         let presented = caller::refresh_token(&metadata, message).map_err(status::refused)?;
         let grant = self.app.refresh_session(presented, client, origin).await.map_err(status::of)?;
@@ -62,7 +96,7 @@ impl session_service_server::SessionService for SessionService {
     }
 
     async fn list_sessions(&self, request: Request<pb::ListSessionsRequest>) -> Reply<pb::ListSessionsResponse> {
-        let caller = caller::only(&request).map_err(status::refused)?;
+        let caller = self.caller(&request).await?;
         let client = caller::client(request.extensions());
         let request = decode::list(request.into_inner()).map_err(status::refused)?;
         let page = self.app.list_sessions(caller, client, request).await.map_err(status::of)?;
@@ -73,13 +107,13 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::GetCurrentSessionRequest>,
     ) -> Reply<pb::GetCurrentSessionResponse> {
-        let caller = caller::only(&request).map_err(status::refused)?;
+        let caller = self.caller(&request).await?;
         let listed = self.app.current_session(caller).await.map_err(status::of)?;
         Ok(Response::new(encode::current(listed)))
     }
 
     async fn revoke_session(&self, request: Request<pb::RevokeSessionRequest>) -> Reply<pb::RevokeSessionResponse> {
-        let caller = caller::only(&request).map_err(status::refused)?;
+        let caller = self.caller(&request).await?;
         let (client, origin) = (caller::client(request.extensions()), caller::origin(&request));
         let pb::RevokeSessionRequest { id, user_id } = request.into_inner();
         let ended = self.app.revoke_session(caller, client, &id, user_id, origin).await.map_err(status::of)?;
@@ -90,7 +124,7 @@ impl session_service_server::SessionService for SessionService {
         &self,
         request: Request<pb::RevokeAllSessionsRequest>,
     ) -> Reply<pb::RevokeAllSessionsResponse> {
-        let caller = caller::only(&request).map_err(status::refused)?;
+        let caller = self.caller(&request).await?;
         let origin = caller::origin(&request);
         let request = decode::revoke_all(request.into_inner()).map_err(status::refused)?;
         let revoked_count = self.app.revoke_all_sessions(caller, request, origin).await.map_err(status::of)?;
@@ -137,7 +171,7 @@ impl session_service_server::SessionService for SessionService {
     type WatchRevocationsStream = watch::Stream;
 
     async fn watch_revocations(&self, request: Request<pb::WatchRevocationsRequest>) -> Reply<watch::Stream> {
-        let caller = caller::only(&request).map_err(status::refused)?;
+        let caller = self.caller(&request).await?;
         let cursor = request.into_inner().cursor;
         let subscription = self.app.watch_revocations(caller, &cursor).await.map_err(status::of)?;
         Ok(Response::new(watch::stream(subscription)))

@@ -73,6 +73,8 @@ fn details(refusal: &Refusal) -> ErrorDetails {
         | Refusal::ClientAuthenticationRequired
         | Refusal::InsufficientAccessType
         | Refusal::ServerKeyInBrowser
+        | Refusal::CrossOriginRequest
+        | Refusal::AmbiguousCookie
         | Refusal::SessionNotFound
         | Refusal::NotYourUser
         | Refusal::CannotDeleteCurrentSession

@@ -73,6 +73,8 @@ reasons! {
     InsufficientUserAuthentication "INSUFFICIENT_USER_AUTHENTICATION" Unauthenticated
         "A more recent or a stronger authentication is required.",
     InsufficientAccessType "INSUFFICIENT_ACCESS_TYPE" PermissionDenied "Another kind of caller may do this.",
+    CrossOriginRequest "CROSS_ORIGIN_REQUEST" PermissionDenied "A request with a cookie must come from the same origin.",
+    AmbiguousCookie "AMBIGUOUS_COOKIE" PermissionDenied "There are several cookies where one is expected.",
     NotYourUser "NOT_YOUR_USER" PermissionDenied "A user may ask about their own sessions only.",
     SessionNotFound "SESSION_NOT_FOUND" NotFound "The session was not found.",
     CannotDeleteCurrentSession "CANNOT_DELETE_CURRENT_SESSION" FailedPrecondition
@@ -155,6 +157,8 @@ impl Refusal {
             Self::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
             Self::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
             Self::InsufficientAccessType | Self::ServerKeyInBrowser => Reason::InsufficientAccessType,
+            Self::CrossOriginRequest => Reason::CrossOriginRequest,
+            Self::AmbiguousCookie => Reason::AmbiguousCookie,
             Self::NotYourUser => Reason::NotYourUser,
             Self::SessionNotFound => Reason::SessionNotFound,
             Self::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,

@@ -100,6 +100,8 @@ impl From<Status> for OAuthError {
                 | Reason::InsufficientUserAuthentication
                 | Reason::SessionNotFound
                 | Reason::NotYourUser
+                | Reason::CrossOriginRequest
+                | Reason::AmbiguousCookie
                 | Reason::CannotDeleteCurrentSession
                 | Reason::SessionLimitReached
                 | Reason::SubscriberTooSlow

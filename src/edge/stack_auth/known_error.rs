@@ -210,7 +210,12 @@ impl KnownError {
             }
             Some(Reason::DeadlineExceeded) => with_message(ErrorCode::DEADLINE_EXCEEDED),
             Some(
-                Reason::SubscriberTooSlow | Reason::MethodNotFound | Reason::UnsupportedEncoding | Reason::Internal,
+                Reason::CrossOriginRequest
+                | Reason::AmbiguousCookie
+                | Reason::SubscriberTooSlow
+                | Reason::MethodNotFound
+                | Reason::UnsupportedEncoding
+                | Reason::Internal,
             )
             | None => Self::new(ErrorCode::INTERNAL, Reason::Internal.message()),
         };

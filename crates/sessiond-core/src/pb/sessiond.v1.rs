@@ -7,6 +7,8 @@ pub enum Credential {
     ServerKey = 2,
     RefreshToken = 3,
     RefreshTokenField = 4,
+    AccessCookie = 5,
+    RefreshCookie = 6,
 }
 impl Credential {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -20,6 +22,8 @@ impl Credential {
             Self::ServerKey => "CREDENTIAL_SERVER_KEY",
             Self::RefreshToken => "CREDENTIAL_REFRESH_TOKEN",
             Self::RefreshTokenField => "CREDENTIAL_REFRESH_TOKEN_FIELD",
+            Self::AccessCookie => "CREDENTIAL_ACCESS_COOKIE",
+            Self::RefreshCookie => "CREDENTIAL_REFRESH_COOKIE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -30,6 +34,8 @@ impl Credential {
             "CREDENTIAL_SERVER_KEY" => Some(Self::ServerKey),
             "CREDENTIAL_REFRESH_TOKEN" => Some(Self::RefreshToken),
             "CREDENTIAL_REFRESH_TOKEN_FIELD" => Some(Self::RefreshTokenField),
+            "CREDENTIAL_ACCESS_COOKIE" => Some(Self::AccessCookie),
+            "CREDENTIAL_REFRESH_COOKIE" => Some(Self::RefreshCookie),
             _ => None,
         }
     }
@@ -118,6 +124,13 @@ pub struct CreateSessionRequest {
     >,
     #[prost(string, optional, tag = "15")]
     pub request_id: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "16")]
+    pub cookies: ::core::option::Option<CookieOptions>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CookieOptions {
+    #[prost(bool, tag = "1")]
+    pub persistent: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
@@ -130,6 +143,8 @@ pub struct CreateSessionResponse {
     pub expires_in: i32,
     #[prost(message, optional, tag = "4")]
     pub session: ::core::option::Option<Session>,
+    #[prost(string, repeated, tag = "5")]
+    pub set_cookies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

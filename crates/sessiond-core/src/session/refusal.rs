@@ -51,6 +51,10 @@ pub enum Refusal {
     InsufficientAccessType,
     /// A server key was sent by a browser.
     ServerKeyInBrowser,
+    /// A request with a cookie comes from a page of another origin, or from a client that does not show where it comes from.
+    CrossOriginRequest,
+    /// A request has several values of one cookie, or cookies of several projects.
+    AmbiguousCookie,
     /// The session does not exist, or the caller may not see it.
     SessionNotFound,
     /// A user's request concerns another user.
