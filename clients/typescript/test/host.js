@@ -14,6 +14,10 @@ const TTL_MS = 6_000;
 
 /** The project of this run, with access tokens that live for six seconds: one with default rules, or a strict one. */
 export const STRICT = env.PROJECT === "strict";
+/** A project with tokens in cookies. */
+export const COOKIE_PROJECT = "cookies";
+export const COOKIE_SERVER_KEY = env.COOKIE_SERVER_KEY;
+
 export const SERVER_KEY = STRICT ? env.STRICT_SERVER_KEY : env.BRIEF_SERVER_KEY;
 export const PROJECT = STRICT ? "strict" : "brief";
 export const PATIENCE_MS = 10_000;
@@ -59,9 +63,9 @@ export const createSession = (user = newUser(), more = {}) => api("POST", "/auth
 /** A session whose access tokens live for ten minutes. */
 export const createLongSession = (user = newUser()) => api("POST", "/auth/sessions", env.SESSIOND_SERVER_KEY, { user_id: user });
 
-export const revoke = (id) => api("DELETE", `/auth/sessions/${id}`, SERVER_KEY);
+export const revoke = (id, key = SERVER_KEY) => api("DELETE", `/auth/sessions/${id}`, key);
 
-export const isActive = async (token) => (await api("POST", "/auth/tokens:introspect", SERVER_KEY, { token })).active;
+export const isActive = async (token, key = SERVER_KEY) => (await api("POST", "/auth/tokens:introspect", key, { token })).active;
 
 async function listen(server) {
     server.listen(0, "127.0.0.1");
@@ -92,8 +96,8 @@ export class Relay {
         if (fate === "cut") return request.socket.destroy();
         if (fate === "silence") return;
         if (fate?.status) return response.writeHead(fate.status, fate.headers).end(fate.body);
-        const headers = { ...request.headers, host: new URL(SESSIOND_URL).host };
-        const onward = http.request(SESSIOND_URL + request.url, { method: request.method, headers }, async (answer) => {
+        const { method, headers } = request;
+        const onward = http.request(SESSIOND_URL + request.url, { method, headers }, async (answer) => {
             if (fate === "lose") return answer.resume().on("end", () => request.socket.destroy());
             await fate;
             response.writeHead(answer.statusCode, answer.headers);

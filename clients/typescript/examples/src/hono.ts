@@ -14,7 +14,7 @@ const api = new Hono()
 const app = new Hono()
     .post("/login", async (context) => {
         const { user } = await context.req.json();
-        return context.json(await createSession(user, context.req.header("user-agent")) as object);
+        return context.json(await createSession(user, context.req.header("user-agent")));
     })
     .route("/api", api);
 serve({ fetch: app.fetch, port: Number(PORT), hostname: "127.0.0.1" });

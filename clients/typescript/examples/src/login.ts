@@ -2,14 +2,21 @@
 
 const { SESSIOND_URL, SESSIOND_SERVER_KEY } = process.env;
 
-/** Creates a session at sessiond. The response is what the page passes to `client.signIn`. */
-export async function createSession(userId: string, userAgent = ""): Promise<unknown> {
+/** Tokens for `client.signIn`; or in cookie mode the values of `Set-Cookie` headers. */
+export interface CreatedSession {
+    access_token?: string;
+    refresh_token?: string;
+    set_cookies?: string[];
+}
+
+/** Creates a session at sessiond. With `cookies`, its tokens are to be kept in cookies. */
+export async function createSession(userId: string, userAgent = "", cookies?: { persistent: boolean }): Promise<CreatedSession> {
     const response = await fetch(`${SESSIOND_URL}/auth/sessions`, {
         method: "POST",
         headers: { authorization: `Bearer ${SESSIOND_SERVER_KEY}`, "content-type": "application/json" },
-        body: JSON.stringify({ user_id: userId, user_agent: userAgent }),
+        body: JSON.stringify({ user_id: userId, user_agent: userAgent, ...(cookies && { cookies }) }),
         signal: AbortSignal.timeout(5_000),
     });
     if (!response.ok) throw new Error(`sessiond refused to create a session: ${response.status}`);
-    return response.json();
+    return (await response.json()) as CreatedSession;
 }

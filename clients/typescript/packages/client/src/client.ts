@@ -27,13 +27,21 @@ const ENDED_MAX = 16;
 
 const isBrowser = typeof document !== "undefined";
 
+/** Whether the server says that the session has ended, or that there are no cookies. */
+const isOver = ({ reason }: SessiondError): boolean =>
+    ["SESSION_REVOKED", "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED", "CREDENTIALS_MISSING"].includes(reason);
+
 /** A delay that doubles, with jitter, so that the tabs of a recovering server do not come back at the same moment. */
 const delay = (tries: number): number => Math.min(RETRY_MS * 2 ** tries, RETRY_MS_MAX) * (0.5 + Math.random() / 2);
 
 /** What tabs tell each other: never a token. */
 interface News {
+    /** This session has ended. */
     ended?: string;
     reason?: SignedOutReason;
+    /** In cookie mode: the cookies are of this session, and until when its access token is good. */
+    session?: string;
+    until?: number;
 }
 
 type Listener<T> = (value: T) => void;
@@ -62,6 +70,8 @@ export class Client {
     readonly #storage: TokenStorage;
     readonly #key: string;
     readonly #origins: Set<string>;
+    /** In cookie mode: the headers of each call. Elsewhere absent. */
+    readonly #cookie: Record<string, string> | undefined;
     readonly #channel: BroadcastChannel | undefined;
     readonly #closed = new AbortController();
     readonly #ready: Promise<void>;
@@ -97,6 +107,10 @@ export class Client {
         };
         this.#storage = (storage === "memory" ? undefined : (storage ?? usableLocalStorage())) ?? memoryStorage();
         this.#key = storageKey;
+        if (options.cookies) {
+            const { project } = options;
+            this.#cookie = { "x-sessiond-csrf": "1", ...(project && { "x-sessiond-project": project }) };
+        }
         this.#origins = new Set([own, ...(base ? [base] : []), ...apiOrigins].map((one) => new URL(one, base).origin));
         if (isBrowser && storage !== "memory" && typeof BroadcastChannel !== "undefined") {
             this.#channel = new BroadcastChannel(storageKey);
@@ -104,7 +118,7 @@ export class Client {
         }
         if (isBrowser) {
             const { signal } = this.#closed;
-            const changed = ({ key }: StorageEvent) => key === storageKey && this.#adoptStored(true);
+            const changed = ({ key }: StorageEvent) => key === storageKey && !this.#cookie && this.#adoptStored(true);
             addEventListener("storage", changed, { signal });
             const back = () => {
                 this.#pausedUntil = -Infinity;
@@ -176,6 +190,11 @@ export class Client {
     async #start(): Promise<void> {
         const epoch = this.#epoch;
         const ending = await this.#read(`${this.#key}.ending`);
+        if (this.#cookie) {
+            if (ending) this.#remember(ending);
+            await this.#probe().catch(() => {});
+            return;
+        }
         for (const line of ending?.split("\n") ?? []) {
             const held = parse(line);
             if (held) void this.#end(held);
@@ -217,6 +236,49 @@ export class Client {
         this.#showHeld();
     }
 
+    /** In cookie mode: asks whose the cookies are. Shows `unknown` and rejects if that cannot be told. */
+    async #probe(): Promise<void> {
+        const epoch = this.#epoch;
+        try {
+            const [session, until] = await this.#cookieSession();
+            if (epoch !== this.#epoch) return;
+            const { id: sessionId, user_id: userId, claims = {} } = session;
+            const held = { userId, sessionId, claims, access: `${performance.now()}`, refresh: "", issuedAt: 0, expiresAt: until };
+            // A sign-out of an earlier page that the server has not confirmed.
+            if (this.#ended.has(sessionId)) {
+                void this.#end(held);
+                return this.#drop("SIGNED_OUT");
+            }
+            if (this.#ended.size > 0) this.#writeEnding();
+            this.#hold(held);
+            this.#publish({ session: sessionId, until });
+        } catch (error) {
+            if (epoch !== this.#epoch) return;
+            if (isOver(error as SessiondError)) return this.#drop(this.#held ? "SESSION_REVOKED" : "NEVER_SIGNED_IN");
+            if (!this.#held) this.#show({ status: "unknown", error: error as SessiondError });
+            throw error;
+        }
+    }
+
+    /** The session of the cookies, and until when its access token is good, if known. Refreshes if needed. */
+    async #cookieSession(): Promise<[Session, number]> {
+        const ask = () => call(this.#wire, "GET", CURRENT, { headers: this.#cookie! });
+        try {
+            return [await ask(), Infinity];
+        } catch (error) {
+            // An access cookie that is no good does not say that the refresh cookie is not.
+            if ((error as SessiondError).status !== 401 || isOver(error as SessiondError)) throw error;
+            const until = await this.#refreshCookies();
+            return [await ask(), until];
+        }
+    }
+
+    /** Returns until when the new access token is good, by the server's clock. */
+    async #refreshCookies(): Promise<number> {
+        const { expires_in } = await call(this.#wire, "POST", `${CURRENT}/refresh`, { headers: this.#cookie! });
+        return this.#wire.clock.now() + expires_in * 1e3;
+    }
+
     /**
      * Another tab changed the storage. An empty one is not a sign-out: that is announced, and the server knows. If the
      * other tab removed its session while this one stored another, it is stored again.
@@ -229,11 +291,14 @@ export class Client {
 
     /** News of another tab: a session has ended, or the storage has changed. */
     async #hear(news?: News): Promise<void> {
-        const { ended, reason } = news ?? {};
-        if (!ended) return this.#adoptStored();
-        this.#remember(ended);
-        if (ended === this.#held?.sessionId) this.#drop(reason ?? "SIGNED_OUT_IN_ANOTHER_TAB");
-        await this.#adoptStored(true);
+        const { ended, reason, session, until } = news ?? {};
+        if (ended) {
+            this.#remember(ended);
+            if (ended === this.#held?.sessionId) this.#drop(reason ?? "SIGNED_OUT_IN_ANOTHER_TAB");
+        }
+        if (!this.#cookie) return this.#adoptStored(Boolean(ended));
+        if (session && session !== this.#held?.sessionId) await this.#probe().catch(() => {});
+        else if (until && this.#held) this.#hold({ ...this.#held, access: `${performance.now()}`, expiresAt: until });
     }
 
     #publish(news: News): void {
@@ -261,7 +326,7 @@ export class Client {
     /** The server says that a session has ended. */
     async #over(held: Held, reason: SignedOutReason): Promise<void> {
         this.#remember(held.sessionId);
-        const stored = parse(await this.#read(this.#key));
+        const stored = this.#cookie ? undefined : parse(await this.#read(this.#key));
         if (stored?.sessionId === held.sessionId) void this.#write(this.#key, null);
         this.#publish({ ended: held.sessionId, reason });
         if (this.#held?.sessionId !== held.sessionId) return;
@@ -271,9 +336,17 @@ export class Client {
 
     // Signing in and out
 
-    /** Begins to use a session's tokens, which your backend got from `CreateSession`. */
-    async signIn(tokens: Tokens): Promise<void> {
-        const held = decode(tokens);
+    /**
+     * Begins to use a session's tokens, which your backend got from `CreateSession`. In cookie mode without tokens, after
+     * the response that set the cookies: it asks whose they are.
+     */
+    async signIn(tokens?: Tokens): Promise<void> {
+        if (this.#cookie) {
+            this.#epoch++;
+            this.#refreshing = undefined;
+            return this.#probe();
+        }
+        const held = decode(tokens ?? null);
         if (!held) throw new SessiondError("MALFORMED_TOKENS", "signIn needs an access token and a refresh token");
         this.#epoch++;
         this.#refreshing = undefined;
@@ -297,7 +370,7 @@ export class Client {
         };
         // Without an `await` if the storage needs none: the page may be closing.
         try {
-            const stored = this.#storage.getItem(this.#key);
+            const stored = this.#cookie ? null : this.#storage.getItem(this.#key);
             if (stored instanceof Promise) void stored.then(forget, () => {});
             else void forget(stored);
         } catch {}
@@ -313,7 +386,9 @@ export class Client {
         this.#writeEnding();
         for (let tries = 0; !this.#closed.signal.aborted; tries++) {
             try {
-                const headers = { authorization: `Bearer ${held.access}`, "x-refresh-token": held.refresh };
+                // The cookies may be of another session by now.
+                if (tries && this.#cookie && (await this.#cookieSession())[0].id !== held.sessionId) break;
+                const headers = this.#cookie ?? { authorization: `Bearer ${held.access}`, "x-refresh-token": held.refresh };
                 await call(this.#wire, "DELETE", CURRENT, { headers, keepalive: true });
                 break;
             } catch (error) {
@@ -327,9 +402,9 @@ export class Client {
         this.#writeEnding();
     }
 
-    /** Stores the sign-outs that the server has not confirmed. */
+    /** Stores the sign-outs that the server has not confirmed; in cookie mode the session, else its tokens. */
     #writeEnding(): void {
-        const lines = [...this.#ended.values()].flatMap((held) => (held ? encode(held) : []));
+        const lines = [...this.#ended.values()].flatMap((held) => (held ? (this.#cookie ? held.sessionId : encode(held)) : []));
         void this.#write(`${this.#key}.ending`, lines.join("\n") || null);
     }
 
@@ -352,7 +427,7 @@ export class Client {
 
     // Refreshing
 
-    /** An access token that the server accepts at this moment, as far as known. Refreshes if needed. */
+    /** An access token that the server accepts at this moment, as far as known. Refreshes if needed. Meaningless in cookie mode. */
     accessToken(): Promise<string> {
         return this.#token();
     }
@@ -367,6 +442,7 @@ export class Client {
     /** A token other than `refused`. */
     async #token(refused?: string): Promise<string> {
         await this.#ready;
+        if (this.#cookie && !this.#held && this.#state.status === "unknown") await this.#probe();
         const held = this.#held;
         if (!held) throw notSignedIn();
         const { clock } = this.#wire;
@@ -400,11 +476,18 @@ export class Client {
         const { clock } = this.#wire;
         const mine = this.#held;
         if (!mine) throw notSignedIn();
-        const held = (await this.#stored()) ?? mine;
+        const held = (!this.#cookie && (await this.#stored())) || mine;
         if (epoch !== this.#epoch) throw notSignedIn();
         // Another tab was faster.
         if (held.access !== mine.access && held.access !== refused && !isStale(held, clock.now())) return this.#hold(held);
         try {
+            if (this.#cookie) {
+                const until = await this.#refreshCookies();
+                if (epoch !== this.#epoch) throw notSignedIn();
+                this.#failures = 0;
+                this.#hold({ ...held, access: `${performance.now()}`, issuedAt: clock.now(), expiresAt: until });
+                return this.#publish({ session: held.sessionId, until });
+            }
             const headers = { "x-refresh-token": held.refresh };
             const next = decode(await call(this.#wire, "POST", `${CURRENT}/refresh`, { headers }));
             if (!next) throw new SessiondError("BAD_RESPONSE", "a refresh without tokens");
@@ -420,12 +503,14 @@ export class Client {
         } catch (caught) {
             const error = caught as SessiondError;
             if (epoch !== this.#epoch) throw notSignedIn();
-            if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") {
-                const stored = await this.#stored();
+            if (isOver(error)) {
+                const stored = this.#cookie ? undefined : await this.#stored();
                 if (epoch !== this.#epoch) throw notSignedIn();
                 if (stored && stored.refresh !== held.refresh) return this.#hold(stored);
-                await this.#over(held, error.reason);
+                await this.#over(held, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED");
             } else {
+                // In cookie mode a refused token may be the only sign that it has expired.
+                if (refused && held.expiresAt === Infinity) this.#held = { ...held, expiresAt: 0 };
                 this.#lastError = error;
                 this.#pausedUntil = performance.now() + Math.max(Math.min(delay(this.#failures++), PAUSE_MS_MAX), error.retryAfterMs);
                 this.#showHeld(error);
@@ -453,7 +538,7 @@ export class Client {
         const isOnce = isStream || (request && !body && !["GET", "HEAD"].includes(request.method));
         const send = (token: string) => {
             const headers = new Headers(init.headers ?? request?.headers);
-            headers.set("authorization", `Bearer ${token}`);
+            if (!this.#cookie) headers.set("authorization", `Bearer ${token}`);
             return this.#wire.fetch(input, { ...init, headers });
         };
         const token = await this.#token();
@@ -480,7 +565,7 @@ export class Client {
     /** Calls sessiond as the user, and once more after a refresh if the token was refused. */
     async #call(method: string, path: string, body?: unknown): Promise<any> {
         const ask = (token: string) => call(this.#wire, method, path, {
-            headers: { authorization: `Bearer ${token}`, ...(body ? { "content-type": "application/json" } : {}) },
+            headers: { ...(this.#cookie ?? { authorization: `Bearer ${token}` }), ...(body ? { "content-type": "application/json" } : {}) },
             ...(body ? { body: JSON.stringify(body) } : {}),
         });
         const token = await this.#token();
@@ -536,7 +621,7 @@ export class Client {
                 const stop = new AbortController();
                 this.#stopStream = () => stop.abort();
                 if (signal.aborted || (isBrowser && document.hidden)) continue;
-                const headers = { authorization: `Bearer ${token}`, accept: "application/x-ndjson" };
+                const headers = { ...(this.#cookie ?? { authorization: `Bearer ${token}` }), accept: "application/x-ndjson" };
                 await follow(this.#wire, "/auth/revocations:watch", { headers }, SILENCE_MS, stop.signal, (message) => {
                     tries = 0;
                     // What was revoked earlier is not sent: list once when the stream begins.

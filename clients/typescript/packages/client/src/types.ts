@@ -78,6 +78,13 @@ export interface TokenStorage {
 export interface ClientOptions {
     /** The URL of sessiond, with its base path if it has one. */
     url: string;
+    /**
+     * Whether the tokens are in cookies (docs/guides/cookies.md): then `url` is of the page's own origin, and no script sees
+     * a token. Default: no.
+     */
+    cookies?: boolean;
+    /** In cookie mode: the project, needed if the host has cookies of several. */
+    project?: string;
     /** Default: `localStorage` where it works, else memory, which is lost on reload and not shared between tabs. */
     storage?: TokenStorage | "memory";
     /** The storage key, and the channel's name. Default: `sessiond`. Choose one per project if pages share an origin. */

@@ -17,9 +17,9 @@ export const sessiond: FastifyPluginAsync<VerifierOptions> = async (app, options
             const value = request.headers[name];
             return Array.isArray(value) ? value.join(", ") : value;
         };
-        const verdict = await verify({ method: request.method, header });
+        const verdict = await verify({ method: request.method, path: request.url, header });
         for (const [name, value] of verdict.headers) reply.header(name, value);
-        if (verdict.status) return reply.code(verdict.status).send();
+        if (verdict.status) return reply.code(verdict.status).send(verdict.body);
         request.sessiond = verdict.session ?? null;
     });
 };

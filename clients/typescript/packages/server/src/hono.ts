@@ -5,8 +5,12 @@ import { type RequestSession, type VerifierOptions, createVerifier } from "./ind
 export function sessiond(options: VerifierOptions): MiddlewareHandler<{ Variables: { sessiond: RequestSession | undefined } }> {
     const verify = createVerifier(options);
     return async (context, next) => {
-        const verdict = await verify({ method: context.req.method, header: (name) => context.req.header(name) });
-        if (verdict.status) return new Response(null, { status: verdict.status, headers: new Headers(verdict.headers.map(([...header]) => header)) });
+        const verdict = await verify({
+            method: context.req.method,
+            path: context.req.url.replace(/^[a-z]+:\/\/[^/]*/, ""),
+            header: (name) => context.req.header(name),
+        });
+        if (verdict.status) return new Response(verdict.body, { status: verdict.status, headers: new Headers(verdict.headers.map(([...header]) => header)) });
         context.set("sessiond", verdict.session);
         await next();
         for (const [name, value] of verdict.headers) context.header(name, value, { append: true });

@@ -13,9 +13,11 @@ type Handler<Context> = (request: Request, context: Context, session: RequestSes
 export function sessiond(options: Omit<VerifierOptions, "optional">) {
     const verify = createVerifier(options);
     return <Context>(handler: Handler<Context>) => async (request: Request, context: Context): Promise<Response> => {
-        const verdict = await verify({ method: request.method, header: (name) => request.headers.get(name) ?? undefined });
+        const { pathname, search } = new URL(request.url);
+        const header = (name: string) => request.headers.get(name) ?? undefined;
+        const verdict = await verify({ method: request.method, path: pathname + search, header });
         const headers = verdict.headers.map(([...header]) => header);
-        if (!verdict.session) return new Response(null, { status: verdict.status ?? 401, headers });
+        if (!verdict.session) return new Response(verdict.status ? verdict.body : "", { status: verdict.status ?? 401, headers });
         const response = await handler(request, context, verdict.session);
         if (headers.length === 0) return response;
         // A response of `fetch` or `Response.redirect` has headers that cannot be changed.

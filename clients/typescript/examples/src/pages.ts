@@ -1,0 +1,61 @@
+// Pages rendered by Express, in cookie mode: they load signed in, and their scripts see no token.
+
+import { fileURLToPath } from "node:url";
+import { sessiond, sessiondApi } from "@sessiond/server/express";
+import express from "express";
+import { createSession } from "./login.js";
+
+const { SESSIOND_URL = "", SESSIOND_PROJECT_ID = "", PORT = "3000" } = process.env;
+
+/** Escapes text for HTML. */
+const escaped = (text: string) => text.replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
+
+/** A path of this origin, whatever a link to the login page says. */
+const returnPath = (path: unknown) => (typeof path === "string" && /^\/(?![/\\])[\w\-./?=&%~+]*$/.test(path) ? path : "/");
+
+const page = (title: string, body: string) => `<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>${escaped(title)}</title>
+<link rel="icon" href="data:,">
+<h1>${escaped(title)}</h1>
+${body}`;
+
+const app = express();
+app.use(sessiondApi({ url: SESSIOND_URL }));
+
+app.get("/login", (_request, response) => {
+    response.send(page("Sign in", `<form method="post"><input name="user" aria-label="user" value="ada" required>
+        <label><input type="checkbox" name="persistent"> remember me</label> <button>Sign in</button></form>`));
+});
+app.post("/login", express.urlencoded(), async (request, response) => {
+    const { user, persistent } = request.body;
+    const session = await createSession(String(user), request.headers["user-agent"], { persistent: persistent === "on" });
+    for (const cookie of session.set_cookies ?? []) response.append("set-cookie", cookie);
+    response.redirect(303, returnPath(request.query["return_to"]));
+});
+
+// The client, as it is published.
+app.use("/client", express.static(fileURLToPath(new URL(".", import.meta.resolve("@sessiond/client")))));
+
+const signedIn = sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, cookies: true, login: "/login" });
+app.get("/api/hello", signedIn, (request, response) => {
+    response.json({ hello: request.sessiond!.userId });
+});
+app.post("/api/hello", signedIn, (request, response) => {
+    response.json({ changed: request.sessiond!.userId });
+});
+app.get("/{*page}", signedIn, (request, response) => {
+    response.send(page(`Hello, ${request.sessiond!.userId}!`, `<p><a href="/next">Next page</a></p>
+        <button id="sign-out">Sign out</button>
+        <script type="importmap">{"imports": {"@sessiond/client": "/client/index.js"}}</script>
+        <script type="module">
+            import { Client } from "@sessiond/client";
+            const client = (window.client = new Client({ url: "/", cookies: true }));
+            client.onSignedOut(() => location.assign("/login"));
+            document.getElementById("sign-out").onclick = () => client.signOut();
+        </script>`));
+});
+app.listen(Number(PORT), "localhost");
