@@ -58,7 +58,7 @@ describe("middlewares", { concurrency: true }, () => {
     }
 
     test("next: wraps route handlers", async () => {
-        const withSession = forNext({ url: SESSIOND_URL, project: PROJECT });
+        const withSession = forNext({ url: SESSIOND_URL, project: PROJECT, timeoutMs: 10_000 });
         const GET = withSession((request, context, session) => Response.json({ hello: session.userId, ...context }));
         const session = await createSession(undefined, { claims: { role: "admin" } });
         const answer = await GET(new Request("http://app/", { headers: bearer(session) }), { at: "home" });
@@ -69,7 +69,7 @@ describe("middlewares", { concurrency: true }, () => {
     test("the session's claims; optional sessions; an unknown project is not the user's fault", async () => {
         const session = await createSession(undefined, { claims: { role: "admin" }, is_impersonation: true, impersonator_id: "support" });
         const ask = (options, headers) =>
-            createVerifier({ url: SESSIOND_URL, project: PROJECT, ...options })({ method: "GET", header: (name) => headers[name] });
+            createVerifier({ url: SESSIOND_URL, project: PROJECT, timeoutMs: 10_000, ...options })({ method: "GET", header: (name) => headers[name] });
         const { session: found } = await ask({}, bearer(session));
         assert.equal(found.claims.role, "admin");
         assert.equal(found.impersonatorId, "support");

@@ -20,7 +20,7 @@ export const COOKIE_SERVER_KEY = env.COOKIE_SERVER_KEY;
 
 export const SERVER_KEY = STRICT ? env.STRICT_SERVER_KEY : env.BRIEF_SERVER_KEY;
 export const PROJECT = STRICT ? "strict" : "brief";
-export const PATIENCE_MS = 10_000;
+export const PATIENCE_MS = 30_000;
 
 export const sleep = (ms) => new Promise((go) => setTimeout(go, ms));
 

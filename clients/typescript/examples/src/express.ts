@@ -10,7 +10,7 @@ const app = express();
 app.post("/login", express.json(), async (request, response) => {
     response.json(await createSession(String(request.body.user), request.headers["user-agent"]));
 });
-app.use("/api", sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID }));
+app.use("/api", sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, timeoutMs: 5_000 }));
 app.get("/api/hello", (request, response) => {
     response.json({ hello: request.sessiond?.userId });
 });

@@ -9,7 +9,7 @@ const { SESSIOND_URL = "", SESSIOND_PROJECT_ID = "", PORT = "3000" } = process.e
 const app = Fastify();
 app.post<{ Body: { user: string } }>("/login", (request) => createSession(request.body.user, request.headers["user-agent"]));
 await app.register(async (api) => {
-    await api.register(sessiond, { url: SESSIOND_URL, project: SESSIOND_PROJECT_ID });
+    await api.register(sessiond, { url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, timeoutMs: 5_000 });
     api.get("/hello", async (request) => ({ hello: request.sessiond?.userId }));
 }, { prefix: "/api" });
 await app.listen({ port: Number(PORT), host: "127.0.0.1" });

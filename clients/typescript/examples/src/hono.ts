@@ -8,7 +8,7 @@ import { createSession } from "./login.js";
 const { SESSIOND_URL = "", SESSIOND_PROJECT_ID = "", PORT = "3000" } = process.env;
 
 const api = new Hono()
-    .use(sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID }))
+    .use(sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, timeoutMs: 5_000 }))
     .get("/hello", (context) => context.json({ hello: context.get("sessiond")?.userId }));
 
 const app = new Hono()

@@ -40,7 +40,7 @@ app.post("/login", express.urlencoded(), async (request, response) => {
 // The client, as it is published.
 app.use("/client", express.static(fileURLToPath(new URL(".", import.meta.resolve("@sessiond/client")))));
 
-const signedIn = sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, cookies: true, login: "/login" });
+const signedIn = sessiond({ url: SESSIOND_URL, project: SESSIOND_PROJECT_ID, cookies: true, login: "/login", timeoutMs: 5_000 });
 app.get("/api/hello", signedIn, (request, response) => {
     response.json({ hello: request.sessiond!.userId });
 });

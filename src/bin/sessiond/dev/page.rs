@@ -1,4 +1,5 @@
-//! The demo page: three files, compiled in. They load nothing from elsewhere.
+//! The demo page: four files, compiled in. They load nothing from elsewhere. `sessiond.js` is built from `clients/typescript`, whose
+//! `check` compares it: building the server needs no npm.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +33,12 @@ pub(super) fn routes(base_path: &str, env: &Path) -> Router {
     };
     let style = async || file("text/css; charset=utf-8", include_str!("page/style.css"));
     let app = async || file("text/javascript; charset=utf-8", include_str!("page/app.js"));
-    Router::new().route("/", get(page)).route("/demo/style.css", get(style)).route("/demo/app.js", get(app))
+    let client = async || file("text/javascript; charset=utf-8", include_str!("page/sessiond.js"));
+    Router::new()
+        .route("/", get(page))
+        .route("/demo/style.css", get(style))
+        .route("/demo/app.js", get(app))
+        .route("/demo/sessiond.js", get(client))
 }
 
 fn file(media_type: &'static str, text: impl Into<Body>) -> Response {

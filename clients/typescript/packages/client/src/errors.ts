@@ -1,4 +1,4 @@
-/** The reasons that the server gives (docs/reference/errors.md). A test compares the lists. */
+/** The reasons that the server gives (docs/reference/errors.md). A test finds those that are missing. */
 export type ServerReason =
     | "CREDENTIALS_MISSING"
     | "UNPARSABLE_ACCESS_TOKEN"
@@ -11,6 +11,8 @@ export type ServerReason =
     | "INSUFFICIENT_USER_AUTHENTICATION"
     | "INSUFFICIENT_ACCESS_TYPE"
     | "NOT_YOUR_USER"
+    | "CROSS_ORIGIN_REQUEST"
+    | "AMBIGUOUS_COOKIE"
     | "SESSION_NOT_FOUND"
     | "CANNOT_DELETE_CURRENT_SESSION"
     | "SESSION_LIMIT_REACHED"

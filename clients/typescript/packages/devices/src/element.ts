@@ -138,6 +138,11 @@ export class SessiondDevices extends (globalThis.HTMLElement ?? (class {} as typ
         this.#label();
     }
 
+    /** Loads the list again. Needed only if the client does not follow the user's stream. */
+    async reload(): Promise<void> {
+        await this.#list?.load();
+    }
+
     connectedCallback(): void {
         this.#stop ??= this.#list?.subscribe(() => this.#render());
         this.#render();

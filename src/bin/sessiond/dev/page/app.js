@@ -1,5 +1,8 @@
 // The demo page. It talks only to this server: to the API with its devices' tokens, and to the demo's backend, which
-// holds the server key. Tokens are kept in memory.
+// holds the server key. Each device is a client of its own, as apps use it (clients/typescript), with its tokens in memory.
+// Sign-outs are plain calls, because the page measures them, over two protocols.
+
+import { Client } from "./sessiond.js";
 
 const { basePath } = document.documentElement.dataset;
 const $ = (selector, within = document) => within.querySelector(selector);
@@ -174,7 +177,7 @@ function say(text, kind = "", beside = null) {
 /** Shows an error as the API reported it. */
 function sayError(what, error, beside = null) {
     const { status, reason, message } = error;
-    if (error instanceof Refused) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad", beside);
+    if (status) say(`${what}: ${[status, reason, message].filter(Boolean).join(" · ")}`, "bad", beside);
     else say(`${what}: no answer from the server (${message})`, "bad", beside);
 }
 
@@ -208,7 +211,17 @@ class Device {
     claims = null;
     /** Whether the page is revoking the session now, and polls the service anyway. */
     isEnding = false;
-    #refreshing = null;
+    /** Keeps the tokens signed in. Its storage is this object, because the page shows them. */
+    client = new Client({
+        url: location.origin + basePath,
+        storage: {
+            getItem: (key) => (key === "sessiond" && this.tokens ? JSON.stringify(this.tokens) : null),
+            setItem: (key, text) => key === "sessiond" && this.hold(JSON.parse(text)),
+            removeItem() {},
+        },
+        // The page follows the whole project.
+        watch: false,
+    });
 
     /** Whether the visitor's shell holds the same tokens. */
     get isShared() {
@@ -226,6 +239,7 @@ class Device {
         this.use.title = "Its token lists the sessions, and ends others";
         this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
         this.use.addEventListener("change", () => act(this));
+        this.client.onSignedOut((reason) => this.tokens && !this.isEnding && this.drop(401, reason));
         this.show("out", "–", "no token to show");
     }
 
@@ -234,33 +248,16 @@ class Device {
     }
 
     hold(tokens) {
-        this.tokens = tokens;
-        this.claims = JSON.parse(atobUrl(tokens.access_token.split(".")[1]));
+        // The shell keeps its own refresh token. Two holders that adopt successors of one token look like theft.
+        const isRenewal = this.isShared && this.claims?.sid === claimsOf(tokens).sid;
+        this.tokens = isRenewal ? { ...tokens, refresh_token: this.tokens.refresh_token } : tokens;
+        this.claims = claimsOf(tokens);
+        if (acting === this) showToken();
     }
 
     /** An access token that does not expire soon: refreshes if needed. */
-    async token() {
-        const left = this.claims.exp - Date.now() / 1000;
-        if (left < Math.min(30, (this.claims.exp - this.claims.iat) / 2)) {
-            // One at a time: the second would get the same successor anyway.
-            this.#refreshing ??= this.renew().finally(() => (this.#refreshing = null));
-            await this.#refreshing;
-        }
-        return this.tokens.access_token;
-    }
-
-    async renew() {
-        const headers = { "x-refresh-token": this.tokens.refresh_token };
-        try {
-            const { answer } = await rest("POST", `${basePath}/auth/sessions/current/refresh`, headers);
-            // The shell keeps its own refresh token. Two holders that adopt successors of one token look like theft.
-            const { refresh_token: kept } = this.tokens;
-            this.hold(this.isShared ? { ...answer, refresh_token: kept } : answer);
-            if (acting === this) showToken();
-        } catch (error) {
-            if (error.reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED") this.drop(401, error.reason);
-            throw error;
-        }
+    token() {
+        return this.client.accessToken();
     }
 
     /** Calls the guarded service with a token. Returns the status, and a text. */
@@ -345,6 +342,8 @@ class Device {
     }
 }
 
+const claimsOf = (tokens) => JSON.parse(atobUrl(tokens.access_token.split(".")[1]));
+
 const atobUrl = (text) => {
     const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
     return new TextDecoder().decode(Uint8Array.from(bytes, (letter) => letter.charCodeAt(0)));
@@ -354,6 +353,8 @@ const atobUrl = (text) => {
 function act(device) {
     acting = device;
     for (const { use } of devices) use.checked = use === device?.use;
+    const element = $("sessiond-devices");
+    if (element.client !== device?.client) element.client = device?.client;
     showToken();
     markCurrent();
     if (device && !listed) load();
@@ -366,13 +367,14 @@ async function signIn(those) {
         const grants = await Promise.allSettled(those.map(async (device) => {
             const { answer } = await rest("POST", "/demo/sign-in", {}, { device: device.id });
             device.ip = answer.session.ip;
-            device.hold(answer);
+            await device.client.signIn(answer);
             device.show("in", "…", "asking the service");
             return answer.session;
         }));
         const took = performance.now() - began;
         const opened = grants.filter(({ value }) => value).map(({ value }) => value);
         // All at once, so that the list moves once; in the order of the list.
+        if (acting && !those.includes(acting)) reloadElement();
         if (listed) for (const session of opened.sort((a, b) => (a.id < b.id ? -1 : 1))) addFirst(session);
         showCount();
         if (!acting || those.length === 1) act(those.find((device) => device.tokens) ?? acting);
@@ -422,7 +424,7 @@ async function followTerminal() {
     const grant = await response.json();
     if (terminal.tokens || terminal.isEnding) return;
     terminal.ip = grant.session.ip;
-    terminal.hold(grant);
+    await terminal.client.signIn(grant);
     terminal.show("in", "…", "asking the service");
     if (listed) addFirst(grant.session);
     if (acting) markCurrent();
@@ -510,11 +512,10 @@ function addFirst(session) {
 }
 
 async function page(token, size) {
-    const query = new URLSearchParams({ user_id: "me", page_size: size, ...(token && { page_token: token }) });
-    const { answer } = await rest("GET", `${basePath}/auth/sessions?${query}`, bearer(await acting.token()));
-    nextPage = answer.next_page_token;
+    const { items, next_page_token } = await acting.client.listSessions({ pageSize: size, pageToken: token });
+    nextPage = next_page_token;
     $("#more").hidden = !nextPage;
-    return answer.items;
+    return items;
 }
 
 /** Reloads the list. Existing rows stay, and so does the focus. */
@@ -691,10 +692,19 @@ function showLink(state) {
     $("#link-state").textContent = `feed ${state}`;
 }
 
+let reloading = 0;
+
+/** The element follows its user's own stream, if its client does; here it follows the page's. */
+function reloadElement() {
+    clearTimeout(reloading);
+    reloading = setTimeout(() => acting?.tokens && !acting.isEnding && $("sessiond-devices").reload(), 300);
+}
+
 function tell({ snapshot_begin, revocations, snapshot_complete, heartbeat, cursor: next }) {
     if (next) cursor = next;
     if (snapshot_begin) line("snapshot begins", short(snapshot_begin.reason));
     for (const revocation of revocations?.revocations ?? []) ends(revocation);
+    if (revocations) reloadElement();
     if (snapshot_complete) {
         line("snapshot complete", "");
         // Earlier revocations are known now; new sessions are not.
@@ -737,7 +747,7 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
         line(`every token of key ${signing_key_id}`, short(reason), "end", time);
         // The sessions continue, with tokens of another key.
         for (const device of devices) {
-            if (device.tokens) device.renew().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
+            if (device.tokens) device.client.refresh().then(() => device.check(), (error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
         }
     }
 }
