@@ -40,6 +40,9 @@ pub mod config;
 /// Sends requests to other services, only to permitted addresses.
 pub mod outbound;
 
+/// Fetches documents for an operator.
+pub mod probe;
+
 /// The log and the metrics.
 pub mod telemetry;
 

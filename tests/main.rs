@@ -60,6 +60,7 @@ mod tls;
 // The binary as people run it, its scripts and settings.
 mod binary;
 mod deploy;
+mod doctor;
 mod log;
 mod process;
 mod readme;

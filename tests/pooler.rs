@@ -36,9 +36,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A pgbouncer in front of the tests' Postgres. Killed on drop.
-struct Pooler {
+pub struct Pooler {
     process: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Drop for Pooler {
@@ -55,7 +55,7 @@ fn pgbouncer() -> Option<PathBuf> {
 }
 
 /// Whether it can track prepared statements: 1.21 or later.
-fn keeps_track() -> bool {
+pub fn keeps_track() -> bool {
     let version = pgbouncer().map(|program| Command::new(program).arg("--version").output().expect("runs").stdout);
     let version = String::from_utf8(version.unwrap_or_default()).expect("text");
     let minor = version.split_whitespace().nth(1).and_then(|version| version.split('.').nth(1)?.parse().ok());
@@ -64,7 +64,7 @@ fn keeps_track() -> bool {
 
 impl Pooler {
     /// `None`, with a message, if pgbouncer is not installed: ./test installs it if the package manager has it.
-    async fn before(database: &Database, settings: &str) -> Option<Self> {
+    pub async fn before(database: &Database, settings: &str) -> Option<Self> {
         let Some(program) = pgbouncer() else {
             eprintln!("skipped: pgbouncer is not installed");
             return None;

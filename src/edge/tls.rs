@@ -173,6 +173,11 @@ impl ServerTls {
         accept(&self.current().without_clients, stream, time).await
     }
 
+    /// Until when the certificate is valid.
+    pub fn valid_until(&self) -> Timestamp {
+        self.current().valid_until
+    }
+
     fn current(&self) -> Arc<CurrentTls> {
         Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -183,7 +188,7 @@ impl ServerTls {
             let (tls, gauges) = (self.clone(), metrics.clone());
             // Fails only when the runtime shuts down.
             let _ = spawn_blocking(move || tls.reload(&gauges)).await;
-            metrics.certificate_expiry(self.current().valid_until);
+            metrics.certificate_expiry(self.valid_until());
         })
         .await;
     }

@@ -107,7 +107,7 @@ const FACTS: &str = "version(), current_setting('server_version'), current_setti
 const BANNER: &str = "SELECT version()";
 
 /// The tables of the server. A test compares them with the schema.
-const TABLES: [&str; 15] = [
+pub(super) const TABLES: [&str; 15] = [
     "projects",
     "signing_keys",
     "refresh_keys",

@@ -64,8 +64,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), Error> {
         self.transact("project_insert", move |mut tx| async move {
-            let insert = diesel::insert_into(projects::table).values(ProjectRow::new(&project, now));
-            tx.execute(insert).await?;
+            tx.project_add(&project, now).await?;
             for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
                 let created = EventKind::KeyCreated(purpose.into(), key.id);
                 tx.key_insert(purpose, &project.id, key, now).await?;
@@ -112,6 +111,16 @@ impl Store {
 }
 
 impl Tx {
+    /// Inserts a project, without keys.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Conflict`] if the id is taken or a setting is out of bounds.
+    pub async fn project_add(&mut self, project: &Project, now: Timestamp) -> Result<(), Error> {
+        let insert = diesel::insert_into(projects::table).values(ProjectRow::new(project, now));
+        self.execute(insert).await.map(drop)
+    }
+
     pub(super) async fn projects(&mut self) -> Result<Vec<Project>, Error> {
         let rows = self.load(projects::table.select(ProjectRow::as_select())).await?;
         rows.into_iter().map(ProjectRow::into_project).collect()

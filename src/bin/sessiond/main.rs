@@ -7,6 +7,7 @@ mod audit;
 mod backchannel;
 mod client_certificate;
 mod dev;
+mod doctor;
 mod health;
 mod keys;
 mod listen;
@@ -66,6 +67,9 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Check that the server on this machine is ready. Exits with 0 if it is, else with 1 and the reason.
     Health(health::HealthArgs),
+    /// Check the settings, the database, the keys and a running server, and say what to do. Changes nothing. Exits with 1 if
+    /// something does not work.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Bring the database schema up to date.
     Migrate(migrate::MigrateArgs),
     /// Print the OpenAPI 3.1 document of the REST API, as served at /openapi.json.
@@ -179,6 +183,7 @@ async fn execute(command: Command) -> CommandResult {
         Command::DemoSession(args) => dev::session::run(args).await,
         Command::Serve(args) => Box::pin(serve::run(*args)).await,
         Command::Health(args) => health::run(args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Openapi(args) => openapi::run(&args),
         Command::Project(command) => project::run(command).await,

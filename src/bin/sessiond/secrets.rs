@@ -92,21 +92,26 @@ pub(crate) fn check_command_line(matches: &ArgMatches) -> Result<(), SecretError
     matches.subcommand().map_or(Ok(()), |(_, matches)| check_command_line(matches))
 }
 
-/// Warns of secrets in the environment, which other processes of the same user, child processes and crash reports can
-/// see.
+/// Warns of [`in_the_environment`].
 pub(crate) fn warn_of_environment() {
-    let has_password = |url: SecretString| store::has_password(url.expose_secret());
-    let keys =
-        [SEALING_KEY, PREVIOUS_SEALING_KEY, OTLP_HEADERS].into_iter().filter(|name| in_environment(name).is_some());
-    let urls = URLS.into_iter().map(|(_, _, variable)| variable);
-    let urls = urls.filter(|variable| in_environment(variable).is_some_and(has_password));
-    let found: Vec<&str> = keys.chain(urls).collect();
+    let found = in_the_environment();
     if !found.is_empty() {
         tracing::warn!(
             variables = found.join(", "),
             "secrets in the environment can leak: prefer --sealing-key-file, --database-password-file and --otlp-headers-file"
         );
     }
+}
+
+/// The names of variables that hold a secret, which other processes of the same user, child processes and crash reports
+/// can see.
+pub(crate) fn in_the_environment() -> Vec<&'static str> {
+    let has_password = |url: SecretString| store::has_password(url.expose_secret());
+    let keys =
+        [SEALING_KEY, PREVIOUS_SEALING_KEY, OTLP_HEADERS].into_iter().filter(|name| in_environment(name).is_some());
+    let urls = URLS.into_iter().map(|(_, _, variable)| variable);
+    let urls = urls.filter(|variable| in_environment(variable).is_some_and(has_password));
+    keys.chain(urls).collect()
 }
 
 #[cfg(test)]
