@@ -5,6 +5,7 @@ use crate::store::Error;
 use crate::store::Store;
 use crate::store::Tx;
 use sessiond_core::clock::Clock;
+use sessiond_core::id::Bucket;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
@@ -28,6 +29,7 @@ pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error>
             let access_expires_at = now + ACCESS_TOKEN_TTL_MAX;
             tx.bulk_revocation_insert(BulkRevocation {
                 project,
+                bucket: Bucket::from_number(0),
                 ended,
                 reason,
                 at: now,

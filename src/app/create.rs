@@ -1,6 +1,6 @@
 //! Creates sessions.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::App;
@@ -14,6 +14,7 @@ use super::cookies::does_not_fit;
 use super::grant::Granted;
 use super::group::Group;
 use super::idempotency::IdempotencyKey;
+use super::slots;
 use crate::cookies::Lifetime;
 use crate::cookies::SetCookies;
 use crate::device;
@@ -177,11 +178,16 @@ impl SignIn {
     }
 }
 
-/// Opens the sessions of those users whose row no other transaction has locked.
+/// Opens the sessions of a group of requests, those of each slot in a transaction of their own.
 async fn open_all(store: Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option<Granted>>, store::Error> {
+    slots::apart(&store, requests, |sign_in| sign_in.bucket, |requests| open_some(&store, requests)).await
+}
+
+/// Opens the sessions of those users whose row no other transaction has locked.
+async fn open_some(store: &Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option<Granted>>, store::Error> {
     let work = |mut tx: Tx| async move {
-        let users: HashSet<(&ProjectId, &UserId)> =
-            requests.iter().map(|sign_in| (&sign_in.project, &sign_in.new.user)).collect();
+        let users: HashMap<(&ProjectId, &UserId), Bucket> =
+            requests.iter().map(|sign_in| ((&sign_in.project, &sign_in.new.user), sign_in.bucket)).collect();
         let epochs = tx.epochs_share_unlocked(users).await?;
         let (mut outcomes, mut sessions) = (vec![], vec![]);
         for sign_in in &requests {
@@ -200,15 +206,15 @@ async fn open_all(store: Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Option
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
 async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store::Error> {
-    let SignIn { project, new, idempotency, by, origin, now, policy, .. } = sign_in;
-    let (by, now) = (*by, *now);
+    let SignIn { project, new, idempotency, by, origin, now, policy, bucket } = sign_in;
+    let (by, now, bucket) = (*by, *now, *bucket);
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
         tx.user_queue(project, &new.user).await?;
     }
     let id = sign_in.new_id();
     if let Some(key) = idempotency {
-        match tx.request_claim(project, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
+        match tx.request_claim(project, bucket, key.id, RequestOutcome::Opened(id), &key.digest, now).await? {
             RequestIdStatus::New => {}
             RequestIdStatus::Repeated(RequestOutcome::Opened(session)) => {
                 return repeat(tx, project, session, now, policy).await;
@@ -223,7 +229,7 @@ async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store
     let admission = match limit {
         Some(limit) => {
             let enough = usize::try_from(limit.max).unwrap_or(usize::MAX);
-            limit::admit(live_sessions(tx, project, &new.user, replaced, enough, now).await?, limit)
+            limit::admit(live_sessions(tx, project, (&new.user, bucket), replaced, enough, now).await?, limit)
         }
         None => Admission::Admitted(vec![]),
     };
@@ -242,7 +248,7 @@ async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store
     if !ends.is_empty() {
         tx.sessions_revoke(&ends).await?;
     }
-    let epoch = epoch(tx, project, &new.user).await?;
+    let epoch = epoch(tx, project, &new.user, bucket).await?;
     let (granted, stored) = sign_in.open_under(id, epoch);
     if let Some(Impersonator(impersonator)) = granted.session.impersonator.clone() {
         let session = &granted.session;
@@ -263,19 +269,19 @@ const SUMMARY_PAGES_MAX: usize = 100;
 async fn live_sessions(
     tx: &mut Tx,
     project: &ProjectId,
-    user: &UserId,
+    (user, bucket): (&UserId, Bucket),
     replaced: Option<SessionId>,
     enough: usize,
     now: Timestamp,
 ) -> Result<Vec<LiveSession>, store::Error> {
     // Not locked yet: sessions are locked before the user. If the epoch is raised meanwhile, that only makes more room.
-    let Some(present) = tx.epoch_read(project, user).await? else { return Ok(vec![]) };
+    let Some(present) = tx.epoch_read(project, user, bucket).await? else { return Ok(vec![]) };
     let counts = |one: &store::SessionSummary| {
         !one.is_impersonation && one.lifetime.is_live(now, present) && Some(one.id) != replaced
     };
     let (mut found, mut beyond) = (vec![], None);
     for _ in 0..SUMMARY_PAGES_MAX {
-        let page = tx.session_summaries(project, user, beyond).await?;
+        let page = tx.session_summaries(project, user, bucket, beyond).await?;
         found.extend(
             page.iter()
                 .filter(|one| counts(one))
@@ -291,11 +297,11 @@ async fn live_sessions(
 }
 
 /// The epoch of the new session. It cannot change until the end of the transaction.
-async fn epoch(tx: &mut Tx, project: &ProjectId, user: &UserId) -> Result<Epoch, store::Error> {
+async fn epoch(tx: &mut Tx, project: &ProjectId, user: &UserId, bucket: Bucket) -> Result<Epoch, store::Error> {
     // An erasure of the user may delete the row between the two statements, but hardly three times in a row.
     for _ in 0..3 {
-        tx.user_ensure(project, user).await?;
-        if let Some(epoch) = tx.epoch_share(project, user).await? {
+        tx.user_ensure(project, user, bucket).await?;
+        if let Some(epoch) = tx.epoch_share(project, user, bucket).await? {
             return Ok(epoch);
         }
     }
@@ -320,7 +326,8 @@ async fn repeat(
     if chain.generation() > 0 {
         return Ok(Err(Refusal::invalid("request_id", "was used for a session that has been refreshed since")));
     }
-    let live = tx.epoch_share(project, &session.user).await?.is_some_and(|present| session.is_live(now, present));
+    let present = tx.epoch_share(project, &session.user, id.bucket()).await?;
+    let live = present.is_some_and(|present| session.is_live(now, present));
     if !live {
         return Ok(Err(ended()));
     }

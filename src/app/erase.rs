@@ -10,6 +10,7 @@ use crate::store::Revocation;
 use crate::store::Role;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
@@ -28,6 +29,7 @@ struct Erasure {
     by: EndedBy,
     origin: Origin,
     now: Timestamp,
+    bucket: Bucket,
 }
 
 impl App {
@@ -46,10 +48,12 @@ impl App {
             return Err(Refusal::InsufficientAccessType.into());
         }
         let (user, now) = (named_user(user_id)?, self.clock.now());
-        let erasure = Erasure { project: service.project, user, by: EndedBy::Service(service.key), origin, now };
+        let bucket = self.bucket(&service.project, &user).await?;
+        let erasure =
+            Erasure { project: service.project, user, bucket, by: EndedBy::Service(service.key), origin, now };
 
         self.step(&erasure, |mut tx, erasure| async move {
-            tx.epoch_raise(&erasure.project, &erasure.user, erasure.now).await?;
+            tx.epoch_raise(&erasure.project, &erasure.user, erasure.bucket, erasure.now).await?;
             tx.commit(()).await
         })
         .await?;
@@ -102,8 +106,8 @@ impl App {
 
 /// Publishes a revocation for each session: the user's epoch is about to be deleted, so it cannot revoke them.
 async fn delete_some(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
-    let Erasure { project, user, by, origin, now } = erasure;
-    let some = tx.sessions_of_user(&project, &user, ROWS_MAX).await?;
+    let Erasure { project, user, by, origin, now, bucket } = erasure;
+    let some = tx.sessions_of_user(&project, &user, bucket, ROWS_MAX).await?;
     let end = |session| Revocation {
         project: project.clone(),
         session,
@@ -120,29 +124,29 @@ async fn delete_some(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>,
 
 /// Deletes the user's row unless the user has signed in meanwhile. Returns whether it was deleted.
 async fn delete_user(mut tx: Tx, erasure: Erasure) -> Result<store::Done<bool>, store::Error> {
-    let Erasure { project, user, now, .. } = erasure;
+    let Erasure { project, user, now, bucket, .. } = erasure;
     // Locks the row: a concurrent sign-in waits, and a finished one is visible.
-    tx.epoch_raise(&project, &user, now).await?;
-    if !tx.sessions_of_user(&project, &user, 1).await?.is_empty() {
+    tx.epoch_raise(&project, &user, bucket, now).await?;
+    if !tx.sessions_of_user(&project, &user, bucket, 1).await?.is_empty() {
         return tx.rollback(false).await;
     }
-    tx.user_delete(&project, &user).await?;
+    tx.user_delete(&project, &user, bucket).await?;
     tx.commit(true).await
 }
 
 async fn anonymise_revocations(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.revocations_anonymise(&erasure.project, &erasure.user, ROWS_MAX).await?;
+    let rows = tx.revocations_anonymise(&erasure.project, &erasure.user, erasure.bucket, ROWS_MAX).await?;
     tx.commit(rows).await
 }
 
 async fn anonymise_events(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.events_anonymise(&erasure.project, &erasure.user, ROWS_MAX).await?;
+    let rows = tx.events_anonymise(&erasure.project, &erasure.user, erasure.bucket, ROWS_MAX).await?;
     tx.commit(rows).await
 }
 
 /// Called after the last delivery was queued. A pending delivery keeps the user's id until it finishes, because it could not be
 /// sent without.
 async fn anonymise_deliveries(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>, store::Error> {
-    let rows = tx.deliveries_forget(&erasure.project, &erasure.user, ROWS_MAX).await?;
+    let rows = tx.deliveries_forget(&erasure.project, &erasure.user, erasure.bucket, ROWS_MAX).await?;
     tx.commit(rows).await
 }

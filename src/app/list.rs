@@ -102,13 +102,14 @@ impl App {
         let snapshot = self.keys.with(known).await?;
         let before = token.map(|token| page_start(&snapshot, &token, &query)).transpose()?;
 
-        let asked = PageQuery {
-            project: scope.project.clone(),
-            user: scope.user.clone(),
-            impersonations: !is_user,
-            before,
-            rows_max: 0,
+        let user = match scope.user.clone() {
+            Some(user) => {
+                let bucket = self.bucket(&scope.project, &user).await?;
+                Some((user, bucket))
+            }
+            None => None,
         };
+        let asked = PageQuery { project: scope.project.clone(), user, impersonations: !is_user, before, rows_max: 0 };
         let read = self.read_page(asked, &request.filter, request.page_size, scope.current, now).await?;
         self.check_trusted()?;
         match (&scope.unchecked, read.own) {

@@ -30,6 +30,7 @@ mod revoke_key;
 mod revoke_session;
 mod rotate_key;
 mod server_keys;
+mod slots;
 mod supervise;
 mod sweep;
 mod update;

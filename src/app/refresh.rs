@@ -16,6 +16,7 @@ use super::bulkhead::Key;
 use super::grant::Granted;
 use super::group::Group;
 use super::keys::Snapshot;
+use super::slots;
 use crate::device;
 use crate::rates::Bucket;
 use crate::rates::Empty;
@@ -199,10 +200,20 @@ pub(super) enum RefreshOutcome {
     Refused,
 }
 
-/// Rotates the chains of those sessions that no other transaction has locked. Of several requests for one session, the
-/// others are carried out alone, after the first.
+/// Rotates the chains of a group of requests, those of each slot in a transaction of their own.
 async fn rotate_all(
     (store, rates): (Store, Limiter),
+    requests: Vec<Arc<RefreshRequest>>,
+) -> Result<Vec<Option<RefreshOutcome>>, store::Error> {
+    let bucket = |request: &Arc<RefreshRequest>| request.presented.session().bucket();
+    slots::apart(&store, requests, bucket, |requests| rotate_some(&store, &rates, requests)).await
+}
+
+/// Rotates the chains of those sessions that no other transaction has locked. Of several requests for one session, the
+/// others are carried out alone, after the first.
+async fn rotate_some(
+    store: &Store,
+    rates: &Limiter,
     requests: Vec<Arc<RefreshRequest>>,
 ) -> Result<Vec<Option<RefreshOutcome>>, store::Error> {
     let work = |mut tx: Tx| async move {
@@ -213,7 +224,7 @@ async fn rotate_all(
             let (project, session) = request.session();
             outcomes.push(match unlocked.remove(&(project.clone(), session)) {
                 Some((stored, present)) => {
-                    Some(rotate(&mut tx, request, stored, Some(present), &rates, &mut rotations).await?)
+                    Some(rotate(&mut tx, request, stored, Some(present), rates, &mut rotations).await?)
                 }
                 None => None,
             });
@@ -233,7 +244,7 @@ async fn rotate_alone(
     let (project, session) = request.session();
     let outcome = match tx.session_lock(project, session).await? {
         Some(stored) => {
-            let present = tx.epoch_share(project, &stored.session.user).await?;
+            let present = tx.epoch_share(project, &stored.session.user, session.bucket()).await?;
             let mut rotations = SessionRotations::default();
             let outcome = rotate(&mut tx, request, stored, present, rates, &mut rotations).await?;
             tx.sessions_rotate(rotations).await?;

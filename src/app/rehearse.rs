@@ -64,8 +64,8 @@ impl App {
         let project = Project { id: id.clone(), policy: policy.clone(), bucket_key };
         let work = move |mut tx: Tx| async move {
             tx.project_add(&project, now).await?;
-            tx.user_ensure(&id, &user).await?;
-            let epoch = tx.epoch_share(&id, &user).await?.unwrap_or(Epoch { project: 0, user: 0 });
+            tx.user_ensure(&id, &user, bucket).await?;
+            let epoch = tx.epoch_share(&id, &user, bucket).await?.unwrap_or(Epoch { project: 0, user: 0 });
             let new = NewSession::of(user, &policy);
             let session = Session::open(clock::new_session_id(now, bucket), id.clone(), epoch, new, now);
             let access_expires_at = session.access_expires_at(now, &policy);

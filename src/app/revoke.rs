@@ -4,6 +4,8 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::join_all;
+
 use super::AccessToken;
 use super::App;
 use super::Client;
@@ -177,13 +179,40 @@ impl App {
     }
 }
 
-/// Ends the sessions of a group of requests in one statement.
+/// Ends the sessions of a group of requests, those of each slot in one statement.
 async fn sign_out_all(store: Store, requests: Vec<SignOut>) -> Result<Vec<Option<SignedOut>>, store::Error> {
     let mut seen = HashSet::new();
     // Each session once: the first request to name it ends it, and the others find it ended.
     let first = requests.iter().flatten().filter(|one| seen.insert((&one.project, one.session)));
     let asked: Vec<Revocation> = first.cloned().collect();
-    let Revoked { mut live, locked } = store.sessions_revoke_unlocked(&asked).await?;
+    let mut parts = store.by_slot(asked, |one| one.session.bucket());
+    let revoke = |part: Vec<(usize, Revocation)>| {
+        let asked: Vec<Revocation> = part.into_iter().map(|(_, one)| one).collect();
+        let store = &store;
+        async move { store.sessions_revoke_unlocked(&asked).await }
+    };
+    let Revoked { mut live, locked } = match parts.len() {
+        0 => Revoked::default(),
+        1 => revoke(parts.pop().unwrap_or_default()).await?,
+        _ => {
+            let mut all = Revoked::default();
+            let sessions = |part: &[(usize, Revocation)]| -> Vec<_> {
+                part.iter().map(|(_, one)| (one.project.clone(), one.session)).collect()
+            };
+            let named: Vec<_> = parts.iter().map(|part| sessions(part)).collect();
+            for (named, outcome) in named.into_iter().zip(join_all(parts.into_iter().map(revoke)).await) {
+                match outcome {
+                    Ok(part) => {
+                        all.live.extend(part.live);
+                        all.locked.extend(part.locked);
+                    }
+                    // Each waits for itself, and fails if its slot still does. What the others ended is not repeated.
+                    Err(_) => all.locked.extend(named),
+                }
+            }
+            all
+        }
+    };
     let signed_out = |request: SignOut| {
         let sessions: Vec<_> = request.into_iter().map(|one| (one.project, one.session)).collect();
         let has_locked = sessions.iter().any(|session| locked.contains(session));

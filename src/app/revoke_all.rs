@@ -18,6 +18,7 @@ use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
@@ -68,6 +69,8 @@ struct CutOffRequest {
     by: EndedBy,
     origin: Origin,
     now: Timestamp,
+    /// The user's.
+    bucket: Bucket,
 }
 
 impl App {
@@ -105,8 +108,9 @@ impl App {
         let caller = own.map(|own| (project.clone(), own));
         let content = content(&user, own, request.except_current);
         let idempotency = request.request_id.map(|id| IdempotencyKey::new(id, content.as_bytes()));
-        let request =
-            CutOffRequest { project, user, own, spares_own: request.except_current, idempotency, by, origin, now };
+        let bucket = self.bucket(&project, &user).await?;
+        let spares_own = request.except_current;
+        let request = CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now, bucket };
         let session = request.own.map(|own| Key::Session(request.project.clone(), own));
         let keys = [Key::User(request.project.clone(), request.user.clone())].into_iter().chain(session);
         let permit = self.bulkhead.acquire("revoke_all_sessions", keys).await?;
@@ -134,10 +138,10 @@ impl App {
 
 /// Locks are taken in this order: the request id, the caller's session, the user.
 async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, store::Error> {
-    let CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now } = request;
+    let CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now, bucket } = request;
     if let Some(key) = idempotency {
         // Before the caller's session is checked: the first attempt may have ended it, and a repeat gets the same answer.
-        match tx.request_claim(&project, key.id, RequestOutcome::RevokedAll(0), &key.digest, now).await? {
+        match tx.request_claim(&project, bucket, key.id, RequestOutcome::RevokedAll(0), &key.digest, now).await? {
             RequestIdStatus::New => {}
             RequestIdStatus::Repeated(RequestOutcome::RevokedAll(count)) => {
                 return Ok(Ok(CutOffResult::unchanged(count)));
@@ -151,19 +155,19 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
         Some(id) => tx.session_lock(&project, id).await?.map(|stored| stored.session),
         None => None,
     };
-    let Some(epoch) = tx.epoch_raise(&project, &user, now).await? else {
+    let Some(epoch) = tx.epoch_raise(&project, &user, bucket, now).await? else {
         // No such user has ever signed in, or the user was erased.
         return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(CutOffResult::unchanged(0)) });
     };
     // The user's row is locked now: whether sessions were live is decided by the epoch before this one.
-    let Some(raised) = tx.epoch_read(&project, &user).await? else { return Ok(Ok(CutOffResult::unchanged(0))) };
+    let Some(raised) = tx.epoch_read(&project, &user, bucket).await? else { return Ok(Ok(CutOffResult::unchanged(0))) };
     let before = Epoch { user: epoch - 1, ..raised };
     if own.is_some() && held.is_none_or(|session| session.user != user || !session.is_live(now, before)) {
         return Ok(Err(Refusal::SessionRevoked));
     }
     let spared = own.filter(|_| spares_own);
     let ended = |one: &store::SessionSummary| one.lifetime.is_live(now, before) && Some(one.id) != spared;
-    let mut ends = tx.session_summaries(&project, &user, None).await?;
+    let mut ends = tx.session_summaries(&project, &user, bucket, None).await?;
     // Includes sessions that another replica, whose clock is behind, may still accept.
     let may_matter =
         |one: &store::SessionSummary| one.lifetime.is_live(now - CLOCK_SKEW_MAX, before) && Some(one.id) != spared;
@@ -180,11 +184,11 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
         tx.session_spare(&project, spared, epoch).await?;
     }
     if let Some(key) = idempotency {
-        tx.request_answer(&project, key.id, RequestOutcome::RevokedAll(count)).await?;
+        tx.request_answer(&project, bucket, key.id, RequestOutcome::RevokedAll(count)).await?;
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (RevocationTarget::User { user, epoch, spared }, RevokeReason::RevokedAll);
-    let revocation = BulkRevocation { project, ended, reason, at: now, access_expires_at, by, ip };
+    let revocation = BulkRevocation { project, bucket, ended, reason, at: now, access_expires_at, by, ip };
     // Sessions that an earlier cut-off ended were published then: repeated requests add no records.
     if is_effective {
         let record = tx.bulk_revocation_insert(revocation.clone()).await?;

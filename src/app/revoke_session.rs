@@ -108,7 +108,7 @@ async fn revoke_own(
 ) -> Result<RevokeResult, store::Error> {
     let (project, user, own) = (token.project(), token.user(), token.session());
     let locked = tx.sessions_lock(project, &[own, id]).await?;
-    let present = tx.epoch_share(project, user).await?;
+    let present = tx.epoch_share(project, user, own.bucket()).await?;
     let find =
         |id| locked.iter().map(|stored| &stored.session).find(|session| session.id == id && session.user == *user);
     let is_live = find(own).zip(present).is_some_and(|(session, present)| session.is_live(now, present));

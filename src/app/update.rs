@@ -34,7 +34,7 @@ impl App {
                 return tx.commit(Err(NotChanged::Unknown)).await;
             };
             let mut session = stored.session;
-            let present = tx.epoch_share(&service.project, &session.user).await?;
+            let present = tx.epoch_share(&service.project, &session.user, id.bucket()).await?;
             if !present.is_some_and(|present| session.is_live(now, present)) {
                 return tx.commit(Err(NotChanged::Ended)).await;
             }

@@ -29,6 +29,7 @@ use super::primary::ServerRef;
 use super::refused::CannotConnect;
 use super::refused::HostError;
 use super::settings::Settings;
+use super::slots::SlotCount;
 use super::tls;
 use super::url::DatabaseUrl;
 use super::url::DatabaseUrlError;
@@ -51,6 +52,7 @@ pub(super) struct DatabaseHosts {
     /// has failed: then all are asked.
     preferred: AtomicUsize,
     faults: Arc<Faults>,
+    slots: SlotCount,
 }
 
 /// No host is preferred.
@@ -106,6 +108,7 @@ impl DatabaseHosts {
             primary: PrimaryWatch::new(options.required_durability),
             preferred: AtomicUsize::new(NO_HOST),
             faults: Arc::default(),
+            slots: SlotCount::default(),
         })
     }
 
@@ -166,6 +169,11 @@ impl DatabaseHosts {
     /// The newest primary, and its durability.
     pub(super) const fn primary(&self) -> &PrimaryWatch {
         &self.primary
+    }
+
+    /// How many slots the database has.
+    pub(super) const fn slots(&self) -> &SlotCount {
+        &self.slots
     }
 
     /// The time limit for one host.
@@ -247,7 +255,10 @@ impl DatabaseHosts {
     /// Connects to a host, and checks that it can be used.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
-        let Primary { server, found, is_direct } = self.primary.examine(at, &client).await?;
+        let Primary { server, found, is_direct, slots } = self.primary.examine(at, &client).await?;
+        if let Some(slots) = slots {
+            self.slots.note(slots)?;
+        }
         if !is_direct {
             backend.state().share(self.settings.begin(self.primary.required_durability(), &found.commit).into());
         }

@@ -23,6 +23,7 @@ use super::error::Error;
 use super::schema::backchannel_deliveries as deliveries;
 use super::statement::statement;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
@@ -259,7 +260,8 @@ impl Store {
     /// Fails if the database is unavailable.
     pub async fn delivery_revive(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<Revived, Error> {
         self.transact("delivery_revive", move |mut tx| async move {
-            let one = deliveries::table.find((project.as_str(), id));
+            let one =
+                deliveries::table.filter(deliveries::project_id.eq(project.as_str())).filter(deliveries::id.eq(id));
             let dead = match tx.load(one.select(DeadRow::as_select()).for_update()).await?.pop() {
                 Some(row) if row.dead_at.is_some() => row,
                 Some(_) => return tx.commit(Revived::NotDead).await,
@@ -292,10 +294,12 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         rows_max: usize,
     ) -> Result<usize, Error> {
         let (project, user) = (project.as_str().to_owned(), user.as_str().to_owned());
-        self.execute(DeliveriesForget { project, user, rows_max: limit(rows_max) }).await
+        let slot = self.slot(bucket).to_column();
+        self.execute(DeliveriesForget { slot, project, user, rows_max: limit(rows_max) }).await
     }
 }
 
@@ -399,13 +403,15 @@ statement! {
     /// rows in the same order as a sweep.
     DeliveriesForget -> () =
     "UPDATE backchannel_deliveries AS d SET user_erased = true, user_id = CASE WHEN d.due_at IS NOT NULL THEN d.user_id END
-     FROM (SELECT project_id, id FROM backchannel_deliveries WHERE project_id = "
+     FROM (SELECT project_id, id FROM backchannel_deliveries WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND user_id = "
     [user: String as sql::Text]
     " AND NOT user_erased ORDER BY id LIMIT "
     [rows_max: i64 as sql::BigInt]
-    " FOR UPDATE) AS named WHERE d.project_id = named.project_id AND d.id = named.id"
+    " FOR UPDATE) AS named WHERE d.slot = $1 AND d.project_id = named.project_id AND d.id = named.id"
 }
 
 #[derive(QueryableByName)]

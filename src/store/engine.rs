@@ -101,13 +101,13 @@ fn check_banner(banner: &str) -> Result<(), UnsupportedEngine> {
 /// The facts needed about a new connection, in one round trip, without a prepared statement.
 const FACTS: &str = "version(), current_setting('server_version'), current_setting('server_version_num'), \
      current_setting('transaction_read_only'), current_setting('server_encoding'), \
-     current_setting('sessiond.settings', true)";
+     current_setting('sessiond.settings', true), to_regclass('slots') IS NOT NULL";
 
 /// Every engine answers this one.
 const BANNER: &str = "SELECT version()";
 
 /// The tables of the server. A test compares them with the schema.
-pub(super) const TABLES: [&str; 15] = [
+pub(super) const TABLES: [&str; 16] = [
     "projects",
     "signing_keys",
     "refresh_keys",
@@ -123,15 +123,26 @@ pub(super) const TABLES: [&str; 15] = [
     "sweeps",
     "backchannel_endpoints",
     "backchannel_deliveries",
+    "slots",
 ];
 
-/// Identifies the server of a new connection. Returns whether the start-up options arrived; if not, there is a pooler in
-/// between.
+/// The number of slots. The table exists once the migrations were applied.
+const SLOTS: &str = "SELECT count(*) FROM slots";
+
+/// The server of a new connection.
+pub(super) struct Identified {
+    /// Whether the start-up options arrived. If not, there is a pooler in between.
+    pub(super) is_direct: bool,
+    /// How many slots the database has; `None` before it is migrated.
+    pub(super) slots: Option<u16>,
+}
+
+/// Identifies the server of a new connection.
 ///
 /// # Errors
 ///
 /// Fails if the server is not supported, or cannot be used as it is configured.
-pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
+pub(super) async fn identify(client: &Client) -> Result<Identified, HostError> {
     let row = match first_row(client, &format!("SELECT {FACTS}, {HAS_CITUS}")).await {
         Ok(row) => row,
         Err(error) => {
@@ -150,7 +161,7 @@ pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
         distributed: String::new(),
     };
     facts.check()?;
-    if fact(6) == "t" {
+    if fact(7) == "t" {
         let row = first_row(client, &format!("SELECT {}", distributed())).await?;
         facts.distributed = row.and_then(|row| row.get(0).map(str::to_owned)).unwrap_or_default();
         facts.check()?;
@@ -161,7 +172,11 @@ pub(super) async fn identify(client: &Client) -> Result<bool, HostError> {
     if fact(4) != "UTF8" {
         return Err(HostError::Encoding(fact(4).to_owned()));
     }
-    Ok(fact(5) == SETTINGS_MARK)
+    let mut slots = None;
+    if fact(6) == "t" {
+        slots = first_row(client, SLOTS).await?.and_then(|row| row.get(0)?.parse().ok());
+    }
+    Ok(Identified { is_direct: fact(5) == SETTINGS_MARK, slots })
 }
 
 /// Whether Citus is installed. Only then is there the table that [`distributed`] reads.

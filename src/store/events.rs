@@ -23,6 +23,7 @@ use super::error::Error;
 use super::schema::audit_events;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -230,7 +231,11 @@ impl Tx {
     ///
     /// Fails if the database is unavailable.
     pub async fn event_insert(&mut self, event: &AuditEvent) -> Result<(), Error> {
-        let insert = diesel::insert_into(audit_events::table).values(EventRow::new(event));
+        // What concerns no session may be anywhere.
+        let bucket = event.kind.session().map_or(Bucket::from_number(0), |(session, _)| session.bucket());
+        let slot = self.slot(bucket).to_column();
+        let insert =
+            diesel::insert_into(audit_events::table).values((EventRow::new(event), audit_events::slot.eq(slot)));
         self.execute(insert).await.map(drop)
     }
 
@@ -244,9 +249,12 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         rows_max: usize,
     ) -> Result<usize, Error> {
+        let slot = self.slot(bucket).to_column();
         let some = audit_events::table
+            .filter(audit_events::slot.eq(slot))
             .filter(audit_events::project_id.eq(project.as_str()))
             .filter(audit_events::user_id.eq(user.as_str()))
             .order(audit_events::id)
@@ -256,7 +264,8 @@ impl Tx {
         let ids: Vec<Uuid> = self.load(some).await?;
         let these = audit_events::table
             .filter(audit_events::project_id.eq(project.as_str()))
-            .filter(audit_events::id.eq_any(ids));
+            .filter(audit_events::id.eq_any(ids))
+            .filter(audit_events::slot.eq(slot));
         let update =
             diesel::update(these).set((audit_events::user_id.eq(None::<String>), audit_events::ip.eq(None::<String>)));
         self.execute(update).await

@@ -295,7 +295,7 @@ statement! {
      SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, w.id AS writer,
          coalesce(w.last, r.seq, 0) AS seq, r.access_expires_at
      FROM present LEFT JOIN feed_writers AS w ON true LEFT JOIN LATERAL (SELECT seq, access_expires_at FROM revocations
-         WHERE writer = w.id AND writer <> 0 ORDER BY seq DESC LIMIT 1) AS r ON true"
+         WHERE slot = w.slot AND writer = w.id AND writer <> 0 ORDER BY seq DESC LIMIT 1) AS r ON true"
 }
 
 statement! {
@@ -324,13 +324,13 @@ statement! {
      SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.writer, r.seq, r.id, r.project_id,
          r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch,
          r.signing_key_id, r.server_key_id, r.access_expires_at
-     FROM present LEFT JOIN (SELECT r.* FROM (SELECT w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
+     FROM present LEFT JOIN (SELECT r.* FROM (SELECT w.slot, w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
              LEFT JOIN unnest("
     [writers: Vec<i64> as sql::Array<sql::BigInt>]
     ", "
     [seqs: Vec<i32> as sql::Array<sql::Integer>]
     ") AS k (writer, seq) ON k.writer = w.id WHERE w.last IS NULL OR w.last > coalesce(k.seq, 0)) AS w
-         CROSS JOIN LATERAL (SELECT * FROM revocations WHERE writer = w.id AND writer <> 0 AND seq > w.seq
+         CROSS JOIN LATERAL (SELECT * FROM revocations WHERE slot = w.slot AND writer = w.id AND writer <> 0 AND seq > w.seq
              ORDER BY seq LIMIT "
     [rows_max: i64 as sql::BigInt]
     ") AS r ORDER BY r.writer, r.seq LIMIT $3) AS r ON true"

@@ -38,6 +38,7 @@ mod schema;
 mod server_keys;
 mod sessions;
 mod settings;
+mod slots;
 mod statement;
 mod sweep;
 mod time;

@@ -22,7 +22,8 @@ use super::backend::Backend;
 use super::connect::DatabaseHosts;
 use super::connect::Opened;
 use super::primary::ServerRef;
-use super::writers::Writer;
+use super::slots::SlotCount;
+use super::writers::Writers;
 
 /// How long the pool does not grow after the server has refused a connection, if it has other connections.
 const GROWTH_PAUSE: Duration = Duration::from_millis(100);
@@ -57,8 +58,8 @@ struct Pooled {
     connection: AsyncPgConnection,
     backend: Backend,
     server: ServerRef,
-    /// Its writer of the feed, once it has written a revocation.
-    writer: Option<Writer>,
+    /// Its writers of the feed, one for each slot to which it has written a revocation.
+    writers: Writers,
     counted: Counted,
 }
 
@@ -170,7 +171,7 @@ impl PoolState {
         match self.target.connect().await {
             Ok(Opened { client: connection, backend, server }) => {
                 *self.refusal() = None;
-                Ok(Pooled { connection, backend, server, writer: None, counted: Counted::new(&self.size) })
+                Ok(Pooled { connection, backend, server, writers: Writers::new(), counted: Counted::new(&self.size) })
             }
             Err(error) => {
                 let message = error.to_string();
@@ -191,16 +192,21 @@ impl LeasedConnection {
         &self.pooled.as_ref().expect("leased until it is given back").backend
     }
 
-    /// Takes the connection's writer of the feed, which is lost unless it is put back.
-    pub(super) fn take_writer(&mut self) -> Option<Writer> {
-        self.pooled.as_mut().and_then(|pooled| pooled.writer.take())
+    /// Takes the connection's writers of the feed, which are lost unless they are put back.
+    pub(super) fn take_writers(&mut self) -> Writers {
+        self.pooled.as_mut().map(|pooled| std::mem::take(&mut pooled.writers)).unwrap_or_default()
     }
 
-    /// Puts back the connection's writer of the feed.
-    pub(super) fn put_writer(&mut self, writer: Writer) {
+    /// Puts back the connection's writers of the feed.
+    pub(super) fn put_writers(&mut self, writers: Writers) {
         if let Some(pooled) = &mut self.pooled {
-            pooled.writer = Some(writer);
+            pooled.writers = writers;
         }
+    }
+
+    /// How many slots the database has.
+    pub(super) fn slots(&self) -> &SlotCount {
+        self.shared.target.slots()
     }
 
     /// Whether it was idle before: the server may have disconnected since.
@@ -228,7 +234,7 @@ impl LeasedConnection {
 impl Drop for LeasedConnection {
     fn drop(&mut self) {
         let (Some(pooled), Some(permit)) = (self.pooled.take(), self.permit.take()) else { return };
-        let Pooled { connection, backend, server, writer: _, counted } = pooled;
+        let Pooled { connection, backend, server, writers: _, counted } = pooled;
         let cancel = connection.cancel_token();
         // The backend's task closes the connection once the server has responded to the pending statement.
         drop(connection);

@@ -10,6 +10,7 @@ use super::RequiredDurability;
 use super::durability;
 use super::durability::ServerFacts;
 use super::engine;
+use super::engine::Identified;
 use super::refused::HostError;
 
 /// Identifies the server of a connection.
@@ -60,6 +61,8 @@ pub(super) struct Primary {
     pub(super) found: ServerFacts,
     /// Whether the start-up options arrived. If not, there is a pooler in between.
     pub(super) is_direct: bool,
+    /// How many slots the database has; `None` before it is migrated.
+    pub(super) slots: Option<u16>,
 }
 
 impl PrimaryWatch {
@@ -116,7 +119,7 @@ impl PrimaryWatch {
     ///
     /// Fails if it cannot be used.
     pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
-        let is_direct = engine::identify(client).await?;
+        let Identified { is_direct, slots } = engine::identify(client).await?;
         let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
         match (self.required_durability, found.durability) {
             (RequiredDurability::Any, _) | (RequiredDurability::Durable, Durability::Kept) => {}
@@ -127,7 +130,7 @@ impl PrimaryWatch {
         }
         let server = ServerRef { host, identity: ServerTimeline { system: found.system, timeline: found.timeline } };
         self.admit(&server)?;
-        Ok(Primary { server, found, is_direct })
+        Ok(Primary { server, found, is_direct, slots })
     }
 
     /// Rejects a deposed server, and records the newest one.

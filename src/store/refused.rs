@@ -8,6 +8,7 @@ use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
 use super::engine::UnsupportedEngine;
+use super::slots::SlotsChanged;
 use super::wire::InsecureAuth;
 use crate::telemetry::chain;
 
@@ -63,6 +64,8 @@ pub(super) enum HostError {
     Encoding(String),
     #[error(transparent)]
     Engine(#[from] UnsupportedEngine),
+    #[error(transparent)]
+    Slots(#[from] SlotsChanged),
     #[error("it has {0} off: acknowledged commits may be lost")]
     Unsafe(&'static str),
     #[error("it does not identify itself")]
@@ -112,6 +115,7 @@ impl HostError {
             | Self::Tls { .. }
             | Self::Encoding(_)
             | Self::Engine(_)
+            | Self::Slots(_)
             | Self::Driver(_) => true,
             Self::Late
             | Self::Closed

@@ -15,6 +15,7 @@ use super::error::Error;
 use super::schema::session_requests;
 use super::statement::statement;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 
@@ -39,16 +40,18 @@ pub enum RequestIdStatus {
 }
 
 impl Tx {
-    /// Claims a request id for the request in progress. Waits for a transaction that is claiming the same id.
+    /// Claims a request id of a user, whose bucket is given, for the request in progress. Waits for a transaction that is claiming the same id.
     pub async fn request_claim(
         &mut self,
         project: &ProjectId,
+        bucket: Bucket,
         request: Uuid,
         outcome: RequestOutcome,
         digest: &[u8; 32],
         now: Timestamp,
     ) -> Result<RequestIdStatus, Error> {
         let (session, revoked_count) = outcome.columns();
+        let slot = self.slot(bucket).to_column();
         let claim = RequestClaim {
             project: project.as_str().to_owned(),
             request,
@@ -56,11 +59,12 @@ impl Tx {
             revoked_count,
             digest: digest.to_vec(),
             created_at: to_pg(now),
+            slot,
         };
         if !self.rows(claim).await?.is_empty() {
             return Ok(RequestIdStatus::New);
         }
-        let query = session_requests::table.find((project.as_str(), request)).select(RequestRow::as_select());
+        let query = session_requests::table.find((project.as_str(), request, slot)).select(RequestRow::as_select());
         match self.load(query).await?.pop() {
             Some(row) if row.digest == digest => {
                 Ok(row.outcome().map_or(RequestIdStatus::Conflict, RequestIdStatus::Repeated))
@@ -75,11 +79,13 @@ impl Tx {
     pub async fn request_answer(
         &mut self,
         project: &ProjectId,
+        bucket: Bucket,
         request: Uuid,
         outcome: RequestOutcome,
     ) -> Result<(), Error> {
         let (session, revoked_count) = outcome.columns();
-        let update = diesel::update(session_requests::table.find((project.as_str(), request)))
+        let slot = self.slot(bucket).to_column();
+        let update = diesel::update(session_requests::table.find((project.as_str(), request, slot)))
             .set((session_requests::session_id.eq(session), session_requests::revoked_count.eq(revoked_count)));
         self.execute(update).await.map(drop)
     }
@@ -88,7 +94,7 @@ impl Tx {
 statement! {
     /// Claims a request id; returns no row if it is taken.
     RequestClaim -> Uuid as sql::Uuid =
-    "INSERT INTO session_requests (project_id, request_id, session_id, revoked_count, digest, created_at) VALUES ("
+    "INSERT INTO session_requests (project_id, request_id, session_id, revoked_count, digest, created_at, slot) VALUES ("
     [project: String as sql::Text]
     ", "
     [request: Uuid as sql::Uuid]
@@ -100,6 +106,8 @@ statement! {
     [digest: Vec<u8> as sql::Binary]
     ", "
     [created_at: PgTimestamp as sql::Timestamptz]
+    ", "
+    [slot: i16 as sql::SmallInt]
     ") ON CONFLICT ON CONSTRAINT session_requests_pkey DO NOTHING RETURNING request_id"
 }
 

@@ -30,6 +30,7 @@ use super::schema::revocations;
 use super::statement::statement;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
@@ -44,6 +45,8 @@ use sessiond_core::session::revoked::RevocationTarget;
 pub struct BulkRevocation {
     /// The project.
     pub project: ProjectId,
+    /// The user's bucket; any, if it concerns no single user.
+    pub bucket: Bucket,
     /// What is revoked.
     pub ended: RevocationTarget,
     /// Why.
@@ -64,7 +67,9 @@ impl BulkRevocation {
         // The longest that an access token signed with it may be valid.
         let access_expires_at = at + ACCESS_TOKEN_TTL_MAX;
         let (reason, by) = (RevokeReason::KeyRevoked, EndedBy::Operator);
-        Self { project, ended: key, reason, at, access_expires_at, by, ip: None }
+        // Concerns no user, so it may be anywhere.
+        let bucket = Bucket::from_number(0);
+        Self { project, bucket, ended: key, reason, at, access_expires_at, by, ip: None }
     }
 }
 
@@ -122,10 +127,11 @@ impl Store {
 impl Tx {
     /// Inserts a record. Returns its id.
     pub async fn bulk_revocation_insert(&mut self, revocation: BulkRevocation) -> Result<Uuid, Error> {
-        let BulkRevocation { project, ended, reason, at, access_expires_at, by, ip } = revocation;
+        let BulkRevocation { project, bucket, ended, reason, at, access_expires_at, by, ip } = revocation;
+        let slot = self.slot(bucket);
         let (actor, actor_id) = actor_columns(by);
         let (id, parts) = (clock::new_record_id(at), EndedColumns::of(&ended));
-        let writer = self.writer().await?;
+        let writer = self.writer(slot).await?;
         self.writer_lock(writer).await?;
         let place = FeedPlace { writer: writer.id(), seq: writer.last() + 1, id };
         let insert = diesel::insert_into(revocations::table).values((
@@ -147,9 +153,10 @@ impl Tx {
             revocations::ip.eq(ip.map(|ip| ip.to_string())),
             revocations::writer.eq(place.writer.to_column()),
             revocations::seq.eq(i32::try_from(place.seq).unwrap_or(i32::MAX)),
+            revocations::slot.eq(slot.to_column()),
         ));
         self.execute(insert).await?;
-        self.note_numbers(1);
+        self.note_numbers(slot, 1);
         let user = parts.user.cloned();
         self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
         Ok(id)
@@ -174,6 +181,7 @@ impl Tx {
             actor_id,
             sessions: sessions.map_or_else(|| vec![None], |ids| ids.into_iter().map(|id| Some(id.as_uuid())).collect()),
             project: revocation.project.as_str().to_owned(),
+            slot: self.slot(revocation.bucket).to_column(),
         };
         if self.rows(queue).await?.contains(&true) {
             self.ring_on_commit();
@@ -186,9 +194,12 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         rows_max: usize,
     ) -> Result<usize, Error> {
+        let slot = self.slot(bucket).to_column();
         let some = revocations::table
+            .filter(revocations::slot.eq(slot))
             .filter(revocations::project_id.eq(project.as_str()))
             .filter(revocations::user_id.eq(user.as_str()))
             .order(revocations::id)
@@ -198,6 +209,7 @@ impl Tx {
         let ids: Vec<Uuid> = self.load(some).await?;
         let these =
             revocations::table.filter(revocations::project_id.eq(project.as_str())).filter(revocations::id.eq_any(ids));
+        let these = these.filter(revocations::slot.eq(slot));
         let update =
             diesel::update(these).set((revocations::user_id.eq(None::<String>), revocations::ip.eq(None::<String>)));
         self.execute(update).await
@@ -212,9 +224,9 @@ statement! {
     BulkRevocationQueue -> bool as sql::Bool =
     "WITH queued AS (
          INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
-           actor, actor_id, queued_at, due_at)
+           actor, actor_id, queued_at, due_at, slot)
          SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(c.record::text, 15) FROM 1)::uuid, e.id,
-           c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at
+           c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at, c.slot
          FROM (SELECT "
     [record: Uuid as sql::Uuid]
     ", "
@@ -227,7 +239,9 @@ statement! {
     [actor: i16 as sql::SmallInt]
     ", "
     [actor_id: Option<Uuid> as sql::Nullable<sql::Uuid>]
-    ") AS c (record, user_id, at, reason, actor, actor_id) CROSS JOIN backchannel_endpoints AS e CROSS JOIN unnest("
+    ", "
+    [slot: i16 as sql::SmallInt]
+    "::smallint) AS c (record, user_id, at, reason, actor, actor_id, slot) CROSS JOIN backchannel_endpoints AS e CROSS JOIN unnest("
     [sessions: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
     ") AS s (id) WHERE e.project_id = "
     [project: String as sql::Text]

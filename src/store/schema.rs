@@ -69,16 +69,17 @@ diesel::table! {
 }
 
 diesel::table! {
-    users (project_id, user_id) {
+    users (project_id, user_id, slot) {
         project_id -> Text,
         user_id -> Text,
         epoch -> BigInt,
         epoch_raised_at -> Nullable<Timestamptz>,
+        slot -> SmallInt,
     }
 }
 
 diesel::table! {
-    sessions (project_id, id) {
+    sessions (project_id, id, slot) {
         project_id -> Text,
         id -> Uuid,
         user_id -> Text,
@@ -110,22 +111,24 @@ diesel::table! {
         refresh_repeated_elsewhere -> Bool,
         device_changed_at -> Nullable<Timestamptz>,
         device_before -> Nullable<Jsonb>,
+        slot -> SmallInt,
     }
 }
 
 diesel::table! {
-    session_requests (project_id, request_id) {
+    session_requests (project_id, request_id, slot) {
         project_id -> Text,
         request_id -> Uuid,
         session_id -> Nullable<Uuid>,
         digest -> Binary,
         created_at -> Timestamptz,
         revoked_count -> Nullable<Integer>,
+        slot -> SmallInt,
     }
 }
 
 diesel::table! {
-    revocations (project_id, id) {
+    revocations (project_id, id, slot) {
         project_id -> Text,
         id -> Uuid,
         at -> Timestamptz,
@@ -144,11 +147,12 @@ diesel::table! {
         server_key_id -> Nullable<Uuid>,
         writer -> BigInt,
         seq -> Integer,
+        slot -> SmallInt,
     }
 }
 
 diesel::table! {
-    audit_events (project_id, id) {
+    audit_events (project_id, id, slot) {
         project_id -> Text,
         id -> Uuid,
         at -> Timestamptz,
@@ -161,6 +165,7 @@ diesel::table! {
         actor -> SmallInt,
         actor_id -> Nullable<Uuid>,
         ip -> Nullable<Text>,
+        slot -> SmallInt,
     }
 }
 
@@ -173,11 +178,12 @@ diesel::table! {
 }
 
 diesel::table! {
-    feed_writers (id) {
+    feed_writers (id, slot) {
         id -> BigInt,
         opened_at -> Timestamptz,
         last -> Nullable<Integer>,
         closed_at -> Nullable<Timestamptz>,
+        slot -> SmallInt,
     }
 }
 
@@ -210,7 +216,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    backchannel_deliveries (project_id, id) {
+    backchannel_deliveries (project_id, id, slot) {
         project_id -> Text,
         id -> Uuid,
         endpoint_id -> Uuid,
@@ -228,6 +234,13 @@ diesel::table! {
         last_error -> Nullable<Text>,
         delivered_at -> Nullable<Timestamptz>,
         dead_at -> Nullable<Timestamptz>,
+        slot -> SmallInt,
+    }
+}
+
+diesel::table! {
+    slots (slot) {
+        slot -> SmallInt,
     }
 }
 

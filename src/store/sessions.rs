@@ -26,8 +26,10 @@ use super::error::Error;
 use super::schema::projects;
 use super::schema::sessions;
 use super::schema::users;
+use super::slots::by_slot;
 use super::statement::statement;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
@@ -77,8 +79,8 @@ pub const SUMMARIES_MAX: usize = 10_000;
 pub struct PageQuery {
     /// The project.
     pub project: ProjectId,
-    /// The user; `None` for the whole project.
-    pub user: Option<UserId>,
+    /// The user and its bucket; `None` for the whole project.
+    pub user: Option<(UserId, Bucket)>,
     /// Whether to include impersonation sessions. Filtered by the query and not afterwards, so that a hidden session is
     /// never the start of the next page.
     pub impersonations: bool,
@@ -104,7 +106,10 @@ macro_rules! with_epochs {
     () => {
         sessions::table
             .inner_join(
-                users::table.on(users::project_id.eq(sessions::project_id).and(users::user_id.eq(sessions::user_id))),
+                users::table.on(users::slot
+                    .eq(sessions::slot)
+                    .and(users::project_id.eq(sessions::project_id))
+                    .and(users::user_id.eq(sessions::user_id))),
             )
             .inner_join(projects::table.on(projects::id.eq(sessions::project_id)))
     };
@@ -121,15 +126,18 @@ impl Store {
         project: ProjectId,
         ids: Vec<SessionId>,
     ) -> Result<Vec<SessionWithEpochs>, Error> {
-        let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
         self.idempotent("sessions_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
-                let query = with_epochs!()
-                    .filter(sessions::project_id.eq(project.as_str()))
-                    .filter(sessions::id.eq_any(ids))
-                    .select(SessionWithEpochsRow::as_select());
-                let found = tx.load(query).await?;
+                let mut found = vec![];
+                for (slot, ids) in by_slot(ids, |id| tx.slot(id.bucket())) {
+                    let query = with_epochs!()
+                        .filter(sessions::slot.eq(slot.to_column()))
+                        .filter(sessions::project_id.eq(project.as_str()))
+                        .filter(sessions::id.eq_any(uuids(&ids)))
+                        .select(SessionWithEpochsRow::as_select());
+                    found.append(&mut tx.load(query).await?);
+                }
                 tx.commit(found.into_iter().map(SessionWithEpochsRow::into_session).collect::<Result<_, _>>()?).await
             }
         })
@@ -147,17 +155,20 @@ impl Store {
         project: ProjectId,
         ids: Vec<SessionId>,
     ) -> Result<Vec<(SessionSummary, Epoch)>, Error> {
-        let ids: Vec<Uuid> = ids.into_iter().map(SessionId::as_uuid).collect();
         // The operation's name in the metrics, which dashboards know.
         self.idempotent("outlines_find", move |mut tx| {
             let (project, ids) = (project.clone(), ids.clone());
             async move {
-                let query = with_epochs!()
-                    .filter(sessions::project_id.eq(project.as_str()))
-                    .filter(sessions::id.eq_any(ids))
-                    .filter(sessions::revoked_at.is_null())
-                    .select((SummaryRow::as_select(), EpochsRow::as_select()));
-                let found: Vec<(SummaryRow, EpochsRow)> = tx.load(query).await?;
+                let mut found: Vec<(SummaryRow, EpochsRow)> = vec![];
+                for (slot, ids) in by_slot(ids, |id| tx.slot(id.bucket())) {
+                    let query = with_epochs!()
+                        .filter(sessions::slot.eq(slot.to_column()))
+                        .filter(sessions::project_id.eq(project.as_str()))
+                        .filter(sessions::id.eq_any(uuids(&ids)))
+                        .filter(sessions::revoked_at.is_null())
+                        .select((SummaryRow::as_select(), EpochsRow::as_select()));
+                    found.append(&mut tx.load(query).await?);
+                }
                 let read = |(row, epochs): (SummaryRow, EpochsRow)| (row.into_summary(), epochs.present());
                 tx.commit(found.into_iter().map(read).collect()).await
             }
@@ -192,7 +203,11 @@ impl Store {
                     .limit(limit(asked.rows_max))
                     .select(SessionWithEpochsRow::as_select());
                 let found = match &asked.user {
-                    Some(user) => tx.load(page.filter(sessions::user_id.eq(user.as_str()))).await?,
+                    Some((user, bucket)) => {
+                        let slot = tx.slot(*bucket).to_column();
+                        let page = page.filter(sessions::user_id.eq(user.as_str()));
+                        tx.load(page.filter(sessions::slot.eq(slot))).await?
+                    }
                     None => tx.load(page).await?,
                 };
                 tx.commit(found.into_iter().map(SessionWithEpochsRow::into_session).collect::<Result<_, _>>()?).await
@@ -207,13 +222,19 @@ impl Store {
     ///
     /// Fails if the database is unavailable.
     pub async fn sessions_touch(&self, used: &[SessionUse<'_>]) -> Result<(), Error> {
-        let projects: Vec<String> = used.iter().map(|one| one.project.as_str().to_owned()).collect();
-        let ids: Vec<Uuid> = used.iter().map(|one| one.session.as_uuid()).collect();
-        let at: Vec<PgTimestamp> = used.iter().map(|one| to_pg(one.at)).collect();
+        let used: Vec<_> = used.iter().map(|one| (one.project.clone(), one.session, to_pg(one.at))).collect();
         self.idempotent("sessions_touch", move |mut tx| {
-            let statement = SessionsTouch { projects: projects.clone(), ids: ids.clone(), at: at.clone() };
+            let used = used.clone();
             async move {
-                tx.execute(statement).await?;
+                for (slot, used) in by_slot(used, |(_, session, _)| tx.slot(session.bucket())) {
+                    let statement = SessionsTouch {
+                        projects: used.iter().map(|(project, ..)| project.as_str().to_owned()).collect(),
+                        ids: used.iter().map(|(_, session, _)| session.as_uuid()).collect(),
+                        at: used.iter().map(|(.., at)| *at).collect(),
+                        slot: slot.to_column(),
+                    };
+                    tx.execute(statement).await?;
+                }
                 tx.commit(()).await
             }
         })
@@ -233,32 +254,44 @@ statement! {
     ", "
     [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
     ") AS a (project_id, id, at) JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-         WHERE s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
+         WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
      )
      UPDATE sessions AS s SET last_used_at = used.at, used_before_at = CASE
          WHEN date_trunc('day', s.last_used_at, 'UTC') < date_trunc('day', used.at, 'UTC') THEN s.last_used_at
          ELSE s.used_before_at END
-     FROM used WHERE s.project_id = used.project_id AND s.id = used.id"
+     FROM used WHERE s.slot = $4 AND s.project_id = used.project_id AND s.id = used.id"
+}
+
+fn uuids(ids: &[SessionId]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.as_uuid()).collect()
 }
 
 impl Tx {
     /// Reads a session and locks it until the end of the transaction.
     pub async fn session_lock(&mut self, project: &ProjectId, id: SessionId) -> Result<Option<StoredSession>, Error> {
-        let query = sessions::table.find((project.as_str(), id.as_uuid())).select(SessionRow::as_select()).for_update();
+        let slot = self.slot(id.bucket()).to_column();
+        let row = sessions::table.find((project.as_str(), id.as_uuid(), slot));
+        let query = row.select(SessionRow::as_select()).for_update();
         self.load(query).await?.pop().map(SessionRow::into_stored).transpose()
     }
 
     /// Reads sessions of a project and locks them until the end of the transaction, in a fixed order that prevents
     /// deadlocks. Unknown ids are omitted.
     pub async fn sessions_lock(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<Vec<StoredSession>, Error> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-        let query = sessions::table
-            .filter(sessions::project_id.eq(project.as_str()))
-            .filter(sessions::id.eq_any(ids))
-            .order((sessions::project_id, sessions::id))
-            .select(SessionRow::as_select())
-            .for_update();
-        self.load(query).await?.into_iter().map(SessionRow::into_stored).collect()
+        let mut locked = vec![];
+        for (slot, ids) in by_slot(ids.iter().copied(), |id| self.slot(id.bucket())) {
+            let query = sessions::table
+                .filter(sessions::slot.eq(slot.to_column()))
+                .filter(sessions::project_id.eq(project.as_str()))
+                .filter(sessions::id.eq_any(uuids(&ids)))
+                .order((sessions::project_id, sessions::id))
+                .select(SessionRow::as_select())
+                .for_update();
+            locked.append(&mut self.load(query).await?);
+        }
+        locked.into_iter().map(SessionRow::into_stored).collect()
     }
 
     /// Returns a user's sessions, newest first, including revoked ones: at most [`SUMMARIES_MAX`]. If the maximum is
@@ -267,10 +300,13 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         beyond: Option<SessionId>,
     ) -> Result<Vec<SessionSummary>, Error> {
+        let slot = self.slot(bucket).to_column();
         // Not only the live ones: among a million ended sessions, Postgres might search without limit.
         let query = sessions::table
+            .filter(sessions::slot.eq(slot))
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
             .filter(sessions::id.lt(beyond.map_or(Uuid::max(), SessionId::as_uuid)))
@@ -285,9 +321,12 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         rows_max: usize,
     ) -> Result<Vec<SessionId>, Error> {
+        let slot = self.slot(bucket).to_column();
         let some = sessions::table
+            .filter(sessions::slot.eq(slot))
             .filter(sessions::project_id.eq(project.as_str()))
             .filter(sessions::user_id.eq(user.as_str()))
             .order(sessions::id)
@@ -299,16 +338,23 @@ impl Tx {
 
     /// Deletes sessions that this transaction has revoked, and so has locked. Returns how many.
     pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-        let these = sessions::table.filter(sessions::project_id.eq(project.as_str())).filter(sessions::id.eq_any(ids));
-        self.execute(diesel::delete(these)).await
+        let mut deleted = 0;
+        for (slot, ids) in by_slot(ids.iter().copied(), |id| self.slot(id.bucket())) {
+            let these = sessions::table
+                .filter(sessions::slot.eq(slot.to_column()))
+                .filter(sessions::project_id.eq(project.as_str()))
+                .filter(sessions::id.eq_any(uuids(&ids)));
+            deleted += self.execute(diesel::delete(these)).await?;
+        }
+        Ok(deleted)
     }
 }
 
 impl Tx {
     /// Moves a session to its user's present epoch.
     pub async fn session_spare(&mut self, project: &ProjectId, id: SessionId, epoch: i64) -> Result<(), Error> {
-        let statement = SessionSpare { epoch, project: project.as_str().to_owned(), id: id.as_uuid() };
+        let slot = self.slot(id.bucket()).to_column();
+        let statement = SessionSpare { epoch, slot, project: project.as_str().to_owned(), id: id.as_uuid() };
         self.execute(statement).await.map(drop)
     }
 }
@@ -318,7 +364,9 @@ statement! {
     SessionSpare -> () =
     "UPDATE sessions SET user_epoch = "
     [epoch: i64 as sql::BigInt]
-    " WHERE project_id = "
+    " WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]
@@ -333,6 +381,7 @@ impl Tx {
             labels: labels_column(session.labels.clone()),
             device_name: session.device.name.clone(),
             device_before: device_before_columns(session.device_before.as_ref()).1,
+            slot: self.slot(session.id.bucket()).to_column(),
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
         };
@@ -351,7 +400,9 @@ statement! {
     [device_name: Option<String> as sql::Nullable<sql::Text>]
     ", device_before = "
     [device_before: Option<Value> as sql::Nullable<sql::Jsonb>]
-    " WHERE project_id = "
+    " WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]

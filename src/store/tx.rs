@@ -23,8 +23,11 @@ use super::error::Error;
 use super::pool::LeasedConnection;
 use super::publish::PublishedRevocation;
 use super::publish::Publisher;
+use super::slots::Slot;
+use super::slots::SlotCount;
 use super::statement::Statement;
 use super::writers::Writer;
+use super::writers::Writers;
 use crate::telemetry::trace::Span;
 use crate::telemetry::trace::SpanKind;
 use crate::telemetry::trace::SpanParent;
@@ -48,8 +51,8 @@ pub struct Tx {
     has_written: bool,
     /// The revocations to publish after the commit.
     revocations: Vec<PublishedRevocation>,
-    /// The connection's writer of the feed, if it is used. Put back after a confirmed commit only.
-    writer: Option<Writer>,
+    /// The connection's writers of the feed, once one is used. Put back after a confirmed commit only.
+    writers: Option<Writers>,
     /// Whether it has queued a delivery.
     rings: bool,
     publisher: Publisher,
@@ -88,7 +91,7 @@ impl Tx {
             explicit: false,
             has_written: false,
             revocations: vec![],
-            writer: None,
+            writers: None,
             rings: false,
             publisher,
         }
@@ -124,8 +127,8 @@ impl Tx {
         }
         let confirmed = self.confirmed();
         // Also if the commit is in doubt: it is visible, and only a failover may lose it.
-        if let Some(writer) = self.writer.take() {
-            self.lease().put_writer(writer);
+        if let Some(writers) = self.writers.take() {
+            self.lease().put_writers(writers);
         }
         self.give_back();
         // Before the caller gets its response, so that it finds the session revoked on this replica. Also if the commit
@@ -173,27 +176,35 @@ impl Tx {
         self.revocations.extend(revocations);
     }
 
-    /// The connection's writer of the feed; opens one if there is none.
+    /// The connection's writer of the feed for a slot; opens one if there is none.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub(super) async fn writer(&mut self) -> Result<Writer, Error> {
-        if let Some(writer) = self.writer {
-            return Ok(writer);
+    pub(super) async fn writer(&mut self, slot: Slot) -> Result<Writer, Error> {
+        if self.writers.is_none() {
+            self.writers = Some(self.lease().take_writers());
         }
-        let writer = match self.lease().take_writer().filter(Writer::is_usable) {
+        let known = self.writers.as_ref().and_then(|writers| writers.get(&slot).copied());
+        let writer = match known.filter(Writer::is_usable) {
             Some(writer) => writer,
-            None => self.writer_open().await?,
+            None => self.writer_open(slot).await?,
         };
-        Ok(*self.writer.insert(writer))
+        self.writers.get_or_insert_default().insert(slot, writer);
+        Ok(writer)
     }
 
-    /// Records that the writer's next numbers are used.
-    pub(super) fn note_numbers(&mut self, count: u32) {
-        if let Some(writer) = self.writer.as_mut().filter(|_| count > 0) {
+    /// Records that the next numbers of a slot's writer are used.
+    pub(super) fn note_numbers(&mut self, slot: Slot, count: u32) {
+        let writer = self.writers.as_mut().and_then(|writers| writers.get_mut(&slot));
+        if let Some(writer) = writer.filter(|_| count > 0) {
             writer.advance(count);
         }
+    }
+
+    /// How many slots the database has.
+    pub(super) fn slots(&self) -> &SlotCount {
+        self.lease.as_ref().expect("leased until the commit").slots()
     }
 
     /// Wakes the delivery worker after the commit: before, it would find nothing.
@@ -308,7 +319,7 @@ impl Tx {
     fn failed(&mut self, error: diesel::result::Error) -> Error {
         let broken = self.lease().pg().is_broken();
         // A failed transaction may be committed nevertheless, which Postgres turns into a rollback: its numbers are not used.
-        self.writer = None;
+        self.writers = None;
         let code = self.lease().backend().state().take_error();
         Error::from_diesel(self.operation, error, code, broken)
     }

@@ -1,7 +1,6 @@
 //! `users`: the epoch of each user, read together with the project's.
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 
 use diesel::QueryableByName;
 use diesel::pg::data_types::PgTimestamp;
@@ -10,21 +9,24 @@ use diesel::sql_types as sql;
 use super::Tx;
 use super::columns::to_pg;
 use super::error::Error;
+use super::slots::by_slot;
 use super::statement::statement;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Epoch;
 
 impl Tx {
     /// Creates a user's epoch, unless it exists.
-    pub async fn user_ensure(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
+    pub async fn user_ensure(&mut self, project: &ProjectId, user: &UserId, bucket: Bucket) -> Result<(), Error> {
         let (user, project) = (user.as_str().to_owned(), project.as_str().to_owned());
-        if self.rows(UserEnsure { user: user.clone(), project: project.clone() }).await?.is_empty() {
+        let slot = self.slot(bucket).to_column();
+        if self.rows(UserEnsure { user: user.clone(), slot, project: project.clone() }).await?.is_empty() {
             return Ok(());
         }
         // The insert may have waited for the deletion of the same user, and have read the base epoch before that.
-        self.execute(UsersBegin { projects: vec![project], users: vec![user] }).await.map(drop)
+        self.execute(UsersBegin { projects: vec![project], users: vec![user], slot }).await.map(drop)
     }
 
     /// Creates the epochs of new users, and returns the present epochs of those users whose row no other transaction has locked.
@@ -32,17 +34,31 @@ impl Tx {
     /// for that at most 200 ms: then it fails.
     pub async fn epochs_share_unlocked(
         &mut self,
-        users: HashSet<(&ProjectId, &UserId)>,
+        users: HashMap<(&ProjectId, &UserId), Bucket>,
+    ) -> Result<HashMap<(ProjectId, UserId), Epoch>, Error> {
+        let mut epochs = HashMap::new();
+        let users: Vec<_> = users.into_iter().collect();
+        for (slot, users) in by_slot(users, |(_, bucket)| self.slot(*bucket)) {
+            let users = users.into_iter().map(|(user, _)| user).collect();
+            epochs.extend(self.epochs_share_of_slot(users, slot.to_column()).await?);
+        }
+        Ok(epochs)
+    }
+
+    /// As [`Tx::epochs_share_unlocked`], for users of one slot.
+    async fn epochs_share_of_slot(
+        &mut self,
+        mut asked: Vec<(&ProjectId, &UserId)>,
+        slot: i16,
     ) -> Result<HashMap<(ProjectId, UserId), Epoch>, Error> {
         let names = |users: &[(&ProjectId, &UserId)]| -> (Vec<String>, Vec<String>) {
             users.iter().map(|(project, user)| (project.as_str().to_owned(), user.as_str().to_owned())).unzip()
         };
-        let mut asked: Vec<_> = users.into_iter().collect();
         let mut epochs = HashMap::new();
         // Most users are known.
         for is_last in [false, true] {
             let (projects, users) = names(&asked);
-            let rows = self.rows(EpochsShareUnlocked { projects, users }).await?;
+            let rows = self.rows(EpochsShareUnlocked { projects, users, slot }).await?;
             let found = rows.into_iter().filter_map(UserEpochRow::parse);
             epochs.extend(found);
             asked.retain(|(project, user)| !epochs.contains_key(&((*project).clone(), (*user).clone())));
@@ -50,27 +66,39 @@ impl Tx {
                 break;
             }
             let (projects, users) = names(&asked);
-            let new = self.rows(UsersEnsure { projects, users }).await?;
+            let new = self.rows(UsersEnsure { projects, users, slot }).await?;
             if new.is_empty() {
                 break;
             }
             let (projects, users) = new.into_iter().map(|new| (new.project_id, new.user_id)).unzip();
             // As in `user_ensure`.
-            self.execute(UsersBegin { projects, users }).await?;
+            self.execute(UsersBegin { projects, users, slot }).await?;
         }
         Ok(epochs)
     }
 
     /// Returns the present epochs, and keeps the user's from changing until the end of the transaction. `None` for an
     /// unknown user.
-    pub async fn epoch_share(&mut self, project: &ProjectId, user: &UserId) -> Result<Option<Epoch>, Error> {
-        let statement = EpochShare { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
+    pub async fn epoch_share(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        bucket: Bucket,
+    ) -> Result<Option<Epoch>, Error> {
+        let slot = self.slot(bucket).to_column();
+        let statement = EpochShare { slot, project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         Ok(self.rows(statement).await?.pop().map(EpochRow::present))
     }
 
     /// Returns the present epochs, which may be raised at any time. `None` for an unknown user.
-    pub async fn epoch_read(&mut self, project: &ProjectId, user: &UserId) -> Result<Option<Epoch>, Error> {
-        let statement = EpochRead { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
+    pub async fn epoch_read(
+        &mut self,
+        project: &ProjectId,
+        user: &UserId,
+        bucket: Bucket,
+    ) -> Result<Option<Epoch>, Error> {
+        let slot = self.slot(bucket).to_column();
+        let statement = EpochRead { slot, project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         Ok(self.rows(statement).await?.pop().map(EpochRow::present))
     }
 
@@ -79,10 +107,12 @@ impl Tx {
         &mut self,
         project: &ProjectId,
         user: &UserId,
+        bucket: Bucket,
         now: Timestamp,
     ) -> Result<Option<i64>, Error> {
+        let slot = self.slot(bucket).to_column();
         let (project, user) = (project.as_str().to_owned(), user.as_str().to_owned());
-        Ok(self.rows(EpochRaise { at: to_pg(now), project, user }).await?.pop())
+        Ok(self.rows(EpochRaise { at: to_pg(now), slot, project, user }).await?.pop())
     }
 
     /// Waits until no other transaction that called this for the user is in progress. Call it before locking any row.
@@ -92,8 +122,9 @@ impl Tx {
     }
 
     /// Deletes a user's epoch. Call it only if the user has no session and none can be opened.
-    pub async fn user_delete(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
-        let statement = UserDelete { project: project.as_str().to_owned(), user: user.as_str().to_owned() };
+    pub async fn user_delete(&mut self, project: &ProjectId, user: &UserId, bucket: Bucket) -> Result<(), Error> {
+        let slot = self.slot(bucket).to_column();
+        let statement = UserDelete { slot, project: project.as_str().to_owned(), user: user.as_str().to_owned() };
         self.execute(statement).await.map(drop)
     }
 }
@@ -101,9 +132,11 @@ impl Tx {
 statement! {
     /// Creates a user's epoch; returns no row if it existed.
     UserEnsure -> i64 as sql::BigInt =
-    "INSERT INTO users (project_id, user_id, epoch) SELECT id, "
+    "INSERT INTO users (project_id, user_id, epoch, slot) SELECT id, "
     [user: String as sql::Text]
-    ", users_epoch_base FROM projects WHERE id = "
+    ", users_epoch_base, "
+    [slot: i16 as sql::SmallInt]
+    "::smallint FROM projects WHERE id = "
     [project: String as sql::Text]
     " ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING RETURNING epoch"
 }
@@ -115,14 +148,16 @@ statement! {
     /// It must wait for a transaction that is about to create one of the users. If that takes longer than a few commits, it
     /// fails, so that the other users' sign-ins need not wait. The setting ends with the transaction.
     UsersEnsure -> UserRow =
-    "INSERT INTO users (project_id, user_id, epoch)
-     SELECT p.id, a.user_id, p.users_epoch_base
+    "INSERT INTO users (project_id, user_id, epoch, slot)
+     SELECT p.id, a.user_id, p.users_epoch_base, $3
      FROM (SELECT pg_catalog.set_config('lock_timeout', '200ms', true)) AS wait CROSS JOIN unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [users: Vec<String> as sql::Array<sql::Text>]
     ") AS a (project_id, user_id) JOIN projects AS p ON p.id = a.project_id
-     WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.project_id = a.project_id AND u.user_id = a.user_id)
+     WHERE NOT EXISTS (SELECT FROM users AS u WHERE u.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND u.project_id = a.project_id AND u.user_id = a.user_id)
      ORDER BY p.id, a.user_id
      ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING RETURNING project_id, user_id"
 }
@@ -135,7 +170,9 @@ statement! {
     ", "
     [users: Vec<String> as sql::Array<sql::Text>]
     ") AS a (project_id, user_id) JOIN projects AS p ON p.id = a.project_id
-     WHERE u.project_id = a.project_id AND u.user_id = a.user_id AND u.epoch < p.users_epoch_base"
+     WHERE u.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND u.project_id = a.project_id AND u.user_id = a.user_id AND u.epoch < p.users_epoch_base"
 }
 
 statement! {
@@ -146,7 +183,9 @@ statement! {
     ", "
     [users: Vec<String> as sql::Array<sql::Text>]
     ") AS a (project_id, user_id) JOIN users AS u ON u.project_id = a.project_id AND u.user_id = a.user_id
-     JOIN projects AS p ON p.id = u.project_id FOR SHARE OF u SKIP LOCKED"
+     JOIN projects AS p ON p.id = u.project_id WHERE u.slot = "
+    [slot: i16 as sql::SmallInt]
+    " FOR SHARE OF u SKIP LOCKED"
 }
 
 statement! {
@@ -155,7 +194,9 @@ statement! {
     /// The project's row is read without a lock: otherwise every session of the project would queue for it. A session
     /// that is opened while the project's epoch is being raised has the lower one, and so is ended as well.
     EpochShare -> EpochRow =
-    "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
+    "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND u.project_id = "
     [project: String as sql::Text]
     " AND u.user_id = "
     [user: String as sql::Text]
@@ -165,7 +206,9 @@ statement! {
 statement! {
     /// Reads the present epochs of a project and a user without waiting: they may be raised at any time.
     EpochRead -> EpochRow =
-    "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.project_id = "
+    "SELECT p.epoch AS project_epoch, u.epoch AS user_epoch FROM users AS u JOIN projects AS p ON p.id = u.project_id WHERE u.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND u.project_id = "
     [project: String as sql::Text]
     " AND u.user_id = "
     [user: String as sql::Text]
@@ -177,7 +220,9 @@ statement! {
     EpochRaise -> i64 as sql::BigInt =
     "UPDATE users SET epoch = epoch + 1, epoch_raised_at = "
     [at: PgTimestamp as sql::Timestamptz]
-    " WHERE project_id = "
+    " WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND user_id = "
     [user: String as sql::Text]
@@ -202,7 +247,9 @@ statement! {
     /// Deletes a user, and makes new users start above its epoch.
     UserDelete -> () =
     "WITH gone AS (
-         DELETE FROM users WHERE project_id = "
+         DELETE FROM users WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND user_id = "
     [user: String as sql::Text]

@@ -1,6 +1,6 @@
-//! `feed_writers`: who numbers the entries of the feed. A writer is one database connection, which runs one transaction at
-//! a time and learns its outcome before it begins the next. So the order of a writer's numbers is the order of its commits,
-//! and what any reader sees of a writer is its first numbers, without a gap. No order across writers is needed.
+//! `feed_writers`: who numbers the entries of the feed. A writer is one database connection that writes to one slot. It runs one
+//! transaction at a time and learns its outcome before it begins the next. So the order of a writer's numbers is the order of
+//! its commits, and what any reader sees of a writer is its first numbers, without a gap. No order across writers is needed.
 //!
 //! - Only the connection that opened a writer numbers its entries, from memory, and goes on after a confirmed commit only. A
 //!   connection that is lost, or whose last transaction failed or is in doubt, takes its writer with it. So no number is used
@@ -11,6 +11,7 @@
 //!   takes a stronger lock first, and reads the last number afterwards: a transaction in progress is waited for or skipped. A
 //!   transaction that finds its writer closed fails, and nothing is revoked without an entry.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use diesel::QueryableByName;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use super::Tx;
 use super::columns::to_pg;
 use super::error::Error;
+use super::slots::Slot;
 use super::statement::statement;
 use super::wire::BEGIN;
 use sessiond_core::clock;
@@ -66,10 +68,14 @@ impl WriterId {
     }
 }
 
-/// A connection's writer.
+/// A connection's writers, by slot.
+pub(super) type Writers = BTreeMap<Slot, Writer>;
+
+/// A connection's writer for one slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Writer {
     id: WriterId,
+    slot: Slot,
     /// Its last number; zero before the first.
     last: u32,
     used_at: Instant,
@@ -99,17 +105,18 @@ impl Writer {
 }
 
 impl Tx {
-    /// Opens a new writer. Its row is committed with the transaction, or at once by a single statement.
-    pub(super) async fn writer_open(&mut self) -> Result<Writer, Error> {
+    /// Opens a new writer for a slot. Its row is committed with the transaction, or at once by a single statement.
+    pub(super) async fn writer_open(&mut self, slot: Slot) -> Result<Writer, Error> {
         let id = WriterId::random();
-        let insert = format!("INSERT INTO feed_writers (id, opened_at) VALUES ({}, now())", id.number());
+        let columns = format!("{}, now(), {}", id.number(), slot.to_column());
+        let insert = format!("INSERT INTO feed_writers (id, opened_at, slot) VALUES ({columns})");
         let statements = match self.is_explicit() {
             true => insert,
             // Its commit need not wait: whatever keeps an entry of the writer keeps this row, which is earlier in the log.
             false => format!("{BEGIN}; SET LOCAL synchronous_commit = off; {insert}; COMMIT"),
         };
         self.batch(&statements).await?;
-        Ok(Writer { id, last: 0, used_at: Instant::now() })
+        Ok(Writer { id, slot, last: 0, used_at: Instant::now() })
     }
 
     /// Locks a writer until the end of the transaction.
@@ -119,7 +126,7 @@ impl Tx {
     /// Fails if it cannot go on.
     pub(super) async fn writer_lock(&mut self, writer: Writer) -> Result<(), Error> {
         let last = i32::try_from(writer.last()).unwrap_or(i32::MAX);
-        let open = self.rows(WriterLock { id: writer.id().to_column(), last }).await?;
+        let open = self.rows(WriterLock { slot: writer.slot.to_column(), id: writer.id().to_column(), last }).await?;
         if open.is_empty() { Err(Error::unavailable(self.operation(), CLOSED)) } else { Ok(()) }
     }
 
@@ -151,12 +158,14 @@ pub(super) const CLOSED: &str = "this connection's writer of the feed was closed
 statement! {
     /// Locks a writer against being closed, if it can go on: it is open, and its last entry is there.
     WriterLock -> IdRow =
-    "SELECT w.id FROM feed_writers AS w WHERE w.id = "
+    "SELECT w.id FROM feed_writers AS w WHERE w.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND w.id = "
     [id: i64 as sql::BigInt]
     " AND w.last IS NULL AND ("
     [last: i32 as sql::Integer]
-    " IN (0, (SELECT r.seq FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
-     FOR SHARE"
+    " IN (0, (SELECT r.seq FROM revocations AS r WHERE r.slot = $1 AND r.writer = w.id AND r.writer <> 0
+         ORDER BY r.seq DESC LIMIT 1))) FOR SHARE"
 }
 
 statement! {
@@ -164,7 +173,7 @@ statement! {
     WritersLock -> IdRow =
     "SELECT w.id FROM feed_writers AS w WHERE w.last IS NULL AND w.opened_at < "
     [idle: PgTimestamp as sql::Timestamptz]
-    " AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0
+    " AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0
          ORDER BY r.seq DESC LIMIT 1) >= $1, false) LIMIT "
     [rows_max: i64 as sql::BigInt]
     " FOR UPDATE OF w SKIP LOCKED"
@@ -175,10 +184,10 @@ statement! {
     WritersClose -> () =
     "UPDATE feed_writers AS w SET closed_at = "
     [now: PgTimestamp as sql::Timestamptz]
-    ", last = coalesce((SELECT max(r.seq) FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0), 0)
+    ", last = coalesce((SELECT max(r.seq) FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0), 0)
      WHERE w.id = ANY("
     [ids: Vec<i64> as sql::Array<sql::BigInt>]
-    ") AND w.last IS NULL AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0
+    ") AND w.last IS NULL AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0
          ORDER BY r.seq DESC LIMIT 1) >= "
     [idle: PgTimestamp as sql::Timestamptz]
     ", false)"

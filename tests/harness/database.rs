@@ -180,5 +180,10 @@ fn url_of(database: &str) -> String {
 async fn prepare(cluster: &Cluster) {
     let mut connection = AsyncPgConnection::establish(&cluster.database_url("postgres")).await.expect("connects");
     connection.batch_execute(&format!("CREATE DATABASE {TEMPLATE}")).await.expect("creates the template");
-    Database { url: cluster.database_url(TEMPLATE) }.migrate().await;
+    let template = Database { url: cluster.database_url(TEMPLATE) };
+    template.migrate().await;
+    // The statements then name the slots of a divided database, all of them on one server.
+    if let Ok(slots) = std::env::var("SESSIOND_TEST_SLOTS") {
+        template.run(&format!("DELETE FROM slots; INSERT INTO slots SELECT generate_series(1, {slots})")).await;
+    }
 }

@@ -16,22 +16,28 @@ use crate::store::sessions::row::StoredSession;
 use crate::store::sessions::row::chain_columns;
 use crate::store::sessions::row::device_before_columns;
 use crate::store::sessions::row::repeats_columns;
+use crate::store::slots::by_slot;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Epoch;
 use sessiond_core::session::Session;
 use sessiond_core::session::rotation::Chain;
 
-/// Refreshes to record: the columns that they change.
+/// Refreshes to record, of sessions of one slot: the columns that they change.
 #[derive(Default)]
-pub struct SessionRotations(SessionsRotate);
+pub struct SessionRotations {
+    columns: SessionsRotate,
+    buckets: Vec<Bucket>,
+}
 
 impl SessionRotations {
     /// Adds a refresh: the session's last use, its device, its chain, and the expiry of its newest access token.
     pub fn push(&mut self, session: &Session, chain: &Chain, access_expires_at: Timestamp) {
-        let Self(columns) = self;
+        let Self { columns, buckets } = self;
+        buckets.push(session.id.bucket());
         let (generation, attempts, issued_at) = chain_columns(chain);
         let (repeats, repeated_elsewhere) = repeats_columns(chain);
         let (device_changed_at, device_before) = device_before_columns(session.device_before.as_ref());
@@ -63,22 +69,30 @@ impl Tx {
         &mut self,
         sessions: &[(&ProjectId, SessionId)],
     ) -> Result<HashMap<(ProjectId, SessionId), (StoredSession, Epoch)>, Error> {
-        let statement = SessionsLockUnlocked {
-            projects: sessions.iter().map(|(project, _)| project.as_str().to_owned()).collect(),
-            ids: sessions.iter().map(|(_, id)| id.as_uuid()).collect(),
-        };
         let mut found = HashMap::new();
-        for UnlockedRow { session, present_project_epoch, present_user_epoch } in self.rows(statement).await? {
-            let stored = session.into_stored()?;
-            let present = Epoch { project: present_project_epoch, user: present_user_epoch };
-            found.insert((stored.session.project.clone(), stored.session.id), (stored, present));
+        for (slot, sessions) in by_slot(sessions, |(_, id)| self.slot(id.bucket())) {
+            let statement = SessionsLockUnlocked {
+                projects: sessions.iter().map(|(project, _)| project.as_str().to_owned()).collect(),
+                ids: sessions.iter().map(|(_, id)| id.as_uuid()).collect(),
+                slot: slot.to_column(),
+            };
+            for UnlockedRow { session, present_project_epoch, present_user_epoch } in self.rows(statement).await? {
+                let stored = session.into_stored()?;
+                let present = Epoch { project: present_project_epoch, user: present_user_epoch };
+                found.insert((stored.session.project.clone(), stored.session.id), (stored, present));
+            }
         }
         Ok(found)
     }
 
     /// Records refreshes.
-    pub async fn sessions_rotate(&mut self, SessionRotations(columns): SessionRotations) -> Result<(), Error> {
-        if !columns.id.is_empty() && self.execute(columns).await? > 0 {
+    pub async fn sessions_rotate(&mut self, rotations: SessionRotations) -> Result<(), Error> {
+        let SessionRotations { mut columns, buckets } = rotations;
+        let [first, ..] = buckets.as_slice() else { return Ok(()) };
+        let slot = self.slot(*first);
+        assert!(buckets.iter().all(|bucket| self.slot(*bucket) == slot), "a group is of one slot");
+        columns.slot = slot.to_column();
+        if self.execute(columns).await? > 0 {
             self.note_written();
         }
         Ok(())
@@ -86,15 +100,14 @@ impl Tx {
 
     /// Inserts new sessions.
     pub async fn sessions_insert(&mut self, sessions: Vec<StoredSession>) -> Result<(), Error> {
-        if sessions.is_empty() {
-            return Ok(());
+        for (slot, sessions) in by_slot(sessions, |one| self.slot(one.session.id.bucket())) {
+            let mut columns = SessionsInsert { slot: slot.to_column(), ..SessionsInsert::default() };
+            for one in sessions {
+                columns.push(SessionRow::new(one));
+            }
+            self.execute(columns).await?;
+            self.note_written();
         }
-        let mut columns = SessionsInsert::default();
-        for one in sessions {
-            columns.push(SessionRow::new(one));
-        }
-        self.execute(columns).await?;
-        self.note_written();
         Ok(())
     }
 }
@@ -110,12 +123,12 @@ statement! {
        refresh_generation = a.refresh_generation, device_name = a.device_name, user_agent = a.user_agent, ip = a.ip,
        device_changed_at = a.device_changed_at, device_before = a.device_before,
        access_expires_at = greatest(s.access_expires_at, a.access_expires_at),
-       refresh_attempts = ("
+       refresh_attempts = a.refresh_attempts, refresh_issued_at = a.refresh_issued_at
+     FROM (SELECT u.*, ("
     [refresh_attempts: Vec<i64> as sql::Array<sql::BigInt>]
-    ")[a.chain_first:a.chain_last], refresh_issued_at = ("
+    ")[u.chain_first:u.chain_last] AS refresh_attempts, ("
     [refresh_issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
-    ")[a.chain_first:a.chain_last]
-     FROM unnest("
+    ")[u.chain_first:u.chain_last] AS refresh_issued_at FROM unnest("
     [project_id: Vec<String> as sql::Array<sql::Text>]
     ", "
     [id: Vec<Uuid> as sql::Array<sql::Uuid>]
@@ -147,11 +160,13 @@ statement! {
     [chain_first: Vec<i32> as sql::Array<sql::Integer>]
     ", "
     [chain_last: Vec<i32> as sql::Array<sql::Integer>]
-    ") AS a (
+    ") AS u (
        project_id, id, last_used_at, used_before_at, refresh_repeats, refresh_repeated_elsewhere, idle_expires_at,
        access_expires_at, refresh_generation, device_name, user_agent, ip, device_changed_at, device_before,
        chain_first, chain_last
-     ) WHERE s.project_id = a.project_id AND s.id = a.id"
+     )) AS a WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.project_id = a.project_id AND s.id = a.id"
 }
 
 statement! {
@@ -162,7 +177,7 @@ statement! {
        project_id, id, user_id, project_epoch, user_epoch, created_at, last_used_at, expires_at, idle_ttl_ms,
        idle_expires_at, access_expires_at, revoked_at, revoke_reason, refresh_secret, refresh_generation,
        impersonator_id, auth_time, acr, device_name, user_agent, ip, labels, claims, used_before_at, refresh_repeats,
-       refresh_repeated_elsewhere, device_changed_at, device_before, refresh_attempts, refresh_issued_at, amr
+       refresh_repeated_elsewhere, device_changed_at, device_before, refresh_attempts, refresh_issued_at, amr, slot
      ) SELECT
        a.project_id, a.id, a.user_id, a.project_epoch, a.user_epoch, a.created_at, a.last_used_at, a.expires_at,
        a.idle_ttl_ms, a.idle_expires_at, a.access_expires_at, a.revoked_at, a.revoke_reason, a.refresh_secret,
@@ -174,8 +189,9 @@ statement! {
     [refresh_issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
     ")[a.chain_first:a.chain_last], ("
     [amr: Vec<String> as sql::Array<sql::Text>]
-    ")[a.amr_first:a.amr_last]
-     FROM unnest("
+    ")[a.amr_first:a.amr_last], "
+    [slot: i16 as sql::SmallInt]
+    "::smallint FROM unnest("
     [project_id: Vec<String> as sql::Array<sql::Text>]
     ", "
     [id: Vec<Uuid> as sql::Array<sql::Uuid>]
@@ -312,8 +328,10 @@ statement! {
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
     ") AS a (project_id, id)
-     JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-     JOIN users AS u ON u.project_id = s.project_id AND u.user_id = s.user_id
+     JOIN sessions AS s ON s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.project_id = a.project_id AND s.id = a.id
+     JOIN users AS u ON u.slot = $3 AND u.project_id = s.project_id AND u.user_id = s.user_id
      JOIN projects AS p ON p.id = s.project_id
      FOR UPDATE OF s SKIP LOCKED FOR SHARE OF u SKIP LOCKED"
 }

@@ -19,6 +19,8 @@ use crate::store::columns::to_pg;
 use crate::store::error::Error;
 use crate::store::publish::FeedPlace;
 use crate::store::publish::PublishedRevocation;
+use crate::store::slots::Slot;
+use crate::store::slots::by_slot;
 use crate::store::statement::statement;
 use crate::store::writers::WriterId;
 use crate::telemetry::request;
@@ -78,15 +80,15 @@ macro_rules! declare_revoke {
             ")
              ), locked AS MATERIALIZED (
                  SELECT a.* FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-                 WHERE s.revoked_at IS NULL ORDER BY s.project_id, s.id " $lock "
+                 WHERE s.slot = $11 AND s.revoked_at IS NULL ORDER BY s.project_id, s.id " $lock "
              ), ended AS (
                  UPDATE sessions AS s SET revoked_at = a.at, revoke_reason = a.reason FROM locked AS a
-                 WHERE s.project_id = a.project_id AND s.id = a.id AND s.revoked_at IS NULL
+                 WHERE s.slot = $11 AND s.project_id = a.project_id AND s.id = a.id AND s.revoked_at IS NULL
                  RETURNING s.project_id, s.id, s.user_id, s.impersonator_id IS NOT NULL AS is_impersonation,
                    s.access_expires_at, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip,
                    s.expires_at > a.at AND s.idle_expires_at > a.at
                      AND NOT EXISTS (SELECT FROM users AS u
-                         WHERE u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
+                         WHERE u.slot = $11 AND u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
                      AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
                      AS was_live
              ), numbered AS MATERIALIZED (
@@ -95,19 +97,20 @@ macro_rules! declare_revoke {
             " AS seq FROM ended
              ), recorded AS (
                  INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation,
-                   access_expires_at, actor, actor_id, ip, seq, writer)
+                   access_expires_at, actor, actor_id, ip, seq, writer, slot)
                  SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id,
-                   ip, seq, (SELECT w.id FROM feed_writers AS w WHERE w.id = "
+                   ip, seq, (SELECT w.id FROM feed_writers AS w WHERE w.slot = $11 AND w.id = "
             [writer: i64 as sql::BigInt]
-            " AND w.last IS NULL AND ($9 IN (0, (SELECT r.seq FROM revocations AS r WHERE r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
-                     FOR SHARE)
-                 FROM numbered
+            " AND w.last IS NULL AND ($9 IN (0, (SELECT r.seq FROM revocations AS r WHERE r.slot = $11 AND r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
+                     FOR SHARE), "
+            [slot: i16 as sql::SmallInt]
+            "::smallint FROM numbered
              ), queued AS (
                  INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at,
-                   reason, actor, actor_id, queued_at, due_at)
+                   reason, actor, actor_id, queued_at, due_at, slot)
                  SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid,
                    e.id, ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id,
-                   ended.at, ended.at
+                   ended.at, ended.at, $11
                  FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
                      WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
                  RETURNING id
@@ -118,7 +121,7 @@ macro_rules! declare_revoke {
              UNION ALL
              SELECT a.project_id, a.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, true
              FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-             WHERE s.revoked_at IS NULL AND NOT EXISTS (SELECT FROM ended WHERE ended.record = a.record)"
+             WHERE s.slot = $11 AND s.revoked_at IS NULL AND NOT EXISTS (SELECT FROM ended WHERE ended.record = a.record)"
         }
     };
 }
@@ -144,7 +147,7 @@ declare_revoke! {
 
 /// Binds the revocations to the columns of a statement.
 macro_rules! revoke_statement {
-    ($name:ident, $asked:expr, $writer:expr) => {
+    ($name:ident, $slot:expr, $asked:expr, $writer:expr) => {
         $name {
             projects: $asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
             ids: $asked.iter().map(|one| one.session.as_uuid()).collect(),
@@ -156,6 +159,7 @@ macro_rules! revoke_statement {
             ips: $asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
             last: i32::try_from($writer.last()).unwrap_or(i32::MAX),
             writer: $writer.id().to_column(),
+            slot: $slot.to_column(),
         }
     };
 }
@@ -170,7 +174,7 @@ pub struct Revoked {
 }
 
 impl Store {
-    /// Revokes sessions in one statement, and so in one transaction. Returns those that were live until now; the others
+    /// Revokes sessions, those of one slot in one statement, and so in one transaction. Returns those that were live until now; the others
     /// had expired, were revoked before, or are unknown. `held` is dropped once the database is done with the
     /// operation, even if the caller is gone.
     ///
@@ -204,9 +208,12 @@ impl Store {
     pub async fn sessions_revoke_unlocked(&self, asked: &[Revocation]) -> Result<Revoked, Error> {
         self.check_durable(SESSIONS_REVOKE)?;
         let work = |mut tx: Tx| async move {
-            let writer = tx.writer().await?;
-            let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, asked, writer)).await?;
-            let revoked = tx.note_revoked(rows, writer.id())?;
+            let mut revoked = Revoked::default();
+            for (slot, asked) in by_slot(asked, |one| tx.slot(one.session.bucket())) {
+                let writer = tx.writer(slot).await?;
+                let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, slot, asked, writer)).await?;
+                tx.note_revoked(&mut revoked, rows, slot, writer.id())?;
+            }
             tx.commit_revoked(revoked).await
         };
         let span = request::child_span(SESSIONS_REVOKE);
@@ -218,9 +225,13 @@ impl Store {
 impl Tx {
     /// As [`Store::sessions_revoke`], within a transaction.
     pub async fn sessions_revoke(&mut self, asked: &[Revocation]) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
-        let writer = self.writer().await?;
-        let rows = self.rows(revoke_statement!(SessionsRevoke, asked, writer)).await?;
-        Ok(self.note_revoked(rows, writer.id())?.live)
+        let mut revoked = Revoked::default();
+        for (slot, asked) in by_slot(asked, |one| self.slot(one.session.bucket())) {
+            let writer = self.writer(slot).await?;
+            let rows = self.rows(revoke_statement!(SessionsRevoke, slot, asked, writer)).await?;
+            self.note_revoked(&mut revoked, rows, slot, writer.id())?;
+        }
+        Ok(revoked.live)
     }
 
     /// Commits a statement that revokes.
@@ -233,8 +244,13 @@ impl Tx {
     }
 
     /// Notes what to publish and whom to wake after the commit, and the numbers that the writer has used.
-    fn note_revoked(&mut self, rows: Vec<RevokedRow>, writer: WriterId) -> Result<Revoked, Error> {
-        let mut revoked = Revoked::default();
+    fn note_revoked(
+        &mut self,
+        revoked: &mut Revoked,
+        rows: Vec<RevokedRow>,
+        slot: Slot,
+        writer: WriterId,
+    ) -> Result<(), Error> {
         let mut published = vec![];
         for row in rows {
             let session = (row.project()?, SessionId::from_uuid(row.id));
@@ -251,9 +267,9 @@ impl Tx {
             }
             published.push(row.into_published(writer)?);
         }
-        self.note_numbers(u32::try_from(published.len()).unwrap_or(u32::MAX));
+        self.note_numbers(slot, u32::try_from(published.len()).unwrap_or(u32::MAX));
         self.will_publish(published);
-        Ok(revoked)
+        Ok(())
     }
 }
 

@@ -1,0 +1,115 @@
+//! Slots: the parts into which a database is divided. Everything about a user is in one slot, and every statement about users
+//! names the slot, so that a divided database sends it to one node. One Postgres has one slot.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
+
+use super::Store;
+use super::Tx;
+use sessiond_core::id::Bucket;
+
+/// Where a user's rows are: the value of the column `slot`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Slot(i16);
+
+impl Slot {
+    /// The slot of a bucket, if there are `slots`. In a divided database they count from 1, so that it can refuse rows of a server
+    /// that knows one slot only.
+    fn of(bucket: Bucket, slots: u16) -> Self {
+        let index = u32::from(bucket.number()) * u32::from(slots) / u32::from(Bucket::COUNT);
+        Self(i16::try_from(index + u32::from(slots > 1)).expect("there are at most 4,096 slots"))
+    }
+
+    /// Its column.
+    pub(super) const fn to_column(self) -> i16 {
+        self.0
+    }
+}
+
+/// How many slots the database has, as found by the connections. They must agree.
+#[derive(Default)]
+pub(super) struct SlotCount(AtomicU16);
+
+/// The database has another number of slots than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the database has {found} slots, and had {known} when this server started: restart it")]
+pub(super) struct SlotsChanged {
+    known: u16,
+    found: u16,
+}
+
+impl SlotCount {
+    /// Notes the number that a new connection has found.
+    ///
+    /// # Errors
+    ///
+    /// Fails if an earlier connection has found another one: rows would be looked for in the wrong slot.
+    pub(super) fn note(&self, found: u16) -> Result<(), SlotsChanged> {
+        match self.0.compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(known) if known != found => Err(SlotsChanged { known, found }),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The slot of a bucket.
+    pub(super) fn slot(&self, bucket: Bucket) -> Slot {
+        // Before the first connection nothing is asked.
+        Slot::of(bucket, self.0.load(Ordering::Relaxed).max(1))
+    }
+}
+
+impl Store {
+    /// Divides items by slot, and says which one each was: each part can be one transaction on one node.
+    pub fn by_slot<T>(&self, items: Vec<T>, bucket: impl Fn(&T) -> Bucket) -> Vec<Vec<(usize, T)>> {
+        by_slot(items.into_iter().enumerate(), |(_, item)| self.target.slots().slot(bucket(item)))
+            .into_values()
+            .collect()
+    }
+}
+
+impl Tx {
+    /// The slot of a bucket.
+    pub(super) fn slot(&self, bucket: Bucket) -> Slot {
+        self.slots().slot(bucket)
+    }
+}
+
+/// Divides items by slot, in the order of slots, so that transactions that lock rows of several cannot deadlock.
+pub(super) fn by_slot<T>(items: impl IntoIterator<Item = T>, slot: impl Fn(&T) -> Slot) -> BTreeMap<Slot, Vec<T>> {
+    let mut parts = BTreeMap::<_, Vec<_>>::new();
+    for item in items {
+        parts.entry(slot(&item)).or_default().push(item);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_spread_over_slots_evenly() {
+        for slots in [1, 2, 3, 32, 4_096] {
+            let mut counts = BTreeMap::<i16, u16>::new();
+            for number in 0..Bucket::COUNT {
+                *counts.entry(Slot::of(Bucket::from_number(number), slots).to_column()).or_default() += 1;
+            }
+            assert_eq!(counts.len(), usize::from(slots));
+            let (least, most) = (Bucket::COUNT / slots, Bucket::COUNT.div_ceil(slots));
+            assert!(counts.values().all(|count| (least..=most).contains(count)), "{counts:?}");
+            assert_eq!(counts.keys().next(), Some(&i16::from(slots > 1)));
+        }
+    }
+
+    #[test]
+    fn a_server_does_not_go_on_with_another_number_of_slots() {
+        let count = SlotCount::default();
+        let bucket = Bucket::from_number(4_095);
+        assert_eq!(count.slot(bucket).to_column(), 0);
+        assert_eq!((count.note(32), count.note(32)), (Ok(()), Ok(())));
+        assert_eq!(count.slot(bucket).to_column(), 32);
+        assert_eq!(count.note(1), Err(SlotsChanged { known: 32, found: 1 }));
+        assert_eq!(count.slot(bucket).to_column(), 32);
+    }
+}
