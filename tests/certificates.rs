@@ -3,13 +3,13 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process,
 };
 
 use dev_postgres::{Cluster, Options};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use sessiond::{store::ReachError, store::Store, telemetry::Metrics};
@@ -49,31 +49,38 @@ struct TlsPostgres {
 
 impl TlsPostgres {
     /// `None` if this machine has no loopback address of its own for this test, whose port is always 5432.
-    async fn start() -> Option<Self> {
-        let [.., high, low] = process::id().to_be_bytes();
-        let address = Ipv4Addr::new(127, 200, high, low.clamp(1, 254));
+    async fn start(address: Ipv4Addr) -> Option<Self> {
         if let Err(error) = TcpListener::bind((address, 5432)) {
             eprintln!("not tested: {address}:5432 is not free: {error}");
             return None;
         }
-        let mut options = disposable("tls");
+        let mut options = disposable(&format!("tls-{address}"));
         options.settings.push(("listen_addresses".to_owned(), address.to_string()));
         let cluster = Cluster::start(Options { ..options }).await.expect("Postgres starts");
         let database = Database { url: cluster.database_url("postgres") };
         database.migrate().await;
-        let hba = database.lines("SELECT current_setting('hba_file')").await.remove(0);
-        let rules = fs::read_to_string(&hba).expect("reads");
-        fs::write(&hba, format!("hostssl all all 127.0.0.0/8 trust\n{rules}")).expect("writes");
-        Some(Self { _cluster: cluster, database, address })
+        let server = Self { _cluster: cluster, database, address };
+        server.allow("hostssl all all 127.0.0.0/8 trust").await;
+        Some(server)
     }
 
-    /// Uses another certificate for new connections. The server writes the files, so that it owns them.
+    /// Puts a line before the others in `pg_hba.conf`, for the next reload.
+    async fn allow(&self, rule: &str) {
+        let hba = self.database.lines("SELECT current_setting('hba_file')").await.remove(0);
+        let rules = fs::read_to_string(&hba).expect("reads");
+        fs::write(&hba, format!("{rule}\n{rules}")).expect("writes");
+    }
+
+    /// Writes a file in the data directory. The server writes it, so that it owns it.
+    async fn write(&self, file: &str, text: &str) {
+        let lines = format!("SELECT unnest(string_to_array(trim(E'{}', E'\\n'), E'\\n'))", text.replace('\n', "\\n"));
+        self.database.run(&format!("COPY ({lines}) TO PROGRAM 'umask 077 && cat >{file}'")).await;
+    }
+
+    /// Uses another certificate for new connections.
     async fn present(&self, certificate: &str, key: &str) {
-        for (file, text) in [("server.crt", certificate), ("server.key", key)] {
-            let lines =
-                format!("SELECT unnest(string_to_array(trim(E'{}', E'\\n'), E'\\n'))", text.replace('\n', "\\n"));
-            self.database.run(&format!("COPY ({lines}) TO PROGRAM 'umask 077 && cat >{file}'")).await;
-        }
+        self.write("server.crt", certificate).await;
+        self.write("server.key", key).await;
         self.database.run("ALTER SYSTEM SET ssl = on").await;
         // In a session of its own: a connection sees the new configuration only some time after the reload.
         self.database.run("SELECT pg_reload_conf(); SELECT pg_sleep(0.3)").await;
@@ -83,6 +90,12 @@ impl TlsPostgres {
         // `hostaddr` is the address, `host` the name to verify.
         format!("host=db.example.org hostaddr={} user=postgres dbname=postgres {parameters}", self.address)
     }
+}
+
+/// A loopback address of this process for one of its tests.
+fn address(test: u8) -> Ipv4Addr {
+    let [.., high, low] = process::id().to_be_bytes();
+    Ipv4Addr::new(127, 200 + test, high, low.clamp(1, 254))
 }
 
 fn pem(name: &str, text: &str) -> PathBuf {
@@ -105,10 +118,69 @@ async fn error(url: &str) -> String {
     }
 }
 
+/// A role that has no password: its client certificate is read again for each connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_is_presented() {
+    let Some(server) = TlsPostgres::start(address(1)).await else { return };
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signs");
+    let issue = |name: &str, usage| {
+        let mut params = CertificateParams::new(vec!["db.example.org".to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        (params.signed_by(&key, &authority).expect("signs").pem(), key.serialize_pem())
+    };
+    let (certificate, key) = issue("server", ExtendedKeyUsagePurpose::ServerAuth);
+    server.write("ca.crt", &authority.pem()).await;
+    server.database.run("ALTER SYSTEM SET ssl_ca_file = 'ca.crt'").await;
+    server.database.run("CREATE ROLE certified LOGIN SUPERUSER").await;
+    server.allow("hostssl all certified 127.0.0.0/8 cert").await;
+    server.present(&certificate, &key).await;
+
+    let (certificate, key) = issue("certified", ExtendedKeyUsagePurpose::ClientAuth);
+    let files = (pem("real-client", &certificate), pem("real-client-key", &key));
+    let url = |certificate: &Path| {
+        server.url(&format!(
+            "user=certified sslrootcert={} sslcert={} sslkey={}",
+            pem("real-client-ca", &authority.pem()).display(),
+            certificate.display(),
+            files.1.display()
+        ))
+    };
+    let good = url(&files.0);
+    store(&good).reach().await.expect("is let in");
+    let without =
+        server.url(&format!("user=certified sslrootcert={}", pem("real-client-ca", &authority.pem()).display()));
+    assert!(store(&without).reach().await.is_err(), "no certificate");
+    assert_says(&sessiond(&["project", "list"], &[("DATABASE_URL", &good)]), true, "there are no projects");
+
+    let refused = |url: &str, says: &str| {
+        assert_says(&sessiond(&["project", "list"], &[("DATABASE_URL", url)]), false, says);
+    };
+    refused(&url(Path::new("/none.pem")), "the client certificate for the database, or its key, cannot be read");
+    let (other, other_key) = issue("certified", ExtendedKeyUsagePurpose::ClientAuth);
+    let mismatch = pem("real-client-other", &other);
+    refused(&url(&mismatch), "the client certificate for the database cannot be used with its key");
+    refused(&server.url("sslcert=/a.pem"), "sslcert and sslkey in the database URL must both be set");
+
+    // A renewal, one file after the other: meanwhile the previous certificate is presented, which is that of another role.
+    let (wrong, wrong_key) = issue("another", ExtendedKeyUsagePurpose::ClientAuth);
+    fs::write(&files.0, wrong).expect("writes");
+    fs::write(&files.1, wrong_key).expect("writes");
+    let renewed = store(&good);
+    assert!(renewed.reach().await.is_err(), "another role's");
+    fs::write(&files.0, other).expect("writes");
+    assert!(renewed.reach().await.is_err(), "still the previous one");
+    fs::write(&files.1, other_key).expect("writes");
+    renewed.reach().await.expect("the renewed one");
+}
+
 /// A certificate, and what the error must say; `Ok` if it is accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_error_for_each_certificate_says_what_is_wrong_and_what_to_do() {
-    let Some(server) = TlsPostgres::start().await else { return };
+    let Some(server) = TlsPostgres::start(address(0)).await else { return };
     let mut params = CertificateParams::new(vec![]).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signs");

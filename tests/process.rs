@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use tokio::time::sleep;
 use crate::harness::database::fresh_dir;
 use crate::harness::eventually;
 use crate::harness::serving::{Installed, Serving};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 
 /// A file for standard error, and its path.
 fn log(name: &str) -> (File, PathBuf) {
@@ -121,4 +124,44 @@ async fn no_log_level_shows_what_is_stored() {
         }
         assert!(!log.contains("with parameters"), "{level}");
     }
+}
+
+/// As in a container: no home directory, and a file system that nothing can be written to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_needs_no_home_and_no_disk_to_write_to() {
+    let mut unshare = vec!["unshare", "--mount"];
+    if !rustix::process::geteuid().is_root() {
+        unshare.extend(["--user", "--map-root-user"]);
+    }
+    let read_only = ["sh", "-c", "mount -o remount,ro,bind / && cd / && exec \"$@\"", "sh"];
+    let can = Command::new(unshare[0]).args(&unshare[1..]).args(read_only).arg("true").status();
+    if !can.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: this machine lets this user create no mount namespace");
+        return;
+    }
+    let installed = Installed::new().await;
+    let (stderr, path) = log("read-only");
+    let serving = installed.serve(&[&unshare[..], &read_only].concat(), &[], stderr).await;
+    signs_out(&serving, &installed).await;
+    let log = fs::read_to_string(path).expect("reads");
+    assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
+}
+
+/// As in a container whose user is only a number: a URL without a user cannot mean the system's.
+#[test]
+fn a_user_without_a_name_must_be_in_the_url() {
+    const NAMELESS: u32 = 54_321;
+    let run = |args: &[&str]| Command::new(BINARY).args(args).env_clear().uid(NAMELESS).gid(NAMELESS).output();
+    if !run(&["--version"]).is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: this user cannot run the program as another one");
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || listener.incoming().flatten().for_each(drop));
+    let url = format!("postgres://{address}/sessiond?sslmode=disable");
+    let output = run(&["project", "list", "--database-url", &url]).expect("runs");
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && says.contains("the URL names no user"), "{says}");
+    assert!(says.contains("postgres://user@host/database"), "{says}");
 }

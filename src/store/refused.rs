@@ -72,6 +72,11 @@ pub(super) enum HostError {
     Unknown,
     #[error("it was deposed: it is on timeline {timeline}, but a server on timeline {newest} was found")]
     Deposed { timeline: u32, newest: u32 },
+    #[error(
+        "the URL names no user, and the user that sessiond runs as has no name on this system. Add one, as in \
+         postgres://user@host/database"
+    )]
+    NoUser,
     #[error("the connection failed")]
     Driver(#[source] tokio_postgres::Error),
     #[error("the connection cannot be set up")]
@@ -116,6 +121,7 @@ impl HostError {
             | Self::Encoding(_)
             | Self::Engine(_)
             | Self::Slots(_)
+            | Self::NoUser
             | Self::Driver(_) => true,
             Self::Late
             | Self::Closed
@@ -152,6 +158,8 @@ impl From<tokio_postgres::Error> for HostError {
         let Some(io) = io else { return Self::Driver(error) };
         match io.get_ref().and_then(|inner| inner.downcast_ref::<InsecureAuth>()) {
             Some(insecure) => Self::InsecureAuth(*insecure),
+            // The stream is open, so nothing else can be missing: without a user in the URL the driver looks up our own.
+            None if io.kind() == io::ErrorKind::NotFound => Self::NoUser,
             None => Self::Unreachable(io::Error::new(io.kind(), io.to_string())),
         }
     }

@@ -31,6 +31,15 @@ pub enum DatabaseUrlError {
     /// The certificate file cannot be read.
     #[error("the file of trusted certificates cannot be read")]
     Certificates(#[source] rustls::pki_types::pem::Error),
+    /// A client certificate without its key, or the reverse.
+    #[error("sslcert and sslkey in the database URL must both be set, or neither")]
+    HalfClientCertificate,
+    /// A file of the client certificate cannot be read.
+    #[error("the client certificate for the database, or its key, cannot be read")]
+    ClientCertificate(#[source] rustls::pki_types::pem::Error),
+    /// The client certificate cannot be used, for example because the key belongs to another one.
+    #[error("the client certificate for the database cannot be used with its key")]
+    ClientTls(#[source] rustls::Error),
     /// The certificates cannot be used.
     #[error("the trusted certificates cannot be used")]
     Tls(#[source] rustls::Error),
@@ -58,6 +67,15 @@ pub(super) enum Roots {
     File(PathBuf),
 }
 
+/// The files of a client certificate, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClientCertificateFiles {
+    /// The certificate, then its chain.
+    pub(super) certificate: PathBuf,
+    /// The private key.
+    pub(super) key: PathBuf,
+}
+
 /// A database URL.
 pub(super) struct DatabaseUrl {
     /// The driver's configuration.
@@ -66,6 +84,8 @@ pub(super) struct DatabaseUrl {
     pub(super) mode: Option<TlsMode>,
     /// `sslrootcert`, if given.
     pub(super) roots: Option<Roots>,
+    /// `sslcert` and `sslkey`, if given.
+    pub(super) client_certificate: Option<ClientCertificateFiles>,
     /// `search_path`, if set by `options`.
     pub(super) search_path: Option<String>,
 }
@@ -84,16 +104,23 @@ impl DatabaseUrl {
         if config.get_hosts().iter().any(is_invalid_host) {
             return Err(DatabaseUrlError::Host);
         }
-        let (mut mode, mut roots) = (None, None);
+        let (mut mode, mut roots, mut certificate, mut private_key) = (None, None, None, None);
         for (key, value) in ours {
             match key.as_str() {
                 "sslmode" => mode = Some(parse_mode(&value)?),
+                "sslcert" => certificate = Some(value.into()),
+                "sslkey" => private_key = Some(value.into()),
                 _ if value == "system" => roots = Some(Roots::System),
                 _ => roots = Some(Roots::File(value.into())),
             }
         }
+        let client_certificate = match (certificate, private_key) {
+            (Some(certificate), Some(key)) => Some(ClientCertificateFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => return Err(DatabaseUrlError::HalfClientCertificate),
+        };
         let search_path = config.get_options().and_then(search_path);
-        Ok(Self { config, mode, roots, search_path })
+        Ok(Self { config, mode, roots, client_certificate, search_path })
     }
 }
 
@@ -135,7 +162,7 @@ fn parse_mode(value: &str) -> Result<TlsMode, DatabaseUrlError> {
 
 /// The parameters that the driver does not know, or of which it knows fewer values.
 fn is_ours(key: &str) -> bool {
-    ["sslmode", "sslrootcert"].contains(&key)
+    ["sslmode", "sslrootcert", "sslcert", "sslkey"].contains(&key)
 }
 
 /// Extracts our parameters. `None` if the URL is malformed: the driver reports how.
@@ -279,6 +306,16 @@ mod tests {
         assert_eq!(parsed("postgres://h/d?sslrootcert=%2Fetc%2Fdb%20ca.pem").roots, file);
         assert_eq!(parsed("host=h sslrootcert='/etc/db ca.pem'").roots, file);
         assert_eq!(parsed("postgres://h/d?sslrootcert=system").roots, Some(Roots::System));
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let files = Some(ClientCertificateFiles { certificate: "/a b.pem".into(), key: "/k.pem".into() });
+        assert_eq!(parsed("postgres://h/d?sslcert=%2Fa%20b.pem&sslkey=/k.pem").client_certificate, files);
+        assert_eq!(parsed("host=h sslkey=/k.pem sslcert='/a b.pem'").client_certificate, files);
+        for half in ["postgres://h/d?sslcert=/a.pem", "host=h sslkey=/k.pem"] {
+            assert!(matches!(DatabaseUrl::parse(half), Err(DatabaseUrlError::HalfClientCertificate)), "{half}");
+        }
     }
 
     #[test]
