@@ -266,8 +266,8 @@ pub struct Database {
     /// commas. `sslmode` sets the protection: `require` (the default for other machines) and `verify-full` are TLS with
     /// a certificate for the host's name; `verify-ca` is TLS with a certificate for any name; `prefer` (the default for
     /// this machine) and `allow` are TLS if the server has it; `disable` is none. Wherever TLS is used, the certificate
-    /// is verified, against the file that `sslrootcert` names, if any. Without TLS no password is sent in clear or as
-    /// MD5. The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one. On the
+    /// is verified, against the file that `sslrootcert` names, if any; `sslcert` and `sslkey` name the files of a client
+    /// certificate, which are read again for each connection. Without TLS no password is sent in clear or as MD5. The tables are in the schema `public`, unless `options=-c%20search_path%3DNAME` names another one. On the
     /// command line the URL must not have a password.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: SecretString,
@@ -286,7 +286,8 @@ pub struct Pool {
     #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
     pub database_listen_url: Option<SecretString>,
 
-    /// A file with the password for the database, if the URLs have none. Read once, at the start.
+    /// A file with the password for the database, if the URLs have none. Read once, at the start. An empty file means no
+    /// password.
     #[arg(long, env = "SESSIOND_DATABASE_PASSWORD_FILE", value_name = "FILE")]
     pub database_password_file: Option<PathBuf>,
 

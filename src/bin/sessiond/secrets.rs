@@ -46,17 +46,20 @@ pub(crate) enum SecretError {
 
 /// Reads a secret from a file, without the white space around it.
 pub(crate) fn read_file(path: &Path) -> Result<SecretString, SecretError> {
+    read_optional(path)?.ok_or_else(|| SecretError::Malformed(path.to_owned()))
+}
+
+/// As [`read_file`]; `None` if the file is empty.
+pub(crate) fn read_optional(path: &Path) -> Result<Option<SecretString>, SecretError> {
     let unreadable = |error| SecretError::Unreadable(path.to_owned(), error);
     let mut bytes = vec![];
     let file = File::open(path).map_err(unreadable)?;
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     let text = String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= BYTES_MAX).map(SecretString::from);
     let secret = text.map(|text| SecretString::from(text.expose_secret().trim()));
-    let is_one = |secret: &SecretString| {
-        let secret = secret.expose_secret();
-        !secret.is_empty() && !secret.contains(char::is_control)
-    };
-    secret.filter(is_one).ok_or_else(|| SecretError::Malformed(path.to_owned()))
+    let is_one = |secret: &SecretString| !secret.expose_secret().contains(char::is_control);
+    let secret = secret.filter(is_one).ok_or_else(|| SecretError::Malformed(path.to_owned()))?;
+    Ok(Some(secret).filter(|secret| !secret.expose_secret().is_empty()))
 }
 
 /// Reads a secret from the file, if one is given, or else from the variable.
@@ -133,6 +136,10 @@ mod tests {
             let error = read(bad).expect_err("refused").to_string();
             assert!(error.contains("must have one secret") && error.contains("sessiond-secret"), "{error}");
         }
+        fs::write(&path, " \n").expect("writes");
+        assert!(read_optional(&path).expect("empty").is_none());
+        fs::write(&path, "a\nb").expect("writes");
+        assert!(matches!(read_optional(&path), Err(SecretError::Malformed(_))));
         fs::remove_file(&path).expect("removes");
         assert!(matches!(read_file(&path), Err(SecretError::Unreadable(..))));
     }

@@ -51,7 +51,7 @@ pub(crate) fn store(
 ) -> Result<Store, Box<dyn Error>> {
     let options = Options {
         url,
-        password: pool.database_password_file.as_deref().map(secrets::read_file).transpose()?,
+        password: pool.database_password_file.as_deref().map(secrets::read_optional).transpose()?.flatten(),
         listen_url: pool.database_listen_url.clone(),
         trusted_certificates: pool.database_ca_file.clone(),
         connections_max: pool.database_connections_max.saturating_sub(app::CONNECTIONS).max(1),

@@ -11,11 +11,18 @@ image: "{{ .Values.image.repository }}@{{ .Values.image.digest }}"
 {{- else }}
 image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
 {{- end }}
-envFrom:
-  - secretRef: { name: {{ required "secret is required: the name of a Secret with DATABASE_URL and SESSIOND_SEALING_KEY" .Values.secret | quote }} }
-{{- with .Values.env }}
-env: {{- toYaml . | nindent 2 }}
-{{- end }}
+env:
+  - { name: DATABASE_URL, value: {{ required "databaseUrl is required: postgres://user@host/database, without a password" .Values.databaseUrl | quote }} }
+  - { name: SESSIOND_DATABASE_PASSWORD_FILE, value: /run/secrets/sessiond/database-password }
+  - { name: SESSIOND_SEALING_KEY_FILE, value: /run/secrets/sessiond/sealing-key }
+  {{- with .Values.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+volumeMounts:
+  - { name: secrets, mountPath: /run/secrets/sessiond, readOnly: true }
+  {{- with .Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 securityContext:
   allowPrivilegeEscalation: false
   capabilities: { drop: [ALL] }
@@ -28,7 +35,17 @@ securityContext:
   runAsNonRoot: true
   runAsUser: 65532
   runAsGroup: 65532
+  fsGroup: 65532
   seccompProfile: { type: RuntimeDefault }
+volumes:
+  # Files, not variables: child processes, crash reports and `kubectl describe` do not show them.
+  - name: secrets
+    secret:
+      secretName: {{ required "secret is required: the name of a Secret with sealing-key and database-password" .Values.secret | quote }}
+      defaultMode: 0440
+  {{- with .Values.volumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{- define "sessiond.server" -}}
