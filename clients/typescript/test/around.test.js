@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import net from "node:net";
 import { after, before, describe, test } from "node:test";
 import { createVerifier } from "@sessiond/server";
-import { sessiond as forNext } from "@sessiond/server/next";
+import { sessiond as forNext, sessionOf, sessiondProxy } from "@sessiond/server/next";
 import { PROJECT, SERVER_KEY, SESSIOND_URL, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
 import { openApp, openBrowser, outs, signIn, tabs } from "./tab.js";
 
@@ -66,10 +66,25 @@ describe("middlewares", { concurrency: true }, () => {
         assert.equal((await GET(new Request("http://app/"), {})).status, 401);
     });
 
+    test("next: its proxy passes the session on, and nobody else can", async () => {
+        const NextResponse = { next: ({ request }) => Object.assign(new Response(null), { passed: request.headers }) };
+        const options = { url: SESSIOND_URL, project: PROJECT, timeoutMs: 10_000 };
+        const session = await createSession(`Ada é, ${newUser()}`);
+        const forged = { "x-sessiond-user": "eve", "x-sessiond-session": "x" };
+        const { passed } = await sessiondProxy(NextResponse, options)(new Request("http://app/", { headers: { ...bearer(session), ...forged } }));
+        assert.deepEqual(sessionOf(passed), { userId: session.session.user_id, sessionId: session.session.id });
+        const nobody = await sessiondProxy(NextResponse, { ...options, optional: true })(new Request("http://app/", { headers: forged }));
+        assert.equal(sessionOf(nobody.passed), undefined);
+        const login = sessiondProxy(NextResponse, { ...options, cookies: true, login: "/login" });
+        const page = await login(new Request("http://app/next?a=b", { headers: { accept: "text/html" } }));
+        assert.equal(page.status, 302);
+        assert.equal(page.headers.get("location"), "http://app/login?return_to=%2Fnext%3Fa%3Db");
+    });
+
     test("the session's claims; optional sessions; an unknown project is not the user's fault", async () => {
         const session = await createSession(undefined, { claims: { role: "admin" }, is_impersonation: true, impersonator_id: "support" });
         const ask = (options, headers) =>
-            createVerifier({ url: SESSIOND_URL, project: PROJECT, timeoutMs: 10_000, ...options })({ method: "GET", header: (name) => headers[name] });
+            createVerifier({ url: SESSIOND_URL, project: PROJECT, timeoutMs: 10_000, ...options })({ method: "GET", path: "/", header: (name) => headers[name] });
         const { session: found } = await ask({}, bearer(session));
         assert.equal(found.claims.role, "admin");
         assert.equal(found.impersonatorId, "support");

@@ -26,3 +26,45 @@ export function sessiond(options: Omit<VerifierOptions, "optional">) {
         return copy;
     };
 }
+
+/** The request headers in which `sessiondProxy` passes the session on. A client's own are removed. */
+const IDENTITY = ["x-sessiond-user", "x-sessiond-session"] as const;
+
+/**
+ * A `proxy.ts` of Next.js 16 or later, for pages: verifies each request that its `config.matcher` selects, renews cookies in
+ * the response, and passes the session on to pages and handlers, which read it by `sessionOf(await headers())`.
+ *
+ * ```ts
+ * import { NextResponse } from "next/server";
+ * export const proxy = sessiondProxy(NextResponse, { url, project, cookies: true, login: "/login" });
+ * ```
+ */
+export function sessiondProxy(
+    next: { next(init: { request: { headers: Headers } }): Response }, options: VerifierOptions,
+): (request: Request) => Promise<Response> {
+    const verify = createVerifier(options);
+    return async (request) => {
+        const { pathname, search } = new URL(request.url);
+        const header = (name: string) => request.headers.get(name) ?? undefined;
+        const verdict = await verify({ method: request.method, path: pathname + search, header });
+        // Next.js accepts absolute locations only, and makes those of its own origin relative.
+        const absolute = (name: string, value: string) => (name === "location" ? new URL(value, request.url).href : value);
+        const headers = verdict.headers.map(([name, value]): [string, string] => [name, absolute(name, value)]);
+        if (verdict.status) return new Response(verdict.body, { status: verdict.status, headers });
+        const onward = new Headers(request.headers);
+        for (const name of IDENTITY) onward.delete(name);
+        if (verdict.session) {
+            onward.set(IDENTITY[0], encodeURIComponent(verdict.session.userId));
+            onward.set(IDENTITY[1], verdict.session.sessionId);
+        }
+        const response = next.next({ request: { headers: onward } });
+        for (const [name, value] of headers) response.headers.append(name, value);
+        return response;
+    };
+}
+
+/** The session that `sessiondProxy` has passed on. Only for routes that its matcher selects: elsewhere a client could write it. */
+export function sessionOf(headers: { get(name: string): string | null }): { userId: string; sessionId: string } | undefined {
+    const [user, sessionId] = IDENTITY.map((name) => headers.get(name));
+    return user && sessionId ? { userId: decodeURIComponent(user), sessionId } : undefined;
+}
