@@ -18,13 +18,14 @@ const INTRODUCTION: &str = "\
 
 Generated from `proto/sessiond/v1/session_service.proto`, whose comments these are. Over gRPC and grpc-web the service is
 `sessiond.v1.SessionService`; over REST every path is served under `/` and under `/api/v1`. JSON has the field names below; it also
-accepts them in `lowerCamelCase`. Times are RFC 3339, numbers of 64 bits are strings.
+accepts them in `lowerCamelCase`. Times are RFC 3339; 64-bit numbers are
+written as strings.
 
 The OpenAPI 3.1 document is generated from the same proto: `/openapi.json` of a running server, or `sessiond openapi`. Each error that a
 method may return is explained in [Errors](errors.md); any method may also return `SCHEMA_ERROR`, `RATE_LIMITED`,
 `STORE_UNAVAILABLE`, `DEADLINE_EXCEEDED` and `INTERNAL`.
 
-The port also serves what is no RPC:
+The same port also serves:
 
 | path | |
 |---|---|
