@@ -101,6 +101,8 @@ fn credentials(pool: &DescriptorPool, method: &MethodDescriptor) -> String {
         2 => "a server key",
         3 => "a refresh token",
         4 => "a refresh token in `refresh_token`",
+        5 => "an access cookie",
+        6 => "a refresh cookie",
         other => panic!("{other} is not explained"),
     };
     accepted.iter().map(name).collect::<Vec<_>>().join(", or ")
