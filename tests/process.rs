@@ -5,16 +5,18 @@ use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::harness::database::fresh_dir;
 use crate::harness::eventually;
 use crate::harness::serving::{Installed, Serving};
+use crate::harness::wire::Wires;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
 
@@ -164,4 +166,57 @@ fn a_user_without_a_name_must_be_in_the_url() {
     let says = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && says.contains("the URL names no user"), "{says}");
     assert!(says.contains("postgres://user@host/database"), "{says}");
+}
+
+/// The first process of a container, with subscribers: they are disconnected, scrapes are answered until the end, and it exits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_termination_ends_open_streams_and_answers_scrapes_until_then() {
+    let mut first = vec!["unshare", "--pid", "--fork", "--kill-child"];
+    if !rustix::process::geteuid().is_root() {
+        first.extend(["--user", "--map-root-user"]);
+    }
+    let can = Command::new(first[0]).args(&first[1..]).arg("true").status();
+    let first = if can.is_ok_and(|status| status.success()) { first } else { vec!["env"] };
+    let installed = Installed::new().await;
+    let (stderr, path) = log("streams");
+    let args = ["--drain-delay", "2s", "--shutdown-timeout", "5s"];
+    let mut serving = installed.serve(&first, &args, stderr).await;
+    eventually("is ready", async || {
+        serving.wires.http(Method::GET, "/readyz", HeaderMap::new(), "").await.status() == StatusCode::OK
+    })
+    .await;
+    let mut streams = vec![];
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(serving.addr).await.expect("connects");
+        let request = format!(
+            "GET /auth/revocations:watch HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n",
+            installed.key
+        );
+        stream.write_all(request.as_bytes()).await.expect("sends");
+        let mut head = [0; 15];
+        stream.read_exact(&mut head).await.expect("is answered");
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        streams.push(stream);
+    }
+    let process = children(serving.process.id()).first().copied().unwrap_or(serving.process.id());
+    signal(process, Signal::TERM);
+    let stopped = Instant::now();
+    let mut scrapes = 0;
+    // A scraper connects each time.
+    while stopped.elapsed() < Duration::from_millis(1_500) {
+        let page = Wires::to(serving.metrics_addr).http(Method::GET, "/metrics", HeaderMap::new(), "").await;
+        let text = String::from_utf8(page.body().to_vec()).expect("text");
+        assert!(page.status() == StatusCode::OK && text.ends_with("# EOF\n"), "{text}");
+        scrapes += 1;
+    }
+    for mut stream in streams {
+        let mut rest = vec![];
+        stream.read_to_end(&mut rest).await.expect("the stream ends, and not by a reset");
+        assert!(rest.ends_with(b"\r\n0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
+    }
+    assert!(serving.ended().await.success());
+    let took = stopped.elapsed();
+    assert!(scrapes > 5 && took > Duration::from_secs(2) && took < Duration::from_secs(6), "{scrapes} in {took:?}");
+    let log = fs::read_to_string(&path).expect("reads");
+    assert!(!log.contains("ERROR") && log.contains("stopped"), "{log}");
 }
