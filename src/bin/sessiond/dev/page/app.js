@@ -239,7 +239,10 @@ class Device {
         this.use.title = "Its token lists the sessions, and ends others";
         this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
         this.use.addEventListener("change", () => act(this));
-        this.client.onSignedOut((reason) => this.tokens && !this.isEnding && this.drop(401, reason));
+        // A revocation is shown when the service rejects the token, and not when a list happens to find it.
+        this.client.onSignedOut((reason) => {
+            if (reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" && this.tokens && !this.isEnding) this.drop(401, reason);
+        });
         this.show("out", "–", "no token to show");
     }
 
@@ -255,9 +258,9 @@ class Device {
         if (acting === this) showToken();
     }
 
-    /** An access token that does not expire soon: refreshes if needed. */
-    token() {
-        return this.client.accessToken();
+    /** An access token that does not expire soon: refreshes if needed. The last one if the session has ended. */
+    async token() {
+        return this.client.state.status === "signed-out" ? this.tokens.access_token : this.client.accessToken();
     }
 
     /** Calls the guarded service with a token. Returns the status, and a text. */
