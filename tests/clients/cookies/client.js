@@ -2,15 +2,13 @@
 // `sessiond dev`; ./run starts both.
 
 import assert from "node:assert/strict";
-import { createRequire } from "node:module";
 import { setTimeout as pause } from "node:timers/promises";
-import { CookieJar } from "tough-cookie";
+import { CookieJar, version } from "tough-cookie";
 
 const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
 const APP = "https://app.example.org/orders";
 const NAMES = ["access", "refresh"].map((kind) => `__Host-sessiond.${SESSIOND_PROJECT_ID}.${kind}`);
 
-const version = createRequire(import.meta.url)("tough-cookie/package.json").version;
 const report = (what) => console.log(`tough-cookie ${version}: ${what}`);
 const newJar = () => new CookieJar(undefined, { prefixSecurity: "strict" });
 
