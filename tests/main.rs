@@ -6,6 +6,7 @@
 mod harness;
 
 // The service's methods, on every wire.
+mod audit;
 mod backchannel;
 mod create;
 mod introspect;

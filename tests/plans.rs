@@ -329,6 +329,7 @@ async fn call_everything(service: &Service) {
     service.clock.advance(Duration::from_secs(61));
     call!("GetCurrentSession", held.clone(), GetCurrentSessionRequest {} => GetCurrentSessionResponse);
     service.app.flush_usage().await.expect("writes down");
+    service.app.flush_refused().await.expect("writes down");
     let session = Session { id: phone_id, device_name: user("phone"), ..Session::default() };
     let update = UpdateSessionRequest { session: Some(session), update_mask: None };
     call!("UpdateSession", key.clone(), update => UpdateSessionResponse);
@@ -364,9 +365,10 @@ async fn call_everything(service: &Service) {
     assert!(missing.is_empty(), "not called: {missing:?}");
 
     for user in [None, UserId::parse("many")] {
-        let asked = RecordQuery { project: project.clone(), user, rows_max: 10 };
+        let asked = RecordQuery::newest(project.clone(), user, 10);
         assert!(!service.store.revocations(asked.clone()).await.expect("reads").is_empty());
-        assert!(!service.store.events(asked).await.expect("reads").is_empty());
+        assert!(!service.store.events(asked.clone()).await.expect("reads").is_empty());
+        service.store.sessions_created(asked).await.expect("reads");
     }
     deliver(service, &project).await;
     service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'nobody', 0)").await;

@@ -48,7 +48,7 @@ fn from(ip: &str, headers: HeaderMap) -> HeaderMap {
 }
 
 async fn events(service: &Service) -> Vec<EventRecord> {
-    let asked = RecordQuery { project: ProjectId::parse(PROJECT).expect("a name"), user: None, rows_max: 1_000 };
+    let asked = RecordQuery::newest(ProjectId::parse(PROJECT).expect("a name"), None, 1_000);
     service.store.events(asked).await.expect("reads")
 }
 
@@ -409,8 +409,7 @@ async fn an_impersonation_is_in_the_audit_log_until_its_user_is_erased() {
     let EventKind::ImpersonationOpened { session: opened, user, impersonator } = &line.kind else { panic!() };
     assert_eq!((opened.to_string(), user.as_deref(), impersonator.as_str()), (session, Some("ada"), "root"));
     assert_eq!((line.ip.as_deref(), line.at), (Some(ELSEWHERE), service.clock.now()));
-    let asked =
-        RecordQuery { project: ProjectId::parse(PROJECT).expect("a name"), user: UserId::parse("ada"), rows_max: 10 };
+    let asked = RecordQuery::newest(ProjectId::parse(PROJECT).expect("a name"), UserId::parse("ada"), 10);
     assert_eq!(service.store.events(asked.clone()).await.expect("reads"), lines);
 
     service.erase(Wire::Rest, bearer(admin.expose_secret()), "ada").await.expect("erases");

@@ -39,7 +39,7 @@ pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error>
             })
             .await?;
         }
-        tx.feed_history_insert(now).await?;
+        tx.feed_history_insert(EndedBy::Operator, now).await?;
         tx.commit(count).await
     };
     store.transact("restored", work).await

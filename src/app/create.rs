@@ -32,6 +32,7 @@ use crate::store::Tx;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
@@ -90,7 +91,7 @@ impl App {
         }
         new.device = new.device.named(device::name);
 
-        let (bucket, by) = (bucket_key.bucket(&new.user), EndedBy::Service(key));
+        let (bucket, creator) = (bucket_key.bucket(&new.user), key);
         let cookie_policy = policy.cookies.clone();
         if cookies.is_some() {
             if !cookie_policy.scope.is_on() {
@@ -102,7 +103,7 @@ impl App {
                 return Err(does_not_fit().into());
             }
         }
-        let sign_in = Arc::new(SignIn { project, new, bucket, idempotency, by, origin, now, policy });
+        let sign_in = Arc::new(SignIn { project, new, bucket, idempotency, creator, origin, now, policy });
         let (granted, origination) = self.open(sign_in).await??;
         if granted.session.impersonator.is_some() && origination == Origination::New {
             self.metrics.impersonation();
@@ -148,8 +149,8 @@ pub(super) struct SignIn {
     /// The user's.
     bucket: Bucket,
     idempotency: Option<IdempotencyKey>,
-    /// Recorded as the one who ended a replaced session.
-    by: EndedBy,
+    /// The server key of the service that creates the session.
+    creator: KeyId,
     origin: Origin,
     now: Timestamp,
     policy: Policy,
@@ -194,7 +195,7 @@ async fn open_some(store: &Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Opti
             let epoch = epochs.get(&(sign_in.project.clone(), sign_in.new.user.clone()));
             outcomes.push(epoch.map(|epoch| {
                 let (granted, stored) = sign_in.open_under(sign_in.new_id(), *epoch);
-                sessions.push(stored);
+                sessions.push((stored, sign_in.creator));
                 granted
             }));
         }
@@ -206,8 +207,8 @@ async fn open_some(store: &Store, requests: Vec<Arc<SignIn>>) -> Result<Vec<Opti
 
 /// Locks are taken in this order: the user's queue, the request id, sessions, the user.
 async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store::Error> {
-    let SignIn { project, new, idempotency, by, origin, now, policy, bucket } = sign_in;
-    let (by, now, bucket) = (*by, *now, *bucket);
+    let SignIn { project, new, idempotency, creator, origin, now, policy, bucket } = sign_in;
+    let (by, now, bucket) = (EndedBy::Service(*creator), *now, *bucket);
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
         tx.user_queue(project, &new.user).await?;
@@ -256,9 +257,9 @@ async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store
         let kind = EventKind::ImpersonationOpened { session: id, user, impersonator };
         // The address of the impersonator's device if the service states it; otherwise the service's own.
         let ip = session.device.ip.or(origin.ip);
-        tx.event_insert(&AuditEvent { project: project.clone(), kind, at: now, by, ip }).await?;
+        tx.event_insert(&AuditEvent { project: project.clone(), kind, at: now, by, ip, details: None }).await?;
     }
-    tx.sessions_insert(vec![stored]).await?;
+    tx.sessions_insert(vec![(stored, *creator)]).await?;
     Ok(Ok((granted, Origination::New)))
 }
 

@@ -9,6 +9,8 @@ use super::Error;
 use super::keys::Snapshot;
 use crate::rates::Bucket;
 use crate::store::KeyProof;
+use crate::store::RefusedAttempt;
+use crate::store::RefusedCredential;
 use crate::store::Role;
 use crate::store::ServerKeyRow;
 use crate::store::SessionWithEpochs;
@@ -149,13 +151,20 @@ impl App {
     pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
         let service = match caller {
             Caller::Service(key) => {
-                self.rates.check(Bucket::ServerKey(key.id()))?;
+                if let Err(empty) = self.rates.check(Bucket::ServerKey(key.id())) {
+                    // Noted only if it is certainly genuine, without asking the database.
+                    if let Some(service) = self.server_keys.find(&key, Instant::now()) {
+                        self.note_refused_service(&service, RefusedAttempt::RateLimited);
+                    }
+                    return Err(empty.into());
+                }
                 self.find_service(&self.store, &key).await?
             }
             Caller::Certificate(certificate) => {
                 // Its key is not known before. Only the authority's certificates get here.
                 let service = self.find_certified(&self.store, &certificate).await?;
-                self.rates.check(Bucket::ServerKey(service.key))?;
+                let checked = self.rates.check(Bucket::ServerKey(service.key));
+                checked.inspect_err(|_| self.note_refused_service(&service, RefusedAttempt::RateLimited))?;
                 service
             }
             Caller::MalformedServerKey => return Err(Refusal::InvalidServerKey.into()),
@@ -164,7 +173,8 @@ impl App {
         };
         request::note_project(&service.project);
         self.rates.refund();
-        self.rates.charge(Bucket::ServerKey(service.key))?;
+        let charged = self.rates.charge(Bucket::ServerKey(service.key));
+        charged.inspect_err(|_| self.note_refused_service(&service, RefusedAttempt::RateLimited))?;
         self.rates.charge(Bucket::Project(&service.project))?;
         Ok(service)
     }
@@ -180,11 +190,18 @@ impl App {
         }
         let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         let (service, is_use_due) = (Service::of(&row), row.is_use_due(self.clock.now()));
-        match row.proof {
-            KeyProof::Secret(digest) if digest.matches(&key.digest()) => {
+        let refused = match row.proof {
+            KeyProof::Secret(digest) if !digest.matches(&key.digest()) => Some(RefusedAttempt::ServerKeySecret),
+            KeyProof::Secret(_) if row.is_revoked => Some(RefusedAttempt::ServerKeyRevoked),
+            KeyProof::Secret(digest) => {
                 self.server_keys.insert(digest, service.clone(), now);
+                None
             }
-            KeyProof::Secret(_) | KeyProof::Certificate(_) => return Err(Refusal::InvalidServerKey.into()),
+            KeyProof::Certificate(_) => Some(RefusedAttempt::ServerKeySecret),
+        };
+        if let Some(why) = refused {
+            self.note_refused_service(&service, why);
+            return Err(Refusal::InvalidServerKey.into());
         }
         if is_use_due {
             self.note_use(service.key);
@@ -236,6 +253,34 @@ impl App {
         });
     }
 
+    /// Counts a refused attempt with a server key for the audit.
+    pub(super) fn note_refused_service(&self, service: &Service, why: RefusedAttempt) {
+        self.note_refused(&service.project, why, RefusedCredential::ServerKey(service.key));
+    }
+
+    /// Counts a refused attempt with a token of a session for the audit.
+    pub(super) fn note_refused_session(&self, project: &ProjectId, session: SessionId, why: RefusedAttempt) {
+        self.note_refused(project, why, RefusedCredential::Session(session));
+    }
+
+    /// Refuses a service whose genuine server key is not the client's.
+    fn check_client(&self, client: &Client, service: &Service) -> Result<(), Error> {
+        if client.admits(service) {
+            return Ok(());
+        }
+        if client.project != service.project {
+            self.note_refused_service(service, RefusedAttempt::WrongProject);
+        }
+        Err(Refusal::InvalidServerKey.into())
+    }
+
+    /// Refuses a genuine token of another project.
+    pub(super) fn check_project(&self, token: &VerifiedToken, project: &ProjectId) -> Result<(), VerifyError> {
+        token.check_project(project).inspect_err(|_| {
+            self.note_refused_session(token.project(), token.session(), RefusedAttempt::WrongProject);
+        })
+    }
+
     /// Authenticates the user or the service behind a credential.
     ///
     /// # Errors
@@ -256,10 +301,10 @@ impl App {
     pub(super) async fn service_within(&self, caller: Caller, client: Option<Client>) -> Result<Service, Error> {
         self.client_project(client.clone()).await?;
         let service = self.service(caller).await?;
-        match client.is_none_or(|client| client.admits(&service)) {
-            true => Ok(service),
-            false => Err(Refusal::InvalidServerKey.into()),
+        if let Some(client) = &client {
+            self.check_client(client, &service)?;
         }
+        Ok(service)
     }
 
     /// Authenticates the user or the service behind a credential; on behalf of a client, only in the client's project.
@@ -277,9 +322,8 @@ impl App {
         let principal = self.principal(caller).await?;
         let Some(client) = client else { return Ok(principal) };
         match &principal {
-            VerifiedCaller::User(token) => token.check_project(&client.project)?,
-            VerifiedCaller::Service(service) if client.admits(service) => {}
-            VerifiedCaller::Service(_) => return Err(Refusal::InvalidServerKey.into()),
+            VerifiedCaller::User(token) => self.check_project(token, &client.project)?,
+            VerifiedCaller::Service(service) => self.check_client(&client, service)?,
         }
         Ok(principal)
     }
@@ -307,7 +351,9 @@ impl App {
         let token = self.verifier.verify(candidate, key.verifying())?;
         request::note_project(key.project());
         // The user before the project, so that no user can drain the project's bucket.
-        self.rates.charge(Bucket::User(key.project(), token.user()))?;
+        self.rates.charge(Bucket::User(key.project(), token.user())).inspect_err(|_| {
+            self.note_refused_session(key.project(), token.session(), RefusedAttempt::RateLimited);
+        })?;
         self.rates.charge(Bucket::Project(key.project()))?;
         check_current(&token, &self.keys.snapshot(), self.clock.now())?;
         Ok(token)
@@ -325,16 +371,35 @@ impl App {
         text: &str,
         now: Timestamp,
     ) -> Result<VerifiedToken, VerifyError> {
-        let token = match self.verifier.read(text)? {
-            Candidate::Verified(token) => token,
-            candidate @ Candidate::Unverified(..) => {
-                let key = self.known_key(snapshot, candidate.key())?;
-                self.verifier.verify(candidate, key.verifying())?
-            }
-        };
+        let token = self.genuine_by(snapshot, text)?;
         token.check_project(project)?;
         check_current(&token, snapshot, now)?;
         Ok(token)
+    }
+
+    /// As [`App::verify_by`], for an attempt to use the token: the audit counts it if the token is another project's.
+    pub(super) fn admit_by(
+        &self,
+        snapshot: &Snapshot,
+        project: &ProjectId,
+        text: &str,
+        now: Timestamp,
+    ) -> Result<VerifiedToken, VerifyError> {
+        let token = self.genuine_by(snapshot, text)?;
+        self.check_project(&token, project)?;
+        check_current(&token, snapshot, now)?;
+        Ok(token)
+    }
+
+    /// Checks a token's signature by the keys of a snapshot, and nothing else.
+    fn genuine_by(&self, snapshot: &Snapshot, text: &str) -> Result<VerifiedToken, VerifyError> {
+        match self.verifier.read(text)? {
+            Candidate::Verified(token) => Ok(token),
+            candidate @ Candidate::Unverified(..) => {
+                let key = self.known_key(snapshot, candidate.key())?;
+                self.verifier.verify(candidate, key.verifying())
+            }
+        }
     }
 
     /// Checks that a user who is about to end other sessions has authenticated as the project requires, because an access
@@ -363,7 +428,10 @@ impl App {
         let now = self.clock.now();
         let found = self.store.session_find(token.project().clone(), token.session()).await?;
         self.check_trusted()?;
-        let Some(SessionWithEpochs { stored, present, .. }) = found else { return Err(Refusal::SessionRevoked.into()) };
+        let Some(SessionWithEpochs { stored, present, .. }) = found else {
+            self.note_refused_session(token.project(), token.session(), RefusedAttempt::SessionRevoked);
+            return Err(Refusal::SessionRevoked.into());
+        };
         self.check_own(token, &OwnRow::new(&stored.session, present, now), now)?;
         Ok(stored.session)
     }
@@ -376,6 +444,7 @@ impl App {
     pub(super) fn check_own(&self, token: &VerifiedToken, row: &OwnRow, now: Timestamp) -> Result<(), Refusal> {
         if !row.is_live {
             self.feed.note_ended(token.project(), token.session());
+            self.note_refused_session(token.project(), token.session(), RefusedAttempt::SessionRevoked);
             return Err(Refusal::SessionRevoked);
         }
         self.usage.note(token.project(), token.session(), row.last_used_at, now);
@@ -399,7 +468,8 @@ impl App {
         let service = match &client.auth {
             ClientAuth::Confidential(key) => {
                 let service = self.find_service(&self.urgent, key).await?;
-                Some(service).filter(|service| client.admits(service)).ok_or(Refusal::InvalidServerKey)?.into()
+                self.check_client(&client, &service)?;
+                Some(service)
             }
             ClientAuth::Certificate(certificate) => match self.find_certified(&self.urgent, certificate).await {
                 Ok(service) => Some(service).filter(|service| client.admits(service)),

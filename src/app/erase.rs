@@ -1,11 +1,15 @@
 //! Erases users.
 
+use serde_json::json;
+
 use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
 use super::list::named_user;
 use crate::store;
+use crate::store::AuditEvent;
+use crate::store::EventKind;
 use crate::store::Revocation;
 use crate::store::Role;
 use crate::store::Tx;
@@ -34,6 +38,7 @@ struct Erasure {
 
 impl App {
     /// Ends and deletes every session of a user, and removes the user's id and addresses from the audit and from deliveries.
+    /// Last, records that a user was erased.
     /// Returns the number of deleted sessions.
     ///
     /// First all sessions end, then rows are deleted, a few hundred at a time; a repeat resumes where a failed call stopped.
@@ -67,6 +72,13 @@ impl App {
         self.while_full(&erasure, anonymise_revocations).await?;
         self.while_full(&erasure, anonymise_events).await?;
         self.while_full(&erasure, anonymise_deliveries).await?;
+        self.step(&erasure, move |mut tx, Erasure { project, by, now, .. }| async move {
+            let details = Some(json!({ "sessions": deleted }));
+            let kind = EventKind::UserErased;
+            tx.event_insert(&AuditEvent { project, kind, at: now, by, ip: None, details }).await?;
+            tx.commit(()).await
+        })
+        .await?;
         Ok(i32::try_from(deleted).unwrap_or(i32::MAX))
     }
 
@@ -118,7 +130,7 @@ async fn delete_some(mut tx: Tx, erasure: Erasure) -> Result<store::Done<usize>,
     };
     let ends: Vec<_> = some.iter().copied().map(end).collect();
     tx.sessions_revoke(&ends).await?;
-    let rows = tx.sessions_delete(&project, &some).await?;
+    let rows = tx.sessions_erase(&project, &some).await?;
     tx.commit(rows).await
 }
 

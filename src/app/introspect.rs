@@ -9,6 +9,7 @@ use super::Caller;
 use super::Client;
 use super::Error;
 use super::keys::Snapshot;
+use crate::store::RefusedAttempt;
 use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -67,10 +68,12 @@ impl App {
         client: Option<Client>,
         tokens: Vec<String>,
     ) -> Result<Vec<Introspection>, Error> {
-        let project = self.service(caller).await?.project;
-        if client.is_some_and(|client| client.project != project) {
+        let service = self.service(caller).await?;
+        if client.is_some_and(|client| client.project != service.project) {
+            self.note_refused_service(&service, RefusedAttempt::WrongProject);
             return Err(Refusal::InvalidServerKey.into());
         }
+        let project = service.project;
         let (tokens, now) = (Arc::new(tokens), self.clock.now());
         let mut snapshot = self.keys.snapshot();
         let mut kinds = self.classify_all(&snapshot, &project, &tokens, now).await;

@@ -6,6 +6,7 @@ use super::App;
 use super::Deliverer;
 use super::Sweeper;
 use super::keys::RELOAD_INTERVAL;
+use super::refused;
 use super::supervise::Supervisor;
 use super::usage::FLUSH_INTERVAL;
 use crate::every::every;
@@ -28,6 +29,7 @@ impl App {
         let mut jobs = vec![
             supervisor.keep("reload_keys", self.job(reload_keys)),
             supervisor.keep("flush_usage", self.job(flush_usage)),
+            supervisor.keep("flush_refused", self.job(flush_refused)),
             supervisor.keep("feed", self.job(follow_feed)),
         ];
         // A step in progress runs on a task of its own, so it finishes when the sweeper is stopped.
@@ -66,6 +68,19 @@ async fn flush_usage(app: App) {
     every(FLUSH_INTERVAL, || async {
         if let Err(error) = app.flush_usage().await {
             tracing::debug!(error = chain(&error), "cannot record when sessions were last used");
+        }
+    })
+    .await;
+}
+
+/// Records refused attempts in the audit.
+async fn flush_refused(app: App) {
+    every(refused::FLUSH_INTERVAL, || async {
+        if let Err(error) = app.flush_refused().await {
+            tracing::warn!(
+                error = chain(&error),
+                "cannot record refused attempts in the audit log yet; the counts are kept"
+            );
         }
     })
     .await;

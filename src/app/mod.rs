@@ -2,6 +2,7 @@
 //! hops from a handler to SQL.
 
 mod after_restore;
+mod audit;
 mod backchannel;
 mod bulkhead;
 mod cookies;
@@ -21,6 +22,7 @@ mod load;
 mod projects;
 mod readiness;
 mod refresh;
+mod refused;
 mod rehearse;
 mod renew;
 mod reseal;
@@ -39,6 +41,11 @@ mod verify;
 mod watch;
 
 pub use after_restore::after_restore;
+pub use audit::AuditActor;
+pub use audit::AuditEntry;
+pub use audit::AuditFilter;
+pub use audit::AuditLog;
+pub use audit::audit_kinds;
 pub use backchannel::EndpointError;
 pub use backchannel::NewEndpoint;
 pub use credentials::AccessToken;
@@ -88,6 +95,7 @@ use bulkhead::Bulkhead;
 use create::Creations;
 use group::Group;
 use refresh::Refreshes;
+use refused::RefusedAttempts;
 use renew::SharedRefreshes;
 use revoke::SignOuts;
 use server_keys::KnownServerKeys;
@@ -170,6 +178,7 @@ pub struct App {
     verifier: AccessVerifier,
     server_keys: KnownServerKeys,
     usage: Usage,
+    refused: RefusedAttempts,
     /// The database over a connection of its own, for readiness checks.
     probe: Store,
     /// The database over connections reserved for signing out, which must not wait behind other requests.
@@ -207,6 +216,7 @@ impl App {
             clock,
             rates: Limiter::off(),
             usage: Usage::default(),
+            refused: RefusedAttempts::default(),
             metrics: Metrics::default(),
             repeat_log: LogLimiter::default(),
         }

@@ -120,16 +120,18 @@ impl App {
         id: ProjectId,
         change: impl FnOnce(&mut Policy) + Send + 'static,
     ) -> Result<Project, ProjectError> {
-        let name = id;
+        let (name, clock) = (id, self.clock.clone());
         let work = move |mut tx: Tx| async move {
             let Some(mut project) = tx.project_lock(&name).await? else {
                 return tx.commit(Err(ProjectError::Missing(name))).await;
             };
+            let before = project.policy.clone();
             change(&mut project.policy);
             if let Err(why) = project.policy.check() {
                 return tx.commit(Err(ProjectError::BadPolicy(why))).await;
             }
-            tx.project_set(&project).await?;
+            // Read while the project is locked: an earlier time could lie before another operator's change.
+            tx.project_set(&project, &before, clock.now()).await?;
             tx.commit(Ok(project)).await
         };
         self.store.transact("project_update", work).await.map_err(Error::from)?
@@ -195,7 +197,7 @@ impl App {
             KeyProof::Certificate(name) => Some(name.clone()),
             KeyProof::Secret(_) => None,
         };
-        let row = ServerKeyRow { id, project: project.clone(), role, proof, last_used_at: None };
+        let row = ServerKeyRow { id, project: project.clone(), role, proof, last_used_at: None, is_revoked: false };
         match (self.store.server_key_insert(row, self.clock.now()).await, name) {
             (Err(store::Error::Conflict { constraint, .. }), _) if constraint == "server_keys_project_fkey" => {
                 Err(ProjectError::Missing(project))

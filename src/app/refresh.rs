@@ -25,6 +25,7 @@ use crate::store;
 use crate::store::AuditEvent;
 use crate::store::Done;
 use crate::store::EventKind;
+use crate::store::RefusedAttempt;
 use crate::store::Revocation;
 use crate::store::SessionRotations;
 use crate::store::Store;
@@ -84,11 +85,17 @@ impl App {
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         self.rates.check(Bucket::Project(key.project()))?;
         // A made-up token is refused here, before any database query; so is one that was issued to another client.
-        if !key.verify_tag(&presented) || client.is_some_and(|client| client.project != *key.project()) {
+        if !key.verify_tag(&presented) {
+            return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
+        }
+        let refuse = |why| self.note_refused_session(key.project(), presented.session(), why);
+        if client.is_some_and(|client| client.project != *key.project()) {
+            refuse(RefusedAttempt::WrongProject);
             return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
         }
         // The user is known only once the row is read; until then the session's own bucket is charged.
-        self.rates.charge(Bucket::Session(key.project(), presented.session()))?;
+        let charged = self.rates.charge(Bucket::Session(key.project(), presented.session()));
+        charged.inspect_err(|_| refuse(RefusedAttempt::RateLimited))?;
         if policy.refreshing == Refreshing::ByClientsAlone && !is_confidential {
             return Err(Refusal::ClientAuthenticationRequired.into());
         }
@@ -100,7 +107,11 @@ impl App {
         request::note_project(&project);
         let network = origin.ip.map(origin::network);
         let request = RefreshRequest { key, presented, origin, now, policy, is_charged: AtomicBool::new(false) };
-        match self.rotate(Arc::new(request)).await? {
+        let outcome = self.rotate(Arc::new(request)).await?;
+        if let Some(why) = outcome.refused() {
+            self.note_refused_session(&project, session, why);
+        }
+        match outcome {
             RefreshOutcome::Granted(granted, notice) => {
                 if notice != RepeatNotice::None {
                     self.metrics.refresh_repeated_elsewhere("allowed");
@@ -198,6 +209,19 @@ pub(super) enum RefreshOutcome {
     /// The token is genuine, but its session has ended.
     Ended,
     Refused,
+}
+
+impl RefreshOutcome {
+    /// Why a genuine token was refused.
+    const fn refused(&self) -> Option<RefusedAttempt> {
+        match self {
+            Self::Throttled(_) => Some(RefusedAttempt::RateLimited),
+            Self::Reused | Self::ReusedElsewhere => Some(RefusedAttempt::RefreshTokenReused),
+            Self::Ended => Some(RefusedAttempt::SessionRevoked),
+            // Not genuine, or swept.
+            Self::Refused | Self::Granted(..) => None,
+        }
+    }
 }
 
 /// Rotates the chains of a group of requests, those of each slot in a transaction of their own.
@@ -329,6 +353,7 @@ fn repeated_elsewhere(session: &Session, ip: Option<IpAddr>, now: Timestamp) -> 
         at: now,
         by: EndedBy::Holder,
         ip,
+        details: None,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::store::Revocation;
 use crate::store::StoredSession;
 use crate::store::Tx;
 use sessiond_core::clock;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
@@ -78,7 +79,8 @@ impl App {
                 by: EndedBy::Operator,
                 ip: None,
             };
-            tx.sessions_insert(vec![StoredSession { session, chain, secret, access_expires_at }]).await?;
+            let stored = StoredSession { session, chain, secret, access_expires_at };
+            tx.sessions_insert(vec![(stored, KeyId::from_uuid(clock::new_uuid()))]).await?;
             let started = Instant::now();
             let live = tx.sessions_revoke(&[revocation]).await?;
             let elapsed = started.elapsed();

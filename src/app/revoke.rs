@@ -13,6 +13,7 @@ use super::Error;
 use super::bulkhead::Key;
 use super::group::Group;
 use crate::store;
+use crate::store::RefusedAttempt;
 use crate::store::Revocation;
 use crate::store::Revoked;
 use crate::store::SESSIONS_REVOKE;
@@ -93,9 +94,16 @@ impl App {
         let now = self.clock.now();
         let within = self.client_project(client).await?;
         let (mut targets, mut errors) = (vec![], vec![]);
-        let mut sort = |outcome: Result<Target, Error>| match outcome.and_then(|one| one.within(within.as_ref())) {
-            Ok(target) => targets.push(target),
-            Err(error) => errors.push(error),
+        let mut sort = |outcome: Result<Target, Error>| {
+            if let (Ok(target), Some(project)) = (&outcome, &within)
+                && target.project != *project
+            {
+                self.note_refused_session(&target.project, target.session, RefusedAttempt::WrongProject);
+            }
+            match outcome.and_then(|one| one.within(within.as_ref())) {
+                Ok(target) => targets.push(target),
+                Err(error) => errors.push(error),
+            }
         };
         for token in &holder.access {
             let found = self.session_of_access(token).await;

@@ -14,6 +14,7 @@ use super::list::named_user;
 use super::projects::CLOCK_SKEW_MAX;
 use crate::store;
 use crate::store::BulkRevocation;
+use crate::store::RefusedAttempt;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Tx;
@@ -126,6 +127,7 @@ impl App {
         let outcome = self.store.transact("revoke_all_sessions", work).await?;
         if let (Err(Refusal::SessionRevoked), Some((project, own))) = (&outcome, &caller) {
             self.feed.note_ended(project, *own);
+            self.note_refused_session(project, *own, RefusedAttempt::SessionRevoked);
         }
         let CutOffResult { count, is_effective } = outcome?;
         if !is_effective {

@@ -67,7 +67,7 @@ impl App {
                         // Only the replicas use the key, so it is recorded in the audit but not published.
                         Purpose::Refresh => {
                             let revoked = EventKind::KeyRevoked(purpose.into(), id);
-                            tx.event_insert(&AuditEvent::of_key(name.clone(), revoked, now)).await?;
+                            tx.event_insert(&AuditEvent::by_operator(name.clone(), revoked, now)).await?;
                         }
                     }
                     let mut others = unrevoked(&all);

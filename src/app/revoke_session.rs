@@ -9,6 +9,7 @@ use super::bulkhead::Key;
 use super::credentials::VerifiedCaller;
 use super::list::named_user;
 use crate::store;
+use crate::store::RefusedAttempt;
 use crate::store::Revocation;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
@@ -92,7 +93,10 @@ impl App {
     fn note_ended_before(&self, project: &ProjectId, id: SessionId, own: SessionId, outcome: &RevokeResult) {
         match outcome {
             Ok(RevokeOutcome { already: true }) => self.feed.note_ended(project, id),
-            Err(Refusal::SessionRevoked) => self.feed.note_ended(project, own),
+            Err(Refusal::SessionRevoked) => {
+                self.feed.note_ended(project, own);
+                self.note_refused_session(project, own, RefusedAttempt::SessionRevoked);
+            }
             Ok(RevokeOutcome { already: false }) | Err(_) => {}
         }
     }

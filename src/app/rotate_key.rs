@@ -122,7 +122,7 @@ pub(super) async fn succeed(
             successor
         }
     };
-    tx.event_insert(&AuditEvent::of_key(project.clone(), EventKind::KeyRotated(purpose.into(), successor), now))
+    tx.event_insert(&AuditEvent::by_operator(project.clone(), EventKind::KeyRotated(purpose.into(), successor), now))
         .await?;
     Ok(successor)
 }

@@ -387,7 +387,7 @@ impl Batch<'_> {
         let mut rows = T::walk(tx, self.from, self.rows_max).await?;
         let next = self.next(&rows);
         rows.retain(|row| row.is_due(self.retention, self.now));
-        let removed = delete(tx, &rows).await?;
+        let removed = self.delete(tx, &rows).await?;
         Ok((vec![(kind, removed)], next))
     }
 
@@ -407,9 +407,13 @@ impl Batch<'_> {
                 AuditRetention::Anonymize | AuditRetention::Keep => {}
             }
         }
-        let gone = delete(tx, &gone).await?;
+        let gone = self.delete(tx, &gone).await?;
         let anonymous = if anonymous.is_empty() { 0 } else { SweptLine::strip(tx, &anonymous).await? };
         Ok((vec![(kind, gone), (SweepKind::Addresses, anonymous)], next))
+    }
+
+    async fn delete<T: Swept>(&self, tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error> {
+        if gone.is_empty() { Ok(0) } else { T::delete(tx, gone, self.now - self.retention.audit).await }
     }
 
     /// Where to continue after these rows.
@@ -421,10 +425,6 @@ impl Batch<'_> {
             false => SweepPosition::behind_project(last),
         })
     }
-}
-
-async fn delete<T: Swept>(tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error> {
-    if gone.is_empty() { Ok(0) } else { T::delete(tx, gone).await }
 }
 
 /// The retention rule for the rows of a table.

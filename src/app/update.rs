@@ -1,15 +1,20 @@
 //! Changes what the host application stores with a session.
 
+use serde_json::json;
+
 use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
 use super::cookies::does_not_fit;
+use crate::store::SessionUpdate;
 use crate::store::Tx;
 use sessiond_core::id::SessionId;
+use sessiond_core::session::EndedBy;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
 use sessiond_core::session::change::Change;
+use sessiond_core::session::change::changed_fields;
 
 impl App {
     /// Changes a live session of a service's project.
@@ -38,12 +43,16 @@ impl App {
             if !present.is_some_and(|present| session.is_live(now, present)) {
                 return tx.commit(Err(NotChanged::Ended)).await;
             }
+            let before = session.clone();
             change.apply(&mut session);
             // Without a usable key it cannot be told, and no token is issued either.
             if has_cookies && !app.fits_cookie(&snapshot, &session, now).unwrap_or(true) {
                 return tx.commit(Err(NotChanged::TooLarge)).await;
             }
-            tx.session_change(&session).await?;
+            let changed = changed_fields(&before, &session);
+            let details = (!changed.is_empty()).then(|| json!({ "changed": changed }));
+            let update = SessionUpdate { by: EndedBy::Service(service.key), at: now, details };
+            tx.session_change(&session, update).await?;
             tx.commit(Ok(session)).await
         };
         let changed = self.store.transact("update_session", work).await?;

@@ -11,6 +11,7 @@ use super::AccessToken;
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
+use crate::store::RefusedAttempt;
 use crate::telemetry::request;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Refusal;
@@ -35,17 +36,20 @@ impl App {
         request::note_project(project);
         let AccessToken(text) = token.ok_or(Refusal::CredentialsMissing)?;
         let now = self.clock.now();
-        let token = match self.verify_by(&snapshot, project, text, now) {
+        let token = match self.admit_by(&snapshot, project, text, now) {
             // A key missing after this reload does not exist, or did not when the request came.
             Err(VerifyError::UnknownKey(key)) => {
                 let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(key).is_some();
-                self.verify_by(&*self.keys.find(key, is_known).await?, project, text, now)?
+                self.admit_by(&*self.keys.find(key, is_known).await?, project, text, now)?
             }
             verified => verified?,
         };
         match self.are_live(project, slice::from_ref(&token), now).await?.as_slice() {
             [true] => Ok(token),
-            _ => Err(Refusal::SessionRevoked.into()),
+            _ => {
+                self.note_refused_session(project, token.session(), RefusedAttempt::SessionRevoked);
+                Err(Refusal::SessionRevoked.into())
+            }
         }
     }
 }

@@ -300,8 +300,9 @@ impl Server {
         if let Some(reloading) = reloading {
             reloading.abort();
         }
-        // The uses of the last seconds. If this fails, they are lost.
+        // The uses of the last seconds, and the refused attempts of the last minute. If this fails, they are lost.
         let _ = app.flush_usage().await;
+        let _ = app.flush_refused().await;
     }
 }
 

@@ -48,17 +48,18 @@ pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
 
 /// Returns `None` if the number is unknown.
 pub(super) fn reason_of(number: i16) -> Option<RevokeReason> {
-    use RevokeReason::*;
-    let all = [SignedOut, RefreshTokenReused, Replaced, Revoked, RevokedAll, Evicted, Erased, KeyRevoked, Restored];
-    all.into_iter().find(|reason| reason_number(*reason) == number)
+    RevokeReason::ALL.into_iter().find(|reason| reason_number(*reason) == number)
 }
+
+/// The number of a service as an actor.
+pub(super) const SERVICE: i16 = 3;
 
 /// The actor's two columns: a number, and an id where the actor has one.
 pub(super) const fn actor_columns(by: EndedBy) -> (i16, Option<Uuid>) {
     match by {
         EndedBy::Holder => (1, None),
         EndedBy::User(session) => (2, Some(session.as_uuid())),
-        EndedBy::Service(key) => (3, Some(key.as_uuid())),
+        EndedBy::Service(key) => (SERVICE, Some(key.as_uuid())),
         EndedBy::Sessiond => (4, None),
         EndedBy::Operator => (5, None),
     }
@@ -69,7 +70,7 @@ pub(super) fn actor_of(number: i16, id: Option<Uuid>) -> Option<EndedBy> {
     match (number, id) {
         (1, None) => Some(EndedBy::Holder),
         (2, Some(session)) => Some(EndedBy::User(SessionId::from_uuid(session))),
-        (3, Some(key)) => Some(EndedBy::Service(KeyId::from_uuid(key))),
+        (SERVICE, Some(key)) => Some(EndedBy::Service(KeyId::from_uuid(key))),
         (4, None) => Some(EndedBy::Sessiond),
         (5, None) => Some(EndedBy::Operator),
         _ => None,

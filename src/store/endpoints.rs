@@ -7,6 +7,8 @@ use diesel::Queryable;
 use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
+use serde_json::Value;
+use serde_json::json;
 use uuid::Uuid;
 
 use super::Store;
@@ -14,6 +16,8 @@ use super::Tx;
 use super::columns::from_pg;
 use super::columns::to_pg;
 use super::error::Error;
+use super::events::AuditEvent;
+use super::events::EventKind;
 use super::schema::backchannel_endpoints as endpoints;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -82,8 +86,11 @@ impl Store {
             if present.len() >= endpoints_max {
                 return tx.commit(EndpointAdded::TooMany).await;
             }
+            let added = AuditEvent::by_operator(project.clone(), EventKind::EndpointAdded, endpoint.created_at);
+            let added = added.with(audit_details(&endpoint));
             let row = EndpointRow::new(&project, endpoint);
             tx.execute(diesel::insert_into(endpoints::table).values(row)).await?;
+            tx.event_insert(&added).await?;
             tx.commit(EndpointAdded::Done).await
         })
         .await
@@ -119,13 +126,16 @@ impl Store {
             let one = endpoints::table.find((project.as_str(), id));
             let update = diesel::update(one.filter(endpoints::removed_at.is_null()));
             let removed = tx.execute(update.set(endpoints::removed_at.eq(to_pg(now)))).await?;
-            let known: Vec<Uuid> = tx.load(one.select(endpoints::id)).await?;
-            tx.commit(match (removed, known.as_slice()) {
-                (_, []) => EndpointRemoved::Missing,
-                (0, _) => EndpointRemoved::Before,
-                (_, _) => EndpointRemoved::Now,
-            })
-            .await
+            let Some(known) = tx.load(one.select(EndpointRow::as_select())).await?.pop() else {
+                return tx.commit(EndpointRemoved::Missing).await;
+            };
+            if removed == 0 {
+                return tx.commit(EndpointRemoved::Before).await;
+            }
+            let details = audit_details(&known.into_endpoint()?);
+            let event = AuditEvent::by_operator(project.clone(), EventKind::EndpointRemoved, now);
+            tx.event_insert(&event.with(details)).await?;
+            tx.commit(EndpointRemoved::Now).await
         })
         .await
     }
@@ -146,6 +156,13 @@ impl Tx {
     pub async fn endpoints_sweep(&mut self, until: Timestamp) -> Result<usize, Error> {
         self.execute(diesel::delete(endpoints::table.filter(endpoints::removed_at.le(to_pg(until))))).await
     }
+}
+
+/// What the audit records about an endpoint. The URL without its query, which may contain a secret.
+fn audit_details(endpoint: &Endpoint) -> Value {
+    let Endpoint { id, kind, url, audience, .. } = endpoint;
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    json!({ "endpoint_id": id.to_string(), "kind": kind.as_str(), "url": url, "audience": audience })
 }
 
 #[derive(Queryable, Selectable, Insertable)]

@@ -20,6 +20,7 @@ use super::columns::limit;
 use super::columns::reason_of;
 use super::columns::to_pg;
 use super::error::Error;
+use super::events::EventKind;
 use super::publish::FeedPlace;
 use super::publish::PublishedRevocation;
 use super::schema::feed_beacons;
@@ -32,6 +33,7 @@ use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
 use sessiond_core::session::revoked::RevocationTarget;
 
 /// A snapshot of the database: which transactions it shows (`pg_snapshot`).
@@ -248,7 +250,7 @@ impl Store {
             return Ok(());
         }
         self.transact("feed_history_begin", move |mut tx| async move {
-            tx.feed_history_insert(now).await?;
+            tx.feed_history_insert(EndedBy::Sessiond, now).await?;
             tx.commit(()).await
         })
         .await
@@ -270,17 +272,17 @@ impl Store {
 }
 
 impl Tx {
-    /// Starts a new history, which invalidates the cursors of the previous one.
+    /// Starts a new history, which invalidates the cursors of the previous one. Recorded in the audit of every project.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn feed_history_insert(&mut self, now: Timestamp) -> Result<(), Error> {
+    pub async fn feed_history_insert(&mut self, by: EndedBy, now: Timestamp) -> Result<(), Error> {
         let (id, began_at) = (feed_histories::id.eq(clock::new_uuid()), feed_histories::began_at.eq(to_pg(now)));
         // The previous one was dated by the database's own clock, which may be ahead.
         self.execute(diesel::delete(feed_histories::table)).await?;
         self.execute(diesel::insert_into(feed_histories::table).values((id, began_at))).await?;
-        Ok(())
+        self.event_insert_everywhere(&EventKind::HistoryStarted, by, now).await
     }
 }
 

@@ -12,7 +12,9 @@ use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::dsl::case_when;
 use diesel::pg::data_types::PgTimestamp;
+use serde_json::Map;
 use serde_json::Value;
+use serde_json::json;
 
 use super::Store;
 use super::Tx;
@@ -68,7 +70,7 @@ impl Store {
             for (purpose, key) in [(Purpose::Signing, signing), (Purpose::Refresh, refresh)] {
                 let created = EventKind::KeyCreated(purpose.into(), key.id);
                 tx.key_insert(purpose, &project.id, key, now).await?;
-                tx.event_insert(&AuditEvent::of_key(project.id.clone(), created, now)).await?;
+                tx.event_insert(&AuditEvent::by_operator(project.id.clone(), created, now)).await?;
             }
             tx.commit(()).await
         })
@@ -163,15 +165,24 @@ impl Tx {
         rows.into_iter().map(read).collect()
     }
 
-    /// Stores a project's policy.
+    /// Stores a project's policy, and records what the operator has changed since `before`.
     ///
     /// # Errors
     ///
     /// Returns [`Error::Conflict`] if a setting is out of bounds.
-    pub async fn project_set(&mut self, project: &Project) -> Result<(), Error> {
+    pub async fn project_set(&mut self, project: &Project, before: &Policy, now: Timestamp) -> Result<(), Error> {
         let update = diesel::update(projects::table.find(project.id.as_str()));
         let update = update.set(PolicyColumns::new(&project.policy));
-        self.execute(update).await.map(drop)
+        self.execute(update).await?;
+        let pairs = before.settings().into_iter().zip(project.policy.settings());
+        let changed = pairs.filter(|((_, from), (_, to))| from != to);
+        let changed: Map<String, Value> =
+            changed.map(|((name, from), (_, to))| (name.to_owned(), json!({ "from": from, "to": to }))).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let event = AuditEvent::by_operator(project.id.clone(), EventKind::PolicyChanged, now);
+        self.event_insert(&event.with(json!({ "changed": changed }))).await
     }
 }
 

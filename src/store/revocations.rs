@@ -23,7 +23,9 @@ use super::columns::reason_of;
 use super::columns::to_pg;
 use super::error::Error;
 use super::events::KeyKind;
+use super::events::RecordOrder;
 use super::events::RecordQuery;
+use super::events::records;
 use super::publish::FeedPlace;
 use super::publish::PublishedRevocation;
 use super::schema::revocations;
@@ -99,7 +101,7 @@ pub struct RevocationRecord {
 }
 
 impl Store {
-    /// Returns the newest records, newest first.
+    /// Returns the records that match.
     ///
     /// # Errors
     ///
@@ -108,15 +110,7 @@ impl Store {
         self.idempotent("revocations", move |mut tx| {
             let asked = asked.clone();
             async move {
-                let newest = revocations::table
-                    .filter(revocations::project_id.eq(asked.project.as_str()))
-                    .order(revocations::id.desc())
-                    .limit(limit(asked.rows_max))
-                    .select(RecordRow::as_select());
-                let found = match &asked.user {
-                    Some(user) => tx.load(newest.filter(revocations::user_id.eq(user.as_str()))).await?,
-                    None => tx.load(newest).await?,
-                };
+                let found: Vec<RecordRow> = records!(tx, revocations, RecordRow, &asked);
                 tx.commit(found.into_iter().map(RecordRow::into_record).collect::<Result<_, _>>()?).await
             }
         })

@@ -111,6 +111,7 @@ diesel::table! {
         refresh_repeated_elsewhere -> Bool,
         device_changed_at -> Nullable<Timestamptz>,
         device_before -> Nullable<Jsonb>,
+        creator_key_id -> Nullable<Uuid>,
         slot -> SmallInt,
     }
 }
@@ -165,6 +166,7 @@ diesel::table! {
         actor -> SmallInt,
         actor_id -> Nullable<Uuid>,
         ip -> Nullable<Text>,
+        details -> Nullable<Jsonb>,
         slot -> SmallInt,
     }
 }

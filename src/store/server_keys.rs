@@ -74,6 +74,8 @@ pub struct ServerKeyRow {
     pub proof: KeyProof,
     /// When it was last used, to the hour.
     pub last_used_at: Option<Timestamp>,
+    /// Whether it was revoked.
+    pub is_revoked: bool,
 }
 
 impl ServerKeyRow {
@@ -101,17 +103,14 @@ pub struct ServerKeyFacts {
 }
 
 impl Store {
-    /// Returns a server key that is not revoked.
+    /// Returns a server key, which may be revoked.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
     pub async fn server_key_find(&self, id: KeyId) -> Result<Option<ServerKeyRow>, Error> {
         self.idempotent("server_key_find", move |mut tx| async move {
-            let query = server_keys::table
-                .filter(server_keys::id.eq(id.as_uuid()))
-                .filter(server_keys::revoked_at.is_null())
-                .select(KeyRow::as_select());
+            let query = server_keys::table.filter(server_keys::id.eq(id.as_uuid())).select(KeyRow::as_select());
             let found = tx.load(query).await?.pop();
             tx.commit(found.map(KeyRow::into_key).transpose()?).await
         })
@@ -177,7 +176,7 @@ impl Store {
             ));
             tx.execute(insert).await?;
             let created = EventKind::KeyCreated(KeyKind::Server, key.id);
-            tx.event_insert(&AuditEvent::of_key(key.project, created, now)).await?;
+            tx.event_insert(&AuditEvent::by_operator(key.project, created, now)).await?;
             tx.commit(()).await
         })
         .await
@@ -236,6 +235,7 @@ struct KeyRow {
     certificate_name: Option<String>,
     role: String,
     last_used_at: Option<PgTimestamp>,
+    revoked_at: Option<PgTimestamp>,
 }
 
 impl KeyRow {
@@ -251,6 +251,7 @@ impl KeyRow {
             role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
             proof,
             last_used_at: self.last_used_at.map(from_pg),
+            is_revoked: self.revoked_at.is_some(),
         })
     }
 }

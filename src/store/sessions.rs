@@ -19,20 +19,32 @@ use uuid::Uuid;
 
 use super::Store;
 use super::Tx;
+use super::columns::SERVICE;
+use super::columns::actor_columns;
 use super::columns::from_pg;
 use super::columns::limit;
 use super::columns::to_pg;
 use super::error::Error;
+use super::events::EventKind;
+use super::events::EventRecord;
+use super::events::RecordOrder;
+use super::events::RecordQuery;
+use super::events::SESSION_CREATED;
+use super::events::SESSION_UPDATED;
+use super::events::records;
 use super::schema::projects;
 use super::schema::sessions;
 use super::schema::users;
 use super::slots::by_slot;
 use super::statement::statement;
+use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
+use sessiond_core::session::EndedBy;
 use sessiond_core::session::Epoch;
 use sessiond_core::session::Session;
 use sessiond_core::session::lifecycle::EpochRaisedAt;
@@ -216,6 +228,24 @@ impl Store {
         .await
     }
 
+    /// Returns the records of the creation of those sessions whose rows exist. Sessions of an earlier release, and
+    /// impersonations, have none here. The last id read is returned too, if there may be more.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database is unavailable.
+    pub async fn sessions_created(&self, asked: RecordQuery) -> Result<(Vec<EventRecord>, Option<Uuid>), Error> {
+        self.idempotent("sessions_created", move |mut tx| {
+            let asked = asked.clone();
+            async move {
+                let found: Vec<CreationRow> = records!(tx, sessions, CreationRow, &asked);
+                let last = found.last().filter(|_| found.len() >= asked.rows_max).map(|row| row.id);
+                tx.commit((found.into_iter().filter_map(CreationRow::into_record).collect(), last)).await
+            }
+        })
+        .await
+    }
+
     /// Updates the time of last use, unless a later one is stored.
     ///
     /// # Errors
@@ -336,18 +366,47 @@ impl Tx {
         Ok(ids.into_iter().map(SessionId::from_uuid).collect())
     }
 
-    /// Deletes sessions that this transaction has revoked, and so has locked. Returns how many.
-    pub async fn sessions_delete(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
+    /// Deletes sessions of an erased user that this transaction has revoked, and so has locked. Returns how many. The audit
+    /// keeps the record of their creation, without the user.
+    pub async fn sessions_erase(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
         let mut deleted = 0;
         for (slot, ids) in by_slot(ids.iter().copied(), |id| self.slot(id.bucket())) {
-            let these = sessions::table
-                .filter(sessions::slot.eq(slot.to_column()))
-                .filter(sessions::project_id.eq(project.as_str()))
-                .filter(sessions::id.eq_any(uuids(&ids)));
-            deleted += self.execute(diesel::delete(these)).await?;
+            let erase = SessionsErase {
+                slot: slot.to_column(),
+                project: project.as_str().to_owned(),
+                ids: uuids(&ids),
+                kind: SESSION_CREATED,
+                actor: SERVICE,
+            };
+            let count = self.rows(erase).await?.pop().unwrap_or(0);
+            deleted += usize::try_from(count).unwrap_or(0);
         }
         Ok(deleted)
     }
+}
+
+statement! {
+    /// Deletes sessions, and records their creation without the user. Returns how many were deleted. See also
+    /// `SessionsSweep`.
+    SessionsErase -> i64 as sql::BigInt =
+    "WITH erased AS (
+         DELETE FROM sessions WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
+    [project: String as sql::Text]
+    " AND id = ANY ("
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") RETURNING slot, project_id, id, created_at, creator_key_id, impersonator_id
+     ), recorded AS (
+         INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, actor, actor_id)
+         SELECT slot, project_id, id, created_at, "
+    [kind: i16 as sql::SmallInt]
+    ", id, "
+    [actor: i16 as sql::SmallInt]
+    ", creator_key_id FROM erased WHERE creator_key_id IS NOT NULL AND impersonator_id IS NULL
+         ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING
+     )
+     SELECT count(*) FROM erased"
 }
 
 impl Tx {
@@ -373,9 +432,21 @@ statement! {
     ""
 }
 
+/// A change of a session, for the audit.
+#[derive(Clone, Debug)]
+pub struct SessionUpdate {
+    /// Who changed it.
+    pub by: EndedBy,
+    /// When.
+    pub at: Timestamp,
+    /// What was changed; `None` if nothing was, which is not recorded.
+    pub details: Option<Value>,
+}
+
 impl Tx {
-    /// Stores the fields that the host application keeps with a session.
-    pub async fn session_change(&mut self, session: &Session) -> Result<(), Error> {
+    /// Stores the fields that the host application keeps with a session, and records the update.
+    pub async fn session_change(&mut self, session: &Session, update: SessionUpdate) -> Result<(), Error> {
+        let (actor, actor_id) = actor_columns(update.by);
         let statement = SessionChange {
             claims: serde_json::Value::Object(session.claims.clone()),
             labels: labels_column(session.labels.clone()),
@@ -384,15 +455,22 @@ impl Tx {
             slot: self.slot(session.id.bucket()).to_column(),
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
+            record: clock::new_record_id(update.at),
+            at: to_pg(update.at),
+            kind: SESSION_UPDATED,
+            actor,
+            actor_id,
+            details: update.details,
         };
         self.execute(statement).await.map(drop)
     }
 }
 
 statement! {
-    /// Updates the fields that the host application keeps with a session.
+    /// Updates the fields that the host application keeps with a session, and records the update if there are details.
     SessionChange -> () =
-    "UPDATE sessions SET claims = "
+    "WITH changed AS (
+         UPDATE sessions SET claims = "
     [claims: Value as sql::Jsonb]
     ", labels = "
     [labels: Value as sql::Jsonb]
@@ -406,7 +484,22 @@ statement! {
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]
-    ""
+    " RETURNING slot, project_id, id, user_id
+     )
+     INSERT INTO audit_events (slot, project_id, session_id, user_id, id, at, kind, actor, actor_id, details)
+     SELECT changed.slot, changed.project_id, changed.id, changed.user_id, "
+    [record: Uuid as sql::Uuid]
+    ", "
+    [at: PgTimestamp as sql::Timestamptz]
+    ", "
+    [kind: i16 as sql::SmallInt]
+    ", "
+    [actor: i16 as sql::SmallInt]
+    ", "
+    [actor_id: Option<Uuid> as sql::Nullable<sql::Uuid>]
+    ", found.details FROM changed, (SELECT "
+    [details: Option<Value> as sql::Nullable<sql::Jsonb>]
+    ") AS found (details) WHERE found.details IS NOT NULL"
 }
 
 #[derive(Queryable, Selectable)]
@@ -421,6 +514,27 @@ impl SessionWithEpochsRow {
     fn into_session(self) -> Result<SessionWithEpochs, Error> {
         let (present, raised) = (self.epochs.present(), self.epochs.raised());
         Ok(SessionWithEpochs { stored: self.session.into_stored()?, present, raised })
+    }
+}
+
+/// The columns of a session that record its creation.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = sessions)]
+struct CreationRow {
+    id: Uuid,
+    created_at: PgTimestamp,
+    user_id: String,
+    impersonator_id: Option<String>,
+    creator_key_id: Option<Uuid>,
+}
+
+impl CreationRow {
+    /// `None` if the row does not record it.
+    fn into_record(self) -> Option<EventRecord> {
+        let key = self.creator_key_id.filter(|_| self.impersonator_id.is_none())?;
+        let by = EndedBy::Service(KeyId::from_uuid(key));
+        let kind = EventKind::SessionCreated { session: SessionId::from_uuid(self.id), user: Some(self.user_id) };
+        Some(EventRecord { id: self.id, at: from_pg(self.created_at), kind, by, ip: None, details: None })
     }
 }
 

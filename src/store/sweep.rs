@@ -123,12 +123,13 @@ pub trait Swept: Sized + Send + Sync {
     /// Fails if the database is unavailable.
     fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> impl Future<Output = Result<Vec<Self>, Error>> + Send;
 
-    /// Deletes rows, except those that have been needed again since they were read. Returns how many.
+    /// Deletes rows, except those that have been needed again since they were read. Returns how many. What the audit still
+    /// needs of them is recorded there: events after `audit_from`.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    fn delete(tx: &mut Tx, gone: &[Self]) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn delete(tx: &mut Tx, gone: &[Self], audit_from: Timestamp) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
 /// How far a sweep has come.

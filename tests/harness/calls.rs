@@ -150,7 +150,7 @@ impl Service {
     /// The audit log of the project, or of one of its users: newest first.
     pub async fn audit(&self, user: Option<&str>) -> Vec<RevocationRecord> {
         let user = user.map(|user| UserId::parse(user).expect("an id"));
-        let asked = RecordQuery { project: ProjectId::parse(PROJECT).expect("a name"), user, rows_max: 1_000 };
+        let asked = RecordQuery::newest(ProjectId::parse(PROJECT).expect("a name"), user, 1_000);
         self.store.revocations(asked).await.expect("reads")
     }
 }

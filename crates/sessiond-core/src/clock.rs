@@ -387,6 +387,13 @@ pub fn new_record_id(now: Timestamp) -> Uuid {
     uuid_v7(now, &random())
 }
 
+/// The lowest id: every record of this moment's millisecond, and of later ones, has a greater id; every record of an earlier one
+/// has a smaller id.
+pub fn record_id_floor(at: Timestamp) -> Uuid {
+    // A UUIDv7 begins with 48 bits of milliseconds. The version makes every real id greater.
+    Uuid::from_u128(u128::from(u64::try_from(at.as_millis()).unwrap_or(0)) << 80)
+}
+
 /// The version and the variant replace the highest bits of the first and the third byte.
 fn uuid_v7(now: Timestamp, tail: &[u8; 10]) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(now.as_millis().try_into().unwrap_or(0), tail).into_uuid()

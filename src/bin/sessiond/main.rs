@@ -103,8 +103,10 @@ enum Command {
     /// Run this after the database was restored from a backup. It revokes every session, because the backup may lack
     /// revocations made after it. All users must sign in again.
     Restored(restored::RestoredArgs),
-    /// Print the audit log: who ended which sessions, when, why, and from where.
-    Audit(audit::AuditArgs),
+    /// Print the audit log: who did what to which sessions, keys and settings, when, and from where.
+    ///
+    /// Oldest first, so that the newest entries are the last lines.
+    Audit(Box<audit::AuditArgs>),
 }
 
 /// The exit code after the reader closed the pipe early: 128 + SIGPIPE.
@@ -195,6 +197,6 @@ async fn execute(command: Command) -> CommandResult {
         Command::Reseal(args) => reseal::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
         Command::Restored(args) => restored::run(args).await,
-        Command::Audit(args) => audit::run(args).await,
+        Command::Audit(args) => audit::run(*args).await,
     }
 }

@@ -17,7 +17,6 @@ use sessiond_core::session::policy::RepeatElsewhere;
 use sessiond_core::session::policy::SESSIONS_MAX;
 use sessiond_core::session::policy::SameSite;
 use sessiond_core::session::policy::SessionLimit;
-use sessiond_core::session::policy::duration_text;
 
 /// A project's settings. Absent flags leave a setting unchanged; a new project starts with the defaults.
 #[derive(Args, Clone, Debug, Default)]
@@ -135,15 +134,6 @@ struct AcrValues(Arc<[String]>);
 
 type DefaultClaims = Arc<Map<String, Value>>;
 
-const REPEATS: [(&str, RepeatElsewhere); 2] = [("allow", RepeatElsewhere::Allowed), ("end", RepeatElsewhere::Theft)];
-
-const PRESETS: [(&str, Preset); 3] = [("aal1", Preset::Aal1), ("aal2", Preset::Aal2), ("aal3", Preset::Aal3)];
-
-const OVERFLOWS: [(&str, Overflow); 3] =
-    [("reject", Overflow::Reject), ("evict-oldest", Overflow::EvictOldest), ("evict-idle", Overflow::EvictIdle)];
-
-const SAME_SITES: [(&str, SameSite); 2] = [("lax", SameSite::Lax), ("strict", SameSite::Strict)];
-
 fn cookies(text: &str) -> Result<CookieScope, &'static str> {
     match text {
         "off" => Ok(CookieScope::Off),
@@ -156,20 +146,20 @@ fn cookies(text: &str) -> Result<CookieScope, &'static str> {
 fn same_site(text: &str) -> Result<SameSite, &'static str> {
     match text {
         "none" => Err("`none` is not offered: requests from other sites are refused anyway"),
-        text => named(&SAME_SITES, text).ok_or("must be `lax` or `strict`"),
+        text => named(SameSite::ALL, SameSite::as_str, text).ok_or("must be `lax` or `strict`"),
     }
 }
 
 fn preset(text: &str) -> Result<Preset, &'static str> {
-    named(&PRESETS, text).ok_or("must be `aal1`, `aal2` or `aal3`")
+    named(Preset::ALL, Preset::as_str, text).ok_or("must be `aal1`, `aal2` or `aal3`")
 }
 
 fn overflow(text: &str) -> Result<Overflow, &'static str> {
-    named(&OVERFLOWS, text).ok_or("must be `reject`, `evict-oldest` or `evict-idle`")
+    named(Overflow::ALL, Overflow::as_str, text).ok_or("must be `reject`, `evict-oldest` or `evict-idle`")
 }
 
 fn repeat_elsewhere(text: &str) -> Result<RepeatElsewhere, &'static str> {
-    named(&REPEATS, text).ok_or("must be `allow` or `end`")
+    named(RepeatElsewhere::ALL, RepeatElsewhere::as_str, text).ok_or("must be `allow` or `end`")
 }
 
 fn auth_age(text: &str) -> Result<AuthAge, String> {
@@ -192,8 +182,8 @@ fn acr_values(text: &str) -> Result<AcrValues, &'static str> {
     }
 }
 
-fn named<T: Copy>(all: &[(&str, T)], text: &str) -> Option<T> {
-    all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
+fn named<T: Copy, const N: usize>(all: [T; N], name: fn(T) -> &'static str, text: &str) -> Option<T> {
+    all.into_iter().find(|value| name(*value) == text)
 }
 
 fn sessions_max(text: &str) -> Result<SessionsMax, &'static str> {
@@ -263,41 +253,4 @@ impl PolicyArgs {
         self.apply(&mut policy);
         policy
     }
-}
-
-/// Every setting by its flag's name with underscores, in its flag's format.
-pub(crate) fn settings(policy: &Policy) -> Vec<(&'static str, Value)> {
-    let overflow = |limit: SessionLimit| {
-        OVERFLOWS.iter().find(|(_, overflow)| *overflow == limit.overflow).map_or("reject", |(name, _)| *name)
-    };
-    let repeat =
-        REPEATS.iter().find(|(_, repeat)| *repeat == policy.repeat_elsewhere).map_or("allow", |(name, _)| *name);
-    let acr = &policy.revoking.acr;
-    let cookies = match &policy.cookies.scope {
-        CookieScope::Off => "off",
-        CookieScope::Host => "host",
-        CookieScope::Domain(domain) => domain,
-    };
-    let same_site = SAME_SITES.iter().find(|(_, same_site)| *same_site == policy.cookies.same_site);
-    vec![
-        ("access_token_ttl", duration_text(policy.access_token_ttl).into()),
-        ("refresh_grace", duration_text(policy.refresh_grace).into()),
-        ("session_ttl", duration_text(policy.session_ttl).into()),
-        ("session_ttl_max", duration_text(policy.session_ttl_max).into()),
-        ("idle_ttl", duration_text(policy.idle_ttl).into()),
-        ("idle_ttl_max", duration_text(policy.idle_ttl_max).into()),
-        ("strict_refresh", (policy.late_repeat == LateRepeat::Theft).into()),
-        ("refresh_repeat_elsewhere", repeat.into()),
-        ("refresh_requires_client", (policy.refreshing == Refreshing::ByClientsAlone).into()),
-        ("revoke_auth_age", policy.revoking.auth_age.map_or_else(|| "none".into(), |age| duration_text(age).into())),
-        ("revoke_acr", if acr.is_empty() { "none".into() } else { acr.join(",").into() }),
-        ("impersonation_ttl", duration_text(policy.impersonation_ttl).into()),
-        ("impersonation_ttl_max", duration_text(policy.impersonation_ttl_max).into()),
-        ("sessions_max", policy.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
-        ("sessions_overflow", policy.sessions.map_or("reject", overflow).into()),
-        ("default_claims", Value::Object((*policy.default_claims).clone())),
-        ("cookies", cookies.into()),
-        ("cookies_same_site", same_site.map_or("lax", |(name, _)| *name).into()),
-        ("cookies_clear_site_data", policy.cookies.clear_site_data.into()),
-    ]
 }

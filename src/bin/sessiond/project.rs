@@ -6,7 +6,6 @@ use sessiond::config::Sealing;
 use sessiond::store::Project;
 use sessiond_core::id::ProjectId;
 
-use crate::policy;
 use crate::policy::PolicyArgs;
 use crate::print;
 use crate::print::OutputFormat;
@@ -117,5 +116,5 @@ async fn update(args: ProjectUpdateArgs) -> CommandResult {
 }
 
 fn row(project: &Project) -> print::Row {
-    std::iter::once(("id", project.id.as_str().into())).chain(policy::settings(&project.policy)).collect()
+    std::iter::once(("id", project.id.as_str().into())).chain(project.policy.settings()).collect()
 }

@@ -20,6 +20,7 @@ use crate::store::slots::by_slot;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Epoch;
@@ -98,12 +99,12 @@ impl Tx {
         Ok(())
     }
 
-    /// Inserts new sessions.
-    pub async fn sessions_insert(&mut self, sessions: Vec<StoredSession>) -> Result<(), Error> {
-        for (slot, sessions) in by_slot(sessions, |one| self.slot(one.session.id.bucket())) {
+    /// Inserts new sessions, each with the server key of its creator.
+    pub async fn sessions_insert(&mut self, sessions: Vec<(StoredSession, KeyId)>) -> Result<(), Error> {
+        for (slot, sessions) in by_slot(sessions, |(one, _)| self.slot(one.session.id.bucket())) {
             let mut columns = SessionsInsert { slot: slot.to_column(), ..SessionsInsert::default() };
-            for one in sessions {
-                columns.push(SessionRow::new(one));
+            for (one, creator) in sessions {
+                columns.push(SessionRow::new(one), creator);
             }
             self.execute(columns).await?;
             self.note_written();
@@ -177,13 +178,14 @@ statement! {
        project_id, id, user_id, project_epoch, user_epoch, created_at, last_used_at, expires_at, idle_ttl_ms,
        idle_expires_at, access_expires_at, revoked_at, revoke_reason, refresh_secret, refresh_generation,
        impersonator_id, auth_time, acr, device_name, user_agent, ip, labels, claims, used_before_at, refresh_repeats,
-       refresh_repeated_elsewhere, device_changed_at, device_before, refresh_attempts, refresh_issued_at, amr, slot
+       refresh_repeated_elsewhere, device_changed_at, device_before, creator_key_id, refresh_attempts,
+       refresh_issued_at, amr, slot
      ) SELECT
        a.project_id, a.id, a.user_id, a.project_epoch, a.user_epoch, a.created_at, a.last_used_at, a.expires_at,
        a.idle_ttl_ms, a.idle_expires_at, a.access_expires_at, a.revoked_at, a.revoke_reason, a.refresh_secret,
        a.refresh_generation, a.impersonator_id, a.auth_time, a.acr, a.device_name, a.user_agent, a.ip, a.labels,
        a.claims, a.used_before_at, a.refresh_repeats, a.refresh_repeated_elsewhere, a.device_changed_at,
-       a.device_before, ("
+       a.device_before, a.creator_key_id, ("
     [refresh_attempts: Vec<i64> as sql::Array<sql::BigInt>]
     ")[a.chain_first:a.chain_last], ("
     [refresh_issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
@@ -248,6 +250,8 @@ statement! {
     ", "
     [device_before: Vec<Option<Value>> as sql::Array<sql::Nullable<sql::Jsonb>>]
     ", "
+    [creator_key_id: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ", "
     [chain_first: Vec<i32> as sql::Array<sql::Integer>]
     ", "
     [chain_last: Vec<i32> as sql::Array<sql::Integer>]
@@ -259,12 +263,14 @@ statement! {
        project_id, id, user_id, project_epoch, user_epoch, created_at, last_used_at, expires_at, idle_ttl_ms,
        idle_expires_at, access_expires_at, revoked_at, revoke_reason, refresh_secret, refresh_generation,
        impersonator_id, auth_time, acr, device_name, user_agent, ip, labels, claims, used_before_at, refresh_repeats,
-       refresh_repeated_elsewhere, device_changed_at, device_before, chain_first, chain_last, amr_first, amr_last
+       refresh_repeated_elsewhere, device_changed_at, device_before, creator_key_id, chain_first, chain_last,
+       amr_first, amr_last
      )"
 }
 
 impl SessionsInsert {
-    fn push(&mut self, one: SessionRow) {
+    fn push(&mut self, one: SessionRow, creator: KeyId) {
+        self.creator_key_id.push(creator.as_uuid());
         let (first, last) = extend(&mut self.refresh_attempts, one.refresh_attempts);
         self.refresh_issued_at.extend(one.refresh_issued_at);
         self.chain_first.push(first);

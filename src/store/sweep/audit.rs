@@ -59,7 +59,7 @@ impl<T: AuditTable> Swept for SweptLine<T> {
         Ok(rows.into_iter().map(read).collect())
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = keys(gone);
         T::delete(tx, projects, ids).await
     }

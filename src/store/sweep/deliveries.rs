@@ -44,7 +44,7 @@ impl Swept for SweptDelivery {
     }
 
     /// Except those that an operator has queued again.
-    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
         tx.execute(DeliveriesSweep { projects, ids }).await
     }

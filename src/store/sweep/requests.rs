@@ -41,7 +41,7 @@ impl Swept for SweptRequest {
         Ok(rows.into_iter().map(read).collect())
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
         tx.execute(RequestsSweep { projects, ids }).await
     }

@@ -8,9 +8,11 @@ use uuid::Uuid;
 use super::SweepPosition;
 use super::Swept;
 use crate::store::Tx;
+use crate::store::columns::SERVICE;
 use crate::store::columns::from_pg;
 use crate::store::columns::to_pg;
 use crate::store::error::Error;
+use crate::store::events::SESSION_CREATED;
 use crate::store::statement::statement;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::Epoch;
@@ -45,11 +47,21 @@ impl Swept for SweptSession {
         Ok(rows)
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, gone: &[Self], audit_from: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
         let idle_expires_at = gone.iter().map(|one| to_pg(one.end_times.idle_expires_at)).collect();
         let user_epochs = gone.iter().map(|one| one.end_times.epoch.user).collect();
-        tx.execute(SessionsSweep { projects, ids, idle_expires_at, user_epochs }).await
+        let sweep = SessionsSweep {
+            projects,
+            ids,
+            idle_expires_at,
+            user_epochs,
+            kind: SESSION_CREATED,
+            actor: SERVICE,
+            audit_from: to_pg(audit_from),
+        };
+        let count = tx.rows(sweep).await?.pop().unwrap_or(0);
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 }
 
@@ -76,8 +88,12 @@ statement! {
 }
 
 statement! {
-    /// Deletes sessions that have not changed since they were read. Locked rows are left to the next sweep.
-    SessionsSweep -> () =
+    /// Deletes sessions that have not changed since they were read. Locked rows are left to the next sweep. Returns how many
+    /// were deleted.
+    ///
+    /// A session's row was the record of its creation, so it leaves one in the audit. Impersonations have theirs there
+    /// already. The record has the session's id, which sorts by the time of creation as other records' ids do.
+    SessionsSweep -> i64 as sql::BigInt =
     "WITH gone (project_id, id) AS MATERIALIZED (
          SELECT s.project_id, s.id FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
@@ -90,8 +106,21 @@ statement! {
     ") AS a (project_id, id, idle_expires_at, user_epoch)
          JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
          WHERE s.idle_expires_at = a.idle_expires_at AND s.user_epoch = a.user_epoch FOR UPDATE OF s SKIP LOCKED
+     ), deleted AS (
+         DELETE FROM sessions AS s USING gone WHERE s.project_id = gone.project_id AND s.id = gone.id
+         RETURNING s.slot, s.project_id, s.id, s.created_at, s.user_id, s.creator_key_id, s.impersonator_id
+     ), recorded AS (
+         INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, user_id, actor, actor_id)
+         SELECT slot, project_id, id, created_at, "
+    [kind: i16 as sql::SmallInt]
+    ", id, user_id, "
+    [actor: i16 as sql::SmallInt]
+    ", creator_key_id FROM deleted
+         WHERE creator_key_id IS NOT NULL AND impersonator_id IS NULL AND created_at > "
+    [audit_from: PgTimestamp as sql::Timestamptz]
+    " ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING
      )
-     DELETE FROM sessions AS s USING gone WHERE s.project_id = gone.project_id AND s.id = gone.id"
+     SELECT count(*) FROM deleted"
 }
 
 #[derive(QueryableByName)]

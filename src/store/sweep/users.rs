@@ -43,7 +43,7 @@ impl Swept for SweptUser {
     }
 
     /// Except users who have a session by now, or whose row is locked.
-    async fn delete(tx: &mut Tx, gone: &[Self]) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let hold = UsersHold {
             projects: gone.iter().map(|one| one.project.clone()).collect(),
             users: gone.iter().map(|one| one.user.clone()).collect(),

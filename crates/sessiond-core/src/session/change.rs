@@ -1,6 +1,7 @@
 //! Changes to a session: the values that the host application stores with it.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::lifecycle::Session;
 use super::origin;
@@ -53,4 +54,26 @@ impl Change {
             session.device.name = name;
         }
     }
+}
+
+/// The most names that [`changed_fields`] returns.
+pub const CHANGED_FIELDS_MAX: usize = 100;
+
+/// The names of the fields that differ between two states of a session: `claims.NAME` and `labels.NAME` for each that was
+/// added, changed or removed, and `device_name`. At most [`CHANGED_FIELDS_MAX`]. Names only: values may be personal.
+pub fn changed_fields(before: &Session, after: &Session) -> Vec<String> {
+    let claims = differing(before.claims.iter(), after.claims.iter()).map(|name| format!("claims.{name}"));
+    let labels = differing(before.labels.iter(), after.labels.iter()).map(|name| format!("labels.{name}"));
+    let device_name = (before.device.name != after.device.name).then(|| "device_name".to_owned());
+    claims.chain(labels).chain(device_name).take(CHANGED_FIELDS_MAX).collect()
+}
+
+/// The keys whose values differ, or that only one side has, in order.
+fn differing<'a, V: PartialEq + 'a>(
+    before: impl Iterator<Item = (&'a String, &'a V)>,
+    after: impl Iterator<Item = (&'a String, &'a V)>,
+) -> impl Iterator<Item = &'a String> {
+    let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) = (before.collect(), after.collect());
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).copied().collect();
+    names.into_iter().filter(move |name| before.get(name) != after.get(name))
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::device::Device;
 use super::device::DeviceNamer;
 use super::epoch::Epoch;
@@ -38,6 +40,19 @@ pub enum RevokeReason {
 }
 
 impl RevokeReason {
+    /// All reasons.
+    pub const ALL: [Self; 9] = [
+        Self::SignedOut,
+        Self::RefreshTokenReused,
+        Self::Replaced,
+        Self::Revoked,
+        Self::RevokedAll,
+        Self::Evicted,
+        Self::Erased,
+        Self::KeyRevoked,
+        Self::Restored,
+    ];
+
     /// The name in the audit log and the metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -54,7 +69,7 @@ impl RevokeReason {
     }
 }
 
-/// Who ended a session, for the audit log.
+/// Who ended a session, or did something else that the audit log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndedBy {
     /// The holder of a token of the session.
@@ -67,6 +82,31 @@ pub enum EndedBy {
     Sessiond,
     /// The operator, on the command line.
     Operator,
+}
+
+impl EndedBy {
+    /// The names of all kinds.
+    pub const NAMES: [&str; 5] = ["holder", "user", "service", "sessiond", "operator"];
+
+    /// The name of the kind in the audit log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Holder => "holder",
+            Self::User(_) => "user",
+            Self::Service(_) => "service",
+            Self::Sessiond => "sessiond",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// The id of the user's session, or of the service's key.
+    pub const fn id(self) -> Option<Uuid> {
+        match self {
+            Self::User(session) => Some(session.as_uuid()),
+            Self::Service(key) => Some(key.as_uuid()),
+            Self::Holder | Self::Sessiond | Self::Operator => None,
+        }
+    }
 }
 
 /// The id of someone who acts as the user.

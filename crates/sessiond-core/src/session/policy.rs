@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::violation::TEXT_BYTES_MAX;
 use super::violation::Violations;
 use crate::clock::Timestamp;
@@ -111,6 +113,19 @@ pub enum SameSite {
     Strict,
 }
 
+impl SameSite {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Lax, Self::Strict];
+
+    /// The name on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lax => "lax",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// The longest domain name, in bytes (RFC 1035 §2.3.4).
 const DOMAIN_BYTES_MAX: usize = 253;
 
@@ -136,6 +151,39 @@ impl CookieScope {
     }
 }
 
+impl Policy {
+    /// Every setting by its flag's name with underscores, in its flag's format.
+    pub fn settings(&self) -> Vec<(&'static str, Value)> {
+        let acr = &self.revoking.acr;
+        let cookies = match &self.cookies.scope {
+            CookieScope::Off => "off",
+            CookieScope::Host => "host",
+            CookieScope::Domain(domain) => domain,
+        };
+        vec![
+            ("access_token_ttl", duration_text(self.access_token_ttl).into()),
+            ("refresh_grace", duration_text(self.refresh_grace).into()),
+            ("session_ttl", duration_text(self.session_ttl).into()),
+            ("session_ttl_max", duration_text(self.session_ttl_max).into()),
+            ("idle_ttl", duration_text(self.idle_ttl).into()),
+            ("idle_ttl_max", duration_text(self.idle_ttl_max).into()),
+            ("strict_refresh", (self.late_repeat == LateRepeat::Theft).into()),
+            ("refresh_repeat_elsewhere", self.repeat_elsewhere.as_str().into()),
+            ("refresh_requires_client", (self.refreshing == Refreshing::ByClientsAlone).into()),
+            ("revoke_auth_age", self.revoking.auth_age.map_or_else(|| "none".into(), |age| duration_text(age).into())),
+            ("revoke_acr", if acr.is_empty() { "none".into() } else { acr.join(",").into() }),
+            ("impersonation_ttl", duration_text(self.impersonation_ttl).into()),
+            ("impersonation_ttl_max", duration_text(self.impersonation_ttl_max).into()),
+            ("sessions_max", self.sessions.map_or_else(|| "none".into(), |limit| limit.max.into())),
+            ("sessions_overflow", self.sessions.map_or(Overflow::Reject, |limit| limit.overflow).as_str().into()),
+            ("default_claims", Value::Object((*self.default_claims).clone())),
+            ("cookies", cookies.into()),
+            ("cookies_same_site", self.cookies.same_site.as_str().into()),
+            ("cookies_clear_site_data", self.cookies.clear_site_data.into()),
+        ]
+    }
+}
+
 /// The limit on a user's live sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimit {
@@ -154,6 +202,20 @@ pub enum Overflow {
     EvictOldest,
     /// Ends the session that was used least recently.
     EvictIdle,
+}
+
+impl Overflow {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Reject, Self::EvictOldest, Self::EvictIdle];
+
+    /// The name on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::EvictOldest => "evict-oldest",
+            Self::EvictIdle => "evict-idle",
+        }
+    }
 }
 
 /// The reauthentication limits of NIST SP 800-63B-4, by authentication assurance level (§2.1.3, §2.2.3, §2.3.3).
@@ -317,6 +379,19 @@ pub enum RepeatElsewhere {
     Allowed,
     /// Theft: the session ends. A client that loses a response while it changes networks has to sign in again.
     Theft,
+}
+
+impl RepeatElsewhere {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Allowed, Self::Theft];
+
+    /// The name on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allow",
+            Self::Theft => "end",
+        }
+    }
 }
 
 /// Who may refresh.
