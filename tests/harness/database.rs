@@ -91,8 +91,10 @@ impl Database {
             "revocations",
             "backchannel_deliveries",
         ] {
+            // When a server key was last used is noted in the background.
+            let row = if table == "server_keys" { "(to_jsonb(t) - 'last_used_at')::text" } else { "t::text" };
             let query =
-                format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') AS line FROM {table} AS t");
+                format!("SELECT coalesce(string_agg({row}, E'\\n' ORDER BY {row}), '') AS line FROM {table} AS t");
             let rows: Vec<Line> = sql_query(query).load(&mut connection).await.expect("reads");
             contents.insert(table, rows.into_iter().map(|row| row.line).collect());
         }
