@@ -15,8 +15,13 @@ use sessiond_core::session::RevokeReason;
 /// 2000-01-01T00:00:00Z, the epoch of Postgres' timestamps, in microseconds since 1970.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-pub(super) const fn to_pg(time: Timestamp) -> PgTimestamp {
-    PgTimestamp(time.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS))
+/// The first and the last timestamp of Postgres, 4714 BC and 294276 AD, in microseconds since its epoch.
+const POSTGRES_MICROS_MIN: i64 = -211_813_488_000_000_000;
+const POSTGRES_MICROS_MAX: i64 = 9_223_371_331_199_999_999;
+
+/// The nearest time that Postgres can hold: a retention without end leads further back.
+pub(super) fn to_pg(time: Timestamp) -> PgTimestamp {
+    PgTimestamp(time.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS).clamp(POSTGRES_MICROS_MIN, POSTGRES_MICROS_MAX))
 }
 
 pub(super) const fn from_pg(time: PgTimestamp) -> Timestamp {
