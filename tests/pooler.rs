@@ -29,6 +29,7 @@ use crate::{
         eventually, options,
         pair::durable,
         proxy::Proxy,
+        serving::free_port,
     },
 };
 
@@ -72,7 +73,7 @@ impl Pooler {
         let rest = database.url.strip_prefix("postgres://postgres@").expect("the tests' own");
         let (socket, name) = rest.split_once('/').expect("a database");
         let socket = percent_encoding::percent_decode_str(socket).decode_utf8().expect("UTF-8");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+        let port = free_port().port();
         let dir = fresh_dir(&format!("pgbouncer-{port}"));
         fs::create_dir_all(&dir).expect("creates");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("opens");

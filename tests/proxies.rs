@@ -28,7 +28,7 @@ use crate::harness::{
     PROJECT, Service, Wire, bearer, both,
     database::fresh_dir,
     eventually, header,
-    serving::Installed,
+    serving::{Installed, free_port},
     wire::{Wires, refused_json},
 };
 
@@ -116,7 +116,7 @@ impl Front {
         let program = std::env::var_os(kind.program).unwrap_or_else(|| panic!("{} is not set", kind.program));
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join(kind.example);
         let mut config = fs::read_to_string(&example).expect("an example");
-        let own = free_port().await;
+        let own = free_port().port();
         for (spelled, port) in kind.ports.iter().zip([sessiond.port(), app.port(), own]) {
             assert!(config.contains(spelled), "{spelled} in {}", example.display());
             let (before, _) = spelled.rsplit_once([' ', ':']).expect("a port");
@@ -190,12 +190,6 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.0.take().expect("dropped once").shutdown_background();
     }
-}
-
-/// A port that was free a moment ago.
-async fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
-    listener.local_addr().expect("bound").port()
 }
 
 /// An application that reports the headers it gets, and counts requests.
@@ -349,8 +343,8 @@ async fn nginx_sends_each_project_to_its_cell() {
     let (shop, books) = (eu.create_project("shop").await, us.create_project("books").await);
     let mut config =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cells/nginx.conf")).expect("is there");
-    let own = free_port().await;
-    let ports = [("8080", eu.addr.port()), ("8081", us.addr.port()), ("10080", own), ("10081", free_port().await)];
+    let own = free_port().port();
+    let ports = [("8080", eu.addr.port()), ("8081", us.addr.port()), ("10080", own), ("10081", free_port().port())];
     for (spelled, port) in ports {
         let spelled = format!("127.0.0.1:{spelled}");
         assert!(config.contains(&spelled), "{spelled}");

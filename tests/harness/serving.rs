@@ -1,7 +1,8 @@
 //! A `sessiond serve` in a process of its own, with a project and a server key.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -117,6 +118,16 @@ impl Drop for Serving {
     }
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
+/// A port of this machine that nobody uses, for a program that cannot be given a listener. Not one of those that the system gives
+/// to listeners and connections (Linux: 32,768 and up): another test might get it before the program does.
+pub fn free_port() -> SocketAddr {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Several processes of tests may run at once.
+    let start = std::process::id().wrapping_mul(97);
+    let tries = (0..COUNT).map(|_| start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)));
+    let mut ports = tries.map(|number| u16::try_from(FIRST + number % COUNT).expect("in the range"));
+    let free = ports.find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()).expect("a free port");
+    free.local_addr().expect("bound")
 }
