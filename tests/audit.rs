@@ -392,7 +392,8 @@ async fn filters_and_both_orders_agree_over_many_pages() {
 
     let middle = all[1_500].at;
     let own = by_service(&service);
-    let filters: [(AuditFilter, Box<dyn Fn(&AuditEntry) -> bool>); 9] = [
+    type Matches<'a> = Box<dyn Fn(&AuditEntry) -> bool + 'a>;
+    let filters: [(AuditFilter, Matches<'_>); 9] = [
         (
             AuditFilter { user: UserId::parse("user-3"), ..AuditFilter::all(project()) },
             Box::new(|entry| entry.user.as_deref() == Some("user-3")),
