@@ -275,7 +275,7 @@ async fn a_running_server_is_checked_as_its_clients_reach_it() {
     doctor(&["--url", &url]).says("server", "failed", &["cannot be reached", "start the server"]);
 }
 
-/// A certificate for this machine that ends in so many days, and its key.
+/// A certificate for this machine that expires in `days` days, and its key.
 fn certificate(dir: &Dir, days: u64) -> [String; 2] {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
     let now = u64::try_from(Clock::system().now().as_seconds()).expect("after 1970");

@@ -1,8 +1,9 @@
 //! Refreshes sessions in place, for proxies: a page that loads with an expired access token and a good refresh token.
 //!
-//! The requests of one page arrive together, all with the same cookies. They share one refresh: whoever comes while it is under way,
-//! or shortly after, gets its result. Without that, each would be a transaction of its own, and a page with very many parts would
-//! exceed the bound on repeats. Between replicas, the refresh rule gives all of them the same successor anyway.
+//! The requests of one page arrive together, all with the same cookies. They share one refresh: a request that comes while it
+//! is in progress, or shortly after, gets its result. Without that, each would be a transaction of its own, and a page with
+//! very many parts would exceed the bound on repeats. Between replicas, the refresh rule gives all of them the same successor
+//! anyway.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
