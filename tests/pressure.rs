@@ -471,6 +471,27 @@ async fn proxies_have_their_own_listener() {
     assert!(phone.is_signed_in().await);
 }
 
+/// Repeating at once must not pay off. But a client cannot hold more than a few answers back.
+#[tokio::test]
+async fn an_address_waits_for_its_refusals_and_no_other_address_does() {
+    let narrow = sessiond::config::Rates { address_rate: 1, address_burst: 1, ..rates() };
+    let service = Service::start_rated(narrow).await;
+    let ask = async |address: &str| {
+        let headers = header("x-forwarded-for", address);
+        let begun = Instant::now();
+        let answer = service.wires.http(Method::POST, "/auth/sessions/current/refresh", headers, "").await;
+        (answer.status(), begun.elapsed())
+    };
+    assert_eq!(ask("192.0.2.1").await.0, StatusCode::UNAUTHORIZED);
+    let answers = futures_util::future::join_all((0..80).map(|_| ask("192.0.2.1"))).await;
+    let refused = answers.iter().filter(|(status, _)| *status == StatusCode::TOO_MANY_REQUESTS);
+    // On a slow machine the bucket may have had a token again.
+    assert!(refused.clone().count() > 64, "{answers:?}");
+    let waited = refused.filter(|(_, took)| *took >= Duration::from_millis(100)).count();
+    assert!(waited >= 64, "only {waited} waited");
+    assert_eq!(ask("192.0.2.2").await.0, StatusCode::UNAUTHORIZED, "another address is not refused");
+}
+
 /// On the main port an address has a wide bucket for requests of proxies and verifiers, and a trusted proxy has none.
 #[tokio::test]
 async fn an_untrusted_address_has_a_bucket_for_verification() {

@@ -16,6 +16,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use http::Extensions;
+use tokio::time::sleep;
 use tokio::time::timeout;
 use tonic::Status;
 
@@ -64,8 +65,17 @@ struct AdmissionLimits {
     body_bytes_max: usize,
     budget: Budget,
     in_progress: InProgress,
+    /// The refused requests that wait for their answer.
+    delayed: InProgress,
     rest: RestLayer,
 }
+
+/// How long a request that the address's bucket refuses waits for its answer. A client that repeats at once would otherwise
+/// cost the server, and itself, as much as the machine can do.
+const REFUSAL_DELAY: Duration = Duration::from_millis(100);
+
+/// How many refused requests of an address wait for their answer. More are answered at once: each takes memory.
+const DELAYED_MAX: usize = 64;
 
 impl AdmissionControl {
     /// Limits as configured.
@@ -78,6 +88,7 @@ impl AdmissionControl {
             body_bytes_max: limits.body_bytes_max,
             budget: Budget::new(limits.arriving_bytes_max),
             in_progress: InProgress::new(limits.address_requests_max()),
+            delayed: InProgress::new(DELAYED_MAX),
         }))
     }
 }
@@ -135,6 +146,9 @@ impl AdmissionControl {
             None
         } else {
             if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
+                if let Some(_delayed) = shared.delayed.enter(ip, class) {
+                    sleep(REFUSAL_DELAY).await;
+                }
                 return refused(status, request, None);
             }
             let share = shared.in_progress.enter(ip, class);
