@@ -117,13 +117,13 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
             let _ = caller.send(Err(store::Error::late(self.0.operation)));
         }
         if needs_leader {
-            tokio::spawn(self.clone().lead(context.clone(), carry_out));
+            self.begin_leading(context.clone(), carry_out);
         }
         let until = Instant::now() + self.0.wait_max;
         let mut received = timeout(LONG, &mut outcome).await;
         if received.is_err() {
             if self.queue().add_leader() {
-                tokio::spawn(self.clone().lead(context.clone(), carry_out));
+                self.begin_leading(context.clone(), carry_out);
             }
             received = timeout_at(until, &mut outcome).await;
         }
@@ -135,7 +135,18 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         }
     }
 
-    /// Carries out group after group, until no request waits.
+    /// Carries out group after group on a task of its own, until no request waits.
+    fn begin_leading<C, F, W>(&self, context: C, carry_out: F)
+    where
+        C: Clone + Send + Sync + 'static,
+        F: Fn(C, Vec<Q>) -> W + Send + 'static,
+        W: Future<Output = Result<Vec<Option<T>>, store::Error>> + Send + 'static,
+    {
+        // On the heap from the start: to start a task moves its future several times.
+        tokio::spawn(Box::pin(self.clone().lead(context, carry_out)));
+    }
+
+    /// See [`Group::begin_leading`].
     async fn lead<C, F, W>(self, context: C, carry_out: F)
     where
         C: Clone,
@@ -152,7 +163,7 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
             let span = shared_span(self.0.operation, &mut spans, requests.len());
             let started = Instant::now();
             // A panic must not leave the queue without a leader. The callers of the group find their senders dropped.
-            let work = AssertUnwindSafe(carry_out(context.clone(), requests)).catch_unwind();
+            let work = AssertUnwindSafe(Box::pin(carry_out(context.clone(), requests))).catch_unwind();
             let done = match &span {
                 None => work.await,
                 Some(span) => request::handle_group(span.parent(), work).await,

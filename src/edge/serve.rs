@@ -521,26 +521,29 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 
 /// Answers a request. One that changes something runs on a task of its own, so it is carried out even if its client
 /// disconnects; a read-only one is dropped with its client. `alive` keeps the server from stopping before it has finished.
-async fn answer(
+fn answer(
     served: ListenerService,
     request: Request<Body>,
     alive: watch::Receiver<ServerPhase>,
-) -> Response<Body> {
+) -> impl Future<Output = Response<Body>> {
     let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
-    let work = async move {
+    // On the heap from the start: it takes kilobytes, and everything between here and the socket moves it.
+    let work = Box::pin(async move {
         let _alive = alive;
         served.answer(request).await
-    };
-    if !is_carried_out {
-        return work.await;
-    }
-    match tokio::spawn(work).await {
-        Ok(answer) => answer,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shutting down.
-            Err(_) => pending().await,
-        },
+    });
+    async move {
+        if !is_carried_out {
+            return work.await;
+        }
+        match tokio::spawn(work).await {
+            Ok(answer) => answer,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => pending().await,
+            },
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Verify {
         let (Parts { method, uri, headers, extensions, .. }, _) = request.into_parts();
         let call = self.observe.begin(CHECK, &extensions);
         let login = Login::read(uri.query());
-        let asked = ProxiedRequest { login: login.page, ..proxied_request(project, &headers, &extensions) };
+        let asked = proxied_request(project, login.page, &headers, &extensions);
         let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());
         let mut response = match decision {
@@ -156,8 +156,14 @@ impl Login {
     }
 }
 
-/// What is asked about the original request.
-fn proxied_request<'r>(project: String, headers: &'r HeaderMap, extensions: &Extensions) -> ProxiedRequest<'r> {
+/// What is asked about the original request. To look for headers is a good part of the work, so most are looked for only where
+/// they count.
+fn proxied_request<'r>(
+    project: String,
+    login: Option<String>,
+    headers: &'r HeaderMap,
+    extensions: &Extensions,
+) -> ProxiedRequest<'r> {
     let credentials = headers.get_all(header::AUTHORIZATION).iter();
     let credentials = credentials.map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or_default());
     let first = |names: [&str; 2]| {
@@ -174,21 +180,25 @@ fn proxied_request<'r>(project: String, headers: &'r HeaderMap, extensions: &Ext
         // The proxy's own, which is not where the session is used.
         origin.ip = None;
     }
+    let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let fetch = || FetchHeaders {
+        site: one("sec-fetch-site"),
+        origin: one("origin"),
+        host: one("x-forwarded-host").or_else(|| one("host")),
+        has_csrf_header: headers.contains_key(CSRF_HEADER),
+    };
+    let has_cookies = !cookies.is_empty();
+    let page = |name| login.as_ref().and_then(|_| one(name));
     ProxiedRequest {
         project: Some(project),
         token: check::credential(credentials),
-        cookies: headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect(),
-        fetch: FetchHeaders {
-            site: one("sec-fetch-site"),
-            origin: one("origin"),
-            host: one("x-forwarded-host").or_else(|| one("host")),
-            has_csrf_header: headers.contains_key(CSRF_HEADER),
-        },
-        is_web_socket: check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name)),
-        fetch_mode: one("sec-fetch-mode"),
-        accept: one("accept"),
+        fetch: if has_cookies { fetch() } else { FetchHeaders::default() },
+        is_web_socket: has_cookies && check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name)),
+        cookies,
+        fetch_mode: page("sec-fetch-mode"),
+        accept: page("accept"),
         origin,
-        login: None,
+        login,
         method: first(METHOD),
         path: first(PATH),
     }

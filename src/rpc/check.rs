@@ -72,13 +72,13 @@ pub struct ProxiedRequest<'r> {
     pub token: Option<AccessToken>,
     /// Its `Cookie` headers. They count only without a credential, and only if the project uses cookies.
     pub cookies: Vec<&'r [u8]>,
-    /// By which it is decided whether the cookies may be used.
+    /// By which it is decided whether the cookies may be used. Read only if there are any.
     pub fetch: FetchHeaders<'r>,
-    /// Whether it is a WebSocket handshake.
+    /// Whether it is a WebSocket handshake. Read only if there are cookies.
     pub is_web_socket: bool,
-    /// `Sec-Fetch-Mode`.
+    /// `Sec-Fetch-Mode`. Read only if a login page is named.
     pub fetch_mode: Option<&'r str>,
-    /// `Accept`.
+    /// `Accept`. Read only if a login page is named.
     pub accept: Option<&'r str>,
     /// Where it comes from, for a refresh.
     pub origin: Origin,
@@ -208,8 +208,9 @@ impl Authorization {
         let access = found.access.first().map(|value| AccessToken(value.clone().into_owned()));
         let refresh = found.refresh.first().map(|value| Lifetime::of(value));
         let presented = refresh.map(|(token, _)| token);
-        let Renewed { token, grant } =
-            self.app.verify_or_renew(project, access.as_ref(), presented, &asked.origin).await?;
+        // On the heap: few requests need it, and the future of every request would be twice as large.
+        let verified = Box::pin(self.app.verify_or_renew(project, access.as_ref(), presented, &asked.origin));
+        let Renewed { token, grant } = verified.await?;
         let (text, set) = match (&grant, refresh, access) {
             (Some(grant), Some((_, lifetime)), _) => {
                 let set = self.app.set_cookies(grant, &policy, lifetime)?;

@@ -360,10 +360,10 @@ impl Store {
         // On the caller's task: if the caller is gone, nothing starts.
         let permit = self.enter(operation).await?;
         let work = timeout(self.operation_timeout.saturating_sub(started.elapsed()), work);
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(Box::pin(async move {
             let _permit = permit;
             work.await
-        });
+        }));
         let outcome = match task.await {
             Ok(Ok(outcome)) => outcome.map(|done| done.0),
             Ok(Err(_)) => Err(self.late(operation)),
