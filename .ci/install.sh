@@ -132,6 +132,11 @@ called_objcopy_x86_64='objcopy for x86-64'
 has_objcopy_x86_64() { has x86_64-linux-gnu-objcopy; }
 packages_of_objcopy_x86_64() { echo binutils-x86-64-linux-gnu; }
 
+# For benches/instructions.
+called_valgrind='valgrind'
+has_valgrind() { has valgrind && has callgrind_control; }
+packages_of_valgrind() { echo valgrind; }
+
 # With promtool, for the tests of the alert rules. Debian packages both together; others may not have it.
 called_prometheus='Prometheus'
 has_prometheus() { has promtool && has prometheus; }
