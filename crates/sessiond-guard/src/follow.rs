@@ -1,5 +1,6 @@
 //! Follows the feed of revocations.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::pb::Revocation;
 use sessiond_core::pb::WatchRevocationsRequest;
+use sessiond_core::pb::WatchRevocationsResponse;
 use sessiond_core::pb::revocation::Ended as PbTarget;
 use sessiond_core::pb::watch_revocations_response::Event;
 use sessiond_core::session::revoked::RevocationTarget;
@@ -48,7 +50,7 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum StreamEnd {
+pub(super) enum StreamEnd {
     #[error(transparent)]
     Failed(#[from] UpstreamError),
     #[error("{}", describe(.0))]
@@ -71,20 +73,47 @@ impl From<Status> for StreamEnd {
 
 /// Follows one replica at a time, and switches to the next when its stream ends.
 pub(super) async fn run(guard: &GuardState) {
-    let mut cursor = String::new();
-    let mut retry = RETRY;
-    let mut stale = StalePolicy::new(guard.upstream.len(), guard.max_staleness);
+    let mut progress = Progress::new(guard);
     for attempt in 0.. {
         let replica = guard.upstream.replica(attempt);
-        let end = follow(guard, replica, &mut cursor, &mut retry, &mut stale).await;
+        let end = match stream(guard, replica, &mut progress).await {
+            Ok(()) => StreamEnd::Closed,
+            Err(end) => end,
+        };
+        progress.end(&end);
         // The connection may be dead, and another server may answer at this address next.
         replica.reconnect();
-        let wait = retry.next(clock::random_u32());
+        let wait = progress.retry.next(clock::random_u32());
         tracing::warn!(replica = replica.name(), error = %end, "the stream of revocations ended; reconnecting in {wait:?}");
         if let StreamEnd::Failed(error) = end {
             guard.record_misconfiguration(error);
         }
         sleep(wait).await;
+    }
+}
+
+/// What one stream leaves to the next.
+pub(super) struct Progress {
+    /// Where to resume; empty to begin with a snapshot.
+    pub(super) cursor: String,
+    retry: Backoff,
+    stale: StalePolicy,
+}
+
+impl Progress {
+    pub(super) fn new(guard: &GuardState) -> Self {
+        let stale = StalePolicy::new(guard.upstream.len(), guard.max_staleness);
+        Self { cursor: String::new(), retry: RETRY, stale }
+    }
+
+    /// Records why a stream ended.
+    pub(super) fn end(&mut self, end: &StreamEnd) {
+        // The replica does not accept the cursor, so start with a snapshot.
+        if let StreamEnd::Status(status) = end
+            && status.code() == Code::InvalidArgument
+        {
+            self.cursor.clear();
+        }
     }
 }
 
@@ -125,57 +154,67 @@ impl StalePolicy {
     }
 }
 
-async fn follow(
-    guard: &GuardState,
-    replica: &Replica,
-    cursor: &mut String,
-    retry: &mut Backoff,
-    stale: &mut StalePolicy,
-) -> StreamEnd {
-    stale.begin();
-    match stream(guard, replica, cursor, retry, stale).await {
-        Ok(()) => StreamEnd::Closed,
-        Err(StreamEnd::Status(status)) if status.code() == Code::InvalidArgument => {
-            // The replica does not accept the cursor, so start with a snapshot.
-            cursor.clear();
-            StreamEnd::Status(status)
-        }
-        Err(end) => end,
-    }
-}
-
-async fn stream(
-    guard: &GuardState,
-    replica: &Replica,
-    cursor: &mut String,
-    retry: &mut Backoff,
-    stale: &mut StalePolicy,
-) -> Result<(), StreamEnd> {
+async fn stream(guard: &GuardState, replica: &Replica, progress: &mut Progress) -> Result<(), StreamEnd> {
     guard.upstream.check(replica).await?;
     // From the request on, because the first message may have been delayed too.
-    let mut delay = Delay::new(Instant::now());
-    let request = guard.upstream.authorized(WatchRevocationsRequest { cursor: cursor.clone() });
+    let mut reader = StreamReader::new(guard, progress, Instant::now());
+    let request = guard.upstream.authorized(WatchRevocationsRequest { cursor: progress.cursor.clone() });
     let mut client = replica.client();
     let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| StreamEnd::Silence)?;
     let mut messages = answer?.into_inner();
     increment(&guard.counters.connections);
-
-    let mut snapshot: Option<RevokedSet> = None;
-    let mut has_new_snapshot = false;
-    let mut received_at = Instant::now();
+    reader.received_at = Instant::now();
     loop {
         let message = timeout(SILENCE_MAX, messages.message()).await.map_err(|_| StreamEnd::Silence)?;
         let Some(message) = message? else { return Ok(()) };
+        if let Some(previous) = reader.receive(message, Instant::now(), progress)? {
+            // Dropping a million entries takes long enough to block the runtime.
+            drop(tokio::task::spawn_blocking(move || drop(previous)));
+        }
+    }
+}
+
+/// Applies the messages of one stream. The caller says when each one arrived, so the result depends on nothing else.
+pub(super) struct StreamReader<'a> {
+    guard: &'a GuardState,
+    delay: Delay,
+    /// The snapshot that is being received.
+    snapshot: Option<RevokedSet>,
+    /// Whether this stream has replaced the set by a snapshot.
+    has_new_snapshot: bool,
+    received_at: Instant,
+}
+
+impl<'a> StreamReader<'a> {
+    pub(super) const fn new(guard: &'a GuardState, progress: &mut Progress, begun_at: Instant) -> Self {
+        progress.stale.begin();
+        let delay = Delay::new(begun_at);
+        Self { guard, delay, snapshot: None, has_new_snapshot: false, received_at: begun_at }
+    }
+
+    /// Applies a message. Returns the previous set if this message completes a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// Returns why nothing more may be read from this stream.
+    pub(super) fn receive(
+        &mut self,
+        message: WatchRevocationsResponse,
+        at: Instant,
+        progress: &mut Progress,
+    ) -> Result<Option<Arc<RevokedSet>>, StreamEnd> {
+        let guard = self.guard;
         // This process may have been suspended: the message has waited for an unknown time.
-        if received_at.elapsed() > SILENCE_MAX {
+        if at.duration_since(self.received_at) > SILENCE_MAX {
             return Err(StreamEnd::Silence);
         }
-        received_at = Instant::now();
+        self.received_at = at;
+        let mut previous = None;
         match message.event {
-            Some(Event::SnapshotBegin(_)) => snapshot = Some(RevokedSet::default()),
+            Some(Event::SnapshotBegin(_)) => self.snapshot = Some(RevokedSet::default()),
             Some(Event::Revocations(batch)) => {
                 let current;
-                let set = match &snapshot {
+                let set = match &self.snapshot {
                     Some(snapshot) => snapshot,
                     None => {
                         current = guard.revocations.current();
@@ -188,35 +227,34 @@ async fn stream(
                 }
             }
             Some(Event::SnapshotComplete(_)) => {
-                if let Some(snapshot) = snapshot.take() {
-                    let previous = guard.revocations.replace(snapshot);
-                    has_new_snapshot = true;
-                    // Dropping a million entries takes long enough to block the runtime.
-                    drop(tokio::task::spawn_blocking(move || drop(previous)));
+                if let Some(snapshot) = self.snapshot.take() {
+                    previous = Some(guard.revocations.replace(snapshot));
+                    self.has_new_snapshot = true;
                     increment(&guard.counters.snapshots);
                 }
             }
-            Some(Event::Heartbeat(heartbeat)) if guard.revocations.is_complete() && snapshot.is_none() => {
+            Some(Event::Heartbeat(heartbeat)) if guard.revocations.is_complete() && self.snapshot.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
-                let age = age + delay.of_heartbeat(received_at);
-                let leaves = stale.should_leave(age, received_at);
+                let age = age + self.delay.of_heartbeat(at);
+                let leaves = progress.stale.should_leave(age, at);
                 // The set is at least as recent as it was before this stream, unless the stream has replaced it.
-                if !leaves || has_new_snapshot {
+                if !leaves || self.has_new_snapshot {
                     guard.revocations.set_age(&guard.time, age);
                 }
                 if leaves {
                     return Err(StreamEnd::Stale(age));
                 }
                 guard.startup.send_if_modified(|startup| !std::mem::replace(&mut startup.has_snapshot, true));
-                retry.reset();
+                progress.retry.reset();
             }
             // A heartbeat within a snapshot, or an event that this version does not know and need not act on.
             Some(Event::Heartbeat(_)) | None => {}
         }
         // A stream cannot be resumed within a snapshot.
-        if let Some(next) = message.cursor.filter(|_| snapshot.is_none()) {
-            *cursor = next;
+        if let Some(next) = message.cursor.filter(|_| self.snapshot.is_none()) {
+            progress.cursor = next;
         }
+        Ok(previous)
     }
 }
 

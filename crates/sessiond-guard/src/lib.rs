@@ -40,6 +40,8 @@ mod stats;
 mod time;
 mod trace;
 mod upstream;
+#[cfg(test)]
+mod vectors;
 
 pub use guard::Guard;
 pub use layer::GuardBody;
