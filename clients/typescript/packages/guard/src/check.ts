@@ -1,0 +1,44 @@
+// The check of one request, for middleware.
+
+import type { Guard } from "./guard.js";
+import { Refusal, type Requirement, bearer } from "./refusal.js";
+import type { Principal } from "./token.js";
+
+/** What a route asks for. */
+export interface RouteOptions extends Requirement {
+    /** Also lets requests without a token through; they have no principal. Refuses requests with an invalid token. */
+    optional?: boolean;
+}
+
+/** The principal of the request (undefined only if `optional`), or why it is refused. */
+export interface Outcome {
+    principal?: Principal | undefined;
+    refusal?: Refusal;
+}
+
+/** Checks a request with these `Authorization` headers. */
+export async function check(guard: Guard, headers: readonly string[], { optional = false, ...requirement }: RouteOptions = {}): Promise<Outcome> {
+    try {
+        const token = read(guard, headers);
+        if (token === undefined && optional) return { principal: undefined };
+        if (token === undefined) {
+            guard.countRefusal();
+            throw Refusal.credentialsMissing();
+        }
+        const principal = await guard.verify(token);
+        guard.require(principal, requirement);
+        return { principal };
+    } catch (error) {
+        if (error instanceof Refusal) return { refusal: error };
+        throw error;
+    }
+}
+
+function read(guard: Guard, headers: readonly string[]): string | undefined {
+    try {
+        return bearer(headers);
+    } catch (error) {
+        guard.countRefusal();
+        throw error;
+    }
+}

@@ -1,0 +1,179 @@
+// The vectors of all guards (clients/vectors, with a README), decided by the guard for Node. Needs no server.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { Time } from "../packages/guard/dist/clock.js";
+import { LINE_BYTES_MAX, Progress, StreamReader } from "../packages/guard/dist/follower.js";
+import { GuardState, meets } from "../packages/guard/dist/guard.js";
+import { Principal, Refusal, bearer } from "../packages/guard/dist/index.js";
+import { readKeys } from "../packages/guard/dist/jwks.js";
+import { UNKNOWN_KEY } from "../packages/guard/dist/token.js";
+
+const read = (name) => JSON.parse(readFileSync(new URL(`../../vectors/${name}`, import.meta.url), "utf8"));
+
+class TestClock {
+    at = 0;
+    ahead = 0;
+    constructor(start) {
+        this.start = start;
+    }
+    elapsed = () => this.at;
+    now = () => this.start + this.at + this.ahead;
+}
+
+function guard({ project, issuer, jwks }, clock, { fail_mode = "reject", max_staleness_ms = 10_000, max_entries = 1_000_000 } = {}) {
+    const state = new GuardState({
+        url: "http://127.0.0.1:1",
+        ...{ project, issuer, clock },
+        serverKey: `sdsk_${"a".repeat(64)}`,
+        failMode: fail_mode,
+        maxStaleness: max_staleness_ms,
+        maxEntries: max_entries,
+    });
+    state.jwks.store(readKeys(JSON.stringify(jwks)), 0, 24 * 3_600_000);
+    return state;
+}
+
+/** The decision of a guard that has just read the keys. */
+function decide(state, token) {
+    const decision = state.decide(token);
+    if (decision === UNKNOWN_KEY) return Refusal.unparsable();
+    if (decision instanceof Principal || decision instanceof Refusal) return decision;
+    return state.failMode === "introspect" ? "introspect" : state.decideByFailMode(decision.because, decision.principal);
+}
+
+const nameOf = (decision) => (decision instanceof Principal ? "accepted" : decision instanceof Refusal ? decision.reason : decision);
+
+test("vectors: tokens", (t) => {
+    const file = read("tokens.json");
+    for (const one of file.tokens) {
+        const state = guard(file, new TestClock(one.now_ms));
+        state.revocations.replace(state.revocations.set);
+        state.revocations.setAge(state.time, 0);
+        // Twice, because the second time it is found in the cache.
+        for (const how of ["at first", "again"]) {
+            let decision = decide(state, one.token);
+            const { acr, max_age } = one.require ?? {};
+            const requirement = { acr, maxAge: max_age ?? undefined };
+            if (decision instanceof Principal && !meets(decision, requirement, state.time.now())) {
+                decision = Refusal.insufficientAuthentication(requirement);
+            }
+            const name = `${one.name} (${how})`;
+            assert.equal(nameOf(decision), one.verdict, name);
+            if (decision instanceof Principal) {
+                assert.deepEqual([decision.userId, decision.sessionId, decision.impersonatorId], [one.user, one.session, one.impersonator], name);
+            }
+            if (one.expired_at_ms !== undefined) assert.equal(decision.metadata.expired_at_millis, String(one.expired_at_ms), name);
+            if (one.expected_project) assert.deepEqual(Object.values(decision.metadata), [one.expected_project, one.actual_project], name);
+        }
+    }
+    t.diagnostic(`${file.tokens.length} tokens`);
+});
+
+test("vectors: JWK Sets", (t) => {
+    const { sets } = read("jwks.json");
+    for (const { name, body, kids } of sets) {
+        const keys = readKeys(body);
+        assert.deepEqual(keys ? [...keys.keys()] : null, kids, name);
+    }
+    t.diagnostic(`${sets.length} sets`);
+});
+
+test("vectors: clocks", (t) => {
+    const { clocks } = read("clock.json");
+    for (const { name, steps } of clocks) {
+        const now = { at: 0, system: steps[0].system };
+        const time = new Time({ elapsed: () => now.at, now: () => now.system });
+        for (const step of steps) {
+            Object.assign(now, { at: step.at, system: step.system });
+            if (step.date !== undefined) assert.equal(time.observe(step.date * 1_000), step.agrees, name);
+            assert.equal(time.now(), step.now, `${name} at ${step.at}`);
+        }
+    }
+    t.diagnostic(`${clocks.length} clocks`);
+});
+
+function follow(file, stream, isWhole) {
+    const clock = new TestClock(file.now_ms);
+    const state = guard(file, clock, stream);
+    const { time, revocations, maxStaleness, maxEntries } = state;
+    const feed = { time, revocations, maxStaleness, maxEntries, replicas: 1 };
+    const progress = new Progress();
+    let reader;
+    const feedBytes = (bytes) => {
+        if (isWhole) return reader.read(bytes, clock.at);
+        for (const byte of bytes) {
+            const end = reader.read(Buffer.of(byte), clock.at);
+            if (end) return end;
+        }
+        return undefined;
+    };
+    const long = (bytes) => {
+        for (let sent = 0; sent < bytes; sent += 65_536) {
+            const end = reader.read(Buffer.alloc(65_536, "x"), clock.at);
+            if (end) return end;
+            assert.ok(sent <= LINE_BYTES_MAX);
+        }
+        return undefined;
+    };
+    for (const step of stream.steps) {
+        clock.at = step.at;
+        const name = `${stream.name}: ${JSON.stringify(step)}`;
+        if (step.open !== undefined) {
+            assert.equal(reader, undefined, name);
+            assert.equal(progress.cursor, step.open, name);
+            reader = new StreamReader(feed, progress, clock.at);
+        }
+        if (step.answer !== undefined) {
+            progress.refuse(step.answer, step.body);
+            reader = undefined;
+        }
+        let end;
+        if (step.line !== undefined) end = feedBytes(Buffer.from(`${step.line}\n`));
+        if (step.line_base64 !== undefined) end = feedBytes(Buffer.concat([Buffer.from(step.line_base64, "base64"), Buffer.from("\n")]));
+        if (step.part !== undefined) end = feedBytes(Buffer.from(step.part));
+        if (step.long_line !== undefined) end = long(step.long_line);
+        assert.equal(end, step.end, name);
+        if (end || step.close) reader = undefined;
+        if (step.clock_ahead !== undefined) clock.ahead = step.clock_ahead;
+        if (step.forget) revocations.set.forget(clock.at);
+        if (step.entries !== undefined) assert.equal(revocations.set.size, step.entries, name);
+        if (step.token !== undefined) {
+            const decision = decide(state, file.tokens[step.token]);
+            assert.deepEqual([nameOf(decision), decision.because], [step.verdict, step.because], name);
+        }
+    }
+}
+
+test("vectors: streams", (t) => {
+    const file = read("streams.json");
+    for (const stream of file.streams) {
+        follow(file, stream, true);
+        follow(file, stream, false);
+    }
+    t.diagnostic(`${file.streams.length} streams, whole and byte by byte`);
+});
+
+test("vectors: refusals", (t) => {
+    const { refusals, credentials } = read("refusals.json");
+    const make = {
+        CREDENTIALS_MISSING: Refusal.credentialsMissing,
+        UNPARSABLE_ACCESS_TOKEN: Refusal.unparsable,
+        ACCESS_TOKEN_EXPIRED: ({ expired_at_ms, project, user, session }) => Refusal.expired(expired_at_ms, project, user, session),
+        INVALID_PROJECT_FOR_ACCESS_TOKEN: ({ expected_project, actual_project }) => Refusal.wrongProject(expected_project, actual_project),
+        SESSION_REVOKED: Refusal.revoked,
+        ACCESS_TOKEN_SUPERSEDED: Refusal.superseded,
+        INSUFFICIENT_USER_AUTHENTICATION: ({ acr, max_age }) => Refusal.insufficientAuthentication({ acr, maxAge: max_age ?? undefined }),
+        VERIFICATION_UNAVAILABLE: () => Refusal.unavailable("stale_feed"),
+    };
+    for (const { reason, given, status, headers, body } of refusals) {
+        const response = make[reason](given).response();
+        assert.deepEqual({ ...response, body: JSON.parse(response.body) }, { status, headers, body }, reason);
+    }
+    for (const { headers, token, verdict } of credentials) {
+        if (verdict) assert.throws(() => bearer(headers), (refusal) => refusal.reason === verdict);
+        else assert.equal(bearer(headers) ?? null, token, headers[0]);
+    }
+    t.diagnostic(`${refusals.length} refusals, ${credentials.length} credentials`);
+});
