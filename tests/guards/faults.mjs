@@ -1,0 +1,269 @@
+// Each guard against the real server, while what is between them fails. After each fault: no signed-out token was accepted for
+// longer than the maximum staleness, none is missed after recovery, and memory stays bounded. Prints a table: for each fault and
+// guard, how long after the sign-out the token was refused, and how long after the end of the fault others were accepted again.
+
+import assert from "node:assert/strict";
+import { cp, mkdtemp, rm, chmod } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { GUARDS, Probe, Relay, Sessiond, eventually, sleep } from "./lib.mjs";
+
+const isLong = process.argv.includes("--long");
+const only = process.env.FAULT;
+
+/** The smallest that a guard takes, and the leeway for a busy machine. */
+const MAX_STALENESS_MS = 2_000;
+const SLACK_MS = 2_000;
+
+/** How much a fault may add to a guard's memory. */
+const MEMORY_MAX = 64 * 1024 * 1024;
+
+/** Longer than a guard believes in a silent stream. */
+const FAULT_MS = isLong ? 10_000 : 3_500;
+
+const directory = await mkdtemp(join(process.env.SESSIOND_GUARDS_DIR ?? tmpdir(), "faults-"));
+await chmod(directory, 0o711);
+const server = await Sessiond.start(join(directory, "sessiond"), ["--access-token-ttl", "1h"]);
+const relay = await Relay.open(server);
+const rows = [];
+const options = (more) => ({
+    ...{ url: relay.url, project: server.project, issuer: server.url, serverKey: server.serverKey },
+    ...{ maxStalenessMs: MAX_STALENESS_MS, failMode: "reject", maxEntries: 1_000_000, ...more },
+});
+let probes = await Promise.all(Object.keys(GUARDS).map((guard) => Probe.start(guard, options())));
+
+const all = (act) => Promise.all(probes.map(act));
+const accepted = (token, what) => all((probe) => eventually(`${probe.guard} accepts ${what}`, async () => (await probe.verdict(token)) === "accepted"));
+
+/**
+ * A fault: `begin` starts it and signs out, `end` ends it. Neither lets a guard accept the token for too long.
+ */
+async function fault(name, { begin, during = () => sleep(FAULT_MS), end = () => undefined, survives = true, refusals = ["SESSION_REVOKED", "VERIFICATION_UNAVAILABLE"] }) {
+    if (only && !name.includes(only)) return;
+    const [phone, laptop] = [await server.signIn(), await server.signIn()];
+    await accepted(phone.access_token, "before the fault");
+    await accepted(laptop.access_token, "before the fault");
+    const before = await all(async (probe) => (await probe.stats()).rssBytes);
+    let signedOutAt;
+    const signOut = async () => {
+        await server.signOut(phone.access_token);
+        signedOutAt = performance.now();
+    };
+    await begin(signOut);
+    assert.ok(signedOutAt !== undefined, "the fault includes a sign-out");
+    let isOver = false;
+    // From the sign-out on, each guard is asked all the time, and must not accept the token again once it has refused it.
+    const watched = all(async (probe) => {
+        let refusedAfter;
+        while (!isOver || refusedAfter === undefined) {
+            const asked = performance.now();
+            const verdict = await probe.verdict(phone.access_token).catch((error) => error.message);
+            const after = asked - signedOutAt;
+            if (verdict === "accepted") {
+                assert.equal(refusedAfter, undefined, `${name}: ${probe.guard} accepts again`);
+                assert.ok(after < MAX_STALENESS_MS + SLACK_MS, `${name}: ${probe.guard} still accepts after ${after} ms`);
+            } else if (refusals.includes(verdict)) {
+                refusedAfter ??= performance.now() - signedOutAt;
+            }
+            await sleep(20);
+        }
+        return refusedAfter;
+    });
+    await during();
+    await end();
+    const recovered = survives
+        ? await accepted(laptop.access_token, `after: ${name}`)
+        : await accepted((await server.signIn()).access_token, `after: ${name}`);
+    if (survives) {
+        await all((probe) => eventually(`${probe.guard} knows the sign-out`, async () => (await probe.verdict(phone.access_token)) === "SESSION_REVOKED"));
+    } else {
+        await all(async (probe) => assert.notEqual(await probe.verdict(laptop.access_token), "accepted", `${name}: ${probe.guard}`));
+    }
+    isOver = true;
+    const refused = await watched;
+    const grown = await all(async (probe, at) => (await probe.stats()).rssBytes - before[at]);
+    probes.forEach(({ guard }, at) => {
+        assert.ok(grown[at] < MEMORY_MAX, `${name}: ${guard} has grown by ${grown[at]} bytes`);
+        rows.push({ fault: name, guard, refused: `${Math.round(refused[at])} ms`, recovered: `${Math.round(recovered[at])} ms`, memory: `${(grown[at] / 1e6).toFixed(1)} MB` });
+    });
+    const shown = probes.map(({ guard }, at) => `${guard} ${Math.round(refused[at])}/${Math.round(recovered[at])} ms`).join(", ");
+    console.log(`guards, ${name}: refused/recovered after ${shown}`);
+}
+
+/** Writes something into each stream of revocations for as long as the fault lasts. */
+const poisoned = (write) => ({
+    begin: async (signOut) => {
+        relay.poison = write;
+        relay.set("cut");
+        relay.set("pass");
+        await signOut();
+    },
+    end: () => {
+        relay.poison = undefined;
+    },
+});
+
+const LINE = 100_000_000;
+
+/** A line of 100 MB, as fast as it is read. */
+function longLine(response) {
+    const part = Buffer.alloc(65_536, "x");
+    let left = LINE;
+    const go = () => {
+        while (left > 0 && !response.destroyed) {
+            left -= part.length;
+            if (!response.write(part)) return void response.once("drain", go);
+        }
+    };
+    go();
+}
+
+await fault("the connection is cut", {
+    begin: async (signOut) => {
+        relay.set("cut");
+        await signOut();
+    },
+    end: () => relay.set("pass"),
+});
+await fault("a proxy swallows everything and stays open", {
+    begin: async (signOut) => {
+        relay.set("swallow");
+        await signOut();
+    },
+    end: () => relay.set("pass"),
+});
+await fault("a byte at a time", {
+    begin: async (signOut) => {
+        relay.set("drip");
+        await signOut();
+    },
+    end: () => relay.set("pass"),
+});
+await fault("the server is paused", {
+    begin: async (signOut) => {
+        await signOut();
+        server.signal("SIGSTOP");
+    },
+    end: () => server.signal("SIGCONT"),
+});
+await fault("the server is killed", {
+    begin: async (signOut) => {
+        await signOut();
+        server.signal("SIGKILL");
+        await server.ended();
+    },
+    during: () => sleep(1_000),
+    end: () => server.run(),
+});
+await fault("the loop is blocked, the GIL held, the process stopped", {
+    begin: async (signOut) => {
+        const blocked = all((probe) => probe.ask(`/block?ms=${FAULT_MS}`));
+        await sleep(100);
+        await signOut();
+        await blocked;
+    },
+    during: () => undefined,
+});
+for (const [name, ms] of [["back", -3_600_000], ["ahead", 3_600_000]]) {
+    await fault(`the clock is set ${name} by an hour`, {
+        begin: async (signOut) => {
+            await all((probe) => probe.ask(`/clock?ahead_ms=${ms}`));
+            await signOut();
+        },
+        during: () => sleep(1_000),
+        end: () => all((probe) => probe.ask("/clock?ahead_ms=0")),
+        refusals: ["SESSION_REVOKED", "VERIFICATION_UNAVAILABLE", "ACCESS_TOKEN_EXPIRED"],
+    });
+}
+await fault("revocations of an unknown kind", poisoned((response) => response.write('{"revocations":{"revocations":[{"some_future_kind":{}}]}}\n')));
+await fault("broken JSON", poisoned((response) => response.write('{"heartbeat":{"age_ms":0}\n')));
+await fault("a line of 100 MB", poisoned(longLine));
+await fault("the keys of another issuer", {
+    begin: async (signOut) => {
+        const other = { kty: "EC", crv: "P-256", kid: "11111111-1111-4111-8111-111111111111", x: "AhfmF-hMFqWCuZk5qO6HhG4oQ2x4Fk9m9VvQ3Jr5n3s", y: "AQ" };
+        relay.instead = (path) => (path.endsWith("/.well-known/jwks.json") ? JSON.stringify({ keys: [other] }) : undefined);
+        await signOut();
+        // A token under an unknown key makes the guards read the keys again.
+        const { project } = server;
+        const encode = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+        const unknown = `${encode({ typ: "at+jwt", alg: "ES256", kid: other.kid })}.${encode({ project })}.${"A".repeat(86)}`;
+        const laptop = (await server.signIn()).access_token;
+        await sleep(1_000);
+        await all((probe) => eventually(`${probe.guard} verifies nothing by other keys`, async () => {
+            await probe.verdict(unknown);
+            return (await probe.verdict(laptop)) === "UNPARSABLE_ACCESS_TOKEN";
+        }));
+    },
+    during: () => undefined,
+    end: () => {
+        relay.instead = () => undefined;
+    },
+    refusals: ["SESSION_REVOKED", "UNPARSABLE_ACCESS_TOKEN"],
+});
+await fault("another history: sessiond restored", {
+    begin: async (signOut) => {
+        await signOut();
+        await server.command("restored");
+    },
+    during: () => sleep(500),
+    survives: false,
+});
+if (isLong) {
+    await fault("a backup from before the sign-out", {
+        begin: async (signOut) => {
+            await server.stop();
+            await cp(join(directory, "sessiond"), join(directory, "backup"), { recursive: true, preserveTimestamps: true });
+            await server.run();
+            await signOut();
+        },
+        during: async () => {
+            await server.stop();
+            await rm(join(directory, "sessiond"), { recursive: true });
+            await cp(join(directory, "backup"), join(directory, "sessiond"), { recursive: true, preserveTimestamps: true });
+        },
+        end: async () => {
+            await server.run();
+            await server.command("restored");
+        },
+        survives: false,
+    });
+}
+await Promise.all(probes.map((probe) => probe.stop()));
+
+// More entries than a guard may hold: it stops at its bound, and accepts nothing new.
+const [offered, bound] = isLong ? [10_000_000, 1_000_000] : [200_000, 20_000];
+if (!only || "entries".includes(only)) {
+    const id = (number) => `01990000-0000-7000-8000-${number.toString(16).padStart(12, "0")}`;
+    const entry = (at) => `{"session_id":"${id(at)}","user_id":"user-${at}","revoked_at":"2026-11-27T18:00:00.123456Z","reason":"REVOKE_REASON_SIGNED_OUT","retain_seconds":901}`;
+    // The server refuses a snapshot that is too large by itself; so this one is the relay's.
+    relay.poison = (response) => {
+        let at = 0;
+        response.write('{"snapshot_begin":{"reason":"SNAPSHOT_REASON_NO_CURSOR"}}\n');
+        const go = () => {
+            while (at < offered && !response.destroyed) {
+                const batch = Array.from({ length: 1_000 }, (_, index) => entry(at + index));
+                at += 1_000;
+                if (!response.write(`{"revocations":{"revocations":[${batch}]}}\n`)) return void response.once("drain", go);
+            }
+            response.write('{"snapshot_complete":{},"cursor":"x"}\n{"heartbeat":{"age_ms":0}}\n');
+        };
+        go();
+    };
+    probes = [];
+    for (const guard of Object.keys(GUARDS)) {
+        // Without waiting for a snapshot, which never comes.
+        const probe = await Probe.start(guard, options({ maxEntries: bound, startupTimeoutMs: isLong ? 20_000 : 1_500 }));
+        const phone = await server.signIn();
+        await sleep(isLong ? 20_000 : 1_000);
+        assert.equal(await probe.verdict(phone.access_token), "VERIFICATION_UNAVAILABLE", guard);
+        const { rssBytes, entries } = await probe.stats();
+        assert.ok(entries <= bound + 1_000 && rssBytes < 600e6, `${guard}: ${entries} entries, ${rssBytes} bytes`);
+        console.log(`guards, ${offered} entries offered to a bound of ${bound}: ${guard} refuses; ${(rssBytes / 1e6).toFixed(0)} MB in all`);
+        await probe.stop();
+    }
+}
+
+relay.close();
+await server.stop();
+await rm(directory, { recursive: true, maxRetries: 20, retryDelay: 200 });
+console.table(rows);
