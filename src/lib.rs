@@ -49,6 +49,9 @@ pub mod telemetry;
 /// Sends traces to a collector.
 pub mod otlp;
 
+/// The client's address, behind trusted proxies.
+pub mod forwarded;
+
 /// Rate limits.
 pub mod rates;
 

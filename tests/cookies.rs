@@ -7,10 +7,11 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
+use sessiond::config::network;
 use sessiond::pb::{
     CookieOptions, CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, Session as SessionMessage,
     UpdateSessionRequest,
-    envoy::{HeaderValueOption, check_response::HttpResponse},
+    envoy::{Address, HeaderValueOption, SocketAddress, attribute_context::Peer, check_response::HttpResponse},
 };
 use sessiond_core::{
     id::ProjectId,
@@ -835,6 +836,51 @@ async fn a_shared_refresh_does_not_outlive_a_sign_out() {
     service.revoke_current(Wire::Rest, browser.headers()).await.expect("signs out");
     let passed = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
     assert_eq!((passed.status, passed.set_cookies.len()), (401, 0));
+}
+
+/// Envoy says where each request comes from. As with any other proxy, its word counts only if it is trusted.
+#[tokio::test]
+async fn a_refresh_through_envoy_notes_the_address_of_its_client() {
+    const FORWARDED: &str = "6.6.6.6, 203.0.113.9";
+    for is_trusted in [true, false] {
+        let service = Service::start_with(|web, _| {
+            web.trusted_proxies = if is_trusted { vec![network("127.0.0.1").expect("an address")] } else { vec![] };
+        })
+        .await;
+        service.set_policy(|policy| policy.cookies.scope = CookieScope::Host).await;
+        for (source, forwarded, expected) in [
+            (Some("198.51.100.7"), None, "198.51.100.7"),
+            // The client's own header.
+            (Some("198.51.100.7"), Some(FORWARDED), "198.51.100.7"),
+            // From another trusted proxy; and Envoy may have added that one's address.
+            (Some("127.0.0.1"), Some(FORWARDED), "203.0.113.9"),
+            (Some("::ffff:127.0.0.1"), Some("6.6.6.6, 203.0.113.9,127.0.0.1"), "203.0.113.9"),
+            // No address: the session's stays.
+            (Some("unknown"), Some(FORWARDED), "192.0.2.1"),
+            (None, Some(FORWARDED), "192.0.2.1"),
+        ] {
+            for route in [Route::Envoy, Route::EnvoyRaw] {
+                let created = CreateSessionRequest { ip: Some("192.0.2.1".to_owned()), ..signing_in("ada") };
+                let browser = Browser::of(&service.create(Wire::Rest, created).await.expect("signs in"));
+                let headers = forwarded.map(|list| header("x-forwarded-for", list)).unwrap_or_default();
+                let headers = both(browser.without_access().headers(), headers);
+                let mut request = check_request(route, Some(PROJECT), &headers);
+                let address = source.map(|address| Peer {
+                    address: Some(Address { socket_address: Some(SocketAddress { address: address.to_owned() }) }),
+                });
+                request.attributes.as_mut().expect("attributes").source = address;
+                let answer = service.check(request).await.expect("answers");
+                assert!(matches!(answer.http_response, Some(HttpResponse::OkResponse(_))), "{source:?}");
+                let query = json!({"user_id": "ada"});
+                let list = service.ask(Wire::Grpc, "ListSessions", service.key(), &query).await.expect("lists");
+                let shown = list["items"].as_array().expect("a list").iter();
+                let session = shown.into_iter().find(|item| item["id"] == json!(browser.session)).expect("is there");
+                let expected = if is_trusted { expected } else { "192.0.2.1" };
+                assert_eq!(session["ip"], json!(expected), "{source:?} {forwarded:?} {route:?} {is_trusted}");
+                assert_eq!(rotations(&service, &browser.session).await, 1);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["device", "every", "reason", "tls"],
     &["config", "outbound", "probe"],
     &["telemetry"],
-    &["cookies", "otlp", "rates"],
+    &["cookies", "forwarded", "otlp", "rates"],
     &["store"],
     &["feed"],
     &["app"],

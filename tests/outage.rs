@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use dev_postgres::{Cluster, Mode};
 use http::{Method, StatusCode};
+use sessiond_core::session::policy::CookieScope;
 use tonic::Code;
 
 use crate::harness::{
-    Service, Wire, bearer,
+    Service, Wire, bearer, both,
     database::{Database, disposable},
     eventually, header, refresh_token,
 };
@@ -22,6 +23,7 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
     let database = Database { url: cluster.database_url("postgres") };
     database.migrate().await;
     let service = Service::start_on(database).await;
+    service.set_policy(|policy| policy.cookies.scope = CookieScope::Host).await;
     let mut phone = service.sign_in("ada", "phone").await;
     // Several connections, so that several are dead afterwards.
     let many = (0..8).map(|_| phone.refresh_without_keeping());
@@ -41,6 +43,16 @@ async fn a_stopped_database_is_a_503_and_its_return_is_noticed() {
         let response = service.wires.http(Method::DELETE, path, bearer(&phone.access_token), "").await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
+        // A browser keeps its cookies, and a page that cannot be refreshed is not sent to the login page.
+        let cookie = format!("__Host-sessiond.demo.refresh={}", phone.refresh_token);
+        let by_cookie = || both(header("cookie", &cookie), header("sec-fetch-site", "same-origin"));
+        let response = service.wires.http(Method::DELETE, path, by_cookie(), "").await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!response.headers().contains_key("set-cookie"));
+        let page = both(by_cookie(), header("sec-fetch-mode", "navigate"));
+        let page = both(page, header("x-forwarded-method", "GET"));
+        let response = service.wires.http(Method::GET, "/projects/demo/auth/verify?login=/login", page, "").await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let form = format!("client_id=demo&token={}", phone.access_token);
         let typed = header("content-type", "application/x-www-form-urlencoded");
         let response = service.wires.http(Method::POST, "/oauth2/revoke", typed, form).await;

@@ -1,10 +1,10 @@
-//! Behind real proxies: Envoy, nginx and Caddy, with the configurations in `examples/`. `tests/proxies/run` installs the
+//! Behind real proxies: Envoy, nginx, Caddy and Traefik, with the configurations in `examples/`. `tests/proxies/run` installs the
 //! programs, and passes their paths.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{
@@ -20,7 +20,10 @@ use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sessiond::pb::{CookieOptions, CreateSessionRequest};
+use sessiond::{
+    config::network,
+    pb::{CookieOptions, CreateSessionRequest},
+};
 use sessiond_core::session::policy::CookieScope;
 use tokio::{net::TcpListener, net::TcpStream, runtime::Runtime};
 
@@ -41,6 +44,9 @@ const ACCESS_TTL: Duration = Duration::from_secs(10 * 60);
 /// The number of sign-outs to measure.
 const SIGN_OUTS: usize = 100;
 
+/// Where clients are: not where the proxies are.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// A proxy's program, its example configuration, and what to replace in it.
 struct Kind {
     /// The variable with the path of the program.
@@ -53,6 +59,8 @@ struct Kind {
     down: u16,
     /// Whether the client gets our body, or the proxy's.
     passes_bodies_on: bool,
+    /// Whether it can forbid caches to keep a response with new cookies.
+    forbids_caches: bool,
 }
 
 const ENVOY: Kind = Kind {
@@ -65,6 +73,7 @@ const ENVOY: Kind = Kind {
     },
     down: 503,
     passes_bodies_on: true,
+    forbids_caches: true,
 };
 
 const NGINX: Kind = Kind {
@@ -76,13 +85,14 @@ const NGINX: Kind = Kind {
     },
     down: 500,
     passes_bodies_on: false,
+    forbids_caches: true,
 };
 
 const ENVOY_COOKIES: Kind = Kind { example: "examples/envoy/cookies.yaml", ..ENVOY };
 
 const NGINX_COOKIES: Kind = Kind { example: "examples/nginx/cookies.conf", ..NGINX };
 
-const CADDY_COOKIES: Kind = Kind {
+const CADDY: Kind = Kind {
     program: "SESSIOND_TEST_CADDY",
     example: "examples/caddy/Caddyfile",
     ports: ["127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.1:10090"],
@@ -92,7 +102,22 @@ const CADDY_COOKIES: Kind = Kind {
     },
     down: 502,
     passes_bodies_on: true,
+    forbids_caches: true,
 };
+
+const TRAEFIK: Kind = Kind {
+    program: "SESSIOND_TEST_TRAEFIK",
+    example: "examples/traefik/traefik.yaml",
+    ports: ["127.0.0.1:8080", "127.0.0.1:9000", "127.0.0.1:10070"],
+    arguments: |_, config| vec![format!("--configfile={}", config.display())],
+    down: 500,
+    passes_bodies_on: true,
+    forbids_caches: false,
+};
+
+const TRAEFIK_COOKIES: Kind = Kind { example: "examples/traefik/cookies.yaml", ..TRAEFIK };
+
+const CADDY_COOKIES: Kind = Kind { example: "examples/caddy/cookies.Caddyfile", ..CADDY };
 
 /// A running proxy. Stopped on drop.
 struct Front {
@@ -127,6 +152,8 @@ impl Front {
         let dir = fresh_dir(&format!("behind-{}", file.display()));
         fs::create_dir_all(dir.join("temp")).expect("makes it");
         let place = dir.join(file);
+        // Traefik's names itself.
+        config = config.replace(kind.example, &place.display().to_string());
         fs::write(&place, change(config)).expect("writes");
         let log = dir.join("log");
         let process = Command::new(program)
@@ -141,11 +168,16 @@ impl Front {
             .spawn()
             .expect("starts");
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, own));
-        let mut front = Self { process, wires: Wires::to(addr), dir };
+        let mut front = Self { process, wires: Wires::from(Some(CLIENT), addr), dir };
         eventually("the proxy listens", async || {
             let ended = front.process.try_wait().expect("a child");
             assert!(ended.is_none(), "it ended: {}", fs::read_to_string(&log).unwrap_or_default());
             TcpStream::connect(addr).await.is_ok()
+        })
+        .await;
+        // Traefik listens before it knows its routes.
+        eventually("it has its routes", async || {
+            front.ask(Method::GET, "/checked", HeaderMap::new()).await.status() != 404
         })
         .await;
         front
@@ -153,6 +185,13 @@ impl Front {
 
     async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Response<Bytes> {
         self.wires.http(method, path, headers, "").await
+    }
+
+    /// Where an answer sends the client, on its own origin.
+    fn location(&self, answer: &Response<Bytes>) -> Option<String> {
+        let location = answer.headers().get("location")?.to_str().expect("text");
+        let own = format!("http://{}", self.wires.addr);
+        Some(location.strip_prefix(&own).unwrap_or(location).to_owned())
     }
 
     async fn status(&self, headers: HeaderMap) -> u16 {
@@ -212,33 +251,58 @@ async fn application() -> (SocketAddr, Arc<AtomicUsize>) {
 fn shown(answer: &Response<Bytes>, name: &str) -> String {
     let json: Value = serde_json::from_slice(answer.body()).expect("the application's JSON");
     let headers = json["headers"].as_array().expect("a list");
-    let same = headers.iter().filter(|pair| pair[0].as_str().is_some_and(|one| one.replace('_', "-") == name));
+    let spelled = |one: &str| one.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    let same = headers.iter().filter(|pair| pair[0].as_str().is_some_and(|one| spelled(one) == name));
     let values: Vec<&str> = same.map(|pair| pair[1].as_str().expect("text")).collect();
     assert!(values.len() <= 1, "{name}: {values:?}");
     values.concat()
 }
 
 fn shown_identity(answer: &Response<Bytes>) -> [String; 4] {
-    ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"].map(|name| shown(answer, name))
+    IDENTITY.map(|name| shown(answer, name))
 }
 
-/// Spoofed headers, twice and in other spellings.
+/// What a header's name may have besides letters, digits and the dash (RFC 9110 §5.6.2), and some applications take for a dash.
+const ALIASES: &str = "_.!#$%&'*+^`|~";
+
+/// The headers that tell an application who is signed in.
+const IDENTITY: [&str; 4] = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
+
+/// Spoofed headers: each in every spelling, twice.
 fn spoofed() -> HeaderMap {
-    let names =
-        ["x-user-id", "x_user_id", "x-user_id", "x-session-id", "x_session_id", "x-project-id", "x-impersonator-id"];
     let others = [
         ("x-stack-override-error-status", "true"),
         ("x-original-uri", "/public/"),
         ("x-original-url", "/public/"),
         ("x-forwarded-uri", "/public/"),
+        ("x-forwarded-method", "OPTIONS"),
+        ("x-original-method", "OPTIONS"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-cookie", "theme=light"),
     ];
+    let headers: HeaderMap =
+        others.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
+    both(headers, both(misspelled('-'), misspelled('_')))
+}
+
+/// The identity headers with another character in place of each dash, or both; each twice.
+fn misspelled(alias: char) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    for (name, value) in
-        names.map(|name| (name, "root")).into_iter().chain(names.map(|name| (name, "eve"))).chain(others)
-    {
-        headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    for name in IDENTITY {
+        let [first, second, third] = name.split('-').collect::<Vec<_>>().try_into().expect("three words");
+        for (one, other) in [(alias, alias), (alias, '-'), ('-', alias)] {
+            let spelled = HeaderName::try_from(format!("{first}{one}{second}{other}{third}")).expect("a name");
+            for value in ["root", "eve"] {
+                headers.append(&spelled, HeaderValue::from_static(value));
+            }
+        }
     }
     headers
+}
+
+/// Asks a proxy to keep the identity to itself: these headers are only for the next hop (RFC 9110 §7.6.1).
+fn nominated() -> HeaderMap {
+    header("connection", &format!("close, {}", IDENTITY.join(", ")))
 }
 
 async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
@@ -274,9 +338,11 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
 
     // The user that sessiond reports, not the client's.
     for device in [&phone, &laptop] {
-        let answer = front.ask(Method::GET, "/orders?a=b", both(spoofed(), device.bearer())).await;
-        assert_eq!(answer.status().as_u16(), 200, "{:?}", answer.body());
-        assert_eq!(shown_identity(&answer), [&device.session, "ada%20l", PROJECT, ""].map(str::to_owned));
+        for more in [HeaderMap::new(), nominated()] {
+            let answer = front.ask(Method::GET, "/orders?a=b", both(both(spoofed(), more), device.bearer())).await;
+            assert_eq!(answer.status().as_u16(), 200, "{:?}", answer.body());
+            assert_eq!(shown_identity(&answer), [&device.session, "ada%20l", PROJECT, ""].map(str::to_owned));
+        }
     }
     let acted = service.impersonate("ada", "root, himself").await;
     let answer = front.ask(Method::GET, "/orders", both(spoofed(), acted.bearer())).await;
@@ -284,6 +350,15 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     let answer = front.wires.http(Method::POST, "/orders", both(spoofed(), phone.bearer()), "an order").await;
     let json: Value = serde_json::from_slice(answer.body()).expect("JSON");
     assert_eq!((&json["method"], &json["body"]), (&json!("POST"), &json!("an order")));
+
+    // In any spelling, on any route.
+    for alias in ALIASES.chars() {
+        let answer = front.ask(Method::GET, "/orders", both(misspelled(alias), phone.bearer())).await;
+        let expected = [&phone.session, "ada%20l", PROJECT, ""].map(str::to_owned);
+        assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, expected), "{alias}");
+        let answer = front.ask(Method::GET, "/public/prices", misspelled(alias)).await;
+        assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()), "{alias}");
+    }
 
     // On an unchecked route no identity is passed.
     for headers in [HeaderMap::new(), phone.bearer()] {
@@ -332,6 +407,24 @@ async fn envoy_lets_only_signed_in_users_through() {
 #[ignore = "needs nginx: run tests/proxies/run"]
 async fn nginx_lets_only_signed_in_users_through() {
     who_is_signed_in_passes_and_nobody_else(&NGINX).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Traefik: run tests/proxies/run"]
+async fn traefik_lets_only_signed_in_users_through() {
+    who_is_signed_in_passes_and_nobody_else(&TRAEFIK).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Traefik: run tests/proxies/run"]
+async fn traefik_keeps_a_browser_signed_in() {
+    a_browser_stays_signed_in_and_is_signed_out(&TRAEFIK_COOKIES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Caddy: run tests/proxies/run"]
+async fn caddy_lets_only_signed_in_users_through() {
+    who_is_signed_in_passes_and_nobody_else(&CADDY).await;
 }
 
 /// Two cells, each with a database of its own, behind one nginx that routes by the project.
@@ -627,7 +720,8 @@ impl Jar {
 /// of sessions.
 async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     let host = Host::default();
-    let service = host.runtime().spawn(Service::start()).await.expect("starts");
+    let trusting = Service::start_with(|web, _| web.trusted_proxies = vec![network("127.0.0.1").expect("an address")]);
+    let service = host.runtime().spawn(trusting).await.expect("starts");
     service.set_policy(|policy| policy.cookies.scope = CookieScope::Host).await;
     let (app, asked) = application().await;
     let front = Front::start(kind, service.addr, app).await;
@@ -637,14 +731,15 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     let navigation = both(spoofed(), both(header("sec-fetch-mode", "navigate"), header("sec-fetch-site", "none")));
     let answer = front.ask(Method::GET, "/orders?open=1", navigation.clone()).await;
     assert_eq!(answer.status().as_u16(), 302, "{}", kind.example);
-    assert_eq!(answer.headers()["location"], "/login?return_to=%2Forders%3Fopen%3D1", "{}", kind.example);
+    assert_eq!(front.location(&answer).as_deref(), Some("/login?return_to=%2Forders%3Fopen%3D1"), "{}", kind.example);
     let answer = front.ask(Method::GET, "/orders", both(spoofed(), header("sec-fetch-mode", "cors"))).await;
     assert_eq!(answer.status().as_u16(), 401, "{}", kind.example);
     assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{}", kind.example);
     assert_eq!(asked.load(Ordering::Relaxed), 0);
     for path in ["//evil.example/", "/%5cevil.example"] {
         let answer = front.ask(Method::GET, path, navigation.clone()).await;
-        let location = answer.headers().get("location").map(|value| value.to_str().expect("text"));
+        let location = front.location(&answer);
+        let location = location.as_deref();
         assert!(location.is_none_or(|location| location.starts_with("/login?return_to=%2F")), "{location:?}");
         assert!(
             location.is_none_or(|location| !location.contains("%2F%2F") && !location.contains("%5")),
@@ -654,13 +749,19 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     let answer = front.ask(Method::GET, "/login", spoofed()).await;
     assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()), "{}", kind.example);
 
+    for alias in ALIASES.chars() {
+        let answer = front.ask(Method::GET, "/login", misspelled(alias)).await;
+        assert_eq!(shown_identity(&answer), <[String; 4]>::default(), "{} {alias}", kind.example);
+    }
+
     // Signed in: the application sees the user and the token, and neither of the cookies.
     let request =
         CreateSessionRequest { user_id: "ada l".into(), cookies: Some(CookieOptions::default()), ..Default::default() };
     let created = service.create(Wire::Rest, request).await.expect("signs in");
     jar.take(created.set_cookies.iter().map(String::as_str));
     let session = created.session.expect("a session").id;
-    for headers in [jar.page(), both(jar.headers(), header("sec-fetch-site", "cross-site")), jar.own()] {
+    let link = both(jar.headers(), header("sec-fetch-site", "cross-site"));
+    for headers in [jar.page(), link, jar.own(), both(jar.own(), nominated())] {
         let answer = front.ask(Method::GET, "/orders", both(spoofed(), headers)).await;
         assert_eq!(answer.status().as_u16(), 200, "{}: {:?}", kind.example, answer.body());
         assert_eq!(shown_identity(&answer), [&session, "ada%20l", PROJECT, ""].map(str::to_owned));
@@ -705,13 +806,15 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
             assert_eq!(shown_identity(&answer)[1], "ada%20l");
             assert_eq!(jar.take_from(&answer), 2, "{}", kind.example);
             let cached: Vec<_> = answer.headers().get_all("cache-control").iter().collect();
-            assert!(cached.iter().any(|value| *value == "private, no-store"), "{}: {cached:?}", kind.example);
+            let is_forbidden = cached.iter().any(|value| *value == "private, no-store");
+            assert_eq!(is_forbidden, kind.forbids_caches, "{}: {cached:?}", kind.example);
             assert_eq!(shown(&answer, "authorization"), format!("Bearer {}", jar.access));
             assert_eq!(shown(&answer, "cookie"), "theme=dark", "{}", kind.example);
             assert_eq!(answer.headers().get_all("x-set-cookie-access").iter().count(), 0, "{}", kind.example);
         }
         let seen = service.seen(&session).await.expect("is there");
         assert_eq!(seen.stored.chain.generation(), round, "{}", kind.example);
+        assert_eq!(seen.stored.session.device.ip, Some(CLIENT), "{}: the client's, not the proxy's", kind.example);
         let answer = front.ask(Method::GET, "/orders", jar.page()).await;
         assert_eq!((answer.status().as_u16(), jar.take_from(&answer)), (200, 0), "{}", kind.example);
     }
@@ -735,7 +838,7 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     loop {
         let answer = front.ask(Method::GET, "/orders", other_tab.clone()).await;
         if answer.status().as_u16() == 302 {
-            assert_eq!(answer.headers()["location"], "/login?return_to=%2Forders", "{}", kind.example);
+            assert_eq!(front.location(&answer).as_deref(), Some("/login?return_to=%2Forders"), "{}", kind.example);
             break;
         }
         assert!(signed_out.elapsed() < BOUND, "still let through: {}", answer.status());
@@ -744,8 +847,12 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     // sessiond is down: nothing passes.
     let before = asked.load(Ordering::Relaxed);
     drop(host);
-    let status = front.ask(Method::GET, "/orders", other_tab).await.status().as_u16();
-    assert_eq!((status, asked.load(Ordering::Relaxed)), (kind.down, before), "{}", kind.example);
+    // It may answer one request more while it stops.
+    eventually("the proxy fails closed", async || {
+        front.ask(Method::GET, "/orders", other_tab.clone()).await.status().as_u16() == kind.down
+    })
+    .await;
+    assert_eq!(asked.load(Ordering::Relaxed), before, "{}", kind.example);
 }
 
 #[tokio::test(flavor = "multi_thread")]

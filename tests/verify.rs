@@ -179,7 +179,11 @@ pub fn check_request(route: Route, project: Option<&str>, headers: &HeaderMap) -
     let context_extensions: HashMap<_, _> =
         project.into_iter().map(|project| ("project_id".to_owned(), project.to_owned())).collect();
     CheckRequest {
-        attributes: Some(AttributeContext { request: Some(Request { http: Some(http) }), context_extensions }),
+        attributes: Some(AttributeContext {
+            source: None,
+            request: Some(Request { http: Some(http) }),
+            context_extensions,
+        }),
     }
 }
 

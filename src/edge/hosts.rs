@@ -16,9 +16,9 @@ use http::Uri;
 use http::Version;
 use http::header;
 
-use super::origin::TrustedPeer;
 use crate::config::Authority;
 use crate::cookies::Host;
+use crate::forwarded::TrustedPeer;
 
 /// The paths of probes, which know a server's address but not its name.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/grpc.health.v1.Health/"];

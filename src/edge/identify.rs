@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::media;
 use super::origin;
-use super::origin::Trust;
+use crate::forwarded::Trust;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 

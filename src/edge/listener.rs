@@ -30,6 +30,7 @@ use super::media;
 use super::origin;
 use super::stack_auth;
 use super::verify::Verify;
+use crate::forwarded::Trust;
 use crate::telemetry::Wire;
 use crate::telemetry::request;
 use crate::telemetry::request::RequestObserver;
@@ -46,7 +47,7 @@ pub(super) struct ListenerService {
 /// The parts of a [`ListenerService`].
 pub(super) struct ListenerParts {
     /// Which proxies are trusted.
-    pub(super) trust: origin::Trust,
+    pub(super) trust: Trust,
     /// The accepted host names.
     pub(super) allowed: hosts::Allowed,
     /// Admission control: the address's bucket, the address's share, and the message's arrival. `None` on a listener that only

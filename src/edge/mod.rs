@@ -75,6 +75,7 @@ use crate::app::App;
 use crate::config;
 use crate::config::Limits;
 use crate::config::Web;
+use crate::forwarded::Trust;
 use crate::pb;
 use crate::pb::envoy::authorization_server::AuthorizationServer;
 use crate::pb::session_service_server::SessionServiceServer;
@@ -122,7 +123,8 @@ fn stack(
     let rest_layer = rest.clone();
     let guardrail =
         GuardrailLayer::new(limits.requests_max, limits.request_timeout, app.load().clone(), metrics.clone());
-    let authorization = Authorization::new(app.clone());
+    let trust = Trust::new(web);
+    let authorization = Authorization::new(app.clone(), trust.clone());
     let services = routes(app, &authorization, limits.body_bytes_max, health.clone());
     let grpc = calls(services, &guardrail, metrics);
     // Forms in, calls out; and the RFCs' own answers back.
@@ -167,7 +169,6 @@ fn stack(
     let checks = checks.map_request(|request: Request| request.map(tonic::body::Body::new));
     let checks = ServiceExt::<Request>::map_response(checks, |answer| answer.map(Body::new));
     let proxy_router = well_known::health(ready).fallback_service(checks);
-    let trust = origin::Trust::new(web);
     let allowed = hosts::Allowed::new(&web.allowed_hosts);
     let parts = |admission, grpc, router| ListenerParts {
         trust: trust.clone(),

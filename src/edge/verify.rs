@@ -21,9 +21,9 @@ use super::admission::EarlyRefusal;
 use super::answer::answer;
 use super::guardrail::GuardrailLayer;
 use super::observe::ObserveLayer;
-use super::origin::TrustedPeer;
 use crate::cookies::CSRF_HEADER;
 use crate::cookies::FetchHeaders;
+use crate::forwarded::TrustedPeer;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
 use crate::pb::envoy::check_response::HttpResponse;
@@ -229,6 +229,8 @@ fn pass_cookies(headers: &mut HeaderMap, CookiePass { authorization, set, others
     };
     headers.insert(header::AUTHORIZATION, secret(authorization));
     headers.insert(OTHER_COOKIES, secret(others));
+    // Traefik copies headers only to those of the same name.
+    headers.insert(header::COOKIE, secret(others));
     if let Some(set) = set {
         let [access, refresh] = set.values();
         headers.append(header::SET_COOKIE, secret(access));

@@ -29,6 +29,8 @@ use crate::cookies::FetchHeaders;
 use crate::cookies::Lifetime;
 use crate::cookies::RequestCookies;
 use crate::cookies::SetCookies;
+use crate::forwarded::Trust;
+use crate::forwarded::TrustedPeer;
 use crate::pb::envoy::AttributeContext;
 use crate::pb::envoy::CheckRequest;
 use crate::pb::envoy::CheckResponse;
@@ -38,6 +40,7 @@ use crate::pb::envoy::HeaderValueOption;
 use crate::pb::envoy::HttpStatus;
 use crate::pb::envoy::OkHttpResponse;
 use crate::pb::envoy::attribute_context::HttpRequest;
+use crate::pb::envoy::attribute_context::Peer;
 use crate::pb::envoy::authorization_server;
 use crate::pb::envoy::check_response::HttpResponse;
 use crate::pb::envoy::header_value_option::HeaderAppendAction;
@@ -126,14 +129,22 @@ pub const WEB_SOCKET: [&str; 2] = ["sec-websocket-version", "sec-websocket-key"]
 #[derive(Clone)]
 pub struct Authorization {
     app: App,
+    trust: Trust,
     /// Whether a missing and an unknown project were logged: each is logged once, because every request would repeat it.
     logged: Arc<[Once; 2]>,
 }
 
 impl Authorization {
-    /// Answers with an app.
-    pub fn new(app: App) -> Self {
-        Self { app, logged: Arc::new([Once::new(), Once::new()]) }
+    /// Answers with an app. `trust` says whose word about a client's address counts.
+    pub fn new(app: App, trust: Trust) -> Self {
+        Self { app, trust, logged: Arc::new([Once::new(), Once::new()]) }
+    }
+
+    /// The address of the client of Envoy's request: the one that Envoy was called from, or if that is a trusted proxy's, the one
+    /// that the proxy names.
+    fn client_address(&self, source: Option<Peer>, http: &HttpRequest) -> Option<IpAddr> {
+        let text = source?.address?.socket_address?.address;
+        Some(self.trust.client(text.parse().ok()?, values(http, self.trust.header())))
     }
 
     /// Decides about a request. A refusal is final: a retry, here or on another replica, would be refused too.
@@ -236,11 +247,14 @@ fn login_location(asked: &ProxiedRequest<'_>, refusal: &Refusal) -> Option<Strin
 impl authorization_server::Authorization for Authorization {
     async fn check(&self, request: Request<CheckRequest>) -> Reply<CheckResponse> {
         let ip = caller::origin(&request).ip;
-        let AttributeContext { request, mut context_extensions } = request.into_inner().attributes.unwrap_or_default();
+        let is_trusted = request.extensions().get::<TrustedPeer>().is_some();
+        let AttributeContext { source, request, mut context_extensions } =
+            request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
+        let client = is_trusted.then(|| self.client_address(source, &http)).flatten();
         let (project, login) = (context_extensions.remove("project_id"), context_extensions.remove("login"));
         let keeps_cookies = context_extensions.get("cookies").is_some_and(|cookies| cookies == "keep");
-        let asked = ProxiedRequest { project, login, ..proxied_request(&http) };
+        let asked = ProxiedRequest { project, login, ..proxied_request(&http, client) };
         // Undecided: the proxy's configuration says what it does on failure.
         let decision = self.decide(&asked, ip).await?;
         Ok(Response::new(decision.map_or_else(denied, |pass| allowed(&pass, keeps_cookies))))
@@ -255,9 +269,9 @@ pub fn credential<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Acces
     Some(AccessToken(token.to_owned()))
 }
 
-/// What is asked about Envoy's request. Its address is not read: whether Envoy is the first proxy is unknown here, and another
-/// proxy's address would look like a session that has moved.
-fn proxied_request(http: &HttpRequest) -> ProxiedRequest<'_> {
+/// What is asked about Envoy's request, from a client at this address. Without one, a refresh leaves the session's as it is:
+/// another proxy's would look like a session that has moved.
+fn proxied_request(http: &HttpRequest, ip: Option<IpAddr>) -> ProxiedRequest<'_> {
     let one = |name| {
         let mut values = values(http, name);
         let value = values.next()?;
@@ -278,7 +292,7 @@ fn proxied_request(http: &HttpRequest) -> ProxiedRequest<'_> {
         is_web_socket: WEB_SOCKET.iter().any(|name| one(name).is_some()),
         fetch_mode: one("sec-fetch-mode"),
         accept: one("accept"),
-        origin: Origin { ip: None, user_agent },
+        origin: Origin { ip, user_agent },
         login: None,
         method: Cow::from(&http.method),
         path: Cow::from(&http.path),
@@ -286,7 +300,7 @@ fn proxied_request(http: &HttpRequest) -> ProxiedRequest<'_> {
 }
 
 /// The values of a header: text, or bytes where Envoy is configured to send those.
-fn values<'r>(http: &'r HttpRequest, name: &'static str) -> impl Iterator<Item = &'r [u8]> {
+fn values<'r>(http: &'r HttpRequest, name: &'static str) -> impl DoubleEndedIterator<Item = &'r [u8]> {
     let text = http.headers.get(name).map(|value| value.as_bytes());
     let raw = http.header_map.iter().flat_map(|map| &map.headers);
     let raw = raw.filter(move |header| header.key.eq_ignore_ascii_case(name));

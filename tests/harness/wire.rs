@@ -1,6 +1,10 @@
 //! The three protocols, behind one interface: gRPC by tonic's own client, grpc-web over HTTP/1.1, and REST as JSON.
 
-use std::{error::Error, net::SocketAddr, time::Duration};
+use std::{
+    error::Error,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -65,7 +69,7 @@ pub(super) type WebClient = GrpcWebClientService<Client<HttpConnector, GrpcWebCa
 
 /// A client of each kind.
 pub struct Wires {
-    pub(super) addr: SocketAddr,
+    pub addr: SocketAddr,
     pub(super) grpc: GrpcClient,
     pub(super) web: WebClient,
     pub(super) rest: Client<HttpConnector, Full<Bytes>>,
@@ -75,10 +79,16 @@ pub struct Wires {
 
 impl Wires {
     pub fn to(addr: SocketAddr) -> Self {
+        Self::from(None, addr)
+    }
+
+    /// From this address of the machine.
+    pub fn from(local: Option<IpAddr>, addr: SocketAddr) -> Self {
         let client = || Client::builder(TokioExecutor::new());
         // Without it, every second packet waits for an acknowledgement: 40 ms a call.
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        connector.set_local_address(local);
         let connector = || connector.clone();
         Self {
             addr,

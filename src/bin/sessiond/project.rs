@@ -5,6 +5,7 @@ use sessiond::config::Database;
 use sessiond::config::Sealing;
 use sessiond::store::Project;
 use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
 
 use crate::policy::PolicyArgs;
 use crate::print;
@@ -87,7 +88,9 @@ pub(crate) async fn run(command: ProjectCommand) -> CommandResult {
 
 async fn create(args: ProjectCreateArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
-    app.project_create(args.id.clone(), args.policy.policy()).await?;
+    let policy = args.policy.policy();
+    app.project_create(args.id.clone(), policy.clone()).await?;
+    warn_of_strict_cookies(&policy);
     Ok(print::done(format!("created project {}", args.id))?)
 }
 
@@ -112,7 +115,18 @@ async fn update(args: ProjectUpdateArgs) -> CommandResult {
     };
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = app.project_update(args.id, move |present| policy.apply(present)).await?;
+    warn_of_strict_cookies(&project.policy);
     Ok(print::one(row(&project), OutputFormat::TEXT)?)
+}
+
+/// A page's requests are parallel, and no client in it can order them.
+fn warn_of_strict_cookies(policy: &Policy) {
+    if policy.cookies.scope.is_on() && policy.refresh_grace.is_zero() {
+        print::note(format_args!(
+            "with --refresh-grace 0s the parallel requests of one browser look like theft, and cookie mode signs its user out: give \
+             it a few seconds"
+        ));
+    }
 }
 
 fn row(project: &Project) -> print::Row {
