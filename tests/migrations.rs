@@ -1,12 +1,17 @@
 //! Migrations: up, down, up again, and the schema as in `schema.rs`.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use diesel::{QueryableByName, sql_query, sql_types::Text};
-use diesel_async::RunQueryDsl as _;
+use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
 use sessiond::{store::Store, telemetry::Metrics};
 
-use crate::harness::{database::Database, options};
+use crate::harness::{database::Database, eventually, options};
 
 #[derive(QueryableByName)]
 struct Column {
@@ -98,4 +103,120 @@ async fn concurrent_migrations_take_turns() {
     let mut applied = [one.await.expect("ends"), other.await.expect("ends")];
     applied.sort_unstable();
     assert!(applied[0] == 0 && applied[1] >= 2, "{applied:?}");
+}
+
+/// A database after the migrations up to this number, with a row in tables whose keys change.
+async fn after(last: u32) -> Database {
+    let database = Database::create_empty().await;
+    database
+        .run("CREATE TABLE __diesel_schema_migrations (version varchar(50) PRIMARY KEY NOT NULL, run_on timestamp NOT NULL DEFAULT now())")
+        .await;
+    let all = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).expect("reads");
+    let mut all: Vec<_> = all.map(|folder| folder.expect("reads").path()).collect();
+    all.sort();
+    for folder in all {
+        let name = folder.file_name().expect("named").to_str().expect("text");
+        let version = name.split('_').next().expect("never empty").replace('-', "");
+        if version[8..].parse::<u32>().expect("a date and a number") > last {
+            continue;
+        }
+        let up = fs::read_to_string(folder.join("up.sql")).expect("reads");
+        database.run(&format!("{up}; INSERT INTO __diesel_schema_migrations (version) VALUES ('{version}')")).await;
+    }
+    database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('shop', 'ada', 1)").await;
+    database.run(&revocation(1)).await;
+    database
+}
+
+/// An entry of the feed.
+fn revocation(seq: u32) -> String {
+    format!(
+        "INSERT INTO revocations (project_id, id, at, reason, session_id, access_expires_at, actor, writer, seq)
+         VALUES ('shop', gen_random_uuid(), now(), 1, gen_random_uuid(), now(), 1, 7, {seq})"
+    )
+}
+
+/// Columns, indexes and constraints.
+async fn schema(database: &Database) -> Vec<String> {
+    let query = "SELECT relname || ' ' || attname || ' ' || format_type(atttypid, atttypmod) || attnotnull
+            FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
+            WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+        UNION ALL SELECT pg_get_indexdef(indexrelid) || indisvalid || indisprimary FROM pg_index i JOIN pg_class c ON c.oid = indrelid
+            WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace
+        ORDER BY 1";
+    database.lines(query).await
+}
+
+/// From every version since the feed has writers.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_version_arrives_at_the_same_schema() {
+    let complete = Database::create().await;
+    let newest = complete.lines("SELECT max(right(version, 6)::int) FROM __diesel_schema_migrations").await;
+    let complete = schema(&complete).await;
+    for last in 15..=newest[0].parse().expect("a number") {
+        let database = after(last).await;
+        database.migrate().await;
+        assert_eq!(schema(&database).await, complete, "from {last}");
+    }
+}
+
+/// Kills the process.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Killed in the middle of a build, it builds again; a transaction that it waits for is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_filled_tables_are_built_while_clients_write() {
+    let database = after(22).await;
+    // The build waits for old snapshots.
+    let reader = async || {
+        let mut reader = database.connect().await;
+        reader
+            .batch_execute("SET application_name = 'long-reader'; BEGIN ISOLATION LEVEL REPEATABLE READ")
+            .await
+            .expect("begins");
+        reader.batch_execute("SELECT FROM users").await.expect("reads");
+        reader
+    };
+    let migrate = |wait: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+        command.args(["migrate", "--wait", wait]).env_clear().env("DATABASE_URL", &database.url);
+        Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts"))
+    };
+    let invalid = "SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid";
+    let ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sessiond'";
+    for seq in 2..4 {
+        let mut open = reader().await;
+        let killed = migrate("1m");
+        eventually("an index is being built", async || {
+            database.lines(invalid).await == ["revocations_slot_key"] && !database.lines(ours).await.is_empty()
+        })
+        .await;
+        database.run(&format!("SET statement_timeout = '2s'; {}", revocation(seq))).await;
+        drop(killed);
+        eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
+        open.batch_execute("COMMIT").await.expect("ends");
+    }
+
+    let mut open = reader().await;
+    let mut migrating = migrate("2s");
+    let status = tokio::task::block_in_place(|| migrating.0.wait()).expect("a child");
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut migrating.0.stderr.take().expect("piped"), &mut said).expect("text");
+    assert!(!status.success() && said.contains("waited 2s for process"), "{said}");
+    assert!(said.contains("the build of the index waits for") && said.contains("of long-reader as postgres"), "{said}");
+    eventually("its processes are gone", async || database.lines(ours).await.is_empty()).await;
+    open.batch_execute("COMMIT").await.expect("ends");
+
+    database.migrate().await;
+    assert_eq!(schema(&database).await, schema(&Database::create().await).await);
+    assert_eq!(database.lines("SELECT count(*) FROM revocations").await, ["3"]);
 }

@@ -1,5 +1,7 @@
 -- A request's user decides, so in a divided database a request id is unique for each user only.
+-- `migrate` builds the index beforehand, while clients go on writing, unless the table is empty.
+ALTER TABLE session_requests ADD COLUMN IF NOT EXISTS slot smallint NOT NULL DEFAULT 0;
+CREATE UNIQUE INDEX IF NOT EXISTS session_requests_slot_key ON session_requests (project_id, request_id, slot);
 ALTER TABLE session_requests
-    ADD COLUMN slot smallint NOT NULL DEFAULT 0,
     DROP CONSTRAINT session_requests_pkey,
-    ADD CONSTRAINT session_requests_pkey PRIMARY KEY (project_id, request_id, slot);
+    ADD CONSTRAINT session_requests_pkey PRIMARY KEY USING INDEX session_requests_slot_key;

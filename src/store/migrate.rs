@@ -1,5 +1,7 @@
 //! The embedded migrations, and how they are applied.
 
+mod ahead;
+
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -26,6 +28,8 @@ use super::Store;
 use super::connect::Opened;
 use super::refused::CannotConnect;
 use super::wire::BEGIN;
+use super::wire::WireState;
+use ahead::IndexAhead;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -85,6 +89,38 @@ pub enum MigrateError {
 /// A separate connection that holds the lock and observes blocking processes.
 struct LockSession(Client);
 
+/// What one step did, or needs first.
+enum Step {
+    /// Nothing is left to do.
+    None,
+    /// It applied or reverted this migration.
+    Taken(String),
+    /// These indexes come first, outside of a transaction.
+    Prepare(Vec<&'static IndexAhead>),
+}
+
+/// How long to wait for others.
+struct Patience {
+    began: Instant,
+    wait: Duration,
+}
+
+impl Patience {
+    /// Lets the queries that queued behind a table lock go first.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it has waited for too long.
+    async fn pause(&self, what: &str) -> Result<(), MigrateError> {
+        if self.began.elapsed() >= self.wait {
+            return Err(MigrateError::Busy { waited: self.wait, what: what.to_owned() });
+        }
+        tracing::info!("the migration pauses and lets other queries through; it waits for {what}");
+        sleep(TABLE_LOCK_WAIT).await;
+        Ok(())
+    }
+}
+
 impl Store {
     /// Applies pending migrations, and returns their names. Requires the multi-thread runtime.
     ///
@@ -103,9 +139,18 @@ impl Store {
     /// See [`MigrateError`].
     pub async fn migrate_within(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
         self.check_schema().await?;
-        self.step_by_step(wait, |harness| match harness.pending_migrations(MIGRATIONS)?.is_empty() {
-            true => Ok(None),
-            false => Ok(Some(harness.run_next_migration(MIGRATIONS)?.to_string())),
+        let mut prepared = String::new();
+        self.step_by_step(wait, |harness| {
+            let Some(next) = harness.pending_migrations(MIGRATIONS)?.into_iter().next() else { return Ok(Step::None) };
+            let version = next.name().version().to_string();
+            if version != prepared {
+                let indexes = IndexAhead::of(&version);
+                prepared = version;
+                if !indexes.is_empty() {
+                    return Ok(Step::Prepare(indexes));
+                }
+            }
+            Ok(Step::Taken(harness.run_next_migration(MIGRATIONS)?.to_string()))
         })
         .await
     }
@@ -118,8 +163,8 @@ impl Store {
     pub async fn unmigrate(&self) -> Result<(), MigrateError> {
         let step =
             |harness: &mut AsyncMigrationHarness<AsyncPgConnection>| match harness.applied_migrations()?.is_empty() {
-                true => Ok(None),
-                false => Ok(Some(harness.revert_last_migration(MIGRATIONS)?.to_string())),
+                true => Ok(Step::None),
+                false => Ok(Step::Taken(harness.revert_last_migration(MIGRATIONS)?.to_string())),
             };
         self.step_by_step(MIGRATE_WAIT, step).await.map(drop)
     }
@@ -178,9 +223,9 @@ impl Store {
     async fn step_by_step(
         &self,
         wait: Duration,
-        step: impl Fn(&mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Option<String>>,
+        mut step: impl FnMut(&mut AsyncMigrationHarness<AsyncPgConnection>) -> diesel::migration::Result<Step>,
     ) -> Result<Vec<String>, MigrateError> {
-        let began = Instant::now();
+        let patience = Patience { began: Instant::now(), wait };
         let lock = Arc::new(self.acquire_lock(wait).await?);
         let mut done = vec![];
         // Outside the pool and its deadline: a step may take long.
@@ -203,14 +248,21 @@ impl Store {
             connection = harness.into_inner();
             watching.abort();
             match outcome {
-                Ok(Some(name)) => {
+                Ok(Step::Taken(name)) => {
                     AnsiTransactionManager::commit_transaction(&mut connection).await.map_err(failed)?;
                     done.push(name);
                     continue;
                 }
-                Ok(None) => {
+                Ok(Step::None) => {
                     AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
                     return Ok(done);
+                }
+                Ok(Step::Prepare(indexes)) => {
+                    AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
+                    for index in indexes {
+                        index.build(self, &mut connection, state, &patience).await?;
+                    }
+                    continue;
                 }
                 Err(error) if state.take_error() != Some(SqlState::LOCK_NOT_AVAILABLE) => {
                     return Err(MigrateError::Failed(error));
@@ -220,12 +272,7 @@ impl Store {
             // Let the queries that queued behind it go first, then retry.
             AnsiTransactionManager::rollback_transaction(&mut connection).await.map_err(failed)?;
             let what = blockers.lock().expect("no one panics while holding it").clone();
-            let what = if what.is_empty() { "users of the tables".to_owned() } else { what };
-            if began.elapsed() >= wait {
-                return Err(MigrateError::Busy { waited: wait, what });
-            }
-            tracing::info!("the migration pauses and lets other queries through; it waits for {what}");
-            sleep(TABLE_LOCK_WAIT).await;
+            patience.pause(if what.is_empty() { "users of the tables" } else { &what }).await?;
         }
     }
 
