@@ -69,6 +69,11 @@ has_certificates() {
 }
 packages_of_certificates() { echo ca-certificates; }
 
+# For the certificates of tests.
+called_openssl='OpenSSL'
+has_openssl() { has openssl; }
+packages_of_openssl() { echo openssl; }
+
 # With virtual environments, which Debian packages separately: `venv` exists without that package, `ensurepip` does not.
 called_python='Python with venv'
 has_python() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }

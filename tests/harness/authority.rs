@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
     date_time_ymd,
@@ -16,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::database::fresh_dir;
 use super::serving::{Installed, Serving};
@@ -89,8 +94,8 @@ impl Authority {
         (serving, log)
     }
 
-    /// Makes a request on a connection of its own. Returns the certificate that the server presented.
-    pub async fn get(&self, addr: SocketAddr, path: &str) -> Result<CertificateDer<'static>, String> {
+    /// Connects, trusting this authority alone. Also returns the certificate that the server presented.
+    async fn connect(&self, addr: SocketAddr) -> Result<(TlsStream<TcpStream>, CertificateDer<'static>), String> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -98,11 +103,24 @@ impl Authority {
         let config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
         let tcp = TcpStream::connect(addr).await.map_err(|error| format!("connect: {error}"))?;
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut tls = TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
-            .map_err(|error| format!("handshake: {error}"))?;
+        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+        let tls = tls.map_err(|error| format!("handshake: {error}"))?;
         let presented = tls.get_ref().1.peer_certificates().expect("presented")[0].clone().into_owned();
+        Ok((tls, presented))
+    }
+
+    /// Opens a connection for many requests over HTTP/1.1.
+    pub async fn open(&self, addr: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, String> {
+        let (tls, _) = self.connect(addr).await?;
+        let opened = http1::handshake(TokioIo::new(tls)).await;
+        let (sender, connection) = opened.map_err(|error| format!("handshake: {error}"))?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// Makes a request on a connection of its own. Returns the certificate that the server presented.
+    pub async fn get(&self, addr: SocketAddr, path: &str) -> Result<CertificateDer<'static>, String> {
+        let (mut tls, presented) = self.connect(addr).await?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         tls.write_all(request.as_bytes()).await.map_err(|error| format!("write: {error}"))?;
         let mut answer = vec![];
