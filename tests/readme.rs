@@ -262,3 +262,15 @@ fn no_command_of_a_page_is_left_out_by_mistake() {
         assert!(is_there, "{begins:?} is skipped because {reason}, and on no page");
     }
 }
+
+/// The guide to the guard shows lines of its README, which rustdoc compiles.
+#[test]
+fn the_guards_guide_shows_code_that_compiles() {
+    let (guide, readme) = (page("docs/guides/guard.md"), page("crates/sessiond-guard/README.md"));
+    let mut lines =
+        guide.lines().skip_while(|line| *line != "```rust").skip(1).take_while(|line| *line != "```").peekable();
+    assert!(lines.peek().is_some(), "has code");
+    for line in lines {
+        assert!(readme.lines().any(|known| known.trim() == line.trim()), "{line}");
+    }
+}
