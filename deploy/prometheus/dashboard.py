@@ -60,15 +60,16 @@ def eventually(what, check, seconds=60):
 
 
 class Collector(BaseHTTPRequestHandler):
-    """An OTLP collector that refuses its first batch, and accepts all others."""
+    """An OTLP collector that refuses its first batch, and accepts all others, unless it accepts none."""
 
     protocol_version = "HTTP/1.1"
     batches = 0
+    accepts = True
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         Collector.batches += 1
-        self.send_response(401 if Collector.batches == 1 else 200)
+        self.send_response(200 if Collector.accepts and Collector.batches > 1 else 401)
         self.send_header("content-length", "0")
         self.end_headers()
 
@@ -220,4 +221,5 @@ def check(sessiond, directory, started):
         sys.exit(1)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Shows that each alert fires: starts servers and Prometheus, causes what the alert is about, and waits until it fires. Prints each
+alert's summary. Fails if one does not fire, or if one names the healthy server. Takes about two minutes. Needs Prometheus and psql.
+
+    alerts.py target/debug/sessiond
+
+The rules are those of alerts.yaml with shorter times, so that nobody waits for a quarter of an hour: `for` is 2s, a range of minutes is
+20s, and one of an hour is 40s. The thresholds stay. alerts_test.yaml tests the rules with their own times, on made-up series.
+"""
+
+import asyncio
+import fcntl
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+from dashboard import HERE, Collector, ThreadingHTTPServer, eventually, free_port
+
+# Alerts that no server without a defect causes, with the reason.
+NOT_CAUSED = {
+    "SessiondTaskRestarts": "a background task ends or panics only through a defect; the supervisor's own test causes it",
+}
+
+SHORTER = [
+    (r"^(\s+for:) \w+$", r"\1 2s"),
+    (r"\[(5|10|15)m\]", "[20s]"),
+    (r"\[1h\]", "[40s]"),
+    (r"offset 1h", "offset 40s"),
+]
+
+# How long the database of a far server takes to answer: each message waits for this long on its way.
+DELAY = 0.28
+
+
+class Proxy:
+    """A TCP proxy to a Unix socket that delays every message, until it is cut."""
+
+    def __init__(self, socket):
+        self.socket, self.port, self.is_cut = socket, free_port(), False
+        self.loop = asyncio.new_event_loop()
+        self.writers = set()
+        ready = threading.Event()
+
+        def run():
+            asyncio.set_event_loop(self.loop)
+            self.loop.run_until_complete(asyncio.start_server(self.accept, "127.0.0.1", self.port))
+            ready.set()
+            self.loop.run_forever()
+
+        threading.Thread(target=run, daemon=True).start()
+        ready.wait()
+
+    async def accept(self, reader, writer):
+        if self.is_cut:
+            return writer.close()
+        reader_there, writer_there = await asyncio.open_unix_connection(self.socket)
+        self.writers |= {writer, writer_there}
+        await asyncio.gather(self.pump(reader, writer_there), self.pump(reader_there, writer))
+
+    async def pump(self, reader, writer):
+        due = asyncio.Queue()
+
+        async def write():
+            while True:
+                at, data = await due.get()
+                await asyncio.sleep(at - self.loop.time())
+                if not data:
+                    return
+                writer.write(data)
+
+        writing = asyncio.ensure_future(write())
+        data = True
+        while data:
+            try:
+                data = await reader.read(65536)
+            except OSError:
+                data = b""
+            due.put_nowait((self.loop.time() + DELAY, data))
+        await writing
+        writer.close()
+
+    def cut(self):
+        self.is_cut = True
+        self.loop.call_soon_threadsafe(lambda: [writer.close() for writer in self.writers])
+
+
+class Caller:
+    """Requests on a connection that stays open."""
+
+    def __init__(self, url, key):
+        self.parts, self.key, self.connection = urllib.parse.urlsplit(url), key, None
+
+    def send(self, method, path, token=None, body=None, headers=None):
+        """The answer's JSON; nothing if it is an error."""
+        headers = {"authorization": f"Bearer {token or self.key}", "content-type": "application/json", **(headers or {})}
+        if token == "":
+            del headers["authorization"]
+        try:
+            if not self.connection:
+                unverified = {"context": ssl._create_unverified_context()} if self.parts.scheme == "https" else {}
+                make = http.client.HTTPSConnection if unverified else http.client.HTTPConnection
+                self.connection = make(self.parts.netloc, timeout=30, **unverified)
+            self.connection.request(method, path, json.dumps(body or {}) if method == "POST" else None, headers)
+            answer = self.connection.getresponse()
+            text = answer.read()
+            return json.loads(text) if answer.status == 200 and text else None
+        except (OSError, http.client.HTTPException):
+            self.connection = None
+            time.sleep(0.05)
+
+    def sign_in(self, user="ada"):
+        return self.send("POST", "/auth/sessions", body={"user_id": user})
+
+    def sign_out(self, session):
+        self.send("DELETE", "/auth/sessions/current", session["access_token"])
+
+    def in_and_out(self):
+        session = self.sign_in()
+        if session:
+            self.sign_out(session)
+
+    def be_copied(self):
+        """A session whose first refresh token is used again after its successor."""
+        session = self.sign_in()
+        token = session and session["refresh_token"]
+        for _ in range(3):
+            answer = token and self.send("POST", "/auth/sessions/current/refresh", "", headers={"x-refresh-token": token})
+            token = answer and answer["refresh_token"]
+        if session:
+            self.send("POST", "/auth/sessions/current/refresh", "", headers={"x-refresh-token": session["refresh_token"]})
+
+
+class Load:
+    """Calls a function again and again, in threads, until it is stopped."""
+
+    def __init__(self, threads, new, work):
+        self.stopped = False
+
+        def run():
+            caller = new()
+            while not self.stopped:
+                work(caller)
+
+        for _ in range(threads):
+            threading.Thread(target=run, daemon=True).start()
+
+    def stop(self):
+        self.stopped = True
+
+
+def certificate(directory, days):
+    files = ["-keyout", directory / "key.pem", "-out", directory / "cert.pem"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", str(days)]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", *files]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return [f"--tls-certificate-file={directory}/cert.pem", f"--tls-key-file={directory}/key.pem"]
+
+
+def check(sessiond, directory, started):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SESSIOND_", "OTEL_", "DATABASE_"))}
+    log = open(directory / "log", "wb")
+
+    def start(command, env=clean, stderr=log):
+        started.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=stderr))
+        return started[-1]
+
+    # The healthy server, and the Postgres of all.
+    data = directory / "sessiond"
+    start([sessiond, "dev", f"--data-dir={data}", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
+    text = eventually("sessiond dev starts", lambda: (data / "dev.env").read_text())
+    env = dict(re.findall(r"^(?:export )?(\w+)='?([^'\n]*)'?$", text, re.MULTILINE))
+    healthy = Caller(env["SESSIOND_URL"], env["SESSIOND_SERVER_KEY"])
+    url = env["DATABASE_URL"].rsplit("/", 1)[0] + "/sick"
+    socket = urllib.parse.unquote(re.search(r"@([^/]*)/", url)[1]) + "/.s.PGSQL.5432"
+
+    def sql(text, database=url):
+        return subprocess.run(["psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", text, database], check=True, stdout=subprocess.PIPE).stdout
+
+    def run(*command):
+        done = subprocess.run([sessiond, *command], env={**clean, "DATABASE_URL": url}, stdout=subprocess.PIPE, stderr=log, check=True)
+        return done.stdout.decode()
+
+    sql("CREATE DATABASE sick", env["DATABASE_URL"])
+    sealing = clean["SESSIOND_SEALING_KEY_FILE"] = str(data / "sealing-key")
+    run("migrate")
+    run("project", "create", "shop", "--refresh-grace=0s")
+    key = re.search(r"sdsk_\S+", run("server-key", "create", "--project=shop"))[0]
+    for number in range(4):
+        add = ["--project=shop", "--kind=logout", f"--url=https://127.0.0.1:1/{number}", "--audience=app"]
+        run("backchannel", "add", *add, "--backchannel-allow-private=127.0.0.0/8")
+    # A sweep that was last done two days ago, and that meets a row which it cannot delete.
+    sql("""INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
+             SELECT 'shop', gen_random_uuid(), gen_random_uuid(), sha256('a'), now() - interval '30 days' + n * interval '1 second'
+             FROM generate_series(1, 5000) AS n;
+           CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'kept by a test'; END $$;
+           CREATE TRIGGER refuse BEFORE DELETE ON session_requests FOR EACH ROW
+             WHEN (OLD.created_at > now() - interval '29 days 23 hours') EXECUTE FUNCTION refuse();
+           UPDATE sweeps SET completed_at = now() - interval '2 days'""")
+
+    # A server far from its database, with one connection for requests.
+    proxy = Proxy(socket)
+    far = {**clean, "DATABASE_URL": f"postgres://postgres@127.0.0.1:{proxy.port}/sick?sslmode=disable"}
+    serve = [sessiond, "serve", "--allow-unsafe-durability", "--backchannel-allow-private=127.0.0.0/8", "--drain-delay=0s"]
+    far_port, far_metrics, tight_port, tight_metrics = (free_port() for _ in range(4))
+    patient = ["--database-connections-max=7", "--database-connect-timeout=20s", "--database-timeout=20s", "--request-timeout=30s"]
+    unlimited = ["--address-rate=0", "--user-rate=0", "--project-rate=0", "--server-key-rate=0"]
+    start([*serve, f"--listen=127.0.0.1:{far_port}", f"--metrics-listen=127.0.0.1:{far_metrics}", *patient, *unlimited], far)
+
+    # A server with little room, a certificate that expires in three days, and a log that nobody reads.
+    unread, stderr = os.pipe()
+    fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(stderr, False)
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    Collector.accepts = False
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    tight = [*serve, f"--listen=127.0.0.1:{tight_port}", f"--metrics-listen=127.0.0.1:{tight_metrics}", *unlimited]
+    tight += ["--requests-max=8", "--address-requests-max=8", "--verify-rate=2", "--verify-burst=2", "--log-requests", *certificate(directory, 3)]
+    tight += [f"--otlp-endpoint=http://127.0.0.1:{collector.server_port}", "--otlp-protocol=http/protobuf"]
+    tight_server = start(tight, {**clean, "DATABASE_URL": url}, stderr)
+
+    rules = (HERE / "alerts.yaml").read_text()
+    names = re.findall(r"- alert: (\w+)", rules)
+    for pattern, shorter in SHORTER:
+        rules = re.sub(pattern, shorter, rules, flags=re.MULTILINE)
+    (directory / "alerts.yaml").write_text(rules)
+    targets = {"healthy": urllib.parse.urlsplit(env["SESSIOND_METRICS_URL"]).netloc}
+    targets |= {"far": f"127.0.0.1:{far_metrics}", "tight": f"127.0.0.1:{tight_metrics}"}
+    jobs = [
+        {
+            "job_name": name,
+            "scheme": "https" if name == "tight" else "http",
+            "tls_config": {"insecure_skip_verify": True},
+            "static_configs": [{"targets": [target], "labels": {"job": "sessiond", "instance": name}}],
+        }
+        for name, target in targets.items()
+    ]
+    # It has another database, and sweeps there.
+    jobs[0]["metric_relabel_configs"] = [{"source_labels": ["__name__"], "regex": "sessiond_sweep_.*", "action": "drop"}]
+    times = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config = {"global": times, "rule_files": [str(directory / "alerts.yaml")], "scrape_configs": jobs}
+    # JSON is YAML.
+    (directory / "prometheus.yaml").write_text(json.dumps(config))
+    port = free_port()
+    prometheus = ["prometheus", f"--config.file={directory}/prometheus.yaml", f"--storage.tsdb.path={directory}/prometheus"]
+    start([*prometheus, f"--web.listen-address=127.0.0.1:{port}"])
+
+    began, fired = time.monotonic(), {}
+
+    def firing():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/alerts", timeout=10) as answer:
+            alerts = json.loads(answer.read())["data"]["alerts"]
+        for alert in alerts:
+            labels = alert["labels"]
+            if alert["state"] != "firing":
+                continue
+            if labels.get("instance") == "healthy":
+                sys.exit(f"fires for the healthy server: {alert}")
+            name = labels["alertname"]
+            if name not in fired:
+                fired[name] = alert["annotations"]["summary"]
+                print(f"{time.monotonic() - began:4.0f} s  {name}: {fired[name]}", flush=True)
+
+    def fires(seconds, *expected):
+        until = time.monotonic() + seconds
+        while any(name not in fired for name in expected) and time.monotonic() < until:
+            time.sleep(1)
+            firing()
+            healthy.in_and_out()
+
+    def ask(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as answer:
+            return json.loads(answer.read())["data"]
+
+    eventually("Prometheus scrapes all", lambda: len(ask("query?query=up%20%3D%3D%201")["result"]) == 3)
+    at_far, at_tight = (lambda: Caller(f"http://127.0.0.1:{far_port}", key)), (lambda: Caller(f"https://localhost:{tight_port}", key))
+    at_tight().in_and_out()
+
+    def forge(caller):
+        caller.send("GET", "/projects/shop/auth/verify", "forged")
+        caller.send("POST", "/auth/sessions", f"{key[:-1]}{'a' if key[-1] != 'a' else 'b'}", {"user_id": "ada"})
+        time.sleep(0.02)
+
+    loads = [
+        Load(24, at_far, Caller.in_and_out),
+        Load(2, at_tight, forge),
+        Load(1, at_tight, Caller.be_copied),
+        Load(3, at_tight, Caller.in_and_out),
+    ]
+    # Each of these has a cause of its own by now.
+    fires(
+        150,
+        *["SessiondForgedCredentials", "SessiondRateLimited", "SessiondRefreshTokensStolen", "SessiondLogLinesDropped"],
+        *["SessiondCertificateExpires", "SessiondSpansDropped", "SessiondSweepLate", "SessiondBackchannelBehind"],
+        *["SessiondSlow", "SessiondClockUncertain", "SessiondSignOutSlow", "SessiondDatabaseOverloaded"],
+    )
+    for load in loads:
+        load.stop()
+    # As if their receiver had been down for two days.
+    sql("UPDATE backchannel_deliveries SET queued_at = queued_at - interval '2 days', due_at = now() WHERE due_at IS NOT NULL")
+    fires(60, "SessiondBackchannelDead")
+
+    # Nothing can be written to the table for a while.
+    locking = start(["psql", "-qAtX", "-c", "BEGIN; LOCK TABLE sessions; SELECT pg_sleep(30)", url])
+    # One that is refused comes again, but not at once.
+    waiting = Load(24, at_tight, lambda caller: caller.sign_in() or time.sleep(0.3))
+    fires(60, "SessiondOverloaded", "SessiondErrors")
+    locking.terminate()
+    waiting.stop()
+
+    (directory / "cert.pem").write_text("rubbish")
+    with urllib.request.urlopen(f"http://127.0.0.1:{far_metrics}/metrics", timeout=10) as answer:
+        page = answer.read().decode()
+    proxy.cut()
+    fires(60, "SessiondTlsFilesRejected", "SessiondNotReady", "SessiondFeedOld")
+    tight_server.kill()
+    fires(60, "SessiondDown")
+
+    missing = [name for name in names if name not in fired and name not in NOT_CAUSED]
+    for name, reason in NOT_CAUSED.items():
+        print(f"not caused: {name}: {reason}")
+    print(f"{len(fired)} of {len(names)} alerts fired in {time.monotonic() - began:.0f} s")
+    if missing:
+        print(f"did not fire: {', '.join(missing)}; see {directory}")
+        (directory / "kept").touch()
+        (directory / "metrics").write_text(page)
+        sys.exit(1)
+
+
+def main():
+    sessiond = str(pathlib.Path(sys.argv[1]).resolve())
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sessiond-alerts-"))
+    # Postgres of root runs under another user, and stores its data below.
+    directory.chmod(0o711)
+    started = []
+    try:
+        check(sessiond, directory, started)
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in reversed(started):
+            process.wait()
+        if not (directory / "kept").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
