@@ -142,6 +142,16 @@ called_valgrind='valgrind'
 has_valgrind() { has valgrind && has callgrind_control; }
 packages_of_valgrind() { echo valgrind; }
 
+# Signs release artefacts.
+called_minisign='minisign'
+has_minisign() { has minisign; }
+packages_of_minisign() { echo minisign; }
+
+# Reads and installs .rpm packages, for their check.
+called_rpm='rpm'
+has_rpm() { has rpm; }
+packages_of_rpm() { echo rpm; }
+
 # With promtool, for the tests of the alert rules. Debian packages both together; others may not have it.
 called_prometheus='Prometheus'
 has_prometheus() { has promtool && has prometheus; }
