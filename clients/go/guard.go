@@ -101,10 +101,14 @@ type Stats struct {
 	Refused uint64
 	// Expired tokens.
 	Expired uint64
-	// Revoked counts tokens of revoked sessions, and superseded ones.
+	// Revoked counts tokens of revoked sessions.
 	Revoked uint64
+	// Superseded counts tokens that were issued before their session changed.
+	Superseded uint64
 	// Unavailable counts tokens that the guard could not decide on.
 	Unavailable uint64
+	// StepUps counts accepted tokens whose user must authenticate again.
+	StepUps uint64
 	// Introspections requested from sessiond.
 	Introspections uint64
 	// Connections: streams of revocations that were opened.
@@ -207,12 +211,12 @@ func (s *state) decide(token string) decision {
 		return decision{refusal: revoked}
 	case isSuperseded:
 		return decision{refusal: superseded}
-	case isWithheld:
-		return decision{principal: principal, because: Held}
 	case !isComplete:
 		return decision{principal: principal, because: NoFeed}
 	case age > s.maxStaleness:
 		return decision{principal: principal, because: StaleFeed}
+	case isWithheld:
+		return decision{principal: principal, because: Held}
 	case !s.keys.isUsable(s.time.elapsed()):
 		return decision{principal: principal, because: NoKeys}
 	}
@@ -234,7 +238,8 @@ type Guard struct {
 	feed     *feed
 	log      *log.Logger
 	counts   struct {
-		accepted, refused, expired, revoked, unavailable, introspections, connections, snapshots, withheld atomic.Uint64
+		accepted, refused, expired, revoked, superseded, unavailable, stepUps atomic.Uint64
+		introspections, connections, snapshots, withheld                      atomic.Uint64
 	}
 	permits chan struct{}
 	reads   reads
@@ -341,6 +346,7 @@ func (g *Guard) Verify(ctx context.Context, token string) (*Principal, error) {
 			d = decision{refusal: unparsable}
 		}
 	}
+	g.readStaleKeys(d)
 	if d.because != "" {
 		if g.failMode == Introspect {
 			d = g.introspect(ctx, token, d.principal)
@@ -355,9 +361,9 @@ func (g *Guard) Verify(ctx context.Context, token string) (*Principal, error) {
 func (g *Guard) VerifyNow(token string) (*Principal, error) {
 	d := g.decide(token)
 	if d.unknownKey {
-		g.reads.request()
 		d = decision{because: NoKeys}
 	}
+	g.readStaleKeys(d)
 	if d.because != "" {
 		d = g.decideByFailMode(d)
 	}
@@ -367,6 +373,7 @@ func (g *Guard) VerifyNow(token string) (*Principal, error) {
 // Require checks that the user has authenticated recently and strongly enough (RFC 9470). The error is a *[Refusal].
 func (g *Guard) Require(principal *Principal, requirement Requirement) error {
 	if !meets(principal, requirement, g.time.now()) {
+		g.counts.stepUps.Add(1)
 		return insufficientAuthentication(requirement)
 	}
 	return nil
@@ -393,6 +400,7 @@ func (g *Guard) Stats() Stats {
 		Accepted: counts.accepted.Load(), Refused: counts.refused.Load(), Expired: counts.expired.Load(),
 		Revoked: counts.revoked.Load(), Unavailable: counts.unavailable.Load(), Introspections: counts.introspections.Load(),
 		Connections: counts.connections.Load(), Snapshots: counts.snapshots.Load(), Withheld: counts.withheld.Load(),
+		Superseded: counts.superseded.Load(), StepUps: counts.stepUps.Load(),
 	}
 	if age, isComplete := g.revocations.age(g.time); isComplete {
 		stats.Staleness = age
@@ -425,7 +433,8 @@ func (stats Stats) Metrics() string {
 	metric("verifications_total", "counter", "Verified tokens, by outcome",
 		`{outcome="accepted"}`+count(stats.Accepted), `{outcome="refused"}`+count(stats.Refused),
 		`{outcome="expired"}`+count(stats.Expired), `{outcome="revoked"}`+count(stats.Revoked),
-		`{outcome="unavailable"}`+count(stats.Unavailable))
+		`{outcome="superseded"}`+count(stats.Superseded), `{outcome="unavailable"}`+count(stats.Unavailable))
+	metric("step_ups_total", "counter", "Accepted tokens whose user must authenticate again", count(stats.StepUps))
 	metric("introspections_total", "counter", "Introspection requests to sessiond", count(stats.Introspections))
 	metric("connections_total", "counter", "Streams of revocations that were opened", count(stats.Connections))
 	metric("snapshots_total", "counter", "Complete snapshots received", count(stats.Snapshots))
@@ -441,14 +450,23 @@ func (g *Guard) count(d decision) (*Principal, error) {
 	switch d.refusal.Reason {
 	case AccessTokenExpired:
 		g.counts.expired.Add(1)
-	case SessionRevoked, AccessTokenSuperseded:
+	case SessionRevoked:
 		g.counts.revoked.Add(1)
+	case AccessTokenSuperseded:
+		g.counts.superseded.Add(1)
 	case VerificationUnavailable:
 		g.counts.unavailable.Add(1)
 	default:
 		g.counts.refused.Add(1)
 	}
 	return nil, d.refusal
+}
+
+// readStaleKeys has the keys read if they are missing or too old: the machine may have slept, and the next read not be due yet.
+func (g *Guard) readStaleKeys(d decision) {
+	if d.because == NoKeys {
+		g.reads.request()
+	}
 }
 
 // introspect asks sessiond about one token. The response is not cached.

@@ -30,7 +30,7 @@ var messages = map[Reason]string{
 	AccessTokenExpired:             "The access token has expired.",
 	WrongProject:                   "The access token is of another project.",
 	SessionRevoked:                 "The session has ended.",
-	AccessTokenSuperseded:          "The access token was issued before the session changed; refresh it.",
+	AccessTokenSuperseded:          "The access token has outdated claims; refresh it.",
 	InsufficientUserAuthentication: "A more recent or a stronger authentication is required.",
 	VerificationUnavailable:        "Whether the session has ended is not known at the moment; try again.",
 }

@@ -70,7 +70,7 @@ func main() {
 		}
 		write(w, map[string]any{
 			"stalenessMs": staleness, "entries": stats.Entries, "connections": stats.Connections, "snapshots": stats.Snapshots,
-			"withheld": stats.Withheld, "rssBytes": rss(), "readyMs": ready.Milliseconds(),
+			"withheld": stats.Withheld, "superseded": stats.Superseded, "rssBytes": rss(), "readyMs": ready.Milliseconds(),
 		})
 	})
 	mux.HandleFunc("/clock", func(w http.ResponseWriter, r *http.Request) {

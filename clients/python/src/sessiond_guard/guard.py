@@ -22,7 +22,7 @@ from .jwks import Jwks, max_age, read_keys
 from .refusal import Refusal, Requirement
 from .revocations import Revocations
 from .token import NO_KEYS, UNKNOWN_KEY, Principal, TokenVerifier, is_project
-from .upstream import ConfigurationError, Replica, Unavailable, Upstream
+from .upstream import ConfigurationError, Replica, Unavailable, Upstream, shut
 
 LOG = logging.getLogger("sessiond_guard")
 
@@ -69,10 +69,14 @@ class Stats(NamedTuple):
     #: Requests with no token, a malformed one, or another project's.
     refused: int
     expired: int
-    #: Tokens of revoked sessions, and superseded ones.
+    #: Tokens of revoked sessions.
     revoked: int
+    #: Tokens that were issued before their session changed.
+    superseded: int
     #: Tokens that the guard could not decide on.
     unavailable: int
+    #: Accepted tokens whose user must authenticate again.
+    step_ups: int
     #: Introspection requests to sessiond.
     introspections: int
     #: Streams of revocations that were opened.
@@ -136,13 +140,13 @@ class GuardState:
         return (because, verified) if because else verified
 
     def _doubt(self, principal: Principal) -> Optional[str]:
-        if self.revocations.set.has_withheld(principal):
-            return "withheld"
         age = self.revocations.age(self.time)
         if age is None:
             return "no_feed"
         if age > self.max_staleness:
             return "stale_feed"
+        if self.revocations.set.has_withheld(principal):
+            return "withheld"
         return None if self.jwks.is_usable(self.time.elapsed()) else "no_keys"
 
     def decide_by_fail_mode(self, because: str, principal: Optional[Principal]) -> Union[Principal, Refusal]:
@@ -262,7 +266,7 @@ class Guard:
         with self._changed:
             self._changed.notify_all()
         self._reads.wake()
-        _shut(self._socket)
+        shut(self._socket)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
@@ -293,9 +297,9 @@ class Guard:
         Raises Refusal: why the token is refused."""
         decision = self._state.decide(token)
         if decision == UNKNOWN_KEY:
-            self._reads.request()
             decision = ("no_keys", None)
         if isinstance(decision, tuple):
+            self._read_stale_keys(decision[0])
             decision = self._state.decide_by_fail_mode(*decision)
         return self._count(decision)
 
@@ -304,6 +308,7 @@ class Guard:
         (INSUFFICIENT_USER_AUTHENTICATION)."""
         requirement = Requirement(acr, max_age)
         if not meets(principal, requirement, self._state.time.now()):
+            self._add("step_ups")
             raise Refusal.insufficient_authentication(requirement)
 
     def count_refusal(self) -> None:
@@ -326,12 +331,13 @@ class Guard:
             shown = [f"{name}{labels} {'+Inf' if value is None else value}" for labels, value in values]
             return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *shown]
 
-        outcomes = [(f'{{outcome="{name}"}}', getattr(stats, name)) for name in Stats._fields[3:8]]
+        outcomes = [(f'{{outcome="{name}"}}', getattr(stats, name)) for name in Stats._fields[3:9]]
         lines = [
             metric("staleness_seconds", "gauge", "Age of the feed of revocations", ("", stats.staleness)),
             metric("entries", "gauge", "Revocations in memory", ("", stats.entries)),
             metric("jwks_age_seconds", "gauge", "Time since the keys were last read", ("", stats.jwks_age)),
             metric("verifications_total", "counter", "Verified tokens, by outcome", *outcomes),
+            metric("step_ups_total", "counter", "Accepted tokens whose user must authenticate again", ("", stats.step_ups)),
             metric("introspections_total", "counter", "Introspection requests to sessiond", ("", stats.introspections)),
             metric("connections_total", "counter", "Streams of revocations that were opened", ("", stats.connections)),
             metric("snapshots_total", "counter", "Complete snapshots received", ("", stats.snapshots)),
@@ -349,9 +355,15 @@ class Guard:
             assert isinstance(decision, (Principal, Refusal))
             return decision
         because, principal = decision
+        self._read_stale_keys(because)
         if self._state.fail_mode == "introspect":
             return self._introspect(token, principal)
         return self._state.decide_by_fail_mode(because, principal)
+
+    def _read_stale_keys(self, because: str) -> None:
+        """Has the keys read if they are missing or too old: the machine may have slept, and the next read not be due yet."""
+        if because == "no_keys":
+            self._reads.request()
 
     def _introspect(self, token: str, principal: Optional[Principal]) -> Union[Principal, Refusal]:
         """Asks sessiond about one token. The response is not cached."""
@@ -472,7 +484,7 @@ class Guard:
 _OUTCOMES = {
     "ACCESS_TOKEN_EXPIRED": "expired",
     "SESSION_REVOKED": "revoked",
-    "ACCESS_TOKEN_SUPERSEDED": "revoked",
+    "ACCESS_TOKEN_SUPERSEDED": "superseded",
     "VERIFICATION_UNAVAILABLE": "unavailable",
 }
 
@@ -556,7 +568,8 @@ def _follow(guard: Guard) -> None:
             end = guard._stream(replica, progress)
         except socket.timeout:
             end = "silence"
-        except (OSError, http.client.HTTPException, Unavailable, ConfigurationError, AttributeError, ValueError) as error:
+        # Whatever happens: a thread that ends would leave the feed old for good.
+        except Exception as error:
             guard._failed(error)
             end = str(error) or type(error).__name__
         # Another server may respond at this address now.
@@ -584,7 +597,8 @@ def _read_keys(guard: Guard) -> None:
                 implausible += 1
                 due = _monotonic() + READ_RETRY_MIN_MS / 1_000
             has_succeeded = True
-        except (Unavailable, ConfigurationError) as error:
+        # Whatever happens: a thread that ends would leave the keys old for good.
+        except Exception as error:
             LOG.warning("failed to read the JWK Set: %s", error)
             guard._failed(error)
             retry = min(READ_RETRY_MIN_MS * 2 ** min(failures, 16), READ_RETRY_MAX_MS) / 1_000
@@ -615,14 +629,6 @@ def _refused(status: int, body: str, progress: Progress) -> str:
     if status == 400 and "accepts" in body:
         return "sessiond is older than this guard: upgrade it first"
     return f"sessiond returned {status}: {body[:200]}"
-
-
-def _shut(opened: Optional[socket.socket]) -> None:
-    if opened is not None:
-        try:
-            opened.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
 
 #: All guards, for their children after a fork.

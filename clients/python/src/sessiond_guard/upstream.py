@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import socket
 import ssl
 import threading
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, TypeVar
@@ -54,12 +55,13 @@ class Replica:
 
     def send(self, method: str, path: str, headers: Optional[Dict[str, str]] = None, body: Optional[bytes] = None) -> Response:
         """Sends a request, and reads the whole response."""
-        connection = self.connection(RESPONSE_TIMEOUT)
-        # The timeout of a socket is for each read: a body that arrives a byte at a time would take longer.
-        timer = threading.Timer(RESPONSE_TIMEOUT, lambda: _interrupt(connection))
-        timer.daemon = True
-        timer.start()
+        connection, timer = self.connection(RESPONSE_TIMEOUT), None
         try:
+            connection.connect()
+            # The timeout of a socket is for each read: a body that arrives a byte at a time would take longer.
+            timer = threading.Timer(RESPONSE_TIMEOUT, shut, (connection.sock,))
+            timer.daemon = True
+            timer.start()
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
             text = response.read(RESPONSE_BYTES_MAX + 1)
@@ -67,15 +69,22 @@ class Replica:
                 raise Unavailable(f"{self.url}{path}: the response is too long")
             found = {name.lower(): value for name, value in response.getheaders()}
             return Response(response.status, found, text)
-        except (OSError, http.client.HTTPException, AttributeError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{self.url}: {error or type(error).__name__}") from error
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             connection.close()
 
 
-def _interrupt(connection: http.client.HTTPConnection) -> None:
-    connection.close()
+def shut(opened: Optional[socket.socket]) -> None:
+    """Ends the reads of a socket in other threads."""
+    if opened is not None:
+        try:
+            opened.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # It was never connected, or is closed.
+            pass
 
 
 class Upstream:

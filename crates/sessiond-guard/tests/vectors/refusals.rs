@@ -71,6 +71,7 @@ fn refusals() -> Vec<Value> {
         expired,
         wrong,
         refusal("SESSION_REVOKED", "The session has ended.", INVALID, json!({})),
+        refusal("ACCESS_TOKEN_SUPERSEDED", "The access token has outdated claims; refresh it.", INVALID, json!({})),
         both,
         acr,
         age,

@@ -731,6 +731,10 @@ fn growth() -> Vec<Stream> {
             .begun(&[withheld(""), ended(PHONE)])
             .refuses(&["phone"], REVOKED)
             .undecided(&["tablet"], "withheld"),
+        stream("withheld, and the feed is too old")
+            .begun(&[withheld("")])
+            .at(10_001)
+            .undecided(&["phone"], "stale_feed"),
         stream("withheld for two seconds")
             .begun(&[])
             .line(batch(&[session(PHONE).replace("901", "2")]))

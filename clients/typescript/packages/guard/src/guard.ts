@@ -81,10 +81,14 @@ export interface Stats {
     /** Requests with no token, a malformed one, or another project's. */
     refused: number;
     expired: number;
-    /** Tokens of revoked sessions, and superseded ones. */
+    /** Tokens of revoked sessions. */
     revoked: number;
+    /** Tokens that were issued before their session changed. */
+    superseded: number;
     /** Tokens that the guard could not decide on. */
     unavailable: number;
+    /** Accepted tokens whose user must authenticate again. */
+    stepUps: number;
     /** Introspection requests to sessiond. */
     introspections: number;
     /** Streams of revocations that were opened. */
@@ -170,10 +174,10 @@ export class GuardState {
 
     #doubt(principal: Principal): UnavailableReason | undefined {
         const { revocations, time } = this;
-        if (revocations.set.hasWithheld(principal)) return "withheld";
         const age = revocations.age(time);
         if (age === undefined) return "no_feed";
         if (age > this.maxStaleness) return "stale_feed";
+        if (revocations.set.hasWithheld(principal)) return "withheld";
         return this.jwks.isUsable(time.elapsed()) ? undefined : "no_keys";
     }
 
@@ -195,7 +199,9 @@ export class Guard {
         refused: 0,
         expired: 0,
         revoked: 0,
+        superseded: 0,
         unavailable: 0,
+        stepUps: 0,
         introspections: 0,
         connections: 0,
         snapshots: 0,
@@ -275,6 +281,7 @@ export class Guard {
         }
         if (decision instanceof Principal || decision instanceof Refusal) return this.#count(decision);
         const { because, principal } = decision;
+        this.#readStaleKeys(decision);
         const asks = this.#state.failMode === "introspect";
         return this.#count(asks ? await this.#introspect(token, principal) : this.#state.decideByFailMode(because, principal));
     }
@@ -294,7 +301,9 @@ export class Guard {
      * @throws {Refusal} INSUFFICIENT_USER_AUTHENTICATION
      */
     require(principal: Principal, requirement: Requirement): void {
-        if (!meets(principal, requirement, this.#state.time.now())) throw Refusal.insufficientAuthentication(requirement);
+        if (meets(principal, requirement, this.#state.time.now())) return;
+        this.#counts.stepUps += 1;
+        throw Refusal.insufficientAuthentication(requirement);
     }
 
     /** Counts a request that carries no token to verify. */
@@ -348,9 +357,10 @@ export class Guard {
         metric("staleness_seconds", "gauge", "Age of the feed of revocations", { "": seconds(stats.staleness) });
         metric("entries", "gauge", "Revocations in memory", { "": stats.entries });
         metric("jwks_age_seconds", "gauge", "Time since the keys were last read", { "": seconds(stats.jwksAge) });
-        const outcomes = ["accepted", "refused", "expired", "revoked", "unavailable"] as const;
+        const outcomes = ["accepted", "refused", "expired", "revoked", "superseded", "unavailable"] as const;
         const verifications = outcomes.map((outcome) => [`{outcome="${outcome}"}`, stats[outcome]] as const);
         metric("verifications_total", "counter", "Verified tokens, by outcome", Object.fromEntries(verifications));
+        metric("step_ups_total", "counter", "Accepted tokens whose user must authenticate again", { "": stats.stepUps });
         metric("introspections_total", "counter", "Introspection requests to sessiond", { "": stats.introspections });
         metric("connections_total", "counter", "Streams of revocations that were opened", { "": stats.connections });
         metric("snapshots_total", "counter", "Complete snapshots received", { "": stats.snapshots });
@@ -361,9 +371,14 @@ export class Guard {
     #decideNow(token: string): Principal | Refusal {
         const decision = this.#state.decide(token);
         if (decision instanceof Principal || decision instanceof Refusal) return decision;
-        if (decision !== UNKNOWN_KEY) return this.#state.decideByFailMode(decision.because, decision.principal);
-        if (performance.now() - this.#reads.lastBegunAt >= READ_INTERVAL_MIN_MS) this.#wakeReader();
-        return Refusal.unavailable("no_keys");
+        const doubt = decision === UNKNOWN_KEY ? ({ because: "no_keys", principal: undefined } as const) : decision;
+        this.#readStaleKeys(doubt);
+        return this.#state.decideByFailMode(doubt.because, doubt.principal);
+    }
+
+    /** Has the keys read if they are missing or too old: the machine may have slept, and the timer of the next read not fired yet. */
+    #readStaleKeys({ because }: { because: UnavailableReason }): void {
+        if (because === "no_keys" && performance.now() - this.#reads.lastBegunAt >= READ_INTERVAL_MIN_MS) this.#wakeReader();
     }
 
     #count(outcome: Principal | Refusal): Principal {
@@ -374,7 +389,8 @@ export class Guard {
         }
         const { reason } = outcome;
         if (reason === "ACCESS_TOKEN_EXPIRED") counts.expired += 1;
-        else if (reason === "SESSION_REVOKED" || reason === "ACCESS_TOKEN_SUPERSEDED") counts.revoked += 1;
+        else if (reason === "SESSION_REVOKED") counts.revoked += 1;
+        else if (reason === "ACCESS_TOKEN_SUPERSEDED") counts.superseded += 1;
         else if (reason === "VERIFICATION_UNAVAILABLE") counts.unavailable += 1;
         else counts.refused += 1;
         throw outcome;

@@ -9,7 +9,7 @@ const MESSAGES = {
     ACCESS_TOKEN_EXPIRED: "The access token has expired.",
     INVALID_PROJECT_FOR_ACCESS_TOKEN: "The access token is of another project.",
     SESSION_REVOKED: "The session has ended.",
-    ACCESS_TOKEN_SUPERSEDED: "The access token was issued before the session changed; refresh it.",
+    ACCESS_TOKEN_SUPERSEDED: "The access token has outdated claims; refresh it.",
     INSUFFICIENT_USER_AUTHENTICATION: "A more recent or a stronger authentication is required.",
     VERIFICATION_UNAVAILABLE: "Whether the session has ended is not known at the moment; try again.",
 } as const;
