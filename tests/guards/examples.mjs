@@ -4,19 +4,18 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ROOT, Sessiond, call, eventually, freePort } from "./lib.mjs";
+import { ROOT, Sessiond, call, eventually, freePort, start } from "./lib.mjs";
 
 const { GUARDS_PYTHON, GUARDS_HELLO } = process.env;
 
 /** How long after the sign-out a service may still accept the token. Usually it is some milliseconds. */
 const BOUND_MS = 2_000;
 
-const require = createRequire(join(ROOT, "clients/typescript/package.json"));
-const ofNode = (name) => require(`${name}/package.json`).version;
+const ofNode = (name) => JSON.parse(readFileSync(join(ROOT, "clients/typescript/node_modules", name, "package.json"), "utf8")).version;
 const python = (code) => {
     const child = spawn(GUARDS_PYTHON, ["-c", `import importlib.metadata as m; print(${code})`], { stdio: ["ignore", "pipe", "inherit"] });
     return once(child.stdout, "data").then(([text]) => text.toString().trim());
@@ -49,7 +48,7 @@ async function serve(name, [command, ...args], port) {
         ...{ SESSIOND_URL: server.url, SESSIOND_PROJECT_ID: server.project, SESSIOND_SERVER_KEY: server.serverKey },
         ...{ PORT: port, PYTHONPATH: join(ROOT, "clients/python/src"), PYTHONDONTWRITEBYTECODE: "1" },
     };
-    const service = spawn(command, args, { env, stdio: ["ignore", "ignore", process.env.GUARDS_LOG ? "inherit" : "ignore"] });
+    const service = start(command, args, { env, stdio: ["ignore", "ignore", process.env.GUARDS_LOG ? "inherit" : "ignore"] });
     const url = `http://127.0.0.1:${port}/`;
     const get = (token) => call(url, { token });
     try {

@@ -13,6 +13,18 @@ import { createInterface } from "node:readline";
 export const ROOT = new URL("../..", import.meta.url).pathname;
 const { SESSIOND_BIN = join(ROOT, "target/debug/sessiond"), GUARDS_PYTHON = "python3", GUARDS_GO } = process.env;
 
+const children = new Set();
+process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
+
+/** Starts a program, which does not outlive this process. */
+export function start(...args) {
+    const child = spawn(...args);
+    children.add(child);
+    child.on("exit", () => children.delete(child));
+    return child;
+}
+
 export const sleep = (ms) => new Promise((go) => setTimeout(go, ms));
 
 /** Waits until something holds. Returns how long that took, in milliseconds. */
@@ -73,12 +85,11 @@ export class Sessiond {
     async run() {
         const { directory, args, port } = this;
         const argv = ["dev", "--listen", `127.0.0.1:${port}`, "--data-dir", directory, "--log", "error", ...args];
-        this.process = spawn(SESSIOND_BIN, argv, { stdio: ["pipe", "ignore", "inherit"] });
+        this.process = start(SESSIOND_BIN, argv, { stdio: ["ignore", "ignore", "inherit"] });
         this.url = `http://127.0.0.1:${port}`;
-        await eventually("sessiond is ready", async () => {
-            assert.equal(this.process.exitCode, null, "sessiond has ended");
-            return existsSync(join(directory, "dev.env")) && (await call(`${this.url}/readyz`)).status === 200;
-        }, 120_000);
+        const isReady = async () => existsSync(join(directory, "dev.env")) && (await call(`${this.url}/readyz`)).status === 200;
+        await eventually("sessiond is ready", () => this.process.exitCode !== null || isReady(), 120_000);
+        assert.equal(this.process.exitCode, null, "sessiond has ended");
         const env = readFileSync(join(directory, "dev.env"), "utf8");
         this.env = Object.fromEntries([...env.matchAll(/^(?:export )?([A-Z_]+)='?([^'\n]*)'?$/gm)].map(([, name, value]) => [name, value]));
         this.project = this.env.SESSIOND_PROJECT_ID;
@@ -134,6 +145,8 @@ export class Relay {
     mode = "pass";
     /** Called with each open stream of revocations, to write into it. */
     poison = undefined;
+    /** Called with each request for the stream of revocations, to answer it instead of sessiond. */
+    stream = undefined;
     /** A response to some requests, instead of sessiond's: `(path) => body | undefined`. */
     instead = () => undefined;
     #held = [];
@@ -169,6 +182,10 @@ export class Relay {
         const own = this.instead(request.url);
         if (own !== undefined) return response.writeHead(200, { "content-type": "application/json", "cache-control": "max-age=3600" }).end(own);
         const isStream = request.url.startsWith("/auth/revocations:watch");
+        if (isStream && this.stream) {
+            response.on("error", () => undefined).writeHead(200, { "content-type": "application/x-ndjson" });
+            return this.stream(response);
+        }
         const { method, headers } = request;
         const onward = http.request(this.target.url + request.url, { method, headers, agent: false }, (answer) => {
             this.#deliver(() => {
@@ -210,7 +227,7 @@ export class Probe {
         const [command, args] = GUARDS[guard]();
         const env = { ...process.env, PROBE: JSON.stringify(options) };
         probe.guard = guard;
-        probe.process = spawn(command, args, { env, stdio: ["pipe", "pipe", "inherit"] });
+        probe.process = start(command, args, { env, stdio: ["pipe", "pipe", "inherit"] });
         const lines = createInterface({ input: probe.process.stdout });
         const [port] = await Promise.race([once(lines, "line"), once(probe.process, "exit").then(() => assert.fail(`the ${guard} probe has ended`))]);
         probe.url = `http://127.0.0.1:${port}`;
