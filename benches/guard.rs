@@ -92,6 +92,7 @@ fn token(key: &SigningKey) -> String {
         jti: session.clone(),
         sid: session.clone(),
         epoch: [0, 0],
+        session_epoch: 0,
         project_id: PROJECT.into(),
         refresh_token_id: session,
         auth_time: None,

@@ -235,6 +235,7 @@ async fn tokens(service: &Service, count: usize, source: &str) -> Vec<Tokens> {
             jti: row.id.to_string(),
             sid: row.id.to_string(),
             epoch: [row.epoch, 0],
+            session_epoch: 0,
             project_id: PROJECT.to_owned(),
             refresh_token_id: row.id.to_string(),
             auth_time: None,

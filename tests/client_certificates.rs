@@ -299,7 +299,7 @@ async fn a_removed_name_is_refused() {
     let login = setup.authority.client(&[LOGIN], Kind::Good);
     let mut client = setup.connect(&login).await;
     let created = client.create_session(user("ada")).await.expect("creates").into_inner();
-    let watch = WatchRevocationsRequest { cursor: String::new() };
+    let watch = WatchRevocationsRequest::default();
     let mut stream = client.watch_revocations(watch).await.expect("watches").into_inner();
     stream.message().await.expect("answers").expect("the first message");
     let is_active = async |client: &mut SessionServiceClient<Channel>| {

@@ -240,7 +240,7 @@ async fn claims_that_do_not_fit_into_a_cookie_are_refused() {
             claims: Some(claims(bytes)),
             ..SessionMessage::default()
         }),
-        update_mask: None,
+        ..UpdateSessionRequest::default()
     };
     let refused = service.update(Wire::Rest, service.key(), update(3_900)).await.expect_err("too large");
     assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["claims".to_owned()]));

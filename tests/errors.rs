@@ -42,12 +42,14 @@ This file is generated and checked by `tests/errors.rs`.
 ";
 
 /// Reasons for proxies: not returned by methods of the API.
-const TO_PROXIES: [Reason; 8] = [
+const TO_PROXIES: [Reason; 10] = [
     Reason::CredentialsMissing,
     Reason::UnparsableAccessToken,
     Reason::AccessTokenExpired,
     Reason::WrongProject,
     Reason::SessionRevoked,
+    Reason::AccessTokenSuperseded,
+    Reason::InsufficientUserAuthentication,
     Reason::CrossOriginRequest,
     Reason::AmbiguousCookie,
     Reason::ProjectNotFound,
@@ -71,6 +73,10 @@ fn what_to_do(reason: Reason) -> &'static str {
         }
         Reason::WrongProject => "Use the token only in its own project. The metadata names both projects.",
         Reason::SessionRevoked => "Sign in again. A retry or a refresh does not help.",
+        Reason::AccessTokenSuperseded => {
+            "Refresh, and repeat the call with the new token, which has the session's present claims. A service has changed them \
+             (`supersede_tokens`). Guards refuse such a token too."
+        }
         Reason::InvalidServerKey => {
             "Check which key the service uses, and whether it was revoked. Create a new one if necessary. If the service presents \
              a client certificate in its place, the message says why that does not count."
@@ -84,12 +90,12 @@ fn what_to_do(reason: Reason) -> &'static str {
         }
         Reason::InsufficientUserAuthentication => {
             "Ask the user to authenticate again, create a session that replaces this one, with the new `auth_time` and `acr`, and \
-             repeat the call with its token. The metadata has `max_age` in seconds and `acr_values` (RFC 9470). Signing out of \
+             repeat the call with its token. For proxies and guards: the route requires it. The metadata has `max_age` in seconds and `acr_values` (RFC 9470). Signing out of \
              the current session works without that."
         }
         Reason::InsufficientAccessType => {
-            "Send the kind of credential that the method accepts: a user's token, a server key, one with the role `admin`. \
-             A server key must not come from a browser. An impersonation can revoke only its own session."
+            "Send the kind of credential that the method accepts: a user's token, or a server key whose role is at least \
+             `least_role` in the metadata ([Privileges](privileges.md)). Impersonations need a key that is granted them. A server key must not come from a browser. An impersonation can revoke only its own session."
         }
         Reason::CrossOriginRequest => {
             "Call from a page of the API's own origin. A client that sends neither `Sec-Fetch-Site` nor `Origin` must send \
@@ -118,6 +124,10 @@ fn what_to_do(reason: Reason) -> &'static str {
         Reason::FeedInterrupted => {
             "Reopen the stream after `google.rpc.RetryInfo`, with the last cursor: the server is stopping, or the database \
              has failed over."
+        }
+        Reason::TooManyEntries => {
+            "Raise the subscriber's `max_entries`, if it has the memory: `entries` in the metadata is how many there are. They are \
+             forgotten once their tokens have expired."
         }
         Reason::SubscriberTooSlow => {
             "Reopen the stream with the last cursor, which is also in the metadata, and read faster. Nothing is lost."

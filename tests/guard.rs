@@ -11,15 +11,15 @@ use http::{HeaderMap, Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     pb::{
-        CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse,
-        watch_revocations_response::Event,
+        CreateSessionRequest, CreateSessionResponse, RevokeCurrentRequest, RevokeCurrentResponse, SupersededTokens,
+        Withheld, revocation::Ended, watch_revocations_response::Event, withheld::Concerns,
     },
     rpc::status::reason_of,
     store::Role,
 };
 use sessiond_core::{
     clock::{Clock, Timestamp},
-    id::{Bucket, ProjectId, SessionId},
+    id::{Bucket, ProjectId},
     session::{Policy, policy::ACCESS_TOKEN_TTL_MAX},
     token::{
         access::{Claims, Issuer},
@@ -29,7 +29,7 @@ use sessiond_core::{
         sealing::Purpose,
     },
 };
-use sessiond_guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Rejection, UnavailableReason};
+use sessiond_guard::{ConnectError, FailMode, Guard, GuardOptions, Principal, Rejection, StepUp, UnavailableReason};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -63,7 +63,7 @@ fn options(url: &str, service: &Service) -> GuardOptions {
     GuardOptions { max_staleness: MAX_STALENESS, startup_timeout, ..GuardOptions::new(url, PROJECT, ISSUER, key) }
 }
 
-fn options_for(service: &Service) -> GuardOptions {
+pub fn options_for(service: &Service) -> GuardOptions {
     options(&format!("http://{}", service.addr), service)
 }
 
@@ -224,6 +224,8 @@ fn the_reasons_are_those_of_sessiond() {
         },
         Rejection::WrongProject { expected: "a".into(), actual: "b".into() },
         Rejection::SessionRevoked,
+        Rejection::AccessTokenSuperseded,
+        Rejection::InsufficientUserAuthentication(StepUp::new(["aal2"], None).expect("well-formed")),
     ];
     for refusal in of_sessiond {
         let (reason, status) = (refusal.reason(), Status::from(refusal));
@@ -806,8 +808,13 @@ fn jwks(keys: &[&SigningKey]) -> String {
 
 /// A token that lasts ten minutes, and its session.
 fn token(key: &SigningKey) -> (String, String) {
+    let session = sessiond_core::clock::new_session_id(Clock::system().now(), Bucket::from_number(1)).to_string();
+    (token_of(key, &session, 0), session)
+}
+
+/// A token of a session, under this epoch of its own.
+fn token_of(key: &SigningKey, session: &str, session_epoch: i64) -> String {
     let now = Clock::system().now();
-    let session: SessionId = sessiond_core::clock::new_session_id(now, Bucket::from_number(1));
     let claims = Claims {
         iss: Issuer::new(ISSUER).of(PROJECT),
         sub: "ada".into(),
@@ -818,6 +825,7 @@ fn token(key: &SigningKey) -> (String, String) {
         jti: session.to_string(),
         sid: session.to_string(),
         epoch: [0, 0],
+        session_epoch,
         project_id: PROJECT.into(),
         refresh_token_id: session.to_string(),
         auth_time: None,
@@ -826,7 +834,7 @@ fn token(key: &SigningKey) -> (String, String) {
         act: None,
         own: serde_json::Map::new(),
     };
-    (key.sign(&claims).expect("signs").expose_secret().to_owned(), session.to_string())
+    key.sign(&claims).expect("signs").expose_secret().to_owned()
 }
 
 /// A stream that breaks in the middle of a snapshot changes nothing.
@@ -986,4 +994,116 @@ async fn over_a_link() -> (Service, Link) {
     let link = Link::to(service.addr).await;
     eventually("the first reading", async || service.app.feed().age().is_some()).await;
     (service, link)
+}
+
+// What a later release, or too much, sends.
+
+/// A revocation of a kind that this release does not know leaves only the tokens undecided that it could concern.
+#[tokio::test]
+async fn what_is_withheld_concerns_only_its_own_tokens() {
+    let (key, fake) = fake_server().await;
+    for fail_mode in [FailMode::Reject, FailMode::AcceptUntilExpiry] {
+        let guard = Guard::connect(GuardOptions { fail_mode, ..fake_options(&fake) }).await.expect("begins");
+        let stream = fake.stream().await;
+        assert_eq!(stream.accepts, ["session_id", "user_cut_off", "project_cut_off", "signing_key_id", "superseded"]);
+        assert_eq!(stream.max_entries, 1_000_000);
+        stream.snapshot(&[], "one");
+        stream.heartbeat(0);
+        let ((one, session), (other, _)) = (token(&key), token(&key));
+        eventually_accepts(&guard, &one).await;
+        let withheld = |concerns| Withheld { kind: "of_a_later_release".to_owned(), concerns };
+        stream.revocation(Some(Ended::Withheld(withheld(Some(Concerns::SessionId(session.to_string()))))));
+        eventually("it arrives", async || guard.stats().withheld == 1).await;
+        stream.heartbeat(0);
+        let undecided = match fail_mode {
+            FailMode::Reject => Err(Rejection::Unavailable(UnavailableReason::Withheld)),
+            _ => Ok(()),
+        };
+        assert_eq!(guard.verify(&one).await.map(drop), undecided);
+        assert!(guard.verify(&other).await.is_ok(), "another session");
+        stream.revocation(Some(Ended::Withheld(withheld(None))));
+        eventually("it arrives", async || guard.stats().withheld == 2).await;
+        assert_eq!(guard.verify(&other).await.map(drop), undecided, "all tokens");
+        // What is known of a session counts more than what is not.
+        stream.ended(&[&session.to_string()]);
+        eventually("revoked", async || guard.verify(&one).await == Err(Rejection::SessionRevoked)).await;
+    }
+}
+
+/// A server that sends what the guard has not accepted breaks the protocol: nothing more is believed.
+#[tokio::test]
+async fn a_revocation_without_a_known_kind_ends_the_stream() {
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
+    let stream = fake.stream().await;
+    stream.snapshot(&[], "one");
+    stream.heartbeat(0);
+    let (one, _) = token(&key);
+    eventually_accepts(&guard, &one).await;
+    stream.revocation(None);
+    let again = fake.stream().await;
+    assert_eq!(again.cursor, "one", "from where it believed");
+    let (after, refusal) = refused_after(&guard, &one).await;
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
+    assert!(after < MAX_STALENESS + SLACK, "{after:?}");
+}
+
+/// A set that outgrows its bound: what is known still counts, and the feed grows old.
+#[tokio::test]
+async fn a_guard_holds_no_more_than_it_may() {
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(GuardOptions { max_entries: 10, ..fake_options(&fake) }).await.expect("begins");
+    let stream = fake.stream().await;
+    assert_eq!(stream.max_entries, 10);
+    let (good, _) = token(&key);
+    let (bad, revoked) = token(&key);
+    stream.snapshot(&[&revoked.to_string()], "one");
+    stream.heartbeat(0);
+    eventually_accepts(&guard, &good).await;
+
+    let many: Vec<String> = (0..20).map(|_| token(&key).1.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    stream.ended(&many);
+    // Again and again, it does not take more of them than one batch.
+    for _ in 0..3 {
+        let stream = fake.stream().await;
+        assert_eq!(stream.cursor, "one");
+        let more: Vec<String> = (0..20).map(|_| token(&key).1.to_string()).collect();
+        stream.ended(&more.iter().map(String::as_str).collect::<Vec<_>>());
+        stream.heartbeat(0);
+    }
+    assert_eq!(guard.stats().entries, 21);
+    assert_eq!(guard.verify(&bad).await, Err(Rejection::SessionRevoked));
+    let (_, refusal) = refused_after(&guard, &good).await;
+    assert_eq!(refusal, Rejection::Unavailable(UnavailableReason::StaleFeed));
+
+    // A snapshot that does not fit is not taken either; one that does is.
+    let stream = fake.stream().await;
+    stream.snapshot(&many, "two");
+    let stream = fake.stream().await;
+    assert_eq!((stream.cursor.as_str(), guard.stats().snapshots), ("one", 1));
+    stream.snapshot(&[&revoked.to_string()], "three");
+    let _beats = tokio::spawn(async move { stream.beat(0).await });
+    eventually_accepts(&guard, &good).await;
+    assert_eq!((guard.stats().entries, guard.verify(&bad).await), (1, Err(Rejection::SessionRevoked)));
+}
+
+#[tokio::test]
+async fn entries_for_superseded_tokens_merge_to_the_greatest() {
+    let (key, fake) = fake_server().await;
+    let guard = Guard::connect(fake_options(&fake)).await.expect("begins");
+    let stream = fake.stream().await;
+    stream.snapshot(&[], "one");
+    stream.heartbeat(0);
+    let (zero, session) = token(&key);
+    eventually_accepts(&guard, &zero).await;
+    for session_epoch in [2, 1] {
+        let session_id = session.to_string();
+        stream.revocation(Some(Ended::Superseded(SupersededTokens { session_id, session_epoch })));
+    }
+    eventually("it arrives", async || guard.verify(&zero).await == Err(Rejection::AccessTokenSuperseded)).await;
+    for (session_epoch, is_good) in [(1, false), (2, true), (3, true)] {
+        let text = token_of(&key, &session, session_epoch);
+        assert_eq!(guard.verify(&text).await.is_ok(), is_good, "{session_epoch}");
+    }
 }

@@ -389,6 +389,9 @@ async fn the_metadata_is_found_by_either_path() {
         format!("/.well-known/oauth-authorization-server/projects/{PROJECT}"),
         format!("/projects/{PROJECT}/.well-known/oauth-authorization-server"),
         format!("/api/v1/projects/{PROJECT}/.well-known/oauth-authorization-server"),
+        format!("/.well-known/openid-configuration/projects/{PROJECT}"),
+        format!("/projects/{PROJECT}/.well-known/openid-configuration"),
+        format!("/api/v1/projects/{PROJECT}/.well-known/openid-configuration"),
     ] {
         let answer = service.wires.http(Method::GET, &path, HeaderMap::new(), "").await;
         assert_eq!(answer.status(), StatusCode::OK, "{path}");

@@ -767,7 +767,7 @@ async fn an_operator_lists_and_revokes_server_keys() {
         secrets.push(String::from_utf8(made.stdout).expect("UTF-8").trim().to_owned());
     }
     let boss = sessiond(&["server-key", "create", "--project", "shop", "--role", "boss"], env);
-    assert_says(&boss, false, "must be `service` or `admin`");
+    assert_says(&boss, false, "must be `verifier`, `service` or `admin`");
 
     let keys = listed(&list, env);
     let names: BTreeSet<&str> = keys[0].as_object().expect("an object").keys().map(String::as_str).collect();

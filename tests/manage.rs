@@ -29,7 +29,7 @@ const SOME_ID: &str = "5a3f3c5e-0b8e-4d8e-9f4c-6a5b7a3b2c1d";
 
 fn all_of(user: Option<&str>, except_current: bool, request_id: Option<&str>) -> RevokeAllSessionsRequest {
     let (user_id, request_id) = (user.map(str::to_owned), request_id.map(str::to_owned));
-    RevokeAllSessionsRequest { user_id, except_current, request_id }
+    RevokeAllSessionsRequest { user_id, except_current, request_id, ..RevokeAllSessionsRequest::default() }
 }
 
 // By its id.
@@ -70,7 +70,7 @@ async fn assert_is_over(service: &Service, device: &Device<'_>) {
 
 fn rename(device: &Device<'_>, name: &str) -> UpdateSessionRequest {
     let session = Session { id: device.session.clone(), device_name: Some(name.to_owned()), ..Session::default() };
-    UpdateSessionRequest { session: Some(session), update_mask: None }
+    UpdateSessionRequest { session: Some(session), ..UpdateSessionRequest::default() }
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ fn changed(id: &str, change: impl FnOnce(&mut Session), mask: Option<&[&str]>) -
     let mut session = Session { id: id.to_owned(), ..Session::default() };
     change(&mut session);
     let update_mask = mask.map(|paths| FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() });
-    UpdateSessionRequest { session: Some(session), update_mask }
+    UpdateSessionRequest { session: Some(session), update_mask, ..UpdateSessionRequest::default() }
 }
 
 #[tokio::test]
@@ -624,4 +624,94 @@ async fn the_paths_of_a_session_by_id_and_of_the_current_one_do_not_clash() {
     }
     assert_eq!(ask(Method::DELETE, "/auth/sessions/current").await.1, json!({"success": true}));
     assert!(!phone.is_signed_in().await);
+}
+
+// The session that a service keeps, and everybody.
+
+#[tokio::test]
+async fn a_service_keeps_one_session_of_the_user() {
+    let service = Service::start().await;
+    let others = async |wire, spared: &str, request_id: Option<&str>| {
+        let spared_session_id = Some(spared.to_owned());
+        let request = RevokeAllSessionsRequest { spared_session_id, ..all_of(Some("ada"), false, request_id) };
+        service.revoke_all(wire, service.key(), request).await
+    };
+    for wire in Wire::ALL {
+        let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+        assert_eq!(others(wire, &laptop.session, None).await.expect("ends the other"), 1, "{wire:?}");
+        assert!(!phone.is_signed_in().await && laptop.is_signed_in().await, "{wire:?}");
+        assert!(service.is_active(&laptop.access_token).await);
+
+        // A session of another user, or of nobody: the service is mistaken, and nothing ends.
+        let bob = service.sign_in("bob", "phone").await;
+        for unknown in [bob.session.as_str(), SOME_ID] {
+            let refused = others(wire, unknown, None).await.expect_err("refused");
+            assert!(["SESSION_NOT_FOUND", "SCHEMA_ERROR"].contains(&refused.reason.as_str()), "{refused:?}");
+        }
+        assert_refused!(others(wire, &bob.session, None), "SESSION_NOT_FOUND");
+        assert!(laptop.is_signed_in().await && bob.is_signed_in().await);
+        // One that has ended: nothing to keep.
+        let tablet = service.sign_in("ada", "tablet").await;
+        laptop.sign_out().await.expect("signs out");
+        assert_eq!(others(wire, &laptop.session, None).await.expect("ends all"), 1, "{wire:?}");
+        assert!(!tablet.is_signed_in().await);
+        // A user has `except_current` for that.
+        let own = service.sign_in("ada", "phone").await;
+        let request = RevokeAllSessionsRequest {
+            spared_session_id: Some(own.session.clone()),
+            ..RevokeAllSessionsRequest::default()
+        };
+        let refused = service.revoke_all(wire, own.bearer(), request).await.expect_err("refused");
+        assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["spared_session_id".to_owned()]));
+        own.sign_out().await.expect("signs out");
+    }
+    // The one that is kept is part of the request.
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    others(Wire::Grpc, &phone.session, Some(SOME_ID)).await.expect("ends the other");
+    others(Wire::Grpc, &phone.session, Some(SOME_ID)).await.expect("a repeat");
+    let refused = others(Wire::Grpc, &laptop.session, Some(SOME_ID)).await.expect_err("another request");
+    assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["request_id".to_owned()]));
+    assert!(phone.is_signed_in().await);
+}
+
+#[tokio::test]
+async fn an_admin_signs_everybody_out_of_one_project() {
+    let service = Service::start().await;
+    let elsewhere = service.create_project("other").await;
+    let request = CreateSessionRequest { user_id: "ada".into(), ..CreateSessionRequest::default() };
+    let other = service.create_as(Wire::Grpc, &elsewhere, request).await.expect("opens");
+    let admin = bearer(service.admin_key().await.expose_secret());
+    let mut watch = service.watches(Wire::Grpc).await;
+    watch.snapshot().await;
+    for wire in Wire::ALL {
+        let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "laptop").await);
+        assert_refused!(
+            service.ask(wire, "RevokeProjectSessions", service.key(), &json!({})),
+            "INSUFFICIENT_ACCESS_TYPE"
+        );
+        assert!(phone.is_signed_in().await);
+        let answer = service.ask(wire, "RevokeProjectSessions", admin.clone(), &json!({})).await.expect("ends them");
+        assert_eq!(answer["success"], true, "{wire:?}");
+        assert_is_over(&service, &phone).await;
+        assert_is_over(&service, &laptop).await;
+        while !watch.ended().await.iter().any(|one| matches!(one.ended, Some(Ended::ProjectCutOff(_)))) {}
+        let later = service.sign_in("ada", "phone").await;
+        assert!(service.is_active(&later.access_token).await, "{wire:?}: who signs in afterwards stays");
+    }
+    let still = service.introspect(Wire::Grpc, bearer(elsewhere.expose_secret()), &other.access_token).await;
+    assert!(still.expect("answers").active, "the other project");
+
+    // A repeat ends nothing more.
+    let request = json!({"request_id": SOME_ID});
+    service.ask(Wire::Rest, "RevokeProjectSessions", admin.clone(), &request).await.expect("ends them");
+    let later = service.sign_in("ada", "phone").await;
+    service.ask(Wire::Grpc, "RevokeProjectSessions", admin.clone(), &request).await.expect("a repeat");
+    assert!(later.is_signed_in().await);
+    let used = RevokeAllSessionsRequest {
+        user_id: Some("ada".into()),
+        request_id: Some(SOME_ID.into()),
+        ..Default::default()
+    };
+    let refused = service.revoke_all(Wire::Grpc, admin, used).await.expect_err("another request");
+    assert_eq!(refused.fields, ["request_id"]);
 }

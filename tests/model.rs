@@ -144,7 +144,7 @@ async fn act(service: &Service, wire: Wire, user: &str, action: Action) -> Answe
     let all = |user: Option<&str>, except_current| RevokeAllSessionsRequest {
         user_id: user.map(str::to_owned),
         except_current,
-        request_id: None,
+        ..RevokeAllSessionsRequest::default()
     };
     let answer = match action {
         Action::Create => {

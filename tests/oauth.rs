@@ -621,6 +621,8 @@ async fn every_project_has_a_metadata_document() {
             "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
             "introspection_endpoint": format!("{ISSUER}/oauth2/introspect"),
             "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["ES256"],
         })
     );
     for member in ["jwks_uri", "token_endpoint", "revocation_endpoint", "introspection_endpoint"] {

@@ -331,7 +331,8 @@ async fn call_everything(service: &Service) {
     service.app.flush_usage().await.expect("writes down");
     service.app.flush_refused().await.expect("writes down");
     let session = Session { id: phone_id, device_name: user("phone"), ..Session::default() };
-    let update = UpdateSessionRequest { session: Some(session), update_mask: None };
+    let update =
+        UpdateSessionRequest { session: Some(session), supersede_tokens: true, ..UpdateSessionRequest::default() };
     call!("UpdateSession", key.clone(), update => UpdateSessionResponse);
     for tokens in [1, 3] {
         let tokens = vec![refreshed.refresh_token.clone(); tokens];
@@ -343,12 +344,26 @@ async fn call_everything(service: &Service) {
     let end = RevokeSessionRequest { id: laptop_id, user_id: None };
     call!("RevokeSession", held.clone(), end.clone() => RevokeSessionResponse);
     call!("RevokeSession", key.clone(), end => RevokeSessionResponse);
-    let others = RevokeAllSessionsRequest { user_id: None, except_current: true, request_id: request_id() };
+    let others = RevokeAllSessionsRequest {
+        user_id: None,
+        except_current: true,
+        request_id: request_id(),
+        ..RevokeAllSessionsRequest::default()
+    };
     call!("RevokeAllSessions", held.clone(), others => RevokeAllSessionsResponse);
-    let all = RevokeAllSessionsRequest { user_id: user("user-1"), except_current: false, request_id: request_id() };
+    let all = RevokeAllSessionsRequest {
+        user_id: user("user-1"),
+        except_current: false,
+        request_id: request_id(),
+        ..RevokeAllSessionsRequest::default()
+    };
     call!("RevokeAllSessions", key.clone(), all => RevokeAllSessionsResponse);
     let both = both(held, refresh_token(&refreshed.refresh_token));
     call!("RevokeCurrent", both, RevokeCurrentRequest {} => RevokeCurrentResponse);
+    // After everything that needs a live session, except the last.
+    let everybody = RevokeProjectSessionsRequest { request_id: request_id() };
+    let admin_key = bearer(admin.expose_secret());
+    call!("RevokeProjectSessions", admin_key, everybody => RevokeProjectSessionsResponse);
     let erase = EraseUserRequest { user_id: "user-2".to_owned() };
     call!("EraseUser", bearer(admin.expose_secret()), erase => EraseUserResponse);
 

@@ -61,7 +61,7 @@ async fn observe(service: &Service, wire: Wire, device: &Device<'_>, user: &str)
     let (is_listed, is_listed_as_ended) = (listed(SessionState::Live).await, listed(SessionState::Ended).await);
     let introspects = service.introspect(wire, service.key(), &device.refresh_token).await.expect("answers").active;
     let session = Session { id: device.session.clone(), device_name: Some("new".into()), ..Session::default() };
-    let request = UpdateSessionRequest { session: Some(session), update_mask: None };
+    let request = UpdateSessionRequest { session: Some(session), ..UpdateSessionRequest::default() };
     let changes = match service.update(wire, service.key(), request).await {
         Ok(_) => true,
         Err(refused) => {

@@ -33,6 +33,7 @@ The same port also serves:
 | `/projects/{project_id}/auth/verify` | an access token, for [proxies](../guides/proxies.md); Envoy asks `envoy.service.auth.v3.Authorization/Check` |
 | `/oauth2/token`, `/oauth2/revoke`, `/oauth2/introspect` | [OAuth 2.0](../guides/oauth.md) |
 | `/.well-known/oauth-authorization-server/projects/{project_id}` | metadata (RFC 8414) |
+| `/projects/{project_id}/.well-known/openid-configuration` | the same, for verifiers that look where OpenID Connect Discovery says |
 | `/healthz`, `/readyz`, `grpc.health.v1` | alive; [ready](../operating/readiness.md) |
 | `grpc.reflection.v1` | the schema, for tools |
 ";
@@ -108,6 +109,17 @@ fn credentials(pool: &DescriptorPool, method: &MethodDescriptor) -> String {
     accepted.iter().map(name).collect::<Vec<_>>().join(", or ")
 }
 
+/// The least role of a server key, if the method takes one.
+fn role(pool: &DescriptorPool, method: &MethodDescriptor) -> &'static str {
+    match option(pool, method, "sessiond.v1.least_role").as_enum_number().expect("an enum") {
+        0 => "",
+        1 => "`verifier`",
+        2 => "`service`",
+        3 => "`admin`",
+        other => panic!("{other} is not explained"),
+    }
+}
+
 fn anchor(name: &str) -> String {
     format!("[{name}](#{})", name.to_lowercase())
 }
@@ -181,10 +193,11 @@ fn published() -> String {
     let comments = Comments::of(&pool);
     let service = pool.get_service_by_name("sessiond.v1.SessionService").expect("is there");
     let mut page = INTRODUCTION.to_owned();
-    page.push_str("\n## Methods\n\n| method | REST | caller presents |\n|---|---|---|\n");
+    page.push_str("\n## Methods\n\n| method | REST | caller presents | least [role](privileges.md) of a server key |\n|---|---|---|---|\n");
     for method in service.methods() {
         let (route, credentials) = (route(&pool, &method), credentials(&pool, &method));
-        writeln!(page, "| {} | {route} | {credentials} |", anchor(method.name())).expect("writes");
+        let role = role(&pool, &method);
+        writeln!(page, "| {} | {route} | {credentials} | {role} |", anchor(method.name())).expect("writes");
     }
     let (mut messages, mut enums) = (BTreeSet::new(), BTreeSet::new());
     for method in service.methods() {

@@ -272,7 +272,11 @@ async fn a_session_reported_as_ended_is_not_accepted_afterwards() {
             _ => {
                 let session = Session { id: phone.session.clone(), ..Session::default() };
                 let mask = Some(FieldMask { paths: vec!["device_name".to_owned()] });
-                let request = UpdateSessionRequest { session: Some(session), update_mask: mask };
+                let request = UpdateSessionRequest {
+                    session: Some(session),
+                    update_mask: mask,
+                    ..UpdateSessionRequest::default()
+                };
                 behind.update(Wire::Grpc, behind.key(), request).await.is_err()
             }
         };

@@ -148,7 +148,7 @@ async fn a_filter_finds_only_what_is_shown() {
         assert_eq!(found(service.key(), "Firefox on Linux", Some("ada")).await, 1, "{wire:?}");
         assert_eq!(found(phone.bearer(), "Firefox on Linux", None).await, 0, "{wire:?}");
         let session = Session { id: phone.session.clone(), device_name: Some("Ada's".into()), ..Session::default() };
-        let update = UpdateSessionRequest { session: Some(session), update_mask: None };
+        let update = UpdateSessionRequest { session: Some(session), ..UpdateSessionRequest::default() };
         let _: UpdateSessionResponse =
             service.wires.call(wire, "UpdateSession", service.key(), &update).await.expect("changes");
         assert_eq!(found(service.key(), "Ada's", Some("ada")).await, 1, "{wire:?}");

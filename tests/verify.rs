@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Headers that a client might send to impersonate another user, and to turn a refusal into a 200.
-fn spoofed() -> HeaderMap {
+pub fn spoofed() -> HeaderMap {
     [
         ("x-user-id", "root"),
         ("x-session-id", "root"),
@@ -85,13 +85,27 @@ impl VerifyOutcome {
 
 impl Service {
     pub async fn verify(&self, route: Route, project: &str, headers: HeaderMap) -> VerifyOutcome {
+        self.verify_with(route, project, headers, &[]).await
+    }
+
+    /// The same with these parameters in the proxy's configuration.
+    pub async fn verify_with(
+        &self,
+        route: Route,
+        project: &str,
+        headers: HeaderMap,
+        parameters: &[(&str, &str)],
+    ) -> VerifyOutcome {
         match route {
             Route::Path => {
-                let path = format!("/projects/{project}/auth/verify");
-                outcome(&self.wires.http(Method::GET, &path, headers, "").await)
+                let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
+                let path = format!("/projects/{project}/auth/verify?{query}");
+                outcome(&self.wires.http(Method::GET, path.trim_end_matches('?'), headers, "").await)
             }
             Route::Envoy | Route::EnvoyRaw => {
-                let request = check_request(route, Some(project), &headers);
+                let mut request = check_request(route, Some(project), &headers);
+                let extensions = &mut request.attributes.as_mut().expect("is there").context_extensions;
+                extensions.extend(parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
                 envoy_outcome(self.check(request).await.expect("answers"))
             }
         }
@@ -105,7 +119,7 @@ impl Service {
     }
 }
 
-fn outcome(response: &Response<Bytes>) -> VerifyOutcome {
+pub fn outcome(response: &Response<Bytes>) -> VerifyOutcome {
     let text = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
     let identity = ["x-session-id", "x-user-id", "x-project-id", "x-impersonator-id"];
     for name in identity {
@@ -123,7 +137,7 @@ fn outcome(response: &Response<Bytes>) -> VerifyOutcome {
     }
 }
 
-fn envoy_outcome(answer: CheckResponse) -> VerifyOutcome {
+pub fn envoy_outcome(answer: CheckResponse) -> VerifyOutcome {
     let code = answer.status.expect("a status").code;
     let value = |options: &[HeaderValueOption], name: &str| {
         let mut named = options.iter().filter(|option| option.header.as_ref().is_some_and(|header| header.key == name));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
 use sessiond::{
-    pb::{RevokeReason, SnapshotReason, UserCutOff, revocation::Ended},
+    pb::{RevokeReason, SnapshotReason, SupersededTokens, UserCutOff, revocation::Ended, withheld::Concerns},
     store::Role,
 };
 use sessiond_core::{
@@ -13,7 +13,12 @@ use sessiond_core::{
 };
 use tonic::Code;
 
-use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventually, refresh_token};
+use crate::harness::{
+    PROJECT, Service, Wire, bearer,
+    database::Database,
+    eventually, refresh_token,
+    watch::{accepting, asking},
+};
 use crate::keys::kid;
 
 /// A bound on immediate delivery; latency is measured elsewhere.
@@ -446,4 +451,108 @@ async fn a_stream_outlasts_the_request_timeout() {
         phone.sign_out().await.expect("signs out");
         assert_eq!(watch.ended_session().await, phone.session, "{wire:?}");
     }
+}
+
+/// The kinds that this release knows.
+const KINDS: [&str; 5] = ["session_id", "user_cut_off", "project_cut_off", "signing_key_id", "superseded"];
+
+/// A subscriber of a later release names more; one of an earlier release names fewer.
+#[tokio::test]
+async fn what_a_subscriber_does_not_accept_is_withheld_and_the_rest_is_not() {
+    let service = Service::start().await;
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    for wire in Wire::ALL {
+        let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("bob", "laptop").await);
+        let of_later = accepting(&[&KINDS[..], &["of_a_later_release"]].concat());
+        let mut later = service.wires.watch_as(wire, service.key(), &of_later).await.expect("may follow");
+        let of_sessions = accepting(&["session_id"]);
+        let mut earlier = service.wires.watch_as(wire, service.key(), &of_sessions).await.expect("may follow");
+        let mut unsaid = service.watches(wire).await;
+        later.snapshot().await;
+        earlier.snapshot().await;
+        unsaid.snapshot().await;
+
+        phone.sign_out().await.expect("signs out");
+        laptop.revoke_all().await.expect("ends all");
+        let session = Some(Ended::SessionId(phone.session.clone()));
+        let (mut in_later, mut in_earlier, mut in_unsaid) = (vec![], vec![], vec![]);
+        for (watch, found) in
+            [(&mut later, &mut in_later), (&mut earlier, &mut in_earlier), (&mut unsaid, &mut in_unsaid)]
+        {
+            while found.len() < 2 {
+                found.extend(watch.ended().await.into_iter().map(|one| one.ended));
+            }
+            assert!(found.contains(&session), "{wire:?}: {found:?}");
+        }
+        assert!(in_later.iter().any(|ended| matches!(ended, Some(Ended::UserCutOff(_)))), "{in_later:?}");
+        assert!(in_unsaid.iter().any(|ended| matches!(ended, Some(Ended::UserCutOff(_)))), "{in_unsaid:?}");
+        let withheld = in_earlier.iter().find_map(|ended| match ended {
+            Some(Ended::Withheld(withheld)) => Some(withheld.clone()),
+            _ => None,
+        });
+        let withheld = withheld.expect("the cut-off");
+        assert_eq!(withheld.kind, "user_cut_off");
+        assert_eq!(withheld.concerns, Some(Concerns::UserId("bob".to_owned())), "bob's tokens, and nobody else's");
+        assert!(earlier.heartbeat().await < 2_000, "and the stream goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_subscriber_cannot_hold_is_refused() {
+    let service = Service::start().await;
+    for name in ["one", "two", "three"] {
+        service.sign_in("ada", name).await.sign_out().await.expect("signs out");
+    }
+    service.feed_is_read().await;
+    for wire in Wire::ALL {
+        let with = |max_entries| sessiond::pb::WatchRevocationsRequest { max_entries, ..asking("") };
+        let refused = service.wires.watch_as(wire, service.key(), &with(2)).await.err().expect("refused");
+        assert_eq!((refused.reason.as_str(), refused.code), ("TOO_MANY_ENTRIES", Code::FailedPrecondition), "{wire:?}");
+        let mut watch = service.wires.watch_as(wire, service.key(), &with(3)).await.expect("may follow");
+        assert_eq!(watch.snapshot().await.1.len(), 3, "{wire:?}");
+        watch.heartbeat().await;
+        // Where it resumes does not matter: it still holds the others.
+        let resumed = sessiond::pb::WatchRevocationsRequest { cursor: watch.cursor.clone(), ..with(2) };
+        let refused = service.wires.watch_as(wire, service.key(), &resumed).await.err().expect("refused");
+        assert_eq!(refused.reason, "TOO_MANY_ENTRIES", "{wire:?}");
+        let refused = service.wires.watch_as(wire, service.key(), &with(-1)).await.err().expect("refused");
+        assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["max_entries".to_owned()]));
+        let many = accepting(&["x"; 33]);
+        let refused = service.wires.watch_as(wire, service.key(), &many).await.err().expect("refused");
+        assert_eq!((refused.reason.as_str(), refused.fields), ("SCHEMA_ERROR", vec!["accepts".to_owned()]));
+    }
+}
+
+#[tokio::test]
+async fn superseded_tokens_are_in_the_feed_of_services_and_of_their_own_session() {
+    let service = Service::start().await;
+    let (phone, laptop) = (service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await);
+    eventually("the first reading", async || service.app.feed().age().is_some()).await;
+    let accepts = accepting(&KINDS);
+    let mut guard = service.wires.watch_as(Wire::Grpc, service.key(), &accepts).await.expect("may follow");
+    let mut older = service.watches(Wire::Grpc).await;
+    let mut own = service.wires.watch_as(Wire::Grpc, phone.bearer(), &accepts).await.expect("may follow");
+    let mut old_page = service.wires.watch(Wire::Grpc, phone.bearer(), "").await.expect("may follow");
+    let mut other = service.wires.watch_as(Wire::Grpc, laptop.bearer(), &accepts).await.expect("may follow");
+    for watch in [&mut guard, &mut older, &mut own, &mut old_page, &mut other] {
+        watch.snapshot().await;
+    }
+    service.supersede(&phone, "support").await;
+    let superseded = SupersededTokens { session_id: phone.session.clone(), session_epoch: 1 };
+    for watch in [&mut guard, &mut own] {
+        let revocations = watch.ended().await;
+        assert_eq!(revocations[0].ended, Some(Ended::Superseded(superseded.clone())), "{revocations:?}");
+        assert_eq!(revocations[0].reason(), RevokeReason::Superseded);
+        assert_eq!(revocations[0].user_id.as_deref(), Some("ada"));
+        assert!((600..=901).contains(&revocations[0].retain_seconds), "as long as a token lives: {revocations:?}");
+    }
+    assert_eq!(older.ended_session().await, phone.session, "refused altogether rather than accepted with old claims");
+    // These hear of the next sign-out first.
+    laptop.sign_out().await.expect("signs out");
+    assert_eq!(old_page.ended_session().await, laptop.session);
+    assert_eq!(other.ended_session().await, laptop.session);
+    // In a snapshot too.
+    let mut late = service.wires.watch_as(Wire::Rest, service.key(), &accepts).await.expect("may follow");
+    let (_, all) = late.snapshot().await;
+    assert!(all.iter().any(|one| one.ended == Some(Ended::Superseded(superseded.clone()))), "{all:?}");
 }

@@ -212,6 +212,7 @@ fn mint(keys: &Snapshot, clock: &Clock, row: &Row) -> Outcome<Tokens> {
         jti: session.clone(),
         sid: session.clone(),
         epoch: [0, 0],
+        session_epoch: 0,
         project_id: PROJECT.to_owned(),
         refresh_token_id: session.clone(),
         auth_time: None,

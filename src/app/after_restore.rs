@@ -31,6 +31,7 @@ pub async fn after_restore(store: &Store, clock: &Clock) -> Result<usize, Error>
                 project,
                 bucket: Bucket::from_number(0),
                 ended,
+                user: None,
                 reason,
                 at: now,
                 access_expires_at,

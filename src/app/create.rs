@@ -25,6 +25,7 @@ use crate::store::Project;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Revocation;
+use crate::store::Role;
 use crate::store::SessionRotations;
 use crate::store::Store;
 use crate::store::StoredSession;
@@ -79,13 +80,16 @@ impl App {
         idempotency: Option<IdempotencyKey>,
         origin: Origin,
     ) -> Result<(Grant, Option<SetCookies>), Error> {
-        let Service { project, key, .. } = self.service_within(caller, client).await?;
+        let Service { project, key, privileges } = self.service_within(caller, client, Role::Service).await?;
         let now = self.clock.now();
         // The server key was found, so its project exists; it may be newer than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let Project { policy, bucket_key, .. } =
             snapshot.project(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
+        if new.impersonator.is_some() && !privileges.allows_impersonation() {
+            return Err(Refusal::ImpersonationNotGranted.into());
+        }
         if new.device.user_agent.is_some() && new.device.name.is_none() {
             device::prepare().await;
         }

@@ -9,6 +9,7 @@ use super::Error;
 use super::keys::Snapshot;
 use crate::rates::Bucket;
 use crate::store::KeyProof;
+use crate::store::Privileges;
 use crate::store::RefusedAttempt;
 use crate::store::RefusedCredential;
 use crate::store::Role;
@@ -25,6 +26,7 @@ use sessiond_core::session::Refusal;
 use sessiond_core::session::Session;
 use sessiond_core::session::epoch::Epoch;
 use sessiond_core::session::policy::ACCESS_TOKEN_TTL_MAX;
+use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::certificate_name::CertificateName;
 use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::server_key::ServerKey;
@@ -72,7 +74,7 @@ pub struct Client {
 impl Client {
     /// Whether a service with a genuine server key may act as this client.
     fn admits(&self, service: &Service) -> bool {
-        service.project == self.project && service.role >= self.role
+        service.project == self.project && service.privileges.role >= self.role
     }
 }
 
@@ -95,8 +97,8 @@ pub enum ClientAuth {
 pub struct Service {
     /// The project it acts for.
     pub project: ProjectId,
-    /// What it may do.
-    pub role: Role,
+    /// What it may do, and until when.
+    pub privileges: Privileges,
     /// The server key that it proved: by its secret, or by its client certificate.
     pub key: KeyId,
 }
@@ -104,7 +106,16 @@ pub struct Service {
 impl Service {
     /// The service of a server key.
     fn of(row: &ServerKeyRow) -> Self {
-        Self { project: row.project.clone(), role: row.role, key: row.id }
+        Self { project: row.project.clone(), privileges: row.privileges, key: row.id }
+    }
+
+    /// Checks that it has at least this role.
+    fn check_role(self, least: Role) -> Result<Self, Error> {
+        if self.privileges.role >= least {
+            Ok(self)
+        } else {
+            Err(Refusal::InsufficientServerKey(least.as_str()).into())
+        }
     }
 }
 
@@ -137,7 +148,8 @@ impl OwnRow {
 }
 
 impl App {
-    /// Authenticates the service behind a server key, or behind the client certificate that stands in for one.
+    /// Authenticates the service behind a server key, or behind the client certificate that stands in for one, and checks that
+    /// it has at least this role.
     ///
     /// Only a genuine key is charged to its own bucket and its project's: otherwise anyone who knows the key's id could drain
     /// them. Other attempts are charged to the address they come from; a genuine key refunds that charge. If the bucket is
@@ -146,9 +158,9 @@ impl App {
     /// # Errors
     ///
     /// [`Refusal::CredentialsMissing`], [`Refusal::InsufficientAccessType`] for a user, [`Refusal::InvalidServerKey`] for
-    /// one that is malformed, unknown or revoked, [`Refusal::CertificateRefused`], [`Refusal::RateLimited`]; or if the database
-    /// operation fails.
-    pub async fn service(&self, caller: Caller) -> Result<Service, Error> {
+    /// one that is malformed, unknown, revoked or expired, [`Refusal::InsufficientServerKey`] for one with a lesser role,
+    /// [`Refusal::CertificateRefused`], [`Refusal::RateLimited`]; or if the database operation fails.
+    pub async fn service(&self, caller: Caller, least: Role) -> Result<Service, Error> {
         let service = match caller {
             Caller::Service(key) => {
                 if let Err(empty) = self.rates.check(Bucket::ServerKey(key.id())) {
@@ -176,7 +188,7 @@ impl App {
         let charged = self.rates.charge(Bucket::ServerKey(service.key));
         charged.inspect_err(|_| self.note_refused_service(&service, RefusedAttempt::RateLimited))?;
         self.rates.charge(Bucket::Project(&service.project))?;
-        Ok(service)
+        service.check_role(least)
     }
 
     /// Finds the service of a server key. Charges no bucket.
@@ -185,14 +197,16 @@ impl App {
     /// revocation by another replica is noticed as soon as that of a session.
     async fn find_service(&self, store: &Store, key: &ServerKey) -> Result<Service, Error> {
         let now = Instant::now();
-        if let Some(service) = self.server_keys.find(key, now).filter(|service| self.is_unrevoked(service)) {
+        if let Some(service) = self.server_keys.find(key, now).filter(|service| self.is_usable(service)) {
             return Ok(service);
         }
         let row = store.server_key_find(key.id()).await?.ok_or(Refusal::InvalidServerKey)?;
         let (service, is_use_due) = (Service::of(&row), row.is_use_due(self.clock.now()));
         let refused = match row.proof {
             KeyProof::Secret(digest) if !digest.matches(&key.digest()) => Some(RefusedAttempt::ServerKeySecret),
-            KeyProof::Secret(_) if row.is_revoked => Some(RefusedAttempt::ServerKeyRevoked),
+            KeyProof::Secret(_) if row.is_revoked || row.privileges.is_expired(self.clock.now()) => {
+                Some(RefusedAttempt::ServerKeyRevoked)
+            }
             KeyProof::Secret(digest) => {
                 self.server_keys.insert(digest, service.clone(), now);
                 None
@@ -211,7 +225,7 @@ impl App {
 
     /// Finds the service of a client certificate. Charges no bucket. The same holds as for [`App::find_service`].
     ///
-    /// Several names may stand for the same project and role, for example while a service is renamed; then the oldest counts.
+    /// Several names may stand for the same project and privileges, for example while a service is renamed; then the oldest counts.
     /// If they stand for different ones, the certificate is refused: the order of names in a certificate means nothing.
     async fn find_certified(&self, store: &Store, certificate: &ClientCertificate) -> Result<Service, Error> {
         let refused = |problem| Error::from(Refusal::CertificateRefused(problem));
@@ -220,13 +234,14 @@ impl App {
         }
         let (names, now) = (&certificate.names, Instant::now());
         let known = self.server_keys.find_certificate(names, now);
-        if let Some(service) = known.filter(|service| self.is_unrevoked(service)) {
+        if let Some(service) = known.filter(|service| self.is_usable(service)) {
             return Ok(service);
         }
-        let rows = if names.is_empty() { vec![] } else { store.server_keys_of_certificate(names).await? };
+        let mut rows = if names.is_empty() { vec![] } else { store.server_keys_of_certificate(names).await? };
+        rows.retain(|row| !row.privileges.is_expired(self.clock.now()));
         let mut services = rows.iter().map(Service::of);
         let service = services.next().ok_or_else(|| refused(CertificateProblem::Unknown))?;
-        if services.any(|other| (&other.project, other.role) != (&service.project, service.role)) {
+        if services.any(|other| (&other.project, other.privileges) != (&service.project, service.privileges)) {
             return Err(refused(CertificateProblem::Ambiguous));
         }
         self.server_keys.insert_certificate(Arc::clone(names), service.clone(), now);
@@ -236,10 +251,10 @@ impl App {
         Ok(service)
     }
 
-    /// Whether the key of a remembered service is certainly not revoked.
-    fn is_unrevoked(&self, service: &Service) -> bool {
+    /// Whether the key of a remembered service is certainly neither revoked nor expired.
+    fn is_usable(&self, service: &Service) -> bool {
         // In this order: a feed that starts again ceases to be fresh, and then forgets what was revoked.
-        !self.feed.has_revoked(service.key) && self.feed.is_fresh()
+        !self.feed.has_revoked(service.key) && self.feed.is_fresh() && !service.privileges.is_expired(self.clock.now())
     }
 
     /// Records that a server key is in use, without waiting for it. If another record is being written, or it fails, one of the
@@ -281,33 +296,40 @@ impl App {
         })
     }
 
-    /// Authenticates the user or the service behind a credential.
+    /// Authenticates the user behind a credential, or the service, which must have at least this role.
     ///
     /// # Errors
     ///
     /// As [`App::service`] and [`App::signed_in`].
-    pub(super) async fn principal(&self, caller: Caller) -> Result<VerifiedCaller, Error> {
+    pub(super) async fn principal(&self, caller: Caller, least: Role) -> Result<VerifiedCaller, Error> {
         match caller {
             Caller::User(token) => Ok(VerifiedCaller::User(self.signed_in(&token).await?)),
-            service => Ok(VerifiedCaller::Service(self.service(service).await?)),
+            service => Ok(VerifiedCaller::Service(self.service(service, least).await?)),
         }
     }
 
-    /// Authenticates the service behind a server key; on behalf of a client, only in the client's project.
+    /// Authenticates the service behind a server key, which must have at least this role; on behalf of a client, only in the
+    /// client's project.
     ///
     /// # Errors
     ///
     /// As [`App::service`] and [`App::client_project`]; [`Refusal::InvalidServerKey`] for a service of another project.
-    pub(super) async fn service_within(&self, caller: Caller, client: Option<Client>) -> Result<Service, Error> {
+    pub(super) async fn service_within(
+        &self,
+        caller: Caller,
+        client: Option<Client>,
+        least: Role,
+    ) -> Result<Service, Error> {
         self.client_project(client.clone()).await?;
-        let service = self.service(caller).await?;
+        let service = self.service(caller, least).await?;
         if let Some(client) = &client {
             self.check_client(client, &service)?;
         }
         Ok(service)
     }
 
-    /// Authenticates the user or the service behind a credential; on behalf of a client, only in the client's project.
+    /// Authenticates the user behind a credential, or the service, which must have at least this role; on behalf of a client,
+    /// only in the client's project.
     ///
     /// # Errors
     ///
@@ -317,9 +339,10 @@ impl App {
         &self,
         caller: Caller,
         client: Option<Client>,
+        least: Role,
     ) -> Result<VerifiedCaller, Error> {
         self.client_project(client.clone()).await?;
-        let principal = self.principal(caller).await?;
+        let principal = self.principal(caller, least).await?;
         let Some(client) = client else { return Ok(principal) };
         match &principal {
             VerifiedCaller::User(token) => self.check_project(token, &client.project)?,
@@ -411,11 +434,16 @@ impl App {
     pub(super) async fn may_revoke_others(&self, token: &VerifiedToken, now: Timestamp) -> Result<(), Error> {
         let snapshot = self.keys.with(|snapshot| snapshot.policy(token.project()).is_some()).await?;
         let revoking = snapshot.policy(token.project()).map(|policy| policy.revoking.clone()).unwrap_or_default();
-        let auth_time = token.claims().auth_time.map(Timestamp::from_seconds);
-        match revoking.admits(auth_time, token.claims().acr.as_deref(), now) {
-            true => Ok(()),
-            false => Err(Refusal::InsufficientUserAuthentication(revoking).into()),
-        }
+        Ok(check_authentication(token, &revoking, now)?)
+    }
+
+    /// Checks that the user of a verified token has authenticated as required (RFC 9470).
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InsufficientUserAuthentication`].
+    pub fn check_authentication(&self, token: &VerifiedToken, required: &StepUp) -> Result<(), Refusal> {
+        check_authentication(token, required, self.clock.now())
     }
 
     /// Reads the session of a signed-in user, and records that it is in use.
@@ -538,6 +566,14 @@ impl App {
             return Err(VerifyError::Unparsable);
         }
         snapshot.keyring.signing(id).ok_or(VerifyError::UnknownKey(id))
+    }
+}
+
+fn check_authentication(token: &VerifiedToken, required: &StepUp, now: Timestamp) -> Result<(), Refusal> {
+    let auth_time = token.claims().auth_time.map(Timestamp::from_seconds);
+    match required.admits(auth_time, token.claims().acr.as_deref(), now) {
+        true => Ok(()),
+        false => Err(Refusal::InsufficientUserAuthentication(required.clone())),
     }
 }
 

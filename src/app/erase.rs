@@ -19,7 +19,6 @@ use sessiond_core::id::ProjectId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::Origin;
-use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
 
 /// The most rows that one transaction deletes or changes, so that none holds its locks for long.
@@ -48,10 +47,7 @@ impl App {
     ///
     /// Fails if the caller or the request is refused, or if the database operation fails.
     pub async fn erase_user(&self, caller: Caller, user_id: &str, origin: Origin) -> Result<i32, Error> {
-        let service = self.service(caller).await?;
-        if service.role != Role::Admin {
-            return Err(Refusal::InsufficientAccessType.into());
-        }
+        let service = self.service(caller, Role::Admin).await?;
         let (user, now) = (named_user(user_id)?, self.clock.now());
         let bucket = self.bucket(&service.project, &user).await?;
         let erasure =

@@ -73,6 +73,8 @@ impl App {
         let project = session.project.as_str();
         let mut own = defaults.cloned().unwrap_or_default();
         own.extend(session.claims.clone());
+        // A name that was not reserved when the claims were set.
+        own.remove("session_epoch");
         Claims {
             iss: self.issuer.of(project),
             sub: session.user.as_str().to_owned(),
@@ -84,6 +86,7 @@ impl App {
             jti: clock::new_uuid().to_string(),
             sid: session.id.to_string(),
             epoch: [session.epoch.project, session.epoch.user],
+            session_epoch: session.own_epoch,
             project_id: project.to_owned(),
             refresh_token_id: session.id.to_string(),
             auth_time: session.authentication.time.map(Timestamp::as_seconds),

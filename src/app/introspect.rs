@@ -9,7 +9,9 @@ use super::Caller;
 use super::Client;
 use super::Error;
 use super::keys::Snapshot;
+use super::liveness::Standing;
 use crate::store::RefusedAttempt;
+use crate::store::Role;
 use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -68,7 +70,7 @@ impl App {
         client: Option<Client>,
         tokens: Vec<String>,
     ) -> Result<Vec<Introspection>, Error> {
-        let service = self.service(caller).await?;
+        let service = self.service(caller, Role::Verifier).await?;
         if client.is_some_and(|client| client.project != service.project) {
             self.note_refused_service(&service, RefusedAttempt::WrongProject);
             return Err(Refusal::InvalidServerKey.into());
@@ -84,10 +86,10 @@ impl App {
         }
         let access: Vec<VerifiedToken> = kinds.iter().filter_map(TokenKind::access).cloned().collect();
         // In the order of the access tokens, so the results are consumed one by one.
-        let mut live = self.are_live(&project, &access, now).await?.into_iter();
+        let mut standings = self.standings(&project, &access, now).await?.into_iter();
         let seen = self.sessions_of(&project, &kinds).await?;
         let mut introspect = |kind: TokenKind| match kind {
-            TokenKind::Access(token) => live.next()?.then_some(Introspection::Access(token)),
+            TokenKind::Access(token) => (standings.next()? == Standing::Good).then_some(Introspection::Access(token)),
             TokenKind::Refresh(token) => self.introspect_refresh(&snapshot, &token, seen.get(&token.session())?, now),
             TokenKind::Invalid | TokenKind::UnknownKey => None,
         };

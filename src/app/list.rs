@@ -8,6 +8,7 @@ use super::credentials::OwnRow;
 use super::credentials::VerifiedCaller;
 use super::keys::Snapshot;
 use crate::store::PageQuery;
+use crate::store::Role;
 use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -85,7 +86,7 @@ impl App {
         client: Option<Client>,
         request: ListRequest,
     ) -> Result<Page, Error> {
-        let principal = self.principal_within(caller, client).await?;
+        let principal = self.principal_within(caller, client, Role::Service).await?;
         let is_user = matches!(principal, VerifiedCaller::User(_));
         let scope = self.scope(principal, request.user_id, request.page_token.is_empty()).await?;
         let now = self.clock.now();

@@ -1,7 +1,7 @@
-//! Whether the sessions of verified access tokens are live.
+//! Whether verified access tokens are still good: their sessions live, and the tokens not superseded.
 
 use std::collections::BTreeSet;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::App;
 use super::Error;
@@ -12,8 +12,19 @@ use sessiond_core::id::SessionId;
 use sessiond_core::session::revoked::Bearer;
 use sessiond_core::token::verified::VerifiedToken;
 
+/// Whether a verified access token is still good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is.
+    Good,
+    /// Its session is live, but a change of its claims superseded the token.
+    Superseded,
+    /// Its session has ended.
+    Ended,
+}
+
 impl App {
-    /// Returns whether the session of each token is live, in the tokens' order. Marks the live ones as used.
+    /// Returns the standing of each token, in the tokens' order. Marks the sessions of good ones as used.
     ///
     /// The feed answers while it is fresh. While it is no longer fresh but still trusted, the rows answer; after that the call
     /// fails. Feed and rows know at once what this replica has revoked; of another replica's revocations the feed learns some
@@ -22,26 +33,36 @@ impl App {
     /// # Errors
     ///
     /// As [`App::check_trusted`]; or if the feed is not fresh and the database operation fails.
-    pub(super) async fn are_live(
+    pub(super) async fn standings(
         &self,
         project: &ProjectId,
         tokens: &[VerifiedToken],
         now: Timestamp,
-    ) -> Result<Vec<bool>, Error> {
-        let live: Vec<bool> = if self.feed.is_fresh() {
+    ) -> Result<Vec<Standing>, Error> {
+        let standings: Vec<Standing> = if self.feed.is_fresh() {
             // A token never outlives its session, and these have not expired: only a revocation can have ended the session.
-            tokens.iter().map(|token| !self.feed.has_ended(&Bearer::from(token))).collect()
+            let standing = |token: &VerifiedToken| match self.feed.has_ended(&Bearer::from(token)) {
+                true => Standing::Ended,
+                false if self.feed.has_superseded(token.session(), token.session_epoch()) => Standing::Superseded,
+                false => Standing::Good,
+            };
+            tokens.iter().map(standing).collect()
         } else {
             self.check_trusted()?;
             let rows = self.live_rows(project, tokens, now).await?;
             self.check_trusted()?;
-            tokens.iter().map(|token| rows.contains(&token.session())).collect()
+            let standing = |token: &VerifiedToken| match rows.get(&token.session()) {
+                None => Standing::Ended,
+                Some(own_epoch) if token.session_epoch() < *own_epoch => Standing::Superseded,
+                Some(_) => Standing::Good,
+            };
+            tokens.iter().map(standing).collect()
         };
-        for (token, _) in tokens.iter().zip(&live).filter(|(_, is_live)| **is_live) {
+        for (token, _) in tokens.iter().zip(&standings).filter(|(_, standing)| **standing == Standing::Good) {
             // The session was in use when the token was issued.
             self.usage.note(project, token.session(), token.issued_at(), now);
         }
-        Ok(live)
+        Ok(standings)
     }
 
     /// Fails if what the database returned may be out of date. Called after the query, so that the answer is at most
@@ -54,20 +75,20 @@ impl App {
         if self.feed.is_trusted() { Ok(()) } else { Err(store::Error::stale().into()) }
     }
 
-    /// The tokens' sessions that are live according to their rows.
+    /// The tokens' sessions that are live according to their rows, each with its own epoch.
     async fn live_rows(
         &self,
         project: &ProjectId,
         tokens: &[VerifiedToken],
         now: Timestamp,
-    ) -> Result<HashSet<SessionId>, Error> {
+    ) -> Result<HashMap<SessionId, i64>, Error> {
         // Without duplicates: a request may name the same session several times.
         let ids: BTreeSet<SessionId> = tokens.iter().map(VerifiedToken::session).collect();
         if ids.is_empty() {
-            return Ok(HashSet::new());
+            return Ok(HashMap::new());
         }
         let found = self.store.summaries_find(project.clone(), ids.into_iter().collect()).await?;
         let live = found.into_iter().filter(|(summary, present)| summary.lifetime.is_live(now, *present));
-        Ok(live.map(|(summary, _)| summary.id).collect())
+        Ok(live.map(|(summary, _)| (summary.id, summary.own_epoch)).collect())
     }
 }

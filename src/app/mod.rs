@@ -29,6 +29,7 @@ mod reseal;
 mod revoke;
 mod revoke_all;
 mod revoke_key;
+mod revoke_project;
 mod revoke_session;
 mod rotate_key;
 mod server_keys;
@@ -100,6 +101,7 @@ use renew::SharedRefreshes;
 use revoke::SignOuts;
 use server_keys::KnownServerKeys;
 use usage::Usage;
+use watch::StrongKeys;
 
 use crate::config;
 use crate::feed;
@@ -177,6 +179,7 @@ pub struct App {
     feed: Feed,
     verifier: AccessVerifier,
     server_keys: KnownServerKeys,
+    strong_keys: StrongKeys,
     usage: Usage,
     refused: RefusedAttempts,
     /// The database over a connection of its own, for readiness checks.
@@ -212,6 +215,7 @@ impl App {
             keys,
             verifier: AccessVerifier::new(issuer.clone()),
             server_keys: KnownServerKeys::default(),
+            strong_keys: StrongKeys::default(),
             issuer,
             clock,
             rates: Limiter::off(),

@@ -8,8 +8,9 @@ use super::App;
 use super::Error;
 use crate::store;
 use crate::store::KeyProof;
+use crate::store::Narrowing;
+use crate::store::Privileges;
 use crate::store::Project;
-use crate::store::Role;
 use crate::store::ServerKeyFacts;
 use crate::store::ServerKeyRow;
 use crate::store::Tx;
@@ -155,7 +156,8 @@ impl App {
         Ok(self.store.projects_list().await.map_err(Error::from)?)
     }
 
-    /// Creates a server key. Its text is returned only here: the database keeps a digest.
+    /// Creates a server key. Its text is returned only here: the database keeps a digest. A role alone means its least
+    /// privileges.
     ///
     /// # Errors
     ///
@@ -163,11 +165,26 @@ impl App {
     pub async fn server_key_create(
         &self,
         project: ProjectId,
-        role: Role,
+        privileges: impl Into<Privileges>,
     ) -> Result<(KeyId, SecretString), ProjectError> {
         let key = ServerKey::generate();
-        self.server_key_insert(key.id(), project, role, KeyProof::Secret(key.digest())).await?;
+        self.server_key_insert(key.id(), project, privileges.into(), KeyProof::Secret(key.digest())).await?;
         Ok((key.id(), key.expose()))
+    }
+
+    /// Narrows what a server key may do, and returns its privileges before and after. Every replica applies it within five
+    /// seconds: that long a key that was looked up is remembered.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the key is unknown, or if the database operation fails.
+    pub async fn server_key_narrow(
+        &self,
+        id: KeyId,
+        limits: Narrowing,
+    ) -> Result<(Privileges, Privileges), ProjectError> {
+        let narrowed = self.store.server_key_narrow(id, limits, self.clock.now()).await.map_err(Error::from)?;
+        narrowed.ok_or(ProjectError::MissingServerKey(id))
     }
 
     /// Lets client certificates with this name stand in for a server key of the project. Returns the key's id.
@@ -178,11 +195,11 @@ impl App {
     pub async fn client_certificate_add(
         &self,
         project: ProjectId,
-        role: Role,
+        privileges: impl Into<Privileges>,
         name: CertificateName,
     ) -> Result<KeyId, ProjectError> {
         let id = KeyId::from_uuid(clock::new_uuid());
-        self.server_key_insert(id, project, role, KeyProof::Certificate(name)).await?;
+        self.server_key_insert(id, project, privileges.into(), KeyProof::Certificate(name)).await?;
         Ok(id)
     }
 
@@ -190,14 +207,15 @@ impl App {
         &self,
         id: KeyId,
         project: ProjectId,
-        role: Role,
+        privileges: Privileges,
         proof: KeyProof,
     ) -> Result<(), ProjectError> {
         let name = match &proof {
             KeyProof::Certificate(name) => Some(name.clone()),
             KeyProof::Secret(_) => None,
         };
-        let row = ServerKeyRow { id, project: project.clone(), role, proof, last_used_at: None, is_revoked: false };
+        let row =
+            ServerKeyRow { id, project: project.clone(), privileges, proof, last_used_at: None, is_revoked: false };
         match (self.store.server_key_insert(row, self.clock.now()).await, name) {
             (Err(store::Error::Conflict { constraint, .. }), _) if constraint == "server_keys_project_fkey" => {
                 Err(ProjectError::Missing(project))

@@ -91,27 +91,45 @@ impl App {
         };
         let is_spent = matches!(
             refusal,
-            Refusal::CredentialsMissing | Refusal::AccessTokenExpired { .. } | Refusal::UnparsableAccessToken
+            Refusal::CredentialsMissing
+                | Refusal::AccessTokenExpired { .. }
+                | Refusal::AccessTokenSuperseded
+                | Refusal::UnparsableAccessToken
         );
         let Some(presented) = refresh.filter(|_| is_spent) else { return Err(refusal.into()) };
-        match self.renew(project, presented, origin).await {
-            Ok(grant) => {
-                // In full: the session may have ended since the refresh.
-                let access = AccessToken(grant.access_token.expose_secret().to_owned());
-                let token = self.verify(project, Some(&access)).await?;
-                Ok(Renewed { token, grant: Some(grant) })
-            }
+        let renewed = match self.renew(project, presented, origin).await {
+            Ok(grant) => match self.verify_grant(project, grant).await {
+                // The result of a refresh that others began before the token was superseded: refresh once more.
+                Err(Error::Refused(Refusal::AccessTokenSuperseded)) => {
+                    self.renewals.forget(&renewal_key(presented, origin));
+                    match self.renew(project, presented, origin).await {
+                        Ok(grant) => self.verify_grant(project, grant).await,
+                        Err(error) => Err(error),
+                    }
+                }
+                verified => verified,
+            },
+            Err(error) => Err(error),
+        };
+        match renewed {
             Err(Error::Refused(Refusal::RefreshTokenNotFoundOrExpired)) => Err(match refusal {
                 Refusal::CredentialsMissing => Refusal::SessionRevoked.into(),
                 refusal => refusal.into(),
             }),
-            Err(failure) => Err(failure),
+            outcome => outcome,
         }
+    }
+
+    /// Verifies the access token of a refresh, in full: the session may have ended since.
+    async fn verify_grant(&self, project: &ProjectId, grant: Arc<Grant>) -> Result<Renewed, Error> {
+        let access = AccessToken(grant.access_token.expose_secret().to_owned());
+        let token = self.verify(project, Some(&access)).await?;
+        Ok(Renewed { token, grant: Some(grant) })
     }
 
     /// Refreshes the session of a refresh token of the project, together with others that present the same one from the same place.
     async fn renew(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Result<Arc<Grant>, Error> {
-        let key = (presented.to_owned(), origin.ip.map(|ip| network(ip).addr()), origin.user_agent.clone());
+        let key = renewal_key(presented, origin);
         let refreshing =
             self.renewals.join(key.clone(), self.clock.now(), || self.begin_renewal(project, presented, origin));
         let outcome = refreshing.await;
@@ -132,6 +150,10 @@ impl App {
         let refreshing = async move { task.await.unwrap_or(Err(Error::FeedInterrupted)) };
         Entry { refreshing: refreshing.boxed().shared(), until: self.clock.now() + grace.min(KEPT_MAX) }
     }
+}
+
+fn renewal_key(presented: &str, origin: &Origin) -> Key {
+    (presented.to_owned(), origin.ip.map(|ip| network(ip).addr()), origin.user_agent.clone())
 }
 
 impl SharedRefreshes {

@@ -17,6 +17,7 @@ use crate::store::BulkRevocation;
 use crate::store::RefusedAttempt;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
+use crate::store::Role;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
@@ -38,6 +39,8 @@ pub struct RevokeAllRequest {
     pub user_id: Option<String>,
     /// Whether to keep the caller's own session.
     pub except_current: bool,
+    /// The session to keep, named by a service.
+    pub spared_session_id: Option<String>,
     /// The id under which the request may be repeated.
     pub request_id: Option<Uuid>,
 }
@@ -66,6 +69,8 @@ struct CutOffRequest {
     /// The user's own session, which must be live.
     own: Option<SessionId>,
     spares_own: bool,
+    /// The session that a service keeps, if it is live.
+    spared: Option<SessionId>,
     idempotency: Option<IdempotencyKey>,
     by: EndedBy,
     origin: Origin,
@@ -87,10 +92,14 @@ impl App {
         origin: Origin,
     ) -> Result<i32, Error> {
         let now = self.clock.now();
-        let (project, user, own, by) = match self.principal(caller).await? {
+        let (project, user, own, by) = match self.principal(caller, Role::Service).await? {
             // An impersonator can end only the impersonated session.
             VerifiedCaller::User(token) if token.impersonator().is_some() => {
                 return Err(Refusal::InsufficientAccessType.into());
+            }
+            VerifiedCaller::User(_) if request.spared_session_id.is_some() => {
+                let expected = "must be absent for a user: `except_current` keeps the current session";
+                return Err(Refusal::invalid("spared_session_id", expected).into());
             }
             VerifiedCaller::User(token) => {
                 check_own_user(request.user_id.as_deref(), token.user())?;
@@ -107,12 +116,17 @@ impl App {
             }
         };
         let caller = own.map(|own| (project.clone(), own));
-        let content = content(&user, own, request.except_current);
+        let spared = request.spared_session_id.as_deref();
+        let spared = spared.map(|id| {
+            SessionId::parse(id).ok_or_else(|| Refusal::invalid("spared_session_id", "must be a session's id"))
+        });
+        let spared = spared.transpose()?;
+        let content = content(&user, own, request.except_current, spared);
         let idempotency = request.request_id.map(|id| IdempotencyKey::new(id, content.as_bytes()));
         let bucket = self.bucket(&project, &user).await?;
         let spares_own = request.except_current;
-        let request = CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now, bucket };
-        let session = request.own.map(|own| Key::Session(request.project.clone(), own));
+        let request = CutOffRequest { project, user, own, spares_own, spared, idempotency, by, origin, now, bucket };
+        let session = request.own.or(spared).map(|own| Key::Session(request.project.clone(), own));
         let keys = [Key::User(request.project.clone(), request.user.clone())].into_iter().chain(session);
         let permit = self.bulkhead.acquire("revoke_all_sessions", keys).await?;
         let work = move |mut tx: Tx| async move {
@@ -138,9 +152,9 @@ impl App {
     }
 }
 
-/// Locks are taken in this order: the request id, the caller's session, the user.
+/// Locks are taken in this order: the request id, the caller's session or the one to spare, the user.
 async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, store::Error> {
-    let CutOffRequest { project, user, own, spares_own, idempotency, by, origin, now, bucket } = request;
+    let CutOffRequest { project, user, own, spares_own, spared, idempotency, by, origin, now, bucket } = request;
     if let Some(key) = idempotency {
         // Before the caller's session is checked: the first attempt may have ended it, and a repeat gets the same answer.
         match tx.request_claim(&project, bucket, key.id, RequestOutcome::RevokedAll(0), &key.digest, now).await? {
@@ -153,10 +167,13 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
             }
         }
     }
-    let held = match own {
+    let held = match own.or(spared) {
         Some(id) => tx.session_lock(&project, id).await?.map(|stored| stored.session),
         None => None,
     };
+    if spared.is_some() && held.as_ref().is_none_or(|session| session.user != user) {
+        return Ok(Err(Refusal::SessionNotFound));
+    }
     let Some(epoch) = tx.epoch_raise(&project, &user, bucket, now).await? else {
         // No such user has ever signed in, or the user was erased.
         return Ok(if own.is_some() { Err(Refusal::SessionRevoked) } else { Ok(CutOffResult::unchanged(0)) });
@@ -164,10 +181,12 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
     // The user's row is locked now: whether sessions were live is decided by the epoch before this one.
     let Some(raised) = tx.epoch_read(&project, &user, bucket).await? else { return Ok(Ok(CutOffResult::unchanged(0))) };
     let before = Epoch { user: epoch - 1, ..raised };
-    if own.is_some() && held.is_none_or(|session| session.user != user || !session.is_live(now, before)) {
+    if own.is_some() && held.as_ref().is_none_or(|session| session.user != user || !session.is_live(now, before)) {
         return Ok(Err(Refusal::SessionRevoked));
     }
-    let spared = own.filter(|_| spares_own);
+    // One that has ended is not kept.
+    let spared = spared.filter(|_| held.is_some_and(|session| session.is_live(now, before)));
+    let spared = own.filter(|_| spares_own).or(spared);
     let ended = |one: &store::SessionSummary| one.lifetime.is_live(now, before) && Some(one.id) != spared;
     let mut ends = tx.session_summaries(&project, &user, bucket, None).await?;
     // Includes sessions that another replica, whose clock is behind, may still accept.
@@ -190,7 +209,7 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
     }
     let (access_expires_at, ip) = (now + ACCESS_TOKEN_TTL_MAX, origin.ip);
     let (ended, reason) = (RevocationTarget::User { user, epoch, spared }, RevokeReason::RevokedAll);
-    let revocation = BulkRevocation { project, bucket, ended, reason, at: now, access_expires_at, by, ip };
+    let revocation = BulkRevocation { project, bucket, ended, user: None, reason, at: now, access_expires_at, by, ip };
     // Sessions that an earlier cut-off ended were published then: repeated requests add no records.
     if is_effective {
         let record = tx.bulk_revocation_insert(revocation.clone()).await?;
@@ -200,7 +219,9 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
 }
 
 /// The parts of a request that a repeat must have in common with it. The method's name distinguishes it from other requests.
-fn content(user: &UserId, own: Option<SessionId>, spares_own: bool) -> String {
+fn content(user: &UserId, own: Option<SessionId>, spares_own: bool, spared: Option<SessionId>) -> String {
     let own = own.map(|id| id.to_string()).unwrap_or_default();
-    format!("RevokeAllSessions\n{}\n{own}\n{spares_own}", user.as_str())
+    // Without one as in earlier releases, so that a repeat is recognised across an upgrade.
+    let spared = spared.map(|id| format!("\n{id}")).unwrap_or_default();
+    format!("RevokeAllSessions\n{}\n{own}\n{spares_own}{spared}", user.as_str())
 }

@@ -11,6 +11,7 @@ use super::list::named_user;
 use crate::store;
 use crate::store::RefusedAttempt;
 use crate::store::Revocation;
+use crate::store::Role;
 use crate::store::Tx;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
@@ -42,7 +43,7 @@ impl App {
         origin: Origin,
     ) -> Result<RevokeOutcome, Error> {
         let now = self.clock.now();
-        let principal = self.principal_within(caller, client).await?;
+        let principal = self.principal_within(caller, client, Role::Service).await?;
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("id", "must be a session's id"))?;
         let outcome = match principal {
             VerifiedCaller::User(token) => {

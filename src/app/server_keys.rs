@@ -103,7 +103,8 @@ mod tests {
     use sessiond_core::id::ProjectId;
 
     fn service(key: &ServerKey) -> Service {
-        Service { project: ProjectId::parse("demo").expect("a name"), role: Role::Service, key: key.id() }
+        let (project, privileges) = (ProjectId::parse("demo").expect("a name"), Role::Service.into());
+        Service { project, privileges, key: key.id() }
     }
 
     fn insert(keys: &KnownServerKeys, key: &ServerKey, began_at: Instant) {

@@ -7,24 +7,28 @@ use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
 use super::cookies::does_not_fit;
+use crate::store::BulkRevocation;
+use crate::store::Role;
 use crate::store::SessionUpdate;
 use crate::store::Tx;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::EndedBy;
 use sessiond_core::session::Refusal;
+use sessiond_core::session::RevokeReason;
 use sessiond_core::session::Session;
 use sessiond_core::session::change::Change;
 use sessiond_core::session::change::changed_fields;
+use sessiond_core::session::revoked::RevocationTarget;
 
 impl App {
-    /// Changes a live session of a service's project.
+    /// Changes a live session of a service's project. If its earlier access tokens are superseded, the feed says so.
     ///
     /// # Errors
     ///
     /// Fails if the caller or the request is refused, with [`Refusal::SessionNotFound`] also for an ended session; or if the
     /// database operation fails. If the project uses cookies, claims are refused with which an access token would not fit into one.
     pub async fn update_session(&self, caller: Caller, id: &str, change: Change) -> Result<Session, Error> {
-        let service = self.service(caller).await?;
+        let service = self.service(caller, Role::Service).await?;
         let (now, project) = (self.clock.now(), service.project.clone());
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
@@ -51,8 +55,22 @@ impl App {
             }
             let changed = changed_fields(&before, &session);
             let details = (!changed.is_empty()).then(|| json!({ "changed": changed }));
-            let update = SessionUpdate { by: EndedBy::Service(service.key), at: now, details };
-            tx.session_change(&session, update).await?;
+            let by = EndedBy::Service(service.key);
+            tx.session_change(&session, SessionUpdate { by, at: now, details }).await?;
+            if session.own_epoch != before.own_epoch {
+                tx.bulk_revocation_insert(BulkRevocation {
+                    project: service.project,
+                    bucket: id.bucket(),
+                    ended: RevocationTarget::Superseded { id, session_epoch: session.own_epoch },
+                    user: Some(session.user.clone()),
+                    reason: RevokeReason::Superseded,
+                    at: now,
+                    access_expires_at: stored.access_expires_at,
+                    by,
+                    ip: None,
+                })
+                .await?;
+            }
             tx.commit(Ok(session)).await
         };
         let changed = self.store.transact("update_session", work).await?;

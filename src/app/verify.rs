@@ -11,6 +11,7 @@ use super::AccessToken;
 use super::App;
 use super::Error;
 use super::keys::Snapshot;
+use super::liveness::Standing;
 use crate::store::RefusedAttempt;
 use crate::telemetry::request;
 use sessiond_core::id::ProjectId;
@@ -26,7 +27,8 @@ impl App {
     ///
     /// [`Refusal::ProjectNotFound`], [`Refusal::CredentialsMissing`]; [`Refusal::UnparsableAccessToken`],
     /// [`Refusal::WrongProject`] for a genuine one of another project, [`Refusal::AccessTokenExpired`],
-    /// [`Refusal::SessionRevoked`] if the session has ended for any reason; or if the database operation fails.
+    /// [`Refusal::SessionRevoked`] if the session has ended for any reason, [`Refusal::AccessTokenSuperseded`]; or if the
+    /// database operation fails.
     pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(project).is_some();
         let snapshot = self.keys.find(project, exists).await?;
@@ -44,8 +46,9 @@ impl App {
             }
             verified => verified?,
         };
-        match self.are_live(project, slice::from_ref(&token), now).await?.as_slice() {
-            [true] => Ok(token),
+        match self.standings(project, slice::from_ref(&token), now).await?.as_slice() {
+            [Standing::Good] => Ok(token),
+            [Standing::Superseded] => Err(Refusal::AccessTokenSuperseded.into()),
             _ => {
                 self.note_refused_session(project, token.session(), RefusedAttempt::SessionRevoked);
                 Err(Refusal::SessionRevoked.into())

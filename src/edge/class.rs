@@ -56,7 +56,12 @@ pub(super) fn of(method: &Method, path: &str) -> RequestClass {
 }
 
 /// The documents, by the end of their paths.
-const DOCUMENTS: [&str; 3] = ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/openapi.json"];
+const DOCUMENTS: [&str; 4] = [
+    "/.well-known/jwks.json",
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+    "/openapi.json",
+];
 
 /// The name under which a request is logged and traced until it becomes a call.
 pub(super) fn route(method: &Method, path: &str) -> Route {
@@ -139,6 +144,7 @@ mod tests {
     fn a_route_has_one_of_few_names() {
         for (method, path, name) in [
             (Method::GET, "/projects/demo/.well-known/jwks.json", "/.well-known/jwks.json"),
+            (Method::GET, "/projects/demo/.well-known/openid-configuration", "/.well-known/openid-configuration"),
             (
                 Method::GET,
                 "/.well-known/oauth-authorization-server/projects/demo",

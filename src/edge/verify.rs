@@ -1,6 +1,7 @@
 //! Verifies requests for nginx, Traefik and Caddy: an adapter to Envoy's call. The project is in the path, which the proxy's
 //! configuration sets; the result is a status and headers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -34,6 +35,7 @@ use crate::rpc::check::Decision;
 use crate::rpc::check::IDENTITY;
 use crate::rpc::check::Pass;
 use crate::rpc::check::ProxiedRequest;
+use crate::rpc::check::StepUpText;
 use crate::telemetry::RequestClass;
 use sessiond_core::session::Origin;
 use tonic_rest_layer::Code;
@@ -86,14 +88,15 @@ impl Verify {
     pub(super) async fn answer(&self, project: String, request: Request) -> Response {
         let (Parts { method, uri, headers, extensions, .. }, _) = request.into_parts();
         let call = self.observe.begin(CHECK, &extensions);
-        let login = Login::read(uri.query());
-        let asked = proxied_request(project, login.page, &headers, &extensions);
+        let VerifyQuery { login, keeps_status, step_up } = VerifyQuery::read(uri.query());
+        let asked = proxied_request(Some(project), login, &headers, &extensions);
+        let asked = ProxiedRequest { step_up, ..asked };
         let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());
         let mut response = match decision {
             Ok(Ok(passed)) => pass(&passed),
             Ok(Err(denial)) => {
-                let redirects = denial.location.is_some() && !login.keeps_status;
+                let redirects = denial.location.is_some() && !keeps_status;
                 let mut response = render(check::denied(denial));
                 if redirects {
                     *response.status_mut() = StatusCode::FOUND;
@@ -132,34 +135,42 @@ fn project_in(base_paths: &[String], path: &str) -> Option<String> {
     is_one.then(|| percent_decode_str(segment).decode_utf8().unwrap_or_default().into_owned())
 }
 
-/// What the proxy's configuration says about pages that are not signed in, in the query.
+/// What the proxy's configuration says in the query.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Login {
-    /// `login`: the login page.
-    page: Option<String>,
+pub(super) struct VerifyQuery {
+    /// `login`: the login page for pages that are not signed in.
+    login: Option<String>,
     /// `login_status=401`: for a proxy that passes on no redirect, the answer is a 401 with a `Location`.
     keeps_status: bool,
+    /// `acr_values` and `max_age`: the authentication that is required.
+    pub(super) step_up: StepUpText,
 }
 
-impl Login {
-    fn read(query: Option<&str>) -> Self {
-        let mut login = Self::default();
-        let Some(query) = query else { return login };
+impl VerifyQuery {
+    pub(super) fn read(query: Option<&str>) -> Self {
+        let mut read = Self::default();
+        let Some(query) = query else { return read };
+        // A requirement that is there twice is empty, which is malformed: neither must get lost.
+        let once = |slot: &mut Option<String>, value: Cow<'_, str>| {
+            *slot = Some(if slot.is_some() { String::new() } else { value.into_owned() });
+        };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
-                "login" => login.page = Some(value.into_owned()),
-                "login_status" => login.keeps_status = value == "401",
+                "login" => read.login = Some(value.into_owned()),
+                "login_status" => read.keeps_status = value == "401",
+                "acr_values" => once(&mut read.step_up.acr_values, value),
+                "max_age" => once(&mut read.step_up.max_age, value),
                 _ => {}
             }
         }
-        login
+        read
     }
 }
 
 /// What is asked about the original request. To look for headers is a good part of the work, so most are looked for only where
 /// they count.
-fn proxied_request<'r>(
-    project: String,
+pub(super) fn proxied_request<'r>(
+    project: Option<String>,
     login: Option<String>,
     headers: &'r HeaderMap,
     extensions: &Extensions,
@@ -190,7 +201,7 @@ fn proxied_request<'r>(
     let has_cookies = !cookies.is_empty();
     let page = |name| login.as_ref().and_then(|_| one(name));
     ProxiedRequest {
-        project: Some(project),
+        project,
         token: check::credential(credentials),
         fetch: if has_cookies { fetch() } else { FetchHeaders::default() },
         is_web_socket: has_cookies && check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name)),
@@ -199,13 +210,14 @@ fn proxied_request<'r>(
         accept: page("accept"),
         origin,
         login,
+        step_up: StepUpText::default(),
         method: first(METHOD),
         path: first(PATH),
     }
 }
 
 /// Lets the request pass, and tells the application whose it is.
-fn pass(passed: &Pass) -> Response {
+pub(super) fn pass(passed: &Pass) -> Response {
     let mut response = Response::new(Body::empty());
     // Room for these and for those that every response has.
     *response.headers_mut() = HeaderMap::with_capacity(16);
@@ -241,7 +253,7 @@ fn pass_cookies(headers: &mut HeaderMap, CookiePass { authorization, set, others
 }
 
 /// Renders Envoy's refusal as an HTTP response.
-fn render(answer: CheckResponse) -> Response {
+pub(super) fn render(answer: CheckResponse) -> Response {
     let code = answer.status.unwrap_or_default().code;
     let (headers, body) = match answer.http_response {
         Some(HttpResponse::DeniedResponse(denied)) => (denied.headers, Body::from(denied.body)),
@@ -262,7 +274,10 @@ mod tests {
 
     #[test]
     fn the_query_names_the_login_page() {
-        let login = |page: Option<&str>, keeps_status| Login { page: page.map(str::to_owned), keeps_status };
+        let login = |page: Option<&str>, keeps_status| {
+            let login = page.map(str::to_owned);
+            VerifyQuery { login, keeps_status, ..VerifyQuery::default() }
+        };
         for (query, expected) in [
             (None, login(None, false)),
             (Some("login=/in"), login(Some("/in"), false)),
@@ -272,8 +287,21 @@ mod tests {
             ),
             (Some("login_status=302&x=y"), login(None, false)),
         ] {
-            assert_eq!(Login::read(query), expected, "{query:?}");
+            assert_eq!(VerifyQuery::read(query), expected, "{query:?}");
         }
+    }
+
+    #[test]
+    fn the_query_names_the_required_authentication_once() {
+        let step_up = |query| VerifyQuery::read(Some(query)).step_up;
+        let text = |acr: Option<&str>, age: Option<&str>| StepUpText {
+            acr_values: acr.map(str::to_owned),
+            max_age: age.map(str::to_owned),
+        };
+        assert_eq!(step_up("acr_values=aal2+aal3&max_age=300"), text(Some("aal2 aal3"), Some("300")));
+        assert_eq!(step_up("max_age="), text(None, Some("")));
+        assert_eq!(step_up("max_age=300&max_age=1&acr_values=a&acr_values=b"), text(Some(""), Some("")));
+        assert!(step_up("max_age=300&max_age=300").parse().is_err());
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) struct Backlog {
     writers: Writers,
     projects: Vec<ProjectId>,
     numbers: HashMap<ProjectId, u32>,
+    /// How many entries each project has.
+    counts: Vec<usize>,
     len: usize,
 }
 
@@ -137,7 +139,8 @@ pub(super) const fn place_of(revocation: &PublishedRevocation) -> FeedPlace {
         RevocationTarget::User { .. }
         | RevocationTarget::Project { .. }
         | RevocationTarget::SigningKey(_)
-        | RevocationTarget::ServerKey(_) => revocation.place,
+        | RevocationTarget::ServerKey(_)
+        | RevocationTarget::Superseded { .. } => revocation.place,
     }
 }
 
@@ -187,6 +190,9 @@ impl Backlog {
             Err(at) => at,
         };
         self.len += 1;
+        if let Some(count) = self.counts.get_mut(project as usize) {
+            *count += 1;
+        }
         let kind = match &revocation.ended {
             RevocationTarget::Session { is_impersonation: false, .. } => EntryKind::Session,
             RevocationTarget::Session { is_impersonation: true, .. } => EntryKind::Impersonation,
@@ -230,6 +236,7 @@ impl Backlog {
         }
         let number = u32::try_from(self.projects.len()).unwrap_or(u32::MAX);
         self.projects.push(project.clone());
+        self.counts.push(0);
         self.numbers.insert(project.clone(), number);
         number
     }
@@ -317,6 +324,9 @@ impl Backlog {
                 let gone = chunk.entries.iter().filter(|entry| entry.until <= now);
                 for entry in gone {
                     self.len -= 1;
+                    if let Some(count) = self.counts.get_mut(entry.project as usize) {
+                        *count -= 1;
+                    }
                     self.writers.remove(entry.writer);
                     if matches!(entry.kind, EntryKind::Other) {
                         self.others.remove(&entry.key());
@@ -342,6 +352,12 @@ impl Backlog {
 
     pub(super) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many revocations of a project there are.
+    pub(super) fn len_of(&self, project: &ProjectId) -> usize {
+        let number = self.numbers.get(project).copied().unwrap_or(u32::MAX);
+        self.counts.get(number as usize).copied().unwrap_or(0)
     }
 
     pub(super) fn clear(&mut self) {
@@ -504,6 +520,10 @@ mod tests {
                 .collect();
             expected.sort_by_key(|revocation| backlog.key(place_of(revocation)));
             assert_eq!((all(&backlog), backlog.len()), (expected.clone(), expected.len()), "{order}");
+            for name in ["shop", "demo", "blog"].map(|name| ProjectId::parse(name).expect("a name")) {
+                let count = expected.iter().filter(|revocation| revocation.project == name).count();
+                assert_eq!(backlog.len_of(&name), count, "{name}");
+            }
             assert_eq!(backlog.writers().map(|(_, count)| count).sum::<usize>(), expected.len());
             let from = backlog.key(place_of(&expected[1_234]));
             assert_eq!(backlog.page(from, |_| 0, 1).0[0].0, expected[1_235]);
@@ -538,6 +558,7 @@ mod tests {
                 from = Some(next);
             }
             assert!(backlog.len() == 0 && backlog.chunks.is_empty() && backlog.others.is_empty());
+            assert!(backlog.counts.iter().all(|count| *count == 0));
             assert!(backlog.writers().next().is_none() && backlog.writers.indexes.is_empty());
             assert_eq!(backlog.writers.free.len(), backlog.writers.counted.len(), "every index is free");
         }

@@ -404,6 +404,11 @@ impl Broadcaster {
         self.state().backlog.len()
     }
 
+    /// How many revocations of a project are known.
+    pub(super) fn len_of(&self, project: &ProjectId) -> usize {
+        self.state().backlog.len_of(project)
+    }
+
     pub(super) fn set_staleness_max(&self, staleness_max: Duration) {
         self.staleness_max.store(millis(staleness_max), Ordering::Relaxed);
     }

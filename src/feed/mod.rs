@@ -111,6 +111,11 @@ impl Feed {
         self.broadcaster.revoked().has(bearer)
     }
 
+    /// Whether a token is known to be superseded.
+    pub fn has_superseded(&self, session: SessionId, session_epoch: i64) -> bool {
+        self.broadcaster.revoked().has_superseded(session, session_epoch)
+    }
+
     /// Whether a key is known to be revoked.
     pub fn has_revoked(&self, key: KeyId) -> bool {
         self.broadcaster.revoked().has_key(key)
@@ -132,7 +137,8 @@ impl Feed {
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`], if the feed has not been read yet or there are too many subscribers.
+    /// [`SubscribeError`], if the feed has not been read yet, there are too many subscribers, or there is more than the
+    /// subscriber can hold.
     pub fn subscribe(&self, filter: SubscriptionFilter, cursor: Option<&str>) -> Result<Subscription, SubscribeError> {
         let cursor = cursor.map(|text| Cursor::parse(text, filter.project())).transpose()?;
         Subscription::begin(Arc::clone(&self.broadcaster), filter, cursor)

@@ -38,6 +38,10 @@ pub enum SubscriptionFilter {
         project: ProjectId,
         /// The key that it authenticated with.
         key: KeyId,
+        /// How long the key is still valid; `None` if it does not expire.
+        key_ttl: Option<Duration>,
+        /// The most revocations that it can hold; `None` for any number.
+        entries_max: Option<usize>,
     },
     /// A user: those of their own sessions, until this session is revoked or its token expires. Not those of impersonations.
     /// Without a backlog: users can list their sessions, and verify no tokens.
@@ -86,6 +90,13 @@ pub enum SubscribeError {
     MalformedCursor,
     /// There is no slot left for this subscriber.
     TooMany,
+    /// There are more revocations than the subscriber can hold.
+    TooManyEntries {
+        /// How many there are.
+        entries: usize,
+        /// How many it can hold.
+        entries_max: usize,
+    },
     /// The feed has not been read yet, or the server is about to stop.
     NotReady,
 }
@@ -110,7 +121,7 @@ pub enum SubscriptionEnd {
     SessionEnded,
     /// The subscriber's token has expired.
     TokenExpired,
-    /// The server key was revoked.
+    /// The server key was revoked, or has expired.
     KeyRevoked,
 }
 
@@ -120,7 +131,7 @@ pub struct Subscription {
     _slot: SubscriberSlot,
     filter: SubscriptionFilter,
     receiver: Receiver,
-    /// When the subscriber's token expires.
+    /// When the subscriber's credential expires.
     deadline: Option<Instant>,
     phase: Phase,
     /// Received together with what is being sent.
@@ -146,15 +157,30 @@ impl Subscription {
     ) -> Result<Self, SubscribeError> {
         let slot = broadcaster.slots().take(filter.subscriber()).ok_or(SubscribeError::TooMany)?;
         let receiver = broadcaster.receive(cursor).ok_or(SubscribeError::NotReady)?;
-        let (deadline, phase) = match &filter {
-            SubscriptionFilter::Project { .. } if receiver.snapshot.is_none() => (None, Phase::Backlog(None)),
-            SubscriptionFilter::Project { .. } => (None, Phase::SnapshotBegin),
-            SubscriptionFilter::User { token_ttl, .. } => (Some(Instant::now() + *token_ttl), Phase::SnapshotBegin),
+        if let SubscriptionFilter::Project { project, entries_max: Some(entries_max), .. } = &filter {
+            let (entries, entries_max) = (broadcaster.len_of(project), *entries_max);
+            if entries > entries_max {
+                return Err(SubscribeError::TooManyEntries { entries, entries_max });
+            }
+        }
+        let (ttl, phase) = match &filter {
+            SubscriptionFilter::Project { key_ttl, .. } if receiver.snapshot.is_none() => {
+                (*key_ttl, Phase::Backlog(None))
+            }
+            SubscriptionFilter::Project { key_ttl, .. } => (*key_ttl, Phase::SnapshotBegin),
+            SubscriptionFilter::User { token_ttl, .. } => (Some(*token_ttl), Phase::SnapshotBegin),
         };
+        // A time beyond what can be represented is never reached.
+        let deadline = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
         // The caller may have been revoked after it was authenticated and before this began to receive.
         let end = end_of(&broadcaster, &filter);
         let received = VecDeque::new();
         Ok(Self { broadcaster, _slot: slot, filter, receiver, deadline, phase, received, cursor: None, end })
+    }
+
+    /// Which revocations it receives.
+    pub const fn filter(&self) -> &SubscriptionFilter {
+        &self.filter
     }
 
     /// Waits for the next message.
@@ -254,7 +280,10 @@ impl Subscription {
     async fn receive(&mut self) -> Result<Broadcast, SubscriptionEnd> {
         let next = self.receiver.broadcasts.recv();
         let received = match self.deadline {
-            Some(deadline) => timeout_at(deadline, next).await.map_err(|_| SubscriptionEnd::TokenExpired)?,
+            Some(deadline) => timeout_at(deadline, next).await.map_err(|_| match self.filter {
+                SubscriptionFilter::Project { .. } => SubscriptionEnd::KeyRevoked,
+                SubscriptionFilter::User { .. } => SubscriptionEnd::TokenExpired,
+            })?,
             None => next.await,
         };
         received.map_err(|error| match error {
@@ -284,6 +313,14 @@ impl Subscription {
 }
 
 impl SubscriptionFilter {
+    /// The server key of a service; `None` for a user.
+    pub const fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::Project { key, .. } => Some(*key),
+            Self::User { .. } => None,
+        }
+    }
+
     pub(super) const fn project(&self) -> &ProjectId {
         match self {
             Self::Project { project, .. } | Self::User { project, .. } => project,
@@ -305,7 +342,7 @@ fn concerns(revocation: &PublishedRevocation, filter: &SubscriptionFilter) -> bo
         // It concerns only the holder of the key, whose subscription ends.
         (SubscriptionFilter::Project { .. }, RevocationTarget::ServerKey(_)) => false,
         (SubscriptionFilter::Project { project: own, .. }, _) => project == own,
-        (SubscriptionFilter::User { project: own, user: me, .. }, ended) => {
+        (SubscriptionFilter::User { project: own, user: me, session, .. }, ended) => {
             project == own
                 && match ended {
                     RevocationTarget::Session { is_impersonation, .. } => {
@@ -313,6 +350,8 @@ fn concerns(revocation: &PublishedRevocation, filter: &SubscriptionFilter) -> bo
                     }
                     RevocationTarget::User { user, .. } => user == me,
                     RevocationTarget::Project { .. } | RevocationTarget::SigningKey(_) => true,
+                    // The others' tokens are of no use to it.
+                    RevocationTarget::Superseded { id, .. } => id == session,
                     RevocationTarget::ServerKey(_) => false,
                 }
         }
@@ -359,7 +398,12 @@ mod tests {
     }
 
     fn everything() -> SubscriptionFilter {
-        SubscriptionFilter::Project { project: project(), key: KeyId::from_uuid(clock::new_uuid()) }
+        SubscriptionFilter::Project {
+            project: project(),
+            key: KeyId::from_uuid(clock::new_uuid()),
+            key_ttl: None,
+            entries_max: None,
+        }
     }
 
     const WRITER: WriterId = WriterId::from_number(1);

@@ -50,6 +50,8 @@ use sessiond_core::reason;
 use sessiond_core::session::Origin;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::origin;
+use sessiond_core::session::policy::InvalidStepUp;
+use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::verified::VerifiedToken;
 
 /// The headers that tell the application who a request is from. All of them are always set, if need be to an empty value, so
@@ -87,10 +89,38 @@ pub struct ProxiedRequest<'r> {
     pub origin: Origin,
     /// The login page that the proxy's configuration names.
     pub login: Option<String>,
+    /// The authentication that the proxy's configuration requires.
+    pub step_up: StepUpText,
     /// Its method. Empty if the proxy does not say, which counts as one that changes something.
     pub method: Cow<'r, str>,
     /// Its path and query.
     pub path: Cow<'r, str>,
+}
+
+/// The authentication that a proxy's configuration requires, by the parameters of RFC 9470 §3.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepUpText {
+    /// `acr_values`: the accepted values of `acr`, separated by spaces.
+    pub acr_values: Option<String>,
+    /// `max_age`: the greatest age of the authentication, in seconds.
+    pub max_age: Option<String>,
+}
+
+impl StepUpText {
+    /// Parses the parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Schema`]: the proxy's configuration is at fault. No request passes.
+    pub fn parse(&self) -> Result<StepUp, Refusal> {
+        StepUp::parse(self.acr_values.as_deref(), self.max_age.as_deref()).map_err(|invalid| match invalid {
+            InvalidStepUp::Acr => Refusal::invalid(
+                "acr_values",
+                "must be 1 to 8 values of 1 to 255 printable ASCII characters, separated by single spaces",
+            ),
+            InvalidStepUp::MaxAge => Refusal::invalid("max_age", "must be 1 to 31708800 seconds"),
+        })
+    }
 }
 
 /// Whether a request may pass.
@@ -195,6 +225,13 @@ impl Authorization {
     }
 
     async fn verify_for(&self, project: &ProjectId, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
+        let required = asked.step_up.parse()?;
+        let pass = self.verify_token(project, asked).await?;
+        self.app.check_authentication(&pass.token, &required)?;
+        Ok(pass)
+    }
+
+    async fn verify_token(&self, project: &ProjectId, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
         let Some(policy) = self.app.cookie_policy(project).await? else {
             let token = self.app.verify(project, asked.token.as_ref()).await?;
             return Ok(Pass { token, cookies: None });
@@ -235,9 +272,10 @@ impl Authorization {
 }
 
 /// Where to send the user of a request that is not signed in. A request that was refused for another reason would be refused after
-/// a sign-in too.
+/// a sign-in too; and a login page that finds the user signed in might send one who has to authenticate again straight back.
 fn login_location(asked: &ProxiedRequest<'_>, refusal: &Refusal) -> Option<String> {
-    let is_signed_out = refusal.reason().code() == Code::Unauthenticated;
+    let needs_step_up = matches!(refusal, Refusal::InsufficientUserAuthentication(_));
+    let is_signed_out = refusal.reason().code() == Code::Unauthenticated && !needs_step_up;
     let login = asked.login.as_deref().filter(|_| is_signed_out)?;
     let is_page = cookies::is_page(&asked.method, asked.fetch_mode, asked.accept);
     is_page.then(|| cookies::login_location(login, &asked.path)).flatten()
@@ -253,8 +291,12 @@ impl authorization_server::Authorization for Authorization {
         let http = request.and_then(|request| request.http).unwrap_or_default();
         let client = is_trusted.then(|| self.client_address(source, &http)).flatten();
         let (project, login) = (context_extensions.remove("project_id"), context_extensions.remove("login"));
+        let step_up = StepUpText {
+            acr_values: context_extensions.remove("acr_values"),
+            max_age: context_extensions.remove("max_age"),
+        };
         let keeps_cookies = context_extensions.get("cookies").is_some_and(|cookies| cookies == "keep");
-        let asked = ProxiedRequest { project, login, ..proxied_request(&http, client) };
+        let asked = ProxiedRequest { project, login, step_up, ..proxied_request(&http, client) };
         // Undecided: the proxy's configuration says what it does on failure.
         let decision = self.decide(&asked, ip).await?;
         Ok(Response::new(decision.map_or_else(denied, |pass| allowed(&pass, keeps_cookies))))
@@ -271,7 +313,7 @@ pub fn credential<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Acces
 
 /// What is asked about Envoy's request, from a client at this address. Without one, a refresh leaves the session's as it is:
 /// another proxy's would look like a session that has moved.
-fn proxied_request(http: &HttpRequest, ip: Option<IpAddr>) -> ProxiedRequest<'_> {
+pub fn proxied_request(http: &HttpRequest, ip: Option<IpAddr>) -> ProxiedRequest<'_> {
     let one = |name| {
         let mut values = values(http, name);
         let value = values.next()?;
@@ -294,6 +336,7 @@ fn proxied_request(http: &HttpRequest, ip: Option<IpAddr>) -> ProxiedRequest<'_>
         accept: one("accept"),
         origin: Origin { ip, user_agent },
         login: None,
+        step_up: StepUpText::default(),
         method: Cow::from(&http.method),
         path: Cow::from(&http.path),
     }
@@ -319,8 +362,8 @@ pub fn identity(token: &VerifiedToken) -> [(&'static str, String); 4] {
     })
 }
 
-/// Allows the request, and identifies the session's user.
-fn allowed(pass: &Pass, keeps_cookies: bool) -> CheckResponse {
+/// Allows the request, and identifies the session's user. `keeps_cookies` passes on the project's cookies too.
+pub fn allowed(pass: &Pass, keeps_cookies: bool) -> CheckResponse {
     static LOOKALIKES: LazyLock<Vec<String>> = LazyLock::new(|| lookalikes().collect());
     let mut headers: Vec<_> = identity(&pass.token).into_iter().map(|(name, value)| set(name, value)).collect();
     let (mut headers_to_remove, mut response_headers_to_add) = (LOOKALIKES.clone(), vec![]);
@@ -364,6 +407,8 @@ const fn is_final(refusal: &Refusal) -> bool {
             | Refusal::AccessTokenExpired { .. }
             | Refusal::WrongProject { .. }
             | Refusal::SessionRevoked
+            | Refusal::AccessTokenSuperseded
+            | Refusal::InsufficientUserAuthentication(_)
             | Refusal::CrossOriginRequest
             | Refusal::AmbiguousCookie
             | Refusal::Schema(_)
@@ -380,7 +425,7 @@ pub fn denied(Denial { refusal, location }: Denial) -> CheckResponse {
         (Refusal::Schema(_), None) => 400,
         (_, None) => 401,
     };
-    let challenge = status::challenge(refusal.reason());
+    let challenge = status::challenge(&refusal);
     let status = status::refused(refusal);
     let headers = [("content-type", "application/json".to_owned()), ("cache-control", "no-store".to_owned())];
     let headers = headers.into_iter().chain(challenge.map(|challenge| ("www-authenticate", challenge)));

@@ -16,11 +16,13 @@ use crate::pb::CreateSessionRequest;
 use crate::pb::IntrospectTokenRequest;
 use crate::pb::ListSessionsRequest;
 use crate::pb::RevokeAllSessionsRequest;
+use crate::pb::RevokeProjectSessionsRequest;
 use crate::pb::SessionState;
 use crate::pb::UpdateSessionRequest;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::change::Change;
+use sessiond_core::session::change::EarlierTokens;
 use sessiond_core::session::create::CreateRequest;
 use sessiond_core::session::lifecycle::Authentication;
 use sessiond_core::session::listing::Filter;
@@ -78,7 +80,23 @@ pub(super) fn list(mut request: ListSessionsRequest) -> Result<ListRequest, Refu
 
 pub(super) fn revoke_all(request: RevokeAllSessionsRequest) -> Result<RevokeAllRequest, Refusal> {
     let request_id = request.request_id.filter(|id| !id.is_empty()).map(uuid).transpose()?;
-    Ok(RevokeAllRequest { user_id: request.user_id, except_current: request.except_current, request_id })
+    Ok(RevokeAllRequest {
+        user_id: request.user_id,
+        except_current: request.except_current,
+        spared_session_id: request.spared_session_id.filter(|id| !id.is_empty()),
+        request_id,
+    })
+}
+
+pub(super) fn revoke_project(request: RevokeProjectSessionsRequest) -> Result<Option<Uuid>, Refusal> {
+    request.request_id.filter(|id| !id.is_empty()).map(uuid).transpose()
+}
+
+/// The most entries of a subscriber; `None` for any number.
+pub(super) fn entries_max(max_entries: i32) -> Result<Option<usize>, Refusal> {
+    let entries_max: usize =
+        max_entries.try_into().map_err(|_| Refusal::invalid("max_entries", "must be positive, or 0 for any number"))?;
+    Ok((entries_max > 0).then_some(entries_max))
 }
 
 /// The session's id, and its new values: the fields that the mask lists, or without a mask the fields that are set.
@@ -102,6 +120,10 @@ pub(super) fn update(request: UpdateSessionRequest) -> Result<(String, Change), 
         claims: has_claims.then(|| session.claims.map(claims).transpose()).transpose()?.map(Option::unwrap_or_default),
         labels: has_labels.then_some(session.labels),
         device_name: has_device_name.then_some(session.device_name.filter(|name| !name.is_empty())),
+        earlier_tokens: match request.supersede_tokens {
+            true => EarlierTokens::Superseded,
+            false => EarlierTokens::Kept,
+        },
     };
     Ok((session.id, change))
 }

@@ -177,6 +177,7 @@ pub(super) const fn reason(reason: RevokeReason) -> pb::RevokeReason {
         RevokeReason::Erased => pb::RevokeReason::Erased,
         RevokeReason::KeyRevoked => pb::RevokeReason::KeyRevoked,
         RevokeReason::Restored => pb::RevokeReason::Restored,
+        RevokeReason::Superseded => pb::RevokeReason::Superseded,
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) use decode::claims;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 use crate::app::App;
 use crate::app::Caller;
@@ -131,6 +132,17 @@ impl session_service_server::SessionService for SessionService {
         Ok(Response::new(pb::RevokeAllSessionsResponse { revoked_count }))
     }
 
+    async fn revoke_project_sessions(
+        &self,
+        request: Request<pb::RevokeProjectSessionsRequest>,
+    ) -> Reply<pb::RevokeProjectSessionsResponse> {
+        let caller = caller::only(&request).map_err(status::refused)?;
+        let origin = caller::origin(&request);
+        let request_id = decode::revoke_project(request.into_inner()).map_err(status::refused)?;
+        self.app.revoke_project_sessions(caller, request_id, origin).await.map_err(status::of)?;
+        Ok(Response::new(pb::RevokeProjectSessionsResponse { success: true }))
+    }
+
     async fn update_session(&self, request: Request<pb::UpdateSessionRequest>) -> Reply<pb::UpdateSessionResponse> {
         let caller = caller::only(&request).map_err(status::refused)?;
         let (id, change) = decode::update(request.into_inner()).map_err(status::refused)?;
@@ -172,8 +184,15 @@ impl session_service_server::SessionService for SessionService {
 
     async fn watch_revocations(&self, request: Request<pb::WatchRevocationsRequest>) -> Reply<watch::Stream> {
         let caller = self.caller(&request).await?;
-        let cursor = request.into_inner().cursor;
-        let subscription = self.app.watch_revocations(caller, &cursor).await.map_err(status::of)?;
-        Ok(Response::new(watch::stream(subscription)))
+        let pb::WatchRevocationsRequest { cursor, accepts, max_entries } = request.into_inner();
+        let accepts = watch::Accepts::read(&accepts).map_err(status::refused)?;
+        let entries_max = decode::entries_max(max_entries).map_err(status::refused)?;
+        let watched = self.app.watch_revocations(caller, &cursor, entries_max).await;
+        let (subscription, role) = watched.map_err(status::of)?;
+        let mut response = Response::new(watch::stream(subscription, accepts));
+        if let Some(role) = role {
+            response.metadata_mut().insert(watch::KEY_ROLE, MetadataValue::from_static(role.as_str()));
+        }
+        Ok(response)
     }
 }

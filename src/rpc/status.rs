@@ -22,7 +22,6 @@ use sessiond_core::reason;
 use sessiond_core::reason::Reason;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::origin::network;
-use sessiond_core::session::policy::StepUp;
 
 /// How long a caller should wait before it retries if the database is unavailable.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -36,7 +35,7 @@ const FEED_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// The status of a refusal.
 pub fn refused(refusal: Refusal) -> Status {
-    with_challenge(refusal.reason(), refusal.message(), details(&refusal))
+    with_challenge(refusal.reason(), refusal.message(), details(&refusal), challenge(&refusal))
 }
 
 fn details(refusal: &Refusal) -> ErrorDetails {
@@ -46,12 +45,14 @@ fn details(refusal: &Refusal) -> ErrorDetails {
             reason.details(reason::expired_token(*expired_at, project, user, *session))
         }
         Refusal::WrongProject { expected, actual } => reason.details(reason::projects(expected, actual)),
-        // Under the parameter names of RFC 9470 §3.
-        Refusal::InsufficientUserAuthentication(StepUp { auth_age, acr }) => {
-            let max_age = auth_age.map(|age| ("max_age".to_owned(), age.as_secs().to_string()));
-            let acr_values = (!acr.is_empty()).then(|| ("acr_values".to_owned(), acr.join(" ")));
-            reason.details(max_age.into_iter().chain(acr_values).collect())
+        Refusal::InsufficientUserAuthentication(required) => reason.details(reason::step_up(required)),
+        Refusal::InsufficientServerKey(least) => {
+            reason.details(HashMap::from([("least_role".to_owned(), (*least).to_owned())]))
         }
+        Refusal::TooManyEntries { entries, entries_max } => reason.details(HashMap::from([
+            ("entries".to_owned(), entries.to_string()),
+            ("max_entries".to_owned(), entries_max.to_string()),
+        ])),
         Refusal::Schema(violations) => {
             let mut details = reason.details(HashMap::new());
             for violation in violations {
@@ -67,11 +68,13 @@ fn details(refusal: &Refusal) -> ErrorDetails {
         Refusal::CredentialsMissing
         | Refusal::UnparsableAccessToken
         | Refusal::SessionRevoked
+        | Refusal::AccessTokenSuperseded
         | Refusal::InvalidServerKey
         | Refusal::CertificateRefused(_)
         | Refusal::RefreshTokenNotFoundOrExpired
         | Refusal::ClientAuthenticationRequired
         | Refusal::InsufficientAccessType
+        | Refusal::ImpersonationNotGranted
         | Refusal::ServerKeyInBrowser
         | Refusal::CrossOriginRequest
         | Refusal::AmbiguousCookie
@@ -189,22 +192,30 @@ pub fn late() -> Status {
 }
 
 fn of_reason(reason: Reason, details: ErrorDetails) -> Status {
-    with_challenge(reason, reason.message(), details)
+    with_challenge(reason, reason.message(), details, challenge_of(reason))
 }
 
 /// A status, with a challenge if it is a 401.
-fn with_challenge(reason: Reason, message: &str, details: ErrorDetails) -> Status {
+fn with_challenge(reason: Reason, message: &str, details: ErrorDetails, challenge: Option<String>) -> Status {
     let mut metadata = MetadataMap::new();
-    if let Some(challenge) = challenge(reason) {
+    if let Some(challenge) = challenge {
         let challenge = challenge.try_into().expect("a test checks that every message fits in a challenge");
         metadata.insert("www-authenticate", challenge);
     }
     Status::with_error_details_and_metadata(reason.code(), message, details, metadata)
 }
 
+/// `WWW-Authenticate` of a refusal: that of its reason, with the requirement if the user has to authenticate again (RFC 9470 §3).
+pub fn challenge(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::InsufficientUserAuthentication(required) => Some(reason::step_up_challenge(required)),
+        _ => challenge_of(refusal.reason()),
+    }
+}
+
 /// `WWW-Authenticate` (RFC 6750 §3): names an error only if a bearer credential was presented. `None` unless the reason
 /// concerns credentials.
-pub fn challenge(reason: Reason) -> Option<String> {
+fn challenge_of(reason: Reason) -> Option<String> {
     if reason.code() != Code::Unauthenticated {
         return None;
     }

@@ -48,6 +48,7 @@ pub(super) const fn reason_number(reason: RevokeReason) -> i16 {
         RevokeReason::Erased => 7,
         RevokeReason::KeyRevoked => 8,
         RevokeReason::Restored => 9,
+        RevokeReason::Superseded => 10,
     }
 }
 

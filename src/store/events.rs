@@ -166,6 +166,8 @@ pub enum EventKind {
     KeyRotated(KeyKind, KeyId),
     /// A key was revoked, and no feed reports it.
     KeyRevoked(KeyKind, KeyId),
+    /// The privileges of a server key were narrowed.
+    KeyNarrowed(KeyKind, KeyId),
     /// A session was created, and is no impersonation.
     SessionCreated {
         /// The session.
@@ -205,6 +207,7 @@ impl EventKind {
             "KEY_CREATED",
             "KEY_ROTATED",
             "KEY_REVOKED",
+            "KEY_NARROWED",
             "POLICY_CHANGED",
             "ENDPOINT_ADDED",
             "ENDPOINT_REMOVED",
@@ -222,6 +225,7 @@ impl EventKind {
             Self::KeyCreated(..) => "KEY_CREATED",
             Self::KeyRotated(..) => "KEY_ROTATED",
             Self::KeyRevoked(..) => "KEY_REVOKED",
+            Self::KeyNarrowed(..) => "KEY_NARROWED",
             Self::SessionCreated { .. } => "SESSION_CREATED",
             Self::SessionUpdated { .. } => "SESSION_UPDATED",
             Self::PolicyChanged => "POLICY_CHANGED",
@@ -248,6 +252,7 @@ impl EventKind {
             Self::HistoryStarted => 10,
             Self::EndpointAdded => 11,
             Self::EndpointRemoved => 12,
+            Self::KeyNarrowed(..) => 13,
             Self::Refused(why, _) => why.number(),
         }
     }
@@ -267,7 +272,10 @@ impl EventKind {
     /// The key concerned.
     pub const fn key(&self) -> Option<(KeyKind, KeyId)> {
         match self {
-            Self::KeyCreated(kind, id) | Self::KeyRotated(kind, id) | Self::KeyRevoked(kind, id) => Some((*kind, *id)),
+            Self::KeyCreated(kind, id)
+            | Self::KeyRotated(kind, id)
+            | Self::KeyRevoked(kind, id)
+            | Self::KeyNarrowed(kind, id) => Some((*kind, *id)),
             Self::Refused(_, RefusedCredential::ServerKey(id)) => Some((KeyKind::Server, *id)),
             _ => None,
         }
@@ -563,6 +571,7 @@ impl EventRow {
             10 => EventKind::HistoryStarted,
             11 => EventKind::EndpointAdded,
             12 => EventKind::EndpointRemoved,
+            13 => key().map(|(kind, id)| EventKind::KeyNarrowed(kind, id))?,
             other => {
                 let why = RefusedAttempt::ALL.into_iter().find(|why| why.number() == other);
                 let credential = match self.key_id {

@@ -304,7 +304,8 @@ statement! {
     /// A page of revocations that some access token may outlive, ordered by the expiry of the last such token.
     FeedPage -> FeedRow =
     "SELECT r.writer, r.seq, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
-         r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.access_expires_at
+         r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.superseded_session_id, r.session_epoch,
+         r.access_expires_at
      FROM revocations AS r WHERE (r.access_expires_at, r.id) > ("
     [after: PgTimestamp as sql::Timestamptz]
     ", "
@@ -325,7 +326,7 @@ statement! {
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
      SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.writer, r.seq, r.id, r.project_id,
          r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch,
-         r.signing_key_id, r.server_key_id, r.access_expires_at
+         r.signing_key_id, r.server_key_id, r.superseded_session_id, r.session_epoch, r.access_expires_at
      FROM present LEFT JOIN (SELECT r.* FROM (SELECT w.slot, w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
              LEFT JOIN unnest("
     [writers: Vec<i64> as sql::Array<sql::BigInt>]
@@ -432,6 +433,10 @@ struct FeedRow {
     signing_key_id: Option<Uuid>,
     #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
     server_key_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    superseded_session_id: Option<Uuid>,
+    #[diesel(sql_type = sql::Nullable<sql::BigInt>)]
+    session_epoch: Option<i64>,
     #[diesel(sql_type = sql::Nullable<sql::Timestamptz>)]
     access_expires_at: Option<PgTimestamp>,
 }
@@ -483,7 +488,10 @@ impl FeedRow {
             (_, _, Some(epoch), _) => RevocationTarget::Project { epoch },
             (_, _, _, (Some(key), _)) => RevocationTarget::SigningKey(KeyId::from_uuid(key)),
             (_, _, _, (_, Some(key))) => RevocationTarget::ServerKey(KeyId::from_uuid(key)),
-            (None, None, None, (None, None)) => return None,
+            (None, None, None, (None, None)) => RevocationTarget::Superseded {
+                id: SessionId::from_uuid(self.superseded_session_id?),
+                session_epoch: self.session_epoch?,
+            },
         };
         let bad = |column| Error::Inconsistent { table: "revocations", column, row: id.to_string() };
         let read = || {

@@ -107,6 +107,8 @@ pub use requests::RequestOutcome;
 pub use revocations::BulkRevocation;
 pub use revocations::RevocationRecord;
 pub use server_keys::KeyProof;
+pub use server_keys::Narrowing;
+pub use server_keys::Privileges;
 pub use server_keys::Role;
 pub use server_keys::ServerKeyFacts;
 pub use server_keys::ServerKeyRow;

@@ -165,6 +165,19 @@ impl Tx {
         rows.into_iter().map(read).collect()
     }
 
+    /// Raises the epoch of a project, which ends all its existing sessions. Returns the new epoch; `None` if the project does not
+    /// exist.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database is unavailable.
+    pub async fn project_epoch_raise(&mut self, id: &ProjectId, now: Timestamp) -> Result<Option<i64>, Error> {
+        let update = diesel::update(projects::table.find(id.as_str()))
+            .set((projects::epoch.eq(projects::epoch + 1_i64), projects::epoch_raised_at.eq(to_pg(now))))
+            .returning(projects::epoch);
+        Ok(self.load(update).await?.pop())
+    }
+
     /// Stores a project's policy, and records what the operator has changed since `before`.
     ///
     /// # Errors

@@ -51,6 +51,8 @@ pub struct BulkRevocation {
     pub bucket: Bucket,
     /// What is revoked.
     pub ended: RevocationTarget,
+    /// The user of a session whose tokens are superseded. For the revocation of a user, `ended` names it.
+    pub user: Option<UserId>,
     /// Why.
     pub reason: RevokeReason,
     /// When.
@@ -71,7 +73,7 @@ impl BulkRevocation {
         let (reason, by) = (RevokeReason::KeyRevoked, EndedBy::Operator);
         // Concerns no user, so it may be anywhere.
         let bucket = Bucket::from_number(0);
-        Self { project, bucket, ended: key, reason, at, access_expires_at, by, ip: None }
+        Self { project, bucket, ended: key, user: None, reason, at, access_expires_at, by, ip: None }
     }
 }
 
@@ -84,7 +86,7 @@ pub struct RevocationRecord {
     pub at: Timestamp,
     /// Why it was revoked.
     pub reason: RevokeReason,
-    /// The revoked session; `None` if more than one was revoked.
+    /// The revoked session, or the one whose tokens were superseded; `None` if more than one was revoked.
     pub session: Option<SessionId>,
     /// The one session that was not revoked with the others.
     pub spared: Option<SessionId>,
@@ -121,10 +123,11 @@ impl Store {
 impl Tx {
     /// Inserts a record. Returns its id.
     pub async fn bulk_revocation_insert(&mut self, revocation: BulkRevocation) -> Result<Uuid, Error> {
-        let BulkRevocation { project, bucket, ended, reason, at, access_expires_at, by, ip } = revocation;
+        let BulkRevocation { project, bucket, ended, user, reason, at, access_expires_at, by, ip } = revocation;
         let slot = self.slot(bucket);
         let (actor, actor_id) = actor_columns(by);
         let (id, parts) = (clock::new_record_id(at), EndedColumns::of(&ended));
+        let user = parts.user.cloned().or(user);
         let writer = self.writer(slot).await?;
         self.writer_lock(writer).await?;
         let place = FeedPlace { writer: writer.id(), seq: writer.last() + 1, id };
@@ -137,10 +140,12 @@ impl Tx {
             revocations::is_impersonation.eq(parts.is_impersonation),
             revocations::user_epoch.eq(parts.user_epoch),
             revocations::spared_session_id.eq(parts.spared),
-            revocations::user_id.eq(parts.user.map(UserId::as_str)),
+            revocations::user_id.eq(user.as_ref().map(UserId::as_str)),
             revocations::project_epoch.eq(parts.project_epoch),
             revocations::signing_key_id.eq(parts.signing_key),
             revocations::server_key_id.eq(parts.server_key),
+            revocations::superseded_session_id.eq(parts.superseded),
+            revocations::session_epoch.eq(parts.session_epoch),
             revocations::access_expires_at.eq(to_pg(access_expires_at)),
             revocations::actor.eq(actor),
             revocations::actor_id.eq(actor_id),
@@ -151,13 +156,12 @@ impl Tx {
         ));
         self.execute(insert).await?;
         self.note_numbers(slot, 1);
-        let user = parts.user.cloned();
         self.will_publish([PublishedRevocation { place, project, ended, user, at, reason, access_expires_at }]);
         Ok(id)
     }
 
     /// Queues deliveries for the revocation of a user: one for each named session, or one for the user. Queues nothing
-    /// for more than one user.
+    /// for more than one user, nor for superseded tokens, whose session continues.
     pub async fn bulk_revocation_queue(
         &mut self,
         revocation: &BulkRevocation,
@@ -251,6 +255,7 @@ struct RecordRow {
     at: PgTimestamp,
     reason: i16,
     session_id: Option<Uuid>,
+    superseded_session_id: Option<Uuid>,
     spared_session_id: Option<Uuid>,
     signing_key_id: Option<Uuid>,
     server_key_id: Option<Uuid>,
@@ -268,7 +273,7 @@ impl RecordRow {
             id: self.id,
             at: from_pg(self.at),
             reason: reason_of(self.reason).ok_or_else(|| bad("reason"))?,
-            session: self.session_id.map(SessionId::from_uuid),
+            session: self.session_id.or(self.superseded_session_id).map(SessionId::from_uuid),
             spared: self.spared_session_id.map(SessionId::from_uuid),
             key: self.signing_key_id.or(self.server_key_id).map(KeyId::from_uuid),
             key_kind: key_kind.or(self.server_key_id.map(|_| KeyKind::Server)),
@@ -290,6 +295,8 @@ struct EndedColumns<'a> {
     project_epoch: Option<i64>,
     signing_key: Option<Uuid>,
     server_key: Option<Uuid>,
+    superseded: Option<Uuid>,
+    session_epoch: Option<i64>,
 }
 
 impl<'a> EndedColumns<'a> {
@@ -307,6 +314,9 @@ impl<'a> EndedColumns<'a> {
             RevocationTarget::Project { epoch } => Self { project_epoch: Some(*epoch), ..Self::default() },
             RevocationTarget::SigningKey(key) => Self { signing_key: Some(key.as_uuid()), ..Self::default() },
             RevocationTarget::ServerKey(key) => Self { server_key: Some(key.as_uuid()), ..Self::default() },
+            RevocationTarget::Superseded { id, session_epoch } => {
+                Self { superseded: Some(id.as_uuid()), session_epoch: Some(*session_epoch), ..Self::default() }
+            }
         }
     }
 }

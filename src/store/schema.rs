@@ -65,6 +65,8 @@ diesel::table! {
         revoked_at -> Nullable<Timestamptz>,
         certificate_name -> Nullable<Text>,
         last_used_at -> Nullable<Timestamptz>,
+        may_impersonate -> Bool,
+        expires_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -113,6 +115,7 @@ diesel::table! {
         device_before -> Nullable<Jsonb>,
         creator_key_id -> Nullable<Uuid>,
         slot -> SmallInt,
+        session_epoch -> BigInt,
     }
 }
 
@@ -149,6 +152,8 @@ diesel::table! {
         writer -> BigInt,
         seq -> Integer,
         slot -> SmallInt,
+        superseded_session_id -> Nullable<Uuid>,
+        session_epoch -> Nullable<BigInt>,
     }
 }
 

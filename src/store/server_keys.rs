@@ -9,6 +9,8 @@ use diesel::Queryable;
 use diesel::Selectable;
 use diesel::SelectableHelper as _;
 use diesel::pg::data_types::PgTimestamp;
+use serde_json::Value;
+use serde_json::json;
 use uuid::Uuid;
 
 use super::Store;
@@ -33,16 +35,22 @@ const USE_PRECISION: Duration = Duration::from_secs(60 * 60);
 /// What a server key may do, in ascending order: each role includes the previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// May act on sessions and tokens.
+    /// May follow the project's revocations and introspect tokens.
+    Verifier,
+    /// May also create, list, change and revoke sessions.
     Service,
-    /// May also change policies and keys.
+    /// May also open impersonations, erase users, and sign everybody out.
     Admin,
 }
 
 impl Role {
+    /// All roles.
+    pub const ALL: [Self; 3] = [Self::Verifier, Self::Service, Self::Admin];
+
     /// The role's name, as stored and printed.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Verifier => "verifier",
             Self::Service => "service",
             Self::Admin => "admin",
         }
@@ -50,8 +58,65 @@ impl Role {
 
     /// Parses a role's name.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Service, Self::Admin].into_iter().find(|role| role.as_str() == text)
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
     }
+}
+
+/// What a server key may do, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Privileges {
+    /// The role.
+    pub role: Role,
+    /// Whether a key with the role `service` may open impersonations. Means nothing for the other roles.
+    pub may_impersonate: bool,
+    /// When the key expires; `None` for never. Half-open: at this moment exactly, it has expired.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl From<Role> for Privileges {
+    /// The least privileges with the role, without an end.
+    fn from(role: Role) -> Self {
+        Self { role, may_impersonate: false, expires_at: None }
+    }
+}
+
+impl Privileges {
+    /// Whether the key may open sessions in which someone else acts as the user.
+    pub fn allows_impersonation(&self) -> bool {
+        match self.role {
+            Role::Verifier => false,
+            Role::Service => self.may_impersonate,
+            Role::Admin => true,
+        }
+    }
+
+    /// Whether the key has expired.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+
+    /// What remains of them within these limits: the lesser role, the earlier end, and no impersonation unless both allow it.
+    #[must_use]
+    pub fn narrowed(self, limits: &Narrowing) -> Self {
+        let role = limits.role.map_or(self.role, |role| role.min(self.role));
+        Self {
+            role,
+            // An admin may open impersonations, so as a service it keeps that.
+            may_impersonate: self.allows_impersonation() && !limits.ends_impersonation && role >= Role::Service,
+            expires_at: self.expires_at.into_iter().chain(limits.expires_at).min(),
+        }
+    }
+}
+
+/// Limits to apply to a server key. They only ever take away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Narrowing {
+    /// The greatest role.
+    pub role: Option<Role>,
+    /// Whether the key may no longer open impersonations.
+    pub ends_impersonation: bool,
+    /// The latest end.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// How a service proves that it has a server key.
@@ -68,8 +133,8 @@ pub struct ServerKeyRow {
     pub id: KeyId,
     /// The key's project.
     pub project: ProjectId,
-    /// The key's role.
-    pub role: Role,
+    /// What it may do, and until when.
+    pub privileges: Privileges,
     /// How it is proved.
     pub proof: KeyProof,
     /// When it was last used, to the hour.
@@ -90,8 +155,8 @@ impl ServerKeyRow {
 pub struct ServerKeyFacts {
     /// The key's id.
     pub id: KeyId,
-    /// The key's role.
-    pub role: Role,
+    /// What it may do, and until when.
+    pub privileges: Privileges,
     /// The name in the client certificates that prove it; `None` for a key with a secret.
     pub certificate_name: Option<CertificateName>,
     /// When it was created.
@@ -103,7 +168,7 @@ pub struct ServerKeyFacts {
 }
 
 impl Store {
-    /// Returns a server key, which may be revoked.
+    /// Returns a server key, which may be revoked or expired.
     ///
     /// # Errors
     ///
@@ -171,7 +236,9 @@ impl Store {
                 server_keys::project_id.eq(key.project.as_str()),
                 server_keys::digest.eq(digest),
                 server_keys::certificate_name.eq(name),
-                server_keys::role.eq(key.role.as_str()),
+                server_keys::role.eq(key.privileges.role.as_str()),
+                server_keys::may_impersonate.eq(key.privileges.may_impersonate),
+                server_keys::expires_at.eq(key.privileges.expires_at.map(to_pg)),
                 server_keys::created_at.eq(to_pg(now)),
             ));
             tx.execute(insert).await?;
@@ -196,6 +263,39 @@ impl Store {
                 .order((server_keys::created_at, server_keys::id));
             let rows = tx.load(query).await?;
             tx.end_reading(Some(rows.into_iter().map(ServerKeyFactsRow::into_facts).collect::<Result<_, _>>()?)).await
+        })
+        .await
+    }
+
+    /// Narrows what a server key may do. Returns its privileges before and after; `None` if the key does not exist. The audit
+    /// records a change.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database is unavailable.
+    pub async fn server_key_narrow(
+        &self,
+        id: KeyId,
+        limits: Narrowing,
+        now: Timestamp,
+    ) -> Result<Option<(Privileges, Privileges)>, Error> {
+        self.transact("server_key_narrow", move |mut tx| async move {
+            let query = server_keys::table.find(id.as_uuid()).select(KeyRow::as_select()).for_no_key_update();
+            let Some(key) = tx.load(query).await?.pop().map(KeyRow::into_key).transpose()? else {
+                return tx.commit(None).await;
+            };
+            let (before, after) = (key.privileges, key.privileges.narrowed(&limits));
+            if before != after {
+                let update = diesel::update(server_keys::table.find(id.as_uuid())).set((
+                    server_keys::role.eq(after.role.as_str()),
+                    server_keys::may_impersonate.eq(after.may_impersonate),
+                    server_keys::expires_at.eq(after.expires_at.map(to_pg)),
+                ));
+                tx.execute(update).await?;
+                let event = AuditEvent::by_operator(key.project, EventKind::KeyNarrowed(KeyKind::Server, id), now);
+                tx.event_insert(&event.with(json!({ "changed": changes(&before, &after) }))).await?;
+            }
+            tx.commit(Some((before, after))).await
         })
         .await
     }
@@ -226,6 +326,20 @@ impl Store {
     }
 }
 
+/// The privileges that differ, by name.
+fn changes(before: &Privileges, after: &Privileges) -> Value {
+    let texts = |of: &Privileges| {
+        let expires_at = of.expires_at.map_or(Value::Null, |at| at.to_string().into());
+        [
+            ("role", Value::from(of.role.as_str())),
+            ("impersonation", of.allows_impersonation().into()),
+            ("expires_at", expires_at),
+        ]
+    };
+    let pairs = texts(before).into_iter().zip(texts(after)).filter(|((_, from), (_, to))| from != to);
+    pairs.map(|((name, from), (_, to))| (name.to_owned(), json!({ "from": from, "to": to }))).collect()
+}
+
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = server_keys)]
 struct KeyRow {
@@ -234,6 +348,8 @@ struct KeyRow {
     digest: Option<Vec<u8>>,
     certificate_name: Option<String>,
     role: String,
+    may_impersonate: bool,
+    expires_at: Option<PgTimestamp>,
     last_used_at: Option<PgTimestamp>,
     revoked_at: Option<PgTimestamp>,
 }
@@ -248,7 +364,11 @@ impl KeyRow {
         Ok(ServerKeyRow {
             id: KeyId::from_uuid(self.id),
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
-            role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+            privileges: Privileges {
+                role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+                may_impersonate: self.may_impersonate,
+                expires_at: self.expires_at.map(from_pg),
+            },
             proof,
             last_used_at: self.last_used_at.map(from_pg),
             is_revoked: self.revoked_at.is_some(),
@@ -265,6 +385,8 @@ fn certificate_name(text: Option<String>) -> Option<CertificateName> {
 struct ServerKeyFactsRow {
     id: Uuid,
     role: String,
+    may_impersonate: bool,
+    expires_at: Option<PgTimestamp>,
     certificate_name: Option<String>,
     created_at: PgTimestamp,
     last_used_at: Option<PgTimestamp>,
@@ -281,11 +403,67 @@ impl ServerKeyFactsRow {
         }
         Ok(ServerKeyFacts {
             id: KeyId::from_uuid(self.id),
-            role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+            privileges: Privileges {
+                role: Role::parse(&self.role).ok_or_else(|| bad("role"))?,
+                may_impersonate: self.may_impersonate,
+                expires_at: self.expires_at.map(from_pg),
+            },
             certificate_name,
             created_at: from_pg(self.created_at),
             last_used_at: self.last_used_at.map(from_pg),
             revoked_at: self.revoked_at.map(from_pg),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Option<Timestamp> {
+        Some(Timestamp::from_seconds(seconds))
+    }
+
+    #[test]
+    fn narrowing_only_takes_away() {
+        let roles = || [None].into_iter().chain(Role::ALL.map(Some));
+        for role in Role::ALL {
+            for (may_impersonate, expires_at) in [(false, None), (true, at(5)), (true, None), (false, at(9))] {
+                let before = Privileges { role, may_impersonate, expires_at };
+                for (limit, ends_impersonation) in roles().flat_map(|role| [(role, false), (role, true)]) {
+                    for until in [None, at(4), at(7)] {
+                        let limits = Narrowing { role: limit, ends_impersonation, expires_at: until };
+                        let after = before.narrowed(&limits);
+                        assert!(after.role <= before.role && limit.is_none_or(|limit| after.role <= limit));
+                        assert!(
+                            before.allows_impersonation() || !after.allows_impersonation(),
+                            "{before:?} {limits:?}"
+                        );
+                        for moment in (0..12).map(Timestamp::from_seconds) {
+                            assert!(after.is_expired(moment) || !before.is_expired(moment), "{before:?} {limits:?}");
+                        }
+                        assert_eq!(after.narrowed(&limits), after, "again changes nothing");
+                    }
+                }
+                assert_eq!(before.narrowed(&Narrowing::default()).role, role);
+            }
+        }
+    }
+
+    #[test]
+    fn an_admin_narrowed_to_a_service_keeps_impersonation_unless_that_is_ended() {
+        let admin = Privileges::from(Role::Admin);
+        let to_service = Narrowing { role: Some(Role::Service), ..Narrowing::default() };
+        assert!(admin.narrowed(&to_service).allows_impersonation());
+        let without = Narrowing { ends_impersonation: true, ..to_service };
+        assert!(!admin.narrowed(&without).allows_impersonation());
+        assert!(!Privileges::from(Role::Service).allows_impersonation());
+    }
+
+    #[test]
+    fn a_key_expires_half_open() {
+        let key = Privileges { expires_at: at(5), ..Role::Verifier.into() };
+        assert!(!key.is_expired(Timestamp::from_micros(4_999_999)) && key.is_expired(Timestamp::from_seconds(5)));
+        assert!(!Privileges::from(Role::Admin).is_expired(Timestamp::from_seconds(i64::from(u32::MAX))));
     }
 }

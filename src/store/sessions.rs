@@ -79,6 +79,8 @@ pub struct SessionSummary {
     pub last_used_at: Timestamp,
     /// When it ends.
     pub lifetime: Lifetime,
+    /// Its own epoch: access tokens of a smaller one are superseded.
+    pub own_epoch: i64,
     /// Whether someone else acts as the user.
     pub is_impersonation: bool,
 }
@@ -444,7 +446,7 @@ pub struct SessionUpdate {
 }
 
 impl Tx {
-    /// Stores the fields that the host application keeps with a session, and records the update.
+    /// Stores the fields that the host application keeps with a session, and the session's own epoch, and records the update.
     pub async fn session_change(&mut self, session: &Session, update: SessionUpdate) -> Result<(), Error> {
         let (actor, actor_id) = actor_columns(update.by);
         let statement = SessionChange {
@@ -452,6 +454,7 @@ impl Tx {
             labels: labels_column(session.labels.clone()),
             device_name: session.device.name.clone(),
             device_before: device_before_columns(session.device_before.as_ref()).1,
+            session_epoch: session.own_epoch,
             slot: self.slot(session.id.bucket()).to_column(),
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
@@ -467,7 +470,8 @@ impl Tx {
 }
 
 statement! {
-    /// Updates the fields that the host application keeps with a session, and records the update if there are details.
+    /// Updates the fields that the host application keeps with a session, and the session's own epoch, and records the update if
+    /// there are details.
     SessionChange -> () =
     "WITH changed AS (
          UPDATE sessions SET claims = "
@@ -478,6 +482,8 @@ statement! {
     [device_name: Option<String> as sql::Nullable<sql::Text>]
     ", device_before = "
     [device_before: Option<Value> as sql::Nullable<sql::Jsonb>]
+    ", session_epoch = "
+    [session_epoch: i64 as sql::BigInt]
     " WHERE slot = "
     [slot: i16 as sql::SmallInt]
     " AND project_id = "
@@ -572,6 +578,7 @@ struct SummaryRow {
     idle_expires_at: PgTimestamp,
     last_used_at: PgTimestamp,
     impersonator_id: Option<String>,
+    session_epoch: i64,
     #[diesel(select_expression = sessions::revoked_at.is_not_null())]
     is_revoked: bool,
 }
@@ -588,6 +595,7 @@ impl SummaryRow {
                 is_revoked: self.is_revoked,
             },
             is_impersonation: self.impersonator_id.is_some(),
+            own_epoch: self.session_epoch,
         }
     }
 }

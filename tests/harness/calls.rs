@@ -118,6 +118,15 @@ impl Service {
         answer.map(|answer: UpdateSessionResponse| answer.session.expect("a session"))
     }
 
+    /// Changes the claim `role` of a session, and supersedes its earlier access tokens.
+    pub async fn supersede(&self, device: &Device<'_>, role: &str) {
+        let role = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(role.to_owned())) };
+        let claims = prost_types::Struct { fields: [("role".to_owned(), role)].into() };
+        let session = Session { id: device.session.clone(), claims: Some(claims), ..Session::default() };
+        let request = UpdateSessionRequest { session: Some(session), update_mask: None, supersede_tokens: true };
+        self.update(Wire::Grpc, self.key(), request).await.expect("changes the claims");
+    }
+
     /// Returns how many sessions were deleted.
     pub async fn erase(&self, wire: Wire, headers: HeaderMap, user: &str) -> Result<i32, Refused> {
         let request = EraseUserRequest { user_id: user.to_owned() };

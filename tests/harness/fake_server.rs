@@ -55,6 +55,10 @@ struct Settings {
 pub struct Stream {
     /// The cursor that it sent.
     pub cursor: String,
+    /// The kinds of revocations that it understands.
+    pub accepts: Vec<String>,
+    /// How many it can hold.
+    pub max_entries: i32,
     messages: mpsc::UnboundedSender<WatchRevocationsResponse>,
 }
 
@@ -141,6 +145,12 @@ impl Stream {
         self.send(Event::Revocations(RevocationBatch { revocations }), None);
     }
 
+    /// Sends one revocation, to be kept for ten minutes.
+    pub fn revocation(&self, ended: Option<Ended>) {
+        let revocation = Revocation { ended, retain_seconds: 600, ..Revocation::default() };
+        self.send(Event::Revocations(RevocationBatch { revocations: vec![revocation] }), None);
+    }
+
     pub fn heartbeat(&self, age_ms: i32) {
         self.send(Event::Heartbeat(Heartbeat { age_ms }), None);
     }
@@ -184,7 +194,8 @@ async fn jwks_json(State(settings): Shared) -> Response {
 async fn watch(State(settings): Shared, body: Bytes) -> Response {
     let request = WatchRevocationsRequest::decode(&body[5..]).expect("a request");
     let (messages, responses) = mpsc::unbounded_channel::<WatchRevocationsResponse>();
-    let stream = Stream { cursor: request.cursor, messages };
+    let WatchRevocationsRequest { cursor, accepts, max_entries } = request;
+    let stream = Stream { cursor, accepts, max_entries, messages };
     let _ = settings.lock().expect("no panic").streams.send(stream);
     let frames = unfold(responses, |mut responses| async move {
         let message = responses.recv().await?.encode_to_vec();

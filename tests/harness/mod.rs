@@ -52,7 +52,7 @@ use sessiond::{
         CreateSessionRequest, CreateSessionResponse, RefreshSessionRequest, RefreshSessionResponse,
         RevokeCurrentRequest, RevokeCurrentResponse,
     },
-    store::{Options, Role, SessionWithEpochs, Store},
+    store::{Options, Privileges, Role, SessionWithEpochs, Store},
     telemetry::{
         Metrics,
         request::RequestObserver,
@@ -516,7 +516,8 @@ async fn create_project(app: &App, name: &str) -> SecretString {
     let policy = Policy { refresh_grace: REFRESH_GRACE, ..Policy::default() };
     app.project_create(project.clone(), policy).await.expect("creates the project");
     app.keys().reload().await.expect("reads the keys");
-    app.server_key_create(project, Role::Service).await.expect("makes a key").1
+    let privileges = Privileges { may_impersonate: true, ..Role::Service.into() };
+    app.server_key_create(project, privileges).await.expect("makes a key").1
 }
 
 /// Serves on a free port, HTTP/1.1 and HTTP/2, until the test ends.

@@ -27,6 +27,8 @@ pub struct Watch {
     messages: Messages,
     /// The last cursor received.
     pub cursor: String,
+    /// The role of the server key that opened it, as the response's header says.
+    pub key_role: Option<String>,
 }
 
 /// The bound of every wait.
@@ -133,29 +135,49 @@ impl Service {
 impl Wires {
     /// Opens a stream of revocations.
     pub async fn watch(&self, wire: Wire, headers: HeaderMap, cursor: &str) -> Result<Watch, Refused> {
-        let messages: Messages = match wire {
-            Wire::Grpc => follow(Grpc::with_origin(self.grpc.clone(), self.origin()), headers, cursor).await?,
-            Wire::GrpcWeb => follow(Grpc::with_origin(self.web.clone(), self.origin()), headers, cursor).await?,
-            Wire::Rest => Box::pin(self.watch_rest(headers, cursor, "application/x-ndjson").await?),
+        self.watch_as(wire, headers, &asking(cursor)).await
+    }
+
+    /// The same with this request.
+    pub async fn watch_as(
+        &self,
+        wire: Wire,
+        headers: HeaderMap,
+        request: &WatchRevocationsRequest,
+    ) -> Result<Watch, Refused> {
+        let (messages, key_role): (Messages, _) = match wire {
+            Wire::Grpc => follow(Grpc::with_origin(self.grpc.clone(), self.origin()), headers, request.clone()).await?,
+            Wire::GrpcWeb => {
+                follow(Grpc::with_origin(self.web.clone(), self.origin()), headers, request.clone()).await?
+            }
+            Wire::Rest => {
+                let (messages, key_role) = self.watch_rest(headers, request, "application/x-ndjson").await?;
+                (Box::pin(messages), key_role)
+            }
         };
-        Ok(Watch { messages, cursor: String::new() })
+        Ok(Watch { messages, cursor: String::new(), key_role })
     }
 
     /// The same over REST, as server-sent events.
     pub async fn watch_events(&self, headers: HeaderMap, cursor: &str) -> Result<Watch, Refused> {
-        let messages = self.watch_rest(headers, cursor, "text/event-stream").await?;
-        Ok(Watch { messages: Box::pin(messages), cursor: String::new() })
+        let (messages, key_role) = self.watch_rest(headers, &asking(cursor), "text/event-stream").await?;
+        Ok(Watch { messages: Box::pin(messages), cursor: String::new(), key_role })
     }
 
     async fn watch_rest(
         &self,
         mut headers: HeaderMap,
-        cursor: &str,
+        request: &WatchRevocationsRequest,
         accept: &'static str,
-    ) -> Result<impl Stream<Item = Result<WatchRevocationsResponse, Refused>> + use<>, Refused> {
+    ) -> Result<(impl Stream<Item = Result<WatchRevocationsResponse, Refused>> + use<>, Option<String>), Refused> {
         headers.insert(http::header::ACCEPT, HeaderValue::from_static(accept));
-        let path = if cursor.is_empty() { String::new() } else { format!("?cursor={cursor}") };
-        let request = self.request(Method::GET, &format!("/auth/revocations:watch{path}"), headers, Bytes::new());
+        let WatchRevocationsRequest { cursor, accepts, max_entries } = request;
+        let cursor = (!cursor.is_empty()).then(|| format!("cursor={cursor}"));
+        let max_entries = (*max_entries != 0).then(|| format!("max_entries={max_entries}"));
+        let query: Vec<String> =
+            cursor.into_iter().chain(accepts.iter().map(|kind| format!("accepts={kind}"))).chain(max_entries).collect();
+        let path = format!("/auth/revocations:watch?{}", query.join("&"));
+        let request = self.request(Method::GET, path.trim_end_matches('?'), headers, Bytes::new());
         let response = self.rest.request(request).await.expect("answers");
         let status = response.status();
         let descriptor = self.method("WatchRevocations").output();
@@ -164,11 +186,12 @@ impl Wires {
             return Err(refused_json(status, &serde_json::from_slice(&body).expect("JSON")));
         }
         assert_eq!(response.headers()["content-type"], accept);
+        let key_role = response.headers().get(KEY_ROLE).map(|role| role.to_str().expect("text").to_owned());
         let prefix = if accept == "text/event-stream" { "data: " } else { "" };
         let lines = lines(response.into_body()).filter_map(move |line| async move {
             line.strip_prefix(prefix).filter(|json| !json.is_empty()).map(str::to_owned)
         });
-        Ok(lines.map(move |line| {
+        let messages = lines.map(move |line| {
             let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
             // Our messages have no such field, and every form of failure has one.
             if let Some(failure) = json.get("error").or_else(|| json.get("code").map(|_| &json)) {
@@ -176,25 +199,44 @@ impl Wires {
             }
             let message = DynamicMessage::deserialize(descriptor.clone(), json).expect("ProtoJSON");
             Ok(WatchRevocationsResponse::decode(message.encode_to_vec().as_slice()).expect("decodes"))
-        }))
+        });
+        Ok((messages, key_role))
     }
 }
 
-async fn follow<S, R>(mut client: Grpc<S>, headers: HeaderMap, cursor: &str) -> Result<Messages, Refused>
+/// The header with the role of the server key.
+const KEY_ROLE: &str = "x-sessiond-key-role";
+
+/// A request of a subscriber that says nothing but where to resume.
+pub fn asking(cursor: &str) -> WatchRevocationsRequest {
+    WatchRevocationsRequest { cursor: cursor.to_owned(), ..WatchRevocationsRequest::default() }
+}
+
+/// A request of a subscriber that understands these kinds.
+pub fn accepting(kinds: &[&str]) -> WatchRevocationsRequest {
+    let accepts = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+    WatchRevocationsRequest { accepts, ..WatchRevocationsRequest::default() }
+}
+
+async fn follow<S, R>(
+    mut client: Grpc<S>,
+    headers: HeaderMap,
+    message: WatchRevocationsRequest,
+) -> Result<(Messages, Option<String>), Refused>
 where
     S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = R>,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let path = PathAndQuery::from_static("/sessiond.v1.SessionService/WatchRevocations");
-    let message = WatchRevocationsRequest { cursor: cursor.to_owned() };
     let request = tonic::Request::from_parts(MetadataMap::from_headers(headers), http::Extensions::new(), message);
     if client.ready().await.is_err() {
         panic!("the client is not ready");
     }
     let codec = tonic_prost::ProstCodec::<WatchRevocationsRequest, WatchRevocationsResponse>::default();
     let answer = client.server_streaming(request, path, codec).await.map_err(|status| refused(&status))?;
-    Ok(Box::pin(answer.into_inner().map_err(|status| refused(&status))))
+    let key_role = answer.metadata().get(KEY_ROLE).map(|role| role.to_str().expect("text").to_owned());
+    Ok((Box::pin(answer.into_inner().map_err(|status| refused(&status))), key_role))
 }
 
 /// The lines of a body, as they arrive.

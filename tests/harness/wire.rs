@@ -196,6 +196,7 @@ impl Wires {
             "GetCurrentSession" => (Method::GET, "/auth/sessions/current".to_owned()),
             "RevokeSession" => (Method::DELETE, format!("/auth/sessions/{}", segment(fields.remove("id")))),
             "RevokeAllSessions" => (Method::POST, "/auth/sessions:revokeAll".to_owned()),
+            "RevokeProjectSessions" => (Method::POST, "/auth/sessions:revokeProject".to_owned()),
             "UpdateSession" => {
                 let session = fields.get_mut("session").and_then(Value::as_object_mut).expect("a session");
                 (Method::PATCH, format!("/auth/sessions/{}", segment(session.remove("id"))))

@@ -16,6 +16,7 @@ use crate::id::SessionId;
 use crate::id::UserId;
 use crate::session::CertificateProblem;
 use crate::session::Refusal;
+use crate::session::policy::StepUp;
 
 /// The `ErrorInfo.domain` of every reason.
 pub const DOMAIN: &str = "sessiond";
@@ -65,6 +66,7 @@ reasons! {
     AccessTokenExpired "ACCESS_TOKEN_EXPIRED" Unauthenticated "The access token has expired.",
     WrongProject "INVALID_PROJECT_FOR_ACCESS_TOKEN" Unauthenticated "The access token is of another project.",
     SessionRevoked "SESSION_REVOKED" Unauthenticated "The session has ended.",
+    AccessTokenSuperseded "ACCESS_TOKEN_SUPERSEDED" Unauthenticated "The access token has outdated claims; refresh it.",
     InvalidServerKey "INVALID_SERVER_KEY" Unauthenticated "The server key is not valid.",
     RefreshTokenNotFoundOrExpired "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" Unauthenticated
         "The refresh token was not found, or has expired.",
@@ -84,6 +86,8 @@ reasons! {
     Schema "SCHEMA_ERROR" InvalidArgument "The request does not fit its schema.",
     RateLimited "RATE_LIMITED" ResourceExhausted "Too many requests; try again later.",
     FeedInterrupted "FEED_INTERRUPTED" Unavailable "The feed was interrupted; resume from the last cursor.",
+    TooManyEntries "TOO_MANY_ENTRIES" FailedPrecondition
+        "The project has more revocations than the subscriber can hold.",
     SubscriberTooSlow "SUBSCRIBER_TOO_SLOW" Aborted "The subscriber fell behind; resume from the last cursor.",
     VerificationUnavailable "VERIFICATION_UNAVAILABLE" Unavailable
         "Whether the session has ended is not known at the moment; try again.",
@@ -124,6 +128,24 @@ pub fn projects(expected: &str, actual: &str) -> HashMap<String, String> {
     ])
 }
 
+/// The metadata of [`Reason::InsufficientUserAuthentication`]: the requirement, under the parameter names of RFC 9470 §3.
+pub fn step_up(required: &StepUp) -> HashMap<String, String> {
+    step_up_parameters(required).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn step_up_parameters(StepUp { auth_age, acr }: &StepUp) -> impl Iterator<Item = (&'static str, String)> {
+    let acr_values = (!acr.is_empty()).then(|| ("acr_values", acr.join(" ")));
+    let max_age = auth_age.map(|age| ("max_age", age.as_secs().to_string()));
+    acr_values.into_iter().chain(max_age)
+}
+
+/// `WWW-Authenticate` of a request that does not meet a requirement (RFC 9470 §3).
+pub fn step_up_challenge(required: &StepUp) -> String {
+    let message = Reason::InsufficientUserAuthentication.message();
+    let start = format!(r#"Bearer error="insufficient_user_authentication", error_description="{message}""#);
+    step_up_parameters(required).fold(start, |challenge, (name, value)| format!(r#"{challenge}, {name}="{value}""#))
+}
+
 /// Renders a status as `google.rpc.Status` in ProtoJSON, with at most `ErrorInfo` and `RetryInfo` as details.
 pub fn json(status: &Status) -> Value {
     let details = status.get_error_details();
@@ -152,11 +174,15 @@ impl Refusal {
             Self::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
             Self::WrongProject { .. } => Reason::WrongProject,
             Self::SessionRevoked => Reason::SessionRevoked,
+            Self::AccessTokenSuperseded => Reason::AccessTokenSuperseded,
             Self::InvalidServerKey | Self::CertificateRefused(_) => Reason::InvalidServerKey,
             Self::RefreshTokenNotFoundOrExpired => Reason::RefreshTokenNotFoundOrExpired,
             Self::ClientAuthenticationRequired => Reason::ClientAuthenticationRequired,
             Self::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
-            Self::InsufficientAccessType | Self::ServerKeyInBrowser => Reason::InsufficientAccessType,
+            Self::InsufficientAccessType
+            | Self::InsufficientServerKey(_)
+            | Self::ImpersonationNotGranted
+            | Self::ServerKeyInBrowser => Reason::InsufficientAccessType,
             Self::CrossOriginRequest => Reason::CrossOriginRequest,
             Self::AmbiguousCookie => Reason::AmbiguousCookie,
             Self::NotYourUser => Reason::NotYourUser,
@@ -164,6 +190,7 @@ impl Refusal {
             Self::CannotDeleteCurrentSession => Reason::CannotDeleteCurrentSession,
             Self::SessionLimitReached => Reason::SessionLimitReached,
             Self::ProjectNotFound => Reason::ProjectNotFound,
+            Self::TooManyEntries { .. } => Reason::TooManyEntries,
             Self::Schema(_) => Reason::Schema,
             Self::RateLimited { .. } => Reason::RateLimited,
         }
@@ -173,6 +200,8 @@ impl Refusal {
     pub const fn message(&self) -> &'static str {
         match self {
             Self::ServerKeyInBrowser => "A server key has no business in a browser.",
+            Self::InsufficientServerKey(_) => "The role of the server key does not allow this.",
+            Self::ImpersonationNotGranted => "The server key may not open impersonations.",
             Self::CertificateRefused(CertificateProblem::Unknown) => {
                 "No name in the client certificate stands for a project; `sessiond client-certificate add` adds one."
             }

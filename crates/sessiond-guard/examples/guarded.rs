@@ -2,7 +2,7 @@
 //! another shell:
 //!
 //! ```sh
-//! . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
+//! . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_VERIFIER_KEY
 //! cargo run -p sessiond-guard --example guarded
 //!
 //! curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
@@ -28,7 +28,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // One replica, or several separated by commas.
     let url = env::var("SESSIOND_URL")?;
     let issuer = env::var("SESSIOND_ISSUER").unwrap_or_else(|_| url.clone());
-    let (project, server_key) = (env::var("SESSIOND_PROJECT_ID")?, env::var("SESSIOND_SERVER_KEY")?);
+    // A server key with the role `verifier`: it can follow revocations and introspect tokens, and nothing else.
+    let (project, server_key) = (env::var("SESSIOND_PROJECT_ID")?, env::var("SESSIOND_VERIFIER_KEY")?);
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:8082")).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let endpoints = url.split(',').map(str::to_owned).collect();

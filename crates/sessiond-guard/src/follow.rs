@@ -27,8 +27,10 @@ use sessiond_core::pb::WatchRevocationsRequest;
 use sessiond_core::pb::WatchRevocationsResponse;
 use sessiond_core::pb::revocation::Ended as PbTarget;
 use sessiond_core::pb::watch_revocations_response::Event;
+use sessiond_core::pb::withheld::Concerns;
 use sessiond_core::session::revoked::RevocationTarget;
 use sessiond_core::session::revoked::RevokedSet;
+use sessiond_core::session::revoked::Withheld;
 
 /// How often sessiond sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,6 +46,13 @@ const STALE_DIVISOR: u32 = 2;
 
 /// If every replica is stale, how long the guard stays with one before it tries the next.
 const STALE_STAY: Duration = Duration::from_secs(5);
+
+/// The kinds of revocations that this release understands: names of fields of `Revocation.ended`. sessiond withholds others.
+const ACCEPTS: [&str; 5] = ["session_id", "user_cut_off", "project_cut_off", "signing_key_id", "superseded"];
+
+/// The header with the role of the server key, and the role that is enough.
+const KEY_ROLE: &str = "x-sessiond-key-role";
+const VERIFIER: &str = "verifier";
 
 /// How often entries that every token has outlived are removed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
@@ -63,6 +72,8 @@ pub(super) enum StreamEnd {
     UnknownRevocation,
     #[error("the replica is stale: its feed is {0:?} old")]
     Stale(Duration),
+    #[error("the project has more revocations than max_entries ({0}): raise it")]
+    TooManyEntries(usize),
 }
 
 impl From<Status> for StreamEnd {
@@ -98,12 +109,50 @@ pub(super) struct Progress {
     pub(super) cursor: String,
     retry: Backoff,
     stale: StalePolicy,
+    logged: Logged,
+}
+
+/// What was logged, because it is logged once.
+#[derive(Default)]
+struct Logged {
+    /// That the server key can do more than is needed.
+    strong_key: bool,
+    /// The kinds of revocations that were withheld: at most [`KINDS_MAX`].
+    kinds: Vec<String>,
+}
+
+/// The most kinds that are remembered.
+const KINDS_MAX: usize = 32;
+
+impl Logged {
+    fn key_role(&mut self, role: Option<&str>) {
+        if let Some(role) = role.filter(|role| *role != VERIFIER)
+            && !std::mem::replace(&mut self.strong_key, true)
+        {
+            tracing::warn!(
+                role,
+                "the server key can do more than a guard needs: `sessiond server-key create --role verifier` creates a lesser one, \
+                 `sessiond server-key narrow` narrows this one"
+            );
+        }
+    }
+
+    fn withheld(&mut self, kind: &str) {
+        if self.kinds.len() < KINDS_MAX && !self.kinds.iter().any(|known| known == kind) {
+            tracing::warn!(
+                kind,
+                "sessiond has a revocation of a kind that this guard does not understand: the fail mode decides on the tokens that it \
+                 concerns; upgrade the guard (logged once per kind)"
+            );
+            self.kinds.push(kind.to_owned());
+        }
+    }
 }
 
 impl Progress {
     pub(super) fn new(guard: &GuardState) -> Self {
         let stale = StalePolicy::new(guard.upstream.len(), guard.max_staleness);
-        Self { cursor: String::new(), retry: RETRY, stale }
+        Self { cursor: String::new(), retry: RETRY, stale, logged: Logged::default() }
     }
 
     /// Records why a stream ended.
@@ -158,10 +207,16 @@ async fn stream(guard: &GuardState, replica: &Replica, progress: &mut Progress) 
     guard.upstream.check(replica).await?;
     // From the request on, because the first message may have been delayed too.
     let mut reader = StreamReader::new(guard, progress, Instant::now());
-    let request = guard.upstream.authorized(WatchRevocationsRequest { cursor: progress.cursor.clone() });
+    let request = guard.upstream.authorized(WatchRevocationsRequest {
+        cursor: progress.cursor.clone(),
+        accepts: ACCEPTS.map(str::to_owned).into(),
+        max_entries: guard.max_entries.try_into().unwrap_or(i32::MAX),
+    });
     let mut client = replica.client();
     let answer = timeout(SILENCE_MAX, client.watch_revocations(request)).await.map_err(|_| StreamEnd::Silence)?;
-    let mut messages = answer?.into_inner();
+    let answer = answer?;
+    progress.logged.key_role(answer.metadata().get(KEY_ROLE).and_then(|role| role.to_str().ok()));
+    let mut messages = answer.into_inner();
     increment(&guard.counters.connections);
     reader.received_at = Instant::now();
     loop {
@@ -221,10 +276,17 @@ impl<'a> StreamReader<'a> {
                         &current
                     }
                 };
+                // Before too: a server that offers more than was asked for must not fill the memory a batch at a time.
+                check_size(set, guard.max_entries)?;
                 for revocation in &batch.revocations {
+                    if let Some(PbTarget::Withheld(withheld)) = &revocation.ended {
+                        increment(&guard.counters.withheld);
+                        progress.logged.withheld(&withheld.kind);
+                    }
                     insert(set, &guard.project, revocation, guard.time.elapsed())
                         .ok_or(StreamEnd::UnknownRevocation)?;
                 }
+                check_size(set, guard.max_entries)?;
             }
             Some(Event::SnapshotComplete(_)) => {
                 if let Some(snapshot) = self.snapshot.take() {
@@ -281,8 +343,15 @@ impl Delay {
     }
 }
 
-/// Inserts a revocation. Returns `None` if this version does not know its kind: ignoring it would accept revoked tokens.
+/// Checks that a set has not outgrown its bound.
+fn check_size(set: &RevokedSet, max_entries: usize) -> Result<(), StreamEnd> {
+    if set.len() <= max_entries { Ok(()) } else { Err(StreamEnd::TooManyEntries(max_entries)) }
+}
+
+/// Inserts a revocation. Returns `None` if this version does not know its kind, which sessiond should have withheld: ignoring it
+/// would accept revoked tokens.
 fn insert(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: Duration) -> Option<()> {
+    let until = now + Duration::from_secs(revocation.retain_seconds.try_into().unwrap_or(0));
     let target = match revocation.ended.as_ref()? {
         PbTarget::SessionId(id) => RevocationTarget::Session { id: SessionId::parse(id)?, is_impersonation: false },
         PbTarget::UserCutOff(cut) => RevocationTarget::User {
@@ -295,9 +364,22 @@ fn insert(set: &RevokedSet, project: &ProjectId, revocation: &Revocation, now: D
         },
         PbTarget::ProjectCutOff(cut) => RevocationTarget::Project { epoch: cut.epoch },
         PbTarget::SigningKeyId(key) => RevocationTarget::SigningKey(KeyId::parse(key)?),
+        PbTarget::Superseded(superseded) => RevocationTarget::Superseded {
+            id: SessionId::parse(&superseded.session_id)?,
+            session_epoch: superseded.session_epoch,
+        },
+        PbTarget::Withheld(withheld) => {
+            let withheld = match &withheld.concerns {
+                Some(Concerns::SessionId(id)) => Withheld::Session(SessionId::parse(id)?),
+                Some(Concerns::UserId(user)) => Withheld::User(UserId::parse(user)?),
+                Some(Concerns::SigningKeyId(key)) => Withheld::SigningKey(KeyId::parse(key)?),
+                None => Withheld::Project,
+            };
+            set.withhold(withheld, until);
+            return Some(());
+        }
     };
-    let retain = Duration::from_secs(revocation.retain_seconds.try_into().unwrap_or(0));
-    set.insert(project, &target, now + retain);
+    set.insert(project, &target, until);
     Some(())
 }
 

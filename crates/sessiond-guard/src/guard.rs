@@ -20,6 +20,7 @@ use super::state::GuardState;
 use super::state::Startup;
 use super::stats::Stats;
 use super::trace::TraceHeaders;
+use sessiond_core::session::policy::StepUp;
 
 /// Verifies the access tokens of one project. Cheap to clone; clones share state.
 ///
@@ -113,10 +114,20 @@ impl Guard {
         outcome
     }
 
+    /// Checks that the user of an accepted token has authenticated as a route requires (RFC 9470). See also
+    /// [`GuardLayer::require`](super::GuardLayer::require).
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::InsufficientUserAuthentication`].
+    pub fn check(&self, principal: &Principal, required: &StepUp) -> Result<(), Rejection> {
+        self.state.check(principal, required)
+    }
+
     /// The guard's counters, and the age of its keys and revocations.
     pub fn stats(&self) -> Stats {
         let state = &self.state;
-        let [accepted, refused, expired, revoked, unavailable] = state.counters.outcomes();
+        let [accepted, refused, expired, revoked, unavailable, superseded] = state.counters.outcomes();
         Stats {
             staleness: state.revocations.age(&state.time),
             entries: state.revocations.current().len(),
@@ -125,7 +136,10 @@ impl Guard {
             refused,
             expired,
             revoked,
+            superseded,
             unavailable,
+            step_ups: state.counters.step_ups.load(Ordering::Relaxed),
+            withheld: state.counters.withheld.load(Ordering::Relaxed),
             introspections: state.counters.introspections.load(Ordering::Relaxed),
             connections: state.counters.connections.load(Ordering::Relaxed),
             snapshots: state.counters.snapshots.load(Ordering::Relaxed),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -22,6 +23,7 @@ use super::guard::Guard;
 use super::principal::Principal;
 use super::rejection::Rejection;
 use super::trace::TraceHeaders;
+use sessiond_core::session::policy::StepUp;
 
 /// Passes on requests with a valid `authorization: Bearer <access token>`, with a [`Principal`] in their extensions. Rejects
 /// all others; see [`Rejection`].
@@ -31,17 +33,33 @@ use super::trace::TraceHeaders;
 pub struct GuardLayer {
     guard: Guard,
     is_optional: bool,
+    required: Option<Arc<StepUp>>,
 }
 
 impl GuardLayer {
     pub(super) const fn new(guard: Guard) -> Self {
-        Self { guard, is_optional: false }
+        Self { guard, is_optional: false, required: None }
     }
 
     /// Also passes on requests without a token; they have no [`Principal`]. Still rejects requests with an invalid token.
     #[must_use]
     pub fn optional(self) -> Self {
         Self { is_optional: true, ..self }
+    }
+
+    /// Also rejects users who have not authenticated as recently or as strongly as required (RFC 9470), with
+    /// [`Rejection::InsufficientUserAuthentication`]. Replaces an earlier requirement. Requests without a token, which
+    /// [`GuardLayer::optional`] lets through, have no user to authenticate.
+    #[must_use]
+    pub fn require(self, required: StepUp) -> Self {
+        Self { required: Some(Arc::new(required)).filter(|required| !required.is_empty()), ..self }
+    }
+
+    fn check(&self, principal: Principal) -> Result<Principal, Rejection> {
+        match &self.required {
+            Some(required) => self.guard.check(&principal, required).map(|()| principal),
+            None => Ok(principal),
+        }
     }
 }
 
@@ -94,20 +112,20 @@ where
             Ok(None) => return GuardFuture::rejected(&self.layer.guard.count(Rejection::CredentialsMissing), &request),
             Err(rejection) => return GuardFuture::rejected(&self.layer.guard.count(rejection), &request),
         };
-        match self.layer.guard.verify_locally(token) {
+        match self.layer.guard.verify_locally(token).map(|outcome| outcome.and_then(|it| self.layer.check(it))) {
             Some(Ok(principal)) => {
                 request.extensions_mut().insert(principal);
                 GuardFuture::inner(self.inner.call(request))
             }
             Some(Err(rejection)) => GuardFuture::rejected(&rejection, &request),
             None => {
-                let (guard, token) = (self.layer.guard.clone(), token.to_owned());
+                let (layer, token) = (self.layer.clone(), token.to_owned());
                 let trace = TraceHeaders::of(request.headers());
                 // Calls the service that is ready; its clone has to be polled for readiness first.
                 let next = self.inner.clone();
                 let mut inner = mem::replace(&mut self.inner, next);
                 let response = async move {
-                    match guard.ask(&token, &trace).await {
+                    match layer.guard.ask(&token, &trace).await.and_then(|principal| layer.check(principal)) {
                         Ok(principal) => {
                             request.extensions_mut().insert(principal);
                             Ok(inner.call(request).await?.map(GuardBody::inner))

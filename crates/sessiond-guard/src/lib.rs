@@ -20,6 +20,7 @@
 //! Start with:
 //!
 //! - [`Guard`]: connect, put it in front of a service with [`Guard::layer`], or call [`Guard::verify`] yourself.
+//! - [`GuardLayer::require`]: routes that need a recent or a strong authentication.
 //! - [`GuardOptions`]: where sessiond is, how stale the feed may be, and what happens when it is.
 //! - [`Rejection`]: why a request is rejected, and what the client receives.
 
@@ -48,15 +49,19 @@ pub use layer::GuardBody;
 pub use layer::GuardFuture;
 pub use layer::GuardLayer;
 pub use layer::GuardService;
+pub use options::CACHED_TOKENS;
 pub use options::ClientCertificate;
 pub use options::ConnectError;
 pub use options::FailMode;
 pub use options::GuardOptions;
+pub use options::MAX_ENTRIES;
 pub use options::MAX_STALENESS_MIN;
 pub use principal::Principal;
 pub use rejection::Rejection;
 pub use rejection::UnavailableReason;
 pub use sessiond_core::reason::Reason;
+pub use sessiond_core::session::policy::InvalidStepUp;
+pub use sessiond_core::session::policy::StepUp;
 pub use stats::Stats;
 
 /// Compiles the examples of the README.

@@ -6,9 +6,16 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use sessiond_core::clock::Clock;
+use sessiond_core::token::verifier;
 
 /// The smallest [`GuardOptions::max_staleness`]: the feed sends a heartbeat every second.
 pub const MAX_STALENESS_MIN: Duration = Duration::from_secs(2);
+
+/// The default of [`GuardOptions::max_entries`].
+pub const MAX_ENTRIES: usize = 1_000_000;
+
+/// The default of [`GuardOptions::cached_tokens`].
+pub const CACHED_TOKENS: usize = verifier::TOKENS_MAX;
 
 /// The configuration of a guard. [`GuardOptions::new`] fills in the defaults.
 #[derive(Clone, Debug)]
@@ -20,8 +27,8 @@ pub struct GuardOptions {
     pub endpoints: Vec<String>,
     /// Certificates to trust for `https://` endpoints in place of the system's, in PEM. Default: the system's.
     pub trusted_certificates: Option<String>,
-    /// A server key of the project. It can create sessions, so protect it like a signing key. May be omitted with a
-    /// `client_certificate` whose name stands in for one.
+    /// A server key of the project. The role `verifier` is enough: such a key can follow revocations and introspect tokens, and
+    /// nothing else. May be omitted with a `client_certificate` whose name stands in for one.
     pub server_key: Option<SecretString>,
     /// The certificate that connections to `https://` endpoints present (mTLS). Default: none.
     pub client_certificate: Option<ClientCertificate>,
@@ -36,6 +43,12 @@ pub struct GuardOptions {
     pub max_staleness: Duration,
     /// What happens to a token when the guard cannot know whether its session is revoked. Default: [`FailMode::Reject`].
     pub fail_mode: FailMode,
+    /// How many revocations the guard holds: about 80 bytes each, and twice as many while it reads a snapshot. If the project has
+    /// more, the guard stops following, so its feed grows old. Default: [`MAX_ENTRIES`]. 0 counts as 1.
+    pub max_entries: usize,
+    /// How many verified tokens are cached, so that their signatures are not checked again: about 2 kB each. Default:
+    /// [`CACHED_TOKENS`].
+    pub cached_tokens: usize,
     /// How long [`Guard::connect`](super::Guard::connect) waits for the keys and the first snapshot. Default: 5 s.
     pub startup_timeout: Duration,
     /// The clock. Default: the system's.
@@ -59,6 +72,8 @@ impl GuardOptions {
             issuer: issuer.into(),
             max_staleness: Duration::from_secs(10),
             fail_mode: FailMode::Reject,
+            max_entries: MAX_ENTRIES,
+            cached_tokens: CACHED_TOKENS,
             startup_timeout: Duration::from_secs(5),
             clock: Clock::system(),
         }
@@ -87,7 +102,8 @@ pub struct ClientCertificate {
 }
 
 /// What happens to a token when the guard cannot know whether its session is revoked: the feed is too old or has not sent a
-/// complete snapshot yet, or the keys are missing or too old.
+/// complete snapshot yet, a newer sessiond has withheld a revocation that this release does not understand, or the keys are missing
+/// or too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailMode {
     /// Rejects it, and tells the client to try again.

@@ -20,6 +20,7 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::reason;
 use sessiond_core::reason::Reason;
+use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::verified::VerifyError;
 
 /// The `Retry-After` of a request that could not be decided.
@@ -52,6 +53,12 @@ pub enum Rejection {
     },
     /// The token has not expired, but its session is revoked.
     SessionRevoked,
+    /// The token has not expired and its session is not revoked, but a change of the session's claims superseded the token. The
+    /// client should refresh.
+    AccessTokenSuperseded,
+    /// The token is accepted, but the user has not authenticated as recently or as strongly as the route requires (RFC 9470). Has
+    /// the requirement.
+    InsufficientUserAuthentication(StepUp),
     /// The guard cannot decide at the moment. The client should keep the token and try again.
     Unavailable(UnavailableReason),
 }
@@ -63,6 +70,8 @@ pub enum UnavailableReason {
     NoFeed,
     /// The feed is older than the maximum staleness.
     StaleFeed,
+    /// A newer sessiond has withheld a revocation that could concern the token, because this release does not understand it.
+    Withheld,
     /// The keys were never read, or are too old.
     NoKeys,
     /// sessiond did not answer.
@@ -78,6 +87,8 @@ impl Rejection {
             Self::AccessTokenExpired { .. } => Reason::AccessTokenExpired,
             Self::WrongProject { .. } => Reason::WrongProject,
             Self::SessionRevoked => Reason::SessionRevoked,
+            Self::AccessTokenSuperseded => Reason::AccessTokenSuperseded,
+            Self::InsufficientUserAuthentication(_) => Reason::InsufficientUserAuthentication,
             Self::Unavailable(_) => Reason::VerificationUnavailable,
         }
     }
@@ -122,7 +133,13 @@ impl Rejection {
             Self::UnparsableAccessToken
             | Self::AccessTokenExpired { .. }
             | Self::WrongProject { .. }
-            | Self::SessionRevoked => challenge(r#"Bearer error="invalid_token""#),
+            | Self::SessionRevoked
+            | Self::AccessTokenSuperseded => challenge(r#"Bearer error="invalid_token""#),
+            Self::InsufficientUserAuthentication(required) => {
+                let challenge = HeaderValue::try_from(reason::step_up_challenge(required));
+                let challenge = challenge.expect("the values were checked");
+                (StatusCode::UNAUTHORIZED, header::WWW_AUTHENTICATE, challenge)
+            }
             Self::Unavailable(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, header::RETRY_AFTER, RETRY_AFTER.as_secs().into())
             }
@@ -164,9 +181,11 @@ impl From<Rejection> for Status {
                 reason::expired_token(*expired_at, project, user, *session)
             }
             Rejection::WrongProject { expected, actual } => reason::projects(expected, actual),
+            Rejection::InsufficientUserAuthentication(required) => reason::step_up(required),
             Rejection::CredentialsMissing
             | Rejection::UnparsableAccessToken
             | Rejection::SessionRevoked
+            | Rejection::AccessTokenSuperseded
             | Rejection::Unavailable(_) => HashMap::new(),
         };
         let mut details = reason.details(metadata);

@@ -13,6 +13,7 @@ use super::time::micros;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::session::revoked::Bearer;
 use sessiond_core::session::revoked::RevokedSet;
+use sessiond_core::token::verified::VerifiedToken;
 
 /// The revocations. Reads take no lock.
 #[derive(Default)]
@@ -29,6 +30,16 @@ impl Revocations {
     /// Whether a token is revoked.
     pub(super) fn contains(&self, bearer: &Bearer<'_>) -> bool {
         self.revoked.load().has(bearer)
+    }
+
+    /// Whether a token is superseded.
+    pub(super) fn has_superseded(&self, token: &VerifiedToken) -> bool {
+        self.revoked.load().has_superseded(token.session(), token.session_epoch())
+    }
+
+    /// Whether it is unknown if a token is revoked.
+    pub(super) fn withholds(&self, bearer: &Bearer<'_>) -> bool {
+        self.revoked.load().withholds(bearer)
     }
 
     /// The age of the set; `None` before the first complete snapshot.

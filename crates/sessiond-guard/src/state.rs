@@ -16,10 +16,13 @@ use super::rejection::Rejection;
 use super::rejection::UnavailableReason;
 use super::revocations::Revocations;
 use super::stats::Counters;
+use super::stats::increment;
 use super::time::Time;
 use super::upstream::Upstream;
 use super::upstream::UpstreamError;
+use sessiond_core::clock::Timestamp;
 use sessiond_core::id::ProjectId;
+use sessiond_core::session::policy::StepUp;
 use sessiond_core::session::revoked::Bearer;
 use sessiond_core::token::access::Issuer;
 use sessiond_core::token::verified::VerifiedToken;
@@ -34,6 +37,7 @@ pub(super) struct GuardState {
     pub(super) project: ProjectId,
     pub(super) max_staleness: Duration,
     pub(super) fail_mode: FailMode,
+    pub(super) max_entries: usize,
     pub(super) time: Time,
     pub(super) keys: JwksCache,
     pub(super) revocations: Revocations,
@@ -87,10 +91,11 @@ impl GuardState {
             project,
             max_staleness: options.max_staleness,
             fail_mode: options.fail_mode,
+            max_entries: options.max_entries.max(1),
             time: Time::new(options.clock.clone()),
             keys: JwksCache::default(),
             revocations: Revocations::default(),
-            verifier: AccessVerifier::new(issuer),
+            verifier: AccessVerifier::with_cache(issuer, options.cached_tokens),
             counters: Counters::default(),
             startup: watch::Sender::default(),
             introspection_permits: Semaphore::new(INTROSPECTIONS_MAX),
@@ -127,13 +132,19 @@ impl GuardState {
         if let Err(expired) = token.check_expiry(self.time.now()) {
             return Decision::Rejected(expired.into());
         }
-        if self.revocations.contains(&Bearer::from(&token)) {
+        let bearer = Bearer::from(&token);
+        if self.revocations.contains(&bearer) {
             return Decision::Rejected(Rejection::SessionRevoked);
         }
+        if self.revocations.has_superseded(&token) {
+            return Decision::Rejected(Rejection::AccessTokenSuperseded);
+        }
+        let is_withheld = self.revocations.withholds(&bearer);
         let principal = Principal::new(token);
         match self.revocations.age(&self.time) {
             None => Decision::Uncertain(UnavailableReason::NoFeed, Some(principal)),
             Some(age) if age > self.max_staleness => Decision::Uncertain(UnavailableReason::StaleFeed, Some(principal)),
+            Some(_) if is_withheld => Decision::Uncertain(UnavailableReason::Withheld, Some(principal)),
             Some(_) if !self.keys.is_usable(&self.time) => {
                 // The machine has slept, and the timer of the next read has not fired yet.
                 self.keys.request_read();
@@ -154,6 +165,19 @@ impl GuardState {
             FailMode::Reject | FailMode::Introspect => false,
         };
         principal.filter(|_| accepts).ok_or(Rejection::Unavailable(reason))
+    }
+
+    /// Checks that the user has authenticated as a route requires.
+    pub(super) fn check(&self, principal: &Principal, required: &StepUp) -> Result<(), Rejection> {
+        let claims = principal.claims();
+        let auth_time = claims.auth_time.map(Timestamp::from_seconds);
+        match required.admits(auth_time, claims.acr.as_deref(), self.time.now()) {
+            true => Ok(()),
+            false => {
+                increment(&self.counters.step_ups);
+                Err(Rejection::InsufficientUserAuthentication(required.clone()))
+            }
+        }
     }
 
     /// Records an error that only an operator can correct, for `Guard::ready`.

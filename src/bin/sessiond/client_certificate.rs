@@ -40,9 +40,13 @@ pub(crate) struct ClientCertificateAddArgs {
     /// The project that it acts for.
     #[arg(long, value_parser = project_id, value_name = "ID")]
     project: ProjectId,
-    /// What it may do: `service` for sessions and tokens, `admin` also for policy and keys.
+    /// What it may do: `verifier` follows revocations and introspects tokens, which is all that a guard needs; `service`
+    /// also creates, lists, changes and revokes sessions; `admin` also opens impersonations, erases users and signs everybody out.
     #[arg(long, default_value = "service", value_parser = server_key::role, value_name = "ROLE")]
     role: Role,
+    /// Let a name with the role `service` open impersonations: sessions in which someone else acts as the user.
+    #[arg(long)]
+    impersonation: bool,
     #[command(flatten)]
     database: Database,
 }
@@ -72,9 +76,10 @@ pub(crate) async fn run(command: ClientCertificateCommand) -> CommandResult {
 }
 
 async fn add(args: ClientCertificateAddArgs) -> CommandResult {
+    let privileges = server_key::privileges(args.role, args.impersonation)?;
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let ClientCertificateAddArgs { name, project, role, .. } = args;
-    let id = app.client_certificate_add(project.clone(), role, name.clone()).await?;
+    let id = app.client_certificate_add(project.clone(), privileges, name.clone()).await?;
     print::note(format_args!(
         "certificates with {name} now act for project {project} as {}, under this id:",
         role.as_str()

@@ -40,11 +40,12 @@ pub(super) fn scheme(headers: &HeaderMap) -> Option<Scheme> {
     })
 }
 
-/// The client that a request names. `certificate` is that of its connection.
+/// The client that a request names, whose key must have at least this role. `certificate` is that of its connection.
 pub(super) fn named(
     headers: &HeaderMap,
     certificate: Option<&ClientCertificate>,
     form: &mut Form,
+    role: Role,
 ) -> Result<Client, OAuthError> {
     let (mut id, mut secret) = (form.take("client_id"), form.take("client_secret"));
     let mut credentials = headers.get_all(header::AUTHORIZATION).iter();
@@ -61,22 +62,23 @@ pub(super) fn named(
     let project = ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)?;
     let Some(secret) = secret else {
         let auth = certificate.map_or(ClientAuth::Public, |certificate| ClientAuth::Certificate(certificate.clone()));
-        return Ok(Client { project, auth, role: Role::Service });
+        return Ok(Client { project, auth, role });
     };
     not_in_a_browser(headers)?;
     let key = ServerKey::parse(&secret).ok_or(OAuthError::INVALID_CLIENT)?;
-    Ok(Client { project, auth: ClientAuth::Confidential(key), role: Role::Service })
+    Ok(Client { project, auth: ClientAuth::Confidential(key), role })
 }
 
 /// A client that authenticates, in any of the ways: its key, or `None` if its certificate stands in for one; and the client if it is
-/// named. The key itself determines the project.
+/// named. The key itself determines the project, and must have at least this role.
 pub(super) fn confidential(
     headers: &HeaderMap,
     certificate: Option<&ClientCertificate>,
     form: &mut Form,
+    role: Role,
 ) -> Result<(Option<Client>, Option<ServerKey>), OAuthError> {
     if scheme(headers) != Some(Scheme::Bearer) {
-        let client = named(headers, certificate, form)?;
+        let client = named(headers, certificate, form, role)?;
         let key = match &client.auth {
             ClientAuth::Confidential(key) => Some(key.clone()),
             ClientAuth::Certificate(_) => None,
@@ -95,8 +97,7 @@ pub(super) fn confidential(
         credential.to_str().ok().and_then(|text| text.split_once(' ')).map(|(_, token)| token.trim_matches(' '));
     let key = token.and_then(ServerKey::parse).ok_or(OAuthError::INVALID_CLIENT)?;
     let project = id.map(|id| ProjectId::parse(&id).ok_or(OAuthError::INVALID_CLIENT)).transpose()?;
-    let client =
-        project.map(|project| Client { project, auth: ClientAuth::Confidential(key.clone()), role: Role::Service });
+    let client = project.map(|project| Client { project, auth: ClientAuth::Confidential(key.clone()), role });
     Ok((client, Some(key)))
 }
 

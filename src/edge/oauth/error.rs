@@ -97,6 +97,7 @@ impl From<Status> for OAuthError {
                 | Reason::UnparsableAccessToken
                 | Reason::AccessTokenExpired
                 | Reason::SessionRevoked
+                | Reason::AccessTokenSuperseded
                 | Reason::InsufficientUserAuthentication
                 | Reason::SessionNotFound
                 | Reason::NotYourUser
@@ -105,6 +106,7 @@ impl From<Status> for OAuthError {
                 | Reason::CannotDeleteCurrentSession
                 | Reason::SessionLimitReached
                 | Reason::SubscriberTooSlow
+                | Reason::TooManyEntries
                 | Reason::ProjectNotFound
                 | Reason::MethodNotFound
                 | Reason::UnsupportedEncoding

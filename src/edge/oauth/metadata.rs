@@ -1,5 +1,5 @@
-//! Authorization server metadata (RFC 8414). Every project is an issuer of its own, so each has a document; nothing in it
-//! depends on the request.
+//! Authorization server metadata (RFC 8414), and the same under the name of OpenID Connect Discovery for verifiers that look only
+//! there. Every project is an issuer of its own, so each has a document; nothing in it depends on the request.
 
 use axum::Json;
 use axum::Router;
@@ -24,14 +24,19 @@ pub(super) fn routes(app: App, base_paths: &[String]) -> Router {
     let own = Some(path_of(app.issuer.base()));
     let mut below: Vec<String> = base_paths.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
     below.extend(own.filter(|own| !below.contains(own)));
-    let relative = |router: Router<App>, base: String| {
-        // Literally: braces would be a path parameter.
-        let path = format!("{}/projects/{{project_id}}/.well-known/oauth-authorization-server", base);
-        router.route(&path, get(relative_document))
+    let named = |router: Router<App>, name: &'static str| {
+        let relative = |router: Router<App>, base: &String| {
+            // Literally: braces would be a path parameter.
+            router.route(&format!("{base}/projects/{{project_id}}/.well-known/{name}"), get(relative_document))
+        };
+        let router = router.route(&format!("/.well-known/{name}/{{*issuer}}"), get(document));
+        below.iter().fold(router, relative)
     };
-    let router = Router::new().route("/.well-known/oauth-authorization-server/{*issuer}", get(document));
-    below.into_iter().fold(router, relative).with_state(app)
+    NAMES.into_iter().fold(Router::new(), named).with_state(app)
 }
+
+/// RFC 8414 §3; OpenID Connect Discovery §4, in whose form the document is too.
+const NAMES: [&str; 2] = ["oauth-authorization-server", "openid-configuration"];
 
 /// The path of the base URL, without a slash at its end.
 fn path_of(base: &str) -> String {
@@ -71,6 +76,9 @@ async fn of_project(app: &App, project: Option<ProjectId>) -> Response {
         "revocation_endpoint_auth_methods_supported": any_client,
         "introspection_endpoint": format!("{base}/oauth2/introspect"),
         "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        // OpenID Connect Discovery §3 requires these two. No ID token is issued: this is how verifiers learn which algorithm signs.
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
     });
     ([(header::CACHE_CONTROL, cache_control())], Json(body)).into_response()
 }

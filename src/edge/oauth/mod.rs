@@ -42,6 +42,7 @@ use crate::config::Limits;
 use crate::pb;
 use crate::pb::session_service_client::SessionServiceClient;
 use crate::rpc::status;
+use crate::store::Role;
 use crate::telemetry::Wire;
 use sessiond_core::reason::Reason;
 use sessiond_core::token::refresh;
@@ -104,7 +105,7 @@ impl OAuthApi {
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
-        let client = Some(client::named(&parts.headers, parts.extensions.get(), &mut form)?);
+        let client = Some(client::named(&parts.headers, parts.extensions.get(), &mut form, Role::Service)?);
         Ok(OAuthRequest { form, client, extensions: parts.extensions })
     }
 
@@ -115,7 +116,7 @@ impl OAuthApi {
         }
         let (parts, body) = request.into_parts();
         let mut form = Form::read(&parts.headers, body, self.limits).await?;
-        let (client, key) = client::confidential(&parts.headers, parts.extensions.get(), &mut form)?;
+        let (client, key) = client::confidential(&parts.headers, parts.extensions.get(), &mut form, Role::Verifier)?;
         Ok((OAuthRequest { form, client, extensions: parts.extensions }, key))
     }
 }

@@ -184,9 +184,12 @@ impl KnownError {
         let with_message = |kind| Self::new(kind, status.message().to_owned());
         let error = match status::reason_of(status) {
             // The SDK refreshes and retries. For an ended session the refresh fails, and the SDK signs out.
-            Some(Reason::CredentialsMissing | Reason::AccessTokenExpired | Reason::SessionRevoked) => {
-                with_message(ErrorCode::ACCESS_TOKEN_EXPIRED).with(expiry(&details))
-            }
+            Some(
+                Reason::CredentialsMissing
+                | Reason::AccessTokenExpired
+                | Reason::AccessTokenSuperseded
+                | Reason::SessionRevoked,
+            ) => with_message(ErrorCode::ACCESS_TOKEN_EXPIRED).with(expiry(&details)),
             Some(Reason::UnparsableAccessToken) => with_message(ErrorCode::UNPARSABLE_ACCESS_TOKEN),
             Some(Reason::WrongProject) => {
                 with_message(ErrorCode::INVALID_PROJECT_FOR_ACCESS_TOKEN).with(projects(&details))
@@ -213,6 +216,7 @@ impl KnownError {
                 Reason::CrossOriginRequest
                 | Reason::AmbiguousCookie
                 | Reason::SubscriberTooSlow
+                | Reason::TooManyEntries
                 | Reason::MethodNotFound
                 | Reason::UnsupportedEncoding
                 | Reason::Internal,

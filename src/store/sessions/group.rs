@@ -327,8 +327,8 @@ statement! {
        s.idle_ttl_ms, s.idle_expires_at, s.access_expires_at, s.revoked_at, s.revoke_reason, s.refresh_secret,
        s.refresh_generation, s.refresh_attempts, s.refresh_issued_at, s.impersonator_id, s.auth_time, s.acr, s.amr,
        s.device_name, s.user_agent, s.ip, s.labels, s.claims, s.used_before_at, s.refresh_repeats,
-       s.refresh_repeated_elsewhere, s.device_changed_at, s.device_before, p.epoch AS present_project_epoch,
-       u.epoch AS present_user_epoch
+       s.refresh_repeated_elsewhere, s.device_changed_at, s.device_before, s.session_epoch,
+       p.epoch AS present_project_epoch, u.epoch AS present_user_epoch
      FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "

@@ -80,6 +80,7 @@ pub(in crate::store) struct SessionRow {
     pub(super) refresh_repeated_elsewhere: bool,
     pub(super) device_changed_at: Option<PgTimestamp>,
     pub(super) device_before: Option<Value>,
+    pub(super) session_epoch: i64,
 }
 
 impl SessionRow {
@@ -120,6 +121,7 @@ impl SessionRow {
             refresh_repeated_elsewhere,
             device_changed_at,
             device_before,
+            session_epoch: session.own_epoch,
         }
     }
 
@@ -145,6 +147,7 @@ impl SessionRow {
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
             user: UserId::parse(&self.user_id).ok_or_else(|| bad("user_id"))?,
             epoch: Epoch { project: self.project_epoch, user: self.user_epoch },
+            own_epoch: self.session_epoch,
             created_at: from_pg(self.created_at),
             last_used_at: from_pg(self.last_used_at),
             used_before_at: self.used_before_at.map(from_pg),

@@ -40,6 +40,38 @@ impl Credential {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ServerKeyRole {
+    Unspecified = 0,
+    Verifier = 1,
+    Service = 2,
+    Admin = 3,
+}
+impl ServerKeyRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SERVER_KEY_ROLE_UNSPECIFIED",
+            Self::Verifier => "SERVER_KEY_ROLE_VERIFIER",
+            Self::Service => "SERVER_KEY_ROLE_SERVICE",
+            Self::Admin => "SERVER_KEY_ROLE_ADMIN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SERVER_KEY_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SERVER_KEY_ROLE_VERIFIER" => Some(Self::Verifier),
+            "SERVER_KEY_ROLE_SERVICE" => Some(Self::Service),
+            "SERVER_KEY_ROLE_ADMIN" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Session {
     #[prost(string, tag = "1")]
@@ -213,11 +245,23 @@ pub struct RevokeAllSessionsRequest {
     pub except_current: bool,
     #[prost(string, optional, tag = "3")]
     pub request_id: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub spared_session_id: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RevokeAllSessionsResponse {
     #[prost(int32, tag = "1")]
     pub revoked_count: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeProjectSessionsRequest {
+    #[prost(string, optional, tag = "1")]
+    pub request_id: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeProjectSessionsResponse {
+    #[prost(bool, tag = "1")]
+    pub success: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSessionRequest {
@@ -225,6 +269,8 @@ pub struct UpdateSessionRequest {
     pub session: ::core::option::Option<Session>,
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
+    #[prost(bool, tag = "3")]
+    pub supersede_tokens: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSessionResponse {
@@ -297,6 +343,10 @@ pub struct BatchIntrospectResponse {
 pub struct WatchRevocationsRequest {
     #[prost(string, tag = "1")]
     pub cursor: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub accepts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int32, tag = "3")]
+    pub max_entries: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchRevocationsResponse {
@@ -346,7 +396,7 @@ pub struct Revocation {
     pub reason: i32,
     #[prost(int32, tag = "8")]
     pub retain_seconds: i32,
-    #[prost(oneof = "revocation::Ended", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "revocation::Ended", tags = "1, 2, 3, 4, 9, 10")]
     pub ended: ::core::option::Option<revocation::Ended>,
 }
 /// Nested message and enum types in `Revocation`.
@@ -361,6 +411,10 @@ pub mod revocation {
         ProjectCutOff(super::ProjectCutOff),
         #[prost(string, tag = "4")]
         SigningKeyId(::prost::alloc::string::String),
+        #[prost(message, tag = "9")]
+        Superseded(super::SupersededTokens),
+        #[prost(message, tag = "10")]
+        Withheld(super::Withheld),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -376,6 +430,32 @@ pub struct UserCutOff {
 pub struct ProjectCutOff {
     #[prost(int64, tag = "1")]
     pub epoch: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SupersededTokens {
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub session_epoch: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Withheld {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(oneof = "withheld::Concerns", tags = "2, 3, 4")]
+    pub concerns: ::core::option::Option<withheld::Concerns>,
+}
+/// Nested message and enum types in `Withheld`.
+pub mod withheld {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Concerns {
+        #[prost(string, tag = "2")]
+        SessionId(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        UserId(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        SigningKeyId(::prost::alloc::string::String),
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -422,6 +502,7 @@ pub enum RevokeReason {
     Erased = 7,
     KeyRevoked = 8,
     Restored = 9,
+    Superseded = 10,
 }
 impl RevokeReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -440,6 +521,7 @@ impl RevokeReason {
             Self::Erased => "REVOKE_REASON_ERASED",
             Self::KeyRevoked => "REVOKE_REASON_KEY_REVOKED",
             Self::Restored => "REVOKE_REASON_RESTORED",
+            Self::Superseded => "REVOKE_REASON_SUPERSEDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -455,6 +537,7 @@ impl RevokeReason {
             "REVOKE_REASON_ERASED" => Some(Self::Erased),
             "REVOKE_REASON_KEY_REVOKED" => Some(Self::KeyRevoked),
             "REVOKE_REASON_RESTORED" => Some(Self::Restored),
+            "REVOKE_REASON_SUPERSEDED" => Some(Self::Superseded),
             _ => None,
         }
     }
@@ -742,6 +825,35 @@ pub mod session_service_client {
             req.extensions_mut()
                 .insert(
                     GrpcMethod::new("sessiond.v1.SessionService", "RevokeAllSessions"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn revoke_project_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeProjectSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeProjectSessionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sessiond.v1.SessionService/RevokeProjectSessions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "sessiond.v1.SessionService",
+                        "RevokeProjectSessions",
+                    ),
                 );
             self.inner.unary(req, path, codec).await
         }

@@ -157,6 +157,7 @@ pub const fn reason_text(reason: RevokeReason) -> &'static str {
         RevokeReason::Erased => "the user was erased",
         RevokeReason::KeyRevoked => "its signing key was revoked",
         RevokeReason::Restored => "the database was restored",
+        RevokeReason::Superseded => "its access tokens were superseded",
     }
 }
 

@@ -18,6 +18,18 @@ pub struct Change {
     pub labels: Option<BTreeMap<String, String>>,
     /// The device's name; `Some(None)` removes it.
     pub device_name: Option<Option<String>>,
+    /// What becomes of the access tokens that were issued before.
+    pub earlier_tokens: EarlierTokens,
+}
+
+/// What becomes of the access tokens that were issued before a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlierTokens {
+    /// They remain valid, with the earlier claims, until they expire.
+    #[default]
+    Kept,
+    /// They are superseded.
+    Superseded,
 }
 
 impl Change {
@@ -52,6 +64,9 @@ impl Change {
                 before.device.name.clone_from(&name);
             }
             session.device.name = name;
+        }
+        if self.earlier_tokens == EarlierTokens::Superseded {
+            session.own_epoch += 1;
         }
     }
 }

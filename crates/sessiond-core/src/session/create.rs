@@ -155,6 +155,7 @@ impl Session {
             project,
             user: new.user,
             epoch,
+            own_epoch: 0,
             created_at: now,
             last_used_at: now,
             used_before_at: None,

@@ -37,11 +37,13 @@ pub enum RevokeReason {
     KeyRevoked,
     /// The database was restored from a backup, which may lack revocations.
     Restored,
+    /// The session's claims were changed, and its earlier access tokens superseded.
+    Superseded,
 }
 
 impl RevokeReason {
     /// All reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::SignedOut,
         Self::RefreshTokenReused,
         Self::Replaced,
@@ -51,6 +53,7 @@ impl RevokeReason {
         Self::Erased,
         Self::KeyRevoked,
         Self::Restored,
+        Self::Superseded,
     ];
 
     /// The name in the audit log and the metrics.
@@ -65,6 +68,7 @@ impl RevokeReason {
             Self::Erased => "ERASED",
             Self::KeyRevoked => "KEY_REVOKED",
             Self::Restored => "RESTORED",
+            Self::Superseded => "SUPERSEDED",
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct Session {
     pub user: UserId,
     /// The epoch it was opened under.
     pub epoch: Epoch,
+    /// Its own epoch, which its access tokens carry: raising it supersedes those issued before.
+    pub own_epoch: i64,
     /// When it was opened.
     pub created_at: Timestamp,
     /// When it was last used.

@@ -415,7 +415,55 @@ pub struct StepUp {
 /// The most `acr` values in a policy.
 pub const ACR_VALUES_MAX: usize = 8;
 
+/// A requirement on the user's authentication is malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidStepUp {
+    /// `acr_values`.
+    #[error(
+        "must be 1 to 8 values of 1 to 255 printable ASCII characters each, without space, comma, quotation mark and backslash"
+    )]
+    Acr,
+    /// `max_age`.
+    #[error("must be 1 to 31708800 whole seconds")]
+    MaxAge,
+}
+
 impl StepUp {
+    /// A requirement: one of these values of `acr`, if any are given, and an authentication more recent than `max_age`, in whole
+    /// seconds of 1 s to 367 d.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidStepUp`].
+    pub fn new(
+        acr: impl IntoIterator<Item = impl Into<String>>,
+        max_age: Option<Duration>,
+    ) -> Result<Self, InvalidStepUp> {
+        let required = Self { auth_age: max_age, acr: acr.into_iter().map(Into::into).collect() };
+        if required.auth_age.is_some_and(|age| age.subsec_nanos() > 0) || !required.has_valid_age() {
+            return Err(InvalidStepUp::MaxAge);
+        }
+        if required.has_valid_acr() { Ok(required) } else { Err(InvalidStepUp::Acr) }
+    }
+
+    /// Parses the parameters of RFC 9470 §3: `acr_values`, separated by spaces, and `max_age` in seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidStepUp`], also for a parameter without a value: a requirement must not get lost.
+    pub fn parse(acr_values: Option<&str>, max_age: Option<&str>) -> Result<Self, InvalidStepUp> {
+        let acr: Vec<&str> = acr_values.map(|values| values.split(' ').collect()).unwrap_or_default();
+        let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let max_age = max_age.map(|text| Some(text).filter(is_number).and_then(|text| text.parse().ok()));
+        let max_age = max_age.map(|seconds| seconds.map(Duration::from_secs).ok_or(InvalidStepUp::MaxAge));
+        Self::new(acr, max_age.transpose()?)
+    }
+
+    /// Whether nothing is required.
+    pub fn is_empty(&self) -> bool {
+        self.auth_age.is_none() && self.acr.is_empty()
+    }
+
     /// Whether an authentication is sufficient. An unknown value does not meet a requirement.
     pub fn admits(&self, auth_time: Option<Timestamp>, acr: Option<&str>, now: Timestamp) -> bool {
         let is_recent = self.auth_age.is_none_or(|age| auth_time.is_some_and(|at| now < at + age));
@@ -424,13 +472,20 @@ impl StepUp {
     }
 
     fn fits(&self) -> bool {
-        let age = self.auth_age.is_none_or(|age| (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&age));
+        self.has_valid_age() && self.has_valid_acr()
+    }
+
+    fn has_valid_age(&self) -> bool {
+        self.auth_age.is_none_or(|age| (SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&age))
+    }
+
+    fn has_valid_acr(&self) -> bool {
         // They are sent in a quoted, space-separated header parameter (RFC 9470 §3).
         let value = |acr: &String| {
             let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\' && byte != b',';
             (1..=TEXT_BYTES_MAX).contains(&acr.len()) && acr.bytes().all(fits)
         };
-        age && self.acr.len() <= ACR_VALUES_MAX && self.acr.iter().all(value)
+        self.acr.len() <= ACR_VALUES_MAX && self.acr.iter().all(value)
     }
 }
 
@@ -564,5 +619,26 @@ mod tests {
         });
         bad(|policy| policy.default_claims = Arc::new([("sub".to_owned(), "eve".into())].into_iter().collect()));
         assert_eq!(Policy { session_ttl: second, idle_ttl: second, ..Policy::default() }.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_requirement_is_parsed_as_a_whole_or_not_at_all() {
+        let parse = StepUp::parse;
+        assert!(parse(None, None).expect("nothing").is_empty());
+        let required = parse(Some("aal2 aal3"), Some("300")).expect("well-formed");
+        assert_eq!(
+            (required.auth_age, &required.acr[..]),
+            (Some(Duration::from_secs(300)), &["aal2".into(), "aal3".into()][..])
+        );
+        let long = "a".repeat(256);
+        for acr in ["", " ", "aal2  aal3", " aal2", "a\"b", "a,b", "a\\b", "\u{e4}", long.as_str(), "1 2 3 4 5 6 7 8 9"]
+        {
+            assert_eq!(parse(Some(acr), None), Err(InvalidStepUp::Acr), "{acr:?}");
+        }
+        for age in ["", " ", "0", "-1", "+1", "1.5", "5m", "31708801", "99999999999999999999"] {
+            assert_eq!(parse(None, Some(age)), Err(InvalidStepUp::MaxAge), "{age:?}");
+        }
+        assert!(parse(Some("urn:mace:incommon:iap:silver"), Some("31708800")).is_ok());
+        assert_eq!(StepUp::new([""; 0], Some(Duration::from_millis(1_500))), Err(InvalidStepUp::MaxAge));
     }
 }

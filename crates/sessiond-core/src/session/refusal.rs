@@ -37,7 +37,9 @@ pub enum Refusal {
     },
     /// The token is genuine, but its session has ended.
     SessionRevoked,
-    /// The server key is unknown or revoked.
+    /// The token is genuine and its session live, but the token was superseded: its claims are out of date.
+    AccessTokenSuperseded,
+    /// The server key is unknown, revoked or expired.
     InvalidServerKey,
     /// The client certificate, which was to stand in for a server key, does not.
     CertificateRefused(CertificateProblem),
@@ -49,6 +51,10 @@ pub enum Refusal {
     InsufficientUserAuthentication(StepUp),
     /// The credentials are valid, but this kind of caller may not do this.
     InsufficientAccessType,
+    /// The server key is valid, but has a lesser role than this one.
+    InsufficientServerKey(&'static str),
+    /// The server key is valid, but may not open sessions in which someone else acts as the user.
+    ImpersonationNotGranted,
     /// A server key was sent by a browser.
     ServerKeyInBrowser,
     /// A request with a cookie comes from a page of another origin, or from a client that does not show where it comes from.
@@ -65,6 +71,13 @@ pub enum Refusal {
     SessionLimitReached,
     /// The project does not exist, or none was named.
     ProjectNotFound,
+    /// The feed has more revocations of the project than the subscriber can hold.
+    TooManyEntries {
+        /// How many there are.
+        entries: usize,
+        /// How many the subscriber can hold.
+        entries_max: usize,
+    },
     /// The request does not fit its schema.
     Schema(Vec<Violation>),
     /// Too many requests.

@@ -1,5 +1,6 @@
 //! The set of revocations, for verifiers that do not call sessiond per request. Bounded in time, because every token expires.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use papaya::HashMap;
@@ -41,6 +42,26 @@ pub enum RevocationTarget {
     SigningKey(KeyId),
     /// A server key: closes the streams of its services.
     ServerKey(KeyId),
+    /// The access tokens of a session that were issued under a smaller epoch of its own. The session continues.
+    Superseded {
+        /// The session.
+        id: SessionId,
+        /// The session's epoch.
+        session_epoch: i64,
+    },
+}
+
+/// Tokens of a project of which a verifier cannot know whether they are revoked: the revocation is of a kind that it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Withheld {
+    /// Those of a session.
+    Session(SessionId),
+    /// Those of a user.
+    User(UserId),
+    /// Those signed with a key.
+    SigningKey(KeyId),
+    /// All of them.
+    Project,
 }
 
 /// The part of a verified token that decides whether it is revoked.
@@ -79,6 +100,21 @@ pub struct RevokedSet {
     users: HashMap<(ProjectId, UserId), UserCutoff>,
     projects: HashMap<ProjectId, ProjectCutoff>,
     keys: HashMap<KeyId, u32>,
+    /// Created with the first one, because many installations never have any.
+    superseded: OnceLock<HashMap<SessionId, SessionCutoff, FxBuildHasher>>,
+    /// Of a verifier's own project. Created with the first one.
+    withheld: OnceLock<HashMap<Withheld, u32>>,
+}
+
+/// A map that is resized incrementally has two tables most of the time, and a lookup searches both: with a million entries that is
+/// thirty times slower. Blocking inserts now and then does not affect reads.
+const MODE: ResizeMode = ResizeMode::Blocking;
+
+/// Supersedes the tokens of smaller epochs of a session.
+#[derive(Clone, Copy, Debug)]
+struct SessionCutoff {
+    epoch: i64,
+    until: u32,
 }
 
 /// Revokes smaller epochs.
@@ -102,14 +138,13 @@ struct UserCutoff {
 
 impl Default for RevokedSet {
     fn default() -> Self {
-        // A map that is resized incrementally has two tables most of the time, and a lookup searches both: with a million
-        // entries that is thirty times slower. Blocking inserts now and then does not affect reads.
-        const MODE: ResizeMode = ResizeMode::Blocking;
         Self {
             sessions: HashMap::builder().resize_mode(MODE).hasher(FxBuildHasher).build(),
             users: HashMap::builder().resize_mode(MODE).build(),
             projects: HashMap::builder().resize_mode(MODE).build(),
             keys: HashMap::builder().resize_mode(MODE).build(),
+            superseded: OnceLock::new(),
+            withheld: OnceLock::new(),
         }
     }
 }
@@ -134,7 +169,36 @@ impl RevokedSet {
             RevocationTarget::SigningKey(key) | RevocationTarget::ServerKey(key) => {
                 self.keys.pin().update_or_insert(*key, |known| until.max(*known), until);
             }
+            RevocationTarget::Superseded { id, session_epoch: epoch } => {
+                let cut = SessionCutoff { epoch: *epoch, until };
+                let superseded = || HashMap::builder().resize_mode(MODE).hasher(FxBuildHasher).build();
+                let superseded = self.superseded.get_or_init(superseded);
+                superseded.pin().update_or_insert(*id, |known| known.merged(cut), cut);
+            }
         }
+    }
+
+    /// Records that it is unknown whether these tokens of the verifier's project are revoked, until `until`.
+    pub fn withhold(&self, withheld: Withheld, until: Elapsed) {
+        let until = ceil_seconds(until);
+        let all = self.withheld.get_or_init(|| HashMap::builder().resize_mode(MODE).build());
+        all.pin().update_or_insert(withheld, |known| until.max(*known), until);
+    }
+
+    /// Whether a token of the session with this `session_epoch` is superseded.
+    pub fn has_superseded(&self, session: SessionId, session_epoch: i64) -> bool {
+        let superseded = self.superseded.get().filter(|superseded| !superseded.is_empty());
+        superseded.is_some_and(|all| all.pin().get(&session).is_some_and(|cut| session_epoch < cut.epoch))
+    }
+
+    /// Whether it is unknown if a token of the verifier's project is revoked.
+    pub fn withholds(&self, bearer: &Bearer<'_>) -> bool {
+        let Some(withheld) = self.withheld.get().filter(|withheld| !withheld.is_empty()) else { return false };
+        let withheld = withheld.pin();
+        withheld.contains_key(&Withheld::Project)
+            || withheld.contains_key(&Withheld::Session(bearer.session))
+            || withheld.contains_key(&Withheld::SigningKey(bearer.key))
+            || withheld.contains_key(&Withheld::User(bearer.user.clone()))
     }
 
     /// Whether a token is revoked.
@@ -159,6 +223,12 @@ impl RevokedSet {
         self.users.pin().clear();
         self.projects.pin().clear();
         self.keys.pin().clear();
+        if let Some(superseded) = self.superseded.get() {
+            superseded.pin().clear();
+        }
+        if let Some(withheld) = self.withheld.get() {
+            withheld.pin().clear();
+        }
     }
 
     /// Removes entries that every token has outlived.
@@ -168,16 +238,29 @@ impl RevokedSet {
         self.users.pin().retain(|_, cut| now < cut.until);
         self.projects.pin().retain(|_, cut| now < cut.until);
         self.keys.pin().retain(|_, until| now < *until);
+        if let Some(superseded) = self.superseded.get() {
+            superseded.pin().retain(|_, cut| now < cut.until);
+        }
+        if let Some(withheld) = self.withheld.get() {
+            withheld.pin().retain(|_, until| now < *until);
+        }
     }
 
     /// The number of entries.
     pub fn len(&self) -> usize {
-        self.sessions.len() + self.users.len() + self.projects.len() + self.keys.len()
+        let revoked = self.sessions.len() + self.users.len() + self.projects.len() + self.keys.len();
+        revoked + self.superseded.get().map_or(0, HashMap::len) + self.withheld.get().map_or(0, HashMap::len)
     }
 
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl SessionCutoff {
+    fn merged(self, other: Self) -> Self {
+        Self { epoch: self.epoch.max(other.epoch), until: self.until.max(other.until) }
     }
 }
 
@@ -271,6 +354,48 @@ mod tests {
         assert!(has(&set, "bob", one, [1, 0], ours) && !has(&set, "bob", one, [1, 0], key()));
         set.forget(UNTIL);
         assert!(set.is_empty());
+    }
+
+    #[test]
+    fn superseded_tokens_are_those_of_a_smaller_epoch() {
+        let (set, one, other) = (RevokedSet::default(), session(1), session(2));
+        let supersede = |session_epoch, until| {
+            let target = RevocationTarget::Superseded { id: one, session_epoch };
+            set.insert(&project(), &target, until);
+        };
+        supersede(2, UNTIL);
+        supersede(1, UNTIL + Duration::from_secs(1));
+        assert!(set.has_superseded(one, 0) && set.has_superseded(one, 1) && !set.has_superseded(one, 2));
+        assert!(!set.has_superseded(other, 0) && !has(&set, "ada", one, [0, 0], key()), "the session continues");
+        assert_eq!(set.len(), 1);
+        set.forget(UNTIL);
+        assert!(set.has_superseded(one, 1), "the latest time counts");
+        set.forget(UNTIL + Duration::from_secs(1));
+        assert!(!set.has_superseded(one, 0) && set.is_empty());
+    }
+
+    #[test]
+    fn what_is_withheld_concerns_only_the_tokens_that_it_names() {
+        let (ours, one, other) = (key(), session(1), session(2));
+        let withholds = |set: &RevokedSet, name: &str, session, key| {
+            let epoch = Epoch { project: 0, user: 0 };
+            set.withholds(&Bearer { project: &project(), user: &user(name), session, epoch, key })
+        };
+        for (withheld, expected) in [
+            (Withheld::Session(one), [true, false, false]),
+            (Withheld::User(user("ada")), [true, true, false]),
+            (Withheld::SigningKey(ours), [true, false, true]),
+            (Withheld::Project, [true, true, true]),
+        ] {
+            let set = RevokedSet::default();
+            set.withhold(withheld.clone(), UNTIL);
+            let found = [("ada", one, ours), ("ada", other, key()), ("bob", other, ours)]
+                .map(|(name, session, key)| withholds(&set, name, session, key));
+            assert_eq!(found, expected, "{withheld:?}");
+            assert!(!has(&set, "ada", one, [0, 0], ours) && set.len() == 1);
+            set.forget(UNTIL);
+            assert!(set.is_empty() && !withholds(&set, "ada", one, ours));
+        }
     }
 
     /// Compared with the definition: a token is revoked if any revocation has a greater epoch and does not spare its session.

@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 pub(super) const TYPE: &str = "at+jwt";
 
 /// Claim names that the host application may not use.
-pub const RESERVED_CLAIMS: [&str; 21] = [
+pub const RESERVED_CLAIMS: [&str; 22] = [
     "iss",
     "sub",
     "aud",
@@ -27,6 +27,7 @@ pub const RESERVED_CLAIMS: [&str; 21] = [
     "jti",
     "sid",
     "epoch",
+    "session_epoch",
     "project_id",
     "refresh_token_id",
     "auth_time",
@@ -61,6 +62,9 @@ pub struct Claims {
     pub sid: String,
     /// The project's and the user's epoch when the session was opened.
     pub epoch: [i64; 2],
+    /// The session's own epoch: raising it supersedes the tokens issued before. Absent means 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub session_epoch: i64,
     /// The project.
     pub project_id: String,
     /// The session again, by the name that Stack Auth clients expect.
@@ -80,6 +84,11 @@ pub struct Claims {
     /// The host application's claims. They have no effect in sessiond.
     #[serde(flatten)]
     pub own: serde_json::Map<String, serde_json::Value>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// Who acts as the user (RFC 8693 §4.1).
@@ -172,6 +181,7 @@ pub(super) mod tests {
             jti: "j".into(),
             sid: "018bcfe5-6800-7000-8000-000000000001".into(),
             epoch: [0, 3],
+            session_epoch: 0,
             project_id: "demo".into(),
             refresh_token_id: "018bcfe5-6800-7000-8000-000000000001".into(),
             auth_time: None,

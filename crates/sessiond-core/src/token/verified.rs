@@ -57,6 +57,11 @@ impl VerifiedToken {
         self.0.claims.epoch
     }
 
+    /// The session's own epoch when the token was issued.
+    pub fn session_epoch(&self) -> i64 {
+        self.0.claims.session_epoch
+    }
+
     /// The key that signed it.
     pub fn key(&self) -> KeyId {
         self.0.key

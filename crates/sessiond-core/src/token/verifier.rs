@@ -19,7 +19,7 @@ use crate::id::ProjectId;
 use crate::id::SessionId;
 
 /// How many verified tokens are cached: about 30 MB. The least recently used are evicted.
-const TOKENS_MAX: usize = 16_384;
+pub const TOKENS_MAX: usize = 16_384;
 
 /// Verifies the signature, the issuer and the audience of access tokens, and caches those that verified. Cheap to
 /// clone; clones share state.
@@ -63,7 +63,12 @@ impl fmt::Debug for AccessVerifier {
 impl AccessVerifier {
     /// Verifies the tokens of one issuer.
     pub fn new(issuer: Issuer) -> Self {
-        Self { issuer, verified: Arc::new(FingerprintCache::new(TOKENS_MAX)) }
+        Self::with_cache(issuer, TOKENS_MAX)
+    }
+
+    /// The same, caching about this many tokens that verified.
+    pub fn with_cache(issuer: Issuer, tokens_max: usize) -> Self {
+        Self { issuer, verified: Arc::new(FingerprintCache::new(tokens_max)) }
     }
 
     /// Looks the token up among those that verified before; if it is new, reads its header.

@@ -27,6 +27,7 @@ impl Files {
     pub(super) const OWN_DATABASE: &str = "own-database";
     pub(super) const SEALING_KEY: &str = "sealing-key";
     pub(super) const SERVER_KEY: &str = "server-key";
+    pub(super) const VERIFIER_KEY: &str = "verifier-key";
     const LOCK: &str = "dev.lock";
 
     /// Opens the directory, creating it if needed. Changes nothing else in it.
@@ -134,8 +135,9 @@ impl Files {
         Ok(Sealer::new(&key, None))
     }
 
-    pub(super) fn server_key(&self) -> Option<ServerKey> {
-        ServerKey::parse(self.read(Self::SERVER_KEY).ok()?.trim())
+    /// The server key in a file.
+    pub(super) fn server_key(&self, name: &str) -> Option<ServerKey> {
+        ServerKey::parse(self.read(name).ok()?.trim())
     }
 }
 

@@ -136,7 +136,9 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     let app = setup::app(store.clone(), sealer, &issuer).await?.with_rates(&args.rates, metrics.clone());
     let sweeper = Sweeper::new(store, app.clock().clone(), args.retention.periods(), metrics.clone());
     let deliverer = Deliverer::new(&app, outbound, metrics.clone());
-    let server_key = prepare(&app, &files, args.policy.policy()).await?;
+    prepare(&app, args.policy.policy()).await?;
+    let server_key = key(&app, &files, Files::SERVER_KEY, Role::Admin).await?;
+    let verifier_key = key(&app, &files, Files::VERIFIER_KEY, Role::Verifier).await?;
 
     let feed = app.feed().clone();
     let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
@@ -151,12 +153,13 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         while feed.age().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        demo.connect_guard(address, &issuer, server_key.clone()).await;
+        demo.connect_guard(address, &issuer, verifier_key.clone()).await;
         files.name_holder(&format!("process {}, at http://{address}", std::process::id()))?;
         demo.keep_env(vec![
             ("SESSIOND_URL", format!("http://{address}")),
             ("SESSIOND_PROJECT_ID", PROJECT.to_owned()),
             ("SESSIOND_SERVER_KEY", server_key.expose_secret().to_owned()),
+            ("SESSIOND_VERIFIER_KEY", verifier_key.expose_secret().to_owned()),
             ("SESSIOND_METRICS_URL", format!("http://{metrics_address}/metrics")),
             ("DATABASE_URL", url.expose_secret().to_owned()),
         ]);
@@ -244,8 +247,8 @@ async fn migrate(store: &Store, allowed: bool) -> CommandResult {
     }
 }
 
-/// Creates or updates the demo project, and a server key for it.
-async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretString, Box<dyn std::error::Error>> {
+/// Creates or updates the demo project.
+async fn prepare(app: &App, policy: Policy) -> CommandResult {
     let project = ProjectId::parse(PROJECT).expect("a good name");
     match app.project_create(project.clone(), policy.clone()).await {
         Err(ProjectError::Exists(_)) => {
@@ -254,13 +257,18 @@ async fn prepare(app: &App, files: &Files, policy: Policy) -> Result<SecretStrin
         outcome => outcome?,
     }
     app.keys().reload().await?;
-    if let Some(key) = files.server_key()
-        && app.service(Caller::Service(key)).await.is_ok()
+    Ok(())
+}
+
+/// The demo project's server key of a role: the one in the file, if it is good, or else a new one.
+async fn key(app: &App, files: &Files, file: &str, role: Role) -> Result<SecretString, Box<dyn std::error::Error>> {
+    if let Some(key) = files.server_key(file)
+        && app.service(Caller::Service(key), role).await.is_ok()
     {
-        return Ok(files.read(Files::SERVER_KEY)?.trim().to_owned().into());
+        return Ok(files.read(file)?.trim().to_owned().into());
     }
-    let (_, key) = app.server_key_create(project, Role::Admin).await?;
-    files.write(Files::SERVER_KEY, key.expose_secret())?;
+    let (_, key) = app.server_key_create(ProjectId::parse(PROJECT).expect("a good name"), role).await?;
+    files.write(file, key.expose_secret())?;
     Ok(key)
 }
 
