@@ -1,6 +1,7 @@
 //! Every setting: a flag and an environment variable, with unit, bound and default. `--help` is the manual.
 
 mod otlp;
+mod sidecar;
 mod web;
 
 use std::net::IpAddr;
@@ -21,6 +22,9 @@ use sessiond_core::session::retention::RetentionPeriods;
 pub use otlp::OtlpEndpoint;
 pub use otlp::OtlpProtocol;
 pub use otlp::Tracing;
+pub use sidecar::Sidecar;
+pub use sidecar::SidecarAddress;
+pub use sidecar::SidecarProject;
 pub use web::Authority;
 pub use web::base_path;
 pub use web::header_name;

@@ -15,6 +15,7 @@ mod list;
 mod manage;
 mod origin;
 mod policy;
+mod privileges;
 mod refresh;
 mod revoke;
 mod server_keys;
@@ -26,6 +27,8 @@ mod writers;
 
 // The guard in other services.
 mod guard;
+mod sidecar;
+mod step_up;
 
 // Bad input, foreign credentials, random interleavings.
 mod input;
