@@ -651,7 +651,7 @@ async fn a_trace_leads_from_envoy_to_the_statement() {
             .filter(|span| span.trace == root.trace && span.kind == "SPAN_KIND_CLIENT" && span.service == "sessiond")
             .collect();
         let names: Vec<_> = statements.iter().map(|span| attribute(&span.attributes, "db.query.summary")).collect();
-        assert!(names.iter().any(|name| name == "SessionsRevokeUnlocked"), "{names:?}");
+        assert!(names.iter().any(|name| name == "SessionsRevoke"), "{names:?}");
         for statement in statements {
             let mut above = std::iter::successors(Some(statement), |span| parent(span));
             assert!(above.any(|span| std::ptr::eq(span, root)), "{}", statement.name);

@@ -22,6 +22,7 @@ use crate::store::publish::PublishedRevocation;
 use crate::store::slots::Slot;
 use crate::store::slots::by_slot;
 use crate::store::statement::statement;
+use crate::store::writers::Writer;
 use crate::store::writers::WriterId;
 use crate::telemetry::request;
 use crate::telemetry::trace::Span;
@@ -54,114 +55,63 @@ pub struct Revocation {
 /// The operation's name in metrics and errors.
 pub const SESSIONS_REVOKE: &str = "sessions_revoke";
 
-/// Declares the statement that revokes, with the clause that locks the rows.
-macro_rules! declare_revoke {
-    ($(#[$doc:meta])* $name:ident, $lock:literal) => {
-        statement! {
-            $(#[$doc])*
-            $name -> RevokedRow =
-            "WITH asked (project_id, id, at, reason, record, actor, actor_id, ip) AS MATERIALIZED (
-                 SELECT * FROM unnest("
-            [projects: Vec<String> as sql::Array<sql::Text>]
-            ", "
-            [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-            ", "
-            [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
-            ", "
-            [reasons: Vec<i16> as sql::Array<sql::SmallInt>]
-            ", "
-            [records: Vec<Uuid> as sql::Array<sql::Uuid>]
-            ", "
-            [actors: Vec<i16> as sql::Array<sql::SmallInt>]
-            ", "
-            [actor_ids: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
-            ", "
-            [ips: Vec<Option<String>> as sql::Array<sql::Nullable<sql::Text>>]
-            ")
-             ), locked AS MATERIALIZED (
-                 SELECT a.* FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-                 WHERE s.slot = $11 AND s.revoked_at IS NULL ORDER BY s.project_id, s.id " $lock "
-             ), ended AS (
-                 UPDATE sessions AS s SET revoked_at = a.at, revoke_reason = a.reason FROM locked AS a
-                 WHERE s.slot = $11 AND s.project_id = a.project_id AND s.id = a.id AND s.revoked_at IS NULL
-                 RETURNING s.project_id, s.id, s.user_id, s.impersonator_id IS NOT NULL AS is_impersonation,
-                   s.access_expires_at, a.at, a.reason, a.record, a.actor, a.actor_id, a.ip,
-                   s.expires_at > a.at AND s.idle_expires_at > a.at
-                     AND NOT EXISTS (SELECT FROM users AS u
-                         WHERE u.slot = $11 AND u.project_id = s.project_id AND u.user_id = s.user_id AND u.epoch > s.user_epoch)
-                     AND NOT EXISTS (SELECT FROM projects AS p WHERE p.id = s.project_id AND p.epoch > s.project_epoch)
-                     AS was_live
-             ), numbered AS MATERIALIZED (
-                 SELECT *, (row_number() OVER ())::integer + "
-            [last: i32 as sql::Integer]
-            " AS seq FROM ended
-             ), recorded AS (
-                 INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, is_impersonation,
-                   access_expires_at, actor, actor_id, ip, seq, writer, slot)
-                 SELECT project_id, record, at, reason, id, user_id, is_impersonation, access_expires_at, actor, actor_id,
-                   ip, seq, (SELECT w.id FROM feed_writers AS w WHERE w.slot = $11 AND w.id = "
-            [writer: i64 as sql::BigInt]
-            " AND w.last IS NULL AND ($9 IN (0, (SELECT r.seq FROM revocations AS r WHERE r.slot = $11 AND r.writer = w.id AND r.writer <> 0 ORDER BY r.seq DESC LIMIT 1)))
-                     FOR SHARE), "
-            [slot: i16 as sql::SmallInt]
-            "::smallint FROM numbered
-             ), queued AS (
-                 INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at,
-                   reason, actor, actor_id, queued_at, due_at, slot)
-                 SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(ended.record::text, 15) FROM 1)::uuid,
-                   e.id, ended.record, ended.id, ended.user_id, ended.at, ended.reason, ended.actor, ended.actor_id,
-                   ended.at, ended.at, $11
-                 FROM ended CROSS JOIN LATERAL (SELECT project_id, id FROM backchannel_endpoints
-                     WHERE project_id = ended.project_id AND removed_at IS NULL LIMIT 100) AS e
-                 RETURNING id
-             )
-             SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at,
-               seq, was_live, EXISTS (SELECT FROM queued) AS is_queued, false AS is_locked
-             FROM numbered
-             UNION ALL
-             SELECT a.project_id, a.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, true
-             FROM asked AS a JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-             WHERE s.slot = $11 AND s.revoked_at IS NULL AND NOT EXISTS (SELECT FROM ended WHERE ended.record = a.record)"
-        }
-    };
-}
-
-declare_revoke! {
-    /// Revokes those sessions that are not revoked yet, writes audit records, and queues deliveries. Returns for each
-    /// session whether it was live until now, and whether anything was queued. Sign-outs of many callers share one
-    /// statement.
+statement! {
+    /// Revokes those sessions of one slot that are not revoked yet, writes audit records, and queues deliveries, by a function of
+    /// the database (see the migration `sign_out_function`). Returns for each session whether it was live until now, and whether
+    /// anything was queued. Sign-outs of many callers share one call. If `waits` is false, sessions that another transaction has
+    /// locked are returned as such.
     ///
     /// A session that has expired, or that a raised epoch ended, is revoked nevertheless: a concurrent refresh may have
     /// read an earlier time, and must not revive it. Rows are locked in a fixed order, whatever the plan, so that two
-    /// such statements cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
-    /// project, however many there are in total.
-    ///
-    /// If the writer cannot go on (see `WriterLock`), its column is null, and the statement fails.
-    SessionsRevoke, "FOR UPDATE OF s"
+    /// calls cannot deadlock. A project has few endpoints: the limit makes Postgres look up those of the
+    /// project, however many there are in total. If the writer cannot go on (see `WriterLock`), the call fails.
+    SessionsRevoke -> RevokedRow =
+    "SELECT project_id, id, user_id, is_impersonation, at, reason, record, access_expires_at, seq, was_live, is_queued, is_locked
+     FROM sessions_revoke("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ", "
+    [at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
+    ", "
+    [reasons: Vec<i16> as sql::Array<sql::SmallInt>]
+    ", "
+    [records: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ", "
+    [actors: Vec<i16> as sql::Array<sql::SmallInt>]
+    ", "
+    [actor_ids: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
+    ", "
+    [ips: Vec<Option<String>> as sql::Array<sql::Nullable<sql::Text>>]
+    ", "
+    [last: i32 as sql::Integer]
+    ", "
+    [writer: i64 as sql::BigInt]
+    ", "
+    [slot: i16 as sql::SmallInt]
+    ", "
+    [waits: bool as sql::Bool]
+    ")"
 }
 
-declare_revoke! {
-    /// As [`SessionsRevoke`], but does not wait: sessions that another transaction has locked are returned as such.
-    SessionsRevokeUnlocked, "FOR UPDATE OF s SKIP LOCKED"
-}
-
-/// Binds the revocations to the columns of a statement.
-macro_rules! revoke_statement {
-    ($name:ident, $slot:expr, $asked:expr, $writer:expr) => {
-        $name {
-            projects: $asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
-            ids: $asked.iter().map(|one| one.session.as_uuid()).collect(),
-            at: $asked.iter().map(|one| to_pg(one.at)).collect(),
-            reasons: $asked.iter().map(|one| reason_number(one.reason)).collect(),
-            records: $asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
-            actors: $asked.iter().map(|one| actor_columns(one.by).0).collect(),
-            actor_ids: $asked.iter().map(|one| actor_columns(one.by).1).collect(),
-            ips: $asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
-            last: i32::try_from($writer.last()).unwrap_or(i32::MAX),
-            writer: $writer.id().to_column(),
-            slot: $slot.to_column(),
+impl SessionsRevoke {
+    /// Binds the revocations to the parameters.
+    fn new(slot: Slot, asked: &[&Revocation], writer: Writer, waits: bool) -> Self {
+        Self {
+            projects: asked.iter().map(|one| one.project.as_str().to_owned()).collect(),
+            ids: asked.iter().map(|one| one.session.as_uuid()).collect(),
+            at: asked.iter().map(|one| to_pg(one.at)).collect(),
+            reasons: asked.iter().map(|one| reason_number(one.reason)).collect(),
+            records: asked.iter().map(|one| clock::new_record_id(one.at)).collect(),
+            actors: asked.iter().map(|one| actor_columns(one.by).0).collect(),
+            actor_ids: asked.iter().map(|one| actor_columns(one.by).1).collect(),
+            ips: asked.iter().map(|one| one.ip.map(|ip| ip.to_string())).collect(),
+            last: i32::try_from(writer.last()).unwrap_or(i32::MAX),
+            writer: writer.id().to_column(),
+            slot: slot.to_column(),
+            waits,
         }
-    };
+    }
 }
 
 /// What became of the sessions that one statement was to revoke. The others had expired, were revoked before, or are unknown.
@@ -211,7 +161,7 @@ impl Store {
             let mut revoked = Revoked::default();
             for (slot, asked) in by_slot(asked, |one| tx.slot(one.session.bucket())) {
                 let writer = tx.writer(slot).await?;
-                let rows = tx.rows(revoke_statement!(SessionsRevokeUnlocked, slot, asked, writer)).await?;
+                let rows = tx.rows(SessionsRevoke::new(slot, &asked, writer, false)).await?;
                 tx.note_revoked(&mut revoked, rows, slot, writer.id())?;
             }
             tx.commit_revoked(revoked).await
@@ -228,7 +178,7 @@ impl Tx {
         let mut revoked = Revoked::default();
         for (slot, asked) in by_slot(asked, |one| self.slot(one.session.bucket())) {
             let writer = self.writer(slot).await?;
-            let rows = self.rows(revoke_statement!(SessionsRevoke, slot, asked, writer)).await?;
+            let rows = self.rows(SessionsRevoke::new(slot, &asked, writer, true)).await?;
             self.note_revoked(&mut revoked, rows, slot, writer.id())?;
         }
         Ok(revoked.live)

@@ -1,0 +1,1 @@
+DROP FUNCTION sessions_revoke;
