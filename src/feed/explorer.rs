@@ -199,7 +199,7 @@ impl Model {
 
     fn present(&self, database: &Database, timeline: u32) -> FeedPresent {
         let snapshot = PgSnapshot { xmin: database.xid + 1, xmax: database.xid + 1, under_way: vec![] };
-        FeedPresent { origin: origin(timeline), snapshot, at: Timestamp::from_seconds(1), connection: 1 }
+        FeedPresent::of_one(origin(timeline), snapshot, Timestamp::from_seconds(1))
     }
 
     /// As the statement `FeedWritersRead`.
@@ -462,7 +462,7 @@ impl Model {
         then.reader.known.extend(read.iter().filter_map(of));
         then.reader.position = Some(advanced.clone());
         if let Some((at, xid, before)) = &self.beat {
-            let beat = Beat { origin: origin(*at), xid: *xid };
+            let beat = Beat::of_one(origin(*at), *xid);
             // What a failover or a restore has lost is not missed.
             let before = self.mattering(before).intersection(&self.mattering(&self.primary.entries)).copied().collect();
             let known = self.mattering(&then.reader.known);

@@ -8,8 +8,8 @@
 //! Two things are about one server only:
 //! - The [`FeedOrigin`]: a failover or a restore may lose entries that were read. Nothing is missed by that; but a reader must
 //!   forget the entries that the database no longer has, so it starts again.
-//! - The [`Beat`]: a transaction of our own shows by its id that the server which is read still takes our commits. Sharded, it
-//!   takes a beat on each node.
+//! - The [`Beat`]: a transaction of our own shows by its id that the server which is read still takes our commits. A divided
+//!   database has one of each slot, from the node that has it.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,10 @@ use crate::store::FeedOrigin;
 use crate::store::FeedPresent;
 use crate::store::FeedReading;
 use crate::store::FeedWriters;
+#[cfg(test)]
 use crate::store::PgSnapshot;
+use crate::store::SlotBeat;
+use crate::store::SlotSnapshot;
 use crate::store::WriterId;
 use sessiond_core::clock::Timestamp;
 
@@ -27,7 +30,7 @@ use sessiond_core::clock::Timestamp;
 pub(super) struct Position {
     origin: FeedOrigin,
     /// What the last reading showed; `None` if there was more than it returned.
-    shown: Option<PgSnapshot>,
+    shown: Option<Vec<SlotSnapshot>>,
     writers: BTreeMap<WriterId, Newest>,
     /// A reading left out entries that must have been there.
     is_torn: bool,
@@ -77,7 +80,7 @@ impl Position {
             }
         }
         self.shown = match reading.extent {
-            Extent::Whole => Some(reading.present.snapshot.clone()),
+            Extent::Whole => Some(reading.present.snapshots.clone()),
             Extent::Part => None,
         };
         Ok(())
@@ -129,17 +132,38 @@ impl Position {
         numbers.iter().any(|(writer, seq)| self.number(*writer).unwrap_or(0) < *seq)
     }
 
-    /// Whether everything before the beat's transaction was read. It must be finished and on disk, on this server.
+    /// Whether everything before the beat's transactions was read. They must be finished and on disk, on the servers that were
+    /// read: if the two went to different nodes, because a slot has moved, the reading may be the older one.
     pub(super) fn shows(&self, beat: &Beat) -> bool {
-        self.origin == beat.origin && self.shown.as_ref().is_some_and(|shown| shown.shows(beat.xid))
+        let Some(shown) = &self.shown else { return false };
+        let is_shown = |beat: &SlotBeat| {
+            shown.iter().any(|of| of.slot == beat.slot && of.node == beat.node && of.snapshot.shows(beat.xid))
+        };
+        self.origin == beat.origin && shown.len() == beat.slots.len() && beat.slots.iter().all(is_shown)
     }
 }
 
-/// A transaction of our own that wrote to the log and was confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Transactions of our own that wrote to the logs and were confirmed, one for each slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Beat {
     pub(super) origin: FeedOrigin,
-    pub(super) xid: u64,
+    pub(super) slots: Vec<SlotBeat>,
+}
+
+#[cfg(test)]
+impl Beat {
+    /// The beat of a database with one slot.
+    pub(super) fn of_one(origin: FeedOrigin, xid: u64) -> Self {
+        Self { origin, slots: vec![SlotBeat { slot: 0, node: 0, xid }] }
+    }
+}
+
+#[cfg(test)]
+impl FeedPresent {
+    /// The reading of a database with one slot.
+    pub(super) fn of_one(origin: FeedOrigin, snapshot: PgSnapshot, at: Timestamp) -> Self {
+        Self { origin, snapshots: vec![SlotSnapshot { slot: 0, node: 0, snapshot }], at, connection: 1 }
+    }
 }
 
 #[cfg(test)]
@@ -155,8 +179,7 @@ mod tests {
     const ELSEWHERE: FeedOrigin = FeedOrigin { timeline: 2, ..ORIGIN };
 
     fn present(origin: FeedOrigin, snapshot: &str) -> FeedPresent {
-        let snapshot = snapshot.parse().expect("a snapshot");
-        FeedPresent { origin, snapshot, at: Timestamp::from_seconds(0), connection: 1 }
+        FeedPresent::of_one(origin, snapshot.parse().expect("a snapshot"), Timestamp::from_seconds(0))
     }
 
     fn entries(of: &[(u64, u32)]) -> Vec<WriterEntry> {
@@ -235,11 +258,37 @@ mod tests {
             position.advance(&reading).expect("continues");
             position
         };
-        let (whole, beat) = (|snapshot| position(snapshot, Extent::Whole), Beat { origin: ORIGIN, xid: 7 });
+        let (whole, beat) = (|snapshot| position(snapshot, Extent::Whole), Beat::of_one(ORIGIN, 7));
         assert!(!Position::new(&found(&[])).shows(&beat), "nothing was read yet");
         assert!(whole("8:8:").shows(&beat) && whole("3:9:3,8").shows(&beat));
         assert!(!whole("7:8:7").shows(&beat) && !whole("7:7:").shows(&beat));
         assert!(!position("8:8:", Extent::Part).shows(&beat), "there may be more from before the beat");
-        assert!(!whole("8:8:").shows(&Beat { origin: ELSEWHERE, xid: 7 }));
+        assert!(!whole("8:8:").shows(&Beat::of_one(ELSEWHERE, 7)));
+    }
+
+    #[test]
+    fn a_beat_of_several_nodes_is_shown_by_each() {
+        let at = |slot, node, snapshot: &str| SlotSnapshot { slot, node, snapshot: snapshot.parse().expect("one") };
+        let position = |snapshots: Vec<SlotSnapshot>| {
+            let mut position = Position::new(&found(&[]));
+            let present = FeedPresent { snapshots, ..present(ORIGIN, "1:1:") };
+            position.advance(&FeedReading { present, ..reading(&[]) }).expect("continues");
+            position
+        };
+        let slots = [(1, 70, 7), (2, 80, 900)].map(|(slot, node, xid)| SlotBeat { slot, node, xid }).to_vec();
+        let beat = Beat { origin: ORIGIN, slots };
+        assert!(position(vec![at(1, 70, "8:8:"), at(2, 80, "901:901:")]).shows(&beat));
+        for late in [
+            vec![at(1, 70, "8:8:"), at(2, 80, "900:900:")],
+            vec![at(1, 70, "7:7:"), at(2, 80, "901:901:")],
+            // It has moved between the two.
+            vec![at(1, 70, "8:8:"), at(2, 70, "901:901:")],
+            vec![at(1, 80, "901:901:"), at(2, 80, "901:901:")],
+            // It was not read, or the beat did not reach it.
+            vec![at(1, 70, "8:8:")],
+            vec![at(1, 70, "8:8:"), at(2, 80, "901:901:"), at(3, 80, "901:901:")],
+        ] {
+            assert!(!position(late.clone()).shows(&beat), "{late:?}");
+        }
     }
 }

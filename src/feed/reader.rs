@@ -213,10 +213,11 @@ async fn beat(broadcaster: &Broadcaster, store: &Store) {
     every(BEAT_INTERVAL, || async {
         let began = Instant::now();
         let beat = store.feed_beat().await;
-        if let Ok((origin, xid)) = beat {
-            broadcaster.note_beat(Beat { origin, xid }, began);
+        let is_ok = beat.is_ok();
+        if let Ok((origin, slots)) = beat {
+            broadcaster.note_beat(Beat { origin, slots }, began);
         }
-        store.check_database(beat.is_ok()).await;
+        store.check_database(is_ok).await;
     })
     .await;
 }

@@ -425,7 +425,7 @@ mod tests {
     fn present(xmin: u64) -> FeedPresent {
         let origin = FeedOrigin { history: Uuid::from_u128(1), timeline: 1 };
         let snapshot = format!("{xmin}:{xmin}:").parse().expect("a snapshot");
-        FeedPresent { origin, snapshot, at: Clock::system().now(), connection: 1 }
+        FeedPresent::of_one(origin, snapshot, Clock::system().now())
     }
 
     fn entry(revocation: &PublishedRevocation) -> WriterEntry {
@@ -443,7 +443,7 @@ mod tests {
     }
 
     fn beat(xid: u64) -> Beat {
-        Beat { origin: present(1).origin, xid }
+        Beat::of_one(present(1).origin, xid)
     }
 
     /// A broadcaster that has read this much, and has seen its own beat.
@@ -573,7 +573,7 @@ mod tests {
         };
         assert_eq!(end, SubscriptionEnd::Interrupted);
         assert!(broadcaster.receive(None).is_none(), "until a beat proves that it is current");
-        broadcaster.note_beat(Beat { origin: other, xid: 3 }, Instant::now());
+        broadcaster.note_beat(Beat::of_one(other, 3), Instant::now());
         broadcaster.close();
         broadcaster.advance(FeedReading { present: elsewhere(9), ..reading(9, vec![]) }).expect("goes on");
         assert!(broadcaster.age().is_some() && broadcaster.receive(None).is_none(), "closed");

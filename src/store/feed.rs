@@ -77,6 +77,28 @@ pub struct FeedOrigin {
     pub timeline: u32,
 }
 
+/// Where and how a slot was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SlotSnapshot {
+    /// The number of the slot.
+    pub slot: i16,
+    /// The node of a divided database, by its `system_identifier`. Transactions of another one have nothing to do with it.
+    pub node: i64,
+    /// What the reading of the slot showed.
+    pub snapshot: PgSnapshot,
+}
+
+/// A transaction of our own at the node of a slot. It wrote to the log, and was confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotBeat {
+    /// The number of the slot.
+    pub slot: i16,
+    /// The node, as in [`SlotSnapshot`].
+    pub node: i64,
+    /// The transaction, which every later snapshot of the same server shows.
+    pub xid: u64,
+}
+
 /// An entry of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriterEntry {
@@ -93,8 +115,8 @@ pub struct WriterEntry {
 pub struct FeedPresent {
     /// The history and timeline.
     pub origin: FeedOrigin,
-    /// The snapshot, to recognise a beat.
-    pub snapshot: PgSnapshot,
+    /// The snapshot of each slot, to recognise a beat.
+    pub snapshots: Vec<SlotSnapshot>,
     /// The time, by the database's clock.
     pub at: Timestamp,
     /// The number of the database connection, unique within the process.
@@ -169,10 +191,18 @@ impl Store {
     /// Fails if the database is unavailable.
     pub async fn feed_writers(&self) -> Result<FeedWriters, Error> {
         self.idempotent("feed_writers", move |mut tx| async move {
-            let rows = tx.rows(FeedWritersRead {}).await?;
-            let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
-            let present = first.present.read(tx.connection())?;
-            let newest = rows.into_iter().filter_map(|row| row.newest.into_entry()).collect::<Result<_, _>>()?;
+            let (present, rows) = if tx.slots().count() == 1 {
+                let rows = tx.rows(FeedWritersRead {}).await?;
+                let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
+                let present = first.present.read(tx.connection())?;
+                (present, rows.into_iter().map(|row| row.newest).collect::<Vec<_>>())
+            } else {
+                let head = tx.feed_head().await?;
+                let rows = tx.rows(SlotWritersRead {}).await?;
+                let (slots, rows) = rows.into_iter().map(|row| (row.slot, row.newest)).unzip();
+                (tx.present(&head, slots)?, rows)
+            };
+            let newest = rows.into_iter().filter_map(EntryRow::into_entry).collect::<Result<_, _>>()?;
             tx.commit(FeedWriters { present, newest }).await
         })
         .await
@@ -207,17 +237,36 @@ impl Store {
         let columns = known.iter().map(|(writer, seq)| (writer.to_column(), i32::try_from(*seq).unwrap_or(i32::MAX)));
         let (writers, seqs): (Vec<i64>, Vec<i32>) = columns.unzip();
         self.idempotent("feed_next", move |mut tx| {
-            let (writers, seqs, rows_limit) = (writers.clone(), seqs.clone(), limit(rows_max));
-            let statement = FeedNext { writers, seqs, rows_max: rows_limit };
+            let (writers, seqs) = (writers.clone(), seqs.clone());
             async move {
-                let rows = tx.rows(statement).await?;
-                let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
-                let present = first.present.read(tx.connection())?;
-                let entries = rows.iter().filter_map(|row| row.revocation.entry().into_entry());
+                let (present, rows, is_whole) = if tx.slots().count() == 1 {
+                    let rows = tx.rows(FeedNext { writers, seqs, rows_max: limit(rows_max) }).await?;
+                    let [first, ..] = rows.as_slice() else { return Err(bad("id")) };
+                    let present = first.present.read(tx.connection())?;
+                    let rows: Vec<FeedRow> = rows.into_iter().map(|row| row.revocation).collect();
+                    let is_whole = rows.iter().filter(|row| row.writer.is_some()).count() < rows_max;
+                    (present, rows, is_whole)
+                } else {
+                    // Of each slot the first entries, so that what is read of each writer has no gap.
+                    let each_max = rows_max.div_ceil(usize::from(tx.slots().count()));
+                    let head = tx.feed_head().await?;
+                    let rows = tx.rows(SlotFeedNext { writers, seqs, rows_max: limit(each_max) }).await?;
+                    let (slots, mut rows): (Vec<_>, Vec<_>) =
+                        rows.into_iter().map(|row| (row.slot, row.revocation)).unzip();
+                    let mut counts = BTreeMap::<i16, usize>::new();
+                    for (slot, _) in slots.iter().zip(&rows).filter(|(_, row)| row.writer.is_some()) {
+                        *counts.entry(slot.slot).or_default() += 1;
+                    }
+                    let is_whole = counts.values().all(|count| *count < each_max);
+                    // The slots are read concurrently.
+                    rows.sort_unstable_by_key(|row| (row.writer, row.seq));
+                    (tx.present(&head, slots)?, rows, is_whole)
+                };
+                let entries = rows.iter().filter_map(|row| row.entry().into_entry());
                 let entries: Vec<WriterEntry> = entries.collect::<Result<_, _>>()?;
                 // Counted by rows, not by parsed rows: those of erased users are left out.
-                let extent = if entries.len() < rows_max { Extent::Whole } else { Extent::Part };
-                let revocations = rows.into_iter().filter_map(|row| row.revocation.into_published());
+                let extent = if is_whole { Extent::Whole } else { Extent::Part };
+                let revocations = rows.into_iter().filter_map(FeedRow::into_published);
                 let revocations = revocations.collect::<Result<_, _>>()?;
                 tx.commit(FeedReading { present, revocations, entries, extent }).await
             }
@@ -225,17 +274,29 @@ impl Store {
         .await
     }
 
-    /// Writes to the write-ahead log, but to no table, which proves that the server takes writes. Returns the
-    /// transaction number, which every later snapshot of the same server shows.
+    /// Writes to the write-ahead log of each node, but to no table, which proves that the server takes writes. Returns the
+    /// transactions, by slot.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable, or does not confirm commits.
-    pub async fn feed_beat(&self) -> Result<(FeedOrigin, u64), Error> {
+    pub async fn feed_beat(&self) -> Result<(FeedOrigin, Vec<SlotBeat>), Error> {
         self.idempotent("feed_beat", move |mut tx| async move {
-            let row = tx.rows(FeedBeat {}).await?.into_iter().next().ok_or_else(|| bad("id"))?;
-            let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
-            tx.commit((origin(row.history, &row.timeline)?, xid)).await
+            if tx.slots().count() == 1 {
+                let row = tx.rows(FeedBeat {}).await?.into_iter().next().ok_or_else(|| bad("id"))?;
+                let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
+                let beat = SlotBeat { slot: 0, node: 0, xid };
+                return tx.commit((origin(row.history, &row.timeline)?, vec![beat])).await;
+            }
+            let head = tx.feed_head().await?;
+            let rows = tx.rows(SlotFeedBeat {}).await?;
+            let read = |row: &SlotBeatRow| {
+                let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
+                Ok(SlotBeat { slot: row.slot.slot, node: row.slot.system, xid })
+            };
+            let beats = rows.iter().map(read).collect::<Result<_, Error>>()?;
+            let origin = tx.present(&head, rows.into_iter().map(|row| row.slot).collect())?.origin;
+            tx.commit((origin, beats)).await
         })
         .await
     }
@@ -272,6 +333,51 @@ impl Store {
 }
 
 impl Tx {
+    /// Reads what a divided database has once: the time, by which all replicas go, and the history.
+    async fn feed_head(&mut self) -> Result<HeadRow, Error> {
+        self.rows(FeedHead {}).await?.into_iter().next().ok_or_else(|| bad("id"))
+    }
+
+    /// Which database was read, by what each slot showed.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database does not have the slots that this server knows.
+    fn present(&self, head: &HeadRow, mut slots: Vec<SlotRow>) -> Result<FeedPresent, Error> {
+        slots.sort_unstable_by_key(|row| row.slot);
+        slots.dedup_by_key(|row| row.slot);
+        let (found, known) = (slots.len(), self.slots().count());
+        if found != usize::from(known) {
+            let why = format!("the database has {found} slots, and had {known} when this server started: restart it");
+            return Err(Error::unavailable(self.operation(), why));
+        }
+        let mut nodes = slots
+            .iter()
+            .map(|row| Ok((row.system, u32::from_str_radix(&row.timeline, 16).map_err(|_| bad("timeline"))?)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        nodes.sort_unstable();
+        nodes.dedup();
+        // A failover of any node is a fork of the whole.
+        let mix = |history: u128, (system, timeline): &(i64, u32)| {
+            const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+            let node = u128::from(system.cast_unsigned()) << 64 | u128::from(*timeline);
+            (history.rotate_left(23) ^ node.wrapping_mul(ODD)).wrapping_mul(ODD)
+        };
+        let history = head.history.ok_or_else(|| bad("id"))?.as_u128();
+        let history = Uuid::from_u128(nodes.iter().fold(history, mix));
+        let timeline = nodes.iter().map(|(_, timeline)| *timeline).max().unwrap_or_default();
+        let snapshots = slots.iter().map(|row| {
+            let snapshot = row.snapshot.parse().map_err(|()| bad("snapshot"))?;
+            Ok(SlotSnapshot { slot: row.slot, node: row.system, snapshot })
+        });
+        Ok(FeedPresent {
+            origin: FeedOrigin { history, timeline },
+            snapshots: snapshots.collect::<Result<_, Error>>()?,
+            at: from_pg(head.at),
+            connection: self.connection(),
+        })
+    }
+
     /// Starts a new history, which invalidates the cursors of the previous one. Recorded in the audit of every project.
     ///
     /// # Errors
@@ -349,6 +455,100 @@ statement! {
            FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
      FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
+}
+
+statement! {
+    /// What the coordinator of a divided database has: the time, and the history.
+    FeedHead -> HeadRow =
+    "SELECT clock_timestamp() AS at, (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history"
+}
+
+// The next three read each slot at the node that has it. Only functions in the list of columns run there: one in FROM, and one
+// in a subquery, run at the coordinator, whose transactions have nothing to do with those of the nodes.
+
+statement! {
+    /// As [`FeedWritersRead`], for several slots.
+    SlotWritersRead -> SlotWriterRow =
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, w.id AS writer, coalesce(w.last, r.seq, 0) AS seq,
+         r.access_expires_at
+     FROM slots AS p LEFT JOIN feed_writers AS w ON w.slot = p.slot
+         LEFT JOIN LATERAL (SELECT seq, access_expires_at FROM revocations
+             WHERE slot = w.slot AND writer = w.id AND writer <> 0 ORDER BY seq DESC LIMIT 1) AS r ON true"
+}
+
+statement! {
+    /// As [`FeedNext`], for several slots. At most so many entries of each.
+    SlotFeedNext -> SlotNextRow =
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, r.writer, r.seq, r.id, r.project_id, r.user_id, r.at,
+         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
+         r.server_key_id, r.superseded_session_id, r.session_epoch, r.access_expires_at
+     FROM slots AS p LEFT JOIN LATERAL (SELECT r.* FROM (SELECT w.slot, w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
+             LEFT JOIN unnest("
+    [writers: Vec<i64> as sql::Array<sql::BigInt>]
+    ", "
+    [seqs: Vec<i32> as sql::Array<sql::Integer>]
+    ") AS k (writer, seq) ON k.writer = w.id WHERE w.slot = p.slot AND (w.last IS NULL OR w.last > coalesce(k.seq, 0))) AS w
+         CROSS JOIN LATERAL (SELECT * FROM revocations WHERE slot = w.slot AND writer = w.id AND writer <> 0 AND seq > w.seq
+             ORDER BY seq LIMIT "
+    [rows_max: i64 as sql::BigInt]
+    ") AS r ORDER BY r.writer, r.seq LIMIT $3) AS r ON true"
+}
+
+statement! {
+    /// As [`FeedBeat`], for several slots.
+    SlotFeedBeat -> SlotBeatRow =
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
+         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, pg_current_xact_id()::text::bigint AS xid,
+         pg_logical_emit_message(true, 'sessiond', ''::text) IS NOT NULL AS is_logged
+     FROM slots AS p"
+}
+
+/// See [`FeedHead`].
+#[derive(QueryableByName)]
+struct HeadRow {
+    #[diesel(sql_type = sql::Timestamptz)]
+    at: PgTimestamp,
+    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
+    history: Option<Uuid>,
+}
+
+/// What the node of a slot shows.
+#[derive(QueryableByName)]
+struct SlotRow {
+    #[diesel(sql_type = sql::SmallInt)]
+    slot: i16,
+    #[diesel(sql_type = sql::BigInt)]
+    system: i64,
+    #[diesel(sql_type = sql::Text)]
+    snapshot: String,
+    #[diesel(sql_type = sql::Text)]
+    timeline: String,
+}
+
+#[derive(QueryableByName)]
+struct SlotWriterRow {
+    #[diesel(embed)]
+    slot: SlotRow,
+    #[diesel(embed)]
+    newest: EntryRow,
+}
+
+#[derive(QueryableByName)]
+struct SlotNextRow {
+    #[diesel(embed)]
+    slot: SlotRow,
+    #[diesel(embed)]
+    revocation: FeedRow,
+}
+
+#[derive(QueryableByName)]
+struct SlotBeatRow {
+    #[diesel(embed)]
+    slot: SlotRow,
+    #[diesel(sql_type = sql::BigInt)]
+    xid: i64,
 }
 
 /// The position of a reading: the snapshot; the history, distinct from that of every copy of the database; the timeline
@@ -445,7 +645,8 @@ impl PresentRow {
     fn read(&self, connection: u64) -> Result<FeedPresent, Error> {
         let snapshot = self.snapshot.parse().map_err(|()| bad("snapshot"))?;
         let (origin, at) = (origin(self.history, &self.timeline)?, from_pg(self.read_at));
-        Ok(FeedPresent { origin, snapshot, at, connection })
+        let snapshots = vec![SlotSnapshot { slot: 0, node: 0, snapshot }];
+        Ok(FeedPresent { origin, snapshots, at, connection })
     }
 }
 

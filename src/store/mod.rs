@@ -90,6 +90,8 @@ pub use feed::FeedReading;
 pub use feed::FeedWriters;
 pub use feed::PageStart;
 pub use feed::PgSnapshot;
+pub use feed::SlotBeat;
+pub use feed::SlotSnapshot;
 pub use feed::WriterEntry;
 pub use inventory::Inventory;
 pub use keys::KeyRow;
