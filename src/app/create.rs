@@ -215,7 +215,7 @@ async fn open_alone(tx: &mut Tx, sign_in: &SignIn) -> Result<CreateResult, store
     let (by, now, bucket) = (EndedBy::Service(*creator), *now, *bucket);
     let limit = policy.sessions.filter(|_| new.impersonator.is_none());
     if limit.is_some() {
-        tx.user_queue(project, &new.user).await?;
+        tx.user_queue(project, &new.user, bucket).await?;
     }
     let id = sign_in.new_id();
     if let Some(key) = idempotency {

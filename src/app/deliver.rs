@@ -148,7 +148,7 @@ impl Deliverer {
         let (fate, error) = match outcome {
             (DeliveryOutcome::Accepted, _) => {
                 self.metrics.delivery(kind, "delivered");
-                return self.store.delivery_done(due.project.clone(), due.id, now).await;
+                return self.store.delivery_done(due, now).await;
             }
             (DeliveryOutcome::Failed(error), asked) => {
                 let random = clock::random_u32();

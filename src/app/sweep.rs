@@ -228,6 +228,7 @@ impl Sweeper {
             if position == SweepPosition::start() && !is_due {
                 return tx.commit((SweepStep::Resting, completed_at)).await;
             }
+            let position = tx.sweep_position(position);
             let (removed, next) = remove(&mut tx, task, &position, rows_max, &retention, now).await?;
             let done = next.is_none().then_some(now);
             tx.sweep_note(task, next.unwrap_or_default(), done).await?;
@@ -334,7 +335,7 @@ fn add(sum: &mut Vec<Removed>, some: &[Removed]) {
     }
 }
 
-/// Removes what is due among the next rows. Returns how much, and where to continue; `None` at the end of the table.
+/// Removes what is due among the next rows of a slot. Returns how much, and where to continue; `None` at the end of the table.
 async fn remove(
     tx: &mut Tx,
     task: Task,
@@ -344,30 +345,34 @@ async fn remove(
     now: Timestamp,
 ) -> Result<(Vec<Removed>, Option<SweepPosition>), store::Error> {
     let step = Batch { from, rows_max, retention, now };
-    match task {
+    let next_slot = tx.sweep_next_slot(from);
+    let (mut removed, next) = match task {
         Task::Sessions => step.remove::<SweptSession>(tx, SweepKind::Sessions).await,
         Task::Requests => step.remove::<SweptRequest>(tx, SweepKind::Requests).await,
         Task::Revocations => step.remove_lines::<RevocationLines>(tx, SweepKind::Revocations).await,
         Task::Events => step.remove_lines::<EventLines>(tx, SweepKind::Events).await,
-        Task::Deliveries => {
-            let (mut removed, next) = step.remove::<SweptDelivery>(tx, SweepKind::Deliveries).await?;
-            let endpoints = match next {
-                Some(_) => 0,
-                None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
-            };
-            removed.push((SweepKind::Endpoints, endpoints));
-            Ok((removed, next))
-        }
+        Task::Deliveries => step.remove::<SweptDelivery>(tx, SweepKind::Deliveries).await,
         Task::Users => step.remove::<SweptUser>(tx, SweepKind::Users).await,
-        Task::Keys => Ok((remove_keys(tx, retention, now).await?, None)),
+        // In no slot.
+        Task::Keys => return Ok((remove_keys(tx, retention, now).await?, None)),
         Task::Writers => {
-            let closed = tx.feed_writers_close(now - retention::FEED_WRITER_IDLE, now, rows_max).await?;
-            let removed = tx.feed_writers_delete(now - retention::FEED_WRITER_RETENTION, rows_max).await?;
-            // Those that are done are not found again, so the next step begins at the start too.
+            let closed = tx.feed_writers_close(from, now - retention::FEED_WRITER_IDLE, now, rows_max).await?;
+            let removed = tx.feed_writers_delete(from, now - retention::FEED_WRITER_RETENTION, rows_max).await?;
+            // Those that are done are not found again, so the next step begins at the start of the slot too.
             let is_full = i64::try_from(closed.max(removed)).is_ok_and(|rows| rows >= rows_max);
-            Ok((vec![(SweepKind::Writers, removed)], is_full.then(SweepPosition::start)))
+            Ok((vec![(SweepKind::Writers, removed)], is_full.then(|| from.start_of_slot())))
         }
+    }?;
+    let next = next.or(next_slot);
+    if task == Task::Deliveries {
+        // Once no delivery is left that names them.
+        let endpoints = match next {
+            Some(_) => 0,
+            None => tx.endpoints_sweep(now - retention::REMOVED_ENDPOINT_RETENTION).await?,
+        };
+        removed.push((SweepKind::Endpoints, endpoints));
     }
+    Ok((removed, next))
 }
 
 /// The rows that one step reads, and what the decision depends on.
@@ -408,12 +413,12 @@ impl Batch<'_> {
             }
         }
         let gone = self.delete(tx, &gone).await?;
-        let anonymous = if anonymous.is_empty() { 0 } else { SweptLine::strip(tx, &anonymous).await? };
+        let anonymous = if anonymous.is_empty() { 0 } else { SweptLine::strip(tx, self.from, &anonymous).await? };
         Ok((vec![(kind, gone), (SweepKind::Addresses, anonymous)], next))
     }
 
     async fn delete<T: Swept>(&self, tx: &mut Tx, gone: &[T]) -> Result<usize, store::Error> {
-        if gone.is_empty() { Ok(0) } else { T::delete(tx, gone, self.now - self.retention.audit).await }
+        if gone.is_empty() { Ok(0) } else { T::delete(tx, self.from, gone, self.now - self.retention.audit).await }
     }
 
     /// Where to continue after these rows.
@@ -421,8 +426,8 @@ impl Batch<'_> {
         // Fewer rows than requested are the last ones.
         let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= self.rows_max);
         rows.last().filter(|_| is_full).map(|last| match last.has_due_behind(self.retention, self.now) {
-            true => SweepPosition::behind(last),
-            false => SweepPosition::behind_project(last),
+            true => self.from.behind(last),
+            false => self.from.behind_project(last),
         })
     }
 }

@@ -1,12 +1,15 @@
 //! `backchannel_deliveries`: pending and completed deliveries to back-channel endpoints. Queued by the statements that
 //! revoke sessions.
 
+use std::collections::BTreeMap;
+
 use diesel::ExpressionMethods as _;
 use diesel::QueryDsl as _;
 use diesel::Queryable;
 use diesel::QueryableByName;
 use diesel::Selectable;
 use diesel::SelectableHelper as _;
+use diesel::dsl::exists;
 use diesel::pg::data_types::PgTimestamp;
 use diesel::sql_types as sql;
 use uuid::Uuid;
@@ -21,7 +24,9 @@ use super::columns::to_pg;
 use super::endpoints::kind_of;
 use super::error::Error;
 use super::schema::backchannel_deliveries as deliveries;
+use super::schema::slots;
 use super::statement::statement;
+use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
 use sessiond_core::id::ProjectId;
@@ -96,6 +101,8 @@ pub struct DueDelivery {
     pub audience: String,
     /// Whether the endpoint was removed: then nothing is sent.
     pub is_removed: bool,
+    /// The slot of its row.
+    slot: i16,
 }
 
 impl DueDelivery {
@@ -155,18 +162,30 @@ impl Store {
     /// `lost_at`.
     pub async fn deliveries_claim(&self, claim: DeliveryClaim) -> Result<Vec<DueDelivery>, Error> {
         self.idempotent("deliveries_claim", move |mut tx| {
-            let statement = DeliveriesClaim {
-                after_project: claim.after.project.clone(),
-                after_endpoint: claim.after.endpoint,
-                now: to_pg(claim.now),
-                each_max: limit(claim.each_max),
-                under_way: claim.under_way.clone(),
-                rows_max: limit(claim.rows_max),
-                lost_at: to_pg(claim.lost_at),
-            };
+            let claim = claim.clone();
             async move {
-                let rows = tx.rows(statement).await?;
-                tx.commit(rows.into_iter().map(DueRow::into_due).collect::<Result<_, _>>()?).await
+                let (mut due, mut under_way) = (vec![], claim.under_way);
+                for slot in tx.delivery_slots().await? {
+                    let room = claim.rows_max - due.len();
+                    if room == 0 {
+                        break;
+                    }
+                    let statement = DeliveriesClaim {
+                        slot,
+                        after_project: claim.after.project.clone(),
+                        after_endpoint: claim.after.endpoint,
+                        now: to_pg(claim.now),
+                        each_max: limit(claim.each_max),
+                        under_way: under_way.clone(),
+                        rows_max: limit(room),
+                        lost_at: to_pg(claim.lost_at),
+                    };
+                    for row in tx.rows(statement).await? {
+                        under_way.push(row.endpoint_id);
+                        due.push(row.into_due(slot)?);
+                    }
+                }
+                tx.commit(due).await
             }
         })
         .await
@@ -177,9 +196,10 @@ impl Store {
     /// # Errors
     ///
     /// Fails if the database is unavailable. Then it is sent again, with the same id.
-    pub async fn delivery_done(&self, project: ProjectId, id: Uuid, now: Timestamp) -> Result<(), Error> {
+    pub async fn delivery_done(&self, due: &DueDelivery, now: Timestamp) -> Result<(), Error> {
+        let (slot, project, id) = (due.slot, due.project.clone(), due.id);
         self.idempotent("delivery_done", move |mut tx| {
-            let statement = DeliveryDone { at: to_pg(now), project: project.as_str().to_owned(), id };
+            let statement = DeliveryDone { at: to_pg(now), slot, project: project.as_str().to_owned(), id };
             async move {
                 tx.execute(statement).await?;
                 tx.commit(()).await
@@ -206,9 +226,10 @@ impl Store {
             RetryDecision::Dead => (None, Some(to_pg(now))),
         };
         let (project, id, attempt) = (due.project.clone(), due.id, i32::try_from(due.attempt).unwrap_or(i32::MAX));
+        let slot = due.slot;
         self.idempotent("delivery_failed", move |mut tx| {
             let (project, error) = (project.as_str().to_owned(), error.clone());
-            let statement = DeliveryFailed { due_at, dead_at, error, project, id, attempt };
+            let statement = DeliveryFailed { due_at, dead_at, error, slot, project, id, attempt };
             async move {
                 tx.execute(statement).await?;
                 tx.commit(()).await
@@ -217,15 +238,20 @@ impl Store {
         .await
     }
 
-    /// Counts pending deliveries by the kind of endpoint, up to `each_max` for each endpoint.
+    /// Counts pending deliveries by the kind of endpoint, up to `each_max` for each endpoint of a slot.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
     pub async fn deliveries_count(&self, each_max: i64) -> Result<Vec<(EndpointKind, i64)>, Error> {
         self.idempotent("deliveries_count", move |mut tx| async move {
-            let rows = tx.rows(DeliveriesCount { each_max }).await?;
-            let counts = rows.into_iter().map(|row| Ok((kind_of(row.kind, "-")?, row.waiting)));
+            let mut counts = BTreeMap::<i16, i64>::new();
+            for slot in tx.delivery_slots().await? {
+                for row in tx.rows(DeliveriesCount { slot, each_max }).await? {
+                    *counts.entry(row.kind).or_default() += row.waiting;
+                }
+            }
+            let counts = counts.into_iter().map(|(kind, waiting)| Ok((kind_of(kind, "-")?, waiting)));
             tx.commit(counts.collect::<Result<_, _>>()?).await
         })
         .await
@@ -262,6 +288,10 @@ impl Store {
         self.transact("delivery_revive", move |mut tx| async move {
             let one =
                 deliveries::table.filter(deliveries::project_id.eq(project.as_str())).filter(deliveries::id.eq(id));
+            let Some(slot) = tx.load::<i16, _>(one.select(deliveries::slot)).await?.pop() else {
+                return tx.commit(Revived::Missing).await;
+            };
+            let one = one.filter(deliveries::slot.eq(slot));
             let dead = match tx.load(one.select(DeadRow::as_select()).for_update()).await?.pop() {
                 Some(row) if row.dead_at.is_some() => row,
                 Some(_) => return tx.commit(Revived::NotDead).await,
@@ -288,6 +318,22 @@ impl Store {
 }
 
 impl Tx {
+    /// The slots that may have pending deliveries, in an order that changes, so that none waits for the others for long.
+    async fn delivery_slots(&mut self) -> Result<Vec<i16>, Error> {
+        let all = self.slots().all();
+        if self.slots().count() == 1 {
+            return Ok(vec![all.start().to_column()]);
+        }
+        let pending =
+            deliveries::table.filter(deliveries::slot.eq(slots::slot)).filter(deliveries::due_at.is_not_null());
+        let query = slots::table.filter(exists(pending)).select(slots::slot);
+        let mut found: Vec<i16> = self.load(query).await?;
+        let count = u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
+        let first = usize::try_from(clock::random_u32() % count).unwrap_or(0);
+        found.rotate_left(first);
+        Ok(found)
+    }
+
     /// Removes an erased user's name from deliveries: from pending ones when they finish, from all others now. Returns
     /// how many deliveries were found.
     pub async fn deliveries_forget(
@@ -304,15 +350,16 @@ impl Tx {
 }
 
 statement! {
-    /// Claims deliveries that are due: for each endpoint at most `each_max`, less those in progress in this process.
+    /// Claims deliveries of a slot that are due: for each endpoint at most `each_max`, less those in progress in this process.
     /// Each becomes due again when its attempt counts as lost.
     ///
     /// Walks from one endpoint with pending deliveries to the next, not along the due deliveries: a hundred thousand
     /// deliveries to an unresponsive endpoint are skipped. Rows that another replica is claiming are skipped too.
     DeliveriesClaim -> DueRow =
     "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
-         (SELECT project_id, endpoint_id FROM backchannel_deliveries
-          WHERE due_at IS NOT NULL AND (project_id, endpoint_id) > ("
+         (SELECT project_id, endpoint_id FROM backchannel_deliveries WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND due_at IS NOT NULL AND (project_id, endpoint_id) > ("
     [after_project: String as sql::Text]
     ", "
     [after_endpoint: Uuid as sql::Uuid]
@@ -320,12 +367,12 @@ statement! {
          UNION ALL
          SELECT next.project_id, next.endpoint_id FROM waiting AS w CROSS JOIN LATERAL (
              SELECT d.project_id, d.endpoint_id FROM backchannel_deliveries AS d
-             WHERE d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
+             WHERE d.slot = $1 AND d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
              ORDER BY d.project_id, d.endpoint_id LIMIT 1) AS next
      ), taken AS MATERIALIZED (
          SELECT d.project_id, d.endpoint_id, d.id FROM waiting AS w CROSS JOIN LATERAL (
              SELECT q.project_id, q.endpoint_id, q.id FROM backchannel_deliveries AS q
-             WHERE q.project_id = w.project_id AND q.endpoint_id = w.endpoint_id AND q.due_at <= "
+             WHERE q.slot = $1 AND q.project_id = w.project_id AND q.endpoint_id = w.endpoint_id AND q.due_at <= "
     [now: PgTimestamp as sql::Timestamptz]
     " ORDER BY q.due_at LIMIT greatest(0, "
     [each_max: i64 as sql::BigInt]
@@ -339,7 +386,7 @@ statement! {
     [lost_at: PgTimestamp as sql::Timestamptz]
     " FROM taken CROSS JOIN LATERAL (SELECT kind, url, audience, removed_at FROM backchannel_endpoints
          WHERE project_id = taken.project_id AND id = taken.endpoint_id LIMIT 1) AS e
-     WHERE d.project_id = taken.project_id AND d.id = taken.id
+     WHERE d.slot = $1 AND d.project_id = taken.project_id AND d.id = taken.id
      RETURNING d.project_id, d.id, d.endpoint_id, d.revocation_id, d.session_id, d.user_id, d.at, d.reason, d.actor,
          d.actor_id, d.queued_at, d.attempts, e.kind, e.url, e.audience, e.removed_at IS NOT NULL AS is_removed"
 }
@@ -349,7 +396,9 @@ statement! {
     DeliveryDone -> () =
     "UPDATE backchannel_deliveries SET delivered_at = "
     [at: PgTimestamp as sql::Timestamptz]
-    ", due_at = NULL, dead_at = NULL, last_error = NULL, user_id = NULL WHERE project_id = "
+    ", due_at = NULL, dead_at = NULL, last_error = NULL, user_id = NULL WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]
@@ -367,7 +416,9 @@ statement! {
     [dead_at: Option<PgTimestamp> as sql::Nullable<sql::Timestamptz>]
     ", "
     [error: String as sql::Text]
-    ") AS f (due_at, dead_at, last_error) WHERE project_id = "
+    ") AS f (due_at, dead_at, last_error) WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND project_id = "
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]
@@ -377,23 +428,24 @@ statement! {
 }
 
 statement! {
-    /// Counts pending deliveries by the kind of endpoint, up to a maximum for each endpoint.
+    /// Counts pending deliveries of a slot by the kind of endpoint, up to a maximum for each endpoint.
     DeliveriesCount -> WaitingRow =
     "WITH RECURSIVE waiting (project_id, endpoint_id) AS (
-         (SELECT project_id, endpoint_id FROM backchannel_deliveries
-          WHERE due_at IS NOT NULL AND (project_id, endpoint_id) > ('', '00000000-0000-0000-0000-000000000000')
+         (SELECT project_id, endpoint_id FROM backchannel_deliveries WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND due_at IS NOT NULL AND (project_id, endpoint_id) > ('', '00000000-0000-0000-0000-000000000000')
           ORDER BY project_id, endpoint_id LIMIT 1)
          UNION ALL
          SELECT next.project_id, next.endpoint_id FROM waiting AS w CROSS JOIN LATERAL (
              SELECT d.project_id, d.endpoint_id FROM backchannel_deliveries AS d
-             WHERE d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
+             WHERE d.slot = $1 AND d.due_at IS NOT NULL AND (d.project_id, d.endpoint_id) > (w.project_id, w.endpoint_id)
              ORDER BY d.project_id, d.endpoint_id LIMIT 1) AS next
      )
      SELECT e.kind, sum(c.count)::bigint AS waiting FROM waiting AS w
          CROSS JOIN LATERAL (SELECT kind FROM backchannel_endpoints
              WHERE project_id = w.project_id AND id = w.endpoint_id LIMIT 1) AS e
          CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT FROM backchannel_deliveries AS d
-             WHERE d.project_id = w.project_id AND d.endpoint_id = w.endpoint_id AND d.due_at IS NOT NULL LIMIT "
+             WHERE d.slot = $1 AND d.project_id = w.project_id AND d.endpoint_id = w.endpoint_id AND d.due_at IS NOT NULL LIMIT "
     [each_max: i64 as sql::BigInt]
     ") AS counted) AS c GROUP BY e.kind"
 }
@@ -440,7 +492,7 @@ struct DueRow {
 }
 
 impl DueRow {
-    fn into_due(self) -> Result<DueDelivery, Error> {
+    fn into_due(self, slot: i16) -> Result<DueDelivery, Error> {
         let bad = |column| Error::Inconsistent { table: "backchannel_deliveries", column, row: self.id.to_string() };
         Ok(DueDelivery {
             project: ProjectId::parse(&self.project_id).ok_or_else(|| bad("project_id"))?,
@@ -458,6 +510,7 @@ impl DueRow {
             url: self.url,
             audience: self.audience,
             is_removed: self.is_removed,
+            slot,
         })
     }
 }

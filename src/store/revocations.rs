@@ -181,7 +181,7 @@ impl Tx {
             project: revocation.project.as_str().to_owned(),
             slot: self.slot(revocation.bucket).to_column(),
         };
-        if self.rows(queue).await?.contains(&true) {
+        if self.execute(queue).await? > 0 {
             self.ring_on_commit();
         }
         Ok(())
@@ -215,17 +215,15 @@ impl Tx {
 }
 
 statement! {
-    /// Queues deliveries to each endpoint of the project: one for each session, where null stands for the user. Returns
-    /// whether the project has an endpoint.
+    /// Queues deliveries to each endpoint of the project: one for each session, where null stands for the user.
     ///
     /// A delivery's id is a UUIDv7 with the time of the audit record that it reports, and random bits.
-    BulkRevocationQueue -> bool as sql::Bool =
-    "WITH queued AS (
-         INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
-           actor, actor_id, queued_at, due_at, slot)
-         SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(c.record::text, 15) FROM 1)::uuid, e.id,
-           c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at, c.slot
-         FROM (SELECT "
+    BulkRevocationQueue -> () =
+    "INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,
+         actor, actor_id, queued_at, due_at, slot)
+     SELECT e.project_id, overlay(gen_random_uuid()::text PLACING left(c.record::text, 15) FROM 1)::uuid, e.id,
+         c.record, s.id, c.user_id, c.at, c.reason, c.actor, c.actor_id, c.at, c.at, c.slot
+     FROM (SELECT "
     [record: Uuid as sql::Uuid]
     ", "
     [user: String as sql::Text]
@@ -243,9 +241,7 @@ statement! {
     [sessions: Vec<Option<Uuid>> as sql::Array<sql::Nullable<sql::Uuid>>]
     ") AS s (id) WHERE e.project_id = "
     [project: String as sql::Text]
-    " AND e.removed_at IS NULL RETURNING id
-     )
-     SELECT EXISTS (SELECT FROM queued)"
+    " AND e.removed_at IS NULL"
 }
 
 #[derive(Queryable, Selectable)]

@@ -207,6 +207,7 @@ diesel::table! {
         project_id -> Text,
         key -> Text,
         completed_at -> Nullable<Timestamptz>,
+        slot -> SmallInt,
     }
 }
 
@@ -252,3 +253,4 @@ diesel::table! {
 }
 
 diesel::allow_tables_to_appear_in_same_query!(sessions, users, projects);
+diesel::allow_tables_to_appear_in_same_query!(slots, backchannel_deliveries);

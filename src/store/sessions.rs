@@ -20,24 +20,22 @@ use uuid::Uuid;
 use super::Store;
 use super::Tx;
 use super::columns::SERVICE;
-use super::columns::actor_columns;
 use super::columns::from_pg;
 use super::columns::limit;
 use super::columns::to_pg;
 use super::error::Error;
+use super::events::AuditEvent;
 use super::events::EventKind;
 use super::events::EventRecord;
 use super::events::RecordOrder;
 use super::events::RecordQuery;
 use super::events::SESSION_CREATED;
-use super::events::SESSION_UPDATED;
 use super::events::records;
 use super::schema::projects;
 use super::schema::sessions;
 use super::schema::users;
 use super::slots::by_slot;
 use super::statement::statement;
-use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::Bucket;
 use sessiond_core::id::KeyId;
@@ -291,7 +289,7 @@ statement! {
     " AND s.revoked_at IS NULL AND s.last_used_at < a.at FOR UPDATE OF s SKIP LOCKED
      )
      UPDATE sessions AS s SET last_used_at = used.at, used_before_at = CASE
-         WHEN date_trunc('day', s.last_used_at, 'UTC') < date_trunc('day', used.at, 'UTC') THEN s.last_used_at
+         WHEN date_trunc('day', s.last_used_at AT TIME ZONE 'UTC') < date_trunc('day', used.at AT TIME ZONE 'UTC') THEN s.last_used_at
          ELSE s.used_before_at END
      FROM used WHERE s.slot = $4 AND s.project_id = used.project_id AND s.id = used.id"
 }
@@ -368,47 +366,48 @@ impl Tx {
         Ok(ids.into_iter().map(SessionId::from_uuid).collect())
     }
 
-    /// Deletes sessions of an erased user that this transaction has revoked, and so has locked. Returns how many. The audit
-    /// keeps the record of their creation, without the user.
+    /// Deletes sessions of an erased user that are revoked. Returns how many. The audit keeps the record of their creation,
+    /// without the user.
     pub async fn sessions_erase(&mut self, project: &ProjectId, ids: &[SessionId]) -> Result<usize, Error> {
         let mut deleted = 0;
         for (slot, ids) in by_slot(ids.iter().copied(), |id| self.slot(id.bucket())) {
-            let erase = SessionsErase {
+            let these = sessions::table
+                .filter(sessions::slot.eq(slot.to_column()))
+                .filter(sessions::project_id.eq(project.as_str()))
+                .filter(sessions::id.eq_any(uuids(&ids)));
+            // Before they are recorded, as a sweep does: it may hold one, and be about to record it.
+            let held = these.clone().order((sessions::project_id, sessions::id)).select(sessions::id).for_update();
+            let _: Vec<Uuid> = self.load(held).await?;
+            let record = SessionsErase {
+                kind: SESSION_CREATED,
+                actor: SERVICE,
                 slot: slot.to_column(),
                 project: project.as_str().to_owned(),
                 ids: uuids(&ids),
-                kind: SESSION_CREATED,
-                actor: SERVICE,
             };
-            let count = self.rows(erase).await?.pop().unwrap_or(0);
-            deleted += usize::try_from(count).unwrap_or(0);
+            self.execute(record).await?;
+            deleted += self.execute(diesel::delete(these)).await?;
         }
         Ok(deleted)
     }
 }
 
 statement! {
-    /// Deletes sessions, and records their creation without the user. Returns how many were deleted. See also
-    /// `SessionsSweep`.
-    SessionsErase -> i64 as sql::BigInt =
-    "WITH erased AS (
-         DELETE FROM sessions WHERE slot = "
-    [slot: i16 as sql::SmallInt]
-    " AND project_id = "
-    [project: String as sql::Text]
-    " AND id = ANY ("
-    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") RETURNING slot, project_id, id, created_at, creator_key_id, impersonator_id
-     ), recorded AS (
-         INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, actor, actor_id)
-         SELECT slot, project_id, id, created_at, "
+    /// Records the creation of sessions that are about to be deleted, without the user. See also `SessionsRecord`.
+    SessionsErase -> () =
+    "INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, actor, actor_id)
+     SELECT s.slot, s.project_id, s.id, s.created_at, "
     [kind: i16 as sql::SmallInt]
-    ", id, "
+    "::smallint, s.id, "
     [actor: i16 as sql::SmallInt]
-    ", creator_key_id FROM erased WHERE creator_key_id IS NOT NULL AND impersonator_id IS NULL
-         ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING
-     )
-     SELECT count(*) FROM erased"
+    "::smallint, s.creator_key_id FROM sessions AS s WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.project_id = "
+    [project: String as sql::Text]
+    " AND s.id = ANY ("
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AND s.creator_key_id IS NOT NULL AND s.impersonator_id IS NULL
+     ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING"
 }
 
 impl Tx {
@@ -448,7 +447,6 @@ pub struct SessionUpdate {
 impl Tx {
     /// Stores the fields that the host application keeps with a session, and the session's own epoch, and records the update.
     pub async fn session_change(&mut self, session: &Session, update: SessionUpdate) -> Result<(), Error> {
-        let (actor, actor_id) = actor_columns(update.by);
         let statement = SessionChange {
             claims: serde_json::Value::Object(session.claims.clone()),
             labels: labels_column(session.labels.clone()),
@@ -458,23 +456,21 @@ impl Tx {
             slot: self.slot(session.id.bucket()).to_column(),
             project: session.project.as_str().to_owned(),
             id: session.id.as_uuid(),
-            record: clock::new_record_id(update.at),
-            at: to_pg(update.at),
-            kind: SESSION_UPDATED,
-            actor,
-            actor_id,
-            details: update.details,
         };
-        self.execute(statement).await.map(drop)
+        if self.execute(statement).await? == 0 {
+            return Ok(());
+        }
+        let Some(details) = update.details else { return Ok(()) };
+        let kind = EventKind::SessionUpdated { session: session.id, user: Some(session.user.as_str().to_owned()) };
+        let (project, at, by) = (session.project.clone(), update.at, update.by);
+        self.event_insert(&AuditEvent { project, kind, at, by, ip: None, details: Some(details) }).await
     }
 }
 
 statement! {
-    /// Updates the fields that the host application keeps with a session, and the session's own epoch, and records the update if
-    /// there are details.
+    /// Updates the fields that the host application keeps with a session, and the session's own epoch.
     SessionChange -> () =
-    "WITH changed AS (
-         UPDATE sessions SET claims = "
+    "UPDATE sessions SET claims = "
     [claims: Value as sql::Jsonb]
     ", labels = "
     [labels: Value as sql::Jsonb]
@@ -490,22 +486,7 @@ statement! {
     [project: String as sql::Text]
     " AND id = "
     [id: Uuid as sql::Uuid]
-    " RETURNING slot, project_id, id, user_id
-     )
-     INSERT INTO audit_events (slot, project_id, session_id, user_id, id, at, kind, actor, actor_id, details)
-     SELECT changed.slot, changed.project_id, changed.id, changed.user_id, "
-    [record: Uuid as sql::Uuid]
-    ", "
-    [at: PgTimestamp as sql::Timestamptz]
-    ", "
-    [kind: i16 as sql::SmallInt]
-    ", "
-    [actor: i16 as sql::SmallInt]
-    ", "
-    [actor_id: Option<Uuid> as sql::Nullable<sql::Uuid>]
-    ", found.details FROM changed, (SELECT "
-    [details: Option<Value> as sql::Nullable<sql::Jsonb>]
-    ") AS found (details) WHERE found.details IS NOT NULL"
+    ""
 }
 
 #[derive(Queryable, Selectable)]

@@ -2,6 +2,7 @@
 //! names the slot, so that a divided database sends it to one node. One Postgres has one slot.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
@@ -52,10 +53,21 @@ impl SlotCount {
         }
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> u16 {
+        // Before the first connection nothing is asked.
+        self.0.load(Ordering::Relaxed).max(1)
+    }
+
     /// The slot of a bucket.
     pub(super) fn slot(&self, bucket: Bucket) -> Slot {
-        // Before the first connection nothing is asked.
-        Slot::of(bucket, self.0.load(Ordering::Relaxed).max(1))
+        Slot::of(bucket, self.count())
+    }
+
+    /// All slots, from the first to the last.
+    pub(super) fn all(&self) -> RangeInclusive<Slot> {
+        let slot = |number| self.slot(Bucket::from_number(number));
+        slot(0)..=slot(Bucket::COUNT - 1)
     }
 }
 

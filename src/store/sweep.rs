@@ -84,6 +84,8 @@ impl Task {
 /// A position in a table: all rows up to it have been examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SweepPosition {
+    /// The slot; zero before the first one.
+    slot: i16,
     project: String,
     key: String,
 }
@@ -91,18 +93,29 @@ pub struct SweepPosition {
 impl SweepPosition {
     /// Before the first row.
     pub const fn start() -> Self {
-        Self { project: String::new(), key: String::new() }
+        Self { slot: 0, project: String::new(), key: String::new() }
     }
 
-    /// After the given row.
-    pub fn behind(row: &impl Swept) -> Self {
+    /// After the given row of the same slot.
+    pub fn behind(&self, row: &impl Swept) -> Self {
         let (project, key) = row.key();
-        Self { project: project.to_owned(), key }
+        Self { slot: self.slot, project: project.to_owned(), key }
     }
 
-    /// After the last row of the given row's project.
-    pub fn behind_project(row: &impl Swept) -> Self {
-        Self { project: row.key().0.to_owned(), key: Uuid::max().hyphenated().to_string() }
+    /// After the last row of the given row's project in the same slot.
+    pub fn behind_project(&self, row: &impl Swept) -> Self {
+        Self { slot: self.slot, project: row.key().0.to_owned(), key: Uuid::max().hyphenated().to_string() }
+    }
+
+    /// Before the first row of the same slot.
+    #[must_use]
+    pub const fn start_of_slot(&self) -> Self {
+        Self { slot: self.slot, project: String::new(), key: String::new() }
+    }
+
+    /// The slot, as its column.
+    pub(super) const fn slot(&self) -> i16 {
+        self.slot
     }
 
     /// The key as an id; the lowest id if there is none.
@@ -116,20 +129,25 @@ pub trait Swept: Sized + Send + Sync {
     /// Its project, and its key within the project.
     fn key(&self) -> (&str, String);
 
-    /// Reads the next rows in key order.
+    /// Reads the next rows of the slot in key order.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
     fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> impl Future<Output = Result<Vec<Self>, Error>> + Send;
 
-    /// Deletes rows, except those that have been needed again since they were read. Returns how many. What the audit still
-    /// needs of them is recorded there: events after `audit_from`.
+    /// Deletes rows of the slot that is swept, except those that have been needed again since they were read. Returns how
+    /// many. What the audit still needs of them is recorded there: events after `audit_from`.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    fn delete(tx: &mut Tx, gone: &[Self], audit_from: Timestamp) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn delete(
+        tx: &mut Tx,
+        from: &SweepPosition,
+        gone: &[Self],
+        audit_from: Timestamp,
+    ) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
 /// How far a sweep has come.
@@ -145,10 +163,21 @@ impl Tx {
     /// Locks a task until the end of the transaction; `None` if another replica holds it.
     pub async fn sweep_claim(&mut self, task: Task) -> Result<Option<Progress>, Error> {
         let progress = self.rows(SweepClaim { task: task.as_str() }).await?.pop();
-        Ok(progress.map(|ProgressRow { project_id: project, key, completed_at }| Progress {
-            position: SweepPosition { project, key },
+        Ok(progress.map(|ProgressRow { slot, project_id: project, key, completed_at }| Progress {
+            position: SweepPosition { slot, project, key },
             completed_at: completed_at.map(from_pg),
         }))
+    }
+
+    /// The position in the slot that is swept: the first one at the start.
+    pub fn sweep_position(&self, position: SweepPosition) -> SweepPosition {
+        SweepPosition { slot: position.slot.max(self.slots().all().start().to_column()), ..position }
+    }
+
+    /// The start of the next slot; `None` after the last one.
+    pub fn sweep_next_slot(&self, position: &SweepPosition) -> Option<SweepPosition> {
+        let next = position.slot + 1;
+        (next <= self.slots().all().end().to_column()).then(|| SweepPosition { slot: next, ..SweepPosition::start() })
     }
 
     /// Stores where to continue and, if the end of the table was reached, when.
@@ -158,8 +187,8 @@ impl Tx {
         position: SweepPosition,
         completed_at: Option<Timestamp>,
     ) -> Result<(), Error> {
-        let SweepPosition { project, key } = position;
-        let statement = SweepNote { project, key, completed_at: completed_at.map(to_pg), task: task.as_str() };
+        let SweepPosition { slot, project, key } = position;
+        let statement = SweepNote { slot, project, key, completed_at: completed_at.map(to_pg), task: task.as_str() };
         self.execute(statement).await.map(drop)
     }
 }
@@ -167,7 +196,7 @@ impl Tx {
 statement! {
     /// Locks a task's row until the end of the transaction; returns no row if another replica holds it.
     SweepClaim -> ProgressRow =
-    "SELECT project_id, key, completed_at FROM sweeps WHERE task = "
+    "SELECT slot, project_id, key, completed_at FROM sweeps WHERE task = "
     [task: &'static str as sql::Text]
     " FOR UPDATE SKIP LOCKED"
 }
@@ -175,7 +204,9 @@ statement! {
 statement! {
     /// Stores how far a sweep has come.
     SweepNote -> () =
-    "UPDATE sweeps SET project_id = "
+    "UPDATE sweeps SET slot = "
+    [slot: i16 as sql::SmallInt]
+    ", project_id = "
     [project: String as sql::Text]
     ", key = "
     [key: String as sql::Text]
@@ -188,6 +219,8 @@ statement! {
 
 #[derive(QueryableByName)]
 struct ProgressRow {
+    #[diesel(sql_type = sql::SmallInt)]
+    slot: i16,
     #[diesel(sql_type = sql::Text)]
     project_id: String,
     #[diesel(sql_type = sql::Text)]

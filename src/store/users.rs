@@ -116,8 +116,9 @@ impl Tx {
     }
 
     /// Waits until no other transaction that called this for the user is in progress. Call it before locking any row.
-    pub async fn user_queue(&mut self, project: &ProjectId, user: &UserId) -> Result<(), Error> {
-        let statement = UserQueue { user: user.as_str().to_owned(), project: project.as_str().to_owned() };
+    pub async fn user_queue(&mut self, project: &ProjectId, user: &UserId, bucket: Bucket) -> Result<(), Error> {
+        let slot = self.slot(bucket).to_column();
+        let statement = UserQueue { user: user.as_str().to_owned(), project: project.as_str().to_owned(), slot };
         self.rows(statement).await.map(drop)
     }
 
@@ -125,7 +126,17 @@ impl Tx {
     pub async fn user_delete(&mut self, project: &ProjectId, user: &UserId, bucket: Bucket) -> Result<(), Error> {
         let slot = self.slot(bucket).to_column();
         let statement = UserDelete { slot, project: project.as_str().to_owned(), user: user.as_str().to_owned() };
-        self.execute(statement).await.map(drop)
+        let epochs: Vec<i64> = self.rows(statement).await?;
+        match epochs.into_iter().max() {
+            Some(epoch) => self.users_begin_above(vec![(project.as_str().to_owned(), epoch)]).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes new users of the projects start above these epochs. Call it in the transaction that deletes their users.
+    pub(super) async fn users_begin_above(&mut self, epochs: Vec<(String, i64)>) -> Result<(), Error> {
+        let (projects, epochs) = epochs.into_iter().unzip();
+        self.execute(UsersBeginAbove { projects, epochs }).await.map(drop)
     }
 }
 
@@ -234,28 +245,39 @@ statement! {
     /// transaction.
     ///
     /// Not a lock on the user's row: a refresh locks one of the user's sessions and then waits for the row, while
-    /// making room would wait for the session. Two users with the same hash take turns too, which does no harm.
+    /// making room would wait for the session. Two users with the same hash take turns too, which does no harm. The lock is
+    /// one of the node that has the slot.
     UserQueue -> bool as sql::Bool =
     "SELECT pg_advisory_xact_lock(hashtextextended("
     [user: String as sql::Text]
     ", hashtextextended("
     [project: String as sql::Text]
-    ", 7305504))) IS NOT NULL"
+    ", 7305504))) IS NOT NULL FROM slots WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    ""
 }
 
 statement! {
-    /// Deletes a user, and makes new users start above its epoch.
-    UserDelete -> () =
-    "WITH gone AS (
-         DELETE FROM users WHERE slot = "
+    /// Deletes a user, and returns its epoch.
+    UserDelete -> i64 as sql::BigInt =
+    "DELETE FROM users WHERE slot = "
     [slot: i16 as sql::SmallInt]
     " AND project_id = "
     [project: String as sql::Text]
     " AND user_id = "
     [user: String as sql::Text]
-    " RETURNING project_id, epoch
-     )
-     UPDATE projects SET users_epoch_base = greatest(users_epoch_base, gone.epoch + 1) FROM gone WHERE id = gone.project_id"
+    " RETURNING epoch"
+}
+
+statement! {
+    /// Makes new users start above these epochs. Not in one statement with the deletion of the users: in a divided database,
+    /// one changes a distributed table, and the other a table that is on every node.
+    UsersBeginAbove -> () =
+    "UPDATE projects AS p SET users_epoch_base = a.epoch + 1 FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [epochs: Vec<i64> as sql::Array<sql::BigInt>]
+    ") AS a (project_id, epoch) WHERE p.id = a.project_id AND p.users_epoch_base <= a.epoch"
 }
 
 /// A user's key.

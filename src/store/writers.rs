@@ -24,6 +24,7 @@ use super::columns::to_pg;
 use super::error::Error;
 use super::slots::Slot;
 use super::statement::statement;
+use super::sweep::SweepPosition;
 use super::wire::BEGIN;
 use sessiond_core::clock;
 use sessiond_core::clock::Timestamp;
@@ -130,25 +131,38 @@ impl Tx {
         if open.is_empty() { Err(Error::unavailable(self.operation(), CLOSED)) } else { Ok(()) }
     }
 
-    /// Closes writers that were opened before `idle`, and have written nothing since, at most `rows_max`. Returns how many.
+    /// Closes writers of the slot that is swept that were opened before `idle`, and have written nothing since, at most
+    /// `rows_max`. Returns how many.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn feed_writers_close(&mut self, idle: Timestamp, now: Timestamp, rows_max: i64) -> Result<usize, Error> {
-        let locked = self.rows(WritersLock { idle: to_pg(idle), rows_max }).await?;
+    pub async fn feed_writers_close(
+        &mut self,
+        from: &SweepPosition,
+        idle: Timestamp,
+        now: Timestamp,
+        rows_max: i64,
+    ) -> Result<usize, Error> {
+        let slot = from.slot();
+        let locked = self.rows(WritersLock { slot, idle: to_pg(idle), rows_max }).await?;
         let ids = locked.into_iter().map(|row| row.id).collect();
         // A statement of its own: its snapshot is from after the locks, so it sees everything that their holders committed.
-        self.execute(WritersClose { now: to_pg(now), ids, idle: to_pg(idle) }).await
+        self.execute(WritersClose { now: to_pg(now), slot, ids, idle: to_pg(idle) }).await
     }
 
-    /// Deletes writers that were closed before `closed`, at most `rows_max`. Returns how many.
+    /// Deletes writers of the slot that is swept that were closed before `closed`, at most `rows_max`. Returns how many.
     ///
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn feed_writers_delete(&mut self, closed: Timestamp, rows_max: i64) -> Result<usize, Error> {
-        self.execute(WritersDelete { closed: to_pg(closed), rows_max }).await
+    pub async fn feed_writers_delete(
+        &mut self,
+        from: &SweepPosition,
+        closed: Timestamp,
+        rows_max: i64,
+    ) -> Result<usize, Error> {
+        self.execute(WritersDelete { slot: from.slot(), closed: to_pg(closed), rows_max }).await
     }
 }
 
@@ -171,10 +185,12 @@ statement! {
 statement! {
     /// Locks open writers that no transaction uses, and whose newest entry is old.
     WritersLock -> IdRow =
-    "SELECT w.id FROM feed_writers AS w WHERE w.last IS NULL AND w.opened_at < "
+    "SELECT w.id FROM feed_writers AS w WHERE w.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND w.last IS NULL AND w.opened_at < "
     [idle: PgTimestamp as sql::Timestamptz]
-    " AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0
-         ORDER BY r.seq DESC LIMIT 1) >= $1, false) LIMIT "
+    " AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = $1 AND r.writer = w.id AND r.writer <> 0
+         ORDER BY r.seq DESC LIMIT 1) >= $2, false) LIMIT "
     [rows_max: i64 as sql::BigInt]
     " FOR UPDATE OF w SKIP LOCKED"
 }
@@ -184,10 +200,12 @@ statement! {
     WritersClose -> () =
     "UPDATE feed_writers AS w SET closed_at = "
     [now: PgTimestamp as sql::Timestamptz]
-    ", last = coalesce((SELECT max(r.seq) FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0), 0)
-     WHERE w.id = ANY("
+    ", last = coalesce((SELECT max(r.seq) FROM revocations AS r WHERE r.slot = $2 AND r.writer = w.id AND r.writer <> 0), 0)
+     WHERE w.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND w.id = ANY("
     [ids: Vec<i64> as sql::Array<sql::BigInt>]
-    ") AND w.last IS NULL AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = w.slot AND r.writer = w.id AND r.writer <> 0
+    ") AND w.last IS NULL AND NOT coalesce((SELECT r.at FROM revocations AS r WHERE r.slot = $2 AND r.writer = w.id AND r.writer <> 0
          ORDER BY r.seq DESC LIMIT 1) >= "
     [idle: PgTimestamp as sql::Timestamptz]
     ", false)"
@@ -196,7 +214,9 @@ statement! {
 statement! {
     /// Deletes writers that were closed long ago.
     WritersDelete -> () =
-    "DELETE FROM feed_writers WHERE id IN (SELECT id FROM feed_writers WHERE closed_at < "
+    "DELETE FROM feed_writers WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND id IN (SELECT id FROM feed_writers WHERE slot = $1 AND closed_at < "
     [closed: PgTimestamp as sql::Timestamptz]
     " LIMIT "
     [rows_max: i64 as sql::BigInt]

@@ -103,10 +103,16 @@ impl Tx {
     pub async fn sessions_insert(&mut self, sessions: Vec<(StoredSession, KeyId)>) -> Result<(), Error> {
         for (slot, sessions) in by_slot(sessions, |(one, _)| self.slot(one.session.id.bucket())) {
             let mut columns = SessionsInsert { slot: slot.to_column(), ..SessionsInsert::default() };
+            let count = sessions.len();
             for (one, creator) in sessions {
                 columns.push(SessionRow::new(one), creator);
             }
-            self.execute(columns).await?;
+            if self.execute(columns).await? != count {
+                return Err(Error::unavailable(
+                    self.operation(),
+                    "the database has other slots than when this server started",
+                ));
+            }
             self.note_written();
         }
         Ok(())
@@ -171,7 +177,8 @@ statement! {
 }
 
 statement! {
-    /// Inserts sessions. As for [`SessionsRotate`], arrays come as one array of all elements.
+    /// Inserts sessions. As for [`SessionsRotate`], arrays come as one array of all elements. The row of the slot leads the
+    /// statement to its node, as an array alone would not.
     #[derive(Default)]
     SessionsInsert -> () =
     "INSERT INTO sessions (
@@ -191,9 +198,7 @@ statement! {
     [refresh_issued_at: Vec<PgTimestamp> as sql::Array<sql::Timestamptz>]
     ")[a.chain_first:a.chain_last], ("
     [amr: Vec<String> as sql::Array<sql::Text>]
-    ")[a.amr_first:a.amr_last], "
-    [slot: i16 as sql::SmallInt]
-    "::smallint FROM unnest("
+    ")[a.amr_first:a.amr_last], p.slot FROM slots AS p JOIN unnest("
     [project_id: Vec<String> as sql::Array<sql::Text>]
     ", "
     [id: Vec<Uuid> as sql::Array<sql::Uuid>]
@@ -265,7 +270,9 @@ statement! {
        impersonator_id, auth_time, acr, device_name, user_agent, ip, labels, claims, used_before_at, refresh_repeats,
        refresh_repeated_elsewhere, device_changed_at, device_before, creator_key_id, chain_first, chain_last,
        amr_first, amr_last
-     )"
+     ) ON true WHERE p.slot = "
+    [slot: i16 as sql::SmallInt]
+    ""
 }
 
 impl SessionsInsert {

@@ -35,9 +35,9 @@ impl<T: AuditTable> SweptLine<T> {
     /// # Errors
     ///
     /// Fails if the database is unavailable.
-    pub async fn strip(tx: &mut Tx, lines: &[Self]) -> Result<usize, Error> {
+    pub async fn strip(tx: &mut Tx, from: &SweepPosition, lines: &[Self]) -> Result<usize, Error> {
         let (projects, ids) = keys(lines);
-        T::strip(tx, projects, ids).await
+        T::strip(tx, from.slot, projects, ids).await
     }
 }
 
@@ -55,13 +55,13 @@ impl<T: AuditTable> Swept for SweptLine<T> {
             has_address: row.has_address,
             table: PhantomData,
         };
-        let rows = T::walk(tx, from.project.clone(), from.id(), rows_max).await?;
+        let rows = T::walk(tx, from.clone(), rows_max).await?;
         Ok(rows.into_iter().map(read).collect())
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, from: &SweepPosition, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = keys(gone);
-        T::delete(tx, projects, ids).await
+        T::delete(tx, from.slot, projects, ids).await
     }
 }
 
@@ -71,19 +71,28 @@ fn keys<T>(lines: &[SweptLine<T>]) -> (Vec<String>, Vec<Uuid>) {
 
 /// A table of the audit.
 pub trait AuditTable: Send + Sync + 'static {
-    /// Reads the next records in key order.
+    /// Reads the next records of a slot in key order.
     fn walk(
         tx: &mut Tx,
-        project: String,
-        id: Uuid,
+        from: SweepPosition,
         rows_max: i64,
     ) -> impl Future<Output = Result<Vec<LineRow>, Error>> + Send;
 
     /// Deletes records.
-    fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn delete(
+        tx: &mut Tx,
+        slot: i16,
+        projects: Vec<String>,
+        ids: Vec<Uuid>,
+    ) -> impl Future<Output = Result<usize, Error>> + Send;
 
     /// Removes the addresses from records.
-    fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn strip(
+        tx: &mut Tx,
+        slot: i16,
+        projects: Vec<String>,
+        ids: Vec<Uuid>,
+    ) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
 /// `revocations`.
@@ -91,16 +100,17 @@ pub trait AuditTable: Send + Sync + 'static {
 pub enum RevocationLines {}
 
 impl AuditTable for RevocationLines {
-    async fn walk(tx: &mut Tx, project: String, id: Uuid, rows_max: i64) -> Result<Vec<LineRow>, Error> {
-        tx.rows(RevocationsWalk { project, id, rows_max }).await
+    async fn walk(tx: &mut Tx, from: SweepPosition, rows_max: i64) -> Result<Vec<LineRow>, Error> {
+        let (slot, id, project) = (from.slot, from.id(), from.project);
+        tx.rows(RevocationsWalk { slot, project, id, rows_max }).await
     }
 
-    async fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
-        tx.execute(RevocationsSweep { projects, ids }).await
+    async fn delete(tx: &mut Tx, slot: i16, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(RevocationsSweep { projects, ids, slot }).await
     }
 
-    async fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
-        tx.execute(AddressesSweep { projects, ids }).await
+    async fn strip(tx: &mut Tx, slot: i16, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(AddressesSweep { projects, ids, slot }).await
     }
 }
 
@@ -109,16 +119,17 @@ impl AuditTable for RevocationLines {
 pub enum EventLines {}
 
 impl AuditTable for EventLines {
-    async fn walk(tx: &mut Tx, project: String, id: Uuid, rows_max: i64) -> Result<Vec<LineRow>, Error> {
-        tx.rows(EventsWalk { project, id, rows_max }).await
+    async fn walk(tx: &mut Tx, from: SweepPosition, rows_max: i64) -> Result<Vec<LineRow>, Error> {
+        let (slot, id, project) = (from.slot, from.id(), from.project);
+        tx.rows(EventsWalk { slot, project, id, rows_max }).await
     }
 
-    async fn delete(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
-        tx.execute(EventsSweep { projects, ids }).await
+    async fn delete(tx: &mut Tx, slot: i16, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(EventsSweep { projects, ids, slot }).await
     }
 
-    async fn strip(tx: &mut Tx, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
-        tx.execute(EventAddressesSweep { projects, ids }).await
+    async fn strip(tx: &mut Tx, slot: i16, projects: Vec<String>, ids: Vec<Uuid>) -> Result<usize, Error> {
+        tx.execute(EventAddressesSweep { projects, ids, slot }).await
     }
 }
 
@@ -140,7 +151,9 @@ pub struct LineRow {
 statement! {
     /// The next revocations in key order.
     RevocationsWalk -> LineRow =
-    "SELECT project_id, id, at, access_expires_at, ip IS NOT NULL AS has_address FROM revocations WHERE (project_id, id) > ("
+    "SELECT project_id, id, at, access_expires_at, ip IS NOT NULL AS has_address FROM revocations WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND (project_id, id) > ("
     [project: String as sql::Text]
     ", "
     [id: Uuid as sql::Uuid]
@@ -156,7 +169,9 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+    ") AS a (project_id, id) WHERE r.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND r.project_id = a.project_id AND r.id = a.id"
 }
 
 statement! {
@@ -166,13 +181,17 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, id) WHERE r.project_id = a.project_id AND r.id = a.id"
+    ") AS a (project_id, id) WHERE r.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND r.project_id = a.project_id AND r.id = a.id"
 }
 
 statement! {
     /// The next other events in key order. They revoke nothing, so verifiers do not need them.
     EventsWalk -> LineRow =
-    "SELECT project_id, id, at, at AS access_expires_at, ip IS NOT NULL AS has_address FROM audit_events WHERE (project_id, id) > ("
+    "SELECT project_id, id, at, at AS access_expires_at, ip IS NOT NULL AS has_address FROM audit_events WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND (project_id, id) > ("
     [project: String as sql::Text]
     ", "
     [id: Uuid as sql::Uuid]
@@ -188,7 +207,9 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
+    ") AS a (project_id, id) WHERE e.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND e.project_id = a.project_id AND e.id = a.id"
 }
 
 statement! {
@@ -198,5 +219,7 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, id) WHERE e.project_id = a.project_id AND e.id = a.id"
+    ") AS a (project_id, id) WHERE e.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND e.project_id = a.project_id AND e.id = a.id"
 }

@@ -32,7 +32,8 @@ impl Swept for SweptDelivery {
     }
 
     async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
-        let rows = tx.rows(DeliveriesWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
+        let rows =
+            tx.rows(DeliveriesWalk { slot: from.slot, project: from.project.clone(), id: from.id(), rows_max }).await?;
         let read = |row: WalkedDelivery| Self {
             project: row.project_id,
             id: row.id,
@@ -44,16 +45,18 @@ impl Swept for SweptDelivery {
     }
 
     /// Except those that an operator has queued again.
-    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, from: &SweepPosition, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
-        tx.execute(DeliveriesSweep { projects, ids }).await
+        tx.execute(DeliveriesSweep { projects, ids, slot: from.slot }).await
     }
 }
 
 statement! {
     /// The next deliveries in key order, and when they finished.
     DeliveriesWalk -> WalkedDelivery =
-    "SELECT project_id, id, at, delivered_at, dead_at FROM backchannel_deliveries WHERE (project_id, id) > ("
+    "SELECT project_id, id, at, delivered_at, dead_at FROM backchannel_deliveries WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND (project_id, id) > ("
     [project: String as sql::Text]
     ", "
     [id: Uuid as sql::Uuid]
@@ -69,7 +72,9 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, id) WHERE d.project_id = a.project_id AND d.id = a.id AND d.due_at IS NULL"
+    ") AS a (project_id, id) WHERE d.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND d.project_id = a.project_id AND d.id = a.id AND d.due_at IS NULL"
 }
 
 #[derive(QueryableByName)]

@@ -32,7 +32,8 @@ impl Swept for SweptRequest {
     async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
         // Negative and positive infinity in Postgres.
         let created_at = PgTimestamp(if from.key.is_empty() { i64::MIN } else { i64::MAX });
-        let rows = tx.rows(RequestsWalk { project: from.project.clone(), created_at, rows_max }).await?;
+        let rows =
+            tx.rows(RequestsWalk { slot: from.slot, project: from.project.clone(), created_at, rows_max }).await?;
         let read = |row: WalkedRequest| Self {
             project: row.project_id,
             id: row.request_id,
@@ -41,16 +42,18 @@ impl Swept for SweptRequest {
         Ok(rows.into_iter().map(read).collect())
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, from: &SweepPosition, gone: &[Self], _: Timestamp) -> Result<usize, Error> {
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
-        tx.execute(RequestsSweep { projects, ids }).await
+        tx.execute(RequestsSweep { projects, ids, slot: from.slot }).await
     }
 }
 
 statement! {
     /// The next request ids, each project's oldest first.
     RequestsWalk -> WalkedRequest =
-    "SELECT project_id, request_id, created_at FROM session_requests WHERE (project_id, created_at) > ("
+    "SELECT project_id, request_id, created_at FROM session_requests WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND (project_id, created_at) > ("
     [project: String as sql::Text]
     ", "
     [created_at: PgTimestamp as sql::Timestamptz]
@@ -66,7 +69,9 @@ statement! {
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
-    ") AS a (project_id, request_id) WHERE r.project_id = a.project_id AND r.request_id = a.request_id"
+    ") AS a (project_id, request_id) WHERE r.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND r.project_id = a.project_id AND r.request_id = a.request_id"
 }
 
 #[derive(QueryableByName)]

@@ -40,28 +40,34 @@ impl Swept for SweptSession {
     }
 
     async fn walk(tx: &mut Tx, from: &SweepPosition, rows_max: i64) -> Result<Vec<Self>, Error> {
-        let rows = tx.rows(SessionsWalk { project: from.project.clone(), id: from.id(), rows_max }).await?;
+        let rows =
+            tx.rows(SessionsWalk { slot: from.slot, project: from.project.clone(), id: from.id(), rows_max }).await?;
         let mut rows: Vec<_> = rows.into_iter().map(WalkedSession::into_session).collect();
         // Selected in this order; the joins may have changed it.
         rows.sort_unstable_by(|one, other| (&one.project, one.id).cmp(&(&other.project, other.id)));
         Ok(rows)
     }
 
-    async fn delete(tx: &mut Tx, gone: &[Self], audit_from: Timestamp) -> Result<usize, Error> {
+    async fn delete(tx: &mut Tx, from: &SweepPosition, gone: &[Self], audit_from: Timestamp) -> Result<usize, Error> {
+        let slot = from.slot;
         let (projects, ids) = super::keys(gone, |one| (&one.project, one.id));
         let idle_expires_at = gone.iter().map(|one| to_pg(one.end_times.idle_expires_at)).collect();
         let user_epochs = gone.iter().map(|one| one.end_times.epoch.user).collect();
-        let sweep = SessionsSweep {
-            projects,
-            ids,
-            idle_expires_at,
-            user_epochs,
+        let held = tx.rows(SessionsHold { projects, ids, idle_expires_at, user_epochs, slot }).await?;
+        if held.is_empty() {
+            return Ok(0);
+        }
+        let (projects, ids): (Vec<_>, Vec<_>) = held.into_iter().map(|row| (row.project_id, row.id)).unzip();
+        let record = SessionsRecord {
             kind: SESSION_CREATED,
             actor: SERVICE,
+            projects: projects.clone(),
+            ids: ids.clone(),
+            slot,
             audit_from: to_pg(audit_from),
         };
-        let count = tx.rows(sweep).await?.pop().unwrap_or(0);
-        Ok(usize::try_from(count).unwrap_or(0))
+        tx.execute(record).await?;
+        tx.execute(SessionsSweep { projects, ids, slot }).await
     }
 }
 
@@ -75,7 +81,9 @@ statement! {
          coalesce(p.epoch, s.project_epoch) AS present_project_epoch, coalesce(u.epoch, s.user_epoch) AS present_user_epoch,
          p.epoch_raised_at AS project_raised_at, u.epoch_raised_at AS user_raised_at
      FROM (SELECT project_id, id, user_id, created_at, revoked_at, expires_at, idle_expires_at, project_epoch, user_epoch
-         FROM sessions WHERE (project_id, id) > ("
+         FROM sessions WHERE slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND (project_id, id) > ("
     [project: String as sql::Text]
     ", "
     [id: Uuid as sql::Uuid]
@@ -84,18 +92,13 @@ statement! {
     ") AS s
      LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM projects WHERE id = s.project_id LIMIT 1) AS p ON true
      LEFT JOIN LATERAL (SELECT epoch, epoch_raised_at FROM users
-         WHERE project_id = s.project_id AND user_id = s.user_id LIMIT 1) AS u ON true"
+         WHERE slot = $1 AND project_id = s.project_id AND user_id = s.user_id LIMIT 1) AS u ON true"
 }
 
 statement! {
-    /// Deletes sessions that have not changed since they were read. Locked rows are left to the next sweep. Returns how many
-    /// were deleted.
-    ///
-    /// A session's row was the record of its creation, so it leaves one in the audit. Impersonations have theirs there
-    /// already. The record has the session's id, which sorts by the time of creation as other records' ids do.
-    SessionsSweep -> i64 as sql::BigInt =
-    "WITH gone (project_id, id) AS MATERIALIZED (
-         SELECT s.project_id, s.id FROM unnest("
+    /// Locks sessions that have not changed since they were read. Locked rows are left to the next sweep.
+    SessionsHold -> HeldSession =
+    "SELECT s.project_id, s.id FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
@@ -104,23 +107,51 @@ statement! {
     ", "
     [user_epochs: Vec<i64> as sql::Array<sql::BigInt>]
     ") AS a (project_id, id, idle_expires_at, user_epoch)
-         JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id
-         WHERE s.idle_expires_at = a.idle_expires_at AND s.user_epoch = a.user_epoch FOR UPDATE OF s SKIP LOCKED
-     ), deleted AS (
-         DELETE FROM sessions AS s USING gone WHERE s.project_id = gone.project_id AND s.id = gone.id
-         RETURNING s.slot, s.project_id, s.id, s.created_at, s.user_id, s.creator_key_id, s.impersonator_id
-     ), recorded AS (
-         INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, user_id, actor, actor_id)
-         SELECT slot, project_id, id, created_at, "
+     JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.idle_expires_at = a.idle_expires_at AND s.user_epoch = a.user_epoch FOR UPDATE OF s SKIP LOCKED"
+}
+
+statement! {
+    /// Records the creation of locked sessions.
+    ///
+    /// A session's row was the record of its creation, so it leaves one in the audit. Impersonations have theirs there
+    /// already. The record has the session's id, which sorts by the time of creation as other records' ids do.
+    SessionsRecord -> () =
+    "INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, user_id, actor, actor_id)
+     SELECT s.slot, s.project_id, s.id, s.created_at, "
     [kind: i16 as sql::SmallInt]
-    ", id, user_id, "
+    "::smallint, s.id, s.user_id, "
     [actor: i16 as sql::SmallInt]
-    ", creator_key_id FROM deleted
-         WHERE creator_key_id IS NOT NULL AND impersonator_id IS NULL AND created_at > "
+    "::smallint, s.creator_key_id FROM unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) JOIN sessions AS s ON s.project_id = a.project_id AND s.id = a.id WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.creator_key_id IS NOT NULL AND s.impersonator_id IS NULL AND s.created_at > "
     [audit_from: PgTimestamp as sql::Timestamptz]
-    " ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING
-     )
-     SELECT count(*) FROM deleted"
+    " ON CONFLICT ON CONSTRAINT audit_events_pkey DO NOTHING"
+}
+
+statement! {
+    /// Deletes locked sessions.
+    SessionsSweep -> () =
+    "DELETE FROM sessions AS s USING unnest("
+    [projects: Vec<String> as sql::Array<sql::Text>]
+    ", "
+    [ids: Vec<Uuid> as sql::Array<sql::Uuid>]
+    ") AS a (project_id, id) WHERE s.slot = "
+    [slot: i16 as sql::SmallInt]
+    " AND s.project_id = a.project_id AND s.id = a.id"
+}
+
+#[derive(QueryableByName)]
+struct HeldSession {
+    #[diesel(sql_type = sql::Text)]
+    project_id: String,
+    #[diesel(sql_type = sql::Uuid)]
+    id: Uuid,
 }
 
 #[derive(QueryableByName)]
