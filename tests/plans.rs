@@ -47,9 +47,12 @@ const ASIDE_MAX: f64 = 5_000.0;
 /// The beginnings of the feed's statements.
 const FEED: &str = "WITH present AS";
 
-/// The beginnings of the statements that read the feed of a divided database.
-const SLOTS: &str = "SELECT p.slot, (pg_control_system())";
-const HEAD: &str = "SELECT clock_timestamp() AS at, (SELECT id FROM feed_histories";
+/// The beginnings of the statements that only a divided database gets.
+const DIVIDED: [&str; 3] = [
+    "SELECT p.slot, (pg_control_system())",
+    "SELECT clock_timestamp() AS at, (SELECT id FROM feed_histories",
+    "SELECT current_setting('fsync') AS fsync",
+];
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -174,8 +177,8 @@ async fn every_statement_finds_its_rows_by_an_index() {
     let Sent { settings, statements: mut noted } = sent.lock().expect("no one panics while holding it").clone();
     // The settings of a new connection, which have no plan.
     noted.retain(|text, _| !text.starts_with("SET "));
-    // Those of a divided database begin with the columns of its slots.
-    for beginning in written_by_hand().into_iter().filter(|text| !text.starts_with(SLOTS) && !text.starts_with(HEAD)) {
+    let is_of_divided = |text: &String| DIVIDED.iter().any(|beginning| text.starts_with(beginning));
+    for beginning in written_by_hand().into_iter().filter(|text| !is_of_divided(text)) {
         assert!(noted.keys().any(|text| text.starts_with(&beginning)), "never sent: {beginning:?}");
     }
     assert!(noted.len() > 40, "{} statements", noted.len());
@@ -234,7 +237,121 @@ async fn every_statement_finds_its_rows_by_an_index() {
             assert!(!judge(bad, &[]).await.is_empty(), "{bad}");
         }
     }
+    assert_one_shard_each(&noted, &types).await;
 }
+
+/// Explains each statement at the coordinator of the cluster, if there is one: what names a slot goes to one shard.
+async fn assert_one_shard_each(noted: &BTreeMap<String, Vec<u32>>, types: &HashMap<u32, String>) {
+    let Some(database) = Database::create_on_cluster("plans").await else { return };
+    let (client, connection) = tokio_postgres::connect(&database.url, NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    let (mut one, mut wrong) = (0, vec![]);
+    for (text, oids) in noted {
+        let slot_at = slot_parameter(text);
+        let is_distributed = DISTRIBUTED.iter().any(|table| {
+            ["FROM ", "JOIN ", "INTO ", "UPDATE "].iter().any(|before| {
+                text.contains(&format!("{before}{table}")) || text.contains(&format!("{before}\"{table}\""))
+            })
+        });
+        let is_allowed = |beginnings: &[&str]| beginnings.iter().any(|beginning| text.starts_with(beginning));
+        // A page of a project's sessions differs from a user's by its conditions alone.
+        let is_page = text.contains("ORDER BY \"sessions\".\"id\" DESC") && slot_at.is_none();
+        if !is_distributed || is_page || is_allowed(&ACROSS) || text.starts_with(FEED) {
+            continue;
+        }
+        let names: Vec<&str> = oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect();
+        let values = names.iter().enumerate().map(|(at, name)| {
+            if Some(at + 1) == slot_at { "'5'::smallint".to_owned() } else { format!("'{}'::{name}", any_value(name)) }
+        });
+        let given = values.collect::<Vec<_>>().join(", ");
+        let (declared, given) = if names.is_empty() {
+            (String::new(), given)
+        } else {
+            (format!("({})", names.join(", ")), format!("({given})"))
+        };
+        // One by one: within a transaction, no call of a function is sent to a node.
+        let explained = async {
+            client.batch_execute(&format!("PREPARE noted{declared} AS {text}")).await?;
+            client.simple_query(&format!("EXPLAIN (COSTS OFF) EXECUTE noted{given}")).await
+        };
+        let explained = explained.await;
+        client.batch_execute("DEALLOCATE ALL").await.expect("forgets it");
+        let plan = match explained {
+            Ok(messages) => messages
+                .iter()
+                .filter_map(|message| match message {
+                    SimpleQueryMessage::Row(row) => row.get(0),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+                .join("\n"),
+            Err(error) => format!("{error:?}"),
+        };
+        let tasks = plan.matches("Task Count: ").count();
+        if tasks == 1 && plan.contains("Task Count: 1\n") && !plan.contains("pull to coordinator") {
+            one += 1;
+        } else if !is_allowed(&AT_COORDINATOR) {
+            wrong.push(format!("{plan}\nof {text}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} statements do not go to one shard:\n{}", wrong.len(), wrong.join("\n\n"));
+    assert!(one > 40, "{one} statements go to one shard");
+    eprintln!("{one} statements go to one shard");
+}
+
+/// Which parameter is the slot, counted from 1; `None` if the statement names none.
+fn slot_parameter(text: &str) -> Option<usize> {
+    if text.contains("sessions_revoke(") {
+        return Some(11);
+    }
+    let after = ["slot = $", "slot\" = $", "slot\" = ($"].iter().find_map(|before| text.split_once(before));
+    let number = |rest: &str| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
+    match after {
+        Some((_, rest)) => number(rest),
+        // The last value of an insert.
+        None => text.contains(" VALUES (").then(|| text.rsplit_once('$')).flatten().and_then(|(_, rest)| number(rest)),
+    }
+}
+
+/// Any value of a type, as text.
+fn any_value(name: &str) -> String {
+    match name.strip_suffix("[]") {
+        Some("jsonb") => "{\"{}\"}".to_owned(),
+        Some(element) => format!("{{{}}}", any_value(element)),
+        None => match name {
+            "uuid" => "00000000-0000-7000-8000-000000000000",
+            "timestamp with time zone" => "2026-01-01",
+            "boolean" => "true",
+            "bytea" => "\\x00",
+            "jsonb" => "{}",
+            "text" | "character varying" => "x",
+            _ => "1",
+        }
+        .to_owned(),
+    }
+}
+
+/// The tables that are divided by slot.
+const DISTRIBUTED: [&str; 7] =
+    ["users", "sessions", "session_requests", "revocations", "audit_events", "backchannel_deliveries", "feed_writers"];
+
+/// The beginnings of statements that concern all users, and so ask every shard: for operators, for a service that lists a whole
+/// project, and for a replica that starts.
+const ACROSS: [&str; 6] = [
+    "SELECT r.writer, r.seq, r.id",
+    "SELECT \"audit_events\"",
+    "SELECT \"revocations\".\"id\", \"revocations\".\"at\"",
+    "SELECT \"sessions\".\"id\", \"sessions\".\"created_at\"",
+    "SELECT \"backchannel_deliveries\".\"id\"",
+    "SELECT \"backchannel_deliveries\".\"slot\"",
+];
+
+/// The beginnings of statements that read from one shard, or from the tables on every node, and write to one shard.
+const AT_COORDINATOR: [&str; 3] = [
+    "INSERT INTO users (project_id, user_id, epoch, slot) SELECT id,",
+    "INSERT INTO users (project_id, user_id, epoch, slot)\n",
+    "INSERT INTO backchannel_deliveries (project_id, id, endpoint_id, revocation_id, session_id, user_id, at, reason,\n",
+];
 
 /// The problems of a plan node, and of its children.
 fn inspect(node: &Value, found: &mut Vec<String>) {

@@ -22,6 +22,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Options;
 use super::backend::Backend;
+use super::distribute::Layout;
 use super::host::Host;
 use super::primary::Primary;
 use super::primary::PrimaryWatch;
@@ -29,6 +30,7 @@ use super::primary::ServerRef;
 use super::refused::CannotConnect;
 use super::refused::HostError;
 use super::settings::Settings;
+use super::settings::of_divided;
 use super::slots::SlotCount;
 use super::tls;
 use super::url::DatabaseUrl;
@@ -255,12 +257,18 @@ impl DatabaseHosts {
     /// Connects to a host, and checks that it can be used.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
-        let Primary { server, found, is_direct, slots } = self.primary.examine(at, &client).await?;
+        let Primary { server, found, is_direct, slots, layout } = self.primary.examine(at, &client).await?;
         if let Some(slots) = slots {
             self.slots.note(slots)?;
         }
+        if layout == Layout::Divided {
+            self.slots.note_divided();
+        }
         if !is_direct {
-            backend.state().share(self.settings.begin(self.primary.required_durability(), &found.commit).into());
+            let begin = self.settings.begin(self.primary.required_durability(), &found.commit, layout);
+            backend.state().share(begin.into());
+        } else if layout == Layout::Divided {
+            client.batch_execute(&of_divided()).await?;
         }
         Ok(Opened { client, backend, server })
     }

@@ -77,10 +77,10 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
         return Ok(Layout::Single);
     }
     let tables: Vec<Vec<&str>> = facts.split(',').map(|table| table.split(' ').collect()).collect();
-    let find = |name: &str| tables.iter().find(|table| table.first() == Some(&name)).map(Vec::as_slice);
+    let find = |name: &str| tables.iter().find(|table| table.iter().next() == Some(&name)).map(Vec::as_slice);
     let Some([_, _, _, group, _]) = find(DISTRIBUTED[0]) else { return Err(other_layout(&tables)) };
     // One copy of each shard, all shards of a slot on one node.
-    let is_distributed = |name: &&str| find(name) == Some(&[*name, "h", "s", *group, "slot"]);
+    let is_distributed = |name: &&str| find(name).is_some_and(|table| table == [*name, "h", "s", *group, "slot"]);
     let is_reference = |name: &&str| matches!(find(name), Some([_, "n", "t", _, _]));
     let is_whole = tables.len() == DISTRIBUTED.len() + REFERENCE.len();
     match is_whole && DISTRIBUTED.iter().all(is_distributed) && REFERENCE.iter().all(is_reference) {
@@ -90,7 +90,7 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
 }
 
 fn other_layout(tables: &[Vec<&str>]) -> UnsupportedEngine {
-    let names: Vec<&str> = tables.iter().filter_map(|table| table.first().copied()).collect();
+    let names: Vec<&str> = tables.iter().filter_map(|table| table.iter().next().copied()).collect();
     UnsupportedEngine::Distributed { tables: names.join(", ") }
 }
 
@@ -143,7 +143,7 @@ impl Store {
         let Opened { client, .. } = self.target.connect_alone().await?;
         let failed = |error: tokio_postgres::Error| MigrateError::Failed(error.into());
         let flag = async |query: &str| -> Result<bool, MigrateError> {
-            Ok(row(&client, query).await.map_err(failed)?.first().cloned().flatten().as_deref() == Some("t"))
+            Ok(row(&client, query).await.map_err(failed)?.into_iter().next().flatten().as_deref() == Some("t"))
         };
         if self.target.slots().is_divided() {
             return Ok(vec![]);
@@ -151,7 +151,10 @@ impl Store {
         if !flag(&format!("SELECT {HAS_CITUS}")).await? {
             return Err(MigrateError::NotCitus);
         }
-        if !flag("SELECT EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)").await?
+        if !flag(
+            "SELECT EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)",
+        )
+        .await?
         {
             return Err(MigrateError::NoNodes);
         }
@@ -160,7 +163,10 @@ impl Store {
                 return Err(MigrateError::NotEmpty(table));
             }
         }
-        client.batch_execute(&statements()).await.map_err(failed)?;
+        // One by one: Citus passes the text of some on to the workers as it was sent. Dropped halfway, nothing is done.
+        for statement in statements() {
+            client.batch_execute(&statement).await.map_err(failed)?;
+        }
         let distributed = format!("distributed by slot: {}", DISTRIBUTED.join(", "));
         let function = "runs on the node of its slot: sessions_revoke()".to_owned();
         Ok(vec![format!("on every node: {}", REFERENCE.join(", ")), distributed, function])
@@ -168,8 +174,9 @@ impl Store {
 }
 
 /// The statements that divide a database, as one transaction.
-fn statements() -> String {
+fn statements() -> Vec<String> {
     let mut all = vec![
+        BEGIN.to_owned(),
         // All of it over one connection to each node.
         "SET LOCAL citus.multi_shard_modify_mode = 'sequential'".to_owned(),
         format!("SET LOCAL citus.shard_count = {SLOTS}"),
@@ -200,7 +207,8 @@ fn statements() -> String {
         "SELECT create_distributed_function('{FUNCTION}'::regprocedure, 'p_slot', colocate_with => '{}')",
         DISTRIBUTED[0]
     ));
-    format!("{BEGIN}; {}; COMMIT", all.join("; "))
+    all.push("COMMIT".to_owned());
+    all
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Whether a database keeps acknowledged commits, and which server it is.
 
+use diesel::QueryableByName;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
 use tokio_postgres::Client;
@@ -7,6 +8,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::Store;
 use super::error::Error;
+use super::statement::statement;
 
 /// What a database guarantees about acknowledged commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,34 @@ impl Store {
             let rows: Vec<(String, String, String)> = tx.load(diesel::select(settings)).await?;
             let bad = || Error::Inconsistent { table: "pg_settings", column: "setting", row: "fsync".to_owned() };
             let (fsync, commit, standbys) = rows.into_iter().next().ok_or_else(bad)?;
-            tx.commit(Durability::of(&fsync, &commit, &standbys)).await
+            let mut found = Durability::of(&fsync, &commit, &standbys);
+            if tx.slots().is_divided() {
+                let nodes = tx.rows(NodesDurability {}).await?;
+                tx.slots().note_standbys(nodes.iter().any(|node| !node.standbys.is_empty()));
+                let each = nodes.iter().map(|node| Durability::of(&node.fsync, &node.commit, &node.standbys));
+                found = each.chain([found]).find(|node| *node != Durability::Kept).unwrap_or(Durability::Kept);
+            }
+            tx.commit(found).await
         })
         .await
     }
+}
+
+statement! {
+    /// The settings of the nodes of a divided database, as their own transactions have them.
+    NodesDurability -> NodeRow =
+    "SELECT current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS commit,
+         current_setting('synchronous_standby_names') AS standbys FROM slots"
+}
+
+#[derive(QueryableByName)]
+struct NodeRow {
+    #[diesel(sql_type = Text)]
+    fsync: String,
+    #[diesel(sql_type = Text)]
+    commit: String,
+    #[diesel(sql_type = Text)]
+    standbys: String,
 }
 
 /// The facts about the server of a new connection.

@@ -8,6 +8,10 @@ use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::SimpleQueryRow;
 
+use super::distribute::Layout;
+use super::distribute::check_divided;
+use super::distribute::layout_facts;
+use super::distribute::layout_of;
 use super::refused::HostError;
 use super::settings::SETTINGS_MARK;
 
@@ -28,11 +32,20 @@ pub(super) enum UnsupportedEngine {
     #[error("it is PostgreSQL {version}, and must be {VERSION_MIN} or later")]
     TooOld { version: String },
     #[error(
-        "it is Citus, and these tables of sessiond are distributed: {tables}. Sign-outs could be lost there without an \
-         error. Make them local again with SELECT undistribute_table('NAME', cascade_via_foreign_keys => true), or use a \
-         database without Citus"
+        "it is Citus, and these tables of sessiond are distributed: {tables}. That is not the layout of `sessiond migrate \
+         --distribute`, so sign-outs could be lost there without an error. Make them local again with \
+         SELECT undistribute_table('NAME', cascade_via_foreign_keys => true), or use a database without Citus"
     )]
     Distributed { tables: String },
+    #[error("it is a worker of a Citus cluster: use the address of the coordinator")]
+    Worker,
+    #[error("it is Citus {version} with distributed tables, and must be Citus 13 or later")]
+    OldCitus { version: String },
+    #[error(
+        "it is Citus with distributed tables, and the function sessions_revoke() is not distributed with them: the database \
+         was changed after `sessiond migrate --distribute`"
+    )]
+    LocalSignOut,
 }
 
 /// The oldest supported major version: the oldest that its authors maintain, and that the tests run on.
@@ -65,21 +78,18 @@ struct EngineFacts {
     version: String,
     /// `server_version_num`: the major version times 10,000 since version 10.
     version_num: Option<u32>,
-    /// Our tables that Citus manages, separated by commas.
-    distributed: String,
+    /// How Citus manages our tables; see [`layout_facts`].
+    layout: String,
 }
 
 impl EngineFacts {
-    /// Whether the server is supported.
-    fn check(&self) -> Result<(), UnsupportedEngine> {
+    /// Whether the server is supported, and where the tables are.
+    fn check(&self) -> Result<Layout, UnsupportedEngine> {
         check_banner(&self.banner)?;
         if self.version_num.is_some_and(|number| number / 10_000 < VERSION_MIN) {
             return Err(UnsupportedEngine::TooOld { version: self.version.clone() });
         }
-        match self.distributed.as_str() {
-            "" => Ok(()),
-            tables => Err(UnsupportedEngine::Distributed { tables: tables.to_owned() }),
-        }
+        layout_of(&self.layout)
     }
 }
 
@@ -135,6 +145,8 @@ pub(super) struct Identified {
     pub(super) is_direct: bool,
     /// How many slots the database has; `None` before it is migrated.
     pub(super) slots: Option<u16>,
+    /// Where the tables are.
+    pub(super) layout: Layout,
 }
 
 /// Identifies the server of a new connection.
@@ -158,13 +170,16 @@ pub(super) async fn identify(client: &Client) -> Result<Identified, HostError> {
         banner: fact(0).to_owned(),
         version: fact(1).to_owned(),
         version_num: fact(2).parse().ok(),
-        distributed: String::new(),
+        layout: String::new(),
     };
-    facts.check()?;
+    let mut layout = facts.check()?;
     if fact(7) == "t" {
-        let row = first_row(client, &format!("SELECT {}", distributed())).await?;
-        facts.distributed = row.and_then(|row| row.get(0).map(str::to_owned)).unwrap_or_default();
-        facts.check()?;
+        let row = first_row(client, &format!("SELECT {}", layout_facts())).await?;
+        facts.layout = row.and_then(|row| row.get(0).map(str::to_owned)).unwrap_or_default();
+        layout = facts.check()?;
+    }
+    if layout == Layout::Divided {
+        check_divided(client).await??;
     }
     if fact(3) == "on" {
         return Err(HostError::ReadOnly);
@@ -176,21 +191,11 @@ pub(super) async fn identify(client: &Client) -> Result<Identified, HostError> {
     if fact(6) == "t" {
         slots = first_row(client, SLOTS).await?.and_then(|row| row.get(0)?.parse().ok());
     }
-    Ok(Identified { is_direct: fact(5) == SETTINGS_MARK, slots })
+    Ok(Identified { is_direct: fact(5) == SETTINGS_MARK, slots, layout })
 }
 
-/// Whether Citus is installed. Only then is there the table that [`distributed`] reads.
+/// Whether Citus is installed. Only then is there the table that [`layout_facts`] reads.
 pub(super) const HAS_CITUS: &str = "EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')";
-
-/// An expression for those of our tables that Citus manages, separated by commas: as distributed, as reference or as local
-/// ones, or by their schema. The ones that the connection would use, by its search path.
-pub(super) fn distributed() -> String {
-    let ours = TABLES.map(|table| format!("to_regclass('{table}')")).join(", ");
-    format!(
-        "coalesce((SELECT pg_catalog.string_agg(logicalrelid::text, ', ' ORDER BY logicalrelid::text) \
-         FROM pg_catalog.pg_dist_partition WHERE logicalrelid IN ({ours})), '')"
-    )
-}
 
 async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow>, tokio_postgres::Error> {
     let messages = client.simple_query(query).await?;
@@ -206,7 +211,7 @@ mod tests {
 
     fn facts(banner: &str, version: &str, version_num: u32) -> EngineFacts {
         let (banner, version) = (banner.to_owned(), version.to_owned());
-        EngineFacts { banner, version, version_num: Some(version_num), distributed: String::new() }
+        EngineFacts { banner, version, version_num: Some(version_num), layout: String::new() }
     }
 
     /// As packaged by Debian and PGDG, built from source, on Windows, and as managed by Aurora, Neon, AlloyDB and EDB.
@@ -249,7 +254,7 @@ mod tests {
             ),
             ("PostgreSQL 19beta1 on x86_64-pc-linux-gnu, compiled by gcc (GCC) 15.1.0, 64-bit", "19beta1", 190_000),
         ] {
-            assert_eq!(facts(banner, version, version_num).check(), Ok(()), "{banner}");
+            assert_eq!(facts(banner, version, version_num).check(), Ok(Layout::Single), "{banner}");
         }
     }
 
@@ -323,11 +328,11 @@ mod tests {
     }
 
     #[test]
-    fn citus_is_refused_only_if_it_manages_our_tables() {
+    fn citus_is_refused_only_if_it_manages_our_tables_in_another_way() {
         let mut citus =
             facts("PostgreSQL 15.18 on x86_64-pc-linux-gnu, compiled by gcc 12.2.0, 64-bit", "15.18", 150_018);
-        assert_eq!(citus.check(), Ok(()));
-        citus.distributed = "sessions, users".to_owned();
+        assert_eq!(citus.check(), Ok(Layout::Single));
+        citus.layout = "sessions h t 1 -,users h t 1 -".to_owned();
         let message = citus.check().expect_err("is refused").to_string();
         assert!(
             message.contains("distributed: sessions, users.") && message.contains("undistribute_table"),

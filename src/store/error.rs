@@ -58,6 +58,7 @@ impl Error {
         error: DieselError,
         code: Option<SqlState>,
         broken: bool,
+        is_divided: bool,
     ) -> Self {
         match error {
             DieselError::DatabaseError(kind, info) => match (kind, info.constraint_name()) {
@@ -66,14 +67,18 @@ impl Error {
                     | DatabaseErrorKind::ForeignKeyViolation
                     | DatabaseErrorKind::CheckViolation,
                     Some(constraint),
-                ) => Self::Conflict { operation, constraint: constraint.to_owned() },
+                ) => match own_name(constraint, is_divided) {
+                    // A server that knows another number of slots.
+                    name if name.ends_with(DIVIDED_CHECK) => Self::unavailable(operation, OTHER_SLOTS),
+                    name => Self::Conflict { operation, constraint: name.to_owned() },
+                },
                 // A statement that revokes found its writer closed: nothing was revoked.
                 (DatabaseErrorKind::NotNullViolation, _)
                     if info.table_name() == Some("revocations") && info.column_name() == Some("writer") =>
                 {
                     Self::unavailable(operation, CLOSED)
                 }
-                (kind, _) if broken || is_outage(&kind, code.as_ref()) => {
+                (kind, _) if broken || is_outage(&kind, code.as_ref()) || is_node_lost(code.as_ref(), is_divided) => {
                     let message = info.message().to_owned();
                     let source = match code {
                         Some(code) => DatabaseRefusal { message, code }.into(),
@@ -102,6 +107,27 @@ impl Error {
     pub const fn late(operation: &'static str) -> Self {
         Self::Unavailable { operation, source: None }
     }
+}
+
+/// The name of a constraint. In a divided database, that of a shard has the shard's number behind it.
+fn own_name(constraint: &str, is_divided: bool) -> &str {
+    match constraint.rsplit_once('_') {
+        Some((name, shard)) if is_divided && !shard.is_empty() && shard.bytes().all(|byte| byte.is_ascii_digit()) => {
+            name
+        }
+        Some(_) | None => constraint,
+    }
+}
+
+/// The end of the names of the constraints that only a divided database has.
+const DIVIDED_CHECK: &str = "_divided_check";
+
+/// Why a row is refused that is in no slot of a divided database.
+const OTHER_SLOTS: &str = "the database was divided since this server started: restart it";
+
+/// Whether a node of a divided database may be gone: the coordinator then reports an internal error.
+fn is_node_lost(code: Option<&SqlState>, is_divided: bool) -> bool {
+    is_divided && code == Some(&SqlState::INTERNAL_ERROR)
 }
 
 /// Whether a retry may succeed once the database has recovered or the operator has acted.
@@ -137,7 +163,27 @@ mod tests {
 
     fn classified(code: Option<&str>, kind: DatabaseErrorKind, message: &str) -> Error {
         let error = DieselError::DatabaseError(kind, Box::new(message.to_owned()));
-        Error::from_diesel("test", error, code.map(SqlState::from_code), false)
+        Error::from_diesel("test", error, code.map(SqlState::from_code), false, false)
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_an_outage() {
+        let error = |is_divided| {
+            let error = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new("failure".to_owned()));
+            Error::from_diesel("test", error, Some(SqlState::INTERNAL_ERROR), false, is_divided)
+        };
+        assert!(matches!(error(true), Error::Unavailable { .. }));
+        assert!(matches!(error(false), Error::Query { .. }));
+    }
+
+    #[test]
+    fn constraints_of_shards_have_the_name_of_the_table() {
+        assert_eq!(own_name("projects_pkey_102008", true), "projects_pkey");
+        for (name, is_divided) in
+            [("projects_pkey_102008", false), ("projects_pkey", true), ("pkey_", true), ("x", true)]
+        {
+            assert_eq!(own_name(name, is_divided), name);
+        }
     }
 
     /// Independent of the server's language.

@@ -81,13 +81,22 @@ pub enum MigrateError {
          options=-c%20search_path%3D{0} to DATABASE_URL"
     )]
     WrongSchema(String),
+    /// The database is no Citus cluster.
+    #[error("the database is not the coordinator of a Citus cluster: run CREATE EXTENSION citus in it, on every node")]
+    NotCitus,
+    /// The Citus cluster has no node for the tables.
+    #[error("the Citus cluster has no node for the tables: add workers with SELECT citus_add_node('HOST', PORT)")]
+    NoNodes,
+    /// A table has rows that would have to be assigned to slots.
+    #[error("the table {0} has rows: only a database without users can be divided")]
+    NotEmpty(&'static str),
     /// A migration failed and was rolled back.
     #[error("a migration failed")]
     Failed(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 /// A separate connection that holds the lock and observes blocking processes.
-struct LockSession(Client);
+pub(super) struct LockSession(Client);
 
 /// What one step did, or needs first.
 enum Step {
@@ -277,7 +286,7 @@ impl Store {
     }
 
     /// Waits for the lock that serialises migrations.
-    async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
+    pub(super) async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
         let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", BEGIN);

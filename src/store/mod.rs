@@ -13,6 +13,7 @@ mod columns;
 mod connect;
 mod deliveries;
 mod diagnosis;
+mod distribute;
 mod doorbell;
 mod durability;
 mod endpoints;

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::Durability;
 use super::RequiredDurability;
+use super::distribute::Layout;
 use super::durability;
 use super::durability::ServerFacts;
 use super::engine;
@@ -63,6 +64,8 @@ pub(super) struct Primary {
     pub(super) is_direct: bool,
     /// How many slots the database has; `None` before it is migrated.
     pub(super) slots: Option<u16>,
+    /// Where the tables are.
+    pub(super) layout: Layout,
 }
 
 impl PrimaryWatch {
@@ -119,7 +122,7 @@ impl PrimaryWatch {
     ///
     /// Fails if it cannot be used.
     pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
-        let Identified { is_direct, slots } = engine::identify(client).await?;
+        let Identified { is_direct, slots, layout } = engine::identify(client).await?;
         let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
         match (self.required_durability, found.durability) {
             (RequiredDurability::Any, _) | (RequiredDurability::Durable, Durability::Kept) => {}
@@ -130,7 +133,7 @@ impl PrimaryWatch {
         }
         let server = ServerRef { host, identity: ServerTimeline { system: found.system, timeline: found.timeline } };
         self.admit(&server)?;
-        Ok(Primary { server, found, is_direct, slots })
+        Ok(Primary { server, found, is_direct, slots, layout })
     }
 
     /// Rejects a deposed server, and records the newest one.

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::RequiredDurability;
+use super::distribute::Layout;
 use super::wire::BEGIN;
 
 /// The value of [`SETTINGS`] if the start-up options have arrived.
@@ -14,6 +15,15 @@ pub(super) const SETTINGS_MARK: &str = "1";
 
 /// A custom setting.
 const SETTINGS: &str = "sessiond.settings";
+
+/// For a divided database. Its nodes are chosen by the values of the parameters, so it has no generic plans. And a statement
+/// that asks every shard has one connection to each node, which is kept: Citus would open one for each shard, every time.
+const OF_DIVIDED: [(&str, &str); 2] = [("plan_cache_mode", "auto"), ("citus.max_adaptive_executor_pool_size", "1")];
+
+/// The settings of a divided database, for a connection of our own.
+pub(super) fn of_divided() -> String {
+    OF_DIVIDED.map(|(name, value)| format!("SET {name} = {value}")).join("; ")
+}
 
 /// The connection settings that every statement relies on.
 pub(super) struct Settings {
@@ -65,13 +75,23 @@ impl Settings {
 
     /// Begins a transaction if the start-up options did not arrive. Also sets `synchronous_commit`: to the value found
     /// on the connection or the one required, whichever is stricter.
-    pub(super) fn begin(&self, required_durability: RequiredDurability, commit: &str) -> String {
+    pub(super) fn begin(&self, required_durability: RequiredDurability, commit: &str, layout: Layout) -> String {
+        let mut begin = self.begin.clone();
         match required_durability {
             RequiredDurability::Durable => {
-                format!("{}; SET LOCAL synchronous_commit = {}", self.begin, literal(commit))
+                let _ = write!(begin, "; SET LOCAL synchronous_commit = {}", literal(commit));
             }
-            RequiredDurability::Any => self.begin.clone(),
+            RequiredDurability::Any => {}
         }
+        match layout {
+            Layout::Divided => {
+                for (name, value) in OF_DIVIDED {
+                    let _ = write!(begin, "; SET LOCAL {name} = {value}");
+                }
+            }
+            Layout::Single => {}
+        }
+        begin
     }
 
     /// As start-up options, after those of the URL: the last value of a setting wins.

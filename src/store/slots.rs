@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
@@ -30,7 +31,11 @@ impl Slot {
 
 /// How many slots the database has, as found by the connections. They must agree.
 #[derive(Default)]
-pub(super) struct SlotCount(AtomicU16);
+pub(super) struct SlotCount {
+    count: AtomicU16,
+    is_divided: AtomicBool,
+    waits_for_no_standby: AtomicBool,
+}
 
 /// The database has another number of slots than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +52,7 @@ impl SlotCount {
     ///
     /// Fails if an earlier connection has found another one: rows would be looked for in the wrong slot.
     pub(super) fn note(&self, found: u16) -> Result<(), SlotsChanged> {
-        match self.0.compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed) {
+        match self.count.compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed) {
             Err(known) if known != found => Err(SlotsChanged { known, found }),
             Ok(_) | Err(_) => Ok(()),
         }
@@ -56,7 +61,27 @@ impl SlotCount {
     /// How many there are.
     pub(super) fn count(&self) -> u16 {
         // Before the first connection nothing is asked.
-        self.0.load(Ordering::Relaxed).max(1)
+        self.count.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Notes that the slots are on several nodes.
+    pub(super) fn note_divided(&self) {
+        self.is_divided.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the slots are on several nodes.
+    pub(super) fn is_divided(&self) -> bool {
+        self.is_divided.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether commits on any node wait for a standby.
+    pub(super) fn note_standbys(&self, waits: bool) {
+        self.waits_for_no_standby.store(!waits, Ordering::Relaxed);
+    }
+
+    /// Whether each transaction needs a mark at its nodes; see `tx`. Also as long as it is unknown whether there are standbys.
+    pub(super) fn needs_marks(&self) -> bool {
+        self.is_divided() && !self.waits_for_no_standby.load(Ordering::Relaxed)
     }
 
     /// The slot of a bucket.
@@ -83,7 +108,9 @@ impl Store {
 impl Tx {
     /// The slot of a bucket.
     pub(super) fn slot(&self, bucket: Bucket) -> Slot {
-        self.slots().slot(bucket)
+        let slot = self.slots().slot(bucket);
+        self.note_slot(slot);
+        slot
     }
 }
 

@@ -11,6 +11,11 @@
 //! own has waited for the standbys. A commit waits only if its transaction has written to the write-ahead log; a
 //! transaction that changed nothing writes an empty message there ([`MARK`]). A transaction number alone is not enough:
 //! Postgres does not wait for a transaction that logged nothing.
+//!
+//! In a divided database the same holds for the nodes of the slots that were used: the mark is written there, after the commit.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use diesel_async::AsyncPgConnection;
 use diesel_async::RunQueryDsl as _;
@@ -39,6 +44,12 @@ const MARK: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', 
 /// The same with the commit, in one round trip.
 const MARK_AND_COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'sessiond', ''::text); COMMIT";
 
+/// Writes such a message at the nodes of slots.
+fn mark_at(slots: &BTreeSet<Slot>) -> String {
+    let slots: Vec<String> = slots.iter().map(|slot| slot.to_column().to_string()).collect();
+    format!("{MARK} FROM slots WHERE slot IN ({})", slots.join(", "))
+}
+
 /// A connection leased for one operation. [`Tx::commit`] consumes it; if it is dropped before, the connection is
 /// closed, so that neither an open transaction nor a running statement returns to the pool.
 pub struct Tx {
@@ -55,6 +66,10 @@ pub struct Tx {
     writers: Option<Writers>,
     /// Whether it has queued a delivery.
     rings: bool,
+    /// Whether it only read, so that no answer depends on its commit.
+    only_reads: bool,
+    /// The slots that it uses, if it needs marks at their nodes.
+    slots: Mutex<BTreeSet<Slot>>,
     publisher: Publisher,
 }
 
@@ -93,6 +108,8 @@ impl Tx {
             revocations: vec![],
             writers: None,
             rings: false,
+            only_reads: false,
+            slots: Mutex::default(),
             publisher,
         }
     }
@@ -121,13 +138,18 @@ impl Tx {
     /// Fails if the database does not confirm, or confirms with a warning: the wait for its standbys was cancelled. It
     /// may have committed nevertheless; every operation is safe to retry.
     pub async fn commit<T>(mut self, value: T) -> Result<Done<T>, Error> {
+        let mut marked = Ok(());
         if self.explicit {
-            let commit = if self.has_written { "COMMIT" } else { MARK_AND_COMMIT };
-            self.batch(commit).await?;
+            let needs_mark = !self.has_written && !self.slots().is_divided();
+            self.batch(if needs_mark { MARK_AND_COMMIT } else { "COMMIT" }).await?;
         }
-        let confirmed = self.confirmed();
+        let writers = self.writers.take();
+        if self.explicit && !self.only_reads {
+            marked = self.mark_nodes().await;
+        }
+        let confirmed = marked.and_then(|()| self.confirmed());
         // Also if the commit is in doubt: it is visible, and only a failover may lose it.
-        if let Some(writers) = self.writers.take() {
+        if let Some(writers) = writers {
             self.lease().put_writers(writers);
         }
         self.give_back();
@@ -147,6 +169,7 @@ impl Tx {
     /// Fails if the connection is lost.
     pub async fn end_reading<T>(mut self, value: T) -> Result<Done<T>, Error> {
         self.has_written = true;
+        self.only_reads = true;
         self.commit(value).await
     }
 
@@ -156,9 +179,30 @@ impl Tx {
     ///
     /// Fails if the database is unavailable.
     pub(super) async fn mark(&mut self) -> Result<(), Error> {
-        self.batch(MARK).await?;
+        match self.slots().is_divided() {
+            true => self.mark_nodes().await?,
+            false => self.batch(MARK).await?,
+        }
         self.has_written = true;
         Ok(())
+    }
+
+    /// Writes marks at the nodes of the slots that were used, if their commits may have waited for a standby. Citus passes on
+    /// the warning of a cancelled wait for single statements only, and hides that of a transaction's commit.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a node does not confirm: then what was committed is in doubt.
+    async fn mark_nodes(&mut self) -> Result<(), Error> {
+        let slots = std::mem::take(self.slots.get_mut().expect("no one panics while holding it"));
+        if slots.is_empty() { Ok(()) } else { self.batch(&mark_at(&slots)).await }
+    }
+
+    /// Notes that a slot is used.
+    pub(super) fn note_slot(&self, slot: Slot) {
+        if self.slots().needs_marks() {
+            self.slots.lock().expect("no one panics while holding it").insert(slot);
+        }
     }
 
     /// Marks that a row was changed, so that the commit waits anyway.
@@ -321,7 +365,7 @@ impl Tx {
         // A failed transaction may be committed nevertheless, which Postgres turns into a rollback: its numbers are not used.
         self.writers = None;
         let code = self.lease().backend().state().take_error();
-        Error::from_diesel(self.operation, error, code, broken)
+        Error::from_diesel(self.operation, error, code, broken, self.slots().is_divided())
     }
 
     /// Checks that a confirmed commit is as durable as required.
@@ -355,7 +399,7 @@ impl Tx {
 /// What a batch of statements does, for traces.
 fn name_of_batch(statements: &str) -> &'static str {
     match statements {
-        MARK => "MARK",
+        mark if mark.starts_with(MARK) && mark != MARK_AND_COMMIT => "MARK",
         MARK_AND_COMMIT | "COMMIT" => "COMMIT",
         "ROLLBACK" => "ROLLBACK",
         begin if begin.contains("BEGIN") => "BEGIN",

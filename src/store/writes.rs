@@ -9,6 +9,9 @@ use diesel::sql_types::Text;
 
 use super::Error;
 use super::Store;
+use super::distribute::Layout;
+use super::distribute::layout_facts;
+use super::distribute::layout_of;
 use super::engine;
 
 /// Why the database takes no writes.
@@ -20,7 +23,7 @@ pub enum WritesRefused {
     /// The role lacks privileges on these tables.
     #[error("the role of sessiond lacks privileges on {0}")]
     Privileges(String),
-    /// Citus distributes these tables, so that some writes fail and others could be lost.
+    /// Citus distributes tables in another way than this server knows, so that some writes fail and others could be lost.
     #[error("its tables are distributed by Citus: {0}")]
     Distributed(String),
     /// A statement found no space on the disk, or could not write to it, within the last ten seconds.
@@ -61,6 +64,14 @@ impl Store {
             .await?;
         // Connections that were open before do not notice that tables were distributed.
         let distributed = if has_citus { self.distributed_tables().await? } else { String::new() };
+        let distributed = match layout_of(&distributed) {
+            Ok(Layout::Single) => String::new(),
+            Ok(Layout::Divided) if self.target.slots().is_divided() => String::new(),
+            Ok(Layout::Divided) | Err(_) => {
+                let names = distributed.split(',').filter_map(|table| table.split(' ').next());
+                names.collect::<Vec<_>>().join(", ")
+            }
+        };
         Ok(if is_read_only {
             Some(WritesRefused::ReadOnly)
         } else if !lacking.is_empty() {
@@ -72,10 +83,10 @@ impl Store {
         })
     }
 
-    /// Our tables that Citus manages; see [`engine::distributed`].
+    /// How Citus manages our tables; see [`layout_facts`].
     async fn distributed_tables(&self) -> Result<String, Error> {
         self.idempotent("distributed_tables", |mut tx| async move {
-            let mut rows: Vec<String> = tx.load(diesel::select(sql::<Text>(&engine::distributed()))).await?;
+            let mut rows: Vec<String> = tx.load(diesel::select(sql::<Text>(&layout_facts()))).await?;
             tx.commit(rows.pop().unwrap_or_default()).await
         })
         .await

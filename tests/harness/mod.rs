@@ -3,6 +3,9 @@
 /// The shared Postgres, and a database per test.
 pub mod database;
 
+/// A Citus cluster in place of the shared Postgres.
+mod divided;
+
 /// The three protocols, behind one interface.
 pub mod wire;
 

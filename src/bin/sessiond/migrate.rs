@@ -19,6 +19,10 @@ pub(crate) struct MigrateArgs {
     /// How long to wait for another `migrate`, and for clients that use the tables. The log names whom it waits for.
     #[arg(long, env = "SESSIOND_MIGRATE_WAIT", default_value = "5m", value_parser = duration::<0, 86_400_000>, value_name = "DURATION")]
     wait: Duration,
+    /// Also divide the tables among the nodes of a Citus cluster. Only while there are no users, and only once; stop the
+    /// servers before.
+    #[arg(long)]
+    distribute: bool,
 }
 
 pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
@@ -26,7 +30,11 @@ pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
         setup::store(args.database.database_url, &args.database.pool, RequiredDurability::Any, &Metrics::default())?;
     setup::reach(&store).await?;
     // On its own task: a migration blocks its thread, and signals must still be handled.
-    let applied = tokio::spawn(async move { store.migrate_within(args.wait).await }).await??;
-    let lines: Vec<String> = applied.iter().map(|name| format!("applied {name}")).collect();
+    let migrating = store.clone();
+    let applied = tokio::spawn(async move { migrating.migrate_within(args.wait).await }).await??;
+    let mut lines: Vec<String> = applied.iter().map(|name| format!("applied {name}")).collect();
+    if args.distribute {
+        lines.extend(store.distribute(args.wait).await?);
+    }
     Ok(print::done(if lines.is_empty() { "the database is up to date".to_owned() } else { lines.join("\n") })?)
 }

@@ -1,0 +1,187 @@
+//! The tests against a Citus cluster that is there already: `SESSIOND_TEST_DATABASE_URL` names a database at its coordinator in
+//! which the nodes are registered. Each test gets a database of its own on every node, a copy of one migrated and divided template.
+
+use std::{
+    collections::VecDeque,
+    io::Write as _,
+    sync::{Mutex, OnceLock},
+    thread,
+};
+
+use sessiond::{store::Store, telemetry::Metrics};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use super::database::Database;
+
+const TEMPLATE: &str = "template_sessiond";
+
+/// How many databases there are at a time: each has three maintenance processes in the cluster.
+const KEPT_MAX: usize = 32;
+
+/// The tests that are about features of one node, by the beginning of their names. They run on a Postgres of their own.
+const ONE_NODE: &[(&str, &str)] = &[
+    ("plans::", "plans of one Postgres; the same statements are explained on the cluster"),
+    ("engines::", "a catalog of Citus that the test makes"),
+    ("migrations::", "reverts and repeats migrations"),
+    ("outage::", "cuts the connection to one server"),
+];
+
+/// A cluster.
+pub struct Divided {
+    /// The URLs of its nodes, with `DATABASE` in place of the name; the coordinator comes first.
+    nodes: Vec<String>,
+    kept: Mutex<VecDeque<String>>,
+}
+
+/// The URL of the cluster; `None` if there is none.
+pub fn url() -> Option<&'static str> {
+    static URL: OnceLock<Option<String>> = OnceLock::new();
+    URL.get_or_init(|| std::env::var("SESSIOND_TEST_DATABASE_URL").ok()).as_deref()
+}
+
+/// The cluster of this test; `None` if there is none, or if the test is about features of one node.
+pub fn cluster() -> Option<&'static str> {
+    let url = url()?;
+    let test = thread::current().name().unwrap_or_default().to_owned();
+    let reason = ONE_NODE.iter().find(|(name, _)| test.starts_with(name)).map(|(_, reason)| reason);
+    if let Some(reason) = reason {
+        // Past the test runner, which keeps the output of tests that pass.
+        let _ = writeln!(std::io::stderr(), "not on the cluster: {test}: {reason}");
+        return None;
+    }
+    Some(url)
+}
+
+impl Divided {
+    /// Prepares the template, once.
+    pub fn get(url: &str) -> &'static Self {
+        static CLUSTER: OnceLock<Divided> = OnceLock::new();
+        CLUSTER.get_or_init(|| {
+            let url = url.to_owned();
+            // On its own thread and runtime: migrations need several threads.
+            let prepare = move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+                runtime.expect("a runtime").block_on(Self::prepare(&url))
+            };
+            thread::spawn(prepare).join().expect("the cluster is prepared")
+        })
+    }
+
+    async fn prepare(url: &str) -> Self {
+        let (address, query) =
+            url.split_once('?').map_or((url, String::new()), |(address, query)| (address, format!("?{query}")));
+        let (server, _) = address.rsplit_once('/').expect("a URL with a database");
+        let (scheme, host) = server.rsplit_once(['@', '/']).expect("a URL with a host");
+        let login = &server[..server.len() - host.len()];
+        assert!(!scheme.is_empty() && !host.contains(','), "one address, that of the coordinator");
+        let client = connect(url).await;
+        let workers =
+            "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' AND groupid <> 0 AND isactive";
+        let workers = rows(&client, workers).await;
+        assert!(!workers.is_empty(), "the cluster has no workers");
+        let coordinator = rows(&client, "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid = 0").await;
+        let mut nodes = vec![format!("{server}/DATABASE{query}")];
+        nodes.extend(workers.iter().map(|node| format!("{login}{}:{}/DATABASE{query}", node[0], node[1])));
+        let cluster = Self { nodes, kept: Mutex::default() };
+        // What an earlier run has left.
+        let left = "SELECT datname FROM pg_database WHERE datname ~ '^(test|empty)_([0-9]+|plans)$'";
+        for node in &cluster.nodes {
+            for row in rows(&connect(&at(node, "postgres")).await, left).await {
+                drop_database(node, &row[0]).await;
+            }
+            drop_database(node, TEMPLATE).await;
+            connect(&at(node, "postgres"))
+                .await
+                .batch_execute(&format!("CREATE DATABASE {TEMPLATE}"))
+                .await
+                .expect("creates");
+            connect(&at(node, TEMPLATE)).await.batch_execute("CREATE EXTENSION citus").await.expect("has Citus");
+        }
+        let template = Database { url: at(&cluster.nodes[0], TEMPLATE) };
+        let client = connect(&template.url).await;
+        let [host, port] = coordinator.first().map(Vec::as_slice).expect("citus_set_coordinator_host() was called")
+        else {
+            panic!("two columns")
+        };
+        client.batch_execute(&format!("SELECT citus_set_coordinator_host('{host}', {port})")).await.expect("is known");
+        for node in &workers {
+            let add = format!("SELECT citus_add_node('{}', {})", node[0], node[1]);
+            client.batch_execute(&add).await.expect("adds a node");
+        }
+        drop(client);
+        let store = Store::new(&super::options(&template.url), Metrics::default()).expect("a good URL");
+        store.migrate().await.expect("migrates");
+        store.distribute(std::time::Duration::from_secs(60)).await.expect("divides");
+        drop(store);
+        for node in &cluster.nodes {
+            // The processes of Citus itself must not use it while it is copied.
+            let client = connect(&at(node, "postgres")).await;
+            client
+                .batch_execute(&format!("ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false"))
+                .await
+                .expect("closes it");
+        }
+        cluster
+    }
+
+    /// Copies the template on every node. Returns the URL.
+    pub async fn create(&self, name: &str) -> String {
+        let copies = self.nodes.iter().map(|node| async move {
+            let client = connect(&at(node, "postgres")).await;
+            let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{TEMPLATE}'");
+            let copy = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY");
+            for _ in 0..50 {
+                client.batch_execute(&end).await.expect("ends what uses it");
+                if client.batch_execute(&copy).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            client.batch_execute(&copy).await.expect("copies the template");
+        });
+        futures_util::future::join_all(copies).await;
+        let oldest = {
+            let mut kept = self.kept.lock().expect("no one panics while holding it");
+            kept.push_back(name.to_owned());
+            if kept.len() > KEPT_MAX { kept.pop_front() } else { None }
+        };
+        if let Some(oldest) = oldest {
+            futures_util::future::join_all(self.nodes.iter().map(|node| drop_database(node, &oldest))).await;
+        }
+        at(&self.nodes[0], name)
+    }
+
+    /// An empty database at the coordinator, without Citus.
+    pub async fn create_empty(&self, name: &str) -> String {
+        let client = connect(&at(&self.nodes[0], "postgres")).await;
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("creates");
+        at(&self.nodes[0], name)
+    }
+}
+
+fn at(node: &str, database: &str) -> String {
+    node.replace("DATABASE", database)
+}
+
+async fn drop_database(node: &str, name: &str) {
+    let client = connect(&at(node, "postgres")).await;
+    client.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.expect("drops");
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    tokio::spawn(connection);
+    client
+}
+
+async fn rows(client: &Client, query: &str) -> Vec<Vec<String>> {
+    let messages = client.simple_query(query).await.expect("answers");
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
+        }
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
