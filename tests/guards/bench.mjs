@@ -28,9 +28,20 @@ const directory = await mkdtemp(join(process.env.SESSIOND_GUARDS_DIR ?? tmpdir()
 await chmod(directory, 0o711);
 const server = await Sessiond.start(join(directory, "sessiond"), ["--access-token-ttl", "1h"]);
 const relay = await Relay.open(server);
-const options = (url) => ({ url, project: server.project, issuer: server.url, serverKey: server.serverKey, maxStalenessMs: 10_000, maxEntries: 2 * REVOCATIONS });
+const options = (url) => ({ url, project: server.project, issuer: server.url, serverKey: server.verifierKey, maxStalenessMs: 10_000, maxEntries: 2 * REVOCATIONS });
 const agent = new http.Agent({ keepAlive: true, maxSockets: UNDER_WAY_MAX });
 const watching = new http.Agent({ keepAlive: true, maxSockets: 4 * UNDER_WAY_MAX });
+
+/** Repeats a call whose connection was closed: all of them may be repeated. */
+async function persistently(url, more) {
+    for (let attempt = 0; ; attempt += 1) {
+        try {
+            return await call(url, more);
+        } catch (error) {
+            if (attempt === 5) throw error;
+        }
+    }
+}
 
 async function inParallel(count, width, act) {
     let next = 0;
@@ -47,9 +58,9 @@ async function propagation(probe, tokens) {
     await inParallel(tokens.length, UNDER_WAY_MAX, async (at) => {
         const due = begun + (at * 1_000) / RATE;
         await sleep(Math.max(0, due - WATCHED_BEFORE_MS - performance.now()));
-        const refused = call(`${probe.url}/refused`, { token: tokens[at], timeoutMs: 60_000, agent: watching });
+        const refused = persistently(`${probe.url}/refused`, { token: tokens[at], timeoutMs: 60_000, agent: watching });
         await sleep(Math.max(0, due - performance.now()));
-        await call(`${server.url}/auth/sessions/current`, { method: "DELETE", token: tokens[at], timeoutMs: 60_000, agent });
+        await persistently(`${server.url}/auth/sessions/current`, { method: "DELETE", token: tokens[at], timeoutMs: 60_000, agent });
         const signedOut = performance.timeOrigin + performance.now();
         const { nanos } = (await refused).body;
         if (nanos) delays.push(Math.max(0, nanos / 1e6 - signedOut));

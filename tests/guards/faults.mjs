@@ -3,10 +3,11 @@
 // guard, how long after the sign-out the token was refused, and how long after the end of the fault others were accepted again.
 
 import assert from "node:assert/strict";
-import { cp, mkdtemp, rm, chmod } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { GUARDS, Probe, Relay, Sessiond, eventually, sleep } from "./lib.mjs";
+import { GUARDS, Probe, Relay, Sessiond, call, eventually, sleep } from "./lib.mjs";
 
 const isLong = process.argv.includes("--long");
 const only = process.env.FAULT;
@@ -27,7 +28,7 @@ const server = await Sessiond.start(join(directory, "sessiond"), ["--access-toke
 const relay = await Relay.open(server);
 const rows = [];
 const options = (more) => ({
-    ...{ url: relay.url, project: server.project, issuer: server.url, serverKey: server.serverKey },
+    ...{ url: relay.url, project: server.project, issuer: server.url, serverKey: server.verifierKey },
     ...{ maxStalenessMs: MAX_STALENESS_MS, failMode: "reject", maxEntries: 1_000_000, ...more },
 });
 let probes = await Promise.all(Object.keys(GUARDS).map((guard) => Probe.start(guard, options())));
@@ -90,6 +91,26 @@ async function fault(name, { begin, during = () => sleep(FAULT_MS), end = () => 
     });
     const shown = probes.map(({ guard }, at) => `${guard} ${Math.round(refused[at])}/${Math.round(recovered[at])} ms`).join(", ");
     console.log(`guards, ${name}: refused/recovered after ${shown}`);
+}
+
+// Without a fault: what else ends tokens.
+if (!only || "revocations".includes(only)) {
+    const [phone, laptop, tablet, bob] = [await server.signIn("ada"), await server.signIn("ada"), await server.signIn("ada"), await server.signIn("bob")];
+    await accepted(phone.access_token, "at first");
+    const path = `/auth/sessions/${phone.session.id}?supersede_tokens=true&update_mask=claims`;
+    const changed = await call(server.url + path, { method: "PATCH", token: server.serverKey, body: { claims: { role: "admin" } } });
+    assert.equal(changed.status, 200, JSON.stringify(changed.body));
+    const refuse = (token, reason) => all((probe) => eventually(`${probe.guard} refuses with ${reason}`, async () => (await probe.verdict(token)) === reason, SLACK_MS));
+    await refuse(phone.access_token, "ACCESS_TOKEN_SUPERSEDED");
+    const refresh = { method: "POST", body: { refresh_token: phone.refresh_token } };
+    const { body: fresh } = await call(`${server.url}/auth/sessions/current/refresh`, refresh);
+    await accepted(fresh.access_token, "the refreshed token");
+    await server.post("/auth/sessions:revokeAll", { user_id: "ada", spared_session_id: tablet.session.id });
+    await refuse(laptop.access_token, "SESSION_REVOKED");
+    await refuse(fresh.access_token, "SESSION_REVOKED");
+    await accepted(tablet.access_token, "the session that is spared");
+    await accepted(bob.access_token, "another user");
+    console.log("guards, superseded tokens, and all sessions but one: refused by all, and the others accepted");
 }
 
 /** Writes something into each stream of revocations for as long as the fault lasts. */
@@ -213,17 +234,19 @@ await fault("another history: sessiond restored", {
     survives: false,
 });
 if (isLong) {
+    // With the owners: the database of root runs under another user.
+    const copy = (from, to) => execFileSync("cp", ["-a", join(directory, from), join(directory, to)]);
     await fault("a backup from before the sign-out", {
         begin: async (signOut) => {
             await server.stop();
-            await cp(join(directory, "sessiond"), join(directory, "backup"), { recursive: true, preserveTimestamps: true });
+            copy("sessiond", "backup");
             await server.run();
             await signOut();
         },
         during: async () => {
             await server.stop();
             await rm(join(directory, "sessiond"), { recursive: true });
-            await cp(join(directory, "backup"), join(directory, "sessiond"), { recursive: true, preserveTimestamps: true });
+            copy("backup", "sessiond");
         },
         end: async () => {
             await server.run();

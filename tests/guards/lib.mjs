@@ -94,6 +94,8 @@ export class Sessiond {
         this.env = Object.fromEntries([...env.matchAll(/^(?:export )?([A-Z_]+)='?([^'\n]*)'?$/gm)].map(([, name, value]) => [name, value]));
         this.project = this.env.SESSIOND_PROJECT_ID;
         this.serverKey = this.env.SESSIOND_SERVER_KEY;
+        // Enough for a guard.
+        this.verifierKey ??= await this.command("server-key", "create", "--project", this.project, "--role", "verifier");
     }
 
     signal(signal) {
