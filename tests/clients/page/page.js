@@ -380,6 +380,46 @@ async function signsOut(browser) {
     }
 }
 
+/** The laptop's tokens in cookies: no script sees them, they outlast a reload, and a sign-out clears them. */
+async function keepsCookies(browser) {
+    const visit = await (await Visit.begin(browser)).open();
+    const { page, context } = visit;
+    await page.locator(".switch span", { hasText: "cookies" }).click();
+    for (const wire of ["REST", "grpc-web"]) {
+        await visit.wire(wire);
+        await visit.signIn("laptop");
+        const where = () => visit.card("laptop").locator(".where").textContent();
+        assert.equal(await where(), "in cookies");
+        const cookies = await context.cookies();
+        assert.deepEqual(cookies.map(({ name }) => name).sort(), ["access", "refresh"].map((kind) => `__Host-sessiond.demo.${kind}`));
+        for (const { httpOnly, secure, sameSite } of cookies) assert.deepEqual([httpOnly, secure, sameSite], [true, true, "Lax"]);
+        await visit.card("laptop").locator(".use").click();
+        const panel = await page.textContent("#token");
+        for (const shown of ["__Host-sessiond.demo.access", "HttpOnlyyes", "SameSiteLax", 'document.cookie""']) assert.ok(panel.includes(shown), panel);
+        const seen = await page.evaluate(() => document.cookie + JSON.stringify(localStorage) + document.body.innerHTML);
+        assert.ok(!/eyJ|sdrt_/.test(seen), "a token that script sees");
+        await eventually("listed", async () => (await page.locator("sessiond-devices li", { hasText: "Laptop" }).count()) > 0);
+        await visit.isAccessible(`in cookie mode, over ${wire}`);
+        await page.reload();
+        await visit.live();
+        await visit.isIn("laptop");
+        assert.equal(await where(), "in cookies");
+        await visit.wire(wire);
+        await visit.card("laptop").locator(".act").click();
+        await eventually("turned away", async () => (await visit.verdict("laptop")).join() === "401,CREDENTIALS_MISSING");
+        assert.deepEqual(await context.cookies(), []);
+        await visit.isOver("Laptop");
+    }
+    // Ended by somebody else, the cookies stay: the next sign-in replaces them.
+    await visit.signIn("laptop");
+    await endById(await visit.row("Laptop").getAttribute("data-id"));
+    await eventually("turned away", async () => (await visit.verdict("laptop")).join() === "401,SESSION_REVOKED");
+    await visit.signIn("laptop");
+    await visit.end();
+    await endAll();
+    ok("in cookie mode: no script sees a token, a reload stays signed in, and a sign-out clears the cookies, over both protocols");
+}
+
 async function saysWhatWentWrong(browser) {
     const visit = await Visit.begin(browser);
     const { page } = visit;
@@ -696,6 +736,7 @@ try {
     await signsOut(browser);
     await saysWhatWentWrong(browser);
     await worksByKeyboard(browser);
+    await keepsCookies(browser);
     await keepsOthersOut(browser);
     await comesBack(browser);
     await holdsTenThousand(browser);

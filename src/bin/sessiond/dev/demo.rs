@@ -34,6 +34,10 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
+use sessiond::app::App;
+use sessiond_core::id::ProjectId;
+use sessiond_core::session::Policy;
+use sessiond_core::session::policy::CookieScope;
 use sessiond_guard::Guard;
 use sessiond_guard::GuardOptions;
 use sessiond_guard::Principal;
@@ -100,6 +104,8 @@ pub(super) struct Demo {
     /// Set once the guard is connected to this server.
     guarded: Arc<OnceLock<Router>>,
     files: Arc<Files>,
+    /// Turns cookie mode on.
+    app: App,
     /// Variables of `dev.env` other than the terminal's tokens. Set once the server runs.
     env: Arc<OnceLock<Vec<(&'static str, String)>>>,
     /// The response to the terminal's last sign-in.
@@ -115,7 +121,7 @@ struct DemoBackend {
 
 impl Demo {
     /// Takes the demo project's key, and the base path of the API.
-    pub(super) fn new(server_key: &SecretString, base_path: &str, files: Arc<Files>) -> Self {
+    pub(super) fn new(server_key: &SecretString, base_path: &str, files: Arc<Files>, app: App) -> Self {
         let bearer = format!("Bearer {}", server_key.expose_secret());
         let mut bearer = HeaderValue::try_from(bearer).expect("a server key is ASCII");
         bearer.set_sensitive(true);
@@ -124,6 +130,7 @@ impl Demo {
             base_path: base_path.into(),
             guarded: Arc::default(),
             files,
+            app,
             env: Arc::default(),
             terminal: Arc::default(),
         }
@@ -157,6 +164,18 @@ impl Demo {
         let values: Vec<_> = env.iter().chain(&tokens).map(|(name, value)| (*name, value.as_str())).collect();
         self.files.write_env(&values)?;
         *last = Some(grant);
+        Ok(())
+    }
+
+    /// Turns the project's cookie mode on, unless it is.
+    async fn use_cookies(&self) -> Result<(), String> {
+        let project = ProjectId::parse(PROJECT).expect("a good name");
+        if self.app.cookie_policy(&project).await.map_err(|error| error.to_string())?.is_some() {
+            return Ok(());
+        }
+        let turn_on = |policy: &mut Policy| policy.cookies.scope = CookieScope::Host;
+        self.app.project_update(project, turn_on).await.map_err(|error| error.to_string())?;
+        self.app.keys().reload().await.map_err(|error| error.to_string())?;
         Ok(())
     }
 
@@ -203,6 +222,9 @@ struct DemoSignIn {
     #[serde(default = "demo_user")]
     user_id: String,
     device: String,
+    /// Whether the tokens are for the browser's cookies, and not for the page.
+    #[serde(default)]
+    cookies: bool,
 }
 
 fn demo_user() -> String {
@@ -211,12 +233,12 @@ fn demo_user() -> String {
 
 /// A real backend would check a password first.
 async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in): Json<DemoSignIn>) -> Response {
-    let DemoSignIn { user_id, device } = sign_in;
+    let DemoSignIn { user_id, device, cookies } = sign_in;
     let Some(device) = DEVICES.iter().find(|known| known.id == device) else {
         let known = DEVICES.map(|device| device.id).join(", ");
         return (StatusCode::BAD_REQUEST, format!("the devices here are {known}\n")).into_response();
     };
-    let session = json!({
+    let mut session = json!({
         "user_id": user_id,
         "device_name": device.name,
         "user_agent": device.user_agent,
@@ -224,6 +246,14 @@ async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in)
         "amr": ["pwd"],
     });
     let demo = backend.demo.clone();
+    if cookies {
+        if let Err(error) = demo.use_cookies().await {
+            return (StatusCode::INTERNAL_SERVER_ERROR, format!("the project cannot use cookies: {error}\n"))
+                .into_response();
+        }
+        session["cookies"] = json!({});
+        return in_cookies(backend.ask(asked, Method::POST, "/auth/sessions", session.to_string().into()).await).await;
+    }
     let answer = backend.ask(asked, Method::POST, "/auth/sessions", session.to_string().into()).await;
     if device.id != TERMINAL || user_id != USER || answer.status() != StatusCode::OK {
         return answer;
@@ -238,6 +268,32 @@ async fn sign_in(State(backend): State<DemoBackend>, asked: Parts, Json(sign_in)
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response();
     }
     Response::from_parts(head, body.into())
+}
+
+/// Turns the response to a sign-in into one that sets the cookies. Its body has no token: only the session, and what the cookies are,
+/// without their values.
+async fn in_cookies(answer: Response) -> Response {
+    if answer.status() != StatusCode::OK {
+        return answer;
+    }
+    let Ok(body) = to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    let Ok(grant) = serde_json::from_slice::<Value>(&body) else { return StatusCode::BAD_GATEWAY.into_response() };
+    let values = grant["set_cookies"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let described: Vec<_> = values
+        .clone()
+        .filter_map(|cookie| {
+            let (pair, attributes) = cookie.split_once("; ")?;
+            Some(format!("{}; {attributes}", pair.split('=').next()?))
+        })
+        .collect();
+    let mut response = Json(json!({"session": grant["session"], "cookies": described})).into_response();
+    for mut value in values.filter_map(|cookie| HeaderValue::from_str(cookie).ok()) {
+        value.set_sensitive(true);
+        response.headers_mut().append(header::SET_COOKIE, value);
+    }
+    response
 }
 
 /// The terminal's session while it is live, else 204. Not a secret: the caller may sign in any user anyway.

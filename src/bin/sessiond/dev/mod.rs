@@ -143,7 +143,7 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
     let feed = app.feed().clone();
     let base_path = args.web.base_paths.first().map_or("", |path| path.trim_end_matches('/'));
     let files = Arc::new(files);
-    let demo = Demo::new(&server_key, base_path, Arc::clone(&files));
+    let demo = Demo::new(&server_key, base_path, Arc::clone(&files), app.clone());
     let page = page::routes(base_path, &files.path(Files::ENV));
     let beside = |api| page.merge(demo.routes(api));
     let server = Server::on(ports, app, &args.web, args.limits, metrics, beside)?.observed_by(&observer);

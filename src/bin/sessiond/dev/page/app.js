@@ -1,5 +1,6 @@
 // The demo page. It talks only to this server: to the API with its devices' tokens, and to the demo's backend, which
-// holds the server key. Each device is a client of its own, as apps use it (clients/typescript), with its tokens in memory.
+// holds the server key. Each device is a client of its own, as apps use it (clients/typescript), with its tokens in memory; the
+// laptop's, if the visitor says so, in cookies.
 // Sign-outs are plain calls, because the page measures them, over two protocols.
 
 import { Client } from "./sessiond.js";
@@ -64,7 +65,8 @@ async function rest(method, path, headers, body) {
     return { answer, at, took: at - began, call: `${method} ${path.split("?")[0]}` };
 }
 
-const bearer = (token) => ({ authorization: `Bearer ${token}` });
+/** The credential of a call; without a token it is in the cookies, and the header tells the page's own calls from a form's. */
+const bearer = (token) => (token ? { authorization: `Bearer ${token}` } : { "x-sessiond-csrf": "1" });
 
 /** A protobuf message's fields, those that are numbers and those that are bytes (Protocol Buffers Encoding). */
 function* fields(bytes) {
@@ -205,23 +207,45 @@ async function doing(button, what, action) {
 /** The current device, with whose token the page acts. */
 let acting = null;
 
+/** Where the page remembers that the laptop uses cookies, and what the browser was told about them: no secrets. */
+const REMEMBERED = "sessiond.demo.cookies";
+
+const usesCookies = () => $("input[name=tokens]:checked").value === "cookies";
+
 class Device {
-    /** The tokens of its session; `null` if it is not signed in. */
+    /** The tokens of its session, which are `null` themselves if they are in cookies; `null` if it is not signed in. */
     tokens = null;
     claims = null;
+    /** The names and attributes of the cookies with its tokens, if they are in cookies. */
+    cookies = null;
     /** Whether the page is revoking the session now, and polls the service anyway. */
     isEnding = false;
     /** Keeps the tokens signed in. Its storage is this object, because the page shows them. */
-    client = new Client({
-        url: location.origin + basePath,
+    #ofTokens = this.#newClient({
         storage: {
             getItem: (key) => (key === "sessiond" && this.tokens ? JSON.stringify(this.tokens) : null),
             setItem: (key, text) => key === "sessiond" && this.hold(JSON.parse(text)),
             removeItem() {},
         },
-        // The page follows the whole project.
-        watch: false,
     });
+    /** Keeps the cookies signed in. Made when it is needed: it asks at once whose they are. */
+    #ofCookies = null;
+    client = this.#ofTokens;
+
+    #newClient(options) {
+        // The page follows the whole project.
+        const client = new Client({ url: location.origin + basePath, watch: false, ...options });
+        // A revocation is shown when the service rejects the token, and not when a list happens to find it.
+        client.onSignedOut((reason) => {
+            if (reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" && this.tokens && !this.isEnding) this.drop(401, reason);
+        });
+        return client;
+    }
+
+    /** Whether the visitor's browser stands for it: it may keep its tokens in cookies. */
+    get isBrowser() {
+        return this.id === "laptop";
+    }
 
     /** Whether the visitor's shell holds the same tokens. */
     get isShared() {
@@ -239,10 +263,6 @@ class Device {
         this.use.title = "Its token lists the sessions, and ends others";
         this.button.addEventListener("click", () => this.tokens ? signOut(this) : signIn([this]));
         this.use.addEventListener("change", () => act(this));
-        // A revocation is shown when the service rejects the token, and not when a list happens to find it.
-        this.client.onSignedOut((reason) => {
-            if (reason === "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED" && this.tokens && !this.isEnding) this.drop(401, reason);
-        });
         this.show("out", "–", "no token to show");
     }
 
@@ -258,15 +278,48 @@ class Device {
         if (acting === this) showToken();
     }
 
-    /** An access token that does not expire soon: refreshes if needed. The last one if the session has ended. */
+    /** Gets a session from the backend, and begins to use it. Returns it. */
+    async begin() {
+        const inCookies = this.isBrowser && usesCookies();
+        const { answer } = await rest("POST", "/demo/sign-in", {}, { device: this.id, cookies: inCookies });
+        this.ip = answer.session.ip;
+        if (inCookies) {
+            localStorage.setItem(REMEMBERED, JSON.stringify(answer.cookies));
+            await this.adopt(answer.cookies);
+            if (!this.tokens) throw new Refused("", "", "this browser keeps no Secure cookie over plain HTTP; open the page at localhost");
+        } else {
+            this.client = this.#ofTokens;
+            await this.client.signIn(answer);
+        }
+        return answer.session;
+    }
+
+    /** Uses the session of the browser's cookies, if there is one. */
+    async adopt(cookies) {
+        this.client = this.#ofCookies ??= this.#newClient({ cookies: true, project: document.documentElement.dataset.project });
+        await this.client.signIn().catch(() => {});
+        const { state } = this.client;
+        if (state.status !== "signed-in") return;
+        this.tokens = { access_token: null };
+        this.claims = { sid: state.sessionId };
+        this.cookies = cookies;
+        if (acting === this) showToken();
+    }
+
+    /** An access token that does not expire soon: refreshes if needed. The last one if the session has ended; none if it is in a cookie. */
     async token() {
+        if (this.cookies) return null;
         return this.client.state.status === "signed-out" ? this.tokens.access_token : this.client.accessToken();
     }
 
-    /** Calls the guarded service with a token. Returns the status, and a text. */
-    static async ask(token) {
-        const response = await asked("/demo/service", "GET", bearer(token));
-        if (response.ok) return { status: response.status, words: `hello, ${(await response.json()).hello}` };
+    /** Calls the guarded service with a token; the API itself by cookie. Returns the status, and a text. */
+    static async ask(token, fetching = asked) {
+        const path = token ? "/demo/service" : `${basePath}/auth/sessions/current`;
+        const response = await fetching(path, "GET", bearer(token));
+        if (response.ok) {
+            const { hello, user_id } = await response.json();
+            return { status: response.status, words: `hello, ${hello ?? user_id}` };
+        }
         const { reason, message } = await refusal(response);
         return { status: response.status, words: reason || message };
     }
@@ -279,7 +332,9 @@ class Device {
         try {
             const token = await this.token();
             tokens = this.tokens;
-            const { status, words } = await Device.ask(token);
+            // An access cookie that has expired is no reason to be out: the client renews it.
+            const renewing = (path, method, headers) => this.client.fetch(path, { method, headers });
+            const { status, words } = await (token ? Device.ask(token) : Device.ask(token, renewing));
             if (isOver()) return;
             if (status === 401) this.drop(status, words);
             else this.show(status === 200 ? "in" : "unknown", status, words);
@@ -322,7 +377,7 @@ class Device {
 
     /** Signed out, as confirmed by the service. */
     drop(status, words, after) {
-        this.tokens = this.claims = null;
+        this.tokens = this.claims = this.cookies = null;
         this.show("refused", status, words, after);
         if (acting === this) act(devices.find((device) => device.tokens) ?? null);
     }
@@ -330,7 +385,7 @@ class Device {
     show(state, status, words, after) {
         const { card } = this;
         card.dataset.state = state;
-        $(".where", card).textContent = this.tokens ? this.ip : "signed out";
+        $(".where", card).textContent = !this.tokens ? "signed out" : this.cookies ? "in cookies" : this.ip;
         $(".code", card).textContent = status;
         const took = $(".took", card);
         took.textContent = after === undefined ? "" : milliseconds(after);
@@ -368,11 +423,9 @@ async function signIn(those) {
     await doing(busy, `Sign in on ${those.map(({ name }) => name).join(", ")}`, async (tell) => {
         const began = performance.now();
         const grants = await Promise.allSettled(those.map(async (device) => {
-            const { answer } = await rest("POST", "/demo/sign-in", {}, { device: device.id });
-            device.ip = answer.session.ip;
-            await device.client.signIn(answer);
+            const session = await device.begin();
             device.show("in", "…", "asking the service");
-            return answer.session;
+            return session;
         }));
         const took = performance.now() - began;
         const opened = grants.filter(({ value }) => value).map(({ value }) => value);
@@ -429,7 +482,8 @@ async function followTerminal() {
     terminal.ip = grant.session.ip;
     await terminal.client.signIn(grant);
     terminal.show("in", "…", "asking the service");
-    if (listed) addFirst(grant.session);
+    // Not while the list is being read: that has it too, and in its place.
+    if (rows.size > 0 && !rows.has(grant.session.id)) addFirst(grant.session);
     if (acting) markCurrent();
     else act(terminal);
     await terminal.check();
@@ -442,6 +496,28 @@ $("#sign-in-all").addEventListener("click", () => {
     if (those.length === 0) say("All five devices are signed in already.");
     else signIn(those);
 });
+
+const browser = devices.find((device) => device.isBrowser);
+
+for (const choice of document.querySelectorAll("input[name=tokens]")) {
+    choice.addEventListener("change", () => {
+        const where = usesCookies() ? "in cookies, which no script sees" : "in script";
+        if (!usesCookies()) localStorage.removeItem(REMEMBERED);
+        say(`From its next sign-in on, the laptop keeps its tokens ${where}.`);
+    });
+}
+
+/** What cookies are for: the laptop is still signed in after a reload. */
+async function followCookies() {
+    const remembered = JSON.parse(localStorage.getItem(REMEMBERED) ?? "null");
+    if (!remembered) return;
+    $("input[name=tokens][value=cookies]").checked = true;
+    await browser.adopt(remembered);
+    if (!browser.tokens) return;
+    browser.show("in", "…", "asking the service");
+    if (!acting) act(browser);
+    await browser.check();
+}
 
 $("#sign-out-others").addEventListener("click", ({ currentTarget }) => {
     if (!acting) return say("Sign in on a device first: it is the one that stays.", "bad");
@@ -830,6 +906,7 @@ function showToken() {
     $("#no-token").hidden = Boolean(acting);
     $("#token-of").textContent = acting?.name ?? "";
     if (!acting) return list.replaceChildren();
+    if (acting.cookies) return list.replaceChildren(...cookieLines());
     const [head, , signature] = acting.tokens.access_token.split(".");
     const entries = (object) => Object.entries(object).flatMap(([name, value]) => {
         const term = Object.assign(document.createElement("dt"), { textContent: name });
@@ -849,6 +926,19 @@ function showToken() {
         part("Signature"), ...entries({ bytes: `${signature.slice(0, 6)}… (64 bytes; the rest is not shown)` }),
     );
     showExpiry();
+}
+
+/** In place of a token that script does not see: what the browser was told about its cookies. */
+function cookieLines() {
+    const element = (name, textContent, className = "") => Object.assign(document.createElement(name), { textContent, className });
+    const lines = acting.cookies.flatMap((cookie) => {
+        const [name, ...attributes] = cookie.split("; ");
+        return [element("dt", name, "part"), ...attributes.flatMap((attribute) => {
+            const [key, value = "yes"] = attribute.split("=");
+            return [element("dt", key), element("dd", value)];
+        })];
+    });
+    return [...lines, element("dt", "Script", "part"), element("dt", "document.cookie"), element("dd", JSON.stringify(document.cookie))];
 }
 
 function showExpiry() {
@@ -890,6 +980,7 @@ setInterval(() => {
     for (const device of devices) if (device.tokens && !device.isEnding) device.token().catch((error) => sayError(`Refresh on ${device.name}`, error, $(".outcome", device.card)));
 }, 5_000);
 
+followCookies().catch((error) => sayError("Laptop", error));
 addEventListener("focus", () => followTerminal().catch(() => {}));
 followTerminal().catch((error) => sayError("Terminal", error));
 follow();
