@@ -34,6 +34,8 @@ pub(crate) enum Baseline {
     NullGrpc,
     /// An axum handler that does nothing.
     NullHttp,
+    /// The server, by bearer token.
+    Bearer,
 }
 
 impl Baseline {
@@ -45,6 +47,7 @@ impl Baseline {
             Work::Create => Some(Self::Insert),
             Work::Introspect => Some(Self::NullGrpc),
             Work::Verify => Some(Self::NullHttp),
+            Work::VerifyCookie => Some(Self::Bearer),
             Work::List | Work::Overload | Work::Memory => None,
         }
     }
@@ -56,6 +59,7 @@ impl Baseline {
             Self::Insert => "pgbench INSERT",
             Self::NullGrpc => "null tonic unary",
             Self::NullHttp => "null axum handler",
+            Self::Bearer => "verify by bearer token",
         }
     }
 
@@ -87,7 +91,7 @@ impl Baseline {
                     'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36',
                     '198.51.100.7', '{}', '{}';",
             ),
-            Self::NullGrpc | Self::NullHttp => None,
+            Self::NullGrpc | Self::NullHttp | Self::Bearer => None,
         }
     }
 }

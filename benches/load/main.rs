@@ -16,6 +16,7 @@
 //! | `list` | none |
 //! | `introspect` | an empty tonic unary method that gets the same request |
 //! | `verify` | an axum handler that returns 200, and gets the same request |
+//! | `verify-cookie` | `verify`, of a project in cookie mode; only if it is named |
 //! | `overload` | the same work with 64 requests in progress: see `overload.rs` |
 //! | `memory` | none: the server with ten thousand idle connections |
 //!
@@ -45,6 +46,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::Value;
+use sessiond_core::session::Policy;
+use sessiond_core::session::policy::CookieScope;
 
 use crate::baseline::Baseline;
 use crate::client::Wire;
@@ -68,7 +71,7 @@ struct Options {
     /// The duration of each measurement, in seconds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// The kinds of work. Default: all but `overload` and `memory`.
+    /// The kinds of work. Default: all but `verify-cookie`, `overload` and `memory`.
     #[arg(long, value_delimiter = ',')]
     work: Vec<Work>,
     /// The protocols. Default: all three for sign-outs, REST for what users do, REST and gRPC for introspection.
@@ -111,7 +114,7 @@ struct Options {
 impl Options {
     fn includes(&self, work: Work) -> bool {
         if self.work.is_empty() {
-            !matches!(work, Work::Overload | Work::Memory) && self.peer.is_empty()
+            !matches!(work, Work::VerifyCookie | Work::Overload | Work::Memory) && self.peer.is_empty()
         } else {
             self.work.contains(&work)
         }
@@ -120,12 +123,13 @@ impl Options {
     fn wires(&self, work: Work) -> Vec<Wire> {
         let default: &[Wire] = match work {
             Work::SignOut => &[Wire::Rest, Wire::Grpc, Wire::GrpcWeb],
-            Work::Refresh | Work::Create | Work::List | Work::Verify => &[Wire::Rest],
+            Work::Refresh | Work::Create | Work::List | Work::Verify | Work::VerifyCookie => &[Wire::Rest],
             Work::Introspect => &[Wire::Grpc, Wire::Rest],
             Work::Overload | Work::Memory => &[Wire::Grpc],
         };
         // Only on HTTP.
-        if self.wire.is_empty() || work == Work::Verify { default.to_vec() } else { self.wire.clone() }
+        let is_fixed = matches!(work, Work::Verify | Work::VerifyCookie);
+        if self.wire.is_empty() || is_fixed { default.to_vec() } else { self.wire.clone() }
     }
 
     fn clients(&self, work: Work) -> Vec<usize> {
@@ -154,7 +158,11 @@ fn run_all(options: &Options) -> Outcome<()> {
     }
     stage::raise_open_files();
     runtime.block_on(async {
-        let mut stage = Stage::start(options.dir.clone(), &options.server).await?;
+        let mut policy = Policy::default();
+        if options.includes(Work::VerifyCookie) {
+            policy.cookies.scope = CookieScope::Host;
+        }
+        let mut stage = Stage::start(options.dir.clone(), &options.server, policy).await?;
         let measured = measure(options, &mut stage).await;
         let stopped = stage.stop().await;
         measured.and(stopped)
@@ -215,10 +223,9 @@ async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
 /// What runs in turns.
 fn groups(options: &Options) -> Vec<Group> {
     let mut groups = vec![];
-    for work in [Work::SignOut, Work::Refresh, Work::Create, Work::List, Work::Introspect, Work::Verify] {
-        if !options.includes(work) {
-            continue;
-        }
+    let works =
+        [Work::SignOut, Work::Refresh, Work::Create, Work::List, Work::Introspect, Work::Verify, Work::VerifyCookie];
+    for work in works.into_iter().filter(|work| options.includes(*work)) {
         for clients in options.clients(work) {
             let own = options.wires(work).into_iter().map(|wire| Contender::Server { work, wire, clients });
             let baseline = Baseline::of(work).map(|baseline| Contender::Baseline { baseline, clients });

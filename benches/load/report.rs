@@ -162,9 +162,8 @@ async fn measure(
             let (tokens, reuse) = match work {
                 Work::SignOut | Work::Refresh => (&materials.unused, Reuse::Once),
                 Work::Create => (&created, Reuse::Once),
-                Work::List | Work::Introspect | Work::Verify | Work::Overload | Work::Memory => {
-                    (&materials.known, Reuse::Always)
-                }
+                Work::List | Work::Introspect | Work::Overload | Work::Memory => (&materials.known, Reuse::Always),
+                Work::Verify | Work::VerifyCookie => (&materials.known, Reuse::Always),
             };
             let calls: Vec<Call> = tokens.iter().map(|tokens| caller.call(work, tokens)).collect();
             let supply = Supply::new(&calls, reuse);
@@ -176,7 +175,8 @@ async fn measure(
                 Work::SignOut => acknowledged.sign_outs += measured.done,
                 Work::Refresh => acknowledged.refreshes += measured.done,
                 Work::Create => acknowledged.creations += measured.done,
-                Work::List | Work::Introspect | Work::Verify | Work::Overload | Work::Memory => {}
+                Work::List | Work::Introspect | Work::Overload | Work::Memory => {}
+                Work::Verify | Work::VerifyCookie => {}
             }
             if work.uses_up() {
                 materials.unused.drain(..supply.used());
@@ -215,6 +215,12 @@ async fn measure(
                 Span::WarmUp => Ok(Measured { done: 1, elapsed: Duration::from_secs(1), ..Measured::default() }),
                 Span::Seconds(seconds) => stage.pgbench.run(baseline, clients, seconds, Latencies::NotLogged),
             },
+            Baseline::Bearer => {
+                let caller = Caller { addr: stage.addr, wire: Wire::Rest, server_key: stage.server_key.clone() };
+                let calls: Vec<Call> = materials.known.iter().map(|tokens| caller.call(Work::Verify, tokens)).collect();
+                let supply = Supply::new(&calls, Reuse::Always);
+                run(stage.addr, Wire::Rest, clients, &supply, duration, || ()).map(|(measured, (), ())| measured)
+            }
             Baseline::NullGrpc | Baseline::NullHttp => {
                 let (wire, work) = match baseline {
                     Baseline::NullGrpc => (Wire::Grpc, Work::Introspect),
@@ -296,7 +302,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 
 pub(crate) fn print_head() {
     println!(
-        "{:<10} {:<8} {:>7} {:>8}   {:<33} {:>8} {:>6} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8}",
+        "{:<13} {:<8} {:>7} {:>8}   {:<33} {:>8} {:>6} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8}",
         "work",
         "wire",
         "clients",
@@ -319,7 +325,7 @@ pub(crate) fn print_row(row: &Row) {
     let baseline = row.baseline.as_ref();
     let [server, postgres] = row.cpu;
     println!(
-        "{:<10} {:<8} {:>7} {:>8.0}   {:<33} {:>8} {:>6} {:>9} {:>7.0} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
+        "{:<13} {:<8} {:>7} {:>8.0}   {:<33} {:>8} {:>6} {:>9} {:>7.0} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
         row.work.as_str(),
         row.wire.as_str(),
         row.clients,

@@ -109,8 +109,8 @@ impl Drop for Process {
 }
 
 impl Stage {
-    /// Starts Postgres and the server.
-    pub(crate) async fn start(dir: Option<PathBuf>, server: &Path) -> Outcome<Self> {
+    /// Starts Postgres and the server, with a project of this policy.
+    pub(crate) async fn start(dir: Option<PathBuf>, server: &Path, policy: Policy) -> Outcome<Self> {
         let dir = dir.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("load");
         println!("starting Postgres in {} and {}", dir.display(), server.display());
         let cluster = start_postgres(&dir).await?;
@@ -119,7 +119,7 @@ impl Stage {
         tokio::spawn(connection);
 
         let sealing = SealingKey::generate();
-        let (app, server_key) = prepare(&url, &sealing).await?;
+        let (app, server_key) = prepare(&url, &sealing, policy).await?;
         let sessions = Sessions::write(database, app.keys().snapshot(), Clock::system()).await?;
         let log = target_dir().join("load.log");
         let (server, addr) = start_server(server, &url, &sealing, &log)?;
@@ -175,7 +175,7 @@ async fn delete(cluster: Cluster) -> Outcome<()> {
 }
 
 /// Creates the tables, the project and a server key.
-async fn prepare(url: &str, sealing: &SealingKey) -> Outcome<(App, SecretString)> {
+async fn prepare(url: &str, sealing: &SealingKey, policy: Policy) -> Outcome<(App, SecretString)> {
     let options = Options {
         url: url.to_owned().into(),
         password: None,
@@ -192,7 +192,7 @@ async fn prepare(url: &str, sealing: &SealingKey) -> Outcome<(App, SecretString)
     let keys = KeyCache::new(store.clone(), Sealer::new(sealing, None));
     let app = App::new(store, keys, Issuer::new(ISSUER), clock);
     let project = ProjectId::parse(PROJECT).ok_or("a name")?;
-    app.project_create(project.clone(), Policy::default()).await?;
+    app.project_create(project.clone(), policy).await?;
     app.keys().reload().await?;
     let (_, key) = app.server_key_create(project, Role::Service).await?;
     Ok((app, key))

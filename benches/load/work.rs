@@ -34,6 +34,8 @@ pub(crate) enum Work {
     Introspect,
     /// Verify an access token that the server has seen, as a proxy does.
     Verify,
+    /// The same by cookie. The project is in cookie mode then.
+    VerifyCookie,
     /// More requests in progress than the server can do.
     Overload,
     /// None: the server's memory, idle and with ten thousand idle connections.
@@ -49,6 +51,7 @@ impl Work {
             Self::List => "list",
             Self::Introspect => "introspect",
             Self::Verify => "verify",
+            Self::VerifyCookie => "verify-cookie",
             Self::Overload => "overload",
             Self::Memory => "memory",
         }
@@ -58,7 +61,8 @@ impl Work {
     pub(crate) const fn uses_up(self) -> bool {
         match self {
             Self::SignOut | Self::Refresh => true,
-            Self::Create | Self::List | Self::Introspect | Self::Verify | Self::Overload | Self::Memory => false,
+            Self::Create | Self::List | Self::Introspect | Self::Overload | Self::Memory => false,
+            Self::Verify | Self::VerifyCookie => false,
         }
     }
 }
@@ -150,6 +154,10 @@ impl Caller {
                 request: self.request(&RPC_VERIFY, bearer(&tokens.access), &(), None),
                 expected: Expected::User { user },
             },
+            Work::VerifyCookie => Call {
+                request: self.request(&RPC_VERIFY, cookies(tokens), &(), None),
+                expected: Expected::User { user },
+            },
         }
     }
 
@@ -221,6 +229,22 @@ const RPC_VERIFY: Rpc = Rpc { method: Method::GET, path: "/projects/demo/auth/ve
 fn bearer(token: &str) -> HeaderMap {
     let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("a token is ASCII");
     HeaderMap::from_iter([(header::AUTHORIZATION, value)])
+}
+
+/// As a proxy passes on a page load.
+fn cookies(tokens: &Tokens) -> HeaderMap {
+    let kept = format!(
+        "__Host-sessiond.demo.access={}; __Host-sessiond.demo.refresh={}; theme=dark",
+        tokens.access, tokens.refresh
+    );
+    let header = |name, value: &str| {
+        (header::HeaderName::from_static(name), HeaderValue::from_str(value).expect("a token is ASCII"))
+    };
+    HeaderMap::from_iter([
+        header("cookie", &kept),
+        header("sec-fetch-site", "same-origin"),
+        header("x-forwarded-method", "GET"),
+    ])
 }
 
 /// How an answer to a sign-out may say that the session had already ended.
