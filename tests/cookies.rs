@@ -607,6 +607,10 @@ async fn too_many_cookies_are_refused_saying_so() {
         let outcome = service.verify(route, PROJECT, headers.clone()).await;
         assert_eq!((outcome.status, outcome.reason.as_deref()), (400, Some("SCHEMA_ERROR")), "{route:?}");
     }
+    let path = format!("/projects/{PROJECT}/auth/verify");
+    let response = service.wires.http(Method::GET, &path, headers.clone(), "").await;
+    let text = String::from_utf8_lossy(response.body()).into_owned();
+    assert!(text.contains("\"cookie\"") && text.contains("must be at most 16384 bytes"), "{text}");
     for at in 0..5 {
         let value = format!("more{at}={}", "x".repeat(4_000));
         headers.append("cookie", HeaderValue::from_str(&value).expect("a value"));

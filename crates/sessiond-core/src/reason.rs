@@ -146,7 +146,7 @@ pub fn step_up_challenge(required: &StepUp) -> String {
     step_up_parameters(required).fold(start, |challenge, (name, value)| format!(r#"{challenge}, {name}="{value}""#))
 }
 
-/// Renders a status as `google.rpc.Status` in ProtoJSON, with at most `ErrorInfo` and `RetryInfo` as details.
+/// Renders a status as `google.rpc.Status` in ProtoJSON, with at most `ErrorInfo`, `RetryInfo` and `BadRequest` as details.
 pub fn json(status: &Status) -> Value {
     let details = status.get_error_details();
     let info = details.error_info().map(|info| {
@@ -161,7 +161,12 @@ pub fn json(status: &Status) -> Value {
     let retry = retry_delay.map(|delay| {
         json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retry_delay": format!("{}s", delay.as_secs_f64())})
     });
-    let details: Vec<Value> = info.into_iter().chain(retry).collect();
+    let violations = details.bad_request().into_iter().flat_map(|invalid| &invalid.field_violations);
+    let violations: Vec<Value> =
+        violations.map(|one| json!({"field": one.field, "description": one.description})).collect();
+    let invalid = (!violations.is_empty())
+        .then(|| json!({"@type": "type.googleapis.com/google.rpc.BadRequest", "field_violations": violations}));
+    let details: Vec<Value> = info.into_iter().chain(retry).chain(invalid).collect();
     json!({"code": status.code() as i32, "message": status.message(), "details": details})
 }
 
