@@ -568,12 +568,16 @@ mod tests {
             reason: RevokeReason::SignedOut,
             access_expires_at: now + Duration::from_secs(600),
         };
-        let before = resident();
-        for page in 0..count / 1_000 {
+        let insert = |page: u64| {
             broadcaster.insert_backlog((0..1_000).map(|at| revocation(page * 1_000 + at)).collect(), now);
-        }
+        };
+        // The first page also brings code into memory, which does not grow with the entries.
+        insert(0);
+        broadcaster.forget_expired();
+        let before = resident();
+        (1..count / 1_000).for_each(insert);
         broadcaster.forget_expired();
         assert_eq!(u64::try_from(broadcaster.len()), Ok(count));
-        println!("\nbytes: {}", (resident() - before) / usize::try_from(count).expect("small"));
+        println!("\nbytes: {}", (resident() - before) / usize::try_from(count - 1_000).expect("small"));
     }
 }
