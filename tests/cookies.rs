@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use diesel_async::SimpleAsyncConnection as _;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -840,6 +841,44 @@ async fn a_shared_refresh_does_not_outlive_a_sign_out() {
     service.revoke_current(Wire::Rest, browser.headers()).await.expect("signs out");
     let passed = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
     assert_eq!((passed.status, passed.set_cookies.len()), (401, 0));
+}
+
+/// A result is for the requests of one page. If all of them are gone when it arrives, it must not stay: much later, the old cookie
+/// is a copy, which the refresh rule judges.
+#[tokio::test]
+async fn a_refresh_that_nobody_waits_for_is_not_shared_later() {
+    let service = start().await;
+    let browser = sign_in(&service, "ada").await.without_access();
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let path = format!("/projects/{PROJECT}/auth/verify");
+    let waiting = service.wires.http(Method::GET, &path, browser.headers(), "");
+    assert!(tokio::time::timeout(Duration::from_millis(300), waiting).await.is_err(), "the row is held");
+    holder.batch_execute("COMMIT").await.expect("lets go");
+    eventually("the refresh is carried out", async || rotations(&service, &browser.session).await == 1).await;
+    let shared = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
+    assert_eq!(shared.status, 200, "at once");
+    let mut next = browser.clone();
+    next.take(shared.set_cookies.iter().map(String::as_str));
+    let used = pass(&service, Route::Path, "", &Asked::get(next.without_access().headers())).await;
+    assert_eq!((used.status, rotations(&service, &browser.session).await), (200, 2), "the successor is used");
+    service.clock.advance(Duration::from_secs(60));
+    assert_eq!(pass(&service, Route::Path, "", &Asked::get(browser.headers())).await.status, 401, "a minute later");
+    assert!(!service.is_live(&browser.session).await, "reuse is detected");
+}
+
+/// Anyone can plant cookies with invented names beside the user's own.
+#[tokio::test]
+async fn planted_cookies_of_unknown_projects_hide_nothing() {
+    let service = start().await;
+    let browser = sign_in(&service, "ada").await;
+    let planted: String = (0..40).map(|n| format!("__Secure-sessiond.a{n}.access=x; ")).collect();
+    let mut headers = browser.headers();
+    let own = headers["cookie"].to_str().expect("text").to_owned();
+    headers.insert("cookie", format!("{planted}{own}").parse().expect("a header"));
+    let (code, response) = call(&service, Wire::Rest, "RevokeCurrent", headers).await;
+    assert_eq!((code, set_cookies(&response).len()), (Code::Ok, 2));
+    assert!(!service.is_live(&browser.session).await);
 }
 
 /// Envoy says where each request comes from. As with any other proxy, its word counts only if it is trusted.

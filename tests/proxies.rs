@@ -305,6 +305,25 @@ fn nominated() -> HeaderMap {
     header("connection", &format!("close, {}", IDENTITY.join(", ")))
 }
 
+/// Paths that a proxy and an application may read differently: public to one, and something else to the other.
+async fn no_ambiguous_path_reaches_the_application(front: &Front, asked: &AtomicUsize, public: &str) {
+    let before = asked.load(Ordering::Relaxed);
+    for path in [
+        format!("/orders/%2e%2e/{public}/x"),
+        format!("/orders/..%2f{public}/x"),
+        format!("/orders/../{public}/x"),
+        format!("/orders/%2E./{public}/x"),
+        format!("/orders/..%5c{public}/x"),
+        format!("/{public}/../orders"),
+        format!("/{public}/%2e%2e/orders"),
+        format!("/{public}x"),
+    ] {
+        let answer = front.ask(Method::GET, &path, spoofed()).await;
+        assert!(!answer.status().is_success(), "{path}: {}", answer.status());
+        assert_eq!(asked.load(Ordering::Relaxed), before, "{path}");
+    }
+}
+
 async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
     let host = Host::default();
     let service = host.runtime().spawn(Service::start()).await.expect("starts");
@@ -335,6 +354,7 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
         }
     }
     assert_eq!(asked.load(Ordering::Relaxed), 0);
+    no_ambiguous_path_reaches_the_application(&front, &asked, "public").await;
 
     // The user that sessiond reports, not the client's.
     for device in [&phone, &laptop] {
@@ -736,6 +756,7 @@ async fn a_browser_stays_signed_in_and_is_signed_out(kind: &Kind) {
     assert_eq!(answer.status().as_u16(), 401, "{}", kind.example);
     assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{}", kind.example);
     assert_eq!(asked.load(Ordering::Relaxed), 0);
+    no_ambiguous_path_reaches_the_application(&front, &asked, "login").await;
     for path in ["//evil.example/", "/%5cevil.example"] {
         let answer = front.ask(Method::GET, path, navigation.clone()).await;
         let location = front.location(&answer);

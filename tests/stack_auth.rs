@@ -968,7 +968,7 @@ async fn temporary_errors_are_reported_by_status() {
     }
 
     // A server error is never overridden.
-    let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_millis(200)).await;
+    let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_secs(1)).await;
     let phone = late.sign_in("ada", "phone").await;
     let pairs: Pairs = sdk("client", &tokens(&phone)).into_iter().chain([("override-error-status", "true")]).collect();
     let mut holder = late.database.connect().await;

@@ -32,6 +32,12 @@ impl App {
         Ok(policy.filter(|cookies| cookies.scope.is_on()).cloned())
     }
 
+    /// As [`App::cookie_policy`], of a project that this replica knows already.
+    pub fn known_cookie_policy(&self, project: &ProjectId) -> Option<CookiePolicy> {
+        let snapshot = self.keys.snapshot();
+        snapshot.policy(project).map(|policy| &policy.cookies).filter(|cookies| cookies.scope.is_on()).cloned()
+    }
+
     /// The cookies with the tokens of a grant.
     ///
     /// # Errors

@@ -76,18 +76,9 @@ impl App {
         let client = self.paying_client(client).await?;
         let is_confidential = client.as_ref().is_some_and(|client| client.key.is_some());
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
-        let known = |snapshot: &Snapshot| {
-            let key = snapshot.keyring.refresh(presented.key());
-            key.is_some_and(|key| snapshot.policy(key.project()).is_some())
-        };
-        let snapshot = self.keys.find(presented.key(), known).await?;
-        let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
+        let (snapshot, key) = self.genuine_refresh_key(&presented).await?;
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
-        self.rates.check(Bucket::Project(key.project()))?;
-        // A made-up token is refused here, before any database query; so is one that was issued to another client.
-        if !key.verify_tag(&presented) {
-            return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
-        }
+        // One that was issued to another client is refused here, before any database query.
         let refuse = |why| self.note_refused_session(key.project(), presented.session(), why);
         if client.is_some_and(|client| client.project != *key.project()) {
             refuse(RefusedAttempt::WrongProject);
@@ -135,6 +126,29 @@ impl App {
             }
             RefreshOutcome::Refused => Err(Refusal::RefreshTokenNotFoundOrExpired.into()),
         }
+    }
+
+    /// The key of a refresh token of a known project; a made-up token is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::RefreshTokenNotFoundOrExpired`]; [`Refusal::RateLimited`] if the project's bucket is empty; or if the keys had to
+    /// be reloaded and the database operation fails.
+    pub(super) async fn genuine_refresh_key(
+        &self,
+        presented: &RefreshToken,
+    ) -> Result<(Arc<Snapshot>, Arc<RefreshKey>), Error> {
+        let known = |snapshot: &Snapshot| {
+            let key = snapshot.keyring.refresh(presented.key());
+            key.is_some_and(|key| snapshot.policy(key.project()).is_some())
+        };
+        let snapshot = self.keys.find(presented.key(), known).await?;
+        let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
+        self.rates.check(Bucket::Project(key.project()))?;
+        if !key.verify_tag(presented) {
+            return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
+        }
+        Ok((snapshot, key))
     }
 
     /// Rotates the chain together with those of other requests; see [`Group`].

@@ -11,10 +11,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::future::Shared;
 use secrecy::ExposeSecret as _;
+use tokio::sync::watch;
 
 use super::AccessToken;
 use super::App;
@@ -46,15 +44,16 @@ pub struct Renewed {
     pub grant: Option<Arc<Grant>>,
 }
 
-/// The refresh token as presented, and where from: a copy that is presented from elsewhere is for the refresh rule to judge.
-type Key = (String, Option<IpAddr>, Option<String>);
+/// The project, the refresh token as presented, and where from: a copy that is presented from elsewhere is for the refresh rule to
+/// judge.
+type Key = (ProjectId, String, Option<IpAddr>, Option<String>);
 
-type Refreshing = Shared<BoxFuture<'static, Result<Arc<Grant>, Error>>>;
+type Outcome = Result<Arc<Grant>, Error>;
 
-/// A refresh that is under way, or has just finished.
-#[derive(Clone)]
+/// A refresh that is in progress, or has just finished.
 struct Entry {
-    refreshing: Refreshing,
+    /// `None` while it is in progress. Set by its own task, whether or not a request still waits for it.
+    outcome: watch::Receiver<Option<Outcome>>,
     /// Until when others may have its result.
     until: Timestamp,
 }
@@ -101,7 +100,7 @@ impl App {
             Ok(grant) => match self.verify_grant(project, grant).await {
                 // The result of a refresh that others began before the token was superseded: refresh once more.
                 Err(Error::Refused(Refusal::AccessTokenSuperseded)) => {
-                    self.renewals.forget(&renewal_key(presented, origin));
+                    self.renewals.forget(&renewal_key(project, presented, origin));
                     match self.renew(project, presented, origin).await {
                         Ok(grant) => self.verify_grant(project, grant).await,
                         Err(error) => Err(error),
@@ -128,51 +127,58 @@ impl App {
     }
 
     /// Refreshes the session of a refresh token of the project, together with others that present the same one from the same place.
-    async fn renew(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Result<Arc<Grant>, Error> {
-        let key = renewal_key(presented, origin);
-        let refreshing =
-            self.renewals.join(key.clone(), self.clock.now(), || self.begin_renewal(project, presented, origin));
-        let outcome = refreshing.await;
-        if outcome.is_err() {
-            self.renewals.forget(&key);
-        }
-        outcome
+    async fn renew(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Outcome {
+        let token = RefreshToken::parse(presented).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
+        // A made-up token takes no place among the results.
+        self.genuine_refresh_key(&token).await?;
+        let key = renewal_key(project, presented, origin);
+        let begin = || self.begin_renewal(key.clone(), token, origin);
+        let mut outcome = self.renewals.join(&key, self.clock.now(), begin);
+        let finished = outcome.wait_for(Option::is_some).await;
+        // Without one, its task has panicked, or the server stops: try again.
+        finished.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(Error::FeedInterrupted))
     }
 
     /// On a task of its own: a request that is cancelled must not stop the others.
-    fn begin_renewal(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Entry {
-        let (app, origin, token) = (self.clone(), origin.clone(), RefreshToken::parse(presented));
+    fn begin_renewal(&self, key: Key, token: RefreshToken, origin: &Origin) -> Entry {
+        let (app, origin, project) = (self.clone(), origin.clone(), key.0.clone());
         let client = Client { project: project.clone(), auth: ClientAuth::Unchecked, role: Role::Service };
-        let work = async move { app.refresh_session(token, Some(client), origin).await.map(Arc::new) };
-        let task = tokio::spawn(request::handle(request::request_id(), request::current_record(), work));
-        let grace = self.keys.snapshot().policy(project).map_or(Duration::ZERO, |policy| policy.refresh_grace);
-        // It has panicked, or the server stops: try again.
-        let refreshing = async move { task.await.unwrap_or(Err(Error::FeedInterrupted)) };
-        Entry { refreshing: refreshing.boxed().shared(), until: self.clock.now() + grace.min(KEPT_MAX) }
+        let (sender, outcome) = watch::channel(None);
+        let work = async move {
+            let done = app.refresh_session(Some(token), Some(client), origin).await.map(Arc::new);
+            if done.is_err() {
+                // A later request tries again.
+                app.renewals.forget(&key);
+            }
+            sender.send_replace(Some(done));
+        };
+        tokio::spawn(Box::pin(request::handle(request::request_id(), request::current_record(), work)));
+        let grace = self.keys.snapshot().policy(&project).map_or(Duration::ZERO, |policy| policy.refresh_grace);
+        Entry { outcome, until: self.clock.now() + grace.min(KEPT_MAX) }
     }
 }
 
-fn renewal_key(presented: &str, origin: &Origin) -> Key {
-    (presented.to_owned(), origin.ip.map(|ip| network(ip).addr()), origin.user_agent.clone())
+fn renewal_key(project: &ProjectId, presented: &str, origin: &Origin) -> Key {
+    (project.clone(), presented.to_owned(), origin.ip.map(|ip| network(ip).addr()), origin.user_agent.clone())
 }
 
 impl SharedRefreshes {
-    /// The refresh that is under way or has just finished, or a new one.
-    fn join(&self, key: Key, now: Timestamp, begin: impl FnOnce() -> Entry) -> Refreshing {
+    /// The refresh that is in progress or has just finished, or a new one.
+    fn join(&self, key: &Key, now: Timestamp, begin: impl FnOnce() -> Entry) -> watch::Receiver<Option<Outcome>> {
         let Entries { entries, purge_at } = &mut *self.0.lock().expect("no one panics while holding it");
-        if let Some(entry) = entries.get(&key).filter(|entry| entry.can_be_joined(now)) {
-            return entry.refreshing.clone();
+        if let Some(entry) = entries.get(key).filter(|entry| entry.can_be_joined(now)) {
+            return entry.outcome.clone();
         }
         if purge_at.is_none_or(|at| now >= at) {
             entries.retain(|_, entry| entry.can_be_joined(now));
             *purge_at = Some(now + KEPT_MAX);
         }
         let entry = begin();
-        let refreshing = entry.refreshing.clone();
+        let outcome = entry.outcome.clone();
         if entries.len() < RESULTS_MAX {
-            entries.insert(key, entry);
+            entries.insert(key.clone(), entry);
         }
-        refreshing
+        outcome
     }
 
     fn forget(&self, key: &Key) {
@@ -182,6 +188,10 @@ impl SharedRefreshes {
 
 impl Entry {
     fn can_be_joined(&self, now: Timestamp) -> bool {
-        now < self.until || self.refreshing.peek().is_none()
+        match &*self.outcome.borrow() {
+            // Its task ends within the time limits of the database, and drops the sender if it panics.
+            None => self.outcome.has_changed().is_ok(),
+            Some(outcome) => outcome.is_ok() && now < self.until,
+        }
     }
 }

@@ -48,10 +48,15 @@ pub fn login_location(login: &str, path: &str) -> Option<String> {
 }
 
 /// The path and query if they stay within the origin, otherwise `/`. Browsers read `\` like `/`, drop tabs and line breaks, and a
-/// login page may decode what it is given, so none of these may be in it, encoded or not.
+/// login page may decode what it is given or resolve `.` and `..`, so none of these may be in it, encoded or not.
 fn return_path(path: &str) -> &str {
     let is_allowed = |text: &str| {
-        text.starts_with('/') && !text.starts_with("//") && !text.contains('\\') && !text.chars().any(char::is_control)
+        let path = text.split(['?', '#']).next().unwrap_or_default();
+        path.starts_with('/')
+            && !path.starts_with("//")
+            && !path.split('/').any(|segment| matches!(segment, "." | ".."))
+            && !text.contains('\\')
+            && !text.chars().any(char::is_control)
     };
     let is_plain = path.len() <= RETURN_PATH_BYTES_MAX && path.bytes().all(|byte| byte.is_ascii_graphic());
     // Decoded twice, because what decodes it once more may be behind the login page.
@@ -66,13 +71,18 @@ mod tests {
 
     #[test]
     fn only_a_path_of_the_same_origin_is_returned_to() {
-        for good in ["/", "/a", "/a/b?c=d&e=%20f", "/a//b", "/a?to=https://x.example/", "/%C3%BC", "/a:b@c", "/.//a"] {
+        for good in ["/", "/a", "/a/b?c=d&e=%20f", "/a//b", "/a?to=https://x.example/", "/%C3%BC", "/a:b@c", "/a?b=/../c", "/.a/..b/c."] {
             assert_eq!(return_path(good), good);
         }
         for bad in [
             "",
             "a",
             "//evil.example",
+            "/.//evil.example",
+            "/%2e//evil.example",
+            "/x/..//evil.example",
+            "/x/%252e%252e//evil.example",
+            "/x/..",
             "///evil.example",
             "/\\evil.example",
             "\\\\evil.example",

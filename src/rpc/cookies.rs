@@ -30,8 +30,9 @@ use sessiond_core::token::refresh::RefreshToken;
 /// The header that names the project, if there are cookies of several.
 const PROJECT: &str = "x-sessiond-project";
 
-/// The most projects whose cookies a request may have.
-const PROJECTS_MAX: usize = 8;
+/// The most unknown projects that are looked up for a request: a project may be newer than what this replica knows. Anyone can plant
+/// cookies with invented names, so a known project never counts against it.
+const UNKNOWN_MAX: usize = 8;
 
 /// What a sign-out makes a browser forget, by policy. The cookies themselves are cleared one by one: `cookies` would clear those of
 /// every other application on the domain.
@@ -66,9 +67,17 @@ impl CookieCredentials {
         if let Some(named) = metadata.get(PROJECT) {
             found.retain(|project| named.as_bytes() == project.as_str().as_bytes());
         }
-        let mut of_projects = vec![];
-        for project in found.into_iter().take(PROJECTS_MAX) {
-            let Some(policy) = app.cookie_policy(&project).await.map_err(status::of)? else { continue };
+        let (mut of_projects, mut unknown) = (vec![], 0);
+        for project in found {
+            let policy = match app.known_cookie_policy(&project) {
+                Some(policy) => Some(policy),
+                None if unknown < UNKNOWN_MAX => {
+                    unknown += 1;
+                    app.cookie_policy(&project).await.map_err(status::of)?
+                }
+                None => None,
+            };
+            let Some(policy) = policy else { continue };
             let cookies = RequestCookies::read(headers.clone(), &project, &policy.scope).map_err(too_large)?;
             if !cookies.is_empty() {
                 of_projects.push((project, policy, cookies));

@@ -265,7 +265,7 @@ fn row(entry: &AuditEntry) -> [String; HEAD.len()] {
         (user, None) => user.unwrap_or_else(nothing),
     };
     let actor = entry.by.as_str();
-    [
+    let cells = [
         time(entry.at),
         entry.kind.to_owned(),
         entry.by.id().map_or_else(|| actor.to_owned(), |id| format!("{actor} {id}")),
@@ -273,7 +273,8 @@ fn row(entry: &AuditEntry) -> [String; HEAD.len()] {
         user,
         entry.ip.clone().unwrap_or_else(nothing),
         entry.details.as_ref().map_or_else(nothing, details),
-    ]
+    ];
+    cells.map(|text| print::cell(&text))
 }
 
 /// `name=value` for each detail; `name=before->after` for each changed setting.

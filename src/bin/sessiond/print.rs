@@ -115,22 +115,55 @@ fn object(row: Row) -> Result<(), Unwritten> {
     line(Value::Object(object))
 }
 
+/// A text in a table. Ids and names come from others, so invisible characters are escaped, which could reorder or hide what is beside
+/// them, and a text that could pass for several columns is quoted.
+pub(crate) fn cell(text: &str) -> String {
+    const QUOTES: [char; 3] = ['"', '\'', '\\'];
+    let mut shown = String::new();
+    for piece in text.split_inclusive(QUOTES) {
+        let plain = piece.trim_end_matches(QUOTES);
+        shown.extend(plain.escape_debug());
+        shown.push_str(&piece[plain.len()..]);
+    }
+    if shown.contains("  ") || shown.trim() != shown { format!("\"{shown}\"") } else { shown }
+}
+
 /// A cell is never empty, so that scripts that split lines at spaces find the same number of columns.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => cell(text),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
 
 fn aligned(lines: &[Vec<String>]) -> Result<(), Unwritten> {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for cells in lines {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         line(padded.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_others_cannot_pass_for_something_else() {
+        for (text, shown) in [
+            ("ada", "ada"),
+            ("Zoë \"O'Neil\" C:\\x", "Zoë \"O'Neil\" C:\\x"),
+            ("日本語", "日本語"),
+            ("a\u{202e}b\u{200b}c\u{2028}d", "a\\u{202e}b\\u{200b}c\\u{2028}d"),
+            ("a\x1b[2Jb\n", "a\\u{1b}[2Jb\\n"),
+            ("x  SIGNED_OUT  operator", "\"x  SIGNED_OUT  operator\""),
+            (" ada", "\" ada\""),
+        ] {
+            assert_eq!(cell(text), shown);
+        }
+    }
 }
