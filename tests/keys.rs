@@ -771,7 +771,18 @@ async fn an_operator_lists_and_revokes_server_keys() {
 
     let keys = listed(&list, env);
     let names: BTreeSet<&str> = keys[0].as_object().expect("an object").keys().map(String::as_str).collect();
-    assert_eq!(names, ["id", "role", "project", "certificate_name", "created_at", "last_used_at", "revoked_at"].into());
+    let expected = [
+        "id",
+        "role",
+        "impersonation",
+        "project",
+        "certificate_name",
+        "created_at",
+        "expires_at",
+        "last_used_at",
+        "revoked_at",
+    ];
+    assert_eq!(names, expected.into());
     assert_eq!(
         (&keys[0]["role"], &keys[1]["role"], &keys[0]["project"]),
         (&json!("service"), &json!("admin"), &json!("shop"))
