@@ -41,6 +41,7 @@ const PAGES: &[&str] = &[
 /// The pages with commands that are not run, and why.
 const UNRUN: &[(&str, &str)] = &[
     ("docs/guides/clients.md", "its commands install packages; the client tests run its recipes"),
+    ("docs/guides/guards.md", "its commands install packages; the tests of the guards run its examples"),
     ("docs/guides/sidecar.md", "stays in the foreground; the tests of the sidecar start theirs"),
     ("docs/operating/doctor.md", "needs a server in production; the tests of the doctor have theirs"),
     ("docs/operating/install.md", "installs packages of the system"),
