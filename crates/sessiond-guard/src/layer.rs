@@ -140,7 +140,7 @@ where
 }
 
 /// The token of a bearer credential (RFC 6750 §2.1); `None` if there is none. Other schemes are ignored.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),

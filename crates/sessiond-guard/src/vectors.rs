@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header;
+use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -13,6 +16,7 @@ use tonic::Status;
 use super::follow::Progress;
 use super::follow::StreamEnd;
 use super::follow::StreamReader;
+use super::layer::bearer;
 use super::options::FailMode;
 use super::options::GuardOptions;
 use super::rejection::Rejection;
@@ -23,9 +27,12 @@ use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
+use sessiond_core::id::SessionId;
+use sessiond_core::id::UserId;
 use sessiond_core::pb;
 use sessiond_core::pb::watch_revocations_response::Event;
 use sessiond_core::pb::withheld::Concerns;
+use sessiond_core::session::policy::StepUp;
 use sessiond_core::token::jwks::VerifyingKeys;
 use sessiond_core::token::server_key::ServerKey;
 
@@ -116,7 +123,20 @@ struct TokenCase {
     expired_at_ms: Option<i64>,
     expected_project: Option<String>,
     actual_project: Option<String>,
-    require: Option<Value>,
+    require: Option<Requirement>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Requirement {
+    acr: Vec<String>,
+    max_age: Option<u64>,
+}
+
+impl Requirement {
+    fn step_up(&self) -> StepUp {
+        StepUp::new(self.acr.clone(), self.max_age.map(Duration::from_secs)).expect("valid")
+    }
 }
 
 #[tokio::test]
@@ -129,14 +149,18 @@ async fn tokens() {
         let guard = guard(&clock, &file.head, &Settings::default());
         guard.revocations.replace(Default::default());
         guard.revocations.set_age(&guard.time, Duration::ZERO);
-        // The layer of a service asks for more than that.
-        if case.require.is_some() && case.verdict == "INSUFFICIENT_USER_AUTHENTICATION" {
-            continue;
-        }
+        let required = case.require.as_ref().map(Requirement::step_up).unwrap_or_default();
         // Twice, because the second time it is found by its digest.
         for _ in 0..2 {
-            assert_eq!(verdict(&guard, &case.token).0, case.verdict, "{}", case.name);
-            match guard.decide(&case.token) {
+            let (mut verdict, _) = verdict(&guard, &case.token);
+            let decision = guard.decide(&case.token);
+            if let Decision::Accepted(principal) = &decision
+                && let Err(rejection) = guard.check(principal, &required)
+            {
+                rejection.reason().name().clone_into(&mut verdict);
+            }
+            assert_eq!(verdict, case.verdict, "{}", case.name);
+            match decision {
                 Decision::Accepted(principal) => {
                     assert_eq!(Some(principal.user_id().as_str()), case.user.as_deref(), "{}", case.name);
                     assert_eq!(Some(principal.session_id().to_string()), case.session, "{}", case.name);
@@ -221,6 +245,84 @@ async fn clocks() {
             let agrees = step.date.map(|date| guard.time.observe(Timestamp::from_seconds(date)));
             assert_eq!((agrees, guard.time.now().as_millis()), (step.agrees, step.now), "{} at {passed}", case.name);
         }
+    }
+}
+
+#[derive(Deserialize)]
+struct Refusals {
+    refusals: Vec<RefusalCase>,
+    credentials: Vec<CredentialCase>,
+}
+
+#[derive(Deserialize)]
+struct RefusalCase {
+    reason: String,
+    #[serde(default)]
+    given: Given,
+    status: u16,
+    headers: HashMap<String, String>,
+    body: Value,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Given {
+    expired_at_ms: i64,
+    project: String,
+    user: String,
+    session: String,
+    expected_project: String,
+    actual_project: String,
+    #[serde(flatten)]
+    requirement: Requirement,
+}
+
+#[derive(Deserialize)]
+struct CredentialCase {
+    headers: Vec<String>,
+    token: Option<String>,
+    verdict: Option<String>,
+}
+
+fn rejection(reason: &str, given: &Given) -> Rejection {
+    match reason {
+        "CREDENTIALS_MISSING" => Rejection::CredentialsMissing,
+        "UNPARSABLE_ACCESS_TOKEN" => Rejection::UnparsableAccessToken,
+        "ACCESS_TOKEN_EXPIRED" => Rejection::AccessTokenExpired {
+            expired_at: Timestamp::from_micros(given.expired_at_ms * 1_000),
+            project: ProjectId::parse(&given.project).expect("a name"),
+            user: UserId::parse(&given.user).expect("an id"),
+            session: SessionId::parse(&given.session).expect("an id"),
+        },
+        "INVALID_PROJECT_FOR_ACCESS_TOKEN" => {
+            Rejection::WrongProject { expected: given.expected_project.clone(), actual: given.actual_project.clone() }
+        }
+        "SESSION_REVOKED" => Rejection::SessionRevoked,
+        "ACCESS_TOKEN_SUPERSEDED" => Rejection::AccessTokenSuperseded,
+        "INSUFFICIENT_USER_AUTHENTICATION" => Rejection::InsufficientUserAuthentication(given.requirement.step_up()),
+        "VERIFICATION_UNAVAILABLE" => Rejection::Unavailable(UnavailableReason::StaleFeed),
+        other => panic!("unknown reason {other}"),
+    }
+}
+
+#[tokio::test]
+async fn refusals() {
+    let file: Refusals = read("refusals.json");
+    for case in file.refusals {
+        let response = rejection(&case.reason, &case.given).response(&HeaderMap::new());
+        let headers = response.headers().iter();
+        let headers =
+            headers.map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned())).collect();
+        assert_eq!((response.status().as_u16(), headers), (case.status, case.headers), "{}", case.reason);
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(serde_json::from_slice::<Value>(&body).expect("JSON"), case.body, "{}", case.reason);
+    }
+    for case in file.credentials {
+        let headers =
+            case.headers.iter().map(|value| (header::AUTHORIZATION, value.parse().expect("a value"))).collect();
+        let read = bearer(&headers).map(|token| token.map(str::to_owned));
+        let read = read.map_err(|rejection| rejection.reason().name().to_owned());
+        assert_eq!(read, case.verdict.map_or(Ok(case.token), Err), "{:?}", case.headers);
     }
 }
 
