@@ -158,9 +158,12 @@ async fn every_rpc_accepts_only_the_callers_that_it_names() {
             let (for_users, for_services) = match *method {
                 "RevokeCurrent" | "GetCurrentSession" => (true, false),
                 "ListSessions" | "RevokeSession" | "RevokeAllSessions" => (true, true),
-                "CreateSession" | "UpdateSession" | "EraseUser" | "IntrospectToken" | "BatchIntrospect" => {
-                    (false, true)
-                }
+                "CreateSession"
+                | "UpdateSession"
+                | "EraseUser"
+                | "RevokeProjectSessions"
+                | "IntrospectToken"
+                | "BatchIntrospect" => (false, true),
                 "RefreshSession" => (false, false),
                 other => panic!("say who may ask for {other}"),
             };
@@ -195,6 +198,7 @@ fn requests(session: &str, token: &str, user: &str) -> BTreeMap<&'static str, Va
         ("GetCurrentSession", json!({})),
         ("RevokeSession", json!({"id": session})),
         ("RevokeAllSessions", json!({"user_id": user})),
+        ("RevokeProjectSessions", json!({})),
         ("UpdateSession", json!({"session": {"id": session, "device_name": "stolen"}, "update_mask": "*"})),
         ("EraseUser", json!({"user_id": user})),
         ("IntrospectToken", json!({"token": token})),

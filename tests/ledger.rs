@@ -251,7 +251,7 @@ async fn strike(victim: Victim, server: &mut Server, cluster: &mut Cluster, data
         }
         Victim::Backend => {
             let signing_out = "SELECT pid FROM pg_stat_activity WHERE state = 'active'
-                AND query LIKE '%UPDATE sessions AS s SET revoked_at%' AND pid <> pg_backend_pid()";
+                AND query LIKE '%FROM sessions_revoke(%' AND pid <> pg_backend_pid()";
             let started = Instant::now();
             loop {
                 // The load runs: a sign-out is soon executed.

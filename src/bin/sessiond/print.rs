@@ -139,7 +139,9 @@ fn text(value: &Value) -> String {
 
 fn aligned(lines: &[Vec<String>]) -> Result<(), Unwritten> {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for cells in lines {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));

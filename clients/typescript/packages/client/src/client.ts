@@ -630,7 +630,7 @@ export class Client {
             } catch (caught) {
                 const error = caught as SessiondError;
                 if (held && error.reason === "SESSION_REVOKED") await this.#over(held, error.reason);
-                else if (held && ["ACCESS_TOKEN_EXPIRED", "UNPARSABLE_ACCESS_TOKEN"].includes(error.reason)) {
+                else if (held && ["ACCESS_TOKEN_EXPIRED", "ACCESS_TOKEN_SUPERSEDED", "UNPARSABLE_ACCESS_TOKEN"].includes(error.reason)) {
                     await this.#token(held.access).catch(() => {});
                 }
                 // With other tokens at once.
