@@ -350,7 +350,7 @@ def main():
                 "SESSIOND_URL": ",".join(replica.url() for replica in cluster.replicas),
                 "SESSIOND_ISSUER": ISSUER,
                 "SESSIOND_PROJECT_ID": PROJECT,
-                "SESSIOND_SERVER_KEY": cluster.key,
+                "SESSIOND_VERIFIER_KEY": cluster.key,
                 "LISTEN": f"127.0.0.1:{port}",
             }
             guard = Process([guarded], log, env)
