@@ -28,7 +28,7 @@ use crate::harness::{PROJECT, Refused, Service, Wire, bearer, both, eventually, 
 const INTRODUCTION: &str = "\
 # Privileges
 
-What a caller may do, by the credential that it presents. A **verifier** is all that a guard needs: whoever steals its key can follow
+What a caller may do, by the credential that it presents. A **verifier** is all that a guard needs: a thief of its key can follow
 sign-outs and ask about tokens that they already hold, and can neither open nor end a session. Give each service the least that it
 needs: [server keys](../guides/keys.md#server-keys).
 

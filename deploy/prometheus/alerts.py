@@ -12,19 +12,16 @@ import fcntl
 import http.client
 import json
 import os
-import pathlib
 import re
-import shutil
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.parse
 import urllib.request
 
-from dashboard import HERE, Collector, ThreadingHTTPServer, eventually, free_port
+from dashboard import HERE, Collector, ThreadingHTTPServer, eventually, free_port, run_check
 
 # Alerts that no server without a defect causes, with the reason.
 NOT_CAUSED = {
@@ -336,22 +333,5 @@ def check(sessiond, directory, started):
         sys.exit(1)
 
 
-def main():
-    sessiond = str(pathlib.Path(sys.argv[1]).resolve())
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="sessiond-alerts-"))
-    # Postgres of root runs under another user, and stores its data below.
-    directory.chmod(0o711)
-    started = []
-    try:
-        check(sessiond, directory, started)
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in reversed(started):
-            process.wait()
-        if not (directory / "kept").exists():
-            shutil.rmtree(directory, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_check("alerts", check)

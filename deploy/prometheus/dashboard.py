@@ -124,9 +124,11 @@ def expressions(dashboard):
             yield panel["title"], target["expr"]
 
 
-def main():
+def run_check(name, check):
+    """Calls `check` with the server's program, a directory, and the list of processes to stop afterwards. The directory is deleted,
+    unless it has a file `kept`."""
     sessiond = str(pathlib.Path(sys.argv[1]).resolve())
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="sessiond-dashboard-"))
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=f"sessiond-{name}-"))
     # Postgres of root runs under another user, and stores its data below.
     directory.chmod(0o711)
     started = []
@@ -137,7 +139,8 @@ def main():
             process.terminate()
         for process in reversed(started):
             process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
+        if not (directory / "kept").exists():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def check(sessiond, directory, started):
@@ -222,4 +225,4 @@ def check(sessiond, directory, started):
 
 
 if __name__ == "__main__":
-    main()
+    run_check("dashboard", check)

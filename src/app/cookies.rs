@@ -32,10 +32,9 @@ impl App {
         Ok(policy.filter(|cookies| cookies.scope.is_on()).cloned())
     }
 
-    /// As [`App::cookie_policy`], of a project that this replica knows already.
-    pub fn known_cookie_policy(&self, project: &ProjectId) -> Option<CookiePolicy> {
-        let snapshot = self.keys.snapshot();
-        snapshot.policy(project).map(|policy| &policy.cookies).filter(|cookies| cookies.scope.is_on()).cloned()
+    /// Whether this replica knows a project, so that [`App::cookie_policy`] looks nothing up.
+    pub fn knows_project(&self, project: &ProjectId) -> bool {
+        self.keys.snapshot().policy(project).is_some()
     }
 
     /// The cookies with the tokens of a grant.

@@ -28,7 +28,8 @@ impl App {
     /// # Errors
     ///
     /// Fails if the caller or the cursor is refused; with [`Refusal::RateLimited`] if there are too many subscribers, with
-    /// [`Refusal::TooManyEntries`] if there are more revocations than the service can hold; with [`Error::FeedInterrupted`] while the feed has not been read yet; or if the database operation fails.
+    /// [`Refusal::TooManyEntries`] if there are more revocations than the service can hold; with [`Error::FeedInterrupted`]
+    /// while the feed has not been read yet; or if the database operation fails.
     pub async fn watch_revocations(
         &self,
         caller: Caller,

@@ -1,5 +1,6 @@
 //! The settings of `sessiond guard`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +34,15 @@ impl SidecarAddress {
         }
         let address: SocketAddr = text.parse().map_err(|_| EXPECTED)?;
         if address.ip().to_canonical().is_loopback() { Ok(Self::Tcp(address)) } else { Err(EXPECTED) }
+    }
+}
+
+impl fmt::Display for SidecarAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 

@@ -19,9 +19,7 @@ use axum::response::IntoResponse as _;
 use axum::response::Response;
 use axum::routing::any;
 use axum::routing::get;
-use http::HeaderName;
 use http::HeaderValue;
-use http::Method;
 use http::StatusCode;
 use http::header;
 use http::request::Parts;
@@ -58,7 +56,6 @@ use crate::pb::envoy::authorization_server::AuthorizationServer;
 use crate::rpc::check;
 use crate::rpc::check::Decision;
 use crate::rpc::check::Denial;
-use crate::rpc::check::IDENTITY;
 use crate::rpc::check::Pass;
 use crate::rpc::check::ProxiedRequest;
 use crate::rpc::check::StepUpText;
@@ -198,16 +195,9 @@ async fn verify_request(sidecar: &Sidecar, project: Option<String>, request: Req
         Ok(Err(denial)) => verify::render(check::denied(denial)),
         Err(status) => answer(&status),
     };
-    let headers = response.headers_mut();
     // Every answer is about one moment.
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for name in IDENTITY {
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(""));
-    }
-    if method == Method::HEAD {
-        *response.body_mut() = Body::empty();
-    }
-    response
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    verify::complete(response, &method)
 }
 
 #[tonic::async_trait]
@@ -216,10 +206,7 @@ impl authorization_server::Authorization for Sidecar {
         let AttributeContext { request, mut context_extensions, .. } =
             request.into_inner().attributes.unwrap_or_default();
         let http = request.and_then(|request| request.http).unwrap_or_default();
-        let step_up = StepUpText {
-            acr_values: context_extensions.remove("acr_values"),
-            max_age: context_extensions.remove("max_age"),
-        };
+        let step_up = StepUpText::take(&mut context_extensions);
         let project = context_extensions.remove("project_id");
         let asked = ProxiedRequest { project, step_up, ..check::proxied_request(&http, None) };
         // Undecided: the proxy's configuration says what it does on failure.
@@ -330,7 +317,7 @@ impl SidecarListener {
     }
 }
 
-/// For the service's user and group: whoever connects may ask about tokens that it has.
+/// For the service's user and group. A client may ask only about tokens that it has.
 fn permit_group(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))

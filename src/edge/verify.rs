@@ -93,7 +93,7 @@ impl Verify {
         let asked = ProxiedRequest { step_up, ..asked };
         let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());
-        let mut response = match decision {
+        let response = match decision {
             Ok(Ok(passed)) => pass(&passed),
             Ok(Err(denial)) => {
                 let redirects = denial.location.is_some() && !keeps_status;
@@ -106,14 +106,7 @@ impl Verify {
             // Undecided. nginx treats any status but 2xx, 401 and 403 as an error, and every proxy lets only 2xx pass.
             Err(status) => answer(&status),
         };
-        for name in IDENTITY {
-            let name = HeaderName::from_static(name);
-            response.headers_mut().entry(name).or_insert(HeaderValue::from_static(""));
-        }
-        if method == Method::HEAD {
-            *response.body_mut() = Body::empty();
-        }
-        response
+        complete(response, &method)
     }
 
     async fn decide(&self, asked: ProxiedRequest<'_>, extensions: &Extensions) -> Result<Decision, Status> {
@@ -214,6 +207,18 @@ pub(super) fn proxied_request<'r>(
         method: first(METHOD),
         path: first(PATH),
     }
+}
+
+/// The answer to a request with this method. It has each header that tells whose a request is: one that is absent might leave the
+/// client's own.
+pub(super) fn complete(mut response: Response, method: &Method) -> Response {
+    for name in IDENTITY {
+        response.headers_mut().entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(""));
+    }
+    if method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+    response
 }
 
 /// Lets the request pass, and tells the application whose it is.

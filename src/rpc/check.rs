@@ -1,6 +1,7 @@
 //! Authorizes requests for proxies: Envoy's external authorization, which service meshes also use.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -107,6 +108,12 @@ pub struct StepUpText {
 }
 
 impl StepUpText {
+    /// The parameters among those that Envoy's configuration sets.
+    pub fn take(context_extensions: &mut HashMap<String, String>) -> Self {
+        let [acr_values, max_age] = ["acr_values", "max_age"].map(|name| context_extensions.remove(name));
+        Self { acr_values, max_age }
+    }
+
     /// Parses the parameters.
     ///
     /// # Errors
@@ -291,10 +298,7 @@ impl authorization_server::Authorization for Authorization {
         let http = request.and_then(|request| request.http).unwrap_or_default();
         let client = is_trusted.then(|| self.client_address(source, &http)).flatten();
         let (project, login) = (context_extensions.remove("project_id"), context_extensions.remove("login"));
-        let step_up = StepUpText {
-            acr_values: context_extensions.remove("acr_values"),
-            max_age: context_extensions.remove("max_age"),
-        };
+        let step_up = StepUpText::take(&mut context_extensions);
         let keeps_cookies = context_extensions.get("cookies").is_some_and(|cookies| cookies == "keep");
         let asked = ProxiedRequest { project, login, step_up, ..proxied_request(&http, client) };
         // Undecided: the proxy's configuration says what it does on failure.

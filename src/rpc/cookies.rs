@@ -67,17 +67,10 @@ impl CookieCredentials {
         if let Some(named) = metadata.get(PROJECT) {
             found.retain(|project| named.as_bytes() == project.as_str().as_bytes());
         }
-        let (mut of_projects, mut unknown) = (vec![], 0);
-        for project in found {
-            let policy = match app.known_cookie_policy(&project) {
-                Some(policy) => Some(policy),
-                None if unknown < UNKNOWN_MAX => {
-                    unknown += 1;
-                    app.cookie_policy(&project).await.map_err(status::of)?
-                }
-                None => None,
-            };
-            let Some(policy) = policy else { continue };
+        let (known, unknown): (Vec<_>, Vec<_>) = found.into_iter().partition(|project| app.knows_project(project));
+        let mut of_projects = vec![];
+        for project in known.into_iter().chain(unknown.into_iter().take(UNKNOWN_MAX)) {
+            let Some(policy) = app.cookie_policy(&project).await.map_err(status::of)? else { continue };
             let cookies = RequestCookies::read(headers.clone(), &project, &policy.scope).map_err(too_large)?;
             if !cookies.is_empty() {
                 of_projects.push((project, policy, cookies));

@@ -77,7 +77,7 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
         return Ok(Layout::Single);
     }
     let tables: Vec<Vec<&str>> = facts.split(',').map(|table| table.split(' ').collect()).collect();
-    let find = |name: &str| tables.iter().find(|table| table.iter().next() == Some(&name)).map(Vec::as_slice);
+    let find = |name: &str| tables.iter().find(|table| table.first() == Some(&name)).map(Vec::as_slice);
     let Some([_, _, _, group, _]) = find(DISTRIBUTED[0]) else { return Err(other_layout(&tables)) };
     // One copy of each shard, all shards of a slot on one node.
     let is_distributed = |name: &&str| find(name).is_some_and(|table| table == [*name, "h", "s", *group, "slot"]);
@@ -90,7 +90,7 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
 }
 
 fn other_layout(tables: &[Vec<&str>]) -> UnsupportedEngine {
-    let names: Vec<&str> = tables.iter().filter_map(|table| table.iter().next().copied()).collect();
+    let names: Vec<&str> = tables.iter().filter_map(|table| table.first().copied()).collect();
     UnsupportedEngine::Distributed { tables: names.join(", ") }
 }
 

@@ -478,7 +478,7 @@ statement! {
 }
 
 statement! {
-    /// As [`FeedNext`], for several slots. At most so many entries of each.
+    /// As [`FeedNext`], for several slots. At most `rows_max` entries of each.
     SlotFeedNext -> SlotNextRow =
     "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, r.writer, r.seq, r.id, r.project_id, r.user_id, r.at,

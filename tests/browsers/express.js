@@ -26,7 +26,7 @@ app.post("/login", express.urlencoded(), async (request, response) => {
     response.redirect(303, /^\/(?![/\\])[\w\-./?=&%~+]*$/.test(path) ? path : "/");
 });
 
-// A picture of one pixel, for whoever is signed in.
+// A picture of one pixel, for signed-in users.
 const PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>';
 app.get("/part/{*name}", (request, response) => {
     response.type("image/svg+xml").set("cache-control", "no-store").send(PICTURE);

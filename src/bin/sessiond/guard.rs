@@ -18,7 +18,7 @@ pub(crate) async fn run(args: config::Sidecar) -> CommandResult {
     // Before the guards connect: an address in use is the more likely mistake.
     let listener = SidecarListener::bind(&args.listen)
         .await
-        .map_err(|error| format!("cannot listen on {} (--listen): {error}", shown(&args.listen)))?;
+        .map_err(|error| format!("cannot listen on {} (--listen): {error}", args.listen))?;
     let trusted_certificates = match &args.ca_file {
         Some(file) => {
             Some(std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?)
@@ -55,16 +55,9 @@ pub(crate) async fn run(args: config::Sidecar) -> CommandResult {
         guards.push((project.clone(), Guard::connect(options).await?, args.max_staleness));
     }
     let projects = args.projects.iter().map(|one| one.project.as_str()).collect::<Vec<_>>().join(", ");
-    let address = listener.local_addr().map_or_else(|| shown(&args.listen), |address| address.to_string());
+    let address = listener.local_addr().map_or_else(|| args.listen.to_string(), |address| address.to_string());
     tracing::info!(address, projects, "verifying tokens");
     listener.serve(Sidecar::new(guards), args.connections_max, stop).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-fn shown(address: &config::SidecarAddress) -> String {
-    match address {
-        config::SidecarAddress::Tcp(address) => address.to_string(),
-        config::SidecarAddress::Unix(path) => format!("unix:{}", path.display()),
-    }
 }

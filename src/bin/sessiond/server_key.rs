@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
+use sessiond::app::App;
 use sessiond::app::ServerKeyRevoked;
 use sessiond::config;
 use sessiond::config::Database;
@@ -50,24 +51,11 @@ pub(crate) struct ServerKeyCreateArgs {
     /// Let a key with the role `service` open impersonations: sessions in which someone else acts as the user.
     #[arg(long)]
     impersonation: bool,
-    #[command(flatten)]
-    end: KeyEnd,
+    /// Let the key expire after this time: 1 minute to 10 years. By default it does not expire.
+    #[arg(long, value_parser = key_ttl, value_name = "DURATION")]
+    expires_in: Option<Duration>,
     #[command(flatten)]
     database: Database,
-}
-
-/// When a key expires.
-#[derive(clap::Args)]
-pub(crate) struct KeyEnd {
-    /// Let the key expire after this time: 1 minute to 10 years. By default it does not expire.
-    #[arg(long, value_parser = config::duration::<60_000, { 3_660 * 86_400_000 }>, value_name = "DURATION")]
-    expires_in: Option<Duration>,
-}
-
-impl KeyEnd {
-    fn at(&self, now: Timestamp) -> Option<Timestamp> {
-        self.expires_in.map(|expires_in| now + expires_in)
-    }
 }
 
 /// Flags of `sessiond server-key narrow`.
@@ -84,12 +72,7 @@ pub(crate) struct ServerKeyNarrowArgs {
     #[arg(long, group = "limits")]
     no_impersonation: bool,
     /// Let the key expire after this time: 1 minute to 10 years. A key that expires earlier does so.
-    #[arg(
-        long,
-        value_parser = config::duration::<60_000, { 3_660 * 86_400_000 }>,
-        value_name = "DURATION",
-        group = "limits"
-    )]
+    #[arg(long, value_parser = key_ttl, value_name = "DURATION", group = "limits")]
     expires_in: Option<Duration>,
     #[command(flatten)]
     database: Database,
@@ -123,7 +106,7 @@ async fn create(args: ServerKeyCreateArgs) -> CommandResult {
     print::check_stdout_is_read()?;
     // A server key is hashed, not sealed.
     let app = setup::operator(args.database, setup::no_sealer()).await?;
-    let privileges = Privileges { expires_at: args.end.at(app.clock().now()), ..privileges };
+    let privileges = Privileges { expires_at: expires_at(args.expires_in, &app), ..privileges };
     let (id, key) = app.server_key_create(args.project, privileges).await?;
     // Only the key on standard output, so that it can be piped into a vault.
     print::note(format_args!("created server key {id}; it is shown only once:"));
@@ -162,6 +145,14 @@ pub(crate) fn row(project: &ProjectId, key: &ServerKeyFacts) -> print::Row {
     ]
 }
 
+fn key_ttl(text: &str) -> Result<Duration, String> {
+    config::duration::<60_000, { 3_660 * 86_400_000 }>(text)
+}
+
+fn expires_at(expires_in: Option<Duration>, app: &App) -> Option<Timestamp> {
+    expires_in.map(|expires_in| app.clock().now() + expires_in)
+}
+
 /// The privileges of a new key that does not expire.
 ///
 /// # Errors
@@ -177,7 +168,7 @@ pub(crate) fn privileges(role: Role, may_impersonate: bool) -> Result<Privileges
 async fn narrow(args: ServerKeyNarrowArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let ServerKeyNarrowArgs { key, role, no_impersonation, expires_in, .. } = args;
-    let expires_at = expires_in.map(|expires_in| app.clock().now() + expires_in);
+    let expires_at = expires_at(expires_in, &app);
     let limits = Narrowing { role, ends_impersonation: no_impersonation, expires_at };
     let (before, after) = app.server_key_narrow(key, limits).await?;
     let impersonation = if after.allows_impersonation() { "with impersonation" } else { "without impersonation" };

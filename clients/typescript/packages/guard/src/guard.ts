@@ -602,7 +602,7 @@ export class Guard {
         return message;
     }
 
-    /** Waits for so many milliseconds, for the other promise, or until the guard is closed. */
+    /** Waits until the time is over, the other promise is settled, or the guard is closed. */
     async #sleep(ms: number, other?: Promise<void>): Promise<void> {
         if (ms <= 0 || this.#closed.signal.aborted) return;
         let timer: NodeJS.Timeout | undefined;
@@ -652,7 +652,7 @@ async function refusal(response: AsyncIterable<Buffer>): Promise<string> {
     return body;
 }
 
-/** Whether the promise is fulfilled within so many milliseconds. */
+/** Whether the promise is fulfilled in time. */
 async function within(ms: number, promise: Promise<unknown>): Promise<boolean> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
