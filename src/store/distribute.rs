@@ -3,6 +3,7 @@
 //! Tables about users are distributed by `slot`, so that everything about a user is in one shard. Tables that each statement
 //! may need are reference tables, on every node. The rest stays where it is, on the coordinator.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -76,22 +77,23 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
     if facts.is_empty() {
         return Ok(Layout::Single);
     }
-    let tables: Vec<Vec<&str>> = facts.split(',').map(|table| table.split(' ').collect()).collect();
-    let find = |name: &str| tables.iter().find(|table| table.first() == Some(&name)).map(Vec::as_slice);
-    let Some([_, _, _, group, _]) = find(DISTRIBUTED[0]) else { return Err(other_layout(&tables)) };
+    let tables: BTreeMap<&str, Vec<&str>> = facts
+        .split(',')
+        .filter_map(|table| table.split_once(' '))
+        .map(|(name, layout)| (name, layout.split(' ').collect()))
+        .collect();
+    let other_layout =
+        || UnsupportedEngine::Distributed { tables: tables.keys().copied().collect::<Vec<_>>().join(", ") };
+    let find = |name: &str| tables.get(name).map(Vec::as_slice);
+    let Some([_, _, group, _]) = find(DISTRIBUTED[0]) else { return Err(other_layout()) };
     // One copy of each shard, all shards of a slot on one node.
-    let is_distributed = |name: &&str| find(name).is_some_and(|table| table == [*name, "h", "s", *group, "slot"]);
-    let is_reference = |name: &&str| matches!(find(name), Some([_, "n", "t", _, _]));
+    let is_distributed = |name: &&str| find(name).is_some_and(|layout| layout == ["h", "s", *group, "slot"]);
+    let is_reference = |name: &&str| matches!(find(name), Some(["n", "t", _, _]));
     let is_whole = tables.len() == DISTRIBUTED.len() + REFERENCE.len();
     match is_whole && DISTRIBUTED.iter().all(is_distributed) && REFERENCE.iter().all(is_reference) {
         true => Ok(Layout::Divided),
-        false => Err(other_layout(&tables)),
+        false => Err(other_layout()),
     }
-}
-
-fn other_layout(tables: &[Vec<&str>]) -> UnsupportedEngine {
-    let names: Vec<&str> = tables.iter().filter_map(|table| table.first().copied()).collect();
-    UnsupportedEngine::Distributed { tables: names.join(", ") }
 }
 
 /// Checks what a divided database needs beyond the layout of its tables.
