@@ -188,11 +188,11 @@ func (reader *streamReader) line(line []byte, at time.Duration) streamEnd {
 		return "silence"
 	}
 	reader.open(at)
-	if !utf8.Valid(line) {
+	if !utf8.Valid(line) || !json.Valid(line) {
 		return "malformed"
 	}
-	var m message
-	if json.Unmarshal(line, &m) != nil || m == nil {
+	m, isObject := splitObject(line, nil)
+	if !isObject {
 		return "malformed"
 	}
 	why, err := reader.apply(m, at)
@@ -202,38 +202,35 @@ func (reader *streamReader) line(line []byte, at time.Duration) streamEnd {
 	return why
 }
 
-// message is one line. Not a struct, because the names of fields are compared without regard to case.
-type message = map[string]json.RawMessage
-
-func (reader *streamReader) apply(m message, at time.Duration) (streamEnd, error) {
+func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error) {
 	var p parser
-	cursor, hasCursor := m["cursor"]
-	next := p.text(cursor)
+	hasCursor := !isNull(m.get("cursor"))
+	next := p.text(m.get("cursor"))
 	if p.err != nil {
 		return "", p.err
 	}
-	if m["error"] != nil {
+	if m.get("error") != nil {
 		return "error", nil
 	}
 	switch {
-	case !isNull(m["snapshot_begin"]):
+	case !isNull(m.get("snapshot_begin")):
 		reader.snapshot = newRevokedSet()
-	case !isNull(m["revocations"]):
-		batch := p.list(p.object(m["revocations"])["revocations"])
+	case !isNull(m.get("revocations")):
+		batch := p.object(m.get("revocations")).get("revocations")
 		if p.err != nil {
 			return "", p.err
 		}
 		if why, err := reader.insert(batch); why != "" || err != nil {
 			return why, err
 		}
-	case !isNull(m["snapshot_complete"]):
+	case !isNull(m.get("snapshot_complete")):
 		if reader.snapshot != nil {
 			reader.feed.revocations.replace(reader.snapshot)
 			reader.snapshot, reader.hasNewSnapshot = nil, true
 			reader.feed.onSnapshot()
 		}
-	case !isNull(m["heartbeat"]):
-		millis := p.integer(p.object(m["heartbeat"])["age_ms"])
+	case !isNull(m.get("heartbeat")):
+		millis := p.integer(p.object(m.get("heartbeat")).get("age_ms"))
 		if p.err != nil {
 			return "", p.err
 		}
@@ -278,7 +275,7 @@ func (reader *streamReader) delayOf(at time.Duration) time.Duration {
 	return delay
 }
 
-func (reader *streamReader) insert(batch []json.RawMessage) (streamEnd, error) {
+func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err error) {
 	set := reader.snapshot
 	if set == nil {
 		set = reader.feed.revocations.set.Load()
@@ -287,23 +284,37 @@ func (reader *streamReader) insert(batch []json.RawMessage) (streamEnd, error) {
 		return "too_many_entries", nil
 	}
 	now := reader.feed.time.elapsed()
-	for _, one := range batch {
+	// Reused, because there may be a million.
+	var revocation object
+	isList := splitList(batch, func(one json.RawMessage) bool {
 		var p parser
-		revocation := p.object(one)
+		var isObject bool
+		if revocation, isObject = splitObject(one, revocation[:0]); !isObject {
+			err = errMalformed
+			return false
+		}
 		t, isKnown := p.target(revocation)
-		retain := p.integer(revocation["retain_seconds"])
-		if p.err != nil {
-			return "", p.err
+		retain := p.integer(revocation.get("retain_seconds"))
+		switch {
+		case p.err != nil:
+			err = p.err
+		case !isKnown:
+			// Ignoring it would accept revoked tokens.
+			why = "unknown_revocation"
+		default:
+			if t.kind == targetWithheld {
+				kind, _ := textOf(p.object(revocation.get("withheld")).get("kind"))
+				reader.feed.onWithheld(kind)
+			}
+			set.insert(t, now+positive(retain)*time.Second)
 		}
-		// Ignoring it would accept revoked tokens.
-		if !isKnown {
-			return "unknown_revocation", nil
-		}
-		if t.kind == targetWithheld {
-			kind, _ := textOf(p.object(revocation["withheld"])["kind"])
-			reader.feed.onWithheld(kind)
-		}
-		set.insert(t, now+positive(retain)*time.Second)
+		return err == nil && why == ""
+	})
+	if !isList && !isNull(batch) {
+		err = errMalformed
+	}
+	if err != nil || why != "" {
+		return why, err
 	}
 	if set.size() > reader.feed.maxEntries {
 		return "too_many_entries", nil
@@ -324,30 +335,21 @@ func positive(number int64) time.Duration {
 
 var errMalformed = errors.New("not a message of the feed")
 
-// parser reads values of messages, and keeps whether one was malformed.
+// parser reads values of messages, and keeps whether one was malformed. One that is null is absent (ProtoJSON).
 type parser struct{ err error }
 
-func (p *parser) object(raw json.RawMessage) message {
-	var object message
-	if json.Unmarshal(raw, &object) != nil || object == nil {
+func (p *parser) object(raw json.RawMessage) object {
+	o, isObject := splitObject(raw, nil)
+	if !isObject {
 		p.err = errMalformed
 	}
-	return object
-}
-
-// list returns a list; an absent one is empty.
-func (p *parser) list(raw json.RawMessage) []json.RawMessage {
-	var list []json.RawMessage
-	if raw != nil && (json.Unmarshal(raw, &list) != nil || list == nil) {
-		p.err = errMalformed
-	}
-	return list
+	return o
 }
 
 // text returns a text; an absent one is empty.
 func (p *parser) text(raw json.RawMessage) string {
 	text, isText := textOf(raw)
-	if raw != nil && !isText {
+	if !isNull(raw) && !isText {
 		p.err = errMalformed
 	}
 	return text
@@ -363,51 +365,51 @@ func (p *parser) integer(raw json.RawMessage) int64 {
 		digits = text
 	}
 	number, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil {
+	if err != nil || digits[0] == '+' {
 		p.err = errMalformed
 	}
 	return number
 }
 
 // target returns what a revocation revokes, and whether this version knows its kind.
-func (p *parser) target(revocation message) (t target, isKnown bool) {
+func (p *parser) target(revocation object) (t target, isKnown bool) {
 	switch {
-	case !isNull(revocation["session_id"]):
-		id, isID := parseUUID(p.text(revocation["session_id"]))
+	case !isNull(revocation.get("session_id")):
+		id, isID := parseUUID(p.text(revocation.get("session_id")))
 		return target{kind: targetSession, session: id}, isID
-	case !isNull(revocation["user_cut_off"]):
-		cut := p.object(revocation["user_cut_off"])
-		t := target{kind: targetUser, name: p.text(cut["user_id"]), epoch: p.integer(cut["epoch"])}
-		if !isNull(cut["spared_session_id"]) {
-			id, isID := parseUUID(p.text(cut["spared_session_id"]))
+	case !isNull(revocation.get("user_cut_off")):
+		cut := p.object(revocation.get("user_cut_off"))
+		t := target{kind: targetUser, name: p.text(cut.get("user_id")), epoch: p.integer(cut.get("epoch"))}
+		if !isNull(cut.get("spared_session_id")) {
+			id, isID := parseUUID(p.text(cut.get("spared_session_id")))
 			if !isID {
 				return t, false
 			}
 			t.spared = &id
 		}
 		return t, isUser(t.name)
-	case !isNull(revocation["project_cut_off"]):
-		return target{kind: targetProject, epoch: p.integer(p.object(revocation["project_cut_off"])["epoch"])}, true
-	case !isNull(revocation["signing_key_id"]):
-		kid := p.text(revocation["signing_key_id"])
+	case !isNull(revocation.get("project_cut_off")):
+		return target{kind: targetProject, epoch: p.integer(p.object(revocation.get("project_cut_off")).get("epoch"))}, true
+	case !isNull(revocation.get("signing_key_id")):
+		kid := p.text(revocation.get("signing_key_id"))
 		return target{kind: targetKey, name: kid}, isUUID(kid)
-	case !isNull(revocation["superseded"]):
-		members := p.object(revocation["superseded"])
-		id, isID := parseUUID(p.text(members["session_id"]))
-		return target{kind: targetSuperseded, session: id, epoch: p.integer(members["session_epoch"])}, isID
-	case !isNull(revocation["withheld"]):
-		return p.withheld(p.object(revocation["withheld"]))
+	case !isNull(revocation.get("superseded")):
+		members := p.object(revocation.get("superseded"))
+		id, isID := parseUUID(p.text(members.get("session_id")))
+		return target{kind: targetSuperseded, session: id, epoch: p.integer(members.get("session_epoch"))}, isID
+	case !isNull(revocation.get("withheld")):
+		return p.withheld(p.object(revocation.get("withheld")))
 	}
 	return target{}, false
 }
 
-func (p *parser) withheld(members message) (target, bool) {
+func (p *parser) withheld(members object) (target, bool) {
 	scopes := []struct {
 		member, prefix string
 		isGood         func(string) bool
 	}{{"session_id", "s", isUUID}, {"user_id", "u", isUser}, {"signing_key_id", "k", isUUID}}
 	for _, scope := range scopes {
-		if raw := members[scope.member]; !isNull(raw) {
+		if raw := members.get(scope.member); !isNull(raw) {
 			concerned := p.text(raw)
 			return target{kind: targetWithheld, name: scope.prefix + concerned}, scope.isGood(concerned)
 		}

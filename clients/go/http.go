@@ -63,7 +63,7 @@ func (g *Guard) check(request *http.Request, r *route) (*Principal, error) {
 		g.counts.refused.Add(1)
 		return nil, refusal
 	}
-	principal, err := g.Verify(request.Context(), token)
+	principal, err := g.Verify(WithTrace(request.Context(), request.Header), token)
 	if err != nil {
 		return nil, err
 	}

@@ -48,10 +48,20 @@ type cutOff struct {
 	until uint32
 }
 
+// shards is how many parts the sessions are in: forgetting those of a part blocks the verification of its sessions alone.
+const shards = 64
+
+// shard has the sessions with the same last bits, which are random.
+type shard struct {
+	mutex sync.RWMutex
+	until map[[16]byte]uint32
+}
+
 // revokedSet is a set of revocations. Each is kept until a second on the monotonic clock. A session takes about 50 bytes.
 type revokedSet struct {
+	sessions [shards]shard
+	// Guards the others, of which there are few.
 	mutex      sync.RWMutex
-	sessions   map[[16]byte]uint32
 	users      map[string]userCutOff
 	keys       map[string]uint32
 	superseded map[[16]byte]cutOff
@@ -60,10 +70,44 @@ type revokedSet struct {
 }
 
 func newRevokedSet() *revokedSet {
-	return &revokedSet{
-		sessions: map[[16]byte]uint32{}, users: map[string]userCutOff{}, keys: map[string]uint32{},
-		superseded: map[[16]byte]cutOff{}, withheld: map[string]uint32{},
+	set := &revokedSet{
+		users: map[string]userCutOff{}, keys: map[string]uint32{}, superseded: map[[16]byte]cutOff{}, withheld: map[string]uint32{},
 	}
+	for at := range set.sessions {
+		set.sessions[at].until = map[[16]byte]uint32{}
+	}
+	return set
+}
+
+func (set *revokedSet) shardOf(session [16]byte) *shard { return &set.sessions[session[15]%shards] }
+
+func (s *shard) insert(session [16]byte, second uint32) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.until[session] = later(s.until[session], second)
+}
+
+func (s *shard) has(session [16]byte) bool {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	_, ok := s.until[session]
+	return ok
+}
+
+func (s *shard) forget(second uint32) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	for id, until := range s.until {
+		if until <= second {
+			delete(s.until, id)
+		}
+	}
+}
+
+func (s *shard) size() int {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	return len(s.until)
 }
 
 // insert keeps a revocation until a moment, rounded up to a second.
@@ -72,11 +116,13 @@ func (set *revokedSet) insert(t target, until time.Duration) {
 	if seconds := (until + time.Second - 1) / time.Second; seconds < math.MaxUint32 {
 		second = uint32(seconds)
 	}
+	if t.kind == targetSession {
+		set.shardOf(t.session).insert(t.session, second)
+		return
+	}
 	set.mutex.Lock()
 	defer set.mutex.Unlock()
 	switch t.kind {
-	case targetSession:
-		set.sessions[t.session] = later(set.sessions[t.session], second)
 	case targetUser:
 		cut := userCutOff{epoch: t.epoch, spared: t.spared, epochForSpared: math.MinInt64, until: second}
 		if known, ok := set.users[t.name]; ok {
@@ -105,11 +151,11 @@ func (set *revokedSet) insert(t target, until time.Duration) {
 
 // find returns whether a token is revoked, superseded, or concerned by something that is withheld.
 func (set *revokedSet) find(principal *Principal) (isRevoked, isSuperseded, isWithheld bool) {
-	set.mutex.RLock()
-	defer set.mutex.RUnlock()
-	if _, ok := set.sessions[principal.session]; ok {
+	if set.shardOf(principal.session).has(principal.session) {
 		return true, false, false
 	}
+	set.mutex.RLock()
+	defer set.mutex.RUnlock()
 	if len(set.keys) > 0 {
 		if _, ok := set.keys[principal.kid]; ok {
 			return true, false, false
@@ -139,13 +185,11 @@ func (set *revokedSet) find(principal *Principal) (isRevoked, isSuperseded, isWi
 // forget removes entries that every token has outlived.
 func (set *revokedSet) forget(now time.Duration) {
 	second := uint32(now / time.Second)
+	for at := range set.sessions {
+		set.sessions[at].forget(second)
+	}
 	set.mutex.Lock()
 	defer set.mutex.Unlock()
-	for id, until := range set.sessions {
-		if until <= second {
-			delete(set.sessions, id)
-		}
-	}
 	for user, cut := range set.users {
 		if cut.until <= second {
 			delete(set.users, user)
@@ -175,7 +219,10 @@ func (set *revokedSet) forget(now time.Duration) {
 func (set *revokedSet) size() int {
 	set.mutex.RLock()
 	defer set.mutex.RUnlock()
-	size := len(set.sessions) + len(set.users) + len(set.keys) + len(set.superseded) + len(set.withheld)
+	size := len(set.users) + len(set.keys) + len(set.superseded) + len(set.withheld)
+	for at := range set.sessions {
+		size += set.sessions[at].size()
+	}
 	if set.project != nil {
 		size++
 	}

@@ -441,10 +441,16 @@ func min(one, other int) int {
 // isNull returns whether a member is absent or null.
 func isNull(raw json.RawMessage) bool { return raw == nil || string(raw) == "null" }
 
-// textOf returns the text in a JSON text, and whether it is one.
+// textOf returns the text in valid JSON, and whether it is one.
 func textOf(raw json.RawMessage) (string, bool) {
+	if len(raw) < 2 || raw[0] != '"' {
+		return "", false
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1 : len(raw)-1]), true
+	}
 	var text string
-	isText := len(raw) > 0 && raw[0] == '"' && json.Unmarshal(raw, &text) == nil
+	isText := json.Unmarshal(raw, &text) == nil
 	return text, isText
 }
 

@@ -207,6 +207,7 @@ func (u *upstream) introspect(ctx context.Context, token string) (isActive bool,
 		}
 		header := http.Header{"Content-Type": {"application/json"}}
 		u.authorize(header)
+		addTrace(ctx, header)
 		const path = "/auth/tokens:introspect"
 		answer, err := u.send(ctx, r, http.MethodPost, path, header, string(body))
 		if err != nil {

@@ -162,6 +162,13 @@ await fault("a byte at a time", {
     },
     end: () => relay.set("pass"),
 });
+await fault("a response that begins a byte at a time, and does not end", {
+    begin: async (signOut) => {
+        relay.set("trickle");
+        await signOut();
+    },
+    end: () => relay.set("pass"),
+});
 await fault("the server is paused", {
     begin: async (signOut) => {
         await signOut();

@@ -1,14 +1,21 @@
 // The vectors of all guards (clients/vectors, with a README), decided by the guard for Node. Needs no server.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { sessiond as express } from "../packages/guard/dist/express.js";
+import { requires as fastify } from "../packages/guard/dist/fastify.js";
+import { sessiond as hono } from "../packages/guard/dist/hono.js";
 import { Time } from "../packages/guard/dist/clock.js";
 import { LINE_BYTES_MAX, Progress, StreamReader } from "../packages/guard/dist/follower.js";
 import { GuardState, meets } from "../packages/guard/dist/guard.js";
 import { Principal, Refusal, bearer } from "../packages/guard/dist/index.js";
 import { readKeys } from "../packages/guard/dist/jwks.js";
+import { RevokedSet } from "../packages/guard/dist/revocations.js";
 import { UNKNOWN_KEY } from "../packages/guard/dist/token.js";
+import { traceHeaders } from "../packages/guard/dist/upstream.js";
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../../vectors/${name}`, import.meta.url), "utf8"));
 
@@ -147,12 +154,16 @@ function follow(file, stream, isWhole) {
 }
 
 test("vectors: streams", (t) => {
-    const file = read("streams.json");
-    for (const stream of file.streams) {
-        follow(file, stream, true);
-        follow(file, stream, false);
+    const recorded = readdirSync(new URL("../../vectors", import.meta.url)).filter((name) => name.startsWith("recorded-"));
+    assert.ok(recorded.length > 0);
+    for (const name of ["streams.json", ...recorded]) {
+        const file = read(name);
+        for (const stream of file.streams) {
+            follow(file, stream, true);
+            follow(file, stream, false);
+        }
+        t.diagnostic(`${name}: ${file.streams.length} streams, whole and byte by byte`);
     }
-    t.diagnostic(`${file.streams.length} streams, whole and byte by byte`);
 });
 
 test("vectors: refusals", (t) => {
@@ -176,4 +187,73 @@ test("vectors: refusals", (t) => {
         else assert.equal(bearer(headers) ?? null, token, headers[0]);
     }
     t.diagnostic(`${refusals.length} refusals, ${credentials.length} credentials`);
+});
+
+test("the beginning of a line takes the memory of its bytes, however small the pieces", () => {
+    setFlagsFromString("--expose-gc");
+    const used = () => {
+        runInNewContext("gc")();
+        const { heapUsed, arrayBuffers } = process.memoryUsage();
+        return heapUsed + arrayBuffers;
+    };
+    const file = read("streams.json");
+    const { time, revocations, maxStaleness, maxEntries } = guard(file, new TestClock(0));
+    const reader = new StreamReader({ time, revocations, maxStaleness, maxEntries, replicas: 1 }, new Progress(), 0);
+    const before = used();
+    for (let pieces = 0; pieces < 400_000; pieces += 1) assert.equal(reader.read(Buffer.from("xx"), 0), undefined);
+    const grown = used() - before;
+    assert.ok(grown < 4_000_000, `${grown} bytes`);
+    assert.equal(reader.read(Buffer.from("x\n"), 0), "malformed");
+});
+
+const PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+test("a call to sessiond carries a trace, if there is one of each header", async () => {
+    const long = "x".repeat(513);
+    for (const [trace, expected] of [
+        [{ traceparent: PARENT, tracestate: "a=1" }, { traceparent: PARENT, tracestate: "a=1" }],
+        [{ traceparent: PARENT }, { traceparent: PARENT }],
+        [{ tracestate: "a=1" }, {}],
+        [{ traceparent: PARENT, tracestate: long }, { traceparent: PARENT }],
+        [{ traceparent: long, tracestate: "a=1" }, {}],
+        [{ traceparent: "a\r\nb: c" }, {}],
+        [{}, {}],
+    ]) {
+        assert.deepEqual(traceHeaders(trace), expected);
+    }
+    const seen = [];
+    const of = { verify: async (token, trace) => seen.push([token, trace]), require: () => undefined, countRefusal: () => undefined };
+    const all = { authorization: ["Bearer a.b.c"], traceparent: [PARENT], tracestate: ["a=1"] };
+    await new Promise((next) => express(of)({ headersDistinct: all }, {}, next));
+    await fastify(of, {})({ raw: { headersDistinct: all } }, {});
+    await hono(of)({ req: { header: (name) => all[name][0] }, set: () => undefined }, () => undefined);
+    const expected = ["a.b.c", { traceparent: PARENT, tracestate: "a=1" }];
+    assert.deepEqual(seen, [expected, expected, expected]);
+    await fastify(of, {})({ raw: { headersDistinct: { ...all, traceparent: [PARENT, PARENT] } } }, {});
+    assert.deepEqual(traceHeaders(seen[3][1]), {});
+});
+
+test("the table of sessions forgets what has expired, and nothing else", () => {
+    const [set, expected] = [new RevokedSet(), new Map()];
+    // Few different last words, so that entries displace each other.
+    let seed = 1;
+    const random = (below) => (seed = (seed * 48_271) % 2_147_483_647) % below;
+    const id = () => `01990000-0000-7000-8000-00000000${(random(6_000) + 0xf000).toString(16)}`;
+    const has = (sessionId) => set.has({ sessionId, userId: "ada", kid: "", claims: { epoch: [0, 0] } });
+    for (let now = 1; now <= 60; now += 1) {
+        for (let count = random(3_000); count > 0; count -= 1) {
+            const [session, until] = [id(), now + random(20)];
+            set.insert({ kind: "session", session }, until * 1_000);
+            expected.set(session, Math.max(until, expected.get(session) ?? 0));
+        }
+        set.forget(now * 1_000);
+        for (const [session, until] of expected) if (until <= now) expected.delete(session);
+        assert.equal(set.size, expected.size);
+        for (let count = 0; count < 2_000; count += 1) {
+            const session = id();
+            assert.equal(has(session), expected.has(session), session);
+        }
+    }
+    set.forget(100_000);
+    assert.equal(set.size, 0);
 });

@@ -370,6 +370,22 @@ async fn streams() {
     }
 }
 
+/// What servers of this and earlier releases have sent.
+#[tokio::test]
+async fn recorded_streams() {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../clients/vectors");
+    let names = fs::read_dir(vectors).expect("is there").map(|entry| entry.expect("reads").file_name());
+    let recorded: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    let recorded = recorded.iter().filter(|name| name.starts_with("recorded-"));
+    let mut streams = 0;
+    for name in recorded {
+        let file: Streams = read(name);
+        file.streams.iter().for_each(|case| follow(&file, case));
+        streams += file.streams.len();
+    }
+    assert!(streams > 0);
+}
+
 /// Plays one stream.
 fn follow(file: &Streams, case: &StreamCase) {
     let (clock, start) = (Clock::frozen(), Instant::now());

@@ -1,16 +1,19 @@
 // A guarded service for the fault tests and the benchmark: see README.md.
 import http from "node:http";
+import { readFileSync } from "node:fs";
 import process from "node:process";
 import { Guard, Refusal } from "../../../clients/typescript/packages/guard/dist/index.js";
 import { sessiond } from "../../../clients/typescript/packages/guard/dist/express.js";
 
-const { url, project, issuer, serverKey, maxStalenessMs, failMode, maxEntries, startupTimeoutMs = 20_000 } = JSON.parse(process.env.PROBE);
+const { url, project, issuer, serverKey, maxStalenessMs, failMode, maxEntries, startupTimeoutMs = 20_000, caFile, certificateFile, keyFile } = JSON.parse(process.env.PROBE);
+const read = (file) => file && readFileSync(file);
 
 let ahead = 0;
 const clock = { elapsed: () => performance.now(), now: () => Date.now() + ahead };
 const begun = performance.now();
 const guard = await Guard.connect({
     ...{ url, project, issuer, serverKey, maxStaleness: maxStalenessMs, failMode, maxEntries, clock },
+    tls: { ca: read(caFile), cert: read(certificateFile), key: read(keyFile) },
     startupTimeout: startupTimeoutMs,
     log: process.env.PROBE_LOG ? console.error : () => undefined,
 });
@@ -21,15 +24,20 @@ const number = (request, name) => Number(new URL(request.url, "http://probe").se
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const guarded = sessiond(guard);
 
-/** Watches a token until it is refused. Answers with the time, in nanoseconds of Unix time. */
+function isRevoked(token) {
+    try {
+        guard.verifyNow(token);
+        return false;
+    } catch (error) {
+        return error instanceof Refusal && error.reason === "SESSION_REVOKED";
+    }
+}
+
+/** Watches a token until it is refused. Returns the time, in nanoseconds of Unix time. */
 async function refused(token) {
     const begunAt = performance.now();
     while (performance.now() - begunAt < 30_000) {
-        try {
-            guard.verifyNow(token);
-        } catch (error) {
-            if (error instanceof Refusal && error.reason === "SESSION_REVOKED") return (performance.timeOrigin + performance.now()) * 1e6;
-        }
+        if (isRevoked(token)) return (performance.timeOrigin + performance.now()) * 1e6;
         await sleep(1);
     }
     return undefined;
@@ -61,6 +69,11 @@ const routes = {
         const until = performance.now() + number(request, "ms");
         while (performance.now() < until);
         json(response, {});
+    },
+    "/missed": async (request, response) => {
+        let body = "";
+        for await (const part of request) body += part;
+        json(response, { missed: JSON.parse(body).filter((token) => !isRevoked(token)).length });
     },
     "/refused": (request, response) => void refused(request.headers.authorization.slice(7)).then((nanos) => json(response, { nanos })),
     "/time": (request, response) => json(response, { nanos: timed(request.headers.authorization.slice(7)) }),

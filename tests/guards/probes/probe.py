@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import ssl
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../../clients/python/src"))
 
 from sessiond_guard import Guard, Refusal  # noqa: E402
-from sessiond_guard.check import Route, check_async  # noqa: E402
+from sessiond_guard.check import Route, check_async, trace_of  # noqa: E402
 from sessiond_guard.clock import Clock  # noqa: E402
 
 OPTIONS = json.loads(os.environ["PROBE"])
@@ -27,16 +28,20 @@ class ProbeClock(Clock):
         return super().now() + self.ahead
 
 
+TLS = ssl.create_default_context(cafile=OPTIONS["caFile"]) if "caFile" in OPTIONS else None
+if "certificateFile" in OPTIONS:
+    TLS.load_cert_chain(OPTIONS["certificateFile"], OPTIONS["keyFile"])
 CLOCK = ProbeClock()
 BEGUN = time.monotonic()
 GUARD = Guard.connect(
     OPTIONS["url"],
     OPTIONS["project"],
-    OPTIONS["serverKey"],
+    OPTIONS.get("serverKey"),
     OPTIONS["issuer"],
     max_staleness=OPTIONS.get("maxStalenessMs", 10_000) / 1_000,
     fail_mode=OPTIONS.get("failMode", "reject"),
     max_entries=OPTIONS.get("maxEntries", 1_000_000),
+    tls=TLS,
     clock=CLOCK,
     startup_timeout=OPTIONS.get("startupTimeoutMs", 20_000) / 1_000,
 )
@@ -48,15 +53,20 @@ def rss_bytes():
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 
+def is_revoked(token):
+    try:
+        GUARD.verify_now(token)
+    except Refusal as refusal:
+        return refusal.reason == "SESSION_REVOKED"
+    return False
+
+
 async def refused(token):
     """Watches a token until it is refused. Returns the time, in nanoseconds of Unix time."""
     begun_at = time.monotonic()
     while time.monotonic() - begun_at < 30:
-        try:
-            GUARD.verify_now(token)
-        except Refusal as refusal:
-            if refusal.reason == "SESSION_REVOKED":
-                return time.time_ns()
+        if is_revoked(token):
+            return time.time_ns()
         await asyncio.sleep(0.001)
     return None
 
@@ -78,7 +88,7 @@ def hold_the_gil(ms):
     ctypes.PyDLL(None).usleep(int(ms) * 1_000)
 
 
-async def answer(path, query, token):
+async def answer(path, query, token, content, values):
     """The status and the body."""
     if path == "/stats":
         stats = GUARD.stats()._asdict()
@@ -93,10 +103,12 @@ async def answer(path, query, token):
         return 200, {}
     if path == "/refused":
         return 200, {"nanos": await refused(token)}
+    if path == "/missed":
+        return 200, {"missed": sum(not is_revoked(one) for one in json.loads(content))}
     if path == "/time":
         return 200, {"nanos": timed(token)}
     try:
-        principal = await check_async(GUARD, [f"Bearer {token}"], Route())
+        principal = await check_async(GUARD, [f"Bearer {token}"], Route(), trace_of(values))
         return 200, principal.user_id
     except Refusal as refusal:
         return refusal.status, json.loads(refusal.response().body)
@@ -110,7 +122,8 @@ async def serve(reader, writer):
             headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
             raw = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
             token = next((value[7:] for name, value in raw.items() if name.lower() == "authorization"), "")
-            status, body = await answer(path, dict(one.split("=") for one in query.split("&") if one), token)
+            content = await reader.readexactly(int(headers.get("content-length", 0)))
+            status, body = await answer(path, dict(one.split("=") for one in query.split("&") if one), token, content, lambda name: [headers[name]] if name in headers else [])
             text = json.dumps(body).encode()
             writer.write(b"HTTP/1.1 %d OK\r\ncontent-length: %d\r\n\r\n" % (status, len(text)) + text)
             await writer.drain()

@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +39,7 @@ func main() {
 		URL, Project, Issuer, ServerKey, FailMode string
 		MaxStalenessMs, StartupTimeoutMs          int64
 		MaxEntries                                int
+		CAFile, CertificateFile, KeyFile          string
 	}
 	options.StartupTimeoutMs = 20_000
 	if err := json.Unmarshal([]byte(os.Getenv("PROBE")), &options); err != nil {
@@ -46,6 +49,10 @@ func main() {
 	if os.Getenv("PROBE_LOG") != "" {
 		output = os.Stderr
 	}
+	config, err := config(options.CAFile, options.CertificateFile, options.KeyFile)
+	if err != nil {
+		log.Fatal(err)
+	}
 	now := &clock{}
 	begun := time.Now()
 	g, err := guard.Connect(context.Background(), guard.Options{
@@ -53,6 +60,7 @@ func main() {
 		MaxStaleness: time.Duration(options.MaxStalenessMs) * time.Millisecond, MaxEntries: options.MaxEntries,
 		FailMode:       map[string]guard.FailMode{"introspect": guard.Introspect, "accept_until_expiry": guard.AcceptUntilExpiry}[options.FailMode],
 		StartupTimeout: time.Duration(options.StartupTimeoutMs) * time.Millisecond, Clock: now, Log: log.New(output, "", 0),
+		TLS: config,
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -91,6 +99,19 @@ func main() {
 	mux.HandleFunc("/refused", func(w http.ResponseWriter, r *http.Request) {
 		write(w, map[string]any{"nanos": refused(g, token(r))})
 	})
+	mux.HandleFunc("/missed", func(w http.ResponseWriter, r *http.Request) {
+		var tokens []string
+		if err := json.NewDecoder(r.Body).Decode(&tokens); err != nil {
+			log.Fatal(err)
+		}
+		missed := 0
+		for _, token := range tokens {
+			if !isRevoked(g, token) {
+				missed++
+			}
+		}
+		write(w, map[string]any{"missed": missed})
+	})
 	mux.HandleFunc("/time", func(w http.ResponseWriter, r *http.Request) {
 		write(w, map[string]any{"nanos": timed(g, token(r))})
 	})
@@ -110,17 +131,43 @@ func main() {
 	log.Fatal(http.Serve(listener, mux))
 }
 
+// config reads the certificates to trust, and a client certificate.
+func config(ca, certificate, key string) (*tls.Config, error) {
+	if ca == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	config.RootCAs.AppendCertsFromPEM(pem)
+	if certificate != "" {
+		pair, err := tls.LoadX509KeyPair(certificate, key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
 func token(r *http.Request) string {
 	return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 }
 
 func write(w http.ResponseWriter, value any) { _ = json.NewEncoder(w).Encode(value) }
 
+func isRevoked(g *guard.Guard, token string) bool {
+	var refusal *guard.Refusal
+	_, err := g.VerifyNow(token)
+	return errors.As(err, &refusal) && refusal.Reason == guard.SessionRevoked
+}
+
 // refused watches a token until it is refused. Returns the time, in nanoseconds of Unix time.
 func refused(g *guard.Guard, token string) *int64 {
 	for begun := time.Now(); time.Since(begun) < 30*time.Second; time.Sleep(time.Millisecond) {
-		var refusal *guard.Refusal
-		if _, err := g.VerifyNow(token); errors.As(err, &refusal) && refusal.Reason == guard.SessionRevoked {
+		if isRevoked(g, token) {
 			nanos := time.Now().UnixNano()
 			return &nanos
 		}

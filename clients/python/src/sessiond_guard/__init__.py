@@ -10,5 +10,6 @@ Middleware: `sessiond_guard.asgi` (FastAPI, Starlette), `sessiond_guard.django`,
 from .guard import ConfigurationError, Guard, Stats
 from .refusal import Refusal, Requirement, bearer
 from .token import Principal
+from .upstream import Trace
 
-__all__ = ["ConfigurationError", "Guard", "Principal", "Refusal", "Requirement", "Stats", "bearer"]
+__all__ = ["ConfigurationError", "Guard", "Principal", "Refusal", "Requirement", "Stats", "Trace", "bearer"]

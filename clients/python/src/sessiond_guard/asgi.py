@@ -11,9 +11,9 @@ For a route that asks for more, with FastAPI: `dependencies=[Depends(requires(gu
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable, MutableMapping, Optional, Sequence
+from typing import Any, Awaitable, Callable, List, MutableMapping, Optional, Sequence
 
-from .check import Route, check_async
+from .check import Route, check_async, trace_of
 from .guard import Guard
 from .refusal import Refusal
 
@@ -35,9 +35,12 @@ class SessiondMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
-        headers = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"]
+
+        def values(header: str) -> List[str]:
+            return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header.encode()]
+
         try:
-            principal = await check_async(self._guard, headers, self._route)
+            principal = await check_async(self._guard, values("authorization"), self._route, trace_of(values))
         except Refusal as refusal:
             if scope["type"] == "websocket":
                 # Closed before it is accepted: the client gets a 403.

@@ -16,7 +16,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
-from .check import Route, check, check_async
+from .check import Route, check, check_async, trace_of
 from .guard import Guard
 from .refusal import Refusal
 
@@ -51,15 +51,17 @@ class SessiondMiddleware:
         if iscoroutinefunction(self):
             return self._call_async(request)
         try:
-            request.principal = check(guard(), _headers(request), self._route)  # type: ignore[attr-defined]
+            values = _values(request)
+            request.principal = check(guard(), values("authorization"), self._route, trace_of(values))  # type: ignore[attr-defined]
         except Refusal as refusal:
             return refused(refusal)
         return self._get_response(request)
 
     async def _call_async(self, request: HttpRequest) -> HttpResponse:
         try:
-            one = _guard or await sync_to_async(guard)()
-            request.principal = await check_async(one, _headers(request), self._route)  # type: ignore[attr-defined]
+            one, values = _guard or await sync_to_async(guard)(), _values(request)
+            principal = await check_async(one, values("authorization"), self._route, trace_of(values))
+            request.principal = principal  # type: ignore[attr-defined]
         except Refusal as refusal:
             return refused(refusal)
         return await self._get_response(request)  # type: ignore[no-any-return]
@@ -89,7 +91,10 @@ def refused(refusal: Refusal) -> HttpResponse:
     return HttpResponse(response.body, status=response.status, headers=dict(response.headers))
 
 
-def _headers(request: HttpRequest) -> Sequence[str]:
-    # Servers join several headers by commas, which no token has.
-    header = request.headers.get("authorization")
-    return [] if header is None else [header]
+def _values(request: HttpRequest) -> Callable[[str], Sequence[str]]:
+    def values(header: str) -> Sequence[str]:
+        # Servers join several headers by commas, which no token has, and no traceparent.
+        value = request.headers.get(header)
+        return [] if value is None else [value]
+
+    return values

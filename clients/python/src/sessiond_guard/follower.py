@@ -110,9 +110,8 @@ class StreamReader:
         """`at` is when the request was sent, on the monotonic clock: the first line may have been delayed too."""
         self._feed = feed
         self._progress = progress
-        # The beginning of a line whose rest has not arrived.
-        self._parts: List[bytes] = []
-        self._part_bytes = 0
+        # The beginning of a line whose rest has not arrived, in one buffer: pieces may be of a byte each.
+        self._part = bytearray()
         self._line_at = at
         # The snapshot that is being received.
         self._snapshot: Optional[RevokedSet] = None
@@ -138,42 +137,39 @@ class StreamReader:
             end = self._keep(part)
             if end is not None:
                 return end
-            line = b"".join(self._parts)
-            self._parts, self._part_bytes = [], 0
+            line, self._part = self._part, bytearray()
             end = self._line(line, at)
             if end is not None:
                 return end
         return self._keep(rest)
 
-    def _keep(self, part: bytes) -> Optional[str]:
-        self._part_bytes += len(part)
-        if self._part_bytes > LINE_BYTES_MAX:
+    def _keep(self, piece: bytes) -> Optional[str]:
+        if len(self._part) + len(piece) > LINE_BYTES_MAX:
             return "line_too_long"
-        if part:
-            self._parts.append(part)
+        self._part += piece
         return None
 
-    def _line(self, line: bytes, at: float) -> Optional[str]:
+    def _line(self, line: bytearray, at: float) -> Optional[str]:
         # This process may have been suspended or busy: the line has waited for an unknown time.
         if self.is_silent(at):
             return "silence"
         self._line_at = at
         try:
-            return self._apply(_object(json.loads(line.decode())), at)
+            return self._apply(_object(json.loads(line.decode(), parse_constant=_no_constant)), at)
         except (ValueError, RecursionError):
             return "malformed"
 
     def _apply(self, message: Dict[str, Any], at: float) -> Optional[str]:
         revocations = self._feed.revocations
         cursor = message.get("cursor")
-        if "cursor" in message:
+        if cursor is not None:
             _text(cursor)
         if "error" in message:
             return "error"
         if message.get("snapshot_begin") is not None:
             self._snapshot = RevokedSet()
         elif message.get("revocations") is not None:
-            end = self._insert(_list(_object(message["revocations"]).get("revocations", [])))
+            end = self._insert(_list(_object(message["revocations"]).get("revocations")))
             if end is not None:
                 return end
         elif message.get("snapshot_complete") is not None:
@@ -241,7 +237,7 @@ def _target(revocation: Dict[str, Any]) -> Optional[Target]:
         return Session(session) if is_uuid(_text(session)) else None
     if revocation.get("user_cut_off") is not None:
         cut_off = _object(revocation["user_cut_off"])
-        user, spared = _text(cut_off.get("user_id", "")), cut_off.get("spared_session_id")
+        user, spared = _text(cut_off.get("user_id")), cut_off.get("spared_session_id")
         is_good = is_user(user) and (spared is None or is_uuid(_text(spared)))
         return User(user, _integer(cut_off.get("epoch")), spared) if is_good else None
     if revocation.get("project_cut_off") is not None:
@@ -251,7 +247,7 @@ def _target(revocation: Dict[str, Any]) -> Optional[Target]:
         return Key(kid) if is_uuid(_text(kid)) else None
     if revocation.get("superseded") is not None:
         superseded = _object(revocation["superseded"])
-        session = _text(superseded.get("session_id", ""))
+        session = _text(superseded.get("session_id"))
         return Superseded(session, _integer(superseded.get("session_epoch"))) if is_uuid(session) else None
     if revocation.get("withheld") is not None:
         withheld = _object(revocation["withheld"])
@@ -280,27 +276,39 @@ def _object(value: object) -> Dict[str, Any]:
     return value
 
 
+def _no_constant(name: str) -> None:
+    """JSON has neither NaN nor Infinity."""
+    raise Malformed
+
+
+# ProtoJSON: a member that is null is absent.
+
+
 def _list(value: object) -> List[Any]:
+    if value is None:
+        return []
     if not isinstance(value, list):
         raise Malformed
     return value
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise Malformed
     return value
 
 
 def _integer(value: object) -> int:
-    """An integer, as a number or as text (ProtoJSON). An absent one is 0."""
+    """An integer of 64 bits, as a number or as text (ProtoJSON). An absent one is 0."""
     if value is None:
         return 0
     if isinstance(value, str):
         # `int` alone takes spaces and underscores too.
         if not value.lstrip("-").isdigit() or not value.isascii():
             raise Malformed
-        return int(value)
-    if type(value) is not int:
+        value = int(value)
+    if type(value) is not int or not -(2**63) <= value < 2**63:
         raise Malformed
     return value

@@ -22,7 +22,7 @@ from .jwks import Jwks, max_age, read_keys
 from .refusal import Refusal, Requirement
 from .revocations import Revocations
 from .token import NO_KEYS, UNKNOWN_KEY, Principal, TokenVerifier, is_project
-from .upstream import ConfigurationError, Replica, Unavailable, Upstream, shut
+from .upstream import ConfigurationError, Replica, Trace, Unavailable, Upstream, shut
 
 LOG = logging.getLogger("sessiond_guard")
 
@@ -51,6 +51,9 @@ INTROSPECTIONS_MAX = 256
 
 #: How many threads ask sessiond on behalf of coroutines.
 INTROSPECTION_THREADS = 32
+
+#: How often the stream is checked for silence, in seconds.
+TICK = 0.25
 
 #: How many bytes are read at once.
 CHUNK_BYTES = 65_536
@@ -162,7 +165,7 @@ def _expired(principal: Principal) -> Refusal:
 class Guard:
     """Verifies the access tokens of one project. Safe to use from several threads, and from coroutines.
 
-    Two threads follow the feed and read the keys. After a fork, the child has its own."""
+    Three threads follow the feed, watch for its silence, and read the keys. After a fork, the child has its own."""
 
     def __init__(
         self,
@@ -270,16 +273,17 @@ class Guard:
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
-    def verify(self, token: str) -> Principal:
-        """Verifies a token. Usually without waiting; asks sessiond only in the fail mode `introspect` and about unknown keys.
+    def verify(self, token: str, trace: Optional[Trace] = None) -> Principal:
+        """Verifies a token. Usually without waiting; asks sessiond only in the fail mode `introspect` and about unknown keys. That
+        call carries the request's `trace`.
 
         Raises Refusal: why the token is refused."""
         decision = self._state.decide(token)
         if decision == UNKNOWN_KEY:
             decision = self._after_read(token, self._reads.read_now(READ_TIMEOUT_MS / 1_000))
-        return self._count(self._resolve(token, decision))
+        return self._count(self._resolve(token, decision, trace))
 
-    async def verify_async(self, token: str) -> Principal:
+    async def verify_async(self, token: str, trace: Optional[Trace] = None) -> Principal:
         """As `verify`, for coroutines: does not block the event loop."""
         decision = self._state.decide(token)
         if decision == UNKNOWN_KEY:
@@ -288,8 +292,8 @@ class Guard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(INTROSPECTION_THREADS, "sessiond-guard")
             loop = asyncio.get_running_loop()
-            return self._count(await loop.run_in_executor(self._executor, self._resolve, token, decision))
-        return self._count(self._resolve(token, decision))
+            return self._count(await loop.run_in_executor(self._executor, self._resolve, token, decision, trace))
+        return self._count(self._resolve(token, decision, trace))
 
     def verify_now(self, token: str) -> Principal:
         """Verifies a token without waiting: unavailable where `verify` would ask sessiond.
@@ -350,14 +354,14 @@ class Guard:
         # The keys were just read, and this is none of them.
         return Refusal.unparsable() if decision == UNKNOWN_KEY else decision
 
-    def _resolve(self, token: str, decision: Decision) -> Union[Principal, Refusal]:
+    def _resolve(self, token: str, decision: Decision, trace: Optional[Trace]) -> Union[Principal, Refusal]:
         if not isinstance(decision, tuple):
             assert isinstance(decision, (Principal, Refusal))
             return decision
         because, principal = decision
         self._read_stale_keys(because)
         if self._state.fail_mode == "introspect":
-            return self._introspect(token, principal)
+            return self._introspect(token, principal, trace)
         return self._state.decide_by_fail_mode(because, principal)
 
     def _read_stale_keys(self, because: str) -> None:
@@ -365,13 +369,13 @@ class Guard:
         if because == "no_keys":
             self._reads.request()
 
-    def _introspect(self, token: str, principal: Optional[Principal]) -> Union[Principal, Refusal]:
+    def _introspect(self, token: str, principal: Optional[Principal], trace: Optional[Trace]) -> Union[Principal, Refusal]:
         """Asks sessiond about one token. The response is not cached."""
         if not self._introspections.acquire(blocking=False):
             return Refusal.unavailable("no_answer")
         try:
             self._add("introspections")
-            is_active = self._upstream.introspect(token)
+            is_active = self._upstream.introspect(token, trace)
         except (Unavailable, ConfigurationError):
             return Refusal.unavailable("no_answer")
         finally:
@@ -446,9 +450,18 @@ class Guard:
         query += [("accepts", kind) for kind in ACCEPTS] + [("max_entries", str(feed.max_entries))]
         reader = StreamReader(feed, progress, elapsed())
         connection = replica.connection(SILENCE_MAX_MS / 1_000)
+        is_over = threading.Event()
+
+        def end_if_silent() -> None:
+            # The timeout of a socket is for each read: what arrives a byte at a time would take longer.
+            while not is_over.wait(TICK):
+                if reader.is_silent(elapsed()):
+                    return shut(connection.opened)
+
+        threading.Thread(target=end_if_silent, name="sessiond-guard_silence", daemon=True).start()
         try:
             connection.connect()
-            self._socket = connection.sock
+            self._socket = connection.opened
             headers = {**self._upstream.authorization, "accept": "application/x-ndjson"}
             connection.request("GET", f"/auth/revocations:watch?{urlencode(query)}", headers=headers)
             response = connection.getresponse()
@@ -458,7 +471,12 @@ class Guard:
             self._on_role(response.getheader("x-sessiond-key-role"))
             reader.open(elapsed())
             return self._read(response, reader)
+        except (OSError, http.client.HTTPException):
+            if reader.is_silent(elapsed()):
+                return "silence"
+            raise
         finally:
+            is_over.set()
             self._socket = None
             connection.close()
 

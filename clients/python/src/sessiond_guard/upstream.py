@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import threading
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, TypeVar, Union
 from urllib.parse import urlsplit
 
 #: How long a replica may take to respond, in seconds.
@@ -16,6 +16,9 @@ RESPONSE_TIMEOUT = 2.0
 
 #: The largest response body that is read.
 RESPONSE_BYTES_MAX = 1_024 * 1_024
+
+#: The longest `traceparent` and `tracestate` that are passed on. W3C Trace Context §3.3.1.5 asks for at least 512.
+TRACE_BYTES_MAX = 512
 
 T = TypeVar("T")
 
@@ -48,20 +51,19 @@ class Replica:
         self._host, self._port = parts.hostname or "", parts.port
         self._context = context
 
-    def connection(self, timeout: float) -> http.client.HTTPConnection:
+    def connection(self, timeout: float) -> Connection:
         if self._is_secure:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._context)
-        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+            return _HttpsConnection(self._host, self._port, timeout=timeout, context=self._context)
+        return _HttpConnection(self._host, self._port, timeout=timeout)
 
     def send(self, method: str, path: str, headers: Optional[Dict[str, str]] = None, body: Optional[bytes] = None) -> Response:
         """Sends a request, and reads the whole response."""
-        connection, timer = self.connection(RESPONSE_TIMEOUT), None
+        connection = self.connection(RESPONSE_TIMEOUT)
+        # The timeout of a socket is for each read: what arrives a byte at a time would take longer.
+        timer = threading.Timer(RESPONSE_TIMEOUT, lambda: shut(connection.opened))
+        timer.daemon = True
+        timer.start()
         try:
-            connection.connect()
-            # The timeout of a socket is for each read: a body that arrives a byte at a time would take longer.
-            timer = threading.Timer(RESPONSE_TIMEOUT, shut, (connection.sock,))
-            timer.daemon = True
-            timer.start()
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
             text = response.read(RESPONSE_BYTES_MAX + 1)
@@ -72,16 +74,40 @@ class Replica:
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{self.url}: {error or type(error).__name__}") from error
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             connection.close()
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    #: The socket, also while a response is read that closes the connection: `sock` is None by then.
+    opened: Optional[socket.socket] = None
+
+    def connect(self) -> None:
+        super().connect()
+        self.opened = self.sock
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    opened: Optional[socket.socket] = None
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        context: ssl.SSLContext = self._context  # type: ignore[attr-defined]
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        # Before the handshake, which may have to be ended too.
+        self.opened = self.sock
+        self.sock.do_handshake()
+
+
+Connection = Union[_HttpConnection, _HttpsConnection]
 
 
 def shut(opened: Optional[socket.socket]) -> None:
     """Ends the reads of a socket in other threads."""
     if opened is not None:
         try:
-            opened.shutdown(socket.SHUT_RDWR)
+            # That of a TLS socket would take its state from under the reading thread.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
         except OSError:
             # It was never connected, or is closed.
             pass
@@ -146,13 +172,13 @@ class Upstream:
 
         return self._first(fetch)
 
-    def introspect(self, token: str) -> bool:
+    def introspect(self, token: str, trace: Optional[Trace] = None) -> bool:
         """Asks the first replica that answers whether a token is active."""
 
         def ask(replica: Replica) -> bool:
             self.check(replica)
             path = "/auth/tokens:introspect"
-            headers = {**self.authorization, "content-type": "application/json"}
+            headers = {**self.authorization, **trace_headers(trace), "content-type": "application/json"}
             response = replica.send("POST", path, headers, json.dumps({"token": token}).encode())
             if response.status != 200:
                 raise _unexpected(replica, path, response.status)
@@ -174,6 +200,24 @@ class Upstream:
                 return answer
         assert last is not None, "there is at least one replica"
         raise last
+
+
+class Trace(NamedTuple):
+    """The trace of a request (W3C Trace Context): its headers, if it has one of each."""
+
+    traceparent: Optional[str] = None
+    tracestate: Optional[str] = None
+
+
+def trace_headers(trace: Optional[Trace]) -> Dict[str, str]:
+    """What a call to sessiond carries of a trace. sessiond checks the form."""
+    if trace is None or not _is_passed_on(trace.traceparent):
+        return {}
+    return {name: value for name, value in trace._asdict().items() if _is_passed_on(value)}
+
+
+def _is_passed_on(value: Optional[str]) -> bool:
+    return value is not None and 0 < len(value) <= TRACE_BYTES_MAX and value.isascii() and value.isprintable()
 
 
 def _unexpected(replica: Replica, path: str, status: int) -> Unavailable:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from .check import Route, check
+from .check import Route, check, trace_of
 from .guard import Guard
 from .refusal import Refusal
 
@@ -32,10 +32,14 @@ class SessiondMiddleware:
         self._route = Route(optional, acr, max_age)
 
     def __call__(self, environ: Dict[str, Any], start_response: Start) -> Iterable[bytes]:
-        header = environ.get("HTTP_AUTHORIZATION")
+
+        def values(header: str) -> List[str]:
+            # Servers join several headers by commas, which no token has, and no traceparent.
+            value = environ.get(f"HTTP_{header.upper()}")
+            return [] if value is None else [value]
+
         try:
-            # Servers join several headers by commas, which no token has.
-            principal = check(self._guard, [] if header is None else [header], self._route)
+            principal = check(self._guard, values("authorization"), self._route, trace_of(values))
         except Refusal as refusal:
             body, status, headers = refused(refusal)
             start_response(f"{status} {HTTPStatus(status).phrase}", headers)

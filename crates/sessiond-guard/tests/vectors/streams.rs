@@ -839,6 +839,44 @@ fn damaged() -> Vec<Stream> {
         ),
         ends("an age that is no number", r#"{"heartbeat":{"age_ms":"x"}}"#),
         ends("a cursor that is no text", r#"{"heartbeat":{"age_ms":0},"cursor":5}"#),
+        ends("an age that 64 bits do not hold", r#"{"heartbeat":{"age_ms":1000000000000000000000000000000}}"#),
+        ends("an age with a plus sign", r#"{"heartbeat":{"age_ms":"+5"}}"#),
+        ends("a number that JSON does not have", r#"{"heartbeat":{"age_ms":0},"x":NaN}"#),
+        ends("an empty line", ""),
+        ends("a byte order mark", "\u{feff}{\"heartbeat\":{\"age_ms\":0}}"),
+        stream("a line that ends with a carriage return too")
+            .lines_only()
+            .begun(&[])
+            .at(2_500)
+            .line(format!("{}\r", beat(0)))
+            .line(format!("{}\r", batch(&[ended(PHONE)])))
+            .refuses(&["phone"], REVOKED)
+            .accepts(&["tablet"]),
+        stream("a member that is null is absent")
+            .lines_only()
+            .begun(&[])
+            .line(r#"{"heartbeat":{"age_ms":null},"revocations":null,"snapshot_begin":null,"cursor":null}"#)
+            .line(r#"{"revocations":{"revocations":null}}"#)
+            .line(batch(
+                &[cut_off("ada", 4, None).replace(r#""epoch":"4""#, r#""epoch":"4","spared_session_id":null"#)],
+            ))
+            .refuses(&["phone", "tablet"], REVOKED)
+            .accepts(&["later", "bob"])
+            .close()
+            .at(100)
+            .open("c1"),
+        stream("retained for longer than 32 bits of seconds")
+            .lines_only()
+            .begun(&[])
+            .line(batch(&[
+                ended(PHONE).replace("901", "4294967296"),
+                ended(TABLET).replace("901", r#""9223372036854775807""#),
+            ]))
+            .at(2_000)
+            .line(beat(0))
+            .forget()
+            .entries(2)
+            .refuses(&["phone", "tablet"], REVOKED),
         stream("a line that is not UTF-8")
             .lines_only()
             .begun(&[])

@@ -1,8 +1,10 @@
 // The check of one request, for middleware.
 
+import type { IncomingMessage } from "node:http";
 import type { Guard } from "./guard.js";
 import { Refusal, type Requirement, bearer } from "./refusal.js";
 import type { Principal } from "./token.js";
+import type { Trace } from "./upstream.js";
 
 /** What a route asks for. */
 export interface RouteOptions extends Requirement {
@@ -17,7 +19,12 @@ export interface Outcome {
 }
 
 /** Checks a request with these `Authorization` headers. */
-export async function check(guard: Guard, headers: readonly string[], { optional = false, ...requirement }: RouteOptions = {}): Promise<Outcome> {
+export async function check(
+    guard: Guard,
+    headers: readonly string[],
+    { optional = false, ...requirement }: RouteOptions = {},
+    trace: Trace = {},
+): Promise<Outcome> {
     try {
         const token = read(guard, headers);
         if (token === undefined && optional) return { principal: undefined };
@@ -25,13 +32,19 @@ export async function check(guard: Guard, headers: readonly string[], { optional
             guard.countRefusal();
             throw Refusal.credentialsMissing();
         }
-        const principal = await guard.verify(token);
+        const principal = await guard.verify(token, trace);
         guard.require(principal, requirement);
         return { principal };
     } catch (error) {
         if (error instanceof Refusal) return { refusal: error };
         throw error;
     }
+}
+
+/** The trace of a request. */
+export function traceOf({ headersDistinct: { traceparent, tracestate } }: IncomingMessage): Trace {
+    const only = (values: readonly string[] = []) => (values.length === 1 ? values[0] : undefined);
+    return { traceparent: only(traceparent), tracestate: only(tracestate) };
 }
 
 function read(guard: Guard, headers: readonly string[]): string | undefined {

@@ -115,13 +115,14 @@ export class Progress {
 }
 
 const UTF8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const NOTHING = Buffer.alloc(0);
 
 /** Applies what arrives on one stream. The caller says when it arrived, so the result depends on nothing else. */
 export class StreamReader {
     readonly #feed: Feed;
     readonly #progress: Progress;
-    /** The beginning of a line whose rest has not arrived. */
-    #parts: Buffer[] = [];
+    /** The beginning of a line whose rest has not arrived, in one buffer: pieces may be of a byte each. The rest of it is free. */
+    #part = NOTHING;
     #partBytes = 0;
     #lineAt: number;
     /** The snapshot that is being received. */
@@ -156,18 +157,33 @@ export class StreamReader {
         let rest = bytes;
         for (;;) {
             const end = rest.indexOf(0x0a);
-            const part = end < 0 ? rest : rest.subarray(0, end);
-            this.#partBytes += part.length;
-            if (this.#partBytes > LINE_BYTES_MAX) return "line_too_long";
-            if (part.length > 0) this.#parts.push(part);
-            if (end < 0) return undefined;
-            const line = this.#parts.length === 1 ? (this.#parts[0] as Buffer) : Buffer.concat(this.#parts);
-            this.#parts = [];
-            this.#partBytes = 0;
+            const piece = end < 0 ? rest : rest.subarray(0, end);
+            if (this.#partBytes + piece.length > LINE_BYTES_MAX) return "line_too_long";
+            if (end < 0) {
+                this.#keep(piece);
+                return undefined;
+            }
+            let line = piece;
+            if (this.#partBytes > 0) {
+                this.#keep(piece);
+                line = this.#part.subarray(0, this.#partBytes);
+                [this.#part, this.#partBytes] = [NOTHING, 0];
+            }
             const ended = this.#line(line, at);
             if (ended) return ended;
             rest = rest.subarray(end + 1);
         }
+    }
+
+    #keep(piece: Buffer): void {
+        const bytes = this.#partBytes + piece.length;
+        if (bytes > this.#part.length) {
+            const larger = Buffer.allocUnsafe(Math.max(bytes, 2 * this.#part.length));
+            this.#part.copy(larger, 0, 0, this.#partBytes);
+            this.#part = larger;
+        }
+        piece.copy(this.#part, this.#partBytes);
+        this.#partBytes = bytes;
     }
 
     #line(line: Buffer, at: number): StreamEnd | undefined {
@@ -208,7 +224,7 @@ export class StreamReader {
             }
         }
         // A stream cannot be resumed within a snapshot.
-        if (cursor !== undefined && !this.#snapshot) this.#progress.cursor = next;
+        if (isThere(cursor) && !this.#snapshot) this.#progress.cursor = next;
         return undefined;
     }
 
@@ -264,7 +280,7 @@ function targetOf(revocation: Json): Target | undefined {
     }
     if (isThere(user_cut_off)) {
         const { user_id, epoch, spared_session_id } = objectOf(user_cut_off);
-        const [user, spared] = [textOf(user_id ?? ""), spared_session_id === undefined ? undefined : textOf(spared_session_id)];
+        const [user, spared] = [textOf(user_id ?? ""), isThere(spared_session_id) ? textOf(spared_session_id) : undefined];
         const isGood = isUser(user) && (spared === undefined || isUuid(spared));
         return isGood ? { kind: "user", user, epoch: integerOf(epoch), spared } : undefined;
     }
@@ -290,6 +306,7 @@ function targetOf(revocation: Json): Target | undefined {
 
 type Json = Record<string, unknown>;
 
+/** ProtoJSON: a member that is null is absent. */
 const isThere = (value: unknown): boolean => value !== undefined && value !== null;
 
 class Malformed extends Error {}
@@ -309,9 +326,9 @@ function textOf(value: unknown): string {
     return value;
 }
 
-/** An integer, as a number or as text (ProtoJSON). An absent one is 0. */
+/** An integer of 64 bits, as a number or as text (ProtoJSON). An absent one is 0. */
 function integerOf(value: unknown): number {
     const number = typeof value === "string" && /^-?\d+$/.test(value) ? Number(value) : (value ?? 0);
-    if (typeof number !== "number" || !Number.isInteger(number)) throw new Malformed();
+    if (typeof number !== "number" || !Number.isInteger(number) || Math.abs(number) > 2 ** 63) throw new Malformed();
     return number;
 }

@@ -6,7 +6,7 @@ import { Jwks, maxAge, readKeys } from "./jwks.js";
 import { Refusal, type Requirement, type UnavailableReason } from "./refusal.js";
 import { Revocations, type Target } from "./revocations.js";
 import { NO_KEYS, Principal, TokenVerifier, UNKNOWN_KEY, isProject } from "./token.js";
-import { ConfigurationError, type Replica, type TlsOptions, UnavailableError, Upstream } from "./upstream.js";
+import { ConfigurationError, type Replica, type TlsOptions, type Trace, UnavailableError, Upstream } from "./upstream.js";
 
 /**
  * What happens to a token when the guard cannot know whether its session is revoked: the feed is too old or has not sent a
@@ -268,11 +268,12 @@ export class Guard {
     }
 
     /**
-     * Verifies a token. Usually without waiting; asks sessiond only in the fail mode `introspect` and about unknown keys.
+     * Verifies a token. Usually without waiting; asks sessiond only in the fail mode `introspect` and about unknown keys. That call
+     * carries the request's trace.
      *
      * @throws {Refusal} why the token is refused.
      */
-    async verify(token: string): Promise<Principal> {
+    async verify(token: string, trace: Trace = {}): Promise<Principal> {
         let decision = this.#state.decide(token);
         if (decision === UNKNOWN_KEY) {
             decision = (await this.#readKeysNow()) ? this.#state.decide(token) : { because: "no_keys", principal: undefined };
@@ -283,7 +284,7 @@ export class Guard {
         const { because, principal } = decision;
         this.#readStaleKeys(decision);
         const asks = this.#state.failMode === "introspect";
-        return this.#count(asks ? await this.#introspect(token, principal) : this.#state.decideByFailMode(because, principal));
+        return this.#count(asks ? await this.#introspect(token, principal, trace) : this.#state.decideByFailMode(because, principal));
     }
 
     /**
@@ -397,12 +398,12 @@ export class Guard {
     }
 
     /** Asks sessiond about one token. The response is not cached. */
-    async #introspect(token: string, principal: Principal | undefined): Promise<Principal | Refusal> {
+    async #introspect(token: string, principal: Principal | undefined, trace: Trace): Promise<Principal | Refusal> {
         if (this.#introspecting >= INTROSPECTIONS_MAX) return Refusal.unavailable("no_answer");
         this.#introspecting += 1;
         this.#counts.introspections += 1;
         try {
-            const isActive = await this.#upstream.introspect(token);
+            const isActive = await this.#upstream.introspect(token, trace);
             // The signature and the expiry were checked here, so it is the session that has ended.
             if (!isActive) return principal ? Refusal.revoked() : Refusal.unparsable();
             const read = principal ?? this.#state.verifier.parseUnverified(token);

@@ -7,7 +7,8 @@ import type { Principal } from "./token.js";
 export function sessiond(guard: Guard, options?: RouteOptions): MiddlewareHandler<{ Variables: { principal: Principal | undefined } }> {
     return async (context, next) => {
         const header = context.req.header("authorization");
-        const { refusal, principal } = await check(guard, header === undefined ? [] : [header], options);
+        const trace = { traceparent: context.req.header("traceparent"), tracestate: context.req.header("tracestate") };
+        const { refusal, principal } = await check(guard, header === undefined ? [] : [header], options, trace);
         if (refusal) {
             const { status, headers, body } = refusal.response();
             return new Response(body, { status, headers });

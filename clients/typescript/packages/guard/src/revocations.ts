@@ -30,6 +30,9 @@ interface CutOff {
     until: number;
 }
 
+/** The last second that the table of sessions can hold: more than a century. */
+const SECOND_MAX = 2 ** 32 - 1;
+
 /** A set of revocations. Each is kept until a second on the monotonic clock. A session takes 27 to 54 bytes. */
 export class RevokedSet {
     readonly #sessions = new SessionTable();
@@ -41,7 +44,7 @@ export class RevokedSet {
 
     /** `until` in milliseconds, rounded up to a second. */
     insert(target: Target, until: number): void {
-        const second = Math.max(1, Math.ceil(until / 1_000));
+        const second = Math.min(SECOND_MAX, Math.max(1, Math.ceil(until / 1_000)));
         switch (target.kind) {
             case "session":
                 return this.#sessions.insert(target.session, second);
@@ -133,7 +136,7 @@ class SessionTable {
     }
 
     insert(id: string, until: number): void {
-        if (this.size * 4 >= this.#until.length * 3) this.#grow();
+        if (this.size * 4 >= this.#until.length * 3) this.#rebuild(this.#until.length * 2);
         const parts = words(id);
         const slot = this.#slot(parts);
         if (this.#until[slot] === 0) {
@@ -143,10 +146,31 @@ class SessionTable {
         this.#until[slot] = Math.max(this.#until[slot] ?? 0, until);
     }
 
+    /** In place, because building a table of a million entries would block the event loop. */
     forget(now: number): void {
+        const until = this.#until;
+        for (let slot = 0; slot < until.length; slot += 1) {
+            // Removing an entry may move another one here.
+            for (let second = until[slot] ?? 0; second !== 0 && second <= now; second = until[slot] ?? 0) this.#remove(slot);
+        }
+        const slots = Math.max(64, capacity(this.size));
+        if (slots * 4 <= until.length) this.#rebuild(slots);
+    }
+
+    /** Removes an entry, and moves those behind it that it has displaced. */
+    #remove(slot: number): void {
         const [ids, until] = [this.#ids, this.#until];
-        const expired = until.reduce((count, second) => (second !== 0 && second <= now ? count + 1 : count), 0);
-        if (expired > 0) this.#rebuild(ids, until, Math.max(64, capacity(this.size - expired)), now);
+        const mask = until.length - 1;
+        let hole = slot;
+        for (let next = (slot + 1) & mask; until[next] !== 0; next = (next + 1) & mask) {
+            const home = ((ids[next * 4 + 3] ?? 0) ^ (ids[next * 4 + 2] ?? 0)) & mask;
+            if (((next - home) & mask) < ((next - hole) & mask)) continue;
+            ids.copyWithin(hole * 4, next * 4, next * 4 + 4);
+            until[hole] = until[next] ?? 0;
+            hole = next;
+        }
+        until[hole] = 0;
+        this.size -= 1;
     }
 
     /** The slot of this id, or the empty one where it belongs. The last words of a session's id are random. */
@@ -162,20 +186,15 @@ class SessionTable {
         return ids[at + 3] === parts[3] && ids[at + 2] === parts[2] && ids[at + 1] === parts[1] && ids[at] === parts[0];
     }
 
-    #grow(): void {
-        this.#rebuild(this.#ids, this.#until, this.#until.length * 2, 0);
-    }
-
-    #rebuild(ids: Uint32Array, until: Uint32Array, slots: number, now: number): void {
-        [this.#ids, this.#until, this.size] = [new Uint32Array(slots * 4), new Uint32Array(slots), 0];
+    #rebuild(slots: number): void {
+        const [ids, until] = [this.#ids, this.#until];
+        [this.#ids, this.#until] = [new Uint32Array(slots * 4), new Uint32Array(slots)];
         for (let old = 0; old < until.length; old += 1) {
-            const second = until[old] ?? 0;
-            if (second === 0 || second <= now) continue;
+            if (until[old] === 0) continue;
             const parts = ids.subarray(old * 4, old * 4 + 4);
             const slot = this.#slot(parts);
             this.#ids.set(parts, slot * 4);
-            this.#until[slot] = second;
-            this.size += 1;
+            this.#until[slot] = until[old] ?? 0;
         }
     }
 }

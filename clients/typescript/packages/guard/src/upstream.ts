@@ -9,6 +9,22 @@ const RESPONSE_TIMEOUT_MS = 2_000;
 /** The largest response body that is read. */
 const RESPONSE_BYTES_MAX = 1_024 * 1_024;
 
+/** The longest `traceparent` and `tracestate` that are passed on. W3C Trace Context §3.3.1.5 asks for at least 512. */
+const TRACE_BYTES_MAX = 512;
+
+/** The trace of a request (W3C Trace Context): its headers, if it has one of each. */
+export interface Trace {
+    traceparent?: string | undefined;
+    tracestate?: string | undefined;
+}
+
+/** What a call to sessiond carries of a trace. sessiond checks the form. */
+export function traceHeaders({ traceparent, tracestate }: Trace): Record<string, string> {
+    const isPassedOn = (value: string | undefined): value is string => value !== undefined && value.length <= TRACE_BYTES_MAX && /^[ -~]+$/.test(value);
+    if (!isPassedOn(traceparent)) return {};
+    return isPassedOn(tracestate) ? { traceparent, tracestate } : { traceparent };
+}
+
 /** An error that only an operator can correct. */
 export class ConfigurationError extends Error {
     override readonly name = "ConfigurationError";
@@ -152,11 +168,11 @@ export class Upstream {
     }
 
     /** Asks the first replica that answers whether a token is active. */
-    introspect(token: string): Promise<boolean> {
+    introspect(token: string, trace: Trace): Promise<boolean> {
         return this.#first(async (replica) => {
             await this.check(replica);
             const path = "/auth/tokens:introspect";
-            const headers = { ...this.authorization, "content-type": "application/json" };
+            const headers = { ...this.authorization, ...traceHeaders(trace), "content-type": "application/json" };
             const { status, body } = await this.send(replica, "POST", path, headers, JSON.stringify({ token }));
             if (status !== 200) throw unexpected(replica, path, status);
             return (JSON.parse(body) as { active?: unknown }).active === true;
