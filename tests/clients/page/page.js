@@ -382,6 +382,7 @@ async function signsOut(browser) {
 
 /** The laptop's tokens in cookies: no script sees them, they outlast a reload, and a sign-out clears them. */
 async function keepsCookies(browser) {
+    await endAll();
     const visit = await (await Visit.begin(browser)).open();
     const { page, context } = visit;
     await page.locator(".switch span", { hasText: "cookies" }).click();
@@ -400,8 +401,14 @@ async function keepsCookies(browser) {
         assert.ok(!/eyJ|sdrt_/.test(seen), "a token that script sees");
         await eventually("listed", async () => (await page.locator("sessiond-devices li", { hasText: "Laptop" }).count()) > 0);
         await visit.isAccessible(`in cookie mode, over ${wire}`);
+        // Also if it hears of the sign-outs of earlier tests only when it is signed in: it began after them.
+        await page.route("**/demo/feed*", async (route) => {
+            await visit.isIn("laptop");
+            await route.continue().catch(() => {});
+        });
         await page.reload();
         await visit.live();
+        await page.unroute("**/demo/feed*");
         await visit.isIn("laptop");
         assert.equal(await where(), "in cookies");
         await visit.wire(wire);
@@ -415,8 +422,9 @@ async function keepsCookies(browser) {
     await endById(await visit.row("Laptop").getAttribute("data-id"));
     await eventually("turned away", async () => (await visit.verdict("laptop")).join() === "401,SESSION_REVOKED");
     await visit.signIn("laptop");
-    await visit.end();
     await endAll();
+    await eventually("turned away", async () => (await visit.verdict("laptop"))[0] === "401");
+    await visit.end();
     ok("in cookie mode: no script sees a token, a reload stays signed in, and a sign-out clears the cookies, over both protocols");
 }
 
@@ -713,6 +721,15 @@ async function screenshots(browser) {
     ok("screenshots: docs/images/page-desktop.png, page-phone.png, page-dark.png");
 }
 
+/** The first complains of nothing, and the second needs the session in `dev.env`. */
+const all = [
+    loads, copiesCommands, fitsAHand, tellsInOrder, signsOut, saysWhatWentWrong, worksByKeyboard, keepsCookies, keepsOthersOut, comesBack,
+    holdsTenThousand,
+];
+const named = process.argv.slice(2).filter((name) => name !== "--screenshots");
+const tests = named.length ? named.map((name) => all.find((test) => test.name === name) ?? assert.fail(`no test ${name}`)) : all;
+if (named.length) expectedMessages = /the server responded with a status of 401/;
+
 const quiet = ["background-networking", "component-update", "sync", "gpu", "quic"].map((what) => `--disable-${what}`);
 // In a new temporary directory, deleted on exit.
 const browser = await chromium.launch({
@@ -727,20 +744,10 @@ try {
         await promisify(execFile)(env.SESSIOND, ["demo-session", "--data-dir", env.SESSIOND_DATA_DIR]);
         expectedMessages = /^(?!)/;
     }
-    await loads(browser);
-    expectedMessages = /the server responded with a status of 401/;
-    // While the session in `dev.env` is live.
-    await copiesCommands(browser);
-    await fitsAHand(browser);
-    await tellsInOrder(browser);
-    await signsOut(browser);
-    await saysWhatWentWrong(browser);
-    await worksByKeyboard(browser);
-    // Not by default yet: after a reload in cookie mode, the feed sometimes does not go live within 30 seconds.
-    if (process.env.PAGE_COOKIES) await keepsCookies(browser);
-    await keepsOthersOut(browser);
-    await comesBack(browser);
-    await holdsTenThousand(browser);
+    for (const test of tests) {
+        await test(browser);
+        expectedMessages = /the server responded with a status of 401/;
+    }
     assert.deepEqual(shifts, []);
     ok("no cumulative layout shift, on every screen");
     assert.deepEqual(complaints, []);

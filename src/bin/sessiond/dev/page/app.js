@@ -301,7 +301,7 @@ class Device {
         const { state } = this.client;
         if (state.status !== "signed-in") return;
         this.tokens = { access_token: null };
-        this.claims = { sid: state.sessionId };
+        this.claims = { sub: state.userId, sid: state.sessionId };
         this.cookies = cookies;
         if (acting === this) showToken();
     }
@@ -373,6 +373,12 @@ class Device {
         } finally {
             this.isEnding = false;
         }
+    }
+
+    /** All sessions were revoked that began in an earlier epoch. If the token with its epoch is in a cookie, the API knows. */
+    cutOff(isEarlier) {
+        if (this.cookies) this.check();
+        else if (this.claims && isEarlier(this.claims.epoch)) this.isOver();
     }
 
     /** Signed out, as confirmed by the service. */
@@ -815,13 +821,13 @@ function ends({ session_id, user_cut_off, project_cut_off, signing_key_id, revok
             if (concerned) markEnded(id, words(reason));
         }
         for (const device of devices) {
-            const { sub, sid, epoch: [, own] } = device.claims ?? { epoch: [] };
-            if (sub === user_id && sid !== spared && own < Number(epoch)) device.isOver();
+            const { sub, sid } = device.claims ?? {};
+            if (sub === user_id && sid !== spared) device.cutOff(([, own]) => own < Number(epoch));
         }
     } else if (project_cut_off) {
         line("every session of the project", short(reason), "end", time);
         for (const [id, { session }] of rows) if (new Date(session.created_at) < time) markEnded(id, words(reason));
-        for (const device of devices) if (device.claims?.epoch[0] < Number(project_cut_off.epoch)) device.isOver();
+        for (const device of devices) device.cutOff(([own]) => own < Number(project_cut_off.epoch));
     } else {
         line(`every token of key ${signing_key_id}`, short(reason), "end", time);
         // The sessions continue, with tokens of another key.
@@ -867,7 +873,12 @@ async function follow() {
                 timer = setTimeout(silent, SILENCE_MS);
                 if (message.error) throw new Refused("", message.error.details?.[0]?.reason ?? "", message.error.message);
                 delay = 250;
-                tell(message);
+                // A fault of this page is not one of the feed: it is reported, and the feed goes on.
+                try {
+                    tell(message);
+                } catch (error) {
+                    reportError(error);
+                }
             }
             throw new Error("the stream ended");
         } catch (error) {
