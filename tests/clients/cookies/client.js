@@ -5,17 +5,17 @@ import assert from "node:assert/strict";
 import { setTimeout as pause } from "node:timers/promises";
 import { CookieJar, version } from "tough-cookie";
 
-const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY } = process.env;
+const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY, STRICT_SERVER_KEY, SHARED_SERVER_KEY } = process.env;
 const APP = "https://app.example.org/orders";
 const NAMES = ["access", "refresh"].map((kind) => `__Host-sessiond.${SESSIOND_PROJECT_ID}.${kind}`);
 
 const report = (what) => console.log(`tough-cookie ${version}: ${what}`);
 const newJar = () => new CookieJar(undefined, { prefixSecurity: "strict" });
 
-async function create(cookies) {
+async function create(cookies, key = SESSIOND_SERVER_KEY) {
     const response = await fetch(`${SESSIOND_URL}/auth/sessions`, {
         method: "POST",
-        headers: { authorization: `Bearer ${SESSIOND_SERVER_KEY}`, "content-type": "application/json" },
+        headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
         body: JSON.stringify({ user_id: "ada", cookies }),
     });
     return { status: response.status, body: await response.json() };
@@ -77,6 +77,26 @@ report("each cookie is HttpOnly, Secure, Lax and of this host only; it is kept a
     await jar.setCookie(planted, "https://evil.example.org/", { ignoreError: true });
     assert.equal((await jar.getCookies(APP)).length, 2);
     report("neither script, nor another host, nor another site's request gets them");
+}
+
+// The other settings: `SameSite=Strict`, and a domain with its subdomains.
+{
+    const jarOf = async (key, url) => {
+        const jar = newJar();
+        for (const value of (await create({}, key)).body.set_cookies) await jar.setCookie(value, url);
+        return jar;
+    };
+    const strict = await jarOf(STRICT_SERVER_KEY, APP);
+    const got = async (jar, url, options) => (await jar.getCookies(url, options)).map(({ key }) => key).sort();
+    const named = (prefix, project) => ["access", "refresh"].map((kind) => `${prefix}sessiond.${project}.${kind}`);
+    assert.deepEqual(await got(strict, APP, { sameSiteContext: "lax" }), [], "another site's link");
+    assert.deepEqual(await got(strict, APP, { sameSiteContext: "strict" }), named("__Host-", "strict"));
+    const shared = await jarOf(SHARED_SERVER_KEY, APP);
+    for (const url of [APP, "https://example.org/", "https://other.example.org/"]) assert.deepEqual(await got(shared, url), named("__Secure-", "shared"), url);
+    for (const url of ["http://app.example.org/", "https://example.com/", "https://badexample.org/"]) assert.deepEqual(await got(shared, url), [], url);
+    // A server that is not of the domain cannot set them.
+    assert.deepEqual(await got(await jarOf(SHARED_SERVER_KEY, "https://app.example.com/").catch(() => newJar()), "https://example.org/"), []);
+    report("strict cookies come with no link of another site; those of a domain, with its subdomains only");
 }
 
 // Refresh, list, sign out.
