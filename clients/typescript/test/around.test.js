@@ -2,13 +2,22 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
+import http from "node:http";
 import net from "node:net";
+import { text } from "node:stream/consumers";
 import { after, before, describe, test } from "node:test";
-import { createVerifier } from "@sessiond/server";
+import { createVerifier, isSameOrigin } from "@sessiond/server";
+import { sessiond as forExpress } from "@sessiond/server/express";
+import { sessiond as forFastify } from "@sessiond/server/fastify";
+import { sessiond as forHono } from "@sessiond/server/hono";
 import { sessiond as forNext, sessionOf, sessiondProxy } from "@sessiond/server/next";
-import { PROJECT, SERVER_KEY, SESSIOND_URL, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
+import express from "express";
+import Fastify from "fastify";
+import { Hono } from "hono";
+import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PROJECT, SERVER_KEY, SESSIOND_URL, api, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
 import { openApp, openBrowser, outs, signIn, tabs } from "./tab.js";
 
 const { AROUND_ORIGIN, SCREENSHOTS } = process.env;
@@ -79,6 +88,85 @@ describe("middlewares", { concurrency: true }, () => {
         const page = await login(new Request("http://app/next?a=b", { headers: { accept: "text/html" } }));
         assert.equal(page.status, 302);
         assert.equal(page.headers.get("location"), "http://app/login?return_to=%2Fnext%3Fa%3Db");
+    });
+
+    test("in cookie mode, each renews the cookies, passes the session on, and refuses other sites", async (t) => {
+        const options = { url: SESSIOND_URL, project: COOKIE_PROJECT, cookies: true, login: "/login", timeoutMs: 10_000 };
+        const hello = (session) => ({ hello: session.userId });
+        const [ofExpress, ofFastify, ofHono] = [express(), Fastify(), new Hono()];
+        ofExpress.use(forExpress(options)).all("/{*page}", (request, response) => response.json(hello(request.sessiond)));
+        const listening = ofExpress.listen(0, "127.0.0.1");
+        await once(listening, "listening");
+        t.after(() => listening.close());
+        await ofFastify.register(forFastify, options);
+        ofFastify.all("/*", async (request) => hello(request.sessiond));
+        t.after(() => ofFastify.close());
+        ofHono.use(forHono(options)).all("*", (context) => context.json(hello(context.get("sessiond"))));
+        const ofNext = forNext(options)((_request, _context, session) => Response.json(hello(session)));
+        const frameworks = {
+            // Not by `fetch`, which says `Sec-Fetch-Mode: cors`.
+            express: (path, { method = "GET", headers }) => new Promise((answered, failed) => {
+                const { port } = listening.address();
+                http.request({ host: "127.0.0.1", port, path, method, headers }, async (answer) => {
+                    const body = await text(answer);
+                    const list = Object.entries(answer.headersDistinct).flatMap(([name, values]) => values.map((value) => [name, value]));
+                    answered(new Response(body || null, { status: answer.statusCode, headers: list }));
+                }).on("error", failed).end();
+            }),
+            fastify: async (path, { method = "GET", headers }) => {
+                const { statusCode, headers: got, payload } = await ofFastify.inject({ url: path, method, headers });
+                const list = Object.entries(got).flatMap(([name, value]) => [value].flat().map((one) => [name, String(one)]));
+                return new Response(statusCode === 302 ? null : payload, { status: statusCode, headers: list });
+            },
+            hono: (path, init) => ofHono.request(path, init),
+            next: (path, init) => ofNext(new Request(`http://app${path}`, init), {}),
+        };
+        for (const [name, ask] of Object.entries(frameworks)) {
+            const user = `Ada é, ${newUser()}`;
+            const { set_cookies } = await api("POST", "/auth/sessions", COOKIE_SERVER_KEY, { user_id: user, cookies: {} });
+            const [access, refresh] = set_cookies.map((cookie) => cookie.split(";")[0]);
+            const own = { "sec-fetch-site": "same-origin" };
+            const fresh = await ask("/a", { headers: { ...own, cookie: `${access}; ${refresh}` } });
+            assert.deepEqual([fresh.status, await fresh.json(), fresh.headers.getSetCookie()], [200, { hello: user }, []], name);
+            const renewed = await ask("/a", { headers: { ...own, cookie: refresh } });
+            assert.deepEqual([renewed.status, await renewed.json()], [200, { hello: user }], name);
+            const names = renewed.headers.getSetCookie().map((cookie) => cookie.split("=")[0]);
+            assert.deepEqual(names, [access, refresh].map((cookie) => cookie.split("=")[0]), name);
+            assert.match(renewed.headers.get("cache-control"), /no-store/, name);
+            const foreign = await ask("/a", { method: "POST", headers: { cookie: `${access}; ${refresh}`, "sec-fetch-site": "cross-site" } });
+            assert.equal(foreign.status, 403, name);
+            const page = await ask("/a?b=c", { headers: { accept: "text/html" } });
+            assert.deepEqual([page.status, page.headers.get("location")], [302, "/login?return_to=%2Fa%3Fb%3Dc"], name);
+        }
+    });
+
+    test("which requests come from the app's own origin", () => {
+        const judged = (headers) => isSameOrigin((name) => headers[name]);
+        const at = (host, origin, more) => ({ host, origin, ...more });
+        for (const headers of [
+            { "sec-fetch-site": "same-origin" },
+            { "sec-fetch-site": "none", origin: "null" },
+            at("app.example.org", "https://app.example.org"),
+            at("app.example.org:443", "https://app.example.org"),
+            at("App.Example.Org", "https://APP.example.org:443"),
+            at("app.example.org:8443", "https://app.example.org:8443"),
+            at("localhost:3000", "http://localhost:3000"),
+            at("127.0.0.1:80", "http://127.0.0.1"),
+            at("[::1]:3000", "http://[::1]:3000"),
+            { "x-sessiond-csrf": "1" },
+        ]) assert.ok(judged(headers), JSON.stringify(headers));
+        for (const headers of [
+            {},
+            ...["same-site", "cross-site", "", "Same-Origin", "same-origin, same-origin"].map((site) => at("app.example.org", "https://app.example.org", { "sec-fetch-site": site, "x-sessiond-csrf": "1" })),
+            ...[
+                ["app.example.org", "http://app.example.org"], ["app.example.org", "https://app.example.org:8443"], ["app.example.org", "https://example.org"],
+                ["app.example.org", "https://evil.app.example.org"], ["app.example.org", "https://app.example.org.evil.example"],
+                ["evil.example", "https://app.example.org@evil.example"], ["app.example.org", "https://app.example.org/"], ["", "https://"],
+                ["app.example.org", "app.example.org"], ["app.example.org", "null"], ["", ""], ["", "file://"], ["localhost:3001", "http://localhost:3000"],
+                ["app.example.org", "chrome-extension://app.example.org"], ["app.example.org, evil.example", "https://app.example.org"],
+                [undefined, "https://app.example.org"],
+            ].map(([host, origin]) => at(host, origin, { "x-sessiond-csrf": "1" })),
+        ]) assert.ok(!judged(headers), JSON.stringify(headers));
     });
 
     test("the session's claims; optional sessions; an unknown project is not the user's fault", async () => {

@@ -119,6 +119,12 @@ describe("in Node", { concurrency: true }, () => {
             "another API's 401": ["BAD_RESPONSE", () => ({ status: 401, body: '{"error":"unauthorized"}' })],
             "a redirect": ["UNREACHABLE", () => ({ status: 302, headers: { location: "/login" } })],
             "an endless response": ["BAD_RESPONSE", () => ({ status: 200, body: " ".repeat(9 << 20) })],
+            // With a delay that no timer takes.
+            "an outage without an end": ["STORE_UNAVAILABLE", () => ({
+                status: 503,
+                headers: { "retry-after": "99999999999" },
+                body: JSON.stringify({ code: 14, message: "the database is unavailable", details: [{ reason: "STORE_UNAVAILABLE", domain: "sessiond" }] }),
+            })],
             "an outage": ["STORE_UNAVAILABLE", () => ({
                 status: 503,
                 headers: { "retry-after": "1" },
@@ -129,6 +135,7 @@ describe("in Node", { concurrency: true }, () => {
             relay.rule = rule;
             await assert.rejects(client.refresh(), (error) => {
                 assert.ok(error.isTransient, what);
+                assert.ok(error.retryAfterMs <= 600_000, what);
                 return refused(reason)(error);
             });
             assert.equal(client.state.status, "unknown", what);

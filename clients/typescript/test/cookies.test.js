@@ -22,8 +22,8 @@ before(async () => {
 });
 after(() => browser.close());
 
-/** The example, before sessiond behind a relay; and a browser profile of its own. */
-async function app(t) {
+/** The example, before sessiond behind a relay; and a browser profile of its own, whose pages run `init` first. */
+async function app(t, init) {
     const relay = await Relay.open();
     const probe = net.createServer().listen(0, "localhost");
     await once(probe, "listening");
@@ -35,6 +35,7 @@ async function app(t) {
     await eventually("it listens", () => fetch(`${origin}/login`).then(() => true, () => false));
     const context = await browser.newContext();
     context.setDefaultTimeout(PATIENCE_MS);
+    if (init) await context.addInitScript(init);
     t.after(async () => {
         await context.close();
         server.kill();
@@ -63,7 +64,7 @@ async function app(t) {
 
 const status = (page) => page.evaluate(() => client.state.status);
 
-describe("in cookie mode", { concurrency: 3 }, () => {
+describe("in cookie mode", { concurrency: 6 }, () => {
     test("a page leads to the login page and back; script sees no token", async (t) => {
         const { origin, open, signIn, cookies, context, problems } = await app(t);
         const page = await open("/next?a=b");
@@ -216,6 +217,276 @@ describe("in cookie mode", { concurrency: 3 }, () => {
         await sleep(1_500);
         assert.equal(await status(page), "signed-in");
         assert.equal((await current(next)).length, 1);
+    });
+
+    test("without storage, and with one that another tab clears", async (t) => {
+        const refusals = [
+            () => Object.defineProperty(window, "localStorage", { get() { throw new DOMException("denied", "SecurityError"); } }),
+            () => (Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); }),
+            undefined,
+        ];
+        for (const init of refusals) {
+            const { origin, open, signIn, current, problems } = await app(t, init);
+            const page = await open();
+            const user = await signIn(page);
+            const other = await open("/next");
+            await other.evaluate(() => {
+                try { localStorage.clear(); } catch {}
+            });
+            await expiry();
+            assert.equal(await page.evaluate(async () => (await client.fetch("/api/hello", { method: "POST" })).status), 200);
+            assert.equal(await status(other), "signed-in");
+            await page.getByRole("button", { name: "Sign out" }).click();
+            await other.waitForURL(`${origin}/login`);
+            await eventually("the end", async () => (await current(user)).length === 0);
+            assert.deepEqual(problems, []);
+        }
+    });
+
+    test("a clock that is set back or forward by an hour", async (t) => {
+        const { relay, open, signIn, problems } = await app(t, () => {
+            const real = Date.now.bind(Date);
+            window.ahead = Number(new URLSearchParams(location.search).get("ahead") ?? -3_600_000);
+            Date.now = () => real() + window.ahead;
+        });
+        const page = await open();
+        await signIn(page);
+        const tabs = [page, await open("/?ahead=3600000")];
+        for (const tab of tabs) await tab.waitForFunction(() => window.client?.state.status === "signed-in");
+        // And while the page is open.
+        for (const hours of [0, 1, -2]) {
+            for (const tab of tabs) await tab.evaluate((hours) => (window.ahead = hours * 3_600_000), hours);
+            await expiry();
+            const before = relay.refreshes;
+            for (const tab of tabs) {
+                assert.equal(await tab.evaluate(async () => (await client.fetch("/api/hello", { method: "POST" })).status), 200);
+                assert.equal(await tab.evaluate(async () => (await client.listSessions()).items.length), 1);
+                assert.equal(await status(tab), "signed-in");
+            }
+            assert.ok(relay.refreshes - before <= 4, "no loop");
+        }
+        assert.deepEqual(problems, []);
+    });
+
+    test("a lost answer to a refresh; a tab that is frozen during one, and during a sign-out", async (t) => {
+        const { relay, origin, context, open, signIn, cookies, problems } = await app(t);
+        const page = await open();
+        const user = await signIn(page);
+        const other = await open("/next");
+        for (const tab of [page, other]) await tab.waitForFunction(() => window.client?.state.status === "signed-in");
+        const refresh = (tab) => tab.evaluate(() => client.refresh().then(() => "refreshed", ({ reason }) => reason));
+        const before = (await cookies())[REFRESH].value;
+        relay.rule = (call) => call === `POST /auth/sessions/current/refresh` && "lose";
+        assert.notEqual(await refresh(page), "refreshed");
+        assert.equal((await cookies())[REFRESH].value, before);
+        relay.rule = null;
+        assert.equal(await refresh(page), "refreshed");
+        assert.notEqual((await cookies())[REFRESH].value, before);
+
+        let answer;
+        relay.rule = (call) => call === `POST /auth/sessions/current/refresh` && new Promise((go) => (answer = go));
+        const late = refresh(page);
+        await eventually("the refresh", () => answer);
+        relay.rule = null;
+        const devtools = await context.newCDPSession(page);
+        await devtools.send("Page.setWebLifecycleState", { state: "frozen" });
+        answer();
+        for (let round = 0; round < 2; round += 1) {
+            await expiry();
+            assert.equal(await refresh(other), "refreshed");
+        }
+        await devtools.send("Page.setWebLifecycleState", { state: "active" });
+        await late;
+        assert.equal(await page.evaluate(async () => (await client.fetch("/api/hello")).status), 200);
+        for (const tab of [page, other]) assert.equal(await status(tab), "signed-in");
+        assert.equal(await other.evaluate(() => client.state.userId), user);
+
+        await devtools.send("Page.setWebLifecycleState", { state: "frozen" });
+        await other.getByRole("button", { name: "Sign out" }).click();
+        await other.waitForURL(`${origin}/login`);
+        await devtools.send("Page.setWebLifecycleState", { state: "active" });
+        await page.waitForURL(`${origin}/login`);
+        assert.deepEqual(problems, []);
+    });
+
+    test("a sign-in in one tab races a sign-out in another", async (t) => {
+        const { origin, open, signIn, cookies, current, problems } = await app(t);
+        const [page, other] = [await open(), await open()];
+        for (let race = 0; race < 4 * ROUNDS; race += 1) {
+            const [old, user] = [newUser(), newUser()];
+            await page.goto(origin);
+            await signIn(page, old);
+            await other.goto(`${origin}/login`);
+            await other.getByLabel("user").fill(user);
+            await Promise.all([
+                sleep(Math.random() * 20).then(() => page.evaluate(() => void client.signOut())),
+                sleep(Math.random() * 20).then(() => other.getByRole("button", { name: "Sign in" }).click()),
+            ]);
+            await other.waitForURL((url) => url.pathname !== "/login" || url.search !== "");
+            await eventually("no request is under way", async () => (await sleep(100), (await current(old)).length + (await current(user)).length < 2));
+            // What the page shows is what the cookies say, and that session is live.
+            const isIn = Object.keys(await cookies()).length > 0;
+            await other.goto(`${origin}/next`);
+            if (isIn) {
+                await other.waitForFunction(() => window.client?.state.status === "signed-in");
+                assert.equal(await other.evaluate(() => client.state.userId), user);
+                assert.equal((await current(user)).length, 1);
+                await other.evaluate(() => void client.signOut());
+                await other.waitForURL(`${origin}/login`);
+                await eventually("cleared", async () => Object.keys(await cookies()).length === 0);
+            } else assert.match(other.url(), /\/login/);
+            assert.deepEqual(await cookies(), {});
+        }
+        assert.deepEqual(problems, []);
+    });
+
+    /** Signs in without the client: as pages without it do, or another program of the same browser. */
+    const signInWithoutClient = (page, user) => page.evaluate(async (user) => {
+        await fetch("/login", { method: "POST", body: new URLSearchParams({ user }), redirect: "manual" });
+    }, user);
+    /** A client of the test's own in place of the page's. */
+    const newClient = (page) => page.evaluate(async () => {
+        window.client.close();
+        const { Client } = await import("@sessiond/client");
+        window.client = new Client({ url: "/", cookies: true, watch: false });
+        await window.client.ready();
+    });
+    const show = (page, isHidden) => page.evaluate((isHidden) => {
+        Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }, isHidden);
+
+    test("another tab signs in again, which ends the session: nobody is signed out", async (t) => {
+        const { relay, origin, open, signIn, current, problems } = await app(t);
+        const page = await open();
+        const user = await signIn(page);
+        await eventually("the stream", () => relay.count(WATCH) > 0);
+        await sleep(200);
+        const [old] = await current(user);
+        const other = await open("/login");
+        const next = newUser();
+        await signInWithoutClient(other, next);
+        await revoke(old.id, COOKIE_SERVER_KEY);
+        await page.waitForFunction((next) => client.state.userId === next, next);
+        assert.equal(await status(page), "signed-in");
+        assert.equal(page.url(), `${origin}/`);
+        // The same, noticed by a refresh.
+        const [second] = await current(next);
+        const last = newUser();
+        await show(page, true);
+        await signInWithoutClient(other, last);
+        await revoke(second.id, COOKIE_SERVER_KEY);
+        await page.evaluate(() => client.refresh().catch(() => {}));
+        await show(page, false);
+        await page.waitForFunction((last) => client.state.userId === last, last);
+        assert.deepEqual(problems, []);
+    });
+
+    test("while a tab is hidden, a page without the client signs in or out: it knows when it is shown", async (t) => {
+        const { origin, open, signIn } = await app(t);
+        const page = await open();
+        await signIn(page);
+        const other = await open("/login");
+        await show(page, true);
+        const next = newUser();
+        await signInWithoutClient(other, next);
+        await show(page, false);
+        await page.waitForFunction((next) => client.state.userId === next, next);
+        await show(page, true);
+        await other.evaluate(() => fetch("/auth/sessions/current", { method: "DELETE" }));
+        await sleep(200);
+        assert.equal(page.url(), `${origin}/`);
+        await show(page, false);
+        await page.waitForURL(`${origin}/login`);
+    });
+
+    test("a page from the back-forward cache knows of the sign-out in the meantime", async (t) => {
+        const { origin, open, signIn } = await app(t);
+        const page = await open();
+        await signIn(page);
+        await page.evaluate(() => addEventListener("pageshow", ({ persisted }) => persisted && sessionStorage.setItem("kept", "1")));
+        await page.goto(`${origin}/login`);
+        await page.evaluate(() => fetch("/auth/sessions/current", { method: "DELETE" }));
+        await page.evaluate(() => history.back());
+        await page.waitForFunction(() => sessionStorage.getItem("kept"));
+        await page.waitForURL(`${origin}/login`);
+    });
+
+    test("the access cookie is gone, and the refresh cookie is not", async (t) => {
+        const { context, open, signIn, cookies } = await app(t);
+        const page = await open();
+        const user = await signIn(page);
+        await context.clearCookies({ name: ACCESS });
+        await newClient(page);
+        assert.deepEqual(await page.evaluate(() => [client.state.status, client.state.userId]), ["signed-in", user]);
+        assert.ok((await cookies())[ACCESS]);
+        await context.clearCookies({ name: ACCESS });
+        assert.equal(await page.evaluate(async () => (await client.listSessions()).items.length), 1);
+    });
+
+    test("while it is unknown whose the cookies are: one question for parallel calls, and a sign-out works", async (t) => {
+        const { relay, open, signIn, cookies, current } = await app(t);
+        const page = await open();
+        const user = await signIn(page);
+        relay.rule = (call) => call === "GET /auth/sessions/current" && "cut";
+        await newClient(page);
+        assert.equal(await status(page), "unknown");
+        await expiry();
+        relay.rule = null;
+        const [questions, refreshes] = [relay.count("GET /auth/sessions/current"), relay.refreshes];
+        const statuses = await page.evaluate(() => Promise.all(Array.from({ length: 10 }, async () => (await client.fetch("/login")).status)));
+        assert.deepEqual(statuses, Array(10).fill(200));
+        // Refused, and asked again after the refresh.
+        assert.deepEqual([relay.count("GET /auth/sessions/current") - questions, relay.refreshes - refreshes], [2, 1]);
+
+        relay.rule = (call) => call === "GET /auth/sessions/current" && "cut";
+        await newClient(page);
+        let attempts = 0;
+        relay.rule = (call) => call === "GET /auth/sessions/current" ? attempts > 0 || "cut" : call === SIGN_OUT && (attempts += 1) === 1 && "cut";
+        await page.evaluate(() => client.signOut());
+        assert.equal(await status(page), "signed-out");
+        assert.deepEqual([await cookies(), await current(user)], [{}, []]);
+    });
+
+    test("a 401 in the first moments of a page is still about the cookie's age", async (t) => {
+        const { open, signIn, relay } = await app(t);
+        const page = await open();
+        await signIn(page);
+        await page.evaluate(() => client.close());
+        await page.evaluate(() => fetch("/auth/sessions/current/refresh", { method: "POST" }));
+        await sleep(5_000);
+        await newClient(page);
+        const before = relay.refreshes;
+        await sleep(1_500);
+        assert.equal(await page.evaluate(async () => (await client.fetch("/auth/sessions/current")).status), 200);
+        assert.equal(relay.refreshes - before, 1);
+    });
+
+    test("sign-outs that were not confirmed, of several sessions: the next page finishes that of the cookies", async (t) => {
+        const { origin, open, signIn, current } = await app(t);
+        const page = await open();
+        const user = await signIn(page);
+        await page.evaluate(() => {
+            client.close();
+            localStorage.setItem("sessiond.ending", `019e0000-0000-7000-8000-000000000000\n${client.state.sessionId}`);
+        });
+        await page.goto(origin);
+        await page.waitForURL(`${origin}/login`);
+        await eventually("the end", async () => (await current(user)).length === 0);
+    });
+
+    test("another site cannot sign a visitor in", async (t) => {
+        const { origin, context, cookies } = await app(t);
+        const stranger = http.createServer((_, response) => response.writeHead(200, { "content-type": "text/html" })
+            .end(`<form method="post" action="${origin}/login"><input name="user" value="eve"><button>Win</button></form>`));
+        stranger.listen(0, "localhost");
+        await once(stranger, "listening");
+        t.after(() => stranger.close());
+        const page = await context.newPage();
+        await page.goto(`http://localhost:${stranger.address().port}/`);
+        const [answer] = await Promise.all([page.waitForResponse(`${origin}/login`), page.getByRole("button").click()]);
+        assert.equal(answer.status(), 403);
+        assert.deepEqual(await cookies(), {});
     });
 
     test("a page of another origin can neither read nor change anything", async (t) => {

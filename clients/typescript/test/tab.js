@@ -13,7 +13,9 @@ const QUICK_START = /## A browser app\n[^]*?```js\n([^]*?)```/;
 
 export function openBrowser() {
     const root = process.getuid?.() === 0;
-    return chromium.launch({ executablePath: CHROMIUM, args: root ? ["--no-sandbox", ...ARGS] : ARGS });
+    // Users have the back-forward cache.
+    const ignoreDefaultArgs = ["--disable-back-forward-cache"];
+    return chromium.launch({ executablePath: CHROMIUM, args: root ? ["--no-sandbox", ...ARGS] : ARGS, ignoreDefaultArgs });
 }
 
 /** The app: its pages, the client as it is published, a login, and an API that asks sessiond to verify each request. */

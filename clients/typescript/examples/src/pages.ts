@@ -1,6 +1,7 @@
 // Pages rendered by Express, in cookie mode: they load signed in, and their scripts see no token.
 
 import { fileURLToPath } from "node:url";
+import { isSameOrigin } from "@sessiond/server";
 import { sessiond, sessiondApi } from "@sessiond/server/express";
 import express from "express";
 import { createSession } from "./login.js";
@@ -31,6 +32,11 @@ app.get("/login", (_request, response) => {
         <label><input type="checkbox" name="persistent"> remember me</label> <button>Sign in</button></form>`));
 });
 app.post("/login", express.urlencoded(), async (request, response) => {
+    // Another site's form would sign the visitor in as somebody else.
+    if (!isSameOrigin((name) => request.get(name))) {
+        response.status(403).send(page("Not signed in", "<p>The form was not sent by this site.</p>"));
+        return;
+    }
     const { user, persistent } = request.body;
     const session = await createSession(String(user), request.headers["user-agent"], { persistent: persistent === "on" });
     for (const cookie of session.set_cookies ?? []) response.append("set-cookie", cookie);

@@ -82,10 +82,9 @@ export class Client {
 
     #state: State = { status: "unknown" };
     #held: Held | undefined;
-    /** When the held tokens were obtained, by the monotonic clock. */
-    #heldSince = -Infinity;
     /** Grows with each sign-in and sign-out. What began in an earlier one changes nothing. */
     #epoch = 0;
+    /** A refresh, or in cookie mode the question whose the cookies are. */
     #refreshing: Promise<void> | undefined;
     #failures = 0;
     #pausedUntil = -Infinity;
@@ -124,8 +123,11 @@ export class Client {
                 this.#pausedUntil = -Infinity;
                 this.#wakeAll();
                 if (document.hidden) this.#stopStream();
+                // A page in the back-forward cache has heard of nothing.
+                else if (!this.#cookie) void this.#adoptStored();
             };
             addEventListener("online", back, { signal });
+            addEventListener("pageshow", back, { signal });
             document.addEventListener("visibilitychange", back, { signal });
         }
         this.#ready = this.#start();
@@ -191,7 +193,7 @@ export class Client {
         const epoch = this.#epoch;
         const ending = await this.#read(`${this.#key}.ending`);
         if (this.#cookie) {
-            if (ending) this.#remember(ending);
+            for (const sessionId of ending?.split("\n") ?? []) this.#remember(sessionId);
             await this.#probe().catch(() => {});
             return;
         }
@@ -232,32 +234,49 @@ export class Client {
         this.#wire.clock.isPast(held.issuedAt);
         if (held.sessionId !== this.#held?.sessionId) this.#stopStream();
         this.#held = held;
-        this.#heldSince = performance.now();
         this.#showHeld();
     }
 
     /** In cookie mode: asks whose the cookies are. Shows `unknown` and rejects if that cannot be told. */
-    async #probe(): Promise<void> {
+    #probe(): Promise<void> {
+        return this.#refreshing ?? this.#single(this.#ask());
+    }
+
+    async #ask(): Promise<void> {
         const epoch = this.#epoch;
         try {
             const [session, until] = await this.#cookieSession();
             if (epoch !== this.#epoch) return;
-            const { id: sessionId, user_id: userId, claims = {} } = session;
-            const held = { userId, sessionId, claims, access: `${performance.now()}`, refresh: "", issuedAt: 0, expiresAt: until };
-            // A sign-out of an earlier page that the server has not confirmed.
-            if (this.#ended.has(sessionId)) {
-                void this.#end(held);
-                return this.#drop("SIGNED_OUT");
-            }
-            if (this.#ended.size > 0) this.#writeEnding();
-            this.#hold(held);
-            this.#publish({ session: sessionId, until });
+            this.#failures = 0;
+            this.#holdCookies(session, until);
         } catch (error) {
             if (epoch !== this.#epoch) return;
             if (isOver(error as SessiondError)) return this.#drop(this.#held ? "SESSION_REVOKED" : "NEVER_SIGNED_IN");
-            if (!this.#held) this.#show({ status: "unknown", error: error as SessiondError });
+            if (this.#held) this.#showHeld(error as SessiondError);
+            else {
+                this.#hesitate(error as SessiondError);
+                this.#show({ status: "unknown", error: error as SessiondError });
+            }
             throw error;
         }
+    }
+
+    #holdCookies({ id: sessionId, user_id: userId, claims = {} }: Session, until: number): void {
+        const now = this.#wire.clock.now();
+        const before = this.#held?.sessionId === sessionId ? this.#held : undefined;
+        const isKnown = before && until === Infinity && now < before.expiresAt;
+        const age = isKnown ? before : { access: `${performance.now()}`, issuedAt: until < Infinity ? now : 0, expiresAt: until };
+        const held = { ...age, userId, sessionId, claims, refresh: "" };
+        // A sign-out of an earlier page that the server has not confirmed.
+        if (this.#ended.has(sessionId)) {
+            void this.#end(held);
+            return this.#drop("SIGNED_OUT");
+        }
+        if (this.#ended.size > 0) this.#writeEnding();
+        // Signed in as somebody else: a refresh that has begun for the earlier session changes nothing.
+        if (!before) this.#epoch++;
+        this.#hold(held);
+        this.#publish({ session: sessionId, until });
     }
 
     /** The session of the cookies, and until when its access token is good, if known. Refreshes if needed. */
@@ -266,8 +285,8 @@ export class Client {
         try {
             return [await ask(), Infinity];
         } catch (error) {
-            // An access cookie that is no good does not say that the refresh cookie is not.
-            if ((error as SessiondError).status !== 401 || isOver(error as SessiondError)) throw error;
+            // An access cookie that is missing or no good does not say that the refresh cookie is.
+            if ((error as SessiondError).status !== 401 || (error as SessiondError).reason === "SESSION_REVOKED") throw error;
             const until = await this.#refreshCookies();
             return [await ask(), until];
         }
@@ -297,8 +316,13 @@ export class Client {
             if (ended === this.#held?.sessionId) this.#drop(reason ?? "SIGNED_OUT_IN_ANOTHER_TAB");
         }
         if (!this.#cookie) return this.#adoptStored(Boolean(ended));
-        if (session && session !== this.#held?.sessionId) await this.#probe().catch(() => {});
-        else if (until && this.#held) this.#hold({ ...this.#held, access: `${performance.now()}`, expiresAt: until });
+        if (session && session !== this.#held?.sessionId) {
+            // Not by what was asked before this.
+            this.#refreshing = undefined;
+            await this.#probe().catch(() => {});
+        } else if (until && until < Infinity && this.#held) {
+            this.#hold({ ...this.#held, access: `${performance.now()}`, issuedAt: this.#wire.clock.now(), expiresAt: until });
+        }
     }
 
     #publish(news: News): void {
@@ -326,6 +350,13 @@ export class Client {
     /** The server says that a session has ended. */
     async #over(held: Held, reason: SignedOutReason): Promise<void> {
         this.#remember(held.sessionId);
+        if (this.#cookie) {
+            // A sign-in in another tab may have replaced it: then the cookies are of another session.
+            const epoch = this.#epoch;
+            const found = await this.#cookieSession().catch(() => undefined);
+            if (epoch !== this.#epoch) return;
+            if (found && !this.#ended.has(found[0].id)) return this.#holdCookies(...found);
+        }
         const stored = this.#cookie ? undefined : parse(await this.#read(this.#key));
         if (stored?.sessionId === held.sessionId) void this.#write(this.#key, null);
         this.#publish({ ended: held.sessionId, reason });
@@ -341,17 +372,13 @@ export class Client {
      * the response that set the cookies: it asks whose they are.
      */
     async signIn(tokens?: Tokens): Promise<void> {
-        if (this.#cookie) {
-            this.#epoch++;
-            this.#refreshing = undefined;
-            return this.#probe();
-        }
         const held = decode(tokens ?? null);
-        if (!held) throw new SessiondError("MALFORMED_TOKENS", "signIn needs an access token and a refresh token");
+        if (!held && !this.#cookie) throw new SessiondError("MALFORMED_TOKENS", "signIn needs an access token and a refresh token");
         this.#epoch++;
         this.#refreshing = undefined;
         this.#failures = 0;
         this.#pausedUntil = -Infinity;
+        if (this.#cookie || !held) return this.#probe();
         this.#hold(held);
         await this.#save(held);
     }
@@ -361,9 +388,14 @@ export class Client {
      * while the page lives, and after a reload; the request outlives the page. Do not wait for it to show the login page.
      */
     async signOut(): Promise<void> {
-        if (!this.#held) await this.#ready;
+        if (!this.#held && !this.#cookie) await this.#ready;
         const held = this.#held;
-        if (!held) return;
+        if (!held) {
+            // The cookies may be of a session, although it is not known yet.
+            if (!this.#cookie || this.#state.status === "signed-out") return;
+            this.#drop("SIGNED_OUT");
+            return this.#end();
+        }
         const isOurs = (text: string | null) => (parse(text)?.sessionId ?? held.sessionId) === held.sessionId;
         const forget = async (text: string | null) => {
             if (isOurs(text)) await this.#write(this.#key, null);
@@ -380,15 +412,23 @@ export class Client {
         await ended;
     }
 
-    /** Revokes a session until the server has confirmed it. */
-    async #end(held: Held): Promise<void> {
-        this.#remember(held.sessionId, held);
-        this.#writeEnding();
+    /** Revokes a session until the server has confirmed it; in cookie mode without one, that of the cookies. */
+    async #end(held?: Held): Promise<void> {
+        const began = performance.now();
+        if (held) {
+            this.#remember(held.sessionId, held);
+            this.#writeEnding();
+        }
         for (let tries = 0; !this.#closed.signal.aborted; tries++) {
             try {
-                // The cookies may be of another session by now.
-                if (tries && this.#cookie && (await this.#cookieSession())[0].id !== held.sessionId) break;
-                const headers = this.#cookie ?? { authorization: `Bearer ${held.access}`, "x-refresh-token": held.refresh };
+                if (tries && this.#cookie) {
+                    const [{ id, created_at }] = await this.#cookieSession();
+                    // The cookies may be of another session by now.
+                    if (held ? id !== held.sessionId : Date.parse(created_at) > this.#wire.clock.now() - performance.now() + began) break;
+                    this.#remember(id, held);
+                    if (id === this.#held?.sessionId) this.#drop("SIGNED_OUT");
+                }
+                const headers = this.#cookie ?? { authorization: `Bearer ${held!.access}`, "x-refresh-token": held!.refresh };
                 await call(this.#wire, "DELETE", CURRENT, { headers, keepalive: true });
                 break;
             } catch (error) {
@@ -397,7 +437,7 @@ export class Client {
                 await this.#pause(Math.max(delay(tries), (error as SessiondError).retryAfterMs));
             }
         }
-        if (this.#closed.signal.aborted) return;
+        if (this.#closed.signal.aborted || !held) return;
         this.#remember(held.sessionId);
         this.#writeEnding();
     }
@@ -442,7 +482,7 @@ export class Client {
     /** A token other than `refused`. */
     async #token(refused?: string): Promise<string> {
         await this.#ready;
-        if (this.#cookie && !this.#held && this.#state.status === "unknown") await this.#probe();
+        if (this.#cookie && !this.#held && this.#state.status === "unknown") await this.#renew();
         const held = this.#held;
         if (!held) throw notSignedIn();
         const { clock } = this.#wire;
@@ -460,15 +500,25 @@ export class Client {
 
     #renew(refused?: string): Promise<void> {
         if (this.#refreshing) return this.#refreshing;
-        if (this.#held && performance.now() < this.#pausedUntil) {
+        if (performance.now() < this.#pausedUntil) {
             // The token may have expired since the last attempt.
-            this.#showHeld(this.#lastError);
+            if (this.#held) this.#showHeld(this.#lastError);
             return Promise.reject(this.#lastError);
         }
-        const renewing = this.#exchange(refused).finally(() => {
-            if (this.#refreshing === renewing) this.#refreshing = undefined;
+        return this.#single(this.#held || !this.#cookie ? this.#exchange(refused) : this.#ask());
+    }
+
+    #single(run: Promise<void>): Promise<void> {
+        const running = run.finally(() => {
+            if (this.#refreshing === running) this.#refreshing = undefined;
         });
-        return (this.#refreshing = renewing);
+        return (this.#refreshing = running);
+    }
+
+    /** Lets calls fail at once for a while. */
+    #hesitate(error: SessiondError): void {
+        this.#lastError = error;
+        this.#pausedUntil = performance.now() + Math.max(Math.min(delay(this.#failures++), PAUSE_MS_MAX), error.retryAfterMs);
     }
 
     async #exchange(refused?: string): Promise<void> {
@@ -508,11 +558,11 @@ export class Client {
                 if (epoch !== this.#epoch) throw notSignedIn();
                 if (stored && stored.refresh !== held.refresh) return this.#hold(stored);
                 await this.#over(held, "REFRESH_TOKEN_NOT_FOUND_OR_EXPIRED");
+                if (this.#held) return;
             } else {
                 // In cookie mode a refused token may be the only sign that it has expired.
                 if (refused && held.expiresAt === Infinity) this.#held = { ...held, expiresAt: 0 };
-                this.#lastError = error;
-                this.#pausedUntil = performance.now() + Math.max(Math.min(delay(this.#failures++), PAUSE_MS_MAX), error.retryAfterMs);
+                this.#hesitate(error);
                 this.#showHeld(error);
             }
             throw error;
@@ -558,7 +608,8 @@ export class Client {
     /** Whether a new token may change a 401: not if the token is new, or the user has to authenticate again (RFC 9470). */
     #helps(token: string, response: Response): boolean {
         const held = this.#held;
-        const isNew = held?.access === token && performance.now() - this.#heldSince < FRESH_MS && this.#wire.clock.now() < held.expiresAt;
+        const now = this.#wire.clock.now();
+        const isNew = held?.access === token && now - held.issuedAt < FRESH_MS && now < held.expiresAt;
         return !isNew && !response.headers.get("www-authenticate")?.includes("insufficient_user_authentication");
     }
 
@@ -608,6 +659,7 @@ export class Client {
     async #watch(): Promise<void> {
         const { signal } = this.#closed;
         await this.#ready;
+        let isFirst = true;
         for (let tries = 0; !signal.aborted; ) {
             if (this.#state.status === "signed-out" || (isBrowser && document.hidden)) {
                 tries = 0;
@@ -616,6 +668,9 @@ export class Client {
             }
             let held: Held | undefined;
             try {
+                // Pages without this client may have signed out, or somebody else in, while this one did not look.
+                if (this.#cookie && this.#held && !isFirst) await this.#probe();
+                isFirst = false;
                 const token = await this.#token();
                 held = this.#held!;
                 const stop = new AbortController();

@@ -4,6 +4,9 @@ import type { Clock } from "./clock.js";
 /** The largest response that is read, in characters: a page of 1,000 sessions with large claims. */
 const BODY_LENGTH_MAX = 8 << 20;
 
+/** The longest `Retry-After` that is followed, in milliseconds. */
+const RETRY_AFTER_MS_MAX = 600_000;
+
 /** The longest line of the stream that is read, in characters. */
 const LINE_LENGTH_MAX = 1 << 20;
 
@@ -79,7 +82,7 @@ async function json(response: Response): Promise<any> {
 export function refusal(answer: any, status: number, headers?: Headers): SessiondError {
     const info = Array.isArray(answer?.details) && answer.details.find((detail: any) => detail?.domain === "sessiond");
     if (typeof info?.reason !== "string") return unusable(`status ${status}, not from sessiond`, status);
-    const wait = Number(headers?.get("retry-after")) * 1e3 || 0;
+    const wait = Math.min(Number(headers?.get("retry-after")) * 1e3 || 0, RETRY_AFTER_MS_MAX);
     const id = headers?.get("x-request-id") ?? "";
     return new SessiondError(info.reason as Reason, String(answer.message), status, wait, id);
 }

@@ -1,6 +1,8 @@
 import { type IncomingHttpHeaders, Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 
+export { isSameOrigin } from "./origin.js";
+
 /** The session of a request, as sessiond verified it a moment ago. */
 export interface RequestSession {
     userId: string;

@@ -1,3 +1,5 @@
+import { isSameOrigin } from "@sessiond/server";
+
 const { SESSIOND_URL, SESSIOND_SERVER_KEY } = process.env;
 
 export function GET() {
@@ -7,6 +9,8 @@ export function GET() {
 
 /** A real one checks a password first. */
 export async function POST(request: Request) {
+    // Another site's form would sign the visitor in as somebody else.
+    if (!isSameOrigin((name) => request.headers.get(name) ?? undefined)) return new Response("The form was not sent by this site.", { status: 403 });
     const user = String((await request.formData()).get("user"));
     const created = await fetch(`${SESSIOND_URL}/auth/sessions`, {
         method: "POST",
