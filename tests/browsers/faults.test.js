@@ -10,8 +10,6 @@ const NAMES = cookieNames(PROJECT);
 const [ACCESS, REFRESH] = NAMES;
 const { ttl: TTL_MS } = PROJECTS[PROJECT];
 const expiry = () => sleep(TTL_MS + 100);
-/** The project's grace. */
-const GRACE_MS = 1_000;
 
 /** How often two tabs race. */
 const RACES = Number(process.env.ROUNDS ?? 8);
@@ -58,8 +56,6 @@ describe("behind proxies", { concurrency: 4 }, () => {
                 await next(page, user);
                 assert.match((await jar(context))[ACCESS].value, /^ey/, `${proxy}: healed`);
                 assert.equal((await sessionsOf(PROJECT, user)).length, 1);
-                // The next one is another refresh, and not a repeat of this one.
-                await sleep(GRACE_MS);
             }
             // Without a good refresh cookie it is over when the access token is.
             await put(REFRESH, good[REFRESH].value.slice(0, 40));
@@ -116,30 +112,31 @@ describe("behind proxies", { concurrency: 4 }, () => {
             // Chromium repeats a load by itself if a connection that it had kept breaks.
             entrance.fate = (_, answer) => answer.headers["set-cookie"] && (lost += 1) <= 3 && "lose";
             await expiry();
-            const began = performance.now();
-            while (!(await page.goto(page.url()).then(() => true, () => false)));
+            const url = page.url();
+            const load = () => page.goto(url).then(() => true, () => false);
+            await eventually("the page loads", load);
             await greets(page, user);
             assert.ok(lost > 1, proxy);
-            const isInGrace = performance.now() - began < GRACE_MS;
-            if (isInGrace) assert.equal(entrance.set(REFRESH).size, 1, `${proxy}: one rotation`);
+            assert.equal(entrance.set(REFRESH).size, 1, `${proxy}: one rotation`);
             assert.ok(entrance.set(REFRESH).has((await jar(context))[REFRESH].value));
         }
     });
 
     test("the network is cut in the middle of a refresh, and sessiond's answers are not lost on the session", async (t) => {
         const { entrance, context, page, user } = await signedIn(t);
+        const url = page.url();
         await expiry();
         let arrived;
         entrance.fate = () => new Promise((go) => (arrived = go));
-        const load = page.goto(page.url()).catch(() => {});
+        const load = page.goto(url).catch(() => {});
         await eventually("the refresh", () => arrived);
         await context.setOffline(true);
         await load;
         arrived();
         entrance.fate = null;
-        await page.goto(page.url()).catch(() => {});
+        await page.goto(url).catch(() => {});
         await context.setOffline(false);
-        await page.goto(page.url().startsWith("http") ? page.url() : `http://localhost:${entrance.port}/orders`);
+        await page.goto(url);
         await greets(page, user);
     });
 
@@ -213,6 +210,19 @@ describe("behind proxies", { concurrency: 4 }, () => {
             // The session that the sign-out was sent with is over, also for those who have kept its cookies.
             const { headers: { cookie = "" } } = entrance.seen.find(({ method }) => method === "DELETE");
             if (cookie.includes(REFRESH)) assert.equal((await fetch(`${origin}/orders`, { headers: { cookie } })).status, 401);
+        }
+    });
+
+    test("another site's form signs nobody in", async (t) => {
+        const stranger = await Entrance.open(() => (_, response) => response.writeHead(200, { "content-type": "text/html" }).end(`<!doctype html><link rel="icon" href="data:,"><form method="post"><input name="user" value="eve"><button>Win</button></form>`));
+        for (const port of [proxies.nginx, await startApp("django", PROJECT)]) {
+            const context = await newContext(t, browser);
+            const page = await context.newPage();
+            await page.goto(`http://localhost:${stranger.port}/`);
+            await page.evaluate((action) => (document.forms[0].action = action), `http://localhost:${port}/login`);
+            const [answer] = await Promise.all([page.waitForResponse(/\/login$/), page.getByRole("button").click()]);
+            assert.equal(answer.status(), 403);
+            assert.deepEqual(await jar(context), {});
         }
     });
 
